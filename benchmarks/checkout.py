@@ -1,0 +1,115 @@
+"""One thread takes a connection and gives it back, with nothing between: the price of the pool itself."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from benchmarks.peers import MAKERS, Setup, warm
+from benchmarks.row import DBUTILS, OURS, PSYCOPG, QUEUEPOOL, STOCK, Column, Round, Row, Target, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from importlib.machinery import ModuleSpec
+
+CYCLES = 2_000
+SLICES = 40
+EACH = (Column("us", "us each", 2),)
+
+
+def measure(contestants: Sequence[str], dsn: str) -> Round:
+    """Without telemetry."""
+    return _spin(contestants, dsn, telemetry=False)
+
+
+def measure_without_sdk(contestants: Sequence[str], dsn: str) -> Round:
+    """With telemetry, in a process that cannot import OpenTelemetry's SDK."""
+    forbid_sdk()
+    return _spin(contestants, dsn, telemetry=True)
+
+
+def _spin(contestants: Sequence[str], dsn: str, *, telemetry: bool) -> Round:
+    peers = {name: MAKERS[name](Setup(dsn, 1, 5, telemetry=telemetry)) for name in contestants}
+    for peer in peers.values():
+        warm(peer, 1)
+    each = take_turns({name: peer.spin for name, peer in peers.items()}, CYCLES)
+    for peer in peers.values():
+        peer.close()
+    return each
+
+
+def take_turns(
+    spins: Mapping[str, Callable[[int], None]],
+    cycles: int,
+    slices: int = SLICES,
+    settle: Callable[[], object] = gc.collect,
+) -> Round:
+    """Spin each in short slices, one after another, over and over; the median slice counts.
+
+    The first turn of each is a warm-up. ``settle`` runs before each slice, outside the clock.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in spins}
+    for _ in range(slices + 1):
+        for name, spin in spins.items():
+            settle()
+            began = time.perf_counter()
+            spin(cycles)
+            taken[name].append((time.perf_counter() - began) / cycles * 1e6)
+    return {name: {"us": statistics.median(each[1:])} for name, each in taken.items()}
+
+
+class NoSDK:
+    """An import hook: the SDK is not there."""
+
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        """Refuse ``opentelemetry.sdk`` and what is under it; leave the rest to the next finder."""
+        if name == "opentelemetry.sdk" or name.startswith("opentelemetry.sdk."):
+            raise ModuleNotFoundError(name, name=name)
+        return None
+
+
+def forbid_sdk() -> None:
+    """Make OpenTelemetry's SDK impossible to import, and prove it."""
+    loaded = [name for name in sys.modules if name.startswith("opentelemetry.sdk")]
+    if loaded:
+        message = f"the SDK is loaded already: {loaded}"
+        raise RuntimeError(message)
+    sys.meta_path.insert(0, NoSDK())
+    try:
+        importlib.util.find_spec("opentelemetry.sdk.trace")
+    except ModuleNotFoundError:
+        return
+    message = "the SDK can still be imported"
+    raise RuntimeError(message)
+
+
+ROWS = (
+    Row(
+        name="checkout",
+        work="one thread, `with pool.connection(): pass`, telemetry off",
+        contestants=(OURS, STOCK, PSYCOPG, DBUTILS, QUEUEPOOL),
+        columns=EACH,
+        measure=measure,
+        together=True,
+        targets=(
+            Target("against stock getconn/putconn", ratio("us", OURS, STOCK), 1.6),
+            Target("against psycopg_pool connection()", ratio("us", OURS, PSYCOPG), 0.5),
+            Target("against DBUtils", ratio("us", OURS, DBUTILS), 1.0),
+            Target("against QueuePool", ratio("us", OURS, QUEUEPOOL), 1.0),
+        ),
+    ),
+    Row(
+        name="no-sdk",
+        work="the same, telemetry on, no SDK installed",
+        contestants=(OURS, STOCK),
+        columns=EACH,
+        measure=measure_without_sdk,
+        together=True,
+        targets=(Target("against stock getconn/putconn", ratio("us", OURS, STOCK), 3.0),),
+        note="The process refuses to import `opentelemetry.sdk`; the API's own providers are left in place.",
+    ),
+)

@@ -1,0 +1,50 @@
+"""More threads than kept connections: does the pool open and close instead of lending?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.contention import HOLD, contend
+from benchmarks.peers import MAKERS, Setup
+from benchmarks.row import OURS, PSYCOPG, STOCK, Column, Round, Row, Target, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+THREADS = 8
+MAXCONN = 10
+SETUPS = {
+    f"{pool}, {minconn} of {MAXCONN}": (pool, minconn)
+    for pool, minconn in ((OURS, 1), (OURS, 10), (STOCK, 1), (STOCK, 10), (PSYCOPG, 1))
+}
+
+
+def measure(contestants: Sequence[str], dsn: str) -> Round:
+    """Let each pool lend what it has kept or must open."""
+    played: Round = {}
+    for name in contestants:
+        pool, minconn = SETUPS[name]
+        peer = MAKERS[pool](Setup(dsn, minconn, MAXCONN))
+        played[name] = contend(peer, THREADS, warm_up=0.3, window=1.0)
+        peer.close()
+    return played
+
+
+ROWS = (
+    Row(
+        name="churn",
+        work=f"{THREADS} threads, minconn 1 of {MAXCONN}, each holding for `{HOLD}`",
+        contestants=tuple(SETUPS),
+        columns=(Column("rate", "checkouts/s"), Column("p99", "wait p99 ms", 1), Column("cpu", "CPU us each")),
+        measure=measure,
+        rounds=5,
+        targets=(
+            Target(
+                f"checkouts/s against our own minconn {MAXCONN} of {MAXCONN}",
+                ratio("rate", f"{OURS}, 1 of {MAXCONN}", f"{OURS}, 10 of {MAXCONN}"),
+                0.95,
+                at_least=True,
+            ),
+        ),
+    ),
+)

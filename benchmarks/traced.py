@@ -1,0 +1,131 @@
+"""A recorded span and two histogram records around each checkout: ours beside the same thing written by hand."""
+# ruff: noqa: PLC0415 - our pool is imported where it is made
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from psycopg2.pool import ThreadedConnectionPool
+
+from benchmarks.by_hand import NAME, Textbook, Written
+from benchmarks.checkout import EACH, take_turns
+from benchmarks.recorded import NullExporter, Recorded
+from benchmarks.row import OURS, STOCK, Round, Row, Target, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+BY_HAND, TEXTBOOK = "by hand", "by hand, start_as_current_span"
+CYCLES, SLICES = 500, 15
+VARYING = {
+    "otel_pgpool.wait_time",
+    "otel_pgpool.hold_time",
+    "otel_pgpool.connection.pid",  # each has a connection of its own
+}
+"""Attributes whose values differ between two checkouts alike; all others must be equal."""
+
+
+class OurPool:
+    """Telemetry as it comes with the pool."""
+
+    def __init__(self, dsn: str, recorded: Recorded) -> None:
+        from otel_pgpool import ConnectionPool
+        from otel_pgpool.telemetry import Telemetry
+
+        observer = Telemetry(tracer_provider=recorded.tracers, meter_provider=recorded.meters)
+        self.pool = ConnectionPool(1, 5, dsn, name=NAME, observer=observer)
+
+    def spin(self, times: int) -> None:
+        pool = self.pool
+        for _ in range(times):
+            with pool.connection():
+                pass
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+class Plain:
+    """The stock pool alone, for scale."""
+
+    def __init__(self, dsn: str, _recorded: Recorded) -> None:
+        self.pool = ThreadedConnectionPool(1, 5, dsn)
+
+    def spin(self, times: int) -> None:
+        pool = self.pool
+        for _ in range(times):
+            connection = pool.getconn()
+            pool.putconn(connection)
+
+    def close(self) -> None:
+        self.pool.closeall()
+
+
+MAKERS: dict[str, Callable[[str, Recorded], Any]] = {
+    OURS: OurPool,
+    BY_HAND: Written,
+    TEXTBOOK: Textbook,
+    STOCK: Plain,
+}
+
+
+def measure(contestants: Sequence[str], dsn: str) -> Round:
+    """Prove that they leave the same, then time them."""
+    verify_alike(dsn)
+    recorded = {name: Recorded(BatchSpanProcessor(NullExporter())) for name in contestants}
+    pools = {name: MAKERS[name](dsn, recorded[name]) for name in contestants}
+
+    def settle() -> None:
+        for each in recorded.values():
+            each.settle()
+
+    played = take_turns({name: pool.spin for name, pool in pools.items()}, CYCLES, SLICES, settle)
+    for name, pool in pools.items():
+        pool.close()
+        recorded[name].tracers.shutdown()
+        recorded[name].meters.shutdown()
+    return played
+
+
+def verify_alike(dsn: str) -> None:
+    """Raise unless all leave the same span and the same records."""
+    left = {name: what_is_left(name, dsn) for name in (OURS, BY_HAND, TEXTBOOK)}
+    for name in (BY_HAND, TEXTBOOK):
+        if left[name] != left[OURS]:
+            message = f"not the same telemetry: {OURS} leaves {left[OURS]}, {name} leaves {left[name]}"
+            raise RuntimeError(message)
+
+
+def what_is_left(name: str, dsn: str) -> tuple[Any, ...]:
+    """Everything about the telemetry of one checkout that must not differ."""
+    exporter = InMemorySpanExporter()
+    recorded = Recorded(SimpleSpanProcessor(exporter))
+    pool = MAKERS[name](dsn, recorded)
+    exporter.clear()  # connecting is not the checkout
+    pool.spin(1)
+    records = recorded.records()
+    pool.close()
+    [span] = exporter.get_finished_spans()
+    attributes = span.attributes or {}
+    values = {key: type(value) if key in VARYING else value for key, value in attributes.items()}
+    return span.name, span.kind, span.parent, span.status.status_code, values, span.events, span.links, records
+
+
+ROWS = (
+    Row(
+        name="traced",
+        work="the same, spans and both histograms recording through a batch processor",
+        contestants=(OURS, BY_HAND, TEXTBOOK, STOCK),
+        columns=EACH,
+        measure=measure,
+        together=True,
+        targets=(
+            Target("against the same span, attributes and two records by hand", ratio("us", OURS, BY_HAND), 1.15),
+        ),
+        note="Each has its own `TracerProvider` with a `BatchSpanProcessor` over an exporter that drops, and its own "
+        "`MeterProvider`. Before the clock starts, one checkout of each must leave the same span and the same records. "
+        "Queues are flushed between the slices, outside the clock. The leaner hand-written form is the one to match.",
+    ),
+)

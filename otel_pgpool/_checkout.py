@@ -1,0 +1,162 @@
+"""The record of one checkout, from the request to the return."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from otel_pgpool._observer import Holder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import CodeType, FrameType
+
+    from otel_pgpool._slot import Slot
+
+Place = tuple["CodeType", int]
+"""A code object and the last instruction: cheaper to take than a line number, which few checkouts need."""
+
+
+class Attempt(NamedTuple):
+    """A failed attempt that a checkout lived through: a dead connection, or a connect that failed."""
+
+    at: float
+    error_type: str
+    delay: float
+    """Seconds until the next attempt."""
+
+
+class Blocker(NamedTuple):
+    """A hold that a queued checkout found in its way."""
+
+    checkout: Checkout
+    held: float
+    """Seconds, when the waiter queued."""
+
+
+class Checkout:
+    """One request for a connection. Times are readings of ``time.monotonic`` in s.
+
+    It never refers to the connection itself, so that one which its borrower drops can be reclaimed.
+    """
+
+    __slots__ = ("__dict__", "acquired", "block", "lent", "observed", "outcome", "path", "place", "released", "slot", "started", "thread_id")
+
+    started: float
+    place: Place
+    """Where it was asked for."""
+    block: bool
+    """By ``with pool.connection()``, and not by getconn."""
+    thread_id: int
+    observed: Any
+    """The observer's own, None at first."""
+    path: str | None
+    """``idle``, ``queued`` or ``new``; None until the hand-over."""
+    slot: Slot
+    """The connection that it was lent; set, like ``acquired``, at the hand-over."""
+    acquired: float
+    lent: bool
+    """There, and True, while it holds the connection; deleting it is the one atomic act that gives it back."""
+    released: float
+    """When it came back, or the checkout failed; set, like ``outcome``, then."""
+    outcome: str
+
+    # What few checkouts need stands on the class: it costs the others nothing.
+    thread_name: str | None = None
+    """Of the borrower, where an observer wants it; otherwise it is looked up."""
+    callers: Sequence[Place] = ()
+    """The frames around the place, innermost first."""
+    waits_for: str = "idle"
+    """The path that it would take if it were served now."""
+    queued: float | None = None
+    blockers: Sequence[Blocker] = ()
+    retries: int = 0
+    attempts: Sequence[Attempt] = ()
+    error: BaseException | None = None
+    """Of the last failed attempt."""
+    flagged: bool = False
+    """Held over the threshold."""
+    flagged_at: float = 0.0
+    told: bool = False
+    """The observer has said so."""
+    error_type: str | None = None
+    """What of the pool's own work failed: the wait, a connect, a commit or a rollback."""
+    error_message: str = ""
+
+    def retried(self, attempt: Attempt, error: BaseException | None) -> None:
+        """Count a failed attempt. Called by the borrower, or under the lock while it waits."""
+        self.retries += 1
+        self.error = error
+        self.attempts = (*self.attempts, attempt)
+
+    def fail(self, error_type: str, message: str) -> None:
+        """Say what of the pool's own work failed: the wait, a connect, a commit or a rollback."""
+        self.error_type = error_type
+        self.error_message = message
+
+    @property
+    def where(self) -> str:
+        """``file:line function`` of the innermost frame that asked for the connection."""
+        return describe(self.place)
+
+    @property
+    def path_to(self) -> str:
+        """Where it was asked for, a line for each frame, innermost first."""
+        return "\n".join(describe(place) for place in (self.place, *self.callers))
+
+    def holder(self, now: float) -> Holder:
+        """Describe it to a person."""
+        return Holder(
+            connection_id=self.slot.serial,
+            pid=self.slot.pid,
+            thread=self.thread_name or _thread_name(self.thread_id),
+            held=max(0.0, now - self.acquired),
+            where=self.where,
+            trace_id=getattr(self.observed, "trace_id", None),
+        )
+
+
+def _thread_name(thread_id: int) -> str:
+    names = (thread.name for thread in threading.enumerate() if thread.ident == thread_id)
+    return next(names, f"{thread_id} (ended)")
+
+
+def begin(started: float, place: Place, block: bool) -> Checkout:  # noqa: FBT001 - on the hot path
+    """A new record. It has no ``__init__``: that would double its cost."""
+    checkout = Checkout()
+    checkout.started = started
+    checkout.place = place
+    checkout.block = block
+    checkout.thread_id = get_ident()
+    checkout.observed = checkout.path = None
+    return checkout
+
+
+OWN_PACKAGE = __name__.partition(".")[0]
+GETCONN_FRAMES = 4
+
+
+def places_of(frame: FrameType | None, limit: int = GETCONN_FRAMES) -> list[Place]:
+    """Up to ``limit`` frames from ``frame`` outwards, innermost first, this package's own left out."""
+    places: list[Place] = []
+    while frame is not None and len(places) < limit:
+        if frame.f_globals.get("__name__", "").partition(".")[0] != OWN_PACKAGE:
+            places.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return places
+
+
+def describe(place: Place) -> str:
+    """``file:line function``."""
+    code, instruction = place
+    name = code.co_qualname if sys.version_info >= (3, 11) else code.co_name
+    return f"{code.co_filename}:{_line(code, instruction)} {name}"
+
+
+def _line(code: CodeType, instruction: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return line
+    return code.co_firstlineno

@@ -1,0 +1,243 @@
+"""Options and environment variables: validated once, refused with the name, the value and what is accepted."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from psycopg2.extensions import connection
+
+    Check = Callable[[connection], object] | Literal["auto"] | None
+
+LONGEST_NAME = 200
+
+
+def refuse(option: str, value: object, accepted: str) -> ValueError:
+    """The error for a bad value; very long ones are cut."""
+    shown = repr(value)
+    return ValueError(f"{option} must be {accepted}, not {shown if len(shown) <= 80 else shown[:77] + '...'}")  # noqa: PLR2004
+
+
+def seconds(option: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
+    """A duration in seconds, which may be infinite.
+
+    Raises:
+        ValueError: not a number, NaN, or below ``least`` (with ``above``, not above it).
+    """
+    accepted = f"a number of seconds {'above' if above else 'of at least'} {least:g} (math.inf allowed)"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise refuse(option, value, accepted)
+    number = float(value)
+    if math.isnan(number) or number < least or (above and number == least):
+        raise refuse(option, value, accepted)
+    return number
+
+
+def whole(option: str, value: object, *, least: int = 0) -> int:
+    """A whole number.
+
+    Raises:
+        ValueError: not an integer, or below ``least``.
+    """
+    accepted = f"a whole number of at least {least}"
+    if isinstance(value, bool):
+        raise refuse(option, value, accepted)
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # it raises for what has no index
+    except TypeError:
+        raise refuse(option, value, accepted) from None
+    if number < least:
+        raise refuse(option, value, accepted)
+    return number
+
+
+def limits(minconn: object, maxconn: object) -> tuple[int, int]:
+    """The sizes of a pool.
+
+    Raises:
+        ValueError: not whole numbers, ``maxconn`` below 1, or ``minconn`` above it.
+    """
+    least, most = whole("minconn", minconn), whole("maxconn", maxconn, least=1)
+    if least > most:
+        raise refuse("minconn", minconn, f"at most maxconn ({most})")
+    return least, most
+
+
+def function(option: str, value: Any, *, also: str = "None") -> Any:
+    """A callable or None.
+
+    Raises:
+        ValueError: neither.
+    """
+    if value is not None and not callable(value):
+        raise refuse(option, value, f"a callable or {also}")
+    return value
+
+
+def environment_seconds(variable: str, default: float, environ: Mapping[str, str]) -> float:
+    """A duration from the environment; unset and empty mean the default, as for the ``OTEL_*`` variables.
+
+    Raises:
+        ValueError: not a number of seconds.
+    """
+    text = environ.get(variable, "").strip()
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        raise refuse(variable, text, "a number of seconds of at least 0 (inf allowed)") from None
+    return seconds(variable, number)
+
+
+def environment_choice(variable: str, choices: tuple[str, ...], environ: Mapping[str, str]) -> str:
+    """One of ``choices`` from the environment; unset and empty mean the first.
+
+    Raises:
+        ValueError: none of them.
+    """
+    text = environ.get(variable, "").strip().lower()
+    if text and text not in choices:
+        raise refuse(variable, environ[variable], f"one of {', '.join(choices)}")
+    return text or choices[0]
+
+
+def _name(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) <= LONGEST_NAME:
+        raise refuse("name", value, f"a printable text of 1 to {LONGEST_NAME} characters")
+    return value
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """A pool's options, validated. Durations in seconds, infinite where switched off."""
+
+    minconn: int
+    maxconn: int
+    name: str | None
+    timeout: float
+    max_waiting: int
+    max_retries: int | None
+    max_lifetime: float
+    max_idle: float
+    long_hold: float
+    check: Check
+    configure: Callable[[connection], object] | None
+    reset: Callable[[connection], object] | None
+    credentials: Callable[[], Mapping[str, Any]] | None
+
+    @classmethod
+    def of(
+        cls,
+        minconn: object,
+        maxconn: object,
+        *,
+        name: object = None,
+        timeout: object = None,
+        max_waiting: object = 0,
+        max_retries: object = None,
+        max_lifetime: object = 3600.0,
+        max_idle: object = 600.0,
+        long_hold: object = ...,
+        check: object = "auto",
+        configure: object = None,
+        reset: object = None,
+        credentials: object = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> PoolConfig:
+        """Argument, then environment, then default.
+
+        Raises:
+            ValueError: the first bad value, with its option's or variable's name and what is accepted.
+        """
+        least, most = limits(minconn, maxconn)
+        return cls(
+            minconn=least,
+            maxconn=most,
+            name=_name(name),
+            timeout=(
+                environment_seconds("DB_CONNECTION_TIMEOUT", 30.0, environ)
+                if timeout is None
+                else seconds("timeout", timeout)
+            ),
+            max_waiting=whole("max_waiting", max_waiting),
+            max_retries=None if max_retries is None else whole("max_retries", max_retries),
+            max_lifetime=math.inf if max_lifetime is None else seconds("max_lifetime", max_lifetime, above=True),
+            max_idle=math.inf if max_idle is None else seconds("max_idle", max_idle, above=True),
+            long_hold=_long_hold(long_hold, environ),
+            check=check if check == "auto" else function("check", check, also="'auto' or None"),
+            configure=function("configure", configure),
+            reset=function("reset", reset),
+            credentials=function("credentials", credentials),
+        )
+
+
+def _long_hold(value: object, environ: Mapping[str, str]) -> float:
+    if value is ...:
+        threshold = environment_seconds("OTEL_PGPOOL_LONG_HOLD", 1.0, environ)
+    else:
+        threshold = 0.0 if value is None else seconds("long_hold", value)
+    return threshold or math.inf
+
+
+HISTOGRAMS = ("wait_time", "use_time", "create_time")
+SPAN_MODES = ("always", "parent", "slow", "off")
+
+
+@dataclass(frozen=True)
+class TelemetryConfig:
+    """Which checkouts leave spans, from how many seconds one is slow, and which histograms are recorded."""
+
+    spans: str
+    slow: float
+    histograms: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        spans: object = None,
+        slow: object = None,
+        histograms: Iterable[object] | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> TelemetryConfig:
+        """Argument, then environment, then default.
+
+        Raises:
+            ValueError: an unknown mode or histogram, or a threshold that is no duration.
+        """
+        if spans is None:
+            mode = environment_choice("OTEL_PGPOOL_SPANS", SPAN_MODES, environ)
+        elif isinstance(spans, str) and spans in SPAN_MODES:
+            mode = spans
+        else:
+            raise refuse("spans", spans, f"one of {', '.join(SPAN_MODES)}")
+        return cls(
+            mode,
+            environment_seconds("OTEL_PGPOOL_SLOW", 0.1, environ) if slow is None else seconds("slow", slow),
+            _histograms("histograms", histograms)
+            if histograms is not None
+            else _histograms("OTEL_PGPOOL_HISTOGRAMS", _words(environ.get("OTEL_PGPOOL_HISTOGRAMS", ""))),
+        )
+
+
+def _words(text: str) -> Iterable[str]:
+    """A comma-separated list; empty means every histogram, ``none`` none of them."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    return [] if words == ["none"] else words or HISTOGRAMS
+
+
+def _histograms(option: str, chosen: Iterable[object]) -> frozenset[str]:
+    names = list(chosen)
+    for name in names:
+        if name not in HISTOGRAMS:
+            raise refuse(option, name, f"a list of {', '.join(HISTOGRAMS)}, or none")
+    return frozenset(str(name) for name in names)

@@ -1,0 +1,202 @@
+"""What the pool does with psycopg2 connections: look whether they live, settle their transactions, close them."""
+
+from __future__ import annotations
+
+import select
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from otel_pgpool._deadline import IO_DEADLINE, Deadline, sever
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool._slot import Slot
+
+PING_AFTER = 30.0
+"""Seconds of idleness after which a connection is asked, even if its socket is silent: it may be cut or frozen."""
+
+READY = extensions.STATUS_READY
+IDLE = extensions.TRANSACTION_STATUS_IDLE
+ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
+IN_ERROR = extensions.TRANSACTION_STATUS_INERROR
+UNKNOWN = extensions.TRANSACTION_STATUS_UNKNOWN
+UNUSABLE = (ACTIVE, UNKNOWN)
+"""States in which no transaction can be ended: another thread, or a COPY, is at work, or the session is gone."""
+BROKEN = 2
+"""``connection.closed`` of one that libpq, and not the program, ended."""
+
+READ_ONLY_SQLSTATE = "25006"
+SESSION_ENDED = ("57P01", "57P02", "57P03")
+CONNECTION_EXCEPTION = "08"
+
+
+settings = attrgetter("status", "autocommit", "isolation_level", "readonly", "deferrable")
+"""The session settings that psycopg2 keeps and a borrower may have changed, and whether it began a transaction."""
+
+
+def is_clean(conn: connection, slot: Slot) -> bool:
+    """Whether the connection is open, outside any transaction, and set as it was lent."""
+    return conn.get_transaction_status() == IDLE and settings(conn) == slot.baseline
+
+
+# Liveness
+
+
+def poller(conn: connection) -> Any:
+    """What `is_readable` asks; None where the platform has no ``poll``."""
+    if not hasattr(select, "poll"):
+        return None
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    return poll
+
+
+def is_readable(slot: Slot) -> bool:
+    """Whether the server has sent something to an idle connection: its end, or a notice. 1 us, no round trip."""
+    return slot.poller is None or bool(slot.poller.poll(0))
+
+
+def readable(suspects: Iterable[tuple[Slot, float]]) -> list[tuple[Slot, float]]:
+    """Those of the idle of which `is_readable` holds."""
+    return [(slot, since) for slot, since in suspects if is_readable(slot)]
+
+
+def ping(conn: connection, check: Callable[[connection], object] | None, seconds: float = IO_DEADLINE) -> None:
+    """Ask the server, for at most ``seconds``.
+
+    Args:
+        conn: an idle connection.
+        check: the user's own question, which raises on a bad connection; None for ``SELECT 1``.
+        seconds: the bound.
+
+    Raises:
+        Exception: the connection is not usable; whatever psycopg2 or ``check`` raised.
+    """
+    with Deadline(conn, seconds) as deadline:
+        if check is not None:
+            check(conn)
+            _roll_back(conn)
+        elif conn.autocommit:
+            execute(conn, "SELECT 1")
+        else:
+            conn.autocommit = True  # local to psycopg2: saves the BEGIN and the ROLLBACK
+            try:
+                execute(conn, "SELECT 1")
+            finally:
+                if not conn.closed:
+                    conn.autocommit = False
+    if deadline.expired or conn.closed:
+        raise psycopg2.OperationalError(f"the connection did not answer within {seconds:.3g} s")
+
+
+def execute(conn: connection, statement: str) -> Any:
+    """Run one statement of ours; its first row, if it gives one.
+
+    The plain cursor class passes by the program's cursor factory and by whatever traces it.
+    """
+    with extensions.cursor(conn) as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+
+
+# Settling a transaction
+
+
+def commit(conn: connection) -> bool:
+    """Commit what a block did, unless the connection is in autocommit.
+
+    Returns:
+        False if the transaction was in error, so that the server rolled it back, as psycopg2's own ``commit`` lets it.
+
+    Raises:
+        psycopg2.Error: the commit failed.
+    """
+    if conn.closed or conn.autocommit:
+        return True
+    status = conn.get_transaction_status()
+    if conn.status != READY or status not in (IDLE, UNKNOWN):
+        conn.commit()
+    return status != IN_ERROR
+
+
+def tidy(conn: connection, slot: Slot, reset: Callable[[connection], object] | None) -> None:
+    """Leave a returned connection as it was lent: no transaction, the settings of ``configure``, the user's reset.
+
+    Raises:
+        Exception: it cannot be used again.
+    """
+    with Deadline(conn) as deadline:
+        _roll_back(conn)
+        if settings(conn) != slot.baseline:
+            _restore(conn, slot.baseline)
+        if reset is not None:
+            reset(conn)
+            _roll_back(conn)
+            if settings(conn) != slot.baseline:
+                _restore(conn, slot.baseline)
+    if deadline.expired or not is_clean(conn, slot):
+        raise psycopg2.OperationalError("the connection could not be reset")
+
+
+def _roll_back(conn: connection) -> None:
+    if conn.status != READY:
+        conn.rollback()
+    if conn.get_transaction_status() != IDLE:  # begun behind psycopg2's back
+        execute(conn, "ROLLBACK")
+
+
+def _restore(conn: connection, baseline: tuple[Any, ...]) -> None:
+    _status, autocommit, isolation_level, readonly, deferrable = baseline
+    conn.set_session(
+        isolation_level="DEFAULT" if isolation_level is None else isolation_level,
+        readonly="DEFAULT" if readonly is None else readonly,
+        deferrable="DEFAULT" if deferrable is None else deferrable,
+        autocommit=autocommit,
+    )
+
+
+# What an error says about the connection and the server
+
+
+def ended_session(error: BaseException | None) -> bool:
+    """Whether the SQLSTATE says that the session is over: class 08, or a shutdown of the server."""
+    sqlstate = getattr(error, "pgcode", None) or ""
+    return sqlstate.startswith(CONNECTION_EXCEPTION) or sqlstate in SESSION_ENDED
+
+
+def refused_writing(error: BaseException | None, conn: connection) -> bool:
+    """Whether a write failed on a read-only transaction that the borrower had not asked for through psycopg2."""
+    return getattr(error, "pgcode", None) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
+
+
+def is_read_only_server(conn: connection) -> bool:
+    """Whether transactions are read-only for another reason than this session's own settings: a demoted primary."""
+    with Deadline(conn):
+        row = execute(
+            conn,
+            "SELECT current_setting('transaction_read_only') = 'on' AND source <> 'session' "
+            "FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'",
+        )
+        _roll_back(conn)
+    return bool(row and row[0])
+
+
+# Closing
+
+
+def close(conn: connection) -> None:
+    """Close it, whatever it is doing, within the deadline."""
+    if conn.get_transaction_status() == ACTIVE:
+        sever(conn)
+    with Deadline(conn):
+        try:
+            conn.close()
+        except psycopg2.Error:
+            pass
+

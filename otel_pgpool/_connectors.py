@@ -1,0 +1,166 @@
+"""Opening connections in the background: callers wait on the pool alone, never on a connect."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from otel_pgpool._checkout import Attempt
+from otel_pgpool._connection import close, poller, settings
+from otel_pgpool._deadline import Deadline
+from otel_pgpool._observer import Connect
+from otel_pgpool._wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+    from otel_pgpool._pool import ConnectionPool
+    from otel_pgpool._slot import Slot
+
+MOST_CONNECTORS = 3
+FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
+"""Seconds: what the delay between attempts doubles from, and to."""
+LIFETIME_JITTER = 0.1
+"""Fraction by which a lifetime is shortened at random, so that connections of one age do not go together."""
+
+logger = logging.getLogger("otel_pgpool")
+
+
+class Connectors:
+    """At most three threads, started on demand, of which each asks again whether a connection is still wanted.
+
+    While the server cannot be reached one of them, the prober, goes on trying; when it gets through, each success
+    starts one more, so that the pool refills in steps.
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._core = pool._core
+        self._wakeup = Wakeup()
+        self._pool = weakref.ref(pool, lambda _ref, ring=self._wakeup.ring: ring())
+        self._threads: set[threading.Thread] = set()  # under the core's lock
+
+    def kick(self) -> None:
+        """Start one more, if one more connection is wanted."""
+        thread = None
+        try:
+            with self._core.lock:
+                if not self._core._wanted() or len(self._threads) >= (1 if self._core.outage else MOST_CONNECTORS):
+                    return
+                thread = threading.Thread(target=self._run, name="otel_pgpool-connector", daemon=True)
+                self._threads.add(thread)
+            thread.start()
+        except BaseException:
+            if thread is not None and thread.ident is None:
+                with self._core.lock:
+                    self._threads.discard(thread)
+            raise
+
+    def stop(self) -> None:
+        """Wake the prober, so that it sees that the pool is closed."""
+        self._wakeup.ring()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the threads to end, for at most ``seconds`` each."""
+        for thread in list(self._threads):
+            if thread is not threading.current_thread() and thread.ident is not None:
+                thread.join(None if seconds == math.inf else max(0.0, seconds))
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        delay: float | None = 0.0
+        try:
+            while delay is not None:
+                if delay:
+                    self._wakeup.wait(delay)
+                delay = self._step(me)
+        finally:
+            with self._core.lock:
+                self._leave(me)
+
+    def _step(self, me: threading.Thread) -> float | None:
+        """Make one connection, if one is wanted; seconds until the next step, or None to end."""
+        pool = self._pool()
+        if pool is None:
+            return None
+        with self._core.lock:
+            delay = self._turn(me, monotonic())
+            slot = None if delay != 0.0 else self._core._claim()
+            if delay is None or (delay == 0.0 and slot is None):
+                self._leave(me)
+                return None
+        if slot is None:
+            return delay
+        self.kick()
+        return self._connect(pool, slot)
+
+    def _turn(self, me: threading.Thread, now: float) -> float | None:
+        """Under the lock: seconds until this thread may try; None if during an outage another one does."""
+        outage = self._core.outage
+        if outage is None:
+            return 0.0
+        if self._core.prober not in (None, me):
+            return None
+        if not self._core._wanted():
+            return None
+        self._core.prober = me
+        return max(0.0, outage.next_attempt - now)
+
+    def _leave(self, me: threading.Thread) -> None:
+        self._threads.discard(me)
+        if self._core.prober is me:
+            self._core.prober = None
+
+    def _connect(self, pool: ConnectionPool, slot: Slot) -> float:
+        outage = self._core.outage
+        attempt = 1 + (outage.attempts if outage else 0)
+        asked_by = slot.asked_by
+        began = monotonic()
+        conn = None
+        try:
+            conn = pool._target.connect()
+            prepare(pool, slot, conn)
+        except BaseException as error:
+            if conn is not None:
+                close(conn)
+            delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(attempt - 1, 16)))  # noqa: S311 - jitter
+            self._missed(pool, slot, Connect(attempt, began, monotonic(), asked_by, error,
+                                             pool._target.without_secrets(error)), delay)
+            if not isinstance(error, Exception):
+                raise
+            return 0.0
+        connect = Connect(attempt, began, monotonic(), asked_by, address=conn.info.host, port=conn.info.port)
+        pool._deliver(slot, conn, connect)
+        return 0.0
+
+    def _missed(self, pool: ConnectionPool, slot: Slot, connect: Connect, delay: float) -> None:
+        error = connect.error
+        assert error is not None  # noqa: S101 - a failed attempt has one
+        attempt = Attempt(connect.ended, type(error).__name__, delay)
+        began = self._core.miss(slot, attempt, error)
+        observer = pool._observer
+        if observer is not None:
+            pool._tell(observer.connect_failed, connect)
+            if began:
+                pool._tell(observer.outage_started, connect)
+
+
+def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
+    """Make a new connection ready to be lent: the user's ``configure``, its lifetime, what a return restores."""
+    config = pool._config
+    if config.configure is not None:
+        config.configure(conn)
+        if conn.get_transaction_status() != 0:
+            conn.rollback()
+    now = monotonic()
+    slot.pid = conn.get_backend_pid()
+    slot.baseline = settings(conn)
+    slot.poller = poller(conn)
+    slot.key = id(conn)
+    slot.ref = weakref.ref(conn, pool._dropped.append)
+    slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # noqa: S311 - jitter
+    slot.review_at = min(slot.review_at, slot.expires)

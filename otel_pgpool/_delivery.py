@@ -1,0 +1,210 @@
+"""The way from an SDK provider to an OTLP endpoint: exporters that count, and processors that end in time.
+
+Beside ``otlp.configure()`` nothing imports this, since it needs the extra ``otlp``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry._logs import SeverityNumber
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.sdk._logs import LoggerProvider, ReadWriteLogRecord
+    from opentelemetry.sdk.metrics.export import MetricsData
+    from opentelemetry.sdk.trace import ReadableSpan
+
+_pool_log = logging.getLogger("otel_pgpool")
+
+
+class Delivery:
+    """An OTLP exporter that counts: what was recorded for it, and what the endpoint took."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._exporter = make()
+        self._begin()
+        for kind in type(self._exporter).__mro__:
+            if kind.__module__.startswith("opentelemetry.exporter.otlp."):
+                logging.getLogger(kind.__module__).addFilter(_once_an_outage)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()  # re-entrant, for a span that a finalizer ends while it is held
+        self._recorded = 0
+        self._delivered = 0
+        self.failures = 0
+        self._complained = False
+
+    def _after_fork(self) -> None:
+        # Its connections are the parent's: neither to be used here, nor to be closed.
+        self._of_the_parent, self._exporter = self._exporter, None
+        self._begin()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._exporter, name)  # a metric reader asks its exporter for temporality and aggregation
+
+    @property
+    def undelivered(self) -> int:
+        return self._recorded - self._delivered
+
+    def record(self, items: int = 1) -> None:
+        with self._lock:
+            self._recorded += items
+
+    def may_complain(self) -> bool:
+        """Answer True once for each outage."""
+        complained, self._complained = self._complained, True
+        return not complained
+
+    def export(self, batch: Any, **kwargs: Any) -> Any:
+        if self._exporter is None:
+            self._exporter = self._make()
+        token = _exporting.set(self)
+        delivered = False
+        try:
+            result = self._exporter.export(batch, **kwargs)
+            delivered = result.name == "SUCCESS"
+        finally:
+            _exporting.reset(token)
+            with self._lock:
+                self._delivered += self._size(batch) if delivered else 0
+                self.failures += not delivered
+                self._complained = self._complained and not delivered
+        return result
+
+    def force_flush(self, timeout_millis: float = 0) -> bool:  # noqa: ARG002 - the SDK's signature
+        return True
+
+    def shutdown(self, **kwargs: Any) -> None:
+        if self._exporter is not None:
+            self._exporter.shutdown(**kwargs)
+
+    def _size(self, batch: Any) -> int:
+        return len(batch)
+
+
+class MetricDelivery(Delivery):
+    """Counts points; they come into being when the reader collects them, just before the export."""
+
+    def export(self, batch: MetricsData, **kwargs: Any) -> Any:
+        self.record(self._size(batch))
+        return super().export(batch, **kwargs)
+
+    def _size(self, batch: MetricsData) -> int:
+        scopes = [scope for resource in batch.resource_metrics for scope in resource.scope_metrics]
+        return sum(len(metric.data.data_points) for scope in scopes for metric in scope.metrics)
+
+
+_exporting: ContextVar[Delivery | None] = ContextVar("otel_pgpool_exporting", default=None)
+
+
+def _once_an_outage(_record: logging.LogRecord) -> bool:
+    """Filter of the exporters' loggers, which would report each retry of each batch."""
+    delivery = _exporting.get()
+    return delivery is None or delivery.may_complain()
+
+
+class Deadline:
+    """When the OTLP processors give up; the SDK's own limit until ``Providers.shutdown()`` sets one."""
+
+    at = math.inf
+
+    def millis(self) -> float:
+        return min(max(0.0, self.at - time.monotonic()), 30.0) * 1000
+
+
+class SpanProcessor(BatchSpanProcessor):
+    def __init__(self, delivery: Any, deadline: Deadline) -> None:
+        super().__init__(delivery)
+        self._delivery = delivery
+        self._deadline = deadline
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context and span.context.trace_flags.sampled:
+            self._delivery.record()
+        super().on_end(span)
+
+    def shutdown(self) -> None:
+        self._batch_processor.shutdown(timeout_millis=int(self._deadline.millis()))  # the public method takes no limit
+
+
+class LogProcessor(BatchLogRecordProcessor):
+    def __init__(self, delivery: Any, deadline: Deadline) -> None:
+        super().__init__(delivery)
+        self._delivery = delivery
+        self._deadline = deadline
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        self._delivery.record()
+        super().on_emit(log_record)
+
+    def shutdown(self) -> None:
+        self._batch_processor.shutdown(timeout_millis=int(self._deadline.millis()))
+
+
+class MetricReader(PeriodicExportingMetricReader):
+    def __init__(self, delivery: Any, deadline: Deadline) -> None:
+        super().__init__(delivery)
+        self._deadline = deadline
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        super().shutdown(min(timeout_millis, self._deadline.millis()), **kwargs)
+
+
+class LogHandler(logging.Handler):
+    """Hands records of the standard library to OpenTelemetry, in the context in which they were logged.
+
+    The SDK's own handler is deprecated, and its successor comes with the auto-instrumentation and its exact pins.
+    """
+
+    _SEVERITIES = (
+        (logging.CRITICAL, SeverityNumber.FATAL, "FATAL"),
+        (logging.ERROR, SeverityNumber.ERROR, "ERROR"),
+        (logging.WARNING, SeverityNumber.WARN, "WARN"),
+        (logging.INFO, SeverityNumber.INFO, "INFO"),
+        (logging.NOTSET, SeverityNumber.DEBUG, "DEBUG"),
+    )
+    _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def __init__(self, provider: LoggerProvider) -> None:
+        super().__init__()
+        self._provider = provider
+        self._set_level = False
+
+    def attach(self) -> None:
+        _pool_log.addHandler(self)
+        if _pool_log.level == logging.NOTSET:
+            _pool_log.setLevel(logging.INFO)
+            self._set_level = True
+
+    def detach(self) -> None:
+        _pool_log.removeHandler(self)
+        if self._set_level and _pool_log.level == logging.INFO:
+            _pool_log.setLevel(logging.NOTSET)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            number, text = next((number, text) for level, number, text in self._SEVERITIES if record.levelno >= level)
+            self._provider.get_logger(record.name).emit(
+                timestamp=int(record.created * 1e9),
+                severity_number=number,
+                severity_text=text,
+                body=record.getMessage(),
+                attributes={name: value for name, value in vars(record).items() if name not in self._OWN_FIELDS},
+                exception=record.exc_info[1] if record.exc_info else None,
+            )
+        except Exception:  # noqa: BLE001 - logging must not raise
+            self.handleError(record)

@@ -1,0 +1,89 @@
+"""What the pool raises. Each is a ``psycopg2.pool.PoolError``, so that existing ``except`` clauses hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+try:
+    import psycopg2.pool
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "psycopg2":
+        raise
+    message = (
+        "otel_pgpool needs psycopg2: install the extra 'binary' (pip install 'otel-pgpool[binary]'), "
+        "or psycopg2 itself where you build it"
+    )
+    raise ModuleNotFoundError(message, name="psycopg2") from error
+
+if TYPE_CHECKING:
+    from otel_pgpool._observer import Holder, PoolStats
+
+
+class PoolError(psycopg2.pool.PoolError):
+    """The pool refused: a misuse, or one of the subclasses."""
+
+    __module__ = "otel_pgpool"
+
+
+class PoolClosed(PoolError):
+    """The pool is closed, or was closed while the caller waited."""
+
+    __module__ = "otel_pgpool"
+
+
+class TooManyRequests(PoolError):
+    """The queue already held ``max_waiting`` callers."""
+
+    __module__ = "otel_pgpool"
+
+
+class PoolTimeout(PoolError):
+    """No connection could be had in time; the message says why.
+
+    Attributes (times in seconds): ``waited``, ``retries``, ``holders`` (the longest first, as
+    ``ConnectionPool.holders()`` gives them) and the levels of ``PoolStats`` at that moment: ``minconn``,
+    ``maxconn``, ``size``, ``used``, ``idle``, ``connecting``, ``waiting``, ``utilization``, ``oldest_hold``.
+    ``__cause__`` is the last error of a failed connect, where there was one.
+    """
+
+    __module__ = "otel_pgpool"
+
+    waited: float
+    retries: int
+    holders: tuple[Holder, ...]
+    minconn: int
+    maxconn: int
+    size: int
+    used: int
+    idle: int
+    connecting: int
+    waiting: int
+    utilization: float
+    oldest_hold: float
+
+    def __init__(self, message: str = "", **diagnosis: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(diagnosis)
+
+
+LONGEST_HOLDERS = 5
+"""How many holders a ``PoolTimeout`` and the links of a wait name."""
+
+
+def timeout_error(
+    reason: str, stats: PoolStats, *, waited: float, retries: int, holders: list[Holder], own_holds: int
+) -> PoolTimeout:
+    """Write the diagnosis of a checkout that failed: the pool's levels, and who holds the connections."""
+    lines = [
+        f"{reason} (pool {stats.name!r}: {stats.used} of {stats.maxconn} in use, {stats.idle} idle, "
+        f"{stats.connecting} connecting, {stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts)"
+    ]
+    if own_holds:
+        lines.append(
+            f"this thread itself holds {own_holds} of them: a nested checkout waits for its own caller to give back"
+        )
+    longest = tuple(holders[:LONGEST_HOLDERS])
+    lines += [f"held {holder}" for holder in longest]
+    return PoolTimeout(
+        "\n  ".join(lines), waited=waited, retries=retries, holders=longest, **stats.levels()
+    )

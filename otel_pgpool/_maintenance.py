@@ -1,0 +1,118 @@
+"""The watch over a pool: long holds, dropped connections, idle and aged ones, utilization."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from otel_pgpool._observer import CRITICAL_UTILIZATION, HIGH_UTILIZATION
+
+if TYPE_CHECKING:
+    from otel_pgpool._observer import PoolStats
+    from otel_pgpool._pool import ConnectionPool
+
+TICK = 0.5
+"""Seconds between two looks at the utilization while a connection is out."""
+
+HYSTERESIS = 0.10
+"""How far utilization must fall below a threshold before it counts as left."""
+
+
+class Maintenance:
+    """One daemon thread, started with the first thing to watch. It holds the pool weakly and ends with it.
+
+    It sleeps until the next deadline; while connections are lent it also looks at the utilization every `TICK`. When
+    none was lent since the last look it parks: the next checkout wakes it.
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._wakeup = pool._wakeup
+        self._pool = weakref.ref(pool, lambda _ref, ring=self._wakeup.ring: ring())
+        self._lock = threading.Lock()  # guards the start of the thread, nothing else
+        self._thread: threading.Thread | None = None
+        self._level = Level()
+        self._served = 0  # checkouts until the last look
+
+    def wake(self) -> None:
+        """Let it look now; start it if it does not run."""
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="otel_pgpool-maintenance", daemon=True)
+                    thread.start()
+                    self._thread = thread
+        self._wakeup.ring()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread to end, for at most ``seconds``."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+
+    def _run(self) -> None:
+        while True:
+            pool = self._pool()
+            if pool is None:
+                return
+            seconds = self._look(pool)
+            if seconds is None:
+                return
+            del pool
+            self._wakeup.wait(seconds)
+
+    def _look(self, pool: ConnectionPool) -> float | None:
+        """Do what is due; seconds until the next look, or None to end."""
+        core = pool._core
+        now = monotonic()
+        pool._reclaim_dropped()
+        pool._discard(core.recover(), "reclaimed", None)
+        pool._retire(now)
+        pool._report_long_holds(now)
+        level = self._level.changed(pool.stats().utilization)
+        if level is not None and pool._observer is not None:
+            pool._tell(pool._observer.utilization_changed, level, pool.stats())
+        served, self._served = self._served, sum(core.checkouts().values())
+        parked = self._level.settled and served == self._served and core.park()
+        if pool.closed and not core.used:
+            return None
+        seconds = max(0.0, core.next_deadline(pool._config.max_idle) - monotonic())
+        return seconds if parked else min(seconds, TICK)
+
+
+class Level:
+    """The utilization's level, which changes when two looks running agree, so that a pool of one does not flap."""
+
+    NAMES = ("normal", "high", "critical")
+
+    def __init__(self) -> None:
+        self._level = 0
+        self._seen = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether utilization is, and was at the last look, normal."""
+        return self._level == self._seen == 0
+
+    def changed(self, utilization: float) -> str | None:
+        """The level's new name, if it has changed."""
+        seen, self._seen = self._seen, self._measure(utilization)
+        if self._seen == seen != self._level:
+            self._level = seen
+            return self.NAMES[seen]
+        return None
+
+    def _measure(self, utilization: float) -> int:
+        thresholds = (HIGH_UTILIZATION, CRITICAL_UTILIZATION)
+        return sum(
+            utilization >= threshold - (HYSTERESIS if self._level > rank else 0.0) - 1e-9
+            for rank, threshold in enumerate(thresholds)
+        )
+
+
+def status(stats_utilization: float) -> str:
+    """The name of a level for `PoolStats.status`."""
+    if stats_utilization >= CRITICAL_UTILIZATION:
+        return "critical"
+    return "high" if stats_utilization >= HIGH_UTILIZATION else "ok"

@@ -1,0 +1,856 @@
+"""The pool: one checkout from call to return, tying mechanics, connections and telemetry together."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import weakref
+from contextlib import suppress
+from sys import _getframe
+from threading import current_thread, get_ident
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psycopg2
+
+from otel_pgpool import _connection, _registry
+from otel_pgpool._checkout import Attempt, Checkout, begin, places_of
+from otel_pgpool._config import PoolConfig, limits, seconds
+from otel_pgpool._connectors import Connectors
+from otel_pgpool._connection import IDLE, is_clean, settings
+from otel_pgpool._core import FRESH, GONE, Core, State
+from otel_pgpool._deadline import IO_DEADLINE, sever
+from otel_pgpool._errors import PoolClosed, PoolError, PoolTimeout, TooManyRequests, timeout_error
+from otel_pgpool._maintenance import Maintenance, status
+from otel_pgpool._observer import Connect, Holder, PoolStats
+from otel_pgpool._target import Target
+from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import EllipsisType, TracebackType
+
+    from psycopg2.extensions import connection
+    from typing_extensions import Self
+
+    from otel_pgpool._checkout import Place
+    from otel_pgpool._config import Check
+    from otel_pgpool._observer import PoolObserver
+    from otel_pgpool._slot import Slot
+
+logger = logging.getLogger("otel_pgpool")
+
+REFUSALS = {PoolTimeout: "timeout", PoolClosed: "closed", TooManyRequests: "too_many_requests"}
+"""What telemetry calls the pool's own errors."""
+
+LEAST_CHECK = 0.1
+"""Seconds that a liveness check is given even when the caller's timeout leaves less."""
+
+
+class ConnectionPool:
+    """A pool of psycopg2 connections in which every checkout is a span.
+
+    Takes what ``psycopg2.pool.ThreadedConnectionPool`` takes: ``minconn``, ``maxconn``, then the arguments of
+    ``psycopg2.connect``. It opens ``minconn`` connections, makes more when they are needed, lends them first come,
+    first served, and waits where the stock pool raises. It may be shared by threads and survives a fork.
+
+    Args:
+        minconn: connections that are always kept.
+        maxconn: most connections at any time, at least 1.
+        *args: to ``psycopg2.connect``: a URL or ``key=value`` string, ``connection_factory``, ``cursor_factory``.
+        name: the pool's name in telemetry, by default ``host:port/dbname``; unique among live pools.
+        timeout: longest wait for a connection in s; by default ``DB_CONNECTION_TIMEOUT`` or 30. With 0 a checkout
+            takes an idle connection or raises at once.
+        max_waiting: callers in the queue from which on a checkout raises at once; 0 for no limit.
+        max_retries: failed attempts after which a checkout gives up before its timeout; None for no limit.
+        max_lifetime: age in s, less up to 10 % at random, at which a connection is replaced; None for never.
+        max_idle: s after which an idle connection above ``minconn`` is closed; None for never.
+        long_hold: s after which a hold is flagged; by default ``OTEL_PGPOOL_LONG_HOLD`` or 1; None or 0 for never.
+        check: ``"auto"`` to look whether an idle connection lives before it is lent; a callable that raises on a bad
+            one, to be asked at each checkout of one idle for over 50 ms; None for no look.
+        configure: called with each new connection.
+        reset: called with each returned connection.
+        credentials: called before each connect; its keyword arguments are merged into it.
+        open: False to connect nothing before ``open()`` or the first checkout, for pre-fork servers.
+        observer: who is told what happens; by default OpenTelemetry, None for nobody.
+        **kwargs: to ``psycopg2.connect``.
+
+    Raises:
+        ValueError: an option, environment variable or DSN that cannot be used.
+        psycopg2.Error: what the first failed connect raised.
+        PoolTimeout: ``minconn`` connections could not be opened within ``timeout``.
+    """
+
+    def __init__(
+        self,
+        minconn: int,
+        maxconn: int,
+        *args: Any,
+        name: str | None = None,
+        timeout: float | None = None,
+        max_waiting: int = 0,
+        max_retries: int | None = None,
+        max_lifetime: float | None = 3600.0,
+        max_idle: float | None = 600.0,
+        long_hold: float | EllipsisType | None = ...,
+        check: Check = "auto",
+        configure: Callable[[connection], object] | None = None,
+        reset: Callable[[connection], object] | None = None,
+        credentials: Callable[[], Mapping[str, Any]] | None = None,
+        open: bool = True,  # noqa: A002 - the name that psycopg_pool's users know
+        observer: PoolObserver | EllipsisType | None = ...,
+        **kwargs: Any,
+    ) -> None:
+        self._config = PoolConfig.of(
+            minconn,
+            maxconn,
+            name=name,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            max_retries=max_retries,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            long_hold=long_hold,
+            check=check,
+            configure=configure,
+            reset=reset,
+            credentials=credentials,
+        )
+        self._reset = reset
+        self._target = Target(args, kwargs, credentials)
+        self._observer = _default_observer() if observer is ... else observer
+        self._inherited: weakref.WeakSet[connection] = weakref.WeakSet()
+        self._start_afresh(self._config.minconn, self._config.maxconn)
+        self._name = _registry.register(self, self._config.name or self._target.name)
+        if self._observer is not None:
+            self._observer.attached(self)
+        if open:
+            try:
+                self.open()
+            except BaseException:
+                self.close(0)
+                raise
+
+    def _start_afresh(self, minconn: int, maxconn: int) -> None:
+        config = self._config
+        self._core = Core(
+            minconn,
+            maxconn,
+            max_waiting=config.max_waiting,
+            max_retries=config.max_retries,
+            long_hold=config.long_hold,
+        )
+        self._wakeup = Wakeup()
+        self._dropped = Dropped(self._wakeup)
+        self._maintenance = Maintenance(self)
+        self._connectors = Connectors(self)
+
+    # Checking out and in
+
+    def connection(self, timeout: float | None = None) -> Block:
+        """Lend a connection for a ``with`` block: commit on a clean exit, roll back on an exception, always give back.
+
+        A connection in autocommit mode is neither committed nor rolled back.
+
+        Args:
+            timeout: longest wait in s, instead of the pool's.
+
+        Raises:
+            ValueError: a bad ``timeout``. On entering the block:
+            PoolTimeout: no connection in time, or ``max_retries`` reached.
+            TooManyRequests: the queue is full.
+            PoolClosed: the pool is closed. On leaving it:
+            psycopg2.Error: the commit failed.
+        """
+        if timeout is not None:
+            timeout = seconds("timeout", timeout)
+        frame = _getframe(1)
+        block = Block()
+        block._pool = self
+        block._timeout = timeout
+        block._place = frame.f_code, frame.f_lasti
+        block._conn = None
+        return block
+
+    def getconn(self, key: object = None, *, timeout: float | None = None) -> connection:
+        """Lend a connection until `putconn`.
+
+        Args:
+            key: a name for the checkout: while it lasts, the same key gives the same connection.
+            timeout: longest wait in s, instead of the pool's.
+
+        Raises:
+            PoolTimeout: no connection in time, or ``max_retries`` reached.
+            TooManyRequests: the queue is full.
+            PoolClosed: the pool is closed.
+            ValueError: a bad ``timeout``.
+        """
+        if timeout is not None:
+            timeout = seconds("timeout", timeout)
+        if key is not None and (keyed := self._keyed(key)) is not None:
+            return keyed
+        place, *callers = places_of(_getframe(1))
+        checkout = begin(monotonic(), place, False)  # noqa: FBT003 - on the hot path
+        checkout.callers = callers
+        conn = self._check_out(checkout, timeout)
+        if key is not None:
+            return self._enter_key(key, checkout, conn)
+        return conn
+
+    def putconn(self, conn: connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the stock pool's signature
+        """Give back what `getconn` lent; a transaction still open is rolled back.
+
+        Args:
+            conn: the connection; may be left out when ``key`` tells it.
+            key: the key that it was lent by.
+            close: close it instead of keeping it.
+
+        Raises:
+            PoolError: it is not lent by this pool now.
+        """
+        core = self._core
+        slot = core.by_key(key) if conn is None else core.slots.get(id(conn))
+        held = None if slot is None else slot.ref()
+        checkout = None if slot is None else slot.checkout
+        if held is None or checkout is None or (conn is not None and held is not conn):
+            if conn is not None and conn in self._inherited:
+                return
+            raise PoolError("trying to put unkeyed connection: it is not lent by this pool now")
+        if key is not None and core.by_key(key) is not slot:
+            raise PoolError("trying to put a connection under a key that it was not lent by")
+        checkout.outcome = "released"
+        if not close and self._reset is None and is_clean(held, checkout.slot):
+            self._give_back(checkout, held)
+        else:
+            self._settle(checkout, held, None, close=close)
+
+    def _check_out(self, checkout: Checkout, timeout: float | None) -> connection:
+        observer, core = self._observer, self._core
+        conn = None
+        try:
+            if observer is not None:
+                checkout.thread_name = current_thread().name
+                try:
+                    observer.started(checkout)
+                except Exception:
+                    _log_observer()
+                checkout.started = monotonic()
+            conn = core.take(checkout)
+            if checkout.path is None:
+                conn = self._obtain(checkout, conn, self._config.timeout if timeout is None else timeout)
+            if core.parked:
+                self._wake_maintenance()
+            if observer is not None:
+                try:
+                    observer.acquired(checkout)
+                except Exception:
+                    _log_observer()
+        except BaseException as error:
+            self._fail(checkout, conn, error)
+            raise
+        return conn  # type: ignore[return-value]  # a path is set only together with a connection
+
+    def _give_back(
+        self, checkout: Checkout, conn: connection, reason: str | None = None, cause: BaseException | None = None
+    ) -> None:
+        now = checkout.released = monotonic()
+        verdict = self._core.release(checkout, conn, now, reason)
+        if verdict is not None:
+            if verdict is GONE:
+                self._abandon(checkout)
+                return
+            checkout.slot.conn = conn
+            self._discard([checkout.slot], verdict, cause)
+        if self._observer is not None:
+            try:
+                self._observer.released(checkout)
+            except Exception:
+                _log_observer()
+
+    # The slow half of a checkout
+
+    def _obtain(self, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
+        """Look at the idle connection taken, or wait for one, until one is handed over."""
+        deadline = checkout.started + timeout
+        while True:
+            if conn is None:
+                conn = self._queue(checkout, deadline)
+            if conn is not None and (checkout.path is not None or self._is_alive(checkout, conn, deadline)):
+                return conn
+            if self._core.exhausted(checkout):
+                raise self._timeout(checkout, f"gave up after {checkout.retries} failed attempts")
+            conn = self._core.take(checkout)
+            if checkout.path is not None and conn is not None:
+                return conn
+
+    def _queue(self, checkout: Checkout, deadline: float) -> connection | None:
+        """Wait for a hand-over; None when there may be an idle connection again."""
+        core = self._core
+        if core.state is State.NEW:
+            self._begin()
+        now = monotonic()
+        if now >= deadline and core.state is State.OPEN:
+            core.ask_to_grow(checkout)
+            self._connectors.kick()
+            raise self._timeout(checkout, "no connection is idle")
+        waiter = core.join(checkout, now)
+        try:
+            self._connectors.kick()
+            wait_for(waiter.lock, deadline - now)
+            conn = waiter.conn or core.leave(waiter)
+        except BaseException:
+            conn = core.leave(waiter)
+            if conn is not None:
+                self._return_unused(checkout, conn)
+            raise
+        if conn is not None:
+            return conn
+        if isinstance(waiter.error, PoolClosed):
+            raise waiter.error
+        if waiter.error is not None:
+            raise self._timeout(checkout, f"gave up after {checkout.retries} failed attempts")
+        raise self._timeout(checkout, f"no connection within {deadline - checkout.started:.3g} s")
+
+    def _is_alive(self, checkout: Checkout, conn: connection, deadline: float) -> bool:
+        """The liveness ladder, for a connection that lay idle: hand it over, or discard it and every other dead one."""
+        slot, now = checkout.slot, monotonic()
+        if now >= slot.expires:
+            self._core.withdraw(checkout)
+            slot.conn = conn
+            self._discard([slot], "expired", None)
+            return False
+        try:
+            self._ask(slot, conn, now, max(LEAST_CHECK, deadline - now))
+        except BaseException as error:
+            error = _bare(error)
+            self._core.withdraw(checkout, Attempt(monotonic(), _error_type(error), 0.0), error)
+            slot.conn = conn
+            reason = "broken" if self._config.check == "auto" or conn.closed else "check_failed"
+            dead = self._sweep() if isinstance(error, Exception) else []
+            self._discard([slot, *dead], reason, error)
+            if not isinstance(error, Exception):
+                raise
+            return False
+        self._core.confirm(checkout, monotonic())
+        return True
+
+    def _ask(self, slot: Slot, conn: connection, now: float, bound: float) -> None:
+        check = self._config.check
+        bound = min(IO_DEADLINE, bound)
+        if check == "auto":
+            if now - slot.idle_since > _connection.PING_AFTER or _connection.is_readable(slot):
+                _connection.ping(conn, None, bound)
+        elif check is not None:
+            _connection.ping(conn, check, bound)
+
+    def _sweep(self) -> list[Slot]:
+        """Set aside every idle connection that has died; those whose socket only carries a notice stay."""
+        core = self._core
+        aside = core.inspect(_connection.readable(core.idle_slots()))
+        dead = []
+        try:
+            while aside:
+                slot = aside[-1]
+                if not self._answers(slot):
+                    core.reject(slot)
+                    dead.append(slot)
+                elif (reason := core.restore(slot, monotonic())) is not None:
+                    self._discard([slot], reason, None)
+                aside.pop()
+        except BaseException:
+            for slot in aside:
+                core.reject(slot)
+            self._discard([*aside, *dead], "broken", None)
+            raise
+        return dead
+
+    def _answers(self, slot: Slot) -> bool:
+        try:
+            if slot.conn is None:
+                return False
+            check = self._config.check
+            _connection.ping(slot.conn, check if callable(check) else None)
+        except Exception:  # noqa: BLE001 - whatever it is, the connection cannot be lent
+            return False
+        return True
+
+    def _timeout(self, checkout: Checkout, reason: str) -> PoolTimeout:
+        now = monotonic()
+        holds = self._core.holds_now()
+        own = sum(hold.thread_id == checkout.thread_id for hold in holds)
+        error = timeout_error(
+            reason,
+            self.stats(),
+            waited=now - checkout.started,
+            retries=checkout.retries,
+            holders=[hold.holder(now) for hold in holds],
+            own_holds=own,
+        )
+        outage = self._core.outage
+        error.__cause__ = checkout.error or (outage.error if outage else None)
+        return error
+
+    def _fail(self, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
+        """Account for a checkout that ends without a hold."""
+        if conn is not None:
+            self._return_unused(checkout, conn)
+        checkout.released = monotonic()
+        gave_up = self._core.exhausted(checkout)
+        timed_out = isinstance(error, PoolTimeout) and not gave_up
+        checkout.outcome = "timeout" if timed_out else "error"
+        cause = checkout.error if gave_up and checkout.error is not None else error
+        checkout.fail(REFUSALS.get(type(cause)) or _error_type(cause), self._describe(cause))
+        with self._core.lock:
+            if timed_out:
+                self._core.timeouts += 1
+            else:
+                self._core.errors += 1
+        if self._observer is not None:
+            self._tell(self._observer.failed, checkout, error)
+
+    def _return_unused(self, checkout: Checkout, conn: connection) -> None:
+        verdict = self._core.release(checkout, conn, monotonic())
+        if verdict is not None and verdict is not GONE:
+            checkout.slot.conn = conn
+            self._discard([checkout.slot], verdict, None)
+
+    # The slow half of a return
+
+    def _finish(self, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
+        """End of a block that leaves something to settle."""
+        if not self._core.holds(checkout):
+            self._abandon(checkout)
+            return
+        checkout.outcome = "rolled_back"
+        try:
+            if exc is None and _connection.commit(conn):
+                checkout.outcome = "committed"
+        except BaseException as failure:
+            checkout.fail(_error_type(failure), self._describe(failure))
+            self._settle(checkout, conn, failure)
+            raise
+        self._settle(checkout, conn, exc)
+
+    def _settle(
+        self, checkout: Checkout, conn: connection, error: BaseException | None, *, close: bool = False
+    ) -> None:
+        """Leave the connection fit to be lent again and give it back, or discard it; never raise an ``Exception``."""
+        reason: str | None = "reset_failed"
+        cause: BaseException | None = None
+        try:
+            reason, cause = ("returned_closed", None) if close else self._fitness(checkout, conn, error)
+        finally:
+            if reason is not None and (checkout.outcome != "committed" or reason != "reset_failed"):
+                checkout.outcome = "discarded"
+                if cause is not None and cause is not error and checkout.error_type is None:
+                    checkout.fail(_error_type(cause), self._describe(cause))
+            self._give_back(checkout, conn, reason, cause)
+
+    def _fitness(
+        self, checkout: Checkout, conn: connection, error: BaseException | None
+    ) -> tuple[str | None, BaseException | None]:
+        """Why a returned connection cannot be lent again, if so, and the error that says it."""
+        if conn.closed:
+            return ("broken" if conn.closed == _connection.BROKEN else "returned_closed"), error
+        if _connection.ended_session(error) or conn.get_transaction_status() in _connection.UNUSABLE:
+            return "broken", error
+        refused = checkout.block and _connection.refused_writing(error, conn)
+        try:
+            _connection.tidy(conn, checkout.slot, self._reset)
+            if refused and _connection.is_read_only_server(conn):
+                self._discard(self._core.drain("read_only"), "read_only", error)
+        except Exception as failure:  # noqa: BLE001 - the caller's own exception is the one that counts
+            return ("broken" if conn.closed else "reset_failed"), _bare(failure)
+        return None, None
+
+    def _abandon(self, checkout: Checkout) -> None:
+        """The connection is not this checkout's any more: given back before, or left to the parent of a fork."""
+        if self._observer is not None:
+            self._tell(self._observer.abandoned, checkout)
+
+    def _discard(self, slots: Sequence[Slot], reason: str, error: BaseException | None) -> None:
+        """Close connections that the core has put aside for it, and free their places."""
+        if not slots:
+            return
+        try:
+            for slot in slots:
+                conn, slot.conn = slot.conn, None
+                if conn is not None:
+                    _connection.close(conn)
+        finally:
+            self._core.forget(slots, reason)
+        self._connectors.kick()
+        if self._observer is not None:
+            self._tell(self._observer.discarded, slots, reason, error)
+
+    # getconn(key)
+
+    def _keyed(self, key: object) -> connection | None:
+        slot = self._core.by_key(key)
+        return None if slot is None else slot.ref()
+
+    def _enter_key(self, key: object, checkout: Checkout, conn: connection) -> connection:
+        """Remember the key; another thread may have been faster with the same one."""
+        with self._core.lock:
+            first = self._core.keys.setdefault(key, checkout.slot)
+        keyed = first.ref()
+        if first is checkout.slot or keyed is None:
+            return conn
+        self.putconn(conn)
+        return keyed
+
+    # What the background threads call
+
+    def _deliver(self, slot: Slot, conn: connection, connect: Connect) -> None:
+        reason, ended = self._core.deliver(slot, conn, connect.ended)
+        observer = self._observer
+        if observer is not None:
+            self._tell(observer.connected, connect)
+            if ended is not None:
+                self._tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
+        if reason is not None:
+            slot.conn = conn
+            self._discard([slot], reason, None)
+
+    def _retire(self, now: float) -> None:
+        for reason, slots in self._core.retire(now, self._config.max_idle).items():
+            self._discard(slots, reason, None)
+
+    def _reclaim_dropped(self) -> None:
+        for checkout in self._core.reclaim(self._dropped.drain()):
+            checkout.released = monotonic()
+            checkout.outcome = "reclaimed"
+            self._connectors.kick()
+            if self._observer is not None:
+                self._tell(self._observer.reclaimed, checkout)
+
+    def _report_long_holds(self, now: float) -> None:
+        for checkout in self._core.flag_long_holds(now):
+            if self._observer is not None:
+                self._tell(self._observer.held_long, checkout)
+
+    def _wake_maintenance(self) -> None:
+        self._core.parked = False
+        try:
+            self._maintenance.wake()
+        except RuntimeError:  # no thread can be started: the next checkout tries again
+            self._core.parked = True
+            logger.debug("the maintenance thread could not be started", exc_info=True)
+
+    def _tell(self, method: Callable[..., None], *args: Any) -> None:
+        try:
+            method(*args)
+        except Exception:
+            _log_observer()
+
+    def _describe(self, error: BaseException) -> str:
+        """An error's message for telemetry: no secrets, no SQL, no values."""
+        if isinstance(error, psycopg2.Error) and not isinstance(error, PoolError):
+            return error.diag.message_primary or self._target.without_secrets(error)
+        return str(error) if isinstance(error, PoolError) else ""
+
+    # The whole pool
+
+    def open(self) -> None:
+        """Open ``minconn`` connections; nothing to do for an open pool.
+
+        Raises:
+            psycopg2.Error: what the first failed connect raised; the pool is not open then.
+            PoolTimeout: they could not be opened within the pool's timeout.
+            PoolClosed: the pool was closed.
+        """
+        if self._core.state is State.OPEN:
+            return
+        try:
+            self.wait()
+        except BaseException:
+            self._discard(self._core.unopen(), "closed", None)
+            self._connectors.stop()
+            raise
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until ``minconn`` connections are there, opening a pool that is not open.
+
+        Args:
+            timeout: longest wait in s, instead of the pool's.
+
+        Raises:
+            psycopg2.Error: what a failed connect raised.
+            PoolTimeout: they are not there in time.
+            PoolClosed: the pool is closed.
+            ValueError: a bad ``timeout``.
+        """
+        limit = self._config.timeout if timeout is None else seconds("timeout", timeout)
+        self._begin()
+        began = monotonic()
+        waiter = self._core.fill()
+        if waiter is None:
+            return
+        self._connectors.kick()
+        if not wait_for(waiter.lock, limit):
+            outage = self._core.outage
+            error = timeout_error(
+                f"{self.minconn} connections could not be opened within {limit:.3g} s",
+                self.stats(),
+                waited=monotonic() - began,
+                retries=outage.attempts if outage else 0,
+                holders=self.holders(),
+                own_holds=0,
+            )
+            raise error from (outage.error if outage else None)
+        if waiter.error is not None:
+            raise waiter.error
+
+    def _begin(self) -> None:
+        self._core.open()
+        self._wake_maintenance()
+        self._connectors.kick()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool: refuse new checkouts, fail the waiters, close the idle, wait for the holders.
+
+        What is still out after ``timeout`` s is closed when it comes back. A second call does nothing.
+
+        Raises:
+            ValueError: a bad ``timeout``.
+        """
+        deadline = monotonic() + seconds("timeout", timeout)
+        if self._core.state is State.CLOSED:
+            return
+        self._shut()
+        quiet = self._core.quiet()
+        if quiet is not None:
+            wait_for(quiet.lock, deadline - monotonic())
+        self._wakeup.ring()
+        self._connectors.join(deadline - monotonic())
+        if not self._core.used:
+            self._maintenance.join(max(0.1, deadline - monotonic()))
+
+    def closeall(self) -> None:
+        """Close every connection, the lent ones too, as the stock pool does.
+
+        Raises:
+            PoolClosed: the pool is closed already.
+        """
+        if self._core.state is State.CLOSED:
+            raise PoolClosed("connection pool is closed")
+        self._shut()
+        for slot in list(self._core.slots.values()):
+            conn = slot.ref()
+            if conn is not None and slot.checkout is not None:
+                _connection.close(conn)
+
+    def _shut(self) -> None:
+        idle = self._core.close()
+        _registry.release_name(self._name, self)
+        self._connectors.stop()
+        self._wakeup.ring()
+        self._discard(idle, "closed", None)
+
+    def drain(self) -> None:
+        """Replace every connection: the idle now, the lent ones when they come back."""
+        self._discard(self._core.drain("drained"), "drained", None)
+
+    def resize(self, minconn: int, maxconn: int) -> None:
+        """Change the limits: surplus idle connections are closed now, surplus lent ones when they come back.
+
+        Raises:
+            ValueError: bad limits; nothing is changed then.
+        """
+        self._discard(self._core.resize(*limits(minconn, maxconn)), "resized", None)
+        self._connectors.kick()
+
+    def check(self) -> None:
+        """Ask the server through every idle connection, and discard those that do not answer."""
+        core = self._core
+        for suspect in core.idle_slots():
+            for slot in core.inspect([suspect]):
+                self._check_one(slot)
+
+    def _check_one(self, slot: Slot) -> None:
+        reason: str | None = "check_failed"
+        alive = False
+        try:
+            alive = self._answers(slot)
+        finally:
+            if alive:
+                reason = self._core.restore(slot, monotonic())
+            else:
+                self._core.reject(slot)
+            if reason is not None:
+                self._discard([slot], reason, None)
+
+    # Looking at it
+
+    @property
+    def name(self) -> str:
+        """Unique among the live pools of this process."""
+        return self._name
+
+    @property
+    def minconn(self) -> int:
+        """Connections that are always kept."""
+        return self._core.minconn
+
+    @property
+    def maxconn(self) -> int:
+        """Most connections at any time."""
+        return self._core.maxconn
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool was closed."""
+        return self._core.state is State.CLOSED
+
+    @property
+    def address(self) -> str:
+        """Host of the server, or the folder of its Unix socket."""
+        return self._target.address
+
+    @property
+    def port(self) -> int | None:
+        """Port of the server; None where the hosts of a multi-host DSN differ in it."""
+        return self._target.port
+
+    @property
+    def namespace(self) -> str:
+        """Name of the database."""
+        return self._target.namespace
+
+    @property
+    def long_hold(self) -> float:
+        """Seconds after which a hold is flagged; infinite when switched off."""
+        return self._config.long_hold
+
+    def stats(self) -> PoolStats:
+        """Levels and totals, read without a lock."""
+        core = self._core
+        used = core.used
+        utilization = used / core.maxconn
+        state = core.state
+        return PoolStats(
+            name=self._name,
+            status="unreachable"
+            if core.outage is not None and state is State.OPEN
+            else status(utilization)
+            if state is State.OPEN
+            else state.value,
+            minconn=core.minconn,
+            maxconn=core.maxconn,
+            size=len(core.members),
+            used=used,
+            idle=len(core.idle),
+            connecting=len(core.opening),
+            waiting=len(core.queue),
+            utilization=utilization,
+            oldest_hold=core.oldest_hold(monotonic()),
+            checkouts=core.checkouts(),
+            queued=core.queued,
+            timeouts=core.timeouts,
+            errors=core.errors,
+            retries=core.retries,
+            long_holds=core.long_holds,
+            created=core.created,
+            discarded=dict(core.discarded),
+            wait_seconds=core.wait_seconds,
+            hold_seconds=core.total_hold(),
+        )
+
+    def holders(self) -> list[Holder]:
+        """Who holds which connection since when, the longest hold first."""
+        now = monotonic()
+        return [checkout.holder(now) for checkout in self._core.holds_now()]
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return (
+            f"<ConnectionPool {stats.name!r} {stats.status}: {stats.used} of {stats.maxconn} in use, "
+            f"{stats.idle} idle, {stats.connecting} connecting, {stats.waiting} waiting>"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _refuse_copy(self, *_args: object) -> NoReturn:
+        raise TypeError("a ConnectionPool cannot be copied or pickled: make one in each process")
+
+    __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy  # type: ignore[assignment]
+
+    def _after_fork(self) -> None:
+        """In a forked child: begin again, without a word to the server on the parent's sockets."""
+        parents = self._core
+        for slot in parents.idle:
+            with suppress(Exception):  # psycopg2 itself closes only what its own process opened
+                os.close(slot.conn.fileno())  # type: ignore[union-attr]
+        lent = [slot for slot in parents.members if slot.checkout is not None]
+        self._inherited.update(conn for slot in lent if (conn := slot.ref()) is not None)
+        self._start_afresh(parents.minconn, parents.maxconn)
+        self._core.state = parents.state
+        self._core.discarded["forked"] = len(parents.idle) + len(lent)
+        if self._observer is not None:
+            self._tell(self._observer.attached, self)
+
+
+class Block:
+    """``with pool.connection() as conn``. It may be used again after it, but not inside it."""
+
+    # Without an __init__, which would double its cost.
+    __slots__ = ("_checkout", "_conn", "_place", "_pool", "_timeout")
+
+    _pool: ConnectionPool
+    _timeout: float | None
+    _place: Place
+    _checkout: Checkout
+    _conn: connection | None
+
+    def __enter__(self) -> connection:
+        if self._conn is not None:
+            raise PoolError("this connection() is in use: call pool.connection() again for a second connection")
+        pool = self._pool
+        self._checkout = checkout = Checkout()
+        checkout.place = self._place
+        checkout.block = True
+        checkout.thread_id = get_ident()
+        checkout.observed = checkout.path = None
+        checkout.started = monotonic()
+        self._conn = conn = pool._check_out(checkout, self._timeout)
+        return conn
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        conn, checkout, pool = self._conn, self._checkout, self._pool
+        if conn is None:
+            raise PoolError("this connection() is not in use")
+        self._conn = None
+        if exc is None and pool._reset is None and conn.get_transaction_status() == IDLE and settings(conn) == checkout.slot.baseline:
+            checkout.outcome = "committed"
+            pool._give_back(checkout, conn)
+        else:
+            pool._finish(checkout, conn, exc)
+
+
+def _default_observer() -> PoolObserver:
+    from otel_pgpool.telemetry import Telemetry  # noqa: PLC0415 - not needed by a pool with another observer
+
+    return Telemetry()
+
+
+def _bare(error: BaseException) -> BaseException:
+    """The error without its frames, which would keep the pool and its connections alive."""
+    return error.with_traceback(None)
+
+
+def _error_type(error: BaseException) -> str:
+    """What telemetry calls an error: its SQLSTATE, or the name of its class."""
+    return getattr(error, "pgcode", None) or type(error).__name__
+
+
+def _log_observer() -> None:
+    logger.exception("an observer of the connection pool raised; the pool goes on without this report")

@@ -1,0 +1,65 @@
+"""A place in the pool for one physical connection, from the decision to connect until it is closed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import weakref
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool._checkout import Checkout
+
+NEVER = math.inf
+AT_ONCE = -math.inf
+
+
+class Slot:
+    """One connection, or the place kept for it while it is being made.
+
+    While idle the slot owns its connection. While lent, ``conn`` is None and only the weak ``ref`` is left: the
+    borrower's reference is the only strong one, so that a dropped connection is noticed.
+    """
+
+    __slots__ = (
+        "asked_by",
+        "baseline",
+        "checkout",
+        "conn",
+        "doom",
+        "expires",
+        "hold_seconds",
+        "idle_checkouts",
+        "idle_since",
+        "key",
+        "pid",
+        "poller",
+        "ref",
+        "review_at",
+        "serial",
+    )
+
+    ref: weakref.ref[connection]
+
+    def __init__(self, asked_by: Checkout | None = None) -> None:
+        self.asked_by = asked_by  # the checkout whose wait wants it
+        self.serial = 0  # 1 for the pool's first connection
+        self.conn: connection | None = None
+        self.checkout: Checkout | None = None  # whom it is lent to
+        self.idle_checkouts = 0  # served from idle; like the next, counted where the borrower is alone
+        self.hold_seconds = 0.0
+        self.key = 0  # id of the connection
+        self.pid = 0
+        self.baseline: tuple[Any, ...] = ()  # the settings that a return restores
+        self.poller: Any = None  # tells whether the idle socket has become readable
+        self.idle_since = AT_ONCE
+        self.expires = NEVER
+        self.review_at = NEVER  # when a return must ask whether it may stay: at the end of its lifetime, or at once
+        self.doom: str | None = None  # why it must go
+
+    def condemn(self, reason: str) -> None:
+        """Let it be closed when it comes back. The caller holds the pool's lock."""
+        self.doom = reason
+        self.review_at = AT_ONCE

@@ -1,0 +1,135 @@
+"""Where a pool connects to: parsed once, named without secrets."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from otel_pgpool._config import refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from psycopg2.extensions import connection
+
+CONNECT_TIMEOUT = 10
+"""Seconds for each host, where neither the DSN nor the environment says otherwise: libpq's own default is for ever."""
+
+DEFAULT_PORT = 5432
+SECRETS = ("password", "sslpassword", "oauth_client_secret")
+DRIVER_KEYWORDS = ("connection_factory", "cursor_factory")
+READABLE_DSN = "a URL (postgresql://user@host:port/dbname) or libpq's key=value form"
+
+
+class Target:
+    """The arguments of ``psycopg2.connect``.
+
+    Raises:
+        ValueError: they cannot be read. libpq's own text is left out, because it quotes the password.
+    """
+
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        credentials: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._args = args
+        self._kwargs = dict(kwargs)
+        self._credentials = credentials
+        parameters = _parse(args, self._kwargs)
+        self._secrets = _secrets(parameters)
+        if not ({"connect_timeout", "service"} & parameters.keys() or _any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
+            self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
+        self.address = str(
+            parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
+        )
+        self._ports = str(parameters.get("port") or os.environ.get("PGPORT") or DEFAULT_PORT).split(",")
+        self.namespace = str(
+            parameters.get("dbname") or os.environ.get("PGDATABASE") or parameters.get("user") or _user()
+        )
+
+    @property
+    def port(self) -> int | None:
+        """None where the hosts of a multi-host DSN differ in it."""
+        port = self._ports[0] or str(DEFAULT_PORT)
+        return int(port) if len(set(self._ports)) == 1 and port.isdecimal() else None
+
+    @property
+    def name(self) -> str:
+        """``host:port/dbname``, each host of several with its port."""
+        hosts = self.address.split(",")
+        ports = self._ports * len(hosts) if len(self._ports) == 1 else self._ports
+        return f"{','.join(f'{host}:{port}' for host, port in zip(hosts, ports, strict=False))}/{self.namespace}"
+
+    def connect(self) -> connection:
+        """Open one connection.
+
+        Raises:
+            psycopg2.Error: as ``psycopg2.connect``.
+            Exception: whatever ``credentials`` raised.
+        """
+        extra: Mapping[str, Any] = {}
+        if self._credentials is not None:
+            extra = self._credentials()
+            self._secrets |= _secrets(extra)
+        if self._args or "dsn" in self._kwargs:
+            return psycopg2.connect(*self._args, **{**self._kwargs, **extra})
+        return psycopg2.connect("", **{**self._kwargs, **extra})
+
+    def without_secrets(self, error: BaseException) -> str:
+        """The error's text, every password that this pool knows masked."""
+        text = str(error).strip()
+        for secret in self._secrets:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+        return text
+
+
+def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    dsn = args[0] if args else kwargs.get("dsn")
+    if dsn is not None and not isinstance(dsn, str):
+        raise refuse("dsn", type(dsn).__name__, READABLE_DSN)
+    if kwargs.get("async") or kwargs.get("async_") or len(args) > 1 + len(DRIVER_KEYWORDS):
+        raise ValueError("async connections cannot be pooled here: leave out async_")
+    given = {
+        key: value for key, value in kwargs.items() if key not in ("dsn", "async", "async_", *DRIVER_KEYWORDS)
+    }
+    for key in given:
+        _check_keyword(key)
+    try:
+        parameters: dict[str, Any] = extensions.parse_dsn(extensions.make_dsn(dsn, **given))
+    except (psycopg2.Error, TypeError, ValueError, UnicodeError):
+        raise ValueError(f"dsn cannot be read: expected {READABLE_DSN}; its text is not shown, as it may hold a password") from None
+    if "@" in str(parameters.get("host", "")):
+        raise ValueError("dsn cannot be read: '@' in the host; in a password write it as %40") from None
+    return parameters
+
+
+def _check_keyword(key: str) -> None:
+    try:
+        extensions.make_dsn(**{key: ""})
+    except psycopg2.Error:
+        raise ValueError(
+            f"{key!r} is no option of ConnectionPool and no connection parameter of libpq"
+        ) from None
+
+
+def _secrets(parameters: Mapping[str, Any]) -> set[str]:
+    values = {str(parameters[key]) for key in SECRETS if parameters.get(key)}
+    return values | {value for value in (os.environ.get("PGPASSWORD"),) if value}
+
+
+def _any_set(*variables: str) -> bool:
+    return any(os.environ.get(variable) for variable in variables)
+
+
+def _user() -> str:
+    try:
+        return os.environ.get("PGUSER") or getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name
+        return "postgres"

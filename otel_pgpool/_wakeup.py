@@ -1,0 +1,65 @@
+"""A thread's alarm clock, which may be rung from anywhere, finalizers included."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import weakref
+
+    from psycopg2.extensions import connection
+
+
+def wait_for(lock: threading.Lock, seconds: float) -> bool:
+    """Acquire ``lock`` within ``seconds``, which may be infinite."""
+    if seconds <= 0:
+        return lock.acquire(blocking=False)
+    return lock.acquire(timeout=-1 if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
+
+
+class Wakeup:
+    """A binary semaphore of one raw lock.
+
+    Ringing neither blocks nor takes a lock, so the garbage collector may do it inside any critical section;
+    ``threading.Event`` would deadlock there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        """End the present wait, or the next one."""
+        with suppress(RuntimeError):  # rung already
+            self._lock.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until rung, for at most ``seconds``; True when rung."""
+        return wait_for(self._lock, seconds)
+
+
+class Dropped:
+    """Weak references to lent connections that their borrowers dropped, for the maintenance to reclaim."""
+
+    def __init__(self, wakeup: Wakeup) -> None:
+        self._wakeup = wakeup
+        self._refs: deque[weakref.ref[connection]] = deque()
+
+    def append(self, ref: weakref.ref[connection]) -> None:
+        """Remember one; this is the finalizer, so it does no more than that."""
+        self._refs.append(ref)
+        self._wakeup.ring()
+
+    def __bool__(self) -> bool:
+        return bool(self._refs)
+
+    def drain(self) -> list[weakref.ref[connection]]:
+        """Take all that have gathered."""
+        refs = []
+        while self._refs:
+            refs.append(self._refs.popleft())
+        return refs

@@ -1,0 +1,197 @@
+"""The demo's place in a database: a scratch schema, and the say over the demo's own sessions, no others."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import parse_dsn
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+ACCEPTED = "postgresql://user@host:port/dbname or libpq's key=value pairs"
+CONNECT_TIMEOUT = 5
+STATEMENT_TIMEOUT_MS = 5000
+
+_TABLES = """
+CREATE TABLE customer (id integer PRIMARY KEY);
+CREATE TABLE product (id integer PRIMARY KEY, name text NOT NULL, stock integer NOT NULL CHECK (stock >= 0));
+CREATE TABLE orders (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    customer_id integer NOT NULL REFERENCES customer DEFERRABLE INITIALLY DEFERRED,
+    product_id integer NOT NULL REFERENCES product,
+    placed_at timestamptz NOT NULL DEFAULT now()
+);
+INSERT INTO customer SELECT generate_series(1, 50);
+INSERT INTO product SELECT id, 'product ' || id, CASE id WHEN 1 THEN 0 ELSE 1000000 END FROM generate_series(1, 200) id;
+INSERT INTO orders (customer_id, product_id) SELECT 1 + i % 50, 2 + i % 199 FROM generate_series(1, 1000) i;
+"""
+
+
+class DatabaseError(Exception):
+    """The database cannot be used for the demo; the message is one line, without a password."""
+
+
+class Database:
+    """A database with room for the shop: its tables live in a schema with a name that nobody else has."""
+
+    def __init__(self, dsn: str, *, option: str = "--dsn") -> None:
+        """Check that ``dsn`` can be read; connect nothing yet.
+
+        Raises:
+            DatabaseError: it cannot; ``option`` names where it came from.
+        """
+        try:
+            self._parameters = parse_dsn(dsn)
+        except psycopg2.ProgrammingError:
+            # Without libpq's text, which quotes the part that it could not read: it may be the password.
+            raise DatabaseError(f"{option} cannot be read: expected {ACCEPTED}") from None
+        if not self._parameters:
+            raise DatabaseError(f"{option} is empty: expected {ACCEPTED}")
+        self._option = option
+        self._dsn = dsn
+        self.schema = f"otel_pgpool_demo_{secrets.token_hex(4)}"
+        self.application_name = self.schema
+        self.server_version = ""
+        self._admin: connection | None = None
+
+    @property
+    def dsn(self) -> str:
+        """For the pool's connections."""
+        return self._dsn
+
+    @property
+    def connect_options(self) -> dict[str, Any]:
+        """What the pool's connections are opened with beside the DSN; they are told from others by their name."""
+        timeout = {} if "connect_timeout" in self._parameters else {"connect_timeout": CONNECT_TIMEOUT}
+        return {"application_name": self.application_name} | timeout
+
+    def configure(self, conn: connection) -> None:
+        """Lead a new connection of the pool to the shop's tables."""
+        with conn.cursor() as cur:
+            cur.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self.schema)))
+        conn.commit()
+
+    def reach(self) -> None:
+        """Connect. In a thread of its own, so that Ctrl-C need not wait for libpq.
+
+        Raises:
+            DatabaseError: the server cannot be reached, or refuses.
+        """
+        outcome: list[connection | psycopg2.Error] = []
+        thread = threading.Thread(target=lambda: outcome.append(self._try_connect()), daemon=True, name="connect")
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+        result = outcome[0]
+        if isinstance(result, psycopg2.Error):
+            raise DatabaseError(f"{self._option}: {self._tell(result)}") from None
+        self._admin = result
+        self.server_version = str(result.info.parameter_status("server_version") or "").partition(" ")[0]
+
+    def make_tables(self) -> None:
+        """Make the schema with the shop's tables.
+
+        Raises:
+            DatabaseError: the role may not.
+        """
+        try:
+            self._run(sql.SQL("CREATE SCHEMA {0}; SET search_path TO {0};").format(sql.Identifier(self.schema)))
+            self._run(_TABLES)
+        except psycopg2.Error as error:
+            raise DatabaseError(f"{self._option}: the shop's tables cannot be made: {self._tell(error)}") from None
+
+    def drop_tables(self) -> None:
+        """Leave the database as it was.
+
+        Raises:
+            DatabaseError: it could not be; the message names the schema that stays.
+        """
+        drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema))
+        try:
+            try:
+                self._run(drop)
+            except (psycopg2.OperationalError, psycopg2.InterfaceError):
+                self.disconnect()
+                self._admin = self._connect()
+                self._run(drop)
+        except psycopg2.Error as error:
+            raise DatabaseError(f"schema {self.schema} could not be dropped: {self._tell(error)}") from None
+
+    def kill_idle(self) -> int:
+        """End the pool's idle sessions, as a failover or an administrator would; their number.
+
+        Raises:
+            DatabaseError: they cannot be ended.
+        """
+        return self._terminate("AND state = 'idle'")
+
+    def kill(self, pid: int) -> int:
+        """End one of the pool's sessions, whatever it does.
+
+        Raises:
+            DatabaseError: it cannot be ended.
+        """
+        return self._terminate("AND pid = %s", pid)
+
+    def end_sessions(self) -> None:
+        """End what the demo still has running; for a run that is broken off."""
+        with suppress(DatabaseError):
+            self._terminate("")
+
+    def disconnect(self) -> None:
+        """Close the administrator's connection."""
+        if self._admin is not None:
+            with suppress(psycopg2.Error):
+                self._admin.close()
+            self._admin = None
+
+    def _terminate(self, which: str, *arguments: int) -> int:
+        own = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s "
+        try:
+            return self._run(own + which, self.application_name, *arguments)
+        except psycopg2.Error as error:
+            raise DatabaseError(f"{self._option}: sessions cannot be ended: {self._tell(error)}") from None
+
+    def _run(self, statement: str | sql.Composable, *arguments: object) -> int:
+        if self._admin is None:
+            raise psycopg2.InterfaceError("not connected")
+        with self._admin.cursor() as cur:
+            cur.execute(statement, arguments or None)
+            return cur.rowcount
+
+    def _connect(self) -> connection:
+        options = self.connect_options | {"application_name": f"{self.application_name}_admin"}
+        conn: connection = psycopg2.connect(self._dsn, **options)
+        conn.autocommit = True
+        with conn.cursor() as cur:
+            cur.execute("SELECT set_config('statement_timeout', %s, false)", (str(STATEMENT_TIMEOUT_MS),))
+        return conn
+
+    def _try_connect(self) -> connection | psycopg2.Error:
+        try:
+            return self._connect()
+        except psycopg2.Error as error:
+            return error
+
+    def _tell(self, error: psycopg2.Error) -> str:
+        """What libpq or the server says, on one line; a password would be blotted out."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        password = self._parameters.get("password")
+        return text.replace(password, "***") if password else text
+
+
+def wait_until(condition: Any, timeout: float, every: float = 0.02) -> bool:
+    """Whether ``condition()`` came true within ``timeout`` s."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(every)
+    return True

@@ -1,0 +1,265 @@
+"""The demo: a shop's traffic on a pool of 4, recorded, watched and reported."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psycopg2
+from opentelemetry.exporter.otlp.json.file import FileMetricExporter, FileSpanExporter
+from opentelemetry.exporter.otlp.json.file._log_exporter import FileLogExporter
+
+from otel_pgpool import ConnectionPool, otlp
+from otel_pgpool.cli.database import Database, DatabaseError
+from otel_pgpool.cli.live import LiveView, PlainView
+from otel_pgpool.cli.monitor import Monitor
+from otel_pgpool.cli.postgres import PostgresError, PostgresServer
+from otel_pgpool.cli.printing import make_console, print_further, print_json, print_report, warn
+from otel_pgpool.cli.recording import Recording
+from otel_pgpool.cli.report import Report, read
+from otel_pgpool.cli.shop import Shop
+from otel_pgpool.cli.story import Story
+from otel_pgpool.cli.workers import Workers
+from otel_pgpool.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from otel_pgpool.cli.endpoint import Endpoint
+    from otel_pgpool.cli.interrupts import Interrupts
+
+SERVICE = "otel-pgpool-demo"
+POOL = "shop"
+MINCONN, MAXCONN, WORKERS = 2, 4, 12
+LONG_HOLD = 1.0
+TIMEOUT = 10.0
+FLUSH_TIMEOUT = 1.5
+SHUTDOWN_TIMEOUT = 3.0
+CLOSE_TIMEOUT = 3.0
+# The files are to hold every span, and dashboards to move while the demo runs. What the user has set stays.
+SDK_DEFAULTS = {
+    "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+    "OTEL_BSP_MAX_QUEUE_SIZE": "20000",
+    "OTEL_BSP_SCHEDULE_DELAY": "1000",
+}
+
+
+class DemoError(Exception):
+    """The demo cannot run; the message is one line that says what to change."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    seconds: float
+    dsn: str | None
+    endpoint: Endpoint | None
+    out: Path
+    json: bool
+
+
+class Demo:
+    """One run."""
+
+    def __init__(self, options: Options, interrupts: Interrupts) -> None:
+        self._options = options
+        self._interrupts = interrupts
+        self._monitor = Monitor(options.seconds)
+        self._recording = Recording(options.out)
+        self._closing = threading.Event()
+        self._console = make_console(sys.stderr if options.json else sys.stdout)
+        self._warnings: list[str] = []
+        self._server_version = ""
+        self._undelivered = otlp.Undelivered(0, 0, 0)
+
+    def run(self) -> int:
+        """Play, clean up, report; the exit status.
+
+        Raises:
+            DemoError: it could not begin.
+            Interrupted: it was broken off; everything is cleaned up.
+        """
+        if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+            raise DemoError("OTEL_SDK_DISABLED is set: the demo shows telemetry, and there would be none; unset it")
+        try:
+            self._recording.claim()
+        except OSError as error:
+            self._recording.disclaim()
+            where = error.filename or self._options.out
+            raise DemoError(f"--out: {where} cannot be written: {error.strerror}") from None
+        try:
+            with ExitStack() as stack:
+                self._play(stack)
+        except (DatabaseError, PostgresError) as error:
+            raise DemoError(" ".join(str(error).split())) from None
+        finally:
+            self._recording.disclaim()
+            for warning in self._warnings:
+                warn(warning)
+        with self._interrupts.exposed():
+            self._tell(read(self._recording))
+        return 1 if self._warnings else 0
+
+    def _play(self, stack: ExitStack) -> None:
+        """Set up, play the story, and leave the clean-up to the stack."""
+        self._monitor.attach()
+        stack.callback(self._monitor.detach)
+        view = self._view()
+        stack.enter_context(view)
+        database = self._open_database(stack)
+        self._recording.begin()
+        providers = self._configure()
+        stack.callback(self._shut_down, providers)
+        pool = self._open_pool(database)
+        stack.callback(pool.close, CLOSE_TIMEOUT)
+        shop = Shop(pool, self._closing)
+        workers = Workers(WORKERS, self._closing)
+        stack.callback(self._close_shop, workers, database)
+        self._monitor.begin(pool)
+        story = Story(
+            self._options.seconds,
+            pool=pool,
+            database=database,
+            shop=shop,
+            workers=workers,
+            closing=self._closing,
+            tell=view.scene,
+            long_hold=LONG_HOLD,
+        )
+        workers.start()
+        with self._interrupts.exposed():
+            story.play()
+            view.scene("closing")
+        self._closing.set()
+        workers.join(TIMEOUT)
+        # The totals, read once more while the pool still reports: a closed one is silent.
+        providers.flush(FLUSH_TIMEOUT)
+
+    def _view(self) -> LiveView | PlainView:
+        if self._console.is_terminal:
+            return LiveView(self._console, self._monitor, LONG_HOLD)
+        return PlainView(self._console, self._monitor)
+
+    def _open_database(self, stack: ExitStack) -> Database:
+        if self._options.dsn is None:
+            self._monitor.scene = "starting PostgreSQL"
+            for variable in [name for name in os.environ if name.startswith("PG")]:
+                del os.environ[variable]  # meant for other servers than the embedded one
+            server = stack.enter_context(PostgresServer())
+            database = Database(server.dsn, option="the embedded PostgreSQL")
+        else:
+            self._monitor.scene = "connecting"
+            database = Database(self._options.dsn)
+        stack.callback(database.disconnect)
+        with self._interrupts.exposed():
+            database.reach()
+        stack.callback(self._drop_tables, database)
+        database.make_tables()
+        self._server_version = database.server_version
+        return database
+
+    def _configure(self) -> otlp.Providers:
+        for variable, value in SDK_DEFAULTS.items():
+            os.environ.setdefault(variable, value)
+        endpoint = self._options.endpoint
+        if endpoint is not None:
+            endpoint.export_to(os.environ)
+        named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+        try:
+            providers = otlp.configure(
+                None if named else SERVICE,
+                span_exporters=[FileSpanExporter(self._recording.traces)],
+                metric_exporters=[FileMetricExporter(self._recording.metrics)],
+                log_exporters=[FileLogExporter(self._recording.logs)],
+                otlp=endpoint is not None,
+            )
+        except (RuntimeError, ValueError, ImportError) as error:
+            raise DemoError(str(error)) from None
+        providers.tracer_provider.add_span_processor(self._monitor.waits)
+        return providers
+
+    def _open_pool(self, database: Database) -> ConnectionPool:
+        try:
+            return ConnectionPool(
+                MINCONN,
+                MAXCONN,
+                database.dsn,
+                name=POOL,
+                timeout=TIMEOUT,
+                max_waiting=WORKERS - MAXCONN - 1,  # one worker less than could wait: the last one is turned away
+                long_hold=LONG_HOLD,
+                configure=database.configure,
+                observer=Telemetry(spans="always"),
+                **database.connect_options,
+            )
+        except ValueError as error:  # from the environment
+            raise DemoError(str(error)) from None
+        except psycopg2.Error as error:
+            raise DatabaseError(f"the pool cannot connect: {error}") from None
+
+    def _close_shop(self, workers: Workers, database: Database) -> None:
+        """Send the workers home; when the run was broken off, out of their queries too."""
+        self._closing.set()
+        if self._interrupts.pending is not None:
+            database.end_sessions()
+        workers.join(TIMEOUT)
+        self._warnings += [f"a worker failed: {type(failure).__name__}: {failure}" for failure in workers.failures[:3]]
+
+    def _drop_tables(self, database: Database) -> None:
+        try:
+            database.drop_tables()
+        except DatabaseError as error:
+            self._warnings.append(str(error))
+
+    def _shut_down(self, providers: otlp.Providers) -> None:
+        self._monitor.scene = "handing over the telemetry"
+        providers.shutdown(SHUTDOWN_TIMEOUT)
+        self._undelivered = providers.undelivered
+
+    def _tell(self, report: Report) -> None:
+        endpoint, out = self._options.endpoint, self._options.out
+        undelivered = self._undelivered._asdict()
+        further = endpoint.jaeger_search(report.service) if endpoint else f"otel-pgpool report {shlex.quote(str(out))}"
+        if self._options.json:
+            facts = {
+                "workers": WORKERS,
+                "maxconn": MAXCONN,
+                "postgresql": self._server_version,
+                "files": [str(path) for path in self._recording.files],
+                "otlp": endpoint and {"endpoint": endpoint.url, "protocol": endpoint.protocol},
+                "undelivered": undelivered,
+                "next": further,
+                "warnings": self._warnings,
+            }
+            print_json(report, facts)
+        else:
+            run = f"{WORKERS} workers on a pool of {MAXCONN}, PostgreSQL {self._server_version}"
+            print_report(self._console, report, run)
+            print_further(self._console, further, f"{out}/ has its traces, metrics and logs as OTLP JSON lines")
+        if endpoint and any(undelivered.values()):
+            lost = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in undelivered.items())
+            warn(f"{endpoint.url} ({endpoint.protocol}) did not take all of the telemetry; not delivered: {lost}")
+
+
+def report(folder: Path, *, slowest: int, as_json: bool) -> None:
+    """Report a recorded run again.
+
+    Raises:
+        DemoError: there is no recording in ``folder``.
+    """
+    try:
+        found = read(Recording(folder), slowest)
+    except OSError as error:
+        raise DemoError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DemoError(f"{folder} does not hold OTLP JSON lines as the demo writes them") from None
+    if as_json:
+        print_json(found, {"files": [str(path) for path in Recording(folder).files]})
+    else:
+        print_report(make_console(sys.stdout), found, str(folder))

@@ -1,0 +1,204 @@
+"""The report as a person reads it: figures, and the slowest checkouts as bars to one scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from rich.console import RenderableType
+
+    from otel_pgpool.cli.report import Report, SlowCheckout, WaitedFor
+
+INDENT = 4
+MAX_WIDTH = 110
+MAX_WAITED_FOR = 3
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """The characters that the bars are made of; wait and hold differ without colour too."""
+
+    wait: str
+    hold: str
+    empty: str
+    tick: str
+    dot: str
+    more: str
+
+
+UNICODE = Glyphs(wait="░", hold="█", empty="·", tick="╵", dot="·", more="…")
+ASCII = Glyphs(wait=".", hold="#", empty="-", tick="^", dot="-", more="...")
+
+
+def glyphs_for(encoding: str) -> Glyphs:
+    """`UNICODE` where the output's encoding has these characters, else `ASCII`."""
+    try:
+        "".join(vars(UNICODE).values()).encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return ASCII
+    return UNICODE
+
+
+def duration(seconds: float) -> str:
+    """Two or three digits and the unit that suits: ``0.42 ms``, ``46 ms``, ``1.31 s``."""
+    milliseconds = seconds * 1000
+    if milliseconds < 0.005:
+        return "0 ms" if milliseconds <= 0 else "<0.01 ms"
+    if milliseconds < 9.995:
+        return f"{milliseconds:.2f} ms"
+    return f"{milliseconds:.0f} ms" if milliseconds < 999.5 else f"{seconds:.2f} s"
+
+
+def short_place(where: str) -> str:
+    """``file:line function`` without the folders."""
+    return where.rpartition("/")[2]
+
+
+def cut(line: Text, width: int, glyphs: Glyphs) -> Text:
+    """The line, cut where the terminal ends, with a sign that there was more."""
+    line.no_wrap, line.overflow = True, "crop"
+    if line.cell_len > width:
+        line.truncate(width - len(glyphs.more))
+        line.append(glyphs.more)
+    return line
+
+
+def cells(checkout: SlowCheckout, scale: float, width: int) -> tuple[int, int]:
+    """How many of ``width`` cells, which stand for ``scale`` s, the wait and the hold take.
+
+    Both edges are rounded, not both lengths: the end of the bar is right to half a cell. A bar has one at least.
+    """
+    if scale <= 0:
+        return 0, 1
+    edge = round(checkout.wait / scale * width)
+    end = max(1, round(checkout.total / scale * width))
+    return edge, end - edge
+
+
+def bar(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> Text:
+    """Wait and hold to scale."""
+    waited, held = cells(checkout, scale, width)
+    return Text.assemble((glyphs.wait * waited, "yellow"), (glyphs.hold * held, "cyan"))
+
+
+def mark_rows(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
+    """The events below the bar, each with its tick at its time and its label where there is room."""
+    rows: list[str] = []
+    for mark in checkout.marks:
+        at = min(width - 1, int(mark.at / scale * width)) if scale > 0 else 0
+        label = f"{mark.name} {duration(mark.at)}"
+        if at + 2 + len(label) <= width:
+            start, text = at, f"{glyphs.tick} {label}"
+        else:
+            start, text = max(0, at - len(label) - 1), f"{label} {glyphs.tick}"
+        _place(rows, start, text)
+    return rows
+
+
+def _place(rows: list[str], start: int, text: str) -> None:
+    """Into the first row with nothing at or after ``start``; a new one if there is none."""
+    for index, row in enumerate(rows):
+        if not row or len(row) + 1 < start:
+            rows[index] = row.ljust(start) + text
+            return
+    rows.append(" " * start + text)
+
+
+def draw(report: Report, width: int, glyphs: Glyphs = UNICODE) -> RenderableType:
+    """All of the report but its header and its footer."""
+    width = max(40, min(width, MAX_WIDTH))
+    parts: list[RenderableType] = [_totals(report, glyphs), Text(), _percentiles(report)]
+    if report.slowest:
+        parts += [Text(), _legend(report.slowest, glyphs)]
+        scale = report.slowest[0].total
+        for number, checkout in enumerate(report.slowest, 1):
+            parts += [Text(), *_slow(number, checkout, scale, width, glyphs)]
+    return Group(*parts)
+
+
+def _totals(report: Report, glyphs: Glyphs) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True, overflow="crop")
+    table.add_column(justify="right", no_wrap=True, overflow="crop")
+    table.add_column(style="dim", overflow="fold")
+    others = {name: count for name, count in report.errors.items() if name != "timeout"}
+    rows: list[tuple[str, int | None, str]] = [
+        ("checkouts", report.checkouts, _listed(report.paths, glyphs)),
+        ("", None, _listed(report.outcomes, glyphs)),
+        ("queued", report.queued, "had to wait for others"),
+        ("timeouts", report.timeouts, f"other errors: {_listed(others, glyphs)}" if others else ""),
+        ("retries", report.retries, "dead connections replaced before their callers saw them"),
+        ("long holds", report.long_holds, "flagged while the connection was still out"),
+        ("connects", report.created, f"discarded: {_listed(report.discarded, glyphs)}" if report.discarded else ""),
+    ]
+    if report.sampled < report.checkouts:
+        rows.insert(1, ("sampled", report.sampled, "left a span; what is said below is about these"))
+    for name, value, details in rows:
+        table.add_row(f"  {name}", "" if value is None else f"{value:,}", details)
+    return table
+
+
+def _listed(counts: Mapping[str, int], glyphs: Glyphs) -> str:
+    return f" {glyphs.dot} ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
+
+
+def _percentiles(report: Report) -> Table:
+    table = Table.grid(padding=(0, 3))
+    table.add_column(style="dim", no_wrap=True, overflow="crop")
+    for _ in range(3):
+        table.add_column(justify="right", min_width=8, no_wrap=True, overflow="crop")
+    table.add_row("", *(Text(name, "dim") for name in ("p50", "p99", "max")))
+    for name, spread in (("wait", report.wait), ("hold", report.hold)):
+        if spread:
+            table.add_row(f"  {name}", *map(duration, (spread.p50, spread.p99, spread.max)))
+    return table
+
+
+def _legend(slowest: Sequence[SlowCheckout], glyphs: Glyphs) -> Text:
+    title = "The slowest checkout" if len(slowest) == 1 else f"The {len(slowest)} slowest checkouts"
+    return Text.assemble(
+        (f"  {title}", "bold"), "   ", (glyphs.wait * 2, "yellow"), " wait   ", (glyphs.hold * 2, "cyan"), " hold"
+    )
+
+
+def _slow(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Glyphs) -> Iterable[Text]:
+    room = width - INDENT
+    pad = " " * INDENT
+    dot = f" {glyphs.dot} "
+    head = Text.assemble(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _story(slow))
+    yield cut(head, width, glyphs)
+    yield Text(pad) + bar(slow, scale, room, glyphs)
+    for row in mark_rows(slow, scale, room, glyphs):
+        yield Text(pad + row, "dim")
+    fields = [
+        ("" if index else "waited for", _holder(one)) for index, one in enumerate(slow.waited_for[:MAX_WAITED_FOR])
+    ]
+    if slow.checked_out_at:
+        state = (slow.transaction or "").replace("_", " ")
+        fields.append(("when flagged", f"{state}, checked out at {short_place(slow.checked_out_at)}"))
+    fields.append(("trace", slow.trace_id))
+    for name, value in fields:
+        yield cut(Text.assemble(pad, (f"{name:<13}", "dim"), value), width, glyphs)
+
+
+def _story(slow: SlowCheckout) -> str:
+    """What became of it, in words."""
+    outcome = slow.outcome.replace("_", " ")
+    if slow.hold is None:
+        return f"waited {duration(slow.wait)}, then {outcome}"
+    return f"waited {duration(slow.wait)}, held {duration(slow.hold)}, {outcome}"
+
+
+def _holder(holder: WaitedFor) -> str:
+    """Who it was, for how long it had held by then, and for how long in the end."""
+    thread = f" ({holder.thread})" if holder.thread else ""
+    who = f"{holder.request}{thread}" if holder.request else holder.thread or f"connection {holder.connection_id}"
+    in_all = f" of {duration(holder.held)}" if holder.held is not None else ""
+    return f"{who}, holding for {duration(holder.held_then)}{in_all}"

@@ -1,0 +1,80 @@
+"""Where OTLP goes, in which protocol, and where its traces are looked at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+ACCEPTED = "http://host:port or https://host:port"
+HTTP_PORT = 4318
+JAEGER_PORT = 16686
+PROTOCOLS = ("grpc", "http/protobuf")
+ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+PROTOCOL_VARIABLE = "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OTLP endpoint."""
+
+    url: str
+    host: str
+    protocol: str
+
+    @classmethod
+    def parse(cls, url: str, environ: Mapping[str, str], *, bare: bool = True) -> Endpoint:
+        """The protocol is the environment's, else the port says it: 4318 is OTLP over HTTP.
+
+        Args:
+            url: As accepted; unless ``bare``, the port may be left out and a path may follow, as the SDK allows.
+            environ: The environment.
+            bare: Whether host and port must be there, and nothing else.
+
+        Raises:
+            ValueError: not a URL as accepted, or a protocol that is none of `PROTOCOLS`.
+        """
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if (
+            not host
+            or (bare and port is None)
+            or parts.scheme not in {"http", "https"}
+            or not url.isprintable()
+            or " " in url
+        ):
+            raise ValueError(f"expected {ACCEPTED}, not {_shown(url)}")
+        if parts.username is not None or parts.query or parts.fragment or (bare and parts.path not in {"", "/"}):
+            raise ValueError(f"expected {ACCEPTED} and nothing more, not {_shown(url)}")
+        protocol = environ.get(PROTOCOL_VARIABLE, "").strip()
+        if protocol and protocol not in PROTOCOLS:
+            raise ValueError(f"{PROTOCOL_VARIABLE} must be {' or '.join(PROTOCOLS)}, not {protocol!r}")
+        return cls(url.rstrip("/"), host, protocol or ("http/protobuf" if port == HTTP_PORT else "grpc"))
+
+    def export_to(self, environ: MutableMapping[str, str]) -> None:
+        """Let the SDK's exporters read it; what a variable says for one signal alone gives way."""
+        for signal in ("TRACES", "METRICS", "LOGS"):
+            environ.pop(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", None)
+            environ.pop(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", None)
+        environ[ENDPOINT_VARIABLE] = self.url
+        environ[PROTOCOL_VARIABLE] = self.protocol
+
+    def jaeger_search(self, service: str) -> str:
+        """Jaeger's search for the checkouts that were held too long, if it runs on the same host."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        tags = json.dumps({"otel_pgpool.long_hold": "true"}, separators=(",", ":"))
+        query = urlencode({"service": service, "tags": tags, "lookback": "1h", "limit": 20}, quote_via=quote)
+        return f"http://{host}:{JAEGER_PORT}/search?{query}"
+
+
+def _shown(url: str) -> str:
+    """The URL without the part in which a password may stand."""
+    scheme, separator, rest = url.partition("://")
+    return repr(f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else url)

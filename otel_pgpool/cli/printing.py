@@ -1,0 +1,61 @@
+"""What the command prints: to a person, to a program, and to whoever watches for trouble."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from otel_pgpool._version import __version__
+from otel_pgpool.cli.drawing import draw, glyphs_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from otel_pgpool.cli.report import Report
+
+
+def make_console(stream: IO[str]) -> Console:
+    """Colour and animation only where a terminal can show them, whatever FORCE_COLOR says."""
+    terminal = stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        force_interactive=terminal,
+        color_system="auto" if terminal else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def print_report(console: Console, report: Report, run: str) -> None:
+    """For a person; ``run`` says which run it was."""
+    glyphs = glyphs_for(console.encoding)
+    facts = f" {glyphs.dot} ".join((f"pool {report.pool}", f"{report.seconds:.1f} s", run))
+    console.print(Text())
+    console.print(Text.assemble(("  otel-pgpool demo  ", "bold"), facts), soft_wrap=True)
+    console.print(Text())
+    console.print(draw(report, console.width, glyphs))
+    console.print(Text())
+
+
+def print_further(console: Console, *lines: str) -> None:
+    """Where to look next; a URL is not broken, so that it can be copied."""
+    console.print(Text("  Where to look next", "bold"))
+    for line in lines:
+        console.print(Text(f"    {line}"), soft_wrap=True)
+
+
+def print_json(report: Report, facts: Mapping[str, Any]) -> None:
+    """For a program: one document on stdout."""
+    print(json.dumps({"version": __version__, **report.as_dict(), **facts}, indent=2))
+
+
+def warn(text: str) -> None:
+    """Say what went wrong without stopping anything."""
+    print(f"otel-pgpool: warning: {text}", file=sys.stderr)

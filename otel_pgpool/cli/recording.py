@@ -1,0 +1,162 @@
+"""The recording of a run: three files of OTLP JSON lines, written by exporters and read back for the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FILES = ("traces.jsonl", "metrics.jsonl", "logs.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A span's event; ``time`` in ns since the epoch."""
+
+    name: str
+    time: int
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A span's link: the span it points at, and what the link says about it."""
+
+    span_id: str
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A span as recorded; ``start`` and ``end`` in ns since the epoch."""
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    start: int
+    end: int
+    attributes: dict[str, Any] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    links: tuple[Link, ...] = ()
+
+
+class Recording:
+    """The files ``traces.jsonl``, ``metrics.jsonl`` and ``logs.jsonl`` of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is touched yet."""
+        self.folder = folder
+        self.files = self.traces, self.metrics, self.logs = tuple(folder / name for name in FILES)
+        self._made: list[Path] = []
+
+    def claim(self) -> None:
+        """Make the folder and the files where they are missing, and see that they can be written.
+
+        Raises:
+            OSError: one of them cannot be.
+        """
+        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._made = missing
+        for path in self.files:
+            new = not path.exists()
+            path.open("ab").close()
+            if new:
+                self._made.insert(0, path)
+
+    def disclaim(self) -> None:
+        """Take back what `claim` made, if the run never began; what was there before stays as it was."""
+        for path in self._made:
+            try:
+                path.rmdir() if path.is_dir() else path.unlink()
+            except OSError:
+                return  # somebody put something in it meanwhile
+
+    def begin(self) -> None:
+        """Empty the files: the recording of an earlier run is replaced, and what is here now stays."""
+        self._made = []
+        for path in self.files:
+            path.write_bytes(b"")
+
+    def spans(self) -> Iterator[Span]:
+        """Every span, in the order in which they ended."""
+        for scope in _scopes(self.traces, "resourceSpans", "scopeSpans"):
+            for span in scope.get("spans", ()):
+                yield _span(span)
+
+    def service(self) -> str:
+        """``service.name`` of the program that was recorded; empty if there is no span."""
+        for batch in _lines(self.traces):
+            for resource in batch.get("resourceSpans", ()):
+                return str(_attributes(resource.get("resource", {})).get("service.name", ""))
+        return ""
+
+    def totals(self, metric: str, attribute: str = "") -> dict[str, int]:
+        """The last value of a counter, by the value of one of its attributes (without one: under ``""``)."""
+        totals: dict[str, int] = {}
+        for scope in _scopes(self.metrics, "resourceMetrics", "scopeMetrics"):
+            for found in scope.get("metrics", ()):
+                if found["name"] == metric:
+                    for point in found.get("sum", {}).get("dataPoints", ()):
+                        value = int(point.get("asInt", 0)) if "asInt" in point else int(point.get("asDouble", 0))
+                        totals[str(_attributes(point).get(attribute, ""))] = value
+        return totals
+
+    def log_events(self) -> dict[str, int]:
+        """How many log records there are of each ``otel_pgpool.event``."""
+        events: dict[str, int] = {}
+        for scope in _scopes(self.logs, "resourceLogs", "scopeLogs"):
+            for record in scope.get("logRecords", ()):
+                name = _attributes(record).get("otel_pgpool.event")
+                if name is not None:
+                    events[name] = events.get(name, 0) + 1
+        return events
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)
+
+
+def _scopes(path: Path, resources: str, scopes: str) -> Iterator[dict[str, Any]]:
+    for batch in _lines(path):
+        for resource in batch.get(resources, ()):
+            yield from resource.get(scopes, ())
+
+
+def _span(span: dict[str, Any]) -> Span:
+    return Span(
+        name=span["name"],
+        trace_id=span["traceId"],
+        span_id=span["spanId"],
+        parent_id=span.get("parentSpanId", ""),
+        start=int(span["startTimeUnixNano"]),
+        end=int(span["endTimeUnixNano"]),
+        attributes=_attributes(span),
+        events=tuple(Event(e["name"], int(e["timeUnixNano"]), _attributes(e)) for e in span.get("events", ())),
+        links=tuple(Link(link["spanId"], _attributes(link)) for link in span.get("links", ())),
+    )
+
+
+def _attributes(holder: dict[str, Any]) -> dict[str, Any]:
+    return {pair["key"]: _value(pair.get("value", {})) for pair in holder.get("attributes", ())}
+
+
+def _value(value: dict[str, Any]) -> Any:
+    """OTLP JSON writes 64-bit integers as strings, and names the type in the key."""
+    for kind, content in value.items():
+        if kind == "intValue":
+            return int(content)
+        if kind == "doubleValue":
+            return float(content)
+        if kind == "arrayValue":
+            return [_value(item) for item in content.get("values", ())]
+        return content
+    return None

@@ -1,0 +1,221 @@
+"""What a run's recording says: totals, percentiles, and the slowest checkouts with whom they waited for."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from otel_pgpool.cli.recording import Recording, Span
+
+NANOSECONDS = 1e9
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Percentiles of durations in s, by nearest rank: each is a duration that was measured."""
+
+    count: int
+    p50: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, durations: Iterable[float]) -> Spread | None:
+        """None when nothing was measured."""
+        ordered = sorted(durations)
+        if not ordered:
+            return None
+        return cls(len(ordered), percentile(ordered, 50), percentile(ordered, 99), ordered[-1])
+
+
+def percentile(ordered: Sequence[float], rank: float) -> float:
+    """The smallest of the ``ordered`` values that at least ``rank`` percent of them do not exceed."""
+    return ordered[max(0, math.ceil(len(ordered) * rank / 100) - 1)]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An event of a checkout, ``at`` s after the connection was asked for."""
+
+    at: float
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class WaitedFor:
+    """A holder in whose favour somebody waited. Times in s; None where its span has not been recorded."""
+
+    connection_id: int
+    held_then: float
+    """For how long it had held the connection when the wait began."""
+    held: float | None = None
+    request: str | None = None
+    thread: str | None = None
+
+
+@dataclass(frozen=True)
+class SlowCheckout:
+    """One checkout, from the request to the return. Times in s."""
+
+    request: str
+    """Name of the caller's span."""
+    thread: str
+    trace_id: str
+    outcome: str
+    wait: float
+    hold: float | None
+    """None when it got no connection."""
+    marks: tuple[Mark, ...] = ()
+    waited_for: tuple[WaitedFor, ...] = ()
+    transaction: str | None = None
+    """State of the transaction when the hold was flagged."""
+    checked_out_at: str | None = None
+
+    @property
+    def total(self) -> float:
+        """Wait and hold together."""
+        return self.wait + (self.hold or 0.0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run in figures. Built by `read`."""
+
+    service: str
+    pool: str
+    seconds: float
+    checkouts: int
+    sampled: int
+    """Checkouts that left a span: fewer, when a sampler is set."""
+    paths: dict[str, int]
+    outcomes: dict[str, int]
+    errors: dict[str, int]
+    queued: int
+    timeouts: int
+    retries: int
+    long_holds: int
+    created: int
+    discarded: dict[str, int]
+    logs: dict[str, int]
+    wait: Spread | None
+    hold: Spread | None
+    slowest: tuple[SlowCheckout, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def read(recording: Recording, slowest: int = 3) -> Report:
+    """Read a run back from its recording, with so many of the slowest checkouts."""
+    spans = {span.span_id: span for span in recording.spans()}
+    checkouts = [span for span in spans.values() if span.name == "pool.checkout"]
+    waits = {span.parent_id: span for span in spans.values() if span.name == "pool.wait"}
+    told = [span.attributes for span in checkouts]
+    served = sum(recording.totals("otel_pgpool.checkouts", "otel_pgpool.path").values())
+    failed = sum("otel_pgpool.hold_time" not in attributes for attributes in told)
+    return Report(
+        service=recording.service(),
+        pool=next((attributes["db.client.connection.pool.name"] for attributes in told), ""),
+        seconds=_duration(spans.values()),
+        checkouts=max(served + failed, len(checkouts)),
+        sampled=len(checkouts),
+        paths=_count(attributes.get("otel_pgpool.path") for attributes in told),
+        outcomes=_count(attributes.get("otel_pgpool.outcome") for attributes in told),
+        errors=_count(attributes.get("error.type") for attributes in told),
+        queued=len(waits),
+        timeouts=sum(recording.totals("db.client.connection.timeouts").values()),
+        retries=sum(recording.totals("otel_pgpool.retries").values()),
+        long_holds=sum(recording.totals("otel_pgpool.long_holds").values()),
+        created=sum(recording.totals("otel_pgpool.connections.created").values()),
+        discarded=recording.totals("otel_pgpool.connections.discarded", "otel_pgpool.reason"),
+        logs=recording.log_events(),
+        wait=Spread.of(attributes["otel_pgpool.wait_time"] for attributes in told),
+        hold=Spread.of(a["otel_pgpool.hold_time"] for a in told if "otel_pgpool.hold_time" in a),
+        slowest=tuple(
+            _slow(span, waits.get(span.span_id), spans)
+            for span in heapq.nlargest(slowest, checkouts, key=lambda span: span.end - span.start)
+        ),
+    )
+
+
+def _slow(span: Span, wait: Span | None, spans: dict[str, Span]) -> SlowCheckout:
+    attributes = span.attributes
+    flagged = next((event.attributes for event in span.events if event.name == "pool.long_hold"), {})
+    return SlowCheckout(
+        request=_request(span, spans) or span.name,
+        thread=attributes.get("thread.name", ""),
+        trace_id=span.trace_id,
+        outcome=attributes.get("otel_pgpool.outcome", ""),
+        wait=attributes["otel_pgpool.wait_time"],
+        hold=attributes.get("otel_pgpool.hold_time"),
+        marks=_marks(span),
+        waited_for=_waited_for(wait, spans) if wait else (),
+        transaction=flagged.get("otel_pgpool.transaction.status"),
+        checked_out_at=_first_line(flagged.get("otel_pgpool.checked_out_at")),
+    )
+
+
+def _marks(span: Span) -> tuple[Mark, ...]:
+    """The events in the order of their times, named without the prefix that all share."""
+    details = {
+        "pool.acquired": "otel_pgpool.path",
+        "pool.retry": "error.type",
+        "pool.long_hold": "otel_pgpool.transaction.status",
+    }
+    return tuple(
+        Mark(
+            at=(event.time - span.start) / NANOSECONDS,
+            name=event.name.removeprefix("pool."),
+            detail=str(event.attributes.get(details.get(event.name, ""), "")),
+        )
+        for event in sorted(span.events, key=lambda event: event.time)
+    )
+
+
+def _waited_for(wait: Span, spans: dict[str, Span]) -> tuple[WaitedFor, ...]:
+    """The longest holder first; its own span tells the rest, once it has ended."""
+    found = []
+    for link in wait.links:
+        holder = spans.get(link.span_id)
+        found.append(
+            WaitedFor(
+                connection_id=link.attributes.get("otel_pgpool.connection.id", 0),
+                held_then=link.attributes.get("otel_pgpool.held", 0.0),
+                held=holder.attributes.get("otel_pgpool.hold_time") if holder else None,
+                request=_request(holder, spans) if holder else None,
+                thread=holder.attributes.get("thread.name") if holder else None,
+            )
+        )
+    return tuple(sorted(found, key=lambda one: -one.held_then))
+
+
+def _request(span: Span, spans: dict[str, Span]) -> str | None:
+    caller = spans.get(span.parent_id)
+    return caller.name if caller else None
+
+
+def _first_line(frames: str | list[str] | None) -> str | None:
+    """The innermost frame of where the connection was asked for."""
+    if not frames:
+        return None
+    return (frames if isinstance(frames, str) else frames[0]).splitlines()[0]
+
+
+def _count(values: Iterable[str | None]) -> dict[str, int]:
+    """The commonest first."""
+    return dict(Counter(value for value in values if value is not None).most_common())
+
+
+def _duration(spans: Iterable[Span]) -> float:
+    times = [(span.start, span.end) for span in spans]
+    if not times:
+        return 0.0
+    return (max(end for _, end in times) - min(start for start, _ in times)) / NANOSECONDS

@@ -1,0 +1,87 @@
+"""The shop's workers: threads that serve what the scene asks for, and run errands between two requests."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+QUIET_PAUSE = 0.02
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the workers do meanwhile: one of the ``jobs`` again and again, with a ``pause`` (s, from and to)."""
+
+    jobs: Sequence[Callable[[], object]] = ()
+    pause: tuple[float, float] = (QUIET_PAUSE, QUIET_PAUSE)
+
+
+@dataclass
+class Errand:
+    """A job that is done once, by whichever worker is free first."""
+
+    job: Callable[[], object]
+    thread: str = ""
+    """Name of the worker that does it; empty until one has begun."""
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Workers:
+    """So many threads, from `start` until ``closing`` is set."""
+
+    def __init__(self, count: int, closing: threading.Event) -> None:
+        self.scene = Scene()
+        self.failures: list[BaseException] = []
+        """What the jobs raised: nothing, unless the demo itself is wrong."""
+        self._closing = closing
+        self._errands: queue.SimpleQueue[Errand] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"worker-{number:02}", daemon=True)
+            for number in range(1, count + 1)
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Wait for each to end its request; at most ``timeout`` s for each."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout)
+
+    def send(self, job: Callable[[], object]) -> Errand:
+        """Have one of them do ``job`` next."""
+        errand = Errand(job)
+        self._errands.put(errand)
+        return errand
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._next()
+            except Exception as error:  # noqa: BLE001 - kept, told at the end
+                self.failures.append(error)
+                self._closing.wait(QUIET_PAUSE)
+
+    def _next(self) -> None:
+        try:
+            errand = self._errands.get_nowait()
+        except queue.Empty:
+            scene = self.scene
+            if scene.jobs:
+                random.choice(scene.jobs)()
+            self._closing.wait(random.uniform(*scene.pause))
+            return
+        errand.thread = threading.current_thread().name
+        try:
+            errand.job()
+        finally:
+            errand.done.set()

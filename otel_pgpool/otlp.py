@@ -1,0 +1,284 @@
+"""OpenTelemetry for programs that have not set it up: ``configure()`` installs providers that export over OTLP.
+
+Needs the extra ``otlp``: the OpenTelemetry SDK and its OTLP exporters. ``import otel_pgpool`` never imports this.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opentelemetry import trace
+from opentelemetry._logs import get_logger_provider, set_logger_provider
+from opentelemetry.metrics import get_meter_provider, set_meter_provider
+
+try:
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from otel_pgpool._delivery import (
+        Deadline,
+        Delivery,
+        LogHandler,
+        LogProcessor,
+        MetricDelivery,
+        MetricReader,
+        SpanProcessor,
+    )
+except ModuleNotFoundError as error:
+    if not (error.name or "").startswith("opentelemetry."):
+        raise
+    message = f"otel_pgpool.otlp needs {error.name}: install the extra 'otlp' (pip install 'otel-pgpool[otlp]')"
+    raise ModuleNotFoundError(message, name=error.name) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+    from opentelemetry.sdk.metrics.export import MetricExporter
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from typing_extensions import Self
+
+__all__ = ["Providers", "Undelivered", "configure"]
+
+_log = logging.getLogger(__name__)
+
+_PACKAGES = {
+    "grpc": "opentelemetry.exporter.otlp.proto.grpc",
+    "http/protobuf": "opentelemetry.exporter.otlp.proto.http",
+}
+_EXPORTERS = {
+    "traces": ("trace_exporter", "OTLPSpanExporter"),
+    "metrics": ("metric_exporter", "OTLPMetricExporter"),
+    "logs": ("_log_exporter", "OTLPLogExporter"),
+}
+
+
+def configure(
+    service_name: str | None = None,
+    *,
+    span_exporters: Iterable[SpanExporter] = (),
+    metric_exporters: Iterable[MetricExporter] = (),
+    log_exporters: Iterable[LogRecordExporter] = (),
+    otlp: bool = True,
+) -> Providers:
+    """Set the global tracer, meter and logger providers, exporting over OTLP as the ``OTEL_*`` variables say.
+
+    For programs that have no provider yet. The SDK and its exporters read their variables themselves: endpoints,
+    headers, timeouts, compression, intervals, queues, sampler, limits, resource, ``OTEL_SDK_DISABLED``. Read here are
+    those that they leave to whoever builds the providers: ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its forms for one signal
+    (``grpc``, the default, or ``http/protobuf``), and ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` and
+    ``OTEL_LOGS_EXPORTER`` (``otlp``, the default, or ``none``).
+
+    Records of the logger ``otel_pgpool`` are exported too, with the trace that was active when they were logged, and
+    still go to the handlers that the program has. If that logger has no level of its own, it gets INFO.
+
+    A server that forks its workers calls this in each worker, after the fork (gunicorn: ``post_fork``). A process
+    forked later goes on exporting, with connections and counts of its own, but over ``http/protobuf`` only, and without
+    metrics if the fork fell into an export of metrics. A child that leaves by ``os._exit``, as those of multiprocessing
+    do, has to call ``flush()`` itself.
+
+    While an endpoint does not answer, the exporters' loggers say so once for each signal instead of at each retry;
+    ``Providers.undelivered`` has the count.
+
+    Args:
+        service_name: ``service.name`` of the resource, ahead of ``OTEL_SERVICE_NAME``. None: as the variables say.
+        span_exporters: exporters to use beside OTLP; they are shut down with the providers.
+        metric_exporters: likewise.
+        log_exporters: likewise.
+        otlp: False sends nothing over OTLP, whatever the variables say.
+
+    Returns:
+        The providers, to ``flush()`` and to ``shutdown()``, or to use as a context manager. The interpreter's exit
+        shuts them down where the program did not.
+
+    Raises:
+        RuntimeError: a provider is set already. Nothing is changed then.
+        ValueError: ``service_name``, a protocol or a choice of exporter is not an accepted one.
+        ModuleNotFoundError: the exporter of the chosen protocol is not installed.
+
+    """
+    _refuse_to_replace()
+    if service_name is not None and not service_name.strip():
+        raise ValueError(f"service_name={service_name!r}: accepted are a string that is not empty, and None")
+    wanted = otlp and _variable("OTEL_SDK_DISABLED").lower() != "true"
+    exporters = {signal: exporter for signal in _EXPORTERS if wanted and (exporter := _exporter_class(signal))}
+    deliveries = {
+        signal: (MetricDelivery if signal == "metrics" else Delivery)(exporter)
+        for signal, exporter in exporters.items()
+    }
+    providers = Providers(
+        Resource.create({"service.name": service_name} if service_name else {}),
+        deliveries,
+        span_exporters,
+        metric_exporters,
+        log_exporters,
+    )
+    trace.set_tracer_provider(providers.tracer_provider)
+    set_meter_provider(providers.meter_provider)
+    set_logger_provider(providers.logger_provider)
+    return providers
+
+
+class Undelivered(NamedTuple):
+    """What was recorded for OTLP and has not arrived: queued, dropped from a full queue, refused or given up."""
+
+    spans: int
+    metric_points: int
+    log_records: int
+
+
+class Providers:
+    """The three providers that ``configure()`` has set, to flush and to shut down together."""
+
+    tracer_provider: TracerProvider
+    meter_provider: MeterProvider
+    logger_provider: LoggerProvider
+
+    def __init__(
+        self,
+        resource: Resource,
+        deliveries: dict[str, Delivery],
+        span_exporters: Iterable[SpanExporter],
+        metric_exporters: Iterable[MetricExporter],
+        log_exporters: Iterable[LogRecordExporter],
+    ) -> None:
+        self._deliveries = deliveries
+        self._deadline = Deadline()
+        self._shut = threading.Lock()
+        self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+        # The given exporters come first everywhere, so that an OTLP endpoint that hangs costs them nothing at shutdown.
+        readers = [PeriodicExportingMetricReader(exporter) for exporter in metric_exporters]
+        if delivery := deliveries.get("metrics"):
+            readers.append(MetricReader(delivery, self._deadline))
+        self.meter_provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+        for span_exporter in span_exporters:
+            self.tracer_provider.add_span_processor(BatchSpanProcessor(span_exporter))
+        if delivery := deliveries.get("traces"):
+            self.tracer_provider.add_span_processor(SpanProcessor(delivery, self._deadline))
+        for log_exporter in log_exporters:
+            self.logger_provider.add_log_record_processor(BatchLogRecordProcessor(log_exporter))
+        if delivery := deliveries.get("logs"):
+            self.logger_provider.add_log_record_processor(LogProcessor(delivery, self._deadline))
+        self._handler = LogHandler(self.logger_provider)
+        self._handler.attach()
+        atexit.register(self.shutdown)
+
+    @property
+    def undelivered(self) -> Undelivered:
+        """What OTLP has not delivered by now; final after ``shutdown()``. In a forked child, the child's own."""
+        spans, points, records = (self._deliveries.get(signal) for signal in ("traces", "metrics", "logs"))
+        return Undelivered(*(each.undelivered if each else 0 for each in (spans, points, records)))
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Export what was recorded so far; say whether all of it was taken within ``timeout`` seconds.
+
+        An export that is still on its way then is not broken off. Not for ``atexit`` callbacks, where Python 3.12 and
+        later start no threads: ``shutdown()`` works there, and flushes.
+        """
+        failures = self._failures()
+        flushed: list[bool] = []
+        deadline = time.monotonic() + timeout
+        threads = [
+            threading.Thread(target=lambda p=provider: flushed.append(_flush(p, timeout)), daemon=True)
+            for provider in self._providers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return flushed == [True] * len(threads) and self._failures() == failures
+
+    def shutdown(self, timeout: float = 5.0) -> None:
+        """Flush, stop exporting and close the exporters; a second call does nothing.
+
+        OTLP has ``timeout`` seconds for it, shared by the three signals; what has not arrived by then is given up and
+        counted in ``undelivered``. The exporters given to ``configure()`` are flushed whatever OTLP does.
+        """
+        if not self._shut.acquire(blocking=False):
+            return
+        atexit.unregister(self.shutdown)
+        self._handler.detach()
+        start = time.monotonic()
+        for share, provider in enumerate(self._providers, 1):
+            self._deadline.at = start + timeout * share / len(self._providers)
+            try:
+                provider.shutdown()
+            except Exception:  # noqa: BLE001 - the other providers have to shut down too
+                _log.exception("%s did not shut down cleanly", type(provider).__name__)
+
+    @property
+    def _providers(self) -> tuple[TracerProvider | MeterProvider | LoggerProvider, ...]:
+        return self.meter_provider, self.tracer_provider, self.logger_provider
+
+    def _failures(self) -> int:
+        return sum(delivery.failures for delivery in self._deliveries.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def _flush(provider: TracerProvider | MeterProvider | LoggerProvider, timeout: float) -> bool:
+    try:
+        return provider.force_flush(int(timeout * 1000))
+    except Exception:  # noqa: BLE001 - the meter provider raises just that when a reader was too slow
+        return False
+
+
+def _refuse_to_replace() -> None:
+    providers = {"tracer": trace.get_tracer_provider(), "meter": get_meter_provider(), "logger": get_logger_provider()}
+    # Until a provider is set the API answers with a proxy, whose class has a public name for traces only.
+    taken = [signal for signal, provider in providers.items() if "Proxy" not in type(provider).__name__]
+    if taken:
+        raise RuntimeError(
+            f"OpenTelemetry's {' and '.join(taken)} provider is set already, which a process can do only once. Either "
+            "leave configure() out, since otel_pgpool uses the providers that are set, or leave out what set them"
+        )
+
+
+def _variable(name: str) -> str:
+    return os.environ.get(name, "").strip()
+
+
+def _exporter_class(signal: str) -> Callable[[], Any] | None:
+    """Return the OTLP exporter of ``signal`` in the protocol that the variables choose; None if they choose none."""
+    variable = f"OTEL_{signal.upper()}_EXPORTER"
+    choice = _variable(variable) or "otlp"
+    if choice == "none":
+        return None
+    if choice != "otlp":
+        raise ValueError(f"{variable}={choice!r}: accepted are 'otlp' and 'none'; hand other exporters to configure()")
+    protocol = _protocol(signal)
+    module, name = _EXPORTERS[signal]
+    try:
+        exporter: Callable[[], Any] = getattr(importlib.import_module(f"{_PACKAGES[protocol]}.{module}"), name)
+    except ModuleNotFoundError as error:
+        message = f"OTLP over {protocol} needs {error.name}: install the extra 'otlp' (pip install 'otel-pgpool[otlp]')"
+        raise ModuleNotFoundError(message, name=error.name) from error
+    return exporter
+
+
+def _protocol(signal: str) -> str:
+    for variable in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if protocol := _variable(variable):
+            if protocol not in _PACKAGES:
+                raise ValueError(f"{variable}={protocol!r}: accepted are 'grpc' and 'http/protobuf'")
+            return protocol
+    return "grpc"

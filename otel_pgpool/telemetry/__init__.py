@@ -1,0 +1,222 @@
+"""What a pool tells becomes spans, metrics and logs: the one implementation of `PoolObserver`."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from opentelemetry import context as contexts
+
+from otel_pgpool._config import TelemetryConfig
+from otel_pgpool._errors import PoolTimeout
+from otel_pgpool.telemetry import names
+from otel_pgpool.telemetry.context import detach
+from otel_pgpool.telemetry.logs import Logs
+from otel_pgpool.telemetry.metrics import instruments
+from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+    from otel_pgpool._checkout import Checkout
+    from otel_pgpool._observer import Connect, ObservedPool, PoolStats
+    from otel_pgpool._slot import Slot
+
+SUPPRESSION_KEY: str | None = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+
+
+class Telemetry:
+    """The telemetry of one pool.
+
+    Args:
+        tracer_provider: by default the global one, set now or later.
+        meter_provider: by default the global one, set now or later.
+        spans: ``always``, ``parent`` (only under a recording span), ``slow`` or ``off``; by default
+            ``OTEL_PGPOOL_SPANS`` or ``always``.
+        slow: seconds of wait or hold from which on ``slow`` leaves a span; by default ``OTEL_PGPOOL_SLOW`` or 0.1.
+        histograms: which of ``wait_time``, ``use_time`` and ``create_time`` are recorded; by default
+            ``OTEL_PGPOOL_HISTOGRAMS`` or all.
+
+    Raises:
+        ValueError: a bad value, of an argument or a variable.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        spans: str | None = None,
+        slow: float | None = None,
+        histograms: Sequence[str] | None = None,
+    ) -> None:
+        self._config = TelemetryConfig.of(spans, slow, histograms)
+        self._tracer_provider = tracer_provider
+        self._instruments = instruments(meter_provider)
+        recorded = self._config.histograms
+        self._wait_time = self._instruments.wait_time if "wait_time" in recorded else None
+        self._use_time = self._instruments.use_time if "use_time" in recorded else None
+        self._create_time = self._instruments.create_time if "create_time" in recorded else None
+        self._pool_name: str | None = None
+
+    def attached(self, pool: ObservedPool) -> None:
+        """The pool introduces itself, again in a forked child.
+
+        Raises:
+            ValueError: this telemetry belongs to another pool.
+        """
+        if self._pool_name not in (None, pool.name):
+            raise ValueError(f"observer belongs to pool {self._pool_name!r}: each pool needs a Telemetry of its own")
+        self._pool_name = pool.name
+        self._threshold = pool.long_hold
+        self._attributes = {names.POOL_NAME: pool.name}
+        self._spans = Spans(self._tracer_provider, self._config, pool)
+        self._logs = Logs(pool.name)
+        # Taken for flagged holds only, so that a span is not ended while its event is being added.
+        self._lock = threading.Lock()
+        self._instruments.report(pool)
+
+    # Checkouts
+
+    def started(self, checkout: Checkout) -> None:
+        """Start the checkout's span."""
+        if SUPPRESSION_KEY is not None and contexts.get_value(SUPPRESSION_KEY):
+            checkout.observed = SUPPRESSED
+        else:
+            checkout.observed = self._spans.start()
+
+    def acquired(self, checkout: Checkout) -> None:
+        """Record the wait; inside a block, make the span current."""
+        observed: Observed | None = checkout.observed
+        context = None
+        if observed is not None:
+            if observed.suppressed:
+                return
+            self._spans.acquired(checkout, observed)
+            context = observed.context
+        if self._wait_time is not None:
+            self._wait_time.record(checkout.acquired - checkout.started, self._attributes, context)
+        if observed is not None and observed.span is not None:
+            checkout.blockers = ()
+            if checkout.block:
+                observed.token = contexts.attach(observed.context)  # type: ignore[arg-type]
+
+    def failed(self, checkout: Checkout, error: BaseException) -> None:
+        """End the span of a checkout that got nothing."""
+        observed: Observed | None = checkout.observed
+        context = None
+        if observed is not None and not observed.suppressed:
+            context = observed.context
+            self._spans.failed(checkout, observed)
+            self._spans.end(checkout, observed)
+        checkout.blockers = ()
+        if self._wait_time is not None and not (observed is not None and observed.suppressed):
+            attributes = {**self._attributes, names.ERROR_TYPE: checkout.error_type or type(error).__name__}
+            self._wait_time.record(checkout.released - checkout.started, attributes, context)
+        if isinstance(error, PoolTimeout) and checkout.outcome == "timeout":
+            self._logs.timeout(error, context)
+
+    def released(self, checkout: Checkout) -> None:
+        """End the span, record the use."""
+        observed: Observed | None = checkout.observed
+        context = None
+        if observed is not None:
+            if observed.token is not None:
+                detach(observed.token)
+                observed.token = None
+            context = observed.context
+        if checkout.flagged:
+            self._long_hold_ended(checkout, observed, context)
+        if observed is not None:
+            if observed.suppressed:
+                return
+            self._spans.end(checkout, observed)
+        if self._use_time is not None:
+            self._use_time.record(checkout.released - checkout.acquired, self._attributes, context)
+
+    def abandoned(self, checkout: Checkout) -> None:
+        """Leave the context of a span that is not ours to end."""
+        observed: Observed | None = checkout.observed
+        if observed is not None and observed.token is not None:
+            detach(observed.token)
+            observed.token = None
+
+    # Long holds
+
+    def held_long(self, checkout: Checkout) -> None:
+        """Add the event and write the record while the connection is still held."""
+        with self._lock:
+            attributes = self._tell_long_hold(checkout)
+        if attributes is not None:
+            self._logs.long_hold(attributes, _context(checkout))
+
+    def _tell_long_hold(self, checkout: Checkout) -> dict[str, object] | None:
+        """Under the lock: the event, unless the other of watcher and returner was faster."""
+        if checkout.told:
+            return None
+        checkout.told = True
+        attributes = long_hold_attributes(checkout, self._threshold)
+        observed: Observed | None = checkout.observed
+        if observed is not None and not observed.suppressed:
+            self._spans.long_hold(observed, attributes)
+            observed.told = attributes
+        return {**attributes, names.THREAD_NAME: checkout.thread_name or ""}
+
+    def _long_hold_ended(self, checkout: Checkout, observed: Observed | None, context: Context | None) -> None:
+        with self._lock:
+            attributes = self._tell_long_hold(checkout)
+        if attributes is not None:
+            self._logs.long_hold(attributes, context)
+        self._logs.long_hold_returned(checkout, context)
+
+    def reclaimed(self, checkout: Checkout) -> None:
+        """End the span of a dropped checkout, and say who dropped it."""
+        attributes = {**long_hold_attributes(checkout, self._threshold), names.THREAD_NAME: checkout.thread_name or ""}
+        self._logs.reclaimed(attributes, _context(checkout))
+        self.released(checkout)
+
+    # Connections
+
+    def connected(self, connect: Connect) -> None:
+        """Report an attempt that succeeded."""
+        self._connect(connect, None)
+        self._logs.connected(connect)
+
+    def connect_failed(self, connect: Connect) -> None:
+        """Report an attempt that failed."""
+        error_type = type(connect.error).__name__
+        self._connect(connect, error_type)
+        self._logs.connect_failed(connect, error_type)
+
+    def _connect(self, connect: Connect, error_type: str | None) -> None:
+        context = self._spans.connect(connect, error_type)
+        if self._create_time is not None:
+            attributes = self._attributes if error_type is None else {**self._attributes, names.ERROR_TYPE: error_type}
+            self._create_time.record(connect.ended - connect.began, attributes, context)
+
+    def discarded(self, slots: Sequence[Slot], reason: str, error: BaseException | None) -> None:
+        """Say which connections are gone, and why."""
+        self._logs.discarded(slots, reason, None if error is None else _error_type(error))
+
+    def outage_started(self, connect: Connect) -> None:
+        """Say that the server cannot be reached."""
+        self._logs.outage_started(connect, type(connect.error).__name__)
+
+    def outage_ended(self, attempts: int, duration: float) -> None:
+        """Say that it is reached again."""
+        self._logs.outage_ended(attempts, duration)
+
+    def utilization_changed(self, level: str, stats: PoolStats) -> None:
+        """Say how full the pool is."""
+        self._logs.utilization(level, stats)
+
+
+def _context(checkout: Checkout) -> Context | None:
+    return None if checkout.observed is None else checkout.observed.context
+
+
+def _error_type(error: BaseException) -> str:
+    return getattr(error, "pgcode", None) or type(error).__name__

@@ -1,0 +1,154 @@
+"""Log records of the logger ``otel_pgpool``, each written in the context of the checkout that it speaks of."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.context import attach
+
+from otel_pgpool.telemetry import names
+from otel_pgpool.telemetry.context import detach
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from opentelemetry.context import Context
+
+    from otel_pgpool._checkout import Checkout
+    from otel_pgpool._errors import PoolTimeout
+    from otel_pgpool._observer import Connect, PoolStats
+    from otel_pgpool._slot import Slot
+
+logger = logging.getLogger("otel_pgpool")
+
+TIMEOUT_INTERVAL = 1.0
+"""Seconds between two records of timeouts of one pool."""
+
+LOST = ("broken", "reset_failed", "check_failed", "read_only")
+"""Reasons for a discard that somebody should hear of."""
+
+UTILIZATION_LEVELS = {"normal": logging.INFO, "high": logging.WARNING, "critical": logging.ERROR}
+
+
+class Logs:
+    """The records of one pool."""
+
+    def __init__(self, pool_name: str) -> None:
+        self._pool_name = pool_name
+        self._next_timeout = float("-inf")
+        self._left_out = 0
+
+    def _write(
+        self, level: int, event: str, text: str, attributes: Mapping[str, Any], context: Context | None = None
+    ) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        extra = {names.EVENT: event, names.POOL_NAME: self._pool_name, **attributes}
+        token = None if context is None else attach(context)
+        try:
+            logger.log(level, "pool %s: %s", self._pool_name, text, extra=extra)
+        finally:
+            if token is not None:
+                detach(token)
+
+    def long_hold(self, attributes: Mapping[str, Any], context: Context | None) -> None:
+        """A hold passed the threshold and goes on."""
+        text = (
+            f"connection held for {attributes[names.HELD]:.3f} s by thread {attributes[names.THREAD_NAME]!r} "
+            f"({attributes[names.TRANSACTION_STATUS]}), checked out at {attributes[names.CHECKED_OUT_AT]}"
+        )
+        self._write(logging.WARNING, "long_hold", text, attributes, context)
+
+    def long_hold_returned(self, checkout: Checkout, context: Context | None) -> None:
+        """A flagged hold has ended."""
+        held = checkout.released - checkout.acquired
+        attributes = {names.HOLD_TIME: held, names.CONNECTION_PID: checkout.slot.pid}
+        text = f"connection came back after {held:.3f} s"
+        self._write(logging.INFO, "long_hold_returned", text, attributes, context)
+
+    def reclaimed(self, attributes: Mapping[str, Any], context: Context | None) -> None:
+        """A dropped checkout was taken back."""
+        text = (
+            f"connection dropped without being given back by thread {attributes[names.THREAD_NAME]!r} after "
+            f"{attributes[names.HELD]:.3f} s, checked out at {attributes[names.CHECKED_OUT_AT]}"
+        )
+        self._write(logging.WARNING, "reclaimed", text, attributes, context)
+
+    def timeout(self, error: PoolTimeout, context: Context | None) -> None:
+        """A checkout timed out; at most one record a second."""
+        now = monotonic()
+        if now < self._next_timeout:
+            self._left_out += 1
+            return
+        self._next_timeout = now + TIMEOUT_INTERVAL
+        left_out, self._left_out = self._left_out, 0
+        attributes = {
+            names.WAIT_TIME: error.waited,
+            names.RETRIES: error.retries,
+            names.SIZE: error.size,
+            names.USED: error.used,
+            names.IDLE: error.idle,
+            names.CONNECTING: error.connecting,
+            names.WAITING: error.waiting,
+            names.MAXIMUM: error.maxconn,
+            names.UTILIZATION: error.utilization,
+            names.OLDEST_HOLD: error.oldest_hold,
+            names.HOLDERS: tuple(str(holder) for holder in error.holders),
+            names.LEFT_OUT: left_out,
+        }
+        unsaid = f" ({left_out} more timeouts since the last such record)" if left_out else ""
+        self._write(logging.ERROR, "timeout", f"{error}{unsaid}", attributes, context)
+
+    def discarded(self, slots: Sequence[Slot], reason: str, error_type: str | None) -> None:
+        """Connections left the pool together."""
+        pids = [slot.pid for slot in slots]
+        attributes: dict[str, Any] = {
+            names.REASON: reason,
+            names.CONNECTION_PID: pids[0] if len(pids) == 1 else pids,
+            names.CONNECTIONS: len(pids),
+        }
+        if error_type is not None:
+            attributes[names.ERROR_TYPE] = error_type
+        cause = f" ({error_type})" if error_type else ""
+        shown = ", ".join(map(str, pids))
+        if reason in LOST:
+            text = f"{len(pids)} connection{'s' if len(pids) > 1 else ''} lost: {reason}{cause}, pid {shown}"
+            self._write(logging.WARNING, "connection_lost", text, attributes)
+        else:
+            self._write(logging.DEBUG, "discarded", f"discarded as {reason}: pid {shown}", attributes)
+
+    def connected(self, connect: Connect) -> None:
+        """A physical connection was made."""
+        text = f"connected in {connect.ended - connect.began:.3f} s"
+        self._write(logging.DEBUG, "connected", text, {names.ATTEMPT: connect.attempt})
+
+    def connect_failed(self, connect: Connect, error_type: str) -> None:
+        """An attempt failed."""
+        attributes = {names.ATTEMPT: connect.attempt, names.ERROR_TYPE: error_type}
+        text = f"attempt {connect.attempt} to connect failed: {error_type}"
+        self._write(logging.DEBUG, "connect_failed", text, attributes)
+
+    def outage_started(self, connect: Connect, error_type: str) -> None:
+        """The server cannot be reached."""
+        attributes = {names.ERROR_TYPE: error_type, names.ATTEMPTS: connect.attempt, names.DURATION: 0.0}
+        text = f"PostgreSQL cannot be reached: {connect.message or error_type}"
+        self._write(logging.ERROR, "outage_started", text, attributes)
+
+    def outage_ended(self, attempts: int, duration: float) -> None:
+        """The server was reached again."""
+        attributes = {names.ATTEMPTS: attempts, names.DURATION: duration}
+        text = f"PostgreSQL reached again after {duration:.1f} s and {attempts} failed attempts"
+        self._write(logging.INFO, "outage_ended", text, attributes)
+
+    def utilization(self, level: str, stats: PoolStats) -> None:
+        """Utilization crossed a threshold."""
+        attributes = {
+            names.UTILIZATION: stats.utilization,
+            names.USED: stats.used,
+            names.MAXIMUM: stats.maxconn,
+            names.WAITING: stats.waiting,
+        }
+        text = f"utilization {level}: {stats.used} of {stats.maxconn} in use, {stats.waiting} waiting"
+        self._write(UTILIZATION_LEVELS[level], f"utilization_{level}", text, attributes)

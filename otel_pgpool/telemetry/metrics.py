@@ -1,0 +1,131 @@
+"""The pools' metrics: durations are pushed into histograms, levels and totals are read when a reader asks."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+
+from otel_pgpool._version import __version__
+from otel_pgpool.telemetry import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from otel_pgpool._observer import ObservedPool, PoolStats
+
+    Reading = Callable[[PoolStats], Iterable[tuple[float, dict[str, str]]]]
+
+WAIT_BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
+USE_BOUNDARIES = (*WAIT_BOUNDARIES, 60.0, 300.0)
+
+
+class Instruments:
+    """The sixteen instruments of one meter, and the pools that they report.
+
+    One callback for each instrument walks the pools, because a callback cannot be removed and a second registration
+    of a name is dropped. It takes no lock and makes no instrument: the SDK calls it under a lock of its own.
+    """
+
+    def __init__(self, provider: MeterProvider | None) -> None:
+        meter = metrics.get_meter(names.SCOPE, __version__, provider, names.SCHEMA_URL)
+        self._pools: weakref.WeakSet[ObservedPool] = weakref.WeakSet()
+        self.wait_time = meter.create_histogram(
+            names.WAIT_TIME_METRIC,
+            "s",
+            "The time it took to obtain an open connection from the pool.",
+            explicit_bucket_boundaries_advisory=WAIT_BOUNDARIES,
+        )
+        self.use_time = meter.create_histogram(
+            names.USE_TIME_METRIC,
+            "s",
+            "The time between borrowing a connection and returning it to the pool.",
+            explicit_bucket_boundaries_advisory=USE_BOUNDARIES,
+        )
+        self.create_time = meter.create_histogram(
+            names.CREATE_TIME_METRIC,
+            "s",
+            "The time it took to create a new connection.",
+            explicit_bucket_boundaries_advisory=WAIT_BOUNDARIES,
+        )
+        for create, name, unit, description, read in _observables(meter):
+            create(name, [self._callback(read)], unit, description)
+
+    def report(self, pool: ObservedPool) -> None:
+        """Report a pool from now on, until it is closed or collected."""
+        self._pools.add(pool)
+
+    def _callback(self, read: Reading) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(_options: CallbackOptions) -> Iterable[Observation]:
+            for pool in list(self._pools):
+                if pool.closed:
+                    self._pools.discard(pool)
+                    continue
+                for value, attributes in read(pool.stats()):
+                    yield Observation(value, {names.POOL_NAME: pool.name, **attributes})
+
+        return observe
+
+
+def _observables(meter: metrics.Meter) -> Iterable[tuple[Callable[..., object], str, str, str, Reading]]:
+    level, total, gauge = (
+        meter.create_observable_up_down_counter,
+        meter.create_observable_counter,
+        meter.create_observable_gauge,
+    )
+    return (
+        (level, names.COUNT, "{connection}", "Connections that are in the state that the attribute names.", _states),
+        (level, names.MAX, "{connection}", "The maximum number of open connections allowed.", _maximum),
+        (level, names.IDLE_MIN, "{connection}", "The minimum number of idle open connections allowed.", _minimum),
+        (level, names.IDLE_MAX, "{connection}", "The maximum number of idle open connections allowed.", _maximum),
+        (level, names.PENDING_REQUESTS, "{request}", "Requests that wait for a connection.", _figure("waiting")),
+        (total, names.TIMEOUTS, "{timeout}", "Requests that got no connection in time.", _figure("timeouts")),
+        (gauge, names.UTILIZATION, "1", "Fraction of the maximum that is in use.", _figure("utilization")),
+        (gauge, names.OLDEST_HOLD, "s", "Age of the oldest hold still out, 0 if none.", _figure("oldest_hold")),
+        (total, names.CHECKOUTS, "{checkout}", "Checkouts served, by the path that they took.", _checkouts),
+        (total, names.RETRIES, "{retry}", "Failed attempts that checkouts lived through.", _figure("retries")),
+        (total, names.LONG_HOLDS, "{hold}", "Holds that passed the threshold.", _figure("long_holds")),
+        (total, names.CREATED, "{connection}", "Physical connections made.", _figure("created")),
+        (total, names.DISCARDED, "{connection}", "Physical connections closed, by reason.", _discarded),
+    )
+
+
+def _figure(field: str) -> Reading:
+    return lambda stats: ((getattr(stats, field), {}),)
+
+
+def _maximum(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
+    return ((stats.maxconn, {}),)
+
+
+def _minimum(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
+    return ((stats.minconn, {}),)
+
+
+def _states(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
+    return (stats.used, {names.CONNECTION_STATE: "used"}), (stats.idle, {names.CONNECTION_STATE: "idle"})
+
+
+def _checkouts(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
+    return ((count, {names.PATH: path}) for path, count in stats.checkouts.items())
+
+
+def _discarded(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
+    return ((count, {names.REASON: reason}) for reason, count in stats.discarded.items())
+
+
+_instruments: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
+_default: list[Instruments] = []
+
+
+def instruments(provider: MeterProvider | None) -> Instruments:
+    """The instruments of a meter provider, or of the global one, made once."""
+    if provider is None:
+        if not _default:
+            _default.append(Instruments(None))
+        return _default[0]
+    if provider not in _instruments:
+        _instruments[provider] = Instruments(provider)
+    return _instruments[provider]

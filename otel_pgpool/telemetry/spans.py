@@ -1,0 +1,247 @@
+"""The spans of a pool: ``pool.checkout``, ``pool.wait`` and ``pool.connect``."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from time import monotonic, time_ns
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as contexts
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+
+from otel_pgpool._version import __version__
+from otel_pgpool.telemetry import names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, TracerProvider
+    from opentelemetry.util.types import AttributeValue
+
+    from otel_pgpool._checkout import Checkout
+    from otel_pgpool._config import TelemetryConfig
+    from otel_pgpool._observer import Connect, ObservedPool
+
+NO_CONTEXT = contexts.Context()
+TRANSACTION_STATUSES = ("idle", "active", "in_transaction", "in_error", "unknown")
+
+
+class Observed:
+    """What telemetry keeps with a checkout."""
+
+    __slots__ = ("context", "span", "started_ns", "suppressed", "told", "token")
+
+    def __init__(self, context: Context | None, span: Span | None = None, *, suppressed: bool = False) -> None:
+        self.context = context  # of the checkout's span; where it has none, or not yet, of the caller
+        self.span = span
+        self.suppressed = suppressed
+        self.started_ns = 0  # for a span that is made afterwards
+        self.told: Mapping[str, AttributeValue] | None = None  # the long hold's event, and when
+        self.token: Any = None
+
+    @property
+    def trace_id(self) -> str | None:
+        """In hex, where there is a trace."""
+        if self.span is None:
+            return None
+        span_context = self.span.get_span_context()
+        return trace.format_trace_id(span_context.trace_id) if span_context.is_valid else None
+
+
+SUPPRESSED = Observed(None, suppressed=True)
+
+
+class Spans:
+    """The spans of one pool, in one of the modes ``always``, ``parent``, ``slow`` and ``off``."""
+
+    def __init__(self, provider: TracerProvider | None, config: TelemetryConfig, pool: ObservedPool) -> None:
+        self._tracer = trace.get_tracer(names.SCOPE, __version__, provider, names.SCHEMA_URL)
+        self._mode = config.spans
+        self._slow = config.slow
+        self._server: dict[str, AttributeValue] = {names.SERVER_ADDRESS: pool.address}
+        if pool.port is not None:
+            self._server[names.SERVER_PORT] = pool.port
+        self._attributes: dict[str, AttributeValue] = {
+            names.DB_SYSTEM_NAME: names.POSTGRESQL,
+            names.DB_NAMESPACE: pool.namespace,
+            **self._server,
+            names.POOL_NAME: pool.name,
+        }
+
+    def start(self) -> Observed | None:
+        """Begin a checkout; None where it leaves no span."""
+        if self._mode == "always" or (self._mode == "parent" and trace.get_current_span().is_recording()):
+            span = self._tracer.start_span(names.CHECKOUT, attributes=self._attributes)
+            if not span.is_recording() and not span.get_span_context().is_valid:
+                return None  # nobody has set a tracer provider
+            return Observed(trace.set_span_in_context(span), span)
+        if self._mode == "slow":
+            observed = Observed(contexts.get_current())
+            observed.started_ns = time_ns()
+            return observed
+        return None
+
+    def acquired(self, checkout: Checkout, observed: Observed) -> None:
+        """Tell the wait from the hold."""
+        span = observed.span
+        if span is not None and span.is_recording():
+            if checkout.queued is not None or checkout.attempts:
+                self._tell_wait(checkout, observed, span, checkout.acquired)
+            if checkout.path != "idle":
+                span.add_event(names.ACQUIRED, {names.PATH: str(checkout.path)}, _wall(checkout.acquired))
+
+    def long_hold(self, observed: Observed, attributes: Mapping[str, AttributeValue]) -> None:
+        """The threshold has passed."""
+        span = observed.span
+        if span is not None and span.is_recording():
+            span.add_event(names.LONG_HOLD_EVENT, attributes)
+
+    def end(self, checkout: Checkout, observed: Observed) -> None:
+        """End a checkout, served or failed."""
+        span = observed.span
+        if span is None:
+            if not self._is_worth_a_span(checkout):
+                return
+            span = self._make_afterwards(checkout, observed)
+        if span.is_recording():
+            span.set_attributes(_served(checkout) if hasattr(checkout, "acquired") else _failed(checkout))
+            if checkout.error_type is not None:
+                span.set_attribute(names.ERROR_TYPE, checkout.error_type)
+                span.set_status(Status(StatusCode.ERROR, checkout.error_message or None))
+        span.end()
+
+    def _is_worth_a_span(self, checkout: Checkout) -> bool:
+        return (
+            checkout.flagged
+            or checkout.retries > 0
+            or checkout.error_type is not None
+            or checkout.outcome == "reclaimed"
+            or (checkout.acquired if checkout.path else checkout.released) - checkout.started >= self._slow
+            or (checkout.path is not None and checkout.released - checkout.acquired >= self._slow)
+        )
+
+    def _make_afterwards(self, checkout: Checkout, observed: Observed) -> Span:
+        span = self._tracer.start_span(
+            names.CHECKOUT, observed.context, attributes=self._attributes, start_time=observed.started_ns
+        )
+        after = Observed(trace.set_span_in_context(span, observed.context), span)
+        if checkout.path is not None:
+            self.acquired(checkout, after)
+            if observed.told is not None:
+                span.add_event(names.LONG_HOLD_EVENT, observed.told, _wall(checkout.flagged_at))
+        else:
+            self.failed(checkout, after)
+        return span
+
+    def failed(self, checkout: Checkout, observed: Observed) -> None:
+        """The wait, and the attempts, of a checkout that got nothing."""
+        span = observed.span
+        if span is not None and span.is_recording() and (checkout.queued is not None or checkout.attempts):
+            self._tell_wait(checkout, observed, span, checkout.released)
+
+    def _tell_wait(self, checkout: Checkout, observed: Observed, span: Span, until: float) -> None:
+        for number, attempt in enumerate(checkout.attempts, 1):
+            attributes = {names.ATTEMPT: number, names.ERROR_TYPE: attempt.error_type, names.DELAY: attempt.delay}
+            span.add_event(names.RETRY, attributes, _wall(attempt.at))
+        if checkout.queued is not None:
+            links = _links(checkout)
+            wait = self._tracer.start_span(
+                names.WAIT, observed.context, links=links, start_time=_wall(checkout.queued)
+            )
+            wait.end(_wall(until))
+
+    def connect(self, connect: Connect, error_type: str | None) -> Context | None:
+        """An attempt at a physical connection; the context of its span, if it leaves one."""
+        asked_by = None if connect.asked_by is None else connect.asked_by.observed
+        if self._mode == "off" or (asked_by is not None and asked_by.suppressed):
+            return None
+        if self._mode == "parent" and (asked_by is None or asked_by.span is None):
+            return None
+        if self._mode == "slow" and error_type is None and connect.ended - connect.began < self._slow:
+            return None
+        parent = NO_CONTEXT if asked_by is None or asked_by.context is None else asked_by.context
+        span = self._tracer.start_span(
+            names.CONNECT,
+            parent,
+            SpanKind.CLIENT,
+            {**self._server, **_reached(connect), names.ATTEMPT: connect.attempt},
+            start_time=_wall(connect.began),
+        )
+        if error_type is not None:
+            span.set_attribute(names.ERROR_TYPE, error_type)
+            span.set_status(Status(StatusCode.ERROR, connect.message or None))
+        span.end(_wall(connect.ended))
+        return trace.set_span_in_context(span, parent)
+
+
+def long_hold_attributes(checkout: Checkout, threshold: float) -> dict[str, AttributeValue]:
+    """What is known of a hold that goes on: whether a query runs, and what its thread is doing."""
+    conn = checkout.slot.ref()
+    status = conn.get_transaction_status() if conn is not None else len(TRANSACTION_STATUSES) - 1
+    attributes: dict[str, AttributeValue] = {
+        names.THRESHOLD: threshold,
+        names.HELD: monotonic() - checkout.acquired,
+        names.CONNECTION_PID: checkout.slot.pid,
+        names.TRANSACTION_STATUS: TRANSACTION_STATUSES[status],
+        names.CHECKED_OUT_AT: checkout.path_to,
+    }
+    frame = sys._current_frames().get(checkout.thread_id)
+    if frame is not None:
+        # Places only: the source lines that Python would add may hold SQL.
+        attributes[names.CODE_STACKTRACE] = "\n".join(
+            f'File "{called.f_code.co_filename}", line {line}, in {called.f_code.co_name}'
+            for called, line in reversed(list(traceback.walk_stack(frame)))
+        )
+    return attributes
+
+
+def _served(checkout: Checkout) -> dict[str, AttributeValue]:
+    return {
+        names.WAIT_TIME: checkout.acquired - checkout.started,
+        names.HOLD_TIME: checkout.released - checkout.acquired,
+        names.RETRIES: checkout.retries,
+        names.PATH: checkout.path or checkout.waits_for,
+        names.LONG_HOLD: checkout.flagged,
+        names.OUTCOME: checkout.outcome,
+        names.CONNECTION_ID: checkout.slot.serial,
+        names.CONNECTION_PID: checkout.slot.pid,
+        names.THREAD_NAME: checkout.thread_name or "",
+    }
+
+
+def _failed(checkout: Checkout) -> dict[str, AttributeValue]:
+    return {
+        names.WAIT_TIME: checkout.released - checkout.started,
+        names.RETRIES: checkout.retries,
+        names.PATH: checkout.waits_for,
+        names.OUTCOME: checkout.outcome,
+        names.THREAD_NAME: checkout.thread_name or "",
+    }
+
+
+def _links(checkout: Checkout) -> list[Link]:
+    """The spans of those it waited for."""
+    links = []
+    for blocker in checkout.blockers:
+        span = getattr(blocker.checkout.observed, "span", None)
+        if span is not None and span.get_span_context().is_valid:
+            attributes = {names.HELD: blocker.held, names.CONNECTION_ID: blocker.checkout.slot.serial}
+            links.append(Link(span.get_span_context(), attributes))
+    return links
+
+
+def _reached(connect: Connect) -> dict[str, AttributeValue]:
+    reached: dict[str, AttributeValue] = {}
+    if connect.address:
+        reached[names.SERVER_ADDRESS] = connect.address
+    if connect.port:
+        reached[names.SERVER_PORT] = connect.port
+    return reached
+
+
+def _wall(reading: float) -> int:
+    """The time of day, in ns, of a reading of the monotonic clock."""
+    return time_ns() - int((monotonic() - reading) * 1e9)

@@ -1,0 +1,442 @@
+"""The command `otel-pgpool demo` as people run it: a process of its own, on a PostgreSQL, in some folder."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+from google.protobuf import json_format
+from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
+from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from otel_pgpool.cli.recording import Recording
+from tests.receivers import HttpReceiver, closed_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from google.protobuf.message import Message
+
+    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.cli.recording import Span
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-c", "import sys; from otel_pgpool.cli import main; sys.exit(main())")
+ESCAPE = "\x1b"
+
+
+@dataclass
+class Run:
+    """A run of the command that has ended."""
+
+    status: int
+    out: str
+    err: str
+    folder: Path
+    """Where it ran: `--out` is `out` in it, and its temporary files were in `tmp`."""
+    seconds: float
+
+    def spans(self, name: str) -> list[Span]:
+        return [span for span in Recording(self.folder / "out").spans() if span.name == name]
+
+
+class Process:
+    """The command, running in a folder of its own, with a folder for temporary files that is to be empty at the end."""
+
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        self.folder = folder
+        self.began = time.monotonic()
+        (folder / "tmp").mkdir(parents=True)
+        for each in (folder, folder / "tmp"):
+            each.chmod(0o777)
+        self.popen = subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=folder,
+            env=environ(folder, **environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, timeout: float = 40.0) -> Run:
+        out, err = self.popen.communicate(timeout=timeout)
+        return Run(self.popen.returncode, out, err, self.folder, time.monotonic() - self.began)
+
+
+def environ(folder: Path, **more: str) -> dict[str, str]:
+    """Without what the machine has set for OpenTelemetry and PostgreSQL."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PG", "DB_"))}
+    return kept | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")} | more
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> Run:
+    return Process(folder, *arguments, **environment).end()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of living processes that name ``folder``, or work in it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            here = (process / "cwd").readlink()
+        except OSError:
+            continue
+        if str(folder) in command or folder == here or folder in here.parents:
+            found.append(command)
+    return found
+
+
+def assert_nothing_left(folder: Path) -> None:
+    """No process, no temporary file, and nothing in the folder but `--out`."""
+    assert processes_of(folder) == []
+    assert list((folder / "tmp").iterdir()) == []
+    assert {path.name for path in folder.iterdir()} <= {"tmp", "out"}
+
+
+# Three runs at once: one with an endpoint that answers, one without, one on somebody else's database.
+
+
+@dataclass
+class Runs:
+    full: Run
+    dead: Run
+    theirs: Run
+    receiver: HttpReceiver
+    dead_url: str
+
+
+@pytest.fixture(scope="module")
+def runs(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = Path(tmp_path_factory.mktemp("demo"))
+    for parent in (folder, folder.parent, folder.parent.parent):
+        parent.chmod(0o755)  # the embedded server runs as another user where we are root
+    (folder / "full" / "out").mkdir(parents=True)
+    (folder / "full" / "out" / "traces.jsonl").write_text("of an earlier run\n")
+    (folder / "full" / "out" / "notes.txt").write_text("not ours\n")
+    with ExitStack() as stack:
+        receiver = stack.enter_context(HttpReceiver())
+        dead_url = stack.enter_context(closed_endpoint())
+        over_http = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+        full = Process(
+            folder / "full",
+            *("demo", "--json", "--seconds", "4", "--out", "out", "--endpoint", receiver.endpoint),
+            **over_http,
+        )
+        dead = Process(folder / "dead", "demo", "--seconds", "3", "--out", "out", OTEL_EXPORTER_OTLP_ENDPOINT=dead_url)
+        theirs = Process(folder / "theirs", "demo", "--seconds", "3", "--out", "out", "--dsn", server.dsn, "--json")
+        yield Runs(full.end(), dead.end(), theirs.end(), receiver, dead_url)
+
+
+def test_every_path_outcome_and_event_is_taken(runs: Runs) -> None:
+    """By real causes, in four seconds."""
+    assert runs.full.status == 0, runs.full.err
+    checkouts = runs.full.spans("pool.checkout")
+    assert {span.attributes["otel_pgpool.path"] for span in checkouts} == {"idle", "queued", "new"}
+    outcomes = {span.attributes["otel_pgpool.outcome"] for span in checkouts}
+    assert outcomes == {
+        *("committed", "rolled_back", "released", "discarded", "reclaimed"),
+        *("timeout", "error"),
+    }
+    assert {event.name for span in checkouts for event in span.events} == {
+        "pool.acquired",
+        "pool.retry",
+        "pool.long_hold",
+    }
+    errors = {span.attributes.get("error.type") for span in checkouts}
+    assert {"timeout", "too_many_requests", "23503"} <= errors
+    assert runs.full.spans("pool.connect")
+
+
+def test_a_slow_query_is_told_from_a_transaction_left_open(runs: Runs) -> None:
+    """Both reports are flagged while they hold, each with the state of its transaction and its line of the program."""
+    flagged = {
+        event.attributes["otel_pgpool.transaction.status"]: event.attributes["otel_pgpool.checked_out_at"]
+        for span in runs.full.spans("pool.checkout")
+        for event in span.events
+        if event.name == "pool.long_hold"
+    }
+    assert "turnover_report" in str(flagged["active"])
+    assert "stock_report" in str(flagged["in_transaction"])
+
+
+def test_waits_are_linked_to_the_holders(runs: Runs) -> None:
+    """Every wait has its links, and most lead to a checkout in the recording."""
+    checkouts = {span.span_id for span in runs.full.spans("pool.checkout")}
+    waits = runs.full.spans("pool.wait")
+    assert waits
+    links = [link for span in waits for link in span.links]
+    assert all(link.attributes["otel_pgpool.held"] >= 0 for link in links)
+    assert {link.span_id for link in links} <= checkouts
+
+
+def test_checkouts_stand_under_the_requests_and_over_the_queries(runs: Runs) -> None:
+    """As in a service that is instrumented, so that a trace reads well."""
+    spans = {span.span_id: span for span in Recording(runs.full.folder / "out").spans()}
+    requests = {spans[span.parent_id].name for span in spans.values() if span.name == "pool.checkout"}
+    assert {"GET /products", "POST /orders", "POST /till", "GET /reports/stock"} <= requests
+    parents = {spans[span.parent_id].name for span in spans.values() if span.name == "SELECT product"}
+    assert parents == {"pool.checkout"}
+
+
+def test_the_logs_tell_the_same(runs: Runs) -> None:
+    """Long holds, timeouts and lost connections are logged too."""
+    events = Recording(runs.full.folder / "out").log_events()
+    assert {"long_hold", "long_hold_returned", "timeout", "connection_lost", "reclaimed"} <= set(events)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("traces", TracesData()), ("metrics", MetricsData()), ("logs", LogsData())]
+)
+def test_the_files_are_otlp_json(runs: Runs, name: str, message: Message) -> None:
+    """One message on each line, in the protocol's JSON encoding: protobuf itself reads it, unknown fields refused."""
+    lines = (runs.full.folder / "out" / f"{name}.jsonl").read_text().splitlines()
+    assert lines
+    for line in lines:
+        message.Clear()
+        json_format.ParseDict(with_base64_ids(json.loads(line)), message)
+        assert message.ByteSize() > 0
+
+
+def with_base64_ids(found: Any) -> Any:
+    """OTLP JSON writes ids in hex, protobuf's own JSON in base64; all else is alike."""
+    if isinstance(found, list):
+        return [with_base64_ids(item) for item in found]
+    if not isinstance(found, dict):
+        return found
+    return {
+        name: base64.b64encode(bytes.fromhex(value)).decode()
+        if name in {"traceId", "spanId", "parentSpanId"}
+        else with_base64_ids(value)
+        for name, value in found.items()
+    }
+
+
+def test_json_is_one_document_on_stdout(runs: Runs) -> None:
+    """Nothing else stands there; its figures agree with the spans and with each other."""
+    document = json.loads(runs.full.out)
+    checkouts = runs.full.spans("pool.checkout")
+    assert document["checkouts"] == document["sampled"] == len(checkouts)
+    assert document["queued"] == len(runs.full.spans("pool.wait"))
+    assert document["timeouts"] == document["outcomes"]["timeout"] > 0
+    assert document["retries"] == sum(span.attributes["otel_pgpool.retries"] for span in checkouts) > 0
+    held_long = sum(span.attributes.get("otel_pgpool.long_hold", False) for span in checkouts)
+    assert document["long_holds"] == held_long >= 3
+    assert document["created"] > document["maxconn"] == 4
+    assert document["discarded"]["broken"] >= 2
+    assert document["wait"]["max"] >= document["wait"]["p99"] >= document["wait"]["p50"] >= 0
+    assert document["hold"]["max"] > 1.0
+    assert len(document["slowest"]) == 3
+    assert document["warnings"] == []
+
+
+def test_the_slowest_name_whom_they_waited_for(runs: Runs) -> None:
+    """At least one of the three queued, and its holders are known by request and thread."""
+    waited_for = [holder for slow in json.loads(runs.full.out)["slowest"] for holder in slow["waited_for"]]
+    assert any(holder["request"] and holder["thread"].startswith("worker-") for holder in waited_for)
+
+
+def test_a_new_run_replaces_the_files_and_leaves_others(runs: Runs) -> None:
+    """Files of an earlier run are gone, what else is in the folder stays."""
+    out = runs.full.folder / "out"
+    assert "earlier" not in (out / "traces.jsonl").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["logs.jsonl", "metrics.jsonl", "notes.txt", "traces.jsonl"]
+
+
+def test_telemetry_arrives_at_the_endpoint(runs: Runs) -> None:
+    """All that is in the files: spans, metrics and logs; and the report leads to Jaeger on that host."""
+    document = json.loads(runs.full.out)
+    assert document["undelivered"] == {"spans": 0, "metric_points": 0, "log_records": 0}
+    arrived = [span for span in runs.receiver.spans if span.name == "pool.checkout"]
+    assert len(arrived) == document["checkouts"]
+    assert {point.name for point in runs.receiver.metrics} >= {"db.client.connection.count", "otel_pgpool.utilization"}
+    assert runs.receiver.logs
+    assert document["next"].startswith("http://127.0.0.1:16686/search?service=otel-pgpool-demo&")
+    assert "otel_pgpool.long_hold%22%3A%22true" in document["next"]
+
+
+def test_it_leaves_nothing_behind(runs: Runs) -> None:
+    """No process, no temporary file, no file outside of `--out`."""
+    for ended in (runs.full, runs.dead, runs.theirs):
+        assert_nothing_left(ended.folder)
+
+
+def test_an_endpoint_that_does_not_answer_costs_a_warning(runs: Runs) -> None:
+    """The run goes on, its files are complete, and what was not delivered is counted; it takes seconds, not minutes."""
+    assert runs.dead.status == 0, runs.dead.err
+    (warning,) = [line for line in runs.dead.err.splitlines() if "not delivered" in line]
+    assert runs.dead_url in warning
+    spans = sum(1 for _ in Recording(runs.dead.folder / "out").spans())
+    assert f"{spans:,} spans" in warning
+    assert runs.dead.seconds < 3 + 15
+
+
+def test_the_report_is_plain_where_there_is_no_terminal(runs: Runs) -> None:
+    """No colour, no animation, not a control character; a line a second and the report."""
+    assert ESCAPE not in runs.dead.out + runs.dead.err
+    assert "\r" not in runs.dead.out
+    for expected in ("The 3 slowest checkouts", "waited for", "long_hold", "p50", "p99", "Where to look next", "16686"):
+        assert expected in runs.dead.out
+    assert re.search(r"^ +\d\.\d s  used \d/4 ", runs.dead.out, re.MULTILINE)
+
+
+def test_another_database_is_left_as_it_was(runs: Runs, server: PostgresServer) -> None:
+    """No schema stays behind, no session either."""
+    assert runs.theirs.status == 0, runs.theirs.err
+    document = json.loads(runs.theirs.out)
+    assert document["outcomes"]["discarded"] == 1
+    conn = psycopg2.connect(server.dsn)
+    with conn, conn.cursor() as cur:
+        cur.execute("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'otel_pgpool%'")
+        assert cur.fetchone() == (0,)
+        cur.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'otel_pgpool%'")
+        assert cur.fetchone() == (0,)
+    conn.close()
+
+
+def test_report_tells_a_run_again(runs: Runs) -> None:
+    """From its files alone, with as many of the slowest as asked for."""
+    command = [*COMMAND, "report", str(runs.full.folder / "out"), "--json", "--slowest", "5"]
+    done = subprocess.run(command, env=environ(runs.full.folder), capture_output=True, text=True, check=True)
+    told, again = json.loads(runs.full.out), json.loads(done.stdout)
+    assert len(again["slowest"]) == 5
+    assert again["slowest"][:3] == told["slowest"]
+    assert again["wait"] == told["wait"]
+
+
+# What cannot be done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--seconds", "0"), "--seconds: '0' is not a number of seconds above 0"),
+        (("--seconds", "-3"), "--seconds"),
+        (("--seconds", "nan"), "--seconds: 'nan' is not a number"),
+        (("--seconds", "inf"), "--seconds"),
+        (("--endpoint", "localhost:4317"), "--endpoint: expected http://host:port"),
+        (("--dsn", "postgresql://me:hunter2@[nowhere"), "--dsn cannot be read"),
+        (("--dsn", "host=127.0.0.1 port=1 user=me password=hunter2"), "--dsn: "),
+        (("--dsn", ""), "--dsn is empty"),
+        (("--out", "/dev/null/x"), "--out: "),
+        (("--colour",), "unrecognized arguments: --colour"),
+    ],
+)
+def test_bad_options_are_refused_in_a_line(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
+    """Exit status 2 and the option's name, no traceback, no password; nothing is made."""
+    done = run(tmp_path / "run", "demo", *arguments)
+    assert done.status == 2
+    assert expected in done.err
+    assert len([line for line in done.err.splitlines() if not line.startswith(("usage:", " "))]) == 1
+    assert "hunter2" not in done.out + done.err
+    assert done.out == ""
+    assert [path.name for path in done.folder.iterdir()] == ["tmp"]
+
+
+def test_a_wrong_password_is_one_line(tmp_path: Path, server: PostgresServer) -> None:
+    """What the server says, without the password; here a database that does not exist."""
+    dsn = f"postgresql://postgres:hunter2@127.0.0.1:{server.port}/nowhere"
+    done = run(tmp_path / "run", "demo", "--dsn", dsn)
+    assert (done.status, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert 'database "nowhere" does not exist' in line
+    assert "hunter2" not in line
+
+
+# Signals and terminals
+
+
+@pytest.mark.parametrize(
+    ("signum", "status", "moment"),
+    [
+        (signal.SIGINT, 130, "starting"),
+        (signal.SIGINT, 130, "rush"),
+        (signal.SIGTERM, 143, "short orders"),
+    ],
+)
+def test_a_signal_ends_it_cleanly(tmp_path: Path, signum: int, status: int, moment: str) -> None:
+    """While PostgreSQL starts, in the middle of the traffic, and twice in a row: nothing stays behind."""
+    process = Process(tmp_path / "run", "demo", "--seconds", "8", "--out", "out")
+    if moment == "starting":
+        deadline = time.monotonic() + 20
+        while not any((process.folder / "tmp").iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    else:
+        for line in process.popen.stdout or ():
+            if moment in line:
+                break
+    process.popen.send_signal(signum)
+    process.popen.send_signal(signum)
+    done = process.end()
+    assert done.status == status
+    assert done.err == f"otel-pgpool: stopped by {signal.Signals(signum).name}\n"
+    assert_nothing_left(done.folder)
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_on_a_terminal_it_is_live(tmp_path: Path, no_color: str) -> None:
+    """Redrawn in place, with the cursor given back; colours unless NO_COLOR is set. A pipe's reader may leave early."""
+    folder = tmp_path / "run"
+    (folder / "tmp").mkdir(parents=True)
+    (folder / "tmp").chmod(0o777)
+    master, slave = pty.openpty()
+    environment = environ(folder, TERM="xterm-256color", COLUMNS="80", NO_COLOR=no_color)
+    command = [*COMMAND, "demo", "--seconds", "3", "--out", "out"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        shown = read_all(master)
+    os.close(master)
+    assert process.returncode == 0, shown
+    for expected in ("utilization", "long holds", "The 3 slowest checkouts"):
+        assert expected in shown
+    assert shown.count(f"{ESCAPE}[?25l") == shown.count(f"{ESCAPE}[?25h") == 1  # the cursor, hidden and shown again
+    assert bool(re.search(rf"{ESCAPE}\[\d*;?3\dm", shown)) == (not no_color)
+
+
+def read_all(master: int) -> str:
+    """What is shown on the terminal until its program has ended."""
+    shown = b""
+    while select.select([master], [], [], 30)[0]:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # Linux says so when the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    return shown.decode(errors="replace")
+
+
+def test_without_the_extra_it_says_so(tmp_path: Path) -> None:
+    """No rich: one line that names what to install; `--version` and `--help` need nothing."""
+    hidden = "import sys; sys.modules['rich'] = None; from otel_pgpool.cli import main; sys.exit(main())"
+    for arguments, status in ((["demo"], 2), (["--version"], 0), (["demo", "--help"], 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", hidden, *arguments],
+            cwd=tmp_path,
+            env=environ(tmp_path),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        if status:
+            (line,) = done.stderr.splitlines()
+            assert "pip install 'otel-pgpool[demo]'" in line

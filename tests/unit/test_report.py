@@ -1,0 +1,385 @@
+"""The report of a recorded run, from spans of the telemetry's shape; nothing here needs a database or waits."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.json.file import FileMetricExporter, FileSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from rich.console import Console
+
+from otel_pgpool.cli import drawing
+from otel_pgpool.cli.endpoint import Endpoint
+from otel_pgpool.cli.recording import Recording
+from otel_pgpool.cli.report import Mark, Report, SlowCheckout, Spread, WaitedFor, percentile, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from opentelemetry.trace import Span
+
+START = 1_700_000_000_000_000_000
+POOL = {"db.client.connection.pool.name": "shop"}
+
+
+def at(seconds: float) -> int:
+    return START + round(seconds * 1e9)
+
+
+class Recorder:
+    """Writes checkouts as the telemetry would, at times of our choosing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.recording = Recording(folder)
+        self.recording.claim()
+        self.recording.begin()
+        self._provider = TracerProvider(resource=Resource.create({"service.name": "till"}), shutdown_on_exit=False)
+        self._provider.add_span_processor(SimpleSpanProcessor(FileSpanExporter(self.recording.traces)))
+        self._tracer = self._provider.get_tracer("otel_pgpool")
+
+    def request(self, name: str, start: float, end: float) -> Span:
+        span = self._tracer.start_span(name, start_time=at(start))
+        span.end(at(end))
+        return span
+
+    def checkout(
+        self,
+        start: float,
+        wait: float,
+        hold: float | None,
+        *,
+        parent: Span | None = None,
+        thread: str = "worker-01",
+        waited_for: dict[Span, float] | None = None,
+        events: dict[str, tuple[float, dict[str, Any]]] | None = None,
+        **attributes: Any,
+    ) -> Span:
+        context = trace.set_span_in_context(parent) if parent else None
+        span = self._tracer.start_span("pool.checkout", context=context, attributes=POOL, start_time=at(start))
+        told = {"otel_pgpool.wait_time": float(wait), "otel_pgpool.path": "idle", "thread.name": thread}
+        if hold is not None:
+            told |= {"otel_pgpool.hold_time": float(hold), "otel_pgpool.outcome": "committed"}
+        span.set_attributes(told | {name.replace("__", "."): value for name, value in attributes.items()})
+        for name, (time, details) in (events or {}).items():
+            span.add_event(name, details, timestamp=at(start + time))
+        if waited_for is not None:
+            links = [
+                trace.Link(holder.get_span_context(), {"otel_pgpool.held": held, "otel_pgpool.connection.id": number})
+                for number, (holder, held) in enumerate(waited_for.items(), 1)
+            ]
+            waiting = trace.set_span_in_context(span)
+            self._tracer.start_span("pool.wait", context=waiting, links=links, start_time=at(start)).end(
+                at(start + wait)
+            )
+        span.end(at(start + wait + (hold or 0.0)))
+        return span
+
+    def counters(self, **totals: dict[tuple[str, str] | None, int]) -> None:
+        exporter = FileMetricExporter(self.recording.metrics)
+        provider = MeterProvider([PeriodicExportingMetricReader(exporter)], shutdown_on_exit=False)
+        meter = provider.get_meter("otel_pgpool")
+        for name, points in totals.items():
+            counter = meter.create_counter(name.replace("__", "."))
+            for attribute, value in points.items():
+                counter.add(value, dict([attribute] if attribute else []))
+        provider.shutdown()
+
+    def report(self, slowest: int = 3) -> Report:
+        self._provider.shutdown()
+        return read(self.recording, slowest)
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    return Recorder(tmp_path / "run")
+
+
+def drawn(report: Report, width: int = 80, encoding: str = "utf-8") -> list[str]:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(drawing.draw(report, width, drawing.glyphs_for(encoding)))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return [line.rstrip() for line in text.splitlines()]
+
+
+# Figures
+
+
+@pytest.mark.parametrize(
+    ("count", "rank", "expected"),
+    [(1, 50, 1), (1, 99, 1), (2, 50, 1), (3, 50, 2), (100, 50, 50), (100, 99, 99), (101, 99, 100), (1000, 99, 990)],
+)
+def test_percentiles_are_the_nearest_measured_value(count: int, rank: float, expected: float) -> None:
+    """Nearest rank over 1..count: the smallest value that so many percent do not exceed."""
+    assert percentile([float(value) for value in range(1, count + 1)], rank) == expected
+
+
+def test_a_spread_needs_no_order_and_nothing_gives_none() -> None:
+    """Durations come in any order; without any there is no spread, rather than zeros."""
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(count=3, p50=2.0, p99=3.0, max=3.0)
+    assert Spread.of([]) is None
+
+
+def test_waits_are_of_all_checkouts_and_holds_of_those_served(recorder: Recorder) -> None:
+    """A checkout that timed out has waited, and held nothing."""
+    recorder.checkout(0, 0.1, 0.5)
+    recorder.checkout(0, 0.4, None, otel_pgpool__outcome="timeout", error__type="timeout")
+    report = recorder.report()
+    assert report.wait == Spread(2, 0.1, 0.4, 0.4)
+    assert report.hold == Spread(1, 0.5, 0.5, 0.5)
+    assert report.outcomes == {"committed": 1, "timeout": 1}
+    assert report.errors == {"timeout": 1}
+
+
+def test_totals_are_the_counters_last_values(recorder: Recorder) -> None:
+    """Counters are cumulative: of two collections the later one counts, and attributes keep their series apart."""
+    recorder.checkout(0, 0, 0.1)
+    recorder.counters(otel_pgpool__retries={None: 1}, otel_pgpool__connections__created={None: 2})
+    recorder.counters(
+        otel_pgpool__retries={None: 3},
+        otel_pgpool__connections__created={None: 7},
+        otel_pgpool__connections__discarded={("otel_pgpool.reason", "broken"): 4, ("otel_pgpool.reason", "idle"): 1},
+        db__client__connection__timeouts={None: 5},
+        otel_pgpool__long_holds={None: 6},
+    )
+    report = recorder.report()
+    assert (report.retries, report.created, report.timeouts, report.long_holds) == (3, 7, 5, 6)
+    assert report.discarded == {"broken": 4, "idle": 1}
+
+
+def test_a_sampler_does_not_hide_checkouts(recorder: Recorder) -> None:
+    """The counter has them all; the report says how many left a span."""
+    recorder.checkout(0, 0, 0.1)
+    recorder.counters(otel_pgpool__checkouts={("otel_pgpool.path", "idle"): 8, ("otel_pgpool.path", "queued"): 2})
+    report = recorder.report()
+    assert (report.checkouts, report.sampled) == (10, 1)
+    assert any("sampled" in line and "1" in line for line in drawn(report))
+
+
+def test_an_empty_recording_is_reported_as_such(recorder: Recorder) -> None:
+    """No traffic: zeros, no percentiles, no bars, and no crash."""
+    report = recorder.report()
+    assert (report.checkouts, report.wait, report.slowest) == (0, None, ())
+    assert not any("slowest" in line for line in drawn(report))
+
+
+# The slowest, and whom they waited for
+
+
+def test_the_slowest_come_first(recorder: Recorder) -> None:
+    """By wait and hold together, as many as asked for."""
+    for number, hold in enumerate([0.2, 0.9, 0.1, 0.5]):
+        recorder.checkout(0, 0.05, hold, thread=f"worker-{number}")
+    assert [slow.thread for slow in recorder.report(3).slowest] == ["worker-1", "worker-3", "worker-0"]
+
+
+def test_waited_for_names_the_holders_by_the_links_of_the_wait(recorder: Recorder) -> None:
+    """Each link leads to the holder's own span: its request, its thread, and how long it held in the end."""
+    holders = {
+        recorder.checkout(0, 0, 1.5, parent=recorder.request("GET /report", 0, 2), thread="worker-07"): 0.4,
+        recorder.checkout(0, 0, 0.9, parent=recorder.request("POST /till", 0, 2), thread="worker-08"): 0.7,
+    }
+    recorder.checkout(0.4, 1.2, 2.0, parent=recorder.request("GET /stock", 0, 4), waited_for=holders)
+    slow = recorder.report().slowest[0]
+    assert slow.request == "GET /stock"
+    assert slow.waited_for == (
+        WaitedFor(connection_id=2, held_then=0.7, held=0.9, request="POST /till", thread="worker-08"),
+        WaitedFor(connection_id=1, held_then=0.4, held=1.5, request="GET /report", thread="worker-07"),
+    )
+
+
+def test_a_holder_that_left_no_span_is_named_by_its_connection(recorder: Recorder) -> None:
+    """A hold that has not ended is not recorded; the link alone tells what is known."""
+    endless = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+    recorder.checkout(0, 0.5, 0.1, waited_for={endless: 0.3})
+    report = recorder.report()
+    assert report.slowest[0].waited_for == (WaitedFor(connection_id=1, held_then=0.3),)
+    assert any("connection 1" in line and "300 ms" in line for line in drawn(report))
+
+
+def test_events_are_marks_at_their_times(recorder: Recorder) -> None:
+    """Whatever order they were added in; the flagged hold tells its transaction and its place in the code."""
+    flagged = {
+        "otel_pgpool.transaction.status": "in_transaction",
+        "otel_pgpool.checked_out_at": ["/app/stock.py:12 report", "/app/web.py:3 serve"],
+    }
+    recorder.checkout(
+        0,
+        0.5,
+        1.5,
+        events={"pool.long_hold": (1.5, flagged), "pool.acquired": (0.5, {"otel_pgpool.path": "queued"})},
+    )
+    slow = recorder.report().slowest[0]
+    assert slow.marks == (Mark(0.5, "acquired", "queued"), Mark(1.5, "long_hold", "in_transaction"))
+    assert slow.transaction == "in_transaction"
+    assert slow.checked_out_at == "/app/stock.py:12 report"
+
+
+# Bars
+
+
+def slow(wait: float, hold: float | None, *marks: Mark) -> SlowCheckout:
+    return SlowCheckout("GET /", "worker-01", "f" * 32, "committed", wait, hold, marks)
+
+
+@pytest.mark.parametrize("width", [36, 76, 106])
+@pytest.mark.parametrize(("wait", "hold"), [(0.5, 1.5), (0.0, 2.0), (2.0, None), (0.33, 0.77), (0.001, 0.4)])
+def test_bars_are_to_scale(width: int, wait: float, hold: float | None) -> None:
+    """The edge between wait and hold, and the end, are where they belong, to half a cell."""
+    waited, held = drawing.cells(slow(wait, hold), 2.0, width)
+    assert abs(waited - wait / 2.0 * width) <= 0.5
+    assert abs(waited + held - (wait + (hold or 0.0)) / 2.0 * width) <= 0.5
+
+
+def test_a_bar_is_never_empty_nor_longer_than_the_scale() -> None:
+    """A microsecond is seen beside a minute, and a run of zeros does not divide by zero."""
+    assert drawing.cells(slow(0.0, 1e-6), 60.0, 40) == (0, 1)
+    assert drawing.cells(slow(0.0, 0.0), 0.0, 40) == (0, 1)
+    assert sum(drawing.cells(slow(30.0, 30.0), 60.0, 40)) == 40
+
+
+@pytest.mark.parametrize("width", [40, 76])
+@pytest.mark.parametrize("time", [0.0, 0.5, 1.0, 1.99, 2.0])
+def test_ticks_stand_at_their_times(width: int, time: float) -> None:
+    """The tick's column is the time's, whichever side its label is on."""
+    (row,) = drawing.mark_rows(slow(0.0, 2.0, Mark(time, "long_hold")), 2.0, width)
+    assert row.index("╵") == min(width - 1, int(time / 2.0 * width))
+    assert f"long_hold {drawing.duration(time)}" in row
+    assert len(row) <= width
+
+
+def test_labels_do_not_run_into_each_other() -> None:
+    """Two events close together take two rows, two far apart share one."""
+    near = drawing.mark_rows(slow(0.1, 1.9, Mark(0.1, "retry"), Mark(0.2, "acquired")), 2.0, 76)
+    assert [row.split()[1] for row in near] == ["retry", "acquired"]
+    (far,) = drawing.mark_rows(slow(0.1, 1.9, Mark(0.1, "acquired"), Mark(1.1, "long_hold")), 2.0, 76)
+    assert far.index("acquired") < far.index("long_hold")
+
+
+def test_wait_and_hold_differ_without_colour() -> None:
+    """By character, in Unicode and where the terminal has ASCII only."""
+    for encoding, expected in (("utf-8", "░░██████"), ("ascii", "..######"), ("nonsense", "..######")):
+        assert drawing.bar(slow(0.5, 1.5), 2.0, 8, drawing.glyphs_for(encoding)).plain == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 ms"),
+        (4e-7, "<0.01 ms"),
+        (1.2e-5, "0.01 ms"),
+        (0.00123, "1.23 ms"),
+        (0.0456, "46 ms"),
+        (0.99949, "999 ms"),
+        (0.9996, "1.00 s"),
+        (61.0, "61.00 s"),
+    ],
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    """Two or three digits, and the unit that suits."""
+    assert drawing.duration(seconds) == text
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120, 300])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_report_fits_the_terminal(recorder: Recorder, width: int, encoding: str) -> None:
+    """No line is wider than the terminal (40 at least), nor wider than is good to read."""
+    holder = recorder.checkout(0, 0, 1.5, parent=recorder.request("GET /a/rather/long/route", 0, 2))
+    recorder.checkout(0.4, 1.2, 2.0, waited_for={holder: 0.4}, events={"pool.acquired": (1.2, {})})
+    lines = drawn(recorder.report(), width, encoding)
+    assert max(map(len, lines)) <= max(40, min(width, drawing.MAX_WIDTH))
+    if encoding == "ascii":
+        assert all(line.isascii() for line in lines)
+
+
+def test_the_report_is_plain_json(recorder: Recorder) -> None:
+    """Every figure survives JSON."""
+    recorder.checkout(0, 0.1, 0.2)
+    document = recorder.report().as_dict()
+    assert json.loads(json.dumps(document))["slowest"][0]["hold"] == 0.2
+    assert document["service"] == "till"
+
+
+# The files
+
+
+def test_a_new_run_replaces_the_recording_and_nothing_else(tmp_path: Path) -> None:
+    """Files of an earlier run are emptied, others are left alone."""
+    for name in ("traces.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    recording = Recording(tmp_path)
+    recording.claim()
+    assert recording.traces.read_text() == "old"
+    recording.begin()
+    assert [recording.traces.read_text(), (tmp_path / "notes.txt").read_text()] == ["", "old"]
+
+
+def test_a_run_that_never_began_leaves_no_trace(tmp_path: Path) -> None:
+    """What `claim` made is taken back, what was there before stays as it was."""
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "logs.jsonl").write_text("kept")
+    for folder in (old, tmp_path / "new" / "deep"):
+        recording = Recording(folder)
+        recording.claim()
+        recording.disclaim()
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert [path.name for path in old.iterdir()] == ["logs.jsonl"]
+    assert (old / "logs.jsonl").read_text() == "kept"
+
+
+# Where to look next
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "expected"),
+    [
+        ("http://localhost:4318", "", "http/protobuf"),
+        ("http://localhost:4317", "", "grpc"),
+        ("https://otlp.example:443/", "", "grpc"),
+        ("http://localhost:4317", "http/protobuf", "http/protobuf"),
+        ("http://localhost:4318", "grpc", "grpc"),
+    ],
+)
+def test_the_protocol_is_the_variables_else_the_ports(url: str, protocol: str, expected: str) -> None:
+    """OTEL_EXPORTER_OTLP_PROTOCOL decides; unset, 4318 means HTTP."""
+    assert Endpoint.parse(url, {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol}).protocol == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:4317",
+        "grpc://localhost:4317",
+        "http://localhost",
+        "http://:4317",
+        "http://localhost:port",
+        "http://localhost:99999",
+        "http://localhost:4318/v1/traces",
+        "http://localhost:4318?x=1",
+        "http://local host:4318",
+        "http://me:hunter2@localhost:4318",
+    ],
+)
+def test_other_urls_are_refused_without_their_passwords(url: str) -> None:
+    """The message says what is expected."""
+    with pytest.raises(ValueError, match="expected http://host:port or https://host:port") as refusal:
+        Endpoint.parse(url, {})
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_the_jaeger_url_searches_for_long_holds() -> None:
+    """On the endpoint's host, for the service and the searchable attribute; IPv6 hosts keep their brackets."""
+    url = Endpoint.parse("http://[::1]:4317", {}).jaeger_search("my shop")
+    assert url == (
+        "http://[::1]:16686/search?service=my%20shop&tags=%7B%22otel_pgpool.long_hold%22%3A%22true%22%7D"
+        "&lookback=1h&limit=20"
+    )
