@@ -42,7 +42,20 @@ class Checkout:
     It never refers to the connection itself, so that one which its borrower drops can be reclaimed.
     """
 
-    __slots__ = ("__dict__", "acquired", "block", "lent", "observed", "outcome", "path", "place", "released", "slot", "started", "thread_id")
+    __slots__ = (
+        "__dict__",
+        "acquired",
+        "block",
+        "lent",
+        "observed",
+        "outcome",
+        "path",
+        "place",
+        "released",
+        "slot",
+        "started",
+        "thread_id",
+    )
 
     started: float
     place: Place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -154,9 +155,9 @@ def _roll_back(conn: connection) -> None:
 def _restore(conn: connection, baseline: tuple[Any, ...]) -> None:
     _status, autocommit, isolation_level, readonly, deferrable = baseline
     conn.set_session(
-        isolation_level="DEFAULT" if isolation_level is None else isolation_level,
-        readonly="DEFAULT" if readonly is None else readonly,
-        deferrable="DEFAULT" if deferrable is None else deferrable,
+        isolation_level="default" if isolation_level is None else isolation_level,
+        readonly="default" if readonly is None else readonly,
+        deferrable="default" if deferrable is None else deferrable,
         autocommit=autocommit,
     )
 
@@ -194,9 +195,5 @@ def close(conn: connection) -> None:
     """Close it, whatever it is doing, within the deadline."""
     if conn.get_transaction_status() == ACTIVE:
         sever(conn)
-    with Deadline(conn):
-        try:
-            conn.close()
-        except psycopg2.Error:
-            pass
-
+    with Deadline(conn), suppress(psycopg2.Error):
+        conn.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import threading
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool._checkout import Attempt
 from otel_pgpool._connection import close, poller, settings
-from otel_pgpool._deadline import Deadline
 from otel_pgpool._observer import Connect
+from otel_pgpool._settlement import bare, describe
 from otel_pgpool._wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 LIFETIME_JITTER = 0.1
 """Fraction by which a lifetime is shortened at random, so that connections of one age do not go together."""
 
-logger = logging.getLogger("otel_pgpool")
-
 
 class Connectors:
     """At most three threads, started on demand, of which each asks again whether a connection is still wanted.
@@ -41,7 +38,7 @@ class Connectors:
     def __init__(self, pool: ConnectionPool) -> None:
         self._core = pool._core
         self._wakeup = Wakeup()
-        self._pool = weakref.ref(pool, lambda _ref, ring=self._wakeup.ring: ring())
+        self._pool = weakref.ref(pool, self._wakeup.ring_for)
         self._threads: set[threading.Thread] = set()  # under the core's lock
 
     def kick(self) -> None:
@@ -128,14 +125,25 @@ class Connectors:
             if conn is not None:
                 close(conn)
             delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(attempt - 1, 16)))  # noqa: S311 - jitter
-            self._missed(pool, slot, Connect(attempt, began, monotonic(), asked_by, error,
-                                             pool._target.without_secrets(error)), delay)
+            text = describe(pool, error)
+            self._missed(pool, slot, Connect(attempt, began, monotonic(), asked_by, bare(error), text), delay)
             if not isinstance(error, Exception):
                 raise
             return 0.0
         connect = Connect(attempt, began, monotonic(), asked_by, address=conn.info.host, port=conn.info.port)
-        pool._deliver(slot, conn, connect)
+        self._made(pool, slot, conn, connect)
         return 0.0
+
+    def _made(self, pool: ConnectionPool, slot: Slot, conn: connection, connect: Connect) -> None:
+        reason, ended = self._core.deliver(slot, conn, connect.ended)
+        observer = pool._observer
+        if observer is not None:
+            pool._tell(observer.connected, connect)
+            if ended is not None:
+                pool._tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
+        if reason is not None:
+            slot.conn = conn
+            pool._discard([slot], reason)
 
     def _missed(self, pool: ConnectionPool, slot: Slot, connect: Connect, delay: float) -> None:
         error = connect.error

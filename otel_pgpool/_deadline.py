@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from psycopg2.extensions import connection
+    from typing_extensions import Self
 
 IO_DEADLINE = 5.0
 """Seconds for each ping, check, rollback on return, reset and close."""
@@ -41,7 +42,7 @@ class Deadline:
         self.at = time.monotonic() + seconds
         self.expired = False
 
-    def __enter__(self) -> Deadline:
+    def __enter__(self) -> Self:
         with suppress(psycopg2.Error, OSError):  # a closed connection has nothing that could block
             self._fd = os.dup(self._conn.fileno())
             _watch.add(self)

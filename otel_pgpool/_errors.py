@@ -74,16 +74,13 @@ def timeout_error(
     reason: str, stats: PoolStats, *, waited: float, retries: int, holders: list[Holder], own_holds: int
 ) -> PoolTimeout:
     """Write the diagnosis of a checkout that failed: the pool's levels, and who holds the connections."""
-    lines = [
-        f"{reason} (pool {stats.name!r}: {stats.used} of {stats.maxconn} in use, {stats.idle} idle, "
-        f"{stats.connecting} connecting, {stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts)"
-    ]
+    levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
+    history = f"{stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts"
+    lines = [f"{reason} (pool {stats.name!r}: {levels}, {history})"]
     if own_holds:
         lines.append(
             f"this thread itself holds {own_holds} of them: a nested checkout waits for its own caller to give back"
         )
     longest = tuple(holders[:LONGEST_HOLDERS])
     lines += [f"held {holder}" for holder in longest]
-    return PoolTimeout(
-        "\n  ".join(lines), waited=waited, retries=retries, holders=longest, **stats.levels()
-    )
+    return PoolTimeout("\n  ".join(lines), waited=waited, retries=retries, holders=longest, **stats.levels())

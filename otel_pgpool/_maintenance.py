@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from otel_pgpool._observer import CRITICAL_UTILIZATION, HIGH_UTILIZATION
 
 if TYPE_CHECKING:
-    from otel_pgpool._observer import PoolStats
     from otel_pgpool._pool import ConnectionPool
 
 TICK = 0.5
@@ -29,7 +28,7 @@ class Maintenance:
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._wakeup = pool._wakeup
-        self._pool = weakref.ref(pool, lambda _ref, ring=self._wakeup.ring: ring())
+        self._pool = weakref.ref(pool, self._wakeup.ring_for)
         self._lock = threading.Lock()  # guards the start of the thread, nothing else
         self._thread: threading.Thread | None = None
         self._level = Level()
@@ -66,19 +65,36 @@ class Maintenance:
         """Do what is due; seconds until the next look, or None to end."""
         core = pool._core
         now = monotonic()
-        pool._reclaim_dropped()
-        pool._discard(core.recover(), "reclaimed", None)
-        pool._retire(now)
-        pool._report_long_holds(now)
-        level = self._level.changed(pool.stats().utilization)
-        if level is not None and pool._observer is not None:
-            pool._tell(pool._observer.utilization_changed, level, pool.stats())
+        self._reclaim(pool, now)
+        for reason, slots in core.retire(now, pool._config.max_idle).items():
+            pool._discard(slots, reason)
+        self._report(pool, now)
         served, self._served = self._served, sum(core.checkouts().values())
         parked = self._level.settled and served == self._served and core.park()
         if pool.closed and not core.used:
             return None
         seconds = max(0.0, core.next_deadline(pool._config.max_idle) - monotonic())
         return seconds if parked else min(seconds, TICK)
+
+    def _reclaim(self, pool: ConnectionPool, now: float) -> None:
+        for checkout in pool._core.reclaim(pool._dropped.drain(), now):
+            checkout.released = now
+            checkout.outcome = "reclaimed"
+            pool._connectors.kick()
+            if pool._observer is not None:
+                pool._tell(pool._observer.reclaimed, checkout)
+        pool._discard(pool._core.recover(), "reclaimed")
+
+    def _report(self, pool: ConnectionPool, now: float) -> None:
+        overdue = pool._core.flag_long_holds(now)
+        observer = pool._observer
+        if observer is None:
+            return
+        for checkout in overdue:
+            pool._tell(observer.held_long, checkout)
+        level = self._level.changed(pool.stats().utilization)
+        if level is not None:
+            pool._tell(observer.utilization_changed, level, pool.stats())
 
 
 class Level:
@@ -111,8 +127,8 @@ class Level:
         )
 
 
-def status(stats_utilization: float) -> str:
+def level_name(utilization: float) -> str:
     """The name of a level for `PoolStats.status`."""
-    if stats_utilization >= CRITICAL_UTILIZATION:
+    if utilization >= CRITICAL_UTILIZATION:
         return "critical"
-    return "high" if stats_utilization >= HIGH_UTILIZATION else "ok"
+    return "high" if utilization >= HIGH_UTILIZATION else "ok"

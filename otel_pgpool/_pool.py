@@ -3,49 +3,43 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import weakref
 from contextlib import suppress
 from sys import _getframe
-from threading import current_thread, get_ident
+from threading import current_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import psycopg2
-
 from otel_pgpool import _connection, _registry
-from otel_pgpool._checkout import Attempt, Checkout, begin, places_of
+from otel_pgpool._block import Block
+from otel_pgpool._checkout import begin, places_of
 from otel_pgpool._config import PoolConfig, limits, seconds
+from otel_pgpool._connection import is_clean
 from otel_pgpool._connectors import Connectors
-from otel_pgpool._connection import IDLE, is_clean, settings
-from otel_pgpool._core import FRESH, GONE, Core, State
-from otel_pgpool._deadline import IO_DEADLINE, sever
-from otel_pgpool._errors import PoolClosed, PoolError, PoolTimeout, TooManyRequests, timeout_error
-from otel_pgpool._maintenance import Maintenance, status
-from otel_pgpool._observer import Connect, Holder, PoolStats
+from otel_pgpool._core import GONE, Core, State
+from otel_pgpool._errors import PoolClosed, PoolError, timeout_error
+from otel_pgpool._liveness import check_all
+from otel_pgpool._maintenance import Maintenance, level_name
+from otel_pgpool._observer import Holder, PoolStats
+from otel_pgpool._settlement import settle
 from otel_pgpool._target import Target
+from otel_pgpool._waiting import fail, obtain
 from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import EllipsisType, TracebackType
 
-    from psycopg2.extensions import connection
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is our method's name
     from typing_extensions import Self
 
-    from otel_pgpool._checkout import Place
+    from otel_pgpool._checkout import Checkout
     from otel_pgpool._config import Check
     from otel_pgpool._observer import PoolObserver
     from otel_pgpool._slot import Slot
 
 logger = logging.getLogger("otel_pgpool")
-
-REFUSALS = {PoolTimeout: "timeout", PoolClosed: "closed", TooManyRequests: "too_many_requests"}
-"""What telemetry calls the pool's own errors."""
-
-LEAST_CHECK = 0.1
-"""Seconds that a liveness check is given even when the caller's timeout leaves less."""
 
 
 class ConnectionPool:
@@ -95,8 +89,8 @@ class ConnectionPool:
         max_idle: float | None = 600.0,
         long_hold: float | EllipsisType | None = ...,
         check: Check = "auto",
-        configure: Callable[[connection], object] | None = None,
-        reset: Callable[[connection], object] | None = None,
+        configure: Callable[[Connection], object] | None = None,
+        reset: Callable[[Connection], object] | None = None,
         credentials: Callable[[], Mapping[str, Any]] | None = None,
         open: bool = True,  # noqa: A002 - the name that psycopg_pool's users know
         observer: PoolObserver | EllipsisType | None = ...,
@@ -120,7 +114,7 @@ class ConnectionPool:
         self._reset = reset
         self._target = Target(args, kwargs, credentials)
         self._observer = _default_observer() if observer is ... else observer
-        self._inherited: weakref.WeakSet[connection] = weakref.WeakSet()
+        self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._start_afresh(self._config.minconn, self._config.maxconn)
         self._name = _registry.register(self, self._config.name or self._target.name)
         if self._observer is not None:
@@ -173,7 +167,7 @@ class ConnectionPool:
         block._conn = None
         return block
 
-    def getconn(self, key: object = None, *, timeout: float | None = None) -> connection:
+    def getconn(self, key: object = None, *, timeout: float | None = None) -> Connection:
         """Lend a connection until `putconn`.
 
         Args:
@@ -198,7 +192,7 @@ class ConnectionPool:
             return self._enter_key(key, checkout, conn)
         return conn
 
-    def putconn(self, conn: connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the stock pool's signature
+    def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the stock pool's signature
         """Give back what `getconn` lent; a transaction still open is rolled back.
 
         Args:
@@ -223,9 +217,9 @@ class ConnectionPool:
         if not close and self._reset is None and is_clean(held, checkout.slot):
             self._give_back(checkout, held)
         else:
-            self._settle(checkout, held, None, close=close)
+            settle(self, checkout, held, None, close=close)
 
-    def _check_out(self, checkout: Checkout, timeout: float | None) -> connection:
+    def _check_out(self, checkout: Checkout, timeout: float | None) -> Connection:
         observer, core = self._observer, self._core
         conn = None
         try:
@@ -233,26 +227,26 @@ class ConnectionPool:
                 checkout.thread_name = current_thread().name
                 try:
                     observer.started(checkout)
-                except Exception:
+                except Exception:  # noqa: BLE001 - an observer costs nobody a connection
                     _log_observer()
                 checkout.started = monotonic()
             conn = core.take(checkout)
             if checkout.path is None:
-                conn = self._obtain(checkout, conn, self._config.timeout if timeout is None else timeout)
+                conn = obtain(self, checkout, conn, self._config.timeout if timeout is None else timeout)
             if core.parked:
                 self._wake_maintenance()
             if observer is not None:
                 try:
                     observer.acquired(checkout)
-                except Exception:
+                except Exception:  # noqa: BLE001 - an observer costs nobody a connection
                     _log_observer()
         except BaseException as error:
-            self._fail(checkout, conn, error)
+            fail(self, checkout, conn, error)
             raise
         return conn  # type: ignore[return-value]  # a path is set only together with a connection
 
     def _give_back(
-        self, checkout: Checkout, conn: connection, reason: str | None = None, cause: BaseException | None = None
+        self, checkout: Checkout, conn: Connection, reason: str | None = None, cause: BaseException | None = None
     ) -> None:
         now = checkout.released = monotonic()
         verdict = self._core.release(checkout, conn, now, reason)
@@ -265,211 +259,17 @@ class ConnectionPool:
         if self._observer is not None:
             try:
                 self._observer.released(checkout)
-            except Exception:
+            except Exception:  # noqa: BLE001 - an observer costs nobody a connection
                 _log_observer()
 
-    # The slow half of a checkout
-
-    def _obtain(self, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
-        """Look at the idle connection taken, or wait for one, until one is handed over."""
-        deadline = checkout.started + timeout
-        while True:
-            if conn is None:
-                conn = self._queue(checkout, deadline)
-            if conn is not None and (checkout.path is not None or self._is_alive(checkout, conn, deadline)):
-                return conn
-            if self._core.exhausted(checkout):
-                raise self._timeout(checkout, f"gave up after {checkout.retries} failed attempts")
-            conn = self._core.take(checkout)
-            if checkout.path is not None and conn is not None:
-                return conn
-
-    def _queue(self, checkout: Checkout, deadline: float) -> connection | None:
-        """Wait for a hand-over; None when there may be an idle connection again."""
-        core = self._core
-        if core.state is State.NEW:
-            self._begin()
-        now = monotonic()
-        if now >= deadline and core.state is State.OPEN:
-            core.ask_to_grow(checkout)
-            self._connectors.kick()
-            raise self._timeout(checkout, "no connection is idle")
-        waiter = core.join(checkout, now)
-        try:
-            self._connectors.kick()
-            wait_for(waiter.lock, deadline - now)
-            conn = waiter.conn or core.leave(waiter)
-        except BaseException:
-            conn = core.leave(waiter)
-            if conn is not None:
-                self._return_unused(checkout, conn)
-            raise
-        if conn is not None:
-            return conn
-        if isinstance(waiter.error, PoolClosed):
-            raise waiter.error
-        if waiter.error is not None:
-            raise self._timeout(checkout, f"gave up after {checkout.retries} failed attempts")
-        raise self._timeout(checkout, f"no connection within {deadline - checkout.started:.3g} s")
-
-    def _is_alive(self, checkout: Checkout, conn: connection, deadline: float) -> bool:
-        """The liveness ladder, for a connection that lay idle: hand it over, or discard it and every other dead one."""
-        slot, now = checkout.slot, monotonic()
-        if now >= slot.expires:
-            self._core.withdraw(checkout)
-            slot.conn = conn
-            self._discard([slot], "expired", None)
-            return False
-        try:
-            self._ask(slot, conn, now, max(LEAST_CHECK, deadline - now))
-        except BaseException as error:
-            error = _bare(error)
-            self._core.withdraw(checkout, Attempt(monotonic(), _error_type(error), 0.0), error)
-            slot.conn = conn
-            reason = "broken" if self._config.check == "auto" or conn.closed else "check_failed"
-            dead = self._sweep() if isinstance(error, Exception) else []
-            self._discard([slot, *dead], reason, error)
-            if not isinstance(error, Exception):
-                raise
-            return False
-        self._core.confirm(checkout, monotonic())
-        return True
-
-    def _ask(self, slot: Slot, conn: connection, now: float, bound: float) -> None:
-        check = self._config.check
-        bound = min(IO_DEADLINE, bound)
-        if check == "auto":
-            if now - slot.idle_since > _connection.PING_AFTER or _connection.is_readable(slot):
-                _connection.ping(conn, None, bound)
-        elif check is not None:
-            _connection.ping(conn, check, bound)
-
-    def _sweep(self) -> list[Slot]:
-        """Set aside every idle connection that has died; those whose socket only carries a notice stay."""
-        core = self._core
-        aside = core.inspect(_connection.readable(core.idle_slots()))
-        dead = []
-        try:
-            while aside:
-                slot = aside[-1]
-                if not self._answers(slot):
-                    core.reject(slot)
-                    dead.append(slot)
-                elif (reason := core.restore(slot, monotonic())) is not None:
-                    self._discard([slot], reason, None)
-                aside.pop()
-        except BaseException:
-            for slot in aside:
-                core.reject(slot)
-            self._discard([*aside, *dead], "broken", None)
-            raise
-        return dead
-
-    def _answers(self, slot: Slot) -> bool:
-        try:
-            if slot.conn is None:
-                return False
-            check = self._config.check
-            _connection.ping(slot.conn, check if callable(check) else None)
-        except Exception:  # noqa: BLE001 - whatever it is, the connection cannot be lent
-            return False
-        return True
-
-    def _timeout(self, checkout: Checkout, reason: str) -> PoolTimeout:
-        now = monotonic()
-        holds = self._core.holds_now()
-        own = sum(hold.thread_id == checkout.thread_id for hold in holds)
-        error = timeout_error(
-            reason,
-            self.stats(),
-            waited=now - checkout.started,
-            retries=checkout.retries,
-            holders=[hold.holder(now) for hold in holds],
-            own_holds=own,
-        )
-        outage = self._core.outage
-        error.__cause__ = checkout.error or (outage.error if outage else None)
-        return error
-
-    def _fail(self, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
-        """Account for a checkout that ends without a hold."""
-        if conn is not None:
-            self._return_unused(checkout, conn)
-        checkout.released = monotonic()
-        gave_up = self._core.exhausted(checkout)
-        timed_out = isinstance(error, PoolTimeout) and not gave_up
-        checkout.outcome = "timeout" if timed_out else "error"
-        cause = checkout.error if gave_up and checkout.error is not None else error
-        checkout.fail(REFUSALS.get(type(cause)) or _error_type(cause), self._describe(cause))
-        with self._core.lock:
-            if timed_out:
-                self._core.timeouts += 1
-            else:
-                self._core.errors += 1
-        if self._observer is not None:
-            self._tell(self._observer.failed, checkout, error)
-
-    def _return_unused(self, checkout: Checkout, conn: connection) -> None:
-        verdict = self._core.release(checkout, conn, monotonic())
-        if verdict is not None and verdict is not GONE:
-            checkout.slot.conn = conn
-            self._discard([checkout.slot], verdict, None)
-
-    # The slow half of a return
-
-    def _finish(self, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
-        """End of a block that leaves something to settle."""
-        if not self._core.holds(checkout):
-            self._abandon(checkout)
-            return
-        checkout.outcome = "rolled_back"
-        try:
-            if exc is None and _connection.commit(conn):
-                checkout.outcome = "committed"
-        except BaseException as failure:
-            checkout.fail(_error_type(failure), self._describe(failure))
-            self._settle(checkout, conn, failure)
-            raise
-        self._settle(checkout, conn, exc)
-
-    def _settle(
-        self, checkout: Checkout, conn: connection, error: BaseException | None, *, close: bool = False
-    ) -> None:
-        """Leave the connection fit to be lent again and give it back, or discard it; never raise an ``Exception``."""
-        reason: str | None = "reset_failed"
-        cause: BaseException | None = None
-        try:
-            reason, cause = ("returned_closed", None) if close else self._fitness(checkout, conn, error)
-        finally:
-            if reason is not None and (checkout.outcome != "committed" or reason != "reset_failed"):
-                checkout.outcome = "discarded"
-                if cause is not None and cause is not error and checkout.error_type is None:
-                    checkout.fail(_error_type(cause), self._describe(cause))
-            self._give_back(checkout, conn, reason, cause)
-
-    def _fitness(
-        self, checkout: Checkout, conn: connection, error: BaseException | None
-    ) -> tuple[str | None, BaseException | None]:
-        """Why a returned connection cannot be lent again, if so, and the error that says it."""
-        if conn.closed:
-            return ("broken" if conn.closed == _connection.BROKEN else "returned_closed"), error
-        if _connection.ended_session(error) or conn.get_transaction_status() in _connection.UNUSABLE:
-            return "broken", error
-        refused = checkout.block and _connection.refused_writing(error, conn)
-        try:
-            _connection.tidy(conn, checkout.slot, self._reset)
-            if refused and _connection.is_read_only_server(conn):
-                self._discard(self._core.drain("read_only"), "read_only", error)
-        except Exception as failure:  # noqa: BLE001 - the caller's own exception is the one that counts
-            return ("broken" if conn.closed else "reset_failed"), _bare(failure)
-        return None, None
+    # What the halves of a checkout share
 
     def _abandon(self, checkout: Checkout) -> None:
         """The connection is not this checkout's any more: given back before, or left to the parent of a fork."""
         if self._observer is not None:
             self._tell(self._observer.abandoned, checkout)
 
-    def _discard(self, slots: Sequence[Slot], reason: str, error: BaseException | None) -> None:
+    def _discard(self, slots: Sequence[Slot], reason: str, error: BaseException | None = None) -> None:
         """Close connections that the core has put aside for it, and free their places."""
         if not slots:
             return
@@ -484,13 +284,13 @@ class ConnectionPool:
         if self._observer is not None:
             self._tell(self._observer.discarded, slots, reason, error)
 
-    # getconn(key)
+    # Checkouts by key
 
-    def _keyed(self, key: object) -> connection | None:
+    def _keyed(self, key: object) -> Connection | None:
         slot = self._core.by_key(key)
         return None if slot is None else slot.ref()
 
-    def _enter_key(self, key: object, checkout: Checkout, conn: connection) -> connection:
+    def _enter_key(self, key: object, checkout: Checkout, conn: Connection) -> Connection:
         """Remember the key; another thread may have been faster with the same one."""
         with self._core.lock:
             first = self._core.keys.setdefault(key, checkout.slot)
@@ -499,36 +299,6 @@ class ConnectionPool:
             return conn
         self.putconn(conn)
         return keyed
-
-    # What the background threads call
-
-    def _deliver(self, slot: Slot, conn: connection, connect: Connect) -> None:
-        reason, ended = self._core.deliver(slot, conn, connect.ended)
-        observer = self._observer
-        if observer is not None:
-            self._tell(observer.connected, connect)
-            if ended is not None:
-                self._tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
-        if reason is not None:
-            slot.conn = conn
-            self._discard([slot], reason, None)
-
-    def _retire(self, now: float) -> None:
-        for reason, slots in self._core.retire(now, self._config.max_idle).items():
-            self._discard(slots, reason, None)
-
-    def _reclaim_dropped(self) -> None:
-        for checkout in self._core.reclaim(self._dropped.drain()):
-            checkout.released = monotonic()
-            checkout.outcome = "reclaimed"
-            self._connectors.kick()
-            if self._observer is not None:
-                self._tell(self._observer.reclaimed, checkout)
-
-    def _report_long_holds(self, now: float) -> None:
-        for checkout in self._core.flag_long_holds(now):
-            if self._observer is not None:
-                self._tell(self._observer.held_long, checkout)
 
     def _wake_maintenance(self) -> None:
         self._core.parked = False
@@ -541,14 +311,8 @@ class ConnectionPool:
     def _tell(self, method: Callable[..., None], *args: Any) -> None:
         try:
             method(*args)
-        except Exception:
+        except Exception:  # noqa: BLE001 - an observer costs nobody a connection
             _log_observer()
-
-    def _describe(self, error: BaseException) -> str:
-        """An error's message for telemetry: no secrets, no SQL, no values."""
-        if isinstance(error, psycopg2.Error) and not isinstance(error, PoolError):
-            return error.diag.message_primary or self._target.without_secrets(error)
-        return str(error) if isinstance(error, PoolError) else ""
 
     # The whole pool
 
@@ -565,7 +329,7 @@ class ConnectionPool:
         try:
             self.wait()
         except BaseException:
-            self._discard(self._core.unopen(), "closed", None)
+            self._discard(self._core.unopen(), "closed")
             self._connectors.stop()
             raise
 
@@ -646,11 +410,11 @@ class ConnectionPool:
         _registry.release_name(self._name, self)
         self._connectors.stop()
         self._wakeup.ring()
-        self._discard(idle, "closed", None)
+        self._discard(idle, "closed")
 
     def drain(self) -> None:
         """Replace every connection: the idle now, the lent ones when they come back."""
-        self._discard(self._core.drain("drained"), "drained", None)
+        self._discard(self._core.drain("drained"), "drained")
 
     def resize(self, minconn: int, maxconn: int) -> None:
         """Change the limits: surplus idle connections are closed now, surplus lent ones when they come back.
@@ -658,28 +422,12 @@ class ConnectionPool:
         Raises:
             ValueError: bad limits; nothing is changed then.
         """
-        self._discard(self._core.resize(*limits(minconn, maxconn)), "resized", None)
+        self._discard(self._core.resize(*limits(minconn, maxconn)), "resized")
         self._connectors.kick()
 
     def check(self) -> None:
         """Ask the server through every idle connection, and discard those that do not answer."""
-        core = self._core
-        for suspect in core.idle_slots():
-            for slot in core.inspect([suspect]):
-                self._check_one(slot)
-
-    def _check_one(self, slot: Slot) -> None:
-        reason: str | None = "check_failed"
-        alive = False
-        try:
-            alive = self._answers(slot)
-        finally:
-            if alive:
-                reason = self._core.restore(slot, monotonic())
-            else:
-                self._core.reject(slot)
-            if reason is not None:
-                self._discard([slot], reason, None)
+        check_all(self)
 
     # Looking at it
 
@@ -726,16 +474,11 @@ class ConnectionPool:
     def stats(self) -> PoolStats:
         """Levels and totals, read without a lock."""
         core = self._core
-        used = core.used
+        used = max(0, core.used)
         utilization = used / core.maxconn
-        state = core.state
         return PoolStats(
             name=self._name,
-            status="unreachable"
-            if core.outage is not None and state is State.OPEN
-            else status(utilization)
-            if state is State.OPEN
-            else state.value,
+            status=self._status(utilization),
             minconn=core.minconn,
             maxconn=core.maxconn,
             size=len(core.members),
@@ -756,6 +499,12 @@ class ConnectionPool:
             wait_seconds=core.wait_seconds,
             hold_seconds=core.total_hold(),
         )
+
+    def _status(self, utilization: float) -> str:
+        core = self._core
+        if core.state is not State.OPEN:
+            return core.state.value
+        return level_name(utilization) if core.outage is None else "unreachable"
 
     def holders(self) -> list[Holder]:
         """Who holds which connection since when, the longest hold first."""
@@ -787,7 +536,7 @@ class ConnectionPool:
         parents = self._core
         for slot in parents.idle:
             with suppress(Exception):  # psycopg2 itself closes only what its own process opened
-                os.close(slot.conn.fileno())  # type: ignore[union-attr]
+                os.close(slot.conn.fileno())
         lent = [slot for slot in parents.members if slot.checkout is not None]
         self._inherited.update(conn for slot in lent if (conn := slot.ref()) is not None)
         self._start_afresh(parents.minconn, parents.maxconn)
@@ -797,60 +546,13 @@ class ConnectionPool:
             self._tell(self._observer.attached, self)
 
 
-class Block:
-    """``with pool.connection() as conn``. It may be used again after it, but not inside it."""
-
-    # Without an __init__, which would double its cost.
-    __slots__ = ("_checkout", "_conn", "_place", "_pool", "_timeout")
-
-    _pool: ConnectionPool
-    _timeout: float | None
-    _place: Place
-    _checkout: Checkout
-    _conn: connection | None
-
-    def __enter__(self) -> connection:
-        if self._conn is not None:
-            raise PoolError("this connection() is in use: call pool.connection() again for a second connection")
-        pool = self._pool
-        self._checkout = checkout = Checkout()
-        checkout.place = self._place
-        checkout.block = True
-        checkout.thread_id = get_ident()
-        checkout.observed = checkout.path = None
-        checkout.started = monotonic()
-        self._conn = conn = pool._check_out(checkout, self._timeout)
-        return conn
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        conn, checkout, pool = self._conn, self._checkout, self._pool
-        if conn is None:
-            raise PoolError("this connection() is not in use")
-        self._conn = None
-        if exc is None and pool._reset is None and conn.get_transaction_status() == IDLE and settings(conn) == checkout.slot.baseline:
-            checkout.outcome = "committed"
-            pool._give_back(checkout, conn)
-        else:
-            pool._finish(checkout, conn, exc)
-
-
 def _default_observer() -> PoolObserver:
     from otel_pgpool.telemetry import Telemetry  # noqa: PLC0415 - not needed by a pool with another observer
 
     return Telemetry()
 
 
-def _bare(error: BaseException) -> BaseException:
-    """The error without its frames, which would keep the pool and its connections alive."""
-    return error.with_traceback(None)
-
-
-def _error_type(error: BaseException) -> str:
-    """What telemetry calls an error: its SQLSTATE, or the name of its class."""
-    return getattr(error, "pgcode", None) or type(error).__name__
-
-
 def _log_observer() -> None:
-    logger.exception("an observer of the connection pool raised; the pool goes on without this report")
+    logger.exception(  # noqa: LOG004 - called from handlers only
+        "an observer of the connection pool raised; the pool goes on without this report"
+    )

@@ -78,9 +78,8 @@ class Target:
         if self._credentials is not None:
             extra = self._credentials()
             self._secrets |= _secrets(extra)
-        if self._args or "dsn" in self._kwargs:
-            return psycopg2.connect(*self._args, **{**self._kwargs, **extra})
-        return psycopg2.connect("", **{**self._kwargs, **extra})
+        made: connection = psycopg2.connect(*self._args, **{**self._kwargs, **extra})
+        return made
 
     def without_secrets(self, error: BaseException) -> str:
         """The error's text, every password that this pool knows masked."""
@@ -96,15 +95,15 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         raise refuse("dsn", type(dsn).__name__, READABLE_DSN)
     if kwargs.get("async") or kwargs.get("async_") or len(args) > 1 + len(DRIVER_KEYWORDS):
         raise ValueError("async connections cannot be pooled here: leave out async_")
-    given = {
-        key: value for key, value in kwargs.items() if key not in ("dsn", "async", "async_", *DRIVER_KEYWORDS)
-    }
+    given = {key: value for key, value in kwargs.items() if key not in ("dsn", "async", "async_", *DRIVER_KEYWORDS)}
     for key in given:
         _check_keyword(key)
     try:
         parameters: dict[str, Any] = extensions.parse_dsn(extensions.make_dsn(dsn, **given))
     except (psycopg2.Error, TypeError, ValueError, UnicodeError):
-        raise ValueError(f"dsn cannot be read: expected {READABLE_DSN}; its text is not shown, as it may hold a password") from None
+        raise ValueError(
+            f"dsn cannot be read: expected {READABLE_DSN}; its text is not shown, as it may hold a password"
+        ) from None
     if "@" in str(parameters.get("host", "")):
         raise ValueError("dsn cannot be read: '@' in the host; in a password write it as %40") from None
     return parameters
@@ -114,9 +113,7 @@ def _check_keyword(key: str) -> None:
     try:
         extensions.make_dsn(**{key: ""})
     except psycopg2.Error:
-        raise ValueError(
-            f"{key!r} is no option of ConnectionPool and no connection parameter of libpq"
-        ) from None
+        raise ValueError(f"{key!r} is no option of ConnectionPool and no connection parameter of libpq") from None
 
 
 def _secrets(parameters: Mapping[str, Any]) -> set[str]:

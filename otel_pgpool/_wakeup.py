@@ -37,6 +37,10 @@ class Wakeup:
         with suppress(RuntimeError):  # rung already
             self._lock.release()
 
+    def ring_for(self, _dead: object) -> None:
+        """Ring as the callback of a weak reference."""
+        self.ring()
+
     def wait(self, seconds: float) -> bool:
         """Sleep until rung, for at most ``seconds``; True when rung."""
         return wait_for(self._lock, seconds)

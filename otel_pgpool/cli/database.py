@@ -13,6 +13,8 @@ from psycopg2 import sql
 from psycopg2.extensions import parse_dsn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg2.extensions import connection
 
 ACCEPTED = "postgresql://user@host:port/dbname or libpq's key=value pairs"
@@ -141,7 +143,7 @@ class Database:
         return self._terminate("AND pid = %s", pid)
 
     def end_sessions(self) -> None:
-        """End what the demo still has running; for a run that is broken off."""
+        """End what the pool still has at the server."""
         with suppress(DatabaseError):
             self._terminate("")
 
@@ -187,7 +189,7 @@ class Database:
         return text.replace(password, "***") if password else text
 
 
-def wait_until(condition: Any, timeout: float, every: float = 0.02) -> bool:
+def wait_until(condition: Callable[[], bool], timeout: float, every: float = 0.02) -> bool:
     """Whether ``condition()`` came true within ``timeout`` s."""
     deadline = time.monotonic() + timeout
     while not condition():

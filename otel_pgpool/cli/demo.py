@@ -212,6 +212,7 @@ class Demo:
         self._warnings += [f"a worker failed: {type(failure).__name__}: {failure}" for failure in workers.failures[:3]]
 
     def _drop_tables(self, database: Database) -> None:
+        database.end_sessions()  # none but those that a pool which could not be closed has left
         try:
             database.drop_tables()
         except DatabaseError as error:

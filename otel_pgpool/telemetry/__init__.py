@@ -129,7 +129,7 @@ class Telemetry:
                 observed.token = None
             context = observed.context
         if checkout.flagged:
-            self._long_hold_ended(checkout, observed, context)
+            self._long_hold_ended(checkout, context)
         if observed is not None:
             if observed.suppressed:
                 return
@@ -165,7 +165,7 @@ class Telemetry:
             observed.told = attributes
         return {**attributes, names.THREAD_NAME: checkout.thread_name or ""}
 
-    def _long_hold_ended(self, checkout: Checkout, observed: Observed | None, context: Context | None) -> None:
+    def _long_hold_ended(self, checkout: Checkout, context: Context | None) -> None:
         with self._lock:
             attributes = self._tell_long_hold(checkout)
         if attributes is not None:

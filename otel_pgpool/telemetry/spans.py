@@ -32,7 +32,7 @@ TRANSACTION_STATUSES = ("idle", "active", "in_transaction", "in_error", "unknown
 class Observed:
     """What telemetry keeps with a checkout."""
 
-    __slots__ = ("context", "span", "started_ns", "suppressed", "told", "token")
+    __slots__ = ("context", "span", "started_ns", "suppressed", "token", "told")
 
     def __init__(self, context: Context | None, span: Span | None = None, *, suppressed: bool = False) -> None:
         self.context = context  # of the checkout's span; where it has none, or not yet, of the caller
@@ -144,13 +144,15 @@ class Spans:
 
     def _tell_wait(self, checkout: Checkout, observed: Observed, span: Span, until: float) -> None:
         for number, attempt in enumerate(checkout.attempts, 1):
-            attributes = {names.ATTEMPT: number, names.ERROR_TYPE: attempt.error_type, names.DELAY: attempt.delay}
+            attributes: dict[str, AttributeValue] = {
+                names.ATTEMPT: number,
+                names.ERROR_TYPE: attempt.error_type,
+                names.DELAY: attempt.delay,
+            }
             span.add_event(names.RETRY, attributes, _wall(attempt.at))
         if checkout.queued is not None:
             links = _links(checkout)
-            wait = self._tracer.start_span(
-                names.WAIT, observed.context, links=links, start_time=_wall(checkout.queued)
-            )
+            wait = self._tracer.start_span(names.WAIT, observed.context, links=links, start_time=_wall(checkout.queued))
             wait.end(_wall(until))
 
     def connect(self, connect: Connect, error_type: str | None) -> Context | None:

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
+from otel_pgpool.cli.database import wait_until
 from otel_pgpool.cli.recording import Recording
 from tests.receivers import HttpReceiver, closed_endpoint
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from google.protobuf.message import Message
+    from typing_extensions import Self
 
     from otel_pgpool.cli.postgres import PostgresServer
     from otel_pgpool.cli.recording import Span
@@ -61,9 +64,6 @@ class Process:
     def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
         self.folder = folder
         self.began = time.monotonic()
-        (folder / "tmp").mkdir(parents=True)
-        for each in (folder, folder / "tmp"):
-            each.chmod(0o777)
         self.popen = subprocess.Popen(
             [*COMMAND, *arguments],
             cwd=folder,
@@ -73,6 +73,14 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.communicate()
 
     def end(self, timeout: float = 40.0) -> Run:
         out, err = self.popen.communicate(timeout=timeout)
@@ -86,7 +94,33 @@ def environ(folder: Path, **more: str) -> dict[str, str]:
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> Run:
-    return Process(folder, *arguments, **environment).end()
+    with Process(folder, *arguments, **environment) as process:
+        return process.end()
+
+
+def make_folder(parent: Path) -> Path:
+    """To run in, with a folder `tmp` for temporary files.
+
+    The embedded server works there, as another user where we are root, with a socket whose path must be short.
+    """
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    (folder / "tmp").mkdir(parents=True)
+    folder.chmod(0o755)
+    (folder / "tmp").chmod(0o777)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parent() -> Iterator[Path]:
+    """Not one of pytest's own, into which other users cannot look."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def folder(parent: Path) -> Path:
+    return make_folder(parent)
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -123,24 +157,23 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    folder = Path(tmp_path_factory.mktemp("demo"))
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)  # the embedded server runs as another user where we are root
-    (folder / "full" / "out").mkdir(parents=True)
-    (folder / "full" / "out" / "traces.jsonl").write_text("of an earlier run\n")
-    (folder / "full" / "out" / "notes.txt").write_text("not ours\n")
+def runs(server: PostgresServer, parent: Path) -> Iterator[Runs]:
+    folders = {name: make_folder(parent) for name in ("full", "dead", "theirs")}
+    (folders["full"] / "out").mkdir()
+    (folders["full"] / "out" / "traces.jsonl").write_text("of an earlier run\n")
+    (folders["full"] / "out" / "notes.txt").write_text("not ours\n")
     with ExitStack() as stack:
         receiver = stack.enter_context(HttpReceiver())
         dead_url = stack.enter_context(closed_endpoint())
+
+        def start(name: str, *arguments: str, **environment: str) -> Process:
+            process = Process(folders[name], "demo", "--out", "out", *arguments, **environment)
+            return stack.enter_context(process)
+
         over_http = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
-        full = Process(
-            folder / "full",
-            *("demo", "--json", "--seconds", "4", "--out", "out", "--endpoint", receiver.endpoint),
-            **over_http,
-        )
-        dead = Process(folder / "dead", "demo", "--seconds", "3", "--out", "out", OTEL_EXPORTER_OTLP_ENDPOINT=dead_url)
-        theirs = Process(folder / "theirs", "demo", "--seconds", "3", "--out", "out", "--dsn", server.dsn, "--json")
+        full = start("full", "--json", "--seconds", "4", "--endpoint", receiver.endpoint, **over_http)
+        dead = start("dead", "--seconds", "3", OTEL_EXPORTER_OTLP_ENDPOINT=dead_url)
+        theirs = start("theirs", "--seconds", "3", "--dsn", server.dsn, "--json")
         yield Runs(full.end(), dead.end(), theirs.end(), receiver, dead_url)
 
 
@@ -167,13 +200,13 @@ def test_every_path_outcome_and_event_is_taken(runs: Runs) -> None:
 def test_a_slow_query_is_told_from_a_transaction_left_open(runs: Runs) -> None:
     """Both reports are flagged while they hold, each with the state of its transaction and its line of the program."""
     flagged = {
-        event.attributes["otel_pgpool.transaction.status"]: event.attributes["otel_pgpool.checked_out_at"]
+        (event.attributes["otel_pgpool.transaction.status"], place.rpartition(".")[2])
         for span in runs.full.spans("pool.checkout")
         for event in span.events
         if event.name == "pool.long_hold"
+        for place in event.attributes["otel_pgpool.checked_out_at"].splitlines()[:1]
     }
-    assert "turnover_report" in str(flagged["active"])
-    assert "stock_report" in str(flagged["in_transaction"])
+    assert {("active", "turnover_report"), ("in_transaction", "stock_report")} <= flagged
 
 
 def test_waits_are_linked_to_the_holders(runs: Runs) -> None:
@@ -338,9 +371,9 @@ def test_report_tells_a_run_again(runs: Runs) -> None:
         (("--colour",), "unrecognized arguments: --colour"),
     ],
 )
-def test_bad_options_are_refused_in_a_line(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
+def test_bad_options_are_refused_in_a_line(folder: Path, arguments: tuple[str, ...], expected: str) -> None:
     """Exit status 2 and the option's name, no traceback, no password; nothing is made."""
-    done = run(tmp_path / "run", "demo", *arguments)
+    done = run(folder, "demo", *arguments)
     assert done.status == 2
     assert expected in done.err
     assert len([line for line in done.err.splitlines() if not line.startswith(("usage:", " "))]) == 1
@@ -349,10 +382,10 @@ def test_bad_options_are_refused_in_a_line(tmp_path: Path, arguments: tuple[str,
     assert [path.name for path in done.folder.iterdir()] == ["tmp"]
 
 
-def test_a_wrong_password_is_one_line(tmp_path: Path, server: PostgresServer) -> None:
+def test_a_wrong_password_is_one_line(folder: Path, server: PostgresServer) -> None:
     """What the server says, without the password; here a database that does not exist."""
     dsn = f"postgresql://postgres:hunter2@127.0.0.1:{server.port}/nowhere"
-    done = run(tmp_path / "run", "demo", "--dsn", dsn)
+    done = run(folder, "demo", "--dsn", dsn)
     assert (done.status, done.out) == (2, "")
     (line,) = done.err.splitlines()
     assert 'database "nowhere" does not exist' in line
@@ -370,68 +403,80 @@ def test_a_wrong_password_is_one_line(tmp_path: Path, server: PostgresServer) ->
         (signal.SIGTERM, 143, "short orders"),
     ],
 )
-def test_a_signal_ends_it_cleanly(tmp_path: Path, signum: int, status: int, moment: str) -> None:
-    """While PostgreSQL starts, in the middle of the traffic, and twice in a row: nothing stays behind."""
-    process = Process(tmp_path / "run", "demo", "--seconds", "8", "--out", "out")
-    if moment == "starting":
-        deadline = time.monotonic() + 20
-        while not any((process.folder / "tmp").iterdir()):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-    else:
-        for line in process.popen.stdout or ():
-            if moment in line:
-                break
-    process.popen.send_signal(signum)
-    process.popen.send_signal(signum)
-    done = process.end()
+def test_a_signal_ends_it_cleanly(folder: Path, signum: int, status: int, moment: str) -> None:
+    """While PostgreSQL starts, and in the middle of the traffic; twice in a row, and nothing stays behind."""
+    with Process(folder, "demo", "--seconds", "8", "--out", "out") as process:
+        if moment == "starting":
+            assert wait_until(lambda: any((folder / "tmp").iterdir()), 20, every=0.005)
+        else:
+            assert any(moment in line for line in process.popen.stdout or ())
+        process.popen.send_signal(signum)
+        process.popen.send_signal(signum)
+        done = process.end()
     assert done.status == status
     assert done.err == f"otel-pgpool: stopped by {signal.Signals(signum).name}\n"
-    assert_nothing_left(done.folder)
+    assert_nothing_left(folder)
 
 
-@pytest.mark.parametrize("no_color", ["", "1"])
-def test_on_a_terminal_it_is_live(tmp_path: Path, no_color: str) -> None:
-    """Redrawn in place, with the cursor given back; colours unless NO_COLOR is set. A pipe's reader may leave early."""
-    folder = tmp_path / "run"
-    (folder / "tmp").mkdir(parents=True)
-    (folder / "tmp").chmod(0o777)
-    master, slave = pty.openpty()
-    environment = environ(folder, TERM="xterm-256color", COLUMNS="80", NO_COLOR=no_color)
-    command = [*COMMAND, "demo", "--seconds", "3", "--out", "out"]
-    with subprocess.Popen(command, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave) as process:
+def test_on_a_terminal_it_is_live(parent: Path) -> None:
+    """Redrawn in place, with the cursor given back at the end; in colour unless NO_COLOR is set."""
+    with Terminal(make_folder(parent)) as colourful, Terminal(make_folder(parent), NO_COLOR="1") as sober:
+        for terminal, coloured in ((colourful, True), (sober, False)):
+            shown = terminal.read_all()
+            for expected in ("utilization", "long holds", "The 3 slowest checkouts"):
+                assert expected in shown
+            assert shown.count(f"{ESCAPE}[?25l") == shown.count(f"{ESCAPE}[?25h") == 1  # hides the cursor, and shows it
+            assert bool(re.search(rf"{ESCAPE}\[\d*;?3\dm", shown)) == coloured
+
+
+class Terminal:
+    """A terminal of 80 columns with the demo in it."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self._master, slave = pty.openpty()
+        self._process = subprocess.Popen(
+            [*COMMAND, "demo", "--seconds", "3", "--out", "out"],
+            cwd=folder,
+            env=environ(folder, TERM="xterm-256color", COLUMNS="80", **environment),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+        )
         os.close(slave)
-        shown = read_all(master)
-    os.close(master)
-    assert process.returncode == 0, shown
-    for expected in ("utilization", "long holds", "The 3 slowest checkouts"):
-        assert expected in shown
-    assert shown.count(f"{ESCAPE}[?25l") == shown.count(f"{ESCAPE}[?25h") == 1  # the cursor, hidden and shown again
-    assert bool(re.search(rf"{ESCAPE}\[\d*;?3\dm", shown)) == (not no_color)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        os.close(self._master)
+
+    def read_all(self) -> str:
+        """What is shown until the program has ended."""
+        shown = b""
+        while select.select([self._master], [], [], 30)[0]:
+            try:
+                part = os.read(self._master, 65536)
+            except OSError:  # what Linux says when the other side is closed
+                break
+            if not part:
+                break
+            shown += part
+        text = shown.decode(errors="replace")
+        assert self._process.wait(10) == 0, text
+        return text
 
 
-def read_all(master: int) -> str:
-    """What is shown on the terminal until its program has ended."""
-    shown = b""
-    while select.select([master], [], [], 30)[0]:
-        try:
-            part = os.read(master, 65536)
-        except OSError:  # Linux says so when the other side is closed
-            break
-        if not part:
-            break
-        shown += part
-    return shown.decode(errors="replace")
-
-
-def test_without_the_extra_it_says_so(tmp_path: Path) -> None:
+def test_without_the_extra_it_says_so(folder: Path) -> None:
     """No rich: one line that names what to install; `--version` and `--help` need nothing."""
     hidden = "import sys; sys.modules['rich'] = None; from otel_pgpool.cli import main; sys.exit(main())"
     for arguments, status in ((["demo"], 2), (["--version"], 0), (["demo", "--help"], 0)):
         done = subprocess.run(
             [sys.executable, "-c", hidden, *arguments],
-            cwd=tmp_path,
-            env=environ(tmp_path),
+            cwd=folder,
+            env=environ(folder),
             capture_output=True,
             text=True,
             check=False,

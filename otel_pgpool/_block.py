@@ -1,0 +1,68 @@
+"""``with pool.connection() as conn``."""
+
+from __future__ import annotations
+
+from threading import get_ident
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from otel_pgpool._checkout import Checkout
+from otel_pgpool._connection import IDLE, settings
+from otel_pgpool._errors import PoolError
+from otel_pgpool._settlement import finish
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool._checkout import Place
+    from otel_pgpool._pool import ConnectionPool
+
+
+class Block:
+    """One checkout for one block: commit on a clean exit, roll back on an exception, always give back.
+
+    It may be entered again once it is left, but not inside itself. On the hot path, hence made without an
+    ``__init__``, and the few lines of `begin` and `is_clean` stand here again: each call costs 3 % of a checkout.
+    """
+
+    __slots__ = ("_checkout", "_conn", "_place", "_pool", "_timeout")
+
+    _pool: ConnectionPool
+    _timeout: float | None
+    _place: Place
+    _checkout: Checkout
+    _conn: connection | None
+
+    def __enter__(self) -> connection:
+        if self._conn is not None:
+            raise PoolError("this connection() is in use: call pool.connection() again for a second connection")
+        pool = self._pool
+        self._checkout = checkout = Checkout()
+        checkout.place = self._place
+        checkout.block = True
+        checkout.thread_id = get_ident()
+        checkout.observed = checkout.path = None
+        checkout.started = monotonic()
+        self._conn = conn = pool._check_out(checkout, self._timeout)
+        return conn
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        conn, pool = self._conn, self._pool
+        if conn is None:
+            raise PoolError("this connection() is not in use")
+        checkout = self._checkout
+        self._conn = None
+        if (
+            exc is None
+            and pool._reset is None
+            and conn.get_transaction_status() == IDLE
+            and settings(conn) == checkout.slot.baseline
+        ):
+            checkout.outcome = "committed"
+            pool._give_back(checkout, conn)
+        else:
+            finish(pool, checkout, conn, exc)

@@ -1,0 +1,256 @@
+"""Which slot is where: the sets that a pool's connections move between, and what is counted of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from otel_pgpool._queue import Sleeper
+from otel_pgpool._slot import NEVER, Slot
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Iterable, Sequence
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool._checkout import Checkout
+
+
+class Members:
+    """The slots of a pool.
+
+    A slot is a member from the decision to connect until its connection is closed: never are there more than
+    ``maxconn`` members. One that is not idle, opening, checked or closing is used.
+    """
+
+    # The lock's law. It guards every attribute of this class and of `Core`. While it is held: no I/O, no log, no
+    # telemetry, no call of user code, no wait. The garbage collector may run inside it, so this package's finalizers
+    # never take it (`Dropped`). Methods named with an underscore expect their caller to hold it.
+    #
+    # A checkout that finds an idle connection, and a return that nobody waits for, do without it, by steps that are
+    # atomic in themselves: list.pop gives a slot to one taker only, deleting `Checkout.lent` lets one return only, and
+    # a slot's own counters belong to its borrower. In between a slot is in no set, hence used: nobody lends it twice,
+    # and no limit is exceeded. Each side first does its own step and then looks for the other's: a return appends to
+    # `idle` and then looks at the queue, a waiter queues and then looks at `idle`; so one of them sees both.
+    # `idle` is therefore never replaced, and figures may be read at any time.
+    def __init__(self, minconn: int, maxconn: int, long_hold: float) -> None:
+        self.lock = threading.Lock()
+        self.minconn = minconn
+        self.maxconn = maxconn
+        self.long_hold = long_hold
+
+        self.members: set[Slot] = set()
+        self.idle: list[Slot] = []  # last in, first out
+        self.opening: set[Slot] = set()
+        self.checking: set[Slot] = set()
+        self.closing: set[Slot] = set()
+        self.slots: dict[int, Slot] = {}  # the established ones, by id of the connection
+        self.keys: dict[object, Slot] = {}  # of getconn(key)
+        self.strays: set[tuple[Slot, float]] = set()  # in nobody's hands at the last look, and since when idle
+
+        self.served: Counter[str] = Counter()  # checkouts by path; of the idle, those of past members
+        self.discarded: Counter[str] = Counter()  # connections by reason
+        self.closers: list[Sleeper] = []  # wait until nothing is out
+        self.parked = True  # the maintenance sleeps until the next checkout
+        self.created = self.long_holds = 0
+        self.hold_seconds = 0.0  # of past members
+
+    @property
+    def used(self) -> int:
+        """Slots that are lent."""
+        return len(self.members) - len(self.idle) - len(self.opening) - len(self.checking) - len(self.closing)
+
+    @property
+    def remaining(self) -> int:
+        """Slots that are not on their way out."""
+        return len(self.members) - len(self.closing)
+
+    # Setting idle slots aside
+
+    def _shed(self, count: int) -> list[Slot]:
+        """Set idle slots aside to be closed, the longest idle first."""
+        shed: list[Slot] = []
+        while len(shed) < count and self.idle:
+            try:
+                shed.append(self.idle.pop(0))
+            except IndexError:  # taken meanwhile
+                break
+        self.closing.update(shed)
+        return shed
+
+    def _set_aside(self, slot: Slot, where: set[Slot]) -> bool:
+        """Move an idle slot, unless it is taken meanwhile."""
+        try:
+            self.idle.remove(slot)
+        except ValueError:
+            return False
+        where.add(slot)
+        return True
+
+    def idle_slots(self) -> list[tuple[Slot, float]]:
+        """Those idle now, each with the moment since when."""
+        return [(slot, slot.idle_since) for slot in self.idle.copy()]
+
+    def inspect(self, suspects: Iterable[tuple[Slot, float]]) -> list[Slot]:
+        """Set aside those that have not been lent meanwhile."""
+        with self.lock:
+            return [
+                slot for slot, since in suspects if slot.idle_since == since and self._set_aside(slot, self.checking)
+            ]
+
+    def reject(self, slot: Slot) -> None:
+        """A connection set aside is dead: it is to be closed."""
+        with self.lock:
+            self.checking.discard(slot)
+            self.closing.add(slot)
+
+    def retire(self, now: float, max_idle: float) -> dict[str, list[Slot]]:
+        """Set aside, to be closed, idle connections past their lifetime, and those idle too long above the minimum."""
+        with self.lock:
+            aged = [slot for slot in self.idle if now >= slot.expires]
+            expired = [slot for slot in aged if self._set_aside(slot, self.closing)]
+            unused = [slot for slot in self.idle if now - slot.idle_since >= max_idle]
+            spare = max(0, self.remaining - self.minconn)
+            return {
+                "expired": expired,
+                "idle": [slot for slot in unused[:spare] if self._set_aside(slot, self.closing)],
+            }
+
+    # Leaving
+
+    def forget(self, slots: Iterable[Slot], reason: str) -> None:
+        """The connections are closed: their places are free."""
+        with self.lock:
+            for slot in slots:
+                self.closing.discard(slot)
+                self._drop(slot, reason)
+            self._notify_closers()
+
+    def _drop(self, slot: Slot, reason: str) -> None:
+        self.members.discard(slot)
+        if self.slots.get(slot.key) is slot:
+            del self.slots[slot.key]
+        self.served["idle"] += slot.idle_checkouts
+        self.hold_seconds += slot.hold_seconds
+        self.discarded[reason] += 1
+
+    def reclaim(self, refs: Sequence[weakref.ref[connection]], now: float) -> list[Checkout]:
+        """Free the places of connections that their borrowers dropped."""
+        with self.lock:
+            lost = []
+            for slot in self.members - self.closing - self.opening:
+                checkout = slot.checkout
+                if checkout is not None and any(slot.ref is ref for ref in refs):
+                    lost.append(checkout)
+                    slot.hold_seconds += now - checkout.acquired
+                    self._forget_key(slot)
+                    self._drop(slot, "reclaimed")
+            self._notify_closers()
+            return lost
+
+    def recover(self) -> list[Slot]:
+        """Set slots aside to be closed that an asynchronous exception lost between `idle` and a borrower.
+
+        They have been in nobody's hands, unused, for two looks running. They are not lent again: should their borrower
+        be alive after all, and merely slow, it must find itself without a connection and not share one.
+        """
+        with self.lock:
+            elsewhere = {*self.idle, *self.opening, *self.checking, *self.closing}
+            strays = {(slot, slot.idle_since) for slot in self.members - elsewhere if slot.checkout is None}
+            lost = [slot for slot, _since in strays & self.strays]
+            self.strays = strays
+            self.closing.update(lost)
+            return lost
+
+    def _forget_key(self, slot: Slot) -> None:
+        for key, keyed in list(self.keys.items()):
+            if keyed is slot:
+                del self.keys[key]
+
+    def _review(self, slot: Slot, now: float) -> str | None:
+        """Why a member that is in nobody's hands must go, or None."""
+        if slot.doom is not None:
+            return slot.doom
+        if now >= slot.expires:
+            return "expired"
+        if self.remaining > self.maxconn:
+            return "resized"
+        slot.review_at = slot.expires
+        return None
+
+    def quiet(self) -> Sleeper | None:
+        """Wait until nothing is lent or being made; None when nothing is."""
+        with self.lock:
+            if not self.used and not self.opening:
+                return None
+            sleeper = Sleeper()
+            self.closers.append(sleeper)
+            return sleeper
+
+    def _notify_closers(self) -> None:
+        while self.closers and not self.used and not self.opening:
+            self.closers.pop().wake()
+
+    # Holds
+
+    def _holds(self) -> list[Checkout]:
+        lent = [slot.checkout for slot in self.members]
+        return sorted((hold for hold in lent if hold is not None and hold.path is not None), key=_acquired)
+
+    def holds_now(self) -> list[Checkout]:
+        """The checkouts that hold a connection, the longest first."""
+        with self.lock:
+            return self._holds()
+
+    def oldest_hold(self, now: float) -> float:
+        """Age in s of the oldest hold still out, 0 if none. Takes no lock."""
+        holds = [slot.checkout for slot in self.members.copy()]
+        oldest = min((hold.acquired for hold in holds if hold is not None and hold.path is not None), default=now)
+        return max(0.0, now - oldest)
+
+    def checkouts(self) -> dict[str, int]:
+        """How many were served, by path. Takes no lock."""
+        idle = sum(slot.idle_checkouts for slot in self.members.copy())
+        return {"idle": self.served["idle"] + idle, "queued": self.served["queued"], "new": self.served["new"]}
+
+    def total_hold(self) -> float:
+        """Seconds of all holds that have ended. Takes no lock."""
+        return self.hold_seconds + sum(slot.hold_seconds for slot in self.members.copy())
+
+    def by_key(self, key: object) -> Slot | None:
+        """The slot lent by ``getconn(key)``."""
+        with self.lock:
+            return self.keys.get(key)
+
+    def _flag(self, checkout: Checkout, now: float) -> None:
+        checkout.flagged = True
+        checkout.flagged_at = now
+        self.long_holds += 1
+
+    def flag_long_holds(self, now: float) -> list[Checkout]:
+        """Mark those that have passed the threshold since the last look."""
+        with self.lock:
+            overdue = [hold for hold in self._holds() if not hold.flagged and now - hold.acquired >= self.long_hold]
+            for checkout in overdue:
+                self._flag(checkout, now)
+            return overdue
+
+    def next_deadline(self, max_idle: float) -> float:
+        """When the maintenance is next needed, as a reading of the clock."""
+        with self.lock:
+            holds = [hold.acquired + self.long_hold for hold in self._holds() if not hold.flagged]
+            lifetimes = [slot.expires for slot in self.idle]
+            unused = [slot.idle_since + max_idle for slot in self.idle] if self.remaining > self.minconn else []
+            return min((*holds, *lifetimes, *unused), default=NEVER)
+
+    def park(self) -> bool:
+        """Let the maintenance sleep until the next checkout, if nothing is out."""
+        with self.lock:
+            self.parked = not self.used
+            return self.parked
+
+
+def _acquired(checkout: Checkout) -> float:
+    return checkout.acquired

@@ -1,0 +1,90 @@
+"""The slow half of a return: a transaction to end, settings to restore, a connection that cannot stay."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+from otel_pgpool import _connection
+from otel_pgpool._errors import PoolError
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+    from otel_pgpool._checkout import Checkout
+    from otel_pgpool._pool import ConnectionPool
+
+
+def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
+    """End a block.
+
+    Raises:
+        BaseException: what the commit raised, on a clean exit only.
+    """
+    if not pool._core.holds(checkout):
+        pool._abandon(checkout)
+        return
+    checkout.outcome = "rolled_back"
+    try:
+        if exc is None and _connection.commit(conn):
+            checkout.outcome = "committed"
+    except BaseException as failure:
+        checkout.fail(error_type(failure), describe(pool, failure))
+        settle(pool, checkout, conn, failure)
+        raise
+    settle(pool, checkout, conn, exc)
+
+
+def settle(
+    pool: ConnectionPool, checkout: Checkout, conn: connection, error: BaseException | None, *, close: bool = False
+) -> None:
+    """Leave the connection fit to be lent again and give it back, or discard it. It raises no ``Exception``."""
+    reason: str | None = "reset_failed"
+    cause: BaseException | None = None
+    try:
+        reason, cause = ("returned_closed", None) if close else _fitness(pool, checkout, conn, error)
+    finally:
+        if reason is not None and (checkout.outcome != "committed" or reason != "reset_failed"):
+            checkout.outcome = "discarded"
+            if cause is not None and cause is not error and checkout.error_type is None:
+                checkout.fail(error_type(cause), describe(pool, cause))
+        pool._give_back(checkout, conn, reason, cause)
+
+
+def _fitness(
+    pool: ConnectionPool, checkout: Checkout, conn: connection, error: BaseException | None
+) -> tuple[str | None, BaseException | None]:
+    """Why a returned connection cannot be lent again, if so, and the error that says it."""
+    closed: int = conn.closed  # 2 where libpq ended it, whatever the stubs say
+    if closed:
+        return ("broken" if closed == _connection.BROKEN else "returned_closed"), error
+    if _connection.ended_session(error) or conn.get_transaction_status() in _connection.UNUSABLE:
+        return "broken", error
+    refused = checkout.block and _connection.refused_writing(error, conn)
+    try:
+        _connection.tidy(conn, checkout.slot, pool._reset)
+        if refused and _connection.is_read_only_server(conn):
+            pool._discard(pool._core.drain("read_only"), "read_only", error)
+    except Exception as failure:  # noqa: BLE001 - the caller's own exception is the one that counts
+        return ("broken" if conn.closed else "reset_failed"), bare(failure)
+    return None, None
+
+
+def describe(pool: ConnectionPool, error: BaseException) -> str:
+    """An error's message for telemetry: no secrets, no SQL, no values."""
+    if isinstance(error, PoolError):
+        return str(error)
+    if isinstance(error, psycopg2.Error):
+        return error.diag.message_primary or pool._target.without_secrets(error)
+    return ""
+
+
+def error_type(error: BaseException) -> str:
+    """What telemetry calls an error: its SQLSTATE, or the name of its class."""
+    return getattr(error, "pgcode", None) or type(error).__name__
+
+
+def bare(error: BaseException) -> BaseException:
+    """The error without its frames, which would keep the pool and its connections alive."""
+    return error.with_traceback(None)

@@ -1,0 +1,114 @@
+"""The slow half of a checkout: no connection at hand that was used just now."""
+
+from __future__ import annotations
+
+from threading import get_ident
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from otel_pgpool._core import GONE, State
+from otel_pgpool._errors import PoolClosed, PoolTimeout, TooManyRequests, timeout_error
+from otel_pgpool._liveness import is_alive
+from otel_pgpool._settlement import describe, error_type
+from otel_pgpool._wakeup import wait_for
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+    from otel_pgpool._checkout import Checkout
+    from otel_pgpool._pool import ConnectionPool
+
+REFUSALS = {PoolTimeout: "timeout", PoolClosed: "closed", TooManyRequests: "too_many_requests"}
+"""What telemetry calls the pool's own errors."""
+
+
+def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
+    """Look at the idle connection taken, or wait for one, until one is handed over.
+
+    Raises:
+        PoolTimeout: none in time, or ``max_retries`` reached.
+        TooManyRequests: the queue is full.
+        PoolClosed: the pool is closed.
+    """
+    deadline = checkout.started + timeout
+    while True:
+        if conn is None:
+            return queue(pool, checkout, deadline)
+        if checkout.path is not None or is_alive(pool, checkout, conn, deadline):
+            return conn
+        if pool._core.exhausted(checkout):
+            raise _gave_up(pool, checkout)
+        conn = pool._core.take(checkout)
+
+
+def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connection:
+    """Wait for a hand-over."""
+    core = pool._core
+    if core.state is State.NEW:
+        pool._begin()
+    now = monotonic()
+    if now >= deadline and core.state is State.OPEN:
+        core.ask_to_grow(checkout)
+        pool._connectors.kick()
+        raise _timeout(pool, checkout, "no connection is idle")
+    waiter = core.join(checkout, now)
+    try:
+        pool._connectors.kick()
+        wait_for(waiter.lock, deadline - now)
+        conn = waiter.conn or core.leave(waiter)
+    except BaseException:
+        conn = core.leave(waiter)
+        if conn is not None:
+            return_unused(pool, checkout, conn)
+        raise
+    if conn is not None:
+        return conn
+    if isinstance(waiter.error, PoolClosed):
+        raise waiter.error
+    if waiter.error is not None:
+        raise _gave_up(pool, checkout)
+    raise _timeout(pool, checkout, f"no connection within {deadline - checkout.started:.3g} s")
+
+
+def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
+    """Account for a checkout that ends without a hold."""
+    if conn is not None:
+        return_unused(pool, checkout, conn)
+    core = pool._core
+    checkout.released = monotonic()
+    gave_up = core.exhausted(checkout)
+    timed_out = isinstance(error, PoolTimeout) and not gave_up
+    checkout.outcome = "timeout" if timed_out else "error"
+    cause = checkout.error if gave_up and checkout.error is not None else error
+    checkout.fail(REFUSALS.get(type(cause)) or error_type(cause), describe(pool, cause))
+    core.count_failure(timed_out=timed_out)
+    if pool._observer is not None:
+        pool._tell(pool._observer.failed, checkout, error)
+
+
+def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) -> None:
+    """Give back what the caller was handed and never saw."""
+    verdict = pool._core.release(checkout, conn, monotonic())
+    if verdict is not None and verdict is not GONE:
+        checkout.slot.conn = conn
+        pool._discard([checkout.slot], verdict)
+
+
+def _gave_up(pool: ConnectionPool, checkout: Checkout) -> PoolTimeout:
+    return _timeout(pool, checkout, f"gave up after {checkout.retries} failed attempts")
+
+
+def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeout:
+    now = monotonic()
+    holds = pool._core.holds_now()
+    error = timeout_error(
+        reason,
+        pool.stats(),
+        waited=now - checkout.started,
+        retries=checkout.retries,
+        holders=[hold.holder(now) for hold in holds],
+        own_holds=sum(hold.thread_id == get_ident() for hold in holds),
+    )
+    outage = pool._core.outage
+    error.__cause__ = checkout.error or (outage.error if outage else None)
+    return error
