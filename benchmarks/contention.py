@@ -118,6 +118,7 @@ def row(threads: int, of_best: float) -> Row:
         contestants=(OURS, *PEERS),
         columns=COLUMNS,
         measure=functools.partial(measure, threads),
+        rounds=4,
         targets=(
             Target("busiest thread against the idlest", value("unfairness", OURS), 1.1),
             Target("p99 wait against psycopg_pool's", ratio("p99", OURS, PSYCOPG), 1.0),

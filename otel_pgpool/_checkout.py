@@ -31,7 +31,9 @@ class Attempt(NamedTuple):
 class Blocker(NamedTuple):
     """A hold that a queued checkout found in its way."""
 
-    checkout: Checkout
+    observed: Any
+    """The observer's own of the holder's checkout."""
+    connection_id: int
     held: float
     """Seconds, when the waiter queued."""
 

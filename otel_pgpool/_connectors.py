@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import threading
@@ -27,6 +28,8 @@ FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 LIFETIME_JITTER = 0.1
 """Fraction by which a lifetime is shortened at random, so that connections of one age do not go together."""
 
+logger = logging.getLogger("otel_pgpool")
+
 
 class Connectors:
     """At most three threads, started on demand, of which each asks again whether a connection is still wanted.
@@ -51,11 +54,13 @@ class Connectors:
                 thread = threading.Thread(target=self._run, name="otel_pgpool-connector", daemon=True)
                 self._threads.add(thread)
             thread.start()
-        except BaseException:
+        except BaseException as error:
             if thread is not None and thread.ident is None:
                 with self._core.lock:
                     self._threads.discard(thread)
-            raise
+            if not isinstance(error, RuntimeError):
+                raise
+            logger.warning("no thread can be started to connect: %s", error)  # a return may still serve the caller
 
     def stop(self) -> None:
         """Wake the prober, so that it sees that the pool is closed."""

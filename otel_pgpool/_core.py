@@ -129,7 +129,10 @@ class Core(Members):
                 )
             if checkout.queued is None:
                 checkout.queued = now
-                checkout.blockers = [Blocker(hold, now - hold.acquired) for hold in self._holds()[:LONGEST_HOLDERS]]
+                checkout.blockers = [
+                    Blocker(hold.observed, hold.slot.serial, now - hold.acquired)
+                    for hold in self._holds()[:LONGEST_HOLDERS]
+                ]
                 self.queued += 1
             checkout.waits_for = "new" if self.opening or len(self.members) < self.maxconn else "queued"
             waiter = self.queue.join(checkout)

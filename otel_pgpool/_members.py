@@ -162,6 +162,8 @@ class Members:
             lost = [slot for slot, _since in strays & self.strays]
             self.strays = strays
             self.closing.update(lost)
+            for slot in lost:
+                slot.condemn("reclaimed")
             return lost
 
     def _forget_key(self, slot: Slot) -> None:

@@ -11,6 +11,8 @@ from threading import current_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import psycopg2
+
 from otel_pgpool import _connection, _registry
 from otel_pgpool._block import Block
 from otel_pgpool._checkout import begin, places_of
@@ -503,7 +505,7 @@ class ConnectionPool:
     def _status(self, utilization: float) -> str:
         core = self._core
         if core.state is not State.OPEN:
-            return core.state.value
+            return str(core.state.value)
         return level_name(utilization) if core.outage is None else "unreachable"
 
     def holders(self) -> list[Holder]:
@@ -529,14 +531,16 @@ class ConnectionPool:
     def _refuse_copy(self, *_args: object) -> NoReturn:
         raise TypeError("a ConnectionPool cannot be copied or pickled: make one in each process")
 
-    __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy  # type: ignore[assignment]
+    __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy
 
     def _after_fork(self) -> None:
         """In a forked child: begin again, without a word to the server on the parent's sockets."""
         parents = self._core
-        for slot in parents.idle:
-            with suppress(Exception):  # psycopg2 itself closes only what its own process opened
-                os.close(slot.conn.fileno())
+        for idle in [slot.conn for slot in parents.idle if slot.conn is not None]:
+            with suppress(psycopg2.Error, OSError):  # psycopg2 itself closes only what its own process opened
+                os.close(idle.fileno())
+        for slot in parents.members:
+            slot.condemn("forked")
         lent = [slot for slot in parents.members if slot.checkout is not None]
         self._inherited.update(conn for slot in lent if (conn := slot.ref()) is not None)
         self._start_afresh(parents.minconn, parents.maxconn)

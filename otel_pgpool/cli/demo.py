@@ -120,7 +120,7 @@ class Demo:
         stack.callback(pool.close, CLOSE_TIMEOUT)
         shop = Shop(pool, self._closing)
         workers = Workers(WORKERS, self._closing)
-        stack.callback(self._close_shop, workers, database)
+        stack.callback(self._break_off, workers, pool, database)
         self._monitor.begin(pool)
         story = Story(
             self._options.seconds,
@@ -203,12 +203,13 @@ class Demo:
         except psycopg2.Error as error:
             raise DatabaseError(f"the pool cannot connect: {error}") from None
 
-    def _close_shop(self, workers: Workers, database: Database) -> None:
-        """Send the workers home; when the run was broken off, out of their queries too."""
-        self._closing.set()
-        if self._interrupts.pending is not None:
+    def _break_off(self, workers: Workers, pool: ConnectionPool, database: Database) -> None:
+        """Unless the story was played to its end: get the workers out of their queries and out of the queue."""
+        if not self._closing.is_set():
+            self._closing.set()
             database.end_sessions()
-        workers.join(TIMEOUT)
+            pool.close(0)
+            workers.join(TIMEOUT)
         self._warnings += [f"a worker failed: {type(failure).__name__}: {failure}" for failure in workers.failures[:3]]
 
     def _drop_tables(self, database: Database) -> None:
@@ -222,6 +223,8 @@ class Demo:
         self._monitor.scene = "handing over the telemetry"
         providers.shutdown(SHUTDOWN_TIMEOUT)
         self._undelivered = providers.undelivered
+        if self._monitor.write_error:
+            self._warnings.append(f"{self._options.out}/ is not complete: {self._monitor.write_error}")
 
     def _tell(self, report: Report) -> None:
         endpoint, out = self._options.endpoint, self._options.out

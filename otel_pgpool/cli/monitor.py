@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from otel_pgpool._observer import Holder, PoolStats
 
 LOG_LINES = 6
+FILE_EXPORTERS = "opentelemetry.exporter.otlp.json.file"
 LOGGERS = {"otel_pgpool": logging.INFO, "opentelemetry": logging.WARNING}
 
 
@@ -75,6 +76,8 @@ class Monitor(logging.Handler):
         self.lines: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.unseen: deque[LogLine] = deque(maxlen=1000)
         """For a view that prints each line once."""
+        self.write_error = ""
+        """What kept the telemetry's files from being written."""
         self._began = time.monotonic()
         self._prefix = ""
         self._levels: dict[str, tuple[int, bool]] = {}
@@ -102,6 +105,8 @@ class Monitor(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the first line of the message; tracebacks of exporters are not for this view."""
         text = record.getMessage().partition("\n")[0].removeprefix(self._prefix)
+        if record.name.startswith(FILE_EXPORTERS):
+            self.write_error = text
         line = LogLine(self.elapsed, record.levelname, text, record.levelno >= logging.WARNING)
         for lines in (self.lines, self.unseen):
             if lines and lines[-1].text == text:

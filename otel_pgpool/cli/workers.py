@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,10 +53,11 @@ class Workers:
             thread.start()
 
     def join(self, timeout: float) -> None:
-        """Wait for each to end its request; at most ``timeout`` s for each."""
+        """Wait for all of them to end their requests, for at most ``timeout`` s."""
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(timeout)
+            if thread.ident is not None:  # started
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def send(self, job: Callable[[], object]) -> Errand:
         """Have one of them do ``job`` next."""

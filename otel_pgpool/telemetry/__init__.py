@@ -99,10 +99,8 @@ class Telemetry:
             context = observed.context
         if self._wait_time is not None:
             self._wait_time.record(checkout.acquired - checkout.started, self._attributes, context)
-        if observed is not None and observed.span is not None:
-            checkout.blockers = ()
-            if checkout.block:
-                observed.token = contexts.attach(observed.context)  # type: ignore[arg-type]
+        if observed is not None and observed.span is not None and checkout.block:
+            observed.token = contexts.attach(observed.context)  # type: ignore[arg-type]
 
     def failed(self, checkout: Checkout, error: BaseException) -> None:
         """End the span of a checkout that got nothing."""
@@ -112,7 +110,6 @@ class Telemetry:
             context = observed.context
             self._spans.failed(checkout, observed)
             self._spans.end(checkout, observed)
-        checkout.blockers = ()
         if self._wait_time is not None and not (observed is not None and observed.suppressed):
             attributes = {**self._attributes, names.ERROR_TYPE: checkout.error_type or type(error).__name__}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)

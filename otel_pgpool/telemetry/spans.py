@@ -228,9 +228,9 @@ def _links(checkout: Checkout) -> list[Link]:
     """The spans of those it waited for."""
     links = []
     for blocker in checkout.blockers:
-        span = getattr(blocker.checkout.observed, "span", None)
+        span = getattr(blocker.observed, "span", None)
         if span is not None and span.get_span_context().is_valid:
-            attributes = {names.HELD: blocker.held, names.CONNECTION_ID: blocker.checkout.slot.serial}
+            attributes = {names.HELD: blocker.held, names.CONNECTION_ID: blocker.connection_id}
             links.append(Link(span.get_span_context(), attributes))
     return links
 
