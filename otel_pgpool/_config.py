@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import operator
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from psycopg2.extensions import connection
 
@@ -34,7 +35,10 @@ def seconds(option: str, value: object, *, least: float = 0.0, above: bool = Fal
     accepted = f"a number of seconds {'above' if above else 'of at least'} {least:g} (math.inf allowed)"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise refuse(option, value, accepted)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise refuse(option, value, accepted) from None
     if math.isnan(number) or number < least or (above and number == least):
         raise refuse(option, value, accepted)
     return number
@@ -206,7 +210,7 @@ class TelemetryConfig:
         cls,
         spans: object = None,
         slow: object = None,
-        histograms: Iterable[object] | None = None,
+        histograms: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> TelemetryConfig:
         """Argument, then environment, then default.
@@ -235,9 +239,12 @@ def _words(text: str) -> Iterable[str]:
     return [] if words == ["none"] else words or HISTOGRAMS
 
 
-def _histograms(option: str, chosen: Iterable[object]) -> frozenset[str]:
+def _histograms(option: str, chosen: object) -> frozenset[str]:
+    accepted = f"a list of {', '.join(HISTOGRAMS)}, or none"
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        raise refuse(option, chosen, accepted)
     names = list(chosen)
     for name in names:
         if name not in HISTOGRAMS:
-            raise refuse(option, name, f"a list of {', '.join(HISTOGRAMS)}, or none")
-    return frozenset(str(name) for name in names)
+            raise refuse(option, name, accepted)
+    return frozenset(names)

@@ -129,10 +129,11 @@ class Core(Members):
                 )
             if checkout.queued is None:
                 checkout.queued = now
-                checkout.blockers = [
-                    Blocker(hold.observed, hold.slot.serial, now - hold.acquired)
-                    for hold in self._holds()[:LONGEST_HOLDERS]
-                ]
+                if checkout.observed is not None:
+                    checkout.blockers = [
+                        Blocker(hold.observed, hold.slot.serial, now - hold.acquired)
+                        for hold in self._holds()[:LONGEST_HOLDERS]
+                    ]
                 self.queued += 1
             checkout.waits_for = "new" if self.opening or len(self.members) < self.maxconn else "queued"
             waiter = self.queue.join(checkout)
@@ -381,6 +382,8 @@ class Core(Members):
         with self.lock:
             self.minconn, self.maxconn = minconn, maxconn
             shed = self._shed(self.remaining - maxconn)
+            if len(self.idle) + self.used >= minconn:
+                self._notify_fillers()
             if self.remaining > maxconn:
                 for slot in self.members:
                     slot.review_at = AT_ONCE

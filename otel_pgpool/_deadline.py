@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+import math
 import os
 import socket
 import threading
@@ -51,23 +51,14 @@ class Deadline:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with _watch.lock:
-            fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
-
-    def __lt__(self, other: Deadline) -> bool:
-        return self.at < other.at
-
-    @property
-    def over(self) -> bool:
-        """Whether the block has ended."""
-        return self._fd is None
+        _watch.remove(self)
+        if self._fd is not None:
+            os.close(self._fd)
 
     def cut(self) -> None:
-        """End the block's call. The caller holds the watch's lock."""
+        """End the block's call. The caller holds the watch's lock, and the block has not ended."""
+        self.expired = True
         if self._fd is not None:
-            self.expired = True
             shut(self._fd)
 
 
@@ -84,44 +75,45 @@ def sever(conn: connection) -> None:
 
 
 class _Watch:
-    """One thread for the whole process, which sleeps until the next deadline."""
+    """One thread for the whole process, which sleeps until the next deadline, or a little less."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # guards the heap and the descriptors of the deadlines in it
-        self._wakeup = Wakeup()
-        self._deadlines: list[Deadline] = []
+        self._lock = threading.Lock()  # guards the attributes below, and the descriptors of the deadlines among them
+        self._deadlines: set[Deadline] = set()
+        self._wakes_at = math.inf
         self._thread: threading.Thread | None = None
+        self._wakeup = Wakeup()
 
     def add(self, deadline: Deadline) -> None:
         thread = None
-        with self.lock:
-            heapq.heappush(self._deadlines, deadline)
+        with self._lock:
+            self._deadlines.add(deadline)
+            sooner = deadline.at < self._wakes_at
             if self._thread is None:
                 thread = self._thread = threading.Thread(target=self._run, name="otel_pgpool-deadlines", daemon=True)
-            first = self._deadlines[0] is deadline
         if thread is not None:
             thread.start()
-        elif first:
+        elif sooner:
             self._wakeup.ring()
 
-    def _run(self) -> None:
-        seconds = 0.0
-        while seconds >= 0:
-            rung = self._wakeup.wait(seconds)
-            with self.lock:
-                seconds = self._sweep(idle=not rung and seconds == IDLE_EXIT)
+    def remove(self, deadline: Deadline) -> None:
+        with self._lock:
+            self._deadlines.discard(deadline)
 
-    def _sweep(self, *, idle: bool) -> float:
-        """Cut what is late; seconds until the next deadline, or -1 to end."""
-        now = time.monotonic()
-        while self._deadlines and (self._deadlines[0].over or self._deadlines[0].at <= now):
-            heapq.heappop(self._deadlines).cut()
-        if self._deadlines:
-            return self._deadlines[0].at - now
-        if idle:
-            self._thread = None
-            return -1.0
-        return IDLE_EXIT
+    def _run(self) -> None:
+        idle = False
+        while not idle:
+            with self._lock:
+                now = time.monotonic()
+                for deadline in [deadline for deadline in self._deadlines if deadline.at <= now]:
+                    self._deadlines.discard(deadline)
+                    deadline.cut()
+                self._wakes_at = min((deadline.at for deadline in self._deadlines), default=now + IDLE_EXIT)
+            rung = self._wakeup.wait(self._wakes_at - now)
+            with self._lock:
+                idle = not rung and not self._deadlines
+                if idle:
+                    self._thread = None
 
 
 _watch = _Watch()

@@ -65,6 +65,14 @@ class PoolTimeout(PoolError):
         super().__init__(message)
         self.__dict__.update(diagnosis)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), self.__dict__)
+
+
+def _rebuild(kind: type[PoolTimeout], message: str, diagnosis: dict[str, Any]) -> PoolTimeout:
+    """Unpickle; psycopg2's own way drops the attributes."""
+    return kind(message, **diagnosis)
+
 
 LONGEST_HOLDERS = 5
 """How many holders a ``PoolTimeout`` and the links of a wait name."""

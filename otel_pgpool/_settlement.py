@@ -33,7 +33,10 @@ def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: Base
         checkout.fail(error_type(failure), describe(pool, failure))
         settle(pool, checkout, conn, failure)
         raise
-    settle(pool, checkout, conn, exc)
+    if exc is None and pool._reset is None and _connection.is_clean(conn, checkout.slot):
+        pool._give_back(checkout, conn)
+    else:
+        settle(pool, checkout, conn, exc)
 
 
 def settle(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 10
 """Seconds for each host, where neither the DSN nor the environment says otherwise: libpq's own default is for ever."""
 
-DEFAULT_PORT = 5432
+DEFAULT_PORT, LAST_PORT = 5432, 65535
 SECRETS = ("password", "sslpassword", "oauth_client_secret")
 DRIVER_KEYWORDS = ("connection_factory", "cursor_factory")
 READABLE_DSN = "a URL (postgresql://user@host:port/dbname) or libpq's key=value form"
@@ -49,7 +49,8 @@ class Target:
         self.address = str(
             parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
         )
-        self._ports = str(parameters.get("port") or os.environ.get("PGPORT") or DEFAULT_PORT).split(",")
+        ports = str(parameters.get("port") or os.environ.get("PGPORT") or DEFAULT_PORT).split(",")
+        self._ports = [port or str(DEFAULT_PORT) for port in ports]
         self.namespace = str(
             parameters.get("dbname") or os.environ.get("PGDATABASE") or parameters.get("user") or _user()
         )
@@ -57,7 +58,7 @@ class Target:
     @property
     def port(self) -> int | None:
         """None where the hosts of a multi-host DSN differ in it."""
-        port = self._ports[0] or str(DEFAULT_PORT)
+        port = self._ports[0]
         return int(port) if len(set(self._ports)) == 1 and port.isdecimal() else None
 
     @property
@@ -104,9 +105,20 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"dsn cannot be read: expected {READABLE_DSN}; its text is not shown, as it may hold a password"
         ) from None
-    if "@" in str(parameters.get("host", "")):
-        raise ValueError("dsn cannot be read: '@' in the host; in a password write it as %40") from None
+    if any("@" in str(parameters.get(key, "")) for key in ("host", "hostaddr", "port")) or (
+        _is_url(dsn) and "@" in str(parameters.get("dbname", ""))
+    ):
+        raise ValueError(
+            "dsn cannot be read: '@' in the host, port or database; in a password write %40, and %2F for '/'"
+        )
+    for port in str(parameters.get("port") or DEFAULT_PORT).split(","):
+        if port and not (port.isdecimal() and 0 < int(port) <= LAST_PORT):
+            raise ValueError(f"port cannot be read: expected a whole number of 1 to {LAST_PORT}, or one for each host")
     return parameters
+
+
+def _is_url(dsn: str | None) -> bool:
+    return dsn is not None and dsn.startswith(("postgresql://", "postgres://"))
 
 
 def _check_keyword(key: str) -> None:

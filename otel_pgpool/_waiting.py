@@ -53,7 +53,8 @@ def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connecti
         raise _timeout(pool, checkout, "no connection is idle")
     waiter = core.join(checkout, now)
     try:
-        pool._connectors.kick()
+        if core.remaining < core.maxconn:
+            pool._connectors.kick()
         wait_for(waiter.lock, deadline - now)
         conn = waiter.conn or core.leave(waiter)
     except BaseException:

@@ -243,8 +243,8 @@ class Demo:
             }
             print_json(report, facts)
         else:
-            run = f"{WORKERS} workers on a pool of {MAXCONN}, PostgreSQL {self._server_version}"
-            print_report(self._console, report, run)
+            run = f"{WORKERS} workers on a pool of {MAXCONN}", f"PostgreSQL {self._server_version}"
+            print_report(self._console, report, *run)
             print_further(self._console, further, f"{out}/ has its traces, metrics and logs as OTLP JSON lines")
         if endpoint and any(undelivered.values()):
             lost = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in undelivered.items())

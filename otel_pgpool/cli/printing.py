@@ -33,10 +33,10 @@ def make_console(stream: IO[str]) -> Console:
     )
 
 
-def print_report(console: Console, report: Report, run: str) -> None:
-    """For a person; ``run`` says which run it was."""
+def print_report(console: Console, report: Report, *run: str) -> None:
+    """For a person; the words of ``run`` say which run it was."""
     glyphs = glyphs_for(console.encoding)
-    facts = f" {glyphs.dot} ".join((f"pool {report.pool}", f"{report.seconds:.1f} s", run))
+    facts = f" {glyphs.dot} ".join((f"{report.seconds:.1f} s", *run))
     console.print(Text())
     console.print(Text.assemble(("  otel-pgpool demo  ", "bold"), facts), soft_wrap=True)
     console.print(Text())
