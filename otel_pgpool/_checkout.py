@@ -112,6 +112,11 @@ class Checkout:
         self.error_message = message
 
     @property
+    def thread(self) -> str:
+        """Name of the thread that asked for it."""
+        return self.thread_name or _thread_name(self.thread_id)
+
+    @property
     def where(self) -> str:
         """``file:line function`` of the innermost frame that asked for the connection."""
         return describe(self.place)
@@ -126,7 +131,7 @@ class Checkout:
         return Holder(
             connection_id=self.slot.serial,
             pid=self.slot.pid,
-            thread=self.thread_name or _thread_name(self.thread_id),
+            thread=self.thread,
             held=max(0.0, now - self.acquired),
             where=self.where,
             trace_id=getattr(self.observed, "trace_id", None),

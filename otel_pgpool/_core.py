@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool._checkout import Attempt, Blocker, Checkout
 from otel_pgpool._errors import LONGEST_HOLDERS, PoolClosed, TooManyRequests
-from otel_pgpool._members import Members
+from otel_pgpool._members import FRESH, Members
 from otel_pgpool._queue import Queue, Sleeper, Waiter
 from otel_pgpool._slot import AT_ONCE, NEVER, Slot
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
-
-FRESH = 0.05
-"""Seconds for which a connection just used is lent again without a look."""
 
 GONE = "gone"
 """What a return answers when the connection is not this checkout's any more."""
@@ -96,9 +93,9 @@ class Core(Members):
     def confirm(self, checkout: Checkout, now: float) -> None:
         """The connection taken is alive: hand it over."""
         with self.lock:
-            checkout.slot.idle_checkouts += 1
             checkout.acquired = now
-            checkout.path = "idle"
+            checkout.path = "idle" if checkout.queued is None else "queued"
+            self.served[checkout.path] += 1
             self.wait_seconds += now - checkout.started
 
     def withdraw(self, checkout: Checkout, attempt: Attempt | None = None, error: BaseException | None = None) -> None:
@@ -141,7 +138,7 @@ class Core(Members):
             return waiter
 
     def _match(self, now: float) -> None:
-        """Serve the queue from what is idle."""
+        """Serve the queue from what is idle; one idle for long comes unproven, as from `take`."""
         while self.queue and self.idle:
             try:
                 slot = self.idle.pop()
@@ -149,7 +146,7 @@ class Core(Members):
                 return
             conn, slot.conn = slot.conn, None
             if conn is not None:
-                self._offer(slot, conn, now, "queued")
+                self._serve(slot, conn, now, "queued" if now - slot.idle_since < FRESH else None)
 
     def leave(self, waiter: Waiter) -> connection | None:
         """Leave the queue; the connection, where a hand-over came first."""
@@ -172,20 +169,25 @@ class Core(Members):
                 self.errors += 1
 
     def _offer(self, slot: Slot, conn: connection, now: float, path: str) -> None:
-        """Give a connection to the first waiter, woken inside the lock so that nothing comes between, or keep it."""
-        if not self.queue:
+        """Give a connection to the first waiter, or keep it."""
+        if self.queue:
+            self._serve(slot, conn, now, path)
+        else:
             slot.conn = conn
             self.idle.append(slot)
-            return
+
+    def _serve(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+        """Give a connection to the first waiter, who wakes inside the lock: no exception comes between."""
         waiter = self.queue.popleft()
         checkout = waiter.checkout
-        slot.checkout = checkout
         checkout.slot = slot
         checkout.acquired = now
         checkout.path = path
         checkout.lent = True
-        self.wait_seconds += now - checkout.started
-        self.served[path] += 1
+        slot.checkout = checkout
+        if path is not None:
+            self.wait_seconds += now - checkout.started
+            self.served[path] += 1
         waiter.serve(conn)
 
     # Return
@@ -212,7 +214,7 @@ class Core(Members):
             return GONE
         slot = checkout.slot
         held = now - checkout.acquired
-        if reason is not None or self.queue or now >= slot.review_at or held >= self.long_hold or self.keys:
+        if reason is not None or self.queue or now >= slot.review_at or held >= self.long_hold:
             return self._release_with_care(checkout, conn, now, reason)
         slot.hold_seconds += held
         slot.checkout = None

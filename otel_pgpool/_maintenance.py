@@ -23,7 +23,7 @@ class Maintenance:
     """One daemon thread, started with the first thing to watch. It holds the pool weakly and ends with it.
 
     It sleeps until the next deadline; while connections are lent it also looks at the utilization every `TICK`. When
-    none was lent since the last look it parks: the next checkout wakes it.
+    nothing is out it parks: the next checkout wakes it.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -32,7 +32,6 @@ class Maintenance:
         self._lock = threading.Lock()  # guards the start of the thread, nothing else
         self._thread: threading.Thread | None = None
         self._level = Level()
-        self._served = 0  # checkouts until the last look
 
     def wake(self) -> None:
         """Let it look now; start it if it does not run."""
@@ -69,8 +68,7 @@ class Maintenance:
         for reason, slots in core.retire(now, pool._config.max_idle).items():
             pool._discard(slots, reason)
         self._report(pool, now)
-        served, self._served = self._served, sum(core.checkouts().values())
-        parked = self._level.settled and served == self._served and core.park()
+        parked = self._level.settled and core.park(now)
         if pool.closed and not core.used:
             return None
         seconds = max(0.0, core.next_deadline(pool._config.max_idle) - monotonic())

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from otel_pgpool._checkout import Checkout
 
 
+FRESH = 0.05
+"""Seconds for which a connection just used is lent again without a look."""
+
+
 class Members:
     """The slots of a pool.
 
@@ -247,10 +251,13 @@ class Members:
             unused = [slot.idle_since + max_idle for slot in self.idle] if self.remaining > self.minconn else []
             return min((*holds, *lifetimes, *unused), default=NEVER)
 
-    def park(self) -> bool:
-        """Let the maintenance sleep until the next checkout, if nothing is out."""
+    def park(self, now: float) -> bool:
+        """Let the maintenance sleep until the next checkout, if nothing is out.
+
+        Only if what is idle has been so for long: then the next checkout looks before it takes, and wakes it.
+        """
         with self.lock:
-            self.parked = not self.used
+            self.parked = not self.used and all(now - slot.idle_since >= FRESH for slot in self.idle)
             return self.parked
 
 

@@ -7,7 +7,6 @@ import os
 import weakref
 from contextlib import suppress
 from sys import _getframe
-from threading import current_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,6 +24,7 @@ from otel_pgpool._liveness import check_all
 from otel_pgpool._maintenance import Maintenance, level_name
 from otel_pgpool._observer import Holder, PoolStats
 from otel_pgpool._settlement import settle
+from otel_pgpool._slot import AT_ONCE
 from otel_pgpool._target import Target
 from otel_pgpool._waiting import fail, obtain
 from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
@@ -226,7 +226,6 @@ class ConnectionPool:
         conn = None
         try:
             if observer is not None:
-                checkout.thread_name = current_thread().name
                 try:
                     observer.started(checkout)
                 except Exception:  # noqa: BLE001 - an observer costs nobody a connection
@@ -235,8 +234,6 @@ class ConnectionPool:
             conn = core.take(checkout)
             if checkout.path is None:
                 conn = obtain(self, checkout, conn, self._config.timeout if timeout is None else timeout)
-            if core.parked:
-                self._wake_maintenance()
             if observer is not None:
                 try:
                     observer.acquired(checkout)
@@ -296,6 +293,7 @@ class ConnectionPool:
         """Remember the key; another thread may have been faster with the same one."""
         with self._core.lock:
             first = self._core.keys.setdefault(key, checkout.slot)
+            checkout.slot.review_at = AT_ONCE  # so that the return forgets the key
         keyed = first.ref()
         if first is checkout.slot or keyed is None:
             return conn

@@ -31,9 +31,11 @@ def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, ti
         PoolClosed: the pool is closed.
     """
     deadline = checkout.started + timeout
+    if pool._core.parked:
+        pool._wake_maintenance()
     while True:
         if conn is None:
-            return queue(pool, checkout, deadline)
+            conn = queue(pool, checkout, deadline)
         if checkout.path is not None or is_alive(pool, checkout, conn, deadline):
             return conn
         if pool._core.exhausted(checkout):

@@ -142,6 +142,13 @@ class Database:
         """
         return self._terminate("AND pid = %s", pid)
 
+    def sessions(self) -> int:
+        """How many the pool has at the server."""
+        try:
+            return self._run("SELECT FROM pg_stat_activity WHERE application_name = %s", self.application_name)
+        except psycopg2.Error as error:
+            raise DatabaseError(f"{self._option}: {self._tell(error)}") from None
+
     def end_sessions(self) -> None:
         """End what the pool still has at the server."""
         with suppress(DatabaseError):

@@ -38,8 +38,8 @@ POOL = "shop"
 MINCONN, MAXCONN, WORKERS = 2, 4, 12
 LONG_HOLD = 1.0
 TIMEOUT = 10.0
-FLUSH_TIMEOUT = 1.5
-SHUTDOWN_TIMEOUT = 3.0
+FLUSH_TIMEOUT = 1.0
+SHUTDOWN_TIMEOUT = 2.5
 CLOSE_TIMEOUT = 3.0
 # The files are to hold every span, and dashboards to move while the demo runs. What the user has set stays.
 SDK_DEFAULTS = {
@@ -113,10 +113,11 @@ class Demo:
         view = self._view()
         stack.enter_context(view)
         database = self._open_database(stack)
-        self._recording.begin()
         providers = self._configure()
         stack.callback(self._shut_down, providers)
-        pool = self._open_pool(database)
+        telemetry = self._telemetry()
+        self._recording.begin()
+        pool = self._open_pool(database, telemetry)
         stack.callback(pool.close, CLOSE_TIMEOUT)
         shop = Shop(pool, self._closing)
         workers = Workers(WORKERS, self._closing)
@@ -184,7 +185,13 @@ class Demo:
         providers.tracer_provider.add_span_processor(self._monitor.waits)
         return providers
 
-    def _open_pool(self, database: Database) -> ConnectionPool:
+    def _telemetry(self) -> Telemetry:
+        try:
+            return Telemetry(spans="always")
+        except ValueError as error:  # from the environment
+            raise DemoError(str(error)) from None
+
+    def _open_pool(self, database: Database, telemetry: Telemetry) -> ConnectionPool:
         try:
             return ConnectionPool(
                 MINCONN,
@@ -195,11 +202,9 @@ class Demo:
                 max_waiting=WORKERS - MAXCONN - 1,  # one worker less than could wait: the last one is turned away
                 long_hold=LONG_HOLD,
                 configure=database.configure,
-                observer=Telemetry(spans="always"),
+                observer=telemetry,
                 **database.connect_options,
             )
-        except ValueError as error:  # from the environment
-            raise DemoError(str(error)) from None
         except psycopg2.Error as error:
             raise DatabaseError(f"the pool cannot connect: {error}") from None
 

@@ -114,7 +114,9 @@ def _place(rows: list[str], start: int, text: str) -> None:
 def draw(report: Report, width: int, glyphs: Glyphs = UNICODE) -> RenderableType:
     """All of the report but its header and its footer."""
     width = max(40, min(width, MAX_WIDTH))
-    parts: list[RenderableType] = [_totals(report, glyphs), Text(), _percentiles(report)]
+    parts: list[RenderableType] = [_totals(report, glyphs)]
+    if report.wait:
+        parts += [Text(), _percentiles(report)]
     if report.slowest:
         parts += [Text(), _legend(report.slowest, glyphs)]
         scale = report.slowest[0].total
@@ -141,6 +143,8 @@ def _totals(report: Report, glyphs: Glyphs) -> Table:
     if report.sampled < report.checkouts:
         rows.insert(1, ("sampled", report.sampled, "left a span; what is said below is about these"))
     for name, value, details in rows:
+        if value is None and not details:
+            continue
         table.add_row(f"  {name}", "" if value is None else f"{value:,}", details)
     return table
 

@@ -78,14 +78,14 @@ class Monitor(logging.Handler):
         """For a view that prints each line once."""
         self.write_error = ""
         """What kept the telemetry's files from being written."""
-        self._began = time.monotonic()
+        self._began = 0.0
         self._prefix = ""
         self._levels: dict[str, tuple[int, bool]] = {}
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the traffic began."""
-        return time.monotonic() - self._began
+        """Seconds since the traffic began; 0 before."""
+        return time.monotonic() - self._began if self.pool else 0.0
 
     def begin(self, pool: ConnectionPool) -> None:
         """The traffic begins now."""

@@ -22,7 +22,10 @@ DAY = 20.0
 """Longest day in s; a longer run has several."""
 SETTLED = 0.1
 """Seconds after which an idle connection is no longer one just used, whose health the pool takes for granted."""
+GONE = 1.0
+"""Longest wait in s for killed sessions to end."""
 PATIENCE = 5.0
+"""Longest wait in s for each of the other steps."""
 
 
 class Story:
@@ -95,6 +98,8 @@ class Story:
         wait_until(lambda: not self._pool.stats().used, PATIENCE)
         self._pause(SETTLED)
         killed = self._database.kill_idle()
+        wait_until(lambda: not self._database.sessions(), GONE)
+        self._pause(SETTLED)
         self._scene(f"{killed} idle backends killed; orders go on", self._orders)
 
     def _kill_in_use(self) -> None:

@@ -86,7 +86,9 @@ class Telemetry:
         if SUPPRESSION_KEY is not None and contexts.get_value(SUPPRESSION_KEY):
             checkout.observed = SUPPRESSED
         else:
-            checkout.observed = self._spans.start()
+            observed = checkout.observed = self._spans.start()
+            if observed is not None:
+                checkout.thread_name = threading.current_thread().name
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait; inside a block, make the span current."""
@@ -160,7 +162,7 @@ class Telemetry:
         if observed is not None and not observed.suppressed:
             self._spans.long_hold(observed, attributes)
             observed.told = attributes
-        return {**attributes, names.THREAD_NAME: checkout.thread_name or ""}
+        return {**attributes, names.THREAD_NAME: checkout.thread}
 
     def _long_hold_ended(self, checkout: Checkout, context: Context | None) -> None:
         with self._lock:
@@ -171,7 +173,7 @@ class Telemetry:
 
     def reclaimed(self, checkout: Checkout) -> None:
         """End the span of a dropped checkout, and say who dropped it."""
-        attributes = {**long_hold_attributes(checkout, self._threshold), names.THREAD_NAME: checkout.thread_name or ""}
+        attributes = {**long_hold_attributes(checkout, self._threshold), names.THREAD_NAME: checkout.thread}
         self._logs.reclaimed(attributes, _context(checkout))
         self.released(checkout)
 

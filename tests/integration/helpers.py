@@ -1,0 +1,222 @@
+"""What the tests of the pool share: waiting for conditions, threads with results, deaths, freezes, forks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import traceback
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from otel_pgpool import ConnectionPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from psycopg2.extensions import connection
+
+IDLE = extensions.TRANSACTION_STATUS_IDLE
+IN_TRANSACTION = extensions.TRANSACTION_STATUS_INTRANS
+PATIENCE = 15.0  # seconds: reached only by a test that fails
+
+
+def make(*args: Any, **options: Any) -> ConnectionPool:
+    """A pool without telemetry, which is not the subject here."""
+    options.setdefault("observer", None)
+    return ConnectionPool(*args, **options)
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def ask(conn: connection, sql: str, *parameters: object) -> Any:
+    """The first value of a statement's first row, if there is one."""
+    with conn.cursor() as cur:
+        cur.execute(sql, parameters or None)
+        row = cur.fetchone() if cur.description else None
+    return row and row[0]
+
+
+def in_thread(function: Callable[..., Any], *args: Any, name: str | None = None) -> Future[Any]:
+    """Run it in a thread of its own; ``result(PATIENCE)`` gives what it returned, or raises what it raised."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # noqa: BLE001 - handed on
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def pid_of_a_checkout(pool: ConnectionPool, timeout: float | None = None) -> int:
+    """Check out, use the connection, give it back."""
+    with pool.connection(timeout) as conn:
+        assert ask(conn, "select 1") == 1
+        return conn.info.backend_pid
+
+
+def fill(pool: ConnectionPool, count: int) -> list[int]:
+    """Let the pool have ``count`` idle connections, and return their backends."""
+    conns = [pool.getconn() for _ in range(count)]
+    pids = [conn.info.backend_pid for conn in conns]
+    for conn in conns:
+        pool.putconn(conn)
+    return pids
+
+
+def let_lie(pool: ConnectionPool, seconds: float = 1.0) -> None:
+    """As if every idle connection had been idle for so much longer."""
+    for slot in list(pool._core.idle):
+        slot.idle_since -= seconds
+
+
+def kill(admin: connection, pids: Iterable[int]) -> None:
+    """End backends as an administrator does, and wait until they are gone."""
+    for pid in pids:
+        assert ask(admin, "select pg_terminate_backend(%s, 10000)", pid)
+
+
+def lives(admin: connection, pid: int) -> bool:
+    return bool(ask(admin, "select count(*) from pg_stat_activity where pid = %s", pid))
+
+
+@contextlib.contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Backends that neither answer nor end."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def refused_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that refuses connections for as long as the block lasts."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+class Gate:
+    """A ``connection_factory`` that lets the first ``free`` connects through and holds up the others."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.calls = 0
+        self.at_once = 0
+        self.most_at_once = 0
+        self._lock = threading.Lock()
+        self._open = threading.Event()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> connection:
+        with self._lock:
+            self.calls += 1
+            held_up = self.calls > self.free
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if held_up:
+                assert self._open.wait(PATIENCE)
+            return extensions.connection(*args, **kwargs)
+        finally:
+            with self._lock:
+                self.at_once -= 1
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Recorder:
+    """An observer that notes every call as (name, arguments)."""
+
+    NAMES = frozenset(
+        "attached started acquired failed released abandoned reclaimed held_long connected connect_failed discarded "
+        "outage_started outage_ended utilization_changed".split()
+    )
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in self.NAMES:
+            raise AttributeError(name)
+        return lambda *args: self.events.append((name, args))
+
+    def calls(self, name: str) -> list[tuple[Any, ...]]:
+        return [args for event, args in self.events.copy() if event == name]
+
+    @property
+    def outcomes(self) -> list[str]:
+        """Of the checkouts that have come back, in order."""
+        return [checkout.outcome for (checkout,) in self.calls("released")]
+
+    @property
+    def last(self) -> Any:
+        """The checkout that came back last."""
+        return self.calls("released")[-1][0]
+
+
+def in_child(function: Callable[[], Any]) -> str:
+    """Run it in a forked child and return what it returned as text; what it raised fails the test."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answer = "failed before it began"
+        try:
+            signal.alarm(0)
+            answer = f"={function()}"
+        except BaseException:  # noqa: BLE001 - told to the parent
+            answer = traceback.format_exc()
+        finally:
+            os.write(write, answer.encode()[:60_000])
+            os._exit(0)
+    os.close(write)
+    try:
+        told = b""
+        while select.select([read], [], [], 30)[0] and (chunk := os.read(read, 65_536)):
+            told += chunk
+    finally:
+        os.close(read)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert told.startswith(b"="), f"in the child: {told.decode() or 'no answer'}"
+    return told.decode()[1:]
+
+
+def pool_threads() -> list[threading.Thread]:
+    """Threads that work for pools; the watch over deadlines is the process's."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith(("otel_pgpool-maintenance", "otel_pgpool-connector"))
+    ]
+
+
+def connects(dsn: str) -> bool:
+    try:
+        psycopg2.connect(dsn).close()
+    except psycopg2.OperationalError:
+        return False
+    return True

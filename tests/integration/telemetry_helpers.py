@@ -1,0 +1,291 @@
+"""What a pool emits, kept in memory: spans from their start on, metrics when asked for, log records with their trace.
+
+    with Signals() as signals, signals.pool(1, 2, dsn) as pool:
+        with pool.connection():
+            ...
+        span = signals.checkout()
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from psycopg2 import extensions
+
+from otel_pgpool import ConnectionPool
+from otel_pgpool.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+    from opentelemetry.sdk.trace.sampling import Sampler
+    from typing_extensions import Self
+
+NAME = "shop"
+PATIENCE = 15.0  # s until a condition that must come true is given up
+MOMENT = 0.1  # s: how far clocks read by a thread on a busy machine may be apart
+
+
+class Spans(SpanProcessor):
+    """Every span from its start on, so that one which never ends is seen too."""
+
+    def __init__(self) -> None:
+        self.started: list[Span] = []
+        self.ended: list[ReadableSpan] = []
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        self.started.append(span)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.ended.append(span)
+
+
+class Record(NamedTuple):
+    """A log record, and the span that was current when it was written."""
+
+    record: logging.LogRecord
+    span_context: trace.SpanContext
+
+    @property
+    def event(self) -> str | None:
+        return vars(self.record).get("otel_pgpool.event")
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the record carries beyond the fields of the standard library."""
+        own = vars(logging.makeLogRecord({}))
+        return {name: value for name, value in vars(self.record).items() if name not in own and name != "taskName"}
+
+
+class Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[Record] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.all.append(Record(record, trace.get_current_span().get_span_context()))
+
+
+class Signals:
+    """Providers of its own. As a context manager, it fails when OpenTelemetry itself had something to complain of."""
+
+    def __init__(self, sampler: Sampler | None = None) -> None:
+        self.spans = Spans()
+        self.tracer_provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        self.tracer_provider.add_span_processor(self.spans)
+        self.tracer = self.tracer_provider.get_tracer("test")
+        self.reader = InMemoryMetricReader()
+        self.meter_provider = MeterProvider([self.reader], shutdown_on_exit=False)
+        self.records = Records()
+        self.complaints = Records()
+
+    def __enter__(self) -> Self:
+        logger = logging.getLogger("otel_pgpool")
+        self._level = logger.level
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(self.records)
+        self.complaints.setLevel(logging.WARNING)
+        logging.getLogger("opentelemetry").addHandler(self.complaints)
+        return self
+
+    def __exit__(self, exc_type: object, *_exc: object) -> None:
+        logger = logging.getLogger("otel_pgpool")
+        logger.removeHandler(self.records)
+        logger.setLevel(self._level)
+        logging.getLogger("opentelemetry").removeHandler(self.complaints)
+        self.meter_provider.shutdown()
+        self.tracer_provider.shutdown()
+        if exc_type is None:
+            assert [complaint.record.getMessage() for complaint in self.complaints.all] == []
+
+    def telemetry(self, **options: Any) -> Telemetry:
+        return Telemetry(self.tracer_provider, self.meter_provider, **options)
+
+    @contextmanager
+    def pool(
+        self, minconn: int, maxconn: int, *args: Any, telemetry: Mapping[str, Any] | None = None, **options: Any
+    ) -> Iterator[ConnectionPool]:
+        """Make a pool that is observed by these signals, and leave nothing of it behind."""
+        settings: dict[str, Any] = {"name": NAME, "timeout": PATIENCE, "long_hold": None, **options}
+        pool = ConnectionPool(minconn, maxconn, *args, observer=self.telemetry(**(telemetry or {})), **settings)
+        try:
+            yield pool
+        finally:
+            pool.close(0)
+
+    # Spans
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        """Those that have ended."""
+        return [span for span in list(self.spans.ended) if span.name == name]
+
+    def one(self, name: str) -> ReadableSpan:
+        (span,) = self.named(name)
+        return span
+
+    def checkout(self) -> ReadableSpan:
+        return self.one("pool.checkout")
+
+    def live(self, name: str = "pool.checkout") -> list[Span]:
+        """Those that have begun and not ended."""
+        return [span for span in list(self.spans.started) if span.name == name and span.end_time is None]
+
+    # Logs
+
+    def logged(self, event: str) -> list[Record]:
+        return [record for record in list(self.records.all) if record.event == event]
+
+    # Metrics
+
+    def metrics(self) -> dict[str, Any]:
+        """Every metric of the next collection, by name."""
+        data = self.reader.get_metrics_data()
+        scopes = [] if data is None else [scope for each in data.resource_metrics for scope in each.scope_metrics]
+        return {metric.name: metric for scope in scopes for metric in scope.metrics}
+
+    def points(self, name: str, pool_name: str = NAME) -> list[Any]:
+        metric = self.metrics().get(name)
+        points = [] if metric is None else list(metric.data.data_points)
+        return [point for point in points if point.attributes["db.client.connection.pool.name"] == pool_name]
+
+    def values(self, name: str, pool_name: str = NAME) -> dict[tuple[str, ...], float]:
+        """A metric's values, by those of its attributes that are not the pool's name."""
+        return {_rest(point): point.value for point in self.points(name, pool_name)}
+
+    def value(self, name: str, *rest: str, pool_name: str = NAME) -> float:
+        return self.values(name, pool_name)[rest]
+
+    def everything(self) -> str:
+        """All that was emitted, as one text: what must not be in it is in none of the three signals."""
+        spans = [span.to_json() for span in list(self.spans.ended)]
+        spans += [f"{dict(span.attributes or {})} {span.events}" for span in list(self.spans.started)]
+        logs = [f"{record.record.getMessage()} {record.attributes}" for record in list(self.records.all)]
+        exceptions = [str(record.record.exc_info) for record in list(self.records.all) if record.record.exc_info]
+        metrics = [metric.to_json() for metric in self.metrics().values()]
+        return "\n".join([*spans, *logs, *exceptions, *metrics])
+
+
+def _rest(point: Any) -> tuple[str, ...]:
+    return tuple(value for name, value in point.attributes.items() if name != "db.client.connection.pool.name")
+
+
+def server_attributes(dsn: str) -> dict[str, Any]:
+    parameters = extensions.parse_dsn(dsn)
+    return {"server.address": parameters["host"], "server.port": int(parameters["port"])}
+
+
+def start_attributes(dsn: str, name: str = NAME) -> dict[str, Any]:
+    """What a checkout's span has from its start on."""
+    return {
+        "db.system.name": "postgresql",
+        "db.namespace": extensions.parse_dsn(dsn)["dbname"],
+        "db.client.connection.pool.name": name,
+        **server_attributes(dsn),
+    }
+
+
+def served(dsn: str, **changes: Any) -> dict[str, Any]:
+    """All attributes of a checkout that was served; a keyword replaces ``otel_pgpool.<keyword>``, ``error`` adds one."""
+    error = {"error.type": changes.pop("error")} if "error" in changes else {}
+    return {
+        **start_attributes(dsn),
+        "otel_pgpool.wait_time": float,
+        "otel_pgpool.hold_time": float,
+        "otel_pgpool.retries": 0,
+        "otel_pgpool.path": "idle",
+        "otel_pgpool.long_hold": False,
+        "otel_pgpool.outcome": "committed",
+        "otel_pgpool.connection.id": int,
+        "otel_pgpool.connection.pid": int,
+        "thread.name": str,
+        **{f"otel_pgpool.{name}": value for name, value in changes.items()},
+        **error,
+    }
+
+
+def unserved(dsn: str, path: str, outcome: str, error: str, **changes: Any) -> dict[str, Any]:
+    """All attributes of a checkout that failed."""
+    return {
+        **start_attributes(dsn),
+        "otel_pgpool.wait_time": float,
+        "otel_pgpool.retries": changes.get("retries", 0),
+        "otel_pgpool.path": path,
+        "otel_pgpool.outcome": outcome,
+        "thread.name": str,
+        "error.type": error,
+    }
+
+
+def assert_exactly(attributes: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:
+    """These keys and no others; a type stands for any value of exactly that type."""
+    actual = dict(attributes or {})
+    assert actual.keys() == expected.keys()
+    for name, wanted in expected.items():
+        value = actual[name]
+        if isinstance(wanted, type):
+            assert type(value) is wanted, (name, value)
+        else:
+            assert (type(value), value) == (type(wanted), wanted), name
+
+
+def status_of(span: ReadableSpan) -> tuple[str, str | None]:
+    return span.status.status_code.name, span.status.description
+
+
+def is_child(span: ReadableSpan, parent: ReadableSpan | Span) -> bool:
+    context = parent.get_span_context()
+    assert context is not None
+    if span.parent is None or span.context is None:
+        return False
+    return (span.parent.span_id, span.context.trace_id) == (context.span_id, context.trace_id)
+
+
+def until(condition: Callable[[], Any], what: str = "") -> Any:
+    """Wait for a condition and return what it gave."""
+    deadline = time.monotonic() + PATIENCE
+    while not (result := condition()):
+        assert time.monotonic() < deadline, what or "not in time"
+        time.sleep(0.002)
+    return result
+
+
+class Worker(threading.Thread):
+    """A thread whose exception comes out where it is joined."""
+
+    def __init__(self, target: Callable[[], object], name: str = "worker") -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = target
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            self.error = error
+
+    def done(self) -> None:
+        self.join(PATIENCE)
+        assert not self.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def queued(pool: ConnectionPool, work: Callable[[], object], name: str = "worker") -> Iterator[Worker]:
+    """Run work, which asks for a connection, in a thread, and go on once it queues."""
+    waiting = pool.stats().waiting
+    worker = Worker(work, name)
+    until(lambda: pool.stats().waiting > waiting or not worker.is_alive(), "the worker does not queue")
+    yield worker
+    worker.done()

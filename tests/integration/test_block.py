@@ -1,0 +1,412 @@
+"""``with pool.connection()``: commit on a clean exit, rollback on an exception, given back in every case."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+from psycopg2 import errors
+
+from otel_pgpool import PoolError, PoolTimeout
+from tests.integration.helpers import IDLE, PATIENCE, Recorder, ask, fill, in_thread, kill, make, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool import ConnectionPool
+
+
+@pytest.fixture
+def table(admin: connection) -> Iterator[str]:
+    """A table of one unique number, which is checked at the commit."""
+    ask(admin, "create table numbers (n int unique deferrable initially deferred)")
+    yield "numbers"
+    ask(admin, "drop table numbers")
+
+
+def numbers(admin: connection) -> list[int]:
+    with admin.cursor() as cur:
+        cur.execute("select n from numbers order by n")
+        return [n for (n,) in cur.fetchall()]
+
+
+def assert_whole(pool: ConnectionPool) -> None:
+    """Nothing is out, and the next borrower finds a connection without a transaction."""
+    assert pool.stats().used == 0
+    with pool.connection(5) as conn:
+        assert conn.info.transaction_status == IDLE
+        assert ask(conn, "select 1") == 1
+
+
+def test_clean_exit_commits(dsn: str, admin: connection, table: str) -> None:
+    """What the block did is there for others, and the connection is lent again."""
+    recorder = Recorder()
+    with make(1, 1, dsn, observer=recorder) as pool:
+        with pool.connection() as conn:
+            pid = conn.info.backend_pid
+            ask(conn, "insert into numbers values (1)")
+            assert numbers(admin) == []
+        assert numbers(admin) == [1]
+        assert recorder.outcomes == ["committed"]
+        with pool.connection() as conn:
+            assert conn.info.backend_pid == pid
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit, psycopg2.DataError])
+def test_exception_rolls_back(dsn: str, admin: connection, table: str, kind: type[BaseException]) -> None:
+    """The caller's exception comes out, the very object, and nothing of the block remains."""
+    recorder = Recorder()
+    mine = kind("mine")
+    with make(1, 1, dsn, observer=recorder) as pool:
+        pid = fill(pool, 1)[0]
+        with pytest.raises(kind) as caught, pool.connection() as conn:
+            ask(conn, "insert into numbers values (1)")
+            raise mine
+        assert caught.value is mine
+        assert numbers(admin) == []
+        assert recorder.outcomes[-1] == "rolled_back"
+        assert recorder.last.error_type is None
+        assert_whole(pool)
+        assert fill(pool, 1) == [pid]
+
+
+def test_generator_exit_rolls_back(dsn: str, admin: connection, table: str) -> None:
+    """A generator that is closed in the middle of its block gives back and leaves nothing."""
+
+    def rows() -> Iterator[int]:
+        with pool.connection() as conn:
+            ask(conn, "insert into numbers values (1)")
+            yield 1
+
+    with make(1, 1, dsn) as pool:
+        generator = rows()
+        assert next(generator) == 1
+        assert pool.stats().used == 1
+        generator.close()
+        assert numbers(admin) == []
+        assert_whole(pool)
+
+
+def test_generator_dropped_in_the_middle(dsn: str, admin: connection, table: str) -> None:
+    """One that is dropped does the same, without a call."""
+
+    def rows() -> Iterator[int]:
+        with pool.connection() as conn:
+            ask(conn, "insert into numbers values (1)")
+            yield 1
+
+    with make(1, 1, dsn) as pool:
+        assert next(rows()) == 1
+        assert wait_until(lambda: pool.stats().used == 0)
+        assert numbers(admin) == []
+        assert_whole(pool)
+
+
+@pytest.mark.parametrize("leave", ["return", "break", "continue"])
+def test_leaving_without_an_exception_commits(dsn: str, admin: connection, table: str, leave: str) -> None:
+    """`return`, `break` and `continue` are clean exits."""
+
+    def work() -> None:
+        for _ in range(1):
+            with pool.connection() as conn:
+                ask(conn, "insert into numbers values (1)")
+                if leave == "return":
+                    return
+                if leave == "break":
+                    break
+                continue
+
+    with make(1, 1, dsn) as pool:
+        work()
+        assert numbers(admin) == [1]
+        assert_whole(pool)
+
+
+def test_failing_commit_raises(dsn: str, admin: connection, table: str) -> None:
+    """A constraint that is checked at the commit: the block raises, and the connection goes on."""
+    recorder = Recorder()
+    with make(1, 1, dsn, observer=recorder) as pool:
+        pid = fill(pool, 1)[0]
+        with pytest.raises(errors.UniqueViolation), pool.connection() as conn:
+            ask(conn, "insert into numbers values (1), (1)")
+        assert numbers(admin) == []
+        assert recorder.outcomes[-1] == "rolled_back"
+        assert recorder.last.error_type == "23505"
+        assert_whole(pool)
+        assert fill(pool, 1) == [pid]
+
+
+def test_killed_before_the_commit_raises(dsn: str, admin: connection, table: str) -> None:
+    """A connection that dies before its commit: the block raises, and its place is free again."""
+    recorder = Recorder()
+    with make(1, 1, dsn, observer=recorder) as pool:
+        with pytest.raises((psycopg2.OperationalError, psycopg2.InterfaceError)), pool.connection() as conn:
+            ask(conn, "insert into numbers values (1)")
+            kill(admin, [conn.info.backend_pid])
+        assert numbers(admin) == []
+        assert recorder.outcomes == ["discarded"]
+        assert recorder.last.error_type is not None
+        assert pool.stats().discarded == {"broken": 1}
+        assert_whole(pool)
+
+
+def test_killed_after_a_read_and_known_dead_raises(dsn: str, admin: connection, table: str) -> None:
+    """Where psycopg2 knows already that the connection is closed, a clean exit must not pass for a commit."""
+    with make(1, 1, dsn) as pool:
+        with pytest.raises(psycopg2.Error), pool.connection() as conn:  # noqa: PT012 - the error is the block's own end
+            ask(conn, "insert into numbers values (1)")
+            kill(admin, [conn.info.backend_pid])
+            with pytest.raises(psycopg2.Error):
+                ask(conn, "select 1")
+            assert conn.closed
+        assert numbers(admin) == []
+        assert_whole(pool)
+
+
+def test_callers_exception_wins_over_a_failing_rollback(dsn: str, admin: connection) -> None:
+    """The rollback fails because the backend is gone; the program sees its own exception."""
+    mine = ValueError("mine")
+    with make(1, 1, dsn) as pool:
+        with pytest.raises(ValueError, match="mine") as caught, pool.connection() as conn:
+            ask(conn, "select 1")
+            kill(admin, [conn.info.backend_pid])
+            raise mine
+        assert caught.value is mine
+        assert_whole(pool)
+
+
+def test_clean_exit_of_a_failed_transaction(dsn: str, admin: connection, table: str) -> None:
+    """As with psycopg2's own commit, it does not raise; it is told as what it is, a rollback."""
+    recorder = Recorder()
+    with make(1, 1, dsn, observer=recorder) as pool:
+        with pool.connection() as conn:
+            ask(conn, "insert into numbers values (1)")
+            with pytest.raises(errors.DivisionByZero):
+                ask(conn, "select 1/0")
+        assert numbers(admin) == []
+        assert recorder.outcomes == ["rolled_back"]
+        assert_whole(pool)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_autocommit_is_left_alone(dsn: str, admin: connection, table: str, raises: bool) -> None:
+    """Each statement of an autocommit connection stands, whatever the block's end."""
+    with make(1, 1, dsn) as pool:
+        try:
+            with pool.connection() as conn:
+                conn.autocommit = True
+                ask(conn, "insert into numbers values (1)")
+                if raises:
+                    raise ValueError
+        except ValueError:
+            assert raises
+        assert numbers(admin) == [1]
+        assert_whole(pool)
+
+
+def test_autocommit_with_a_transaction_of_its_own(dsn: str, admin: connection, table: str) -> None:
+    """BEGIN by hand: the pool does not commit it, and does not lend it on either."""
+    recorder = Recorder()
+    with make(1, 1, dsn, observer=recorder) as pool:
+        with pool.connection() as conn:
+            conn.autocommit = True
+            ask(conn, "begin")
+            ask(conn, "insert into numbers values (1)")
+            ask(conn, "commit")
+            ask(conn, "begin")
+            ask(conn, "insert into numbers values (2)")
+        assert numbers(admin) == [1]
+        assert recorder.outcomes == ["rolled_back"], "an open transaction was rolled back"
+        assert_whole(pool)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_user_ends_the_transaction(dsn: str, admin: connection, table: str, end: str) -> None:
+    """A program may commit or roll back inside the block."""
+    with make(1, 1, dsn) as pool:
+        with pool.connection() as conn:
+            ask(conn, "insert into numbers values (1)")
+            getattr(conn, end)()
+            ask(conn, "insert into numbers values (2)")
+        assert numbers(admin) == ([1, 2] if end == "commit" else [2])
+        assert_whole(pool)
+
+
+def test_connections_own_block_inside(dsn: str, admin: connection, table: str) -> None:
+    """psycopg2's ``with conn`` inside the pool's block is a transaction of its own."""
+    with make(1, 1, dsn) as pool:
+        with pool.connection() as conn:
+            with conn:
+                ask(conn, "insert into numbers values (1)")
+            assert numbers(admin) == [1]
+            with pytest.raises(ValueError, match="undo"), conn:
+                ask(conn, "insert into numbers values (2)")
+                raise ValueError("undo")
+        assert numbers(admin) == [1]
+        assert_whole(pool)
+
+
+def test_nested_blocks_have_two_connections(dsn: str, admin: connection, table: str) -> None:
+    """A second block inside the first gives a second connection, with a transaction of its own."""
+    with make(1, 2, dsn) as pool:
+        with pytest.raises(ValueError, match="outer"), pool.connection() as outer:  # noqa: PT012
+            ask(outer, "insert into numbers values (1)")
+            with pool.connection() as inner:
+                assert inner is not outer
+                ask(inner, "insert into numbers values (2)")
+            raise ValueError("outer")
+        assert numbers(admin) == [2]
+        assert_whole(pool)
+
+
+def test_used_twice_at_once(dsn: str, admin: connection, table: str) -> None:
+    """One object entered inside itself is a clear error, and the outer block is unharmed."""
+    with make(1, 2, dsn) as pool:
+        block = pool.connection()
+        with block as conn:
+            ask(conn, "insert into numbers values (1)")
+            with pytest.raises(PoolError, match=r"in use.*pool\.connection\(\) again"), block:
+                pytest.fail("entered twice")
+            assert pool.stats().used == 1
+        assert numbers(admin) == [1]
+        assert_whole(pool)
+
+
+def test_used_twice_at_once_by_threads_that_wait(dsn: str) -> None:
+    """The same while the first user still waits for its connection: no connection is lost to the second."""
+    with make(1, 1, dsn) as pool:
+        held = pool.getconn()
+        block = pool.connection(timeout=PATIENCE)
+
+        def use() -> None:
+            with block as conn:
+                ask(conn, "select 1")
+
+        first = in_thread(use)
+        assert wait_until(lambda: pool.stats().waiting == 1)
+        second = in_thread(use)
+        try:
+            with pytest.raises(PoolError, match="in use"):
+                second.result(1)
+        finally:
+            pool.putconn(held)
+        first.result(PATIENCE)
+        assert_whole(pool)
+
+
+def test_used_again(dsn: str) -> None:
+    """The object may be used again once its block has ended, or could not begin."""
+    with make(1, 1, dsn) as pool:
+        block = pool.connection(timeout=0)
+        for _ in range(2):
+            with block as conn:
+                assert ask(conn, "select 1") == 1
+        held = pool.getconn()
+        with pytest.raises(PoolTimeout), block:
+            pytest.fail("none was free")
+        pool.putconn(held)
+        with block as conn:
+            assert ask(conn, "select 1") == 1
+        assert_whole(pool)
+
+
+def test_left_without_being_entered(dsn: str) -> None:
+    """Leaving what was never entered is a clear error."""
+    with make(1, 1, dsn) as pool, pytest.raises(PoolError, match="not in use"):
+        pool.connection().__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_given_back_inside_the_block(dsn: str, admin: connection, table: str, dirty: bool) -> None:
+    """A block whose connection was given back by hand, and lent to another, leaves that one's transaction alone."""
+    with make(1, 1, dsn) as pool:
+        with pool.connection() as conn:
+            ask(conn, "select 1")
+            pool.putconn(conn)
+            other = pool.getconn(timeout=0)
+            assert other is conn
+            if dirty:
+                ask(other, "insert into numbers values (1)")
+        assert pool.stats().used == 1
+        assert pool.stats().idle == 0
+        if dirty:
+            assert numbers(admin) == []
+        other.commit()
+        pool.putconn(other)
+        assert numbers(admin) == ([1] if dirty else [])
+        assert_whole(pool)
+
+
+def test_closed_inside_the_block(dsn: str) -> None:
+    """A program that closes its connection gets no error for it, and the pool makes another."""
+    recorder = Recorder()
+    with make(1, 1, dsn, observer=recorder) as pool:
+        with pool.connection() as conn:
+            conn.close()
+        assert recorder.outcomes == ["discarded"]
+        assert pool.stats().discarded == {"returned_closed": 1}
+        assert_whole(pool)
+
+
+def test_timeout_of_the_block(dsn: str) -> None:
+    """The block's own timeout stands instead of the pool's."""
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        held = pool.getconn()
+        began = time.monotonic()
+        with pytest.raises(PoolTimeout), pool.connection(timeout=0.1):
+            pytest.fail("none was free")
+        assert 0.1 <= time.monotonic() - began < 5
+        pool.putconn(held)
+
+
+@pytest.mark.parametrize("timeout", [-1, "5", float("nan"), True])
+def test_bad_timeout(dsn: str, timeout: object) -> None:
+    """A bad timeout is refused where it is written, before anything is lent."""
+    with make(0, 1, dsn) as pool:
+        with pytest.raises(ValueError, match="timeout must be a number of seconds"):
+            pool.connection(timeout)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="timeout must be a number of seconds"):
+            pool.getconn(timeout=timeout)  # type: ignore[arg-type]
+        assert pool.stats().used == 0
+
+
+def test_clean_exit_waits_for_another_threads_query(dsn: str) -> None:
+    """psycopg2 lets one statement at a time through: the commit comes after the query that runs."""
+    with make(1, 1, dsn) as pool:
+        with pool.connection() as conn:
+            ask(conn, "select 1")
+            query = in_thread(ask, conn, "select pg_sleep(0.3)")
+            assert wait_until(lambda: conn.info.transaction_status == 1)
+        assert query.result(PATIENCE) == ""
+        assert_whole(pool)
+
+
+def test_many_threads(dsn: str, admin: connection, table: str) -> None:
+    """Every clean block of many threads is committed, every failed one is not, and nothing is lost."""
+
+    def work(start: int) -> None:
+        for n in range(start, start + 20):
+            try:
+                with pool.connection() as conn:
+                    ask(conn, "insert into numbers values (%s)", n)
+                    if n % 2:
+                        raise ValueError
+            except ValueError:
+                assert n % 2
+
+    with make(1, 3, dsn) as pool:
+        threads = [threading.Thread(target=work, args=(start,)) for start in range(0, 160, 20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert numbers(admin) == list(range(0, 160, 2))
+        stats = pool.stats()
+        assert (stats.used, stats.waiting) == (0, 0)
+        assert sum(stats.checkouts.values()) == 160
+        assert stats.size <= 3

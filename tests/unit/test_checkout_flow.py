@@ -1,0 +1,477 @@
+"""Who gets which connection, and who is next: checkout, queue and return on a core with fake connections."""
+
+from __future__ import annotations
+
+import pytest
+
+from otel_pgpool import PoolClosed, TooManyRequests
+from otel_pgpool._checkout import Attempt
+from otel_pgpool._core import GONE
+from tests.fakes import STALE, Desk, agree, awake, served
+
+# Checkout
+
+
+def test_the_connection_used_last_is_lent_first() -> None:
+    """Idle connections are lent last in, first out."""
+    desk = Desk(2, 2)
+    desk.connect(2)
+    first, conn_1 = desk.hold()
+    second, conn_2 = desk.hold()
+    desk.give_back(first, conn_1)
+    desk.give_back(second, conn_2)
+    assert desk.hold()[1] is conn_2
+    assert desk.hold()[1] is conn_1
+
+
+def test_a_fresh_connection_is_lent_without_a_look() -> None:
+    """One used within the last 50 ms is handed over at once, on the path ``idle``."""
+    desk = Desk(1)
+    desk.connect()
+    checkout = desk.ask()
+    assert desk.core.take(checkout) is not None
+    assert checkout.path == "idle"
+    assert desk.core.checkouts() == {"idle": 1, "queued": 0, "new": 0}
+
+
+def test_a_stale_connection_is_looked_at_first() -> None:
+    """One idle for longer has no path, and counts as no checkout, until the borrower confirms it."""
+    desk = Desk(1)
+    desk.connect()
+    desk.now += STALE
+    checkout = desk.ask()
+    assert desk.core.take(checkout) is not None
+    assert checkout.path is None
+    assert desk.core.holds_now() == []
+    assert desk.core.oldest_hold(desk.now) == 0.0
+    desk.core.confirm(checkout, desk.now + 0.25)
+    assert (checkout.path, checkout.acquired) == ("idle", desk.now + 0.25)
+    assert desk.core.wait_seconds == pytest.approx(0.25)
+    assert desk.core.checkouts()["idle"] == 1
+
+
+def test_nothing_idle_gives_nothing() -> None:
+    """``take`` neither waits nor asks for a connection."""
+    desk = Desk(0)
+    assert desk.core.take(desk.ask()) is None
+    assert desk.claim() is None
+
+
+def test_a_newcomer_does_not_overtake_the_queue() -> None:
+    """While somebody queues, nobody takes an idle connection past them."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    waiter = desk.join()
+    newcomer = desk.ask()
+    desk.give_back(checkout, conn)
+    assert served(waiter)
+    assert desk.core.take(newcomer) is None
+
+
+def test_a_newcomer_passes_by_what_lies_idle_while_somebody_queues() -> None:
+    """A connection just put down, before the return looks at the queue again, belongs to the waiter that joined."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    newcomer, taken, waiters = desk.ask(), [], []
+
+    def meanwhile() -> None:
+        waiters.append(desk.join())
+        desk.idle.interrupt("after append", lambda: taken.append(desk.core.take(newcomer)))
+
+    desk.idle.interrupt("before append", meanwhile)
+    desk.give_back(checkout, conn)
+    assert desk.idle.calm()
+    assert taken == [None]
+    assert waiters[0].conn is conn
+
+
+def test_a_dead_connection_counts_as_a_failed_attempt() -> None:
+    """``withdraw`` with an attempt counts it for the checkout and for the pool; the slot stays a member until closed."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.now += STALE
+    checkout = desk.ask()
+    conn = desk.core.take(checkout)
+    error = OSError("reset by peer")
+    desk.core.withdraw(checkout, Attempt(desk.now, "OSError", 0.0), error)
+    assert (checkout.retries, checkout.error, desk.core.retries) == (1, error, 1)
+    assert not desk.core.holds(checkout)
+    assert len(desk.core.members) == 1
+    assert desk.claim() is None, "its place is not free before it is closed"
+    checkout.slot.conn = conn
+    desk.discard([checkout.slot], "broken")
+    assert desk.core.discarded == {"broken": 1}
+    agree(desk.core)
+
+
+def test_an_expired_connection_is_no_failed_attempt() -> None:
+    """``withdraw`` without an attempt counts nothing."""
+    desk = Desk(1)
+    desk.connect()
+    desk.now += STALE
+    checkout = desk.ask()
+    desk.core.take(checkout)
+    desk.core.withdraw(checkout)
+    assert (checkout.retries, desk.core.retries) == (0, 0)
+
+
+# The queue
+
+
+def test_waiters_are_served_first_come_first_served() -> None:
+    """Each returned connection goes straight to whoever has waited longest, and is never idle in between."""
+    desk = Desk(1, 1)
+    desk.connect()
+    holder, conn = desk.hold()
+    waiters = []
+    for _ in range(5):
+        desk.now += 1
+        waiters.append(desk.join())
+    for turn, waiter in enumerate(waiters):
+        desk.now += 1
+        desk.give_back(holder, conn)
+        assert [served(other) for other in waiters] == [n <= turn for n in range(5)]
+        assert waiter.conn is conn
+        assert waiter.checkout.path == "queued"
+        assert waiter.checkout.acquired == desk.now
+        assert desk.idle == []
+        holder = waiter.checkout
+    assert desk.core.queued == 5
+    assert desk.core.checkouts() == {"idle": 1, "queued": 5, "new": 0}
+    assert desk.core.wait_seconds == pytest.approx(5 * 5)
+
+
+def test_one_that_comes_back_keeps_its_turn() -> None:
+    """A caller whose connection turned out dead queues ahead of those who asked later, behind those who asked earlier."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.now += STALE
+    unlucky = desk.ask()
+    conn = desk.core.take(unlucky)
+    desk.now += 1
+    later = desk.join()
+    desk.core.withdraw(unlucky, Attempt(desk.now, "OSError", 0.0), OSError())
+    unlucky.slot.conn = conn
+    desk.discard([unlucky.slot], "broken")
+    returned = desk.join(unlucky)
+    assert list(desk.core.queue) == [returned, later]
+    desk.connect()
+    assert served(returned)
+    assert not served(later)
+    assert desk.core.queued == 2, "the same checkout queued once, however often it joined"
+
+
+def test_a_waiter_that_timed_out_leaves_the_queue_at_once() -> None:
+    """Its place is gone: the connection goes to the next, and no dead waiter counts toward ``max_waiting``."""
+    desk = Desk(1, 1, max_waiting=2)
+    desk.connect()
+    holder, conn = desk.hold()
+    first, second = desk.join(), desk.join()
+    assert desk.core.leave(first) is None
+    assert list(desk.core.queue) == [second]
+    third = desk.join()
+    desk.give_back(holder, conn)
+    assert served(second)
+    assert not served(first)
+    assert not served(third)
+
+
+def test_a_waiter_that_was_served_as_it_gave_up_has_the_connection() -> None:
+    """Leaving after the hand-over gives the connection: it is neither lost nor offered to another."""
+    desk = Desk(1, 1)
+    desk.connect()
+    holder, conn = desk.hold()
+    waiter = desk.join()
+    desk.give_back(holder, conn)
+    assert desk.core.leave(waiter) is conn
+    assert desk.core.holds(waiter.checkout)
+    desk.give_back(waiter.checkout, conn)
+    assert desk.core.used == 0
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    """With ``max_waiting`` in the queue the next is refused, in words that say how many wait and what is in use."""
+    desk = Desk(1, 1, max_waiting=1)
+    desk.connect()
+    desk.hold()
+    desk.join()
+    with pytest.raises(TooManyRequests, match=r"1 waiting \(max_waiting=1\), 1 of 1 connections in use"):
+        desk.join()
+    assert len(desk.core.queue) == 1
+
+
+def test_a_refused_caller_was_never_queued() -> None:
+    """``queued`` counts those who waited, not those who were refused."""
+    desk = Desk(1, 1, max_waiting=1)
+    desk.connect()
+    desk.hold()
+    desk.join()
+    refused = desk.ask()
+    with pytest.raises(TooManyRequests):
+        desk.join(refused)
+    assert refused.queued is None
+    assert desk.core.queued == 1
+
+
+def test_a_waiter_knows_whom_it_waits_for() -> None:
+    """Up to five of the longest holds, the longest first, each with its age at that moment."""
+    desk = Desk(7, 7)
+    desk.connect(7)
+    holders = []
+    for _ in range(7):
+        holders.append(desk.hold()[0])
+        holders[-1].observed = object()
+        desk.now += 1
+    asking = desk.ask()
+    asking.observed = object()
+    blockers = desk.join(asking).checkout.blockers
+    assert [blocker.observed for blocker in blockers] == [holder.observed for holder in holders[:5]]
+    assert [blocker.connection_id for blocker in blockers] == [holder.slot.serial for holder in holders[:5]]
+    assert [blocker.held for blocker in blockers] == [7, 6, 5, 4, 3]
+
+
+def test_a_waiter_that_nobody_observes_collects_no_names() -> None:
+    """Whom it waits for is gathered for an observer only."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.hold()
+    assert desk.join().checkout.blockers == ()
+
+
+def test_a_waiter_says_what_it_waits_for() -> None:
+    """``new`` while there is room or a connection is being made, else ``queued``."""
+    desk = Desk(0, 1)
+    first = desk.join()
+    assert first.checkout.waits_for == "new"
+    desk.claim()
+    assert desk.join().checkout.waits_for == "new"
+    full = Desk(1, 1)
+    full.connect()
+    full.hold()
+    assert full.join().checkout.waits_for == "queued"
+
+
+def test_a_new_connection_goes_to_the_first_waiter() -> None:
+    """On the path ``new``; with nobody waiting it becomes idle."""
+    desk = Desk(0, 2)
+    waiter = desk.join()
+    slot = desk.claim()
+    assert slot is not None
+    assert slot.asked_by is waiter.checkout
+    desk.now += 1
+    assert desk.deliver(slot) is None
+    assert served(waiter)
+    assert waiter.checkout.path == "new"
+    assert slot.asked_by is None
+    assert slot.serial == 1
+
+
+def test_a_returned_connection_may_come_before_the_new_one() -> None:
+    """A caller waits for any connection; the new one, not wanted any more when it arrives, becomes idle."""
+    desk = Desk(0, 2)
+    desk.join()
+    desk.connect()
+    [holder] = desk.core.holds_now()
+    conn = holder.slot.ref()
+    waiter = desk.join()
+    slot = desk.claim()
+    desk.give_back(holder, conn)
+    assert waiter.conn is conn
+    desk.deliver(slot)
+    assert len(desk.idle) == 1
+    agree(desk.core)
+
+
+def test_a_closed_pool_takes_nobody_into_the_queue() -> None:
+    """Joining raises ``PoolClosed``, and those in the queue are woken with it."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.hold()
+    waiter = desk.join()
+    desk.core.close()
+    assert isinstance(waiter.error, PoolClosed)
+    assert awake(waiter)
+    assert len(desk.core.queue) == 0
+    with pytest.raises(PoolClosed, match="connection pool is closed"):
+        desk.join()
+
+
+def test_failures_are_counted_apart() -> None:
+    """Timeouts and other errors have a total each."""
+    desk = Desk()
+    desk.core.count_failure(timed_out=True)
+    desk.core.count_failure(timed_out=False)
+    desk.core.count_failure(timed_out=False)
+    assert (desk.core.timeouts, desk.core.errors) == (1, 2)
+
+
+# Return
+
+
+def test_a_second_return_is_refused() -> None:
+    """Giving back twice answers `GONE` and changes nothing."""
+    desk = Desk(1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    assert desk.give_back(checkout, conn) is None
+    assert desk.give_back(checkout, conn) is GONE
+    assert len(desk.idle) == 1
+    agree(desk.core)
+
+
+def test_a_return_after_the_connection_was_reclaimed_is_refused() -> None:
+    """The slot is nobody's any more: `GONE`, on the path under the lock too."""
+    desk = Desk(1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    desk.dropped.append(checkout.slot.ref)
+    desk.reclaim()
+    assert desk.give_back(checkout, conn, "broken") is GONE
+    assert desk.core.discarded == {"reclaimed": 1}
+    assert not desk.core.holds(checkout)
+
+
+def test_a_broken_connection_is_closed_and_its_place_freed() -> None:
+    """The caller's reason is the verdict, and a waiter's connect becomes possible once it is closed."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    waiter = desk.join()
+    assert desk.claim() is None
+    assert desk.give_back(checkout, conn, "broken") == "broken"
+    assert conn.closed
+    assert not served(waiter)
+    desk.connect()
+    assert served(waiter)
+    assert desk.core.discarded == {"broken": 1}
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_an_aged_connection_does_not_stay(queued: bool) -> None:
+    """A return past the lifetime answers ``expired``, whether somebody waits or not."""
+    desk = Desk(1, 1)
+    desk.connect(lifetime=10)
+    checkout, conn = desk.hold()
+    waiter = desk.join() if queued else None
+    desk.now += 10
+    assert desk.give_back(checkout, conn) == "expired"
+    assert waiter is None or not served(waiter)
+
+
+def test_holds_are_added_up() -> None:
+    """``total_hold`` counts members and past members."""
+    desk = Desk(2, 2)
+    desk.connect(2)
+    kept, conn_1 = desk.hold()
+    gone, conn_2 = desk.hold()
+    desk.now += 3
+    desk.give_back(kept, conn_1)
+    desk.give_back(gone, conn_2, "broken")
+    assert desk.core.total_hold() == pytest.approx(6)
+    assert desk.core.checkouts()["idle"] == 2
+
+
+# What other threads do in between
+
+
+def test_a_waiter_that_joins_as_a_connection_becomes_idle_gets_it() -> None:
+    """The return has looked at the queue, found nobody, and not yet put the connection down: its second look serves."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    waiters = []
+    desk.idle.interrupt("before append", lambda: waiters.append(desk.join()))
+    assert desk.give_back(checkout, conn) is None
+    assert desk.idle.calm()
+    assert waiters[0].conn is conn
+    assert awake(waiters[0])
+    agree(desk.core)
+
+
+def test_a_waiter_that_joins_just_after_finds_it_itself() -> None:
+    """Between the append and the second look the waiter serves itself from what is idle; nobody is served twice."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    waiters = []
+    desk.idle.interrupt("after append", lambda: waiters.append(desk.join()))
+    assert desk.give_back(checkout, conn) is None
+    assert desk.idle.calm()
+    assert waiters[0].conn is conn
+    agree(desk.core)
+
+
+def test_two_takers_of_one_idle_connection() -> None:
+    """The slower finds nothing and has changed nothing."""
+    desk = Desk(1, 1)
+    desk.connect()
+    slow, takers = desk.ask(), []
+    desk.idle.interrupt("before pop", lambda: takers.append(desk.hold()))
+    assert desk.core.take(slow) is None
+    assert not desk.core.holds(slow)
+    assert len(takers) == 1
+    agree(desk.core)
+
+
+@pytest.mark.parametrize("moment", ["before append", "after append"])
+def test_a_drain_during_a_return_closes_the_connection(moment: str) -> None:
+    """Whoever sees it first, the return or the drain, one of them sets it aside; none stays idle."""
+    desk = Desk(2, 2)
+    desk.connect(2)
+    checkout, conn = desk.hold()
+    desk.idle.interrupt(moment, lambda: desk.discard(desk.core.drain("drained"), "drained"))
+    verdict = desk.give_back(checkout, conn)
+    assert desk.idle.calm()
+    assert verdict == ("drained" if moment == "before append" else None)
+    assert conn.closed
+    assert desk.idle == []
+    assert desk.core.discarded == {"drained": 2}
+    agree(desk.core)
+
+
+def test_a_drain_during_a_checkout_lets_it_have_the_connection() -> None:
+    """It was lent before the drain: it goes when it comes back."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.idle.interrupt("after pop", lambda: desk.core.drain("drained"))
+    checkout, conn = desk.hold()
+    assert desk.idle.calm()
+    assert not conn.closed
+    assert desk.give_back(checkout, conn) == "drained"
+    agree(desk.core)
+
+
+@pytest.mark.parametrize("moment", ["before append", "after append"])
+def test_a_resize_during_a_return_is_kept(moment: str) -> None:
+    """A limit lowered while a connection comes back closes the surplus, and no more than it."""
+    desk = Desk(2, 2)
+    desk.connect(2)
+    first, conn_1 = desk.hold()
+    second, conn_2 = desk.hold()
+    desk.idle.interrupt(moment, lambda: desk.discard(desk.core.resize(0, 1), "resized"))
+    desk.give_back(first, conn_1)
+    assert desk.idle.calm()
+    assert desk.give_back(second, conn_2) is None
+    assert desk.core.discarded == {"resized": 1}
+    assert len(desk.idle) == 1
+    agree(desk.core)
+
+
+def test_one_taken_again_before_the_second_look_is_left_alone() -> None:
+    """The connection just returned is lent to another, then condemned: the return must not set aside what is in use."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    takers = []
+
+    def meanwhile() -> None:
+        takers.append(desk.hold())
+        desk.core.drain("drained")
+
+    desk.idle.interrupt("after append", meanwhile)
+    assert desk.give_back(checkout, conn) is None
+    assert desk.core.holds(takers[0][0])
+    assert desk.give_back(*takers[0]) == "drained"
+    agree(desk.core)

@@ -1,0 +1,610 @@
+"""The pool as a whole: connecting, limits, draining, lifetimes, watching, on a core with fake connections."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from otel_pgpool import PoolClosed
+from otel_pgpool._checkout import Attempt
+from otel_pgpool._core import GONE, State
+from tests.fakes import STALE, Desk, agree, awake, served
+
+# Connecting
+
+
+def test_the_minimum_is_wanted_and_no_more() -> None:
+    """With nobody waiting, as many connections as ``minconn`` are claimed; those being made count."""
+    desk = Desk(2, 5)
+    slots = [desk.claim(), desk.claim()]
+    assert None not in slots
+    assert desk.claim() is None
+    assert len(desk.core.opening) == 2
+
+
+def test_a_pool_that_is_not_open_wants_nothing() -> None:
+    """Neither before it is opened nor after it is closed."""
+    desk = Desk(2, 5)
+    desk.core.state = State.NEW
+    assert desk.claim() is None
+    desk.core.close()
+    assert desk.claim() is None
+
+
+def test_one_connect_for_each_waiter_within_the_limit() -> None:
+    """Connects that are under way count against the demand, and ``maxconn`` bounds them."""
+    desk = Desk(0, 3)
+    waiters = [desk.join() for _ in range(2)]
+    assert [slot.asked_by for slot in (desk.claim(), desk.claim()) if slot] == [w.checkout for w in waiters]
+    assert desk.claim() is None
+    desk.join()
+    desk.join()
+    assert desk.claim() is not None
+    assert desk.claim() is None, "maxconn"
+
+
+def test_demand_is_looked_at_again() -> None:
+    """A waiter served by a return does not get a connect any more."""
+    desk = Desk(0, 2)
+    desk.join()
+    desk.connect()
+    [holder] = desk.core.holds_now()
+    desk.join()
+    desk.give_back(holder, holder.slot.ref())
+    assert desk.claim() is None
+
+
+def test_a_caller_that_does_not_wait_asks_for_growth_once() -> None:
+    """``ask_to_grow`` wants one more connection, until one is claimed for it."""
+    desk = Desk(1, 2)
+    desk.connect()
+    desk.hold()
+    asking = desk.ask()
+    desk.core.ask_to_grow(asking)
+    assert asking.waits_for == "new"
+    slot = desk.claim()
+    assert slot is not None
+    assert slot.asked_by is None
+    assert desk.claim() is None
+
+
+def test_a_full_pool_does_not_grow() -> None:
+    """At ``maxconn`` the wish is dropped: it would be granted long after it was made."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    asking = desk.ask()
+    desk.core.ask_to_grow(asking)
+    assert asking.waits_for == "queued"
+    desk.core.resize(0, 1)
+    desk.give_back(checkout, conn, "broken")
+    assert desk.claim() is None
+
+
+def test_connections_are_numbered() -> None:
+    """Serials count from 1 in the order of their making."""
+    desk = Desk(3, 3)
+    desk.connect(3)
+    assert [slot.serial for slot in desk.idle] == [1, 2, 3]
+    assert desk.core.created == 3
+
+
+def test_a_failed_connect_is_lived_through_by_everyone_who_waits() -> None:
+    """Each waiter's retries and last error, and the pool's total; the place is free again."""
+    desk = Desk(0, 2)
+    waiters = [desk.join() for _ in range(3)]
+    error = OSError("no server")
+    assert desk.miss(desk.claim(), error) is True
+    assert [waiter.checkout.retries for waiter in waiters] == [1, 1, 1]
+    assert all(waiter.checkout.error is error for waiter in waiters)
+    assert waiters[0].checkout.attempts == (Attempt(desk.now, "OSError", 0.5),)
+    assert desk.core.retries == 3
+    assert desk.core.members == set()
+    assert not any(awake(waiter) for waiter in waiters)
+
+
+def test_an_outage_begins_once_and_ends_with_a_connection() -> None:
+    """It counts its attempts, keeps its beginning and the last error, and is told of once at either end."""
+    desk = Desk(0, 2)
+    desk.join()
+    began = desk.now
+    assert desk.miss(desk.claim(), OSError("first"), delay=0.1) is True
+    desk.now += 1
+    last = OSError("second")
+    assert desk.miss(desk.claim(), last, delay=0.2) is False
+    outage = desk.core.outage
+    assert outage is not None
+    assert outage == (began, 2, last, pytest.approx(desk.now + 0.2))
+    slot = desk.claim()
+    slot.key = 1
+    assert desk.core.deliver(slot, object(), desk.now) == (None, outage)
+    assert desk.core.outage is None
+
+
+@pytest.mark.parametrize(("max_retries", "survives"), [(0, 0), (1, 0), (2, 1), (3, 2), (None, 9)])
+def test_a_waiter_gives_up_after_max_retries(max_retries: int | None, survives: int) -> None:
+    """0 and 1 both give up at the first failure; None never does. The error that did it comes along."""
+    desk = Desk(0, 2, max_retries=max_retries)
+    waiter = desk.join()
+    for _ in range(survives):
+        desk.miss(desk.claim())
+        assert not awake(waiter)
+    if max_retries is not None:
+        error = OSError("the last")
+        desk.miss(desk.claim(), error)
+        assert waiter.error is error
+        assert awake(waiter)
+        assert list(desk.core.queue) == []
+        assert desk.core.exhausted(waiter.checkout)
+
+
+def test_only_those_who_have_had_enough_give_up() -> None:
+    """A caller that joined later lives on, and is next."""
+    desk = Desk(0, 2, max_retries=2)
+    early = desk.join()
+    desk.miss(desk.claim())
+    late = desk.join()
+    desk.miss(desk.claim())
+    assert awake(early)
+    assert list(desk.core.queue) == [late]
+
+
+# Waiting for the minimum
+
+
+def test_a_filler_wakes_when_the_minimum_is_there() -> None:
+    """``fill`` gives a sleeper until ``minconn`` connections are there, then None."""
+    desk = Desk(2, 2)
+    sleeper = desk.core.fill()
+    assert sleeper is not None
+    desk.connect()
+    assert not awake(sleeper)
+    desk.connect()
+    assert awake(sleeper)
+    assert sleeper.error is None
+    assert desk.core.fill() is None
+
+
+def test_a_filler_wakes_with_the_error_of_a_connect() -> None:
+    """The first failure ends every filler's sleep."""
+    desk = Desk(2, 2)
+    sleepers = [desk.core.fill(), desk.core.fill()]
+    error = OSError("refused")
+    desk.miss(desk.claim(), error)
+    assert all(sleeper is not None and awake(sleeper) and sleeper.error is error for sleeper in sleepers)
+
+
+def test_a_filler_wakes_when_the_pool_is_closed() -> None:
+    """With ``PoolClosed``."""
+    desk = Desk(2, 2)
+    sleeper = desk.core.fill()
+    desk.core.close()
+    assert sleeper is not None
+    assert isinstance(sleeper.error, PoolClosed)
+
+
+def test_lent_connections_count_toward_the_minimum() -> None:
+    """``wait()`` waits for connections, not for idle ones."""
+    desk = Desk(1, 2)
+    desk.connect()
+    desk.hold()
+    assert desk.core.fill() is None
+
+
+def test_a_filler_wakes_when_the_minimum_is_lowered() -> None:
+    """A resize may make the minimum be there; nothing else may come to tell the filler."""
+    desk = Desk(2, 2)
+    desk.connect()
+    sleeper = desk.core.fill()
+    desk.core.resize(1, 2)
+    assert sleeper is not None
+    assert awake(sleeper)
+
+
+# Limits
+
+
+def test_resize_down_closes_the_longest_idle_now_and_the_lent_on_return() -> None:
+    """Surplus idle ones are given to be closed; of the lent, as many as are too many go when they come back."""
+    desk = Desk(4, 4)
+    desk.connect(4)
+    oldest_idle = desk.idle[0]
+    holds = [desk.hold() for _ in range(3)]
+    shed = desk.core.resize(1, 2)
+    assert shed == [oldest_idle]
+    desk.discard(shed, "resized")
+    assert [desk.give_back(*hold) for hold in holds] == ["resized", None, None]
+    assert desk.core.discarded == {"resized": 2}
+    assert len(desk.core.members) == 2
+    agree(desk.core)
+
+
+def test_resize_up_lets_waiters_have_new_connections() -> None:
+    """The new room is wanted by those who wait already."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.hold()
+    waiter = desk.join()
+    assert desk.claim() is None
+    desk.core.resize(1, 2)
+    desk.connect()
+    assert served(waiter)
+
+
+def test_resize_down_and_up_again_closes_nothing_more() -> None:
+    """What was too many is judged when it comes back, by the limits of that moment."""
+    desk = Desk(2, 2)
+    desk.connect(2)
+    holds = [desk.hold(), desk.hold()]
+    desk.core.resize(0, 1)
+    desk.core.resize(0, 2)
+    assert [desk.give_back(*hold) for hold in holds] == [None, None]
+
+
+def test_a_connect_under_way_when_the_limit_falls_is_closed_on_arrival() -> None:
+    """It is counted as created and as discarded, and lent to nobody."""
+    desk = Desk(2, 2)
+    slots = [desk.claim(), desk.claim()]
+    desk.core.resize(0, 1)
+    assert [desk.deliver(slot) for slot in slots] == ["resized", None]
+    assert desk.core.created == 2
+    assert desk.core.discarded == {"resized": 1}
+    agree(desk.core)
+
+
+def test_a_place_is_taken_until_its_connection_is_closed() -> None:
+    """Between the decision to close and the close no other connection takes the place."""
+    desk = Desk(1, 1)
+    desk.connect()
+    idle = desk.core.drain("drained")
+    desk.join()
+    assert desk.claim() is None
+    desk.discard(idle, "drained")
+    assert desk.claim() is not None
+
+
+# Draining and closing
+
+
+def test_drain_lets_every_connection_go_once() -> None:
+    """Idle ones now, lent ones and those being made when they come; what is made afterwards stays."""
+    desk = Desk(3, 4)
+    desk.connect(2)
+    opening = desk.claim()
+    checkout, conn = desk.hold()
+    desk.discard(desk.core.drain("drained"), "drained")
+    assert desk.give_back(checkout, conn) == "drained"
+    assert desk.deliver(opening) == "drained"
+    assert desk.core.members == set()
+    desk.connect()
+    assert desk.give_back(*desk.hold()) is None
+    agree(desk.core)
+
+
+def test_close_gives_the_idle_and_condemns_the_rest() -> None:
+    """What is out, or being made, is closed when it comes."""
+    desk = Desk(3, 3)
+    desk.connect(2)
+    opening = desk.claim()
+    checkout, conn = desk.hold()
+    idle = desk.core.close()
+    assert len(idle) == 1
+    desk.discard(idle, "closed")
+    assert desk.give_back(checkout, conn) == "closed"
+    assert desk.deliver(opening) == "closed"
+    assert desk.core.members == set()
+
+
+def test_a_closed_pool_does_not_open() -> None:
+    """``open`` after ``close`` raises ``PoolClosed``."""
+    desk = Desk()
+    desk.core.close()
+    with pytest.raises(PoolClosed):
+        desk.core.open()
+
+
+def test_opening_that_failed_leaves_the_pool_as_before() -> None:
+    """It is new again, knows of no outage, and gives back what it had opened."""
+    desk = Desk(2, 2)
+    desk.connect()
+    desk.miss(desk.claim())
+    idle = desk.core.unopen()
+    assert (desk.core.state, desk.core.outage, len(idle)) == (State.NEW, None, 1)
+    desk.discard(idle, "closed")
+    desk.core.open()
+    desk.connect(2)
+    agree(desk.core)
+
+
+def test_quiet_wakes_when_nothing_is_lent_or_being_made() -> None:
+    """The last of holders and connects ends the wait of ``close``."""
+    desk = Desk(2, 2)
+    desk.connect()
+    opening = desk.claim()
+    checkout, conn = desk.hold()
+    desk.discard(desk.core.close(), "closed")
+    sleeper = desk.core.quiet()
+    assert sleeper is not None
+    desk.deliver(opening)
+    assert not awake(sleeper)
+    desk.give_back(checkout, conn)
+    assert awake(sleeper)
+    assert desk.core.quiet() is None
+
+
+# Idle connections
+
+
+def test_idle_above_the_minimum_are_retired_when_idle_too_long() -> None:
+    """The longest idle first, as many as are above ``minconn``, and none before ``max_idle``."""
+    desk = Desk(3, 3)
+    desk.connect(3)
+    desk.core.resize(1, 3)
+    desk.now += 9
+    desk.give_back(*desk.hold())
+    eldest = desk.idle[:2]
+    assert desk.core.retire(desk.now, 10) == {"expired": [], "idle": []}
+    desk.now += 1
+    assert desk.core.retire(desk.now, 10) == {"expired": [], "idle": eldest}
+    desk.discard(eldest, "idle")
+    desk.now += 100
+    assert desk.core.retire(desk.now, 10) == {"expired": [], "idle": []}, "minconn stay"
+    agree(desk.core)
+
+
+def test_the_aged_are_retired_below_the_minimum_too() -> None:
+    """A lifetime ends whatever ``minconn`` says; the minimum is then wanted anew."""
+    desk = Desk(1, 2)
+    desk.connect(lifetime=60)
+    desk.now += 59
+    assert desk.core.retire(desk.now, math.inf)["expired"] == []
+    desk.now += 1
+    expired = desk.core.retire(desk.now, math.inf)["expired"]
+    assert len(expired) == 1
+    desk.discard(expired, "expired")
+    assert desk.claim() is not None
+
+
+def test_connections_lent_are_not_retired() -> None:
+    """Age is asked for when they come back."""
+    desk = Desk(1, 2)
+    desk.connect(lifetime=60)
+    checkout, conn = desk.hold()
+    desk.now += 100
+    assert desk.core.retire(desk.now, 10) == {"expired": [], "idle": []}
+    assert desk.give_back(checkout, conn) == "expired"
+
+
+def test_inspect_leaves_those_that_were_lent_meanwhile() -> None:
+    """What was used since the look is not suspect any more, lent or idle again."""
+    desk = Desk(3, 3)
+    desk.connect(3)
+    suspects = desk.core.idle_slots()
+    desk.now += 1
+    desk.give_back(*desk.hold())
+    desk.hold()
+    lent_again = desk.core.members - set(desk.idle)
+    aside = desk.core.inspect(suspects)
+    assert len(aside) == 2
+    assert not lent_again & set(aside)
+    assert desk.core.checking == set(aside)
+
+
+def test_the_healthy_go_back_and_the_dead_go() -> None:
+    """``restore`` offers a connection again, to a waiter first; ``reject`` sets it aside to be closed."""
+    desk = Desk(2, 2)
+    desk.connect(2)
+    well, dead = desk.core.inspect(desk.core.idle_slots())
+    waiter = desk.join()
+    assert desk.core.restore(well, desk.now) is None
+    assert waiter.conn is well.ref()
+    desk.core.reject(dead)
+    desk.discard([dead], "check_failed")
+    assert desk.core.discarded == {"check_failed": 1}
+    agree(desk.core)
+
+
+def test_one_condemned_while_it_was_looked_at_is_closed() -> None:
+    """``restore`` answers why."""
+    desk = Desk(1, 1)
+    desk.connect()
+    [slot] = desk.core.inspect(desk.core.idle_slots())
+    desk.core.drain("drained")
+    assert desk.core.restore(slot, desk.now) == "drained"
+    assert slot in desk.core.closing
+
+
+# Watching
+
+
+def test_a_long_hold_is_flagged_once_while_it_lasts() -> None:
+    """At the threshold, and not before; the time of the flag is kept."""
+    desk = Desk(1, 1, long_hold=1.0)
+    desk.connect()
+    checkout, conn = desk.hold()
+    desk.now += 0.75
+    assert desk.core.flag_long_holds(desk.now) == []
+    desk.now += 0.25
+    assert desk.core.flag_long_holds(desk.now) == [checkout]
+    assert (checkout.flagged, checkout.flagged_at) == (True, desk.now)
+    assert desk.core.flag_long_holds(desk.now + 5) == []
+    desk.give_back(checkout, conn)
+    assert desk.core.long_holds == 1
+
+
+def test_a_long_hold_that_nobody_saw_is_flagged_on_return() -> None:
+    """The watcher may come late: the count and the flag are right all the same."""
+    desk = Desk(1, 1, long_hold=1.0)
+    desk.connect()
+    checkout, conn = desk.hold()
+    desk.now += 1
+    desk.give_back(checkout, conn)
+    assert checkout.flagged
+    assert desk.core.long_holds == 1
+
+
+def test_long_holds_are_given_longest_first() -> None:
+    """As holders are."""
+    desk = Desk(2, 2, long_hold=1.0)
+    desk.connect(2)
+    first, _conn = desk.hold()
+    desk.now += 0.5
+    second, _conn_2 = desk.hold()
+    desk.now += 2
+    assert desk.core.flag_long_holds(desk.now) == [first, second]
+    assert desk.core.holds_now() == [first, second]
+    assert desk.core.oldest_hold(desk.now) == pytest.approx(2.5)
+
+
+def test_the_next_deadline() -> None:
+    """The first of: a hold's threshold, an idle one's lifetime, and its ``max_idle`` where it is above the minimum."""
+    desk = Desk(2, 2, long_hold=5.0)
+    assert desk.core.next_deadline(60) == math.inf
+    desk.connect(lifetime=100)
+    desk.connect(lifetime=90)
+    assert desk.core.next_deadline(60) == desk.now + 90
+    desk.core.resize(1, 2)
+    assert desk.core.next_deadline(60) == desk.now + 60
+    checkout, _conn = desk.hold()
+    assert desk.core.next_deadline(60) == desk.now + 5
+    desk.core.flag_long_holds(desk.now + 5)
+    assert checkout.flagged
+    assert desk.core.next_deadline(math.inf) == desk.now + 100
+
+
+def test_the_maintenance_parks_when_nothing_is_out() -> None:
+    """``park`` answers whether it may sleep until the next checkout, and says so to that checkout."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    assert desk.core.park() is False
+    assert not desk.core.parked
+    desk.give_back(checkout, conn)
+    assert desk.core.park() is True
+    assert desk.core.parked
+
+
+# Lost connections
+
+
+def test_a_dropped_connection_is_reclaimed() -> None:
+    """Its place is free, its hold counted, its checkout told, its key forgotten; others stay."""
+    desk = Desk(2, 2)
+    desk.connect(2)
+    checkout, conn = desk.hold()
+    other, _other_conn = desk.hold()
+    desk.core.keys["mine"] = checkout.slot
+    desk.now += 3
+    del conn
+    assert desk.reclaim() == [checkout]
+    assert desk.core.discarded == {"reclaimed": 1}
+    assert desk.core.total_hold() == pytest.approx(3)
+    assert desk.core.by_key("mine") is None
+    assert desk.core.members == {other.slot}
+    assert desk.claim() is not None
+    agree(desk.core)
+
+
+def test_connections_the_pool_itself_dropped_are_not_reclaimed() -> None:
+    """A closed connection's finalizer comes too, and finds nobody's checkout."""
+    desk = Desk(1, 1)
+    desk.connect()
+    shed = desk.core.drain("drained")
+    desk.discard(shed, "drained")
+    assert desk.dropped == [shed[0].ref]
+    assert desk.reclaim() == []
+    assert desk.core.discarded == {"drained": 1}
+
+
+def lose(desk: Desk) -> None:
+    """An asynchronous exception between ``idle`` and the borrower."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    desk.idle.interrupt("after pop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        desk.core.take(desk.ask())
+
+
+def test_a_slot_lost_between_idle_and_borrower_is_recovered() -> None:
+    """In nobody's hands for two looks running, it is set aside to be closed; one look is not enough."""
+    desk = Desk(1, 1)
+    desk.connect()
+    lose(desk)
+    assert desk.core.recover() == []
+    [lost] = desk.core.recover()
+    desk.discard([lost], "reclaimed")
+    assert desk.core.members == set()
+    assert desk.claim() is not None
+    agree(desk.core)
+
+
+def test_one_that_was_only_on_its_way_is_not_recovered() -> None:
+    """A slot that has been lent and returned between two looks is a new case."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.idle.interrupt("after pop", desk.core.recover)
+    checkout, conn = desk.hold()
+    assert desk.core.recover() == []
+    desk.now += 1
+    desk.give_back(checkout, conn)
+    desk.idle.interrupt("after pop", desk.core.recover)
+    desk.hold()
+    assert desk.idle.calm()
+    assert desk.core.recover() == []
+
+
+def test_a_borrower_that_was_only_slow_finds_nothing() -> None:
+    """Its slot was recovered and closed while it stood still: it has no connection, and may queue for another."""
+    desk = Desk(1, 1)
+    desk.connect()
+    slow = desk.ask()
+    desk.idle.interrupt("after pop", lambda: desk.discard((desk.core.recover(), desk.core.recover())[1], "reclaimed"))
+    assert desk.core.take(slow) is None
+    assert slow.path is None
+    waiter = desk.join(slow)
+    desk.connect()
+    assert served(waiter)
+    assert desk.give_back(slow, waiter.conn) is None
+    agree(desk.core)
+
+
+def test_a_recovered_slot_never_comes_back() -> None:
+    """The slow borrower takes the connection just before it would have been closed: its return finds the place gone."""
+    desk = Desk(1, 1)
+    desk.connect()
+    lost = []
+    desk.idle.interrupt("after pop", lambda: lost.extend((desk.core.recover(), desk.core.recover())[1]))
+    checkout, conn = desk.hold()
+    assert len(lost) == 1
+    desk.discard(lost, "reclaimed")
+    assert desk.give_back(checkout, conn) is GONE
+    assert desk.idle == []
+    agree(desk.core)
+
+
+def test_keys_are_forgotten_on_return() -> None:
+    """A key names a slot only while it is lent."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    desk.core.keys["mine"] = checkout.slot
+    assert desk.core.by_key("mine") is checkout.slot
+    desk.give_back(checkout, conn)
+    assert desk.core.by_key("mine") is None
+
+
+def test_a_stale_one_taken_counts_as_used_until_confirmed_or_withdrawn() -> None:
+    """Nobody lends it twice, and no limit is exceeded, while its borrower looks at it."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.now += STALE
+    checkout = desk.ask()
+    desk.core.take(checkout)
+    assert (desk.core.used, desk.idle) == (1, [])
+    desk.join()
+    assert desk.claim() is None
+    desk.core.confirm(checkout, desk.now)
+    assert desk.core.used == 1

@@ -1,0 +1,81 @@
+"""Who sleeps in which order, and who wakes whom."""
+
+from __future__ import annotations
+
+import pytest
+
+from otel_pgpool._checkout import Checkout, begin
+from otel_pgpool._queue import Queue, Sleeper, Waiter
+from tests.fakes import FakeConnection, awake
+
+
+def asked_at(started: float) -> Checkout:
+    return begin(started, (asked_at.__code__, 0), True)
+
+
+def test_the_queue_is_in_the_order_of_the_requests() -> None:
+    """Not of the arrivals: one that comes back later stands where it first asked."""
+    queue = Queue()
+    joined = {started: queue.join(asked_at(started)) for started in (2.0, 5.0, 1.0, 3.0)}
+    assert list(queue) == [joined[started] for started in (1.0, 2.0, 3.0, 5.0)]
+
+
+def test_requests_of_one_moment_keep_the_order_of_their_arrival() -> None:
+    """Equal times do not overtake each other."""
+    queue = Queue()
+    waiters = [queue.join(asked_at(1.0)) for _ in range(4)]
+    assert list(queue) == waiters
+
+
+def test_a_sleeper_sleeps_until_it_is_woken() -> None:
+    """With an error or without."""
+    quiet, failed = Sleeper(), Sleeper()
+    assert not awake(quiet)
+    quiet.wake()
+    assert awake(quiet)
+    assert quiet.error is None
+    error = OSError()
+    failed.wake(error)
+    assert failed.error is error
+
+
+def test_a_waiter_served_is_awake_and_has_its_connection() -> None:
+    """The connection is there before the sleep ends."""
+    waiter = Waiter(asked_at(1.0))
+    conn = FakeConnection()
+    waiter.serve(conn)
+    assert waiter.conn is conn
+    assert awake(waiter)
+
+
+def test_leaving_gives_up_the_place() -> None:
+    """Only that waiter's."""
+    queue = Queue()
+    first, second = queue.join(asked_at(1.0)), queue.join(asked_at(2.0))
+    queue.leave(first)
+    assert list(queue) == [second]
+
+
+@pytest.mark.parametrize("end", ["served", "failed"])
+def test_leaving_after_the_end_of_the_wait_changes_nothing(end: str) -> None:
+    """Whoever was served or failed is out of the queue already."""
+    queue = Queue()
+    waiter, other = queue.join(asked_at(1.0)), queue.join(asked_at(2.0))
+    if end == "served":
+        queue.popleft().serve(FakeConnection())
+    else:
+        queue.fail(waiter, OSError())
+    queue.leave(waiter)
+    assert list(queue) == [other]
+
+
+def test_failing_takes_one_out_and_wakes_it() -> None:
+    """The others sleep on."""
+    queue = Queue()
+    first, second = queue.join(asked_at(1.0)), queue.join(asked_at(2.0))
+    error = OSError()
+    queue.fail(second, error)
+    assert list(queue) == [first]
+    assert second.error is error
+    assert awake(second)
+    assert not awake(first)

@@ -1,0 +1,66 @@
+"""The live pools of a process: unique names, and the news of a fork."""
+
+from __future__ import annotations
+
+from otel_pgpool import _registry
+from otel_pgpool._registry import register, release_name
+
+
+class FakePool:
+    forked = 0
+
+    def _after_fork(self) -> None:
+        self.forked += 1
+
+
+def test_two_live_pools_of_one_name_are_told_apart() -> None:
+    """The second is `` #2``, the third `` #3``."""
+    pools = [FakePool(), FakePool(), FakePool()]
+    assert [register(pool, "till") for pool in pools] == ["till", "till #2", "till #3"]
+
+
+def test_the_name_of_a_closed_pool_is_free() -> None:
+    """The next takes the first number that is free."""
+    first, second, third = FakePool(), FakePool(), FakePool()
+    register(first, "desk")
+    register(second, "desk")
+    release_name("desk", first)
+    assert register(third, "desk") == "desk"
+    assert register(first, "desk") == "desk #3"
+
+
+def test_the_name_of_a_pool_that_is_gone_is_free() -> None:
+    """A pool never closed but collected holds no name."""
+    pool = FakePool()
+    register(pool, "gone")
+    del pool
+    successor = FakePool()
+    assert register(successor, "gone") == "gone"
+
+
+def test_a_name_is_released_by_its_pool_only() -> None:
+    """A pool closed twice does not free the name of its successor."""
+    first, second = FakePool(), FakePool()
+    register(first, "mine")
+    release_name("mine", first)
+    register(second, "mine")
+    release_name("mine", first)
+    third = FakePool()
+    assert register(third, "mine") == "mine #2"
+
+
+def test_a_name_that_nobody_has_may_be_released() -> None:
+    """Nothing happens."""
+    release_name("never registered", object())
+
+
+def test_live_pools_hear_of_a_fork() -> None:
+    """Each once, closed ones included, and with a lock that can be taken in the child."""
+    pool, closed = FakePool(), FakePool()
+    register(pool, "fork")
+    release_name(register(closed, "fork"), closed)
+    with _registry._lock:
+        _registry._after_fork()
+    assert (pool.forked, closed.forked) == (1, 1)
+    another = FakePool()
+    assert register(another, "fork") == "fork #2"

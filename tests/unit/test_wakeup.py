@@ -1,0 +1,65 @@
+"""The alarm clock of the background threads, which finalizers ring."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+
+from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
+from tests.fakes import FakeConnection
+
+
+def test_a_ring_ends_the_next_wait() -> None:
+    """It is not lost when nobody waits at that moment."""
+    wakeup = Wakeup()
+    wakeup.ring()
+    assert wakeup.wait(math.inf) is True
+
+
+def test_rings_do_not_add_up() -> None:
+    """However often it rang, one wait is ended."""
+    wakeup = Wakeup()
+    wakeup.ring()
+    wakeup.ring()
+    assert wakeup.wait(0) is True
+    assert wakeup.wait(0) is False
+
+
+def test_a_weak_reference_may_ring() -> None:
+    """As the callback of an object's end."""
+    wakeup = Wakeup()
+    conn = FakeConnection()
+    ref = weakref.ref(conn, wakeup.ring_for)
+    del conn
+    assert ref() is None
+    assert wakeup.wait(0) is True
+
+
+def test_waiting_for_a_lock_without_time_does_not_wait() -> None:
+    """Nought and less than nought take a free lock, or answer False."""
+    lock = threading.Lock()
+    assert wait_for(lock, 0) is True
+    assert wait_for(lock, 0) is False
+    assert wait_for(lock, -5) is False
+
+
+def test_waiting_for_a_lock_takes_any_time() -> None:
+    """Times longer than the platform can count, infinity included, are accepted."""
+    for seconds in (math.inf, 1e300, threading.TIMEOUT_MAX * 2):
+        assert wait_for(threading.Lock(), seconds) is True
+
+
+def test_dropped_connections_gather_until_drained() -> None:
+    """In the order in which they were dropped; the drain empties it, and each drop rings."""
+    wakeup = Wakeup()
+    dropped = Dropped(wakeup)
+    assert not dropped
+    conns = [FakeConnection(), FakeConnection()]
+    refs = [weakref.ref(conn, dropped.append) for conn in conns]
+    conns.clear()
+    assert dropped
+    assert set(dropped.drain()) == set(refs)
+    assert dropped.drain() == []
+    assert not dropped
+    assert wakeup.wait(0) is True
