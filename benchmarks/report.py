@@ -57,7 +57,7 @@ def verdict(outcome: Outcome, target: Target) -> tuple[str, bool]:
         low, _, high = quartiles([target.figure(played) for played in outcome.rounds])
     except KeyError as missing:
         return f"no figure for {missing.args[0]}", False
-    digits = 2 if target.unit == "x" else 1
+    digits = 3 if target.unit == "x" else 1
     return f"{figure:.{digits}f} {target.unit} ({low:.{digits}f}-{high:.{digits}f})".replace("  ", " "), reached
 
 

@@ -32,30 +32,32 @@ class Block:
     _pool: ConnectionPool
     _timeout: float | None
     _place: Place
-    _checkout: Checkout
+    _checkout: Checkout | None
     _conn: connection | None
 
     def __enter__(self) -> connection:
-        if self._conn is not None:
+        if self._checkout is not None:
             raise PoolError("this connection() is in use: call pool.connection() again for a second connection")
         pool = self._pool
         self._checkout = checkout = Checkout()
         checkout.place = self._place
-        checkout.block = True
         checkout.thread_id = get_ident()
-        checkout.observed = checkout.path = None
+        checkout.path = None
         checkout.started = monotonic()
-        self._conn = conn = pool._check_out(checkout, self._timeout)
+        try:
+            self._conn = conn = pool._check_out(checkout, self._timeout)
+        except BaseException:
+            self._checkout = None
+            raise
         return conn
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        conn, pool = self._conn, self._pool
-        if conn is None:
+        conn, checkout, pool = self._conn, self._checkout, self._pool
+        if conn is None or checkout is None:
             raise PoolError("this connection() is not in use")
-        checkout = self._checkout
-        self._conn = None
+        self._conn = self._checkout = None
         if (
             exc is None
             and pool._reset is None

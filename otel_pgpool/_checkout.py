@@ -44,29 +44,12 @@ class Checkout:
     It never refers to the connection itself, so that one which its borrower drops can be reclaimed.
     """
 
-    __slots__ = (
-        "__dict__",
-        "acquired",
-        "block",
-        "lent",
-        "observed",
-        "outcome",
-        "path",
-        "place",
-        "released",
-        "slot",
-        "started",
-        "thread_id",
-    )
+    __slots__ = ("__dict__", "acquired", "lent", "outcome", "path", "place", "released", "slot", "started", "thread_id")
 
     started: float
     place: Place
     """Where it was asked for."""
-    block: bool
-    """By ``with pool.connection()``, and not by getconn."""
     thread_id: int
-    observed: Any
-    """The observer's own, None at first."""
     path: str | None
     """``idle``, ``queued`` or ``new``; None until the hand-over."""
     slot: Slot
@@ -79,6 +62,10 @@ class Checkout:
     outcome: str
 
     # What few checkouts need stands on the class: it costs the others nothing.
+    block: bool = True
+    """By ``with pool.connection()``, and not by getconn."""
+    observed: Any = None
+    """The observer's own."""
     thread_name: str | None = None
     """Of the borrower, where an observer wants it; otherwise it is looked up."""
     callers: Sequence[Place] = ()
@@ -143,14 +130,13 @@ def _thread_name(thread_id: int) -> str:
     return next(names, f"{thread_id} (ended)")
 
 
-def begin(started: float, place: Place, block: bool) -> Checkout:  # noqa: FBT001 - on the hot path
+def begin(started: float, place: Place) -> Checkout:
     """A new record. It has no ``__init__``: that would double its cost."""
     checkout = Checkout()
     checkout.started = started
     checkout.place = place
-    checkout.block = block
     checkout.thread_id = get_ident()
-    checkout.observed = checkout.path = None
+    checkout.path = None
     return checkout
 
 

@@ -110,17 +110,21 @@ def execute(conn: connection, statement: str) -> Any:
 
 
 def commit(conn: connection) -> bool:
-    """Commit what a block did, unless the connection is in autocommit.
+    """Commit what a block did, unless the connection is in autocommit or the program closed it.
 
     Returns:
-        False if the transaction was in error, so that the server rolled it back, as psycopg2's own ``commit`` lets it.
+        False if the work is lost all the same: the transaction was in error, so that the server rolled it back, as
+        psycopg2's own ``commit`` lets it; or it was begun by hand in autocommit, and never committed.
 
     Raises:
-        psycopg2.Error: the commit failed.
+        psycopg2.Error: the commit failed, or the connection died before it.
     """
-    if conn.closed or conn.autocommit:
+    closed: int = conn.closed
+    if closed and closed != BROKEN:
         return True
     status = conn.get_transaction_status()
+    if conn.autocommit:
+        return status in (IDLE, UNKNOWN)
     if conn.status != READY or status not in (IDLE, UNKNOWN):
         conn.commit()
     return status != IN_ERROR

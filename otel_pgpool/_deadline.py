@@ -100,10 +100,20 @@ class _Watch:
         with self._lock:
             self._deadlines.discard(deadline)
 
+    def stop(self) -> None:
+        with self._lock:
+            if self._deadlines or self._thread is None:
+                return
+            thread, self._thread = self._thread, None
+            self._wakeup.ring()
+        if thread.ident is not None and thread is not threading.current_thread():
+            thread.join(1.0)
+
     def _run(self) -> None:
-        idle = False
-        while not idle:
+        while True:
             with self._lock:
+                if self._thread is not threading.current_thread():
+                    return
                 now = time.monotonic()
                 for deadline in [deadline for deadline in self._deadlines if deadline.at <= now]:
                     self._deadlines.discard(deadline)
@@ -111,12 +121,16 @@ class _Watch:
                 self._wakes_at = min((deadline.at for deadline in self._deadlines), default=now + IDLE_EXIT)
             rung = self._wakeup.wait(self._wakes_at - now)
             with self._lock:
-                idle = not rung and not self._deadlines
-                if idle:
+                if not rung and not self._deadlines and self._thread is threading.current_thread():
                     self._thread = None
 
 
 _watch = _Watch()
+
+
+def stop_watching() -> None:
+    """End the watching thread, unless something is being watched; the next deadline starts it again."""
+    _watch.stop()
 
 
 def _after_fork() -> None:

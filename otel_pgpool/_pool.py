@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg2
 
-from otel_pgpool import _connection, _registry
+from otel_pgpool import _connection, _deadline, _registry
 from otel_pgpool._block import Block
 from otel_pgpool._checkout import begin, places_of
 from otel_pgpool._config import PoolConfig, limits, seconds
@@ -166,7 +166,7 @@ class ConnectionPool:
         block._pool = self
         block._timeout = timeout
         block._place = frame.f_code, frame.f_lasti
-        block._conn = None
+        block._checkout = block._conn = None
         return block
 
     def getconn(self, key: object = None, *, timeout: float | None = None) -> Connection:
@@ -187,7 +187,8 @@ class ConnectionPool:
         if key is not None and (keyed := self._keyed(key)) is not None:
             return keyed
         place, *callers = places_of(_getframe(1))
-        checkout = begin(monotonic(), place, False)  # noqa: FBT003 - on the hot path
+        checkout = begin(monotonic(), place)
+        checkout.block = False
         checkout.callers = callers
         conn = self._check_out(checkout, timeout)
         if key is not None:
@@ -247,7 +248,7 @@ class ConnectionPool:
     def _give_back(
         self, checkout: Checkout, conn: Connection, reason: str | None = None, cause: BaseException | None = None
     ) -> None:
-        now = checkout.released = monotonic()
+        now = monotonic()
         verdict = self._core.release(checkout, conn, now, reason)
         if verdict is not None:
             if verdict is GONE:
@@ -256,6 +257,7 @@ class ConnectionPool:
             checkout.slot.conn = conn
             self._discard([checkout.slot], verdict, cause)
         if self._observer is not None:
+            checkout.released = now
             try:
                 self._observer.released(checkout)
             except Exception:  # noqa: BLE001 - an observer costs nobody a connection
@@ -390,6 +392,8 @@ class ConnectionPool:
         self._connectors.join(deadline - monotonic())
         if not self._core.used:
             self._maintenance.join(max(0.1, deadline - monotonic()))
+        if not _registry.any_open():
+            _deadline.stop_watching()
 
     def closeall(self) -> None:
         """Close every connection, the lent ones too, as the stock pool does.

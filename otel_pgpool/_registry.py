@@ -42,6 +42,12 @@ def release_name(name: str, pool: object) -> None:
             del _names[name]
 
 
+def any_open() -> bool:
+    """Whether any pool of this process has not been closed."""
+    with _lock:
+        return bool(_names)
+
+
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - the parent may have held it at the moment of the fork
     _lock = threading.Lock()

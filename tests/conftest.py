@@ -35,4 +35,5 @@ def no_thread_left() -> Iterator[None]:
 
 
 def _is_ours(thread: threading.Thread) -> bool:
-    return thread.name.startswith(THREAD_PREFIX)
+    """The watch over deadlines belongs to the process, and rests by itself."""
+    return thread.name.startswith(THREAD_PREFIX) and thread.name != "otel_pgpool-deadlines"

@@ -7,7 +7,8 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool._checkout import Attempt, Checkout, begin
-from otel_pgpool._core import FRESH, GONE, Core
+from otel_pgpool._core import GONE, Core
+from otel_pgpool._members import FRESH
 from otel_pgpool._slot import NEVER
 
 if TYPE_CHECKING:

@@ -253,6 +253,21 @@ def test_a_waiter_says_what_it_waits_for() -> None:
     assert full.join().checkout.waits_for == "queued"
 
 
+def test_a_waiter_that_finds_a_stale_connection_looks_at_it_first() -> None:
+    """As without the queue; confirmed, its path is ``queued``, and until then it is no checkout served."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.now += STALE
+    waiter = desk.join()
+    assert served(waiter)
+    assert waiter.checkout.path is None
+    assert sum(desk.core.checkouts().values()) == 0
+    desk.core.confirm(waiter.checkout, desk.now + 1)
+    assert (waiter.checkout.path, waiter.checkout.acquired) == ("queued", desk.now + 1)
+    assert desk.core.checkouts() == {"idle": 0, "queued": 1, "new": 0}
+    assert desk.core.wait_seconds == pytest.approx(1)
+
+
 def test_a_new_connection_goes_to_the_first_waiter() -> None:
     """On the path ``new``; with nobody waiting it becomes idle."""
     desk = Desk(0, 2)

@@ -9,6 +9,7 @@ import pytest
 from otel_pgpool import PoolClosed
 from otel_pgpool._checkout import Attempt
 from otel_pgpool._core import GONE, State
+from otel_pgpool._slot import AT_ONCE
 from tests.fakes import STALE, Desk, agree, awake, served
 
 # Connecting
@@ -474,14 +475,17 @@ def test_the_next_deadline() -> None:
 
 
 def test_the_maintenance_parks_when_nothing_is_out() -> None:
-    """``park`` answers whether it may sleep until the next checkout, and says so to that checkout."""
+    """``park`` answers whether it may sleep until the next checkout looks, and says so to that checkout."""
     desk = Desk(1, 1)
     desk.connect()
     checkout, conn = desk.hold()
-    assert desk.core.park() is False
+    desk.now += 1
+    assert desk.core.park(desk.now) is False
     assert not desk.core.parked
     desk.give_back(checkout, conn)
-    assert desk.core.park() is True
+    assert desk.core.park(desk.now) is False, "the next checkout could take it without a look, and wake nobody"
+    desk.now += STALE
+    assert desk.core.park(desk.now) is True
     assert desk.core.parked
 
 
@@ -591,6 +595,7 @@ def test_keys_are_forgotten_on_return() -> None:
     desk.connect()
     checkout, conn = desk.hold()
     desk.core.keys["mine"] = checkout.slot
+    checkout.slot.review_at = AT_ONCE
     assert desk.core.by_key("mine") is checkout.slot
     desk.give_back(checkout, conn)
     assert desk.core.by_key("mine") is None

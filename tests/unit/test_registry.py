@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+
+import pytest
+
 from otel_pgpool import _registry
 from otel_pgpool._registry import register, release_name
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of other tests are told of no fork that has not happened."""
+    monkeypatch.setattr(_registry, "_names", weakref.WeakValueDictionary())
+    monkeypatch.setattr(_registry, "_pools", weakref.WeakSet())
+    monkeypatch.setattr(_registry, "_lock", threading.Lock())
 
 
 class FakePool:

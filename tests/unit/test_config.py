@@ -1,0 +1,274 @@
+"""Options and variables: argument, then environment, then default, each bad value refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from otel_pgpool._config import PoolConfig, TelemetryConfig
+
+NAN = math.nan
+
+
+class Indexed:
+    """An integer of another library: it has ``__index__`` and is no ``int``."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __index__(self) -> int:
+        return self._number
+
+    def __repr__(self) -> str:
+        return f"Indexed({self._number})"
+
+
+def pool_config(minconn: object = 1, maxconn: object = 2, environ: dict[str, str] | None = None, **options: Any) -> Any:
+    return PoolConfig.of(minconn, maxconn, environ=environ or {}, **options)
+
+
+def nothing(*_args: object) -> None:
+    """Stand for a callable of the user's."""
+
+
+def test_defaults() -> None:
+    """Those that the table of options gives."""
+    assert dataclasses.asdict(pool_config()) == {
+        "minconn": 1,
+        "maxconn": 2,
+        "name": None,
+        "timeout": 30.0,
+        "max_waiting": 0,
+        "max_retries": None,
+        "max_lifetime": 3600.0,
+        "max_idle": 600.0,
+        "long_hold": 1.0,
+        "check": "auto",
+        "configure": None,
+        "reset": None,
+        "credentials": None,
+    }
+
+
+def test_a_config_is_frozen() -> None:
+    """What was validated stays so."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pool_config().timeout = -1
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"timeout": 0}, 0.0),
+        ({"timeout": 5}, 5.0),
+        ({"timeout": 0.25}, 0.25),
+        ({"timeout": Fraction(1, 4)}, 0.25),
+        ({"timeout": math.inf}, math.inf),
+        ({"max_waiting": 7}, 7),
+        ({"max_waiting": Indexed(7)}, 7),
+        ({"max_retries": None}, None),
+        ({"max_retries": 0}, 0),
+        ({"max_lifetime": None}, math.inf),
+        ({"max_lifetime": math.inf}, math.inf),
+        ({"max_lifetime": 0.5}, 0.5),
+        ({"max_idle": None}, math.inf),
+        ({"max_idle": 1}, 1.0),
+        ({"long_hold": None}, math.inf),
+        ({"long_hold": 0}, math.inf),
+        ({"long_hold": 2}, 2.0),
+        ({"check": None}, None),
+        ({"check": nothing}, nothing),
+        ({"configure": nothing}, nothing),
+        ({"reset": nothing}, nothing),
+        ({"credentials": nothing}, nothing),
+        ({"name": "shop"}, "shop"),
+        ({"name": "Größe 4"}, "Größe 4"),
+        ({"minconn": 0}, 0),
+        ({"maxconn": Indexed(9)}, 9),
+    ],
+    ids=repr,
+)
+def test_accepted(options: dict[str, Any], kept: object) -> None:
+    """Each value as the pool will use it; what is switched off is infinite."""
+    [option] = options
+    value = getattr(pool_config(**options), option)
+    assert value == kept
+    assert type(value) is type(kept)
+
+
+SECONDS = "a number of seconds of at least 0 (math.inf allowed)"
+ABOVE = "a number of seconds above 0 (math.inf allowed)"
+WHOLE = "a whole number of at least 0"
+FROM_ONE = "a whole number of at least 1"
+NAME = "a printable text of 1 to 200 characters"
+HUGE = 10**400
+
+REFUSED: list[tuple[str, object, str]] = [
+    *[
+        ("timeout", bad, SECONDS)
+        for bad in (-1, -0.001, -math.inf, NAN, True, False, "5", "", b"5", [], Decimal(5), 5j)
+    ],
+    ("timeout", Indexed(5), SECONDS),
+    *[("long_hold", bad, SECONDS) for bad in (-1, NAN, True, "1", {})],
+    *[("max_lifetime", bad, ABOVE) for bad in (0, 0.0, -1, NAN, True, "3600")],
+    *[("max_idle", bad, ABOVE) for bad in (0, -1, NAN, False, "600")],
+    *[("max_waiting", bad, WHOLE) for bad in (-1, 1.0, 0.5, NAN, math.inf, True, "7", None, Indexed(-1))],
+    *[("max_retries", bad, WHOLE) for bad in (-1, 3.0, NAN, math.inf, False, "3", [], Indexed(-2))],
+    *[("minconn", bad, WHOLE) for bad in (-1, 1.0, NAN, math.inf, True, "1", None, Indexed(-1))],
+    *[("maxconn", bad, FROM_ONE) for bad in (0, -1, 2.0, NAN, math.inf, True, "2", None, Indexed(0))],
+    ("minconn", 3, "at most maxconn (2)"),
+    *[("name", bad, NAME) for bad in ("", "  ", "a\nb", "a\x00b", "x" * 201, 5, b"shop", True, ["shop"])],
+    *[("check", bad, "a callable or 'auto' or None") for bad in ("AUTO", "ping", "", 1, True, False)],
+    *[("configure", bad, "a callable or None") for bad in ("SET x = 1", 1, True)],
+    *[("reset", bad, "a callable or None") for bad in ("DISCARD ALL", 1, False)],
+    *[("credentials", bad, "a callable or None") for bad in ({"password": "x"}, "x", 1)],
+]
+
+
+@pytest.mark.parametrize(("option", "value", "accepted"), REFUSED, ids=[f"{o}={v!r:.20}" for o, v, _ in REFUSED])
+def test_refused(option: str, value: object, accepted: str) -> None:
+    """The error names the option, shows the value and says what is accepted."""
+    with pytest.raises(ValueError, match=".") as caught:
+        pool_config(**{option: value})
+    message = str(caught.value)
+    shown = repr(value)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    assert message == f"{option} must be {accepted}, not {shown}"
+
+
+def test_a_number_too_large_to_be_seconds_is_refused() -> None:
+    """By the same words, however many digits it has."""
+    with pytest.raises(ValueError, match=r"^timeout must be a number of seconds .* not 1000.*\.\.\.$"):
+        pool_config(timeout=HUGE)
+
+
+@pytest.mark.parametrize(
+    ("environ", "option", "value"),
+    [
+        ({}, "timeout", 30.0),
+        ({"DB_CONNECTION_TIMEOUT": "5"}, "timeout", 5.0),
+        ({"DB_CONNECTION_TIMEOUT": " 2.5 "}, "timeout", 2.5),
+        ({"DB_CONNECTION_TIMEOUT": "0"}, "timeout", 0.0),
+        ({"DB_CONNECTION_TIMEOUT": "inf"}, "timeout", math.inf),
+        ({"DB_CONNECTION_TIMEOUT": ""}, "timeout", 30.0),
+        ({"DB_CONNECTION_TIMEOUT": "  "}, "timeout", 30.0),
+        ({}, "long_hold", 1.0),
+        ({"OTEL_PGPOOL_LONG_HOLD": "0.5"}, "long_hold", 0.5),
+        ({"OTEL_PGPOOL_LONG_HOLD": "0"}, "long_hold", math.inf),
+        ({"OTEL_PGPOOL_LONG_HOLD": ""}, "long_hold", 1.0),
+    ],
+)
+def test_environment(environ: dict[str, str], option: str, value: float) -> None:
+    """A variable stands where no argument is given; unset and empty mean the default."""
+    assert getattr(pool_config(environ=environ), option) == value
+
+
+def test_an_argument_comes_before_the_environment() -> None:
+    """Even before a variable that could not be used."""
+    environ = {"DB_CONNECTION_TIMEOUT": "soon", "OTEL_PGPOOL_LONG_HOLD": "never"}
+    config = pool_config(environ=environ, timeout=4, long_hold=None)
+    assert (config.timeout, config.long_hold) == (4.0, math.inf)
+
+
+def test_the_environment_is_read_when_the_pool_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the package is imported."""
+    monkeypatch.setenv("DB_CONNECTION_TIMEOUT", "7")
+    assert PoolConfig.of(1, 2).timeout == 7.0
+
+
+VARIABLES_REFUSED = [
+    (variable, value)
+    for variable in ("DB_CONNECTION_TIMEOUT", "OTEL_PGPOOL_LONG_HOLD")
+    for value in ("-1", "nan", "-inf", "soon", "5s", "1,5", "True", "0x10")
+]
+
+
+@pytest.mark.parametrize(("variable", "value"), VARIABLES_REFUSED)
+def test_a_bad_variable_is_refused(variable: str, value: str) -> None:
+    """The error names the variable, the value and what is accepted."""
+    with pytest.raises(
+        ValueError, match=rf"^{variable} must be a number of seconds of at least 0 \(.*inf allowed\)"
+    ) as e:
+        pool_config(environ={variable: value})
+    assert value.lower() in str(e.value).lower()
+
+
+# Telemetry
+
+
+def telemetry_config(environ: dict[str, str] | None = None, **options: Any) -> TelemetryConfig:
+    return TelemetryConfig.of(**options, environ=environ or {})
+
+
+ALL = {"wait_time", "use_time", "create_time"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "options", "expected"),
+    [
+        ({}, {}, ("always", 0.1, ALL)),
+        ({"OTEL_PGPOOL_SPANS": "off"}, {}, ("off", 0.1, ALL)),
+        ({"OTEL_PGPOOL_SPANS": " Parent "}, {}, ("parent", 0.1, ALL)),
+        ({"OTEL_PGPOOL_SPANS": ""}, {}, ("always", 0.1, ALL)),
+        ({"OTEL_PGPOOL_SPANS": "off"}, {"spans": "slow"}, ("slow", 0.1, ALL)),
+        ({"OTEL_PGPOOL_SPANS": "loud"}, {"spans": "slow"}, ("slow", 0.1, ALL)),
+        ({"OTEL_PGPOOL_SLOW": "0.25"}, {}, ("always", 0.25, ALL)),
+        ({"OTEL_PGPOOL_SLOW": "0.25"}, {"slow": 0}, ("always", 0.0, ALL)),
+        ({"OTEL_PGPOOL_HISTOGRAMS": "wait_time"}, {}, ("always", 0.1, {"wait_time"})),
+        ({"OTEL_PGPOOL_HISTOGRAMS": " use_time , create_time,"}, {}, ("always", 0.1, {"use_time", "create_time"})),
+        ({"OTEL_PGPOOL_HISTOGRAMS": "none"}, {}, ("always", 0.1, set())),
+        ({"OTEL_PGPOOL_HISTOGRAMS": ""}, {}, ("always", 0.1, ALL)),
+        ({"OTEL_PGPOOL_HISTOGRAMS": "none"}, {"histograms": ["use_time"]}, ("always", 0.1, {"use_time"})),
+        ({}, {"histograms": []}, ("always", 0.1, set())),
+        ({}, {"histograms": iter(["use_time"])}, ("always", 0.1, {"use_time"})),
+    ],
+)
+def test_telemetry(environ: dict[str, str], options: dict[str, Any], expected: tuple[object, ...]) -> None:
+    """Argument, then environment, then default."""
+    config = telemetry_config(environ, **options)
+    assert (config.spans, config.slow, config.histograms) == expected
+
+
+MODES = "one of always, parent, slow, off"
+HISTOGRAMS = "a list of wait_time, use_time, create_time, or none"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spans": "loud"}, f"spans must be {MODES}, not 'loud'"),
+        ({"spans": "ALWAYS"}, f"spans must be {MODES}, not 'ALWAYS'"),
+        ({"spans": True}, f"spans must be {MODES}, not True"),
+        ({"spans": ["off"]}, f"spans must be {MODES}, not ['off']"),
+        ({"slow": -1}, f"slow must be {SECONDS}, not -1"),
+        ({"slow": NAN}, f"slow must be {SECONDS}, not nan"),
+        ({"slow": True}, f"slow must be {SECONDS}, not True"),
+        ({"slow": "0.1"}, f"slow must be {SECONDS}, not '0.1'"),
+        ({"histograms": ["waits"]}, f"histograms must be {HISTOGRAMS}, not 'waits'"),
+        ({"histograms": [["use_time"]]}, f"histograms must be {HISTOGRAMS}, not ['use_time']"),
+        ({"histograms": "use_time"}, f"histograms must be {HISTOGRAMS}, not 'use_time'"),
+        ({"histograms": 5}, f"histograms must be {HISTOGRAMS}, not 5"),
+        ({"histograms": True}, f"histograms must be {HISTOGRAMS}, not True"),
+        ({"environ": {"OTEL_PGPOOL_SPANS": "Loud"}}, f"OTEL_PGPOOL_SPANS must be {MODES}, not 'Loud'"),
+        (
+            {"environ": {"OTEL_PGPOOL_SLOW": "fast"}},
+            "OTEL_PGPOOL_SLOW must be a number of seconds of at least 0 (inf allowed), not 'fast'",
+        ),
+        ({"environ": {"OTEL_PGPOOL_SLOW": "-1"}}, f"OTEL_PGPOOL_SLOW must be {SECONDS}, not -1.0"),
+        (
+            {"environ": {"OTEL_PGPOOL_HISTOGRAMS": "use_time,waits"}},
+            f"OTEL_PGPOOL_HISTOGRAMS must be {HISTOGRAMS}, not 'waits'",
+        ),
+    ],
+)
+def test_telemetry_refused(options: dict[str, Any], message: str) -> None:
+    """As the pool's own options are."""
+    with pytest.raises(ValueError, match=".") as caught:
+        telemetry_config(**options)
+    assert str(caught.value) == message

@@ -1,0 +1,109 @@
+"""What the pool raises: its kinds, and the diagnosis in a timeout."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import psycopg2
+import psycopg2.pool
+import pytest
+
+import otel_pgpool
+from otel_pgpool import Holder, PoolClosed, PoolError, PoolStats, PoolTimeout, TooManyRequests
+from otel_pgpool._errors import timeout_error
+
+STATS = PoolStats(
+    name="shop",
+    status="critical",
+    minconn=1,
+    maxconn=4,
+    size=4,
+    used=3,
+    idle=0,
+    connecting=1,
+    waiting=2,
+    utilization=0.75,
+    oldest_hold=7.5,
+)
+
+
+def holder(number: int) -> Holder:
+    return Holder(
+        connection_id=number, pid=4000 + number, thread=f"worker-{number}", held=8.0 - number, where="a.py:1 f"
+    )
+
+
+def diagnosis(*, own_holds: int = 0, holders: int = 7) -> PoolTimeout:
+    return timeout_error(
+        "no connection within 30 s",
+        STATS,
+        waited=30.0012,
+        retries=2,
+        holders=[holder(number) for number in range(1, holders + 1)],
+        own_holds=own_holds,
+    )
+
+
+@pytest.mark.parametrize("kind", [PoolError, PoolTimeout, PoolClosed, TooManyRequests])
+def test_existing_except_clauses_hold(kind: type[PoolError]) -> None:
+    """Each is what the stock pool raises, hence a ``psycopg2.Error``, and is named as it is imported."""
+    assert issubclass(kind, PoolError)
+    assert issubclass(kind, psycopg2.pool.PoolError)
+    assert issubclass(kind, psycopg2.Error)
+    assert kind.__module__ == "otel_pgpool"
+    assert getattr(otel_pgpool, kind.__name__) is kind
+
+
+def test_the_message_of_a_timeout_is_a_diagnosis() -> None:
+    """Reason, levels, what was waited for and lived through, then the five longest holders, a line each."""
+    first, *lines = str(diagnosis()).split("\n")
+    assert first == (
+        "no connection within 30 s (pool 'shop': 3 of 4 in use, 0 idle, 1 connecting, "
+        "2 waiting; waited 30.001 s, 2 failed attempts)"
+    )
+    assert lines == [f"  held {holder(number)}" for number in range(1, 6)]
+    assert lines[0] == "  held 7.000 s by thread 'worker-1' at a.py:1 f (pid 4001)"
+
+
+def test_a_nested_checkout_is_named() -> None:
+    """When the waiting thread itself holds connections, the message says so."""
+    assert "this thread itself holds" not in str(diagnosis())
+    assert "this thread itself holds 3 of them: a nested checkout waits" in str(diagnosis(own_holds=3))
+
+
+def test_a_timeout_has_the_levels_as_attributes() -> None:
+    """Each level of the stats, the wait, the retries and the longest holders."""
+    error = diagnosis()
+    assert (error.waited, error.retries) == (30.0012, 2)
+    assert error.holders == tuple(holder(number) for number in range(1, 6))
+    assert {name: getattr(error, name) for name in PoolStats.LEVELS} == {
+        "minconn": 1,
+        "maxconn": 4,
+        "size": 4,
+        "used": 3,
+        "idle": 0,
+        "connecting": 1,
+        "waiting": 2,
+        "utilization": 0.75,
+        "oldest_hold": 7.5,
+    }
+
+
+@pytest.mark.parametrize("again", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])  # noqa: S301
+def test_a_timeout_survives_pickling_and_copying(again: object) -> None:
+    """Message and attributes reach another process whole."""
+    error = diagnosis()
+    copied = again(error)  # type: ignore[operator]
+    assert type(copied) is PoolTimeout
+    assert str(copied) == str(error)
+    assert copied.holders == error.holders
+    assert (copied.waited, copied.retries, copied.used) == (error.waited, error.retries, error.used)
+
+
+@pytest.mark.parametrize("kind", [PoolError, PoolClosed, TooManyRequests])
+def test_the_other_errors_survive_pickling(kind: type[PoolError]) -> None:
+    """Kind and message."""
+    copied = pickle.loads(pickle.dumps(kind("connection pool is closed")))  # noqa: S301
+    assert type(copied) is kind
+    assert str(copied) == "connection pool is closed"
