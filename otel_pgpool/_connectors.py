@@ -149,6 +149,8 @@ class Connectors:
         if reason is not None:
             slot.conn = conn
             pool._discard([slot], reason)
+        elif self._core.parked:
+            pool._wake_maintenance()  # what was made just now is lent without a look
 
     def _missed(self, pool: ConnectionPool, slot: Slot, connect: Connect, delay: float) -> None:
         error = connect.error

@@ -70,8 +70,8 @@ class Core(Members):
     def take(self, checkout: Checkout) -> connection | None:
         """Lend the connection used last, if one is idle and nobody queues for it.
 
-        ``checkout.path`` stays None for one idle so long that the borrower must look at it first, and `confirm` it
-        or `withdraw` it.
+        ``checkout.path`` stays None for one that nobody has seen alive for `FRESH`: the borrower must look at it
+        first, and `confirm` it or `withdraw` it.
         """
         if not self.idle or self.queue:
             return None
@@ -85,7 +85,7 @@ class Core(Members):
         slot.checkout = checkout
         conn = slot.conn
         slot.conn = None
-        if conn is not None and started - slot.idle_since < FRESH:  # None: `recover` was faster
+        if conn is not None and started - slot.seen < FRESH:  # None: `recover` was faster
             slot.idle_checkouts += 1
             checkout.path = "idle"
         return conn
@@ -93,7 +93,7 @@ class Core(Members):
     def confirm(self, checkout: Checkout, now: float) -> None:
         """The connection taken is alive: hand it over."""
         with self.lock:
-            checkout.acquired = now
+            checkout.acquired = checkout.slot.seen = now
             checkout.path = "idle" if checkout.queued is None else "queued"
             self.served[checkout.path] += 1
             self.wait_seconds += now - checkout.started
@@ -146,7 +146,7 @@ class Core(Members):
                 return
             conn, slot.conn = slot.conn, None
             if conn is not None:
-                self._serve(slot, conn, now, "queued" if now - slot.idle_since < FRESH else None)
+                self._serve(slot, conn, now, "queued" if now - slot.seen < FRESH else None)
 
     def leave(self, waiter: Waiter) -> connection | None:
         """Leave the queue; the connection, where a hand-over came first."""
@@ -168,7 +168,7 @@ class Core(Members):
             else:
                 self.errors += 1
 
-    def _offer(self, slot: Slot, conn: connection, now: float, path: str) -> None:
+    def _offer(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
         """Give a connection to the first waiter, or keep it."""
         if self.queue:
             self._serve(slot, conn, now, path)
@@ -214,11 +214,11 @@ class Core(Members):
             return GONE
         slot = checkout.slot
         held = now - checkout.acquired
-        if reason is not None or self.queue or now >= slot.review_at or held >= self.long_hold:
+        if reason is not None or self.queue or now >= slot.review_at or held >= self.brief:
             return self._release_with_care(checkout, conn, now, reason)
         slot.hold_seconds += held
         slot.checkout = None
-        slot.idle_since = now
+        slot.seen = now
         slot.conn = conn
         self.idle.append(slot)
         if self.queue or now >= slot.review_at:
@@ -241,8 +241,8 @@ class Core(Members):
             if reason is not None:
                 self.closing.add(slot)
                 return reason
-            slot.idle_since = now
-            self._offer(slot, conn, now, "queued")
+            slot.seen, slot.returned = checkout.acquired, now
+            self._offer(slot, conn, now, "queued" if held < FRESH else None)
             return None
 
     def _reconsider(self, slot: Slot, now: float) -> str | None:
@@ -291,7 +291,7 @@ class Core(Members):
             self.created += 1
             slot.serial = self.created
             self.slots[slot.key] = slot
-            slot.idle_since = now
+            slot.seen = now
             reason = self._review(slot, now) if now >= slot.review_at else None
             if reason is not None:
                 self.closing.add(slot)
@@ -401,6 +401,7 @@ class Core(Members):
             if reason is not None:
                 self.closing.add(slot)
             elif slot.conn is not None:
+                slot.seen = now
                 conn, slot.conn = slot.conn, None
                 self._offer(slot, conn, now, "queued")
             return reason

@@ -48,7 +48,7 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, deadlin
 def _ask(pool: ConnectionPool, slot: Slot, conn: connection, now: float, bound: float) -> None:
     check = pool._config.check
     if check == "auto":
-        if now - slot.idle_since > PING_AFTER or is_readable(slot):
+        if now - slot.seen > PING_AFTER or is_readable(slot):
             ping(conn, None, bound)
     elif check is not None:
         ping(conn, check, bound)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 TICK = 0.5
 """Seconds between two looks at the utilization while a connection is out."""
 
+LEAST_TICK = 0.01
+
 HYSTERESIS = 0.10
 """How far utilization must fall below a threshold before it counts as left."""
 
@@ -72,7 +74,8 @@ class Maintenance:
         if pool.closed and not core.used:
             return None
         seconds = max(0.0, core.next_deadline(pool._config.max_idle) - monotonic())
-        return seconds if parked else min(seconds, TICK)
+        # A hold that begins after this look cannot be long before another `long_hold` has passed.
+        return seconds if parked else min(seconds, TICK, max(core.long_hold, LEAST_TICK))
 
     def _reclaim(self, pool: ConnectionPool, now: float) -> None:
         for checkout in pool._core.reclaim(pool._dropped.drain(), now):

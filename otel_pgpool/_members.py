@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from otel_pgpool._queue import Sleeper
-from otel_pgpool._slot import NEVER, Slot
+from otel_pgpool._slot import AT_ONCE, NEVER, Slot
 
 if TYPE_CHECKING:
     import weakref
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 FRESH = 0.05
-"""Seconds for which a connection just used is lent again without a look."""
+"""Seconds for which a connection that was just seen alive is lent again without a look."""
 
 
 class Members:
@@ -44,6 +44,7 @@ class Members:
         self.minconn = minconn
         self.maxconn = maxconn
         self.long_hold = long_hold
+        self.brief = min(FRESH, long_hold)  # a shorter hold needs no second look when it ends
 
         self.members: set[Slot] = set()
         self.idle: list[Slot] = []  # last in, first out
@@ -51,7 +52,7 @@ class Members:
         self.checking: set[Slot] = set()
         self.closing: set[Slot] = set()
         self.slots: dict[int, Slot] = {}  # the established ones, by id of the connection
-        self.keys: dict[object, Slot] = {}  # of getconn(key)
+        self.keys: dict[object, tuple[Slot, connection]] = {}  # of getconn(key); the key keeps its connection alive
         self.strays: set[tuple[Slot, float]] = set()  # in nobody's hands at the last look, and since when idle
 
         self.served: Counter[str] = Counter()  # checkouts by path; of the idle, those of past members
@@ -171,7 +172,7 @@ class Members:
             return lost
 
     def _forget_key(self, slot: Slot) -> None:
-        for key, keyed in list(self.keys.items()):
+        for key, (keyed, _conn) in list(self.keys.items()):
             if keyed is slot:
                 del self.keys[key]
 
@@ -225,10 +226,16 @@ class Members:
         """Seconds of all holds that have ended. Takes no lock."""
         return self.hold_seconds + sum(slot.hold_seconds for slot in self.members.copy())
 
-    def by_key(self, key: object) -> Slot | None:
-        """The slot lent by ``getconn(key)``."""
+    def by_key(self, key: object) -> tuple[Slot, connection] | tuple[None, None]:
+        """What ``getconn(key)`` has lent."""
         with self.lock:
-            return self.keys.get(key)
+            return self.keys.get(key, (None, None))
+
+    def enter_key(self, key: object, slot: Slot, conn: connection) -> connection:
+        """Remember what a key has lent; the connection that it goes by, if another thread was faster."""
+        with self.lock:
+            slot.review_at = AT_ONCE  # so that the return forgets the key
+            return self.keys.setdefault(key, (slot, conn))[1]
 
     def _flag(self, checkout: Checkout, now: float) -> None:
         checkout.flagged = True
@@ -257,7 +264,7 @@ class Members:
         Only if what is idle has been so for long: then the next checkout looks before it takes, and wakes it.
         """
         with self.lock:
-            self.parked = not self.used and all(now - slot.idle_since >= FRESH for slot in self.idle)
+            self.parked = not self.used and all(now - slot.seen >= FRESH for slot in self.idle)
             return self.parked
 
 

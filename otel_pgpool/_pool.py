@@ -24,7 +24,6 @@ from otel_pgpool._liveness import check_all
 from otel_pgpool._maintenance import Maintenance, level_name
 from otel_pgpool._observer import Holder, PoolStats
 from otel_pgpool._settlement import settle
-from otel_pgpool._slot import AT_ONCE
 from otel_pgpool._target import Target
 from otel_pgpool._waiting import fail, obtain
 from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
@@ -42,6 +41,10 @@ if TYPE_CHECKING:
     from otel_pgpool._slot import Slot
 
 logger = logging.getLogger("otel_pgpool")
+
+
+OPENING = 30.0
+"""Seconds that opening may take where ``timeout`` is 0, which is said of checkouts."""
 
 
 class ConnectionPool:
@@ -184,15 +187,20 @@ class ConnectionPool:
         """
         if timeout is not None:
             timeout = seconds("timeout", timeout)
-        if key is not None and (keyed := self._keyed(key)) is not None:
-            return keyed
+        if key is not None:
+            lent = self._core.by_key(key)[1]
+            if lent is not None:
+                return lent
         place, *callers = places_of(_getframe(1))
         checkout = begin(monotonic(), place)
         checkout.block = False
         checkout.callers = callers
         conn = self._check_out(checkout, timeout)
         if key is not None:
-            return self._enter_key(key, checkout, conn)
+            lent = self._core.enter_key(key, checkout.slot, conn)
+            if lent is not conn:  # another thread was faster with this key
+                self.putconn(conn)
+                return lent
         return conn
 
     def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the stock pool's signature
@@ -207,14 +215,14 @@ class ConnectionPool:
             PoolError: it is not lent by this pool now.
         """
         core = self._core
-        slot = core.by_key(key) if conn is None else core.slots.get(id(conn))
+        slot = core.by_key(key)[0] if conn is None else core.slots.get(id(conn))
         held = None if slot is None else slot.ref()
         checkout = None if slot is None else slot.checkout
         if held is None or checkout is None or (conn is not None and held is not conn):
             if conn is not None and conn in self._inherited:
                 return
             raise PoolError("trying to put unkeyed connection: it is not lent by this pool now")
-        if key is not None and core.by_key(key) is not slot:
+        if key is not None and core.by_key(key)[0] is not slot:
             raise PoolError("trying to put a connection under a key that it was not lent by")
         checkout.outcome = "released"
         if not close and self._reset is None and is_clean(held, checkout.slot):
@@ -285,23 +293,6 @@ class ConnectionPool:
         if self._observer is not None:
             self._tell(self._observer.discarded, slots, reason, error)
 
-    # Checkouts by key
-
-    def _keyed(self, key: object) -> Connection | None:
-        slot = self._core.by_key(key)
-        return None if slot is None else slot.ref()
-
-    def _enter_key(self, key: object, checkout: Checkout, conn: Connection) -> Connection:
-        """Remember the key; another thread may have been faster with the same one."""
-        with self._core.lock:
-            first = self._core.keys.setdefault(key, checkout.slot)
-            checkout.slot.review_at = AT_ONCE  # so that the return forgets the key
-        keyed = first.ref()
-        if first is checkout.slot or keyed is None:
-            return conn
-        self.putconn(conn)
-        return keyed
-
     def _wake_maintenance(self) -> None:
         self._core.parked = False
         try:
@@ -347,7 +338,7 @@ class ConnectionPool:
             PoolClosed: the pool is closed.
             ValueError: a bad ``timeout``.
         """
-        limit = self._config.timeout if timeout is None else seconds("timeout", timeout)
+        limit = (self._config.timeout or OPENING) if timeout is None else seconds("timeout", timeout)
         self._begin()
         began = monotonic()
         waiter = self._core.fill()
@@ -559,6 +550,7 @@ def _default_observer() -> PoolObserver:
 
 
 def _log_observer() -> None:
-    logger.exception(  # noqa: LOG004 - called from handlers only
-        "an observer of the connection pool raised; the pool goes on without this report"
-    )
+    with suppress(Exception):  # the handlers of the log may be what has raised
+        logger.exception(  # noqa: LOG004 - called from handlers only
+            "an observer of the connection pool raised; the pool goes on without this report"
+        )

@@ -32,12 +32,13 @@ class Slot:
         "expires",
         "hold_seconds",
         "idle_checkouts",
-        "idle_since",
         "key",
         "pid",
         "poller",
         "ref",
+        "returned",
         "review_at",
+        "seen",
         "serial",
     )
 
@@ -54,10 +55,16 @@ class Slot:
         self.pid = 0
         self.baseline: tuple[Any, ...] = ()  # the settings that a return restores
         self.poller: Any = None  # tells whether the idle socket has become readable
-        self.idle_since = AT_ONCE
+        self.seen = AT_ONCE  # when it was last known to live
+        self.returned = AT_ONCE  # when it last came back, where that is later
         self.expires = NEVER
         self.review_at = NEVER  # when a return must ask whether it may stay: at the end of its lifetime, or at once
         self.doom: str | None = None  # why it must go
+
+    @property
+    def idle_since(self) -> float:
+        """When it became idle."""
+        return max(self.seen, self.returned)
 
     def condemn(self, reason: str) -> None:
         """Let it be closed when it comes back. The caller holds the pool's lock."""

@@ -99,6 +99,8 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in kwargs.items() if key not in ("dsn", "async", "async_", *DRIVER_KEYWORDS)}
     for key in given:
         _check_keyword(key)
+    if any("\0" in text for text in (dsn, *given.values()) if isinstance(text, str)):
+        raise ValueError(f"dsn cannot be read: expected {READABLE_DSN} without NUL characters")
     try:
         parameters: dict[str, Any] = extensions.parse_dsn(extensions.make_dsn(dsn, **given))
     except (psycopg2.Error, TypeError, ValueError, UnicodeError):
@@ -111,10 +113,17 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "dsn cannot be read: '@' in the host, port or database; in a password write %40, and %2F for '/'"
         )
-    for port in str(parameters.get("port") or DEFAULT_PORT).split(","):
-        if port and not (port.isdecimal() and 0 < int(port) <= LAST_PORT):
-            raise ValueError(f"port cannot be read: expected a whole number of 1 to {LAST_PORT}, or one for each host")
+    _check_ports("port", parameters.get("port"))
+    _check_ports("PGPORT", os.environ.get("PGPORT"))
     return parameters
+
+
+def _check_ports(option: str, ports: object) -> None:
+    for port in str(ports or DEFAULT_PORT).split(","):
+        if port and not (port.isdecimal() and 0 < int(port) <= LAST_PORT):
+            raise ValueError(
+                f"{option} cannot be read: expected a whole number of 1 to {LAST_PORT}, or one for each host"
+            )
 
 
 def _is_url(dsn: str | None) -> bool:

@@ -31,16 +31,17 @@ def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, ti
         PoolClosed: the pool is closed.
     """
     deadline = checkout.started + timeout
-    if pool._core.parked:
-        pool._wake_maintenance()
     while True:
         if conn is None:
             conn = queue(pool, checkout, deadline)
         if checkout.path is not None or is_alive(pool, checkout, conn, deadline):
-            return conn
+            break
         if pool._core.exhausted(checkout):
             raise _gave_up(pool, checkout)
         conn = pool._core.take(checkout)
+    if pool._core.parked:
+        pool._wake_maintenance()
+    return conn
 
 
 def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connection:

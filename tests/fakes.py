@@ -115,7 +115,7 @@ class Desk:
     def ask(self) -> Checkout:
         """A new request."""
         frame = sys._getframe(1)
-        return begin(self.now, (frame.f_code, frame.f_lasti), True)
+        return begin(self.now, (frame.f_code, frame.f_lasti))
 
     def take(self, checkout: Checkout) -> FakeConnection | None:
         """Take an idle connection, and find it alive."""

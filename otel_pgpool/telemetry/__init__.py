@@ -110,8 +110,7 @@ class Telemetry:
         context = None
         if observed is not None and not observed.suppressed:
             context = observed.context
-            self._spans.failed(checkout, observed)
-            self._spans.end(checkout, observed)
+            self._spans.end(checkout, observed, served=False)
         if self._wait_time is not None and not (observed is not None and observed.suppressed):
             attributes = {**self._attributes, names.ERROR_TYPE: checkout.error_type or type(error).__name__}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)
@@ -132,7 +131,7 @@ class Telemetry:
         if observed is not None:
             if observed.suppressed:
                 return
-            self._spans.end(checkout, observed)
+            self._spans.end(checkout, observed, served=True)
         if self._use_time is not None:
             self._use_time.record(checkout.released - checkout.acquired, self._attributes, context)
 
@@ -161,7 +160,6 @@ class Telemetry:
         observed: Observed | None = checkout.observed
         if observed is not None and not observed.suppressed:
             self._spans.long_hold(observed, attributes)
-            observed.told = attributes
         return {**attributes, names.THREAD_NAME: checkout.thread}
 
     def _long_hold_ended(self, checkout: Checkout, context: Context | None) -> None:

@@ -49,6 +49,8 @@ class Logs:
         token = None if context is None else attach(context)
         try:
             logger.log(level, "pool %s: %s", self._pool_name, text, extra=extra)
+        except Exception:  # noqa: BLE001, S110 - a handler that raises costs its record, and nothing else
+            pass
         finally:
             if token is not None:
                 detach(token)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span, TracerProvider
+    from opentelemetry.trace import Span, Tracer, TracerProvider
     from opentelemetry.util.types import AttributeValue
 
     from otel_pgpool._checkout import Checkout
@@ -30,17 +30,33 @@ TRANSACTION_STATUSES = ("idle", "active", "in_transaction", "in_error", "unknown
 
 
 class Observed:
-    """What telemetry keeps with a checkout."""
+    """What telemetry keeps with a checkout.
 
-    __slots__ = ("context", "span", "started_ns", "suppressed", "token", "told")
+    Every time that is told of it counts from one reading of both clocks, so that a step of the system's, or another
+    thread between two readings, puts nothing before its start.
+    """
 
-    def __init__(self, context: Context | None, span: Span | None = None, *, suppressed: bool = False) -> None:
+    __slots__ = ("_began", "_began_ns", "context", "span", "suppressed", "token", "told")
+
+    def __init__(self, context: Context | None, *, suppressed: bool = False) -> None:
+        self._began_ns = time_ns()
+        self._began = monotonic()
         self.context = context  # of the checkout's span; where it has none, or not yet, of the caller
-        self.span = span
+        self.span: Span | None = None
         self.suppressed = suppressed
-        self.started_ns = 0  # for a span that is made afterwards
-        self.told: Mapping[str, AttributeValue] | None = None  # the long hold's event, and when
+        self.told: Mapping[str, AttributeValue] | None = None  # of the long hold
         self.token: Any = None
+
+    def start(self, tracer: Tracer, attributes: Mapping[str, AttributeValue]) -> Span:
+        """Start the checkout's span, under the caller's."""
+        span = tracer.start_span(names.CHECKOUT, self.context, attributes=attributes, start_time=self._began_ns)
+        self.span = span
+        self.context = trace.set_span_in_context(span, self.context)
+        return span
+
+    def at(self, reading: float) -> int:
+        """The time of day, in ns, of a reading of the monotonic clock."""
+        return self._began_ns + max(0, int((reading - self._began) * 1e9))
 
     @property
     def trace_id(self) -> str | None:
@@ -75,89 +91,80 @@ class Spans:
 
     def start(self) -> Observed | None:
         """Begin a checkout; None where it leaves no span."""
-        if self._is_inert and trace._TRACER_PROVIDER is None:
+        if self._mode == "off" or (self._is_inert and trace._TRACER_PROVIDER is None):
             return None
-        if self._mode == "always" or (self._mode == "parent" and trace.get_current_span().is_recording()):
-            span = self._tracer.start_span(names.CHECKOUT, attributes=self._attributes)
-            if not span.get_span_context().is_valid:
-                return None  # a provider that makes no spans
-            return Observed(trace.set_span_in_context(span), span)
+        if self._mode == "parent" and not trace.get_current_span().is_recording():
+            return None
+        observed = Observed(contexts.get_current())
         if self._mode == "slow":
-            observed = Observed(contexts.get_current())
-            observed.started_ns = time_ns()
             return observed
-        return None
+        span = observed.start(self._tracer, self._attributes)
+        if not span.get_span_context().is_valid:
+            return None  # a provider that makes no spans
+        return observed
 
     def acquired(self, checkout: Checkout, observed: Observed) -> None:
         """Tell the wait from the hold."""
         span = observed.span
         if span is not None and span.is_recording():
-            if checkout.queued is not None or checkout.attempts:
-                self._tell_wait(checkout, observed, span, checkout.acquired)
+            self._tell_wait(checkout, observed, span, checkout.acquired)
             if checkout.path != "idle":
-                span.add_event(names.ACQUIRED, {names.PATH: str(checkout.path)}, _wall(checkout.acquired))
+                span.add_event(names.ACQUIRED, {names.PATH: str(checkout.path)}, observed.at(checkout.acquired))
 
     def long_hold(self, observed: Observed, attributes: Mapping[str, AttributeValue]) -> None:
         """The threshold has passed."""
+        observed.told = attributes
         span = observed.span
         if span is not None and span.is_recording():
-            span.add_event(names.LONG_HOLD_EVENT, attributes)
+            span.add_event(names.LONG_HOLD_EVENT, attributes, observed.at(monotonic()))
 
-    def end(self, checkout: Checkout, observed: Observed) -> None:
-        """End a checkout, served or failed."""
+    def end(self, checkout: Checkout, observed: Observed, *, served: bool) -> None:
+        """End a checkout."""
         span = observed.span
         if span is None:
-            if not self._is_worth_a_span(checkout):
+            if not self._is_worth_a_span(checkout, served=served):
                 return
-            span = self._make_afterwards(checkout, observed)
+            span = observed.start(self._tracer, self._attributes)
+            if served:
+                self.acquired(checkout, observed)
+            if observed.told is not None and span.is_recording():
+                span.add_event(names.LONG_HOLD_EVENT, observed.told, observed.at(checkout.flagged_at))
         if span.is_recording():
-            span.set_attributes(_served(checkout) if hasattr(checkout, "acquired") else _failed(checkout))
+            if served:
+                span.set_attributes(_served(checkout))
+            else:
+                self._tell_wait(checkout, observed, span, checkout.released)
+                span.set_attributes(_failed(checkout))
             if checkout.error_type is not None:
                 span.set_attribute(names.ERROR_TYPE, checkout.error_type)
                 span.set_status(Status(StatusCode.ERROR, checkout.error_message or None))
-        span.end()
+        span.end(observed.at(checkout.released))
 
-    def _is_worth_a_span(self, checkout: Checkout) -> bool:
+    def _is_worth_a_span(self, checkout: Checkout, *, served: bool) -> bool:
+        wait = (checkout.acquired if served else checkout.released) - checkout.started
+        hold = checkout.released - checkout.acquired if served else 0.0
         return (
             checkout.flagged
             or checkout.retries > 0
             or checkout.error_type is not None
             or checkout.outcome == "reclaimed"
-            or (checkout.acquired if checkout.path else checkout.released) - checkout.started >= self._slow
-            or (checkout.path is not None and checkout.released - checkout.acquired >= self._slow)
+            or max(wait, hold) >= self._slow
         )
-
-    def _make_afterwards(self, checkout: Checkout, observed: Observed) -> Span:
-        span = self._tracer.start_span(
-            names.CHECKOUT, observed.context, attributes=self._attributes, start_time=observed.started_ns
-        )
-        after = Observed(trace.set_span_in_context(span, observed.context), span)
-        if checkout.path is not None:
-            self.acquired(checkout, after)
-            if observed.told is not None:
-                span.add_event(names.LONG_HOLD_EVENT, observed.told, _wall(checkout.flagged_at))
-        else:
-            self.failed(checkout, after)
-        return span
-
-    def failed(self, checkout: Checkout, observed: Observed) -> None:
-        """The wait, and the attempts, of a checkout that got nothing."""
-        span = observed.span
-        if span is not None and span.is_recording() and (checkout.queued is not None or checkout.attempts):
-            self._tell_wait(checkout, observed, span, checkout.released)
 
     def _tell_wait(self, checkout: Checkout, observed: Observed, span: Span, until: float) -> None:
+        """The failed attempts as events, the time in the queue as a span of its own."""
         for number, attempt in enumerate(checkout.attempts, 1):
             attributes: dict[str, AttributeValue] = {
                 names.ATTEMPT: number,
                 names.ERROR_TYPE: attempt.error_type,
                 names.DELAY: attempt.delay,
             }
-            span.add_event(names.RETRY, attributes, _wall(attempt.at))
+            span.add_event(names.RETRY, attributes, observed.at(attempt.at))
         if checkout.queued is not None:
-            links = _links(checkout)
-            wait = self._tracer.start_span(names.WAIT, observed.context, links=links, start_time=_wall(checkout.queued))
-            wait.end(_wall(until))
+            wait = self._tracer.start_span(
+                names.WAIT, observed.context, links=_links(checkout), start_time=observed.at(checkout.queued)
+            )
+            wait.end(observed.at(until))
 
     def connect(self, connect: Connect, error_type: str | None) -> Context | None:
         """An attempt at a physical connection; the context of its span, if it leaves one."""
@@ -169,17 +176,18 @@ class Spans:
         if self._mode == "slow" and error_type is None and connect.ended - connect.began < self._slow:
             return None
         parent = NO_CONTEXT if asked_by is None or asked_by.context is None else asked_by.context
+        began = _wall(connect.began)
         span = self._tracer.start_span(
             names.CONNECT,
             parent,
             SpanKind.CLIENT,
             {**self._server, **_reached(connect), names.ATTEMPT: connect.attempt},
-            start_time=_wall(connect.began),
+            start_time=began,
         )
         if error_type is not None:
             span.set_attribute(names.ERROR_TYPE, error_type)
             span.set_status(Status(StatusCode.ERROR, connect.message or None))
-        span.end(_wall(connect.ended))
+        span.end(began + int((connect.ended - connect.began) * 1e9))
         return trace.set_span_in_context(span, parent)
 
 

@@ -95,7 +95,7 @@ def test_frames_of_this_package_are_left_out() -> None:
 
 def checkout_at(started: float = 10.0) -> Checkout:
     place, _line = here()
-    return begin(started, place, False)
+    return begin(started, place)
 
 
 def held(started: float = 10.0) -> Checkout:
@@ -111,7 +111,6 @@ def test_a_new_checkout() -> None:
     checkout = checkout_at()
     assert (checkout.started, checkout.path, checkout.observed, checkout.retries) == (10.0, None, None, 0)
     assert checkout.thread_id == threading.get_ident()
-    assert not checkout.block
     assert checkout.where.endswith(" checkout_at")
 
 

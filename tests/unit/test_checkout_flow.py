@@ -88,7 +88,7 @@ def test_a_newcomer_passes_by_what_lies_idle_while_somebody_queues() -> None:
 
 
 def test_a_dead_connection_counts_as_a_failed_attempt() -> None:
-    """``withdraw`` with an attempt counts it for the checkout and for the pool; the slot stays a member until closed."""
+    """``withdraw`` with an attempt counts it for checkout and pool; the slot stays a member until it is closed."""
     desk = Desk(1, 1)
     desk.connect()
     desk.now += STALE
@@ -144,7 +144,7 @@ def test_waiters_are_served_first_come_first_served() -> None:
 
 
 def test_one_that_comes_back_keeps_its_turn() -> None:
-    """A caller whose connection turned out dead queues ahead of those who asked later, behind those who asked earlier."""
+    """A caller whose connection turned out dead queues ahead of those who asked later than it did."""
     desk = Desk(1, 1)
     desk.connect()
     desk.now += STALE

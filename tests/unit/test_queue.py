@@ -10,7 +10,7 @@ from tests.fakes import FakeConnection, awake
 
 
 def asked_at(started: float) -> Checkout:
-    return begin(started, (asked_at.__code__, 0), True)
+    return begin(started, (asked_at.__code__, 0))
 
 
 def test_the_queue_is_in_the_order_of_the_requests() -> None:

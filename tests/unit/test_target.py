@@ -30,50 +30,51 @@ def target(*args: Any, **kwargs: Any) -> Target:
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs", "address", "port", "namespace", "name"),
+    ("args", "kwargs", "expected", "name"),
     [
-        (("postgresql://app@db:5433/shop",), {}, "db", 5433, "shop", "db:5433/shop"),
-        (("postgres://app@db/shop",), {}, "db", 5432, "shop", "db:5432/shop"),
-        (("postgresql://app:s%40cret@db/shop?sslmode=prefer",), {}, "db", 5432, "shop", "db:5432/shop"),
-        (("postgresql://db",), {}, "db", 5432, ME, f"db:5432/{ME}"),
-        (("postgresql://app@db",), {}, "db", 5432, "app", "db:5432/app"),
-        (("postgresql://app@db/a%20b",), {}, "db", 5432, "a b", "db:5432/a b"),
-        (("postgresql://[::1]:5433/shop",), {}, "::1", 5433, "shop", "::1:5433/shop"),
-        (("host=db port=5433 dbname=shop user=app",), {}, "db", 5433, "shop", "db:5433/shop"),
-        (("host = db dbname = 'two words'",), {}, "db", 5432, "two words", "db:5432/two words"),
-        (("hostaddr=10.0.0.7 dbname=shop",), {}, "10.0.0.7", 5432, "shop", "10.0.0.7:5432/shop"),
-        (("dbname=shop",), {}, "localhost", 5432, "shop", "localhost:5432/shop"),
-        (("",), {}, "localhost", 5432, ME, f"localhost:5432/{ME}"),
-        ((), {}, "localhost", 5432, ME, f"localhost:5432/{ME}"),
-        ((), {"dsn": "postgresql://db/shop"}, "db", 5432, "shop", "db:5432/shop"),
-        ((), {"host": "db", "port": 5433, "dbname": "shop"}, "db", 5433, "shop", "db:5433/shop"),
-        ((), {"host": "db", "port": "5433", "database": "shop"}, "db", 5433, "shop", "db:5433/shop"),
-        (("postgresql://db/shop",), {"dbname": "other"}, "db", 5432, "other", "db:5432/other"),
-        (("host=/var/run/postgresql dbname=shop",), {}, "/var/run/postgresql", 5432, "shop", None),
+        (("postgresql://app@db:5433/shop",), {}, ("db", 5433, "shop"), "db:5433/shop"),
+        (("postgres://app@db/shop",), {}, ("db", 5432, "shop"), "db:5432/shop"),
+        (("postgresql://app:s%40cret@db/shop?sslmode=prefer",), {}, ("db", 5432, "shop"), "db:5432/shop"),
+        (("postgresql://db",), {}, ("db", 5432, ME), f"db:5432/{ME}"),
+        (("postgresql://app@db",), {}, ("db", 5432, "app"), "db:5432/app"),
+        (("postgresql://app@db/a%20b",), {}, ("db", 5432, "a b"), "db:5432/a b"),
+        (("postgresql://[::1]:5433/shop",), {}, ("::1", 5433, "shop"), "::1:5433/shop"),
+        (("host=db port=5433 dbname=shop user=app",), {}, ("db", 5433, "shop"), "db:5433/shop"),
+        (("host = db dbname = 'two words'",), {}, ("db", 5432, "two words"), "db:5432/two words"),
+        (("hostaddr=10.0.0.7 dbname=shop",), {}, ("10.0.0.7", 5432, "shop"), "10.0.0.7:5432/shop"),
+        (("dbname=shop",), {}, ("localhost", 5432, "shop"), "localhost:5432/shop"),
+        (("",), {}, ("localhost", 5432, ME), f"localhost:5432/{ME}"),
+        ((), {}, ("localhost", 5432, ME), f"localhost:5432/{ME}"),
+        ((), {"dsn": "postgresql://db/shop"}, ("db", 5432, "shop"), "db:5432/shop"),
+        ((), {"host": "db", "port": 5433, "dbname": "shop"}, ("db", 5433, "shop"), "db:5433/shop"),
+        ((), {"host": "db", "port": "5433", "database": "shop"}, ("db", 5433, "shop"), "db:5433/shop"),
+        (("postgresql://db/shop",), {"dbname": "other"}, ("db", 5432, "other"), "db:5432/other"),
+        (
+            ("host=/var/run/postgresql dbname=shop",),
+            {},
+            ("/var/run/postgresql", 5432, "shop"),
+            "/var/run/postgresql:5432/shop",
+        ),
         (
             ("postgresql:///shop?host=/tmp/sockets&port=6000",),
             {},
-            "/tmp/sockets",
-            6000,
-            "shop",
+            ("/tmp/sockets", 6000, "shop"),
             "/tmp/sockets:6000/shop",
         ),
-        (("postgresql://a:5432,b:5432/shop",), {}, "a,b", 5432, "shop", "a:5432,b:5432/shop"),
-        (("postgresql://a:5432,b:5433/shop",), {}, "a,b", None, "shop", "a:5432,b:5433/shop"),
-        (("postgresql://a,b/shop?port=5433",), {}, "a,b", 5433, "shop", "a:5433,b:5433/shop"),
-        (("postgresql://a,b:5433/shop",), {}, "a,b", None, "shop", "a:5432,b:5433/shop"),
-        (("postgresql://a,b:5432/shop",), {}, "a,b", 5432, "shop", "a:5432,b:5432/shop"),
-        (("host=a,b port=5432,5433 dbname=shop",), {}, "a,b", None, "shop", "a:5432,b:5433/shop"),
-        (("host=a,b dbname=shop",), {}, "a,b", 5432, "shop", "a:5432,b:5432/shop"),
+        (("postgresql://a:5432,b:5432/shop",), {}, ("a,b", 5432, "shop"), "a:5432,b:5432/shop"),
+        (("postgresql://a:5432,b:5433/shop",), {}, ("a,b", None, "shop"), "a:5432,b:5433/shop"),
+        (("postgresql://a,b/shop?port=5433",), {}, ("a,b", 5433, "shop"), "a:5433,b:5433/shop"),
+        (("postgresql://a,b:5433/shop",), {}, ("a,b", None, "shop"), "a:5432,b:5433/shop"),
+        (("postgresql://a,b:5432/shop",), {}, ("a,b", 5432, "shop"), "a:5432,b:5432/shop"),
+        (("host=a,b port=5432,5433 dbname=shop",), {}, ("a,b", None, "shop"), "a:5432,b:5433/shop"),
+        (("host=a,b dbname=shop",), {}, ("a,b", 5432, "shop"), "a:5432,b:5432/shop"),
     ],
 )
-def test_forms(
-    args: tuple[Any, ...], kwargs: dict[str, Any], address: str, port: int | None, namespace: str, name: str | None
-) -> None:
+def test_forms(args: tuple[Any, ...], kwargs: dict[str, Any], expected: tuple[str, int | None, str], name: str) -> None:
     """URL, key and value, keywords, several hosts, a Unix socket: address, port, database and the pool's name."""
     parsed = target(*args, **kwargs)
-    assert (parsed.address, parsed.port, parsed.namespace) == (address, port, namespace)
-    assert parsed.name == (name or f"{address}:{port}/{namespace}")
+    assert (parsed.address, parsed.port, parsed.namespace) == expected
+    assert parsed.name == name
 
 
 def test_variables_of_libpq_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,435 @@
+"""Code written for ``psycopg2.pool.ThreadedConnectionPool`` runs with the import changed: the same body on both."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import psycopg2.extras
+import psycopg2.pool
+import pytest
+from psycopg2 import extensions
+
+from otel_pgpool import ConnectionPool, PoolClosed, PoolError, PoolTimeout, TooManyRequests
+from tests.integration.helpers import IDLE, PATIENCE, ask, in_thread, kill, make, refused_port, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_pgpool.cli.postgres import PostgresServer
+
+
+class MyConnection(extensions.connection):
+    pass
+
+
+class MyCursor(extensions.cursor):
+    pass
+
+
+@pytest.fixture(params=["stock", "ours"])
+def pool_class(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return psycopg2.pool.ThreadedConnectionPool if request.param == "stock" else ConnectionPool
+
+
+def test_signatures() -> None:
+    """What the stock pool takes by position or keyword, ours takes too."""
+    for method in ("getconn", "putconn", "closeall"):
+        stock = inspect.signature(getattr(psycopg2.pool.ThreadedConnectionPool, method)).parameters
+        ours = inspect.signature(getattr(ConnectionPool, method)).parameters
+        positional = [parameter for parameter in ours.values() if parameter.kind is not parameter.KEYWORD_ONLY]
+        assert [(p.name, p.default) for p in positional] == [(p.name, p.default) for p in stock.values()]
+
+
+def test_life_of_a_connection(pool_class: Callable[..., Any], dsn: str) -> None:
+    """Check out, work, give back, check out again: the same connection, without a transaction."""
+    pool = pool_class(1, 2, dsn)
+    conn = pool.getconn()
+    assert ask(conn, "select 1") == 1
+    pid = conn.info.backend_pid
+    pool.putconn(conn)
+    again = pool.getconn()
+    assert again.info.backend_pid == pid
+    assert again.info.transaction_status == IDLE
+    pool.putconn(again)
+    pool.closeall()
+
+
+def test_putconn_rolls_back(pool_class: Callable[..., Any], dsn: str) -> None:
+    """What was not committed is gone."""
+    pool = pool_class(1, 1, dsn)
+    conn = pool.getconn()
+    ask(conn, "create table never_kept ()")
+    pool.putconn(conn)
+    conn = pool.getconn()
+    assert ask(conn, "select to_regclass('never_kept')") is None
+    pool.putconn(conn)
+    pool.closeall()
+
+
+def test_minconn_is_opened_in_the_constructor(pool_class: Callable[..., Any], dsn: str, admin: Any) -> None:
+    """The connections are there when the constructor returns."""
+    pool = pool_class(3, 5, dsn, application_name="eager")
+    assert ask(admin, "select count(*) from pg_stat_activity where application_name = 'eager'") == 3
+    pool.closeall()
+
+
+def test_properties(pool_class: Callable[..., Any], dsn: str) -> None:
+    """`minconn`, `maxconn`, `closed`."""
+    pool = pool_class(1, 4, dsn)
+    assert (pool.minconn, pool.maxconn) == (1, 4)
+    assert not pool.closed
+    pool.closeall()
+    assert pool.closed
+
+
+@pytest.mark.parametrize("key", ["mine", 0, "", ("a", 1), False])
+def test_getconn_by_key_twice(pool_class: Callable[..., Any], dsn: str, key: object) -> None:
+    """A key's connection is lent once, however often it is asked for, and one return ends it."""
+    pool = pool_class(1, 2, dsn)
+    conn = pool.getconn(key)
+    assert pool.getconn(key) is conn
+    assert pool.getconn(key=key) is conn
+    other = pool.getconn("other")
+    assert other is not conn
+    pool.putconn(other, "other")
+    pool.putconn(conn, key)
+    with pytest.raises(psycopg2.pool.PoolError):
+        pool.putconn(conn)
+    pool.closeall()
+
+
+def test_putconn_without_its_key(pool_class: Callable[..., Any], dsn: str) -> None:
+    """A keyed connection may be given back without the key, which is free then."""
+    pool = pool_class(1, 1, dsn)
+    conn = pool.getconn("mine")
+    pool.putconn(conn)
+    again = pool.getconn("another")
+    assert again is conn
+    pool.putconn(again, key="another")
+    pool.closeall()
+
+
+def test_unhashable_key(pool_class: Callable[..., Any], dsn: str) -> None:
+    """A key that cannot be one is a TypeError and costs no connection."""
+    pool = pool_class(1, 1, dsn)
+    with pytest.raises(TypeError):
+        pool.getconn([])
+    pool.putconn(pool.getconn())
+    pool.closeall()
+
+
+@pytest.mark.parametrize("how", ["position", "keyword"])
+def test_putconn_close(pool_class: Callable[..., Any], dsn: str, how: str) -> None:
+    """`putconn(close=True)` closes it, and the next is another."""
+    pool = pool_class(1, 1, dsn)
+    conn = pool.getconn()
+    pid = conn.info.backend_pid
+    if how == "position":
+        pool.putconn(conn, None, True)
+    else:
+        pool.putconn(conn, close=True)
+    assert conn.closed
+    other = pool.getconn()
+    assert other.info.backend_pid != pid
+    pool.putconn(other)
+    pool.closeall()
+
+
+def test_putconn_of_a_closed_connection(pool_class: Callable[..., Any], dsn: str) -> None:
+    """A program may close a connection before it gives it back."""
+    pool = pool_class(1, 1, dsn)
+    conn = pool.getconn()
+    conn.close()
+    pool.putconn(conn)
+    other = pool.getconn()
+    assert ask(other, "select 1") == 1
+    pool.putconn(other)
+    pool.closeall()
+
+
+def test_putconn_of_a_stranger(pool_class: Callable[..., Any], dsn: str) -> None:
+    """A connection that is not the pool's is refused and left as it is."""
+    pool = pool_class(1, 1, dsn)
+    stranger = psycopg2.connect(dsn)
+    with pytest.raises(psycopg2.pool.PoolError, match="unkeyed"):
+        pool.putconn(stranger)
+    assert ask(stranger, "select 1") == 1
+    stranger.close()
+    pool.closeall()
+
+
+def test_putconn_of_another_pools(pool_class: Callable[..., Any], dsn: str) -> None:
+    """So is one of another pool, which keeps it."""
+    pool, other = pool_class(1, 1, dsn), pool_class(1, 1, dsn)
+    conn = other.getconn()
+    with pytest.raises(psycopg2.pool.PoolError):
+        pool.putconn(conn)
+    other.putconn(conn)
+    pool.closeall()
+    other.closeall()
+
+
+def test_double_putconn(pool_class: Callable[..., Any], dsn: str) -> None:
+    """A second return is refused, and the connection is not in the pool twice."""
+    pool = pool_class(2, 2, dsn)
+    conn = pool.getconn()
+    pool.putconn(conn)
+    with pytest.raises(psycopg2.pool.PoolError):
+        pool.putconn(conn)
+    first, second = pool.getconn(), pool.getconn()
+    assert first is not second
+    pool.putconn(first)
+    pool.putconn(second)
+    pool.closeall()
+
+
+def test_closeall_closes_the_lent_too(pool_class: Callable[..., Any], dsn: str) -> None:
+    """Every connection is closed; what is asked of the pool afterwards is a PoolError."""
+    pool = pool_class(2, 2, dsn)
+    held = pool.getconn()
+    pool.closeall()
+    assert held.closed
+    with pytest.raises(psycopg2.pool.PoolError):
+        pool.getconn()
+    with pytest.raises(psycopg2.pool.PoolError):
+        pool.closeall()
+
+
+def test_connections_own_block(pool_class: Callable[..., Any], dsn: str, admin: Any) -> None:
+    """``with conn`` commits and keeps the connection out."""
+    pool = pool_class(1, 1, dsn)
+    conn = pool.getconn()
+    with conn, conn.cursor() as cur:
+        cur.execute("create table drop_in (n int)")
+    assert ask(admin, "select to_regclass('drop_in')") == "drop_in"
+    assert not conn.closed
+    ask(conn, "drop table drop_in")
+    conn.commit()
+    pool.putconn(conn)
+    pool.closeall()
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        (("{dsn}",), {}),
+        ((), {"dsn": "{dsn}"}),
+        ((), {"host": "{host}", "port": "{port}", "user": "postgres", "dbname": "postgres"}),
+        ((), {"host": "{host}", "port": "{port}", "user": "postgres", "database": "postgres"}),
+        (("host={host} port={port} user=postgres dbname=postgres",), {}),
+        (("{dsn}",), {"application_name": "shop"}),
+        (("host={host} port={port}",), {"user": "postgres", "dbname": "postgres"}),
+        (("{dsn}",), {"options": "-c statement_timeout=12345"}),
+    ],
+)
+def test_ways_to_say_where(
+    pool_class: Callable[..., Any], server: PostgresServer, args: tuple[str, ...], kwargs: dict[str, str]
+) -> None:
+    """A URL, a key=value string, keywords, and mixtures of them."""
+    places = {"dsn": server.dsn, "host": "127.0.0.1", "port": server.port}
+    options = {key: value.format(**places) for key, value in kwargs.items()}
+    pool = pool_class(1, 1, *(arg.format(**places) for arg in args), **options)
+    conn = pool.getconn()
+    assert ask(conn, "select current_database()::text") == "postgres"
+    if "application_name" in options:
+        assert ask(conn, "show application_name") == "shop"
+    if "options" in options:
+        assert ask(conn, "show statement_timeout") == "12345ms"
+    pool.putconn(conn)
+    pool.closeall()
+
+
+def test_limits_as_keywords(pool_class: Callable[..., Any], dsn: str) -> None:
+    """`minconn` and `maxconn` may be named."""
+    pool = pool_class(minconn=1, maxconn=2, dsn=dsn)
+    assert (pool.minconn, pool.maxconn) == (1, 2)
+    pool.closeall()
+
+
+@pytest.mark.parametrize("how", ["position", "keyword"])
+def test_factories(pool_class: Callable[..., Any], dsn: str, how: str) -> None:
+    """Classes of the program's own for connections and cursors."""
+    if how == "position":
+        pool = pool_class(1, 1, dsn, MyConnection, MyCursor)
+    else:
+        pool = pool_class(1, 1, dsn, connection_factory=MyConnection, cursor_factory=MyCursor)
+    conn = pool.getconn()
+    assert type(conn) is MyConnection
+    with conn.cursor() as cur:
+        assert type(cur) is MyCursor
+    pool.putconn(conn)
+    pool.closeall()
+
+
+def test_dict_cursors(pool_class: Callable[..., Any], dsn: str) -> None:
+    """psycopg2.extras' cursors answer as rows with names, in the pool's own statements' way too."""
+    pool = pool_class(1, 1, dsn, cursor_factory=psycopg2.extras.RealDictCursor)
+    conn = pool.getconn()
+    with conn.cursor() as cur:
+        cur.execute("select 1 as one")
+        assert dict(cur.fetchone()) == {"one": 1}
+    pool.putconn(conn)
+    pool.closeall()
+
+
+def test_failing_connect_is_raised_by_the_constructor(pool_class: Callable[..., Any]) -> None:
+    """A server that is not there: what psycopg2 raises."""
+    with refused_port() as port, pytest.raises(psycopg2.OperationalError, match="refused"):
+        pool_class(1, 1, host="127.0.0.1", port=port, user="postgres", dbname="postgres")
+
+
+def test_exhausted_pool_is_caught_as_before(pool_class: Callable[..., Any], dsn: str) -> None:
+    """`except psycopg2.pool.PoolError` catches an exhausted pool; ours only waits before it."""
+    options = {"timeout": 0.05} if pool_class is ConnectionPool else {}
+    pool = pool_class(1, 1, dsn, **options)
+    held = pool.getconn()
+    with pytest.raises(psycopg2.pool.PoolError):
+        pool.getconn()
+    pool.putconn(held)
+    pool.putconn(pool.getconn())
+    pool.closeall()
+
+
+def test_subclass_of_the_pool(pool_class: Callable[..., Any], dsn: str) -> None:
+    """A program's subclass with a constructor and a method of its own."""
+
+    class ShopPool(pool_class):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.lent = 0
+            super().__init__(*args, **kwargs)
+
+        def getconn(self, key: object = None) -> Any:
+            self.lent += 1
+            return super().getconn(key)
+
+    pool = ShopPool(1, 1, dsn)
+    pool.putconn(pool.getconn())
+    assert pool.lent == 1
+    pool.closeall()
+
+
+def test_threads(pool_class: Callable[..., Any], dsn: str) -> None:
+    """As many threads as connections, each its own."""
+    pool = pool_class(1, 4, dsn)
+    barrier = threading.Barrier(4)
+
+    def work() -> int:
+        conn = pool.getconn()
+        barrier.wait(PATIENCE)
+        pid = ask(conn, "select pg_backend_pid()")
+        pool.putconn(conn)
+        return int(pid)
+
+    pids = [future.result(PATIENCE) for future in [in_thread(work) for _ in range(4)]]
+    assert len(set(pids)) == 4
+    pool.closeall()
+
+
+# Where ours differs, on purpose
+
+
+@pytest.mark.parametrize("kind", [PoolTimeout, PoolClosed, TooManyRequests])
+def test_errors_are_the_stock_pools(kind: type[Exception]) -> None:
+    """Every error of ours is caught by what caught the stock pool's."""
+    assert issubclass(kind, PoolError)
+    assert issubclass(PoolError, psycopg2.pool.PoolError)
+    assert issubclass(kind, psycopg2.Error)
+
+
+def test_waits_where_the_stock_pool_raises(dsn: str) -> None:
+    """An exhausted pool serves as soon as a connection comes back."""
+    with make(1, 1, dsn) as pool:
+        held = pool.getconn()
+        waiting = in_thread(pool.getconn)
+        assert wait_until(lambda: pool.stats().waiting == 1)
+        pool.putconn(held)
+        assert waiting.result(PATIENCE) is held
+        pool.putconn(held)
+
+
+def test_putconn_by_key_alone(dsn: str) -> None:
+    """The key suffices."""
+    with make(1, 1, dsn) as pool:
+        pool.getconn("mine")
+        pool.putconn(key="mine")
+        assert pool.stats().used == 0
+        with pytest.raises(PoolError):
+            pool.putconn(key="mine")
+        with pytest.raises(PoolError):
+            pool.putconn()
+
+
+def test_putconn_by_a_wrong_key(dsn: str) -> None:
+    """A key that is another's, or nobody's, is refused, and nothing changes hands."""
+    with make(2, 2, dsn) as pool:
+        first, second = pool.getconn("first"), pool.getconn("second")
+        for key in ("second", "third"):
+            with pytest.raises(PoolError):
+                pool.putconn(first, key)
+        assert pool.stats().used == 2
+        pool.putconn(first, "first")
+        pool.putconn(second, "second")
+        assert pool.stats().used == 0
+
+
+def test_one_key_from_many_threads(dsn: str) -> None:
+    """Threads that ask for one key at once all get the one connection."""
+    with make(1, 4, dsn) as pool:
+        for _ in range(10):
+            barrier = threading.Barrier(4)
+
+            def get(barrier: threading.Barrier = barrier) -> Any:
+                barrier.wait(PATIENCE)
+                return pool.getconn("ours")
+
+            conns = {future.result(PATIENCE) for future in [in_thread(get) for _ in range(4)]}
+            assert len(conns) == 1
+            assert wait_until(lambda: pool.stats().used == 1)
+            pool.putconn(conns.pop(), "ours")
+            assert pool.stats().used == 0
+
+
+def test_key_whose_connection_died(dsn: str, admin: Any) -> None:
+    """A broken keyed connection frees its key when it comes back."""
+    with make(1, 1, dsn) as pool:
+        conn = pool.getconn("mine")
+        kill(admin, [conn.info.backend_pid])
+        pool.putconn(conn, "mine")
+        other = pool.getconn("mine")
+        assert other is not conn
+        assert ask(other, "select 1") == 1
+        pool.putconn(other, "mine")
+
+
+def test_key_that_timed_out(dsn: str) -> None:
+    """A key that got no connection is free afterwards."""
+    with make(1, 1, dsn) as pool:
+        held = pool.getconn("mine")
+        with pytest.raises(PoolTimeout):
+            pool.getconn("other", timeout=0)
+        pool.putconn(held, "mine")
+        conn = pool.getconn("other", timeout=0)
+        pool.putconn(conn, "other")
+
+
+def test_putconn_after_closeall_does_not_raise(dsn: str) -> None:
+    """A holder that comes late must not fail for it."""
+    pool = make(1, 1, dsn)
+    held = pool.getconn()
+    pool.closeall()
+    pool.putconn(held)
+    assert pool.stats().used == 0
+
+
+def test_with_telemetry_as_by_default(dsn: str) -> None:
+    """The import changed and nothing else: telemetry without an SDK stays silent."""
+    pool = ConnectionPool(1, 2, dsn)
+    conn = pool.getconn()
+    assert ask(conn, "select 1") == 1
+    pool.putconn(conn)
+    with pool.connection() as conn:
+        assert ask(conn, "select 1") == 1
+    pool.closeall()

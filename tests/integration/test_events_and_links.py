@@ -1,0 +1,433 @@
+"""What a checkout's span tells of its course: events at their times, long holds while they last, whom it waited for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import ExitStack, contextmanager
+from time import monotonic, sleep, time_ns
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+from psycopg2 import extensions
+
+from otel_pgpool import PoolTimeout
+from tests.integration.telemetry_helpers import (
+    MOMENT,
+    NAME,
+    Signals,
+    Worker,
+    assert_exactly,
+    is_child,
+    queued,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace import Event, ReadableSpan
+    from psycopg2.extensions import connection
+
+    from otel_pgpool import ConnectionPool
+
+THRESHOLD = 0.05
+HERE = os.path.abspath(__file__)  # noqa: PTH100 - as code objects have it
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    with Signals() as signals:
+        yield signals
+
+
+def start(span: ReadableSpan) -> int:
+    assert span.start_time is not None
+    return span.start_time
+
+
+def end(span: ReadableSpan) -> int:
+    assert span.end_time is not None
+    return span.end_time
+
+
+def figure(attributes: Any, name: str) -> float:
+    value = attributes[f"otel_pgpool.{name}"]
+    assert type(value) is float
+    return value
+
+
+def assert_in_order(span: ReadableSpan) -> None:
+    """Events lie within their span and in the order of their times."""
+    times = [event.timestamp for event in span.events]
+    assert times == sorted(times)
+    assert all(start(span) <= time <= end(span) for time in times)
+
+
+# pool.acquired
+
+
+def assert_acquired(span: ReadableSpan, path: str) -> None:
+    (event,) = [event for event in span.events if event.name == "pool.acquired"]
+    assert_exactly(event.attributes, {"otel_pgpool.path": path})
+    waited = figure(span.attributes, "wait_time")
+    assert event.timestamp == pytest.approx(start(span) + waited * 1e9, abs=MOMENT * 1e9)
+    assert_in_order(span)
+
+
+def test_acquired_after_a_wait(signals: Signals, dsn: str) -> None:
+    """A hand-over that was not at once is an event at its real time: start plus wait."""
+    with signals.pool(0, 1, dsn) as pool:
+        conn = pool.getconn()
+        with queued(pool, lambda: pool.putconn(pool.getconn())):
+            sleep(0.3)  # the wait itself
+            pool.putconn(conn)
+    new, waited = signals.named("pool.checkout")
+    assert_acquired(new, "new")
+    assert_acquired(waited, "queued")
+    assert figure(waited.attributes, "wait_time") == pytest.approx(0.3, abs=MOMENT)
+
+
+def test_wait_has_real_times(signals: Signals, dsn: str) -> None:
+    """pool.wait lasts from the queueing to the hand-over, inside its checkout, which goes on."""
+    with signals.pool(1, 1, dsn) as pool:
+        conn = pool.getconn()
+
+        def borrow() -> None:
+            conn = pool.getconn()
+            sleep(0.2)  # the hold
+            pool.putconn(conn)
+
+        with queued(pool, borrow):
+            sleep(0.3)  # the wait
+            pool.putconn(conn)
+    checkout, wait = signals.named("pool.checkout")[-1], signals.one("pool.wait")
+    assert start(checkout) <= start(wait) <= end(wait) <= end(checkout)
+    assert end(wait) - start(wait) == pytest.approx(0.3e9, abs=MOMENT * 1e9)
+    assert end(checkout) - end(wait) == pytest.approx(0.2e9, abs=MOMENT * 1e9)
+    (acquired,) = checkout.events
+    assert acquired.timestamp == pytest.approx(end(wait), abs=MOMENT * 1e9)
+
+
+def test_connect_has_real_times(signals: Signals, dsn: str) -> None:
+    """pool.connect lasts as long as the connect and the program's configure."""
+    with signals.pool(0, 1, dsn, configure=lambda _conn: sleep(0.2)) as pool, pool.connection():
+        pass
+    checkout, connect = signals.one("pool.checkout"), signals.one("pool.connect")
+    assert start(checkout) <= start(connect) <= end(connect) <= end(checkout)
+    assert 0.2e9 <= end(connect) - start(connect) <= (0.2 + MOMENT) * 1e9
+
+
+def test_times_hold_while_other_threads_are_busy(signals: Signals, dsn: str) -> None:
+    """However busy the process is, a wait lies inside its checkout and the hand-over stands at start plus wait."""
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    spinners = [Worker(spin, name="spinner") for _ in range(3)]
+    try:
+        with signals.pool(0, 1, dsn) as pool:
+            for _ in range(10):
+                with pool.connection():
+                    pool.drain()
+    finally:
+        stop.set()
+        for spinner in spinners:
+            spinner.done()
+    checkouts, waits = signals.named("pool.checkout"), signals.named("pool.wait")
+    assert len(checkouts) == 10
+    for checkout in checkouts:
+        assert_in_order(checkout)
+        assert [start(checkout) <= start(wait) <= end(wait) for wait in waits if is_child(wait, checkout)] in ([], [True])
+
+
+# pool.retry
+
+
+def test_retries(signals: Signals, dsn: str) -> None:
+    """Each failed attempt is an event at its time: its number, the error's name and the delay until the next."""
+    missing = iter([{"port": 1}, {"port": 1}, {"port": 1}])
+    with signals.pool(0, 1, dsn, credentials=lambda: next(missing, {})) as pool, pool.connection():
+        pass
+    span, connects = signals.checkout(), signals.named("pool.connect")
+    *retries, acquired = span.events
+    assert [event.name for event in span.events] == ["pool.retry"] * 3 + ["pool.acquired"]
+    for number, event in enumerate(retries, 1):
+        assert_exactly(
+            event.attributes,
+            {"otel_pgpool.attempt": number, "error.type": "OperationalError", "otel_pgpool.delay": float},
+        )
+        assert event.timestamp == pytest.approx(end(connects[number - 1]), abs=MOMENT * 1e9)
+    assert_in_order(span)
+    for event, following in zip(retries, connects[1:], strict=True):
+        delay = figure(event.attributes, "delay")
+        assert 0 <= delay <= 0.4
+        assert start(following) >= event.timestamp + delay * 1e9 - MOMENT * 1e9
+    assert acquired.timestamp >= end(connects[-1]) - MOMENT * 1e9
+
+
+def test_retries_of_a_failed_checkout(signals: Signals) -> None:
+    """A checkout that never got a connection tells its failed attempts too."""
+    dsn = "postgresql://postgres@127.0.0.1:1/postgres"
+    with signals.pool(0, 1, dsn, open=False, max_retries=2) as pool, pytest.raises(PoolTimeout):
+        pool.getconn()
+    span = signals.checkout()
+    assert [event.name for event in span.events] == ["pool.retry"] * 2
+    assert [(event.attributes or {})["otel_pgpool.attempt"] for event in span.events] == [1, 2]
+    assert_in_order(span)
+
+
+def test_retry_of_a_dead_connection(signals: Signals, dsn: str, admin: connection) -> None:
+    """A connection found dead at checkout is a failed attempt, with no delay before the next."""
+    with signals.pool(1, 1, dsn) as pool:
+        with pool.connection() as conn:
+            pid = conn.get_backend_pid()
+        with admin.cursor() as cur:
+            cur.execute("select pg_terminate_backend(%s, 10000)", [pid])
+        sleep(0.06)  # one used within the last 50 ms is lent without a look
+        with pool.connection():
+            pass
+    span = signals.named("pool.checkout")[-1]
+    retry, acquired = span.events
+    assert (retry.name, acquired.name) == ("pool.retry", "pool.acquired")
+    assert_exactly(
+        retry.attributes, {"otel_pgpool.attempt": 1, "error.type": str, "otel_pgpool.delay": 0.0}
+    )
+    assert_in_order(span)
+
+
+# pool.long_hold
+
+
+def long_hold_events(span: ReadableSpan) -> list[Event]:
+    return [event for event in span.events if event.name == "pool.long_hold"]
+
+
+@contextmanager
+def held_long(
+    signals: Signals, pool: ConnectionPool, conn: connection, prepare: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """While the connection is still held: the attributes of the event that stands on the living span."""
+    (span,) = until(signals.live)
+    (event,) = until(lambda: long_hold_events(span))
+    assert span.end_time is None
+    assert pool.stats().used == 1
+    yield dict(event.attributes or {})
+    pool.putconn(conn)
+
+
+def test_held_for_ever(signals: Signals, dsn: str) -> None:
+    """A hold that never ends is told by all three signals while it lasts: event on the living span, record, counter."""
+    with signals.pool(1, 1, dsn, long_hold=THRESHOLD) as pool:
+        before = time_ns()
+        conn = pool.getconn()
+        with held_long(signals, pool, conn) as attributes:
+            (span,) = signals.live()
+            (event,) = long_hold_events(span)
+            assert_exactly(
+                attributes,
+                {
+                    "otel_pgpool.long_hold.threshold": THRESHOLD,
+                    "otel_pgpool.held": float,
+                    "otel_pgpool.connection.pid": conn.get_backend_pid(),
+                    "otel_pgpool.transaction.status": "idle",
+                    "otel_pgpool.checked_out_at": str,
+                    "code.stacktrace": str,
+                },
+            )
+            assert THRESHOLD <= figure(attributes, "held") <= THRESHOLD + 1
+            assert event.timestamp >= before + THRESHOLD * 1e9 - MOMENT * 1e9
+            (record,) = until(lambda: signals.logged("long_hold"))
+            assert record.span_context == span.get_span_context()
+            assert signals.value("otel_pgpool.long_holds") == 1
+            assert signals.value("otel_pgpool.oldest_hold") >= THRESHOLD
+            assert signals.named("pool.checkout") == []
+            assert [holder.connection_id for holder in pool.holders()] == [1]
+        ended = signals.checkout()
+        assert (ended.attributes or {})["otel_pgpool.long_hold"] is True
+        assert len(long_hold_events(ended)) == 1
+        assert ended.status.is_unset
+        assert_in_order(ended)
+
+
+def status_idle(conn: connection) -> None:
+    conn.autocommit = True
+
+
+def status_in_transaction(conn: connection) -> None:
+    with conn.cursor() as cur:
+        cur.execute("select 1")
+
+
+def status_in_error(conn: connection) -> None:
+    with pytest.raises(psycopg2.Error), conn.cursor() as cur:
+        cur.execute("select 1/0")
+
+
+def status_unknown(conn: connection) -> None:
+    conn.close()
+
+
+@pytest.mark.parametrize("make", [status_idle, status_in_transaction, status_in_error, status_unknown])
+def test_transaction_status(signals: Signals, dsn: str, make: Any) -> None:
+    """The event says in which state the transaction is at that moment."""
+    with signals.pool(1, 1, dsn, long_hold=0.2) as pool:
+        conn = pool.getconn()
+        make(conn)
+        with held_long(signals, pool, conn) as attributes:
+            assert attributes["otel_pgpool.transaction.status"] == make.__name__.removeprefix("status_")
+
+
+def test_transaction_status_active(signals: Signals, dsn: str) -> None:
+    """A query that runs is told from a transaction left open: the state is read while the query goes on."""
+    with signals.pool(1, 1, dsn, long_hold=THRESHOLD) as pool:
+        conn = pool.getconn()
+
+        def query() -> None:
+            with pytest.raises(extensions.QueryCanceledError), conn.cursor() as cur:
+                cur.execute("select pg_sleep(30)")
+
+        worker = Worker(query)
+        (span,) = until(signals.live)
+        (event,) = until(lambda: long_hold_events(span))
+        assert (event.attributes or {})["otel_pgpool.transaction.status"] == "active"
+        conn.cancel()
+        worker.done()
+        pool.putconn(conn)
+
+
+def where(function: str, line: int) -> tuple[str, ...]:
+    """How a frame is shown: with the qualified name from Python 3.11 on, with the plain one before."""
+    return tuple(f"{HERE}:{line} {name}" for name in (function, function.rpartition(".")[2]))
+
+
+def test_checked_out_at(signals: Signals, dsn: str) -> None:
+    """Where it was asked for, innermost first: up to four frames for getconn, one for a block, none of our own."""
+
+    def inner(pool: ConnectionPool) -> connection:
+        return pool.getconn()
+
+    def outer(pool: ConnectionPool) -> connection:
+        return inner(pool)
+
+    with signals.pool(1, 1, dsn, long_hold=THRESHOLD) as pool:
+        conn = outer(pool)
+        with held_long(signals, pool, conn) as attributes:
+            first, second, third, fourth = attributes["otel_pgpool.checked_out_at"].split("\n")
+            code = test_checked_out_at.__code__
+            assert first in where("test_checked_out_at.<locals>.inner", code.co_firstlineno + 4)
+            assert second in where("test_checked_out_at.<locals>.outer", code.co_firstlineno + 7)
+            assert third in where("test_checked_out_at", code.co_firstlineno + 10)
+            assert "otel_pgpool/_" not in fourth
+        signals.spans.started.clear()
+        with pool.connection():
+            (span,) = signals.live()
+            (event,) = until(lambda: long_hold_events(span))
+            (place,) = (event.attributes or {})["otel_pgpool.checked_out_at"].split("\n")  # type: ignore[union-attr]
+            assert place in where("test_checked_out_at", code.co_firstlineno + 18)
+
+
+def test_stacktrace_is_the_borrowers(signals: Signals, dsn: str) -> None:
+    """code.stacktrace is what the borrowing thread does now: places only, since source lines may hold SQL."""
+    go_on = threading.Event()
+
+    def dawdle(pool: ConnectionPool) -> None:
+        with pool.connection():
+            go_on.wait() and "select s3cret from accounts"  # noqa: B018 - a source line with SQL in it
+
+    with signals.pool(1, 1, dsn, long_hold=THRESHOLD) as pool:
+        worker = Worker(lambda: dawdle(pool))
+        (span,) = until(signals.live)
+        (event,) = until(lambda: long_hold_events(span))
+        go_on.set()
+        worker.done()
+        trace = str((event.attributes or {})["code.stacktrace"])
+        assert "dawdle" in trace
+        assert HERE in trace
+        assert "s3cret" not in signals.everything()
+
+
+def test_no_stacktrace_of_a_thread_that_ended(signals: Signals, dsn: str) -> None:
+    """When the borrowing thread lives no more, there is no stack to show."""
+    taken: list[connection] = []
+    with signals.pool(1, 1, dsn, long_hold=0.3) as pool:
+        borrower = threading.Thread(target=lambda: taken.append(pool.getconn()), name="borrower")
+        borrower.start()
+        borrower.join()
+        with held_long(signals, pool, taken.pop()) as attributes:
+            assert "code.stacktrace" not in attributes
+            assert len(attributes) == 5
+
+
+def test_told_once(signals: Signals, dsn: str) -> None:
+    """Whether the watcher or the return is faster, a long hold is one event and one record, ahead of the span's end."""
+    with signals.pool(1, 1, dsn, long_hold=0.005) as pool:
+        for number in range(30):
+            with pool.connection():
+                sleep(0.004 + number * 0.0001)
+        flagged = [span for span in signals.named("pool.checkout") if (span.attributes or {})["otel_pgpool.long_hold"]]
+        assert len(flagged) == pool.stats().long_holds > 0
+        assert [len(long_hold_events(span)) for span in flagged] == [1] * len(flagged)
+        assert sum(len(long_hold_events(span)) for span in signals.named("pool.checkout")) == len(flagged)
+        assert len(signals.logged("long_hold")) == len(signals.logged("long_hold_returned")) == len(flagged)
+
+
+def test_long_hold_switched_off(signals: Signals, dsn: str) -> None:
+    """With long_hold=None nothing is flagged, however long it takes."""
+    with signals.pool(1, 1, dsn, long_hold=None) as pool, pool.connection():
+        sleep(0.2)
+    span = signals.checkout()
+    assert (span.attributes or {})["otel_pgpool.long_hold"] is False
+    assert signals.logged("long_hold") == []
+
+
+# Links
+
+
+def test_links_name_the_holders(signals: Signals, dsn: str) -> None:
+    """pool.wait links to the spans of the five longest holders, longest first, with how long each had held by then."""
+    with signals.pool(7, 7, dsn) as pool:
+        held = [(pool.getconn(), monotonic()) for _ in range(7)]
+        spans = signals.live()
+        joined: list[float] = []
+
+        def borrow() -> None:
+            joined.append(monotonic())
+            pool.putconn(pool.getconn())
+
+        with queued(pool, borrow):
+            serials = [holder.connection_id for holder in pool.holders()]
+            pool.putconn(held[6][0])
+        for conn, _since in held[:6]:
+            pool.putconn(conn)
+    wait = signals.one("pool.wait")
+    assert [link.context for link in wait.links] == [span.get_span_context() for span in spans[:5]]
+    for link, (_conn, since), serial in zip(wait.links, held[:5], serials[:5], strict=True):
+        assert_exactly(link.attributes, {"otel_pgpool.held": float, "otel_pgpool.connection.id": serial})
+        assert figure(link.attributes, "held") == pytest.approx(joined[0] - since, abs=MOMENT)
+    times = [figure(link.attributes, "held") for link in wait.links]
+    assert times == sorted(times, reverse=True)
+
+
+def test_links_of_a_wait_that_failed(signals: Signals, dsn: str) -> None:
+    """One that timed out says whom it waited for just as well."""
+    with signals.pool(2, 2, dsn) as pool, ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(pool.connection())
+        holders = signals.live()
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.05)
+        wait = signals.one("pool.wait")
+        assert [link.context for link in wait.links] == [span.get_span_context() for span in holders]
+        assert start(wait) + 0.04e9 <= end(wait)
+
+
+def test_no_links_when_nobody_holds(signals: Signals, dsn: str) -> None:
+    """One that waits for the pool's first connection waits for nobody."""
+    with signals.pool(0, 1, dsn) as pool, pool.connection():
+        pass
+    assert signals.one("pool.wait").links == ()
+    assert (signals.checkout().attributes or {})["db.client.connection.pool.name"] == NAME

@@ -1,0 +1,604 @@
+"""A connection comes back in whatever state: the next borrower never sees it, and the counts stay right."""
+
+from __future__ import annotations
+
+import gc
+import io
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+from psycopg2 import extensions
+
+from otel_pgpool import PoolError
+from otel_pgpool.cli.postgres import PostgresServer
+from tests.integration.helpers import (
+    IDLE,
+    PATIENCE,
+    Recorder,
+    ask,
+    fill,
+    frozen,
+    in_thread,
+    kill,
+    lives,
+    make,
+    wait_until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool import ConnectionPool
+
+ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
+
+
+class Stop(Exception):  # noqa: N818 - no error, a way out of a block
+    pass
+
+
+def give_back(pool: ConnectionPool, dirty: Callable[[connection], object], how: str) -> int:
+    """Borrow, make dirty, return; the backend that it was."""
+    if how == "putconn":
+        conn = pool.getconn()
+        dirty(conn)
+        pid = conn.get_backend_pid() if not conn.closed else 0
+        pool.putconn(conn)
+        return pid
+    try:
+        with pool.connection() as conn:
+            dirty(conn)
+            pid = conn.get_backend_pid() if not conn.closed else 0
+            if how == "exception":
+                raise Stop
+    except Stop:
+        pass
+    return pid
+
+
+def in_error(conn: connection) -> None:
+    with pytest.raises(psycopg2.Error):
+        ask(conn, "select 1/0")
+
+
+def raw_commit(conn: connection) -> None:
+    ask(conn, "select 1")
+    ask(conn, "commit")
+
+
+def raw_begin(conn: connection) -> None:
+    ask(conn, "select 1")
+    ask(conn, "commit")
+    ask(conn, "begin")
+
+
+def raw_rollback_of_an_error(conn: connection) -> None:
+    in_error(conn)
+    ask(conn, "rollback")
+
+
+def begin_in_autocommit(conn: connection) -> None:
+    conn.autocommit = True
+    ask(conn, "begin")
+
+
+def error_in_autocommit(conn: connection) -> None:
+    begin_in_autocommit(conn)
+    in_error(conn)
+
+
+def named_cursor_left_open(conn: connection) -> None:
+    cur = conn.cursor("rows")
+    cur.execute("select generate_series(1, 100000)")
+    cur.fetchone()
+
+
+def large_object_left_open(conn: connection) -> None:
+    conn.lobject(0, "w").write(b"abc")
+
+
+USABLE = [
+    lambda conn: None,
+    lambda conn: ask(conn, "select 1"),
+    lambda conn: ask(conn, "begin"),
+    lambda conn: conn.cursor(),
+    lambda conn: ask(conn, "savepoint here"),
+    in_error,
+    raw_commit,
+    raw_begin,
+    raw_rollback_of_an_error,
+    begin_in_autocommit,
+    error_in_autocommit,
+    named_cursor_left_open,
+    large_object_left_open,
+]
+NAMES = "idle transaction begin cursor savepoint error commit begin_after_commit rollback autocommit_begin".split()
+NAMES += "autocommit_error named_cursor large_object".split()
+
+
+@pytest.mark.parametrize("how", ["putconn", "block", "exception"])
+@pytest.mark.parametrize("dirty", USABLE, ids=NAMES)
+def test_state_that_can_be_tidied(dsn: str, dirty: Callable[[connection], object], how: str) -> None:
+    """Idle, in a transaction, in a failed one, ended or begun behind psycopg2's back: kept, and lent clean."""
+    with make(1, 1, dsn, timeout=5) as pool:
+        pid = give_back(pool, dirty, how)
+        assert pool.stats().used == 0
+        with pool.connection() as conn:
+            assert conn.info.backend_pid == pid
+            assert conn.info.transaction_status == IDLE
+            assert conn.status == extensions.STATUS_READY
+            assert not conn.autocommit
+            assert ask(conn, "select 1") == 1
+        assert pool.stats().discarded == {}
+
+
+def query_of_another_thread(conn: connection) -> None:
+    query = in_thread(ask, conn, "select pg_sleep(60)")
+    assert wait_until(lambda: conn.info.transaction_status == ACTIVE)
+    queries.append(query)
+
+
+def copy_without_a_file(conn: connection) -> None:
+    with pytest.raises(psycopg2.ProgrammingError):
+        ask(conn, "copy (select 1) to stdout")
+
+
+def copy_in_without_a_file(conn: connection) -> None:
+    ask(conn, "create temporary table copied (n int)")
+    with pytest.raises(psycopg2.ProgrammingError):
+        ask(conn, "copy copied from stdin")
+
+
+queries: list[Any] = []
+
+
+@pytest.fixture
+def ended_queries() -> Iterator[None]:
+    """A query that ran in another thread when its connection was given back ends with an error."""
+    queries.clear()
+    yield
+    for query in queries:
+        with pytest.raises(psycopg2.Error):
+            query.result(PATIENCE)
+
+
+@pytest.mark.parametrize("how", ["putconn", "exception"])
+@pytest.mark.parametrize("busy", [query_of_another_thread, copy_without_a_file, copy_in_without_a_file])
+def test_busy_connection_is_cut_loose(
+    dsn: str, admin: connection, ended_queries: None, busy: Callable[[connection], None], how: str
+) -> None:
+    """In the middle of a query or of a COPY nothing can be rolled back: it is discarded, at once."""
+    recorder = Recorder()
+    with make(1, 1, dsn, timeout=5, observer=recorder) as pool:
+        began = time.monotonic()
+        pid = give_back(pool, busy, how)
+        assert time.monotonic() - began < 4
+        assert recorder.outcomes == ["discarded"]
+        assert pool.stats().discarded == {"broken": 1}
+        with pool.connection() as conn:
+            assert conn.info.backend_pid != pid
+            assert ask(conn, "select 1") == 1
+
+
+@pytest.mark.parametrize("how", ["putconn", "exception"])
+def test_copy_held_up_by_its_file(dsn: str, how: str) -> None:
+    """A COPY of another thread that waits for its own file is cut loose, too."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Slow(io.StringIO):
+        def read(self, size: int | None = -1) -> str:
+            reading.set()
+            assert go_on.wait(PATIENCE)
+            return super().read(size)
+
+    def copy(conn: connection) -> None:
+        ask(conn, "create temporary table copied (n int)")
+        cur = conn.cursor()
+        copies.append(in_thread(cur.copy_expert, "copy copied from stdin", Slow("1\n")))
+        assert reading.wait(PATIENCE)
+
+    copies: list[Any] = []
+    with make(1, 1, dsn, timeout=5) as pool:
+        returned = in_thread(give_back, pool, copy, how)
+        assert reading.wait(PATIENCE)
+        with pytest.raises(TimeoutError):
+            copies[0].result(0.01)
+        go_on.set()
+        returned.result(PATIENCE)
+        assert pool.stats().used == 0
+        assert pool.stats().discarded == {"broken": 1}
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+
+
+@pytest.mark.parametrize("how", ["putconn", "exception"])
+@pytest.mark.parametrize("known", [False, True])
+def test_dead_connection(dsn: str, admin: connection, how: str, known: bool) -> None:
+    """Killed while lent, whether psycopg2 has noticed or not: discarded as broken, without an error."""
+
+    def dies(conn: connection) -> None:
+        ask(conn, "select 1")
+        kill(admin, [conn.info.backend_pid])
+        if known:
+            with pytest.raises(psycopg2.Error):
+                ask(conn, "select 1")
+
+    with make(1, 1, dsn, timeout=5) as pool:
+        give_back(pool, dies, how)
+        assert pool.stats().discarded == {"broken": 1}
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+
+
+@pytest.mark.parametrize("how", ["putconn", "block", "exception"])
+def test_closed_connection(dsn: str, how: str) -> None:
+    """Closed by the program: replaced."""
+    with make(1, 1, dsn, timeout=5) as pool:
+        give_back(pool, lambda conn: conn.close(), how)
+        assert pool.stats().discarded == {"returned_closed": 1}
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+
+
+def test_putconn_close_is_counted(dsn: str, admin: connection) -> None:
+    """`putconn(close=True)` ends the backend, and says why the connection went."""
+    recorder = Recorder()
+    with make(1, 1, dsn, observer=recorder) as pool:
+        conn = pool.getconn()
+        pid = conn.info.backend_pid
+        ask(conn, "select 1")
+        pool.putconn(conn, close=True)
+        assert wait_until(lambda: not lives(admin, pid))
+        assert pool.stats().discarded == {"returned_closed": 1}
+        assert recorder.outcomes == ["discarded"]
+
+
+@pytest.mark.parametrize("how", ["putconn", "exception"])
+def test_prepared_two_phase_transaction(how: str) -> None:
+    """A transaction prepared for two-phase commit stays prepared: the pool neither ends it nor lends its session."""
+    with PostgresServer(settings={"max_prepared_transactions": 4}) as server:
+
+        def prepare(conn: connection) -> None:
+            conn.tpc_begin(conn.xid(1, "order", "shop"))
+            ask(conn, "select 1")
+            conn.tpc_prepare()
+
+        def begin(conn: connection) -> None:
+            conn.tpc_begin(conn.xid(1, "open", "shop"))
+            ask(conn, "select 1")
+
+        with make(1, 1, server.dsn, timeout=5) as pool:
+            for dirty in (prepare, begin):
+                give_back(pool, dirty, how)
+                assert pool.stats().used == 0
+                with pool.connection() as conn:
+                    assert conn.status == extensions.STATUS_READY
+                    assert ask(conn, "select count(*) from pg_prepared_xacts") == 1
+
+
+# Settings
+
+
+@pytest.mark.parametrize("how", ["putconn", "block", "exception"])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("autocommit", True),
+        ("isolation_level", extensions.ISOLATION_LEVEL_SERIALIZABLE),
+        ("readonly", True),
+        ("deferrable", True),
+    ],
+)
+def test_settings_are_restored(dsn: str, how: str, setting: str, value: object) -> None:
+    """What a borrower set on the connection is as psycopg2 made it for the next."""
+    with make(1, 1, dsn, timeout=5) as pool:
+        with pool.connection() as conn:
+            before = getattr(conn, setting)
+            assert before != value
+
+        def change(conn: connection) -> None:
+            setattr(conn, setting, value)
+            ask(conn, "select 1")
+
+        pid = give_back(pool, change, how)
+        with pool.connection() as conn:
+            assert conn.info.backend_pid == pid
+            assert getattr(conn, setting) == before
+            ask(conn, "create temporary table writable ()")
+
+
+def test_all_settings_at_once(dsn: str) -> None:
+    """Changed together, and in autocommit, where psycopg2 keeps them on the server."""
+
+    def change(conn: connection) -> None:
+        conn.set_session(isolation_level="SERIALIZABLE", readonly=True, deferrable=True, autocommit=True)
+        ask(conn, "select 1")
+
+    with make(1, 1, dsn) as pool:
+        pid = give_back(pool, change, "block")
+        with pool.connection() as conn:
+            assert conn.info.backend_pid == pid
+            assert (conn.isolation_level, conn.readonly, conn.deferrable, conn.autocommit) == (None, None, None, False)
+            assert ask(conn, "show transaction_isolation") == "read committed"
+            assert ask(conn, "show transaction_read_only") == "off"
+            assert ask(conn, "show default_transaction_read_only") == "off"
+
+
+def test_settings_go_back_to_what_configure_left(dsn: str) -> None:
+    """`configure` decides what a connection is like when it is lent."""
+
+    def configure(conn: connection) -> None:
+        conn.set_session(isolation_level="REPEATABLE READ", autocommit=True)
+
+    def change(conn: connection) -> None:
+        conn.autocommit = False
+        conn.isolation_level = None
+        ask(conn, "select 1")
+
+    with make(1, 1, dsn, configure=configure) as pool:
+        pid = give_back(pool, change, "block")
+        with pool.connection() as conn:
+            assert conn.info.backend_pid == pid
+            assert conn.autocommit
+            assert conn.isolation_level == extensions.ISOLATION_LEVEL_REPEATABLE_READ
+            assert ask(conn, "show transaction_isolation") == "repeatable read"
+
+
+def test_configured_connection_is_kept(dsn: str) -> None:
+    """Settings that are as `configure` left them cost no statement and no connection."""
+    with make(1, 1, dsn, configure=lambda conn: conn.set_session(autocommit=True)) as pool:
+        pids = {give_back(pool, lambda conn: ask(conn, "select 1"), how) for how in ("putconn", "block", "exception")}
+        assert len(pids) == 1
+
+
+# configure
+
+
+def test_configure_sees_each_new_connection_once(dsn: str) -> None:
+    """Once for each, before it is lent."""
+    seen: list[int] = []
+    with make(2, 3, dsn, configure=lambda conn: seen.append(conn.info.backend_pid)) as pool:
+        assert len(seen) == 2
+        assert sorted(fill(pool, 3)) == sorted(seen)
+        fill(pool, 3)
+        assert len(seen) == 3
+
+
+def test_configure_leaves_a_transaction(dsn: str) -> None:
+    """A connection is lent without the transaction that `configure` left, even a failed one."""
+    for dirty in (lambda conn: ask(conn, "select 1"), in_error, raw_commit, raw_begin):
+        with make(1, 1, dsn, configure=dirty) as pool:
+            pids = set()
+            for _ in range(2):
+                with pool.connection() as conn:
+                    assert conn.info.transaction_status == IDLE
+                    pids.add(conn.info.backend_pid)
+            assert len(pids) == 1, f"{dirty}: a connection is kept as it was configured"
+            assert pool.stats().discarded == {}
+
+
+def test_configure_that_raises(dsn: str, admin: connection) -> None:
+    """The constructor raises what `configure` raised, and leaves no connection behind."""
+
+    def configure(conn: connection) -> None:
+        raise ValueError("not this one")
+
+    with pytest.raises(ValueError, match="not this one"):
+        make(1, 1, dsn, configure=configure, application_name="unconfigured")
+    assert wait_until(
+        lambda: not ask(admin, "select count(*) from pg_stat_activity where application_name = 'unconfigured'")
+    )
+
+
+# reset
+
+
+def test_reset_sees_each_returned_connection(dsn: str, admin: connection) -> None:
+    """After the commit or rollback, however it comes back, unless it cannot stay."""
+    seen: list[int] = []
+
+    def reset(conn: connection) -> None:
+        seen.append(conn.info.transaction_status)
+
+    with make(1, 1, dsn, reset=reset, timeout=5) as pool:
+        for how in ("putconn", "block", "exception"):
+            give_back(pool, lambda conn: ask(conn, "select 1"), how)
+        assert seen == [IDLE] * 3
+        give_back(pool, lambda conn: conn.close(), "putconn")
+        give_back(pool, lambda conn: kill(admin, [conn.info.backend_pid]), "exception")
+        assert len(seen) == 3 or pool.stats().discarded.get("broken") == 1
+
+
+def test_reset_clears_the_session(dsn: str) -> None:
+    """What the server keeps for the session is `reset`'s business."""
+
+    def reset(conn: connection) -> None:
+        conn.autocommit = True
+        ask(conn, "discard all")
+
+    with make(1, 1, dsn, reset=reset) as pool:
+        pid = give_back(pool, lambda conn: ask(conn, "set application_name = 'mine'"), "block")
+        with pool.connection() as conn:
+            assert conn.info.backend_pid == pid
+            assert not conn.autocommit
+            assert ask(conn, "show application_name") == ""
+
+
+def test_reset_leaves_a_transaction(dsn: str) -> None:
+    """It is rolled back; the connection stays."""
+    for dirty in (lambda conn: ask(conn, "select 1"), in_error, raw_begin):
+        with make(1, 1, dsn, reset=dirty) as pool:
+            pid = give_back(pool, lambda conn: None, "block")
+            with pool.connection() as conn:
+                assert conn.info.backend_pid == pid
+                assert conn.info.transaction_status == IDLE
+
+
+@pytest.mark.parametrize("how", ["putconn", "block", "exception"])
+def test_reset_that_raises(dsn: str, admin: connection, how: str) -> None:
+    """The connection goes; the caller, whose work is done, hears nothing; the commit stands."""
+    recorder = Recorder()
+
+    def reset(conn: connection) -> None:
+        raise ValueError("no")
+
+    with make(1, 1, dsn, reset=reset, timeout=5, observer=recorder) as pool:
+        give_back(pool, lambda conn: ask(conn, "create table if not exists reset_kept ()"), how)
+        assert pool.stats().used == 0
+        assert pool.stats().discarded == {"reset_failed": 1}
+        assert recorder.outcomes == ["committed" if how == "block" else "discarded"]
+    assert (ask(admin, "select to_regclass('reset_kept')") is not None) == (how == "block")
+    ask(admin, "drop table if exists reset_kept")
+
+
+def test_reset_that_closes(dsn: str) -> None:
+    """A `reset` that closes the connection does no harm."""
+    with make(1, 1, dsn, reset=lambda conn: conn.close(), timeout=5) as pool:
+        for _ in range(3):
+            give_back(pool, lambda conn: ask(conn, "select 1"), "block")
+        assert pool.stats().used == 0
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_reset_that_is_interrupted(dsn: str, kind: type[BaseException]) -> None:
+    """Ctrl-C during `reset` comes out, and the place is free again."""
+    interrupt = [True]
+
+    def reset(conn: connection) -> None:
+        if interrupt.pop() if interrupt else False:
+            raise kind
+
+    with make(1, 1, dsn, reset=reset, timeout=5) as pool:
+        with pytest.raises(kind):
+            give_back(pool, lambda conn: None, "putconn")
+        assert pool.stats().used == 0
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+
+
+def test_frozen_backend_holds_up_nobody_for_long(dsn: str) -> None:
+    """Rollback, reset, check and close of a backend that does not answer: 5 s each, and the place is free again."""
+    with make(4, 4, dsn, timeout=PATIENCE, reset=lambda conn: ask(conn, "select 1")) as pool:
+        conns = [pool.getconn() for _ in range(3)]
+        for conn in conns[:2]:
+            ask(conn, "select 1")
+        idle = pool.getconn()
+        pids = [conn.info.backend_pid for conn in (*conns, idle)]
+        pool.putconn(idle)
+        with frozen(*pids):
+            began = time.monotonic()
+            ends = [in_thread(pool.putconn, conn) for conn in conns[:2]]  # a rollback each
+            ends += [in_thread(pool.putconn, conns[2])]  # a reset
+            ends += [in_thread(pool.check)]
+            for end in ends:
+                end.result(PATIENCE)
+            assert 4.5 < time.monotonic() - began < 9
+            stats = pool.stats()
+            assert stats.used == 0
+            assert sum(stats.discarded.values()) == 4
+            assert pool.getconn().info.backend_pid not in pids
+            del conn, conns, idle
+
+
+# Nobody gives it back
+
+
+def test_dropped_connection_is_reclaimed(dsn: str, admin: connection) -> None:
+    """`getconn` without `putconn`: when the object goes, so does the backend, and the place is free."""
+    recorder = Recorder()
+    with make(1, 1, dsn, timeout=PATIENCE, observer=recorder) as pool:
+        conn = pool.getconn()
+        pid = ask(conn, "select pg_backend_pid()")
+        del conn
+        assert pid_of_the_next(pool) != pid
+        assert wait_until(lambda: not lives(admin, pid))
+        assert pool.stats().discarded == {"reclaimed": 1}
+        assert [checkout.outcome for (checkout,) in recorder.calls("reclaimed")] == ["reclaimed"]
+
+
+def pid_of_the_next(pool: ConnectionPool) -> int:
+    with pool.connection() as conn:
+        return int(ask(conn, "select pg_backend_pid()"))
+
+
+def test_dropped_in_a_cycle(dsn: str) -> None:
+    """One that only the garbage collector finds."""
+
+    class Session:
+        def __init__(self, conn: connection) -> None:
+            self.conn = conn
+            self.me = self
+
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        Session(pool.getconn())
+        gc.collect()
+        assert wait_until(lambda: pool.stats().discarded == {"reclaimed": 1})
+        pid_of_the_next(pool)
+
+
+def test_dropped_exit_stack(dsn: str) -> None:
+    """An ExitStack that nobody closes."""
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        stack = ExitStack()
+        stack.enter_context(pool.connection())
+        del stack
+        gc.collect()
+        assert wait_until(lambda: pool.stats().discarded == {"reclaimed": 1})
+        pid_of_the_next(pool)
+
+
+def test_dropped_by_key(dsn: str) -> None:
+    """A dropped keyed connection frees its key."""
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        pool.getconn("mine")
+        assert wait_until(lambda: pool.stats().discarded == {"reclaimed": 1})
+        pool.putconn(pool.getconn("mine"), "mine")
+
+
+def test_dropped_while_others_wait(dsn: str) -> None:
+    """Who waits is served by a new connection as soon as one is reclaimed."""
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        conn = pool.getconn()
+        waiting = [in_thread(pid_of_the_next, pool) for _ in range(3)]
+        assert wait_until(lambda: pool.stats().waiting == 3)
+        del conn
+        assert all(future.result(PATIENCE) for future in waiting)
+
+
+def test_cursor_keeps_its_connection(dsn: str) -> None:
+    """A cursor refers to its connection: as long as one lives, nothing is reclaimed."""
+    with make(1, 1, dsn) as pool:
+        cur = pool.getconn().cursor()
+        gc.collect()
+        cur.execute("select 1")
+        assert cur.fetchone() == (1,)
+        assert pool.stats().used == 1
+        pool.putconn(cur.connection)
+        assert pool.stats().discarded == {}
+
+
+def test_many_dropped_at_once(dsn: str) -> None:
+    """As many as there are, over and over: none is lost for good."""
+    with make(0, 4, dsn, timeout=PATIENCE) as pool:
+        for _ in range(3):
+            conns = [pool.getconn() for _ in range(4)]
+            del conns
+        assert wait_until(lambda: pool.stats().used == 0)
+        assert pool.stats().discarded == {"reclaimed": 12}
+
+
+def test_stale_putconn_after_discard(dsn: str) -> None:
+    """A connection that was closed on return is a stranger afterwards."""
+    with make(1, 1, dsn) as pool:
+        conn = pool.getconn()
+        pool.putconn(conn, close=True)
+        with pytest.raises(PoolError):
+            pool.putconn(conn)
+        assert wait_until(lambda: pool.stats().idle == 1)
+        assert pool.stats().size == 1

@@ -1,0 +1,501 @@
+"""README.md and docs/: every block runs, every table agrees with the code, every link leads somewhere.
+
+A `python` block that begins with `# name.py` is a program; those without a name continue the last one. The `text` blocks
+after it are what it prints. A `diff` is two programs, before and after. A `sh` block is run, or checked by its command.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import otel_pgpool
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool._config import PoolConfig, TelemetryConfig
+from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.telemetry import Telemetry
+from tests.receivers import GrpcReceiver, HttpReceiver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.receivers import Receiver
+
+ROOT = Path(__file__).parents[1]
+README, MIGRATING, TELEMETRY = "README.md", "docs/migrating.md", "docs/telemetry.md"
+DOCUMENTS = (README, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PICTURE = "<!-- picture -->\n```text\n"
+
+TABLES = """
+drop table if exists orders;
+create table orders (id int primary key, amount numeric not null, paid boolean not null default false);
+insert into orders (id, amount) values (1, 25);
+"""
+
+# What a program is asked to do after its own last line.
+AND_THEN = {
+    "web.py": """
+pid = os.fork()
+if pid == 0:
+    post_fork(None, None)
+    with pool.connection() as conn, conn.cursor() as cur:
+        cur.execute("select 1")
+    os._exit(0 if pool.stats().idle == 2 else 1)
+assert os.waitpid(pid, 0)[1] == 0
+assert pool.stats().status == "new"
+""",
+    "late_order.py": """
+with open("spans.json", "w") as file:
+    file.write(f"[{','.join(span.to_json(indent=None) for span in memory.get_finished_spans())}]")
+""",
+}
+
+
+@dataclass
+class Program:
+    """Python blocks that belong together, and what they print according to the text blocks after them."""
+
+    document: str
+    name: str
+    source: str
+    prints: str = ""
+
+
+@dataclass
+class Document:
+    """A file's blocks by kind."""
+
+    programs: dict[str, Program] = field(default_factory=dict)
+    diffs: list[str] = field(default_factory=list)
+    shell: list[str] = field(default_factory=list)
+    picture: str = ""
+
+
+@cache
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+@cache
+def read(document: str) -> Document:
+    found = Document()
+    program: Program | None = None
+    for match in FENCE.finditer(text_of(document)):
+        language, body = match.groups()
+        if text_of(document)[: match.end()].endswith(f"{PICTURE}{body}```"):
+            found.picture = body
+        elif language == "python" and (named := re.match(r"# (\w+\.py)\n", body)):
+            assert named[1] not in found.programs, f"two programs of {document} are called {named[1]}"
+            program = found.programs[named[1]] = Program(document, named[1], body)
+        elif language == "python" and program is not None:
+            program.source += f"\n{body}"
+        elif language == "text" and program is not None:
+            program.prints += body
+        elif language == "diff":
+            found.diffs.append(body)
+        elif language == "sh":
+            found.shell += body.replace("\\\n", "").splitlines()
+        else:
+            raise AssertionError(f"{document} has a block that nothing tests: {language!r}\n{body}")
+    return found
+
+
+PROGRAMS = [program for document in DOCUMENTS for program in read(document).programs.values()]
+DIFFS = [(document, diff) for document in DOCUMENTS for diff in read(document).diffs]
+SHELL = [(document, line) for document in DOCUMENTS for line in read(document).shell]
+
+
+@pytest.fixture(scope="module")
+def dsn() -> Iterator[str]:
+    with PostgresServer() as server:
+        yield server.dsn
+
+
+@pytest.fixture(scope="module")
+def environ(dsn: str) -> Iterator[dict[str, str]]:
+    """A clean environment with a database and an OTLP endpoint, in which every warning is an error."""
+    foreign = ("OTEL_", "DB_", "PG", "PYTHON")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    with HttpReceiver() as receiver:
+        yield {**kept, **receiver.environ, "DATABASE_URL": dsn, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+
+
+@pytest.fixture(scope="module")
+def late_order(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The spans of the program behind the picture."""
+    folder = tmp_path_factory.mktemp("picture")
+    run(read(TELEMETRY).programs["late_order.py"], environ, folder)
+    spans: list[dict[str, Any]] = json.loads((folder / "spans.json").read_text(encoding="utf-8"))
+    return spans
+
+
+def write(program: Program, environ: dict[str, str], folder: Path) -> None:
+    """Put a program and what it needs in its place."""
+    with psycopg2.connect(environ["DATABASE_URL"]) as conn, conn.cursor() as cur:
+        cur.execute(TABLES)
+    conn.close()
+    (folder / program.name).write_text(program.source + AND_THEN.get(program.name, ""), encoding="utf-8")
+
+
+def run(program: Program, environ: dict[str, str], folder: Path, command: str | None = None) -> str:
+    """Run a program as its reader would; return what it printed."""
+    write(program, environ, folder)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", command or f"python {program.name}"],
+        cwd=folder,
+        env={**environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, f"{program.document}, {program.name}:\n{done.stderr}"
+    return done.stdout.replace(f"{folder}/", "")
+
+
+def settled(text: str) -> str:
+    """Without what differs from run to run: durations to the millisecond, process ids, trace ids."""
+    text = re.sub(r"\b\d+\.\d{3}\b", "0.000", text)
+    return re.sub(r"\b[0-9a-f]{32}\b", "TRACE", re.sub(r"\bpid\s+\d+", "pid N", text))
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: f"{program.document}:{program.name}")
+def test_a_program_runs_and_prints_what_stands_below_it(
+    program: Program, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """It ends well, warns of nothing, and its output is the document's."""
+    assert settled(run(program, environ, tmp_path)) == settled(program.prints)
+
+
+@pytest.mark.parametrize(("document", "diff"), DIFFS)
+def test_a_diff_runs_before_and_after(document: str, diff: str, environ: dict[str, str], tmp_path: Path) -> None:
+    """Both sides of a change work, and print the same."""
+    sides = []
+    for sign in "-+":
+        kept = [line[1:] for line in diff.splitlines() if line[:1] in ("", " ", sign)]
+        program = Program(document, "side.py", "\n".join(kept) + "\n")
+        assert program.source != diff
+        sides.append(run(program, environ, tmp_path))
+    assert sides[0] == sides[1]
+
+
+@pytest.mark.parametrize(("document", "line"), SHELL)
+def test_a_shell_line_works(document: str, line: str, environ: dict[str, str], tmp_path: Path) -> None:
+    """Targets and extras exist; a program that is started there sends what the text says to the endpoint."""
+    words = shlex.split(line)
+    if words[0] == "make":
+        [target] = words[1:]
+        assert re.search(rf"^{target}: ", text_of("Makefile"), re.MULTILINE)
+    elif words[:2] == ["pip", "install"]:
+        extras = re.fullmatch(r"\.\[([\w,]+)\]", words[2])
+        assert extras is not None
+        assert set(extras[1].split(",")) <= {row[0].strip("`") for row in table(README, "extras")}
+    else:
+        assert words[-2] == "python"
+        check_export(read(document).programs[words[-1]], line, environ, tmp_path)
+
+
+def check_export(program: Program, line: str, environ: dict[str, str], folder: Path) -> None:
+    """Run a line that starts a program, its endpoint moved to a receiver of the protocol that the port stands for."""
+    clean = {name: value for name, value in environ.items() if not name.startswith("OTEL_")}
+    endpoint = re.search(r"http://localhost:(4317|4318)", line)
+    assert endpoint is not None
+    receiver: Receiver
+    with GrpcReceiver() if endpoint[1] == "4317" else HttpReceiver() as receiver:
+        line = re.sub(r"DATABASE_URL=\S+ ", "", line.replace(endpoint[0], receiver.endpoint))
+        run(program, clean, folder, line)
+        assert {span.resource["service.name"] for span in receiver.spans if span.name == "pool.checkout"} == {"shop"}
+        assert bool(receiver.metrics) is ("OTEL_METRICS_EXPORTER=none" not in line)
+        if headers := re.search(r"OTEL_EXPORTER_OTLP_HEADERS=([\w-]+)=(\w+)", line):
+            assert {request[headers[1]] for request in receiver.requests} == {headers[2]}
+
+
+# The picture
+
+WIDTH = 44
+TOLD = ("otel_pgpool.transaction.status", "otel_pgpool.checked_out_at")
+
+
+def seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
+
+
+def draw(spans: list[dict[str, Any]]) -> str:
+    """The order's checkout, from the spans of `late_order.py`."""
+    of = {span["context"]["span_id"]: span for span in spans}
+    root = next(span for span in spans if span["name"] == "POST /orders")
+    checkout = next(span for span in spans if span["parent_id"] == root["context"]["span_id"])
+    wait = next(span for span in spans if span["name"] == "pool.wait")
+    attributes = checkout["attributes"]
+    start = seconds(root["start_time"])
+    scale = (seconds(root["end_time"]) - start) / WIDTH
+    waited = round(attributes["otel_pgpool.wait_time"] / scale)
+
+    def row(label: str, until: float, bar: str) -> str:
+        return f"{label:<27}{until - start:.3f} s  {bar}"
+
+    lines = [
+        row("POST /orders", seconds(root["end_time"]), "─" * WIDTH),
+        row("└─ pool.checkout", seconds(checkout["end_time"]), "░" * waited + "█" * (WIDTH - waited)),
+        row("   ├─ pool.wait", seconds(wait["end_time"]), "░" * waited),
+    ]
+    [link] = wait["links"]
+    holder = of[of[link["context"]["span_id"]]["parent_id"]]
+    lines.append(f"   │    link to the pool.checkout of {holder['name']}, which held the connection")
+    for event in checkout["events"]:
+        at = seconds(event["timestamp"])
+        branch = "└─" if event is checkout["events"][-1] else "├─"
+        lines.append(row(f"   {branch} {event['name']}", at, " " * int((at - start) / scale) + "╵"))
+        lines += [f"        {name}  {shown(event['attributes'][name])}" for name in TOLD if name in event["attributes"]]
+    lines += ["", *(f"{name:<28}{shown(attributes[name])}" for name in attributes if name.startswith("otel_pgpool."))]
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: object) -> str:
+    """A float to the millisecond, a file without its folder."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return json.dumps(value) if not isinstance(value, str) else value.rpartition("/")[2]
+
+
+def outline(picture: str) -> str:
+    """A picture without its measures."""
+    picture = re.sub(r"(─)+(?=\n)|(░)+|(█)+", r"\1\2\3", settled(picture))
+    return re.sub(r" +", " ", re.sub(r"(connection\.pid) +\d+", r"\1 N", picture))
+
+
+def test_the_picture_is_of_a_real_checkout(late_order: list[dict[str, Any]]) -> None:
+    """The README's picture is what the program's spans give, but for the durations."""
+    fresh = draw(late_order)
+    assert outline(read(README).picture) == outline(fresh), fresh
+
+
+def test_the_picture_is_to_scale() -> None:
+    """The bars and ticks of the README's picture stand where its figures say."""
+    picture = read(README).picture
+    total = float(re.findall(r"POST /orders +([\d.]+) s", picture)[0])
+    for label, ended, row in re.findall(r"(pool\.\w+) +([\d.]+) s  (.*)", picture):
+        assert len(row) == pytest.approx(float(ended) / total * WIDTH, abs=1), label
+    waited = float(re.findall(r"wait_time +([\d.]+)", picture)[0])
+    [bar] = re.findall(r"(░+)█+", picture)
+    assert len(bar) == pytest.approx(waited / total * WIDTH, abs=1)
+
+
+# The tables
+
+
+def table(document: str, name: str) -> list[list[str]]:
+    """The cells of the table below a comment, its head left out."""
+    _, found, rest = text_of(document).partition(f"<!-- {name} -->\n")
+    assert found, f"{document} has no table {name!r}"
+    rows = rest.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows]
+
+
+def code(cell: str) -> list[str]:
+    """What a cell has in backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_options_are_those_of_the_constructor() -> None:
+    """Every option of ``ConnectionPool``, in its order, with its default."""
+    parameters = inspect.signature(ConnectionPool).parameters.values()
+    options = [(p.name, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert [(code(row[0])[0], ast.literal_eval(code(row[1])[0])) for row in table(README, "options")] == options
+
+
+def test_extras_are_those_of_the_package() -> None:
+    """Every extra, in the order in which the package declares them."""
+    _, _, declared = text_of("pyproject.toml").partition("[project.optional-dependencies]\n")
+    extras = re.findall(r"^(\w+) = \[", declared.partition("\n[")[0], re.MULTILINE)
+    assert [code(row[0])[0] for row in table(README, "extras")] == extras
+
+
+def test_variables_are_those_that_are_read() -> None:
+    """Every variable of our own that the code reads, with its default."""
+    told = {code(name)[0]: (*code(default), "")[0] for name, default, _ in table(README, "variables")}
+    assert told.pop("OTEL_*") == ""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "otel_pgpool").rglob("*.py"))
+    assert told.keys() == set(re.findall(r'"(OTEL_PGPOOL_\w+|DB_\w+)"', sources))
+    pool, telemetry = PoolConfig.of(1, 1, environ={}), TelemetryConfig.of(environ={})
+    assert float(told["DB_CONNECTION_TIMEOUT"]) == pool.timeout
+    assert float(told["OTEL_PGPOOL_LONG_HOLD"]) == pool.long_hold
+    assert told["OTEL_PGPOOL_SPANS"] == telemetry.spans
+    assert float(told["OTEL_PGPOOL_SLOW"]) == telemetry.slow
+    assert set(told["OTEL_PGPOOL_HISTOGRAMS"].split(",")) == telemetry.histograms
+
+
+@pytest.fixture(scope="module")
+def measured(dsn: str) -> tuple[list[Any], list[Any]]:
+    """Spans and metrics of a pool that was through all of it: served, queued, failed, held long, closed by hand."""
+    memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
+
+    def credentials() -> dict[str, str]:
+        if refuse:
+            raise PermissionError
+        return {}
+
+    tracers = TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(memory))
+    observer = Telemetry(tracers, MeterProvider([reader]))
+    with ConnectionPool(
+        0, 2, dsn, timeout=5, max_retries=1, long_hold=0.01, credentials=credentials, observer=observer
+    ) as pool:
+        with pool.connection() as conn, conn.cursor() as cur:
+            cur.execute("select pg_sleep(0.1)")
+            refuse = True
+            with suppress(PoolTimeout):
+                pool.getconn()
+        pool.putconn(pool.getconn(), close=True)
+        data = reader.get_metrics_data()
+        metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
+    return list(memory.get_finished_spans()), list(metrics)
+
+
+def test_spans_are_those_that_are_made(measured: tuple[list[Any], list[Any]]) -> None:
+    """Both documents name the three spans; the kinds are the real ones."""
+    kinds = {span.name: span.kind.name.lower() for span in measured[0]}
+    assert {code(row[0])[0]: row[1] for row in table(TELEMETRY, "spans")} == kinds
+    assert {code(row[0])[0] for row in table(README, "spans")} == kinds.keys()
+
+
+def test_attributes_are_those_of_a_checkout(measured: tuple[list[Any], list[Any]]) -> None:
+    """Every attribute of a checkout's span, served or failed, with its type."""
+    types = {bool: "bool", float: "double", int: "int", str: "string"}
+    seen = {
+        name: types[type(value)]
+        for span in measured[0]
+        if span.name == "pool.checkout"
+        for name, value in span.attributes.items()
+    }
+    assert {code(row[0])[0]: row[1] for row in table(TELEMETRY, "attributes of pool.checkout")} == seen
+
+
+def test_events_are_those_of_a_checkout(measured: tuple[list[Any], list[Any]]) -> None:
+    """Every event with all its attributes."""
+    seen = {event.name: set(event.attributes) for span in measured[0] for event in span.events}
+    assert {code(row[0])[0]: set(code(row[1])) for row in table(TELEMETRY, "events")} == seen
+
+
+KINDS = {
+    (Histogram, None): "histogram",
+    (Gauge, None): "gauge",
+    (Sum, True): "counter",
+    (Sum, False): "up-down counter",
+}
+
+
+@pytest.mark.parametrize("document", [README, TELEMETRY])
+def test_metrics_are_those_of_the_meter(document: str, measured: tuple[list[Any], list[Any]]) -> None:
+    """The sixteen metrics with instrument, unit and attributes."""
+    told, seen = {}, {}
+    for name, instrument, unit, *more in table(document, "metrics"):
+        kind, _, by = instrument.partition(", by ")
+        attributes = code(" ".join(more) or by)[:1]
+        told[code(name)[0]] = (kind.removeprefix("observable "), code(unit)[0], attributes)
+    for metric in measured[1]:
+        names = {name for point in metric.data.data_points for name in point.attributes}
+        names -= {"db.client.connection.pool.name"} | ({"error.type"} if document == README else set())
+        kind = KINDS[type(metric.data), getattr(metric.data, "is_monotonic", None)]
+        seen[metric.name] = (kind, metric.unit, sorted(names))
+    assert told == seen
+    assert len(seen) == 16
+
+
+def test_boundaries_are_those_of_the_histograms(measured: tuple[list[Any], list[Any]]) -> None:
+    """The boundaries in the text are those that the SDK uses."""
+    text = " ".join(text_of(TELEMETRY).split())
+    [parts] = re.findall(r"Boundaries of wait and create time: ([^;]+); of use time the same and (\d+, \d+)\.", text)
+    wait, more = ([float(number) for number in part.split(", ")] for part in parts)
+    for metric in measured[1]:
+        if isinstance(metric.data, Histogram):
+            bounds = list(metric.data.data_points[0].explicit_bounds)
+            assert bounds == (wait + more if metric.name.endswith("use_time") else wait)
+
+
+def test_reasons_are_those_of_the_code() -> None:
+    """Each reason stands in the code, and each that the code gives stands in the table."""
+    told = {code(row[0])[0] for row in table(TELEMETRY, "reasons")}
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "otel_pgpool").glob("*.py"))
+    assert {reason for reason in told if f'"{reason}"' not in sources} == set()
+    given = re.findall(r'(?:_discard|drain|condemn|_drop)\([^\n]*?"(\w+)"', sources)
+    assert given
+    assert set(given) <= told
+
+
+def test_log_events_are_those_that_are_written() -> None:
+    """Every event with its level."""
+    source = text_of("otel_pgpool/telemetry/logs.py")
+    written = {event: level for level, event in re.findall(r'_write\(logging\.(\w+), "(\w+)"', source)}
+    levels = re.search(r"UTILIZATION_LEVELS = {(.*?)}", source, re.DOTALL)
+    assert levels is not None
+    written |= {f"utilization_{name}": level for name, level in re.findall(r'"(\w+)": logging\.(\w+)', levels[1])}
+    assert {code(event)[0]: level for level, event, *_ in table(TELEMETRY, "logs")} == written
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_names_exist(document: str) -> None:
+    """What a text calls on the pool, and the errors that it names, exist."""
+    text = text_of(document)
+    called = re.findall(r"\bpool\.(\w+)\(", text)
+    assert {name for name in called if not hasattr(ConnectionPool, name)} == set()
+    named = re.findall(r"`(Pool\w+|TooMany\w+)`", text)
+    assert {name for name in named if not hasattr(otel_pgpool, name)} == set()
+
+
+# Links
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_resolve(document: str) -> None:
+    """Every relative link leads to a file, every anchor to a heading."""
+    text = FENCE.sub("", text_of(document))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / document).parent / path if path else ROOT / document
+        assert file.is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+def test_headings_of_a_document_differ() -> None:
+    """An anchor leads to one place."""
+    for document in DOCUMENTS:
+        headings = sorted(map(slug, re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(document)), re.MULTILINE)))
+        assert [one for one, other in pairwise(headings) if one == other] == []
+
+
+def test_the_package_shows_the_readme() -> None:
+    """The distribution's description is the README."""
+    assert f'\nreadme = "{README}"\n' in text_of("pyproject.toml")
