@@ -141,6 +141,7 @@ def begin(started: float, place: Place) -> Checkout:
 
 
 OWN_PACKAGE = __name__.partition(".")[0]
+OWN_PROGRAM = f"{OWN_PACKAGE}.cli"
 GETCONN_FRAMES = 4
 
 
@@ -148,10 +149,14 @@ def places_of(frame: FrameType | None, limit: int = GETCONN_FRAMES) -> list[Plac
     """Up to ``limit`` frames from ``frame`` outwards, innermost first, this package's own left out."""
     places: list[Place] = []
     while frame is not None and len(places) < limit:
-        if frame.f_globals.get("__name__", "").partition(".")[0] != OWN_PACKAGE:
+        if not _is_own(frame.f_globals.get("__name__", "")):
             places.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return places
+
+
+def _is_own(module: str) -> bool:
+    return module.partition(".")[0] == OWN_PACKAGE and not module.startswith(OWN_PROGRAM)
 
 
 def describe(place: Place) -> str:

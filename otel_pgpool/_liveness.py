@@ -27,7 +27,7 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, deadlin
     if now >= slot.expires:
         core.withdraw(checkout)
         slot.conn = conn
-        pool._discard([slot], "expired")
+        pool._discard([slot], "expired", None, checkout)
         return False
     try:
         _ask(pool, slot, conn, now, min(IO_DEADLINE, max(LEAST_CHECK, deadline - now)))
@@ -37,7 +37,7 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, deadlin
         slot.conn = conn
         reason = "broken" if pool._config.check == "auto" or conn.closed else "check_failed"
         dead = sweep(pool) if isinstance(error, Exception) else []
-        pool._discard([slot, *dead], reason, error)
+        pool._discard([slot, *dead], reason, error, checkout)
         if not isinstance(error, Exception):
             raise
         return False

@@ -177,8 +177,10 @@ class PoolObserver(Protocol):
     def connect_failed(self, connect: Connect) -> None:
         """An attempt failed."""
 
-    def discarded(self, slots: Sequence[Slot], reason: str, error: BaseException | None) -> None:
-        """Connections left the pool together for one reason."""
+    def discarded(
+        self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
+    ) -> None:
+        """Connections left the pool together for one reason; the checkout that met it, or had one of them."""
 
     def outage_started(self, connect: Connect) -> None:
         """The first failed attempt since the server was last reached."""

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("otel_pgpool")
 
 
+LAMENT_INTERVAL = 60.0
+"""Seconds between two records of an observer that raises."""
+
 OPENING = 30.0
 """Seconds that opening may take where ``timeout`` is 0, which is said of checkouts."""
 
@@ -118,6 +121,7 @@ class ConnectionPool:
         )
         self._reset = reset
         self._target = Target(args, kwargs, credentials)
+        self._next_lament = 0.0
         self._observer = _default_observer() if observer is ... else observer
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._start_afresh(self._config.minconn, self._config.maxconn)
@@ -237,8 +241,8 @@ class ConnectionPool:
             if observer is not None:
                 try:
                     observer.started(checkout)
-                except Exception:  # noqa: BLE001 - an observer costs nobody a connection
-                    _log_observer()
+                except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
+                    self._lament(error)
                 checkout.started = monotonic()
             conn = core.take(checkout)
             if checkout.path is None:
@@ -246,8 +250,8 @@ class ConnectionPool:
             if observer is not None:
                 try:
                     observer.acquired(checkout)
-                except Exception:  # noqa: BLE001 - an observer costs nobody a connection
-                    _log_observer()
+                except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
+                    self._lament(error)
         except BaseException as error:
             fail(self, checkout, conn, error)
             raise
@@ -263,13 +267,13 @@ class ConnectionPool:
                 self._abandon(checkout)
                 return
             checkout.slot.conn = conn
-            self._discard([checkout.slot], verdict, cause)
+            self._discard([checkout.slot], verdict, cause, checkout)
         if self._observer is not None:
             checkout.released = now
             try:
                 self._observer.released(checkout)
-            except Exception:  # noqa: BLE001 - an observer costs nobody a connection
-                _log_observer()
+            except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
+                self._lament(error)
 
     # What the halves of a checkout share
 
@@ -278,7 +282,13 @@ class ConnectionPool:
         if self._observer is not None:
             self._tell(self._observer.abandoned, checkout)
 
-    def _discard(self, slots: Sequence[Slot], reason: str, error: BaseException | None = None) -> None:
+    def _discard(
+        self,
+        slots: Sequence[Slot],
+        reason: str,
+        error: BaseException | None = None,
+        checkout: Checkout | None = None,
+    ) -> None:
         """Close connections that the core has put aside for it, and free their places."""
         if not slots:
             return
@@ -291,7 +301,7 @@ class ConnectionPool:
             self._core.forget(slots, reason)
         self._connectors.kick()
         if self._observer is not None:
-            self._tell(self._observer.discarded, slots, reason, error)
+            self._tell(self._observer.discarded, slots, reason, error, checkout)
 
     def _wake_maintenance(self) -> None:
         self._core.parked = False
@@ -301,11 +311,25 @@ class ConnectionPool:
             self._core.parked = True
             logger.debug("the maintenance thread could not be started", exc_info=True)
 
+    def _lament(self, error: Exception) -> None:
+        """Log that the observer raised, at most once a minute, and without this pool's frames: they hold connections."""
+        now = monotonic()
+        if now < self._next_lament:
+            return
+        self._next_lament = now + LAMENT_INTERVAL
+        trace = error.__traceback__
+        with suppress(Exception):  # the handlers of the log may be what has raised
+            logger.error(
+                "pool %s: its observer raised; the pool goes on, and telemetry is being lost",
+                self._name,
+                exc_info=error.with_traceback(trace and trace.tb_next),
+            )
+
     def _tell(self, method: Callable[..., None], *args: Any) -> None:
         try:
             method(*args)
-        except Exception:  # noqa: BLE001 - an observer costs nobody a connection
-            _log_observer()
+        except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
+            self._lament(error)
 
     # The whole pool
 
@@ -547,10 +571,3 @@ def _default_observer() -> PoolObserver:
     from otel_pgpool.telemetry import Telemetry  # noqa: PLC0415 - not needed by a pool with another observer
 
     return Telemetry()
-
-
-def _log_observer() -> None:
-    with suppress(Exception):  # the handlers of the log may be what has raised
-        logger.exception(  # noqa: LOG004 - called from handlers only
-            "an observer of the connection pool raised; the pool goes on without this report"
-        )

@@ -68,7 +68,7 @@ def _fitness(
     try:
         _connection.tidy(conn, checkout.slot, pool._reset)
         if refused and _connection.is_read_only_server(conn):
-            pool._discard(pool._core.drain("read_only"), "read_only", error)
+            pool._discard(pool._core.drain("read_only"), "read_only", error, checkout)
     except Exception as failure:  # noqa: BLE001 - the caller's own exception is the one that counts
         return ("broken" if conn.closed else "reset_failed"), bare(failure)
     return None, None

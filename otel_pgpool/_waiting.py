@@ -95,7 +95,7 @@ def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) ->
     verdict = pool._core.release(checkout, conn, monotonic())
     if verdict is not None and verdict is not GONE:
         checkout.slot.conn = conn
-        pool._discard([checkout.slot], verdict)
+        pool._discard([checkout.slot], verdict, None, checkout)
 
 
 def _gave_up(pool: ConnectionPool, checkout: Checkout) -> PoolTimeout:

@@ -1,7 +1,8 @@
 """README.md and docs/: every block runs, every table agrees with the code, every link leads somewhere.
 
-A `python` block that begins with `# name.py` is a program; those without a name continue the last one. The `text` blocks
-after it are what it prints. A `diff` is two programs, before and after. A `sh` block is run, or checked by its command.
+A `python` block that begins with `# name.py` is a program; those without a name continue the last one. The `text`
+blocks after it are what it prints. A `diff` is two programs, before and after. A `sh` block is run, or checked by its
+command.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
+from opentelemetry.sdk import environment_variables
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
 from opentelemetry.sdk.trace import TracerProvider
@@ -458,8 +460,10 @@ def test_log_events_are_those_that_are_written() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_names_exist(document: str) -> None:
-    """What a text calls on the pool, and the errors that it names, exist."""
+    """What a text calls on the pool, and the errors and the variables that it names, exist."""
     text = text_of(document)
+    ours = {code(row[0])[0] for row in table(README, "variables")}
+    assert set(re.findall(r"\bOTEL_[A-Z_]*[A-Z]\b", text)) <= ours | vars(environment_variables).keys()
     called = re.findall(r"\bpool\.(\w+)\(", text)
     assert {name for name in called if not hasattr(ConnectionPool, name)} == set()
     named = re.findall(r"`(Pool\w+|TooMany\w+)`", text)

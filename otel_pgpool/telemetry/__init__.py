@@ -194,9 +194,12 @@ class Telemetry:
             attributes = self._attributes if error_type is None else {**self._attributes, names.ERROR_TYPE: error_type}
             self._create_time.record(connect.ended - connect.began, attributes, context)
 
-    def discarded(self, slots: Sequence[Slot], reason: str, error: BaseException | None) -> None:
+    def discarded(
+        self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
+    ) -> None:
         """Say which connections are gone, and why."""
-        self._logs.discarded(slots, reason, None if error is None else _error_type(error))
+        context = None if checkout is None else _context(checkout)
+        self._logs.discarded(slots, reason, None if error is None else _error_type(error), context)
 
     def outage_started(self, connect: Connect) -> None:
         """Say that the server cannot be reached."""

@@ -103,7 +103,7 @@ class Logs:
         unsaid = f" ({left_out} more timeouts since the last such record)" if left_out else ""
         self._write(logging.ERROR, "timeout", f"{error}{unsaid}", attributes, context)
 
-    def discarded(self, slots: Sequence[Slot], reason: str, error_type: str | None) -> None:
+    def discarded(self, slots: Sequence[Slot], reason: str, error_type: str | None, context: Context | None) -> None:
         """Connections left the pool together."""
         pids = [slot.pid for slot in slots]
         attributes: dict[str, Any] = {
@@ -117,9 +117,9 @@ class Logs:
         shown = ", ".join(map(str, pids))
         if reason in LOST:
             text = f"{len(pids)} connection{'s' if len(pids) > 1 else ''} lost: {reason}{cause}, pid {shown}"
-            self._write(logging.WARNING, "connection_lost", text, attributes)
+            self._write(logging.WARNING, "connection_lost", text, attributes, context)
         else:
-            self._write(logging.DEBUG, "discarded", f"discarded as {reason}: pid {shown}", attributes)
+            self._write(logging.DEBUG, "discarded", f"discarded as {reason}: pid {shown}", attributes, context)
 
     def connected(self, connect: Connect) -> None:
         """A physical connection was made."""

@@ -84,7 +84,8 @@ def fill(pool: ConnectionPool, count: int) -> list[int]:
 def let_lie(pool: ConnectionPool, seconds: float = 1.0) -> None:
     """As if every idle connection had been idle for so much longer."""
     for slot in list(pool._core.idle):
-        slot.idle_since -= seconds
+        slot.seen -= seconds
+        slot.returned -= seconds
 
 
 def kill(admin: connection, pids: Iterable[int]) -> None:

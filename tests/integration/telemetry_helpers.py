@@ -63,8 +63,8 @@ class Record(NamedTuple):
     @property
     def attributes(self) -> dict[str, Any]:
         """What the record carries beyond the fields of the standard library."""
-        own = vars(logging.makeLogRecord({}))
-        return {name: value for name, value in vars(self.record).items() if name not in own and name != "taskName"}
+        own = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}  # those behind are a formatter's
+        return {name: value for name, value in vars(self.record).items() if name not in own}
 
 
 class Records(logging.Handler):
@@ -73,6 +73,8 @@ class Records(logging.Handler):
         self.all: list[Record] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:  # its frames would keep connections alive that are to be reclaimed
+            record.exc_info = (record.exc_info[0], record.exc_info[1].with_traceback(None), None)  # type: ignore[assignment]
         self.all.append(Record(record, trace.get_current_span().get_span_context()))
 
 
@@ -229,13 +231,13 @@ def unserved(dsn: str, path: str, outcome: str, error: str, **changes: Any) -> d
 def assert_exactly(attributes: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:
     """These keys and no others; a type stands for any value of exactly that type."""
     actual = dict(attributes or {})
-    assert actual.keys() == expected.keys()
+    assert actual.keys() == expected.keys(), sorted(actual.keys() ^ expected.keys())
     for name, wanted in expected.items():
         value = actual[name]
         if isinstance(wanted, type):
             assert type(value) is wanted, (name, value)
         else:
-            assert (type(value), value) == (type(wanted), wanted), name
+            assert (type(value), value) == (type(wanted), wanted), (name, value, wanted)
 
 
 def status_of(span: ReadableSpan) -> tuple[str, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import threading
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,16 @@ def test_putconn_without_its_key(pool_class: Callable[..., Any], dsn: str) -> No
     again = pool.getconn("another")
     assert again is conn
     pool.putconn(again, key="another")
+    pool.closeall()
+
+
+def test_keyed_connection_is_kept_by_the_pool(pool_class: Callable[..., Any], dsn: str) -> None:
+    """A program that works by keys need not keep the object: its transaction goes on at the next use."""
+    pool = pool_class(1, 1, dsn)
+    ask(pool.getconn("request"), "create temporary table kept_by_key ()")
+    gc.collect()
+    assert ask(pool.getconn("request"), "select to_regclass('kept_by_key')") == "kept_by_key"
+    pool.putconn(pool.getconn("request"), "request")
     pool.closeall()
 
 
@@ -353,9 +364,10 @@ def test_waits_where_the_stock_pool_raises(dsn: str) -> None:
 def test_putconn_by_key_alone(dsn: str) -> None:
     """The key suffices."""
     with make(1, 1, dsn) as pool:
-        pool.getconn("mine")
+        conn = pool.getconn("mine")
         pool.putconn(key="mine")
         assert pool.stats().used == 0
+        assert not conn.closed
         with pytest.raises(PoolError):
             pool.putconn(key="mine")
         with pytest.raises(PoolError):
@@ -397,6 +409,8 @@ def test_key_whose_connection_died(dsn: str, admin: Any) -> None:
     with make(1, 1, dsn) as pool:
         conn = pool.getconn("mine")
         kill(admin, [conn.info.backend_pid])
+        with pytest.raises(psycopg2.OperationalError):
+            ask(conn, "select 1")
         pool.putconn(conn, "mine")
         other = pool.getconn("mine")
         assert other is not conn

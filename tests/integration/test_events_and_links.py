@@ -327,7 +327,7 @@ def test_checked_out_at(signals: Signals, dsn: str) -> None:
             (span,) = signals.live()
             (event,) = until(lambda: long_hold_events(span))
             (place,) = (event.attributes or {})["otel_pgpool.checked_out_at"].split("\n")  # type: ignore[union-attr]
-            assert place in where("test_checked_out_at", code.co_firstlineno + 18)
+            assert place in where("test_checked_out_at", code.co_firstlineno + 19)
 
 
 def test_stacktrace_is_the_borrowers(signals: Signals, dsn: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from otel_pgpool import PoolClosed
 from otel_pgpool._checkout import Attempt
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
     from tests.fakes import FakeConnection
 
 EXAMPLES = os.environ.get("PROPERTY_EXAMPLES")
-"""How many random runs to make; without it, the same few hundred each time."""
+"""How many random runs to make; without it, the same 500 each time."""
 
 MAX_RETRIES = 3
 MAX_IDLE = 3.0
 A_MOMENT, LONG = 0.01, 1.0
-WHICH = st.integers(min_value=0, max_value=5)
+LIFETIMES = st.sampled_from([100.0, 2 * LONG, A_MOMENT * 2])
+WHICH = st.integers(0, 5)
+PAUSES = st.sampled_from([A_MOMENT, STALE, LONG])
+EVENTS = st.sampled_from(
+    ["nothing", "ask", "ask", "ask", "drain", "grow", "shrink", "usual", "retire", "look for strays"]
+)
 
 
 class Model:
@@ -90,15 +95,24 @@ class CoreMachine(RuleBasedStateMachine):
         self.asked = self.timeouts = self.created = self.retries = self.failed = 0
         self.discarded: dict[str, int] = {}
 
+    @initialize(lifetimes=st.lists(LIFETIMES, min_size=1, max_size=3), callers=st.integers(0, 5))
+    def begin(self, lifetimes: list[float], callers: int) -> None:
+        """A pool that serves already."""
+        self.resize(3, 3)
+        for lifetime in lifetimes:
+            self.connect(lifetime)
+        self.resize(1, 3)
+        self.ask(callers)
+
     # What a borrower does
 
-    @rule(fresh=st.booleans(), dead=st.integers(min_value=0, max_value=2))
-    def ask(self, fresh: bool = True, dead: int = 0) -> None:
-        """A checkout that may find up to two dead connections before it is served or queues."""
-        self.desk.now += A_MOMENT if fresh else STALE
-        checkout = self.desk.ask()
-        self.asked += 1
-        self._try(checkout, dead)
+    @rule(callers=st.integers(1, 3), pause=PAUSES, dead=st.integers(0, 2))
+    def ask(self, callers: int = 1, pause: float = A_MOMENT, dead: int = 0) -> None:
+        """Callers that may each find up to two dead connections before they are served or queue."""
+        for _ in range(callers):
+            self.desk.now += pause
+            self.asked += 1
+            self._try(self.desk.ask(), dead)
 
     def _try(self, checkout: Checkout, dead: int) -> None:
         conn: Any = self.core.take(checkout)
@@ -145,28 +159,12 @@ class CoreMachine(RuleBasedStateMachine):
             self.failed += 1
 
     @precondition(lambda self: self.hands)
-    @rule(which=WHICH, broken=st.booleans())
-    def give_back(self, which: int, broken: bool) -> None:
-        """Return a connection, sound or broken."""
-        self.desk.now += A_MOMENT
-        self._give_back(self._one_of(self.hands, which), broken=broken)
-
-    @precondition(lambda self: self.hands)
-    @rule(which=WHICH, before=st.booleans(), event=st.sampled_from(["ask", "drain", "up", "down", "retire"]))
-    def give_back_while(self, which: int, before: bool, event: str) -> None:
+    @rule(which=WHICH, pause=PAUSES, broken=st.integers(0, 3), event=EVENTS, before=st.booleans())
+    def give_back(self, which: int, pause: float, broken: int, event: str, before: bool) -> None:
         """Return a connection while another thread does something just before it is idle, or just after."""
+        self.desk.now += pause
         checkout = self._one_of(self.hands, which)
-        self._give_back(checkout, meanwhile=lambda: self._event(event), before=before)
-
-    def _event(self, event: str) -> None:
-        if event == "ask":
-            self.ask(fresh=True, dead=0)
-        elif event == "drain":
-            self.drain()
-        elif event == "retire":
-            self.retire()
-        else:
-            self.resize(1, 3 if event == "up" else 1)
+        self._give_back(checkout, broken=broken == 3, meanwhile=lambda: self.happen(event), before=before)
 
     def _give_back(
         self,
@@ -236,7 +234,6 @@ class CoreMachine(RuleBasedStateMachine):
 
     # What connectors do
 
-    @rule()
     def begin_connect(self) -> None:
         """Claim a place, exactly when one is wanted."""
         wanted = len(self.opening) < len(self.model.queue) or len(self.model.alive) < self.core.minconn
@@ -248,8 +245,19 @@ class CoreMachine(RuleBasedStateMachine):
             self.opening.append(slot)
             self.model.alive.add(slot)
 
+    @rule(lifetime=LIFETIMES, closed=st.booleans(), end=st.sampled_from(["made", "made", "failed", "open"]))
+    def connect(self, lifetime: float, closed: bool = True, end: str = "made") -> None:
+        """Try to make one more connection, when those set aside are closed or before; it may last until later."""
+        while closed and self.leaving:
+            self.closed(0)
+        self.begin_connect()
+        if self.opening and end == "made":
+            self.connected(-1, lifetime)
+        elif self.opening and end == "failed":
+            self.connect_failed(-1)
+
     @precondition(lambda self: self.opening)
-    @rule(which=WHICH, lifetime=st.sampled_from([A_MOMENT * 2, 2 * LONG, 100.0]))
+    @rule(which=WHICH, lifetime=LIFETIMES)
     def connected(self, which: int, lifetime: float) -> None:
         """An attempt succeeds."""
         slot = self.opening.pop(which % len(self.opening))
@@ -261,8 +269,6 @@ class CoreMachine(RuleBasedStateMachine):
             self._count(reason)  # the desk has closed it
         self._wake()
 
-    @precondition(lambda self: self.opening)
-    @rule(which=WHICH)
     def connect_failed(self, which: int) -> None:
         """An attempt fails: everyone who waits lived through it, and some have had enough."""
         slot = self.opening.pop(which % len(self.opening))
@@ -277,26 +283,32 @@ class CoreMachine(RuleBasedStateMachine):
 
     # What happens to the whole pool
 
-    @rule(seconds=st.sampled_from([A_MOMENT, STALE, LONG]))
-    def time_passes(self, seconds: float) -> None:
-        """Connections go stale, idle too long, or past their lifetime."""
-        self.desk.now += seconds
+    @rule(event=EVENTS)
+    def happen(self, event: str) -> None:
+        """What another thread may do in between, too."""
+        {
+            "nothing": lambda: None,
+            "ask": self.ask,
+            "drain": self.drain,
+            "grow": lambda: self.resize(2, 4),
+            "shrink": lambda: self.resize(0, 1),
+            "usual": lambda: self.resize(1, 3),
+            "retire": self.retire,
+            "look for strays": self.look_for_strays,
+        }[event]()
 
-    @rule()
     def drain(self) -> None:
         """Let every connection go."""
         shed = self.core.drain("drained")
         assert shed == self.model.condemn("drained")
         self._discard(shed, "drained")
 
-    @rule(minconn=st.integers(0, 2), maxconn=st.integers(1, 4))
     def resize(self, minconn: int, maxconn: int) -> None:
         """Change the limits."""
-        shed = self.core.resize(min(minconn, maxconn), maxconn)
+        shed = self.core.resize(minconn, maxconn)
         assert shed == self.model.shed(len(self.model.alive) - maxconn)
         self._discard(shed, "resized")
 
-    @rule()
     def retire(self) -> None:
         """Close the idle ones past their lifetime, then those idle too long above the minimum."""
         now, model = self.desk.now, self.model
@@ -311,15 +323,14 @@ class CoreMachine(RuleBasedStateMachine):
         self._discard(unused, "idle")
 
     @precondition(lambda self: self.model.idle)
-    @rule(dead=st.sets(WHICH), event=st.sampled_from([None, "ask", "drain"]))
-    def sweep(self, dead: set[int], event: str | None) -> None:
+    @rule(dead=st.sets(WHICH), event=EVENTS)
+    def sweep(self, dead: set[int], event: str) -> None:
         """Look at every idle connection: while that lasts nobody has them; the dead go, the others are offered."""
         suspects = self.core.idle_slots()
         assert [slot for slot, _since in suspects] == self.model.idle
         aside = self.core.inspect(suspects)
         self.model.idle = []
-        if event is not None:
-            self._event(event)
+        self.happen(event)
         for number, slot in enumerate(aside):
             if number in dead:
                 self.core.reject(slot)
@@ -332,8 +343,6 @@ class CoreMachine(RuleBasedStateMachine):
                     self._discard([slot], reason)
         self._wake()
 
-    @precondition(lambda self: self.leaving)
-    @rule(which=WHICH)
     def closed(self, which: int) -> None:
         """A connection set aside has been closed: its place is free."""
         slot, reason = self.leaving.pop(which % len(self.leaving))
@@ -341,12 +350,11 @@ class CoreMachine(RuleBasedStateMachine):
         self.desk.discard([slot], reason)
         self._count(reason)
 
-    @rule()
     def look_for_strays(self) -> None:
         """No slot is ever in nobody's hands."""
         assert self.core.recover() == []
 
-    @precondition(lambda self: self.asked > 15 and self.core.state is State.OPEN)
+    @precondition(lambda self: self.asked > 9 and self.core.state is State.OPEN)
     @rule()
     def close(self) -> None:
         """Close the pool: the waiters fail, the idle go, the lent will."""
@@ -425,7 +433,7 @@ class CoreMachine(RuleBasedStateMachine):
 
 TestCore = CoreMachine.TestCase
 TestCore.settings = settings(
-    max_examples=int(EXAMPLES or 300),
+    max_examples=int(EXAMPLES or 500),
     stateful_step_count=40,
     derandomize=EXAMPLES is None,
     database=None,

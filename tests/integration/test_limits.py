@@ -1,0 +1,285 @@
+"""Waiting: order, timeouts, the queue's limit, interrupts, and growth in the background."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_pgpool import PoolTimeout, TooManyRequests
+from tests.integration.helpers import PATIENCE, Gate, Recorder, ask, fill, in_thread, let_lie, make, wait_until
+
+if TYPE_CHECKING:
+    from otel_pgpool import ConnectionPool
+
+
+def test_first_come_first_served(dsn: str) -> None:
+    """Waiters are served in the order in which they came."""
+    served: list[int] = []
+    with make(1, 1, dsn) as pool:
+        held = pool.getconn()
+
+        def work(number: int) -> None:
+            with pool.connection():
+                served.append(number)
+
+        waiting = []
+        for number in range(8):
+            waiting.append(in_thread(work, number))
+            assert wait_until(lambda number=number: pool.stats().waiting == number + 1)
+        pool.putconn(held)
+        for future in waiting:
+            future.result(PATIENCE)
+        assert served == list(range(8))
+        assert pool.stats().queued == 8
+
+
+def test_timeout_is_kept(dsn: str) -> None:
+    """Neither earlier nor much later."""
+    with make(1, 1, dsn, timeout=0.3) as pool:
+        held = pool.getconn()
+        began = time.monotonic()
+        with pytest.raises(PoolTimeout):
+            pool.getconn()
+        assert 0.3 <= time.monotonic() - began < 3
+        assert pool.stats().timeouts == 1
+        pool.putconn(held)
+
+
+@pytest.mark.parametrize("idle_for", [0.0, 1.0, 60.0])
+def test_timeout_0_takes_an_idle_one(dsn: str, idle_for: float) -> None:
+    """At every rung of the ladder: just used, looked at, asked."""
+    with make(1, 1, dsn) as pool:
+        pid = fill(pool, 1)[0]
+        let_lie(pool, idle_for)
+        conn = pool.getconn(timeout=0)
+        assert conn.info.backend_pid == pid
+        pool.putconn(conn)
+
+
+def test_timeout_0_raises_at_once_and_asks_for_growth(dsn: str) -> None:
+    """Nothing is idle: it raises without waiting, and a connection is made for the next."""
+    with make(1, 2, dsn) as pool:
+        held = pool.getconn()
+        began = time.monotonic()
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0)
+        assert time.monotonic() - began < 1
+        assert wait_until(lambda: pool.stats().idle == 1)
+        second = pool.getconn(timeout=0)
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0)
+        assert pool.stats().size == 2
+        pool.putconn(held)
+        pool.putconn(second)
+
+
+def test_timeout_0_as_the_pools_own(dsn: str) -> None:
+    """The pool's own timeout may be 0, as a mover from the stock pool wants it."""
+    with make(1, 2, dsn, timeout=0) as pool:
+        held = pool.getconn()
+        with pytest.raises(PoolTimeout):
+            pool.getconn()
+        pool.putconn(held)
+
+
+def test_infinite_timeout(dsn: str) -> None:
+    """`math.inf` waits for as long as it takes."""
+    with make(1, 1, dsn, timeout=math.inf) as pool:
+        held = pool.getconn()
+        waiting = in_thread(pool.getconn)
+        assert wait_until(lambda: pool.stats().waiting == 1)
+        pool.putconn(held)
+        pool.putconn(waiting.result(PATIENCE))
+
+
+def interrupt_when(pool: ConnectionPool, waiting: int) -> threading.Thread:
+    def run() -> None:
+        assert wait_until(lambda: pool.stats().waiting == waiting)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 30.0])
+def test_interrupted_wait_leaves_no_waiter(dsn: str, timeout: float) -> None:
+    """Ctrl-C ends the wait, and neither a waiter nor a connection stays behind."""
+    recorder = Recorder()
+    with make(1, 1, dsn, timeout=timeout, observer=recorder) as pool:
+        held = pool.getconn()
+        for number in (1, 2, 3):
+            thread = interrupt_when(pool, 1)
+            with pytest.raises(KeyboardInterrupt), pool.connection():
+                pytest.fail("none was free")
+            thread.join(PATIENCE)
+            assert pool.stats().waiting == 0
+            assert pool.stats().errors == number
+        (checkout, error) = recorder.calls("failed")[0]
+        assert (checkout.outcome, checkout.error_type) == ("error", "KeyboardInterrupt")
+        assert isinstance(error, KeyboardInterrupt)
+        pool.putconn(held)
+        pool.putconn(pool.getconn(timeout=0))
+
+
+def test_interrupts_at_any_moment_lose_no_connection(dsn: str) -> None:
+    """Ctrl-C while a connection is being handed over, again and again: all places are free in the end."""
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+
+        def hand_over_and_interrupt(held: Any, round_: int) -> None:
+            assert wait_until(lambda: pool.stats().waiting == 1)
+            if round_ % 2:
+                pool.putconn(held)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            if not round_ % 2:
+                pool.putconn(held)
+
+        for round_ in range(20):
+            held = pool.getconn()
+            other = in_thread(hand_over_and_interrupt, held, round_)
+            del held
+            try:
+                with pool.connection():
+                    time.sleep(1)  # until the interrupt, where the hand-over was first
+            except KeyboardInterrupt:
+                pass
+            other.result(PATIENCE)
+        assert wait_until(lambda: pool.stats().used == 0)
+        assert pool.stats().waiting == 0
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+
+
+def test_max_waiting(dsn: str) -> None:
+    """Past the limit a checkout raises at once; who timed out no longer counts."""
+    recorder = Recorder()
+    with make(1, 1, dsn, max_waiting=2, timeout=PATIENCE, observer=recorder) as pool:
+        held = pool.getconn()
+        short = [in_thread(pool.getconn, None) for _ in range(2)]
+        assert wait_until(lambda: pool.stats().waiting == 2)
+        began = time.monotonic()
+        with pytest.raises(TooManyRequests, match=r"2 waiting \(max_waiting=2\)"):
+            pool.getconn()
+        assert time.monotonic() - began < 1
+        assert recorder.calls("failed")[0][0].error_type == "too_many_requests"
+        pool.putconn(held)
+        for future in short:
+            pool.putconn(future.result(PATIENCE))
+        assert pool.stats().errors == 1
+
+
+def test_max_waiting_does_not_refuse_who_need_not_wait(dsn: str) -> None:
+    """With a connection idle, the limit refuses nobody."""
+    with make(1, 1, dsn, max_waiting=1) as pool:
+        for _ in range(5):
+            with pool.connection():
+                pass
+
+
+def test_nested_checkouts_beyond_the_pool(dsn: str) -> None:
+    """A thread that holds all there is waits for itself: the error says so."""
+    with make(1, 2, dsn) as pool, pool.connection(), pool.connection():
+        with pytest.raises(PoolTimeout, match=r"this thread itself holds 2") as caught, pool.connection(timeout=0.05):
+            pytest.fail("none was free")
+        assert caught.value.used == 2
+
+
+# Growth
+
+
+def test_slow_connect_does_not_hold_up_callers(dsn: str) -> None:
+    """Who waits for a new connection takes a returned one that comes before."""
+    gate = Gate(free=1)
+    recorder = Recorder()
+    with make(1, 2, dsn, connection_factory=gate, observer=recorder) as pool:
+        held = pool.getconn()
+        waiting = in_thread(pool.getconn)
+        assert wait_until(lambda: gate.calls == 2)
+        assert pool.stats().connecting == 1
+        pool.putconn(held)
+        assert waiting.result(PATIENCE) is held
+        assert recorder.calls("acquired")[-1][0].path == "queued"
+        gate.open()
+        assert wait_until(lambda: pool.stats().idle == 1)
+        pool.putconn(held)
+        assert pool.stats().size == 2
+
+
+def test_path_of_a_new_connection(dsn: str) -> None:
+    """Served by the new connection: path `new`, counted as such."""
+    recorder = Recorder()
+    with make(0, 1, dsn, observer=recorder) as pool:
+        with pool.connection():
+            pass
+        with pool.connection():
+            pass
+        assert [checkout.path for (checkout,) in recorder.calls("acquired")] == ["new", "idle"]
+        assert pool.stats().checkouts == {"idle": 1, "queued": 0, "new": 1}
+
+
+def test_spike_opens_at_most_three(dsn: str) -> None:
+    """50 callers on 5 of at most 50 connections, with connects that do not come in time: at most 3 are begun."""
+    gate = Gate(free=5)
+    with make(5, 50, dsn, connection_factory=gate, timeout=PATIENCE) as pool:
+
+        def work() -> None:
+            with pool.connection():
+                time.sleep(0.002)
+
+        for future in [in_thread(work) for _ in range(50)]:
+            future.result(PATIENCE)
+        assert gate.calls <= 8
+        gate.open()
+        assert wait_until(lambda: pool.stats().connecting == 0)
+        assert gate.calls <= 8
+        assert pool.stats().size <= 8
+
+
+def test_connects_are_at_most_three_at_a_time(dsn: str) -> None:
+    """Even when many connections are wanted, at most three are being made."""
+    gate = Gate(free=0)
+    with make(0, 10, dsn, connection_factory=gate, timeout=PATIENCE) as pool:
+        done = threading.Event()
+
+        def work() -> None:
+            with pool.connection():
+                done.wait(PATIENCE)
+
+        workers = [in_thread(work) for _ in range(10)]
+        assert wait_until(lambda: gate.at_once == 3)
+        assert pool.stats().connecting == 3
+        gate.open()
+        assert wait_until(lambda: pool.stats().used == 10)
+        done.set()
+        for worker in workers:
+            worker.result(PATIENCE)
+        assert gate.most_at_once <= 3
+
+
+def test_never_over_maxconn(dsn: str, admin: Any) -> None:
+    """The server never sees more sessions than `maxconn`, whatever many threads do."""
+    most = 0
+    with make(0, 3, dsn, application_name="bounded", timeout=PATIENCE) as pool:
+        stop = threading.Event()
+
+        def work(number: int) -> None:
+            for turn in range(15):
+                conn = pool.getconn()
+                pool.putconn(conn, close=(turn + number) % 5 == 0)
+
+        workers = [in_thread(work, number) for number in range(8)]
+        while not all(worker.done() for worker in workers):
+            most = max(most, pool.stats().size)
+            count = ask(admin, "select count(distinct pid) from pg_stat_activity where application_name = 'bounded'")
+            assert pool.stats().size <= 3
+            assert count <= 3 + 3, "sessions of connections just closed may still be ending"
+        stop.set()
+        for worker in workers:
+            worker.result(PATIENCE)
+        assert 0 < most <= 3
+        assert pool.stats().used == 0
