@@ -312,7 +312,7 @@ class ConnectionPool:
             logger.debug("the maintenance thread could not be started", exc_info=True)
 
     def _lament(self, error: Exception) -> None:
-        """Log that the observer raised, at most once a minute, and without this pool's frames: they hold connections."""
+        """Log that the observer raised: once a minute, and without this pool's frames, which hold connections."""
         now = monotonic()
         if now < self._next_lament:
             return

@@ -28,8 +28,8 @@ EXAMPLES = os.environ.get("PROPERTY_EXAMPLES")
 """How many random runs to make; without it, the same 500 each time."""
 
 MAX_RETRIES = 3
-MAX_IDLE = 3.0
 A_MOMENT, LONG = 0.01, 1.0
+MAX_IDLE = LONG
 LIFETIMES = st.sampled_from([100.0, 2 * LONG, A_MOMENT * 2])
 WHICH = st.integers(0, 5)
 PAUSES = st.sampled_from([A_MOMENT, STALE, LONG])
@@ -143,6 +143,8 @@ class CoreMachine(RuleBasedStateMachine):
         if now >= slot.expires:
             self.core.withdraw(checkout)
         elif dead:
+            if dead > 1:
+                self.ask()  # somebody else asks while this one looks
             self.core.withdraw(checkout, Attempt(now, "OSError", 0.0), OSError())
             self.retries += 1
         else:
