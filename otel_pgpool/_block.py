@@ -36,10 +36,11 @@ class Block:
     _conn: connection | None
 
     def __enter__(self) -> connection:
+        pool = self._pool
+        checkout = Checkout()
         if self._checkout is not None:
             raise PoolError("this connection() is in use: call pool.connection() again for a second connection")
-        pool = self._pool
-        self._checkout = checkout = Checkout()
+        self._checkout = checkout  # no call between the question and this: no other thread comes between
         checkout.place = self._place
         checkout.thread_id = get_ident()
         checkout.path = None

@@ -162,7 +162,10 @@ def _is_own(module: str) -> bool:
 def describe(place: Place) -> str:
     """``file:line function``."""
     code, instruction = place
-    name = code.co_qualname if sys.version_info >= (3, 11) else code.co_name
+    if sys.version_info >= (3, 11):
+        name = code.co_qualname
+    else:
+        name = code.co_name
     return f"{code.co_filename}:{_line(code, instruction)} {name}"
 
 

@@ -81,7 +81,9 @@ def function(option: str, value: Any, *, also: str = "None") -> Any:
         ValueError: neither.
     """
     if value is not None and not callable(value):
-        raise refuse(option, value, f"a callable or {also}")
+        raise ValueError(
+            f"{option} must be a callable or {also}, not of type {type(value).__name__}"
+        )  # it may hold secrets
     return value
 
 
@@ -97,8 +99,10 @@ def environment_seconds(variable: str, default: float, environ: Mapping[str, str
     try:
         number = float(text)
     except ValueError:
-        raise refuse(variable, text, "a number of seconds of at least 0 (inf allowed)") from None
-    return seconds(variable, number)
+        number = math.nan
+    if math.isnan(number) or number < 0:
+        raise refuse(variable, text, "a number of seconds of at least 0 (inf allowed)")
+    return number
 
 
 def environment_choice(variable: str, choices: tuple[str, ...], environ: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from otel_pgpool._deadline import IO_DEADLINE, Deadline, sever
+from otel_pgpool._errors import sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -49,23 +50,23 @@ def is_clean(conn: connection, slot: Slot) -> bool:
 # Liveness
 
 
-def poller(conn: connection) -> Any:
-    """What `is_readable` asks; None where the platform has no ``poll``."""
-    if not hasattr(select, "poll"):
-        return None
-    poll = select.poll()
-    poll.register(conn.fileno(), select.POLLIN)
-    return poll
+def is_readable(conn: connection) -> bool:
+    """Whether the server has sent something to an idle connection: its end, or a notice. 1 us, no round trip.
 
-
-def is_readable(slot: Slot) -> bool:
-    """Whether the server has sent something to an idle connection: its end, or a notice. 1 us, no round trip."""
-    return slot.poller is None or bool(slot.poller.poll(0))
+    True also where that cannot be told: on a closed connection, or a platform without ``poll``. Each call has a poll
+    object of its own, as one must not be used by two threads at once.
+    """
+    try:
+        poll = select.poll()
+        poll.register(conn.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    except (psycopg2.Error, AttributeError, OSError, ValueError):
+        return True
 
 
 def readable(suspects: Iterable[tuple[Slot, float]]) -> list[tuple[Slot, float]]:
     """Those of the idle of which `is_readable` holds."""
-    return [(slot, since) for slot, since in suspects if is_readable(slot)]
+    return [(slot, since) for slot, since in suspects if (conn := slot.conn) is not None and is_readable(conn)]
 
 
 def ping(conn: connection, check: Callable[[connection], object] | None, seconds: float = IO_DEADLINE) -> None:
@@ -171,13 +172,13 @@ def _restore(conn: connection, baseline: tuple[Any, ...]) -> None:
 
 def ended_session(error: BaseException | None) -> bool:
     """Whether the SQLSTATE says that the session is over: class 08, or a shutdown of the server."""
-    sqlstate = getattr(error, "pgcode", None) or ""
-    return sqlstate.startswith(CONNECTION_EXCEPTION) or sqlstate in SESSION_ENDED
+    state = sqlstate(error) or ""
+    return state.startswith(CONNECTION_EXCEPTION) or state in SESSION_ENDED
 
 
 def refused_writing(error: BaseException | None, conn: connection) -> bool:
     """Whether a write failed on a read-only transaction that the borrower had not asked for through psycopg2."""
-    return getattr(error, "pgcode", None) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
+    return sqlstate(error) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
 
 
 def is_read_only_server(conn: connection) -> bool:
@@ -199,5 +200,5 @@ def close(conn: connection) -> None:
     """Close it, whatever it is doing, within the deadline."""
     if conn.get_transaction_status() == ACTIVE:
         sever(conn)
-    with Deadline(conn), suppress(psycopg2.Error):
+    with Deadline(conn), suppress(Exception):  # a subclass of the user's may raise anything
         conn.close()

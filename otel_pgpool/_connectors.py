@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool._checkout import Attempt
-from otel_pgpool._connection import close, poller, settings
+from otel_pgpool._connection import close, settings
 from otel_pgpool._observer import Connect
 from otel_pgpool._settlement import bare, describe
 from otel_pgpool._wakeup import Wakeup
@@ -91,8 +91,8 @@ class Connectors:
             return None
         with self._core.lock:
             delay = self._turn(me, monotonic())
-            slot = None if delay != 0.0 else self._core._claim()
-            if delay is None or (delay == 0.0 and slot is None):
+            slot = self._core._claim() if delay == 0.0 else None
+            if slot is None and not delay:
                 self._leave(me)
                 return None
         if slot is None:
@@ -101,13 +101,11 @@ class Connectors:
         return self._connect(pool, slot)
 
     def _turn(self, me: threading.Thread, now: float) -> float | None:
-        """Under the lock: seconds until this thread may try; None if during an outage another one does."""
+        """Under the lock: seconds until this thread may try; None during an outage that another one ends."""
         outage = self._core.outage
         if outage is None:
             return 0.0
-        if self._core.prober not in (None, me):
-            return None
-        if not self._core._wanted():
+        if self._core.prober not in (None, me) or not self._core._wanted():
             return None
         self._core.prober = me
         return max(0.0, outage.next_attempt - now)
@@ -130,8 +128,12 @@ class Connectors:
             if conn is not None:
                 close(conn)
             delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(attempt - 1, 16)))  # noqa: S311 - jitter
-            text = describe(pool, error)
-            self._missed(pool, slot, Connect(attempt, began, monotonic(), asked_by, bare(error), text), delay)
+            text = ""
+            try:
+                text = describe(pool, error)
+            finally:
+                failed = Connect(attempt, began, monotonic(), asked_by, bare(error), text)
+                self._missed(pool, slot, failed, delay)
             if not isinstance(error, Exception):
                 raise
             return 0.0
@@ -150,7 +152,7 @@ class Connectors:
             slot.conn = conn
             pool._discard([slot], reason)
         elif self._core.parked:
-            pool._wake_maintenance()  # what was made just now is lent without a look
+            pool._wake_maintenance()  # there is a lifetime to watch
 
     def _missed(self, pool: ConnectionPool, slot: Slot, connect: Connect, delay: float) -> None:
         error = connect.error
@@ -174,8 +176,6 @@ def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
     now = monotonic()
     slot.pid = conn.get_backend_pid()
     slot.baseline = settings(conn)
-    slot.poller = poller(conn)
     slot.key = id(conn)
     slot.ref = weakref.ref(conn, pool._dropped.append)
     slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # noqa: S311 - jitter
-    slot.review_at = min(slot.review_at, slot.expires)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool._checkout import Attempt, Blocker, Checkout
@@ -57,6 +58,7 @@ class Core(Members):
         self.max_retries = max_retries
 
         self.queue = Queue()  # empty while a slot is idle
+        self.deferred: deque[tuple[Checkout, connection, float, str | None]] = deque()  # returns at a bad moment
         self.fillers: list[Sleeper] = []  # wait for minconn connections
         self.grow = False  # a caller that would not wait asked for one more connection
         self.outage: Outage | None = None
@@ -71,7 +73,7 @@ class Core(Members):
         """Lend the connection used last, if one is idle and nobody queues for it.
 
         ``checkout.path`` stays None for one that nobody has seen alive for `FRESH`: the borrower must look at it
-        first, and `confirm` it or `withdraw` it.
+        first, and `confirm` it or `withdraw` it. So it does while the maintenance is parked, which it then wakes.
         """
         if not self.idle or self.queue:
             return None
@@ -85,7 +87,7 @@ class Core(Members):
         slot.checkout = checkout
         conn = slot.conn
         slot.conn = None
-        if conn is not None and started - slot.seen < FRESH:  # None: `recover` was faster
+        if conn is not None and started - slot.seen < FRESH and not self.parked:  # None: `recover` was faster
             slot.idle_checkouts += 1
             checkout.path = "idle"
         return conn
@@ -119,7 +121,7 @@ class Core(Members):
             if self.state is State.CLOSED:
                 raise PoolClosed("connection pool is closed")
             self._match(now)
-            if 0 < self.max_waiting <= len(self.queue) and not self.idle:
+            if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and not self.idle:
                 raise TooManyRequests(
                     f"the queue is full: {len(self.queue)} waiting (max_waiting={self.max_waiting}), "
                     f"{self.used} of {self.maxconn} connections in use"
@@ -177,8 +179,11 @@ class Core(Members):
             self.idle.append(slot)
 
     def _serve(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
-        """Give a connection to the first waiter, who wakes inside the lock: no exception comes between."""
-        waiter = self.queue.popleft()
+        """Give a connection to the first waiter, who wakes inside the lock.
+
+        It leaves the queue only then, so that an exception that comes between costs it nothing.
+        """
+        waiter = self.queue[0]
         checkout = waiter.checkout
         checkout.slot = slot
         checkout.acquired = now
@@ -189,6 +194,7 @@ class Core(Members):
             self.wait_seconds += now - checkout.started
             self.served[path] += 1
         waiter.serve(conn)
+        self.queue.popleft()
 
     # Return
 
@@ -227,6 +233,10 @@ class Core(Members):
 
     def _release_with_care(self, checkout: Checkout, conn: connection, now: float, reason: str | None) -> str | None:
         slot = checkout.slot
+        if self.lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks it
+            # The garbage collector closes a generator in the middle of a decision of this thread.
+            self.deferred.append((checkout, conn, now, reason))
+            return None
         with self.lock:
             if slot not in self.members:
                 return GONE
@@ -244,6 +254,16 @@ class Core(Members):
             slot.seen, slot.returned = checkout.acquired, now
             self._offer(slot, conn, now, "queued" if held < FRESH else None)
             return None
+
+    def settle_deferred(self) -> list[tuple[Slot, connection, str]]:
+        """Do the returns that came at a bad moment; those to be closed are returned, with the reason."""
+        closing = []
+        while self.deferred:
+            checkout, conn, now, reason = self.deferred.popleft()
+            verdict = self._release_with_care(checkout, conn, now, reason)
+            if verdict is not None and verdict is not GONE:
+                closing.append((checkout.slot, conn, verdict))
+        return closing
 
     def _reconsider(self, slot: Slot, now: float) -> str | None:
         """Somebody has queued, or the slot was condemned, while it became idle."""
@@ -265,6 +285,8 @@ class Core(Members):
         """Whether one more connection should be made now."""
         if self.state is not State.OPEN or len(self.members) >= self.maxconn:
             return False
+        if self.outage is not None and not self.opening:  # until the server is reached once
+            return True
         return len(self.opening) < max(len(self.queue), self.grow) or self.remaining < self.minconn
 
     def _claim(self) -> Slot | None:
@@ -292,13 +314,13 @@ class Core(Members):
             slot.serial = self.created
             self.slots[slot.key] = slot
             slot.seen = now
+            slot.review_at = min(slot.review_at, slot.expires)
             reason = self._review(slot, now) if now >= slot.review_at else None
             if reason is not None:
                 self.closing.add(slot)
             else:
                 self._offer(slot, conn, now, "new")
-            if len(self.idle) + self.used >= self.minconn:
-                self._notify_fillers()
+            self._notify_if_filled()
             self._notify_closers()
             return reason, ended
 
@@ -335,6 +357,10 @@ class Core(Members):
             self.fillers.append(sleeper)
             return sleeper
 
+    def _notify_if_filled(self) -> None:
+        if len(self.idle) + self.used >= self.minconn:
+            self._notify_fillers()
+
     def _notify_fillers(self, error: BaseException | None = None) -> None:
         while self.fillers:
             self.fillers.pop().wake(error)
@@ -355,9 +381,9 @@ class Core(Members):
     def unopen(self) -> list[Slot]:
         """Opening has failed: as before it. The idle are returned to be closed."""
         with self.lock:
-            if self.state is State.OPEN:
+            if self.state is State.OPEN and not self.queue:  # those who wait go on waiting
                 self.state = State.NEW
-            self.outage = None
+                self.outage = None
             return self._condemn("closed")
 
     def close(self) -> list[Slot]:
@@ -384,8 +410,7 @@ class Core(Members):
         with self.lock:
             self.minconn, self.maxconn = minconn, maxconn
             shed = self._shed(self.remaining - maxconn)
-            if len(self.idle) + self.used >= minconn:
-                self._notify_fillers()
+            self._notify_if_filled()
             if self.remaining > maxconn:
                 for slot in self.members:
                     slot.review_at = AT_ONCE
@@ -404,4 +429,5 @@ class Core(Members):
                 slot.seen = now
                 conn, slot.conn = slot.conn, None
                 self._offer(slot, conn, now, "queued")
+                self._notify_if_filled()
             return reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
     from typing_extensions import Self
+
+logger = logging.getLogger("otel_pgpool")
 
 IO_DEADLINE = 5.0
 """Seconds for each ping, check, rollback on return, reset and close."""
@@ -45,7 +48,11 @@ class Deadline:
     def __enter__(self) -> Self:
         with suppress(psycopg2.Error, OSError):  # a closed connection has nothing that could block
             self._fd = os.dup(self._conn.fileno())
-            _watch.add(self)
+            try:
+                _watch.add(self)
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
@@ -78,7 +85,9 @@ class _Watch:
     """One thread for the whole process, which sleeps until the next deadline, or a little less."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the attributes below, and the descriptors of the deadlines among them
+        # Guards the attributes below, and the descriptors of the deadlines among them. Reentrant, because the garbage
+        # collector may end a block, and so return a connection, inside it.
+        self._lock = threading.RLock()
         self._deadlines: set[Deadline] = set()
         self._wakes_at = math.inf
         self._thread: threading.Thread | None = None
@@ -92,9 +101,20 @@ class _Watch:
             if self._thread is None:
                 thread = self._thread = threading.Thread(target=self._run, name="otel_pgpool-deadlines", daemon=True)
         if thread is not None:
-            thread.start()
+            self._start(thread)
         elif sooner:
             self._wakeup.ring()
+
+    def _start(self, thread: threading.Thread) -> None:
+        try:
+            thread.start()
+        except BaseException as error:
+            with self._lock:
+                if self._thread is thread:
+                    self._thread = None
+            if not isinstance(error, RuntimeError):
+                raise
+            logger.warning("no thread can be started to watch deadlines: %s; this call has none", error)
 
     def remove(self, deadline: Deadline) -> None:
         with self._lock:
@@ -115,10 +135,11 @@ class _Watch:
                 if self._thread is not threading.current_thread():
                     return
                 now = time.monotonic()
-                for deadline in [deadline for deadline in self._deadlines if deadline.at <= now]:
-                    self._deadlines.discard(deadline)
-                    deadline.cut()
-                self._wakes_at = min((deadline.at for deadline in self._deadlines), default=now + IDLE_EXIT)
+                for deadline in list(self._deadlines):
+                    if deadline.at <= now:
+                        self._deadlines.discard(deadline)
+                        deadline.cut()
+                self._wakes_at = min((each.at for each in list(self._deadlines)), default=now + IDLE_EXIT)
             rung = self._wakeup.wait(self._wakes_at - now)
             with self._lock:
                 if not rung and not self._deadlines and self._thread is threading.current_thread():

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from otel_pgpool._observer import Holder, PoolStats
 
 
+def sqlstate(error: BaseException | None) -> str | None:
+    """The SQLSTATE of an error of psycopg2's, None for any other."""
+    return error.pgcode if isinstance(error, psycopg2.Error) else None
+
+
+def error_type(error: BaseException) -> str:
+    """What telemetry calls an error: its SQLSTATE, or the name of its class."""
+    return sqlstate(error) or type(error).__name__
+
+
 class PoolError(psycopg2.pool.PoolError):
     """The pool refused: a misuse, or one of the subclasses."""
 

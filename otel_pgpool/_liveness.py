@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from otel_pgpool._checkout import Attempt
 from otel_pgpool._connection import PING_AFTER, is_readable, ping, readable
 from otel_pgpool._deadline import IO_DEADLINE
-from otel_pgpool._settlement import bare, error_type
+from otel_pgpool._errors import error_type
+from otel_pgpool._settlement import bare
+from otel_pgpool._slot import NEVER
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -17,12 +19,21 @@ if TYPE_CHECKING:
     from otel_pgpool._pool import ConnectionPool
     from otel_pgpool._slot import Slot
 
-LEAST_CHECK = 0.1
-"""Seconds that a check is given even when the caller's timeout leaves less."""
+LOOKING = 0.1
+"""Seconds that all looks of a checkout together may take even when its timeout leaves less."""
+
+LEAST_LOOK = 0.02
 
 
-def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, deadline: float) -> bool:
-    """Look at a connection that lay idle: hand it over, or discard it and every other dead one."""
+def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: float) -> bool:
+    """Look at a connection that lay idle: hand it over, or discard it and every other dead one.
+
+    Args:
+        pool: the pool.
+        checkout: who wants it.
+        conn: the connection that it took.
+        limit: when the looking must end, as a reading of the clock.
+    """
     core, slot, now = pool._core, checkout.slot, monotonic()
     if now >= slot.expires:
         core.withdraw(checkout)
@@ -30,14 +41,18 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, deadlin
         pool._discard([slot], "expired", None, checkout)
         return False
     try:
-        _ask(pool, slot, conn, now, min(IO_DEADLINE, max(LEAST_CHECK, deadline - now)))
+        _ask(pool, slot, conn, now, _bound(limit, now))
     except BaseException as failure:
         error = bare(failure)
         core.withdraw(checkout, Attempt(monotonic(), error_type(error), 0.0), error)
         slot.conn = conn
         reason = "broken" if pool._config.check == "auto" or conn.closed else "check_failed"
-        dead = sweep(pool) if isinstance(error, Exception) else []
-        pool._discard([slot, *dead], reason, error, checkout)
+        dead: list[Slot] = []
+        try:
+            if isinstance(error, Exception):
+                dead = sweep(pool, limit)
+        finally:
+            pool._discard([slot, *dead], reason, error, checkout)
         if not isinstance(error, Exception):
             raise
         return False
@@ -45,34 +60,38 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, deadlin
     return True
 
 
+def _bound(limit: float, now: float) -> float:
+    return min(IO_DEADLINE, max(LEAST_LOOK, limit - now))
+
+
 def _ask(pool: ConnectionPool, slot: Slot, conn: connection, now: float, bound: float) -> None:
     check = pool._config.check
     if check == "auto":
-        if now - slot.seen > PING_AFTER or is_readable(slot):
+        if now - slot.seen > PING_AFTER or is_readable(conn):
             ping(conn, None, bound)
     elif check is not None:
         ping(conn, check, bound)
 
 
-def sweep(pool: ConnectionPool) -> list[Slot]:
+def sweep(pool: ConnectionPool, limit: float) -> list[Slot]:
     """Set aside every idle connection that has died; those whose socket only carries a notice stay."""
     core = pool._core
-    return _dead(pool, core.inspect(readable(core.idle_slots())))
+    return _dead(pool, core.inspect(readable(core.idle_slots())), limit)
 
 
 def check_all(pool: ConnectionPool) -> None:
     """Ask the server through every idle connection, one after the other, and discard those that do not answer."""
     for suspect in pool._core.idle_slots():
-        pool._discard(_dead(pool, pool._core.inspect([suspect])), "check_failed")
+        pool._discard(_dead(pool, pool._core.inspect([suspect]), NEVER), "check_failed")
 
 
-def _dead(pool: ConnectionPool, aside: list[Slot]) -> list[Slot]:
+def _dead(pool: ConnectionPool, aside: list[Slot], limit: float) -> list[Slot]:
     """Of those set aside, the ones that do not answer, to be closed; the others are offered again."""
     dead = []
     try:
         while aside:
             slot = aside[-1]
-            if not _answers(pool, slot):
+            if not _answers(pool, slot, _bound(limit, monotonic())):
                 pool._core.reject(slot)
                 dead.append(slot)
             elif (reason := pool._core.restore(slot, monotonic())) is not None:
@@ -86,12 +105,12 @@ def _dead(pool: ConnectionPool, aside: list[Slot]) -> list[Slot]:
     return dead
 
 
-def _answers(pool: ConnectionPool, slot: Slot) -> bool:
+def _answers(pool: ConnectionPool, slot: Slot, bound: float) -> bool:
     check = pool._config.check
     try:
         if slot.conn is None:
             return False
-        ping(slot.conn, check if callable(check) else None)
+        ping(slot.conn, check if callable(check) else None, bound)
     except Exception:  # noqa: BLE001 - whatever it is, the connection cannot be lent
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from time import monotonic
@@ -11,6 +12,8 @@ from otel_pgpool._observer import CRITICAL_UTILIZATION, HIGH_UTILIZATION
 
 if TYPE_CHECKING:
     from otel_pgpool._pool import ConnectionPool
+
+logger = logging.getLogger("otel_pgpool")
 
 TICK = 0.5
 """Seconds between two looks at the utilization while a connection is out."""
@@ -34,16 +37,20 @@ class Maintenance:
         self._lock = threading.Lock()  # guards the start of the thread, nothing else
         self._thread: threading.Thread | None = None
         self._level = Level()
+        self._measured = monotonic()  # the utilization
 
     def wake(self) -> None:
         """Let it look now; start it if it does not run."""
-        if self._thread is None:
+        if not self._runs():
             with self._lock:
-                if self._thread is None:
+                if not self._runs():
                     thread = threading.Thread(target=self._run, name="otel_pgpool-maintenance", daemon=True)
                     thread.start()
                     self._thread = thread
         self._wakeup.ring()
+
+    def _runs(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def join(self, seconds: float) -> None:
         """Wait for the thread to end, for at most ``seconds``."""
@@ -56,7 +63,11 @@ class Maintenance:
             pool = self._pool()
             if pool is None:
                 return
-            seconds = self._look(pool)
+            try:
+                seconds = self._look(pool)
+            except Exception:  # what it looks after must not go unwatched for one bad look
+                logger.exception("pool %s: its maintenance failed, and goes on", pool.name)
+                seconds = TICK
             if seconds is None:
                 return
             del pool
@@ -70,7 +81,7 @@ class Maintenance:
         for reason, slots in core.retire(now, pool._config.max_idle).items():
             pool._discard(slots, reason)
         self._report(pool, now)
-        parked = self._level.settled and core.park(now)
+        parked = self._level.settled and core.park()
         if pool.closed and not core.used:
             return None
         seconds = max(0.0, core.next_deadline(pool._config.max_idle) - monotonic())
@@ -84,7 +95,10 @@ class Maintenance:
             pool._connectors.kick()
             if pool._observer is not None:
                 pool._tell(pool._observer.reclaimed, checkout)
-        pool._discard(pool._core.recover(), "reclaimed")
+        pool._discard(pool._core.recover(now), "reclaimed")
+        for slot, conn, reason in pool._core.settle_deferred():
+            slot.conn = conn
+            pool._discard([slot], reason)
 
     def _report(self, pool: ConnectionPool, now: float) -> None:
         overdue = pool._core.flag_long_holds(now)
@@ -93,9 +107,11 @@ class Maintenance:
             return
         for checkout in overdue:
             pool._tell(observer.held_long, checkout)
-        level = self._level.changed(pool.stats().utilization)
-        if level is not None:
-            pool._tell(observer.utilization_changed, level, pool.stats())
+        if now - self._measured >= TICK:
+            self._measured = now
+            level = self._level.changed(pool.stats().utilization)
+            if level is not None:
+                pool._tell(observer.utilization_changed, level, pool.stats())
 
 
 class Level:

@@ -22,6 +22,10 @@ FRESH = 0.05
 """Seconds for which a connection that was just seen alive is lent again without a look."""
 
 
+STRAY_AFTER = 1.0
+"""Seconds in nobody's hands after which a slot counts as lost."""
+
+
 class Members:
     """The slots of a pool.
 
@@ -31,7 +35,8 @@ class Members:
 
     # The lock's law. It guards every attribute of this class and of `Core`. While it is held: no I/O, no log, no
     # telemetry, no call of user code, no wait. The garbage collector may run inside it, so this package's finalizers
-    # never take it (`Dropped`). Methods named with an underscore expect their caller to hold it.
+    # never take it (`Dropped`), and a return that finds its own thread inside it, because a generator is being closed
+    # by the collector, is deferred. Methods named with an underscore expect their caller to hold it.
     #
     # A checkout that finds an idle connection, and a return that nobody waits for, do without it, by steps that are
     # atomic in themselves: list.pop gives a slot to one taker only, deleting `Checkout.lent` lets one return only, and
@@ -40,7 +45,7 @@ class Members:
     # `idle` and then looks at the queue, a waiter queues and then looks at `idle`; so one of them sees both.
     # `idle` is therefore never replaced, and figures may be read at any time.
     def __init__(self, minconn: int, maxconn: int, long_hold: float) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.minconn = minconn
         self.maxconn = maxconn
         self.long_hold = long_hold
@@ -53,12 +58,12 @@ class Members:
         self.closing: set[Slot] = set()
         self.slots: dict[int, Slot] = {}  # the established ones, by id of the connection
         self.keys: dict[object, tuple[Slot, connection]] = {}  # of getconn(key); the key keeps its connection alive
-        self.strays: set[tuple[Slot, float]] = set()  # in nobody's hands at the last look, and since when idle
+        self.strays: dict[tuple[Slot, float], float] = {}  # in nobody's hands, by when idle, and since when seen so
 
         self.served: Counter[str] = Counter()  # checkouts by path; of the idle, those of past members
         self.discarded: Counter[str] = Counter()  # connections by reason
         self.closers: list[Sleeper] = []  # wait until nothing is out
-        self.parked = True  # the maintenance sleeps until the next checkout
+        self.parked = False  # the maintenance sleeps until the next checkout
         self.created = self.long_holds = 0
         self.hold_seconds = 0.0  # of past members
 
@@ -155,17 +160,17 @@ class Members:
             self._notify_closers()
             return lost
 
-    def recover(self) -> list[Slot]:
+    def recover(self, now: float) -> list[Slot]:
         """Set slots aside to be closed that an asynchronous exception lost between `idle` and a borrower.
 
-        They have been in nobody's hands, unused, for two looks running. They are not lent again: should their borrower
-        be alive after all, and merely slow, it must find itself without a connection and not share one.
+        They have been in nobody's hands, unused, for `STRAY_AFTER`. They are not lent again: should their borrower be
+        alive after all, and merely slow, it must find itself without a connection and not share one.
         """
         with self.lock:
             elsewhere = {*self.idle, *self.opening, *self.checking, *self.closing}
             strays = {(slot, slot.idle_since) for slot in self.members - elsewhere if slot.checkout is None}
-            lost = [slot for slot, _since in strays & self.strays]
-            self.strays = strays
+            self.strays = {stray: self.strays.get(stray, now) for stray in strays}
+            lost = [slot for (slot, _idle_since), since in self.strays.items() if now - since >= STRAY_AFTER]
             self.closing.update(lost)
             for slot in lost:
                 slot.condemn("reclaimed")
@@ -258,13 +263,15 @@ class Members:
             unused = [slot.idle_since + max_idle for slot in self.idle] if self.remaining > self.minconn else []
             return min((*holds, *lifetimes, *unused), default=NEVER)
 
-    def park(self, now: float) -> bool:
+    def park(self) -> bool:
         """Let the maintenance sleep until the next checkout, if nothing is out.
 
-        Only if what is idle has been so for long: then the next checkout looks before it takes, and wakes it.
+        Parked first, and looked second: a checkout pops first, and looks whether it is parked second.
         """
         with self.lock:
-            self.parked = not self.used and all(now - slot.seen >= FRESH for slot in self.idle)
+            self.parked = True
+            if self.used:
+                self.parked = False
             return self.parked
 
 

@@ -15,7 +15,7 @@ import psycopg2
 from otel_pgpool import _connection, _deadline, _registry
 from otel_pgpool._block import Block
 from otel_pgpool._checkout import begin, places_of
-from otel_pgpool._config import PoolConfig, limits, seconds
+from otel_pgpool._config import PoolConfig, limits, refuse, seconds
 from otel_pgpool._connection import is_clean
 from otel_pgpool._connectors import Connectors
 from otel_pgpool._core import GONE, Core, State
@@ -119,6 +119,10 @@ class ConnectionPool:
             reset=reset,
             credentials=credentials,
         )
+        if not isinstance(open, bool):
+            raise refuse("open", open, "True or False")
+        if observer is not None and observer is not ... and not hasattr(observer, "attached"):
+            raise refuse("observer", observer, "a PoolObserver or None")
         self._reset = reset
         self._target = Target(args, kwargs, credentials)
         self._next_lament = 0.0
@@ -144,6 +148,7 @@ class ConnectionPool:
             max_retries=config.max_retries,
             long_hold=config.long_hold,
         )
+        self._core.parked = True  # there is no thread yet
         self._wakeup = Wakeup()
         self._dropped = Dropped(self._wakeup)
         self._maintenance = Maintenance(self)
@@ -246,7 +251,8 @@ class ConnectionPool:
                 checkout.started = monotonic()
             conn = core.take(checkout)
             if checkout.path is None:
-                conn = obtain(self, checkout, conn, self._config.timeout if timeout is None else timeout)
+                taken, conn = conn, None
+                conn = obtain(self, checkout, taken, self._config.timeout if timeout is None else timeout)
             if observer is not None:
                 try:
                     observer.acquired(checkout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Queue(deque[Waiter]):
     def leave(self, waiter: Waiter) -> None:
         """Give up the place, unless somebody has served or failed the waiter already."""
         if waiter.conn is None and waiter.error is None:
-            self.remove(waiter)
+            with suppress(ValueError):
+                self.remove(waiter)
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         """Take one out and wake it with an error."""

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from otel_pgpool import _connection
-from otel_pgpool._errors import PoolError
+from otel_pgpool._errors import PoolError, error_type, sqlstate
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool._checkout import Checkout
     from otel_pgpool._pool import ConnectionPool
+
+ABOUT_THE_SESSION = ("08", "25", "28", "3D", "40", "53", "57")
+"""Classes of SQLSTATE whose messages quote nothing of a statement."""
 
 
 def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
@@ -75,17 +78,21 @@ def _fitness(
 
 
 def describe(pool: ConnectionPool, error: BaseException) -> str:
-    """An error's message for telemetry: no secrets, no SQL, no values."""
+    """An error's message for telemetry: no secrets, no SQL, no values.
+
+    The server's own messages may quote values, or be written by a trigger: of errors with a SQLSTATE only those that
+    speak of the session and the server are told, and of the others the constraint.
+    """
     if isinstance(error, PoolError):
         return str(error)
-    if isinstance(error, psycopg2.Error):
-        return error.diag.message_primary or pool._target.without_secrets(error)
-    return ""
-
-
-def error_type(error: BaseException) -> str:
-    """What telemetry calls an error: its SQLSTATE, or the name of its class."""
-    return getattr(error, "pgcode", None) or type(error).__name__
+    if not isinstance(error, psycopg2.Error):
+        return ""
+    state = sqlstate(error)
+    if state is None:
+        return pool._target.without_secrets(error)
+    if state[:2] in ABOUT_THE_SESSION:
+        return error.diag.message_primary or ""
+    return f"constraint {error.diag.constraint_name!r}" if error.diag.constraint_name else ""
 
 
 def bare(error: BaseException) -> BaseException:

@@ -34,7 +34,6 @@ class Slot:
         "idle_checkouts",
         "key",
         "pid",
-        "poller",
         "ref",
         "returned",
         "review_at",
@@ -54,7 +53,6 @@ class Slot:
         self.key = 0  # id of the connection
         self.pid = 0
         self.baseline: tuple[Any, ...] = ()  # the settings that a return restores
-        self.poller: Any = None  # tells whether the idle socket has become readable
         self.seen = AT_ONCE  # when it was last known to live
         self.returned = AT_ONCE  # when it last came back, where that is later
         self.expires = NEVER

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -13,7 +14,7 @@ from psycopg2 import extensions
 from otel_pgpool._config import refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from psycopg2.extensions import connection
 
@@ -21,6 +22,7 @@ CONNECT_TIMEOUT = 10
 """Seconds for each host, where neither the DSN nor the environment says otherwise: libpq's own default is for ever."""
 
 DEFAULT_PORT, LAST_PORT = 5432, 65535
+LAST_TOKENS = 8
 SECRETS = ("password", "sslpassword", "oauth_client_secret")
 DRIVER_KEYWORDS = ("connection_factory", "cursor_factory")
 READABLE_DSN = "a URL (postgresql://user@host:port/dbname) or libpq's key=value form"
@@ -43,7 +45,8 @@ class Target:
         self._kwargs = dict(kwargs)
         self._credentials = credentials
         parameters = _parse(args, self._kwargs)
-        self._secrets = _secrets(parameters)
+        self._secrets = tuple(_secrets(parameters))
+        self._tokens: tuple[str, ...] = ()  # the last ones that `credentials` gave; never changed in place
         if not ({"connect_timeout", "service"} & parameters.keys() or _any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
         self.address = str(
@@ -78,15 +81,20 @@ class Target:
         extra: Mapping[str, Any] = {}
         if self._credentials is not None:
             extra = self._credentials()
-            self._secrets |= _secrets(extra)
+            if not isinstance(extra, Mapping):
+                raise TypeError(
+                    f"credentials must return a mapping of connection parameters, not {type(extra).__name__}"
+                )
+            self._tokens = (*self._tokens[-LAST_TOKENS:], *_secrets(extra))
         made: connection = psycopg2.connect(*self._args, **{**self._kwargs, **extra})
         return made
 
     def without_secrets(self, error: BaseException) -> str:
         """The error's text, every password that this pool knows masked."""
         text = str(error).strip()
-        for secret in self._secrets:
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+        for secret in (*self._secrets, *self._tokens):
+            if secret in text:
+                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
         return text
 
 
@@ -113,17 +121,17 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "dsn cannot be read: '@' in the host, port or database; in a password write %40, and %2F for '/'"
         )
-    _check_ports("port", parameters.get("port"))
+    # A port out of a string may be a part of a password that is not percent-encoded.
+    _check_ports("port", parameters.get("port"), show="port" in given)
     _check_ports("PGPORT", os.environ.get("PGPORT"))
     return parameters
 
 
-def _check_ports(option: str, ports: object) -> None:
+def _check_ports(option: str, ports: object, *, show: bool = True) -> None:
+    accepted = f"a whole number of 1 to {LAST_PORT}, or one for each host"
     for port in str(ports or DEFAULT_PORT).split(","):
         if port and not (port.isdecimal() and 0 < int(port) <= LAST_PORT):
-            raise ValueError(
-                f"{option} cannot be read: expected a whole number of 1 to {LAST_PORT}, or one for each host"
-            )
+            raise refuse(option, ports, accepted) if show else ValueError(f"{option} must be {accepted}")
 
 
 def _is_url(dsn: str | None) -> bool:

@@ -7,9 +7,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool._core import GONE, State
-from otel_pgpool._errors import PoolClosed, PoolTimeout, TooManyRequests, timeout_error
-from otel_pgpool._liveness import is_alive
-from otel_pgpool._settlement import describe, error_type
+from otel_pgpool._errors import PoolClosed, PoolTimeout, TooManyRequests, error_type, timeout_error
+from otel_pgpool._liveness import LOOKING, is_alive
+from otel_pgpool._settlement import describe
 from otel_pgpool._wakeup import wait_for
 
 if TYPE_CHECKING:
@@ -31,16 +31,24 @@ def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, ti
         PoolClosed: the pool is closed.
     """
     deadline = checkout.started + timeout
-    while True:
-        if conn is None:
-            conn = queue(pool, checkout, deadline)
-        if checkout.path is not None or is_alive(pool, checkout, conn, deadline):
-            break
-        if pool._core.exhausted(checkout):
-            raise _gave_up(pool, checkout)
-        conn = pool._core.take(checkout)
-    if pool._core.parked:
-        pool._wake_maintenance()
+    limit = max(deadline, checkout.started + LOOKING)
+    try:
+        while True:
+            if conn is None:
+                conn = queue(pool, checkout, deadline)
+            if checkout.path is not None or is_alive(pool, checkout, conn, limit):
+                break
+            conn = None
+            if pool._core.exhausted(checkout):
+                raise _gave_up(pool, checkout)  # noqa: TRY301 - the handler below lets it pass
+            if monotonic() < limit:
+                conn = pool._core.take(checkout)
+        if pool._core.parked:
+            pool._wake_maintenance()
+    except BaseException:
+        if conn is not None and hasattr(checkout, "lent") and checkout.slot.ref() is conn:
+            return_unused(pool, checkout, conn)
+        raise
     return conn
 
 
@@ -56,6 +64,8 @@ def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connecti
         raise _timeout(pool, checkout, "no connection is idle")
     waiter = core.join(checkout, now)
     try:
+        if core.parked:
+            pool._wake_maintenance()  # it watches those who hold what this one waits for
         if core.remaining < core.maxconn:
             pool._connectors.kick()
         wait_for(waiter.lock, deadline - now)

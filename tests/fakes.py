@@ -62,7 +62,7 @@ class IdleList(list["Slot"]):
         return slot
 
     def _reach(self, moment: str) -> None:
-        if self._meanwhile is not None and self._meanwhile[0] == moment and not self._core.lock.locked():
+        if self._meanwhile is not None and self._meanwhile[0] == moment and not self._core.lock._is_owned():
             _moment, action = self._meanwhile
             self._meanwhile = None
             action()
@@ -134,8 +134,15 @@ class Desk:
     def join(self, checkout: Checkout | None = None) -> Waiter:
         return self.core.join(checkout or self.ask(), self.now)
 
+    def accept(self, waiter: Waiter) -> FakeConnection | None:
+        """What a waiter was handed, found alive where the core asks for a look."""
+        if waiter.conn is not None and waiter.checkout.path is None:
+            self.core.confirm(waiter.checkout, self.now)
+        return waiter.conn
+
     def give_back(self, checkout: Checkout, conn: FakeConnection, reason: str | None = None) -> str | None:
         """Return a connection; why it was closed, `GONE`, or None when it stays."""
+        assert conn is not None, "it was dropped"
         verdict = self.core.release(checkout, conn, self.now, reason)
         if verdict is not None and verdict is not GONE:
             checkout.slot.conn = conn

@@ -464,7 +464,10 @@ def test_names_exist(document: str) -> None:
     """What a text calls on the pool, and the errors and the variables that it names, exist."""
     text = text_of(document)
     ours = {code(row[0])[0] for row in table(README, "variables")}
-    assert set(re.findall(r"\bOTEL_[A-Z_]*[A-Z]\b", text)) <= ours | vars(environment_variables).keys() | vars(sdk_variables).keys()
+    assert (
+        set(re.findall(r"\bOTEL_[A-Z_]*[A-Z]\b", text))
+        <= ours | vars(environment_variables).keys() | vars(sdk_variables).keys()
+    )
     called = re.findall(r"\bpool\.(\w+)\(", text)
     assert {name for name in called if not hasattr(ConnectionPool, name)} == set()
     named = re.findall(r"`(Pool\w+|TooMany\w+)`", text)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool._version import __version__
 from otel_pgpool.cli.endpoint import ENDPOINT_VARIABLE, Endpoint
+from otel_pgpool.cli.errors import CommandError
 from otel_pgpool.cli.interrupts import Interrupted, Interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from otel_pgpool.cli import demo
 
 LONGEST = 600.0
 USAGE_ERROR = 2
@@ -59,22 +58,21 @@ def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
         if options.command == "report":
             demo.report(options.folder, slowest=options.slowest, as_json=options.json)
             return 0
-        return demo.Demo(_demo_options(options), interrupts).run()
-    except demo.DemoError as error:
+        endpoint = options.endpoint or _endpoint_of_environment()
+        wanted = demo.Options(options.seconds, options.dsn, endpoint, options.out, options.json)
+        return demo.Demo(wanted, interrupts).run()
+    except CommandError as error:
         return _refuse(str(error))
 
 
-def _demo_options(options: argparse.Namespace) -> demo.Options:
-    from otel_pgpool.cli import demo  # noqa: PLC0415 - needs the extra
-
-    endpoint = options.endpoint
+def _endpoint_of_environment() -> Endpoint | None:
     url = os.environ.get(ENDPOINT_VARIABLE, "").strip()
-    if endpoint is None and url:
-        try:
-            endpoint = Endpoint.parse(url, os.environ, bare=False)
-        except ValueError as error:
-            raise demo.DemoError(f"{ENDPOINT_VARIABLE}: {error}") from None
-    return demo.Options(options.seconds, options.dsn, endpoint, options.out, options.json)
+    if not url:
+        return None
+    try:
+        return Endpoint.parse(url, os.environ, bare=False)
+    except ValueError as error:
+        raise CommandError(f"{ENDPOINT_VARIABLE}: {error}") from None
 
 
 def _refuse(message: str, status: int = USAGE_ERROR) -> int:

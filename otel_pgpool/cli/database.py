@@ -12,6 +12,8 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import parse_dsn
 
+from otel_pgpool.cli.errors import CommandError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,10 +38,6 @@ INSERT INTO orders (customer_id, product_id) SELECT 1 + i % 50, 2 + i % 199 FROM
 """
 
 
-class DatabaseError(Exception):
-    """The database cannot be used for the demo; the message is one line, without a password."""
-
-
 class Database:
     """A database with room for the shop: its tables live in a schema with a name that nobody else has."""
 
@@ -47,15 +45,15 @@ class Database:
         """Check that ``dsn`` can be read; connect nothing yet.
 
         Raises:
-            DatabaseError: it cannot; ``option`` names where it came from.
+            CommandError: it cannot; ``option`` names where it came from.
         """
         try:
             self._parameters = parse_dsn(dsn)
         except psycopg2.ProgrammingError:
             # Without libpq's text, which quotes the part that it could not read: it may be the password.
-            raise DatabaseError(f"{option} cannot be read: expected {ACCEPTED}") from None
+            raise CommandError(f"{option} cannot be read: expected {ACCEPTED}") from None
         if not self._parameters:
-            raise DatabaseError(f"{option} is empty: expected {ACCEPTED}")
+            raise CommandError(f"{option} is empty: expected {ACCEPTED}")
         self._option = option
         self._dsn = dsn
         self.schema = f"otel_pgpool_demo_{secrets.token_hex(4)}"
@@ -84,7 +82,7 @@ class Database:
         """Connect. In a thread of its own, so that Ctrl-C need not wait for libpq.
 
         Raises:
-            DatabaseError: the server cannot be reached, or refuses.
+            CommandError: the server cannot be reached, or refuses.
         """
         outcome: list[connection | psycopg2.Error] = []
         thread = threading.Thread(target=lambda: outcome.append(self._try_connect()), daemon=True, name="connect")
@@ -93,7 +91,7 @@ class Database:
             thread.join(0.1)
         result = outcome[0]
         if isinstance(result, psycopg2.Error):
-            raise DatabaseError(f"{self._option}: {self._tell(result)}") from None
+            raise CommandError(f"{self._option}: {self._tell(result)}") from None
         self._admin = result
         self.server_version = str(result.info.parameter_status("server_version") or "").partition(" ")[0]
 
@@ -101,19 +99,19 @@ class Database:
         """Make the schema with the shop's tables.
 
         Raises:
-            DatabaseError: the role may not.
+            CommandError: the role may not.
         """
         try:
             self._run(sql.SQL("CREATE SCHEMA {0}; SET search_path TO {0};").format(sql.Identifier(self.schema)))
             self._run(_TABLES)
         except psycopg2.Error as error:
-            raise DatabaseError(f"{self._option}: the shop's tables cannot be made: {self._tell(error)}") from None
+            raise CommandError(f"{self._option}: the shop's tables cannot be made: {self._tell(error)}") from None
 
     def drop_tables(self) -> None:
         """Leave the database as it was.
 
         Raises:
-            DatabaseError: it could not be; the message names the schema that stays.
+            CommandError: it could not be; the message names the schema that stays.
         """
         drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema))
         try:
@@ -124,13 +122,13 @@ class Database:
                 self._admin = self._connect()
                 self._run(drop)
         except psycopg2.Error as error:
-            raise DatabaseError(f"schema {self.schema} could not be dropped: {self._tell(error)}") from None
+            raise CommandError(f"schema {self.schema} could not be dropped: {self._tell(error)}") from None
 
     def kill_idle(self) -> int:
         """End the pool's idle sessions, as a failover or an administrator would; their number.
 
         Raises:
-            DatabaseError: they cannot be ended.
+            CommandError: they cannot be ended.
         """
         return self._terminate("AND state = 'idle'")
 
@@ -138,7 +136,7 @@ class Database:
         """End one of the pool's sessions, whatever it does.
 
         Raises:
-            DatabaseError: it cannot be ended.
+            CommandError: it cannot be ended.
         """
         return self._terminate("AND pid = %s", pid)
 
@@ -147,11 +145,11 @@ class Database:
         try:
             return self._run("SELECT FROM pg_stat_activity WHERE application_name = %s", self.application_name)
         except psycopg2.Error as error:
-            raise DatabaseError(f"{self._option}: {self._tell(error)}") from None
+            raise CommandError(f"{self._option}: {self._tell(error)}") from None
 
     def end_sessions(self) -> None:
         """End what the pool still has at the server."""
-        with suppress(DatabaseError):
+        with suppress(CommandError):
             self._terminate("")
 
     def disconnect(self) -> None:
@@ -166,7 +164,7 @@ class Database:
         try:
             return self._run(own + which, self.application_name, *arguments)
         except psycopg2.Error as error:
-            raise DatabaseError(f"{self._option}: sessions cannot be ended: {self._tell(error)}") from None
+            raise CommandError(f"{self._option}: sessions cannot be ended: {self._tell(error)}") from None
 
     def _run(self, statement: str | sql.Composable, *arguments: object) -> int:
         if self._admin is None:

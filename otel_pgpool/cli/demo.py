@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg2
-from opentelemetry.exporter.otlp.json.file import FileMetricExporter, FileSpanExporter
-from opentelemetry.exporter.otlp.json.file._log_exporter import FileLogExporter
 
 from otel_pgpool import ConnectionPool, otlp
-from otel_pgpool.cli.database import Database, DatabaseError
+from otel_pgpool.cli.database import Database
+from otel_pgpool.cli.errors import CommandError
+from otel_pgpool.cli.exporting import export, refuse_disabled_sdk
 from otel_pgpool.cli.live import LiveView, PlainView
 from otel_pgpool.cli.monitor import Monitor
 from otel_pgpool.cli.postgres import PostgresError, PostgresServer
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from otel_pgpool.cli.endpoint import Endpoint
     from otel_pgpool.cli.interrupts import Interrupts
 
-SERVICE = "otel-pgpool-demo"
 POOL = "shop"
 MINCONN, MAXCONN, WORKERS = 2, 4, 12
 LONG_HOLD = 1.0
@@ -41,16 +40,6 @@ TIMEOUT = 10.0
 FLUSH_TIMEOUT = 1.0
 SHUTDOWN_TIMEOUT = 2.5
 CLOSE_TIMEOUT = 3.0
-# The files are to hold every span, and dashboards to move while the demo runs. What the user has set stays.
-SDK_DEFAULTS = {
-    "OTEL_METRIC_EXPORT_INTERVAL": "1000",
-    "OTEL_BSP_MAX_QUEUE_SIZE": "20000",
-    "OTEL_BSP_SCHEDULE_DELAY": "1000",
-}
-
-
-class DemoError(Exception):
-    """The demo cannot run; the message is one line that says what to change."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +71,21 @@ class Demo:
         """Play, clean up, report; the exit status.
 
         Raises:
-            DemoError: it could not begin.
+            CommandError: it could not begin.
             Interrupted: it was broken off; everything is cleaned up.
         """
-        if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-            raise DemoError("OTEL_SDK_DISABLED is set: the demo shows telemetry, and there would be none; unset it")
+        refuse_disabled_sdk()
         try:
             self._recording.claim()
         except OSError as error:
             self._recording.disclaim()
             where = error.filename or self._options.out
-            raise DemoError(f"--out: {where} cannot be written: {error.strerror}") from None
+            raise CommandError(f"--out: {where} cannot be written: {error.strerror}") from None
         try:
             with ExitStack() as stack:
                 self._play(stack)
-        except (DatabaseError, PostgresError) as error:
-            raise DemoError(" ".join(str(error).split())) from None
+        except PostgresError as error:
+            raise CommandError(" ".join(str(error).split())) from None
         finally:
             self._recording.disclaim()
             for warning in self._warnings:
@@ -113,7 +101,8 @@ class Demo:
         view = self._view()
         stack.enter_context(view)
         database = self._open_database(stack)
-        providers = self._configure()
+        providers = export(self._recording, self._options.endpoint)
+        providers.tracer_provider.add_span_processor(self._monitor.waits)
         stack.callback(self._shut_down, providers)
         telemetry = self._telemetry()
         self._recording.begin()
@@ -165,31 +154,11 @@ class Demo:
         self._server_version = database.server_version
         return database
 
-    def _configure(self) -> otlp.Providers:
-        for variable, value in SDK_DEFAULTS.items():
-            os.environ.setdefault(variable, value)
-        endpoint = self._options.endpoint
-        if endpoint is not None:
-            endpoint.export_to(os.environ)
-        named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-        try:
-            providers = otlp.configure(
-                None if named else SERVICE,
-                span_exporters=[FileSpanExporter(self._recording.traces)],
-                metric_exporters=[FileMetricExporter(self._recording.metrics)],
-                log_exporters=[FileLogExporter(self._recording.logs)],
-                otlp=endpoint is not None,
-            )
-        except (RuntimeError, ValueError, ImportError) as error:
-            raise DemoError(str(error)) from None
-        providers.tracer_provider.add_span_processor(self._monitor.waits)
-        return providers
-
     def _telemetry(self) -> Telemetry:
         try:
             return Telemetry(spans="always")
         except ValueError as error:  # from the environment
-            raise DemoError(str(error)) from None
+            raise CommandError(str(error)) from None
 
     def _open_pool(self, database: Database, telemetry: Telemetry) -> ConnectionPool:
         try:
@@ -206,7 +175,7 @@ class Demo:
                 **database.connect_options,
             )
         except psycopg2.Error as error:
-            raise DatabaseError(f"the pool cannot connect: {error}") from None
+            raise CommandError(f"the pool cannot connect: {' '.join(str(error).split())}") from None
 
     def _break_off(self, workers: Workers, pool: ConnectionPool, database: Database) -> None:
         """Unless the story was played to its end: get the workers out of their queries and out of the queue."""
@@ -221,7 +190,7 @@ class Demo:
         database.end_sessions()  # none but those that a pool which could not be closed has left
         try:
             database.drop_tables()
-        except DatabaseError as error:
+        except CommandError as error:
             self._warnings.append(str(error))
 
     def _shut_down(self, providers: otlp.Providers) -> None:
@@ -260,14 +229,14 @@ def report(folder: Path, *, slowest: int, as_json: bool) -> None:
     """Report a recorded run again.
 
     Raises:
-        DemoError: there is no recording in ``folder``.
+        CommandError: there is no recording in ``folder``.
     """
     try:
         found = read(Recording(folder), slowest)
     except OSError as error:
-        raise DemoError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+        raise CommandError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DemoError(f"{folder} does not hold OTLP JSON lines as the demo writes them") from None
+        raise CommandError(f"{folder} does not hold OTLP JSON lines as the demo writes them") from None
     if as_json:
         print_json(found, {"files": [str(path) for path in Recording(folder).files]})
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from opentelemetry import context as contexts
 
 from otel_pgpool._config import TelemetryConfig
-from otel_pgpool._errors import PoolTimeout
+from otel_pgpool._errors import PoolTimeout, error_type
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
 from otel_pgpool.telemetry.logs import Logs
@@ -75,8 +75,9 @@ class Telemetry:
         self._attributes = {names.POOL_NAME: pool.name}
         self._spans = Spans(self._tracer_provider, self._config, pool)
         self._logs = Logs(pool.name)
-        # Taken for flagged holds only, so that a span is not ended while its event is being added.
-        self._lock = threading.Lock()
+        # Taken for flagged holds only, so that a span is not ended while its event is being added. Reentrant: the
+        # garbage collector may close a generator, and so end a block, inside it.
+        self._lock = threading.RLock()
         self._instruments.report(pool)
 
     # Checkouts
@@ -184,14 +185,14 @@ class Telemetry:
 
     def connect_failed(self, connect: Connect) -> None:
         """Report an attempt that failed."""
-        error_type = type(connect.error).__name__
-        self._connect(connect, error_type)
-        self._logs.connect_failed(connect, error_type)
+        name = type(connect.error).__name__
+        self._connect(connect, name)
+        self._logs.connect_failed(connect, name)
 
-    def _connect(self, connect: Connect, error_type: str | None) -> None:
-        context = self._spans.connect(connect, error_type)
+    def _connect(self, connect: Connect, failure: str | None) -> None:
+        context = self._spans.connect(connect, failure)
         if self._create_time is not None:
-            attributes = self._attributes if error_type is None else {**self._attributes, names.ERROR_TYPE: error_type}
+            attributes = self._attributes if failure is None else {**self._attributes, names.ERROR_TYPE: failure}
             self._create_time.record(connect.ended - connect.began, attributes, context)
 
     def discarded(
@@ -199,7 +200,7 @@ class Telemetry:
     ) -> None:
         """Say which connections are gone, and why."""
         context = None if checkout is None else _context(checkout)
-        self._logs.discarded(slots, reason, None if error is None else _error_type(error), context)
+        self._logs.discarded(slots, reason, None if error is None else error_type(error), context)
 
     def outage_started(self, connect: Connect) -> None:
         """Say that the server cannot be reached."""
@@ -216,7 +217,3 @@ class Telemetry:
 
 def _context(checkout: Checkout) -> Context | None:
     return None if checkout.observed is None else checkout.observed.context
-
-
-def _error_type(error: BaseException) -> str:
-    return getattr(error, "pgcode", None) or type(error).__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ class Instruments:
 
     def __init__(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter(names.SCOPE, __version__, provider, names.SCHEMA_URL)
-        self._pools: weakref.WeakSet[ObservedPool] = weakref.WeakSet()
+        self._pools: dict[int, weakref.ref[ObservedPool]] = {}  # copied at once by list(): no WeakSet is
         self.wait_time = meter.create_histogram(
             names.WAIT_TIME_METRIC,
             "s",
@@ -55,13 +57,15 @@ class Instruments:
 
     def report(self, pool: ObservedPool) -> None:
         """Report a pool from now on, until it is closed or collected."""
-        self._pools.add(pool)
+        self._pools[id(pool)] = weakref.ref(pool)
 
     def _callback(self, read: Reading) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            for pool in list(self._pools):
-                if pool.closed:
-                    self._pools.discard(pool)
+            for key, ref in list(self._pools.items()):
+                pool = ref()
+                if pool is None or pool.closed:
+                    if self._pools.get(key) is ref:
+                        self._pools.pop(key, None)
                     continue
                 for value, attributes in read(pool.stats()):
                     yield Observation(value, {names.POOL_NAME: pool.name, **attributes})
@@ -116,16 +120,27 @@ def _discarded(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
     return ((count, {names.REASON: reason}) for reason, count in stats.discarded.items())
 
 
+_lock = threading.Lock()  # guards the making of instruments; taken neither by callbacks nor by finalizers
 _instruments: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
 _default: list[Instruments] = []
 
 
 def instruments(provider: MeterProvider | None) -> Instruments:
     """The instruments of a meter provider, or of the global one, made once."""
-    if provider is None:
-        if not _default:
-            _default.append(Instruments(None))
-        return _default[0]
-    if provider not in _instruments:
-        _instruments[provider] = Instruments(provider)
-    return _instruments[provider]
+    with _lock:
+        if provider is None:
+            if not _default:
+                _default.append(Instruments(None))
+            return _default[0]
+        if provider not in _instruments:
+            _instruments[provider] = Instruments(provider)
+        return _instruments[provider]
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - the parent may have held it at the moment of the fork
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -152,8 +152,22 @@ class Recorder:
     """An observer that notes every call as (name, arguments)."""
 
     NAMES = frozenset(
-        "attached started acquired failed released abandoned reclaimed held_long connected connect_failed discarded "
-        "outage_started outage_ended utilization_changed".split()
+        [
+            "attached",
+            "started",
+            "acquired",
+            "failed",
+            "released",
+            "abandoned",
+            "reclaimed",
+            "held_long",
+            "connected",
+            "connect_failed",
+            "discarded",
+            "outage_started",
+            "outage_ended",
+            "utilization_changed",
+        ]
     )
 
     def __init__(self) -> None:

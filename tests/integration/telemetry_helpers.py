@@ -1,9 +1,9 @@
 """What a pool emits, kept in memory: spans from their start on, metrics when asked for, log records with their trace.
 
-    with Signals() as signals, signals.pool(1, 2, dsn) as pool:
-        with pool.connection():
-            ...
-        span = signals.checkout()
+with Signals() as signals, signals.pool(1, 2, dsn) as pool:
+    with pool.connection():
+        ...
+    span = signals.checkout()
 """
 
 from __future__ import annotations
@@ -73,8 +73,6 @@ class Records(logging.Handler):
         self.all: list[Record] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.exc_info[1]:  # its frames would keep connections alive that are to be reclaimed
-            record.exc_info = (record.exc_info[0], record.exc_info[1].with_traceback(None), None)  # type: ignore[assignment]
         self.all.append(Record(record, trace.get_current_span().get_span_context()))
 
 
@@ -197,7 +195,7 @@ def start_attributes(dsn: str, name: str = NAME) -> dict[str, Any]:
 
 
 def served(dsn: str, **changes: Any) -> dict[str, Any]:
-    """All attributes of a checkout that was served; a keyword replaces ``otel_pgpool.<keyword>``, ``error`` adds one."""
+    """All attributes of a checkout that was served; a keyword replaces ``otel_pgpool.<keyword>``."""
     error = {"error.type": changes.pop("error")} if "error" in changes else {}
     return {
         **start_attributes(dsn),

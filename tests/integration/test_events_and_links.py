@@ -141,7 +141,10 @@ def test_times_hold_while_other_threads_are_busy(signals: Signals, dsn: str) -> 
     assert len(checkouts) == 10
     for checkout in checkouts:
         assert_in_order(checkout)
-        assert [start(checkout) <= start(wait) <= end(wait) for wait in waits if is_child(wait, checkout)] in ([], [True])
+        assert [start(checkout) <= start(wait) <= end(wait) for wait in waits if is_child(wait, checkout)] in (
+            [],
+            [True],
+        )
 
 
 # pool.retry
@@ -193,9 +196,7 @@ def test_retry_of_a_dead_connection(signals: Signals, dsn: str, admin: connectio
     span = signals.named("pool.checkout")[-1]
     retry, acquired = span.events
     assert (retry.name, acquired.name) == ("pool.retry", "pool.acquired")
-    assert_exactly(
-        retry.attributes, {"otel_pgpool.attempt": 1, "error.type": str, "otel_pgpool.delay": 0.0}
-    )
+    assert_exactly(retry.attributes, {"otel_pgpool.attempt": 1, "error.type": str, "otel_pgpool.delay": 0.0})
     assert_in_order(span)
 
 
@@ -207,9 +208,7 @@ def long_hold_events(span: ReadableSpan) -> list[Event]:
 
 
 @contextmanager
-def held_long(
-    signals: Signals, pool: ConnectionPool, conn: connection, prepare: str | None = None
-) -> Iterator[dict[str, Any]]:
+def held_long(signals: Signals, pool: ConnectionPool, conn: connection) -> Iterator[dict[str, Any]]:
     """While the connection is still held: the attributes of the event that stands on the living span."""
     (span,) = until(signals.live)
     (event,) = until(lambda: long_hold_events(span))
@@ -326,7 +325,7 @@ def test_checked_out_at(signals: Signals, dsn: str) -> None:
         with pool.connection():
             (span,) = signals.live()
             (event,) = until(lambda: long_hold_events(span))
-            (place,) = (event.attributes or {})["otel_pgpool.checked_out_at"].split("\n")  # type: ignore[union-attr]
+            (place,) = (event.attributes or {})["otel_pgpool.checked_out_at"].split("\n")
             assert place in where("test_checked_out_at", code.co_firstlineno + 19)
 
 
@@ -336,7 +335,7 @@ def test_stacktrace_is_the_borrowers(signals: Signals, dsn: str) -> None:
 
     def dawdle(pool: ConnectionPool) -> None:
         with pool.connection():
-            go_on.wait() and "select s3cret from accounts"  # noqa: B018 - a source line with SQL in it
+            go_on.wait() and "select s3cret from accounts"
 
     with signals.pool(1, 1, dsn, long_hold=THRESHOLD) as pool:
         worker = Worker(lambda: dawdle(pool))

@@ -12,6 +12,7 @@ import pytest
 from psycopg2 import errors
 
 from otel_pgpool import PoolTimeout
+from otel_pgpool._connection import is_readable
 from otel_pgpool.cli.postgres import PostgresServer
 from tests.integration.helpers import (
     IDLE,
@@ -78,10 +79,24 @@ def test_the_healthy_stay(dsn: str, admin: connection) -> None:
         let_lie(pool)
         kill(admin, dead)
         pid_of_a_checkout(pool)
-        reports = [(len(slots), reason) for slots, reason, _ in recorder.calls("discarded")]
+        reports = [(len(slots), reason) for slots, reason, *_ in recorder.calls("discarded")]
         assert reports == [(4, "broken")]
         assert wait_until(lambda: pool.stats().idle == 6)
         assert set(healthy) <= set(fill(pool, 6))
+
+
+def test_dead_and_healthy_under_many_callers(dsn: str, admin: connection) -> None:
+    """Callers that find dead connections at the same moment: no error, no place lost, and the healthy stay."""
+    with make(12, 12, dsn, timeout=PATIENCE) as pool:
+        for _ in range(4):
+            pids = fill(pool, 12)
+            let_lie(pool)
+            kill(admin, pids[::2])
+            callers = [in_thread(pid_of_a_checkout, pool) for _ in range(12)]
+            assert not {caller.result(PATIENCE) for caller in callers} & set(pids[::2])
+            assert wait_until(lambda: pool.stats().idle == 12)
+            assert set(pids[1::2]) <= set(fill(pool, 12))
+        assert pool.stats().discarded == {"broken": 24}
 
 
 def test_pending_notice_is_no_death(dsn: str, admin: connection) -> None:
@@ -91,6 +106,7 @@ def test_pending_notice_is_no_death(dsn: str, admin: connection) -> None:
             pid = conn.info.backend_pid
             ask(conn, "listen news")
         ask(admin, "notify news")
+        assert wait_until(lambda: is_readable(conn))
         let_lie(pool)
         with pool.connection() as conn:
             assert conn.info.backend_pid == pid
@@ -154,6 +170,20 @@ def test_frozen_backend_is_bounded_by_the_callers_timeout(dsn: str) -> None:
             assert isinstance(caught.value.__cause__, psycopg2.OperationalError)
             assert pid_of_a_checkout(pool, PATIENCE) != pid
         assert pool.stats().discarded == {"broken": 1}
+
+
+@pytest.mark.parametrize("timeout", [0, 0.3])
+def test_many_frozen_backends_are_bounded_too(dsn: str, timeout: float) -> None:
+    """A whole server that does not answer costs the caller its timeout, not a share for each connection."""
+    with make(12, 12, dsn) as pool:
+        pids = fill(pool, 12)
+        let_lie(pool, 60)
+        with frozen(*pids):
+            began = time.monotonic()
+            with pytest.raises(PoolTimeout):
+                pool.getconn(timeout=timeout)
+            assert time.monotonic() - began < timeout + 0.7
+        assert pid_of_a_checkout(pool, PATIENCE)
 
 
 def test_frozen_backend_is_left_for_a_new_one(dsn: str) -> None:
@@ -348,6 +378,7 @@ def by_transaction(conn: connection) -> None:
 
 def by_session(conn: connection) -> None:
     ask(conn, "set session characteristics as transaction read only")
+    conn.commit()
     write(conn)
 
 
@@ -434,7 +465,7 @@ def test_ended_session_is_not_reused(dsn: str, sqlstate: str) -> None:
     """The server said that the connection is at its end, though it still answers."""
     with make(2, 2, dsn) as pool:
         pids = set(fill(pool, 2))
-        with pytest.raises(psycopg2.Error) as caught, pool.connection() as conn:  # noqa: PT012
+        with pytest.raises(psycopg2.Error) as caught, pool.connection() as conn:  # noqa: PT012 - the block itself is the subject
             pid = conn.info.backend_pid
             ask(conn, f"do $$ begin raise exception 'over' using errcode = '{sqlstate}'; end $$")
         assert caught.value.pgcode == sqlstate

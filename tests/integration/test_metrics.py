@@ -74,9 +74,7 @@ def test_the_sixteen(signals: Signals, dsn: str) -> None:
         assert all(metric.description for metric in metrics.values())
         assert all(POOL in point.attributes for metric in metrics.values() for point in metric.data.data_points)
         (scope,) = [
-            scope
-            for each in signals.reader.get_metrics_data().resource_metrics  # type: ignore[union-attr]
-            for scope in each.scope_metrics
+            scope for each in signals.reader.get_metrics_data().resource_metrics for scope in each.scope_metrics
         ]
         assert (scope.scope.name, scope.scope.version) == ("otel_pgpool", __version__)
         assert scope.scope.schema_url == "https://opentelemetry.io/schemas/1.44.0"
@@ -182,9 +180,7 @@ def test_durations(signals: Signals, dsn: str) -> None:
         assert sum(use.bucket_counts) == 2
 
 
-@pytest.mark.parametrize(
-    ("error_type", "outcome"), [("timeout", PoolTimeout), ("too_many_requests", TooManyRequests)]
-)
+@pytest.mark.parametrize(("error_type", "outcome"), [("timeout", PoolTimeout), ("too_many_requests", TooManyRequests)])
 def test_failed_waits(signals: Signals, dsn: str, error_type: str, outcome: type[Exception]) -> None:
     """A wait that failed is recorded under its error.type, apart from those that were served."""
     with signals.pool(1, 1, dsn, max_waiting=1) as pool:

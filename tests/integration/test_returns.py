@@ -56,7 +56,7 @@ def give_back(pool: ConnectionPool, dirty: Callable[[connection], object], how: 
             dirty(conn)
             pid = conn.get_backend_pid() if not conn.closed else 0
             if how == "exception":
-                raise Stop
+                raise Stop  # noqa: TRY301 - the block itself is the subject
     except Stop:
         pass
     return pid
@@ -118,8 +118,19 @@ USABLE = [
     named_cursor_left_open,
     large_object_left_open,
 ]
-NAMES = "idle transaction begin cursor savepoint error commit begin_after_commit rollback autocommit_begin".split()
-NAMES += "autocommit_error named_cursor large_object".split()
+NAMES = [
+    "idle",
+    "transaction",
+    "begin",
+    "cursor",
+    "savepoint",
+    "error",
+    "commit",
+    "begin_after_commit",
+    "rollback",
+    "autocommit_begin",
+]
+NAMES += ["autocommit_error", "named_cursor", "large_object"]
 
 
 @pytest.mark.parametrize("how", ["putconn", "block", "exception"])
@@ -569,6 +580,38 @@ def test_dropped_while_others_wait(dsn: str) -> None:
         assert wait_until(lambda: pool.stats().waiting == 3)
         del conn
         assert all(future.result(PATIENCE) for future in waiting)
+
+
+def test_generators_that_the_collector_closes(dsn: str) -> None:
+    """Blocks that end inside the garbage collector, at whatever moment of the pool's own work, stop nobody."""
+
+    class Rows:
+        def __init__(self, pool: ConnectionPool) -> None:
+            self.me = self
+            self.rows = self.read(pool)
+            next(self.rows)
+
+        def read(self, pool: ConnectionPool) -> Iterator[int]:
+            with pool.connection() as conn:
+                ask(conn, "select 1")
+                yield 1
+
+    with make(2, 2, dsn, timeout=PATIENCE, long_hold=0.001) as pool:
+
+        def abandon() -> None:
+            for _ in range(40):
+                Rows(pool)
+
+        before = gc.get_threshold()
+        gc.set_threshold(5)
+        try:
+            for future in [in_thread(abandon) for _ in range(4)]:
+                future.result(2 * PATIENCE)
+        finally:
+            gc.set_threshold(*before)
+        gc.collect()
+        assert wait_until(lambda: pool.stats().used == 0)
+        assert pid_of_the_next(pool)
 
 
 def test_cursor_keeps_its_connection(dsn: str) -> None:

@@ -70,7 +70,7 @@ def test_parent_under_a_recording_span(signals: Signals, dsn: str) -> None:
         with signals.tracer.start_as_current_span("order") as order:
             borrow(pool)
         checkout = signals.checkout()
-        assert is_child(checkout, order)  # type: ignore[arg-type]
+        assert is_child(checkout, order)
         assert is_child(signals.one("pool.wait"), checkout)
         assert is_child(signals.one("pool.connect"), checkout)
 
@@ -120,7 +120,7 @@ def test_slow_hold(signals: Signals, dsn: str) -> None:
             assert own_spans(signals) == []
         after = time_ns()
     span = signals.checkout()
-    assert is_child(span, order)  # type: ignore[arg-type]
+    assert is_child(span, order)
     assert_exactly(span.attributes, served(dsn))
     assert span.start_time is not None
     assert span.end_time is not None
@@ -237,7 +237,7 @@ def test_unknown_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_suppression(signals: Signals, dsn: str, mode: str) -> None:
     """Where instrumentation is suppressed, a checkout, its wait and its connect leave no span and no duration."""
     with signals.pool(0, 1, dsn, telemetry={"spans": mode, "slow": 0}) as pool:
-        token = contexts.attach(contexts.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))  # noqa: FBT003 - its signature
+        token = contexts.attach(contexts.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         try:
             borrow(pool)
             conn = pool.getconn()

@@ -108,7 +108,7 @@ def test_queued_checkout(signals: Signals, dsn: str) -> None:
         assert second.attributes is not None
         assert second.start_time is not None
         assert second.end_time is not None
-        took = second.attributes["otel_pgpool.wait_time"] + second.attributes["otel_pgpool.hold_time"]  # type: ignore[operator]
+        took = second.attributes["otel_pgpool.wait_time"] + second.attributes["otel_pgpool.hold_time"]
         assert 0 < took <= (second.end_time - second.start_time) / 1e9 + 0.001
         wait = signals.one("pool.wait")
         assert wait.kind is SpanKind.INTERNAL
@@ -123,7 +123,7 @@ def test_new_checkout(signals: Signals, dsn: str) -> None:
             pass
         span, wait, connect = signals.checkout(), signals.one("pool.wait"), signals.one("pool.connect")
         assert_exactly(span.attributes, served(dsn, path="new", **{"connection.id": 1}))
-        assert is_child(span, order)  # type: ignore[arg-type]
+        assert is_child(span, order)
         assert is_child(wait, span)
         assert is_child(connect, span)
         assert connect.kind is SpanKind.CLIENT
@@ -286,7 +286,7 @@ def test_commit_refused(signals: Signals, dsn: str, unique_table: str) -> None:
 def test_commit_on_a_dead_connection(signals: Signals, dsn: str, admin: connection) -> None:
     """A commit that finds the connection dead is the pool's failure too, and the connection is discarded."""
     with signals.pool(1, 1, dsn) as pool:
-        with pytest.raises(psycopg2.Error) as raised, pool.connection() as conn:
+        with pytest.raises(psycopg2.Error) as raised, pool.connection() as conn:  # noqa: PT012 - its end raises
             execute(conn, "select 1")
             kill(admin, conn.get_backend_pid())
         span = signals.checkout()
@@ -298,7 +298,7 @@ def test_commit_on_a_dead_connection(signals: Signals, dsn: str, admin: connecti
 def test_rollback_on_a_dead_connection(signals: Signals, dsn: str, admin: connection) -> None:
     """The rollback after the caller's own exception fails: the span says what of the pool's work failed."""
     with signals.pool(1, 1, dsn) as pool:
-        with pytest.raises(OwnError), pool.connection() as conn:
+        with pytest.raises(OwnError), pool.connection() as conn:  # noqa: PT012 - its end is looked at
             execute(conn, "select 1")
             kill(admin, conn.get_backend_pid())
             raise OwnError
@@ -335,7 +335,7 @@ def test_timeout_in_the_queue(signals: Signals, dsn: str) -> None:
         assert_exactly(span.attributes, unserved(dsn, "queued", "timeout", "timeout") | {"thread.name": "MainThread"})
         assert status_of(span) == ("ERROR", str(raised.value))
         assert span.attributes is not None
-        assert 0.05 <= span.attributes["otel_pgpool.wait_time"] < 5  # type: ignore[operator]
+        assert 0.05 <= span.attributes["otel_pgpool.wait_time"] < 5
         assert span.events == ()
         assert is_child(wait, span)
         assert status_of(wait) == ("UNSET", None)
@@ -351,7 +351,7 @@ def test_timeout_of_a_new_connection(signals: Signals, closed_dsn: str) -> None:
         assert span.attributes is not None
         retries = span.attributes["otel_pgpool.retries"]
         assert_exactly(span.attributes, unserved(closed_dsn, "new", "timeout", "timeout", retries=retries))
-        assert retries == len(span.events) >= 1  # type: ignore[operator]
+        assert retries == len(span.events) >= 1
 
 
 def test_timeout_at_once(signals: Signals, dsn: str) -> None:
@@ -373,7 +373,7 @@ def test_queue_full(signals: Signals, dsn: str) -> None:
             with pytest.raises(TooManyRequests) as raised:
                 pool.getconn()
             span = signals.checkout()
-            assert_exactly(span.attributes, unserved(dsn, str, "error", "too_many_requests"))  # type: ignore[arg-type]
+            assert_exactly(span.attributes, unserved(dsn, str, "error", "too_many_requests"))
             assert status_of(span) == ("ERROR", str(raised.value))
             assert signals.named("pool.wait") == []
             pool.putconn(held)
@@ -386,7 +386,7 @@ def test_closed_before(signals: Signals, dsn: str) -> None:
         with pytest.raises(PoolClosed) as raised:
             pool.getconn()
         span = signals.checkout()
-        assert_exactly(span.attributes, unserved(dsn, str, "error", "closed"))  # type: ignore[arg-type]
+        assert_exactly(span.attributes, unserved(dsn, str, "error", "closed"))
         assert status_of(span) == ("ERROR", str(raised.value))
 
 
@@ -478,7 +478,7 @@ def test_timeout_after_a_dead_connection(signals: Signals, dsn: str, admin: conn
         span = signals.checkout()
         assert span.attributes is not None
         retries = span.attributes["otel_pgpool.retries"]
-        assert retries >= 1  # type: ignore[operator]
+        assert retries >= 1
         assert_exactly(span.attributes, unserved(dsn, "new", "timeout", "timeout", retries=retries))
 
 
@@ -550,7 +550,7 @@ def test_root_without_a_caller(signals: Signals, dsn: str) -> None:
                 pass
             Worker(lambda: pool.putconn(pool.getconn())).done()
         inside, outside = signals.named("pool.checkout")
-        assert is_child(inside, order)  # type: ignore[arg-type]
+        assert is_child(inside, order)
         assert outside.parent is None
 
 
@@ -559,7 +559,7 @@ def test_samplers_see_the_start_attributes(dsn: str) -> None:
     seen: dict[str, dict[str, Any]] = {}
 
     class Watching(Sampler):
-        def should_sample(
+        def should_sample(  # noqa: PLR0917 - the interface
             self,
             parent_context: Context | None,
             trace_id: int,
@@ -608,7 +608,7 @@ def test_context_is_restored_after_an_exception(signals: Signals, dsn: str) -> N
         with pytest.raises(OwnError), pool.connection():
             raise OwnError
         assert trace.get_current_span() is order
-        with pytest.raises(psycopg2.Error), pool.connection() as conn:
+        with pytest.raises(psycopg2.Error), pool.connection() as conn:  # noqa: PT012 - its end raises
             execute(conn, "create temporary table d (i int unique deferrable initially deferred)")
             execute(conn, "insert into d values (1), (1)")
         assert trace.get_current_span() is order
@@ -625,19 +625,19 @@ def test_a_failed_checkout_is_not_current(signals: Signals, dsn: str) -> None:
 
 
 def test_getconn_is_not_current(signals: Signals, dsn: str) -> None:
-    """getconn leaves the caller's span current: the return may come from another thread, as it does here."""
+    """With getconn the caller's span stays current: the return may come from another thread, as it does here."""
     with signals.pool(1, 1, dsn) as pool, signals.tracer.start_as_current_span("order") as order:
         conn = pool.getconn()
         assert trace.get_current_span() is order
         Worker(lambda: pool.putconn(conn), name="returner").done()
         assert trace.get_current_span() is order
         span = signals.checkout()
-        assert is_child(span, order)  # type: ignore[arg-type]
+        assert is_child(span, order)
         assert (span.attributes or {})["thread.name"] == threading.current_thread().name
 
 
 def test_query_spans_are_children(signals: Signals, dsn: str) -> None:
-    """A query's span of the psycopg2 instrumentation stands under the checkout; the pool's own statements leave none."""
+    """A query's span of psycopg2's instrumentation stands under the checkout; the pool's own statements leave none."""
     instrumentor = Psycopg2Instrumentor()
     instrumentor.instrument(tracer_provider=signals.tracer_provider)
     try:
@@ -672,7 +672,7 @@ def test_generator_closed_in_another_thread(signals: Signals, dsn: str) -> None:
 
         def close() -> None:
             with signals.tracer.start_as_current_span("other") as other:
-                generator.close()  # type: ignore[attr-defined]
+                generator.close()
                 assert trace.get_current_span() is other
 
         Worker(close).done()
@@ -683,11 +683,11 @@ def test_generator_closed_in_another_thread(signals: Signals, dsn: str) -> None:
 def test_generator_closed_in_another_context(signals: Signals, dsn: str) -> None:
     """The same for a block entered in a copy of the context and left outside it."""
     with signals.pool(1, 1, dsn) as pool, signals.tracer.start_as_current_span("order") as order:
-        with closing(blocks(pool)) as generator:  # type: ignore[type-var]
+        with closing(blocks(pool)) as generator:
             contextvars.copy_context().run(next, generator)
             assert trace.get_current_span() is order
         assert trace.get_current_span() is order
-        assert is_child(signals.checkout(), order)  # type: ignore[arg-type]
+        assert is_child(signals.checkout(), order)
 
 
 def test_generator_left_to_the_garbage_collector(signals: Signals, dsn: str) -> None:
@@ -717,7 +717,5 @@ def test_asyncio_tasks(signals: Signals, dsn: str) -> None:
     with signals.pool(2, 2, dsn) as pool:
         asyncio.run(both(pool))
     checkouts = signals.named("pool.checkout")
-    assert all(
-        any(is_child(span, signals.one(f"order {number}")) for span in checkouts) for number in (1, 2)
-    )
+    assert all(any(is_child(span, signals.one(f"order {number}")) for span in checkouts) for number in (1, 2))
     assert all((span.attributes or {})["db.client.connection.pool.name"] == NAME for span in checkouts)

@@ -34,7 +34,7 @@ LIFETIMES = st.sampled_from([100.0, 2 * LONG, A_MOMENT * 2])
 WHICH = st.integers(0, 5)
 PAUSES = st.sampled_from([A_MOMENT, STALE, LONG])
 EVENTS = st.sampled_from(
-    ["nothing", "ask", "ask", "ask", "drain", "grow", "shrink", "usual", "retire", "look for strays"]
+    ["nothing", "ask", "ask", "ask", "drain", "grow", "shrink", "usual", "retire", "time passes", "look for strays"]
 )
 
 
@@ -239,6 +239,7 @@ class CoreMachine(RuleBasedStateMachine):
     def begin_connect(self) -> None:
         """Claim a place, exactly when one is wanted."""
         wanted = len(self.opening) < len(self.model.queue) or len(self.model.alive) < self.core.minconn
+        wanted = wanted or (self.core.outage is not None and not self.opening)  # until the server is reached once
         room = len(self.model.alive) + len(self.leaving) < self.core.maxconn
         slot = self.desk.claim()
         assert (slot is not None) == (wanted and room and self.core.state is State.OPEN)
@@ -296,8 +297,13 @@ class CoreMachine(RuleBasedStateMachine):
             "shrink": lambda: self.resize(0, 1),
             "usual": lambda: self.resize(1, 3),
             "retire": self.retire,
+            "time passes": self.time_passes,
             "look for strays": self.look_for_strays,
         }[event]()
+
+    def time_passes(self) -> None:
+        """What lies idle may be retired now."""
+        self.desk.now += LONG
 
     def drain(self) -> None:
         """Let every connection go."""
@@ -354,7 +360,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     def look_for_strays(self) -> None:
         """No slot is ever in nobody's hands."""
-        assert self.core.recover() == []
+        assert self.core.recover(self.desk.now) == []
 
     @precondition(lambda self: self.asked > 9 and self.core.state is State.OPEN)
     @rule()

@@ -15,6 +15,7 @@ import pytest
 
 from otel_pgpool._checkout import Attempt
 from otel_pgpool._core import GONE
+from otel_pgpool._members import STRAY_AFTER
 from otel_pgpool._wakeup import wait_for
 from tests.fakes import Desk, FakeConnection, agree
 
@@ -227,8 +228,8 @@ def at_rest(desk: Stressed) -> None:
     """Every connection made is idle or was discarded, once; every request was served or was not."""
     core = desk.core
     core.reclaim([*desk.refs, *desk.dropped], monotonic())
-    assert core.recover() == []
-    assert core.recover() == []
+    assert core.recover(0.0) == []
+    assert core.recover(STRAY_AFTER) == []
     agree(core)
     assert core.members == set(core.idle)
     assert len(core.queue) == core.used == 0

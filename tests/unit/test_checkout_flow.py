@@ -133,7 +133,7 @@ def test_waiters_are_served_first_come_first_served() -> None:
         desk.now += 1
         desk.give_back(holder, conn)
         assert [served(other) for other in waiters] == [n <= turn for n in range(5)]
-        assert waiter.conn is conn
+        assert desk.accept(waiter) is conn
         assert waiter.checkout.path == "queued"
         assert waiter.checkout.acquired == desk.now
         assert desk.idle == []
@@ -268,6 +268,43 @@ def test_a_waiter_that_finds_a_stale_connection_looks_at_it_first() -> None:
     assert desk.core.wait_seconds == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("hold", "path"), [(STALE, None), (STALE / 10, "queued")])
+def test_one_that_was_held_for_long_is_looked_at_by_the_next(hold: float, path: str | None) -> None:
+    """Nobody has seen it alive since it was lent: whoever gets it next, waiter or not, looks first."""
+    desk = Desk(1, 1)
+    desk.connect()
+    holder, conn = desk.hold()
+    waiter = desk.join()
+    desk.now += hold
+    desk.give_back(holder, conn)
+    assert (waiter.conn, waiter.checkout.path) == (conn, path)
+    assert desk.accept(waiter) is conn
+    desk.now += hold
+    desk.give_back(waiter.checkout, conn)
+    checkout = desk.ask()
+    assert desk.core.take(checkout) is conn
+    assert checkout.path == (None if path is None else "idle")
+
+
+def test_a_waiter_handed_a_dead_connection_is_first_again() -> None:
+    """It looked, found it dead, and stands where it stood."""
+    desk = Desk(1, 1)
+    desk.connect()
+    holder, conn = desk.hold()
+    first = desk.join()
+    desk.now += STALE
+    second = desk.join()
+    desk.give_back(holder, conn)
+    desk.core.withdraw(first.checkout, Attempt(desk.now, "OSError", 0.0), OSError())
+    first.checkout.slot.conn = conn
+    desk.discard([first.checkout.slot], "broken")
+    again = desk.join(first.checkout)
+    assert list(desk.core.queue) == [again, second]
+    desk.connect()
+    assert served(again)
+    assert desk.core.checkouts() == {"idle": 1, "queued": 0, "new": 1}
+
+
 def test_a_new_connection_goes_to_the_first_waiter() -> None:
     """On the path ``new``; with nobody waiting it becomes idle."""
     desk = Desk(0, 2)
@@ -286,13 +323,12 @@ def test_a_new_connection_goes_to_the_first_waiter() -> None:
 def test_a_returned_connection_may_come_before_the_new_one() -> None:
     """A caller waits for any connection; the new one, not wanted any more when it arrives, becomes idle."""
     desk = Desk(0, 2)
-    desk.join()
+    first = desk.join()
     desk.connect()
-    [holder] = desk.core.holds_now()
-    conn = holder.slot.ref()
+    conn = first.conn
     waiter = desk.join()
     slot = desk.claim()
-    desk.give_back(holder, conn)
+    desk.give_back(first.checkout, conn)
     assert waiter.conn is conn
     desk.deliver(slot)
     assert len(desk.idle) == 1

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 
 from otel_pgpool import PoolClosed
 from otel_pgpool._checkout import Attempt
 from otel_pgpool._core import GONE, State
-from otel_pgpool._slot import AT_ONCE
+from otel_pgpool._members import STRAY_AFTER
 from tests.fakes import STALE, Desk, agree, awake, served
+
+if TYPE_CHECKING:
+    from otel_pgpool._slot import Slot
 
 # Connecting
 
@@ -48,11 +52,11 @@ def test_one_connect_for_each_waiter_within_the_limit() -> None:
 def test_demand_is_looked_at_again() -> None:
     """A waiter served by a return does not get a connect any more."""
     desk = Desk(0, 2)
-    desk.join()
+    first = desk.join()
     desk.connect()
-    [holder] = desk.core.holds_now()
-    desk.join()
-    desk.give_back(holder, holder.slot.ref())
+    second = desk.join()
+    desk.give_back(first.checkout, first.conn)
+    assert served(second)
     assert desk.claim() is None
 
 
@@ -475,36 +479,45 @@ def test_the_next_deadline() -> None:
 
 
 def test_the_maintenance_parks_when_nothing_is_out() -> None:
-    """``park`` answers whether it may sleep until the next checkout looks, and says so to that checkout."""
+    """``park`` answers whether it may sleep until the next checkout, which then looks before it takes, and wakes it."""
     desk = Desk(1, 1)
     desk.connect()
     checkout, conn = desk.hold()
-    desk.now += 1
-    assert desk.core.park(desk.now) is False
+    assert desk.core.park() is False
     assert not desk.core.parked
     desk.give_back(checkout, conn)
-    assert desk.core.park(desk.now) is False, "the next checkout could take it without a look, and wake nobody"
-    desk.now += STALE
-    assert desk.core.park(desk.now) is True
+    assert desk.core.park() is True
     assert desk.core.parked
+    following = desk.ask()
+    assert desk.core.take(following) is conn
+    assert following.path is None
+
+
+def test_a_checkout_just_under_way_is_not_parked_over() -> None:
+    """Popped and not yet marked, it counts as out."""
+    desk = Desk(1, 1)
+    desk.connect()
+    answers = []
+    desk.idle.interrupt("after pop", lambda: answers.append(desk.core.park()))
+    desk.hold()
+    assert answers == [False]
+    assert not desk.core.parked
 
 
 # Lost connections
 
 
 def test_a_dropped_connection_is_reclaimed() -> None:
-    """Its place is free, its hold counted, its checkout told, its key forgotten; others stay."""
+    """Its place is free, its hold counted, its checkout told; others stay."""
     desk = Desk(2, 2)
     desk.connect(2)
     checkout, conn = desk.hold()
     other, _other_conn = desk.hold()
-    desk.core.keys["mine"] = checkout.slot
     desk.now += 3
     del conn
     assert desk.reclaim() == [checkout]
     assert desk.core.discarded == {"reclaimed": 1}
     assert desk.core.total_hold() == pytest.approx(3)
-    assert desk.core.by_key("mine") is None
     assert desk.core.members == {other.slot}
     assert desk.claim() is not None
     agree(desk.core)
@@ -533,12 +546,13 @@ def lose(desk: Desk) -> None:
 
 
 def test_a_slot_lost_between_idle_and_borrower_is_recovered() -> None:
-    """In nobody's hands for two looks running, it is set aside to be closed; one look is not enough."""
+    """In nobody's hands for `STRAY_AFTER`, it is set aside to be closed; two looks close together are not enough."""
     desk = Desk(1, 1)
     desk.connect()
     lose(desk)
-    assert desk.core.recover() == []
-    [lost] = desk.core.recover()
+    assert desk.core.recover(desk.now) == []
+    assert desk.core.recover(desk.now + STRAY_AFTER / 2) == []
+    [lost] = desk.core.recover(desk.now + STRAY_AFTER)
     desk.discard([lost], "reclaimed")
     assert desk.core.members == set()
     assert desk.claim() is not None
@@ -549,15 +563,21 @@ def test_one_that_was_only_on_its_way_is_not_recovered() -> None:
     """A slot that has been lent and returned between two looks is a new case."""
     desk = Desk(1, 1)
     desk.connect()
-    desk.idle.interrupt("after pop", desk.core.recover)
+    desk.idle.interrupt("after pop", lambda: desk.core.recover(desk.now))
     checkout, conn = desk.hold()
-    assert desk.core.recover() == []
-    desk.now += 1
+    assert desk.core.recover(desk.now) == []
+    desk.now += STRAY_AFTER
     desk.give_back(checkout, conn)
-    desk.idle.interrupt("after pop", desk.core.recover)
+    desk.idle.interrupt("after pop", lambda: desk.core.recover(desk.now))
     desk.hold()
     assert desk.idle.calm()
-    assert desk.core.recover() == []
+    assert desk.core.recover(desk.now) == []
+
+
+def recover_twice(desk: Desk) -> list[Slot]:
+    """What is lost when the borrower stands still for long."""
+    assert desk.core.recover(desk.now) == []
+    return desk.core.recover(desk.now + STRAY_AFTER)
 
 
 def test_a_borrower_that_was_only_slow_finds_nothing() -> None:
@@ -565,7 +585,7 @@ def test_a_borrower_that_was_only_slow_finds_nothing() -> None:
     desk = Desk(1, 1)
     desk.connect()
     slow = desk.ask()
-    desk.idle.interrupt("after pop", lambda: desk.discard((desk.core.recover(), desk.core.recover())[1], "reclaimed"))
+    desk.idle.interrupt("after pop", lambda: desk.discard(recover_twice(desk), "reclaimed"))
     assert desk.core.take(slow) is None
     assert slow.path is None
     waiter = desk.join(slow)
@@ -580,7 +600,7 @@ def test_a_recovered_slot_never_comes_back() -> None:
     desk = Desk(1, 1)
     desk.connect()
     lost = []
-    desk.idle.interrupt("after pop", lambda: lost.extend((desk.core.recover(), desk.core.recover())[1]))
+    desk.idle.interrupt("after pop", lambda: lost.extend(recover_twice(desk)))
     checkout, conn = desk.hold()
     assert len(lost) == 1
     desk.discard(lost, "reclaimed")
@@ -594,11 +614,33 @@ def test_keys_are_forgotten_on_return() -> None:
     desk = Desk(1, 1)
     desk.connect()
     checkout, conn = desk.hold()
-    desk.core.keys["mine"] = checkout.slot
-    checkout.slot.review_at = AT_ONCE
-    assert desk.core.by_key("mine") is checkout.slot
+    assert desk.core.enter_key("mine", checkout.slot, conn) is conn
+    assert desk.core.by_key("mine") == (checkout.slot, conn)
     desk.give_back(checkout, conn)
-    assert desk.core.by_key("mine") is None
+    assert desk.core.by_key("mine") == (None, None)
+
+
+def test_of_two_with_one_key_the_first_counts() -> None:
+    """The second is told which connection the key goes by, and its own return does not forget the first's key."""
+    desk = Desk(2, 2)
+    desk.connect(2)
+    first, conn_1 = desk.hold()
+    second, conn_2 = desk.hold()
+    desk.core.enter_key("mine", first.slot, conn_1)
+    assert desk.core.enter_key("mine", second.slot, conn_2) is conn_1
+    desk.give_back(second, conn_2)
+    assert desk.core.by_key("mine") == (first.slot, conn_1)
+
+
+def test_a_key_keeps_its_connection() -> None:
+    """Its borrower can ask for it again, and needs no reference of its own: it is not dropped."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    desk.core.enter_key("mine", checkout.slot, conn)
+    del conn
+    assert desk.reclaim() == []
+    assert desk.core.by_key("mine")[1] is checkout.slot.ref()
 
 
 def test_a_stale_one_taken_counts_as_used_until_confirmed_or_withdrawn() -> None:

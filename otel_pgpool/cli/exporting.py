@@ -1,0 +1,57 @@
+"""Where the demo's telemetry goes: into the recording always, to an OTLP endpoint if there is one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from opentelemetry.exporter.otlp.json.file import FileMetricExporter, FileSpanExporter
+from opentelemetry.exporter.otlp.json.file._log_exporter import FileLogExporter
+
+from otel_pgpool import otlp
+from otel_pgpool.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from otel_pgpool.cli.endpoint import Endpoint
+    from otel_pgpool.cli.recording import Recording
+
+SERVICE = "otel-pgpool-demo"
+# The files are to hold every span, and dashboards to move while the demo runs. What the user has set stays.
+SDK_DEFAULTS = {
+    "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+    "OTEL_BSP_MAX_QUEUE_SIZE": "20000",
+    "OTEL_BSP_SCHEDULE_DELAY": "1000",
+}
+
+
+def refuse_disabled_sdk() -> None:
+    """See that there will be telemetry.
+
+    Raises:
+        CommandError: the SDK is switched off.
+    """
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        raise CommandError("OTEL_SDK_DISABLED is set: the demo shows telemetry, and there would be none; unset it")
+
+
+def export(recording: Recording, endpoint: Endpoint | None) -> otlp.Providers:
+    """Set the process's providers.
+
+    Raises:
+        CommandError: a variable that the SDK reads is of no use, or there are providers already.
+    """
+    for variable, value in SDK_DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    if endpoint is not None:
+        endpoint.export_to(os.environ)
+    named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    try:
+        return otlp.configure(
+            None if named else SERVICE,
+            span_exporters=[FileSpanExporter(recording.traces)],
+            metric_exporters=[FileMetricExporter(recording.metrics)],
+            log_exporters=[FileLogExporter(recording.logs)],
+            otlp=endpoint is not None,
+        )
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise CommandError(str(error)) from None

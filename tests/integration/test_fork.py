@@ -1,0 +1,283 @@
+"""A forked child has a pool of its own and never touches its parent's sessions."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_pgpool import PoolError
+from tests.integration.helpers import (
+    IN_TRANSACTION,
+    PATIENCE,
+    ask,
+    fill,
+    in_child,
+    in_thread,
+    make,
+    pid_of_a_checkout,
+    wait_until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool import ConnectionPool
+
+
+def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
+    """What the server has last heard from these sessions."""
+    with admin.cursor() as cur:
+        cur.execute(
+            "select pid, state, query, state_change from pg_stat_activity where pid = any(%s) order by 1", [pids]
+        )
+        return cur.fetchall()
+
+
+def test_child_has_a_backend_of_its_own(dsn: str) -> None:
+    """The child's checkouts are served by sessions of the child's; the parent's go on."""
+    with make(1, 2, dsn, timeout=PATIENCE) as pool:
+        pids = fill(pool, 2)
+        child = int(in_child(lambda: pid_of_a_checkout(pool)))
+        assert child not in pids
+        assert sorted(fill(pool, 2)) == sorted(pids)
+
+
+def test_child_sees_its_own_levels(dsn: str) -> None:
+    """In the child nothing is out, nothing waits, and what it inherited is told as left behind."""
+    with make(2, 3, dsn) as pool:
+        held = pool.getconn()
+
+        def levels() -> Any:
+            stats = pool.stats()
+            return stats.used, stats.waiting, stats.discarded.get("forked"), pool.holders(), pool.name
+
+        assert in_child(levels) == str((0, 0, 2, [], pool.name))
+        assert pool.stats().used == 1
+        assert pool.stats().discarded == {}
+        pool.putconn(held)
+
+
+def end_by_exit(pool: ConnectionPool, held: connection) -> None:
+    pool.close(0)
+
+
+def end_by_putconn(pool: ConnectionPool, held: connection) -> None:
+    pool.putconn(held)
+
+
+def end_by_putconn_close(pool: ConnectionPool, held: connection) -> None:
+    pool.putconn(held, close=True)
+
+
+def end_by_work(pool: ConnectionPool, held: connection) -> None:
+    for _ in range(3):
+        assert pid_of_a_checkout(pool) != held.get_backend_pid()
+
+
+def end_by_closeall(pool: ConnectionPool, held: connection) -> None:
+    pool.closeall()
+
+
+def end_by_drain(pool: ConnectionPool, held: connection) -> None:
+    pool.drain()
+    pool.check()
+    pool.resize(0, 1)
+
+
+def end_by_garbage(pool: ConnectionPool, held: connection) -> None:
+    del held, pool
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        end_by_exit,
+        end_by_putconn,
+        end_by_putconn_close,
+        end_by_work,
+        end_by_closeall,
+        end_by_drain,
+        end_by_garbage,
+    ],
+)
+def test_child_does_not_touch_the_parents_sessions(
+    dsn: str, admin: connection, deed: Callable[[ConnectionPool, connection], None]
+) -> None:
+    """Whatever the child does, the server hears nothing on the parent's sockets, and a transaction goes on."""
+    with make(2, 3, dsn, timeout=PATIENCE) as pool:
+        pids = fill(pool, 2)
+        held = pool.getconn()
+        ask(held, "create temporary table of_the_parent ()")
+        before = states(admin, pids)
+        assert in_child(lambda: deed(pool, held)) == "None"
+        assert states(admin, pids) == before
+        assert held.info.transaction_status == IN_TRANSACTION
+        assert ask(held, "select to_regclass('of_the_parent')") == "of_the_parent"
+        held.commit()
+        pool.putconn(held)
+        assert sorted(fill(pool, 2)) == sorted(pids)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_block_across_a_fork(dsn: str, admin: connection, raises: bool) -> None:
+    """The child leaves a block that its parent entered: neither commit nor rollback, and nothing joins its pool."""
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        block = pool.connection()
+        with block as conn:
+            pid = ask(conn, "select pg_backend_pid()")
+            ask(conn, "create temporary table of_the_parent ()")
+            before = states(admin, [pid])
+
+            def leave() -> int:
+                error = ValueError("of the child") if raises else None
+                block.__exit__(type(error) if error else None, error, None)
+                return pid_of_a_checkout(pool)
+
+            assert int(in_child(leave)) != pid
+            assert states(admin, [pid]) == before
+            assert ask(conn, "select to_regclass('of_the_parent')") == "of_the_parent"
+        assert fill(pool, 1) == [pid]
+
+
+def test_second_putconn_in_the_child(dsn: str) -> None:
+    """Strangers stay strangers in the child."""
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        fill(pool, 1)
+
+        def twice() -> str:
+            conn = pool.getconn()
+            pool.putconn(conn)
+            with pytest.raises(PoolError):
+                pool.putconn(conn)
+            return "refused"
+
+        assert in_child(twice) == "refused"
+
+
+def test_fork_while_others_are_at_work(dsn: str) -> None:
+    """A fork at any moment: locks, waiters and connectors of the parent's threads do not exist in the child."""
+    stop = threading.Event()
+    with make(1, 2, dsn, timeout=PATIENCE) as pool:
+
+        def work() -> None:
+            while not stop.is_set():
+                conn = pool.getconn()
+                pool.putconn(conn, close=True)
+
+        workers = [in_thread(work) for _ in range(4)]
+        try:
+            for _ in range(10):
+                assert int(in_child(lambda: pid_of_a_checkout(pool))) > 0
+        finally:
+            stop.set()
+        for worker in workers:
+            worker.result(PATIENCE)
+
+
+def test_waiter_of_the_parent_is_served(dsn: str) -> None:
+    """A fork while somebody waits: the parent's waiter gets the parent's connection."""
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        held = pool.getconn()
+        waiting = in_thread(pool.getconn)
+        assert wait_until(lambda: pool.stats().waiting == 1)
+        assert int(in_child(lambda: pid_of_a_checkout(pool))) != held.info.backend_pid
+        pool.putconn(held)
+        pool.putconn(waiting.result(PATIENCE))
+
+
+def test_grandchild(dsn: str) -> None:
+    """A child of the child, too."""
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        pid = fill(pool, 1)[0]
+
+        def generations() -> bool:
+            mine = pid_of_a_checkout(pool)
+            childs = int(in_child(lambda: pid_of_a_checkout(pool)))
+            return len({pid, mine, childs}) == 3 and pid_of_a_checkout(pool) == mine
+
+        assert in_child(generations) == "True"
+
+
+def test_unopened_pool_in_pre_fork_servers(dsn: str) -> None:
+    """`open=False` before the fork: each child opens its own, and the parent none."""
+    with make(1, 2, dsn, open=False, timeout=PATIENCE) as pool:
+        children = {int(in_child(lambda: pid_of_a_checkout(pool))) for _ in range(2)}
+        assert len(children) == 2
+        assert pool.stats().size == 0
+
+
+def test_closed_pool_stays_closed(dsn: str) -> None:
+    """A pool closed before the fork is closed in the child."""
+    pool = make(1, 1, dsn)
+    pool.close()
+
+    def refused() -> bool:
+        with pytest.raises(PoolError):
+            pool.getconn()
+        return pool.closed
+
+    assert in_child(refused) == "True"
+
+
+PROGRAM = """
+import os, sys
+from otel_pgpool import ConnectionPool
+pool = ConnectionPool(2, 2, sys.argv[1], observer=None)
+held = pool.getconn()
+held.cursor().execute("create temporary table of_the_parent ()")
+child = os.fork()
+if child == 0:
+    with pool.connection() as conn:
+        conn.cursor().execute("select 1")
+    sys.exit(0)  # with everything that an interpreter does at its end
+assert os.waitpid(child, 0)[1] == 0
+held.cursor().execute("select * from of_the_parent")
+held.commit()
+pool.putconn(held)
+pool.close()
+"""
+
+
+def test_child_that_ends_like_a_program(dsn: str) -> None:
+    """At the end of the child's interpreter all its objects go: the parent's sessions stay."""
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, dsn], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def tell_backend(queue: Any, pool: ConnectionPool) -> None:
+    queue.put(pid_of_a_checkout(pool))
+
+
+def test_multiprocessing_fork(dsn: str) -> None:
+    """A worker of multiprocessing that was forked."""
+    context = multiprocessing.get_context("fork")
+    with make(1, 1, dsn, timeout=PATIENCE) as pool:
+        pid = fill(pool, 1)[0]
+        queue = context.SimpleQueue()
+        worker = context.Process(target=tell_backend, args=(queue, pool))
+        worker.start()
+        worker.join(PATIENCE)
+        assert worker.exitcode == 0
+        assert queue.get() != pid
+        assert fill(pool, 1) == [pid]
+
+
+def test_multiprocessing_spawn_is_refused(dsn: str) -> None:
+    """A pool cannot be sent to another process, and the error says what to do."""
+    context = multiprocessing.get_context("spawn")
+    with make(0, 1, dsn) as pool:
+        worker = context.Process(target=os.getpid, args=(pool,))
+        with pytest.raises(TypeError, match="make one in each process"):
+            worker.start()

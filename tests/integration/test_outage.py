@@ -1,0 +1,197 @@
+"""The server is away: one prober with jitter, callers that wait for their timeout, recovery without errors."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+
+from otel_pgpool import PoolTimeout
+from tests.integration.helpers import PATIENCE, Recorder, ask, in_thread, make, pid_of_a_checkout, wait_until
+
+if TYPE_CHECKING:
+    from otel_pgpool.cli.postgres import PostgresServer
+
+FIRST, LONGEST = 0.1, 5.0  # seconds: what the prober's delay doubles from, and to
+
+
+def test_one_prober_with_jitter(own_server: PostgresServer) -> None:
+    """However many wait, one attempt at a time, each after a random delay that doubles; then all are served."""
+    own_server.start()
+    recorder = Recorder()
+    with make(0, 8, own_server.dsn, observer=recorder, timeout=30) as pool:
+        own_server.stop()
+        callers = [in_thread(pid_of_a_checkout, pool)]
+        assert wait_until(lambda: recorder.calls("connect_failed"))
+        callers += [in_thread(pid_of_a_checkout, pool) for _ in range(7)]
+        assert wait_until(lambda: len(recorder.calls("connect_failed")) >= 5)
+        assert pool.stats().status == "unreachable"
+        assert pool.stats().connecting <= 1
+        own_server.start()
+        assert all(caller.result(PATIENCE) for caller in callers)
+        failed = [connect for (connect,) in recorder.calls("connect_failed")]
+        assert [connect.attempt for connect in failed] == list(range(1, len(failed) + 1))
+        attempts = recorder.calls("acquired")[0][0].attempts
+        for number, attempt in enumerate(attempts):
+            assert 0 <= attempt.delay <= min(LONGEST, FIRST * 2**number)
+        for before, after, attempt in zip(failed, failed[1:], attempts, strict=False):
+            assert after.began - before.ended >= attempt.delay - 0.01, "one after the other, after the delay"
+        assert len({attempt.delay for attempt in attempts}) == len(attempts), "drawn by chance"
+        assert len(recorder.calls("outage_started")) == 1
+        ((ended, duration),) = recorder.calls("outage_ended")
+        assert ended == len(failed)
+        assert duration > 0
+        assert pool.stats().status == "ok"
+
+
+def test_retries_of_a_checkout(own_server: PostgresServer) -> None:
+    """`retries` counts the failed connects that a checkout lived through; it carries no error when it succeeds."""
+    recorder = Recorder()
+    with make(0, 2, own_server.dsn, observer=recorder, timeout=30) as pool:
+        own_server.stop()
+        early = in_thread(pid_of_a_checkout, pool)
+        assert wait_until(lambda: len(recorder.calls("connect_failed")) >= 2)
+        late = in_thread(pid_of_a_checkout, pool)
+        assert wait_until(lambda: len(recorder.calls("connect_failed")) >= 3)
+        own_server.start()
+        assert early.result(PATIENCE)
+        assert late.result(PATIENCE)
+        failed = len(recorder.calls("connect_failed"))
+        retries = sorted(checkout.retries for (checkout,) in recorder.calls("released"))
+        assert retries[1] == failed
+        assert 1 <= retries[0] <= failed - 1
+        assert pool.stats().retries == sum(retries)
+        assert {checkout.error_type for (checkout,) in recorder.calls("released")} == {None}
+
+
+def test_timeout_during_an_outage(own_server: PostgresServer) -> None:
+    """It comes when the caller's time is up, not before, and says why: the connect's error."""
+    with make(1, 2, own_server.dsn) as pool:
+        own_server.stop()
+        time.sleep(0.06)  # so that the idle connection is looked at
+        began = time.monotonic()
+        with pytest.raises(PoolTimeout) as caught:
+            pool.getconn(timeout=1.2)
+        assert 1.2 <= time.monotonic() - began < 6
+        assert isinstance(caught.value.__cause__, psycopg2.OperationalError)
+        assert caught.value.retries >= 3
+        assert pool.stats().timeouts == 1
+        assert pool.stats().waiting == 0
+
+
+@pytest.mark.parametrize("max_retries", [0, 1, 3])
+def test_max_retries(own_server: PostgresServer, max_retries: int) -> None:
+    """A checkout gives up after so many failures, at least one, long before its timeout."""
+    recorder = Recorder()
+    with make(0, 2, own_server.dsn, timeout=60, max_retries=max_retries, observer=recorder) as pool:
+        own_server.stop()
+        began = time.monotonic()
+        with pytest.raises(PoolTimeout, match="gave up after") as caught:
+            pool.getconn()
+        assert time.monotonic() - began < 20
+        assert caught.value.retries == max(1, max_retries)
+        assert isinstance(caught.value.__cause__, psycopg2.OperationalError)
+        ((checkout, error),) = recorder.calls("failed")
+        assert error is caught.value
+        assert (checkout.outcome, checkout.error_type) == ("error", "OperationalError")
+        assert (pool.stats().timeouts, pool.stats().errors) == (0, 1)
+
+
+def test_nobody_probes_when_nobody_waits(own_server: PostgresServer) -> None:
+    """A pool with nothing to keep leaves a server that is away alone."""
+    recorder = Recorder()
+    with make(0, 2, own_server.dsn, observer=recorder) as pool:
+        own_server.stop()
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.3)
+        assert wait_until(lambda: pool.stats().connecting == 0)
+        seen = len(recorder.calls("connect_failed"))
+        time.sleep(0.7)
+        assert len(recorder.calls("connect_failed")) <= seen + 1
+
+
+def test_outage_ends_though_nobody_waits(own_server: PostgresServer) -> None:
+    """Once connections serve again the pool does not call the server unreachable."""
+    with make(1, 2, own_server.dsn) as pool:
+        own_server.stop()
+        time.sleep(0.06)
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.3)
+        assert pool.stats().status == "unreachable"
+        own_server.start()
+        assert pid_of_a_checkout(pool, PATIENCE)
+        assert wait_until(lambda: pool.stats().status == "ok")
+
+
+def test_failed_connect_that_nobody_needed(dsn: str) -> None:
+    """One connect fails, a return serves the caller: the pool is well again, and later errors do not blame it."""
+    refuse = [False]
+
+    def credentials() -> dict[str, str]:
+        if refuse[0]:
+            raise LookupError("not now")
+        return {}
+
+    with make(1, 2, dsn, credentials=credentials, timeout=PATIENCE) as pool:
+        held = pool.getconn()
+        refuse[0] = True
+        waiting = in_thread(pool.getconn)
+        assert wait_until(lambda: pool.stats().status == "unreachable")
+        pool.putconn(held)
+        assert waiting.result(PATIENCE) is held
+        refuse[0] = False
+        assert wait_until(lambda: pool.stats().status == "ok")
+        pool.putconn(held)
+
+
+def test_failed_open_strands_nobody(own_server: PostgresServer) -> None:
+    """A caller that queued while `open()` failed is served as soon as the server is back."""
+    with make(1, 2, own_server.dsn, open=False, timeout=PATIENCE) as pool:
+        own_server.stop()
+        caller = in_thread(pid_of_a_checkout, pool)
+        assert wait_until(lambda: pool.stats().waiting == 1)
+        with pytest.raises(psycopg2.OperationalError):
+            pool.wait()
+        own_server.start()
+        assert caller.result(PATIENCE)
+
+
+def test_minimum_comes_back_by_itself(own_server: PostgresServer) -> None:
+    """After the outage the pool is full again without a caller."""
+    with make(3, 3, own_server.dsn) as pool:
+        own_server.stop()
+        pool.check()
+        assert wait_until(lambda: pool.stats().idle == 0)
+        own_server.start()
+        assert wait_until(lambda: pool.stats().idle == 3, 20)
+
+
+def test_broken_in_use_during_an_outage(own_server: PostgresServer) -> None:
+    """Those lent when the server goes fail as they must; their places are free, and the next wait it out."""
+    with make(2, 2, own_server.dsn, timeout=30) as pool:
+        conns = [pool.getconn() for _ in range(2)]
+        own_server.stop("immediate")
+        for conn in conns:
+            with pytest.raises(psycopg2.Error):
+                ask(conn, "select 1")
+            pool.putconn(conn)
+        assert pool.stats().used == 0
+        waiting = in_thread(pid_of_a_checkout, pool)
+        assert wait_until(lambda: pool.stats().waiting == 1)
+        own_server.start()
+        assert waiting.result(PATIENCE)
+
+
+def test_close_during_an_outage(own_server: PostgresServer) -> None:
+    """Closing does not wait for the prober's delay."""
+    pool = make(0, 2, own_server.dsn, timeout=30)
+    own_server.stop()
+    waiting = in_thread(pid_of_a_checkout, pool)
+    assert wait_until(lambda: pool.stats().retries >= 4)
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 2
+    error: Any = waiting.exception(PATIENCE)
+    assert type(error).__name__ == "PoolClosed"
