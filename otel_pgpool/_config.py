@@ -81,9 +81,7 @@ def function(option: str, value: Any, *, also: str = "None") -> Any:
         ValueError: neither.
     """
     if value is not None and not callable(value):
-        raise ValueError(
-            f"{option} must be a callable or {also}, not of type {type(value).__name__}"
-        )  # it may hold secrets
+        raise refuse(option, value, f"a callable or {also}")
     return value
 
 
@@ -185,8 +183,14 @@ class PoolConfig:
             check=check if check == "auto" else function("check", check, also="'auto' or None"),
             configure=function("configure", configure),
             reset=function("reset", reset),
-            credentials=function("credentials", credentials),
+            credentials=_credentials(credentials),
         )
+
+
+def _credentials(value: Any) -> Any:
+    if value is not None and not callable(value):  # what is not to be shown may be in it
+        raise ValueError(f"credentials must be a callable or None, not of type {type(value).__name__}")
+    return value
 
 
 def _long_hold(value: object, environ: Mapping[str, str]) -> float:

@@ -130,7 +130,7 @@ class Core(Members):
                 checkout.queued = now
                 if checkout.observed is not None:
                     checkout.blockers = [
-                        Blocker(hold.observed, hold.slot.serial, now - hold.acquired)
+                        Blocker(hold.observed, hold.slot.serial, max(0.0, now - hold.acquired))
                         for hold in self._holds()[:LONGEST_HOLDERS]
                     ]
                 self.queued += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 import weakref
 from contextlib import suppress
 from sys import _getframe
@@ -318,17 +319,26 @@ class ConnectionPool:
             logger.debug("the maintenance thread could not be started", exc_info=True)
 
     def _lament(self, error: Exception) -> None:
-        """Log that the observer raised: once a minute, and without this pool's frames, which hold connections."""
+        """Log that the observer raised, at most once a minute.
+
+        As text: a record that kept the error would keep its frames, and so this pool's connections; and the places
+        alone, as source lines may hold SQL.
+        """
         now = monotonic()
         if now < self._next_lament:
             return
         self._next_lament = now + LAMENT_INTERVAL
-        trace = error.__traceback__
+        what = type(error).__name__ if isinstance(error, psycopg2.Error) else f"{type(error).__name__}: {error}"
+        places = "".join(
+            f'\n  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
+            for frame, line in traceback.walk_tb(error.__traceback__)
+        )
         with suppress(Exception):  # the handlers of the log may be what has raised
             logger.error(
-                "pool %s: its observer raised; the pool goes on, and telemetry is being lost",
+                "pool %s: its observer raised %s; the pool goes on, and telemetry is being lost%s",
                 self._name,
-                exc_info=error.with_traceback(trace and trace.tb_next),
+                what,
+                places,
             )
 
     def _tell(self, method: Callable[..., None], *args: Any) -> None:

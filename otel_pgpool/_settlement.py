@@ -80,8 +80,8 @@ def _fitness(
 def describe(pool: ConnectionPool, error: BaseException) -> str:
     """An error's message for telemetry: no secrets, no SQL, no values.
 
-    The server's own messages may quote values, or be written by a trigger: of errors with a SQLSTATE only those that
-    speak of the session and the server are told, and of the others the constraint.
+    The server's messages may quote values, or be written by a trigger: of errors with a SQLSTATE only those are told
+    that speak of the session and the server, or of a constraint.
     """
     if isinstance(error, PoolError):
         return str(error)
@@ -92,7 +92,7 @@ def describe(pool: ConnectionPool, error: BaseException) -> str:
         return pool._target.without_secrets(error)
     if state[:2] in ABOUT_THE_SESSION:
         return error.diag.message_primary or ""
-    return f"constraint {error.diag.constraint_name!r}" if error.diag.constraint_name else ""
+    return (error.diag.message_primary or "") if error.diag.constraint_name else ""
 
 
 def bare(error: BaseException) -> BaseException:

@@ -121,8 +121,8 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "dsn cannot be read: '@' in the host, port or database; in a password write %40, and %2F for '/'"
         )
-    # A port out of a string may be a part of a password that is not percent-encoded.
-    _check_ports("port", parameters.get("port"), show="port" in given)
+    # A port that is no number may be a part of a password.
+    _check_ports("port", parameters.get("port"), show=str(parameters.get("port")).isdecimal())
     _check_ports("PGPORT", os.environ.get("PGPORT"))
     return parameters
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -121,7 +120,7 @@ def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeo
         waited=now - checkout.started,
         retries=checkout.retries,
         holders=[hold.holder(now) for hold in holds],
-        own_holds=sum(hold.thread_id == get_ident() for hold in holds),
+        own_holds=sum(hold.thread is checkout.thread for hold in holds),
     )
     outage = pool._core.outage
     error.__cause__ = checkout.error or (outage.error if outage else None)

@@ -87,9 +87,7 @@ class Telemetry:
         if SUPPRESSION_KEY is not None and contexts.get_value(SUPPRESSION_KEY):
             checkout.observed = SUPPRESSED
         else:
-            observed = checkout.observed = self._spans.start()
-            if observed is not None:
-                checkout.thread_name = threading.current_thread().name
+            checkout.observed = self._spans.start()
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait; inside a block, make the span current."""
@@ -161,7 +159,7 @@ class Telemetry:
         observed: Observed | None = checkout.observed
         if observed is not None and not observed.suppressed:
             self._spans.long_hold(observed, attributes)
-        return {**attributes, names.THREAD_NAME: checkout.thread}
+        return {**attributes, names.THREAD_NAME: checkout.thread.name}
 
     def _long_hold_ended(self, checkout: Checkout, context: Context | None) -> None:
         with self._lock:
@@ -172,7 +170,7 @@ class Telemetry:
 
     def reclaimed(self, checkout: Checkout) -> None:
         """End the span of a dropped checkout, and say who dropped it."""
-        attributes = {**long_hold_attributes(checkout, self._threshold), names.THREAD_NAME: checkout.thread}
+        attributes = {**long_hold_attributes(checkout, self._threshold), names.THREAD_NAME: checkout.thread.name}
         self._logs.reclaimed(attributes, _context(checkout))
         self.released(checkout)
 

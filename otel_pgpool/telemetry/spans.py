@@ -202,7 +202,8 @@ def long_hold_attributes(checkout: Checkout, threshold: float) -> dict[str, Attr
         names.TRANSACTION_STATUS: TRANSACTION_STATUSES[status],
         names.CHECKED_OUT_AT: checkout.path_to,
     }
-    frame = sys._current_frames().get(checkout.thread_id)
+    thread = checkout.thread
+    frame = sys._current_frames().get(thread.ident or 0) if thread.is_alive() else None
     if frame is not None:
         # Places only: the source lines that Python would add may hold SQL.
         attributes[names.CODE_STACKTRACE] = "\n".join(
@@ -222,7 +223,7 @@ def _served(checkout: Checkout) -> dict[str, AttributeValue]:
         names.OUTCOME: checkout.outcome,
         names.CONNECTION_ID: checkout.slot.serial,
         names.CONNECTION_PID: checkout.slot.pid,
-        names.THREAD_NAME: checkout.thread,
+        names.THREAD_NAME: checkout.thread.name,
     }
 
 
@@ -232,7 +233,7 @@ def _failed(checkout: Checkout) -> dict[str, AttributeValue]:
         names.RETRIES: checkout.retries,
         names.PATH: checkout.waits_for,
         names.OUTCOME: checkout.outcome,
-        names.THREAD_NAME: checkout.thread,
+        names.THREAD_NAME: checkout.thread.name,
     }
 
 

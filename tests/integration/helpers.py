@@ -94,6 +94,11 @@ def kill(admin: connection, pids: Iterable[int]) -> None:
         assert ask(admin, "select pg_terminate_backend(%s, 10000)", pid)
 
 
+def wait_until_readable(conn: connection) -> None:
+    """Until the server has sent something to an idle connection."""
+    assert select.select([conn], [], [], PATIENCE)[0]
+
+
 def lives(admin: connection, pid: int) -> bool:
     return bool(ask(admin, "select count(*) from pg_stat_activity where pid = %s", pid))
 

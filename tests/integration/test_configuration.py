@@ -41,7 +41,6 @@ NAN = float("nan")
         ("check", True),
         ("configure", "set"),
         ("reset", 1),
-        ("credentials", {"user": "x"}),
         ("name", ""),
         ("name", 5),
         ("name", "two\nlines"),

@@ -76,7 +76,7 @@ def test_open_that_fails_may_be_tried_again(own_server: PostgresServer) -> None:
     own_server.stop()
     with pytest.raises(psycopg2.OperationalError):
         pool.open()
-    assert pool.stats().size == 0
+    assert wait_until(lambda: pool.stats().size == 0)
     assert wait_until(lambda: not [t for t in pool_threads() if "connector" in t.name])
     own_server.start()
     pool.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +10,30 @@ import psycopg2
 import pytest
 
 from otel_pgpool import PoolTimeout
+from otel_pgpool.cli.postgres import PostgresServer
 from tests.integration.helpers import PATIENCE, Recorder, ask, in_thread, make, pid_of_a_checkout, wait_until
 
 if TYPE_CHECKING:
-    from otel_pgpool.cli.postgres import PostgresServer
+    from collections.abc import Iterator
 
 FIRST, LONGEST = 0.1, 5.0  # seconds: what the prober's delay doubles from, and to
 
 
+@pytest.fixture(scope="module")
+def restartable() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(restartable: PostgresServer) -> PostgresServer:
+    """The module's own, running whatever the test before did."""
+    restartable.start()
+    return restartable
+
+
 def test_one_prober_with_jitter(own_server: PostgresServer) -> None:
     """However many wait, one attempt at a time, each after a random delay that doubles; then all are served."""
-    own_server.start()
     recorder = Recorder()
     with make(0, 8, own_server.dsn, observer=recorder, timeout=30) as pool:
         own_server.stop()
@@ -99,17 +113,20 @@ def test_max_retries(own_server: PostgresServer, max_retries: int) -> None:
         assert (pool.stats().timeouts, pool.stats().errors) == (0, 1)
 
 
-def test_nobody_probes_when_nobody_waits(own_server: PostgresServer) -> None:
-    """A pool with nothing to keep leaves a server that is away alone."""
+def test_prober_goes_on_until_the_server_is_reached(own_server: PostgresServer) -> None:
+    """Though the one who waited has given up: alone, at its pace, and it ends with the outage."""
     recorder = Recorder()
     with make(0, 2, own_server.dsn, observer=recorder) as pool:
         own_server.stop()
         with pytest.raises(PoolTimeout):
-            pool.getconn(timeout=0.3)
+            pool.getconn(timeout=0.2)
+        assert wait_until(lambda: len(recorder.calls("connect_failed")) >= 5)
+        failed = [connect for (connect,) in recorder.calls("connect_failed")]
+        assert all(after.began >= before.ended for before, after in itertools.pairwise(failed))
+        own_server.start()
+        assert wait_until(lambda: pool.stats().status == "ok")
         assert wait_until(lambda: pool.stats().connecting == 0)
-        seen = len(recorder.calls("connect_failed"))
-        time.sleep(0.7)
-        assert len(recorder.calls("connect_failed")) <= seen + 1
+        assert pool.stats().size <= 1
 
 
 def test_outage_ends_though_nobody_waits(own_server: PostgresServer) -> None:

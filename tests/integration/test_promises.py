@@ -505,9 +505,10 @@ def test_a_demoted_primary_is_left_the_whole_generation_goes(own_server: Postgre
         ask(operator, "alter system set default_transaction_read_only = on")
         ask(operator, "select pg_reload_conf()")
         operator.close()
-        held = pool.getconn()
-        assert wait_until(lambda: held.rollback() or ask(held, "show transaction_read_only") == "on")
-        pool.putconn(held)
+        for conn in [pool.getconn() for _ in range(3)]:
+            shown = "show transaction_read_only"
+            assert wait_until(lambda conn=conn, shown=shown: conn.rollback() or ask(conn, shown) == "on")
+            pool.putconn(conn)
         with pytest.raises(errors.ReadOnlySqlTransaction), pool.connection() as conn:
             ask(conn, "create table written ()")
         assert pool.stats().discarded == {"read_only": 3}

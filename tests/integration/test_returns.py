@@ -605,10 +605,12 @@ def test_generators_that_the_collector_closes(dsn: str) -> None:
         before = gc.get_threshold()
         gc.set_threshold(5)
         try:
-            for future in [in_thread(abandon) for _ in range(4)]:
-                future.result(2 * PATIENCE)
+            workers = [in_thread(abandon) for _ in range(4)]
+            assert wait_until(lambda: gc.collect() >= 0 and all(worker.done() for worker in workers), 2 * PATIENCE)
         finally:
             gc.set_threshold(*before)
+        for worker in workers:
+            worker.result(0)
         gc.collect()
         assert wait_until(lambda: pool.stats().used == 0)
         assert pid_of_the_next(pool)

@@ -110,7 +110,7 @@ def test_a_new_checkout() -> None:
     """It knows who asked, when and where, and has got nothing."""
     checkout = checkout_at()
     assert (checkout.started, checkout.path, checkout.observed, checkout.retries) == (10.0, None, None, 0)
-    assert checkout.thread_id == threading.get_ident()
+    assert checkout.thread is threading.current_thread()
     assert checkout.where.endswith(" checkout_at")
 
 
@@ -157,16 +157,14 @@ def test_a_holder_has_the_trace_of_whoever_observes_it() -> None:
     assert checkout.holder(15.5).trace_id is None
 
 
-def test_a_thread_that_has_ended_is_named_by_its_number() -> None:
-    """Its name is gone with it, unless the observer has kept it."""
+def test_a_thread_that_has_ended_is_named_as_such() -> None:
+    """By its own name, whoever has got its number since."""
     kept = []
-    thread = threading.Thread(target=lambda: kept.append(held()))
+    thread = threading.Thread(target=lambda: kept.append(held()), name="till-3")
     thread.start()
     thread.join()
     [checkout] = kept
-    assert checkout.holder(15.5).thread == f"{checkout.thread_id} (ended)"
-    checkout.thread_name = "till-3"
-    assert checkout.holder(15.5).thread == "till-3"
+    assert checkout.holder(15.5).thread == "till-3 (ended)"
 
 
 def test_a_checkout_lists_all_frames_that_asked() -> None:
