@@ -21,6 +21,13 @@ SLICES = 40
 EACH = (Column("us", "us each", 2),)
 
 
+WHAT_IT_DOES_MORE = (
+    "Beyond the stock pool, each checkout keeps where it was asked for (0.24 us, most of it the caller's "
+    "frame object), compares the session's settings when it ends (0.2 us) and makes a record of its "
+    "holder (0.2 us). Without any one of the three the target is reached."
+)
+
+
 def measure(contestants: Sequence[str], dsn: str) -> Round:
     """Without telemetry."""
     return _spin(contestants, dsn, telemetry=False)
@@ -96,7 +103,7 @@ ROWS = (
         measure=measure,
         together=True,
         targets=(
-            Target("against stock getconn/putconn", ratio("us", OURS, STOCK), 1.6),
+            Target("against stock getconn/putconn", ratio("us", OURS, STOCK), 1.6, reason=WHAT_IT_DOES_MORE),
             Target("against psycopg_pool connection()", ratio("us", OURS, PSYCOPG), 0.5),
             Target("against DBUtils", ratio("us", OURS, DBUTILS), 1.0),
             Target("against QueuePool", ratio("us", OURS, QUEUEPOOL), 1.0),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     Check = Callable[[connection], object] | Literal["auto"] | None
 
 LONGEST_NAME = 200
+MOST_CONNECTIONS = 262_143
+"""PostgreSQL's own bound on ``max_connections``."""
 
 
 def refuse(option: str, value: object, accepted: str) -> ValueError:
@@ -44,20 +46,20 @@ def seconds(option: str, value: object, *, least: float = 0.0, above: bool = Fal
     return number
 
 
-def whole(option: str, value: object, *, least: int = 0) -> int:
+def whole(option: str, value: object, *, least: int = 0, most: int | None = None) -> int:
     """A whole number.
 
     Raises:
-        ValueError: not an integer, or below ``least``.
+        ValueError: not an integer, below ``least`` or above ``most``.
     """
-    accepted = f"a whole number of at least {least}"
+    accepted = f"a whole number of at least {least}" + (f" and at most {most}" if most is not None else "")
     if isinstance(value, bool):
         raise refuse(option, value, accepted)
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # it raises for what has no index
     except TypeError:
         raise refuse(option, value, accepted) from None
-    if number < least:
+    if number < least or (most is not None and number > most):
         raise refuse(option, value, accepted)
     return number
 
@@ -68,7 +70,7 @@ def limits(minconn: object, maxconn: object) -> tuple[int, int]:
     Raises:
         ValueError: not whole numbers, ``maxconn`` below 1, or ``minconn`` above it.
     """
-    least, most = whole("minconn", minconn), whole("maxconn", maxconn, least=1)
+    least, most = whole("minconn", minconn), whole("maxconn", maxconn, least=1, most=MOST_CONNECTIONS)
     if least > most:
         raise refuse("minconn", minconn, f"at most maxconn ({most})")
     return least, most

@@ -140,15 +140,15 @@ class Core(Members):
             return waiter
 
     def _match(self, now: float) -> None:
-        """Serve the queue from what is idle; one idle for long comes unproven, as from `take`."""
-        while self.queue and self.idle:
+        """Serve the queue from what is idle; one not seen alive for long comes unproven, as from `take`."""
+        while self.idle and (waiter := self.queue.first()) is not None:
             try:
                 slot = self.idle.pop()
             except IndexError:  # taken meanwhile
                 return
             conn, slot.conn = slot.conn, None
             if conn is not None:
-                self._serve(slot, conn, now, "queued" if now - slot.seen < FRESH else None)
+                self._serve(waiter, slot, conn, now, "queued" if now - slot.seen < FRESH else None)
 
     def leave(self, waiter: Waiter) -> connection | None:
         """Leave the queue; the connection, where a hand-over came first."""
@@ -172,18 +172,18 @@ class Core(Members):
 
     def _offer(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
         """Give a connection to the first waiter, or keep it."""
-        if self.queue:
-            self._serve(slot, conn, now, path)
+        waiter = self.queue.first()
+        if waiter is not None:
+            self._serve(waiter, slot, conn, now, path)
         else:
             slot.conn = conn
             self.idle.append(slot)
 
-    def _serve(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+    def _serve(self, waiter: Waiter, slot: Slot, conn: connection, now: float, path: str | None) -> None:
         """Give a connection to the first waiter, who wakes inside the lock.
 
         It leaves the queue only then, so that an exception that comes between costs it nothing.
         """
-        waiter = self.queue[0]
         checkout = waiter.checkout
         checkout.slot = slot
         checkout.acquired = now

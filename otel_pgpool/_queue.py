@@ -57,11 +57,16 @@ class Queue(deque[Waiter]):
         self.insert(position, waiter)
         return waiter
 
+    def first(self) -> Waiter | None:
+        """The first who still waits; one whose server was interrupted after serving it is left out."""
+        while self and (self[0].conn is not None or self[0].error is not None):
+            self.popleft()
+        return self[0] if self else None
+
     def leave(self, waiter: Waiter) -> None:
-        """Give up the place, unless somebody has served or failed the waiter already."""
-        if waiter.conn is None and waiter.error is None:
-            with suppress(ValueError):
-                self.remove(waiter)
+        """Give up the place, if it is still there."""
+        with suppress(ValueError):  # served or failed already
+            self.remove(waiter)
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         """Take one out and wake it with an error."""

@@ -12,6 +12,7 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import parse_dsn
 
+from otel_pgpool._target import Target
 from otel_pgpool.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class Database:
         except psycopg2.ProgrammingError:
             # Without libpq's text, which quotes the part that it could not read: it may be the password.
             raise CommandError(f"{option} cannot be read: expected {ACCEPTED}") from None
+        try:
+            Target((dsn,), {})
+        except ValueError as error:
+            raise CommandError(f"{option}: {error}") from None
         if not self._parameters:
             raise CommandError(f"{option} is empty: expected {ACCEPTED}")
         self._option = option

@@ -203,7 +203,8 @@ class Demo:
     def _tell(self, report: Report) -> None:
         endpoint, out = self._options.endpoint, self._options.out
         undelivered = self._undelivered._asdict()
-        further = endpoint.jaeger_search(report.service) if endpoint else f"otel-pgpool report {shlex.quote(str(out))}"
+        again = f"{shlex.quote(sys.argv[0])} report {shlex.quote(str(out))}"
+        further = endpoint.jaeger_search(report.service) if endpoint else again
         if self._options.json:
             facts = {
                 "workers": WORKERS,

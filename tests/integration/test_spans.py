@@ -283,6 +283,28 @@ def test_commit_refused(signals: Signals, dsn: str, unique_table: str) -> None:
         assert "hush-hush" not in signals.everything()
 
 
+def test_commit_refused_by_a_trigger(signals: Signals, dsn: str) -> None:
+    """What a trigger raises at the commit may quote values: the span has its SQLSTATE and not its words."""
+    with signals.pool(1, 1, dsn) as pool:
+        with pytest.raises(psycopg2.Error, match="hush-hush"), pool.connection() as conn:  # noqa: PT012 - its end raises
+            execute(conn, "create temporary table cards (card text)")
+            execute(
+                conn,
+                "create function pg_temp.decline() returns trigger language plpgsql as "
+                "$$ begin raise exception 'card % declined', new.card; end $$",
+            )
+            execute(
+                conn,
+                "create constraint trigger decline after insert on cards deferrable initially deferred "
+                "for each row execute function pg_temp.decline()",
+            )
+            execute(conn, "insert into cards values ('hush-hush')")
+        span = signals.checkout()
+        assert_exactly(span.attributes, served(dsn, outcome="rolled_back", error="P0001"))
+        assert status_of(span)[0] == "ERROR"
+        assert "hush-hush" not in signals.everything()
+
+
 def test_commit_on_a_dead_connection(signals: Signals, dsn: str, admin: connection) -> None:
     """A commit that finds the connection dead is the pool's failure too, and the connection is discarded."""
     with signals.pool(1, 1, dsn) as pool:

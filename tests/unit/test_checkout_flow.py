@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from otel_pgpool import PoolClosed, TooManyRequests
 from otel_pgpool._checkout import Attempt
 from otel_pgpool._core import GONE
+from otel_pgpool._queue import Waiter
 from tests.fakes import STALE, Desk, agree, awake, served
+
+if TYPE_CHECKING:
+    from tests.fakes import FakeConnection
 
 # Checkout
 
@@ -422,6 +428,83 @@ def test_holds_are_added_up() -> None:
     desk.give_back(gone, conn_2, "broken")
     assert desk.core.total_hold() == pytest.approx(6)
     assert desk.core.checkouts()["idle"] == 2
+
+
+# Interrupts, and the garbage collector
+
+
+def test_an_interrupt_right_after_a_hand_over_costs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waiter has its connection, and the next return serves the next waiter."""
+    desk = Desk(2, 2)
+    desk.connect(2)
+    holds = [desk.hold(), desk.hold()]
+    first, second = desk.join(), desk.join()
+
+    def serve_and_be_interrupted(waiter: Waiter, conn: FakeConnection) -> None:
+        serve(waiter, conn)
+        raise KeyboardInterrupt
+
+    serve = Waiter.serve
+    with monkeypatch.context() as patch:
+        patch.setattr(Waiter, "serve", serve_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            desk.give_back(*holds[0])
+    desk.give_back(*holds[1])
+    assert (first.conn, second.conn) == (holds[0][1], holds[1][1])
+    assert first.checkout.slot.ref() is first.conn
+    assert list(desk.core.queue) == []
+    agree(desk.core)
+
+
+def test_an_interrupt_right_before_a_hand_over_leaves_the_waiter_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is lost with its returner, and reclaimed; the waiter gets the next one."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    waiter = desk.join()
+
+    def be_interrupted(_waiter: Waiter, _conn: FakeConnection) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Waiter, "serve", be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            desk.give_back(checkout, conn)
+    del conn
+    desk.reclaim()
+    desk.connect()
+    assert served(waiter)
+    agree(desk.core)
+
+
+def test_a_return_in_the_middle_of_a_decision_waits_until_it_is_made() -> None:
+    """The collector may close a generator, and so end its block, while its thread holds the lock."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    waiter = desk.join()
+    with desk.core.lock:
+        assert desk.core.release(checkout, conn, desk.now) is None
+        assert not served(waiter)
+    assert desk.core.settle_deferred() == []
+    assert waiter.conn is conn
+    agree(desk.core)
+
+
+def test_a_deferred_return_of_a_broken_connection_has_it_closed() -> None:
+    """With the reason that it came with; a second return of it is refused meanwhile."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    with desk.core.lock:
+        assert desk.core.release(checkout, conn, desk.now, "broken") is None
+    assert desk.core.release(checkout, conn, desk.now) is GONE
+    assert desk.claim() is None
+    assert desk.core.settle_deferred() == [(checkout.slot, conn, "broken")]
+    checkout.slot.conn = conn
+    desk.discard([checkout.slot], "broken")
+    assert desk.core.discarded == {"broken": 1}
+    agree(desk.core)
 
 
 # What other threads do in between

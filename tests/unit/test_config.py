@@ -104,7 +104,7 @@ def test_accepted(options: dict[str, Any], kept: object) -> None:
 SECONDS = "a number of seconds of at least 0 (math.inf allowed)"
 ABOVE = "a number of seconds above 0 (math.inf allowed)"
 WHOLE = "a whole number of at least 0"
-FROM_ONE = "a whole number of at least 1"
+FROM_ONE = "a whole number of at least 1 and at most 262143"
 NAME = "a printable text of 1 to 200 characters"
 HUGE = 10**400
 
@@ -149,6 +149,15 @@ def test_refused_credentials_are_not_shown(value: object) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [{"password": "hunter2"}, "hunter2", ["hunter2"], 1, True])
+def test_credentials_are_refused_without_being_shown(value: object) -> None:
+    """Whoever gives them themselves, and not what asks for them, reads what kind of thing it was."""
+    with pytest.raises(ValueError, match=r"^credentials must be a callable or None, not of type \w+$") as caught:
+        pool_config(credentials=value)
+    assert type(value).__name__ in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_number_too_large_to_be_seconds_is_refused() -> None:
     """By the same words, however many digits it has."""
     with pytest.raises(ValueError, match=r"^timeout must be a number of seconds .* not 1000.*\.\.\.$"):
@@ -189,6 +198,7 @@ def test_the_environment_is_read_when_the_pool_is_made(monkeypatch: pytest.Monke
     assert PoolConfig.of(1, 2).timeout == 7.0
 
 
+FROM_TEXT = "a number of seconds of at least 0 (inf allowed)"
 VARIABLES_REFUSED = [
     (variable, value)
     for variable in ("DB_CONNECTION_TIMEOUT", "OTEL_PGPOOL_LONG_HOLD")
@@ -199,11 +209,9 @@ VARIABLES_REFUSED = [
 @pytest.mark.parametrize(("variable", "value"), VARIABLES_REFUSED)
 def test_a_bad_variable_is_refused(variable: str, value: str) -> None:
     """The error names the variable, the value and what is accepted."""
-    with pytest.raises(
-        ValueError, match=rf"^{variable} must be a number of seconds of at least 0 \(.*inf allowed\)"
-    ) as e:
+    with pytest.raises(ValueError, match=variable) as caught:
         pool_config(environ={variable: value})
-    assert value.lower() in str(e.value).lower()
+    assert str(caught.value) == f"{variable} must be {FROM_TEXT}, not {value!r}"
 
 
 # Telemetry
@@ -263,10 +271,7 @@ HISTOGRAMS = "a list of wait_time, use_time, create_time, or none"
         ({"histograms": 5}, f"histograms must be {HISTOGRAMS}, not 5"),
         ({"histograms": True}, f"histograms must be {HISTOGRAMS}, not True"),
         ({"environ": {"OTEL_PGPOOL_SPANS": "Loud"}}, f"OTEL_PGPOOL_SPANS must be {MODES}, not 'Loud'"),
-        (
-            {"environ": {"OTEL_PGPOOL_SLOW": "fast"}},
-            "OTEL_PGPOOL_SLOW must be a number of seconds of at least 0 (inf allowed), not 'fast'",
-        ),
+        ({"environ": {"OTEL_PGPOOL_SLOW": "fast"}}, f"OTEL_PGPOOL_SLOW must be {FROM_TEXT}, not 'fast'"),
         (
             {"environ": {"OTEL_PGPOOL_SLOW": "-1"}},
             "OTEL_PGPOOL_SLOW must be a number of seconds of at least 0 (inf allowed), not '-1'",
