@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from otel_pgpool import _connection
+from otel_pgpool import _connection, _deadline
 from otel_pgpool._errors import PoolError, error_type, sqlstate
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ def _fitness(
     closed: int = conn.closed  # 2 where libpq ended it, whatever the stubs say
     if closed:
         return ("broken" if closed == _connection.BROKEN else "returned_closed"), error
-    if _connection.ended_session(error) or conn.get_transaction_status() in _connection.UNUSABLE:
+    status = conn.get_transaction_status()
+    if status == _connection.ACTIVE:  # cut now: between two statements of the other thread it would not look busy
+        _deadline.sever(conn)
+    if status in _connection.UNUSABLE or _connection.ended_session(error):
         return "broken", error
     refused = checkout.block and _connection.refused_writing(error, conn)
     try:

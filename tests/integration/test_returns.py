@@ -150,6 +150,7 @@ def test_state_that_can_be_tidied(dsn: str, dirty: Callable[[connection], object
 
 
 def query_of_another_thread(conn: connection) -> None:
+    ask(conn, "begin")  # psycopg2's own would look active for a moment, before the query does
     query = in_thread(ask, conn, "select pg_sleep(60)")
     assert wait_until(lambda: conn.info.transaction_status == ACTIVE)
     queries.append(query)
