@@ -45,7 +45,10 @@ class Block:
         checkout.path = None
         checkout.started = monotonic()
         try:
-            self._conn = conn = pool._check_out(checkout, self._timeout)
+            conn = pool._core.take(checkout) if pool._observer is None else None
+            if checkout.path is None:
+                conn = pool._check_out(checkout, self._timeout, conn)
+            self._conn = conn
         except BaseException:
             self._checkout = None
             raise
@@ -65,6 +68,9 @@ class Block:
             and settings(conn) == checkout.slot.baseline
         ):
             checkout.outcome = "committed"
-            pool._give_back(checkout, conn)
+            now = monotonic()
+            verdict = pool._core.release(checkout, conn, now)
+            if verdict is not None or pool._observer is not None:
+                pool._given_back(checkout, conn, now, verdict)
         else:
             finish(pool, checkout, conn, exc)

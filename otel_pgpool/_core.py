@@ -75,11 +75,11 @@ class Core(Members):
         ``checkout.path`` stays None for one that nobody has seen alive for `FRESH`: the borrower must look at it
         first, and `confirm` it or `withdraw` it. So it does while the maintenance is parked, which it then wakes.
         """
-        if not self.idle or self.queue:
+        if self.queue:
             return None
         try:
             slot = self.idle.pop()
-        except IndexError:  # another thread was faster
+        except IndexError:
             return None
         checkout.slot = slot
         checkout.acquired = started = checkout.started

@@ -240,8 +240,9 @@ class ConnectionPool:
         else:
             settle(self, checkout, held, None, close=close)
 
-    def _check_out(self, checkout: Checkout, timeout: float | None) -> Connection:
-        observer, core = self._observer, self._core
+    def _check_out(self, checkout: Checkout, timeout: float | None, taken: Connection | None = None) -> Connection:
+        """Tell the observer, and wait where `Core.take` gives nothing at once; ``taken`` is what it gave before."""
+        observer = self._observer
         conn = None
         try:
             if observer is not None:
@@ -250,9 +251,10 @@ class ConnectionPool:
                 except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
                     self._lament(error)
                 checkout.started = monotonic()
-            conn = core.take(checkout)
+            if taken is None:
+                conn = self._core.take(checkout)
             if checkout.path is None:
-                taken, conn = conn, None
+                taken, conn = taken or conn, None
                 conn = obtain(self, checkout, taken, self._config.timeout if timeout is None else timeout)
             if observer is not None:
                 try:
@@ -269,6 +271,17 @@ class ConnectionPool:
     ) -> None:
         now = monotonic()
         verdict = self._core.release(checkout, conn, now, reason)
+        self._given_back(checkout, conn, now, verdict, cause)
+
+    def _given_back(
+        self,
+        checkout: Checkout,
+        conn: Connection,
+        now: float,
+        verdict: str | None,
+        cause: BaseException | None = None,
+    ) -> None:
+        """Do what the core's verdict says, and tell the observer."""
         if verdict is not None:
             if verdict is GONE:
                 self._abandon(checkout)
