@@ -130,7 +130,7 @@ class Connectors:
             delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(attempt - 1, 16)))  # noqa: S311 - jitter
             text = ""
             try:
-                text = describe(pool, error)
+                text = describe(pool._target, error)
             finally:
                 failed = Connect(attempt, began, monotonic(), asked_by, bare(error), text)
                 self._missed(pool, slot, failed, delay)

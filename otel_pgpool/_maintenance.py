@@ -2,78 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-import weakref
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from otel_pgpool._observer import CRITICAL_UTILIZATION, HIGH_UTILIZATION
+from otel_pgpool._level import TICK, Level
+from otel_pgpool._watcher import Watcher
 
 if TYPE_CHECKING:
     from otel_pgpool._core import Core
     from otel_pgpool._pool import ConnectionPool
 
-logger = logging.getLogger("otel_pgpool")
-
-TICK = 0.5
-"""Seconds between two looks at the utilization while a connection is out."""
-
 LEAST_TICK = 0.01
 
-HYSTERESIS = 0.10
-"""How far utilization must fall below a threshold before it counts as left."""
 
+class Maintenance(Watcher["ConnectionPool"]):
+    """It sleeps until the next deadline; while connections are lent it also looks at the utilization every `TICK`.
 
-class Maintenance:
-    """One daemon thread, started with the first thing to watch. It holds the pool weakly and ends with it.
-
-    It sleeps until the next deadline; while connections are lent it also looks at the utilization every `TICK`. When
-    nothing has been out for a `TICK` it parks: the next checkout wakes it, which costs that one some 100 us.
+    When nothing has been out for a `TICK` it parks: the next checkout wakes it, which costs that one some 100 us.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
-        self._wakeup = pool._wakeup
-        self._pool = weakref.ref(pool, self._wakeup.ring_for)
-        self._lock = threading.Lock()  # guards the start of the thread, nothing else
-        self._thread: threading.Thread | None = None
-        self._level = Level()
-        self._measured = monotonic()  # the utilization
+        super().__init__(pool, pool._wakeup, "otel_pgpool-maintenance")
+        self._level = Level(monotonic())
         self._served = 0  # checkouts, at the last look
-
-    def wake(self) -> None:
-        """Let it look now; start it if it does not run."""
-        if not self._runs():
-            with self._lock:
-                if not self._runs():
-                    thread = threading.Thread(target=self._run, name="otel_pgpool-maintenance", daemon=True)
-                    thread.start()
-                    self._thread = thread
-        self._wakeup.ring()
-
-    def _runs(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def join(self, seconds: float) -> None:
-        """Wait for the thread to end, for at most ``seconds``."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
-
-    def _run(self) -> None:
-        while True:
-            pool = self._pool()
-            if pool is None:
-                return
-            try:
-                seconds = self._look(pool)
-            except Exception:  # what it looks after must not go unwatched for one bad look
-                logger.exception("pool %s: its maintenance failed, and goes on", pool.name)
-                seconds = TICK
-            if seconds is None:
-                return
-            del pool
-            self._wakeup.wait(seconds)
 
     def _look(self, pool: ConnectionPool) -> float | None:
         """Do what is due; seconds until the next look, or None to end."""
@@ -114,45 +65,6 @@ class Maintenance:
             return
         for checkout in overdue:
             pool._tell(observer.held_long, checkout)
-        if now - self._measured >= TICK:
-            self._measured = now
-            level = self._level.changed(pool.stats().utilization)
-            if level is not None:
-                pool._tell(observer.utilization_changed, level, pool.stats())
-
-
-class Level:
-    """The utilization's level, which changes when two looks running agree, so that a pool of one does not flap."""
-
-    NAMES = ("normal", "high", "critical")
-
-    def __init__(self) -> None:
-        self._level = 0
-        self._seen = 0
-
-    @property
-    def settled(self) -> bool:
-        """Whether utilization is, and was at the last look, normal."""
-        return self._level == self._seen == 0
-
-    def changed(self, utilization: float) -> str | None:
-        """The level's new name, if it has changed."""
-        seen, self._seen = self._seen, self._measure(utilization)
-        if self._seen == seen != self._level:
-            self._level = seen
-            return self.NAMES[seen]
-        return None
-
-    def _measure(self, utilization: float) -> int:
-        thresholds = (HIGH_UTILIZATION, CRITICAL_UTILIZATION)
-        return sum(
-            utilization >= threshold - (HYSTERESIS if self._level > rank else 0.0) - 1e-9
-            for rank, threshold in enumerate(thresholds)
-        )
-
-
-def level_name(utilization: float) -> str:
-    """The name of a level for `PoolStats.status`."""
-    if utilization >= CRITICAL_UTILIZATION:
-        return "critical"
-    return "high" if utilization >= HIGH_UTILIZATION else "ok"
+        change = self._level.look(now, pool.stats)
+        if change is not None:
+            pool._tell(observer.utilization_changed, *change)

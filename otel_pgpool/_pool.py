@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import traceback
 import weakref
 from contextlib import suppress
 from sys import _getframe
@@ -21,8 +20,10 @@ from otel_pgpool._connection import is_clean
 from otel_pgpool._connectors import Connectors
 from otel_pgpool._core import GONE, Core, State
 from otel_pgpool._errors import PoolClosed, PoolError, timeout_error
+from otel_pgpool._guard import Guard
+from otel_pgpool._level import level_name
 from otel_pgpool._liveness import check_all
-from otel_pgpool._maintenance import Maintenance, level_name
+from otel_pgpool._maintenance import Maintenance
 from otel_pgpool._observer import Holder, PoolStats
 from otel_pgpool._settlement import settle
 from otel_pgpool._target import Target
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("otel_pgpool")
 
-
-LAMENT_INTERVAL = 60.0
-"""Seconds between two records of an observer that raises."""
 
 OPENING = 30.0
 """Seconds that opening may take where ``timeout`` is 0, which is said of checkouts."""
@@ -126,11 +124,12 @@ class ConnectionPool:
             raise refuse("observer", observer, "a PoolObserver or None")
         self._reset = reset
         self._target = Target(args, kwargs, credentials)
-        self._next_lament = 0.0
         self._observer = _default_observer() if observer is ... else observer
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._start_afresh(self._config.minconn, self._config.maxconn)
         self._name = _registry.register(self, self._config.name or self._target.name)
+        self._guard = Guard(self._name)
+        self._tell = self._guard.tell
         if self._observer is not None:
             self._observer.attached(self)
         if open:
@@ -249,7 +248,7 @@ class ConnectionPool:
                 try:
                     observer.started(checkout)
                 except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
-                    self._lament(error)
+                    self._guard.lament(error)
                 checkout.started = monotonic()
             if taken is None:
                 conn = self._core.take(checkout)
@@ -260,7 +259,7 @@ class ConnectionPool:
                 try:
                     observer.acquired(checkout)
                 except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
-                    self._lament(error)
+                    self._guard.lament(error)
         except BaseException as error:
             fail(self, checkout, conn, error)
             raise
@@ -293,7 +292,7 @@ class ConnectionPool:
             try:
                 self._observer.released(checkout)
             except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
-                self._lament(error)
+                self._guard.lament(error)
 
     # What the halves of a checkout share
 
@@ -330,35 +329,6 @@ class ConnectionPool:
         except RuntimeError:  # no thread can be started: the next checkout tries again
             self._core.parked = True
             logger.debug("the maintenance thread could not be started", exc_info=True)
-
-    def _lament(self, error: Exception) -> None:
-        """Log that the observer raised, at most once a minute.
-
-        As text: a record that kept the error would keep its frames, and so this pool's connections; and the places
-        alone, as source lines may hold SQL.
-        """
-        now = monotonic()
-        if now < self._next_lament:
-            return
-        self._next_lament = now + LAMENT_INTERVAL
-        what = type(error).__name__ if isinstance(error, psycopg2.Error) else f"{type(error).__name__}: {error}"
-        places = "".join(
-            f'\n  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
-            for frame, line in traceback.walk_tb(error.__traceback__)
-        )
-        with suppress(Exception):  # the handlers of the log may be what has raised
-            logger.error(
-                "pool %s: its observer raised %s; the pool goes on, and telemetry is being lost%s",
-                self._name,
-                what,
-                places,
-            )
-
-    def _tell(self, method: Callable[..., None], *args: Any) -> None:
-        try:
-            method(*args)
-        except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
-            self._lament(error)
 
     # The whole pool
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool._checkout import Checkout
     from otel_pgpool._pool import ConnectionPool
+    from otel_pgpool._target import Target
 
 ABOUT_THE_SESSION = ("08", "25", "28", "3D", "40", "53", "57")
 """Classes of SQLSTATE whose messages quote nothing of a statement."""
@@ -33,7 +34,7 @@ def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: Base
         if exc is None and _connection.commit(conn):
             checkout.outcome = "committed"
     except BaseException as failure:
-        checkout.fail(error_type(failure), describe(pool, failure))
+        checkout.fail(error_type(failure), describe(pool._target, failure))
         settle(pool, checkout, conn, failure)
         raise
     if exc is None and pool._reset is None and _connection.is_clean(conn, checkout.slot):
@@ -54,7 +55,7 @@ def settle(
         if reason is not None and (checkout.outcome != "committed" or reason != "reset_failed"):
             checkout.outcome = "discarded"
             if cause is not None and cause is not error and checkout.error_type is None:
-                checkout.fail(error_type(cause), describe(pool, cause))
+                checkout.fail(error_type(cause), describe(pool._target, cause))
         pool._give_back(checkout, conn, reason, cause)
 
 
@@ -80,7 +81,7 @@ def _fitness(
     return None, None
 
 
-def describe(pool: ConnectionPool, error: BaseException) -> str:
+def describe(target: Target, error: BaseException) -> str:
     """An error's message for telemetry: no secrets, no SQL, no values.
 
     The server's messages may quote values, or be written by a trigger: of errors with a SQLSTATE only those are told
@@ -92,7 +93,7 @@ def describe(pool: ConnectionPool, error: BaseException) -> str:
         return ""
     state = sqlstate(error)
     if state is None:
-        return pool._target.without_secrets(error)
+        return target.without_secrets(error)
     if state[:2] in ABOUT_THE_SESSION:
         return error.diag.message_primary or ""
     return (error.diag.message_primary or "") if error.diag.constraint_name else ""

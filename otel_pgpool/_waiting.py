@@ -93,7 +93,7 @@ def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, erro
     timed_out = isinstance(error, PoolTimeout) and not gave_up
     checkout.outcome = "timeout" if timed_out else "error"
     cause = checkout.error if gave_up and checkout.error is not None else error
-    checkout.fail(REFUSALS.get(type(cause)) or error_type(cause), describe(pool, cause))
+    checkout.fail(REFUSALS.get(type(cause)) or error_type(cause), describe(pool._target, cause))
     core.count_failure(timed_out=timed_out)
     if pool._observer is not None:
         pool._tell(pool._observer.failed, checkout, error)

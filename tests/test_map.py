@@ -30,6 +30,7 @@ MAP = (
     "_members",
     "_core",
     # psycopg2: where to connect, how to settle and bound what it does
+    "_guard",
     "_wakeup",
     "_deadline",
     "_target",
@@ -40,6 +41,8 @@ MAP = (
     "_waiting",
     "_block",
     "_connectors",
+    "_level",
+    "_watcher",
     "_maintenance",
     "_registry",
     # what is told of it
@@ -60,7 +63,7 @@ MAP = (
 """Imports run from below to above. The modules of ``cli`` count as one; the empty name is the package itself."""
 
 MECHANICS = MAP[: MAP.index("_core") + 1]
-KNOW_PSYCOPG2 = {"_errors", "_target", "_connection", "_deadline", "_settlement", "_pool"}
+KNOW_PSYCOPG2 = {"_errors", "_guard", "_target", "_connection", "_deadline", "_settlement", "_pool"}
 KNOW_OPENTELEMETRY = ("telemetry", "otlp", "_delivery", "cli")
 PSYCOPG2_FROM_AFAR = {"_errors"}
 """The one of the mechanics that imports psycopg2: what the pool raises is a ``psycopg2.pool.PoolError``."""

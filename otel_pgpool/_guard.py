@@ -1,0 +1,57 @@
+"""Between a pool and its observer: whatever an observer raises is logged, and costs nobody a connection."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("otel_pgpool")
+
+LAMENT_INTERVAL = 60.0
+"""Seconds between two records of an observer that raises."""
+
+
+class Guard:
+    """Calls the observer of one pool."""
+
+    def __init__(self, pool_name: str) -> None:
+        self._pool_name = pool_name
+        self._next_lament = 0.0
+
+    def tell(self, method: Callable[..., None], *args: object) -> None:
+        """Call a method of the observer."""
+        try:
+            method(*args)
+        except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
+            self.lament(error)
+
+    def lament(self, error: Exception) -> None:
+        """Log that the observer raised, at most once a minute.
+
+        As text: a record that kept the error would keep its frames, and so the pool's connections; and the places
+        alone, as source lines may hold SQL.
+        """
+        now = monotonic()
+        if now < self._next_lament:
+            return
+        self._next_lament = now + LAMENT_INTERVAL
+        what = type(error).__name__ if isinstance(error, psycopg2.Error) else f"{type(error).__name__}: {error}"
+        places = "".join(
+            f'\n  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
+            for frame, line in traceback.walk_tb(error.__traceback__)
+        )
+        with suppress(Exception):  # the handlers of the log may be what has raised
+            logger.error(
+                "pool %s: its observer raised %s; the pool goes on, and telemetry is being lost%s",
+                self._pool_name,
+                what,
+                places,
+            )

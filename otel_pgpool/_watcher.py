@@ -1,0 +1,71 @@
+"""A thread that looks after something: started on demand, asleep between two looks, gone with what it looks after."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from otel_pgpool._wakeup import Wakeup
+
+Subject = TypeVar("Subject")
+
+AFTER_FAILURE = 0.5
+"""Seconds until the next look after one that failed."""
+
+logger = logging.getLogger("otel_pgpool")
+
+
+class Watcher(Generic[Subject]):
+    """One daemon thread, started with the first thing to watch. It holds its subject weakly and ends with it."""
+
+    def __init__(self, subject: Subject, wakeup: Wakeup, name: str) -> None:
+        self._wakeup = wakeup
+        self._subject = weakref.ref(subject, self._wakeup.ring_for)
+        self._name = name
+        self._lock = threading.Lock()  # guards the start of the thread, nothing else
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Let it look now; start it if it does not run.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        if not self._runs():
+            with self._lock:
+                if not self._runs():
+                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    thread.start()
+                    self._thread = thread
+        self._wakeup.ring()
+
+    def _runs(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread to end, for at most ``seconds``."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+
+    def _run(self) -> None:
+        while True:
+            subject = self._subject()
+            if subject is None:
+                return
+            try:
+                seconds = self._look(subject)
+            except Exception:  # what it looks after must not go unwatched for one bad look
+                logger.exception("%s: a look failed, and it goes on", self._name)
+                seconds = AFTER_FAILURE
+            if seconds is None:
+                return
+            del subject
+            self._wakeup.wait(seconds)
+
+    def _look(self, subject: Subject) -> float | None:
+        """Do what is due; seconds until the next look, or None to end."""
+        raise NotImplementedError
