@@ -5,7 +5,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from otel_pgpool._checkout import Checkout, here
+from otel_pgpool import _checkout
+from otel_pgpool._checkout import Checkout
 from otel_pgpool._connection import IDLE, settings
 from otel_pgpool._errors import PoolError
 from otel_pgpool._settlement import finish
@@ -41,7 +42,7 @@ class Block:
             raise PoolError("this connection() is in use: call pool.connection() again for a second connection")
         self._checkout = checkout  # no call between the question and this: no other thread comes between
         checkout.place = self._place
-        checkout.thread = here.thread
+        checkout.thread = _checkout.here.thread
         checkout.path = None
         checkout.started = monotonic()
         try:

@@ -63,7 +63,7 @@ class Checkout:
 
     # What few checkouts need stands on the class: it costs the others nothing.
     block: bool = True
-    """By ``with pool.connection()``, and not by getconn."""
+    """By ``with pool.connection()``, whose span is current inside."""
     observed: Any = None
     """The observer's own."""
     callers: Sequence[Place] = ()
@@ -118,24 +118,45 @@ class Checkout:
         )
 
 
-class Here(threading.local):
-    """The running thread, at a third of the price of ``threading.current_thread``."""
+class Loan(Checkout):
+    """A checkout that is given back by hand, maybe in another thread: by getconn, or from a pool that is not ours."""
 
-    def __init__(self) -> None:
-        self.thread = threading.current_thread()
+    __slots__ = ("callers", "heard")
+
+    block = False
+    heard: bool
+    """Whether its observer wants to hear of it; known for pools that are not ours."""
 
 
-here = Here()
-
-
-def begin(started: float, place: Place) -> Checkout:
+def begin(started: float, place: Place, *callers: Place) -> Loan:
     """A new record. It has no ``__init__``: that would double its cost."""
-    checkout = Checkout()
-    checkout.started = started
-    checkout.place = place
-    checkout.thread = here.thread
-    checkout.path = None
-    return checkout
+    loan = Loan()
+    loan.started = started
+    loan.place = place
+    loan.callers = callers
+    loan.thread = here.thread
+    loan.path = None
+    return loan
+
+
+def _make_here() -> Any:
+    class Here(threading.local):
+        """The running thread, at half the price of ``threading.current_thread``."""
+
+        def __init__(self) -> None:
+            self.thread = threading.current_thread()
+
+    return Here()
+
+
+here = _make_here()
+
+
+def renew_here() -> None:
+    """Follow gevent, where it has put its own ``threading.local`` in the place of the one that was imported first."""
+    global here  # noqa: PLW0603 - it is what every checkout looks at
+    if not isinstance(here, threading.local):
+        here = _make_here()
 
 
 OWN_PACKAGE = __name__.partition(".")[0]

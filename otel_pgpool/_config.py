@@ -181,7 +181,7 @@ class PoolConfig:
             max_retries=None if max_retries is None else whole("max_retries", max_retries),
             max_lifetime=math.inf if max_lifetime is None else seconds("max_lifetime", max_lifetime, above=True),
             max_idle=math.inf if max_idle is None else seconds("max_idle", max_idle, above=True),
-            long_hold=_long_hold(long_hold, environ),
+            long_hold=long_hold_threshold(long_hold, environ),
             check=check if check == "auto" else function("check", check, also="'auto' or None"),
             configure=function("configure", configure),
             reset=function("reset", reset),
@@ -195,7 +195,12 @@ def _credentials(value: Any) -> Any:
     return value
 
 
-def _long_hold(value: object, environ: Mapping[str, str]) -> float:
+def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
+    """Seconds from which on a hold is long, infinite for never; ``...`` leaves it to the environment.
+
+    Raises:
+        ValueError: no duration.
+    """
     if value is ...:
         threshold = environment_seconds("OTEL_PGPOOL_LONG_HOLD", 1.0, environ)
     else:
@@ -228,19 +233,40 @@ class TelemetryConfig:
         Raises:
             ValueError: an unknown mode or histogram, or a threshold that is no duration.
         """
-        if spans is None:
-            mode = environment_choice("OTEL_PGPOOL_SPANS", SPAN_MODES, environ)
-        elif isinstance(spans, str) and spans in SPAN_MODES:
-            mode = spans
-        else:
-            raise refuse("spans", spans, f"one of {', '.join(SPAN_MODES)}")
-        return cls(
-            mode,
-            environment_seconds("OTEL_PGPOOL_SLOW", 0.1, environ) if slow is None else seconds("slow", slow),
-            _histograms("histograms", histograms)
-            if histograms is not None
-            else _histograms("OTEL_PGPOOL_HISTOGRAMS", _words(environ.get("OTEL_PGPOOL_HISTOGRAMS", ""))),
-        )
+        return cls(span_mode(spans, environ), slow_threshold(slow, environ), recorded_histograms(histograms, environ))
+
+
+def span_mode(value: object, environ: Mapping[str, str]) -> str:
+    """Which checkouts leave spans; None leaves it to the environment.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if value is None:
+        return environment_choice("OTEL_PGPOOL_SPANS", SPAN_MODES, environ)
+    if isinstance(value, str) and value in SPAN_MODES:
+        return value
+    raise refuse("spans", value, f"one of {', '.join(SPAN_MODES)}")
+
+
+def slow_threshold(value: object, environ: Mapping[str, str]) -> float:
+    """From how many seconds on a checkout is slow; None leaves it to the environment.
+
+    Raises:
+        ValueError: no duration.
+    """
+    return environment_seconds("OTEL_PGPOOL_SLOW", 0.1, environ) if value is None else seconds("slow", value)
+
+
+def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[str]:
+    """Which histograms are recorded; None leaves it to the environment.
+
+    Raises:
+        ValueError: an unknown histogram.
+    """
+    if value is None:
+        return _histograms("OTEL_PGPOOL_HISTOGRAMS", _words(environ.get("OTEL_PGPOOL_HISTOGRAMS", "")))
+    return _histograms("histograms", value)
 
 
 def _words(text: str) -> Iterable[str]:

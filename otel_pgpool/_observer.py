@@ -24,6 +24,7 @@ class PoolStats:
     """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable`` or ``closed``."""
     minconn: int
     maxconn: int
+    """0 where a pool that is not ours has no limit; then ``utilization`` is 0."""
     size: int
     """Connections that count against ``maxconn``: idle, used, and those being connected, checked or closed."""
     used: int
@@ -49,6 +50,8 @@ class PoolStats:
     """Connections closed, by reason."""
     wait_seconds: float = 0.0
     hold_seconds: float = 0.0
+    maxidle: int | None = None
+    """Most connections kept idle, where that is less than ``maxconn``, as in psycopg2's and SQLAlchemy's pools."""
 
     LEVELS = ("minconn", "maxconn", "size", "used", "idle", "connecting", "waiting", "utilization", "oldest_hold")
 

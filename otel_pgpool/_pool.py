@@ -14,7 +14,7 @@ import psycopg2
 
 from otel_pgpool import _connection, _deadline, _registry
 from otel_pgpool._block import Block
-from otel_pgpool._checkout import begin, places_of
+from otel_pgpool._checkout import begin, places_of, renew_here
 from otel_pgpool._config import PoolConfig, limits, refuse, seconds
 from otel_pgpool._connection import is_clean
 from otel_pgpool._connectors import Connectors
@@ -122,6 +122,7 @@ class ConnectionPool:
             raise refuse("open", open, "True or False")
         if observer is not None and observer is not ... and not hasattr(observer, "attached"):
             raise refuse("observer", observer, "a PoolObserver or None")
+        renew_here()
         self._reset = reset
         self._target = Target(args, kwargs, credentials)
         self._observer = _default_observer() if observer is ... else observer
@@ -200,10 +201,7 @@ class ConnectionPool:
             lent = self._core.by_key(key)[1]
             if lent is not None:
                 return lent
-        place, *callers = places_of(_getframe(1))
-        checkout = begin(monotonic(), place)
-        checkout.block = False
-        checkout.callers = callers
+        checkout = begin(monotonic(), *places_of(_getframe(1)))
         conn = self._check_out(checkout, timeout)
         if key is not None:
             lent = self._core.enter_key(key, checkout.slot, conn)

@@ -61,8 +61,8 @@ class Target:
     @property
     def port(self) -> int | None:
         """None where the hosts of a multi-host DSN differ in it."""
-        port = self._ports[0]
-        return int(port) if len(set(self._ports)) == 1 and port.isdecimal() else None
+        port, *others = {*self._ports} or {""}
+        return int(port) if not others and port.isdecimal() else None
 
     @property
     def name(self) -> str:
@@ -96,6 +96,31 @@ class Target:
             if secret in text:
                 text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
         return text
+
+
+class UnknownTarget(Target):
+    """Arguments that psycopg2 may understand, and we do not: nothing is said of them."""
+
+    def __init__(self) -> None:
+        self.address = self.namespace = ""
+        self._ports = []
+
+    @property
+    def name(self) -> str:
+        """Nothing is known."""
+        return "unknown"
+
+    def without_secrets(self, _error: BaseException) -> str:
+        """Nothing: the secrets are not known either."""
+        return ""
+
+
+def target_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
+    """Where another pool connects to; it raises nothing for what cannot be read."""
+    try:
+        return Target(args, kwargs)
+    except ValueError:
+        return UnknownTarget()
 
 
 def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

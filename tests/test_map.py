@@ -52,6 +52,13 @@ MAP = (
     "telemetry.metrics",
     "telemetry.spans",
     "telemetry",
+    # pools that are not ours
+    "instrumentation.settings",
+    "instrumentation.turns",
+    "instrumentation.ledger",
+    "instrumentation.hook",
+    "instrumentation.psycopg2_pool",
+    "instrumentation",
     # the public side
     "_pool",
     "",
@@ -63,8 +70,18 @@ MAP = (
 """Imports run from below to above. The modules of ``cli`` count as one; the empty name is the package itself."""
 
 MECHANICS = MAP[: MAP.index("_core") + 1]
-KNOW_PSYCOPG2 = {"_errors", "_guard", "_target", "_connection", "_deadline", "_settlement", "_pool"}
-KNOW_OPENTELEMETRY = ("telemetry", "otlp", "_delivery", "cli")
+KNOW_PSYCOPG2 = {
+    "_errors",
+    "_guard",
+    "_target",
+    "_connection",
+    "_deadline",
+    "_settlement",
+    "_pool",
+    "instrumentation.turns",
+    "instrumentation.psycopg2_pool",
+}
+KNOW_OPENTELEMETRY = ("telemetry", "instrumentation", "otlp", "_delivery", "cli")
 PSYCOPG2_FROM_AFAR = {"_errors"}
 """The one of the mechanics that imports psycopg2: what the pool raises is a ``psycopg2.pool.PoolError``."""
 

@@ -12,7 +12,7 @@ from otel_pgpool._errors import PoolTimeout, error_type
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
 from otel_pgpool.telemetry.logs import Logs
-from otel_pgpool.telemetry.metrics import instruments
+from otel_pgpool.telemetry.metrics import Silence, instruments
 from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
 
 if TYPE_CHECKING:
@@ -26,11 +26,16 @@ if TYPE_CHECKING:
     from otel_pgpool._observer import Connect, ObservedPool, PoolStats
     from otel_pgpool._slot import Slot
 
+SILENT = Silence()
+"""Neither spans nor records, ever."""
+
 SUPPRESSION_KEY: str | None = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", None)
 
 
 class Telemetry:
     """The telemetry of one pool.
+
+    ``silence`` spares a caller the whole of it where an ordinary checkout leaves nothing: see `Silence`.
 
     Args:
         tracer_provider: by default the global one, set now or later.
@@ -60,7 +65,13 @@ class Telemetry:
         self._wait_time = self._instruments.wait_time if "wait_time" in recorded else None
         self._use_time = self._instruments.use_time if "use_time" in recorded else None
         self._create_time = self._instruments.create_time if "create_time" in recorded else None
+        self.silence = self._silence()
         self._pool_name: str | None = None
+
+    def _silence(self) -> Silence | None:
+        if self._config.spans != "off":
+            return None
+        return self._instruments.silence if self._wait_time is not None or self._use_time is not None else SILENT
 
     def attached(self, pool: ObservedPool) -> None:
         """The pool introduces itself, again in a forked child.

@@ -1,0 +1,82 @@
+"""The auto-instrumentation hook: pools of an unchanged program get the spans, metrics and logs of our own."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import TYPE_CHECKING, Any
+
+try:
+    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # unchecked
+    from wrapt import register_post_import_hook
+except ModuleNotFoundError as error:
+    message = "PgPoolInstrumentor needs the extra 'instrument': pip install 'otel-pgpool[instrument]'"
+    raise ModuleNotFoundError(message, name=error.name) from error
+
+from otel_pgpool.instrumentation import psycopg2_pool
+from otel_pgpool.instrumentation.hook import Hook
+from otel_pgpool.instrumentation.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+logger = logging.getLogger("otel_pgpool")
+
+KINDS = {
+    "psycopg2.pool": psycopg2_pool,
+}
+"""The module of our own that hooks a kind of pool, by the module that must be imported before there is one."""
+
+FLAVOURS = {"psycopg2": "psycopg2 >= 2.9", "psycopg2-binary": "psycopg2-binary >= 2.9"}
+
+
+class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
+    """Shows the pools of a program that does not know of it.
+
+    ``instrument()`` takes ``tracer_provider`` and ``meter_provider``, by default the global ones; ``spans``
+    (``always``, ``parent``, ``slow``, ``off``), by default ``OTEL_PGPOOL_SPANS``; and ``long_hold`` in s, None or 0
+    for never, by default ``OTEL_PGPOOL_LONG_HOLD``. ``uninstrument()`` leaves everything as it was found; checkouts
+    that are out then end with it. Neither raises: what is wrong is logged.
+    """
+
+    _hook: Hook | None = None
+    _undo: list[Callable[[], None]]
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """The flavour of psycopg2 that is installed; none where it came by another way than a package."""
+        for flavour, requirement in FLAVOURS.items():
+            try:
+                distribution(flavour)
+            except PackageNotFoundError:
+                continue
+            return (requirement,)
+        return ()
+
+    def _instrument(self, **options: Any) -> None:
+        known = ("tracer_provider", "meter_provider", "spans", "long_hold")
+        for option in options.keys() - {*known}:
+            logger.debug("PgPoolInstrumentor has no option %r", option)
+        hook = Hook(Settings.of(**{option: options[option] for option in known if option in options}))
+        self._hook, self._undo = hook, []
+        for module, kind in KINDS.items():
+            register_post_import_hook(partial(self._hook_on, hook, kind), module)
+
+    def _hook_on(self, hook: Hook, kind: Any, _module: object) -> None:
+        if not hook.is_on:
+            return
+        try:
+            self._undo.append(kind.hook_on(hook))
+        except Exception:
+            logger.exception("%s could not be hooked, and stays as it is", kind.__name__)
+
+    def _uninstrument(self, **_options: Any) -> None:
+        if self._hook is None:
+            return
+        for undo in reversed(self._undo):
+            try:
+                undo()
+            except Exception:
+                logger.exception("a hook could not be taken off")
+        self._hook.end()
+        self._hook = None

@@ -1,0 +1,124 @@
+"""The hook while it is on: the pools that it has met, and the one thread that watches them all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool._checkout import renew_here
+from otel_pgpool._guard import Guard
+from otel_pgpool._level import TICK
+from otel_pgpool._slot import NEVER
+from otel_pgpool._wakeup import Wakeup
+from otel_pgpool._watcher import Watcher
+from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
+
+if TYPE_CHECKING:
+    from otel_pgpool._target import Target
+    from otel_pgpool.instrumentation.ledger import Kind
+    from otel_pgpool.instrumentation.settings import Settings
+
+LEAST_TICK = 0.01
+
+logger = logging.getLogger("otel_pgpool")
+
+
+class Hook:
+    """Every pool that was met since ``instrument()``, until ``uninstrument()``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.is_on = True
+        self.ledgers: dict[Ledger, None] = {}
+        self._gone: deque[Ledger] = deque()
+        self._guard = Guard("new to the hook")
+        self._start_afresh()
+        _hooks.add(self)
+
+    def _start_afresh(self) -> None:
+        self.parked = True  # there is no thread yet
+        self._wakeup = Wakeup()
+        self._watch = Watch(self, self._wakeup, "otel_pgpool-watch")
+
+    def adopt(self, pool: Any, kind: Kind, name: str, target: Target) -> Ledger | None:
+        """Open a ledger for a pool; None where that fails, or the hook is off."""
+        if not self.is_on:
+            return None
+        try:
+            renew_here()
+            ledger = Ledger(pool, kind, name, target, self)
+        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            self._guard.lament(error)
+            return None
+        self.ledgers[ledger] = None
+        return ledger
+
+    def dropped(self, ledger: Ledger) -> None:
+        """A pool was collected. Called by finalizers, hence it only takes a note."""
+        self._gone.append(ledger)
+        self._wakeup.ring()
+
+    def retire_dropped(self) -> None:
+        """Close the ledgers of pools that were collected."""
+        while self._gone:
+            ledger = self._gone.popleft()
+            self.ledgers.pop(ledger, None)
+            ledger.end("reclaimed", "reclaimed")
+
+    def wake(self) -> None:
+        """Let the watch look: something is out."""
+        self.parked = False
+        try:
+            self._watch.wake()
+        except RuntimeError:  # no thread can be started: the next checkout tries again
+            self.parked = True
+            logger.debug("the thread that watches hooked pools could not be started", exc_info=True)
+
+    def end(self) -> None:
+        """Close every ledger and end the thread."""
+        self.is_on = False
+        self.retire_dropped()
+        for ledger in list(self.ledgers):
+            ledger.end("released")
+            if ledger.pool is not None:
+                delattr(ledger.pool, LEDGER)
+        self.ledgers.clear()
+        self._wakeup.ring()
+        self._watch.join(1.0)
+
+    def _after_fork(self) -> None:
+        self._start_afresh()
+
+
+class Watch(Watcher[Hook]):
+    """It sleeps until the next long hold is due, for at most a tick while anything is out; otherwise it parks."""
+
+    def _look(self, hook: Hook) -> float | None:
+        hook.retire_dropped()
+        if not hook.is_on:
+            return None
+        now = monotonic()
+        due = NEVER
+        for ledger in list(hook.ledgers.copy()):
+            due = min(due, ledger.look(now))
+        hook.parked = True  # parked first, and looked second: a checkout enters its hold first, and asks second
+        if all(ledger.is_quiet for ledger in list(hook.ledgers.copy())):
+            return NEVER
+        hook.parked = False
+        return max(LEAST_TICK, min(due - monotonic(), TICK, hook.settings.long_hold))
+
+
+_hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for hook in list(_hooks):
+        hook._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,545 @@
+"""What is known of a pool that is not ours: who holds what since when, and the totals; told to the one telemetry."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter, deque
+from dataclasses import replace
+from functools import partial, wraps
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from otel_pgpool import _registry
+from otel_pgpool._checkout import Attempt, Blocker, begin
+from otel_pgpool._errors import LONGEST_HOLDERS, error_type, timeout_error
+from otel_pgpool._guard import Guard
+from otel_pgpool._level import Level, level_name
+from otel_pgpool._observer import Connect, PoolStats
+from otel_pgpool._settlement import describe
+from otel_pgpool._slot import NEVER, Slot
+from otel_pgpool.instrumentation.turns import Turns
+from otel_pgpool.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_pgpool._checkout import Checkout, Loan, Place
+    from otel_pgpool._target import Target
+    from otel_pgpool.instrumentation.hook import Hook
+
+
+LEDGER = "_otel_pgpool"
+"""The attribute of a pool that holds its ledger: found at no cost, and gone with the pool."""
+
+QuietHold = tuple[Any, ...]
+"""When it was acquired, by which thread, then the code and instruction of three frames that asked, innermost first."""
+
+
+class Levels(NamedTuple):
+    """What a kind of pool reads of itself, without a lock."""
+
+    minconn: int
+    maxconn: int
+    """0 for no limit."""
+    used: int
+    idle: int
+    maxidle: int
+    closed: bool = False
+
+
+class Kind(NamedTuple):
+    """What the ledger must know of a kind of pool."""
+
+    read: Callable[[Any], Levels]
+    """Read a pool's levels."""
+    abandon: Callable[[Any], int]
+    """In a forked child: let a pool forget the parent's connections without a word to the server; how many."""
+
+
+class Outage(NamedTuple):
+    """The server could not be reached since."""
+
+    since: float
+    attempts: int
+
+
+def harmless(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Whatever goes wrong in a method of the ledger is logged, and goes no further."""
+
+    @wraps(method)
+    def guarded(self: Ledger, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            self.guard.lament(error)
+            return None
+
+    return guarded
+
+
+class Ledger:
+    """One pool's. It holds the pool weakly, and outlives it only until its checkouts have ended.
+
+    A checkout that leaves neither span nor record may be kept as a `QuietHold`, at a third of the price of a `Loan`; it
+    becomes one when there is something to tell of it.
+
+    It takes no lock. Counts are plain ``+=``, which CPython does not interrupt: it switches threads at calls and
+    backward jumps only. Whatever goes wrong in here is logged once a minute, and the program goes on.
+    """
+
+    __slots__ = (  # more attributes than CPython keeps at hand in a dictionary
+        "__weakref__",
+        "_kind",
+        "_level",
+        "_observer",
+        "_outage",
+        "_pool",
+        "_retired",
+        "_serials",
+        "connecting",
+        "created",
+        "discarded",
+        "errors",
+        "guard",
+        "hold_seconds",
+        "holds",
+        "hook",
+        "idle_checkouts",
+        "long_hold",
+        "long_holds",
+        "name",
+        "new_checkouts",
+        "queued",
+        "queued_checkouts",
+        "quiet",
+        "retries",
+        "silence",
+        "slots",
+        "target",
+        "timeouts",
+        "turns",
+        "untold",
+        "wait_seconds",
+        "waiting",
+    )
+
+    def __init__(self, pool: Any, kind: Kind, name: str, target: Target, hook: Hook) -> None:
+        self.hook = hook
+        self._kind = kind
+        self._pool = weakref.ref(pool, self._dropped)
+        self._retired = False
+        self.target = target
+        self.turns: Turns | None = None  # where an exhausted pool waits
+        self.long_hold = hook.settings.long_hold
+        self._start_afresh()
+        self.name = _registry.register(self, name)
+        self.guard = Guard(self.name)
+        telemetry = hook.settings.telemetry
+        self._observer = Telemetry(
+            hook.settings.tracer_provider,
+            hook.settings.meter_provider,
+            telemetry.spans,
+            telemetry.slow,
+            tuple(telemetry.histograms),
+        )
+        self.silence = self._observer.silence
+        self._observer.attached(self)
+        setattr(pool, LEDGER, self)
+
+    def _start_afresh(self) -> None:
+        self.slots: dict[int, Slot] = {}  # the connections seen, by id
+        self.holds: dict[Loan, None] = {}  # in the order of their acquisition
+        self.quiet: dict[int, QuietHold] = {}  # likewise, by id of the connection
+        self.waiting: dict[Loan, None] = {}
+        self.connecting: set[int] = set()  # threads, by identity
+        self.untold: deque[tuple[int, Connect, Outage | None]] = deque()  # connects made under a lock of the pool
+        self._outage: Outage | None = None
+        self._level = Level(monotonic())
+        self._serials = 0
+        self.idle_checkouts = self.queued_checkouts = self.new_checkouts = 0
+        self.queued = self.timeouts = self.errors = self.retries = self.long_holds = self.created = 0
+        self.discarded: Counter[str] = Counter()
+        self.wait_seconds = self.hold_seconds = 0.0
+
+    # A checkout
+
+    def ask(self, place: Place, *callers: Place) -> Loan:
+        """A caller asks for a connection."""
+        loan = begin(monotonic(), place, *callers)
+        loan.heard = self.silence is None or self.silence._real_instrument is not None
+        if loan.heard:
+            self.guard.tell(self._observer.started, loan)
+            loan.started = monotonic()
+        return loan
+
+    @harmless
+    def queue(self, loan: Loan) -> None:
+        """It has to wait for those who hold now."""
+        now = loan.queued = monotonic()
+        loan.waits_for = "queued"
+        self.queued += 1
+        self.waiting[loan] = None
+        if loan.observed is not None:
+            loan.blockers = [
+                Blocker(hold.observed, hold.slot.serial, max(0.0, now - hold.acquired))
+                for hold in self.holds_now()[:LONGEST_HOLDERS]
+            ]
+
+    @harmless
+    def lend(self, loan: Loan, conn: Any) -> None:
+        """It was given one."""
+        loan.slot = slot = self.slot_of(conn)
+        loan.acquired = now = monotonic()
+        loan.lent = True
+        slot.checkout = loan
+        self.wait_seconds += now - loan.started
+        if self.untold and self.tell_connects(loan):
+            loan.path = "new"
+            self.new_checkouts += 1
+        elif loan.queued is not None:
+            loan.path = "queued"
+            self.queued_checkouts += 1
+        else:
+            loan.path = "idle"
+            self.idle_checkouts += 1
+        if loan.queued is not None:
+            self.waiting.pop(loan, None)
+        self.holds[loan] = None
+        if loan.heard:
+            self.guard.tell(self._observer.acquired, loan)
+        if self.hook.parked:
+            self.hook.wake()
+
+    @harmless
+    def refuse(self, loan: Loan, error: BaseException, refusal: str | None = None) -> None:
+        """It got none.
+
+        Args:
+            loan: whose.
+            error: what the caller gets to see.
+            refusal: what telemetry calls it: ``timeout``, ``closed``; otherwise the SQLSTATE or the name of its class.
+        """
+        loan.released = now = monotonic()
+        self.waiting.pop(loan, None)
+        if self.untold:
+            self.tell_connects(loan)
+        loan.fail(refusal or error_type(error), describe(self.target, error) or (str(error) if refusal else ""))
+        if refusal == "timeout":
+            loan.outcome = "timeout"
+            loan.waits_for = "queued"
+            self.timeouts += 1
+            holds = self.holds_now()
+            error = timeout_error(
+                loan.error_message,
+                self.stats(),
+                waited=now - loan.started,
+                retries=loan.retries,
+                holders=[hold.holder(now) for hold in holds],
+                own_holds=sum(hold.thread is loan.thread for hold in holds),
+            )
+        else:
+            loan.outcome = "error"
+            self.errors += 1
+        self.guard.tell(self._observer.failed, loan, error)
+
+    @harmless
+    def give_back(self, loan: Loan, outcome: str = "released", error: BaseException | None = None) -> None:
+        """The connection came back, or is known to be gone; a second time nothing happens.
+
+        Args:
+            loan: whose.
+            outcome: as telemetry calls it.
+            error: of the pool's own work on it, such as its rollback.
+        """
+        now = monotonic()
+        try:
+            del loan.lent
+        except AttributeError:
+            return
+        slot = loan.slot
+        following = slot.checkout
+        if following is not None and following is not loan:  # lent again before its return was done
+            now = min(now, following.acquired)
+        if slot.checkout is loan:
+            slot.checkout = None
+        self.holds.pop(loan, None)
+        held = now - loan.acquired
+        self.hold_seconds += held
+        if held >= self.long_hold and not loan.flagged:
+            self._flag(loan, now)
+        loan.released = now
+        loan.outcome = outcome
+        if error is not None:
+            loan.fail(error_type(error), describe(self.target, error))
+        if loan.heard or loan.flagged or error is not None:
+            tell = self._observer.reclaimed if outcome == "reclaimed" else self._observer.released
+            self.guard.tell(tell, loan)
+
+    def speak_up(self, conn: Any) -> Loan | None:
+        """Make a checkout of a quiet hold, unless it ended meanwhile."""
+        slot = self.slot_of(conn)
+        quiet = self.quiet.pop(slot.key, None)
+        if quiet is None:
+            return None
+        acquired, thread, *places = quiet
+        innermost, *callers = zip(places[::2], places[1::2], strict=True)
+        loan = begin(acquired, innermost, *(place for place in callers if place[0] is not None))
+        loan.thread = thread
+        loan.heard = False
+        loan.path = "idle"
+        loan.acquired = acquired
+        loan.slot = slot
+        loan.lent = True
+        slot.checkout = loan
+        self.holds[loan] = None
+        return loan
+
+    def _speak_up(self, key: int) -> None:
+        slot = self.slots.get(key)
+        conn = None if slot is None else slot.ref()
+        if conn is not None:
+            self.speak_up(conn)
+
+    def speak_up_all(self) -> None:
+        """Make checkouts of every quiet hold."""
+        for key in self.quiet.copy():
+            self._speak_up(key)
+
+    def holds_now(self) -> list[Loan]:
+        """Everything that is out, the longest hold first."""
+        self.speak_up_all()
+        return sorted(self.holds.copy(), key=_acquired)
+
+    # Connections
+
+    def enter(self, conn: Any) -> Slot:
+        """Know a connection from now on."""
+        slot = Slot()
+        self._serials += 1
+        slot.serial = self._serials
+        slot.key = id(conn)
+        slot.pid = _pid(conn)
+        try:
+            slot.ref = weakref.ref(conn, partial(_forget, self.slots, slot.key))
+        except TypeError:  # what a program's own factory makes may not allow it
+            slot.ref = lambda: None  # type: ignore[assignment]
+        self.slots[slot.key] = slot
+        return slot
+
+    def slot_of(self, conn: Any) -> Slot:
+        """A connection's, which may be new to us."""
+        return self.slots.get(id(conn)) or self.enter(conn)
+
+    @harmless
+    def connected(self, began: float, conn: Any) -> None:
+        """A physical connection was made. It is told later, outside the pool's locks."""
+        now = monotonic()
+        ended, self._outage = self._outage, None
+        self.created += 1
+        self.enter(conn)
+        info = getattr(conn, "info", None)
+        connect = Connect(
+            1 + (ended.attempts if ended else 0),
+            began,
+            now,
+            None,
+            address=getattr(info, "host", None),
+            port=getattr(info, "port", None),
+        )
+        self.untold.append((threading.get_ident(), connect, ended))
+
+    @harmless
+    def connect_failed(self, began: float, error: BaseException) -> None:
+        """An attempt failed. It is told later."""
+        now = monotonic()
+        before = self._outage
+        since, attempts = (now, 0) if before is None else before
+        self._outage = Outage(since, attempts + 1)
+        connect = Connect(attempts + 1, began, now, None, error, describe(self.target, error))
+        self.untold.append((threading.get_ident(), connect, before))
+
+    @harmless
+    def tell_connects(self, loan: Loan | None = None, by: int | None = None) -> bool:
+        """Tell of the connects that this thread made for a checkout, or for nobody; True if one succeeded."""
+        me = threading.get_ident() if by is None else by
+        made = False
+        for entry in [entry for entry in self.untold.copy() if entry[0] == me]:
+            self.untold.remove(entry)
+            made |= self._tell_connect(replace(entry[1], asked_by=loan), entry[2], loan)
+        return made
+
+    def _tell_connect(self, connect: Connect, before: Outage | None, loan: Loan | None) -> bool:
+        tell, observer = self.guard.tell, self._observer
+        if connect.error is None:
+            tell(observer.connected, connect)
+            if before is not None:
+                tell(observer.outage_ended, before.attempts, connect.ended - before.since)
+            return True
+        if loan is not None:
+            self.retries += 1
+            loan.waits_for = "new"
+            loan.retried(Attempt(connect.ended, type(connect.error).__name__, 0.0), None)  # an error keeps its frames
+        tell(observer.connect_failed, connect)
+        if before is None:
+            tell(observer.outage_started, connect)
+        return False
+
+    @harmless
+    def discard(self, slot: Slot, reason: str, error: BaseException | None = None, loan: Loan | None = None) -> None:
+        """A connection was closed."""
+        if self.slots.get(slot.key) is slot:
+            del self.slots[slot.key]
+        self.discarded[reason] += 1
+        self.guard.tell(self._observer.discarded, [slot], reason, error, loan)
+
+    # The whole pool
+
+    @property
+    def address(self) -> str:
+        """Host of the server, or the folder of its Unix socket."""
+        return self.target.address
+
+    @property
+    def port(self) -> int | None:
+        """Port of the server; None where the hosts of a multi-host DSN differ in it."""
+        return self.target.port
+
+    @property
+    def namespace(self) -> str:
+        """Name of the database."""
+        return self.target.namespace
+
+    @property
+    def closed(self) -> bool:
+        """Whether its series have ended: the pool is closed or gone, or not hooked any more."""
+        return self._retired or self._levels().closed
+
+    @property
+    def pool(self) -> Any:
+        """The pool, while it lives."""
+        return self._pool()
+
+    def _levels(self) -> Levels:
+        pool = self._pool()
+        return Levels(0, 0, 0, 0, 0, closed=True) if pool is None else self._kind.read(pool)
+
+    def stats(self) -> PoolStats:
+        """Levels, read from the pool itself, and totals."""
+        levels = self._levels()
+        utilization = levels.used / levels.maxconn if levels.maxconn else 0.0
+        return PoolStats(
+            name=self.name,
+            status="closed" if levels.closed else "unreachable" if self._outage else level_name(utilization),
+            minconn=levels.minconn,
+            maxconn=levels.maxconn,
+            size=levels.used + levels.idle,
+            used=levels.used,
+            idle=levels.idle,
+            connecting=len(self.connecting),
+            waiting=len(self.waiting),
+            utilization=utilization,
+            oldest_hold=self._oldest_hold(),
+            checkouts={"idle": self.idle_checkouts, "queued": self.queued_checkouts, "new": self.new_checkouts},
+            queued=self.queued,
+            timeouts=self.timeouts,
+            errors=self.errors,
+            retries=self.retries,
+            long_holds=self.long_holds,
+            created=self.created,
+            discarded=dict(self.discarded),
+            wait_seconds=self.wait_seconds,
+            hold_seconds=self.hold_seconds,
+            maxidle=levels.maxidle,
+        )
+
+    def _oldest_hold(self) -> float:
+        now = monotonic()
+        loud = next(iter(self.holds.copy()), None)
+        quiet = next(iter(self.quiet.copy().values()), None)
+        return max(0.0, now - (loud.acquired if loud else now), now - (quiet[0] if quiet else now))
+
+    # The watch
+
+    def look(self, now: float) -> float:
+        """Flag long holds, report the utilization; when the next look is due, as a reading of the clock."""
+        due = NEVER
+        for key, quiet in self.quiet.copy().items():
+            due = quiet[0] + self.long_hold
+            if due > now:
+                break  # the later ones are due later
+            self._speak_up(key)
+        for loan in self.holds.copy():
+            if loan.flagged:
+                continue
+            if loan.acquired + self.long_hold > now:
+                due = min(due, loan.acquired + self.long_hold)
+                break
+            self._flag(loan, now)
+            self.guard.tell(self._observer.held_long, loan)
+        change = self._level.look(now, self.stats)
+        if change is not None:
+            self.guard.tell(self._observer.utilization_changed, *change)
+        for ident, connect, _outage in self.untold.copy():
+            if now - connect.ended > TOLD_AFTER:
+                self.tell_connects(by=ident)
+        return due
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether there is nothing to watch."""
+        return not self.holds and not self.quiet and not self.untold and self._level.settled
+
+    def _flag(self, loan: Checkout, now: float) -> None:
+        loan.flagged = True
+        loan.flagged_at = now
+        self.long_holds += 1
+
+    # Its end
+
+    @harmless
+    def end(self, outcome: str, reason: str | None = None) -> None:
+        """End every checkout that is out, and the series; the pool is closed, gone, or not hooked any more."""
+        self._retired = True
+        _registry.release_name(self.name, self)
+        for loan in self.holds_now():
+            slot = loan.slot
+            self.give_back(loan, outcome)
+            if reason is not None:
+                self.discard(slot, reason, None, loan)
+        self.tell_connects()
+
+    def _dropped(self, _ref: object) -> None:
+        """The pool was collected: this is a finalizer, so it does no more than that."""
+        self.hook.dropped(self)
+
+    def _after_fork(self) -> None:
+        """In a forked child the parent's checkouts and connections are not ours, and its totals neither."""
+        self._start_afresh()
+        if self.turns is not None:
+            self.turns = Turns()
+        pool = self._pool()
+        if pool is not None and not self._retired:
+            self.discarded["forked"] = self._kind.abandon(pool)
+            self.guard.tell(self._observer.attached, self)
+
+
+TOLD_AFTER = 1.0
+"""Seconds after which the watch tells of a connect that nobody's checkout was for."""
+
+
+def _acquired(loan: Loan) -> float:
+    return loan.acquired
+
+
+def _forget(slots: dict[int, Slot], key: int, ref: weakref.ref[Any]) -> None:
+    slot = slots.get(key)
+    if slot is not None and slot.ref is ref:
+        slots.pop(key, None)
+
+
+def _pid(conn: Any) -> int:
+    try:
+        return int(conn.get_backend_pid())
+    except Exception:  # noqa: BLE001 - closed already, or not psycopg2's
+        return 0

@@ -1,0 +1,405 @@
+"""The pools of ``psycopg2.pool``, and what programs derive from them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from functools import partial, wraps
+from sys import _getframe
+from time import monotonic
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import psycopg2
+from psycopg2.extensions import connection
+from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
+
+from otel_pgpool import _checkout
+from otel_pgpool._checkout import places_of
+from otel_pgpool._target import target_of
+from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
+from otel_pgpool.instrumentation.turns import Turns, is_exhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from otel_pgpool._checkout import Loan
+    from otel_pgpool.instrumentation.hook import Hook
+    from otel_pgpool.instrumentation.ledger import Ledger
+
+    Method = Callable[..., Any]
+
+BROKEN = 2
+"""``connection.closed`` of one that libpq, and not the program, ended."""
+
+
+def hook_on(hook: Hook) -> Callable[[], None]:
+    """Hook every class of pools, those to come included; returns what undoes it."""
+    hooked = Hooked(hook)
+    hooked.begin()
+    return hooked.end
+
+
+def read_levels(pool: Any) -> Levels:
+    """The pool's own figures, none of which it shows."""
+    return Levels(pool.minconn, pool.maxconn, len(pool._used), len(pool._pool), pool.minconn, closed=pool.closed)
+
+
+class Hooked:
+    """The classes' methods, wrapped.
+
+    Where a class defines ``getconn`` itself, its own is wrapped and not only the one below, so that the whole wait is
+    in the checkout, and nothing of ours runs under the stock pool's lock. A direct subclass of the abstract pool that
+    has no ``getconn`` is wrapped where it must pass: at the abstract pool's own steps.
+    """
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+        self._replaced: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there itself, what stands now
+        self._inherited: WeakSet[connection] = WeakSet()  # lent by a parent process
+        self._asking: set[tuple[int, int]] = set()  # pool and thread, by identity: inside a getconn of a subclass
+        self._kind = Kind(read_levels, self._abandon)
+
+    def begin(self) -> None:
+        """Wrap the classes that there are, and those that will be."""
+        setattr(AbstractConnectionPool, LEDGER, None)
+        self._replace(AbstractConnectionPool, "__init__", self._init)
+        self._replace(AbstractConnectionPool, "_connect", self._connect)
+        self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
+        for owner in _subclasses(AbstractConnectionPool):
+            self._wrap(owner)
+
+    def end(self) -> None:
+        """Put everything back, but for what somebody else has wrapped since: that passes through."""
+        for owner, name, before, now in reversed(self._replaced):
+            if owner.__dict__.get(name) is not now:
+                continue
+            if before is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
+        if all(owner.__dict__.get(name) is not now for owner, name, _before, now in self._replaced):
+            delattr(AbstractConnectionPool, LEDGER)
+
+    def _wrap(self, owner: type) -> None:
+        stock = owner in (SimpleConnectionPool, ThreadedConnectionPool)
+        getconn, putconn = (
+            (self._getconn_of_the_stock, self._putconn_of_the_stock) if stock else (self._getconn, self._putconn)
+        )
+        for name, wrapper in (("getconn", getconn), ("putconn", putconn), ("closeall", self._closeall)):
+            if not hasattr(owner, name):
+                self._replace(owner, f"_{name}", wrapper)
+            elif isinstance(owner.__dict__.get(name), FunctionType):
+                self._replace(owner, name, wrapper)
+        if isinstance(owner.__dict__.get("_connect"), FunctionType):
+            self._replace(owner, "_connect", self._connect)
+
+    def _replace(self, owner: type, name: str, wrapper: Callable[[type, Any], Any]) -> None:
+        now = wrapper(owner, getattr(owner, name))
+        self._replaced.append((owner, name, owner.__dict__.get(name), now))
+        setattr(owner, name, now)
+
+    def _adopt(self, pool: Any) -> Ledger | None:
+        """Open the ledger of a pool that is met for the first time."""
+        if not hasattr(pool, "_kwargs"):  # its constructor has not come so far
+            return None
+        target = target_of(pool._args, pool._kwargs)
+        ledger = self._hook.adopt(pool, self._kind, target.name, target)
+        if ledger is not None and self._hook.settings.wait_timeout is not None:
+            ledger.turns = Turns() if isinstance(pool, ThreadedConnectionPool) else None
+        return ledger
+
+    # Checking out
+
+    def _getconn_of_the_stock(self, owner: type, original: Method) -> Method:
+        """For the two classes of psycopg2: a checkout that leaves neither span nor record costs next to nothing."""
+        slowly = self._check_out
+
+        @wraps(original)
+        def getconn(self: Any, key: Any = None) -> Any:
+            ledger: Ledger | None = self._otel_pgpool
+            if (
+                ledger is None
+                or key is not None
+                or type(self) is not owner
+                or ledger.turns is not None
+                or ledger.silence is None
+                or ledger.silence._real_instrument is not None
+            ):
+                return slowly(self, original, _getframe(1), (key,), {})
+            conn: Any = None
+            started = monotonic()
+            try:
+                conn = original(self)
+                if ledger.untold:
+                    ledger.tell_connects()
+                    started = monotonic()
+                    ledger.new_checkouts += 1
+                else:
+                    ledger.idle_checkouts += 1
+                place = _getframe(1)
+                caller = place.f_back
+                further = None if caller is None else caller.f_back
+                connection_key = id(conn)
+                if connection_key not in ledger.slots:
+                    ledger.enter(conn)
+                ledger.quiet[connection_key] = (
+                    started,
+                    _checkout.here.thread,
+                    place.f_code,
+                    place.f_lasti,
+                    None if caller is None else caller.f_code,
+                    0 if caller is None else caller.f_lasti,
+                    None if further is None else further.f_code,
+                    0 if further is None else further.f_lasti,
+                )
+                if ledger.hook.parked:
+                    ledger.hook.wake()
+            except BaseException as error:
+                if conn is None:
+                    loan = ledger.ask(*places_of(_getframe(1)))
+                    loan.started = started
+                    _refuse(ledger, self, loan, error)
+                else:
+                    _return_unused(self, conn)
+                raise
+            return conn
+
+        return getconn
+
+    def _getconn(self, _owner: type, original: Method) -> Method:
+        checked_out = self._check_out
+
+        @wraps(original)
+        def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return checked_out(self, original, _getframe(1), args, kwargs)
+
+        return getconn
+
+    def _check_out(
+        self, pool: Any, original: Method, frame: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        ask = partial(original, pool, *args, **kwargs)
+        ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
+        asking = id(pool), threading.get_ident()
+        if ledger is None or asking in self._asking or _is_lent(pool, *args, **kwargs):
+            return ask()
+        loan = ledger.ask(*places_of(frame))
+        self._asking.add(asking)
+        try:
+            conn = ask() if ledger.turns is None else _take_turns(ledger, ledger.turns, loan, ask)
+        except BaseException as error:
+            _refuse(ledger, pool, loan, error)
+            raise
+        finally:
+            self._asking.discard(asking)
+        if isinstance(conn, connection):  # a subclass may return a context manager, which asks again when it is entered
+            try:
+                ledger.lend(loan, conn)
+            except BaseException:
+                _return_unused(pool, conn)
+                raise
+        return conn
+
+    # Giving back
+
+    def _putconn_of_the_stock(self, _owner: type, original: Method) -> Method:
+        slowly = self._give_back
+
+        @wraps(original)
+        def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
+            ledger: Ledger | None = self._otel_pgpool
+            quiet = None if ledger is None or key is not None else ledger.quiet.pop(id(conn), None)
+            if ledger is None or quiet is None:
+                slowly(self, original, (conn, key, close), {})
+                return
+            was_closed = conn.closed
+            try:
+                original(self, conn, None, close)
+            except BaseException:
+                if id(conn) in self._rused:  # it is still lent, as far as the pool is concerned
+                    ledger.quiet[id(conn)] = quiet
+                raise
+            if conn.closed:
+                _discard(ledger, conn, was_closed, close=close)
+
+        return putconn
+
+    def _putconn(self, _owner: type, original: Method) -> Method:
+        given_back = self._give_back
+
+        @wraps(original)
+        def putconn(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return given_back(self, original, args, kwargs)
+
+        return putconn
+
+    def _give_back(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
+        conn = _named(pool, *args, **kwargs)
+        if conn in self._inherited:
+            return None
+        slot = None if ledger is None or conn is None else ledger.slots.get(id(conn))
+        loan: Any = None if ledger is None or slot is None else slot.checkout or ledger.speak_up(conn)
+        if ledger is None or conn is None or loan is None:
+            return original(pool, *args, **kwargs)
+        was_closed = conn.closed
+        try:
+            given_back = original(pool, *args, **kwargs)
+        except BaseException as error:
+            if not isinstance(error, PoolError):
+                ledger.give_back(loan, "discarded", error)
+            raise
+        finally:
+            if ledger.turns is not None:
+                ledger.turns.call()
+        if conn.closed:
+            close = bool(kwargs.get("close", args[2:3] == (True,)))
+            _discard(ledger, conn, was_closed, close=close, loan=loan)
+        else:
+            ledger.give_back(loan)
+        return given_back
+
+    def _closeall(self, _owner: type, original: Method) -> Method:
+        @wraps(original)
+        def closeall(self: Any, *args: Any, **kwargs: Any) -> Any:
+            ledger: Ledger | None = getattr(self, LEDGER, None)
+            if ledger is None or self.closed:
+                return original(self, *args, **kwargs)
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                if self.closed:
+                    for conn in self._pool:
+                        ledger.discard(ledger.slot_of(conn), "closed")
+                    ledger.end("discarded", "closed")
+                if ledger.turns is not None:
+                    ledger.turns.call()
+
+        return closeall
+
+    # Connecting
+
+    def _connect(self, _owner: type, original: Method) -> Method:
+        hooked = self
+
+        @wraps(original)
+        def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+            ledger: Ledger | None = getattr(self, LEDGER, None) or hooked._adopt(self)
+            thread = threading.get_ident()
+            if ledger is None or thread in ledger.connecting:
+                return original(self, *args, **kwargs)
+            ledger.connecting.add(thread)
+            began = monotonic()
+            try:
+                conn = original(self, *args, **kwargs)
+            except BaseException as error:
+                ledger.connect_failed(began, error)
+                raise
+            finally:
+                ledger.connecting.discard(thread)
+            ledger.connected(began, conn)
+            return conn
+
+        return _connect
+
+    def _init(self, _owner: type, original: Method) -> Method:
+        hooked = self
+
+        @wraps(original)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it takes its place
+            try:
+                original(self, *args, **kwargs)
+            finally:
+                ledger: Ledger | None = getattr(self, LEDGER, None) or hooked._adopt(self)
+                if ledger is not None:
+                    ledger.tell_connects()
+
+        return __init__
+
+    def _init_subclass(self, _owner: type, _original: Method) -> Any:
+        hooked = self
+
+        def __init_subclass__(cls: Any, /, **kwargs: Any) -> None:  # noqa: N807 - it takes its place
+            super(AbstractConnectionPool, cls).__init_subclass__(**kwargs)  # type: ignore[misc]  # cls is one of them
+            if hooked._hook.is_on:
+                hooked._wrap(cls)
+
+        return classmethod(__init_subclass__)
+
+    # Fork
+
+    def _abandon(self, pool: Any) -> int:
+        """In a forked child: psycopg2 itself closes only what its own process has opened."""
+        idle, used = list(pool._pool), list(pool._used.values())
+        for conn in idle:
+            with suppress(psycopg2.Error, OSError):
+                os.close(conn.fileno())
+        self._asking.clear()
+        pool._pool.clear()
+        pool._used.clear()
+        pool._rused.clear()
+        self._inherited.update(used)
+        if hasattr(pool, "_lock"):
+            pool._lock = threading.Lock()  # another thread of the parent may have held it
+        return len(idle) + len(used)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    derived: type
+    for derived in cls.__subclasses__():
+        yield derived
+        yield from _subclasses(derived)
+
+
+def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
+    """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
+    with suppress(TypeError):
+        return key is not None and key in pool._used
+    return False
+
+
+def _named(pool: Any, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
+    """The connection that is given back, by itself or by its key."""
+    return pool._used.get(key) if conn is None and key is not None else conn
+
+
+def _return_unused(pool: Any, conn: Any) -> None:
+    """Give back what the caller was handed and never saw: an interrupt came between."""
+    (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
+
+
+def _take_turns(ledger: Ledger, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:
+    """Ask an exhausted pool again until the timeout, after those who came first."""
+    if not turns:
+        try:
+            return ask()
+        except PoolError as error:
+            if not is_exhausted(error):
+                raise
+    ledger.queue(loan)
+    timeout = ledger.hook.settings.wait_timeout or 0.0
+    return turns.wait_for(ask, loan.started + timeout - monotonic())
+
+
+def _refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None:
+    refusal = None
+    if is_exhausted(error):
+        refusal = "timeout"
+    elif isinstance(error, PoolError) and pool.closed:
+        refusal = "closed"
+    ledger.refuse(loan, error, refusal)
+
+
+def _discard(ledger: Ledger, conn: Any, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:
+    """The pool has closed a connection on its return: it was told to, found it dead, or had one too many."""
+    if was_closed:
+        reason = "broken" if was_closed == BROKEN else "returned_closed"
+    else:
+        reason = "returned_closed" if close else "idle"
+    if loan is not None:
+        ledger.give_back(loan, "released" if reason == "idle" else "discarded")
+    ledger.discard(ledger.slot_of(conn), reason, None, loan)

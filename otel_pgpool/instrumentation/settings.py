@@ -1,0 +1,81 @@
+"""What the hook was told: argument, then environment, then default. A bad value is logged, and stops no program."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from otel_pgpool._config import (
+    TelemetryConfig,
+    environment_seconds,
+    long_hold_threshold,
+    recorded_histograms,
+    slow_threshold,
+    span_mode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+Value = TypeVar("Value")
+
+WAIT_TIMEOUT = "OTEL_PGPOOL_WAIT_TIMEOUT"
+
+logger = logging.getLogger("otel_pgpool")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Durations in seconds."""
+
+    tracer_provider: TracerProvider | None
+    meter_provider: MeterProvider | None
+    telemetry: TelemetryConfig
+    long_hold: float
+    """Infinite where switched off."""
+    wait_timeout: float | None
+    """How long an exhausted stock pool waits; None where it raises at once, as it always did."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        spans: object = None,
+        long_hold: object = ...,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Settings:
+        """Read them; it raises nothing."""
+        return cls(
+            tracer_provider,
+            meter_provider,
+            TelemetryConfig(
+                _lenient(span_mode, spans, None, environ),
+                _lenient(slow_threshold, None, None, environ),
+                _lenient(recorded_histograms, None, None, environ),
+            ),
+            _lenient(long_hold_threshold, long_hold, ..., environ),
+            _lenient(_wait_timeout, None, None, environ),
+        )
+
+
+def _lenient(
+    read: Callable[[object, Mapping[str, str]], Value], value: object, unset: object, environ: Mapping[str, str]
+) -> Value:
+    try:
+        return read(value, environ)
+    except ValueError as error:
+        logger.error("%s; the default is used instead", error)  # noqa: TRY400 - its message says it all
+    return read(unset, {})
+
+
+def _wait_timeout(_value: object, environ: Mapping[str, str]) -> float | None:
+    if not environ.get(WAIT_TIMEOUT, "").strip():
+        return None
+    return environment_seconds(WAIT_TIMEOUT, 0.0, environ)

@@ -1,0 +1,72 @@
+"""Callers of an exhausted stock pool, who take turns: first come, first served."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from psycopg2.pool import PoolError
+
+from otel_pgpool._wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+EXHAUSTED = "connection pool exhausted"
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether a stock pool says that every connection is in use: it has no class for that, only these words."""
+    return isinstance(error, PoolError) and str(error) == EXHAUSTED
+
+
+class Turns:
+    """A queue in front of a pool that can only say no.
+
+    Only the first in the queue asks the pool; whoever gives a connection back wakes it. Who leaves wakes the next.
+    """
+
+    def __init__(self) -> None:
+        # Guards the queue, and nothing else happens while it is held: no call of the pool, no wait, no telemetry.
+        # Reentrant, because the garbage collector may close a generator, and so return a connection, inside it.
+        self._lock = threading.RLock()
+        self._queue: deque[Wakeup] = deque()
+
+    def __bool__(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._queue)
+
+    def wait_for(self, ask: Callable[[], Any], seconds: float) -> Any:
+        """Ask the pool when it is our turn, again after each return, for at most ``seconds``.
+
+        Raises:
+            PoolError: it was exhausted all the time; the stock pool's own words.
+            BaseException: whatever else ``ask`` raised.
+        """
+        deadline = monotonic() + seconds
+        turn = Wakeup()
+        with self._lock:
+            self._queue.append(turn)
+        try:
+            while True:
+                if self._queue[0] is turn:
+                    try:
+                        return ask()
+                    except PoolError as error:
+                        if not is_exhausted(error):
+                            raise
+                if not turn.wait(deadline - monotonic()):
+                    raise PoolError(EXHAUSTED)
+        finally:
+            with self._lock:
+                self._queue.remove(turn)
+            self.call()
+
+    def call(self) -> None:
+        """A connection may be free: let the first ask."""
+        with self._lock:
+            if self._queue:
+                self._queue[0].ring()
