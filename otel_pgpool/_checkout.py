@@ -164,11 +164,12 @@ OWN_PROGRAM = f"{OWN_PACKAGE}.cli"
 GETCONN_FRAMES = 4
 
 
-def places_of(frame: FrameType | None, limit: int = GETCONN_FRAMES) -> list[Place]:
-    """Up to ``limit`` frames from ``frame`` outwards, innermost first, this package's own left out."""
+def places_of(frame: FrameType | None, beyond: str | None = None) -> list[Place]:
+    """Up to four frames from ``frame`` outwards, innermost first; this package's own, and ``beyond``'s, left out."""
     places: list[Place] = []
-    while frame is not None and len(places) < limit:
-        if not _is_own(frame.f_globals.get("__name__", "")):
+    while frame is not None and len(places) < GETCONN_FRAMES:
+        module = frame.f_globals.get("__name__", "")
+        if not _is_own(module) and (beyond is None or module.partition(".")[0] != beyond):
             places.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return places

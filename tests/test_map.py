@@ -58,6 +58,7 @@ MAP = (
     "instrumentation.ledger",
     "instrumentation.hook",
     "instrumentation.psycopg2_pool",
+    "instrumentation.sqlalchemy_pool",
     "instrumentation",
     # the public side
     "_pool",

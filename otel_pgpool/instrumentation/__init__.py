@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ except ModuleNotFoundError as error:
     message = "PgPoolInstrumentor needs the extra 'instrument': pip install 'otel-pgpool[instrument]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from otel_pgpool.instrumentation import psycopg2_pool
 from otel_pgpool.instrumentation.hook import Hook
 from otel_pgpool.instrumentation.settings import Settings
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("otel_pgpool")
 
 KINDS = {
-    "psycopg2.pool": psycopg2_pool,
+    "psycopg2.pool": "psycopg2_pool",
+    "sqlalchemy": "sqlalchemy_pool",
 }
-"""The module of our own that hooks a kind of pool, by the module that must be imported before there is one."""
+"""The module of this package that hooks a kind of pool, by what must have been imported before there is one."""
 
 FLAVOURS = {"psycopg2": "psycopg2 >= 2.9", "psycopg2-binary": "psycopg2-binary >= 2.9"}
 
@@ -62,13 +63,13 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
         for module, kind in KINDS.items():
             register_post_import_hook(partial(self._hook_on, hook, kind), module)
 
-    def _hook_on(self, hook: Hook, kind: Any, _module: object) -> None:
+    def _hook_on(self, hook: Hook, kind: str, _module: object) -> None:
         if not hook.is_on:
             return
         try:
-            self._undo.append(kind.hook_on(hook))
+            self._undo.append(import_module(f"{__name__}.{kind}").hook_on(hook))
         except Exception:
-            logger.exception("%s could not be hooked, and stays as it is", kind.__name__)
+            logger.exception("%s could not be hooked, and stays as it is", kind)
 
     def _uninstrument(self, **_options: Any) -> None:
         if self._hook is None:

@@ -18,6 +18,7 @@ from otel_pgpool._watcher import Watcher
 from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
 
 if TYPE_CHECKING:
+    from otel_pgpool._checkout import Loan
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.ledger import Kind
     from otel_pgpool.instrumentation.settings import Settings
@@ -35,6 +36,7 @@ class Hook:
         self.is_on = True
         self.ledgers: dict[Ledger, None] = {}
         self._gone: deque[Ledger] = deque()
+        self._lost: deque[tuple[Ledger, Loan]] = deque()
         self._guard = Guard("new to the hook")
         self._start_afresh()
         _hooks.add(self)
@@ -62,8 +64,16 @@ class Hook:
         self._gone.append(ledger)
         self._wakeup.ring()
 
-    def retire_dropped(self) -> None:
-        """Close the ledgers of pools that were collected."""
+    def reclaim(self, ledger: Ledger, loan: Loan) -> None:
+        """A pool takes back what its borrower dropped. Called by finalizers, hence it only takes a note."""
+        self._lost.append((ledger, loan))
+        self._wakeup.ring()
+
+    def settle(self) -> None:
+        """Do what finalizers have noted: end dropped checkouts, and close the ledgers of pools that were collected."""
+        while self._lost:
+            ledger, loan = self._lost.popleft()
+            ledger.give_back(loan, "reclaimed")
         while self._gone:
             ledger = self._gone.popleft()
             self.ledgers.pop(ledger, None)
@@ -81,7 +91,7 @@ class Hook:
     def end(self) -> None:
         """Close every ledger and end the thread."""
         self.is_on = False
-        self.retire_dropped()
+        self.settle()
         for ledger in list(self.ledgers):
             ledger.end("released")
             if ledger.pool is not None:
@@ -98,7 +108,7 @@ class Watch(Watcher[Hook]):
     """It sleeps until the next long hold is due, for at most a tick while anything is out; otherwise it parks."""
 
     def _look(self, hook: Hook) -> float | None:
-        hook.retire_dropped()
+        hook.settle()
         if not hook.is_on:
             return None
         now = monotonic()

@@ -29,6 +29,20 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.hook import Hook
 
 
+TOTALS = (
+    "idle_checkouts",
+    "queued_checkouts",
+    "new_checkouts",
+    "queued",
+    "timeouts",
+    "errors",
+    "retries",
+    "long_holds",
+    "created",
+    "wait_seconds",
+    "hold_seconds",
+)
+
 LEDGER = "_otel_pgpool"
 """The attribute of a pool that holds its ledger: found at no cost, and gone with the pool."""
 
@@ -159,8 +173,8 @@ class Ledger:
         self._serials = 0
         self.idle_checkouts = self.queued_checkouts = self.new_checkouts = 0
         self.queued = self.timeouts = self.errors = self.retries = self.long_holds = self.created = 0
-        self.discarded: Counter[str] = Counter()
         self.wait_seconds = self.hold_seconds = 0.0
+        self.discarded: Counter[str] = Counter()
 
     # A checkout
 
@@ -173,13 +187,18 @@ class Ledger:
             loan.started = monotonic()
         return loan
 
-    @harmless
     def queue(self, loan: Loan) -> None:
         """It has to wait for those who hold now."""
-        now = loan.queued = monotonic()
+        self.queue_since(loan, monotonic())
+        self.waiting[loan] = None
+
+    @harmless
+    def queue_since(self, loan: Loan, since: float) -> None:
+        """It turned out that it had to wait, from then on."""
+        now = monotonic()
+        loan.queued = since
         loan.waits_for = "queued"
         self.queued += 1
-        self.waiting[loan] = None
         if loan.observed is not None:
             loan.blockers = [
                 Blocker(hold.observed, hold.slot.serial, max(0.0, now - hold.acquired))
@@ -497,11 +516,21 @@ class Ledger:
 
     # Its end
 
+    def retire(self) -> None:
+        """End the series, and let another have the name; what is out is still watched."""
+        self._retired = True
+        _registry.release_name(self.name, self)
+
+    def take_over(self, before: Ledger) -> None:
+        """Go on counting where the ledger of this pool's predecessor ended."""
+        for total in TOTALS:
+            setattr(self, total, getattr(before, total))
+        self.discarded = before.discarded
+
     @harmless
     def end(self, outcome: str, reason: str | None = None) -> None:
         """End every checkout that is out, and the series; the pool is closed, gone, or not hooked any more."""
-        self._retired = True
-        _registry.release_name(self.name, self)
+        self.retire()
         for loan in self.holds_now():
             slot = loan.slot
             self.give_back(loan, outcome)

@@ -1,0 +1,296 @@
+"""The pools of SQLAlchemy's engines on psycopg2, 1.4 and 2: seen by its public events, as far as these go."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from contextlib import suppress
+from functools import partial, wraps
+from sys import _getframe
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
+from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
+
+from otel_pgpool._checkout import Attempt, places_of
+from otel_pgpool._errors import error_type
+from otel_pgpool._target import target_of
+from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_pgpool._checkout import Loan
+    from otel_pgpool.instrumentation.hook import Hook
+    from otel_pgpool.instrumentation.ledger import Ledger
+
+    Record = Any
+    """SQLAlchemy's own of a connection, which keeps its place in the pool when the connection is replaced."""
+
+DRIVER = "psycopg2"
+PLACED_IN_QUERY = ("host", "port", "dbname", "user")
+"""What of a URL's query tells where it leads; the rest may hold secrets."""
+
+AT_ONCE = 0.001
+"""Seconds within which a full pool may hand over an idle connection without having let its caller wait."""
+
+
+def hook_on(hook: Hook) -> Callable[[], None]:
+    """Hook every engine on psycopg2, made before or after; returns what undoes it."""
+    hooked = Hooked(hook)
+    hooked.begin()
+    return hooked.end
+
+
+def read_levels(pool: Any) -> Levels:
+    """The pool's own figures; where it keeps none, the ledger's."""
+    if isinstance(pool, QueuePool):
+        overflow = pool._max_overflow  # it has no public name; -1 for no limit
+        return Levels(
+            0, 0 if overflow < 0 else pool.size() + overflow, pool.checkedout(), pool.checkedin(), pool.size()
+        )
+    held = len(getattr(pool, LEDGER).holds)
+    if isinstance(pool, StaticPool):
+        return Levels(0, 1, min(held, 1), 1 - min(held, 1), 1)
+    return Levels(0, 0, held, 0, 0)
+
+
+class Request:
+    """A caller of ``Engine.raw_connection``, while it is inside."""
+
+    def __init__(self, ledger: Ledger, loan: Loan) -> None:
+        self.ledger = ledger
+        self.loan = loan
+        self.connecting: float | None = None  # since when
+        self.record: Record = None  # what it was given
+        self.conn: Any = None
+        self.fairy: weakref.ref[Any] | None = None
+
+
+class Held:
+    """A record that is checked out."""
+
+    def __init__(self, request: Request) -> None:
+        self.ledger = request.ledger
+        self.loan = request.loan
+        self.fairy = request.fairy
+
+
+class Hooked:
+    """Listeners to the pools' events, and the one wrap.
+
+    SQLAlchemy has no event for a request, nor for one that fails, so that no event can tell how long anybody waited.
+    Every connection of an engine comes through ``Engine.raw_connection``, which also knows the URL: it is wrapped.
+    """
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+        self._requests: dict[int, Request] = {}  # by thread
+        self._held: dict[int, Held] = {}  # by id of the record
+        self._returning: dict[int, int] = {}  # thread, id of the record that it gives back to be closed
+        self._records: weakref.WeakKeyDictionary[Record, Ledger] = weakref.WeakKeyDictionary()
+        self._engines: weakref.WeakKeyDictionary[Engine, Ledger] = weakref.WeakKeyDictionary()
+        self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
+            (Engine, "do_connect", self._connecting),
+            (Pool, "connect", self._connected),
+            (Pool, "checkout", self._checked_out),
+            (Pool, "checkin", self._checked_in),
+            (Pool, "invalidate", self._invalidated),
+            (Pool, "detach", self._detached),
+            (Pool, "close", self._closing),
+        ]
+
+    def begin(self) -> None:
+        """Listen, and wrap."""
+        for target, name, listener in self._listeners:
+            event.listen(target, name, listener)
+        self._original = Engine.raw_connection
+        self._wrapped = Engine.raw_connection = self._raw_connection(self._original)  # type: ignore[method-assign]
+
+    def end(self) -> None:
+        """Leave everything as it was, but for a wrap that somebody else has wrapped since: that passes through."""
+        for target, name, listener in self._listeners:
+            event.remove(target, name, listener)
+        if Engine.raw_connection is self._wrapped:
+            Engine.raw_connection = self._original  # type: ignore[method-assign]
+
+    # A request
+
+    def _raw_connection(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+            ledger: Ledger | None = engine.pool.__dict__.get(LEDGER) or self._adopt(engine)
+            if ledger is None:
+                return original(engine, *args, **kwargs)
+            return self._check_out(ledger, engine.pool, _getframe(1), partial(original, engine, *args, **kwargs))
+
+        return raw_connection
+
+    def _check_out(self, ledger: Ledger, pool: Pool, frame: Any, ask: Callable[[], Any]) -> Any:
+        loan = ledger.ask(*places_of(frame, beyond="sqlalchemy"))
+        request = Request(ledger, loan)
+        thread = threading.get_ident()
+        outer = self._requests.get(thread)
+        self._requests[thread] = request
+        full = _is_full(pool)
+        if full and pool.checkedin() <= len(ledger.waiting):  # type: ignore[attr-defined]  # a QueuePool's
+            ledger.queue(loan)
+        try:
+            fairy = ask()
+        except BaseException as error:
+            self._refuse(request, error)
+            raise
+        finally:
+            if outer is None:
+                del self._requests[thread]
+            else:
+                self._requests[thread] = outer
+        if request.record is not None:
+            self._lend(request, overtaken=full and loan.queued is None and monotonic() - loan.started > AT_ONCE)
+        return fairy
+
+    def _refuse(self, request: Request, error: BaseException) -> None:
+        """What the pool raises is its own; SQLAlchemy's wrapping of a driver's error is taken off."""
+        ledger, loan = request.ledger, request.loan
+        cause = getattr(error, "orig", None) or error
+        if request.connecting is not None:
+            ledger.connect_failed(request.connecting, cause)
+            ledger.connecting.discard(threading.get_ident())
+        timed_out = isinstance(error, QueuePoolTimeout)
+        if timed_out and loan.queued is None:
+            ledger.queue_since(loan, loan.started)
+        ledger.refuse(loan, cause, "timeout" if timed_out else None)
+
+    def _lend(self, request: Request, *, overtaken: bool) -> None:
+        """Hand over; ``overtaken``: somebody took the idle connection that was there when it asked."""
+        ledger, loan = request.ledger, request.loan
+        before = self._held.get(id(request.record))
+        if before is not None:  # a StaticPool lends its one connection as often as it is asked
+            before.ledger.give_back(before.loan)
+        if overtaken and not ledger.untold:
+            ledger.queue_since(loan, loan.started)
+        self._held[id(request.record)] = Held(request)
+        ledger.lend(loan, request.conn)
+
+    # Events; each is SQLAlchemy's, with its arguments
+
+    def _connecting(self, _dialect: Any, _record: Record, _args: Any, _parameters: Any) -> None:
+        request = self._requests.get(threading.get_ident())
+        if request is not None:
+            request.connecting = monotonic()
+            request.ledger.connecting.add(threading.get_ident())
+
+    def _connected(self, conn: Any, record: Record) -> None:
+        request = self._requests.get(threading.get_ident())
+        if request is not None:
+            began, request.connecting = request.connecting, None
+            request.ledger.connecting.discard(threading.get_ident())
+            request.ledger.connected(request.loan.started if began is None else began, conn)
+            self._records[record] = request.ledger
+
+    def _checked_out(self, conn: Any, record: Record, fairy: Any) -> None:
+        request = self._requests.get(threading.get_ident())
+        if request is not None:
+            request.conn, request.record, request.fairy = conn, record, weakref.ref(fairy)
+
+    def _checked_in(self, conn: Any, record: Record) -> None:
+        held = self._held.pop(id(record), None)
+        if held is None:
+            return
+        if _closes_on_return(held.ledger.pool):
+            self._returning[threading.get_ident()] = id(record)
+        if held.fairy is not None and held.fairy() is None:
+            # The garbage collector returns what its borrower has dropped: no place to do more than take a note.
+            held.ledger.hook.reclaim(held.ledger, held.loan)
+        else:
+            held.ledger.give_back(held.loan, "discarded" if conn is None or conn.closed else "released")
+
+    def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
+        held, request = self._held.get(id(record)), self._requests.get(threading.get_ident())
+        cause = getattr(error, "orig", None) or error
+        if held is not None:
+            held.ledger.discard(held.ledger.slot_of(conn), "broken", cause, held.loan)
+        elif request is not None:
+            name = "DisconnectionError" if cause is None else error_type(cause)
+            request.loan.retried(Attempt(monotonic(), name, 0.0), None)
+            request.ledger.retries += 1
+            request.ledger.discard(request.ledger.slot_of(conn), "broken", cause, request.loan)
+
+    def _detached(self, conn: Any, record: Record) -> None:
+        held = self._held.pop(id(record), None)
+        if held is not None:
+            held.ledger.give_back(held.loan, "discarded")
+            held.ledger.discard(held.ledger.slot_of(conn), "returned_closed", None, held.loan)
+
+    def _closing(self, conn: Any, record: Record) -> None:
+        ledger = self._records.get(record)
+        slot = None if ledger is None else ledger.slots.get(id(conn))
+        if ledger is None or slot is None:  # discarded as broken before
+            return
+        thread = threading.get_ident()
+        if thread in self._requests:
+            reason = "expired"
+        else:
+            reason = "idle" if self._returning.get(thread) == id(record) else "drained"
+        ledger.discard(slot, reason)
+
+    # Engines
+
+    def _adopt(self, engine: Engine) -> Ledger | None:
+        """Open a ledger for an engine's pool; it goes on where that of a pool before it ended."""
+        if engine.dialect.driver != DRIVER or not self._hook.is_on:
+            return None
+        arguments, parameters = engine.dialect.create_connect_args(engine.url)
+        before = self._engines.get(engine)
+        if before is not None:
+            before.retire()
+        ledger = self._hook.adopt(
+            engine.pool,
+            Kind(read_levels, partial(self._abandon, weakref.ref(engine))),
+            name_of(engine),
+            target_of(tuple(arguments), parameters),
+        )
+        if ledger is not None:
+            self._engines[engine] = ledger
+            if before is not None:
+                ledger.take_over(before)
+        return ledger
+
+    def _abandon(self, engine_ref: weakref.ref[Engine], pool: Any) -> int:
+        """In a forked child: what SQLAlchemy's own guide to forking says."""
+        engine = engine_ref()
+        self._requests.clear()
+        self._held.clear()
+        self._returning.clear()
+        records = list(getattr(getattr(pool, "_pool", None), "queue", ()))
+        for record in records:
+            with suppress(Exception):
+                os.close(record.dbapi_connection.fileno())
+        if engine is not None and engine.pool is pool:
+            with suppress(TypeError):  # SQLAlchemy before 1.4.33 cannot
+                engine.dispose(close=False)
+        return len(records)
+
+
+def name_of(engine: Engine) -> str:
+    """The ``pool_logging_name``, or the URL without its password."""
+    name = getattr(engine.pool, "logging_name", None)
+    if name:
+        return str(name)
+    url = engine.url
+    query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
+    return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
+
+
+def _closes_on_return(pool: Any) -> bool:
+    """Whether a connection that comes back now is one too many."""
+    return isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin())
+
+
+def _is_full(pool: Pool) -> bool:
+    """Whether it makes no more connections."""
+    return isinstance(pool, QueuePool) and 0 <= pool._max_overflow <= pool._overflow
