@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import weakref
 from collections import deque
 from time import monotonic
@@ -42,22 +43,27 @@ class Hook:
         _hooks.add(self)
 
     def _start_afresh(self) -> None:
+        self._lock = threading.RLock()  # guards the opening of ledgers; reentrant, as a collected pool may end in it
         self.parked = True  # there is no thread yet
         self._wakeup = Wakeup()
         self._watch = Watch(self, self._wakeup, "otel_pgpool-watch")
 
     def adopt(self, pool: Any, kind: Kind, name: str, target: Target) -> Ledger | None:
-        """Open a ledger for a pool; None where that fails, or the hook is off."""
-        if not self.is_on:
-            return None
-        try:
-            renew_here()
-            ledger = Ledger(pool, kind, name, target, self)
-        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
-            self._guard.lament(error)
-            return None
-        self.ledgers[ledger] = None
-        return ledger
+        """The ledger of a pool, opened if it has none; None where that fails, or the hook is off."""
+        with self._lock:
+            if not self.is_on:
+                return None
+            known: Ledger | None = getattr(pool, LEDGER, None)
+            if known is not None:  # another thread was faster
+                return known
+            try:
+                renew_here()
+                ledger = Ledger(pool, kind, name, target, self)
+            except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+                self._guard.lament(error)
+                return None
+            self.ledgers[ledger] = None
+            return ledger
 
     def dropped(self, ledger: Ledger) -> None:
         """A pool was collected. Called by finalizers, hence it only takes a note."""

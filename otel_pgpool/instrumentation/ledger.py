@@ -291,9 +291,10 @@ class Ledger:
         loan.outcome = outcome
         if error is not None:
             loan.fail(error_type(error), describe(self.target, error))
-        if loan.heard or loan.flagged or error is not None:
-            tell = self._observer.reclaimed if outcome == "reclaimed" else self._observer.released
-            self.guard.tell(tell, loan)
+        if outcome == "reclaimed":
+            self.guard.tell(self._observer.reclaimed, loan)
+        elif loan.heard or loan.flagged or error is not None:
+            self.guard.tell(self._observer.released, loan)
 
     def speak_up(self, conn: Any) -> Loan | None:
         """Make a checkout of a quiet hold, unless it ended meanwhile."""
