@@ -247,6 +247,8 @@ class Hooked:
         arguments, parameters = engine.dialect.create_connect_args(engine.url)
         before = self._engines.get(engine)
         if before is not None:
+            if before.pool is engine.pool:  # another thread was faster
+                return before
             before.retire()
         ledger = self._hook.adopt(
             engine.pool,
