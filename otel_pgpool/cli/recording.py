@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILES = ("traces.jsonl", "metrics.jsonl", "logs.jsonl")
+OPENING = '{"resource'
+"""What every line begins with, one that was cut short too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class Recording:
         """Nothing is touched yet."""
         self.folder = folder
         self.files = self.traces, self.metrics, self.logs = tuple(folder / name for name in FILES)
+        self.begun = False
+        """Whether the run got as far as to write into them."""
+        self.cut_short: set[Path] = set()
+        """Files that were found to have a line cut short, as by a full disk: what it held is missing."""
         self._made: list[Path] = []
 
     def claim(self) -> None:
@@ -80,18 +86,19 @@ class Recording:
     def begin(self) -> None:
         """Empty the files: the recording of an earlier run is replaced, and what is here now stays."""
         self._made = []
+        self.begun = True
         for path in self.files:
             path.write_bytes(b"")
 
     def spans(self) -> Iterator[Span]:
         """Every span, in the order in which they ended."""
-        for scope in _scopes(self.traces, "resourceSpans", "scopeSpans"):
+        for scope in self._scopes(self.traces, "resourceSpans", "scopeSpans"):
             for span in scope.get("spans", ()):
                 yield _span(span)
 
     def service(self) -> str:
         """``service.name`` of the program that was recorded; empty if there is no span."""
-        for batch in _lines(self.traces):
+        for batch in self._lines(self.traces):
             for resource in batch.get("resourceSpans", ()):
                 return str(_attributes(resource.get("resource", {})).get("service.name", ""))
         return ""
@@ -99,7 +106,7 @@ class Recording:
     def totals(self, metric: str, attribute: str = "") -> dict[str, int]:
         """The last value of a counter, by the value of one of its attributes (without one: under ``""``)."""
         totals: dict[str, int] = {}
-        for scope in _scopes(self.metrics, "resourceMetrics", "scopeMetrics"):
+        for scope in self._scopes(self.metrics, "resourceMetrics", "scopeMetrics"):
             for found in scope.get("metrics", ()):
                 if found["name"] == metric:
                     for point in found.get("sum", {}).get("dataPoints", ()):
@@ -110,25 +117,28 @@ class Recording:
     def log_events(self) -> dict[str, int]:
         """How many log records there are of each ``otel_pgpool.event``."""
         events: dict[str, int] = {}
-        for scope in _scopes(self.logs, "resourceLogs", "scopeLogs"):
+        for scope in self._scopes(self.logs, "resourceLogs", "scopeLogs"):
             for record in scope.get("logRecords", ()):
                 name = _attributes(record).get("otel_pgpool.event")
                 if name is not None:
                     events[name] = events.get(name, 0) + 1
         return events
 
+    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        if not OPENING.startswith(line.rstrip()[: len(OPENING)]):
+                            raise
+                        self.cut_short.add(path)
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
-
-
-def _scopes(path: Path, resources: str, scopes: str) -> Iterator[dict[str, Any]]:
-    for batch in _lines(path):
-        for resource in batch.get(resources, ()):
-            yield from resource.get(scopes, ())
+    def _scopes(self, path: Path, resources: str, scopes: str) -> Iterator[dict[str, Any]]:
+        for batch in self._lines(path):
+            for resource in batch.get(resources, ()):
+                yield from resource.get(scopes, ())
 
 
 def _span(span: dict[str, Any]) -> Span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import pty
@@ -27,6 +28,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from otel_pgpool.cli.database import wait_until
 from otel_pgpool.cli.recording import Recording
+from otel_pgpool.cli.report import read
 from tests.receivers import HttpReceiver, closed_endpoint
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "import sys; from otel_pgpool.cli import main; sys.exit(main())")
 ESCAPE = "\x1b"
+NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Run:
 class Process:
     """The command, running in a folder of its own, with a folder for temporary files that is to be empty at the end."""
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, stdout: int = subprocess.PIPE, **environment: str) -> None:
         self.folder = folder
         self.began = time.monotonic()
         self.popen = subprocess.Popen(
@@ -70,7 +73,7 @@ class Process:
             cwd=folder,
             env=environ(folder, **environment),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -85,7 +88,7 @@ class Process:
 
     def end(self, timeout: float = 40.0) -> Run:
         out, err = self.popen.communicate(timeout=timeout)
-        return Run(self.popen.returncode, out, err, self.folder, time.monotonic() - self.began)
+        return Run(self.popen.returncode, out or "", err, self.folder, time.monotonic() - self.began)
 
 
 def environ(folder: Path, **more: str) -> dict[str, str]:
@@ -393,19 +396,25 @@ def test_a_wrong_password_is_one_line(folder: Path, server: PostgresServer) -> N
     assert "hunter2" not in line
 
 
-# Signals and terminals
+# Signals, terminals, and output that nobody takes
+
+
+KEPT = "; what was recorded is in out/: -c report out"
 
 
 @pytest.mark.parametrize(
-    ("signum", "status", "moment"),
+    ("signum", "status", "moment", "kept"),
     [
-        (signal.SIGINT, 130, "starting"),
-        (signal.SIGINT, 130, "rush"),
-        (signal.SIGTERM, 143, "short orders"),
+        (signal.SIGINT, 130, "starting", ""),
+        (signal.SIGINT, 130, "rush", KEPT),
+        (signal.SIGTERM, 143, "short orders", KEPT),
     ],
 )
-def test_a_signal_ends_it_cleanly(folder: Path, signum: int, status: int, moment: str) -> None:
-    """While PostgreSQL starts, and in the middle of the traffic; twice in a row, and nothing stays behind."""
+def test_a_signal_ends_it_cleanly(folder: Path, signum: int, status: int, moment: str, kept: str) -> None:
+    """While PostgreSQL starts, and in the middle of the traffic; twice in a row, and nothing stays behind.
+
+    But what was recorded, which can be reported; it says where that is.
+    """
     with Process(folder, "demo", "--seconds", "4", "--out", "out") as process:
         if moment == "starting":
             assert wait_until(lambda: any((folder / "tmp").iterdir()), 20, every=0.005)
@@ -415,7 +424,53 @@ def test_a_signal_ends_it_cleanly(folder: Path, signum: int, status: int, moment
         process.popen.send_signal(signum)
         done = process.end()
     assert done.status == status
-    assert done.err == f"otel-pgpool: stopped by {signal.Signals(signum).name}\n"
+    assert done.err == f"otel-pgpool: stopped by {signal.Signals(signum).name}{kept}\n"
+    assert_nothing_left(folder)
+    assert (folder / "out").exists() == bool(kept)
+    if kept:
+        assert read(Recording(folder / "out")).service == "otel-pgpool-demo"
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """Takes nothing, as a file on a full disk."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    number = os.open("/dev/full", os.O_WRONLY)
+    yield number
+    os.close(number)
+
+
+def test_a_full_disk_ends_it_cleanly(folder: Path, full: int) -> None:
+    """One line says why, and where the recording is; nothing else stays behind."""
+    with Process(folder, "demo", "--seconds", "4", "--out", "out", stdout=full) as process:
+        done = process.end()
+    assert (done.status, done.err) == (1, f"otel-pgpool: stdout cannot be written: {NO_SPACE}{KEPT}\n")
+    assert_nothing_left(folder)
+
+
+@pytest.mark.parametrize("arguments", [("report", "out"), ("report", "out", "--json"), ("--help",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_report_that_cannot_be_written_is_one_line(
+    runs: Runs, full: int, arguments: tuple[str, ...], unbuffered: str
+) -> None:
+    """Whether Python notices with the first line or at its exit."""
+    if arguments == ("--help",) and unbuffered:
+        pytest.skip("argparse does not let us know")
+    with Process(runs.full.folder, *arguments, stdout=full, PYTHONUNBUFFERED=unbuffered) as process:
+        done = process.end()
+    assert (done.status, done.err) == (1, f"otel-pgpool: stdout cannot be written: {NO_SPACE}\n")
+
+
+def test_a_reader_that_goes_ends_it_quietly(folder: Path) -> None:
+    """As with ``| head``: nobody is told, and nothing stays behind but the recording."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Process(folder, "demo", "--seconds", "4", "--out", "out", stdout=writer) as process:
+        os.close(writer)
+        done = process.end()
+    assert (done.status, done.err) == (1, "")
+    assert done.seconds < 4
     assert_nothing_left(folder)
 
 

@@ -335,6 +335,20 @@ def test_a_run_that_never_began_leaves_no_trace(tmp_path: Path) -> None:
     assert (old / "logs.jsonl").read_text() == "kept"
 
 
+def test_a_line_that_was_cut_short_is_left_out(recorder: Recorder) -> None:
+    """By a full disk or a kill; the rest counts, and the recording knows. What is no OTLP JSON at all is refused."""
+    recorder.checkout(0, 0.1, 0.5)
+    recorder.report()
+    recording = recorder.recording
+    line = recording.traces.read_text()
+    recording.traces.write_text(f"{line[:-30]}{line}{line}{line[:5]}")
+    assert read(recording).checkouts == 1
+    assert recording.cut_short == {recording.traces}
+    recording.traces.write_text("of an earlier run\n")
+    with pytest.raises(ValueError, match="Expecting value"):
+        read(recording)
+
+
 # Where to look next
 
 
