@@ -431,6 +431,36 @@ def test_a_signal_ends_it_cleanly(folder: Path, signum: int, status: int, moment
         assert read(Recording(folder / "out")).service == "otel-pgpool-demo"
 
 
+CTRL_C_AT = """
+import os, signal, sys
+
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+from otel_pgpool.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("name", ["otel_pgpool.cli.command", "otel_pgpool.cli.demo", "rich"])
+def test_ctrl_c_during_the_imports_ends_it_quietly(folder: Path, name: str) -> None:
+    """As later, and before anything is made."""
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C_AT.format(name=name), "demo", "--out", "out"],
+        cwd=folder,
+        env=environ(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "otel-pgpool: stopped by SIGINT\n")
+    assert_nothing_left(folder)
+    assert not (folder / "out").exists()
+
+
 @pytest.fixture
 def full() -> Iterator[int]:
     """Takes nothing, as a file on a full disk."""
