@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from otel_pgpool import ConnectionPool, otlp
+from otel_pgpool._config import HISTOGRAMS
 from otel_pgpool.cli.complaint import complain
 from otel_pgpool.cli.database import Database
 from otel_pgpool.cli.errors import BrokenOff, CommandError
 from otel_pgpool.cli.exporting import export, refuse_disabled_sdk
-from otel_pgpool.cli.live import LiveView, PlainView
+from otel_pgpool.cli.live import LiveView, PlainView, View
 from otel_pgpool.cli.monitor import Monitor
 from otel_pgpool.cli.output import Output
 from otel_pgpool.cli.postgres import PostgresError, PostgresServer
@@ -143,14 +144,15 @@ class Demo:
             self._turn(view, "closing")
         self._closing.set()
         workers.join(TIMEOUT)
+        view.scene("handing over the telemetry")
         # The totals, read once more while the pool still reports: a closed one is silent.
         providers.flush(FLUSH_TIMEOUT)
 
-    def _turn(self, view: LiveView | PlainView, title: str) -> None:
+    def _turn(self, view: View, title: str) -> None:
         view.scene(title)
         self._shown.check()
 
-    def _view(self) -> LiveView | PlainView:
+    def _view(self) -> View:
         if self._console.is_terminal:
             return LiveView(self._console, self._monitor, LONG_HOLD)
         return PlainView(self._console, self._monitor)
@@ -175,7 +177,7 @@ class Demo:
 
     def _telemetry(self) -> Telemetry:
         try:
-            return Telemetry(spans="always")
+            return Telemetry(spans="always", histograms=HISTOGRAMS)
         except ValueError as error:  # from the environment
             raise CommandError(str(error)) from None
 
@@ -242,7 +244,12 @@ class Demo:
         else:
             run = f"{WORKERS} workers on a pool of {MAXCONN}", f"PostgreSQL {self._server_version}"
             print_report(self._console, report, *run)
-            print_further(self._console, further, f"{out}/ has its traces, metrics and logs as OTLP JSON lines")
+            print_further(
+                self._console,
+                Jaeger=further if endpoint else "run it with --endpoint http://HOST:4317, and its traces are there too",
+                report=f"{self._report_command} --slowest 10",
+                files=f"{out}/ has its traces, metrics and logs as OTLP JSON lines",
+            )
         self._stdout.check()
         if endpoint and any(undelivered.values()):
             lost = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in undelivered.items())

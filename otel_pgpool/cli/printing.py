@@ -44,11 +44,11 @@ def print_report(console: Console, report: Report, *run: str) -> None:
     console.print(Text())
 
 
-def print_further(console: Console, *lines: str) -> None:
-    """Where to look next; a URL is not broken, so that it can be copied."""
+def print_further(console: Console, **places: str) -> None:
+    """Where to look next; nothing is broken, so that it can be copied."""
     console.print(Text("  Where to look next", "bold"))
-    for line in lines:
-        console.print(Text(f"    {line}"), soft_wrap=True)
+    for name, place in places.items():
+        console.print(Text.assemble((f"    {name:<7} ", "dim"), place), soft_wrap=True)
 
 
 def print_json(output: Output, report: Report, facts: Mapping[str, Any]) -> None:

@@ -97,22 +97,34 @@ class Recording:
                 yield _span(span)
 
     def service(self) -> str:
-        """``service.name`` of the program that was recorded; empty if there is no span."""
-        for batch in self._lines(self.traces):
-            for resource in batch.get("resourceSpans", ()):
-                return str(_attributes(resource.get("resource", {})).get("service.name", ""))
+        """``service.name`` of the program that was recorded; empty if nothing was."""
+        for path, resources in zip(self.files, ("resourceSpans", "resourceMetrics", "resourceLogs"), strict=True):
+            for batch in self._lines(path):
+                for resource in batch.get(resources, ()):
+                    return str(_attributes(resource.get("resource", {})).get("service.name", ""))
         return ""
 
     def totals(self, metric: str, attribute: str = "") -> dict[str, int]:
         """The last value of a counter, by the value of one of its attributes (without one: under ``""``)."""
         totals: dict[str, int] = {}
-        for scope in self._scopes(self.metrics, "resourceMetrics", "scopeMetrics"):
-            for found in scope.get("metrics", ()):
-                if found["name"] == metric:
-                    for point in found.get("sum", {}).get("dataPoints", ()):
-                        value = int(point.get("asInt", 0)) if "asInt" in point else int(point.get("asDouble", 0))
-                        totals[str(_attributes(point).get(attribute, ""))] = value
+        for found in self._metrics():
+            if found["name"] == metric:
+                for point in _points(found):
+                    totals[str(_attributes(point).get(attribute, ""))] = _number(point)
         return totals
+
+    def traffic(self) -> tuple[int, int] | None:
+        """When the pool's metrics began, and when they first had all checkouts; in ns since the epoch.
+
+        None if they have none. It holds where a sampler has left no spans.
+        """
+        began, ended, most = [], 0, 0
+        for found in self._metrics():
+            points = _points(found)
+            began += [int(point["startTimeUnixNano"]) for point in points if "startTimeUnixNano" in point]
+            if found["name"] == "otel_pgpool.checkouts" and (served := sum(map(_number, points))) > most:
+                most, ended = served, max(int(point["timeUnixNano"]) for point in points)
+        return (min(began), ended) if began and ended else None
 
     def log_events(self) -> dict[str, int]:
         """How many log records there are of each ``otel_pgpool.event``."""
@@ -123,6 +135,10 @@ class Recording:
                 if name is not None:
                     events[name] = events.get(name, 0) + 1
         return events
+
+    def _metrics(self) -> Iterator[dict[str, Any]]:
+        for scope in self._scopes(self.metrics, "resourceMetrics", "scopeMetrics"):
+            yield from scope.get("metrics", ())
 
     def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8", errors="replace") as lines:
@@ -153,6 +169,16 @@ def _span(span: dict[str, Any]) -> Span:
         events=tuple(Event(e["name"], int(e["timeUnixNano"]), _attributes(e)) for e in span.get("events", ())),
         links=tuple(Link(link["spanId"], _attributes(link)) for link in span.get("links", ())),
     )
+
+
+def _points(metric: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a counter or a histogram: those that say since when they count."""
+    points: list[dict[str, Any]] = metric.get("sum", metric.get("histogram", {})).get("dataPoints", [])
+    return points
+
+
+def _number(point: dict[str, Any]) -> int:
+    return int(point.get("asInt", point.get("asDouble", 0)))
 
 
 def _attributes(holder: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,8 @@ def assert_nothing_left(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} <= {"tmp", "out"}
 
 
-# Three runs at once: one with an endpoint that answers, one without, one on somebody else's database.
+# Four runs at once: one with an endpoint that answers, one without, two on somebody else's database; the last of them
+# leaves no spans, and the user's backend wants deltas.
 
 
 @dataclass
@@ -156,6 +158,7 @@ class Runs:
     full: Run
     dead: Run
     theirs: Run
+    unsampled: Run
     receiver: HttpReceiver
     dead_url: str
     bystander: connection
@@ -164,7 +167,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(server: PostgresServer, parent: Path) -> Iterator[Runs]:
-    folders = {name: make_folder(parent) for name in ("full", "dead", "theirs")}
+    folders = {name: make_folder(parent) for name in ("full", "dead", "theirs", "unsampled")}
     (folders["full"] / "out").mkdir()
     (folders["full"] / "out" / "traces.jsonl").write_text("of an earlier run\n")
     (folders["full"] / "out" / "notes.txt").write_text("not ours\n")
@@ -181,7 +184,9 @@ def runs(server: PostgresServer, parent: Path) -> Iterator[Runs]:
         full = start("full", "--json", "--seconds", "4", "--endpoint", receiver.endpoint, **over_http)
         dead = start("dead", "--seconds", "3", OTEL_EXPORTER_OTLP_ENDPOINT=dead_url)
         theirs = start("theirs", "--seconds", "3", "--dsn", server.dsn, "--json")
-        yield Runs(full.end(), dead.end(), theirs.end(), receiver, dead_url, bystander)
+        settings = {"OTEL_TRACES_SAMPLER": "always_off", "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta"}
+        unsampled = start("unsampled", "--seconds", "3", "--dsn", server.dsn, **settings)
+        yield Runs(full.end(), dead.end(), theirs.end(), unsampled.end(), receiver, dead_url, bystander)
 
 
 def test_every_path_outcome_and_event_is_taken(runs: Runs) -> None:
@@ -273,7 +278,8 @@ def test_json_is_one_document_on_stdout(runs: Runs) -> None:
     document = json.loads(runs.full.out)
     checkouts = runs.full.spans("pool.checkout")
     assert document["checkouts"] == document["sampled"] == len(checkouts)
-    assert document["queued"] == len(runs.full.spans("pool.wait"))
+    assert document["waited"] == len(runs.full.spans("pool.wait"))
+    assert document["paths"] == dict(Counter(s.attributes["otel_pgpool.path"] for s in checkouts if served(s)))
     assert document["timeouts"] == document["outcomes"]["timeout"] > 0
     assert document["retries"] == sum(span.attributes["otel_pgpool.retries"] for span in checkouts) > 0
     held_long = sum(span.attributes.get("otel_pgpool.long_hold", False) for span in checkouts)
@@ -284,6 +290,10 @@ def test_json_is_one_document_on_stdout(runs: Runs) -> None:
     assert document["hold"]["max"] > 1.0
     assert len(document["slowest"]) == 3
     assert document["warnings"] == []
+
+
+def served(checkout: Span) -> bool:
+    return "otel_pgpool.hold_time" in checkout.attributes
 
 
 def test_the_slowest_name_whom_they_waited_for(runs: Runs) -> None:
@@ -313,7 +323,7 @@ def test_telemetry_arrives_at_the_endpoint(runs: Runs) -> None:
 
 def test_it_leaves_nothing_behind(runs: Runs) -> None:
     """No process, no temporary file, no file outside of `--out`."""
-    for ended in (runs.full, runs.dead, runs.theirs):
+    for ended in (runs.full, runs.dead, runs.theirs, runs.unsampled):
         assert_nothing_left(ended.folder)
 
 
@@ -333,6 +343,7 @@ def test_the_report_is_plain_where_there_is_no_terminal(runs: Runs) -> None:
     assert "\r" not in runs.dead.out
     for expected in ("The 3 slowest checkouts", "waited for", "long_hold", "p50", "p99", "Where to look next", "16686"):
         assert expected in runs.dead.out
+    assert [line for line in runs.dead.out.splitlines() if line != line.rstrip()] == []
     assert re.search(r"^ +\d\.\d s  used \d/4 ", runs.dead.out, re.MULTILINE)
 
 
@@ -345,6 +356,19 @@ def test_another_database_is_left_as_it_was(runs: Runs) -> None:
         assert cur.fetchone() == (0,)
         cur.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'otel_pgpool%'")
         assert cur.fetchone() == (0,)
+
+
+def test_without_spans_it_reports_what_the_metrics_have(runs: Runs) -> None:
+    """The true length of the run, the totals, and that there were no spans; no figures that only spans could give."""
+    assert runs.unsampled.status == 0, runs.unsampled.err
+    report = read(Recording(runs.unsampled.folder / "out"))
+    assert 3 <= report.seconds < min(5, runs.unsampled.seconds)
+    assert (report.service, report.sampled, report.wait) == ("otel-pgpool-demo", 0, None)
+    assert set(report.paths) == {"idle", "queued", "new"}
+    assert report.checkouts == sum(report.paths.values()) + report.timeouts
+    assert f"otel-pgpool demo  {report.seconds:.1f} s" in runs.unsampled.out
+    assert "wait p50 -  p99 -" in runs.unsampled.out
+    assert "  waited  " not in runs.unsampled.out
 
 
 def test_report_tells_a_run_again(runs: Runs) -> None:
