@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "import sys; from otel_pgpool.cli import main; sys.exit(main())")
 ESCAPE = "\x1b"
+NO_FILE = os.strerror(errno.ENOENT)
 NO_SPACE = os.strerror(errno.ENOSPC)
 
 
@@ -408,6 +409,42 @@ def test_bad_options_are_refused_in_a_line(folder: Path, arguments: tuple[str, .
     assert "hunter2" not in done.out + done.err
     assert done.out == ""
     assert [path.name for path in done.folder.iterdir()] == ["tmp"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4317", "OTEL_EXPORTER_OTLP_ENDPOINT: expected http://host:port"),
+        ("OTEL_SDK_DISABLED", "true", "OTEL_SDK_DISABLED is set"),
+        ("OTEL_PGPOOL_SLOW", "soon", "OTEL_PGPOOL_SLOW must be a number of seconds"),
+    ],
+)
+def test_bad_variables_are_refused_in_a_line(
+    folder: Path, server: PostgresServer, variable: str, value: str, expected: str
+) -> None:
+    """As options are."""
+    done = run(folder, "demo", "--dsn", server.dsn, **{variable: value})
+    assert (done.status, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert expected in line
+    assert [path.name for path in done.folder.iterdir()] == ["tmp"]
+
+
+def test_what_is_no_recording_is_refused_in_a_line(folder: Path) -> None:
+    """A folder that is not there, and files of another kind; one that was cut short is reported, and that it was."""
+    done = run(folder, "report", "nowhere")
+    assert (done.status, done.err) == (2, f"otel-pgpool: nowhere/traces.jsonl cannot be read: {NO_FILE}\n")
+    out = folder / "out"
+    out.mkdir()
+    for name, text in (("traces", '{"resourceSpans":[{"scope'), ("metrics", ""), ("logs", "not of OTLP\n")):
+        (out / f"{name}.jsonl").write_text(text)
+    done = run(folder, "report", "out")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "otel-pgpool: out does not hold OTLP JSON lines as the demo writes them\n"
+    (out / "logs.jsonl").write_text("")
+    done = run(folder, "report", "out")
+    assert (done.status, "checkouts   0" in done.out) == (0, True)
+    assert done.err == "otel-pgpool: warning: out/traces.jsonl is not complete: a line of it is cut short\n"
 
 
 def test_a_wrong_password_is_one_line(folder: Path, server: PostgresServer) -> None:
