@@ -506,7 +506,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("name", ["otel_pgpool.cli.command", "otel_pgpool.cli.demo", "rich"])
+@pytest.mark.parametrize("name", ["otel_pgpool.cli.command", "otel_pgpool.cli.demo", "psycopg2", "rich"])
 def test_ctrl_c_during_the_imports_ends_it_quietly(folder: Path, name: str) -> None:
     """As later, and before anything is made."""
     done = subprocess.run(
@@ -616,9 +616,10 @@ class Terminal:
         return text
 
 
-def test_without_the_extra_it_says_so(folder: Path) -> None:
-    """No rich: one line that names what to install; `--version` and `--help` need nothing."""
-    hidden = "import sys; sys.modules['rich'] = None; from otel_pgpool.cli import main; sys.exit(main())"
+@pytest.mark.parametrize("missing", ["psycopg2", "rich"])
+def test_without_the_extra_it_says_so(folder: Path, missing: str) -> None:
+    """No rich, say: one line that names what to install; `--version` and `--help` need nothing."""
+    hidden = f"import sys; sys.modules[{missing!r}] = None; from otel_pgpool.cli import main; sys.exit(main())"
     for arguments, status in ((["demo"], 2), (["--version"], 0), (["demo", "--help"], 0)):
         done = subprocess.run(
             [sys.executable, "-c", hidden, *arguments],
