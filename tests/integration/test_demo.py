@@ -213,7 +213,7 @@ def test_every_path_outcome_and_event_is_taken(runs: Runs) -> None:
 def test_a_slow_query_is_told_from_a_transaction_left_open(runs: Runs) -> None:
     """Both reports are flagged while they hold, each with the state of its transaction and its line of the program."""
     flagged = {
-        (event.attributes["otel_pgpool.transaction.status"], place.rpartition(".")[2])
+        (event.attributes["otel_pgpool.transaction.status"], place.split()[-1].rpartition(".")[2])
         for span in runs.full.spans("pool.checkout")
         for event in span.events
         if event.name == "pool.long_hold"
@@ -363,7 +363,9 @@ def test_without_spans_it_reports_what_the_metrics_have(runs: Runs) -> None:
     """The true length of the run, the totals, and that there were no spans; no figures that only spans could give."""
     assert runs.unsampled.status == 0, runs.unsampled.err
     report = read(Recording(runs.unsampled.folder / "out"))
-    assert 3 <= report.seconds < min(5, runs.unsampled.seconds)
+    closing = re.search(r"^ +(\S+) s  -- handing over the telemetry$", runs.unsampled.out, re.MULTILINE)
+    assert closing
+    assert 3 <= report.seconds == pytest.approx(float(closing[1]), abs=1)
     assert (report.service, report.sampled, report.wait) == ("otel-pgpool-demo", 0, None)
     assert set(report.paths) == {"idle", "queued", "new"}
     assert report.checkouts == sum(report.paths.values()) + report.timeouts
@@ -534,7 +536,7 @@ def full() -> Iterator[int]:
 
 def test_a_full_disk_ends_it_cleanly(folder: Path, full: int) -> None:
     """One line says why, and where the recording is; nothing else stays behind."""
-    with Process(folder, "demo", "--seconds", "4", "--out", "out", stdout=full) as process:
+    with Process(folder, "demo", "--seconds", "60", "--out", "out", stdout=full) as process:
         done = process.end()
     assert (done.status, done.err) == (1, f"otel-pgpool: stdout cannot be written: {NO_SPACE}{KEPT}\n")
     assert_nothing_left(folder)
@@ -557,11 +559,10 @@ def test_a_reader_that_goes_ends_it_quietly(folder: Path) -> None:
     """As with ``| head``: nobody is told, and nothing stays behind but the recording."""
     reader, writer = os.pipe()
     os.close(reader)
-    with Process(folder, "demo", "--seconds", "4", "--out", "out", stdout=writer) as process:
+    with Process(folder, "demo", "--seconds", "60", "--out", "out", stdout=writer) as process:
         os.close(writer)
         done = process.end()
     assert (done.status, done.err) == (1, "")
-    assert done.seconds < 4
     assert_nothing_left(folder)
 
 
