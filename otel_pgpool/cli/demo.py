@@ -246,7 +246,7 @@ class Demo:
             print_report(self._console, report, *run)
             print_further(
                 self._console,
-                Jaeger=further if endpoint else "run it with --endpoint http://HOST:4317, and its traces are there too",
+                Jaeger=further if endpoint else "with --endpoint http://HOST:4317 the traces are there too",
                 report=f"{self._report_command} --slowest 10",
                 files=f"{out}/ has its traces, metrics and logs as OTLP JSON lines",
             )
