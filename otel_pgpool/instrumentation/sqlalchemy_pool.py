@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
+from sqlalchemy.util.queue import Empty, Queue
 
 from otel_pgpool._checkout import Attempt, places_of
 from otel_pgpool._errors import error_type
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 DRIVER = "psycopg2"
 PLACED_IN_QUERY = ("host", "port", "dbname", "user")
 """What of a URL's query tells where it leads; the rest may hold secrets."""
-
-AT_ONCE = 0.001
-"""Seconds within which a full pool may hand over an idle connection without having let its caller wait."""
 
 
 def hook_on(hook: Hook) -> Callable[[], None]:
@@ -81,10 +79,12 @@ class Held:
 
 
 class Hooked:
-    """Listeners to the pools' events, and the one wrap.
+    """Listeners to the pools' events, and two wraps.
 
     SQLAlchemy has no event for a request, nor for one that fails, so that no event can tell how long anybody waited.
-    Every connection of an engine comes through ``Engine.raw_connection``, which also knows the URL: it is wrapped.
+    Every connection of an engine comes through ``Engine.raw_connection``, which also knows the URL: it is wrapped. It
+    cannot tell a wait for somebody's return from a slow look at an idle connection (``pool_pre_ping``, a listener of
+    the program's): a pool waits in the ``get`` of its queue and nowhere else, so that is wrapped too.
     """
 
     def __init__(self, hook: Hook) -> None:
@@ -94,6 +94,7 @@ class Hooked:
         self._returning: dict[int, int] = {}  # thread, id of the record that it gives back to be closed
         self._records: weakref.WeakKeyDictionary[Record, Ledger] = weakref.WeakKeyDictionary()
         self._engines: weakref.WeakKeyDictionary[Engine, Ledger] = weakref.WeakKeyDictionary()
+        self._wrapped: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there, what stands now
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
             (Engine, "do_connect", self._connecting),
             (Pool, "connect", self._connected),
@@ -108,15 +109,22 @@ class Hooked:
         """Listen, and wrap."""
         for target, name, listener in self._listeners:
             event.listen(target, name, listener)
-        self._original = Engine.raw_connection
-        self._wrapped = Engine.raw_connection = self._raw_connection(self._original)  # type: ignore[method-assign]
+        self._wrap(Engine, "raw_connection", self._raw_connection)
+        self._wrap(Queue, "get", self._get)
+
+    def _wrap(self, owner: type, name: str, wrapper: Callable[[Any], Any]) -> None:
+        before = getattr(owner, name)
+        now = wrapper(before)
+        self._wrapped.append((owner, name, before, now))
+        setattr(owner, name, now)
 
     def end(self) -> None:
         """Leave everything as it was, but for a wrap that somebody else has wrapped since: that passes through."""
         for target, name, listener in self._listeners:
             event.remove(target, name, listener)
-        if Engine.raw_connection is self._wrapped:
-            Engine.raw_connection = self._original  # type: ignore[method-assign]
+        for owner, name, before, now in self._wrapped:
+            if getattr(owner, name) is now:
+                setattr(owner, name, before)
 
     # A request
 
@@ -126,19 +134,16 @@ class Hooked:
             ledger: Ledger | None = engine.pool.__dict__.get(LEDGER) or self._adopt(engine)
             if ledger is None:
                 return original(engine, *args, **kwargs)
-            return self._check_out(ledger, engine.pool, _getframe(1), partial(original, engine, *args, **kwargs))
+            return self._check_out(ledger, _getframe(1), partial(original, engine, *args, **kwargs))
 
         return raw_connection
 
-    def _check_out(self, ledger: Ledger, pool: Pool, frame: Any, ask: Callable[[], Any]) -> Any:
+    def _check_out(self, ledger: Ledger, frame: Any, ask: Callable[[], Any]) -> Any:
         loan = ledger.ask(*places_of(frame, beyond="sqlalchemy"))
         request = Request(ledger, loan)
         thread = threading.get_ident()
         outer = self._requests.get(thread)
         self._requests[thread] = request
-        full = _is_full(pool)
-        if full and pool.checkedin() <= len(ledger.waiting):  # type: ignore[attr-defined]  # a QueuePool's
-            ledger.queue(loan)
         try:
             fairy = ask()
         except BaseException as error:
@@ -150,8 +155,21 @@ class Hooked:
             else:
                 self._requests[thread] = outer
         if request.record is not None:
-            self._lend(request, overtaken=full and loan.queued is None and monotonic() - loan.started > AT_ONCE)
+            self._lend(request)
         return fairy
+
+    def _get(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
+            request = self._requests.get(threading.get_ident()) if block else None
+            if request is None or request.loan.queued is not None:
+                return original(queue, block, timeout)
+            with suppress(Empty):
+                return original(queue, False)  # noqa: FBT003 - likewise
+            request.ledger.queue(request.loan)
+            return original(queue, block, timeout)
+
+        return get
 
     def _refuse(self, request: Request, error: BaseException) -> None:
         """What the pool raises is its own; SQLAlchemy's wrapping of a driver's error is taken off."""
@@ -165,14 +183,11 @@ class Hooked:
             ledger.queue_since(loan, loan.started)
         ledger.refuse(loan, cause, "timeout" if timed_out else None)
 
-    def _lend(self, request: Request, *, overtaken: bool) -> None:
-        """Hand over; ``overtaken``: somebody took the idle connection that was there when it asked."""
+    def _lend(self, request: Request) -> None:
         ledger, loan = request.ledger, request.loan
         before = self._held.get(id(request.record))
         if before is not None:  # a StaticPool lends its one connection as often as it is asked
             before.ledger.give_back(before.loan)
-        if overtaken and not ledger.untold:
-            ledger.queue_since(loan, loan.started)
         self._held[id(request.record)] = Held(request)
         ledger.lend(loan, request.conn)
 
@@ -291,8 +306,3 @@ def name_of(engine: Engine) -> str:
 def _closes_on_return(pool: Any) -> bool:
     """Whether a connection that comes back now is one too many."""
     return isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin())
-
-
-def _is_full(pool: Pool) -> bool:
-    """Whether it makes no more connections."""
-    return isinstance(pool, QueuePool) and 0 <= pool._max_overflow <= pool._overflow
