@@ -36,6 +36,9 @@ DRIVER = "psycopg2"
 PLACED_IN_QUERY = ("host", "port", "dbname", "user")
 """What of a URL's query tells where it leads; the rest may hold secrets."""
 
+BETWEEN = frozenset({"sqlalchemy", "contextlib", "opentelemetry", "wrapt"})
+"""Who stands between the program's line and a request: ``with engine.begin()``, an instrumentor of ``connect``."""
+
 
 def hook_on(hook: Hook) -> Callable[[], None]:
     """Hook every engine on psycopg2, made before or after; returns what undoes it."""
@@ -139,7 +142,7 @@ class Hooked:
         return raw_connection
 
     def _check_out(self, ledger: Ledger, frame: Any, ask: Callable[[], Any]) -> Any:
-        loan = ledger.ask(*places_of(frame, beyond="sqlalchemy"))
+        loan = ledger.ask(*places_of(frame, BETWEEN))
         request = Request(ledger, loan)
         thread = threading.get_ident()
         outer = self._requests.get(thread)
