@@ -262,6 +262,7 @@ class Hooked:
         """Open a ledger for an engine's pool; it goes on where that of a pool before it ended."""
         if engine.dialect.driver != DRIVER or not self._hook.is_on:
             return None
+        engine = _owner_of_the_pool(engine)
         arguments, parameters = engine.dialect.create_connect_args(engine.url)
         before = self._engines.get(engine)
         if before is not None:
@@ -294,6 +295,13 @@ class Hooked:
             with suppress(TypeError):  # SQLAlchemy before 1.4.33 cannot
                 engine.dispose(close=False)
         return len(records)
+
+
+def _owner_of_the_pool(engine: Engine) -> Engine:
+    """Engines that ``execution_options`` makes stand in front of another, and may be gone before it."""
+    while (behind := getattr(engine, "_proxied", None)) is not None:
+        engine = behind
+    return engine
 
 
 def name_of(engine: Engine) -> str:
