@@ -58,7 +58,8 @@ class Levels(NamedTuple):
     """0 for no limit."""
     used: int
     idle: int
-    maxidle: int
+    maxidle: int | None
+    """None for as many as there may be."""
     closed: bool = False
 
 

@@ -50,10 +50,9 @@ def hook_on(hook: Hook) -> Callable[[], None]:
 def read_levels(pool: Any) -> Levels:
     """The pool's own figures; where it keeps none, the ledger's."""
     if isinstance(pool, QueuePool):
-        overflow = pool._max_overflow  # it has no public name; -1 for no limit
-        return Levels(
-            0, 0 if overflow < 0 else pool.size() + overflow, pool.checkedout(), pool.checkedin(), pool.size()
-        )
+        size, overflow = pool.size(), pool._max_overflow  # the latter has no public name; -1 for no limit
+        limit = 0 if overflow < 0 else size + overflow
+        return Levels(0, limit, pool.checkedout(), pool.checkedin(), size or None)  # a size of 0 keeps all that it made
     held = len(getattr(pool, LEDGER).holds)
     if isinstance(pool, StaticPool):
         return Levels(0, 1, min(held, 1), 1 - min(held, 1), 1)
