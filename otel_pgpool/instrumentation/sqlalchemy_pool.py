@@ -143,22 +143,27 @@ class Hooked:
     def _check_out(self, ledger: Ledger, frame: Any, ask: Callable[[], Any]) -> Any:
         loan = ledger.ask(*places_of(frame, BETWEEN))
         request = Request(ledger, loan)
-        thread = threading.get_ident()
-        outer = self._requests.get(thread)
-        self._requests[thread] = request
+        outer = self._requests.get(threading.get_ident())
+        self._requests[threading.get_ident()] = request
         try:
             fairy = ask()
         except BaseException as error:
             self._refuse(request, error)
             raise
         finally:
-            if outer is None:
-                del self._requests[thread]
-            else:
-                self._requests[thread] = outer
+            self._resume(outer)
         if request.record is not None:
             self._lend(request)
+        else:  # the one that its thread has already, or the hook was taken off meanwhile: no event tells of its return
+            ledger.lend(loan, getattr(fairy, "dbapi_connection", fairy))
+            ledger.give_back(loan)
         return fairy
+
+    def _resume(self, outer: Request | None) -> None:
+        if outer is None:
+            self._requests.pop(threading.get_ident(), None)
+        else:
+            self._requests[threading.get_ident()] = outer
 
     def _get(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -192,6 +197,8 @@ class Hooked:
             before.ledger.give_back(before.loan)
         self._held[id(request.record)] = Held(request)
         ledger.lend(loan, request.conn)
+        if not ledger.hook.is_on:  # taken off since
+            ledger.give_back(loan)
 
     # Events; each is SQLAlchemy's, with its arguments
 
