@@ -48,15 +48,26 @@ def hook_on(hook: Hook) -> Callable[[], None]:
 
 
 def read_levels(pool: Any) -> Levels:
-    """The pool's own figures; where it keeps none, the ledger's."""
+    """The pool's own figures; where it keeps none, the ledger's.
+
+    A `QueuePool` is read past its methods, which take the lock of its queue, and count places that have lost their
+    connection among the idle ones.
+    """
     if isinstance(pool, QueuePool):
-        size, overflow = pool.size(), pool._max_overflow  # the latter has no public name; -1 for no limit
+        queue = list(pool._pool.queue)  # type: ignore[attr-defined]  # of every queue that is not for asyncio
+        size, overflow = pool.size(), pool._max_overflow  # -1 for no limit
         limit = 0 if overflow < 0 else size + overflow
-        return Levels(0, limit, pool.checkedout(), pool.checkedin(), size or None)  # a size of 0 keeps all that it made
+        idle = sum(_is_connected(record) for record in queue)
+        return Levels(0, limit, size - len(queue) + pool._overflow, idle, size or None)  # a size of 0 keeps them all
     held = len(getattr(pool, LEDGER).holds)
     if isinstance(pool, StaticPool):
-        return Levels(0, 1, min(held, 1), 1 - min(held, 1), 1)
+        idle = not held and _is_connected(pool.__dict__.get("connection"))
+        return Levels(0, 1, min(held, 1), int(idle), 1)
     return Levels(0, 0, held, 0, 0)
+
+
+def _is_connected(record: Record) -> bool:
+    return getattr(record, "dbapi_connection", None) is not None
 
 
 class Request:
