@@ -145,11 +145,18 @@ class Hooked:
         @wraps(original)
         def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
             ledger: Ledger | None = engine.pool.__dict__.get(LEDGER) or self._adopt(engine)
-            if ledger is None:
-                return original(engine, *args, **kwargs)
-            return self._check_out(ledger, _getframe(1), partial(original, engine, *args, **kwargs))
+            ask = partial(original, engine, *args, **kwargs)
+            return self._pass_by(ask) if ledger is None else self._check_out(ledger, _getframe(1), ask)
 
         return raw_connection
+
+    def _pass_by(self, ask: Callable[[], Any]) -> Any:
+        """Of an engine that is none of ours no event is heard, though a listener ask it in the middle of a request."""
+        outer = self._requests.pop(threading.get_ident(), None)
+        try:
+            return ask()
+        finally:
+            self._resume(outer)
 
     def _check_out(self, ledger: Ledger, frame: Any, ask: Callable[[], Any]) -> Any:
         loan = ledger.ask(*places_of(frame, BETWEEN))
