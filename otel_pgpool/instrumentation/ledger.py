@@ -334,6 +334,13 @@ class Ledger:
 
     # Connections
 
+    def leads_to(self, target: Target) -> None:
+        """It is known now where the connections lead."""
+        before, self.target = self.target, target
+        told = before.address, before.port, before.namespace
+        if target.address and (target.address, target.port, target.namespace) != told:
+            self.guard.tell(self._observer.attached, self)
+
     def enter(self, conn: Any) -> Slot:
         """Know a connection from now on."""
         slot = Slot()

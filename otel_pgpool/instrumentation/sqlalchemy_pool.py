@@ -11,7 +11,8 @@ from sys import _getframe
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+import psycopg2
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
@@ -19,13 +20,14 @@ from sqlalchemy.util.queue import Empty, Queue
 
 from otel_pgpool._checkout import Attempt, places_of
 from otel_pgpool._errors import error_type
-from otel_pgpool._target import target_of
+from otel_pgpool._target import UnknownTarget, target_of
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_pgpool._checkout import Loan
+    from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
 
@@ -76,9 +78,11 @@ class Request:
     def __init__(self, ledger: Ledger, loan: Loan) -> None:
         self.ledger = ledger
         self.loan = loan
+        self.since = loan.started  # when it was asked, or its wait was over
         self.connecting: float | None = None  # since when
         self.record: Record = None  # what it was given
         self.conn: Any = None
+        self.lost: BaseException | None = None  # why it was given another
         self.fairy: weakref.ref[Any] | None = None
 
 
@@ -192,7 +196,10 @@ class Hooked:
             with suppress(Empty):
                 return original(queue, False)  # noqa: FBT003 - likewise
             request.ledger.queue(request.loan)
-            return original(queue, block, timeout)
+            try:
+                return original(queue, block, timeout)
+            finally:
+                request.since = monotonic()
 
         return get
 
@@ -200,8 +207,11 @@ class Hooked:
         """What the pool raises is its own; SQLAlchemy's wrapping of a driver's error is taken off."""
         ledger, loan = request.ledger, request.loan
         cause = getattr(error, "orig", None) or error
-        if request.connecting is not None:
-            ledger.connect_failed(request.connecting, cause)
+        connecting = request.connecting
+        if connecting is None and request.conn is None and isinstance(cause, psycopg2.Error) and cause is not request.lost:
+            connecting = request.since  # a creator of the program's own, of which no event tells
+        if connecting is not None:
+            ledger.connect_failed(connecting, cause)
             ledger.connecting.discard(threading.get_ident())
         timed_out = isinstance(error, QueuePoolTimeout)
         if timed_out and loan.queued is None:
@@ -220,18 +230,22 @@ class Hooked:
 
     # Events; each is SQLAlchemy's, with its arguments
 
-    def _connecting(self, _dialect: Any, _record: Record, _args: Any, _parameters: Any) -> None:
+    def _connecting(self, _dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
         request = self._requests.get(threading.get_ident())
         if request is not None:
+            request.ledger.leads_to(target_of(tuple(args), parameters))  # with connect_args, which are not in the URL
             request.connecting = monotonic()
             request.ledger.connecting.add(threading.get_ident())
 
     def _connected(self, conn: Any, record: Record) -> None:
         request = self._requests.get(threading.get_ident())
         if request is not None:
-            began, request.connecting = request.connecting, None
+            began, request.connecting, request.conn = request.connecting, None, conn
+            if began is None:
+                began = request.since
+                request.ledger.leads_to(UnknownTarget(_parameters_of(conn)))
             request.ledger.connecting.discard(threading.get_ident())
-            request.ledger.connected(request.loan.started if began is None else began, conn)
+            request.ledger.connected(began, conn)
             self._records[record] = request.ledger
 
     def _checked_out(self, conn: Any, record: Record, fairy: Any) -> None:
@@ -258,6 +272,7 @@ class Hooked:
             held.ledger.discard(held.ledger.slot_of(conn), "broken", cause, held.loan)
         elif request is not None:
             name = "DisconnectionError" if cause is None else error_type(cause)
+            request.conn, request.lost, request.since = None, cause, monotonic()
             request.loan.retried(Attempt(monotonic(), name, 0.0), None)
             request.ledger.retries += 1
             request.ledger.discard(request.ledger.slot_of(conn), "broken", cause, request.loan)
@@ -287,7 +302,6 @@ class Hooked:
         if engine.dialect.driver != DRIVER or not self._hook.is_on:
             return None
         engine = _owner_of_the_pool(engine)
-        arguments, parameters = engine.dialect.create_connect_args(engine.url)
         before = self._engines.get(engine)
         if before is not None:
             if before.pool is engine.pool:  # another thread was faster
@@ -297,7 +311,7 @@ class Hooked:
             engine.pool,
             Kind(read_levels, partial(self._abandon, weakref.ref(engine))),
             name_of(engine),
-            target_of(tuple(arguments), parameters),
+            _target_of(engine),
         )
         if ledger is not None:
             self._engines[engine] = ledger
@@ -326,6 +340,24 @@ def _owner_of_the_pool(engine: Engine) -> Engine:
     while (behind := getattr(engine, "_proxied", None)) is not None:
         engine = behind
     return engine
+
+
+def _target_of(engine: Engine) -> Target:
+    """Where the URL leads. With a ``creator`` of the program's own it need not be true, and is often empty."""
+    if getattr(getattr(engine.pool, "_creator", None), "__module__", None) != create_engine.__module__:
+        return UnknownTarget()
+    try:
+        arguments, parameters = engine.dialect.create_connect_args(engine.url)
+    except Exception:  # noqa: BLE001 - a dialect of the program's may refuse, and the program goes on
+        return UnknownTarget()
+    return target_of(tuple(arguments), parameters)
+
+
+def _parameters_of(conn: Any) -> dict[str, Any]:
+    """Of a connection, as libpq knows them, without its password."""
+    with suppress(Exception):
+        return {**conn.info.dsn_parameters}
+    return {}
 
 
 def name_of(engine: Engine) -> str:
