@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from sqlalchemy.util.queue import Empty, Queue
@@ -92,6 +93,7 @@ class Held:
     def __init__(self, request: Request) -> None:
         self.ledger = request.ledger
         self.loan = request.loan
+        self.key = id(request.conn)
         self.fairy = request.fairy
 
 
@@ -108,7 +110,6 @@ class Hooked:
         self._hook = hook
         self._requests: dict[int, Request] = {}  # by thread
         self._held: dict[int, Held] = {}  # by id of the record
-        self._returning: dict[int, int] = {}  # thread, id of the record that it gives back to be closed
         self._records: weakref.WeakKeyDictionary[Record, Ledger] = weakref.WeakKeyDictionary()
         self._engines: weakref.WeakKeyDictionary[Engine, Ledger] = weakref.WeakKeyDictionary()
         self._wrapped: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there, what stands now
@@ -257,8 +258,6 @@ class Hooked:
         held = self._held.pop(id(record), None)
         if held is None:
             return
-        if _closes_on_return(held.ledger.pool):
-            self._returning[threading.get_ident()] = id(record)
         if held.fairy is not None and held.fairy() is None:
             # The garbage collector returns what its borrower has dropped: no place to do more than take a note.
             held.ledger.hook.reclaim(held.ledger, held.loan)
@@ -268,18 +267,24 @@ class Hooked:
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
         held, request = self._held.get(id(record)), self._requests.get(threading.get_ident())
         cause = getattr(error, "orig", None) or error
+        reason = "broken"
+        if cause is None:  # the program wants it closed
+            reason = "returned_closed"
+        elif type(cause) is DisconnectionError:  # a listener of the program's has looked at it
+            reason = "check_failed"
         if held is not None:
-            held.ledger.discard(held.ledger.slot_of(conn), "broken", cause, held.loan)
+            held.ledger.discard(held.ledger.slot_of(conn), reason, cause, held.loan)
         elif request is not None:
-            name = "DisconnectionError" if cause is None else error_type(cause)
-            request.conn, request.lost, request.since = None, cause, monotonic()
-            request.loan.retried(Attempt(monotonic(), name, 0.0), None)
-            request.ledger.retries += 1
-            request.ledger.discard(request.ledger.slot_of(conn), "broken", cause, request.loan)
+            if cause is not None:
+                request.conn, request.lost, request.since = None, cause, monotonic()
+                request.loan.retried(Attempt(request.since, error_type(cause), 0.0), None)
+                request.ledger.retries += 1
+            request.ledger.discard(request.ledger.slot_of(conn), reason, cause, request.loan)
 
     def _detached(self, conn: Any, record: Record) -> None:
-        held = self._held.pop(id(record), None)
-        if held is not None:
+        held = self._held.get(id(record))
+        if held is not None and held.key == id(conn):  # the record may have been lent to another since
+            del self._held[id(record)]
             held.ledger.give_back(held.loan, "discarded")
             held.ledger.discard(held.ledger.slot_of(conn), "returned_closed", None, held.loan)
 
@@ -288,12 +293,14 @@ class Hooked:
         slot = None if ledger is None else ledger.slots.get(id(conn))
         if ledger is None or slot is None:  # discarded as broken before
             return
-        thread = threading.get_ident()
-        if thread in self._requests:
-            reason = "expired"
-        else:
-            reason = "idle" if self._returning.get(thread) == id(record) else "drained"
-        ledger.discard(slot, reason)
+        ledger.discard(slot, self._why_closed(ledger.pool, record))
+
+    def _why_closed(self, pool: Any, record: Record) -> str:
+        if isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin()):
+            return "idle"  # it came back, and there was one too many
+        if threading.get_ident() not in self._requests:
+            return "drained"  # by dispose()
+        return "drained" if record._is_hard_or_soft_invalidated() else "expired"
 
     # Engines
 
@@ -324,7 +331,6 @@ class Hooked:
         engine = engine_ref()
         self._requests.clear()
         self._held.clear()
-        self._returning.clear()
         records = list(getattr(getattr(pool, "_pool", None), "queue", ()))
         for record in records:
             with suppress(Exception):
@@ -368,8 +374,3 @@ def name_of(engine: Engine) -> str:
     url = engine.url
     query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
     return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
-
-
-def _closes_on_return(pool: Any) -> bool:
-    """Whether a connection that comes back now is one too many."""
-    return isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin())
