@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from otel_pgpool._watcher import Watcher
 from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
 
 if TYPE_CHECKING:
-    from otel_pgpool._checkout import Loan
+    from collections.abc import Callable
+
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.ledger import Kind
     from otel_pgpool.instrumentation.settings import Settings
@@ -37,7 +39,7 @@ class Hook:
         self.is_on = True
         self.ledgers: dict[Ledger, None] = {}
         self._gone: deque[Ledger] = deque()
-        self._lost: deque[tuple[Ledger, Loan]] = deque()
+        self._notes: deque[Callable[[], object]] = deque()
         self._guard = Guard("new to the hook")
         self._start_afresh()
         _hooks.add(self)
@@ -70,16 +72,16 @@ class Hook:
         self._gone.append(ledger)
         self._wakeup.ring()
 
-    def reclaim(self, ledger: Ledger, loan: Loan) -> None:
-        """A pool takes back what its borrower dropped. Called by finalizers, hence it only takes a note."""
-        self._lost.append((ledger, loan))
+    def later(self, deed: Callable[[], object]) -> None:
+        """Let the watch do it. Called by finalizers, hence it only takes a note."""
+        self._notes.append(deed)
         self._wakeup.ring()
 
     def settle(self) -> None:
-        """Do what finalizers have noted: end dropped checkouts, and close the ledgers of pools that were collected."""
-        while self._lost:
-            ledger, loan = self._lost.popleft()
-            ledger.give_back(loan, "reclaimed")
+        """Do what finalizers have noted, and close the ledgers of pools that were collected."""
+        with suppress(IndexError):  # the watch, and who takes the hook off, may do it at once
+            while True:
+                self._notes.popleft()()
         while self._gone:
             ledger = self._gone.popleft()
             self.ledgers.pop(ledger, None)

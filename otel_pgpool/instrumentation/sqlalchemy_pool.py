@@ -94,7 +94,15 @@ class Held:
         self.ledger = request.ledger
         self.loan = request.loan
         self.key = id(request.conn)
-        self.fairy = request.fairy
+        self._fairy = request.fairy
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the garbage collector gives it back, for its borrower has lost it.
+
+        That is no place to do more than take a note: it may be inside any lock, of the telemetry's too.
+        """
+        return self._fairy is not None and self._fairy() is None
 
 
 class Hooked:
@@ -258,9 +266,8 @@ class Hooked:
         held = self._held.pop(id(record), None)
         if held is None:
             return
-        if held.fairy is not None and held.fairy() is None:
-            # The garbage collector returns what its borrower has dropped: no place to do more than take a note.
-            held.ledger.hook.reclaim(held.ledger, held.loan)
+        if held.is_dropped:
+            held.ledger.hook.later(partial(held.ledger.give_back, held.loan, "reclaimed"))
         else:
             held.ledger.give_back(held.loan, "discarded" if conn is None or conn.closed else "released")
 
@@ -273,7 +280,10 @@ class Hooked:
         elif type(cause) is DisconnectionError:  # a listener of the program's has looked at it
             reason = "check_failed"
         if held is not None:
-            held.ledger.discard(held.ledger.slot_of(conn), reason, cause, held.loan)
+            slot = held.ledger.slot_of(conn)
+            held.ledger.slots.pop(slot.key, None)
+            discard = partial(held.ledger.discard, slot, reason, cause, held.loan)
+            held.ledger.hook.later(discard) if held.is_dropped else discard()
         elif request is not None:
             if cause is not None:
                 request.conn, request.lost, request.since = None, cause, monotonic()
