@@ -157,6 +157,8 @@ class Hooked:
     def _raw_connection(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+            if not self._hook.is_on:  # somebody has wrapped this wrap, and the pool may be another hook's by now
+                return original(engine, *args, **kwargs)
             ledger: Ledger | None = engine.pool.__dict__.get(LEDGER) or self._adopt(engine)
             ask = partial(original, engine, *args, **kwargs)
             return self._pass_by(ask) if ledger is None else self._check_out(ledger, _getframe(1), ask)
