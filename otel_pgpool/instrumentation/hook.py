@@ -50,8 +50,16 @@ class Hook:
         self._wakeup = Wakeup()
         self._watch = Watch(self, self._wakeup, "otel_pgpool-watch")
 
-    def adopt(self, pool: Any, kind: Kind, name: str, target: Target) -> Ledger | None:
-        """The ledger of a pool, opened if it has none; None where that fails, or the hook is off."""
+    def adopt(self, pool: Any, kind: Kind, name: str, target: Target, *, before: Ledger | None = None) -> Ledger | None:
+        """The ledger of a pool, opened if it has none; None where that fails, or the hook is off.
+
+        Args:
+            pool: whose.
+            kind: of it.
+            name: as it is called unless another pool is.
+            target: where it connects to.
+            before: of the pool whose place this one takes, with its name and totals.
+        """
         with self._lock:
             if not self.is_on:
                 return None
@@ -60,7 +68,7 @@ class Hook:
                 return known
             try:
                 renew_here()
-                ledger = Ledger(pool, kind, name, target, self)
+                ledger = Ledger(pool, kind, name, target, self, before)
             except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
                 self._guard.lament(error)
                 return None

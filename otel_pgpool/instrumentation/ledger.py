@@ -139,7 +139,9 @@ class Ledger:
         "waiting",
     )
 
-    def __init__(self, pool: Any, kind: Kind, name: str, target: Target, hook: Hook) -> None:
+    def __init__(
+        self, pool: Any, kind: Kind, name: str, target: Target, hook: Hook, before: Ledger | None = None
+    ) -> None:
         self.hook = hook
         self._kind = kind
         self._pool = weakref.ref(pool, self._dropped)
@@ -148,6 +150,9 @@ class Ledger:
         self.turns: Turns | None = None  # where an exhausted pool waits
         self.long_hold = hook.settings.long_hold
         self._start_afresh()
+        if before is not None:
+            before.retire()
+            self._take_over(before)
         self.name = _registry.register(self, name)
         self.guard = Guard(self.name)
         telemetry = hook.settings.telemetry
@@ -530,7 +535,7 @@ class Ledger:
         self._retired = True
         _registry.release_name(self.name, self)
 
-    def take_over(self, before: Ledger) -> None:
+    def _take_over(self, before: Ledger) -> None:
         """Go on counting where the ledger of this pool's predecessor ended."""
         for total in TOTALS:
             setattr(self, total, getattr(before, total))

@@ -219,7 +219,12 @@ class Hooked:
         ledger, loan = request.ledger, request.loan
         cause = getattr(error, "orig", None) or error
         connecting = request.connecting
-        if connecting is None and request.conn is None and isinstance(cause, psycopg2.Error) and cause is not request.lost:
+        if (
+            connecting is None
+            and request.conn is None
+            and isinstance(cause, psycopg2.Error)
+            and cause is not request.lost
+        ):
             connecting = request.since  # a creator of the program's own, of which no event tells
         if connecting is not None:
             ledger.connect_failed(connecting, cause)
@@ -321,21 +326,12 @@ class Hooked:
         if engine.dialect.driver != DRIVER or not self._hook.is_on:
             return None
         engine = _owner_of_the_pool(engine)
-        before = self._engines.get(engine)
-        if before is not None:
-            if before.pool is engine.pool:  # another thread was faster
-                return before
-            before.retire()
+        kind = Kind(read_levels, partial(self._abandon, weakref.ref(engine)))
         ledger = self._hook.adopt(
-            engine.pool,
-            Kind(read_levels, partial(self._abandon, weakref.ref(engine))),
-            name_of(engine),
-            _target_of(engine),
+            engine.pool, kind, name_of(engine), _target_of(engine), before=self._engines.get(engine)
         )
         if ledger is not None:
             self._engines[engine] = ledger
-            if before is not None:
-                ledger.take_over(before)
         return ledger
 
     def _abandon(self, engine_ref: weakref.ref[Engine], pool: Any) -> int:
