@@ -335,17 +335,23 @@ class Hooked:
         return ledger
 
     def _abandon(self, engine_ref: weakref.ref[Engine], pool: Any) -> int:
-        """In a forked child: what SQLAlchemy's own guide to forking says."""
+        """In a forked child: what SQLAlchemy's own guide to forking says, and the parent's sockets are closed here.
+
+        A pool that no engine can be given another for keeps them: a number that is free again may be somebody else's.
+        """
         engine = engine_ref()
         self._requests.clear()
         self._held.clear()
-        records = list(getattr(getattr(pool, "_pool", None), "queue", ()))
+        if engine is None or engine.pool is not pool:
+            return 0
+        try:
+            engine.dispose(close=False)
+        except TypeError:  # SQLAlchemy before 1.4.33
+            engine.pool = pool.recreate()
+        records = [record for record in getattr(getattr(pool, "_pool", None), "queue", ()) if _is_connected(record)]
         for record in records:
             with suppress(Exception):
                 os.close(record.dbapi_connection.fileno())
-        if engine is not None and engine.pool is pool:
-            with suppress(TypeError):  # SQLAlchemy before 1.4.33 cannot
-                engine.dispose(close=False)
         return len(records)
 
 
