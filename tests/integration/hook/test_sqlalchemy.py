@@ -18,7 +18,7 @@ from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadP
 from sqlalchemy.schema import Column
 from sqlalchemy.types import Integer
 
-from tests.integration.helpers import PATIENCE, in_thread, lives
+from tests.integration.helpers import PATIENCE, ask, in_thread, lives
 from tests.integration.hook.sqlalchemy_helpers import (
     Engines,
     attribute,
@@ -567,6 +567,25 @@ def test_dispose(
     assert {point.attributes["db.client.connection.pool.name"] for point in every_point(signals)} == {engines.name}
 
 
+def test_dispose_in_contention(signals: Signals, hook: None, engines: Engines) -> None:
+    """An engine that is disposed of time and again while threads ask it is one pool that counts on."""
+    engine = engines(pool_size=4)
+    together = threading.Barrier(4, action=engine.dispose)
+
+    def work() -> None:
+        for _ in range(20):
+            together.wait(PATIENCE)
+            borrow(engine)
+            borrow(engine)
+
+    for future in [in_thread(work) for _ in range(4)]:
+        future.result(PATIENCE)
+    assert len(signals.named("pool.checkout")) == 160
+    assert sum(signals.values("otel_pgpool.checkouts", engines.name).values()) == 160
+    assert {point.attributes["db.client.connection.pool.name"] for point in every_point(signals)} == {engines.name}
+    assert ledger(engine).stats().used == 0
+
+
 def test_held_across_dispose(signals: Signals, hook: None, engines: Engines) -> None:
     """A connection that is out while its engine is disposed of ends as it would have."""
     engine = engines()
@@ -644,19 +663,14 @@ def test_line_that_asked(signals: Signals, engines: Engines, way: Callable[[Engi
 def test_query_that_goes_on(signals: Signals, engines: Engines, admin: connection) -> None:
     """Of a long hold it is told whether a query runs."""
     engine = engines()
-    with hooked(signals, long_hold=0.01), engine.connect() as conn:
-        pid = select(conn, "select pg_backend_pid()")
-        signals.records.all.clear()
-        conn.rollback() if hasattr(conn, "rollback") else None
+    pid = borrow(engine)
     with hooked(signals, long_hold=0.05):
-        signals.records.all.clear()
-        sleeper = in_thread(lambda: query(engine, "select pg_sleep(60)"))
+        sleeper = in_thread(query, engine, "select pg_sleep(60)")
         (record,) = until(lambda: signals.logged("long_hold"))
-        with admin.cursor() as cur:
-            cur.execute("select pg_cancel_backend(%s)", [record.attributes["otel_pgpool.connection.pid"]])
-        assert isinstance(sleeper.exception(PATIENCE), exc.OperationalError)
-        assert record.attributes["otel_pgpool.transaction.status"] == "active"
         assert record.attributes["otel_pgpool.connection.pid"] == pid
+        assert record.attributes["otel_pgpool.transaction.status"] == "active"
+        assert ask(admin, "select pg_cancel_backend(%s)", pid)
+        assert isinstance(sleeper.exception(PATIENCE), exc.OperationalError)
 
 
 def query(engine: Engine, sql: str) -> Any:
