@@ -68,7 +68,7 @@ class Hook:
                 return known
             try:
                 renew_here()
-                ledger = Ledger(pool, kind, name, target, self, before)
+                ledger = Ledger(pool, kind, name, target, self, before=before)
             except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
                 self._guard.lament(error)
                 return None

@@ -140,7 +140,7 @@ class Ledger:
     )
 
     def __init__(
-        self, pool: Any, kind: Kind, name: str, target: Target, hook: Hook, before: Ledger | None = None
+        self, pool: Any, kind: Kind, name: str, target: Target, hook: Hook, *, before: Ledger | None = None
     ) -> None:
         self.hook = hook
         self._kind = kind

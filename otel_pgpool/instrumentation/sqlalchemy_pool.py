@@ -146,11 +146,12 @@ class Hooked:
 
     def end(self) -> None:
         """Leave everything as it was, but for a wrap that somebody else has wrapped since: that passes through."""
-        for target, name, listener in self._listeners:
-            event.remove(target, name, listener)
         for owner, name, before, now in self._wrapped:
             if getattr(owner, name) is now:
                 setattr(owner, name, before)
+        for target, name, listener in self._listeners:
+            if event.contains(target, name, listener):
+                event.remove(target, name, listener)
 
     # A request
 
@@ -385,6 +386,9 @@ def name_of(engine: Engine) -> str:
     name = getattr(engine.pool, "logging_name", None)
     if name:
         return str(name)
-    url = engine.url
-    query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
-    return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
+    try:
+        url = engine.url
+        query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
+        return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
+    except Exception:  # noqa: BLE001 - an engine that the program has put together itself may have anything there
+        return DRIVER

@@ -143,7 +143,9 @@ def test_beside_other_instrumentors(signals: Signals, engines: Engines, order: t
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_uninstrumented_in_the_order_of_their_coming(signals: Signals, engines: Engines, order: tuple[str, ...]) -> None:
+def test_uninstrumented_in_the_order_of_their_coming(
+    signals: Signals, engines: Engines, order: tuple[str, ...]
+) -> None:
     """Whoever is taken off first, a program goes on without any of them."""
     others: dict[str, Any] = {"queries": Psycopg2Instrumentor(), "engines": SQLAlchemyInstrumentor()}
     with hooked(signals) as own:
@@ -263,6 +265,15 @@ def test_dialect_that_cannot_be_asked(signals: Signals, hook: None, engines: Eng
     assert len(signals.named("pool.checkout")) == 1
 
 
+def test_engine_put_together_by_hand(signals: Signals, hook: None, engines: Engines) -> None:
+    """An engine that has no URL is watched all the same."""
+    model = engines()
+    engine = Engine(model.pool, model.dialect, None)  # type: ignore[arg-type]
+    borrow(engine)
+    assert attribute(signals.checkout(), "outcome") == "released"
+    assert (signals.checkout().attributes or {})[POOL_NAME] == "psycopg2"
+
+
 # Fork
 
 
@@ -301,6 +312,7 @@ def test_child_has_a_pool_of_its_own(
     hook: None,
     engines: Engines,
     admin: connection,
+    *,
     deed: Callable[[Engine], list[int]],
     first: Callable[[Engine], list[int]],
 ) -> None:
@@ -327,7 +339,9 @@ def test_child_counts_its_own(signals: Signals, hook: None, engines: Engines, po
         borrow(engine)
         checkouts = signals.values("otel_pgpool.checkouts", engines.name)
         count = signals.values("db.client.connection.count", engines.name)
-        known = {point.attributes[POOL_NAME] for metric in signals.metrics().values() for point in metric.data.data_points}
+        known = {
+            point.attributes[POOL_NAME] for metric in signals.metrics().values() for point in metric.data.data_points
+        }
         return (
             sum(checkouts.values()),
             count["used",],
