@@ -33,9 +33,7 @@ def hooked(signals: Signals, **options: Any) -> Iterator[PgPoolInstrumentor]:
     """The hook is on, and tells these signals."""
     instrumentor = PgPoolInstrumentor()
     options = {"long_hold": None, **options}
-    instrumentor.instrument(
-        tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, **options
-    )
+    instrumentor.instrument(tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, **options)
     try:
         yield instrumentor
     finally:

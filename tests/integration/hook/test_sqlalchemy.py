@@ -198,6 +198,7 @@ def test_session(signals: Signals, hook: None, engines: Engines) -> None:
 
 def test_nobody_else_is_told_anything_new(signals: Signals, engines: Engines) -> None:
     """The program's own listeners hear the same events with and without the hook."""
+
     def story() -> list[tuple[Any, ...]]:
         heard: list[tuple[Any, ...]] = []
         engine = engines(pool_size=1, max_overflow=1)
@@ -252,7 +253,7 @@ def test_timeout(signals: Signals, hook: None, engines: Engines, dsn: str, timeo
     """The program gets SQLAlchemy's error; the span, the wait, the log and the metrics tell who was in the way."""
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=timeout)
     held = engine.connect()
-    with pytest.raises(exc.TimeoutError, match="^QueuePool limit of size 1 overflow 0 reached"):
+    with pytest.raises(exc.TimeoutError, match=r"^QueuePool limit of size 1 overflow 0 reached"):
         engine.connect()
     failed = signals.checkout()
     assert_exactly(failed.attributes, denied(dsn, engines.name, "queued", "timeout", "timeout"))

@@ -36,7 +36,7 @@ from tests.integration.telemetry_helpers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from psycopg2.extensions import connection
     from sqlalchemy.engine import Engine
@@ -131,7 +131,7 @@ def test_first_connect_that_is_refused_by_the_program(signals: Signals, hook: No
         raise ValueError("not this one")
 
     engine = engines()
-    with listening(engine, "connect", refuse), pytest.raises(ValueError, match="^not this one$"):
+    with listening(engine, "connect", refuse), pytest.raises(ValueError, match=r"^not this one$"):
         engine.connect()
     failed = signals.checkout()
     assert (failed.attributes or {})["error.type"] == "ValueError"
@@ -404,7 +404,7 @@ def test_listener_with_an_error_of_its_own(signals: Signals, hook: None, engines
     def fail(*_args: Any) -> None:
         raise ValueError("of the program")
 
-    with listening(engine, "checkout", fail), pytest.raises(ValueError, match="^of the program$"):
+    with listening(engine, "checkout", fail), pytest.raises(ValueError, match=r"^of the program$"):
         engine.connect()
     failed = signals.checkout()
     assert (attribute(failed, "outcome"), (failed.attributes or {})["error.type"]) == ("error", "ValueError")
@@ -555,5 +555,3 @@ def test_dead_thread(signals: Signals, engines: Engines) -> None:
         assert "code.stacktrace" not in record.attributes
         kept.pop().close()
     assert (signals.checkout().attributes or {})["thread.name"] == "gone"
-
-
