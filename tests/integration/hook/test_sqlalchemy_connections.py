@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from tests.integration.helpers import PATIENCE, kill, lives, refused_port
+from tests.integration.helpers import PATIENCE, in_thread, kill, lives, refused_port
 from tests.integration.hook.sqlalchemy_helpers import (
     Engines,
     attribute,
@@ -25,6 +25,7 @@ from tests.integration.hook.sqlalchemy_helpers import (
     parameters_of,
     select,
     told,
+    waits,
 )
 from tests.integration.telemetry_helpers import (
     Signals,
@@ -262,9 +263,12 @@ def test_invalidated_for_a_reason(signals: Signals, hook: None, engines: Engines
     assert lost.span_context.span_id == signals.checkout().get_span_context().span_id
 
 
-def test_disconnect_in_a_query(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
+@pytest.mark.parametrize("poolclass", [QueuePool, NullPool, StaticPool])
+def test_disconnect_in_a_query(
+    signals: Signals, hook: None, engines: Engines, admin: connection, poolclass: type
+) -> None:
     """A backend that dies under a query is told as lost; that the query failed is not the pool's failure."""
-    engine = engines()
+    engine = engines(poolclass=poolclass)
     with engine.connect() as conn:
         pid = select(conn, "select pg_backend_pid()")
         kill(admin, [pid])
@@ -277,6 +281,7 @@ def test_disconnect_in_a_query(signals: Signals, hook: None, engines: Engines, a
     assert discarded(signals, engines.name) == {"broken": 1}
     (lost,) = signals.logged("connection_lost")
     assert lost.attributes["otel_pgpool.connection.pid"] == pid
+    assert ledger(engine).stats().used == 0
     borrow(engine)
     assert told(signals, "path") == ["new", "new"]
 
@@ -453,6 +458,36 @@ def test_detach(signals: Signals, hook: None, engines: Engines, overflow: int) -
         assert select(conn, "select pg_backend_pid()") == pid
     assert told(signals, "outcome") == ["discarded", "released"]
     assert discarded(signals, engines.name) == {"returned_closed": 1}
+
+
+@pytest.mark.parametrize("poolclass", [NullPool, StaticPool])
+def test_detach_from_a_pool_that_keeps_nothing_else(
+    signals: Signals, hook: None, engines: Engines, poolclass: type
+) -> None:
+    """It is the same where there is no queue."""
+    engine = engines(poolclass=poolclass)
+    with engine.connect() as conn:
+        pid = select(conn, "select pg_backend_pid()")
+        conn.detach()
+        assert told(signals, "outcome") == ["discarded"]
+        assert ledger(engine).stats().used == 0
+        assert borrow(engine) != pid
+    assert told(signals, "outcome") == ["discarded", "released"]
+    assert discarded(signals, engines.name)["returned_closed"] == 1
+
+
+def test_detach_for_somebody_who_waits(signals: Signals, hook: None, engines: Engines) -> None:
+    """Whoever waits gets the place of a detached connection, and makes one for it."""
+    engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
+    with engine.connect() as conn:
+        waiter = in_thread(borrow, engine)
+        until(waits(engine))
+        conn.detach()
+        assert waiter.result(PATIENCE) != select(conn, "select pg_backend_pid()")
+    assert told(signals, "outcome") == ["discarded", "released"]
+    assert len(signals.one("pool.wait").links) == 1
+    stats = ledger(engine).stats()
+    assert (stats.used, stats.waiting, stats.idle) == (0, 0, 1)
 
 
 def drop(engine: Engine) -> tuple[int, int]:
