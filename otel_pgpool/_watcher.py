@@ -7,6 +7,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from otel_pgpool._wakeup import is_outdated
+
 if TYPE_CHECKING:
     from otel_pgpool._wakeup import Wakeup
 
@@ -35,12 +37,19 @@ class Watcher(Generic[Subject]):
             RuntimeError: no thread can be started.
         """
         if not self._runs():
+            self._renew()
             with self._lock:
                 if not self._runs():
                     thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                     thread.start()
                     self._thread = thread
         self._wakeup.ring()
+
+    def _renew(self) -> None:
+        """Follow gevent: what ``opentelemetry-instrument`` has imported is older than its patches."""
+        if is_outdated(self._lock):
+            self._lock = threading.Lock()
+            self._wakeup.renew()
 
     def _runs(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
