@@ -244,8 +244,14 @@ class Hooked:
             return None
         slot = None if ledger is None or conn is None else ledger.slots.get(id(conn))
         loan: Any = None if ledger is None or slot is None else slot.checkout or ledger.speak_up(conn)
-        if ledger is None or conn is None or loan is None:
+        if ledger is None:
             return original(pool, *args, **kwargs)
+        if loan is None:  # lent before the hook was on, or not by this pool
+            try:
+                return original(pool, *args, **kwargs)
+            finally:
+                if ledger.turns is not None:
+                    ledger.turns.call()
         was_closed = conn.closed
         try:
             given_back = original(pool, *args, **kwargs)
