@@ -9,7 +9,7 @@ import pytest
 
 PREAMBLE = """
 import math, socket
-from otel_pgpool import _deadline
+from otel_pgpool import ConnectionPool, PoolTimeout, _connectors, _deadline
 from otel_pgpool._wakeup import Wakeup
 from otel_pgpool._watcher import Watcher
 
@@ -21,6 +21,9 @@ class Watch(Watcher[set]):
 looked = []
 subject = {1}
 watch = Watch(subject, Wakeup(), "watch")
+taken = socket.socket()
+taken.bind(("127.0.0.1", 0))  # and does not listen
+pool = ConnectionPool(0, 1, host="127.0.0.1", port=taken.getsockname()[1], open=False, observer=None)
 
 from gevent import monkey
 monkey.patch_all()
@@ -51,7 +54,17 @@ print("went on")
 """
 
 
-@pytest.mark.parametrize("program", [WATCHER, DEADLINE], ids=["watcher", "deadline"])
+OUTAGE = """
+_connectors.random.uniform = lambda low, high: math.inf  # until the next attempt to connect
+try:
+    pool.getconn(timeout=0.1)
+except PoolTimeout:
+    pool.close(0)
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize("program", [WATCHER, DEADLINE, OUTAGE], ids=["watcher", "deadline", "outage"])
 def test_a_thread_that_waits_stops_no_greenlet(program: str) -> None:
     """What was made with the old locks, and is started after the patches, waits as a greenlet does."""
     done = subprocess.run(
