@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from psycopg2.extensions import parse_dsn
 from tests.integration.helpers import wait_until
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from psycopg2.extensions import connection
@@ -32,7 +32,7 @@ UNDER_OTEL = ("opentelemetry-instrument",)
 
 @contextmanager
 def database(server_dsn: str, name: str) -> Iterator[connection]:
-    """A database for one program, and a connection beside the program's, in autocommit; its ``dsn`` is the program's."""
+    """A database for one program, and a connection beside the program's, in autocommit."""
     admin = psycopg2.connect(server_dsn)
     admin.autocommit = True
     with admin.cursor() as cur:

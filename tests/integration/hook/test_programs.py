@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,19 +19,25 @@ from tests.integration.hook.running import (
     running,
     until_held_up,
 )
+from tests.integration.hook.seen import (
+    COUNT,
+    Answer,
+    assert_traced,
+    last,
+    logs,
+    order,
+    points_of,
+    traces_of,
+)
 from tests.receivers import HttpReceiver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from otel_pgpool.cli.postgres import PostgresServer
-    from tests.otlp_views import LogRecord, MetricPoint, Span
 
 LIMIT = "QueuePool limit of size 2 overflow 0 reached"
 POOL_TIMEOUT = 0.3
-QUERIES = ["insert", "update"]
-POOL = "db.client.connection.pool.name"
-COUNT = "db.client.connection.count"
 
 
 @pytest.fixture
@@ -50,76 +55,6 @@ def test_a_program_knows_of_no_telemetry(program: str) -> None:
     assert [word for word in ("otel", "opentelemetry", "telemetry", "span", "metric") if word in text] == []
 
 
-def points_of(receiver: HttpReceiver, name: str, *attributes: str) -> list[MetricPoint]:
-    """A metric's points with these values of attributes, the pool's name aside, in the order of their times."""
-    points = [
-        point
-        for point in receiver.metrics
-        if point.name == name and {*attributes} == {value for key, value in point.attributes.items() if key != POOL}
-    ]
-    return sorted(points, key=lambda point: point.time)
-
-
-def last(receiver: HttpReceiver, name: str, *attributes: str) -> float:
-    """The newest value of a program that is one process; 0 before there is one."""
-    points = points_of(receiver, name, *attributes)
-    return (points[-1].value or 0) if points else 0
-
-
-def logs(receiver: HttpReceiver, event: str) -> list[LogRecord]:
-    return [record for record in receiver.logs if record.attributes.get("otel_pgpool.event") == event]
-
-
-class Answer(NamedTuple):
-    """To an order."""
-
-    trace_id: str
-    worker: int
-    backend: int
-
-
-def order(port: int, number: int) -> Answer:
-    """Order something, in a trace of its own."""
-    trace_id = f"{number:032x}"
-    request = urllib.request.Request(  # noqa: S310 - our own
-        f"http://127.0.0.1:{port}/orders/{number % 100 + 1}",
-        method="POST",
-        headers={"traceparent": f"00-{trace_id}-{number:016x}-01"},
-    )
-    with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310 - likewise
-        return Answer(trace_id, **json.load(response))
-
-
-def spans_of(receiver: HttpReceiver, answers: Iterable[Answer]) -> dict[str, list[Span]]:
-    """Each order's trace, complete."""
-
-    def traces() -> dict[str, list[Span]]:
-        found: dict[str, list[Span]] = {answer.trace_id: [] for answer in answers}
-        for span in receiver.spans:
-            found.get(span.trace_id, []).append(span)
-        return found
-
-    receiver.wait_for(lambda _: all({"SERVER"} <= {span.kind for span in trace} for trace in traces().values()))
-    return traces()
-
-
-def assert_traced(trace: list[Span], answer: Answer) -> Span:
-    """A request's trace holds the request, its checkout, its queries, and maybe a connect; the request's span."""
-    (request,) = (span for span in trace if span.kind == "SERVER")
-    (checkout,) = (span for span in trace if span.name == "pool.checkout")
-    connects = [span for span in trace if span.name == "pool.connect"]
-    queries = [span for span in trace if span not in [request, checkout, *connects]]
-    assert checkout.parent_span_id == request.span_id
-    assert checkout.attributes["otel_pgpool.connection.pid"] == answer.backend
-    assert checkout.attributes["otel_pgpool.outcome"] == "released"
-    assert checkout.attributes["otel_pgpool.path"] == ("new" if connects else "idle")
-    assert [span.parent_span_id for span in connects] == [checkout.span_id] * len(connects)
-    assert sorted(span.name for span in queries) == QUERIES
-    assert {span.parent_span_id for span in queries} == {request.span_id}
-    assert all(checkout.start <= span.start <= span.end <= checkout.end for span in queries)
-    return request
-
-
 def test_flask(receiver: HttpReceiver, dsn: str) -> None:
     """Of requests in parallel, each one's trace holds its own checkout, with its own queries within."""
     with (
@@ -132,7 +67,7 @@ def test_flask(receiver: HttpReceiver, dsn: str) -> None:
             orders = [clients.submit(order, port, number) for number in range(1, 9)]
             held_up = until_held_up(beside, 8)
         answers = [each.result() for each in orders]
-        traces = spans_of(receiver, answers)
+        traces = traces_of(receiver, answers)
         program.end(signal.SIGINT)
     assert {answer.backend for answer in answers} == held_up
     for answer in answers:
@@ -176,13 +111,12 @@ class Fleet(NamedTuple):
         assert len(pairs) == WORKERS, pairs
         return dict(pairs)
 
-    def points(self, name: str, *attributes: str) -> list[MetricPoint]:
-        """A metric's points with these values of attributes, the pool's name aside, in the order of their times."""
-        return points_of(self.receiver, name, *attributes)
-
     def at_last(self, name: str, *attributes: str) -> dict[str, float]:
         """What each instance has reported last: a value, or the number of records of a histogram."""
-        return {point.resource[INSTANCE]: point.value or point.count or 0 for point in self.points(name, *attributes)}
+        return {
+            point.resource[INSTANCE]: point.value or point.count or 0
+            for point in points_of(self.receiver, name, *attributes)
+        }
 
     def total(self, name: str, *attributes: str) -> float:
         return sum(self.at_last(name, *attributes).values())
@@ -218,11 +152,8 @@ def fleet(
             of_master = backends(beside, waiting=False)
             receiver.wait_for(
                 lambda r: (
-                    WORKERS
-                    == sum(
-                        point.name == COUNT and point.value == at_once and "used" in point.attributes.values()
-                        for point in r.metrics
-                    )
+                    len({point.resource[INSTANCE] for point in points_of(r, COUNT, "used") if point.value == at_once})
+                    == WORKERS
                 )
             )
         more = [clients.submit(order, port, number) for number in range(100, 140)]
@@ -246,7 +177,7 @@ def test_no_backend_is_shared(fleet: Fleet) -> None:
 def test_each_worker_reports_its_own_levels(fleet: Fleet) -> None:
     """Under an id of its own; the master reports that it uses nothing."""
     most = {}
-    for point in fleet.points(COUNT, "used"):
+    for point in points_of(fleet.receiver, COUNT, "used"):
         most[point.resource[INSTANCE]] = max(most.get(point.resource[INSTANCE], 0), point.value or 0)
     workers = set(fleet.instances.values())
     assert len(workers) == WORKERS
@@ -271,7 +202,7 @@ def test_totals_are_not_doubled(fleet: Fleet) -> None:
 
 def test_each_request_under_gunicorn_is_traced(fleet: Fleet) -> None:
     """As under Flask's own server; no span comes twice."""
-    traces = spans_of(fleet.receiver, fleet.answers)
+    traces = traces_of(fleet.receiver, fleet.answers)
     for answer in fleet.answers:
         request = assert_traced(traces[answer.trace_id], answer)
         assert request.resource[INSTANCE] == fleet.instances[answer.worker]
@@ -391,7 +322,8 @@ def test_greenlets(receiver: HttpReceiver, dsn: str, program: str, patched: dict
         ) as running_program,
     ):
         crowd = assert_fair(running_program.end())
-        assert ("Traceback" in running_program.errors) == (not patched)
+        if patched:  # otherwise gevent warns, and the threads of the SDK stumble when they end
+            assert [word for word in ("Warning", "Traceback") if word in running_program.errors] == []
     checkouts = [span for span in receiver.spans if span.name == "pool.checkout"]
     assert len(checkouts) == crowd["served"] + 5
     assert {span.attributes["otel_pgpool.outcome"] for span in checkouts} == {"released"}
