@@ -226,7 +226,7 @@ class ConnectionPool:
         """
         core = self._core
         slot = core.by_key(key)[0] if conn is None else core.slots.get(id(conn))
-        held = None if slot is None else slot.ref()
+        held = None if slot is None else slot.held(conn)
         checkout = None if slot is None else slot.checkout
         if held is None or checkout is None or (conn is not None and held is not conn):
             if conn is not None and conn in self._inherited:

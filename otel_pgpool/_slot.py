@@ -75,6 +75,14 @@ class Slot:
         """
         self.ref = weakref.ref(conn, self._dropped)
 
+    def held(self, conn: connection | None) -> connection | None:
+        """The connection, while it lives; of one that the collector has declared dead, ``conn`` is the proof."""
+        held = self.ref()
+        if held is None and conn is not None and not conn.closed and conn.get_backend_pid() == self.pid:
+            self.tie(conn)
+            return conn
+        return held
+
     def _dropped(self, ref: weakref.ref[connection]) -> None:
         """A finalizer: it only takes notes."""
         self.review_at = AT_ONCE
