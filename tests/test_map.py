@@ -50,6 +50,7 @@ MAP = (
     "telemetry.names",
     "telemetry.context",
     "telemetry.logs",
+    "telemetry.series",
     "telemetry.metrics",
     "telemetry.spans",
     "telemetry",
@@ -82,6 +83,7 @@ KNOW_PSYCOPG2 = {
     "_pool",
     "instrumentation.turns",
     "instrumentation.psycopg2_pool",
+    "instrumentation.sqlalchemy_pool",
 }
 KNOW_OPENTELEMETRY = ("telemetry", "instrumentation", "otlp", "_delivery", "cli")
 PSYCOPG2_FROM_AFAR = {"_errors"}
