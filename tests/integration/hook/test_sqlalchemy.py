@@ -244,7 +244,7 @@ def test_queued(signals: Signals, hook: None, engines: Engines) -> None:
     assert wait.start_time is not None
     assert wait.end_time is not None
     seconds = (wait.end_time - wait.start_time) / 1e9
-    assert seconds == pytest.approx(attribute(queued, "wait_time"), abs=0.05)
+    assert 0 < seconds <= attribute(queued, "wait_time") + 1e-6
     assert [happened.name for happened in queued.events] == ["pool.acquired"]
 
 
@@ -665,8 +665,11 @@ def test_query_that_goes_on(signals: Signals, engines: Engines, admin: connectio
     """Of a long hold it is told whether a query runs."""
     engine = engines()
     pid = borrow(engine)
-    with hooked(signals, long_hold=0.05):
+    running = "select count(*) from pg_stat_activity where pid = %s and state = 'active' and query ~ 'pg_sleep'"
+    with hooked(signals, long_hold=PATIENCE):
         sleeper = in_thread(query, engine, "select pg_sleep(60)")
+        until(lambda: ask(admin, running, pid))
+        ledger(engine).long_hold = 0.0
         (record,) = until(lambda: signals.logged("long_hold"))
         assert record.attributes["otel_pgpool.connection.pid"] == pid
         assert record.attributes["otel_pgpool.transaction.status"] == "active"

@@ -176,8 +176,9 @@ def test_suppressed(signals: Signals, hook: None, engines: Engines) -> None:
 
 
 @pytest.mark.parametrize("mode", ["always", "parent", "slow", "off"])
-def test_span_modes(signals: Signals, engines: Engines, mode: str) -> None:
+def test_span_modes(signals: Signals, engines: Engines, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """The modes are those of every pool; metrics do not depend on them."""
+    monkeypatch.setenv("OTEL_PGPOOL_SLOW", "60")
     engine = engines()
     with hooked(signals, spans=mode):
         borrow(engine)
