@@ -244,13 +244,19 @@ class Hooked:
             return None
         slot = None if ledger is None or conn is None else ledger.slots.get(id(conn))
         loan: Any = None if ledger is None or slot is None else slot.checkout or ledger.speak_up(conn)
-        if ledger is None or conn is None or loan is None:
+        if ledger is None:
             return original(pool, *args, **kwargs)
+        if loan is None:  # lent before the hook was on, or not by this pool
+            try:
+                return original(pool, *args, **kwargs)
+            finally:
+                if ledger.turns is not None:
+                    ledger.turns.call()
         was_closed = conn.closed
         try:
             given_back = original(pool, *args, **kwargs)
         except BaseException as error:
-            if not isinstance(error, PoolError):
+            if not _goes_on(pool, conn, error):
                 ledger.give_back(loan, "discarded", error)
             raise
         finally:
@@ -365,6 +371,11 @@ def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
 def _named(pool: Any, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
     """The connection that is given back, by itself or by its key."""
     return pool._used.get(key) if conn is None and key is not None else conn
+
+
+def _goes_on(pool: Any, conn: Any, error: BaseException) -> bool:
+    """Whether a return that failed has changed nothing: it was refused, or interrupted before it came so far."""
+    return isinstance(error, PoolError) or (id(conn) in pool._rused and not isinstance(error, psycopg2.Error))
 
 
 def _return_unused(pool: Any, conn: Any) -> None:
