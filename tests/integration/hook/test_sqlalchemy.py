@@ -489,6 +489,20 @@ def test_pool_that_refuses(signals: Signals, hook: None, engines: Engines) -> No
     assert signals.named("pool.connect")[1:] == []
 
 
+def test_pool_that_waits_in_its_own_way(signals: Signals, hook: None, engines: Engines) -> None:
+    """A class of the program's that has no queue to look at, and says that it timed out, has let its caller wait."""
+
+    class Own(QueuePool):
+        def _do_get(self) -> Any:
+            raise exc.TimeoutError("in its own way")
+
+    with pytest.raises(exc.TimeoutError, match="in its own way"):
+        engines(poolclass=Own).connect()
+    failed = signals.checkout()
+    assert (attribute(failed, "outcome"), attribute(failed, "path")) == ("timeout", "queued")
+    assert is_child(signals.one("pool.wait"), failed)
+
+
 # Names
 
 

@@ -497,6 +497,25 @@ def test_taken_off_while_waited_for(signals: Signals, engines: Engines) -> None:
     assert signals.live() == []
 
 
+def test_taken_off_between(signals: Signals, engines: Engines) -> None:
+    """A checkout that is served at the moment when the hook is taken off ends with it."""
+    engine = engines()
+    with hooked(signals) as instrumentor, pytest.MonkeyPatch.context() as patch:
+        stock = engine.pool.connect
+
+        def connect() -> Any:
+            served = stock()
+            instrumentor.uninstrument()
+            return served
+
+        patch.setattr(engine.pool, "connect", connect)
+        held = engine.connect()
+        assert told(signals, "outcome") == ["released"]
+        assert select(held) == 1
+        held.close()
+    assert signals.live() == []
+
+
 def test_on_again(signals: Signals, engines: Engines) -> None:
     """On again, the hook begins anew: the pool is told under its name, from nothing."""
     engine = engines()

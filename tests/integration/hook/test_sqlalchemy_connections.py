@@ -583,10 +583,11 @@ def test_dead_thread(signals: Signals, engines: Engines) -> None:
     """A connection whose borrower's thread has ended is still told of as held."""
     engine = engines()
     kept: list[Any] = []
-    with hooked(signals, long_hold=0.01):
+    with hooked(signals, long_hold=PATIENCE):
         thread = threading.Thread(target=lambda: kept.append(engine.connect()), name="gone")
         thread.start()
         thread.join(PATIENCE)
+        ledger(engine).long_hold = 0.0
         (record,) = until(lambda: signals.logged("long_hold"))
         assert record.attributes["thread.name"] == "gone"
         assert "code.stacktrace" not in record.attributes
