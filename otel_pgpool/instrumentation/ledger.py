@@ -506,6 +506,11 @@ class Ledger:
         return due
 
     @property
+    def served(self) -> int:
+        """How many checkouts were given a connection."""
+        return self.idle_checkouts + self.queued_checkouts + self.new_checkouts
+
+    @property
     def is_quiet(self) -> bool:
         """Whether there is nothing to watch."""
         return not self.holds and not self.quiet and not self.untold and self._level.settled
