@@ -20,6 +20,7 @@ from otel_pgpool._settlement import describe
 from otel_pgpool._slot import NEVER, Slot
 from otel_pgpool.instrumentation.turns import Turns
 from otel_pgpool.telemetry import Telemetry
+from otel_pgpool.telemetry.metrics import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +70,17 @@ class Kind(NamedTuple):
     """Read a pool's levels."""
     abandon: Callable[[Any], int]
     """In a forked child: let a pool forget the parent's connections without a word to the server; how many."""
+    waits: Callable[[Any], bool] = lambda _pool: False
+    """Whether an exhausted pool waits where `Settings.wait_timeout` asks for it."""
+
+
+class Loud(Silence):
+    """The opposite of a `Silence`: every checkout is heard of."""
+
+    _real_instrument = True
+
+
+LOUD = Loud()
 
 
 class Outage(NamedTuple):
@@ -144,7 +156,7 @@ class Ledger:
         self._pool = weakref.ref(pool, self._dropped)
         self._retired = False
         self.target = target
-        self.turns: Turns | None = None  # where an exhausted pool waits
+        self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
         self.long_hold = hook.settings.long_hold
         self._start_afresh()
         self.name = _registry.register(self, name)
@@ -157,7 +169,8 @@ class Ledger:
             telemetry.slow,
             tuple(telemetry.histograms),
         )
-        self.silence = self._observer.silence
+        # A wait takes more than a quiet hold knows.
+        self.silence = LOUD if self.turns is not None else self._observer.silence or LOUD
         self._observer.attached(self)
         setattr(pool, LEDGER, self)
 
@@ -181,7 +194,7 @@ class Ledger:
     def ask(self, place: Place, *callers: Place) -> Loan:
         """A caller asks for a connection."""
         loan = begin(monotonic(), place, *callers)
-        loan.heard = self.silence is None or self.silence._real_instrument is not None
+        loan.heard = self.silence._real_instrument is not None
         if loan.heard:
             self.guard.tell(self._observer.started, loan)
             loan.started = monotonic()

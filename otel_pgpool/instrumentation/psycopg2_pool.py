@@ -20,7 +20,7 @@ from otel_pgpool import _checkout
 from otel_pgpool._checkout import places_of
 from otel_pgpool._target import target_of
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
-from otel_pgpool.instrumentation.turns import Turns, is_exhausted
+from otel_pgpool.instrumentation.turns import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from otel_pgpool._checkout import Loan
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.instrumentation.turns import Turns
 
     Method = Callable[..., Any]
 
@@ -60,8 +61,9 @@ class Hooked:
         self._hook = hook
         self._replaced: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there itself, what stands now
         self._inherited: WeakSet[connection] = WeakSet()  # lent by a parent process
+        self._at_end: list[Callable[[], None]] = []
         self._asking: set[tuple[int, int]] = set()  # pool and thread, by identity: inside a getconn of a subclass
-        self._kind = Kind(read_levels, self._abandon)
+        self._kind = Kind(read_levels, self._abandon, lambda pool: isinstance(pool, ThreadedConnectionPool))
 
     def begin(self) -> None:
         """Wrap the classes that there are, and those that will be."""
@@ -73,7 +75,13 @@ class Hooked:
             self._wrap(owner)
 
     def end(self) -> None:
-        """Put everything back, but for what somebody else has wrapped since: that passes through."""
+        """Put everything back.
+
+        Our methods may still be called: by somebody else's that were put around them since, or by a program that took
+        ``pool.getconn`` while the hook was on. They pass through then, during a later hook too.
+        """
+        for let_go in self._at_end:
+            let_go()
         for owner, name, before, now in reversed(self._replaced):
             if owner.__dict__.get(name) is not now:
                 continue
@@ -81,8 +89,7 @@ class Hooked:
                 delattr(owner, name)
             else:
                 setattr(owner, name, before)
-        if all(owner.__dict__.get(name) is not now for owner, name, _before, now in self._replaced):
-            delattr(AbstractConnectionPool, LEDGER)
+        delattr(AbstractConnectionPool, LEDGER)
 
     def _wrap(self, owner: type) -> None:
         stock = owner in (SimpleConnectionPool, ThreadedConnectionPool)
@@ -102,31 +109,40 @@ class Hooked:
         self._replaced.append((owner, name, owner.__dict__.get(name), now))
         setattr(owner, name, now)
 
+    def _ledger(self, pool: Any) -> Ledger | None:
+        """A pool's; None where it has none and gets none, or one of a later hook."""
+        ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
+        return ledger if ledger is not None and ledger.hook is self._hook else None
+
     def _adopt(self, pool: Any) -> Ledger | None:
         """Open the ledger of a pool that is met for the first time."""
         if not hasattr(pool, "_kwargs"):  # its constructor has not come so far
             return None
         target = target_of(pool._args, pool._kwargs)
-        ledger = self._hook.adopt(pool, self._kind, target.name, target)
-        if ledger is not None and self._hook.settings.wait_timeout is not None:
-            ledger.turns = Turns() if isinstance(pool, ThreadedConnectionPool) else None
-        return ledger
+        return self._hook.adopt(pool, self._kind, target.name, target)
 
     # Checking out
 
     def _getconn_of_the_stock(self, owner: type, original: Method) -> Method:
         """For the two classes of psycopg2: a checkout that leaves neither span nor record costs next to nothing."""
-        slowly = self._check_out
+        slowly, hook = self._check_out, self._hook
+
+        def let_go() -> None:
+            nonlocal owner
+            owner = object  # no pool is of this class: each takes the long way, where it is seen that the hook is off
+
+        self._at_end.append(let_go)
 
         @wraps(original)
         def getconn(self: Any, key: Any = None) -> Any:
-            ledger: Ledger | None = self._otel_pgpool
+            try:
+                ledger: Ledger | None = self._otel_pgpool
+            except AttributeError:  # the hook is off
+                ledger = None
             if (
                 ledger is None
                 or key is not None
                 or type(self) is not owner
-                or ledger.turns is not None
-                or ledger.silence is None
                 or ledger.silence._real_instrument is not None
             ):
                 return slowly(self, original, _getframe(1), (key,), {})
@@ -156,8 +172,8 @@ class Hooked:
                     None if further is None else further.f_code,
                     0 if further is None else further.f_lasti,
                 )
-                if ledger.hook.parked:
-                    ledger.hook.wake()
+                if hook.parked:
+                    hook.wake()
             except BaseException as error:
                 if conn is None:
                     loan = ledger.ask(*places_of(_getframe(1)))
@@ -183,7 +199,7 @@ class Hooked:
         self, pool: Any, original: Method, frame: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         ask = partial(original, pool, *args, **kwargs)
-        ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
+        ledger = self._ledger(pool)
         asking = id(pool), threading.get_ident()
         if ledger is None or asking in self._asking or _is_lent(pool, *args, **kwargs):
             return ask()
@@ -211,9 +227,11 @@ class Hooked:
 
         @wraps(original)
         def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
-            ledger: Ledger | None = self._otel_pgpool
-            quiet = None if ledger is None or key is not None else ledger.quiet.pop(id(conn), None)
-            if ledger is None or quiet is None:
+            try:
+                ledger: Ledger | None = self._otel_pgpool
+            except AttributeError:  # the hook is off
+                ledger = None
+            if ledger is None or key is not None or (quiet := ledger.quiet.pop(id(conn), None)) is None:
                 slowly(self, original, (conn, key, close), {})
                 return
             was_closed = conn.closed
@@ -238,7 +256,7 @@ class Hooked:
         return putconn
 
     def _give_back(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
+        ledger = self._ledger(pool)
         conn = _named(pool, *args, **kwargs)
         if conn in self._inherited:
             return None
@@ -264,9 +282,11 @@ class Hooked:
         return given_back
 
     def _closeall(self, _owner: type, original: Method) -> Method:
+        hooked = self
+
         @wraps(original)
         def closeall(self: Any, *args: Any, **kwargs: Any) -> Any:
-            ledger: Ledger | None = getattr(self, LEDGER, None)
+            ledger = hooked._ledger(self)
             if ledger is None or self.closed:
                 return original(self, *args, **kwargs)
             try:
@@ -288,7 +308,7 @@ class Hooked:
 
         @wraps(original)
         def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
-            ledger: Ledger | None = getattr(self, LEDGER, None) or hooked._adopt(self)
+            ledger = hooked._ledger(self)
             thread = threading.get_ident()
             if ledger is None or thread in ledger.connecting:
                 return original(self, *args, **kwargs)
@@ -314,7 +334,7 @@ class Hooked:
             try:
                 original(self, *args, **kwargs)
             finally:
-                ledger: Ledger | None = getattr(self, LEDGER, None) or hooked._adopt(self)
+                ledger = hooked._ledger(self)
                 if ledger is not None:
                     ledger.tell_connects()
 
