@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +101,9 @@ class Hook:
         self.settle()
         for ledger in list(self.ledgers):
             ledger.end("released")
-            if ledger.pool is not None:
-                delattr(ledger.pool, LEDGER)
+            pool = ledger.pool
+            with suppress(AttributeError):  # gone, or it does not let go
+                delattr(pool, LEDGER)
         self.ledgers.clear()
         self._wakeup.ring()
         self._watch.join(1.0)
