@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-    from otel_pgpool._checkout import Loan
+    from otel_pgpool._checkout import Loan, Place
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
     from otel_pgpool.instrumentation.turns import Turns
@@ -145,7 +145,7 @@ class Hooked:
                 or type(self) is not owner
                 or ledger.silence._real_instrument is not None
             ):
-                return slowly(self, original, _getframe(1), (key,), {})
+                return slowly(self, original, _caller(), (key,), {})
             conn: Any = None
             started = monotonic()
             try:
@@ -156,7 +156,10 @@ class Hooked:
                     ledger.new_checkouts += 1
                 else:
                     ledger.idle_checkouts += 1
-                place = _getframe(1)
+                try:
+                    place = _getframe(1)
+                except ValueError:  # called by no function of Python, as a greenlet's first is
+                    place = _getframe()
                 caller = place.f_back
                 further = None if caller is None else caller.f_back
                 connection_key = id(conn)
@@ -176,7 +179,7 @@ class Hooked:
                     hook.wake()
             except BaseException as error:
                 if conn is None:
-                    loan = ledger.ask(*places_of(_getframe(1)))
+                    loan = ledger.ask(*_places(_caller()))
                     loan.started = started
                     _refuse(ledger, self, loan, error)
                 else:
@@ -191,7 +194,7 @@ class Hooked:
 
         @wraps(original)
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return checked_out(self, original, _getframe(1), args, kwargs)
+            return checked_out(self, original, _caller(), args, kwargs)
 
         return getconn
 
@@ -203,7 +206,7 @@ class Hooked:
         asking = id(pool), threading.get_ident()
         if ledger is None or asking in self._asking or _is_lent(pool, *args, **kwargs):
             return ask()
-        loan = ledger.ask(*places_of(frame))
+        loan = ledger.ask(*_places(frame))
         self._asking.add(asking)
         try:
             conn = ask() if ledger.turns is None else _take_turns(ledger, ledger.turns, loan, ask)
@@ -373,6 +376,17 @@ def _subclasses(cls: type) -> Iterator[type]:
     for derived in cls.__subclasses__():
         yield derived
         yield from _subclasses(derived)
+
+
+def _caller() -> FrameType:
+    """The frame that called our wrapper; the wrapper's own, where it was called by no function of Python."""
+    wrapper = _getframe(1)
+    return wrapper.f_back or wrapper
+
+
+def _places(frame: FrameType) -> list[Place]:
+    """Where a connection was asked for: never empty."""
+    return places_of(frame) or [(frame.f_code, frame.f_lasti)]
 
 
 def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
