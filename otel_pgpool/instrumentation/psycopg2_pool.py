@@ -247,6 +247,7 @@ class Hooked:
             if conn.closed:
                 _discard(ledger, conn, was_closed, close=close)
 
+        putconn.__defaults__ = original.__defaults__  # one of the two must be given a connection
         return putconn
 
     def _putconn(self, _owner: type, original: Method) -> Method:
