@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 from contextlib import suppress
@@ -49,12 +50,41 @@ def read_levels(pool: Any) -> Levels:
     return Levels(pool.minconn, pool.maxconn, len(pool._used), len(pool._pool), pool.minconn, closed=pool.closed)
 
 
+class Request:
+    """A getconn of a subclass while it runs, and what the stock one inside it gave."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._given: Any = None
+        self._again = False  # by a key that was lent already
+        self.error: BaseException | None = None
+
+    def ask_inside(self, ask: Callable[[], Any], *, again: bool) -> Any:
+        """Pass a request of its own through, and remember what came of it."""
+        try:
+            result = ask()
+        except BaseException as error:
+            self.error = error
+            raise
+        if id(result) in self._pool._rused:
+            self._given, self._again = result, again
+        return result
+
+    def lent(self, result: Any) -> Any:
+        """The connection that was lent, where any was: a subclass may return what it likes."""
+        if self._again:
+            return None
+        if isinstance(result, connection):
+            return result
+        return self._given if id(self._given) in self._pool._rused else None
+
+
 class Hooked:
     """The classes' methods, wrapped.
 
     Where a class defines ``getconn`` itself, its own is wrapped and not only the one below, so that the whole wait is
-    in the checkout, and nothing of ours runs under the stock pool's lock. A direct subclass of the abstract pool that
-    has no ``getconn`` is wrapped where it must pass: at the abstract pool's own steps.
+    in the checkout, and nothing of ours runs under the stock pool's lock. A subclass of the abstract pool that has no
+    ``getconn`` is wrapped where it must pass: at the abstract pool's own steps.
     """
 
     def __init__(self, hook: Hook) -> None:
@@ -62,7 +92,7 @@ class Hooked:
         self._replaced: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there itself, what stands now
         self._inherited: WeakSet[connection] = WeakSet()  # lent by a parent process
         self._at_end: list[Callable[[], None]] = []
-        self._asking: set[tuple[int, int]] = set()  # pool and thread, by identity: inside a getconn of a subclass
+        self._requests: dict[tuple[int, int], Request] = {}  # by pool and thread
         self._kind = Kind(read_levels, self._abandon, lambda pool: isinstance(pool, ThreadedConnectionPool))
 
     def begin(self) -> None:
@@ -99,7 +129,7 @@ class Hooked:
         for name, wrapper in (("getconn", getconn), ("putconn", putconn), ("closeall", self._closeall)):
             if not hasattr(owner, name):
                 self._replace(owner, f"_{name}", wrapper)
-            elif isinstance(owner.__dict__.get(name), FunctionType):
+            elif isinstance(method := owner.__dict__.get(name), FunctionType) and not _runs_later(method):
                 self._replace(owner, name, wrapper)
         if isinstance(owner.__dict__.get("_connect"), FunctionType):
             self._replace(owner, "_connect", self._connect)
@@ -125,7 +155,7 @@ class Hooked:
 
     def _getconn_of_the_stock(self, owner: type, original: Method) -> Method:
         """For the two classes of psycopg2: a checkout that leaves neither span nor record costs next to nothing."""
-        slowly, hook = self._check_out, self._hook
+        slowly, hook = self._check_out_of_the_stock, self._hook
 
         def let_go() -> None:
             nonlocal owner
@@ -145,7 +175,7 @@ class Hooked:
                 or type(self) is not owner
                 or ledger.silence._real_instrument is not None
             ):
-                return slowly(self, original, _caller(), (key,), {})
+                return slowly(self, original, key, _caller())
             conn: Any = None
             started = monotonic()
             try:
@@ -189,39 +219,65 @@ class Hooked:
 
         return getconn
 
+    def _check_out_of_the_stock(self, pool: Any, original: Method, key: Any, frame: FrameType) -> Any:
+        ask = partial(original, pool, key)
+        ledger = self._ledger(pool)
+        if ledger is None:
+            return ask()
+        request = self._requests.get((id(pool), threading.get_ident())) if self._requests else None
+        again = _is_lent(pool, key)
+        if request is not None:
+            return request.ask_inside(ask, again=again)
+        return ask() if again else self._check_out(ledger, pool, frame, ask)
+
     def _getconn(self, _owner: type, original: Method) -> Method:
-        checked_out = self._check_out
+        around = self._check_out_around
+        keyed = _takes_key(original)
 
         @wraps(original)
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return checked_out(self, original, _caller(), args, kwargs)
+            again = keyed and _is_lent(self, *args, **kwargs)
+            return around(self, partial(original, self, *args, **kwargs), _caller(), again=again)
 
         return getconn
 
-    def _check_out(
-        self, pool: Any, original: Method, frame: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        ask = partial(original, pool, *args, **kwargs)
+    def _check_out_around(self, pool: Any, ask: Callable[[], Any], frame: FrameType, *, again: bool) -> Any:
         ledger = self._ledger(pool)
-        asking = id(pool), threading.get_ident()
-        if ledger is None or asking in self._asking or _is_lent(pool, *args, **kwargs):
+        if ledger is None:
             return ask()
-        loan = ledger.ask(*_places(frame))
-        self._asking.add(asking)
+        asking = id(pool), threading.get_ident()
+        outer = self._requests.get(asking)
+        if outer is not None:
+            return outer.ask_inside(ask, again=again)
+        if again:
+            return ask()
+        request = Request(pool)
         try:
-            conn = ask() if ledger.turns is None else _take_turns(ledger, ledger.turns, loan, ask)
-        except BaseException as error:
-            _refuse(ledger, pool, loan, error)
-            raise
+            self._requests[asking] = request
+            return self._check_out(ledger, pool, frame, ask, request)
         finally:
-            self._asking.discard(asking)
-        if isinstance(conn, connection):  # a subclass may return a context manager, which asks again when it is entered
-            try:
+            self._requests.pop(asking, None)
+            request.error = None  # its frames hold the request
+
+    def _check_out(
+        self, ledger: Ledger, pool: Any, frame: FrameType, ask: Callable[[], Any], request: Request | None = None
+    ) -> Any:
+        loan = result = None
+        try:
+            loan = ledger.ask(*_places(frame))
+            result = ask() if ledger.turns is None else _take_turns(ledger, ledger.turns, loan, ask)
+            conn = result if request is None else request.lent(result)
+            if conn is not None:
                 ledger.lend(loan, conn)
-            except BaseException:
-                _return_unused(pool, conn)
-                raise
-        return conn
+            elif request is not None and request.error is not None:
+                _refuse(ledger, pool, loan, request.error)
+        except BaseException as error:
+            if result is not None:
+                _return_unused(pool, result)
+            if loan is not None and not hasattr(loan, "released"):
+                _refuse(ledger, pool, loan, error)
+            raise
+        return result
 
     # Giving back
 
@@ -362,7 +418,7 @@ class Hooked:
         for conn in idle:
             with suppress(psycopg2.Error, OSError):
                 os.close(conn.fileno())
-        self._asking.clear()
+        self._requests.clear()
         pool._pool.clear()
         pool._used.clear()
         pool._rused.clear()
@@ -390,6 +446,22 @@ def _places(frame: FrameType) -> list[Place]:
     return places_of(frame) or [(frame.f_code, frame.f_lasti)]
 
 
+LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def _runs_later(method: Method) -> bool:
+    """Whether a call of it does nothing yet, as of a context manager made by a generator: what it calls is wrapped."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & LATER)
+
+
+def _takes_key(getconn: Method) -> bool:
+    """Whether its first argument, if it has any, is a key."""
+    _self, *parameters = inspect.signature(getconn).parameters.values()
+    by_place = [each for each in parameters if each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
+    return not by_place or by_place[0].name == "key" or by_place[0].kind is by_place[0].VAR_POSITIONAL
+
+
 def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
     """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
     with suppress(TypeError):
@@ -404,7 +476,8 @@ def _named(pool: Any, conn: Any = None, key: Any = None, *_args: Any, **_kwargs:
 
 def _return_unused(pool: Any, conn: Any) -> None:
     """Give back what the caller was handed and never saw: an interrupt came between."""
-    (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
+    with suppress(Exception):  # the interrupt is what the caller must hear of
+        (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
 
 
 def _take_turns(ledger: Ledger, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:
