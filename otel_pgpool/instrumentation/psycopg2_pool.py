@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     Method = Callable[..., Any]
 
+logger = logging.getLogger("otel_pgpool")
+
 BROKEN = 2
 """``connection.closed`` of one that libpq, and not the program, ended."""
 
@@ -41,7 +44,11 @@ BROKEN = 2
 def hook_on(hook: Hook) -> Callable[[], None]:
     """Hook every class of pools, those to come included; returns what undoes it."""
     hooked = Hooked(hook)
-    hooked.begin()
+    try:
+        hooked.begin()
+    except BaseException:
+        hooked.end()
+        raise
     return hooked.end
 
 
@@ -101,7 +108,7 @@ class Hooked:
         self._replace(AbstractConnectionPool, "__init__", self._init)
         self._replace(AbstractConnectionPool, "_connect", self._connect)
         self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
-        for owner in _subclasses(AbstractConnectionPool):
+        for owner in {cls: None for cls in _subclasses(AbstractConnectionPool)}:  # each once, bases first
             self._wrap(owner)
 
     def end(self) -> None:
@@ -122,6 +129,13 @@ class Hooked:
         delattr(AbstractConnectionPool, LEDGER)
 
     def _wrap(self, owner: type) -> None:
+        """Wrap what a class defines; one that refuses stays as it is, and only what it calls is seen."""
+        try:
+            self._wrap_methods(owner)
+        except Exception:  # noqa: BLE001 - a metaclass of the program's own
+            logger.debug("%s cannot be hooked, and stays as it is", owner.__qualname__, exc_info=True)
+
+    def _wrap_methods(self, owner: type) -> None:
         stock = owner in (SimpleConnectionPool, ThreadedConnectionPool)
         getconn, putconn = (
             (self._getconn_of_the_stock, self._putconn_of_the_stock) if stock else (self._getconn, self._putconn)
@@ -136,8 +150,9 @@ class Hooked:
 
     def _replace(self, owner: type, name: str, wrapper: Callable[[type, Any], Any]) -> None:
         now = wrapper(owner, getattr(owner, name))
-        self._replaced.append((owner, name, owner.__dict__.get(name), now))
+        before = owner.__dict__.get(name)
         setattr(owner, name, now)
+        self._replaced.append((owner, name, before, now))
 
     def _ledger(self, pool: Any) -> Ledger | None:
         """A pool's; None where it has none and gets none, or one of a later hook."""
