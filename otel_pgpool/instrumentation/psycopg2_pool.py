@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from otel_pgpool._checkout import Loan, Place
+    from otel_pgpool._slot import Slot
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
     from otel_pgpool.instrumentation.turns import Turns
@@ -311,12 +312,13 @@ class Hooked:
             was_closed = conn.closed
             try:
                 original(self, conn, None, close)
-            except BaseException:
-                if id(conn) in self._rused:  # it is still lent, as far as the pool is concerned
+            except BaseException as error:
+                if id(conn) in self._rused and not self.closed:  # it is still lent, as far as the pool is concerned
                     ledger.quiet[id(conn)] = quiet
+                    _failed(ledger, ledger.speak_up(conn), error)
                 raise
             if conn.closed:
-                _discard(ledger, conn, was_closed, close=close)
+                _discard(ledger, ledger.slot_of(conn), was_closed, close=close)
 
         putconn.__defaults__ = original.__defaults__  # one of the two must be given a connection
         return putconn
@@ -335,24 +337,29 @@ class Hooked:
         conn = _named(pool, *args, **kwargs)
         if conn in self._inherited:
             return None
-        slot = None if ledger is None or conn is None else ledger.slots.get(id(conn))
-        loan: Any = None if ledger is None or slot is None else slot.checkout or ledger.speak_up(conn)
-        if ledger is None or conn is None or loan is None:
+        if ledger is None:
             return original(pool, *args, **kwargs)
-        was_closed = conn.closed
+        slot = ledger.slots.get(id(conn))
         try:
-            given_back = original(pool, *args, **kwargs)
-        except BaseException as error:
-            if not isinstance(error, PoolError):
-                ledger.give_back(loan, "discarded", error)
-            raise
+            if slot is None:  # not known, or no connection
+                return original(pool, *args, **kwargs)
+            return self._take_back(ledger, slot, conn, partial(original, pool, *args, **kwargs), _closes(*args, **kwargs))
         finally:
             if ledger.turns is not None:
                 ledger.turns.call()
+
+    def _take_back(self, ledger: Ledger, slot: Slot, conn: Any, give_back: Callable[[], Any], close: bool) -> Any:  # noqa: FBT001 - the program's
+        """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
+        loan: Any = slot.checkout or ledger.speak_up(conn)
+        was_closed = conn.closed
+        try:
+            given_back = give_back()
+        except BaseException as error:
+            _failed(ledger, loan, error)
+            raise
         if conn.closed:
-            close = bool(kwargs.get("close", args[2:3] == (True,)))
-            _discard(ledger, conn, was_closed, close=close, loan=loan)
-        else:
+            _discard(ledger, slot, was_closed, close=close, loan=loan)
+        elif loan is not None:
             ledger.give_back(loan)
         return given_back
 
@@ -367,7 +374,7 @@ class Hooked:
             try:
                 return original(self, *args, **kwargs)
             finally:
-                if self.closed:
+                if self.closed and not ledger._retired:  # by a closeall inside this one
                     for conn in self._pool:
                         ledger.discard(ledger.slot_of(conn), "closed")
                     ledger.end("discarded", "closed")
@@ -486,7 +493,14 @@ def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
 
 def _named(pool: Any, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
     """The connection that is given back, by itself or by its key."""
-    return pool._used.get(key) if conn is None and key is not None else conn
+    with suppress(TypeError):
+        return pool._used.get(key) if conn is None and key is not None else conn
+    return None
+
+
+def _closes(_conn: Any = None, _key: Any = None, close: Any = False, *_args: Any, **_kwargs: Any) -> bool:  # noqa: FBT002 - likewise
+    """Whether the caller wants it closed."""
+    return bool(close)
 
 
 def _return_unused(pool: Any, conn: Any) -> None:
@@ -517,7 +531,17 @@ def _refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None
     ledger.refuse(loan, error, refusal)
 
 
-def _discard(ledger: Ledger, conn: Any, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:
+def _failed(ledger: Ledger, loan: Loan | None, error: BaseException) -> None:
+    """A return has raised: the hold is over where the pool's own work on the connection failed, as its rollback does.
+
+    The stock pool still counts the connection as used then, for ever unless it is given back once more. Where it has
+    refused, or the caller's arguments were wrong, nothing was returned.
+    """
+    if loan is not None and isinstance(error, psycopg2.Error) and not isinstance(error, PoolError):
+        ledger.give_back(loan, "discarded", error)
+
+
+def _discard(ledger: Ledger, slot: Slot, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:
     """The pool has closed a connection on its return: it was told to, found it dead, or had one too many."""
     if was_closed:
         reason = "broken" if was_closed == BROKEN else "returned_closed"
@@ -525,4 +549,5 @@ def _discard(ledger: Ledger, conn: Any, was_closed: int, *, close: bool, loan: L
         reason = "returned_closed" if close else "idle"
     if loan is not None:
         ledger.give_back(loan, "released" if reason == "idle" else "discarded")
-    ledger.discard(ledger.slot_of(conn), reason, None, loan)
+    if ledger.slots.get(slot.key) is slot:
+        ledger.discard(slot, reason, None, loan)
