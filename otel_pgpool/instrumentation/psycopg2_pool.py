@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("otel_pgpool")
 
+STOCK = (SimpleConnectionPool, ThreadedConnectionPool)
+ROLES = ("getconn", "putconn", "closeall")
+
 BROKEN = 2
 """``connection.closed`` of one that libpq, and not the program, ended."""
 
@@ -91,12 +94,14 @@ class Hooked:
     """The classes' methods, wrapped.
 
     Where a class defines ``getconn`` itself, its own is wrapped and not only the one below, so that the whole wait is
-    in the checkout, and nothing of ours runs under the stock pool's lock. A subclass of the abstract pool that has no
-    ``getconn`` is wrapped where it must pass: at the abstract pool's own steps.
+    in the checkout, and nothing of ours runs under the stock pool's lock; and where it gives the stock method another
+    name. A subclass of the abstract pool that has no ``getconn`` is wrapped where it must pass: at the abstract pool's
+    own steps.
     """
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
+        self._roles = {getattr(cls, role): role for cls in STOCK for role in ROLES}  # of the methods as they stand
         self._replaced: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there itself, what stands now
         self._inherited: WeakSet[connection] = WeakSet()  # lent by a parent process
         self._at_end: list[Callable[[], None]] = []
@@ -137,17 +142,21 @@ class Hooked:
             logger.debug("%s cannot be hooked, and stays as it is", owner.__qualname__, exc_info=True)
 
     def _wrap_methods(self, owner: type) -> None:
-        stock = owner in (SimpleConnectionPool, ThreadedConnectionPool)
-        getconn, putconn = (
-            (self._getconn_of_the_stock, self._putconn_of_the_stock) if stock else (self._getconn, self._putconn)
-        )
-        for name, wrapper in (("getconn", getconn), ("putconn", putconn), ("closeall", self._closeall)):
-            if not hasattr(owner, name):
-                self._replace(owner, f"_{name}", wrapper)
-            elif isinstance(method := owner.__dict__.get(name), FunctionType) and not _runs_later(method):
-                self._replace(owner, name, wrapper)
-        if isinstance(owner.__dict__.get("_connect"), FunctionType):
-            self._replace(owner, "_connect", self._connect)
+        wrappers = {
+            "getconn": self._getconn_of_the_stock if owner in STOCK else self._getconn,
+            "putconn": self._putconn_of_the_stock if owner in STOCK else self._putconn,
+            "closeall": self._closeall,
+            "_connect": self._connect,
+        }
+        for name, method in list(vars(owner).items()):
+            if isinstance(method, FunctionType) and not _runs_later(method):
+                role = name if name in wrappers else self._roles.get(method)
+                if role is not None:
+                    self._replace(owner, name, wrappers[role])
+        for role in ROLES:
+            step = f"_{role}"
+            if not hasattr(owner, role) and (step in vars(owner) or getattr(owner, step) in self._roles):
+                self._replace(owner, step, wrappers[role])
 
     def _replace(self, owner: type, name: str, wrapper: Callable[[type, Any], Any]) -> None:
         now = wrapper(owner, getattr(owner, name))
