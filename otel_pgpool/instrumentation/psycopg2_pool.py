@@ -12,7 +12,6 @@ from sys import _getframe
 from time import monotonic
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import psycopg2
 from psycopg2.extensions import connection
@@ -103,7 +102,8 @@ class Hooked:
         self._hook = hook
         self._roles = {getattr(cls, role): role for cls in STOCK for role in ROLES}  # of the methods as they stand
         self._replaced: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there itself, what stands now
-        self._inherited: WeakSet[connection] = WeakSet()  # lent by a parent process
+        # Lent by a parent process, by id. Kept, as a class of the program's own may close them when they go.
+        self._inherited: dict[int, Any] = {}
         self._at_end: list[Callable[[], None]] = []
         self._requests: dict[tuple[int, int], Request] = {}  # by pool and thread
         self._kind = Kind(read_levels, self._abandon, lambda pool: isinstance(pool, ThreadedConnectionPool))
@@ -344,7 +344,7 @@ class Hooked:
     def _give_back(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ledger = self._ledger(pool)
         conn = _named(pool, *args, **kwargs)
-        if conn in self._inherited:
+        if id(conn) in self._inherited:
             return None
         if ledger is None:
             return original(pool, *args, **kwargs)
@@ -453,9 +453,10 @@ class Hooked:
         pool._pool.clear()
         pool._used.clear()
         pool._rused.clear()
-        self._inherited.update(used)
-        if hasattr(pool, "_lock"):
-            pool._lock = threading.Lock()  # another thread of the parent may have held it
+        self._inherited.update((id(conn), conn) for conn in used)
+        for kind in (threading.Lock, threading.RLock):  # another thread of the parent may have held it
+            if type(getattr(pool, "_lock", None)) is type(kind()):
+                pool._lock = kind()
         return len(idle) + len(used)
 
 
