@@ -9,7 +9,8 @@ from otel_pgpool import _checkout
 from otel_pgpool._checkout import Checkout
 from otel_pgpool._connection import IDLE, settings
 from otel_pgpool._errors import PoolError
-from otel_pgpool._settlement import finish
+from otel_pgpool._settlement import finish, rescue
+from otel_pgpool._waiting import fail
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,13 +46,16 @@ class Block:
         checkout.thread = _checkout.here.thread
         checkout.path = None
         checkout.started = monotonic()
+        conn = None
         try:
             conn = pool._core.take(checkout) if pool._observer is None else None
             if checkout.path is None:
                 conn = pool._check_out(checkout, self._timeout, conn)
             self._conn = conn
-        except BaseException:
-            self._checkout = None
+        except BaseException as error:
+            self._conn = self._checkout = None
+            if hasattr(checkout, "lent"):  # an interrupt came after the hand-over
+                fail(pool, checkout, conn, error)
             raise
         return conn
 
@@ -62,16 +66,20 @@ class Block:
         if conn is None or checkout is None:
             raise PoolError("this connection() is not in use")
         self._conn = self._checkout = None
-        if (
-            exc is None
-            and pool._reset is None
-            and conn.get_transaction_status() == IDLE
-            and settings(conn) == checkout.slot.baseline
-        ):
-            checkout.outcome = "committed"
-            now = monotonic()
-            verdict = pool._core.release(checkout, conn, now)
-            if verdict is not None or pool._observer is not None:
-                pool._given_back(checkout, conn, now, verdict)
-        else:
-            finish(pool, checkout, conn, exc)
+        try:
+            if (
+                exc is None
+                and pool._reset is None
+                and conn.get_transaction_status() == IDLE
+                and settings(conn) == checkout.slot.baseline
+            ):
+                checkout.outcome = "committed"
+                now = monotonic()
+                verdict = pool._core.release(checkout, conn, now)
+                if verdict is not None or pool._observer is not None:
+                    pool._given_back(checkout, conn, now, verdict)
+            else:
+                finish(pool, checkout, conn, exc)
+        except BaseException:
+            rescue(pool, checkout, conn)
+            raise

@@ -43,7 +43,19 @@ class Checkout:
     It never refers to the connection itself, so that one which its borrower drops can be reclaimed.
     """
 
-    __slots__ = ("__dict__", "acquired", "lent", "outcome", "path", "place", "released", "slot", "started", "thread")
+    __slots__ = (
+        "__dict__",
+        "acquired",
+        "ended",
+        "lent",
+        "outcome",
+        "path",
+        "place",
+        "released",
+        "slot",
+        "started",
+        "thread",
+    )
 
     started: float
     place: Place
@@ -57,6 +69,8 @@ class Checkout:
     acquired: float
     lent: bool
     """There, and True, while it holds the connection; deleting it is the one atomic act that gives it back."""
+    ended: bool
+    """There, and True, once its observer has been told of its end."""
     released: float
     """When it came back, or the checkout failed; set, like ``outcome``, then."""
     outcome: str

@@ -28,13 +28,14 @@ def refuse(option: str, value: object, accepted: str) -> ValueError:
     return ValueError(f"{option} must be {accepted}, not {shown if len(shown) <= 80 else shown[:77] + '...'}")  # noqa: PLR2004
 
 
-def seconds(option: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
+def seconds(option: str, value: object, *, least: float = 0.0, above: bool = False, none: bool = False) -> float:
     """A duration in seconds, which may be infinite.
 
     Raises:
         ValueError: not a number, NaN, or below ``least`` (with ``above``, not above it).
     """
-    accepted = f"a number of seconds {'above' if above else 'of at least'} {least:g} (math.inf allowed)"
+    bound = f"{'above' if above else 'of at least'} {least:g} (math.inf allowed)"
+    accepted = f"a number of seconds {bound}{' or None' if none else ''}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise refuse(option, value, accepted)
     try:
@@ -46,13 +47,14 @@ def seconds(option: str, value: object, *, least: float = 0.0, above: bool = Fal
     return number
 
 
-def whole(option: str, value: object, *, least: int = 0, most: int | None = None) -> int:
+def whole(option: str, value: object, *, least: int = 0, most: int | None = None, none: bool = False) -> int:
     """A whole number.
 
     Raises:
         ValueError: not an integer, below ``least`` or above ``most``.
     """
-    accepted = f"a whole number of at least {least}" + (f" and at most {most}" if most is not None else "")
+    bound = "" if most is None else f" and at most {most}"
+    accepted = f"a whole number of at least {least}{bound}{' or None' if none else ''}"
     if isinstance(value, bool):
         raise refuse(option, value, accepted)
     try:
@@ -175,18 +177,24 @@ class PoolConfig:
             timeout=(
                 environment_seconds("DB_CONNECTION_TIMEOUT", 30.0, environ)
                 if timeout is None
-                else seconds("timeout", timeout)
+                else seconds("timeout", timeout, none=True)
             ),
             max_waiting=whole("max_waiting", max_waiting),
-            max_retries=None if max_retries is None else whole("max_retries", max_retries),
-            max_lifetime=math.inf if max_lifetime is None else seconds("max_lifetime", max_lifetime, above=True),
-            max_idle=math.inf if max_idle is None else seconds("max_idle", max_idle, above=True),
+            max_retries=None if max_retries is None else whole("max_retries", max_retries, none=True),
+            max_lifetime=math.inf
+            if max_lifetime is None
+            else seconds("max_lifetime", max_lifetime, above=True, none=True),
+            max_idle=math.inf if max_idle is None else seconds("max_idle", max_idle, above=True, none=True),
             long_hold=long_hold_threshold(long_hold, environ),
             check=check if check == "auto" else function("check", check, also="'auto' or None"),
             configure=function("configure", configure),
             reset=function("reset", reset),
             credentials=_credentials(credentials),
         )
+
+
+def _age(option: str, value: object) -> float:
+    return math.inf if value is None else seconds(option, value, above=True, none=True)
 
 
 def _credentials(value: Any) -> Any:
@@ -204,7 +212,7 @@ def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
     if value is ...:
         threshold = environment_seconds("OTEL_PGPOOL_LONG_HOLD", 1.0, environ)
     else:
-        threshold = 0.0 if value is None else seconds("long_hold", value)
+        threshold = 0.0 if value is None else seconds("long_hold", value, none=True)
     return threshold or math.inf
 
 

@@ -131,6 +131,17 @@ def commit(conn: connection) -> bool:
     return status != IN_ERROR
 
 
+def keep(conn: connection) -> None:
+    """Commit what the user's ``configure`` did, so that its ``SET`` holds; what cannot be committed is rolled back.
+
+    Raises:
+        psycopg2.Error: the commit failed.
+    """
+    commit(conn)
+    if conn.get_transaction_status() != IDLE:
+        _roll_back(conn)
+
+
 def tidy(conn: connection, slot: Slot, reset: Callable[[connection], object] | None) -> None:
     """Leave a returned connection as it was lent: no transaction, the settings of ``configure``, the user's reset.
 

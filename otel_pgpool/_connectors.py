@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool._checkout import Attempt
-from otel_pgpool._connection import close, settings
+from otel_pgpool._connection import close, keep, settings
 from otel_pgpool._observer import Connect
 from otel_pgpool._settlement import bare, describe
 from otel_pgpool._wakeup import Wakeup
@@ -171,11 +171,11 @@ def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
     config = pool._config
     if config.configure is not None:
         config.configure(conn)
-        if conn.get_transaction_status() != 0:
-            conn.rollback()
+        keep(conn)
     now = monotonic()
     slot.pid = conn.get_backend_pid()
     slot.baseline = settings(conn)
     slot.key = id(conn)
-    slot.ref = weakref.ref(conn, pool._dropped.append)
+    slot.on_drop = pool._dropped.append
+    slot.tie(conn)
     slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # noqa: S311 - jitter

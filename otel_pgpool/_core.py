@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool._checkout import Attempt, Blocker, Checkout
@@ -58,7 +58,6 @@ class Core(Members):
         self.max_retries = max_retries
 
         self.queue = Queue()  # empty while a slot is idle
-        self.deferred: deque[tuple[Checkout, connection, float, str | None]] = deque()  # returns at a bad moment
         self.fillers: list[Sleeper] = []  # wait for minconn connections
         self.grow = False  # a caller that would not wait asked for one more connection
         self.outage: Outage | None = None
@@ -69,11 +68,12 @@ class Core(Members):
 
     # Checkout
 
-    def take(self, checkout: Checkout) -> connection | None:
+    def take(self, checkout: Checkout, *, again: bool = False) -> connection | None:
         """Lend the connection used last, if one is idle and nobody queues for it.
 
         ``checkout.path`` stays None for one that nobody has seen alive for `FRESH`: the borrower must look at it
-        first, and `confirm` it or `withdraw` it. So it does while the maintenance is parked, which it then wakes.
+        first, and `confirm` it or `withdraw` it. So it does while the maintenance is parked, which it then wakes, and
+        when it asks ``again``, its own clock having gone on.
         """
         if self.queue:
             return None
@@ -82,12 +82,13 @@ class Core(Members):
         except IndexError:
             return None
         checkout.slot = slot
-        checkout.acquired = started = checkout.started
+        started, seen = checkout.started, slot.seen
+        checkout.acquired = started if started > seen else seen  # noqa: FURB136 - a call of max costs 5 % of a checkout
         checkout.lent = True
         slot.checkout = checkout
         conn = slot.conn
         slot.conn = None
-        if conn is not None and started - slot.seen < FRESH and not self.parked:  # None: `recover` was faster
+        if conn is not None and started - seen < FRESH and not self.parked and not again:  # None: `recover` was faster
             slot.idle_checkouts += 1
             checkout.path = "idle"
         return conn
@@ -97,8 +98,7 @@ class Core(Members):
         with self.lock:
             checkout.acquired = checkout.slot.seen = now
             checkout.path = "idle" if checkout.queued is None else "queued"
-            self.served[checkout.path] += 1
-            self.wait_seconds += now - checkout.started
+            self._count(checkout, now)
 
     def withdraw(self, checkout: Checkout, attempt: Attempt | None = None, error: BaseException | None = None) -> None:
         """The connection taken is too old, or dead, which is a failed attempt: it is to be closed."""
@@ -122,6 +122,7 @@ class Core(Members):
                 raise PoolClosed("connection pool is closed")
             self._match(now)
             if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and not self.idle:
+                checkout.waits_for = "queued"
                 raise TooManyRequests(
                     f"the queue is full: {len(self.queue)} waiting (max_waiting={self.max_waiting}), "
                     f"{self.used} of {self.maxconn} connections in use"
@@ -150,11 +151,14 @@ class Core(Members):
             if conn is not None:
                 self._serve(waiter, slot, conn, now, "queued" if now - slot.seen < FRESH else None)
 
-    def leave(self, waiter: Waiter) -> connection | None:
-        """Leave the queue; the connection, where a hand-over came first."""
+    def leave(self, checkout: Checkout, waiter: Waiter | None) -> connection | None:
+        """Leave the queue; the connection, where a hand-over came first.
+
+        An interrupt may have come before the caller knew its waiter, which is then found by its checkout.
+        """
         with self.lock:
-            self.queue.leave(waiter)
-            return waiter.conn
+            self.queue.leave(checkout)
+            return None if waiter is None else waiter.conn
 
     def ask_to_grow(self, checkout: Checkout) -> None:
         """Want one more connection on behalf of a caller that does not wait for it."""
@@ -186,15 +190,21 @@ class Core(Members):
         """
         checkout = waiter.checkout
         checkout.slot = slot
-        checkout.acquired = now
+        checkout.acquired = now = max(now, checkout.started)  # it may have asked after the return had begun
         checkout.path = path
         checkout.lent = True
         slot.checkout = checkout
         if path is not None:
-            self.wait_seconds += now - checkout.started
-            self.served[path] += 1
+            self._count(checkout, now)
         waiter.serve(conn)
         self.queue.popleft()
+
+    def _count(self, checkout: Checkout, now: float) -> None:
+        self.wait_seconds += now - checkout.started
+        if checkout.path == "idle":
+            checkout.slot.idle_checkouts += 1
+        else:
+            self.served[str(checkout.path)] += 1
 
     # Return
 
@@ -233,10 +243,6 @@ class Core(Members):
 
     def _release_with_care(self, checkout: Checkout, conn: connection, now: float, reason: str | None) -> str | None:
         slot = checkout.slot
-        if self.lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks it
-            # The garbage collector closes a generator in the middle of a decision of this thread.
-            self.deferred.append((checkout, conn, now, reason))
-            return None
         with self.lock:
             if slot not in self.members:
                 return GONE
@@ -246,6 +252,8 @@ class Core(Members):
             slot.hold_seconds += held
             slot.checkout = None
             self._forget_key(slot)
+            if slot.ref() is None:  # the collector has spoken too early
+                slot.tie(conn)
             if reason is None and now >= slot.review_at:
                 reason = self._review(slot, now)
             if reason is not None:
@@ -255,15 +263,20 @@ class Core(Members):
             self._offer(slot, conn, now, "queued" if held < FRESH else None)
             return None
 
-    def settle_deferred(self) -> list[tuple[Slot, connection, str]]:
-        """Do the returns that came at a bad moment; those to be closed are returned, with the reason."""
-        closing = []
-        while self.deferred:
-            checkout, conn, now, reason = self.deferred.popleft()
-            verdict = self._release_with_care(checkout, conn, now, reason)
-            if verdict is not None and verdict is not GONE:
-                closing.append((checkout.slot, conn, verdict))
-        return closing
+    def put_back(self, checkout: Checkout, conn: connection, now: float) -> str | None:
+        """Take back a connection that its borrower never saw, nor looked at; otherwise as `release`."""
+        with self.lock:
+            if not self.holds(checkout):
+                return GONE
+            del checkout.lent
+            slot = checkout.slot
+            slot.checkout = None
+            reason = self._review(slot, now) if now >= slot.review_at else None
+            if reason is not None:
+                self.closing.add(slot)
+            else:
+                self._offer(slot, conn, now, None)
+            return reason
 
     def _reconsider(self, slot: Slot, now: float) -> str | None:
         """Somebody has queued, or the slot was condemned, while it became idle."""
@@ -297,7 +310,7 @@ class Core(Members):
         slot = Slot(self.queue[unserved].checkout if unserved < len(self.queue) else None)
         self.grow = False
         self.opening.add(slot)
-        self.members.add(slot)
+        self._enter(slot)
         return slot
 
     def deliver(self, slot: Slot, conn: connection, now: float) -> tuple[str | None, Outage | None]:
@@ -328,7 +341,7 @@ class Core(Members):
         """A connect failed: everyone who waits lived through it. True when this begins an outage."""
         with self.lock:
             self.opening.discard(slot)
-            self.members.discard(slot)
+            self._leave(slot)
             slot.asked_by = None
             began = self.outage is None
             since, attempts = (attempt.at, 0) if self.outage is None else self.outage[:2]
@@ -356,6 +369,11 @@ class Core(Members):
             sleeper = Sleeper()
             self.fillers.append(sleeper)
             return sleeper
+
+    def stop_filling(self, sleeper: Sleeper) -> None:
+        """It waits no longer."""
+        with self.lock, suppress(ValueError):  # woken meanwhile
+            self.fillers.remove(sleeper)
 
     def _notify_if_filled(self) -> None:
         if len(self.idle) + self.used >= self.minconn:
@@ -409,11 +427,13 @@ class Core(Members):
         """Change the limits; the surplus idle are returned to be closed, surplus used ones go when they come back."""
         with self.lock:
             self.minconn, self.maxconn = minconn, maxconn
-            shed = self._shed(self.remaining - maxconn)
-            self._notify_if_filled()
-            if self.remaining > maxconn:
+            if self.remaining > maxconn:  # before the idle are shed: a return in between must see it
                 for slot in self.members:
                     slot.review_at = AT_ONCE
+            shed = self._shed(self.remaining - maxconn)
+            if len(self.members) >= maxconn:  # nobody will try the server again, and nobody needs to
+                self.outage = None
+            self._notify_if_filled()
             return shed
 
     # Looking at idle connections

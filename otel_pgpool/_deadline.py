@@ -129,16 +129,20 @@ class _Watch:
         if thread.ident is not None and thread is not threading.current_thread():
             thread.join(1.0)
 
+    def _cut_overdue(self, now: float) -> None:
+        """Under the lock. A function of its own, so that no variable keeps a connection while the thread sleeps."""
+        for deadline in list(self._deadlines):
+            if deadline.at <= now:
+                self._deadlines.discard(deadline)
+                deadline.cut()
+
     def _run(self) -> None:
         while True:
             with self._lock:
                 if self._thread is not threading.current_thread():
                     return
                 now = time.monotonic()
-                for deadline in list(self._deadlines):
-                    if deadline.at <= now:
-                        self._deadlines.discard(deadline)
-                        deadline.cut()
+                self._cut_overdue(now)
                 self._wakes_at = min((each.at for each in list(self._deadlines)), default=now + IDLE_EXIT)
             rung = self._wakeup.wait(self._wakes_at - now)
             with self._lock:

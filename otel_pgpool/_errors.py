@@ -89,12 +89,21 @@ LONGEST_HOLDERS = 5
 
 
 def timeout_error(
-    reason: str, stats: PoolStats, *, waited: float, retries: int, holders: list[Holder], own_holds: int
+    reason: str,
+    stats: PoolStats,
+    *,
+    waited: float,
+    retries: int,
+    holders: list[Holder],
+    own_holds: int,
+    last_failure: str = "",
 ) -> PoolTimeout:
     """Write the diagnosis of a checkout that failed: the pool's levels, and who holds the connections."""
     levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
     history = f"{stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts"
     lines = [f"{reason} (pool {stats.name!r}: {levels}, {history})"]
+    if last_failure:
+        lines.append(f"the last attempt to connect failed: {' '.join(last_failure.split())}")
     if own_holds:
         lines.append(
             f"this thread itself holds {own_holds} of them: a nested checkout waits for its own caller to give back"

@@ -6,13 +6,21 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool._level import TICK, Level
+from otel_pgpool._settlement import settle
 from otel_pgpool._watcher import Watcher
 
 if TYPE_CHECKING:
+    import weakref
+
+    from psycopg2.extensions import connection
+
     from otel_pgpool._core import Core
     from otel_pgpool._pool import ConnectionPool
 
 LEAST_TICK = 0.01
+
+RECLAIM_AFTER = 0.05
+"""Seconds between the two looks at a dropped connection."""
 
 
 class Maintenance(Watcher["ConnectionPool"]):
@@ -25,11 +33,13 @@ class Maintenance(Watcher["ConnectionPool"]):
         super().__init__(pool, pool._wakeup, "otel_pgpool-maintenance")
         self._level = Level(monotonic())
         self._served = 0  # checkouts, at the last look
+        self._dropped: list[weakref.ref[connection]] = []  # since the last look
 
     def _look(self, pool: ConnectionPool) -> float | None:
         """Do what is due; seconds until the next look, or None to end."""
         core = pool._core
         now = monotonic()
+        self._settle(pool)
         self._reclaim(pool, now)
         for reason, slots in core.retire(now, pool._config.max_idle).items():
             pool._discard(slots, reason)
@@ -38,6 +48,8 @@ class Maintenance(Watcher["ConnectionPool"]):
         if pool.closed and not core.used:
             return None
         seconds = max(0.0, core.next_deadline(pool._config.max_idle) - monotonic())
+        if self._dropped:
+            return RECLAIM_AFTER
         # A hold that begins after this look cannot be long before another `long_hold` has passed.
         return seconds if parked else min(seconds, TICK, max(core.long_hold, LEAST_TICK))
 
@@ -46,17 +58,22 @@ class Maintenance(Watcher["ConnectionPool"]):
         before, self._served = self._served, sum(core.checkouts().values())
         return self._served == before
 
+    def _settle(self, pool: ConnectionPool) -> None:
+        """End what the garbage collector has returned."""
+        while pool._deferred:
+            checkout, conn, close = pool._deferred.popleft()
+            settle(pool, checkout, conn, None, close=close)
+
     def _reclaim(self, pool: ConnectionPool, now: float) -> None:
-        for checkout in pool._core.reclaim(pool._dropped.drain(), now):
+        """Take back what was dropped before the last look: a generator that drops its connection may yet return it."""
+        dropped, self._dropped = self._dropped, pool._dropped.drain()
+        for checkout in pool._core.reclaim(dropped, now):
             checkout.released = now
             checkout.outcome = "reclaimed"
             pool._connectors.kick()
             if pool._observer is not None:
                 pool._tell(pool._observer.reclaimed, checkout)
         pool._discard(pool._core.recover(now), "reclaimed")
-        for slot, conn, reason in pool._core.settle_deferred():
-            slot.conn = conn
-            pool._discard([slot], reason)
 
     def _report(self, pool: ConnectionPool, now: float) -> None:
         overdue = pool._core.flag_long_holds(now)

@@ -35,8 +35,9 @@ class Members:
 
     # The lock's law. It guards every attribute of this class and of `Core`. While it is held: no I/O, no log, no
     # telemetry, no call of user code, no wait. The garbage collector may run inside it, so this package's finalizers
-    # never take it (`Dropped`), and a return that finds its own thread inside it, because a generator is being closed
-    # by the collector, is deferred. Methods named with an underscore expect their caller to hold it.
+    # never take it (`Dropped`), and what the collector returns is settled by the maintenance (`_collector`). It is
+    # reentrant for what a program's own finalizers and signal handlers may call. Methods named with an underscore
+    # expect their caller to hold it.
     #
     # A checkout that finds an idle connection, and a return that nobody waits for, do without it, by steps that are
     # atomic in themselves: list.pop gives a slot to one taker only, deleting `Checkout.lent` lets one return only, and
@@ -52,6 +53,8 @@ class Members:
         self.brief = min(FRESH, long_hold)  # a shorter hold needs no second look when it ends
 
         self.members: set[Slot] = set()
+        # Totals of past members, and the present ones: replaced as one, so that no reader sees a total go down.
+        self.counted: tuple[int, float, tuple[Slot, ...]] = (0, 0.0, ())
         self.idle: list[Slot] = []  # last in, first out
         self.opening: set[Slot] = set()
         self.checking: set[Slot] = set()
@@ -60,12 +63,11 @@ class Members:
         self.keys: dict[object, tuple[Slot, connection]] = {}  # of getconn(key); the key keeps its connection alive
         self.strays: dict[tuple[Slot, float], float] = {}  # in nobody's hands, by when idle, and since when seen so
 
-        self.served: Counter[str] = Counter()  # checkouts by path; of the idle, those of past members
+        self.served: Counter[str] = Counter()  # checkouts by path; those of the idle are in `counted`
         self.discarded: Counter[str] = Counter()  # connections by reason
         self.closers: list[Sleeper] = []  # wait until nothing is out
         self.parked = False  # the maintenance sleeps until the next checkout
         self.created = self.long_holds = 0
-        self.hold_seconds = 0.0  # of past members
 
     @property
     def used(self) -> int:
@@ -138,12 +140,22 @@ class Members:
                 self._drop(slot, reason)
             self._notify_closers()
 
-    def _drop(self, slot: Slot, reason: str) -> None:
+    def _enter(self, slot: Slot) -> None:
+        self.members.add(slot)
+        idle, held, slots = self.counted
+        self.counted = (idle, held, (*slots, slot))
+
+    def _leave(self, slot: Slot) -> None:
         self.members.discard(slot)
+        idle, held, slots = self.counted
+        if slot in slots:
+            rest = tuple(each for each in slots if each is not slot)
+            self.counted = (idle + slot.idle_checkouts, held + slot.hold_seconds, rest)
+
+    def _drop(self, slot: Slot, reason: str) -> None:
+        self._leave(slot)
         if self.slots.get(slot.key) is slot:
             del self.slots[slot.key]
-        self.served["idle"] += slot.idle_checkouts
-        self.hold_seconds += slot.hold_seconds
         self.discarded[reason] += 1
 
     def reclaim(self, refs: Sequence[weakref.ref[connection]], now: float) -> list[Checkout]:
@@ -153,6 +165,10 @@ class Members:
             for slot in self.members - self.closing - self.opening:
                 checkout = slot.checkout
                 if checkout is not None and any(slot.ref is ref for ref in refs):
+                    try:
+                        del checkout.lent
+                    except AttributeError:  # it came back after all
+                        continue
                     lost.append(checkout)
                     slot.hold_seconds += now - checkout.acquired
                     self._forget_key(slot)
@@ -224,12 +240,14 @@ class Members:
 
     def checkouts(self) -> dict[str, int]:
         """How many were served, by path. Takes no lock."""
-        idle = sum(slot.idle_checkouts for slot in self.members.copy())
-        return {"idle": self.served["idle"] + idle, "queued": self.served["queued"], "new": self.served["new"]}
+        past, _held, slots = self.counted
+        idle = past + sum(slot.idle_checkouts for slot in slots)
+        return {"idle": idle, "queued": self.served["queued"], "new": self.served["new"]}
 
     def total_hold(self) -> float:
         """Seconds of all holds that have ended. Takes no lock."""
-        return self.hold_seconds + sum(slot.hold_seconds for slot in self.members.copy())
+        _idle, past, slots = self.counted
+        return past + sum(slot.hold_seconds for slot in slots)
 
     def by_key(self, key: object) -> tuple[Slot, connection] | tuple[None, None]:
         """What ``getconn(key)`` has lent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections import deque
 from contextlib import suppress
 from sys import _getframe
 from time import monotonic
@@ -15,6 +16,7 @@ import psycopg2
 from otel_pgpool import _connection, _deadline, _registry
 from otel_pgpool._block import Block
 from otel_pgpool._checkout import begin, places_of, renew_here
+from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._config import PoolConfig, limits, refuse, seconds
 from otel_pgpool._connection import is_clean
 from otel_pgpool._connectors import Connectors
@@ -25,7 +27,7 @@ from otel_pgpool._level import level_name
 from otel_pgpool._liveness import check_all
 from otel_pgpool._maintenance import Maintenance
 from otel_pgpool._observer import Holder, PoolStats
-from otel_pgpool._settlement import settle
+from otel_pgpool._settlement import describe, settle
 from otel_pgpool._target import Target
 from otel_pgpool._waiting import fail, obtain
 from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
@@ -132,7 +134,7 @@ class ConnectionPool:
         self._guard = Guard(self._name)
         self._tell = self._guard.tell
         if self._observer is not None:
-            self._observer.attached(self)
+            self._observer.attached(self)  # what it raises here is a misuse
         if open:
             try:
                 self.open()
@@ -152,6 +154,7 @@ class ConnectionPool:
         self._core.parked = True  # there is no thread yet
         self._wakeup = Wakeup()
         self._dropped = Dropped(self._wakeup)
+        self._deferred: deque[tuple[Checkout, Connection, bool]] = deque()  # returned by the collector; close it?
         self._maintenance = Maintenance(self)
         self._connectors = Connectors(self)
 
@@ -223,7 +226,7 @@ class ConnectionPool:
         """
         core = self._core
         slot = core.by_key(key)[0] if conn is None else core.slots.get(id(conn))
-        held = None if slot is None else slot.ref()
+        held = None if slot is None else slot.held(conn)
         checkout = None if slot is None else slot.checkout
         if held is None or checkout is None or (conn is not None and held is not conn):
             if conn is not None and conn in self._inherited:
@@ -232,7 +235,9 @@ class ConnectionPool:
         if key is not None and core.by_key(key)[0] is not slot:
             raise PoolError("trying to put a connection under a key that it was not lent by")
         checkout.outcome = "released"
-        if not close and self._reset is None and is_clean(held, checkout.slot):
+        if is_collecting_here():
+            self._defer(checkout, held, close=close)
+        elif not close and self._reset is None and is_clean(held, checkout.slot):
             self._give_back(checkout, held)
         else:
             settle(self, checkout, held, None, close=close)
@@ -282,6 +287,7 @@ class ConnectionPool:
         if verdict is not None:
             if verdict is GONE:
                 self._abandon(checkout)
+                checkout.ended = True
                 return
             checkout.slot.conn = conn
             self._discard([checkout.slot], verdict, cause, checkout)
@@ -291,8 +297,14 @@ class ConnectionPool:
                 self._observer.released(checkout)
             except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
                 self._guard.lament(error)
+            checkout.ended = True
 
     # What the halves of a checkout share
+
+    def _defer(self, checkout: Checkout, conn: Connection, *, close: bool = False) -> None:
+        """Leave a return to the maintenance: it comes from the garbage collector."""
+        self._deferred.append((checkout, conn, close))
+        self._wakeup.ring()
 
     def _abandon(self, checkout: Checkout) -> None:
         """The connection is not this checkout's any more: given back before, or left to the parent of a fork."""
@@ -367,6 +379,7 @@ class ConnectionPool:
             return
         self._connectors.kick()
         if not wait_for(waiter.lock, limit):
+            self._core.stop_filling(waiter)
             outage = self._core.outage
             error = timeout_error(
                 f"{self.minconn} connections could not be opened within {limit:.3g} s",
@@ -375,10 +388,14 @@ class ConnectionPool:
                 retries=outage.attempts if outage else 0,
                 holders=self.holders(),
                 own_holds=0,
+                last_failure=describe(self._target, outage.error) if outage else "",
             )
             raise error from (outage.error if outage else None)
-        if waiter.error is not None:
-            raise waiter.error
+        try:
+            if waiter.error is not None:
+                raise waiter.error
+        finally:
+            del waiter  # the error's frames, this one among them, would keep the error
 
     def _begin(self) -> None:
         self._core.open()
@@ -438,8 +455,11 @@ class ConnectionPool:
         Raises:
             ValueError: bad limits; nothing is changed then.
         """
+        outage = self._core.outage
         self._discard(self._core.resize(*limits(minconn, maxconn)), "resized")
         self._connectors.kick()
+        if outage is not None and self._core.outage is None and self._observer is not None:
+            self._tell(self._observer.outage_ended, outage.attempts, monotonic() - outage.since)
 
     def check(self) -> None:
         """Ask the server through every idle connection, and discard those that do not answer."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,9 +62,9 @@ class Queue(deque[Waiter]):
             self.popleft()
         return self[0] if self else None
 
-    def leave(self, waiter: Waiter) -> None:
+    def leave(self, checkout: Checkout) -> None:
         """Give up the place, if it is still there."""
-        with suppress(ValueError):  # served or failed already
+        for waiter in [waiter for waiter in self if waiter.checkout is checkout]:
             self.remove(waiter)
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:

@@ -14,7 +14,9 @@ class Forked(Protocol):
     def _after_fork(self) -> None: ...
 
 
-_lock = threading.Lock()  # guards the names; taken neither by finalizers nor around anything that may block
+# Guards the names. Nothing that may block happens inside; reentrant, because the collector may run a program's
+# finalizer there, which closes a pool.
+_lock = threading.RLock()
 _names: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
 _pools: weakref.WeakSet[Forked] = weakref.WeakSet()
 
@@ -50,7 +52,7 @@ def any_open() -> bool:
 
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - the parent may have held it at the moment of the fork
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for pool in list(_pools):
         pool._after_fork()
 

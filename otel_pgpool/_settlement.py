@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg2
 
 from otel_pgpool import _connection, _deadline
+from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._errors import PoolError, error_type, sqlstate
 
 if TYPE_CHECKING:
@@ -28,8 +30,12 @@ def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: Base
     """
     if not pool._core.holds(checkout):
         pool._abandon(checkout)
+        checkout.ended = True
         return
     checkout.outcome = "rolled_back"
+    if exc is not None and is_collecting_here():
+        pool._defer(checkout, conn)
+        return
     try:
         if exc is None and _connection.commit(conn):
             checkout.outcome = "committed"
@@ -41,6 +47,16 @@ def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: Base
         pool._give_back(checkout, conn)
     else:
         settle(pool, checkout, conn, exc)
+
+
+def rescue(pool: ConnectionPool, checkout: Checkout, conn: connection) -> None:
+    """Do what an interrupt has left undone of a return; nothing, where a failed commit was all."""
+    if hasattr(checkout, "lent"):
+        checkout.outcome = "rolled_back"
+        settle(pool, checkout, conn, None)
+    elif pool._observer is not None and not hasattr(checkout, "ended"):
+        checkout.released = monotonic()
+        pool._tell(pool._observer.released, checkout)
 
 
 def settle(
@@ -94,9 +110,16 @@ def describe(target: Target, error: BaseException) -> str:
     state = sqlstate(error)
     if state is None:
         return target.without_secrets(error)
-    if state[:2] in ABOUT_THE_SESSION:
+    if _is_raised_by_a_function(error):
+        return ""
+    if state[:2] in ABOUT_THE_SESSION or error.diag.constraint_name:
         return error.diag.message_primary or ""
-    return (error.diag.message_primary or "") if error.diag.constraint_name else ""
+    return ""
+
+
+def _is_raised_by_a_function(error: psycopg2.Error) -> bool:
+    """Whether a procedural language gave the error its text, and any SQLSTATE: pl_exec.c, plpy_elog.c, plperl.c."""
+    return (error.diag.source_file or "pl").startswith("pl")
 
 
 def bare(error: BaseException) -> BaseException:

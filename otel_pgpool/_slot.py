@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import weakref
+    from collections.abc import Callable
 
     from psycopg2.extensions import connection
 
@@ -33,6 +34,7 @@ class Slot:
         "hold_seconds",
         "idle_checkouts",
         "key",
+        "on_drop",
         "pid",
         "ref",
         "returned",
@@ -51,6 +53,7 @@ class Slot:
         self.idle_checkouts = 0  # served from idle; like the next, counted where the borrower is alone
         self.hold_seconds = 0.0
         self.key = 0  # id of the connection
+        self.on_drop: Callable[[weakref.ref[connection]], None] | None = None  # told when the borrower dropped it
         self.pid = 0
         self.baseline: tuple[Any, ...] = ()  # the settings that a return restores
         self.seen = AT_ONCE  # when it was last known to live
@@ -63,6 +66,28 @@ class Slot:
     def idle_since(self) -> float:
         """When it became idle."""
         return max(self.seen, self.returned)
+
+    def tie(self, conn: connection) -> None:
+        """Notice when it is dropped.
+
+        The collector tells so also of a connection in a generator that it is about to close, and that will then be
+        returned after all: such a return must tie it again, and `review_at` sees to that.
+        """
+        self.ref = weakref.ref(conn, self._dropped)
+
+    def held(self, conn: connection | None) -> connection | None:
+        """The connection, while it lives; of one that the collector has declared dead, ``conn`` is the proof."""
+        held = self.ref()
+        if held is None and conn is not None and not conn.closed and conn.get_backend_pid() == self.pid:
+            self.tie(conn)
+            return conn
+        return held
+
+    def _dropped(self, ref: weakref.ref[connection]) -> None:
+        """A finalizer: it only takes notes."""
+        self.review_at = AT_ONCE
+        if self.on_drop is not None:
+            self.on_drop(ref)
 
     def condemn(self, reason: str) -> None:
         """Let it be closed when it comes back. The caller holds the pool's lock."""

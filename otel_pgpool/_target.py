@@ -6,6 +6,7 @@ import getpass
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -76,6 +77,7 @@ class Target:
 
         Raises:
             psycopg2.Error: as ``psycopg2.connect``.
+            ValueError: ``credentials`` gave what cannot be read.
             Exception: whatever ``credentials`` raised.
         """
         extra: Mapping[str, Any] = {}
@@ -85,7 +87,8 @@ class Target:
                 raise TypeError(
                     f"credentials must return a mapping of connection parameters, not {type(extra).__name__}"
                 )
-            self._tokens = (*self._tokens[-LAST_TOKENS:], *_secrets(extra))
+            given = _parse(() if "dsn" in extra else self._args, {**self._kwargs, **extra})
+            self._tokens = (*self._tokens[-LAST_TOKENS:], *_secrets(given))
         made: connection = psycopg2.connect(*self._args, **{**self._kwargs, **extra})
         return made
 
@@ -132,14 +135,19 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in kwargs.items() if key not in ("dsn", "async", "async_", *DRIVER_KEYWORDS)}
     for key in given:
         _check_keyword(key)
+    for position, key in enumerate(DRIVER_KEYWORDS, 1):
+        factory = args[position] if len(args) > position else kwargs.get(key)
+        if factory is not None and not callable(factory):
+            raise refuse(key, factory, "a callable or None")
     if any("\0" in text for text in (dsn, *given.values()) if isinstance(text, str)):
         raise ValueError(f"dsn cannot be read: expected {READABLE_DSN} without NUL characters")
-    try:
-        parameters: dict[str, Any] = extensions.parse_dsn(extensions.make_dsn(dsn, **given))
-    except (psycopg2.Error, TypeError, ValueError, UnicodeError):
+    parameters: dict[str, Any] | None = None
+    with suppress(psycopg2.Error, TypeError, ValueError, UnicodeError):  # its text would quote the password
+        parameters = extensions.parse_dsn(extensions.make_dsn(dsn, **given))
+    if parameters is None:
         raise ValueError(
             f"dsn cannot be read: expected {READABLE_DSN}; its text is not shown, as it may hold a password"
-        ) from None
+        )
     if any("@" in str(parameters.get(key, "")) for key in ("host", "hostaddr", "port")) or (
         _is_url(dsn) and "@" in str(parameters.get("dbname", ""))
     ):

@@ -41,7 +41,7 @@ def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, ti
             if pool._core.exhausted(checkout):
                 raise _gave_up(pool, checkout)  # noqa: TRY301 - the handler below lets it pass
             if monotonic() < limit:
-                conn = pool._core.take(checkout)
+                conn = pool._core.take(checkout, again=True)
         if pool._core.parked:
             pool._wake_maintenance()
     except BaseException:
@@ -61,16 +61,17 @@ def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connecti
         core.ask_to_grow(checkout)
         pool._connectors.kick()
         raise _timeout(pool, checkout, "no connection is idle")
-    waiter = core.join(checkout, now)
+    waiter = None
     try:
+        waiter = core.join(checkout, now)
         if core.parked:
             pool._wake_maintenance()  # it watches those who hold what this one waits for
         if core.remaining < core.maxconn:
             pool._connectors.kick()
         wait_for(waiter.lock, deadline - now)
-        conn = waiter.conn or core.leave(waiter)
+        conn = waiter.conn or core.leave(checkout, waiter)
     except BaseException:
-        conn = core.leave(waiter)
+        conn = core.leave(checkout, waiter)
         if conn is not None:
             return_unused(pool, checkout, conn)
         raise
@@ -101,10 +102,15 @@ def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, erro
 
 def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) -> None:
     """Give back what the caller was handed and never saw."""
-    verdict = pool._core.release(checkout, conn, monotonic())
+    core, now = pool._core, monotonic()
+    verdict = core.put_back(checkout, conn, now) if checkout.path is None else core.release(checkout, conn, now)
     if verdict is not None and verdict is not GONE:
         checkout.slot.conn = conn
         pool._discard([checkout.slot], verdict, None, checkout)
+
+
+def _text(pool: ConnectionPool, error: BaseException | None) -> str:
+    return "" if error is None else describe(pool._target, error) or type(error).__name__
 
 
 def _gave_up(pool: ConnectionPool, checkout: Checkout) -> PoolTimeout:
@@ -114,6 +120,8 @@ def _gave_up(pool: ConnectionPool, checkout: Checkout) -> PoolTimeout:
 def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeout:
     now = monotonic()
     holds = pool._core.holds_now()
+    outage = pool._core.outage
+    cause = checkout.error or (outage.error if outage else None)
     error = timeout_error(
         reason,
         pool.stats(),
@@ -121,7 +129,7 @@ def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeo
         retries=checkout.retries,
         holders=[hold.holder(now) for hold in holds],
         own_holds=sum(hold.thread is checkout.thread for hold in holds),
+        last_failure=_text(pool, cause) if outage else "",
     )
-    outage = pool._core.outage
-    error.__cause__ = checkout.error or (outage.error if outage else None)
+    error.__cause__ = cause
     return error

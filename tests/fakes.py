@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool._checkout import Attempt, Checkout, begin
@@ -12,6 +11,7 @@ from otel_pgpool._members import FRESH
 from otel_pgpool._slot import NEVER
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Iterable
 
     from otel_pgpool._queue import Waiter
@@ -88,7 +88,8 @@ class Desk:
         """A connect that succeeded; why its connection was closed at once, or None."""
         conn = FakeConnection()
         slot.key = id(conn)
-        slot.ref = weakref.ref(conn, self.dropped.append)
+        slot.on_drop = self.dropped.append
+        slot.tie(conn)
         slot.pid = 1000 + self.core.created
         slot.expires = self.now + lifetime
         slot.review_at = min(slot.review_at, slot.expires)

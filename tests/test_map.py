@@ -29,6 +29,7 @@ MAP = (
     "_queue",
     "_members",
     "_core",
+    "_collector",
     # psycopg2: where to connect, how to settle and bound what it does
     "_guard",
     "_wakeup",

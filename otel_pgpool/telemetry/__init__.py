@@ -10,7 +10,6 @@ from opentelemetry import context as contexts
 from otel_pgpool._config import TelemetryConfig
 from otel_pgpool._errors import PoolTimeout, error_type
 from otel_pgpool.telemetry import names
-from otel_pgpool.telemetry.context import detach
 from otel_pgpool.telemetry.logs import Logs
 from otel_pgpool.telemetry.metrics import Silence, instruments
 from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
@@ -112,13 +111,14 @@ class Telemetry:
         if self._wait_time is not None:
             self._wait_time.record(checkout.acquired - checkout.started, self._attributes, context)
         if observed is not None and observed.span is not None and checkout.block:
-            observed.token = contexts.attach(observed.context)  # type: ignore[arg-type]
+            observed.enter()
 
     def failed(self, checkout: Checkout, error: BaseException) -> None:
         """End the span of a checkout that got nothing."""
         observed: Observed | None = checkout.observed
         context = None
         if observed is not None and not observed.suppressed:
+            observed.leave()  # an interrupt may have come after the hand-over
             context = observed.context
             self._spans.end(checkout, observed, served=False)
         if self._wait_time is not None and not (observed is not None and observed.suppressed):
@@ -132,9 +132,7 @@ class Telemetry:
         observed: Observed | None = checkout.observed
         context = None
         if observed is not None:
-            if observed.token is not None:
-                detach(observed.token)
-                observed.token = None
+            observed.leave()
             context = observed.context
         if checkout.flagged:
             self._long_hold_ended(checkout, context)
@@ -148,9 +146,8 @@ class Telemetry:
     def abandoned(self, checkout: Checkout) -> None:
         """Leave the context of a span that is not ours to end."""
         observed: Observed | None = checkout.observed
-        if observed is not None and observed.token is not None:
-            detach(observed.token)
-            observed.token = None
+        if observed is not None:
+            observed.leave()
 
     # Long holds
 

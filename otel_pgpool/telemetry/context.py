@@ -8,12 +8,14 @@ from typing import Any
 from opentelemetry import context
 
 
-def detach(token: Any) -> None:
-    """Undo an ``attach``; where the block is left in another thread or context than it was entered, do nothing.
+def detach(token: Any, attached: context.Context | None) -> None:
+    """Undo an ``attach``, if what it attached is still current; otherwise it is not this block's to leave.
 
-    ``opentelemetry.context.detach`` would log an error there, and a generator that is closed by the garbage collector
-    makes it common.
+    A block may be left in another thread or context than it was entered, where ``opentelemetry.context.detach`` would
+    log an error, or out of turn, where it would bring back somebody else's context: with generators both are common.
     """
+    if context.get_current() is not attached:
+        return
     if isinstance(token, contextvars.Token):
         try:
             token.var.reset(token)

@@ -53,7 +53,7 @@ class Logs:
             pass
         finally:
             if token is not None:
-                detach(token)
+                detach(token, context)
 
     def long_hold(self, attributes: Mapping[str, Any], context: Context | None) -> None:
         """A hold passed the threshold and goes on."""

@@ -13,6 +13,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names
+from otel_pgpool.telemetry.context import detach
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +37,7 @@ class Observed:
     thread between two readings, puts nothing before its start.
     """
 
-    __slots__ = ("_began", "_began_ns", "context", "span", "suppressed", "token", "told")
+    __slots__ = ("_began", "_began_ns", "context", "ended", "span", "suppressed", "token", "told")
 
     def __init__(self, context: Context | None, *, suppressed: bool = False) -> None:
         self._began_ns = time_ns()
@@ -46,6 +47,7 @@ class Observed:
         self.suppressed = suppressed
         self.told: Mapping[str, AttributeValue] | None = None  # of the long hold
         self.token: Any = None
+        self.ended = False
 
     def start(self, tracer: Tracer, attributes: Mapping[str, AttributeValue]) -> Span:
         """Start the checkout's span, under the caller's."""
@@ -53,6 +55,17 @@ class Observed:
         self.span = span
         self.context = trace.set_span_in_context(span, self.context)
         return span
+
+    def enter(self) -> None:
+        """Make its span current."""
+        if self.context is not None:
+            self.token = contexts.attach(self.context)
+
+    def leave(self) -> None:
+        """Make it current no longer."""
+        token, self.token = self.token, None
+        if token is not None:
+            detach(token, self.context)
 
     def at(self, reading: float) -> int:
         """The time of day, in ns, of a reading of the monotonic clock."""
@@ -121,6 +134,8 @@ class Spans:
     def end(self, checkout: Checkout, observed: Observed, *, served: bool) -> None:
         """End a checkout."""
         span = observed.span
+        if observed.ended:  # told a second time, after an interrupt
+            return
         if span is None:
             if not self._is_worth_a_span(checkout, served=served):
                 return
@@ -138,6 +153,7 @@ class Spans:
             if checkout.error_type is not None:
                 span.set_attribute(names.ERROR_TYPE, checkout.error_type)
                 span.set_status(Status(StatusCode.ERROR, checkout.error_message or None))
+        observed.ended = True
         span.end(observed.at(checkout.released))
 
     def _is_worth_a_span(self, checkout: Checkout, *, served: bool) -> bool:

@@ -6,7 +6,7 @@ import gc
 import io
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -395,6 +395,16 @@ def test_configure_leaves_a_transaction(dsn: str) -> None:
                     pids.add(conn.info.backend_pid)
             assert len(pids) == 1, f"{dirty}: a connection is kept as it was configured"
             assert pool.stats().discarded == {}
+
+
+def test_what_configure_sets_holds(dsn: str) -> None:
+    """`configure` need not commit: its transaction is committed for it, and a later rollback undoes nothing of it."""
+    with make(1, 1, dsn, configure=lambda conn: ask(conn, "set search_path to archive")) as pool:
+        with suppress(ZeroDivisionError), pool.connection() as conn:
+            assert ask(conn, "show search_path") == "archive"
+            raise ZeroDivisionError
+        with pool.connection() as conn:
+            assert ask(conn, "show search_path") == "archive"
 
 
 def test_configure_that_raises(dsn: str, admin: connection) -> None:

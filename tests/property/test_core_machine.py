@@ -229,7 +229,7 @@ class CoreMachine(RuleBasedStateMachine):
     def time_out(self, which: int) -> None:
         """A waiter gives up."""
         checkout = self._one_of(self.waiters, which)
-        assert self.core.leave(self.waiters.pop(checkout)) is None
+        assert self.core.leave(checkout, self.waiters.pop(checkout)) is None
         self.model.queue.remove(checkout)
         self.core.count_failure(timed_out=True)
         self.timeouts += 1

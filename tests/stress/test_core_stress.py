@@ -93,7 +93,7 @@ class Stressed(Desk):
                     return None
                 waiter = self.core.join(checkout, monotonic())
                 wait_for(waiter.lock, patience)
-                conn = waiter.conn or self.core.leave(waiter)
+                conn = waiter.conn or self.core.leave(waiter.checkout, waiter)
                 if conn is None:
                     if patience == PATIENCE:
                         self.faults.append(f"a waiter was forgotten, {len(self.core.idle)} idle, {self.core.used} used")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,10 +11,10 @@ from otel_pgpool import PoolClosed, TooManyRequests
 from otel_pgpool._checkout import Attempt
 from otel_pgpool._core import GONE
 from otel_pgpool._queue import Waiter
-from tests.fakes import STALE, Desk, agree, awake, served
+from tests.fakes import STALE, Desk, FakeConnection, agree, awake, served
 
 if TYPE_CHECKING:
-    from tests.fakes import FakeConnection
+    from otel_pgpool._slot import Slot
 
 # Checkout
 
@@ -175,7 +176,7 @@ def test_a_waiter_that_timed_out_leaves_the_queue_at_once() -> None:
     desk.connect()
     holder, conn = desk.hold()
     first, second = desk.join(), desk.join()
-    assert desk.core.leave(first) is None
+    assert desk.core.leave(first.checkout, first) is None
     assert list(desk.core.queue) == [second]
     third = desk.join()
     desk.give_back(holder, conn)
@@ -191,7 +192,7 @@ def test_a_waiter_that_was_served_as_it_gave_up_has_the_connection() -> None:
     holder, conn = desk.hold()
     waiter = desk.join()
     desk.give_back(holder, conn)
-    assert desk.core.leave(waiter) is conn
+    assert desk.core.leave(waiter.checkout, waiter) is conn
     assert desk.core.holds(waiter.checkout)
     desk.give_back(waiter.checkout, conn)
     assert desk.core.used == 0
@@ -477,34 +478,112 @@ def test_an_interrupt_right_before_a_hand_over_leaves_the_waiter_its_turn(monkey
     agree(desk.core)
 
 
-def test_a_return_in_the_middle_of_a_decision_waits_until_it_is_made() -> None:
-    """The collector may close a generator, and so end its block, while its thread holds the lock."""
+def test_what_came_back_is_not_reclaimed() -> None:
+    """The collector tells of a connection in a generator that it then closes: the return comes first, and counts."""
     desk = Desk(1, 1)
     desk.connect()
     checkout, conn = desk.hold()
-    waiter = desk.join()
-    with desk.core.lock:
-        assert desk.core.release(checkout, conn, desk.now) is None
-        assert not served(waiter)
-    assert desk.core.settle_deferred() == []
-    assert waiter.conn is conn
+    slot = checkout.slot
+    slot._dropped(slot.ref)
+    desk.give_back(checkout, conn)
+    assert desk.reclaim() == []
     agree(desk.core)
 
 
-def test_a_deferred_return_of_a_broken_connection_has_it_closed() -> None:
-    """With the reason that it came with; a second return of it is refused meanwhile."""
+def test_what_was_reclaimed_does_not_come_back() -> None:
+    """The other way round: the place is free, and the late return is told so."""
     desk = Desk(1, 1)
     desk.connect()
     checkout, conn = desk.hold()
-    with desk.core.lock:
-        assert desk.core.release(checkout, conn, desk.now, "broken") is None
+    checkout.slot._dropped(checkout.slot.ref)
+    assert desk.reclaim() == [checkout]
     assert desk.core.release(checkout, conn, desk.now) is GONE
-    assert desk.claim() is None
-    assert desk.core.settle_deferred() == [(checkout.slot, conn, "broken")]
-    checkout.slot.conn = conn
-    desk.discard([checkout.slot], "broken")
-    assert desk.core.discarded == {"broken": 1}
+    assert not desk.core.idle
+    assert not desk.core.members
+
+
+def test_a_connection_that_comes_back_from_the_dead_is_watched_again() -> None:
+    """The collector clears the weak reference first: the return must make a new one."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    slot = checkout.slot
+    slot.ref = dead_reference(slot)
+    slot._dropped(slot.ref)
+    desk.give_back(checkout, conn)
+    assert slot.ref() is conn
+
+
+def dead_reference(slot: Slot) -> weakref.ref[Any]:
+    return weakref.ref(FakeConnection(), slot._dropped)
+
+
+def test_an_unseen_connection_is_not_taken_for_seen() -> None:
+    """A borrower that was interrupted before it looked leaves the look to the next."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.now += STALE
+    checkout = desk.ask()
+    conn = desk.core.take(checkout)
+    assert checkout.path is None
+    assert desk.core.put_back(checkout, conn, desk.now) is None
+    following = desk.ask()
+    assert desk.core.take(following) is conn
+    assert following.path is None
+    assert desk.core.put_back(following, conn, desk.now) is None
     agree(desk.core)
+
+
+def test_a_second_look_is_not_spared() -> None:
+    """A checkout that took long over a dead connection must look at the next one too."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout = desk.ask()
+    desk.now += STALE
+    assert desk.core.take(checkout, again=True) is not None
+    assert checkout.path is None
+
+
+def test_nobody_waits_less_than_nothing() -> None:
+    """A return that began before the waiter asked hands over no earlier than that."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    before = desk.now
+    desk.now += 0.5
+    waiter = desk.join()
+    assert desk.core.release(checkout, conn, before) is None
+    assert waiter.checkout.acquired == waiter.checkout.started
+
+
+def test_an_interrupt_inside_joining_leaves_nobody_in_the_queue() -> None:
+    """The caller does not know its waiter yet: it is found by its checkout."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.hold()
+    checkout = desk.ask()
+    desk.join(checkout)
+    assert desk.core.leave(checkout, None) is None
+    assert not desk.core.queue
+
+
+def test_totals_never_go_down() -> None:
+    """A reader between any two steps of a member's leaving sees what was there before."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    desk.now += 2.0
+    seen = []
+
+    class Watching(set):  # type: ignore[type-arg]
+        def discard(self, slot: Any) -> None:
+            super().discard(slot)
+            seen.append((desk.core.checkouts()["idle"], desk.core.total_hold()))
+
+    desk.core.members = Watching(desk.core.members)
+    desk.give_back(checkout, conn, "broken")
+    assert seen == [(1, 2.0)]
+    assert (desk.core.checkouts()["idle"], desk.core.total_hold()) == (1, 2.0)
 
 
 # What other threads do in between

@@ -103,22 +103,24 @@ def test_accepted(options: dict[str, Any], kept: object) -> None:
 
 SECONDS = "a number of seconds of at least 0 (math.inf allowed)"
 ABOVE = "a number of seconds above 0 (math.inf allowed)"
+SECONDS_OR_NONE, ABOVE_OR_NONE = f"{SECONDS} or None", f"{ABOVE} or None"
 WHOLE = "a whole number of at least 0"
+WHOLE_OR_NONE = f"{WHOLE} or None"
 FROM_ONE = "a whole number of at least 1 and at most 262143"
 NAME = "a printable text of 1 to 200 characters"
 HUGE = 10**400
 
 REFUSED: list[tuple[str, object, str]] = [
     *[
-        ("timeout", bad, SECONDS)
+        ("timeout", bad, SECONDS_OR_NONE)
         for bad in (-1, -0.001, -math.inf, NAN, True, False, "5", "", b"5", [], Decimal(5), 5j)
     ],
-    ("timeout", Indexed(5), SECONDS),
-    *[("long_hold", bad, SECONDS) for bad in (-1, NAN, True, "1", {})],
-    *[("max_lifetime", bad, ABOVE) for bad in (0, 0.0, -1, NAN, True, "3600")],
-    *[("max_idle", bad, ABOVE) for bad in (0, -1, NAN, False, "600")],
+    ("timeout", Indexed(5), SECONDS_OR_NONE),
+    *[("long_hold", bad, SECONDS_OR_NONE) for bad in (-1, NAN, True, "1", {})],
+    *[("max_lifetime", bad, ABOVE_OR_NONE) for bad in (0, 0.0, -1, NAN, True, "3600")],
+    *[("max_idle", bad, ABOVE_OR_NONE) for bad in (0, -1, NAN, False, "600")],
     *[("max_waiting", bad, WHOLE) for bad in (-1, 1.0, 0.5, NAN, math.inf, True, "7", None, Indexed(-1))],
-    *[("max_retries", bad, WHOLE) for bad in (-1, 3.0, NAN, math.inf, False, "3", [], Indexed(-2))],
+    *[("max_retries", bad, WHOLE_OR_NONE) for bad in (-1, 3.0, NAN, math.inf, False, "3", [], Indexed(-2))],
     *[("minconn", bad, WHOLE) for bad in (-1, 1.0, NAN, math.inf, True, "1", None, Indexed(-1))],
     *[("maxconn", bad, FROM_ONE) for bad in (0, -1, 2.0, NAN, math.inf, True, "2", None, Indexed(0))],
     ("minconn", 3, "at most maxconn (2)"),

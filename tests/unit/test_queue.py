@@ -52,7 +52,7 @@ def test_leaving_gives_up_the_place() -> None:
     """Only that waiter's."""
     queue = Queue()
     first, second = queue.join(asked_at(1.0)), queue.join(asked_at(2.0))
-    queue.leave(first)
+    queue.leave(first.checkout)
     assert list(queue) == [second]
 
 
@@ -65,7 +65,7 @@ def test_leaving_after_the_end_of_the_wait_changes_nothing(end: str) -> None:
         queue.popleft().serve(FakeConnection())
     else:
         queue.fail(waiter, OSError())
-    queue.leave(waiter)
+    queue.leave(waiter.checkout)
     assert list(queue) == [other]
 
 
