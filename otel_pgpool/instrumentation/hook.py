@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_pgpool._checkout import renew_here
 from otel_pgpool._guard import Guard
@@ -20,10 +20,14 @@ from otel_pgpool._watcher import Watcher
 from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from otel_pgpool._checkout import Loan
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.ledger import Kind
     from otel_pgpool.instrumentation.settings import Settings
+
+Note = TypeVar("Note")
 
 LEAST_TICK = 0.01
 
@@ -51,6 +55,7 @@ class Hook:
 
     def adopt(self, pool: Any, kind: Kind, name: str, target: Target) -> Ledger | None:
         """The ledger of a pool, opened if it has none; None where that fails, or the hook is off."""
+        self.settle()  # so that a pool made in the place of one that was dropped has its name
         with self._lock:
             if not self.is_on:
                 return None
@@ -78,11 +83,9 @@ class Hook:
 
     def settle(self) -> None:
         """Do what finalizers have noted: end dropped checkouts, and close the ledgers of pools that were collected."""
-        while self._lost:
-            ledger, loan = self._lost.popleft()
+        for ledger, loan in _drained(self._lost):
             ledger.give_back(loan, "reclaimed")
-        while self._gone:
-            ledger = self._gone.popleft()
+        for ledger in _drained(self._gone):
             self.ledgers.pop(ledger, None)
             ledger.end("reclaimed", "reclaimed")
 
@@ -138,6 +141,13 @@ class Watch(Watcher[Hook]):
                 return NEVER
             hook.parked = False
         return max(LEAST_TICK, min(due - monotonic(), TICK, hook.settings.long_hold))
+
+
+def _drained(notes: deque[Note]) -> Iterator[Note]:
+    """Take what has gathered; another thread may be doing so too."""
+    with suppress(IndexError):
+        while True:
+            yield notes.popleft()
 
 
 _hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
