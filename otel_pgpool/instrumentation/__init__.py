@@ -55,6 +55,13 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
         return ()
 
     def _instrument(self, **options: Any) -> None:
+        try:
+            self._turn_on(options)
+        except Exception:
+            logger.exception("pools could not be hooked, and stay as they are")
+            self._uninstrument()
+
+    def _turn_on(self, options: dict[str, Any]) -> None:
         known = ("tracer_provider", "meter_provider", "spans", "long_hold")
         for option in options.keys() - {*known}:
             logger.debug("PgPoolInstrumentor has no option %r", option)
