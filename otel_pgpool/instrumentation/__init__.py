@@ -79,12 +79,11 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
             logger.exception("%s could not be hooked, and stays as it is", kind)
 
     def _uninstrument(self, **_options: Any) -> None:
-        if self._hook is None:
+        hook, self._hook = self._hook, None
+        if hook is None:
             return
-        for undo in reversed(self._undo):
+        for undo in (*reversed(self._undo), hook.end):
             try:
                 undo()
             except Exception:
                 logger.exception("a hook could not be taken off")
-        self._hook.end()
-        self._hook = None

@@ -116,6 +116,7 @@ class Ledger:
 
     __slots__ = (  # more attributes than CPython keeps at hand in a dictionary
         "__weakref__",
+        "_ended",
         "_kind",
         "_level",
         "_observer",
@@ -154,7 +155,7 @@ class Ledger:
         self.hook = hook
         self._kind = kind
         self._pool = weakref.ref(pool, self._dropped)
-        self._retired = False
+        self._retired = self._ended = False
         self.target = target
         self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
         self.long_hold = hook.settings.long_hold
@@ -240,7 +241,9 @@ class Ledger:
         self.holds[loan] = None
         if loan.heard:
             self.guard.tell(self._observer.acquired, loan)
-        if self.hook.parked:
+        if self._ended:  # in the meantime
+            self.give_back(loan)
+        elif self.hook.parked:
             self.hook.wake()
 
     @harmless
@@ -549,6 +552,7 @@ class Ledger:
     @harmless
     def end(self, outcome: str, reason: str | None = None) -> None:
         """End every checkout that is out, and the series; the pool is closed, gone, or not hooked any more."""
+        self._ended = True
         self.retire()
         for loan in self.holds_now():
             slot = loan.slot
