@@ -306,7 +306,7 @@ class Hooked:
 
     # Giving back
 
-    def _putconn_of_the_stock(self, _owner: type, original: Method) -> Method:
+    def _putconn_of_the_stock(self, owner: type, original: Method) -> Method:
         slowly = self._give_back
 
         @wraps(original)
@@ -329,7 +329,8 @@ class Hooked:
             if conn.closed:
                 _discard(ledger, ledger.slot_of(conn), was_closed, close=close)
 
-        putconn.__defaults__ = original.__defaults__  # one of the two must be given a connection
+        if owner is SimpleConnectionPool:
+            putconn.__defaults__ = (None, False)  # it must be given a connection
         return putconn
 
     def _putconn(self, _owner: type, original: Method) -> Method:
