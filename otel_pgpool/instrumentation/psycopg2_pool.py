@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import os
@@ -109,13 +110,15 @@ class Hooked:
         self._kind = Kind(read_levels, self._abandon, lambda pool: isinstance(pool, ThreadedConnectionPool))
 
     def begin(self) -> None:
-        """Wrap the classes that there are, and those that will be."""
+        """Wrap the classes that there are, and those that will be; open the ledgers of the pools that there are."""
         setattr(AbstractConnectionPool, LEDGER, None)
         self._replace(AbstractConnectionPool, "__init__", self._init)
         self._replace(AbstractConnectionPool, "_connect", self._connect)
         self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
         for owner in {cls: None for cls in _subclasses(AbstractConnectionPool)}:  # each once, bases first
             self._wrap(owner)
+        for pool in _live_pools():
+            self._ledger(pool)
 
     def end(self) -> None:
         """Put everything back.
@@ -459,6 +462,13 @@ class Hooked:
             if type(getattr(pool, "_lock", None)) is type(kind()):
                 pool._lock = kind()
         return len(idle) + len(used)
+
+
+def _live_pools() -> Iterator[Any]:
+    """Every open pool of the process: what is seen of it must not wait for its next checkout, least of all a fork."""
+    for found in gc.get_objects():
+        if issubclass(type(found), AbstractConnectionPool) and not getattr(found, "closed", True):
+            yield found
 
 
 def _subclasses(cls: type) -> Iterator[type]:
