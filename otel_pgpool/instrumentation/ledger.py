@@ -513,7 +513,7 @@ class Ledger:
                 break
             self._flag(loan, now)
             self.guard.tell(self._observer.held_long, loan)
-        change = self._level.look(now, self.stats)
+        change = None if self._retired else self._level.look(now, self.stats)
         if change is not None:
             self.guard.tell(self._observer.utilization_changed, *change)
         for ident, connect, _outage in self.untold.copy():
@@ -529,7 +529,7 @@ class Ledger:
     @property
     def is_quiet(self) -> bool:
         """Whether there is nothing to watch."""
-        return not self.holds and not self.quiet and not self.untold and self._level.settled
+        return not (self.holds or self.quiet or self.untold) and (self._retired or self._level.settled)
 
     def _flag(self, loan: Checkout, now: float) -> None:
         loan.flagged = True
