@@ -25,8 +25,9 @@ help: ## show this list
 demo: .venv/demo.stamp ## 15 s of a small shop's traffic on a PostgreSQL of its own, with a live view and a report
 	@$(BIN)/otel-pgpool demo $(ARGS)
 
+# Four at a time on any machine: most tests wait for a server most of their time.
 test: .venv/dev.stamp ## every test, with branch coverage
-	@$(BIN)/python -m pytest --cov=otel_pgpool $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --cov=otel_pgpool $(ARGS)
 
 lint: .venv/dev.stamp ## ruff: rules and format
 	@$(BIN)/ruff check .

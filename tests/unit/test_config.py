@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -91,7 +92,7 @@ def test_a_config_is_frozen() -> None:
         ({"minconn": 0}, 0),
         ({"maxconn": Indexed(9)}, 9),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", None) or re.sub(r"<function (\w+).*>", r"\1", repr(value)),
 )
 def test_accepted(options: dict[str, Any], kept: object) -> None:
     """Each value as the pool will use it; what is switched off is infinite."""
