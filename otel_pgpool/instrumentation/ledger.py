@@ -23,7 +23,7 @@ from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.telemetry.metrics import Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from otel_pgpool._checkout import Checkout, Loan, Place
     from otel_pgpool._target import Target
@@ -314,7 +314,9 @@ class Ledger:
 
     def speak_up(self, conn: Any) -> Loan | None:
         """Make a checkout of a quiet hold, unless it ended meanwhile."""
-        slot = self.slot_of(conn)
+        return self._speak_up(self.slot_of(conn))
+
+    def _speak_up(self, slot: Slot) -> Loan | None:
         quiet = self.quiet.pop(slot.key, None)
         if quiet is None:
             return None
@@ -331,16 +333,12 @@ class Ledger:
         self.holds[loan] = None
         return loan
 
-    def _speak_up(self, key: int) -> None:
-        slot = self.slots.get(key)
-        conn = None if slot is None else slot.ref()
-        if conn is not None:
-            self.speak_up(conn)
-
-    def speak_up_all(self) -> None:
-        """Make checkouts of every quiet hold."""
-        for key in self.quiet.copy():
-            self._speak_up(key)
+    def speak_up_all(self, begun: float = NEVER) -> None:
+        """Make checkouts of every quiet hold that had begun by then."""
+        for key, quiet in self.quiet.copy().items():
+            slot = self.slots.get(key) if quiet[0] <= begun else None
+            if slot is not None:
+                self._speak_up(slot)
 
     def holds_now(self) -> list[Loan]:
         """Everything that is out, the longest hold first."""
@@ -357,7 +355,7 @@ class Ledger:
         slot.key = id(conn)
         slot.pid = _pid(conn)
         try:
-            slot.ref = weakref.ref(conn, partial(_forget, self.slots, slot.key))
+            slot.ref = weakref.ref(conn, partial(_forget, self.slots, self.quiet, slot.key))
         except TypeError:  # what a program's own factory makes may not allow it
             slot.ref = lambda: None  # type: ignore[assignment]
         self.slots[slot.key] = slot
@@ -491,35 +489,31 @@ class Ledger:
 
     def _oldest_hold(self) -> float:
         now = monotonic()
-        loud = next(iter(self.holds.copy()), None)
-        quiet = next(iter(self.quiet.copy().values()), None)
-        return max(0.0, now - (loud.acquired if loud else now), now - (quiet[0] if quiet else now))
+        return max(0.0, now - min(self._begun(self.holds.copy()), default=now))
+
+    def _begun(self, loans: Iterable[Loan]) -> list[float]:
+        """When these holds and the quiet ones began, in no order: one that spoke up stands behind younger ones."""
+        return [loan.acquired for loan in loans] + [quiet[0] for quiet in self.quiet.copy().values()]
 
     # The watch
 
     def look(self, now: float) -> float:
         """Flag long holds, report the utilization; when the next look is due, as a reading of the clock."""
-        due = NEVER
-        for key, quiet in self.quiet.copy().items():
-            due = quiet[0] + self.long_hold
-            if due > now:
-                break  # the later ones are due later
-            self._speak_up(key)
+        self.speak_up_all(now - self.long_hold)
+        going_on = []
         for loan in self.holds.copy():
-            if loan.flagged:
-                continue
-            if loan.acquired + self.long_hold > now:
-                due = min(due, loan.acquired + self.long_hold)
-                break
-            self._flag(loan, now)
-            self.guard.tell(self._observer.held_long, loan)
+            if not loan.flagged and loan.acquired + self.long_hold > now:
+                going_on.append(loan)
+            elif not loan.flagged:
+                self._flag(loan, now)
+                self.guard.tell(self._observer.held_long, loan)
         change = None if self._retired else self._level.look(now, self.stats)
         if change is not None:
             self.guard.tell(self._observer.utilization_changed, *change)
         for ident, connect, _outage in self.untold.copy():
             if now - connect.ended > TOLD_AFTER:
                 self.tell_connects(by=ident)
-        return due
+        return min(self._begun(going_on), default=NEVER) + self.long_hold
 
     @property
     def served(self) -> int:
@@ -584,9 +578,9 @@ def _acquired(loan: Loan) -> float:
     return loan.acquired
 
 
-def _forget(slots: dict[int, Slot], key: int, ref: weakref.ref[Any]) -> None:
+def _forget(slots: dict[int, Slot], quiet: dict[int, QuietHold], key: int, ref: weakref.ref[Any]) -> None:
     slot = slots.get(key)
-    if slot is not None and slot.ref is ref:
+    if slot is not None and slot.ref is ref and key not in quiet:  # it went with its pool, which is still to be told
         slots.pop(key, None)
 
 
