@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
@@ -68,10 +69,11 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
         hook = Hook(Settings.of(**{option: options[option] for option in known if option in options}))
         self._hook, self._undo = hook, []
         for module, kind in KINDS.items():
-            register_post_import_hook(partial(self._hook_on, hook, kind), module)
+            register_post_import_hook(partial(self._hook_on, weakref.ref(hook), kind), module)
 
-    def _hook_on(self, hook: Hook, kind: str, _module: object) -> None:
-        if not hook.is_on:
+    def _hook_on(self, hook_ref: weakref.ref[Hook], kind: str, _module: object) -> None:
+        hook = hook_ref()
+        if hook is None or not hook.is_on:  # what is to be called at an import is so for good
             return
         try:
             self._undo.append(import_module(f"{__name__}.{kind}").hook_on(hook))

@@ -73,7 +73,8 @@ class Hook:
 
     def dropped(self, ledger: Ledger) -> None:
         """A pool was collected. Called by finalizers, hence it only takes a note."""
-        self._gone.append(ledger)
+        if self.is_on:
+            self._gone.append(ledger)
         self._wakeup.ring()
 
     def reclaim(self, ledger: Ledger, loan: Loan) -> None:

@@ -154,14 +154,11 @@ class Ledger:
     def __init__(self, pool: Any, kind: Kind, name: str, target: Target, hook: Hook) -> None:
         self.hook = hook
         self._kind = kind
-        self._pool = weakref.ref(pool, self._dropped)
         self._retired = self._ended = False
         self.target = target
         self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
         self.long_hold = hook.settings.long_hold
         self._start_afresh()
-        self.name = _registry.register(self, name)
-        self.guard = Guard(self.name)
         telemetry = hook.settings.telemetry
         self._observer = Telemetry(
             hook.settings.tracer_provider,
@@ -172,8 +169,15 @@ class Ledger:
         )
         # A wait takes more than a quiet hold knows.
         self.silence = LOUD if self.turns is not None else self._observer.silence or LOUD
-        self._observer.attached(self)
-        setattr(pool, LEDGER, self)
+        self.name = _registry.register(self, name)
+        self.guard = Guard(self.name)
+        self._pool = weakref.ref(pool, self._dropped)
+        try:
+            self._observer.attached(self)
+            setattr(pool, LEDGER, self)
+        except BaseException:
+            self.retire()
+            raise
 
     def _start_afresh(self) -> None:
         self.slots: dict[int, Slot] = {}  # the connections seen, by id
