@@ -393,7 +393,8 @@ class Ledger:
         now = monotonic()
         before = self._outage
         since, attempts = (now, 0) if before is None else before
-        self._outage = Outage(since, attempts + 1)
+        if isinstance(error, Exception):  # an interrupt says nothing of the server
+            self._outage = Outage(since, attempts + 1)
         connect = Connect(attempts + 1, began, now, None, error, describe(self.target, error))
         self.untold.append((threading.get_ident(), connect, before))
 
@@ -419,7 +420,7 @@ class Ledger:
             loan.waits_for = "new"
             loan.retried(Attempt(connect.ended, type(connect.error).__name__, 0.0), None)  # an error keeps its frames
         tell(observer.connect_failed, connect)
-        if before is None:
+        if before is None and isinstance(connect.error, Exception):
             tell(observer.outage_started, connect)
         return False
 
