@@ -559,6 +559,8 @@ class Ledger:
             if reason is not None:
                 self.discard(slot, reason, None, loan)
         self.tell_connects()
+        if self.turns is not None:
+            self.turns.end()
 
     def _dropped(self, _ref: object) -> None:
         """The pool was collected: this is a finalizer, so it does no more than that."""
