@@ -4,7 +4,12 @@
 
 PYTHON ?= python3
 ARGS   ?=
-BIN    := .venv/bin
+ENV    := .venv
+BIN    := $(ENV)/bin
+
+# What `versions` tries the hook on besides: interpreters, from PATH or pyenv, and releases of SQLAlchemy.
+PYTHONS     := 3.10 3.13
+SQLALCHEMYS := 1.4 2.0
 
 # uv is used where it is installed; venv and pip do the same, slower.
 ifneq ($(shell command -v uv 2>/dev/null),)
@@ -17,45 +22,67 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test versions lint types bench clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
 
-demo: .venv/demo.stamp ## 15 s of a small shop's traffic on a PostgreSQL of its own, with a live view and a report
+demo: $(ENV)/demo.stamp ## 15 s of a small shop's traffic on a PostgreSQL of its own, with a live view and a report
 	@$(BIN)/otel-pgpool demo $(ARGS)
 
 # Four at a time on any machine: most tests wait for a server most of their time.
-test: .venv/dev.stamp ## every test, with branch coverage
+test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp ## every test, with branch coverage
 	@$(BIN)/python -m pytest -n 4 --cov=otel_pgpool $(ARGS)
 
-lint: .venv/dev.stamp ## ruff: rules and format
+versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the hook's tests on other Pythons and SQLAlchemys
+	@for release in $(SQLALCHEMYS); do \
+		echo "SQLAlchemy $$release"; \
+		PYTHONPATH=$(ENV)/sqlalchemy-$$release $(BIN)/python -m pytest -n 4 -q \
+			tests/*/test_sqlalchemy*.py tests/*/*/test_sqlalchemy*.py $(ARGS) || exit; \
+	done
+	@for version in $(PYTHONS); do \
+		python=$$(for each in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python; do \
+			"$$each" -c "" 2>/dev/null && echo "$$each" && break; done); \
+		if [ -z "$$python" ]; then echo "Python $$version is not installed here: its tests are left out"; continue; fi; \
+		echo "Python $$version"; \
+		$(MAKE) --no-print-directory test ENV=.venv-$$version PYTHON="$$python" \
+			ARGS="-q --no-cov tests/integration/hook tests/unit $(ARGS)" || exit; \
+	done
+
+lint: $(ENV)/dev.stamp ## ruff: rules and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: .venv/dev.stamp ## mypy, strict
+types: $(ENV)/dev.stamp ## mypy, strict
 	@$(BIN)/mypy
 
-bench: .venv/dev.stamp ## side by side with the other pools; writes benchmarks/RESULTS.md
+bench: $(ENV)/dev.stamp ## side by side with the other pools; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove the environment, builds and caches
-	@rm -rf .venv build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache otel-pgpool-demo
+	@rm -rf .venv .venv-* build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache otel-pgpool-demo
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The demo alone needs neither the test tools nor the peers, so it installs less. dev holds all of demo.
-.venv/demo.stamp: pyproject.toml | $(BIN)/python
-	@echo "Installing what the demo needs into .venv ..."
+$(ENV)/demo.stamp: pyproject.toml | $(BIN)/python
+	@echo "Installing what the demo needs into $(ENV) ..."
 	@$(INSTALL) -e ".[demo]"
 	@touch $@
 
-.venv/dev.stamp: pyproject.toml | $(BIN)/python
-	@echo "Installing the development tools into .venv (a minute or two the first time) ..."
+$(ENV)/dev.stamp: pyproject.toml | $(BIN)/python
+	@echo "Installing the development tools into $(ENV) (a minute or two the first time) ..."
 	@$(INSTALL) -e ".[dev]"
-	@touch .venv/demo.stamp $@
+	@touch $(ENV)/demo.stamp $@
+
+# Another SQLAlchemy than the one of dev, in a folder to put in front of it.
+$(ENV)/sqlalchemy-%.stamp: pyproject.toml | $(BIN)/python
+	@echo "Installing SQLAlchemy $* into $(ENV)/sqlalchemy-$* ..."
+	@rm -rf $(ENV)/sqlalchemy-$*
+	@$(INSTALL) --no-deps --target $(ENV)/sqlalchemy-$* "SQLAlchemy==$*.*"
+	@touch $@
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found: install Python 3.10 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1): Python 3.10 or later is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Making .venv with $$("$(PYTHON)" --version 2>&1) ..."
-	@$(VENV) .venv
+	@echo "Making $(ENV) with $$("$(PYTHON)" --version 2>&1) ..."
+	@$(VENV) $(ENV)

@@ -1,16 +1,37 @@
 """A connection pool for psycopg2 in which every checkout is an OpenTelemetry span."""
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from otel_pgpool._errors import PoolClosed, PoolError, PoolTimeout, TooManyRequests
-from otel_pgpool._observer import Holder, PoolObserver, PoolStats
-from otel_pgpool._pool import ConnectionPool
 from otel_pgpool._version import __version__
 
 if TYPE_CHECKING:
+    from otel_pgpool._errors import PoolClosed, PoolError, PoolTimeout, TooManyRequests
+    from otel_pgpool._observer import Holder, PoolObserver, PoolStats
+    from otel_pgpool._pool import ConnectionPool
     from otel_pgpool.instrumentation import PgPoolInstrumentor as PgPoolInstrumentor
+else:
+    # With their first use, and psycopg2 with them: the package is imported before its command can take over Ctrl-C or
+    # say in a line that psycopg2 is missing. The hook needs the extra "instrument", and a program without it does not.
+    _HOMES = {
+        **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "_errors"),
+        **dict.fromkeys(("Holder", "PoolObserver", "PoolStats"), "_observer"),
+        "ConnectionPool": "_pool",
+        "PgPoolInstrumentor": "instrumentation",
+    }
 
-# PgPoolInstrumentor is not among what `import *` brings: it needs the extra "instrument".
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import_module(f"{__name__}._errors")  # which says what brings psycopg2
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_HOMES})
+
+
+# PgPoolInstrumentor is not among what `import *` brings: it needs an extra.
 __all__ = [
     "ConnectionPool",
     "Holder",
@@ -22,12 +43,3 @@ __all__ = [
     "TooManyRequests",
     "__version__",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the hook when it is asked for: it needs the extra ``instrument``, and a program without it does not."""
-    if name != "PgPoolInstrumentor":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from otel_pgpool.instrumentation import PgPoolInstrumentor  # noqa: PLC0415 - see above
-
-    return PgPoolInstrumentor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from otel_pgpool._observer import Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from types import CodeType, FrameType
 
     from otel_pgpool._slot import Slot
@@ -178,12 +178,17 @@ OWN_PROGRAM = f"{OWN_PACKAGE}.cli"
 GETCONN_FRAMES = 4
 
 
-def places_of(frame: FrameType | None, beyond: str | None = None) -> list[Place]:
-    """Up to four frames from ``frame`` outwards, innermost first; this package's own, and ``beyond``'s, left out."""
+def places_of(frame: FrameType | None, beyond: Collection[str] = ()) -> list[Place]:
+    """Up to four frames from ``frame`` outwards, innermost first; left out are this package's own, and ``beyond``'s.
+
+    Args:
+        frame: of the caller.
+        beyond: packages that stand between the program and us.
+    """
     places: list[Place] = []
     while frame is not None and len(places) < GETCONN_FRAMES:
         module = frame.f_globals.get("__name__", "")
-        if not _is_own(module) and (beyond is None or module.partition(".")[0] != beyond):
+        if not _is_own(module) and module.partition(".")[0] not in beyond:
             places.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return places

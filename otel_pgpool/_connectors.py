@@ -76,6 +76,7 @@ class Connectors:
         me = threading.current_thread()
         delay: float | None = 0.0
         try:
+            self._wakeup.renew()
             while delay is not None:
                 if delay:
                     self._wakeup.wait(delay)

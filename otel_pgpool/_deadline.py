@@ -99,6 +99,7 @@ class _Watch:
             self._deadlines.add(deadline)
             sooner = deadline.at < self._wakes_at
             if self._thread is None:
+                self._wakeup.renew()
                 thread = self._thread = threading.Thread(target=self._run, name="otel_pgpool-deadlines", daemon=True)
         if thread is not None:
             self._start(thread)

@@ -102,11 +102,18 @@ class Target:
 
 
 class UnknownTarget(Target):
-    """Arguments that psycopg2 may understand, and we do not: nothing is said of them."""
+    """Arguments that are not ours to read, or that psycopg2 may understand, and we do not: nothing is said of them.
 
-    def __init__(self) -> None:
+    Args:
+        seen: parameters that a connection made with them has shown, so that it is known where they lead.
+    """
+
+    def __init__(self, seen: Mapping[str, Any] | None = None) -> None:
         self.address = self.namespace = ""
         self._ports = []
+        if seen:
+            with suppress(ValueError):
+                super().__init__((), seen)
 
     @property
     def name(self) -> str:

@@ -21,6 +21,11 @@ def wait_for(lock: threading.Lock, seconds: float) -> bool:
     return lock.acquire(timeout=-1 if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
 
 
+def is_outdated(lock: object) -> bool:
+    """Whether gevent has replaced the kind of lock that this one is: waiting on it would stop every greenlet."""
+    return type(lock) is not type(threading.Lock())
+
+
 class Wakeup:
     """A binary semaphore of one raw lock.
 
@@ -31,6 +36,13 @@ class Wakeup:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
+
+    def renew(self) -> None:
+        """Follow gevent, which may have been late; for whoever will wait, before it does."""
+        if is_outdated(self._lock):
+            lock = threading.Lock()
+            lock.acquire()
+            self._lock = lock
 
     def ring(self) -> None:
         """End the present wait, or the next one."""

@@ -7,6 +7,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from otel_pgpool._wakeup import is_outdated
+
 if TYPE_CHECKING:
     from otel_pgpool._wakeup import Wakeup
 
@@ -35,12 +37,18 @@ class Watcher(Generic[Subject]):
             RuntimeError: no thread can be started.
         """
         if not self._runs():
+            self._renew()
             with self._lock:
                 if not self._runs():
-                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                    thread.start()
-                    self._thread = thread
+                    self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    self._thread.start()  # an interrupt here may leave it running or not
         self._wakeup.ring()
+
+    def _renew(self) -> None:
+        """Follow gevent: what ``opentelemetry-instrument`` has imported is older than its patches."""
+        if is_outdated(self._lock):
+            self._lock = threading.Lock()
+            self._wakeup.renew()
 
     def _runs(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -48,13 +56,13 @@ class Watcher(Generic[Subject]):
     def join(self, seconds: float) -> None:
         """Wait for the thread to end, for at most ``seconds``."""
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
 
     def _run(self) -> None:
         while True:
             subject = self._subject()
-            if subject is None:
+            if subject is None or self._thread is not threading.current_thread():
                 return
             try:
                 seconds = self._look(subject)

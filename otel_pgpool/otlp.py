@@ -11,11 +11,14 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry._logs import get_logger_provider, set_logger_provider
 from opentelemetry.metrics import get_meter_provider, set_meter_provider
+
+from otel_pgpool._config import refuse, seconds
 
 try:
     from opentelemetry.sdk._logs import LoggerProvider
@@ -42,7 +45,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from types import TracebackType
 
     from opentelemetry.sdk._logs.export import LogRecordExporter
@@ -63,6 +66,8 @@ _EXPORTERS = {
     "metrics": ("metric_exporter", "OTLPMetricExporter"),
     "logs": ("_log_exporter", "OTLPLogExporter"),
 }
+
+_LONGEST_FLUSH = 86_400.0  # s; the SDK and the threads' own waits take no infinity
 
 
 def configure(
@@ -105,26 +110,24 @@ def configure(
 
     Raises:
         RuntimeError: a provider is set already. Nothing is changed then.
-        ValueError: ``service_name``, a protocol or a choice of exporter is not an accepted one.
+        ValueError: an argument, a protocol or a choice of exporter is not an accepted one. Nothing is changed then.
         ModuleNotFoundError: the exporter of the chosen protocol is not installed.
 
     """
     _refuse_to_replace()
-    if service_name is not None and not service_name.strip():
-        raise ValueError(f"service_name={service_name!r}: accepted are a string that is not empty, and None")
-    wanted = otlp and _variable("OTEL_SDK_DISABLED").lower() != "true"
+    resource = Resource.create(_service(service_name))
+    given = (
+        _exporters("span_exporters", span_exporters),
+        _exporters("metric_exporters", metric_exporters),
+        _exporters("log_exporters", log_exporters),
+    )
+    wanted = _yes_or_no("otlp", otlp) and _variable("OTEL_SDK_DISABLED").lower() != "true"
     exporters = {signal: exporter for signal in _EXPORTERS if wanted and (exporter := _exporter_class(signal))}
     deliveries = {
         signal: (MetricDelivery if signal == "metrics" else Delivery)(exporter)
         for signal, exporter in exporters.items()
     }
-    providers = Providers(
-        Resource.create({"service.name": service_name} if service_name else {}),
-        deliveries,
-        span_exporters,
-        metric_exporters,
-        log_exporters,
-    )
+    providers = Providers(resource, deliveries, *given)
     trace.set_tracer_provider(providers.tracer_provider)
     set_meter_provider(providers.meter_provider)
     set_logger_provider(providers.logger_provider)
@@ -187,7 +190,11 @@ class Providers:
 
         An export that is still on its way then is not broken off. Not for ``atexit`` callbacks, where Python 3.12 and
         later start no threads: ``shutdown()`` works there, and flushes.
+
+        Raises:
+            ValueError: ``timeout`` is no number of seconds.
         """
+        timeout = min(seconds("timeout", timeout), _LONGEST_FLUSH)
         failures = self._failures()
         flushed: list[bool] = []
         deadline = time.monotonic() + timeout
@@ -206,7 +213,11 @@ class Providers:
 
         OTLP has ``timeout`` seconds for it, shared by the three signals; what has not arrived by then is given up and
         counted in ``undelivered``. The exporters given to ``configure()`` are flushed whatever OTLP does.
+
+        Raises:
+            ValueError: ``timeout`` is no number of seconds.
         """
+        timeout = seconds("timeout", timeout)
         if not self._shut.acquire(blocking=False):
             return
         atexit.unregister(self.shutdown)
@@ -253,6 +264,27 @@ def _refuse_to_replace() -> None:
         )
 
 
+def _service(name: object) -> dict[str, str]:
+    if name is None:
+        return {}
+    if not isinstance(name, str) or not name.strip():
+        raise refuse("service_name", name, "a text that is not empty, or None")
+    return {"service.name": name}
+
+
+def _exporters(option: str, given: object) -> list[Any]:
+    exporters = list(given) if isinstance(given, Iterable) else [None]
+    if not all(callable(getattr(exporter, "export", None)) for exporter in exporters):
+        raise refuse(option, given, "a list of exporters, each with a method export()")
+    return exporters
+
+
+def _yes_or_no(option: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise refuse(option, value, "True or False")
+    return value
+
+
 def _variable(name: str) -> str:
     return os.environ.get(name, "").strip()
 
@@ -264,7 +296,7 @@ def _exporter_class(signal: str) -> Callable[[], Any] | None:
     if choice == "none":
         return None
     if choice != "otlp":
-        raise ValueError(f"{variable}={choice!r}: accepted are 'otlp' and 'none'; hand other exporters to configure()")
+        raise refuse(variable, choice, "'otlp' or 'none', with other exporters handed to configure()")
     protocol = _protocol(signal)
     module, name = _EXPORTERS[signal]
     try:
@@ -279,6 +311,6 @@ def _protocol(signal: str) -> str:
     for variable in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if protocol := _variable(variable):
             if protocol not in _PACKAGES:
-                raise ValueError(f"{variable}={protocol!r}: accepted are 'grpc' and 'http/protobuf'")
+                raise refuse(variable, protocol, "'grpc' or 'http/protobuf'")
             return protocol
     return "grpc"

@@ -82,6 +82,7 @@ KNOW_PSYCOPG2 = {
     "_pool",
     "instrumentation.turns",
     "instrumentation.psycopg2_pool",
+    "instrumentation.sqlalchemy_pool",
 }
 KNOW_OPENTELEMETRY = ("telemetry", "instrumentation", "otlp", "_delivery", "cli")
 PSYCOPG2_FROM_AFAR = {"_errors"}

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from otel_pgpool import ConnectionPool, otlp
+from otel_pgpool._config import HISTOGRAMS
+from otel_pgpool.cli.complaint import complain
 from otel_pgpool.cli.database import Database
-from otel_pgpool.cli.errors import CommandError
+from otel_pgpool.cli.errors import BrokenOff, CommandError
 from otel_pgpool.cli.exporting import export, refuse_disabled_sdk
-from otel_pgpool.cli.live import LiveView, PlainView
+from otel_pgpool.cli.live import LiveView, PlainView, View
 from otel_pgpool.cli.monitor import Monitor
+from otel_pgpool.cli.output import Output
 from otel_pgpool.cli.postgres import PostgresError, PostgresServer
-from otel_pgpool.cli.printing import make_console, print_further, print_json, print_report, warn
+from otel_pgpool.cli.printing import make_console, print_further, print_json, print_report
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import Report, read
 from otel_pgpool.cli.shop import Shop
@@ -56,13 +59,15 @@ class Options:
 class Demo:
     """One run."""
 
-    def __init__(self, options: Options, interrupts: Interrupts) -> None:
+    def __init__(self, options: Options, interrupts: Interrupts, stdout: Output) -> None:
         self._options = options
         self._interrupts = interrupts
+        self._stdout = stdout
         self._monitor = Monitor(options.seconds)
         self._recording = Recording(options.out)
         self._closing = threading.Event()
-        self._console = make_console(sys.stderr if options.json else sys.stdout)
+        self._shown = Output(sys.stderr, "stderr") if options.json else stdout
+        self._console = make_console(self._shown)
         self._warnings: list[str] = []
         self._server_version = ""
         self._undelivered = otlp.Undelivered(0, 0, 0)
@@ -72,15 +77,29 @@ class Demo:
 
         Raises:
             CommandError: it could not begin.
-            Interrupted: it was broken off; everything is cleaned up.
+            BrokenOff: it was, by a signal or because nobody takes the output; everything is cleaned up.
         """
         refuse_disabled_sdk()
+        self._claim()
+        try:
+            self._record()
+            with self._interrupts.exposed():
+                self._tell(read(self._recording))
+        except BrokenOff as end:
+            if self._recording.begun:
+                end.kept = f"what was recorded is in {self._options.out}/: {self._report_command}"
+            raise
+        return 1 if self._warnings else 0
+
+    def _claim(self) -> None:
         try:
             self._recording.claim()
         except OSError as error:
             self._recording.disclaim()
             where = error.filename or self._options.out
             raise CommandError(f"--out: {where} cannot be written: {error.strerror}") from None
+
+    def _record(self) -> None:
         try:
             with ExitStack() as stack:
                 self._play(stack)
@@ -89,10 +108,7 @@ class Demo:
         finally:
             self._recording.disclaim()
             for warning in self._warnings:
-                warn(warning)
-        with self._interrupts.exposed():
-            self._tell(read(self._recording))
-        return 1 if self._warnings else 0
+                complain(f"warning: {warning}")
 
     def _play(self, stack: ExitStack) -> None:
         """Set up, play the story, and leave the clean-up to the stack."""
@@ -119,19 +135,24 @@ class Demo:
             shop=shop,
             workers=workers,
             closing=self._closing,
-            tell=view.scene,
+            tell=lambda title: self._turn(view, title),
             long_hold=LONG_HOLD,
         )
         workers.start()
         with self._interrupts.exposed():
             story.play()
-            view.scene("closing")
+            self._turn(view, "closing")
         self._closing.set()
         workers.join(TIMEOUT)
+        view.scene("handing over the telemetry")
         # The totals, read once more while the pool still reports: a closed one is silent.
         providers.flush(FLUSH_TIMEOUT)
 
-    def _view(self) -> LiveView | PlainView:
+    def _turn(self, view: View, title: str) -> None:
+        view.scene(title)
+        self._shown.check()
+
+    def _view(self) -> View:
         if self._console.is_terminal:
             return LiveView(self._console, self._monitor, LONG_HOLD)
         return PlainView(self._console, self._monitor)
@@ -156,7 +177,7 @@ class Demo:
 
     def _telemetry(self) -> Telemetry:
         try:
-            return Telemetry(spans="always")
+            return Telemetry(spans="always", histograms=HISTOGRAMS)
         except ValueError as error:  # from the environment
             raise CommandError(str(error)) from None
 
@@ -200,11 +221,14 @@ class Demo:
         if self._monitor.write_error:
             self._warnings.append(f"{self._options.out}/ is not complete: {self._monitor.write_error}")
 
+    @property
+    def _report_command(self) -> str:
+        return f"{shlex.quote(sys.argv[0])} report {shlex.quote(str(self._options.out))}"
+
     def _tell(self, report: Report) -> None:
         endpoint, out = self._options.endpoint, self._options.out
         undelivered = self._undelivered._asdict()
-        again = f"{shlex.quote(sys.argv[0])} report {shlex.quote(str(out))}"
-        further = endpoint.jaeger_search(report.service) if endpoint else again
+        further = endpoint.jaeger_search(report.service) if endpoint else self._report_command
         if self._options.json:
             facts = {
                 "workers": WORKERS,
@@ -216,29 +240,18 @@ class Demo:
                 "next": further,
                 "warnings": self._warnings,
             }
-            print_json(report, facts)
+            print_json(self._stdout, report, facts)
         else:
             run = f"{WORKERS} workers on a pool of {MAXCONN}", f"PostgreSQL {self._server_version}"
             print_report(self._console, report, *run)
-            print_further(self._console, further, f"{out}/ has its traces, metrics and logs as OTLP JSON lines")
+            print_further(
+                self._console,
+                Jaeger=further if endpoint else "with --endpoint http://HOST:4317 the traces are there too",
+                report=f"{self._report_command} --slowest 10",
+                files=f"{out}/ has its traces, metrics and logs as OTLP JSON lines",
+            )
+        self._stdout.check()
         if endpoint and any(undelivered.values()):
             lost = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in undelivered.items())
-            warn(f"{endpoint.url} ({endpoint.protocol}) did not take all of the telemetry; not delivered: {lost}")
-
-
-def report(folder: Path, *, slowest: int, as_json: bool) -> None:
-    """Report a recorded run again.
-
-    Raises:
-        CommandError: there is no recording in ``folder``.
-    """
-    try:
-        found = read(Recording(folder), slowest)
-    except OSError as error:
-        raise CommandError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CommandError(f"{folder} does not hold OTLP JSON lines as the demo writes them") from None
-    if as_json:
-        print_json(found, {"files": [str(path) for path in Recording(folder).files]})
-    else:
-        print_report(make_console(sys.stdout), found, str(folder))
+            where = f"{endpoint.url} ({endpoint.protocol})"
+            complain(f"warning: {where} did not take all of the telemetry; not delivered: {lost}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 INDENT = 4
 MAX_WIDTH = 110
 MAX_WAITED_FOR = 3
+NBSP = "\N{NO-BREAK SPACE}"
+SQLSTATE = re.compile("[0-9][0-9A-Z]{4}")
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,13 @@ def bar(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICO
 
 
 def mark_rows(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
-    """The events below the bar, each with its tick at its time and its label where there is room."""
+    """The events below the bar, each with its tick at its time and its label where there is room.
+
+    Rounded as the bar is, so that the hand-over is marked where the hold begins.
+    """
     rows: list[str] = []
     for mark in checkout.marks:
-        at = min(width - 1, int(mark.at / scale * width)) if scale > 0 else 0
+        at = min(width - 1, round(mark.at / scale * width)) if scale > 0 else 0
         label = f"{mark.name} {duration(mark.at)}"
         if at + 2 + len(label) <= width:
             start, text = at, f"{glyphs.tick} {label}"
@@ -114,55 +120,70 @@ def _place(rows: list[str], start: int, text: str) -> None:
 def draw(report: Report, width: int, glyphs: Glyphs = UNICODE) -> RenderableType:
     """All of the report but its header and its footer."""
     width = max(40, min(width, MAX_WIDTH))
-    parts: list[RenderableType] = [_totals(report, glyphs)]
+    parts: list[RenderableType] = [*_totals(report, width, glyphs)]
     if report.wait:
-        parts += [Text(), _percentiles(report)]
+        parts += [Text(), *_percentiles(report)]
     if report.slowest:
-        parts += [Text(), _legend(report.slowest, glyphs)]
+        parts += [Text(), cut(_legend(report.slowest, glyphs), width, glyphs)]
         scale = report.slowest[0].total
         for number, checkout in enumerate(report.slowest, 1):
             parts += [Text(), *_slow(number, checkout, scale, width, glyphs)]
     return Group(*parts)
 
 
-def _totals(report: Report, glyphs: Glyphs) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True, overflow="crop")
-    table.add_column(justify="right", no_wrap=True, overflow="crop")
-    table.add_column(style="dim", overflow="fold")
-    others = {name: count for name, count in report.errors.items() if name != "timeout"}
-    rows: list[tuple[str, int | None, str]] = [
-        ("checkouts", report.checkouts, _listed(report.paths, glyphs)),
-        ("", None, _listed(report.outcomes, glyphs)),
-        ("queued", report.queued, "had to wait for others"),
-        ("timeouts", report.timeouts, f"other errors: {_listed(others, glyphs)}" if others else ""),
+def _totals(report: Report, width: int, glyphs: Glyphs) -> Iterable[Text]:
+    """First what the counters have, then what only spans tell."""
+    outcomes = _listed(report.outcomes, glyphs)
+    complete = report.sampled >= report.checkouts
+    rows = [
+        ("checkouts", report.checkouts, outcomes if complete else ""),
+        ("served", sum(report.paths.values()), f"by path: {_listed(report.paths, glyphs)}" if report.paths else ""),
+        ("timeouts", report.timeouts, "got no connection in their time"),
         ("retries", report.retries, "dead connections replaced before their callers saw them"),
         ("long holds", report.long_holds, "flagged while the connection was still out"),
         ("connects", report.created, f"discarded: {_listed(report.discarded, glyphs)}" if report.discarded else ""),
     ]
-    if report.sampled < report.checkouts:
-        rows.insert(1, ("sampled", report.sampled, "left a span; what is said below is about these"))
+    if not complete:
+        rows.append(
+            ("sampled", report.sampled, f"left a span, as all below: {outcomes}" if outcomes else "left a span")
+        )
+    if report.sampled:
+        rows.append(("waited", report.waited, "in the queue, for a connection or in vain"))
+    if report.errors:
+        rows.append(("errors", sum(report.errors.values()), _listed(report.errors, glyphs)))
+    room = max(len(f"{value:,}") for _, value, _ in rows)
     for name, value, details in rows:
-        if value is None and not details:
-            continue
-        table.add_row(f"  {name}", "" if value is None else f"{value:,}", details)
-    return table
+        for line in _row(f"  {name:<10}  ", f"{value:>{room},}  ", details, width):
+            yield cut(line, width, glyphs)
+
+
+def _row(name: str, figure: str, details: str, width: int) -> Iterable[Text]:
+    """The details in as many lines as they need."""
+    indent = len(name) + len(figure)
+    first, *others = textwrap.wrap(details, width - indent, break_long_words=False) or [""]
+    row = Text.assemble((name, "dim"), figure, (first.replace(NBSP, " "), "dim"))
+    row.rstrip()
+    yield row
+    for line in others:
+        yield Text(" " * indent + line.replace(NBSP, " "), "dim")
 
 
 def _listed(counts: Mapping[str, int], glyphs: Glyphs) -> str:
-    return f" {glyphs.dot} ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
+    """``idle 1,780 · queued 92``, to be broken after the dots only."""
+    items = [f"{_named(name)} {count:,}".replace(" ", NBSP) for name, count in counts.items()]
+    return f"{NBSP}{glyphs.dot} ".join(items)
 
 
-def _percentiles(report: Report) -> Table:
-    table = Table.grid(padding=(0, 3))
-    table.add_column(style="dim", no_wrap=True, overflow="crop")
-    for _ in range(3):
-        table.add_column(justify="right", min_width=8, no_wrap=True, overflow="crop")
-    table.add_row("", *(Text(name, "dim") for name in ("p50", "p99", "max")))
+def _named(name: str) -> str:
+    return f"SQLSTATE {name}" if SQLSTATE.fullmatch(name) else name.replace("_", " ")
+
+
+def _percentiles(report: Report) -> Iterable[Text]:
+    yield Text(f"{'':7}" + "".join(f"{name:>11}" for name in ("p50", "p99", "max")), "dim")
     for name, spread in (("wait", report.wait), ("hold", report.hold)):
         if spread:
-            table.add_row(f"  {name}", *map(duration, (spread.p50, spread.p99, spread.max)))
-    return table
+            figures = "".join(f"{duration(value):>11}" for value in (spread.p50, spread.p99, spread.max))
+            yield Text.assemble((f"  {name:<5}", "dim"), figures)
 
 
 def _legend(slowest: Sequence[SlowCheckout], glyphs: Glyphs) -> Text:
@@ -184,6 +205,8 @@ def _slow(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Gly
     fields = [
         ("" if index else "waited for", _holder(one)) for index, one in enumerate(slow.waited_for[:MAX_WAITED_FOR])
     ]
+    if len(slow.waited_for) > MAX_WAITED_FOR:
+        fields.append(("", f"and {len(slow.waited_for) - MAX_WAITED_FOR} more"))
     if slow.checked_out_at:
         state = (slow.transaction or "").replace("_", " ")
         fields.append(("when flagged", f"{state}, checked out at {short_place(slow.checked_out_at)}"))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.exporter.otlp.json.file import FileMetricExporter, FileSpanExporter
 from opentelemetry.exporter.otlp.json.file._log_exporter import FileLogExporter
+from opentelemetry.sdk.metrics import Counter, Histogram, ObservableCounter, ObservableUpDownCounter, UpDownCounter
+from opentelemetry.sdk.metrics.export import AggregationTemporality
 
 from otel_pgpool import otlp
 from otel_pgpool.cli.errors import CommandError
@@ -22,6 +24,11 @@ SDK_DEFAULTS = {
     "OTEL_BSP_MAX_QUEUE_SIZE": "20000",
     "OTEL_BSP_SCHEDULE_DELAY": "1000",
 }
+# The report reads totals off the last values, whatever the user's backend prefers.
+CUMULATIVE: dict[type, AggregationTemporality] = dict.fromkeys(
+    (Counter, Histogram, ObservableCounter, ObservableUpDownCounter, UpDownCounter),
+    AggregationTemporality.CUMULATIVE,
+)
 
 
 def refuse_disabled_sdk() -> None:
@@ -49,7 +56,7 @@ def export(recording: Recording, endpoint: Endpoint | None) -> otlp.Providers:
         return otlp.configure(
             None if named else SERVICE,
             span_exporters=[FileSpanExporter(recording.traces)],
-            metric_exporters=[FileMetricExporter(recording.metrics)],
+            metric_exporters=[FileMetricExporter(recording.metrics, preferred_temporality=CUMULATIVE)],
             log_exporters=[FileLogExporter(recording.logs)],
             otlp=endpoint is not None,
         )

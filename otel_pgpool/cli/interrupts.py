@@ -6,22 +6,19 @@ import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from otel_pgpool.cli.errors import BrokenOff
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
 
-class Interrupted(BaseException):
+class Interrupted(BrokenOff):
     """A signal asked us to stop."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-    @property
-    def status(self) -> int:
-        """The exit status that shells give a program that this signal ended: 130 for Ctrl-C."""
-        return 128 + self.signum
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.status = 128 + signum  # what shells give a program that this signal ended: 130 for Ctrl-C
 
 
 class Interrupts:
@@ -41,13 +38,17 @@ class Interrupts:
             if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:
                 signal.signal(signum, self._handle)
 
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal has come."""
+        if self.pending is not None:
+            raise Interrupted(self.pending)
+
     @contextmanager
     def exposed(self) -> Iterator[None]:
         """Here a signal, also one that came before, raises `Interrupted`."""
         try:
             self._exposed = True
-            if self.pending is not None:
-                raise Interrupted(self.pending)
+            self.check()
             yield
         finally:
             self._exposed = False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from otel_pgpool.cli.drawing import MAX_WIDTH, cut, duration, glyphs_for, short_place
@@ -27,7 +27,6 @@ HOLD_ROWS = 3
 SHOWN_FROM = 0.5
 """Part of the long-hold threshold from which a hold is shown: one sees it coming."""
 BAR = 24
-PLAIN_INTERVAL = 1.0
 LEVEL_STYLES = {"INFO": "green", "WARNING": "yellow", "ERROR": "red"}
 
 
@@ -61,9 +60,8 @@ class LiveView:
         scene = self._cut(Text.assemble("  ", (self._monitor.scene, "bold")))
         if levels is None:
             return Group(scene)
-        return Group(
-            Text(), self._headline(), scene, Text(), self._levels(levels), Text(), *self._holds(), Text(), *self._log()
-        )
+        parts = [self._headline(), scene], self._levels(levels), self._holds(levels), self._log()
+        return Group(*(line for part in parts for line in (Text(), *part)))
 
     def _headline(self) -> Text:
         seconds = self._monitor.seconds
@@ -75,29 +73,29 @@ class LiveView:
         full = round(filled * width)
         return Text.assemble((self._glyphs.hold * full, style), (self._glyphs.empty * (width - full), "dim"))
 
-    def _levels(self, levels: PoolStats) -> Table:
-        p50, p99 = self._monitor.waits.percentiles(50, 99)
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", width=13)
-        table.add_column(width=BAR)
-        table.add_column()
+    def _levels(self, levels: PoolStats) -> list[Text]:
         style = "red" if levels.utilization >= 0.95 else "yellow" if levels.utilization >= 0.8 else "cyan"
         used = f"{levels.used} used, {levels.idle} idle, at most {levels.maxconn}"
-        table.add_row("  utilization", self._bar(levels.utilization, style), f"{levels.utilization:4.0%}   {used}")
         queue = Text(self._glyphs.wait * 2 * min(levels.waiting, BAR // 2), "yellow")
-        table.add_row("  queue", queue, f"{levels.waiting:4}   {levels.queued:,} queued so far")
-        checkouts = sum(levels.checkouts.values())
-        table.add_row("  checkouts", f"{checkouts:,}", f"{levels.timeouts:4}   timed out, {levels.retries} retries")
-        table.add_row(
-            "  wait", f"p50 {duration(p50)}  p99 {duration(p99)}", f"{levels.long_holds:4}   held too long so far"
-        )
-        return table
+        retries = "1 retry" if levels.retries == 1 else f"{levels.retries} retries"
+        rows = [
+            ("utilization", self._bar(levels.utilization, style), f"{levels.utilization:4.0%}", used),
+            ("queue", queue, f"{levels.waiting}", f"waiting, {levels.queued:,} have waited so far"),
+            ("wait", Text(waits(self._monitor)), "", ""),
+            ("checkouts", Text(), f"{sum(levels.checkouts.values()):,}", f"{levels.timeouts} timed out, {retries}"),
+        ]
+        return [self._level(*row) for row in rows]
 
-    def _holds(self) -> list[Text]:
+    def _level(self, name: str, picture: Text, figure: str, details: str) -> Text:
+        picture.pad_right(BAR - picture.cell_len)
+        return self._cut(Text.assemble((f"  {name:<13}", "dim"), picture, f"{figure:>7}   ", details))
+
+    def _holds(self, levels: PoolStats) -> list[Text]:
         """Always as many rows, so that what stands below does not jump."""
         holders = self._monitor.long_holds(self._long_hold * SHOWN_FROM)
         rows = [self._hold(holder) for holder in holders[:HOLD_ROWS]]
-        head = Text("  long holds" if rows else "  long holds    none", "dim")
+        so_far = f"so far, flagged at {duration(self._long_hold)}"
+        head = self._level("long holds", Text(), f"{levels.long_holds:,}", so_far)
         return [head, *rows, *(Text() for _ in range(HOLD_ROWS - len(rows)))]
 
     def _hold(self, holder: Holder) -> Text:
@@ -145,12 +143,12 @@ class PlainView:
         self._print(f"-- {title}")
 
     def _tick(self) -> None:
-        while not self._ended.wait(PLAIN_INTERVAL):
-            if levels := self._monitor.levels():
-                p50, p99 = self._monitor.waits.percentiles(50, 99)
+        """At each full second, as long as the pool is open."""
+        while not self._ended.wait(math.floor(self._monitor.elapsed + 0.5) + 1 - self._monitor.elapsed):
+            levels = self._monitor.levels()
+            if levels and levels.status != "closed":
                 level = f"used {levels.used}/{levels.maxconn}  idle {levels.idle}  waiting {levels.waiting}"
-                waits = f"wait p50 {duration(p50)} p99 {duration(p99)}  timeouts {levels.timeouts}"
-                self._print(f"{level}  {waits}")
+                self._print(f"{level}  wait {waits(self._monitor)}  timeouts {levels.timeouts}")
 
     def _print(self, *texts: str) -> None:
         """After the log records that came before."""
@@ -164,3 +162,12 @@ class PlainView:
 
     def _print_at(self, seconds: float, text: str) -> None:
         self._console.print(Text(f"{seconds:5.1f} s  {text}"), soft_wrap=True)
+
+
+def waits(monitor: Monitor) -> str:
+    """The percentiles of the waits so far."""
+    p50, p99 = ("-" if wait is None else duration(wait) for wait in monitor.waits.percentiles(50, 99))
+    return f"p50 {p50}  p99 {p99}"
+
+
+View = LiveView | PlainView

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from bisect import insort
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 LOG_LINES = 6
 FILE_EXPORTERS = "opentelemetry.exporter.otlp.json.file"
+OTLP_EXPORTERS = "opentelemetry.exporter.otlp.proto"
+FOLDERS = re.compile(r"(?<= at )/\S*/(?=[^/\s]+:\d+ )")
+"""Of a place in the program, as in ``at /srv/shop/web.py:12 serve``."""
 LOGGERS = {"otel_pgpool": logging.INFO, "opentelemetry": logging.WARNING}
 
 
@@ -58,10 +62,10 @@ class Waits(SpanProcessor):
             with self._lock:
                 insort(self._ordered, wait)
 
-    def percentiles(self, *ranks: float) -> Sequence[float]:
-        """Zeros before the first checkout."""
+    def percentiles(self, *ranks: float) -> Sequence[float | None]:
+        """None before the first checkout with a span, and so for ever where a sampler leaves none."""
         with self._lock:
-            return [percentile(self._ordered, rank) if self._ordered else 0.0 for rank in ranks]
+            return [percentile(self._ordered, rank) if self._ordered else None for rank in ranks]
 
 
 class Monitor(logging.Handler):
@@ -104,7 +108,9 @@ class Monitor(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the first line of the message; tracebacks of exporters are not for this view."""
-        text = record.getMessage().partition("\n")[0].removeprefix(self._prefix)
+        text = FOLDERS.sub("", record.getMessage().partition("\n")[0].removeprefix(self._prefix))
+        if record.name.startswith(OTLP_EXPORTERS):
+            text = f"OTLP: {text}"
         if record.name.startswith(FILE_EXPORTERS):
             self.write_error = text
         line = LogLine(self.elapsed, record.levelname, text, record.levelno >= logging.WARNING)

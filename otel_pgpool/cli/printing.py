@@ -1,11 +1,10 @@
-"""What the command prints: to a person, to a program, and to whoever watches for trouble."""
+"""What the command prints: to a person, and to a program."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -16,14 +15,15 @@ from otel_pgpool.cli.drawing import draw, glyphs_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from otel_pgpool.cli.output import Output
     from otel_pgpool.cli.report import Report
 
 
-def make_console(stream: IO[str]) -> Console:
+def make_console(output: Output) -> Console:
     """Colour and animation only where a terminal can show them, whatever FORCE_COLOR says."""
-    terminal = stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
+    terminal = output.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
     return Console(
-        file=stream,
+        file=cast("IO[str]", output),  # all of it that rich uses
         force_terminal=terminal,
         force_interactive=terminal,
         color_system="auto" if terminal else None,
@@ -44,18 +44,13 @@ def print_report(console: Console, report: Report, *run: str) -> None:
     console.print(Text())
 
 
-def print_further(console: Console, *lines: str) -> None:
-    """Where to look next; a URL is not broken, so that it can be copied."""
+def print_further(console: Console, **places: str) -> None:
+    """Where to look next; nothing is broken, so that it can be copied."""
     console.print(Text("  Where to look next", "bold"))
-    for line in lines:
-        console.print(Text(f"    {line}"), soft_wrap=True)
+    for name, place in places.items():
+        console.print(Text.assemble((f"    {name:<7} ", "dim"), place), soft_wrap=True)
 
 
-def print_json(report: Report, facts: Mapping[str, Any]) -> None:
-    """For a program: one document on stdout."""
-    print(json.dumps({"version": __version__, **report.as_dict(), **facts}, indent=2))
-
-
-def warn(text: str) -> None:
-    """Say what went wrong without stopping anything."""
-    print(f"otel-pgpool: warning: {text}", file=sys.stderr)
+def print_json(output: Output, report: Report, facts: Mapping[str, Any]) -> None:
+    """For a program: one document."""
+    output.write(json.dumps({"version": __version__, **report.as_dict(), **facts}, indent=2) + "\n")

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILES = ("traces.jsonl", "metrics.jsonl", "logs.jsonl")
+OPENING = '{"resource'
+"""What every line begins with, one that was cut short too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class Recording:
         """Nothing is touched yet."""
         self.folder = folder
         self.files = self.traces, self.metrics, self.logs = tuple(folder / name for name in FILES)
+        self.begun = False
+        """Whether the run got as far as to write into them."""
+        self.cut_short: set[Path] = set()
+        """Files that were found to have a line cut short, as by a full disk: what it held is missing."""
         self._made: list[Path] = []
 
     def claim(self) -> None:
@@ -80,55 +86,75 @@ class Recording:
     def begin(self) -> None:
         """Empty the files: the recording of an earlier run is replaced, and what is here now stays."""
         self._made = []
+        self.begun = True
         for path in self.files:
             path.write_bytes(b"")
 
     def spans(self) -> Iterator[Span]:
         """Every span, in the order in which they ended."""
-        for scope in _scopes(self.traces, "resourceSpans", "scopeSpans"):
+        for scope in self._scopes(self.traces, "resourceSpans", "scopeSpans"):
             for span in scope.get("spans", ()):
                 yield _span(span)
 
     def service(self) -> str:
-        """``service.name`` of the program that was recorded; empty if there is no span."""
-        for batch in _lines(self.traces):
-            for resource in batch.get("resourceSpans", ()):
-                return str(_attributes(resource.get("resource", {})).get("service.name", ""))
+        """``service.name`` of the program that was recorded; empty if nothing was."""
+        for path, resources in zip(self.files, ("resourceSpans", "resourceMetrics", "resourceLogs"), strict=True):
+            for batch in self._lines(path):
+                for resource in batch.get(resources, ()):
+                    return str(_attributes(resource.get("resource", {})).get("service.name", ""))
         return ""
 
     def totals(self, metric: str, attribute: str = "") -> dict[str, int]:
         """The last value of a counter, by the value of one of its attributes (without one: under ``""``)."""
         totals: dict[str, int] = {}
-        for scope in _scopes(self.metrics, "resourceMetrics", "scopeMetrics"):
-            for found in scope.get("metrics", ()):
-                if found["name"] == metric:
-                    for point in found.get("sum", {}).get("dataPoints", ()):
-                        value = int(point.get("asInt", 0)) if "asInt" in point else int(point.get("asDouble", 0))
-                        totals[str(_attributes(point).get(attribute, ""))] = value
+        for found in self._metrics():
+            if found["name"] == metric:
+                for point in _points(found):
+                    totals[str(_attributes(point).get(attribute, ""))] = _number(point)
         return totals
+
+    def traffic(self) -> tuple[int, int] | None:
+        """When the pool's metrics began, and when they first had all checkouts; in ns since the epoch.
+
+        None if they have none. It holds where a sampler has left no spans.
+        """
+        began, ended, most = [], 0, 0
+        for found in self._metrics():
+            points = _points(found)
+            began += [int(point["startTimeUnixNano"]) for point in points if "startTimeUnixNano" in point]
+            if found["name"] == "otel_pgpool.checkouts" and (served := sum(map(_number, points))) > most:
+                most, ended = served, max(int(point["timeUnixNano"]) for point in points)
+        return (min(began), ended) if began and ended else None
 
     def log_events(self) -> dict[str, int]:
         """How many log records there are of each ``otel_pgpool.event``."""
         events: dict[str, int] = {}
-        for scope in _scopes(self.logs, "resourceLogs", "scopeLogs"):
+        for scope in self._scopes(self.logs, "resourceLogs", "scopeLogs"):
             for record in scope.get("logRecords", ()):
                 name = _attributes(record).get("otel_pgpool.event")
                 if name is not None:
                     events[name] = events.get(name, 0) + 1
         return events
 
+    def _metrics(self) -> Iterator[dict[str, Any]]:
+        for scope in self._scopes(self.metrics, "resourceMetrics", "scopeMetrics"):
+            yield from scope.get("metrics", ())
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
+    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        if not OPENING.startswith(line.rstrip()[: len(OPENING)]):
+                            raise
+                        self.cut_short.add(path)
 
-
-def _scopes(path: Path, resources: str, scopes: str) -> Iterator[dict[str, Any]]:
-    for batch in _lines(path):
-        for resource in batch.get(resources, ()):
-            yield from resource.get(scopes, ())
+    def _scopes(self, path: Path, resources: str, scopes: str) -> Iterator[dict[str, Any]]:
+        for batch in self._lines(path):
+            for resource in batch.get(resources, ()):
+                yield from resource.get(scopes, ())
 
 
 def _span(span: dict[str, Any]) -> Span:
@@ -143,6 +169,16 @@ def _span(span: dict[str, Any]) -> Span:
         events=tuple(Event(e["name"], int(e["timeUnixNano"]), _attributes(e)) for e in span.get("events", ())),
         links=tuple(Link(link["spanId"], _attributes(link)) for link in span.get("links", ())),
     )
+
+
+def _points(metric: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a counter or a histogram: those that say since when they count."""
+    points: list[dict[str, Any]] = metric.get("sum", metric.get("histogram", {})).get("dataPoints", [])
+    return points
+
+
+def _number(point: dict[str, Any]) -> int:
+    return int(point.get("asInt", point.get("asDouble", 0)))
 
 
 def _attributes(holder: dict[str, Any]) -> dict[str, Any]:

@@ -95,9 +95,11 @@ class Report:
     sampled: int
     """Checkouts that left a span: fewer, when a sampler is set."""
     paths: dict[str, int]
+    """Checkouts that were served, by the way that their connection came."""
     outcomes: dict[str, int]
     errors: dict[str, int]
-    queued: int
+    waited: int
+    """Checkouts that stood in the queue, served or not, as far as they left a span."""
     timeouts: int
     retries: int
     long_holds: int
@@ -119,19 +121,21 @@ def read(recording: Recording, slowest: int = 3) -> Report:
     checkouts = [span for span in spans.values() if span.name == "pool.checkout"]
     waits = {span.parent_id: span for span in spans.values() if span.name == "pool.wait"}
     told = [span.attributes for span in checkouts]
-    served = sum(recording.totals("otel_pgpool.checkouts", "otel_pgpool.path").values())
-    failed = sum("otel_pgpool.hold_time" not in attributes for attributes in told)
+    paths = recording.totals("otel_pgpool.checkouts", "otel_pgpool.path")
+    timeouts = sum(recording.totals("db.client.connection.timeouts").values())
+    failed = max(timeouts, sum("otel_pgpool.hold_time" not in attributes for attributes in told))
+    asked = max(sum(paths.values()) + failed, len(checkouts))
     return Report(
         service=recording.service(),
         pool=next((attributes["db.client.connection.pool.name"] for attributes in told), ""),
-        seconds=_duration(spans.values()),
-        checkouts=max(served + failed, len(checkouts)),
+        seconds=_duration(spans.values(), recording.traffic() if len(checkouts) < asked else None),
+        checkouts=asked,
         sampled=len(checkouts),
-        paths=_count(attributes.get("otel_pgpool.path") for attributes in told),
+        paths={path: count for path, count in paths.items() if count},
         outcomes=_count(attributes.get("otel_pgpool.outcome") for attributes in told),
         errors=_count(attributes.get("error.type") for attributes in told),
-        queued=len(waits),
-        timeouts=sum(recording.totals("db.client.connection.timeouts").values()),
+        waited=len(waits),
+        timeouts=timeouts,
         retries=sum(recording.totals("otel_pgpool.retries").values()),
         long_holds=sum(recording.totals("otel_pgpool.long_holds").values()),
         created=sum(recording.totals("otel_pgpool.connections.created").values()),
@@ -214,8 +218,11 @@ def _count(values: Iterable[str | None]) -> dict[str, int]:
     return dict(Counter(value for value in values if value is not None).most_common())
 
 
-def _duration(spans: Iterable[Span]) -> float:
+def _duration(spans: Iterable[Span], traffic: tuple[int, int] | None) -> float:
+    """From the first that is known to have begun to the last that is known to have ended."""
     times = [(span.start, span.end) for span in spans]
+    if traffic:
+        times.append(traffic)
     if not times:
         return 0.0
     return (max(end for _, end in times) - min(start for start, _ in times)) / NANOSECONDS

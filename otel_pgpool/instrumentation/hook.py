@@ -20,9 +20,8 @@ from otel_pgpool._watcher import Watcher
 from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from otel_pgpool._checkout import Loan
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.ledger import Kind
     from otel_pgpool.instrumentation.settings import Settings
@@ -42,7 +41,7 @@ class Hook:
         self.is_on = True
         self.ledgers: dict[Ledger, None] = {}
         self._gone: deque[Ledger] = deque()
-        self._lost: deque[tuple[Ledger, Loan]] = deque()
+        self._notes: deque[Callable[[], object]] = deque()
         self._guard = Guard("new to the hook")
         self._start_afresh()
         _hooks.add(self)
@@ -53,8 +52,16 @@ class Hook:
         self._wakeup = Wakeup()
         self._watch = Watch(self, self._wakeup, "otel_pgpool-watch")
 
-    def adopt(self, pool: Any, kind: Kind, name: str, target: Target) -> Ledger | None:
-        """The ledger of a pool, opened if it has none; None where that fails, or the hook is off."""
+    def adopt(self, pool: Any, kind: Kind, name: str, target: Target, *, before: Ledger | None = None) -> Ledger | None:
+        """The ledger of a pool, opened if it has none; None where that fails, or the hook is off.
+
+        Args:
+            pool: whose.
+            kind: of it.
+            name: as it is called unless another pool is.
+            target: where it connects to.
+            before: of the pool whose place this one takes, with its name and totals.
+        """
         self.settle()  # so that a pool made in the place of one that was dropped has its name
         with self._lock:
             if not self.is_on:
@@ -64,7 +71,7 @@ class Hook:
                 return known
             try:
                 renew_here()
-                ledger = Ledger(pool, kind, name, target, self)
+                ledger = Ledger(pool, kind, name, target, self, before=before)
             except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
                 self._guard.lament(error)
                 return None
@@ -77,15 +84,15 @@ class Hook:
             self._gone.append(ledger)
         self._wakeup.ring()
 
-    def reclaim(self, ledger: Ledger, loan: Loan) -> None:
-        """A pool takes back what its borrower dropped. Called by finalizers, hence it only takes a note."""
-        self._lost.append((ledger, loan))
+    def later(self, deed: Callable[[], object]) -> None:
+        """Let the watch do it. Called by finalizers, hence it only takes a note."""
+        self._notes.append(deed)
         self._wakeup.ring()
 
     def settle(self) -> None:
-        """Do what finalizers have noted: end dropped checkouts, and close the ledgers of pools that were collected."""
-        for ledger, loan in _drained(self._lost):
-            ledger.give_back(loan, "reclaimed")
+        """Do what finalizers have noted, and close the ledgers of pools that were collected."""
+        for deed in _drained(self._notes):
+            deed()
         for ledger in _drained(self._gone):
             self.ledgers.pop(ledger, None)
             ledger.end("reclaimed", "reclaimed")

@@ -59,7 +59,8 @@ class Levels(NamedTuple):
     """0 for no limit."""
     used: int
     idle: int
-    maxidle: int
+    maxidle: int | None
+    """None for as many as there may be."""
     closed: bool = False
 
 
@@ -151,7 +152,9 @@ class Ledger:
         "waiting",
     )
 
-    def __init__(self, pool: Any, kind: Kind, name: str, target: Target, hook: Hook) -> None:
+    def __init__(
+        self, pool: Any, kind: Kind, name: str, target: Target, hook: Hook, *, before: Ledger | None = None
+    ) -> None:
         self.hook = hook
         self._kind = kind
         self._retired = self._ended = False
@@ -159,6 +162,9 @@ class Ledger:
         self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
         self.long_hold = hook.settings.long_hold
         self._start_afresh()
+        if before is not None:
+            before.retire()
+            self._take_over(before)
         telemetry = hook.settings.telemetry
         self._observer = Telemetry(
             hook.settings.tracer_provider,
@@ -351,6 +357,13 @@ class Ledger:
 
     # Connections
 
+    def leads_to(self, target: Target) -> None:
+        """It is known now where the connections lead."""
+        before, self.target = self.target, target
+        told = before.address, before.port, before.namespace
+        if target.address and (target.address, target.port, target.namespace) != told:
+            self.guard.tell(self._observer.attached, self)
+
     def enter(self, conn: Any) -> Slot:
         """Know a connection from now on."""
         slot = Slot()
@@ -542,7 +555,7 @@ class Ledger:
         self._retired = True
         _registry.release_name(self.name, self)
 
-    def take_over(self, before: Ledger) -> None:
+    def _take_over(self, before: Ledger) -> None:
         """Go on counting where the ledger of this pool's predecessor ended."""
         for total in TOTALS:
             setattr(self, total, getattr(before, total))

@@ -325,9 +325,10 @@ class Hooked:
             try:
                 original(self, conn, None, close)
             except BaseException as error:
-                if id(conn) in self._rused and not self.closed:  # it is still lent, as far as the pool is concerned
+                if not self.closed:
                     ledger.quiet[id(conn)] = quiet
-                    _failed(ledger, ledger.speak_up(conn), error)
+                    if not _goes_on(self, conn, error) and (loan := ledger.speak_up(conn)) is not None:
+                        ledger.give_back(loan, "discarded", error)
                 raise
             if conn.closed:
                 _discard(ledger, ledger.slot_of(conn), was_closed, close=close)
@@ -356,19 +357,21 @@ class Hooked:
         try:
             if slot is None:  # not known, or no connection
                 return original(pool, *args, **kwargs)
-            return self._take_back(ledger, slot, conn, partial(original, pool, *args, **kwargs), _closes(*args, **kwargs))
+            give_back = partial(original, pool, *args, **kwargs)
+            return self._take_back(ledger, slot, conn, give_back, close=_closes(*args, **kwargs))
         finally:
             if ledger.turns is not None:
                 ledger.turns.call()
 
-    def _take_back(self, ledger: Ledger, slot: Slot, conn: Any, give_back: Callable[[], Any], close: bool) -> Any:  # noqa: FBT001 - the program's
+    def _take_back(self, ledger: Ledger, slot: Slot, conn: Any, give_back: Callable[[], Any], *, close: bool) -> Any:
         """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
         loan: Any = slot.checkout or ledger.speak_up(conn)
         was_closed = conn.closed
         try:
             given_back = give_back()
         except BaseException as error:
-            _failed(ledger, loan, error)
+            if loan is not None and not _goes_on(ledger.pool, conn, error):
+                ledger.give_back(loan, "discarded", error)
             raise
         if conn.closed:
             _discard(ledger, slot, was_closed, close=close, loan=loan)
@@ -524,6 +527,15 @@ def _closes(_conn: Any = None, _key: Any = None, close: Any = False, *_args: Any
     return bool(close)
 
 
+def _goes_on(pool: Any, conn: Any, error: BaseException) -> bool:
+    """Whether a return that failed has changed nothing: it was refused, or interrupted before it came so far.
+
+    Where the pool's own work on the connection failed, as its rollback does, the hold is over, though the stock pool
+    counts the connection as used for ever, unless it is given back once more.
+    """
+    return isinstance(error, PoolError) or (id(conn) in pool._rused and not isinstance(error, psycopg2.Error))
+
+
 def _return_unused(pool: Any, conn: Any) -> None:
     """Give back what the caller was handed and never saw: an interrupt came between."""
     with suppress(Exception):  # the interrupt is what the caller must hear of
@@ -550,16 +562,6 @@ def _refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None
     elif isinstance(error, PoolError) and pool.closed:
         refusal = "closed"
     ledger.refuse(loan, error, refusal)
-
-
-def _failed(ledger: Ledger, loan: Loan | None, error: BaseException) -> None:
-    """A return has raised: the hold is over where the pool's own work on the connection failed, as its rollback does.
-
-    The stock pool still counts the connection as used then, for ever unless it is given back once more. Where it has
-    refused, or the caller's arguments were wrong, nothing was returned.
-    """
-    if loan is not None and isinstance(error, psycopg2.Error) and not isinstance(error, PoolError):
-        ledger.give_back(loan, "discarded", error)
 
 
 def _discard(ledger: Ledger, slot: Slot, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:

@@ -11,20 +11,24 @@ from sys import _getframe
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+import psycopg2
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
+from sqlalchemy.util.queue import Empty, Queue
 
 from otel_pgpool._checkout import Attempt, places_of
 from otel_pgpool._errors import error_type
-from otel_pgpool._target import target_of
+from otel_pgpool._target import UnknownTarget, target_of
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_pgpool._checkout import Loan
+    from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
 
@@ -35,8 +39,8 @@ DRIVER = "psycopg2"
 PLACED_IN_QUERY = ("host", "port", "dbname", "user")
 """What of a URL's query tells where it leads; the rest may hold secrets."""
 
-AT_ONCE = 0.001
-"""Seconds within which a full pool may hand over an idle connection without having let its caller wait."""
+BETWEEN = frozenset({"sqlalchemy", "contextlib", "opentelemetry", "wrapt"})
+"""Who stands between the program's line and a request: ``with engine.begin()``, an instrumentor of ``connect``."""
 
 
 def hook_on(hook: Hook) -> Callable[[], None]:
@@ -47,16 +51,26 @@ def hook_on(hook: Hook) -> Callable[[], None]:
 
 
 def read_levels(pool: Any) -> Levels:
-    """The pool's own figures; where it keeps none, the ledger's."""
+    """The pool's own figures; where it keeps none, the ledger's.
+
+    A `QueuePool` is read past its methods, which take the lock of its queue, and count places that have lost their
+    connection among the idle ones.
+    """
     if isinstance(pool, QueuePool):
-        overflow = pool._max_overflow  # it has no public name; -1 for no limit
-        return Levels(
-            0, 0 if overflow < 0 else pool.size() + overflow, pool.checkedout(), pool.checkedin(), pool.size()
-        )
+        queue = list(pool._pool.queue)  # type: ignore[attr-defined]  # of every queue that is not for asyncio
+        size, overflow = pool.size(), pool._max_overflow  # -1 for no limit
+        limit = 0 if overflow < 0 else size + overflow
+        idle = sum(_is_connected(record) for record in queue)
+        return Levels(0, limit, size - len(queue) + pool._overflow, idle, size or None)  # a size of 0 keeps them all
     held = len(getattr(pool, LEDGER).holds)
     if isinstance(pool, StaticPool):
-        return Levels(0, 1, min(held, 1), 1 - min(held, 1), 1)
+        idle = not held and _is_connected(pool.__dict__.get("connection"))
+        return Levels(0, 1, min(held, 1), int(idle), 1)
     return Levels(0, 0, held, 0, 0)
+
+
+def _is_connected(record: Record) -> bool:
+    return getattr(record, "dbapi_connection", None) is not None
 
 
 class Request:
@@ -65,9 +79,11 @@ class Request:
     def __init__(self, ledger: Ledger, loan: Loan) -> None:
         self.ledger = ledger
         self.loan = loan
+        self.since = loan.started  # when it was asked, or its wait was over
         self.connecting: float | None = None  # since when
         self.record: Record = None  # what it was given
         self.conn: Any = None
+        self.lost: BaseException | None = None  # why it was given another
         self.fairy: weakref.ref[Any] | None = None
 
 
@@ -77,23 +93,34 @@ class Held:
     def __init__(self, request: Request) -> None:
         self.ledger = request.ledger
         self.loan = request.loan
-        self.fairy = request.fairy
+        self.key = id(request.conn)
+        self._fairy = request.fairy
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the garbage collector gives it back, for its borrower has lost it.
+
+        That is no place to do more than take a note: it may be inside any lock, of the telemetry's too.
+        """
+        return self._fairy is not None and self._fairy() is None
 
 
 class Hooked:
-    """Listeners to the pools' events, and the one wrap.
+    """Listeners to the pools' events, and two wraps.
 
     SQLAlchemy has no event for a request, nor for one that fails, so that no event can tell how long anybody waited.
-    Every connection of an engine comes through ``Engine.raw_connection``, which also knows the URL: it is wrapped.
+    Every connection of an engine comes through ``Engine.raw_connection``, which also knows the URL: it is wrapped. It
+    cannot tell a wait for somebody's return from a slow look at an idle connection (``pool_pre_ping``, a listener of
+    the program's): a pool waits in the ``get`` of its queue and nowhere else, so that is wrapped too.
     """
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         self._requests: dict[int, Request] = {}  # by thread
         self._held: dict[int, Held] = {}  # by id of the record
-        self._returning: dict[int, int] = {}  # thread, id of the record that it gives back to be closed
         self._records: weakref.WeakKeyDictionary[Record, Ledger] = weakref.WeakKeyDictionary()
         self._engines: weakref.WeakKeyDictionary[Engine, Ledger] = weakref.WeakKeyDictionary()
+        self._wrapped: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there, what stands now
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
             (Engine, "do_connect", self._connecting),
             (Pool, "connect", self._connected),
@@ -108,88 +135,134 @@ class Hooked:
         """Listen, and wrap."""
         for target, name, listener in self._listeners:
             event.listen(target, name, listener)
-        self._original = Engine.raw_connection
-        self._wrapped = Engine.raw_connection = self._raw_connection(self._original)  # type: ignore[method-assign]
+        self._wrap(Engine, "raw_connection", self._raw_connection)
+        self._wrap(Queue, "get", self._get)
+
+    def _wrap(self, owner: type, name: str, wrapper: Callable[[Any], Any]) -> None:
+        before = getattr(owner, name)
+        now = wrapper(before)
+        self._wrapped.append((owner, name, before, now))
+        setattr(owner, name, now)
 
     def end(self) -> None:
         """Leave everything as it was, but for a wrap that somebody else has wrapped since: that passes through."""
+        for owner, name, before, now in self._wrapped:
+            if getattr(owner, name) is now:
+                setattr(owner, name, before)
         for target, name, listener in self._listeners:
-            event.remove(target, name, listener)
-        if Engine.raw_connection is self._wrapped:
-            Engine.raw_connection = self._original  # type: ignore[method-assign]
+            if event.contains(target, name, listener):
+                event.remove(target, name, listener)
 
     # A request
 
     def _raw_connection(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
-            ledger: Ledger | None = engine.pool.__dict__.get(LEDGER) or self._adopt(engine)
-            if ledger is None:
+            if not self._hook.is_on:  # somebody has wrapped this wrap, and the pool may be another hook's by now
                 return original(engine, *args, **kwargs)
-            return self._check_out(ledger, engine.pool, _getframe(1), partial(original, engine, *args, **kwargs))
+            ledger: Ledger | None = engine.pool.__dict__.get(LEDGER) or self._adopt(engine)
+            ask = partial(original, engine, *args, **kwargs)
+            return self._pass_by(ask) if ledger is None else self._check_out(ledger, _getframe(1), ask)
 
         return raw_connection
 
-    def _check_out(self, ledger: Ledger, pool: Pool, frame: Any, ask: Callable[[], Any]) -> Any:
-        loan = ledger.ask(*places_of(frame, beyond="sqlalchemy"))
+    def _pass_by(self, ask: Callable[[], Any]) -> Any:
+        """Of an engine that is none of ours no event is heard, though a listener ask it in the middle of a request."""
+        outer = self._requests.pop(threading.get_ident(), None)
+        try:
+            return ask()
+        finally:
+            self._resume(outer)
+
+    def _check_out(self, ledger: Ledger, frame: Any, ask: Callable[[], Any]) -> Any:
+        loan = ledger.ask(*places_of(frame, BETWEEN))
         request = Request(ledger, loan)
-        thread = threading.get_ident()
-        outer = self._requests.get(thread)
-        self._requests[thread] = request
-        full = _is_full(pool)
-        if full and pool.checkedin() <= len(ledger.waiting):  # type: ignore[attr-defined]  # a QueuePool's
-            ledger.queue(loan)
+        outer = self._requests.get(threading.get_ident())
+        self._requests[threading.get_ident()] = request
         try:
             fairy = ask()
         except BaseException as error:
             self._refuse(request, error)
             raise
         finally:
-            if outer is None:
-                del self._requests[thread]
-            else:
-                self._requests[thread] = outer
+            self._resume(outer)
         if request.record is not None:
-            self._lend(request, overtaken=full and loan.queued is None and monotonic() - loan.started > AT_ONCE)
+            self._lend(request)
+        else:  # the one that its thread has already, or the hook was taken off meanwhile: no event tells of its return
+            ledger.lend(loan, getattr(fairy, "dbapi_connection", fairy))
+            ledger.give_back(loan)
         return fairy
+
+    def _resume(self, outer: Request | None) -> None:
+        if outer is None:
+            self._requests.pop(threading.get_ident(), None)
+        else:
+            self._requests[threading.get_ident()] = outer
+
+    def _get(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
+            request = self._requests.get(threading.get_ident()) if block else None
+            if request is None or request.loan.queued is not None:
+                return original(queue, block, timeout)
+            with suppress(Empty):
+                return original(queue, False)  # noqa: FBT003 - likewise
+            request.ledger.queue(request.loan)
+            try:
+                return original(queue, block, timeout)
+            finally:
+                request.since = monotonic()
+
+        return get
 
     def _refuse(self, request: Request, error: BaseException) -> None:
         """What the pool raises is its own; SQLAlchemy's wrapping of a driver's error is taken off."""
         ledger, loan = request.ledger, request.loan
         cause = getattr(error, "orig", None) or error
-        if request.connecting is not None:
-            ledger.connect_failed(request.connecting, cause)
+        connecting = request.connecting
+        if (
+            connecting is None
+            and request.conn is None
+            and isinstance(cause, psycopg2.Error)
+            and cause is not request.lost
+        ):
+            connecting = request.since  # a creator of the program's own, of which no event tells
+        if connecting is not None:
+            ledger.connect_failed(connecting, cause)
             ledger.connecting.discard(threading.get_ident())
         timed_out = isinstance(error, QueuePoolTimeout)
         if timed_out and loan.queued is None:
             ledger.queue_since(loan, loan.started)
         ledger.refuse(loan, cause, "timeout" if timed_out else None)
 
-    def _lend(self, request: Request, *, overtaken: bool) -> None:
-        """Hand over; ``overtaken``: somebody took the idle connection that was there when it asked."""
+    def _lend(self, request: Request) -> None:
         ledger, loan = request.ledger, request.loan
         before = self._held.get(id(request.record))
         if before is not None:  # a StaticPool lends its one connection as often as it is asked
             before.ledger.give_back(before.loan)
-        if overtaken and not ledger.untold:
-            ledger.queue_since(loan, loan.started)
         self._held[id(request.record)] = Held(request)
         ledger.lend(loan, request.conn)
+        if not ledger.hook.is_on:  # taken off since
+            ledger.give_back(loan)
 
     # Events; each is SQLAlchemy's, with its arguments
 
-    def _connecting(self, _dialect: Any, _record: Record, _args: Any, _parameters: Any) -> None:
+    def _connecting(self, _dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
         request = self._requests.get(threading.get_ident())
         if request is not None:
+            request.ledger.leads_to(target_of(tuple(args), parameters))  # with connect_args, which are not in the URL
             request.connecting = monotonic()
             request.ledger.connecting.add(threading.get_ident())
 
     def _connected(self, conn: Any, record: Record) -> None:
         request = self._requests.get(threading.get_ident())
         if request is not None:
-            began, request.connecting = request.connecting, None
+            began, request.connecting, request.conn = request.connecting, None, conn
+            if began is None:
+                began = request.since
+                request.ledger.leads_to(UnknownTarget(_parameters_of(conn)))
             request.ledger.connecting.discard(threading.get_ident())
-            request.ledger.connected(request.loan.started if began is None else began, conn)
+            request.ledger.connected(began, conn)
             self._records[record] = request.ledger
 
     def _checked_out(self, conn: Any, record: Record, fairy: Any) -> None:
@@ -201,28 +274,35 @@ class Hooked:
         held = self._held.pop(id(record), None)
         if held is None:
             return
-        if _closes_on_return(held.ledger.pool):
-            self._returning[threading.get_ident()] = id(record)
-        if held.fairy is not None and held.fairy() is None:
-            # The garbage collector returns what its borrower has dropped: no place to do more than take a note.
-            held.ledger.hook.reclaim(held.ledger, held.loan)
+        if held.is_dropped:
+            held.ledger.hook.later(partial(held.ledger.give_back, held.loan, "reclaimed"))
         else:
             held.ledger.give_back(held.loan, "discarded" if conn is None or conn.closed else "released")
 
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
         held, request = self._held.get(id(record)), self._requests.get(threading.get_ident())
         cause = getattr(error, "orig", None) or error
+        reason = "broken"
+        if cause is None:  # the program wants it closed
+            reason = "returned_closed"
+        elif type(cause) is DisconnectionError:  # a listener of the program's has looked at it
+            reason = "check_failed"
         if held is not None:
-            held.ledger.discard(held.ledger.slot_of(conn), "broken", cause, held.loan)
+            slot = held.ledger.slot_of(conn)
+            held.ledger.slots.pop(slot.key, None)
+            discard = partial(held.ledger.discard, slot, reason, cause, held.loan)
+            held.ledger.hook.later(discard) if held.is_dropped else discard()
         elif request is not None:
-            name = "DisconnectionError" if cause is None else error_type(cause)
-            request.loan.retried(Attempt(monotonic(), name, 0.0), None)
-            request.ledger.retries += 1
-            request.ledger.discard(request.ledger.slot_of(conn), "broken", cause, request.loan)
+            if cause is not None:
+                request.conn, request.lost, request.since = None, cause, monotonic()
+                request.loan.retried(Attempt(request.since, error_type(cause), 0.0), None)
+                request.ledger.retries += 1
+            request.ledger.discard(request.ledger.slot_of(conn), reason, cause, request.loan)
 
     def _detached(self, conn: Any, record: Record) -> None:
-        held = self._held.pop(id(record), None)
-        if held is not None:
+        held = self._held.get(id(record))
+        if held is not None and held.key == id(conn):  # the record may have been lent to another since
+            del self._held[id(record)]
             held.ledger.give_back(held.loan, "discarded")
             held.ledger.discard(held.ledger.slot_of(conn), "returned_closed", None, held.loan)
 
@@ -231,12 +311,14 @@ class Hooked:
         slot = None if ledger is None else ledger.slots.get(id(conn))
         if ledger is None or slot is None:  # discarded as broken before
             return
-        thread = threading.get_ident()
-        if thread in self._requests:
-            reason = "expired"
-        else:
-            reason = "idle" if self._returning.get(thread) == id(record) else "drained"
-        ledger.discard(slot, reason)
+        ledger.discard(slot, self._why_closed(ledger.pool, record))
+
+    def _why_closed(self, pool: Any, record: Record) -> str:
+        if isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin()):
+            return "idle"  # it came back, and there was one too many
+        if threading.get_ident() not in self._requests:
+            return "drained"  # by dispose()
+        return "drained" if record._is_hard_or_soft_invalidated() else "expired"
 
     # Engines
 
@@ -244,38 +326,59 @@ class Hooked:
         """Open a ledger for an engine's pool; it goes on where that of a pool before it ended."""
         if engine.dialect.driver != DRIVER or not self._hook.is_on:
             return None
-        arguments, parameters = engine.dialect.create_connect_args(engine.url)
-        before = self._engines.get(engine)
-        if before is not None:
-            if before.pool is engine.pool:  # another thread was faster
-                return before
-            before.retire()
+        engine = _owner_of_the_pool(engine)
+        kind = Kind(read_levels, partial(self._abandon, weakref.ref(engine)))
         ledger = self._hook.adopt(
-            engine.pool,
-            Kind(read_levels, partial(self._abandon, weakref.ref(engine))),
-            name_of(engine),
-            target_of(tuple(arguments), parameters),
+            engine.pool, kind, name_of(engine), _target_of(engine), before=self._engines.get(engine)
         )
         if ledger is not None:
             self._engines[engine] = ledger
-            if before is not None:
-                ledger.take_over(before)
         return ledger
 
     def _abandon(self, engine_ref: weakref.ref[Engine], pool: Any) -> int:
-        """In a forked child: what SQLAlchemy's own guide to forking says."""
+        """In a forked child: what SQLAlchemy's own guide to forking says, and the parent's sockets are closed here.
+
+        A pool that no engine can be given another for keeps them: a number that is free again may be somebody else's.
+        """
         engine = engine_ref()
         self._requests.clear()
         self._held.clear()
-        self._returning.clear()
-        records = list(getattr(getattr(pool, "_pool", None), "queue", ()))
+        if engine is None or engine.pool is not pool:
+            return 0
+        try:
+            engine.dispose(close=False)
+        except TypeError:  # SQLAlchemy before 1.4.33
+            engine.pool = pool.recreate()
+        records = [record for record in getattr(getattr(pool, "_pool", None), "queue", ()) if _is_connected(record)]
         for record in records:
             with suppress(Exception):
                 os.close(record.dbapi_connection.fileno())
-        if engine is not None and engine.pool is pool:
-            with suppress(TypeError):  # SQLAlchemy before 1.4.33 cannot
-                engine.dispose(close=False)
         return len(records)
+
+
+def _owner_of_the_pool(engine: Engine) -> Engine:
+    """Engines that ``execution_options`` makes stand in front of another, and may be gone before it."""
+    while (behind := getattr(engine, "_proxied", None)) is not None:
+        engine = behind
+    return engine
+
+
+def _target_of(engine: Engine) -> Target:
+    """Where the URL leads. With a ``creator`` of the program's own it need not be true, and is often empty."""
+    if getattr(getattr(engine.pool, "_creator", None), "__module__", None) != create_engine.__module__:
+        return UnknownTarget()
+    try:
+        arguments, parameters = engine.dialect.create_connect_args(engine.url)
+    except Exception:  # noqa: BLE001 - a dialect of the program's may refuse, and the program goes on
+        return UnknownTarget()
+    return target_of(tuple(arguments), parameters)
+
+
+def _parameters_of(conn: Any) -> dict[str, Any]:
+    """Of a connection, as libpq knows them, without its password."""
+    with suppress(Exception):
+        return {**conn.info.dsn_parameters}
+    return {}
 
 
 def name_of(engine: Engine) -> str:
@@ -283,16 +386,9 @@ def name_of(engine: Engine) -> str:
     name = getattr(engine.pool, "logging_name", None)
     if name:
         return str(name)
-    url = engine.url
-    query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
-    return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
-
-
-def _closes_on_return(pool: Any) -> bool:
-    """Whether a connection that comes back now is one too many."""
-    return isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin())
-
-
-def _is_full(pool: Pool) -> bool:
-    """Whether it makes no more connections."""
-    return isinstance(pool, QueuePool) and 0 <= pool._max_overflow <= pool._overflow
+    try:
+        url = engine.url
+        query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
+        return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
+    except Exception:  # noqa: BLE001 - an engine that the program has put together itself may have anything there
+        return DRIVER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from otel_pgpool.cli.database import wait_until
 from otel_pgpool.cli.recording import Recording
+from otel_pgpool.cli.report import read
 from tests.receivers import HttpReceiver, closed_endpoint
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "import sys; from otel_pgpool.cli import main; sys.exit(main())")
 ESCAPE = "\x1b"
+NO_FILE = os.strerror(errno.ENOENT)
+NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 @dataclass
@@ -62,7 +67,7 @@ class Run:
 class Process:
     """The command, running in a folder of its own, with a folder for temporary files that is to be empty at the end."""
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, stdout: int = subprocess.PIPE, **environment: str) -> None:
         self.folder = folder
         self.began = time.monotonic()
         self.popen = subprocess.Popen(
@@ -70,7 +75,7 @@ class Process:
             cwd=folder,
             env=environ(folder, **environment),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -85,7 +90,7 @@ class Process:
 
     def end(self, timeout: float = 40.0) -> Run:
         out, err = self.popen.communicate(timeout=timeout)
-        return Run(self.popen.returncode, out, err, self.folder, time.monotonic() - self.began)
+        return Run(self.popen.returncode, out or "", err, self.folder, time.monotonic() - self.began)
 
 
 def environ(folder: Path, **more: str) -> dict[str, str]:
@@ -145,7 +150,8 @@ def assert_nothing_left(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} <= {"tmp", "out"}
 
 
-# Three runs at once: one with an endpoint that answers, one without, one on somebody else's database.
+# Four runs at once: one with an endpoint that answers, one without, two on somebody else's database; the last of them
+# leaves no spans, and the user's backend wants deltas.
 
 
 @dataclass
@@ -153,6 +159,7 @@ class Runs:
     full: Run
     dead: Run
     theirs: Run
+    unsampled: Run
     receiver: HttpReceiver
     dead_url: str
     bystander: connection
@@ -161,7 +168,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(server: PostgresServer, parent: Path) -> Iterator[Runs]:
-    folders = {name: make_folder(parent) for name in ("full", "dead", "theirs")}
+    folders = {name: make_folder(parent) for name in ("full", "dead", "theirs", "unsampled")}
     (folders["full"] / "out").mkdir()
     (folders["full"] / "out" / "traces.jsonl").write_text("of an earlier run\n")
     (folders["full"] / "out" / "notes.txt").write_text("not ours\n")
@@ -178,7 +185,9 @@ def runs(server: PostgresServer, parent: Path) -> Iterator[Runs]:
         full = start("full", "--json", "--seconds", "4", "--endpoint", receiver.endpoint, **over_http)
         dead = start("dead", "--seconds", "3", OTEL_EXPORTER_OTLP_ENDPOINT=dead_url)
         theirs = start("theirs", "--seconds", "3", "--dsn", server.dsn, "--json")
-        yield Runs(full.end(), dead.end(), theirs.end(), receiver, dead_url, bystander)
+        settings = {"OTEL_TRACES_SAMPLER": "always_off", "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta"}
+        unsampled = start("unsampled", "--seconds", "3", "--dsn", server.dsn, **settings)
+        yield Runs(full.end(), dead.end(), theirs.end(), unsampled.end(), receiver, dead_url, bystander)
 
 
 def test_every_path_outcome_and_event_is_taken(runs: Runs) -> None:
@@ -204,7 +213,7 @@ def test_every_path_outcome_and_event_is_taken(runs: Runs) -> None:
 def test_a_slow_query_is_told_from_a_transaction_left_open(runs: Runs) -> None:
     """Both reports are flagged while they hold, each with the state of its transaction and its line of the program."""
     flagged = {
-        (event.attributes["otel_pgpool.transaction.status"], place.rpartition(".")[2])
+        (event.attributes["otel_pgpool.transaction.status"], place.split()[-1].rpartition(".")[2])
         for span in runs.full.spans("pool.checkout")
         for event in span.events
         if event.name == "pool.long_hold"
@@ -270,7 +279,8 @@ def test_json_is_one_document_on_stdout(runs: Runs) -> None:
     document = json.loads(runs.full.out)
     checkouts = runs.full.spans("pool.checkout")
     assert document["checkouts"] == document["sampled"] == len(checkouts)
-    assert document["queued"] == len(runs.full.spans("pool.wait"))
+    assert document["waited"] == len(runs.full.spans("pool.wait"))
+    assert document["paths"] == dict(Counter(s.attributes["otel_pgpool.path"] for s in checkouts if served(s)))
     assert document["timeouts"] == document["outcomes"]["timeout"] > 0
     assert document["retries"] == sum(span.attributes["otel_pgpool.retries"] for span in checkouts) > 0
     held_long = sum(span.attributes.get("otel_pgpool.long_hold", False) for span in checkouts)
@@ -281,6 +291,10 @@ def test_json_is_one_document_on_stdout(runs: Runs) -> None:
     assert document["hold"]["max"] > 1.0
     assert len(document["slowest"]) == 3
     assert document["warnings"] == []
+
+
+def served(checkout: Span) -> bool:
+    return "otel_pgpool.hold_time" in checkout.attributes
 
 
 def test_the_slowest_name_whom_they_waited_for(runs: Runs) -> None:
@@ -310,7 +324,7 @@ def test_telemetry_arrives_at_the_endpoint(runs: Runs) -> None:
 
 def test_it_leaves_nothing_behind(runs: Runs) -> None:
     """No process, no temporary file, no file outside of `--out`."""
-    for ended in (runs.full, runs.dead, runs.theirs):
+    for ended in (runs.full, runs.dead, runs.theirs, runs.unsampled):
         assert_nothing_left(ended.folder)
 
 
@@ -330,6 +344,7 @@ def test_the_report_is_plain_where_there_is_no_terminal(runs: Runs) -> None:
     assert "\r" not in runs.dead.out
     for expected in ("The 3 slowest checkouts", "waited for", "long_hold", "p50", "p99", "Where to look next", "16686"):
         assert expected in runs.dead.out
+    assert [line for line in runs.dead.out.splitlines() if line != line.rstrip()] == []
     assert re.search(r"^ +\d\.\d s  used \d/4 ", runs.dead.out, re.MULTILINE)
 
 
@@ -342,6 +357,21 @@ def test_another_database_is_left_as_it_was(runs: Runs) -> None:
         assert cur.fetchone() == (0,)
         cur.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'otel_pgpool%'")
         assert cur.fetchone() == (0,)
+
+
+def test_without_spans_it_reports_what_the_metrics_have(runs: Runs) -> None:
+    """The true length of the run, the totals, and that there were no spans; no figures that only spans could give."""
+    assert runs.unsampled.status == 0, runs.unsampled.err
+    report = read(Recording(runs.unsampled.folder / "out"))
+    closing = re.search(r"^ +(\S+) s  -- handing over the telemetry$", runs.unsampled.out, re.MULTILINE)
+    assert closing
+    assert 3 <= report.seconds == pytest.approx(float(closing[1]), abs=1)
+    assert (report.service, report.sampled, report.wait) == ("otel-pgpool-demo", 0, None)
+    assert set(report.paths) == {"idle", "queued", "new"}
+    assert report.checkouts == sum(report.paths.values()) + report.timeouts
+    assert f"otel-pgpool demo  {report.seconds:.1f} s" in runs.unsampled.out
+    assert "wait p50 -  p99 -" in runs.unsampled.out
+    assert "  waited  " not in runs.unsampled.out
 
 
 def test_report_tells_a_run_again(runs: Runs) -> None:
@@ -383,6 +413,42 @@ def test_bad_options_are_refused_in_a_line(folder: Path, arguments: tuple[str, .
     assert [path.name for path in done.folder.iterdir()] == ["tmp"]
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4317", "OTEL_EXPORTER_OTLP_ENDPOINT: expected http://host:port"),
+        ("OTEL_SDK_DISABLED", "true", "OTEL_SDK_DISABLED is set"),
+        ("OTEL_PGPOOL_SLOW", "soon", "OTEL_PGPOOL_SLOW must be a number of seconds"),
+    ],
+)
+def test_bad_variables_are_refused_in_a_line(
+    folder: Path, server: PostgresServer, variable: str, value: str, expected: str
+) -> None:
+    """As options are."""
+    done = run(folder, "demo", "--dsn", server.dsn, **{variable: value})
+    assert (done.status, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert expected in line
+    assert [path.name for path in done.folder.iterdir()] == ["tmp"]
+
+
+def test_what_is_no_recording_is_refused_in_a_line(folder: Path) -> None:
+    """A folder that is not there, and files of another kind; one that was cut short is reported, and that it was."""
+    done = run(folder, "report", "nowhere")
+    assert (done.status, done.err) == (2, f"otel-pgpool: nowhere/traces.jsonl cannot be read: {NO_FILE}\n")
+    out = folder / "out"
+    out.mkdir()
+    for name, text in (("traces", '{"resourceSpans":[{"scope'), ("metrics", ""), ("logs", "not of OTLP\n")):
+        (out / f"{name}.jsonl").write_text(text)
+    done = run(folder, "report", "out")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "otel-pgpool: out does not hold OTLP JSON lines as the demo writes them\n"
+    (out / "logs.jsonl").write_text("")
+    done = run(folder, "report", "out")
+    assert (done.status, "checkouts   0" in done.out) == (0, True)
+    assert done.err == "otel-pgpool: warning: out/traces.jsonl is not complete: a line of it is cut short\n"
+
+
 def test_a_wrong_password_is_one_line(folder: Path, server: PostgresServer) -> None:
     """What the server says, without the password; here a database that does not exist."""
     dsn = f"postgresql://postgres:hunter2@127.0.0.1:{server.port}/nowhere"
@@ -393,19 +459,25 @@ def test_a_wrong_password_is_one_line(folder: Path, server: PostgresServer) -> N
     assert "hunter2" not in line
 
 
-# Signals and terminals
+# Signals, terminals, and output that nobody takes
+
+
+KEPT = "; what was recorded is in out/: -c report out"
 
 
 @pytest.mark.parametrize(
-    ("signum", "status", "moment"),
+    ("signum", "status", "moment", "kept"),
     [
-        (signal.SIGINT, 130, "starting"),
-        (signal.SIGINT, 130, "rush"),
-        (signal.SIGTERM, 143, "short orders"),
+        (signal.SIGINT, 130, "starting", ""),
+        (signal.SIGINT, 130, "rush", KEPT),
+        (signal.SIGTERM, 143, "short orders", KEPT),
     ],
 )
-def test_a_signal_ends_it_cleanly(folder: Path, signum: int, status: int, moment: str) -> None:
-    """While PostgreSQL starts, and in the middle of the traffic; twice in a row, and nothing stays behind."""
+def test_a_signal_ends_it_cleanly(folder: Path, signum: int, status: int, moment: str, kept: str) -> None:
+    """While PostgreSQL starts, and in the middle of the traffic; twice in a row, and nothing stays behind.
+
+    But what was recorded, which can be reported; it says where that is.
+    """
     with Process(folder, "demo", "--seconds", "4", "--out", "out") as process:
         if moment == "starting":
             assert wait_until(lambda: any((folder / "tmp").iterdir()), 20, every=0.005)
@@ -415,7 +487,82 @@ def test_a_signal_ends_it_cleanly(folder: Path, signum: int, status: int, moment
         process.popen.send_signal(signum)
         done = process.end()
     assert done.status == status
-    assert done.err == f"otel-pgpool: stopped by {signal.Signals(signum).name}\n"
+    assert done.err == f"otel-pgpool: stopped by {signal.Signals(signum).name}{kept}\n"
+    assert_nothing_left(folder)
+    assert (folder / "out").exists() == bool(kept)
+    if kept:
+        assert read(Recording(folder / "out")).service == "otel-pgpool-demo"
+
+
+CTRL_C_AT = """
+import os, signal, sys
+
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+from otel_pgpool.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("name", ["otel_pgpool.cli.command", "otel_pgpool.cli.demo", "psycopg2", "rich"])
+def test_ctrl_c_during_the_imports_ends_it_quietly(folder: Path, name: str) -> None:
+    """As later, and before anything is made."""
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C_AT.format(name=name), "demo", "--out", "out"],
+        cwd=folder,
+        env=environ(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "otel-pgpool: stopped by SIGINT\n")
+    assert_nothing_left(folder)
+    assert not (folder / "out").exists()
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """Takes nothing, as a file on a full disk."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    number = os.open("/dev/full", os.O_WRONLY)
+    yield number
+    os.close(number)
+
+
+def test_a_full_disk_ends_it_cleanly(folder: Path, full: int) -> None:
+    """One line says why, and where the recording is; nothing else stays behind."""
+    with Process(folder, "demo", "--seconds", "60", "--out", "out", stdout=full) as process:
+        done = process.end()
+    assert (done.status, done.err) == (1, f"otel-pgpool: stdout cannot be written: {NO_SPACE}{KEPT}\n")
+    assert_nothing_left(folder)
+
+
+@pytest.mark.parametrize("arguments", [("report", "out"), ("report", "out", "--json"), ("--help",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_report_that_cannot_be_written_is_one_line(
+    runs: Runs, full: int, arguments: tuple[str, ...], unbuffered: str
+) -> None:
+    """Whether Python notices with the first line or at its exit."""
+    if arguments == ("--help",) and unbuffered:
+        pytest.skip("argparse does not let us know")
+    with Process(runs.full.folder, *arguments, stdout=full, PYTHONUNBUFFERED=unbuffered) as process:
+        done = process.end()
+    assert (done.status, done.err) == (1, f"otel-pgpool: stdout cannot be written: {NO_SPACE}\n")
+
+
+def test_a_reader_that_goes_ends_it_quietly(folder: Path) -> None:
+    """As with ``| head``: nobody is told, and nothing stays behind but the recording."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Process(folder, "demo", "--seconds", "60", "--out", "out", stdout=writer) as process:
+        os.close(writer)
+        done = process.end()
+    assert (done.status, done.err) == (1, "")
     assert_nothing_left(folder)
 
 
@@ -470,9 +617,10 @@ class Terminal:
         return text
 
 
-def test_without_the_extra_it_says_so(folder: Path) -> None:
-    """No rich: one line that names what to install; `--version` and `--help` need nothing."""
-    hidden = "import sys; sys.modules['rich'] = None; from otel_pgpool.cli import main; sys.exit(main())"
+@pytest.mark.parametrize("missing", ["psycopg2", "rich"])
+def test_without_the_extra_it_says_so(folder: Path, missing: str) -> None:
+    """No rich, say: one line that names what to install; `--version` and `--help` need nothing."""
+    hidden = f"import sys; sys.modules[{missing!r}] = None; from otel_pgpool.cli import main; sys.exit(main())"
     for arguments, status in ((["demo"], 2), (["--version"], 0), (["demo", "--help"], 0)):
         done = subprocess.run(
             [sys.executable, "-c", hidden, *arguments],

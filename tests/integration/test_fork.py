@@ -274,8 +274,9 @@ def test_multiprocessing_fork(dsn: str) -> None:
         assert fill(pool, 1) == [pid]
 
 
-def test_multiprocessing_spawn_is_refused(dsn: str) -> None:
+def test_multiprocessing_spawn_is_refused(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool cannot be sent to another process, and the error says what to do."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # for the resource tracker, which outlives the report
     context = multiprocessing.get_context("spawn")
     with make(0, 1, dsn) as pool:
         worker = context.Process(target=os.getpid, args=(pool,))

@@ -276,6 +276,12 @@ def test_refuses_a_second_configure(http: HttpReceiver) -> None:
         ),
         ("configure()", {"OTEL_METRICS_EXPORTER": "prometheus"}, ("OTEL_METRICS_EXPORTER", "'prometheus'", "'none'")),
         ("configure(' ')", {}, ("service_name", "' '", "not empty")),
+        ("configure(5)", {}, ("service_name", "5", "a text", "None")),
+        ("configure(b'shop')", {}, ("service_name", "b'shop'", "a text")),
+        ("configure(span_exporters=5)", {}, ("span_exporters", "5", "a list of exporters")),
+        ("configure(log_exporters=[print])", {}, ("log_exporters", "print", "a list of exporters", "export()")),
+        ("configure(metric_exporters='otlp')", {}, ("metric_exporters", "'otlp'", "a list of exporters")),
+        ("configure(otlp='no')", {}, ("otlp", "'no'", "True or False")),
     ],
 )
 def test_bad_input_is_refused(call: str, environ: dict[str, str], named: tuple[str, ...]) -> None:
@@ -291,6 +297,31 @@ def test_bad_input_is_refused(call: str, environ: dict[str, str], named: tuple[s
     )
     assert [part for part in named if part not in told["error"]] == []
     assert told["untouched"]
+
+
+def test_timeouts_are_numbers_of_seconds(http: HttpReceiver) -> None:
+    """Others are refused by name, and shut nothing down; infinite ones are waited out like any other."""
+    told, err = run(
+        """
+        providers = configure("shop")
+        refused = []
+        for call in (providers.flush, providers.shutdown):
+            for timeout in ("5", -1, float("nan"), None):
+                try:
+                    call(timeout)
+                except ValueError as error:
+                    refused.append(str(error))
+        work()
+        flushed = providers.flush(float("inf"))
+        providers.shutdown(float("inf"))
+        tell(refused=refused, flushed=flushed)
+        """,
+        http.environ,
+    )
+    assert len(told["refused"]) == 8
+    assert all(message.startswith("timeout must be a number of seconds") for message in told["refused"])
+    assert told["flushed"]
+    assert (len(http.spans), len(http.logs), err) == (3, 2, "")
 
 
 @pytest.mark.parametrize(
@@ -484,8 +515,8 @@ def test_forked_child_exports_by_itself(http: HttpReceiver) -> None:
             assert os.wait()[1] == 0
             tracer.start_span("after").end()
             assert providers.flush()
-            tell(undelivered=providers.undelivered)
             providers.shutdown()
+            tell(undelivered=providers.undelivered)
         else:
             assert providers.undelivered == (0, 0, 0)
             with tracer.start_as_current_span("child"):
@@ -493,7 +524,8 @@ def test_forked_child_exports_by_itself(http: HttpReceiver) -> None:
                 logging.getLogger("otel_pgpool").warning("child")
             sys.stdin.readline()
             assert providers.flush()
-            assert providers.undelivered == (0, 0, 0)
+            while providers.undelivered != (0, 0, 0):  # the next collection may be on its way
+                time.sleep(0.01)
             os._exit(0)
         """,
         {

@@ -92,6 +92,17 @@ class Recorder:
                 counter.add(value, dict([attribute] if attribute else []))
         provider.shutdown()
 
+    def collections(self, began: float, **served: float) -> None:
+        """Of the checkouts' counter: ``t1=8`` has it at 8 in the collection after 1 s."""
+        attribute = {"key": "otel_pgpool.path", "value": {"stringValue": "idle"}}
+        with self.recording.metrics.open("a") as lines:
+            for time, value in served.items():
+                when = {"startTimeUnixNano": str(at(began)), "timeUnixNano": str(at(float(time[1:])))}
+                point = {"attributes": [attribute], "asInt": str(value), **when}
+                metric = {"name": "otel_pgpool.checkouts", "sum": {"dataPoints": [point]}}
+                scope = {"scopeMetrics": [{"metrics": [metric]}]}
+                print(json.dumps({"resourceMetrics": [scope]}), file=lines)
+
     def report(self, slowest: int = 3) -> Report:
         self._provider.shutdown()
         return read(self.recording, slowest)
@@ -106,7 +117,7 @@ def drawn(report: Report, width: int = 80, encoding: str = "utf-8") -> list[str]
     console = Console(width=width, file=io.StringIO(), color_system=None)
     console.print(drawing.draw(report, width, drawing.glyphs_for(encoding)))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return [line.rstrip() for line in text.splitlines()]
+    return text.splitlines()
 
 
 # Figures
@@ -160,7 +171,42 @@ def test_a_sampler_does_not_hide_checkouts(recorder: Recorder) -> None:
     recorder.counters(otel_pgpool__checkouts={("otel_pgpool.path", "idle"): 8, ("otel_pgpool.path", "queued"): 2})
     report = recorder.report()
     assert (report.checkouts, report.sampled) == (10, 1)
-    assert any("sampled" in line and "1" in line for line in drawn(report))
+    assert any(line.startswith("  sampled      1  left a span") for line in drawn(report))
+
+
+def test_without_spans_the_metrics_tell_the_length(recorder: Recorder) -> None:
+    """To the collection that first had all the checkouts; those that came after, to hand over, do not count."""
+    recorder.collections(0.5, t1=8, t2=30, t3=30, t9=30)
+    assert recorder.report().seconds == 1.5
+
+
+def test_few_spans_do_not_make_a_run_shorter(recorder: Recorder) -> None:
+    """Where a sampler leaves some, whatever is known of the run counts."""
+    recorder.checkout(0, 0.5, 0.5)
+    recorder.collections(0.5, t1=8, t2=30)
+    assert recorder.report().seconds == 2.0
+
+
+def test_with_all_spans_they_tell_the_length(recorder: Recorder) -> None:
+    """Metrics are collected some time later."""
+    recorder.checkout(0, 0.5, 0.5)
+    recorder.collections(0, t2=1)
+    assert recorder.report().seconds == 1.0
+
+
+def test_no_two_figures_have_one_name(recorder: Recorder) -> None:
+    """Who waited in the queue is one thing, who was served from it another."""
+    holder = recorder.checkout(0, 0, 1.0)
+    recorder.checkout(0, 1.0, 0.1, waited_for={holder: 0.5}, otel_pgpool__path="queued")
+    recorder.checkout(0, 0.5, None, waited_for={holder: 0.5}, otel_pgpool__path="queued", error__type="timeout")
+    recorder.counters(otel_pgpool__checkouts={("otel_pgpool.path", "idle"): 1, ("otel_pgpool.path", "queued"): 1})
+    report = recorder.report()
+    assert (report.waited, report.paths) == (2, {"idle": 1, "queued": 1})
+    lines = drawn(report)
+    names = [line.split("  ")[1] for line in lines if line.startswith("  ") and line[2] != " "]
+    assert len(names) == len(set(names))
+    assert sum(line.count("queued") for line in lines) == 1
+    assert "served      2  by path: idle 1 · queued 1" in "\n".join(lines)
 
 
 def test_an_empty_recording_is_reported_as_such(recorder: Recorder) -> None:
@@ -250,9 +296,17 @@ def test_a_bar_is_never_empty_nor_longer_than_the_scale() -> None:
 def test_ticks_stand_at_their_times(width: int, time: float) -> None:
     """The tick's column is the time's, whichever side its label is on."""
     (row,) = drawing.mark_rows(slow(0.0, 2.0, Mark(time, "long_hold")), 2.0, width)
-    assert row.index("╵") == min(width - 1, int(time / 2.0 * width))
+    assert row.index("╵") == min(width - 1, round(time / 2.0 * width))
     assert f"long_hold {drawing.duration(time)}" in row
     assert len(row) <= width
+
+
+@pytest.mark.parametrize("wait", [0.3, 0.31, 0.32, 0.33, 0.34])
+def test_the_hand_over_is_marked_where_the_hold_begins(wait: float) -> None:
+    """Bar and ticks are rounded alike."""
+    checkout = slow(wait, 1.5, Mark(wait, "acquired"))
+    (row,) = drawing.mark_rows(checkout, 2.0, 76)
+    assert row.index("╵") == drawing.cells(checkout, 2.0, 76)[0]
 
 
 def test_labels_do_not_run_into_each_other() -> None:
@@ -295,6 +349,8 @@ def test_the_report_fits_the_terminal(recorder: Recorder, width: int, encoding: 
     recorder.checkout(0.4, 1.2, 2.0, waited_for={holder: 0.4}, events={"pool.acquired": (1.2, {})})
     lines = drawn(recorder.report(), width, encoding)
     assert max(map(len, lines)) <= max(40, min(width, drawing.MAX_WIDTH))
+    if width >= 40:
+        assert [line for line in lines if line != line.rstrip()] == []
     if encoding == "ascii":
         assert all(line.isascii() for line in lines)
 
@@ -333,6 +389,20 @@ def test_a_run_that_never_began_leaves_no_trace(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert [path.name for path in old.iterdir()] == ["logs.jsonl"]
     assert (old / "logs.jsonl").read_text() == "kept"
+
+
+def test_a_line_that_was_cut_short_is_left_out(recorder: Recorder) -> None:
+    """By a full disk or a kill; the rest counts, and the recording knows. What is no OTLP JSON at all is refused."""
+    recorder.checkout(0, 0.1, 0.5)
+    recorder.report()
+    recording = recorder.recording
+    line = recording.traces.read_text()
+    recording.traces.write_text(f"{line[:-30]}{line}{line}{line[:5]}")
+    assert read(recording).checkouts == 1
+    assert recording.cut_short == {recording.traces}
+    recording.traces.write_text("of an earlier run\n")
+    with pytest.raises(ValueError, match="Expecting value"):
+        read(recording)
 
 
 # Where to look next

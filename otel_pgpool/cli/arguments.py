@@ -1,0 +1,112 @@
+"""The command line: its options, and what they accept."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otel_pgpool._version import __version__
+from otel_pgpool.cli.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LONGEST = 600.0
+
+EPILOG = """\
+OTLP goes to --endpoint, else to OTEL_EXPORTER_OTLP_ENDPOINT, else nowhere. OTEL_EXPORTER_OTLP_PROTOCOL says how, grpc
+or http/protobuf; where it is not set the port does: 4318 is http/protobuf, any other is grpc.
+The other OTEL_* variables of the SDK hold too.
+"""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is asked for; without ``arguments`` by the program's own.
+
+    Raises:
+        SystemExit: it cannot be understood, which has been said, or it was no more than ``--help`` or ``--version``.
+    """
+    return _parser().parse_args(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="otel-pgpool", description="A psycopg2 connection pool in which every checkout is an OpenTelemetry span."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", required=True)
+
+    summary = "run a small shop's traffic on a pool and report what its telemetry says"
+    demo = commands.add_parser("demo", help=summary, description=_sentence(summary), epilog=EPILOG)
+    demo.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=15.0,
+        metavar="N",
+        help=f"for how long, at most {LONGEST:g} (default: 15; the story needs about 4)",
+    )
+    demo.add_argument(
+        "--dsn",
+        help="the PostgreSQL to use, in a scratch schema that is dropped at the end (default: an embedded one)",
+    )
+    demo.add_argument("--endpoint", type=_endpoint, metavar="URL", help="where OTLP goes, as http://host:port")
+    demo.add_argument(
+        "--out",
+        type=_folder,
+        default=Path("otel-pgpool-demo"),
+        metavar="DIR",
+        help="folder for the telemetry as OTLP JSON lines (default: %(default)s)",
+    )
+    demo.add_argument("--json", action="store_true", help="print the report as one JSON document")
+
+    summary = "print the report of a recorded run again"
+    report = commands.add_parser("report", help=summary, description=_sentence(summary))
+    report.add_argument(
+        "folder",
+        nargs="?",
+        type=_folder,
+        default=Path("otel-pgpool-demo"),
+        metavar="DIR",
+        help="the --out of that run (default: %(default)s)",
+    )
+    report.add_argument(
+        "--slowest", type=_count, default=3, metavar="N", help="how many checkouts to draw (default: %(default)s)"
+    )
+    report.add_argument("--json", action="store_true", help="print it as one JSON document")
+    return parser
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= LONGEST:  # NaN neither
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to {LONGEST:g}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000")
+    return int(text)
+
+
+def _endpoint(text: str) -> Endpoint:
+    try:
+        return Endpoint.parse(text, os.environ)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _folder(text: str) -> Path:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("the name of a folder is expected")
+    return Path(text)

@@ -1,0 +1,50 @@
+"""A crowd of greenlets shares five connections."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import json
+import os
+from typing import Any
+
+import gevent
+from psycogreen.gevent import patch_psycopg
+from psycopg2.pool import ThreadedConnectionPool
+
+patch_psycopg()
+
+CONNECTIONS = 5
+GREENLETS = 200
+ROUNDS = 5
+
+
+def run(pool: Any) -> None:
+    """Everybody is served in turn; the first turn begins when everybody has come."""
+    come = 0
+    served = [0] * GREENLETS
+
+    def serve(number: int) -> None:
+        nonlocal come
+        come += 1
+        while sum(served) < GREENLETS * ROUNDS:
+            conn = pool.getconn()
+            with conn, conn.cursor() as cur:
+                cur.execute("select pg_sleep(0.001)")
+            served[number] += 1
+            pool.putconn(conn)
+
+    taken = [pool.getconn() for _ in range(CONNECTIONS)]
+    greenlets = [gevent.spawn(serve, number) for number in range(GREENLETS)]
+    while come < GREENLETS:
+        gevent.sleep(0)
+    for conn in taken:
+        pool.putconn(conn)
+    gevent.joinall(greenlets)
+    failed = sum(not greenlet.successful() for greenlet in greenlets)
+    print(json.dumps({"served": sum(served), "least": min(served), "most": max(served), "failed": failed}))
+    pool.closeall()
+
+
+if __name__ == "__main__":
+    run(ThreadedConnectionPool(CONNECTIONS, CONNECTIONS, os.environ["DATABASE_URL"]))

@@ -1,0 +1,87 @@
+"""What a program has told a receiver: the newest of its metrics, its records, and the traces of a shop's orders."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.otlp_views import LogRecord, MetricPoint, Span
+    from tests.receivers import HttpReceiver
+
+POOL = "db.client.connection.pool.name"
+COUNT = "db.client.connection.count"
+QUERIES = ["insert", "update"]
+
+
+def points_of(receiver: HttpReceiver, name: str, *attributes: str) -> list[MetricPoint]:
+    """A metric's points with these values of attributes, the pool's name aside, in the order of their times."""
+    points = [
+        point
+        for point in receiver.metrics
+        if point.name == name and {*attributes} == {value for key, value in point.attributes.items() if key != POOL}
+    ]
+    return sorted(points, key=lambda point: point.time)
+
+
+def last(receiver: HttpReceiver, name: str, *attributes: str) -> float:
+    """The newest value of a program that is one process; 0 before there is one."""
+    points = points_of(receiver, name, *attributes)
+    return (points[-1].value or 0) if points else 0
+
+
+def logs(receiver: HttpReceiver, event: str) -> list[LogRecord]:
+    return [record for record in receiver.logs if record.attributes.get("otel_pgpool.event") == event]
+
+
+class Answer(NamedTuple):
+    """To an order."""
+
+    trace_id: str
+    worker: int
+    backend: int
+
+
+def order(port: int, number: int) -> Answer:
+    """Order something, in a trace of its own."""
+    trace_id = f"{number:032x}"
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/orders/{number % 100 + 1}",
+        method="POST",
+        headers={"traceparent": f"00-{trace_id}-{number:016x}-01"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310 - the program's
+        return Answer(trace_id, **json.load(response))
+
+
+def traces_of(receiver: HttpReceiver, answers: Iterable[Answer]) -> dict[str, list[Span]]:
+    """Each order's trace, complete."""
+
+    def traces() -> dict[str, list[Span]]:
+        found: dict[str, list[Span]] = {answer.trace_id: [] for answer in answers}
+        for span in receiver.spans:
+            found.get(span.trace_id, []).append(span)
+        return found
+
+    receiver.wait_for(lambda _: all({"SERVER"} <= {span.kind for span in trace} for trace in traces().values()))
+    return traces()
+
+
+def assert_traced(trace: list[Span], answer: Answer) -> Span:
+    """A request's trace holds the request, its checkout, its queries, and maybe a connect; the request's span."""
+    (request,) = (span for span in trace if span.kind == "SERVER")
+    (checkout,) = (span for span in trace if span.name == "pool.checkout")
+    connects = [span for span in trace if span.name == "pool.connect"]
+    queries = [span for span in trace if span not in [request, checkout, *connects]]
+    assert checkout.parent_span_id == request.span_id
+    assert checkout.attributes["otel_pgpool.connection.pid"] == answer.backend
+    assert checkout.attributes["otel_pgpool.outcome"] == "released"
+    assert checkout.attributes["otel_pgpool.path"] == ("new" if connects else "idle")
+    assert [span.parent_span_id for span in connects] == [checkout.span_id] * len(connects)
+    assert sorted(span.name for span in queries) == QUERIES
+    assert {span.parent_span_id for span in queries} == {request.span_id}
+    assert all(checkout.start <= span.start <= span.end <= checkout.end for span in queries)
+    return request

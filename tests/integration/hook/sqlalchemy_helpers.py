@@ -1,0 +1,130 @@
+"""What the tests of SQLAlchemy's pools share: the hook on for a block, engines, and what is said of their checkouts.
+
+They run on SQLAlchemy 1.4 and 2 alike.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from psycopg2 import extensions
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import make_url
+
+from otel_pgpool.instrumentation import PgPoolInstrumentor
+from tests.integration.telemetry_helpers import served, unserved
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from psycopg2.extensions import connection
+    from sqlalchemy.engine import Engine
+    from typing_extensions import Self
+
+    from otel_pgpool.instrumentation.ledger import Ledger
+    from tests.integration.telemetry_helpers import Signals
+
+POOL_NAME = "db.client.connection.pool.name"
+
+
+@contextmanager
+def hooked(signals: Signals, **options: Any) -> Iterator[PgPoolInstrumentor]:
+    """The hook is on, and tells these signals."""
+    instrumentor = PgPoolInstrumentor()
+    options = {"long_hold": None, **options}
+    instrumentor.instrument(tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, **options)
+    try:
+        yield instrumentor
+    finally:
+        if instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.uninstrument()
+
+
+class Engines:
+    """Makes engines on a server, and leaves nothing of them behind."""
+
+    def __init__(self, dsn: str) -> None:
+        self.url = f"postgresql+psycopg2://{dsn.partition('://')[2]}"
+        self._made: list[Engine] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for engine in self._made:
+            engine.dispose()
+
+    def __call__(self, url: str | None = None, **options: Any) -> Engine:
+        engine = create_engine(url or self.url, **options)
+        self._made.append(engine)
+        return engine
+
+    @property
+    def name(self) -> str:
+        """What an engine on the server is called that has no other name."""
+        return str(make_url(self.url))
+
+
+def select(conn: Any, sql: str = "select 1", **parameters: Any) -> Any:
+    """The first value of a statement's first row, if there is one."""
+    result = conn.execute(text(sql), parameters)
+    return result.scalar() if result.returns_rows else None
+
+
+def borrow(engine: Engine) -> int:
+    """Check out, use the connection, give it back; the backend that served."""
+    with engine.connect() as conn:
+        return int(select(conn, "select pg_backend_pid()"))
+
+
+def driver(conn: Any) -> connection:
+    """The psycopg2 connection of one of SQLAlchemy's."""
+    found: connection = conn.connection.dbapi_connection
+    return found
+
+
+def ledger(engine: Engine) -> Ledger:
+    """What the hook knows of an engine's pool."""
+    found: Ledger = vars(engine.pool)["_otel_pgpool"]
+    return found
+
+
+def waits(engine: Engine) -> Callable[[], bool]:
+    """Whether somebody waits for a connection."""
+    return lambda: "_otel_pgpool" in vars(engine.pool) and ledger(engine).stats().waiting > 0
+
+
+def lent(dsn: str, name: str, **changes: Any) -> dict[str, Any]:
+    """All attributes of a checkout that was served; a keyword replaces ``otel_pgpool.<keyword>``."""
+    return {**served(dsn, **{"outcome": "released", **changes}), POOL_NAME: name}
+
+
+def denied(dsn: str, name: str, path: str, outcome: str, error: str, **changes: Any) -> dict[str, Any]:
+    """All attributes of a checkout that failed."""
+    return {**unserved(dsn, path, outcome, error, **changes), POOL_NAME: name}
+
+
+def attribute(span: Any, name: str) -> Any:
+    """One of ours."""
+    return span.attributes.get(f"otel_pgpool.{name}")
+
+
+def told(signals: Signals, name: str) -> list[Any]:
+    """An attribute of ours, of each checkout that has ended, in their order."""
+    return [attribute(span, name) for span in signals.named("pool.checkout")]
+
+
+@contextmanager
+def listening(target: Any, name: str, listener: Callable[..., Any]) -> Iterator[None]:
+    """The program listens to an event."""
+    event.listen(target, name, listener)
+    try:
+        yield
+    finally:
+        event.remove(target, name, listener)
+
+
+def parameters_of(dsn: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = extensions.parse_dsn(dsn)
+    return parsed

@@ -1,0 +1,101 @@
+"""What the hook says of an engine without asking a server: its pool's name and levels, and where it leads."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
+
+from otel_pgpool._checkout import describe, places_of
+from otel_pgpool._target import UnknownTarget
+from otel_pgpool.instrumentation.ledger import Levels
+from otel_pgpool.instrumentation.sqlalchemy_pool import BETWEEN, name_of, read_levels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgresql+psycopg2://scott:tiger@db:5433/shop", "postgresql+psycopg2://scott@db:5433/shop"),
+        ("postgresql+psycopg2://scott:ti%40ger@db/shop", "postgresql+psycopg2://scott@db/shop"),
+        ("postgresql+psycopg2://db/shop?password=tiger&user=scott", "postgresql+psycopg2://db/shop?user=scott"),
+        ("postgresql+psycopg2://db/shop?passfile=tiger&options=tiger", "postgresql+psycopg2://db/shop"),
+        (
+            "postgresql+psycopg2://scott:tiger@/shop?host=one:5432&host=two:5433",
+            "postgresql+psycopg2://scott@/shop?host=one%3A5432&host=two%3A5433",
+        ),
+        (
+            "postgresql+psycopg2://scott@/shop?host=/run/postgresql",
+            "postgresql+psycopg2://scott@/shop?host=%2Frun%2Fpostgresql",
+        ),
+        ("postgresql+psycopg2://", "postgresql+psycopg2://"),
+    ],
+)
+def test_name_of_an_engine(url: str, name: str) -> None:
+    """The URL without its password, and of its query only what tells where it leads."""
+    assert name_of(create_engine(url)) == name
+
+
+def test_name_that_the_program_gave() -> None:
+    """The pool's logging name comes first."""
+    assert name_of(create_engine("postgresql+psycopg2://db/shop", pool_logging_name="orders")) == "orders"
+
+
+@pytest.mark.parametrize(
+    ("options", "levels"),
+    [
+        ({"poolclass": QueuePool, "pool_size": 3, "max_overflow": 4}, Levels(0, 7, 0, 0, 3)),
+        ({"poolclass": QueuePool, "pool_size": 3, "max_overflow": 0}, Levels(0, 3, 0, 0, 3)),
+        ({"poolclass": QueuePool, "pool_size": 3, "max_overflow": -1}, Levels(0, 0, 0, 0, 3)),
+        ({"poolclass": QueuePool, "pool_size": 0, "max_overflow": -1}, Levels(0, 0, 0, 0, None)),
+    ],
+)
+def test_levels_of_a_pool_at_rest(options: dict[str, Any], levels: Levels) -> None:
+    """What nobody has used holds nothing; its limit counts the overflow."""
+    assert read_levels(create_engine("postgresql+psycopg2://db/shop", **options).pool) == levels
+
+
+@pytest.mark.parametrize(("poolclass", "maximum"), [(NullPool, 0), (StaticPool, 1)])
+def test_levels_of_a_pool_without_figures(poolclass: type, maximum: int) -> None:
+    """A pool that counts nothing itself is read from its ledger."""
+
+    class Counted:
+        holds = ("one", "two")
+
+    pool = create_engine("postgresql+psycopg2://db/shop", poolclass=poolclass).pool
+    vars(pool)["_otel_pgpool"] = Counted()
+    assert read_levels(pool) == Levels(0, maximum, maximum or 2, 0, maximum)
+
+
+@contextmanager
+def around() -> Iterator[list[str]]:
+    yield [describe(place) for place in places_of(sys._getframe(1), BETWEEN)]
+
+
+def test_places_beyond_a_context_manager() -> None:
+    """Neither ``contextlib`` nor SQLAlchemy stands between the program's line and us."""
+    with around() as places:
+        pass
+    assert places[0].endswith(" test_places_beyond_a_context_manager")
+    assert len(places) == 4
+
+
+def test_where_a_connection_leads() -> None:
+    """What a connection has shown says where it leads, and nothing of an error, as its secrets are not known."""
+    target = UnknownTarget({"host": "db", "port": "5433", "dbname": "shop", "user": "scott"})
+    assert (target.address, target.port, target.namespace) == ("db", 5433, "shop")
+    assert target.without_secrets(psycopg2.OperationalError("password tiger")) == ""
+
+
+@pytest.mark.parametrize("seen", [None, {}, {"colour": "blue"}])
+def test_where_nothing_leads(seen: dict[str, str] | None) -> None:
+    """What has shown nothing that can be read leads nowhere that is known."""
+    target = UnknownTarget(seen)
+    assert (target.address, target.port, target.namespace) == ("", None, "")

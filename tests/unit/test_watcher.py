@@ -1,0 +1,56 @@
+"""The thread that looks after something."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import pytest
+
+from otel_pgpool._wakeup import Wakeup
+from otel_pgpool._watcher import Watcher
+
+NAME = "otel_pgpool-test"
+
+
+class Subject:
+    def __init__(self) -> None:
+        self.looked = threading.Semaphore(0)
+        self.lives = True
+
+
+class Watch(Watcher[Subject]):
+    def _look(self, subject: Subject) -> float | None:
+        subject.looked.release()
+        return math.inf if subject.lives else None
+
+
+def running() -> int:
+    return sum(thread.name == NAME for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("started", [True, False], ids=["started", "not_started"])
+def test_an_interrupted_start_leaves_one_thread(monkeypatch: pytest.MonkeyPatch, started: bool) -> None:
+    """Ctrl-C, or gevent's Timeout, while it starts: the next wake finds the one that runs, or starts another."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread, *args: Any) -> None:
+        monkeypatch.undo()
+        if started:
+            start(thread)
+        raise KeyboardInterrupt
+
+    subject = Subject()
+    watch = Watch(subject, Wakeup(), NAME)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        watch.wake()
+    watch.join(0)
+    watch.wake()
+    assert subject.looked.acquire(timeout=10)
+    assert running() == 1
+    subject.lives = False
+    watch.wake()
+    watch.join(10)
+    assert running() == 0
