@@ -25,7 +25,7 @@ from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
 from otel_pgpool.instrumentation.turns import is_exhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from types import FrameType
 
     from otel_pgpool._checkout import Loan, Place
@@ -115,9 +115,10 @@ class Hooked:
         self._replace(AbstractConnectionPool, "__init__", self._init)
         self._replace(AbstractConnectionPool, "_connect", self._connect)
         self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
-        for owner in {cls: None for cls in _subclasses(AbstractConnectionPool)}:  # each once, bases first
+        classes = {cls: None for cls in _subclasses(AbstractConnectionPool)}  # each once, bases first
+        for owner in classes:
             self._wrap(owner)
-        for pool in _live_pools():
+        for pool in _live_pools(classes):
             self._ledger(pool)
 
     def end(self) -> None:
@@ -467,10 +468,10 @@ class Hooked:
         return len(idle) + len(used)
 
 
-def _live_pools() -> Iterator[Any]:
+def _live_pools(classes: Collection[type]) -> Iterator[Any]:
     """Every open pool of the process: what is seen of it must not wait for its next checkout, least of all a fork."""
-    for found in gc.get_objects():
-        if issubclass(type(found), AbstractConnectionPool) and not getattr(found, "closed", True):
+    for found in gc.get_referrers(*classes):  # an object refers to its class
+        if type(found) in classes and not getattr(found, "closed", True):
             yield found
 
 
