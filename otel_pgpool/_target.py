@@ -129,7 +129,7 @@ def target_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
     """Where another pool connects to; it raises nothing for what cannot be read."""
     try:
         return Target(args, kwargs)
-    except ValueError:
+    except Exception:  # noqa: BLE001 - it is the program's to see what is wrong with them
         return UnknownTarget()
 
 

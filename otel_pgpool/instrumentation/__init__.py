@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
@@ -55,16 +56,24 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
         return ()
 
     def _instrument(self, **options: Any) -> None:
+        try:
+            self._turn_on(options)
+        except Exception:
+            logger.exception("pools could not be hooked, and stay as they are")
+            self._uninstrument()
+
+    def _turn_on(self, options: dict[str, Any]) -> None:
         known = ("tracer_provider", "meter_provider", "spans", "long_hold")
         for option in options.keys() - {*known}:
             logger.debug("PgPoolInstrumentor has no option %r", option)
         hook = Hook(Settings.of(**{option: options[option] for option in known if option in options}))
         self._hook, self._undo = hook, []
         for module, kind in KINDS.items():
-            register_post_import_hook(partial(self._hook_on, hook, kind), module)
+            register_post_import_hook(partial(self._hook_on, weakref.ref(hook), kind), module)
 
-    def _hook_on(self, hook: Hook, kind: str, _module: object) -> None:
-        if not hook.is_on:
+    def _hook_on(self, hook_ref: weakref.ref[Hook], kind: str, _module: object) -> None:
+        hook = hook_ref()
+        if hook is None or not hook.is_on:  # what is to be called at an import is so for good
             return
         try:
             self._undo.append(import_module(f"{__name__}.{kind}").hook_on(hook))
@@ -72,12 +81,11 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
             logger.exception("%s could not be hooked, and stays as it is", kind)
 
     def _uninstrument(self, **_options: Any) -> None:
-        if self._hook is None:
+        hook, self._hook = self._hook, None
+        if hook is None:
             return
-        for undo in reversed(self._undo):
+        for undo in (*reversed(self._undo), hook.end):
             try:
                 undo()
             except Exception:
                 logger.exception("a hook could not be taken off")
-        self._hook.end()
-        self._hook = None

@@ -20,9 +20,10 @@ from otel_pgpool._settlement import describe
 from otel_pgpool._slot import NEVER, Slot
 from otel_pgpool.instrumentation.turns import Turns
 from otel_pgpool.telemetry import Telemetry
+from otel_pgpool.telemetry.metrics import Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from otel_pgpool._checkout import Checkout, Loan, Place
     from otel_pgpool._target import Target
@@ -70,6 +71,17 @@ class Kind(NamedTuple):
     """Read a pool's levels."""
     abandon: Callable[[Any], int]
     """In a forked child: let a pool forget the parent's connections without a word to the server; how many."""
+    waits: Callable[[Any], bool] = lambda _pool: False
+    """Whether an exhausted pool waits where `Settings.wait_timeout` asks for it."""
+
+
+class Loud(Silence):
+    """The opposite of a `Silence`: every checkout is heard of."""
+
+    _real_instrument = True
+
+
+LOUD = Loud()
 
 
 class Outage(NamedTuple):
@@ -105,6 +117,7 @@ class Ledger:
 
     __slots__ = (  # more attributes than CPython keeps at hand in a dictionary
         "__weakref__",
+        "_ended",
         "_kind",
         "_level",
         "_observer",
@@ -144,17 +157,14 @@ class Ledger:
     ) -> None:
         self.hook = hook
         self._kind = kind
-        self._pool = weakref.ref(pool, self._dropped)
-        self._retired = False
+        self._retired = self._ended = False
         self.target = target
-        self.turns: Turns | None = None  # where an exhausted pool waits
+        self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
         self.long_hold = hook.settings.long_hold
         self._start_afresh()
         if before is not None:
             before.retire()
             self._take_over(before)
-        self.name = _registry.register(self, name)
-        self.guard = Guard(self.name)
         telemetry = hook.settings.telemetry
         self._observer = Telemetry(
             hook.settings.tracer_provider,
@@ -163,9 +173,17 @@ class Ledger:
             telemetry.slow,
             tuple(telemetry.histograms),
         )
-        self.silence = self._observer.silence
-        self._observer.attached(self)
-        setattr(pool, LEDGER, self)
+        # A wait takes more than a quiet hold knows.
+        self.silence = LOUD if self.turns is not None else self._observer.silence or LOUD
+        self.name = _registry.register(self, name)
+        self.guard = Guard(self.name)
+        self._pool = weakref.ref(pool, self._dropped)
+        try:
+            self._observer.attached(self)
+            setattr(pool, LEDGER, self)
+        except BaseException:
+            self.retire()
+            raise
 
     def _start_afresh(self) -> None:
         self.slots: dict[int, Slot] = {}  # the connections seen, by id
@@ -187,7 +205,7 @@ class Ledger:
     def ask(self, place: Place, *callers: Place) -> Loan:
         """A caller asks for a connection."""
         loan = begin(monotonic(), place, *callers)
-        loan.heard = self.silence is None or self.silence._real_instrument is not None
+        loan.heard = self.silence._real_instrument is not None
         if loan.heard:
             self.guard.tell(self._observer.started, loan)
             loan.started = monotonic()
@@ -233,7 +251,9 @@ class Ledger:
         self.holds[loan] = None
         if loan.heard:
             self.guard.tell(self._observer.acquired, loan)
-        if self.hook.parked:
+        if self._ended:  # in the meantime
+            self.give_back(loan)
+        elif self.hook.parked:
             self.hook.wake()
 
     @harmless
@@ -304,7 +324,9 @@ class Ledger:
 
     def speak_up(self, conn: Any) -> Loan | None:
         """Make a checkout of a quiet hold, unless it ended meanwhile."""
-        slot = self.slot_of(conn)
+        return self._speak_up(self.slot_of(conn))
+
+    def _speak_up(self, slot: Slot) -> Loan | None:
         quiet = self.quiet.pop(slot.key, None)
         if quiet is None:
             return None
@@ -321,16 +343,12 @@ class Ledger:
         self.holds[loan] = None
         return loan
 
-    def _speak_up(self, key: int) -> None:
-        slot = self.slots.get(key)
-        conn = None if slot is None else slot.ref()
-        if conn is not None:
-            self.speak_up(conn)
-
-    def speak_up_all(self) -> None:
-        """Make checkouts of every quiet hold."""
-        for key in self.quiet.copy():
-            self._speak_up(key)
+    def speak_up_all(self, begun: float = NEVER) -> None:
+        """Make checkouts of every quiet hold that had begun by then."""
+        for key, quiet in self.quiet.copy().items():
+            slot = self.slots.get(key) if quiet[0] <= begun else None
+            if slot is not None:
+                self._speak_up(slot)
 
     def holds_now(self) -> list[Loan]:
         """Everything that is out, the longest hold first."""
@@ -354,7 +372,7 @@ class Ledger:
         slot.key = id(conn)
         slot.pid = _pid(conn)
         try:
-            slot.ref = weakref.ref(conn, partial(_forget, self.slots, slot.key))
+            slot.ref = weakref.ref(conn, partial(_forget, self.slots, self.quiet, slot.key))
         except TypeError:  # what a program's own factory makes may not allow it
             slot.ref = lambda: None  # type: ignore[assignment]
         self.slots[slot.key] = slot
@@ -388,7 +406,8 @@ class Ledger:
         now = monotonic()
         before = self._outage
         since, attempts = (now, 0) if before is None else before
-        self._outage = Outage(since, attempts + 1)
+        if isinstance(error, Exception):  # an interrupt says nothing of the server
+            self._outage = Outage(since, attempts + 1)
         connect = Connect(attempts + 1, began, now, None, error, describe(self.target, error))
         self.untold.append((threading.get_ident(), connect, before))
 
@@ -414,7 +433,7 @@ class Ledger:
             loan.waits_for = "new"
             loan.retried(Attempt(connect.ended, type(connect.error).__name__, 0.0), None)  # an error keeps its frames
         tell(observer.connect_failed, connect)
-        if before is None:
+        if before is None and isinstance(connect.error, Exception):
             tell(observer.outage_started, connect)
         return False
 
@@ -488,40 +507,41 @@ class Ledger:
 
     def _oldest_hold(self) -> float:
         now = monotonic()
-        loud = next(iter(self.holds.copy()), None)
-        quiet = next(iter(self.quiet.copy().values()), None)
-        return max(0.0, now - (loud.acquired if loud else now), now - (quiet[0] if quiet else now))
+        return max(0.0, now - min(self._begun(self.holds.copy()), default=now))
+
+    def _begun(self, loans: Iterable[Loan]) -> list[float]:
+        """When these holds and the quiet ones began, in no order: one that spoke up stands behind younger ones."""
+        return [loan.acquired for loan in loans] + [quiet[0] for quiet in self.quiet.copy().values()]
 
     # The watch
 
     def look(self, now: float) -> float:
         """Flag long holds, report the utilization; when the next look is due, as a reading of the clock."""
-        due = NEVER
-        for key, quiet in self.quiet.copy().items():
-            due = quiet[0] + self.long_hold
-            if due > now:
-                break  # the later ones are due later
-            self._speak_up(key)
+        self.speak_up_all(now - self.long_hold)
+        going_on = []
         for loan in self.holds.copy():
-            if loan.flagged:
-                continue
-            if loan.acquired + self.long_hold > now:
-                due = min(due, loan.acquired + self.long_hold)
-                break
-            self._flag(loan, now)
-            self.guard.tell(self._observer.held_long, loan)
-        change = self._level.look(now, self.stats)
+            if not loan.flagged and loan.acquired + self.long_hold > now:
+                going_on.append(loan)
+            elif not loan.flagged:
+                self._flag(loan, now)
+                self.guard.tell(self._observer.held_long, loan)
+        change = None if self._retired else self._level.look(now, self.stats)
         if change is not None:
             self.guard.tell(self._observer.utilization_changed, *change)
         for ident, connect, _outage in self.untold.copy():
             if now - connect.ended > TOLD_AFTER:
                 self.tell_connects(by=ident)
-        return due
+        return min(self._begun(going_on), default=NEVER) + self.long_hold
+
+    @property
+    def served(self) -> int:
+        """How many checkouts were given a connection."""
+        return self.idle_checkouts + self.queued_checkouts + self.new_checkouts
 
     @property
     def is_quiet(self) -> bool:
         """Whether there is nothing to watch."""
-        return not self.holds and not self.quiet and not self.untold and self._level.settled
+        return not (self.holds or self.quiet or self.untold) and (self._retired or self._level.settled)
 
     def _flag(self, loan: Checkout, now: float) -> None:
         loan.flagged = True
@@ -544,6 +564,7 @@ class Ledger:
     @harmless
     def end(self, outcome: str, reason: str | None = None) -> None:
         """End every checkout that is out, and the series; the pool is closed, gone, or not hooked any more."""
+        self._ended = True
         self.retire()
         for loan in self.holds_now():
             slot = loan.slot
@@ -551,6 +572,8 @@ class Ledger:
             if reason is not None:
                 self.discard(slot, reason, None, loan)
         self.tell_connects()
+        if self.turns is not None:
+            self.turns.end()
 
     def _dropped(self, _ref: object) -> None:
         """The pool was collected: this is a finalizer, so it does no more than that."""
@@ -575,9 +598,9 @@ def _acquired(loan: Loan) -> float:
     return loan.acquired
 
 
-def _forget(slots: dict[int, Slot], key: int, ref: weakref.ref[Any]) -> None:
+def _forget(slots: dict[int, Slot], quiet: dict[int, QuietHold], key: int, ref: weakref.ref[Any]) -> None:
     slot = slots.get(key)
-    if slot is not None and slot.ref is ref:
+    if slot is not None and slot.ref is ref and key not in quiet:  # it went with its pool, which is still to be told
         slots.pop(key, None)
 
 

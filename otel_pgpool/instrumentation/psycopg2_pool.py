@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -10,7 +13,6 @@ from sys import _getframe
 from time import monotonic
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import psycopg2
 from psycopg2.extensions import connection
@@ -20,17 +22,24 @@ from otel_pgpool import _checkout
 from otel_pgpool._checkout import places_of
 from otel_pgpool._target import target_of
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
-from otel_pgpool.instrumentation.turns import Turns, is_exhausted
+from otel_pgpool.instrumentation.turns import is_exhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from types import FrameType
 
-    from otel_pgpool._checkout import Loan
+    from otel_pgpool._checkout import Loan, Place
+    from otel_pgpool._slot import Slot
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.instrumentation.turns import Turns
 
     Method = Callable[..., Any]
+
+logger = logging.getLogger("otel_pgpool")
+
+STOCK = (SimpleConnectionPool, ThreadedConnectionPool)
+ROLES = ("getconn", "putconn", "closeall")
 
 BROKEN = 2
 """``connection.closed`` of one that libpq, and not the program, ended."""
@@ -39,7 +48,11 @@ BROKEN = 2
 def hook_on(hook: Hook) -> Callable[[], None]:
     """Hook every class of pools, those to come included; returns what undoes it."""
     hooked = Hooked(hook)
-    hooked.begin()
+    try:
+        hooked.begin()
+    except BaseException:
+        hooked.end()
+        raise
     return hooked.end
 
 
@@ -48,32 +61,74 @@ def read_levels(pool: Any) -> Levels:
     return Levels(pool.minconn, pool.maxconn, len(pool._used), len(pool._pool), pool.minconn, closed=pool.closed)
 
 
+class Request:
+    """A getconn of a subclass while it runs, and what the stock one inside it gave."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._given: Any = None
+        self._again = False  # by a key that was lent already
+        self.error: BaseException | None = None
+
+    def ask_inside(self, ask: Callable[[], Any], *, again: bool) -> Any:
+        """Pass a request of its own through, and remember what came of it."""
+        try:
+            result = ask()
+        except BaseException as error:
+            self.error = error
+            raise
+        if id(result) in self._pool._rused:
+            self._given, self._again = result, again
+        return result
+
+    def lent(self, result: Any) -> Any:
+        """The connection that was lent, where any was: a subclass may return what it likes."""
+        if self._again:
+            return None
+        if isinstance(result, connection):
+            return result
+        return self._given if id(self._given) in self._pool._rused else None
+
+
 class Hooked:
     """The classes' methods, wrapped.
 
     Where a class defines ``getconn`` itself, its own is wrapped and not only the one below, so that the whole wait is
-    in the checkout, and nothing of ours runs under the stock pool's lock. A direct subclass of the abstract pool that
-    has no ``getconn`` is wrapped where it must pass: at the abstract pool's own steps.
+    in the checkout, and nothing of ours runs under the stock pool's lock; and where it gives the stock method another
+    name. A subclass of the abstract pool that has no ``getconn`` is wrapped where it must pass: at the abstract pool's
+    own steps.
     """
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
+        self._roles = {getattr(cls, role): role for cls in STOCK for role in ROLES}  # of the methods as they stand
         self._replaced: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there itself, what stands now
-        self._inherited: WeakSet[connection] = WeakSet()  # lent by a parent process
-        self._asking: set[tuple[int, int]] = set()  # pool and thread, by identity: inside a getconn of a subclass
-        self._kind = Kind(read_levels, self._abandon)
+        # Lent by a parent process, by id. Kept, as a class of the program's own may close them when they go.
+        self._inherited: dict[int, Any] = {}
+        self._at_end: list[Callable[[], None]] = []
+        self._requests: dict[tuple[int, int], Request] = {}  # by pool and thread
+        self._kind = Kind(read_levels, self._abandon, lambda pool: isinstance(pool, ThreadedConnectionPool))
 
     def begin(self) -> None:
-        """Wrap the classes that there are, and those that will be."""
+        """Wrap the classes that there are, and those that will be; open the ledgers of the pools that there are."""
         setattr(AbstractConnectionPool, LEDGER, None)
         self._replace(AbstractConnectionPool, "__init__", self._init)
         self._replace(AbstractConnectionPool, "_connect", self._connect)
         self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
-        for owner in _subclasses(AbstractConnectionPool):
+        classes = {cls: None for cls in _subclasses(AbstractConnectionPool)}  # each once, bases first
+        for owner in classes:
             self._wrap(owner)
+        for pool in _live_pools(classes):
+            self._ledger(pool)
 
     def end(self) -> None:
-        """Put everything back, but for what somebody else has wrapped since: that passes through."""
+        """Put everything back.
+
+        Our methods may still be called: by somebody else's that were put around them since, or by a program that took
+        ``pool.getconn`` while the hook was on. They pass through then, during a later hook too.
+        """
+        for let_go in self._at_end:
+            let_go()
         for owner, name, before, now in reversed(self._replaced):
             if owner.__dict__.get(name) is not now:
                 continue
@@ -81,55 +136,75 @@ class Hooked:
                 delattr(owner, name)
             else:
                 setattr(owner, name, before)
-        if all(owner.__dict__.get(name) is not now for owner, name, _before, now in self._replaced):
-            delattr(AbstractConnectionPool, LEDGER)
+        delattr(AbstractConnectionPool, LEDGER)
 
     def _wrap(self, owner: type) -> None:
-        stock = owner in (SimpleConnectionPool, ThreadedConnectionPool)
-        getconn, putconn = (
-            (self._getconn_of_the_stock, self._putconn_of_the_stock) if stock else (self._getconn, self._putconn)
-        )
-        for name, wrapper in (("getconn", getconn), ("putconn", putconn), ("closeall", self._closeall)):
-            if not hasattr(owner, name):
-                self._replace(owner, f"_{name}", wrapper)
-            elif isinstance(owner.__dict__.get(name), FunctionType):
-                self._replace(owner, name, wrapper)
-        if isinstance(owner.__dict__.get("_connect"), FunctionType):
-            self._replace(owner, "_connect", self._connect)
+        """Wrap what a class defines; one that refuses stays as it is, and only what it calls is seen."""
+        try:
+            self._wrap_methods(owner)
+        except Exception:  # noqa: BLE001 - a metaclass of the program's own
+            logger.debug("%s cannot be hooked, and stays as it is", owner.__qualname__, exc_info=True)
+
+    def _wrap_methods(self, owner: type) -> None:
+        wrappers = {
+            "getconn": self._getconn_of_the_stock if owner in STOCK else self._getconn,
+            "putconn": self._putconn_of_the_stock if owner in STOCK else self._putconn,
+            "closeall": self._closeall,
+            "_connect": self._connect,
+        }
+        for name, method in list(vars(owner).items()):
+            if isinstance(method, FunctionType) and not _runs_later(method):
+                role = name if name in wrappers else self._roles.get(method)
+                if role is not None:
+                    self._replace(owner, name, wrappers[role])
+        for role in ROLES:
+            step = f"_{role}"
+            if not hasattr(owner, role) and (step in vars(owner) or getattr(owner, step) in self._roles):
+                self._replace(owner, step, wrappers[role])
 
     def _replace(self, owner: type, name: str, wrapper: Callable[[type, Any], Any]) -> None:
         now = wrapper(owner, getattr(owner, name))
-        self._replaced.append((owner, name, owner.__dict__.get(name), now))
+        before = owner.__dict__.get(name)
         setattr(owner, name, now)
+        self._replaced.append((owner, name, before, now))
+
+    def _ledger(self, pool: Any) -> Ledger | None:
+        """A pool's; None where it has none and gets none, or one of a later hook."""
+        ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
+        return ledger if ledger is not None and ledger.hook is self._hook else None
 
     def _adopt(self, pool: Any) -> Ledger | None:
         """Open the ledger of a pool that is met for the first time."""
         if not hasattr(pool, "_kwargs"):  # its constructor has not come so far
             return None
         target = target_of(pool._args, pool._kwargs)
-        ledger = self._hook.adopt(pool, self._kind, target.name, target)
-        if ledger is not None and self._hook.settings.wait_timeout is not None:
-            ledger.turns = Turns() if isinstance(pool, ThreadedConnectionPool) else None
-        return ledger
+        return self._hook.adopt(pool, self._kind, target.name, target)
 
     # Checking out
 
     def _getconn_of_the_stock(self, owner: type, original: Method) -> Method:
         """For the two classes of psycopg2: a checkout that leaves neither span nor record costs next to nothing."""
-        slowly = self._check_out
+        slowly, hook = self._check_out_of_the_stock, self._hook
+
+        def let_go() -> None:
+            nonlocal owner
+            owner = object  # no pool is of this class: each takes the long way, where it is seen that the hook is off
+
+        self._at_end.append(let_go)
 
         @wraps(original)
         def getconn(self: Any, key: Any = None) -> Any:
-            ledger: Ledger | None = self._otel_pgpool
+            try:
+                ledger: Ledger | None = self._otel_pgpool
+            except AttributeError:  # the hook is off
+                ledger = None
             if (
                 ledger is None
                 or key is not None
                 or type(self) is not owner
-                or ledger.turns is not None
-                or ledger.silence is None
                 or ledger.silence._real_instrument is not None
             ):
-                return slowly(self, original, _getframe(1), (key,), {})
+                return slowly(self, original, key, _caller())
             conn: Any = None
             started = monotonic()
             try:
@@ -140,7 +215,10 @@ class Hooked:
                     ledger.new_checkouts += 1
                 else:
                     ledger.idle_checkouts += 1
-                place = _getframe(1)
+                try:
+                    place = _getframe(1)
+                except ValueError:  # called by no function of Python, as a greenlet's first is
+                    place = _getframe()
                 caller = place.f_back
                 further = None if caller is None else caller.f_back
                 connection_key = id(conn)
@@ -156,11 +234,11 @@ class Hooked:
                     None if further is None else further.f_code,
                     0 if further is None else further.f_lasti,
                 )
-                if ledger.hook.parked:
-                    ledger.hook.wake()
+                if hook.parked:
+                    hook.wake()
             except BaseException as error:
                 if conn is None:
-                    loan = ledger.ask(*places_of(_getframe(1)))
+                    loan = ledger.ask(*_places(_caller()))
                     loan.started = started
                     _refuse(ledger, self, loan, error)
                 else:
@@ -170,62 +248,94 @@ class Hooked:
 
         return getconn
 
+    def _check_out_of_the_stock(self, pool: Any, original: Method, key: Any, frame: FrameType) -> Any:
+        ask = partial(original, pool, key)
+        ledger = self._ledger(pool)
+        if ledger is None:
+            return ask()
+        request = self._requests.get((id(pool), threading.get_ident())) if self._requests else None
+        again = _is_lent(pool, key)
+        if request is not None:
+            return request.ask_inside(ask, again=again)
+        return ask() if again else self._check_out(ledger, pool, frame, ask)
+
     def _getconn(self, _owner: type, original: Method) -> Method:
-        checked_out = self._check_out
+        around = self._check_out_around
+        keyed = _takes_key(original)
 
         @wraps(original)
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return checked_out(self, original, _getframe(1), args, kwargs)
+            again = keyed and _is_lent(self, *args, **kwargs)
+            return around(self, partial(original, self, *args, **kwargs), _caller(), again=again)
 
         return getconn
 
-    def _check_out(
-        self, pool: Any, original: Method, frame: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        ask = partial(original, pool, *args, **kwargs)
-        ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
-        asking = id(pool), threading.get_ident()
-        if ledger is None or asking in self._asking or _is_lent(pool, *args, **kwargs):
+    def _check_out_around(self, pool: Any, ask: Callable[[], Any], frame: FrameType, *, again: bool) -> Any:
+        ledger = self._ledger(pool)
+        if ledger is None:
             return ask()
-        loan = ledger.ask(*places_of(frame))
-        self._asking.add(asking)
+        asking = id(pool), threading.get_ident()
+        outer = self._requests.get(asking)
+        if outer is not None:
+            return outer.ask_inside(ask, again=again)
+        if again:
+            return ask()
+        request = Request(pool)
         try:
-            conn = ask() if ledger.turns is None else _take_turns(ledger, ledger.turns, loan, ask)
-        except BaseException as error:
-            _refuse(ledger, pool, loan, error)
-            raise
+            self._requests[asking] = request
+            return self._check_out(ledger, pool, frame, ask, request)
         finally:
-            self._asking.discard(asking)
-        if isinstance(conn, connection):  # a subclass may return a context manager, which asks again when it is entered
-            try:
+            self._requests.pop(asking, None)
+            request.error = None  # its frames hold the request
+
+    def _check_out(
+        self, ledger: Ledger, pool: Any, frame: FrameType, ask: Callable[[], Any], request: Request | None = None
+    ) -> Any:
+        loan = result = None
+        try:
+            loan = ledger.ask(*_places(frame))
+            result = ask() if ledger.turns is None else _take_turns(ledger, ledger.turns, loan, ask)
+            conn = result if request is None else request.lent(result)
+            if conn is not None:
                 ledger.lend(loan, conn)
-            except BaseException:
-                _return_unused(pool, conn)
-                raise
-        return conn
+            elif request is not None and request.error is not None:
+                _refuse(ledger, pool, loan, request.error)
+        except BaseException as error:
+            if result is not None:
+                _return_unused(pool, result)
+            if loan is not None and not hasattr(loan, "released"):
+                _refuse(ledger, pool, loan, error)
+            raise
+        return result
 
     # Giving back
 
-    def _putconn_of_the_stock(self, _owner: type, original: Method) -> Method:
+    def _putconn_of_the_stock(self, owner: type, original: Method) -> Method:
         slowly = self._give_back
 
         @wraps(original)
         def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
-            ledger: Ledger | None = self._otel_pgpool
-            quiet = None if ledger is None or key is not None else ledger.quiet.pop(id(conn), None)
-            if ledger is None or quiet is None:
+            try:
+                ledger: Ledger | None = self._otel_pgpool
+            except AttributeError:  # the hook is off
+                ledger = None
+            if ledger is None or key is not None or (quiet := ledger.quiet.pop(id(conn), None)) is None:
                 slowly(self, original, (conn, key, close), {})
                 return
             was_closed = conn.closed
             try:
                 original(self, conn, None, close)
-            except BaseException:
-                if id(conn) in self._rused:  # it is still lent, as far as the pool is concerned
+            except BaseException as error:
+                if not self.closed:
                     ledger.quiet[id(conn)] = quiet
+                    if not _goes_on(self, conn, error) and (loan := ledger.speak_up(conn)) is not None:
+                        ledger.give_back(loan, "discarded", error)
                 raise
             if conn.closed:
-                _discard(ledger, conn, was_closed, close=close)
+                _discard(ledger, ledger.slot_of(conn), was_closed, close=close)
 
+        if owner is SimpleConnectionPool:
+            putconn.__defaults__ = (None, False)  # it must be given a connection
         return putconn
 
     def _putconn(self, _owner: type, original: Method) -> Method:
@@ -238,47 +348,50 @@ class Hooked:
         return putconn
 
     def _give_back(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
+        ledger = self._ledger(pool)
         conn = _named(pool, *args, **kwargs)
-        if conn in self._inherited:
+        if id(conn) in self._inherited:
             return None
-        slot = None if ledger is None or conn is None else ledger.slots.get(id(conn))
-        loan: Any = None if ledger is None or slot is None else slot.checkout or ledger.speak_up(conn)
         if ledger is None:
             return original(pool, *args, **kwargs)
-        if loan is None:  # lent before the hook was on, or not by this pool
-            try:
-                return original(pool, *args, **kwargs)
-            finally:
-                if ledger.turns is not None:
-                    ledger.turns.call()
-        was_closed = conn.closed
+        slot = ledger.slots.get(id(conn))
         try:
-            given_back = original(pool, *args, **kwargs)
-        except BaseException as error:
-            if not _goes_on(pool, conn, error):
-                ledger.give_back(loan, "discarded", error)
-            raise
+            if slot is None:  # not known, or no connection
+                return original(pool, *args, **kwargs)
+            give_back = partial(original, pool, *args, **kwargs)
+            return self._take_back(ledger, slot, conn, give_back, close=_closes(*args, **kwargs))
         finally:
             if ledger.turns is not None:
                 ledger.turns.call()
+
+    def _take_back(self, ledger: Ledger, slot: Slot, conn: Any, give_back: Callable[[], Any], *, close: bool) -> Any:
+        """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
+        loan: Any = slot.checkout or ledger.speak_up(conn)
+        was_closed = conn.closed
+        try:
+            given_back = give_back()
+        except BaseException as error:
+            if loan is not None and not _goes_on(ledger.pool, conn, error):
+                ledger.give_back(loan, "discarded", error)
+            raise
         if conn.closed:
-            close = bool(kwargs.get("close", args[2:3] == (True,)))
-            _discard(ledger, conn, was_closed, close=close, loan=loan)
-        else:
+            _discard(ledger, slot, was_closed, close=close, loan=loan)
+        elif loan is not None:
             ledger.give_back(loan)
         return given_back
 
     def _closeall(self, _owner: type, original: Method) -> Method:
+        hooked = self
+
         @wraps(original)
         def closeall(self: Any, *args: Any, **kwargs: Any) -> Any:
-            ledger: Ledger | None = getattr(self, LEDGER, None)
+            ledger = hooked._ledger(self)
             if ledger is None or self.closed:
                 return original(self, *args, **kwargs)
             try:
                 return original(self, *args, **kwargs)
             finally:
-                if self.closed:
+                if self.closed and not ledger._retired:  # by a closeall inside this one
                     for conn in self._pool:
                         ledger.discard(ledger.slot_of(conn), "closed")
                     ledger.end("discarded", "closed")
@@ -294,7 +407,7 @@ class Hooked:
 
         @wraps(original)
         def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
-            ledger: Ledger | None = getattr(self, LEDGER, None) or hooked._adopt(self)
+            ledger = hooked._ledger(self)
             thread = threading.get_ident()
             if ledger is None or thread in ledger.connecting:
                 return original(self, *args, **kwargs)
@@ -320,7 +433,7 @@ class Hooked:
             try:
                 original(self, *args, **kwargs)
             finally:
-                ledger: Ledger | None = getattr(self, LEDGER, None) or hooked._adopt(self)
+                ledger = hooked._ledger(self)
                 if ledger is not None:
                     ledger.tell_connects()
 
@@ -344,14 +457,22 @@ class Hooked:
         for conn in idle:
             with suppress(psycopg2.Error, OSError):
                 os.close(conn.fileno())
-        self._asking.clear()
+        self._requests.clear()
         pool._pool.clear()
         pool._used.clear()
         pool._rused.clear()
-        self._inherited.update(used)
-        if hasattr(pool, "_lock"):
-            pool._lock = threading.Lock()  # another thread of the parent may have held it
+        self._inherited.update((id(conn), conn) for conn in used)
+        for kind in (threading.Lock, threading.RLock):  # another thread of the parent may have held it
+            if type(getattr(pool, "_lock", None)) is type(kind()):
+                pool._lock = kind()
         return len(idle) + len(used)
+
+
+def _live_pools(classes: Collection[type]) -> Iterator[Any]:
+    """Every open pool of the process: what is seen of it must not wait for its next checkout, least of all a fork."""
+    for found in gc.get_referrers(*classes):  # an object refers to its class
+        if type(found) in classes and not getattr(found, "closed", True):
+            yield found
 
 
 def _subclasses(cls: type) -> Iterator[type]:
@@ -359,6 +480,33 @@ def _subclasses(cls: type) -> Iterator[type]:
     for derived in cls.__subclasses__():
         yield derived
         yield from _subclasses(derived)
+
+
+def _caller() -> FrameType:
+    """The frame that called our wrapper; the wrapper's own, where it was called by no function of Python."""
+    wrapper = _getframe(1)
+    return wrapper.f_back or wrapper
+
+
+def _places(frame: FrameType) -> list[Place]:
+    """Where a connection was asked for: never empty."""
+    return places_of(frame) or [(frame.f_code, frame.f_lasti)]
+
+
+LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def _runs_later(method: Method) -> bool:
+    """Whether a call of it does nothing yet, as of a context manager made by a generator: what it calls is wrapped."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & LATER)
+
+
+def _takes_key(getconn: Method) -> bool:
+    """Whether its first argument, if it has any, is a key."""
+    _self, *parameters = inspect.signature(getconn).parameters.values()
+    by_place = [each for each in parameters if each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
+    return not by_place or by_place[0].name == "key" or by_place[0].kind is by_place[0].VAR_POSITIONAL
 
 
 def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
@@ -370,17 +518,29 @@ def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
 
 def _named(pool: Any, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
     """The connection that is given back, by itself or by its key."""
-    return pool._used.get(key) if conn is None and key is not None else conn
+    with suppress(TypeError):
+        return pool._used.get(key) if conn is None and key is not None else conn
+    return None
+
+
+def _closes(_conn: Any = None, _key: Any = None, close: Any = False, *_args: Any, **_kwargs: Any) -> bool:  # noqa: FBT002 - likewise
+    """Whether the caller wants it closed."""
+    return bool(close)
 
 
 def _goes_on(pool: Any, conn: Any, error: BaseException) -> bool:
-    """Whether a return that failed has changed nothing: it was refused, or interrupted before it came so far."""
+    """Whether a return that failed has changed nothing: it was refused, or interrupted before it came so far.
+
+    Where the pool's own work on the connection failed, as its rollback does, the hold is over, though the stock pool
+    counts the connection as used for ever, unless it is given back once more.
+    """
     return isinstance(error, PoolError) or (id(conn) in pool._rused and not isinstance(error, psycopg2.Error))
 
 
 def _return_unused(pool: Any, conn: Any) -> None:
     """Give back what the caller was handed and never saw: an interrupt came between."""
-    (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
+    with suppress(Exception):  # the interrupt is what the caller must hear of
+        (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
 
 
 def _take_turns(ledger: Ledger, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:
@@ -405,7 +565,7 @@ def _refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None
     ledger.refuse(loan, error, refusal)
 
 
-def _discard(ledger: Ledger, conn: Any, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:
+def _discard(ledger: Ledger, slot: Slot, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:
     """The pool has closed a connection on its return: it was told to, found it dead, or had one too many."""
     if was_closed:
         reason = "broken" if was_closed == BROKEN else "returned_closed"
@@ -413,4 +573,5 @@ def _discard(ledger: Ledger, conn: Any, was_closed: int, *, close: bool, loan: L
         reason = "returned_closed" if close else "idle"
     if loan is not None:
         ledger.give_back(loan, "released" if reason == "idle" else "discarded")
-    ledger.discard(ledger.slot_of(conn), reason, None, loan)
+    if ledger.slots.get(slot.key) is slot:
+        ledger.discard(slot, reason, None, loan)

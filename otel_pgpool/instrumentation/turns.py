@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class Turns:
         # Reentrant, because the garbage collector may close a generator, and so return a connection, inside it.
         self._lock = threading.RLock()
         self._queue: deque[Wakeup] = deque()
+        self._ended = False
 
     def __bool__(self) -> bool:
         """Whether somebody waits."""
@@ -48,22 +50,27 @@ class Turns:
         """
         deadline = monotonic() + seconds
         turn = Wakeup()
-        with self._lock:
-            self._queue.append(turn)
         try:
+            with self._lock:
+                self._queue.append(turn)
             while True:
                 if self._queue[0] is turn:
                     try:
                         return ask()
                     except PoolError as error:
-                        if not is_exhausted(error):
+                        if self._ended or not is_exhausted(error):
                             raise
                 if not turn.wait(deadline - monotonic()):
                     raise PoolError(EXHAUSTED)
         finally:
-            with self._lock:
+            with self._lock, suppress(ValueError):  # an interrupt came before it stood there
                 self._queue.remove(turn)
             self.call()
+
+    def end(self) -> None:
+        """Nobody will be called any more: let each ask once more, and take the answer."""
+        self._ended = True
+        self.call()
 
     def call(self) -> None:
         """A connection may be free: let the first ask."""
