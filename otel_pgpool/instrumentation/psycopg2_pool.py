@@ -115,7 +115,7 @@ class Hooked:
         self._replace(AbstractConnectionPool, "__init__", self._init)
         self._replace(AbstractConnectionPool, "_connect", self._connect)
         self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
-        classes = {cls: None for cls in _subclasses(AbstractConnectionPool)}  # each once, bases first
+        classes = dict.fromkeys(_subclasses(AbstractConnectionPool))  # each once, bases first
         for owner in classes:
             self._wrap(owner)
         for pool in _live_pools(classes):
@@ -142,7 +142,7 @@ class Hooked:
         """Wrap what a class defines; one that refuses stays as it is, and only what it calls is seen."""
         try:
             self._wrap_methods(owner)
-        except Exception:  # noqa: BLE001 - a metaclass of the program's own
+        except Exception:
             logger.debug("%s cannot be hooked, and stays as it is", owner.__qualname__, exc_info=True)
 
     def _wrap_methods(self, owner: type) -> None:
@@ -237,12 +237,7 @@ class Hooked:
                 if hook.parked:
                     hook.wake()
             except BaseException as error:
-                if conn is None:
-                    loan = ledger.ask(*_places(_caller()))
-                    loan.started = started
-                    _refuse(ledger, self, loan, error)
-                else:
-                    _return_unused(self, conn)
+                _end_quietly(ledger, self, conn, started, error)
                 raise
             return conn
 
@@ -335,7 +330,7 @@ class Hooked:
                 _discard(ledger, ledger.slot_of(conn), was_closed, close=close)
 
         if owner is SimpleConnectionPool:
-            putconn.__defaults__ = (None, False)  # it must be given a connection
+            putconn.__defaults__ = (None, False)  # type: ignore[attr-defined]  # it must be given a connection
         return putconn
 
     def _putconn(self, _owner: type, original: Method) -> Method:
@@ -541,6 +536,16 @@ def _return_unused(pool: Any, conn: Any) -> None:
     """Give back what the caller was handed and never saw: an interrupt came between."""
     with suppress(Exception):  # the interrupt is what the caller must hear of
         (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
+
+
+def _end_quietly(ledger: Ledger, pool: Any, conn: Any, started: float, error: BaseException) -> None:
+    """A quiet checkout has raised: the pool gave nothing, which is told, or an interrupt came after it did."""
+    if conn is None:
+        loan = ledger.ask(*_places(_getframe(1)))
+        loan.started = started
+        _refuse(ledger, pool, loan, error)
+    else:
+        _return_unused(pool, conn)
 
 
 def _take_turns(ledger: Ledger, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:
