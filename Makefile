@@ -30,14 +30,14 @@ help: ## show this list
 demo: $(ENV)/demo.stamp ## 15 s of a small shop's traffic on a PostgreSQL of its own, with a live view and a report
 	@$(BIN)/otel-pgpool demo $(ARGS)
 
-# Four at a time on any machine: most tests wait for a server most of their time.
+# Two at a time on any machine: most tests wait for a server most of their time.
 test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp ## every test, with branch coverage
-	@$(BIN)/python -m pytest -n 4 --cov=otel_pgpool $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --cov=otel_pgpool $(ARGS)
 
 versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the hook's tests on other Pythons and SQLAlchemys
 	@for release in $(SQLALCHEMYS); do \
 		echo "SQLAlchemy $$release"; \
-		PYTHONPATH=$(ENV)/sqlalchemy-$$release $(BIN)/python -m pytest -n 4 -q \
+		PYTHONPATH=$(ENV)/sqlalchemy-$$release $(BIN)/python -m pytest -n 2 -q \
 			tests/*/test_sqlalchemy*.py tests/*/*/test_sqlalchemy*.py $(ARGS) || exit; \
 	done
 	@for version in $(PYTHONS); do \

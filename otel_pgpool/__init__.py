@@ -1,6 +1,7 @@
 """A connection pool for psycopg2 in which every checkout is an OpenTelemetry span."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from otel_pgpool._version import __version__
@@ -11,8 +12,11 @@ if TYPE_CHECKING:
     from otel_pgpool._pool import ConnectionPool
     from otel_pgpool.instrumentation import PgPoolInstrumentor as PgPoolInstrumentor
 else:
-    # With their first use, and psycopg2 with them: the package is imported before its command can take over Ctrl-C or
-    # say in a line that psycopg2 is missing. The hook needs the extra "instrument", and a program without it does not.
+    if find_spec("psycopg2") is None:
+        import_module(f"{__name__}._errors")  # which says what brings it
+
+    # With their first use, and psycopg2 with them: the package is imported before its command can take over Ctrl-C. The
+    # hook needs the extra "instrument", and a program without it does not.
     _HOMES = {
         **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "_errors"),
         **dict.fromkeys(("Holder", "PoolObserver", "PoolStats"), "_observer"),
@@ -23,7 +27,6 @@ else:
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import_module(f"{__name__}._errors")  # which says what brings psycopg2
         value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         return value
 

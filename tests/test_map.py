@@ -50,6 +50,7 @@ MAP = (
     "telemetry.names",
     "telemetry.context",
     "telemetry.logs",
+    "telemetry.series",
     "telemetry.metrics",
     "telemetry.spans",
     "telemetry",

@@ -68,7 +68,7 @@ def test_without_psycopg2_the_error_names_the_extra(bare_python: Path) -> None:
     shown = run(
         bare_python,
         "-c",
-        "try: from otel_pgpool import ConnectionPool\nexcept ImportError as error: print(type(error).__name__, error)",
+        "try: import otel_pgpool\nexcept ImportError as error: print(type(error).__name__, error)",
     )
     assert "otel-pgpool[binary]" in shown
 

@@ -1,8 +1,6 @@
 """README.md and docs/: every block runs, every table agrees with the code, every link leads somewhere.
 
-A `python` block that begins with `# name.py` is a program; those without a name continue the last one. The `text`
-blocks after it are what it prints. A `diff` is two programs, before and after. A `sh` block is run, or checked by its
-command.
+The recipes, which are projects rather than programs, are run by ``test_recipes.py``.
 """
 
 from __future__ import annotations
@@ -10,120 +8,56 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from importlib.metadata import distribution, version
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psycopg2
 import pytest
 from opentelemetry import environment_variables
+from opentelemetry.instrumentation import environment_variables as instrumentation_variables
 from opentelemetry.sdk import environment_variables as sdk_variables
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from psycopg2.pool import ThreadedConnectionPool
+from sqlalchemy import create_engine
+from sqlalchemy import pool as sqlalchemy_pools
 
 import otel_pgpool
-from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
 from otel_pgpool._config import PoolConfig, TelemetryConfig
 from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.telemetry import Telemetry
+from tests.documents import (
+    DOCUMENTS,
+    INSTRUMENTATION,
+    README,
+    ROOT,
+    TELEMETRY,
+    Program,
+    clean_environ,
+    code,
+    outside_of_code,
+    read,
+    run,
+    table,
+    text_of,
+)
 from tests.receivers import GrpcReceiver, HttpReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.receivers import Receiver
-
-ROOT = Path(__file__).parents[1]
-README, MIGRATING, TELEMETRY = "README.md", "docs/migrating.md", "docs/telemetry.md"
-DOCUMENTS = (README, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PICTURE = "<!-- picture -->\n```text\n"
-
-TABLES = """
-drop table if exists orders;
-create table orders (id int primary key, amount numeric not null, paid boolean not null default false);
-insert into orders (id, amount) values (1, 25);
-"""
-
-# What a program is asked to do after its own last line.
-AND_THEN = {
-    "web.py": """
-pid = os.fork()
-if pid == 0:
-    post_fork(None, None)
-    with pool.connection() as conn, conn.cursor() as cur:
-        cur.execute("select 1")
-    os._exit(0 if pool.stats().idle == 2 else 1)
-assert os.waitpid(pid, 0)[1] == 0
-assert pool.stats().status == "new"
-""",
-    "late_order.py": """
-with open("spans.json", "w") as file:
-    file.write(f"[{','.join(span.to_json(indent=None) for span in memory.get_finished_spans())}]")
-""",
-}
-
-
-@dataclass
-class Program:
-    """Python blocks that belong together, and what they print according to the text blocks after them."""
-
-    document: str
-    name: str
-    source: str
-    prints: str = ""
-
-
-@dataclass
-class Document:
-    """A file's blocks by kind."""
-
-    programs: dict[str, Program] = field(default_factory=dict)
-    diffs: list[str] = field(default_factory=list)
-    shell: list[str] = field(default_factory=list)
-    picture: str = ""
-
-
-@cache
-def text_of(document: str) -> str:
-    return (ROOT / document).read_text(encoding="utf-8")
-
-
-@cache
-def read(document: str) -> Document:
-    found = Document()
-    program: Program | None = None
-    for match in FENCE.finditer(text_of(document)):
-        language, body = match.groups()
-        if text_of(document)[: match.end()].endswith(f"{PICTURE}{body}```"):
-            found.picture = body
-        elif language == "python" and (named := re.match(r"# (\w+\.py)\n", body)):
-            assert named[1] not in found.programs, f"two programs of {document} are called {named[1]}"
-            program = found.programs[named[1]] = Program(document, named[1], body)
-        elif language == "python" and program is not None:
-            program.source += f"\n{body}"
-        elif language == "text" and program is not None:
-            program.prints += body
-        elif language == "diff":
-            found.diffs.append(body)
-        elif language == "sh":
-            found.shell += body.replace("\\\n", "").splitlines()
-        else:
-            raise AssertionError(f"{document} has a block that nothing tests: {language!r}\n{body}")
-    return found
-
 
 PROGRAMS = [program for document in DOCUMENTS for program in read(document).programs.values()]
 DIFFS = [(document, diff) for document in DOCUMENTS for diff in read(document).diffs]
@@ -139,10 +73,8 @@ def dsn() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def environ(dsn: str) -> Iterator[dict[str, str]]:
     """A clean environment with a database and an OTLP endpoint, in which every warning is an error."""
-    foreign = ("OTEL_", "DB_", "PG", "PYTHON")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     with HttpReceiver() as receiver:
-        yield {**kept, **receiver.environ, "DATABASE_URL": dsn, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+        yield {**clean_environ(), **receiver.environ, "DATABASE_URL": dsn, "PYTHONWARNINGS": "error"}
 
 
 @pytest.fixture(scope="module")
@@ -152,31 +84,6 @@ def late_order(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     run(read(TELEMETRY).programs["late_order.py"], environ, folder)
     spans: list[dict[str, Any]] = json.loads((folder / "spans.json").read_text(encoding="utf-8"))
     return spans
-
-
-def write(program: Program, environ: dict[str, str], folder: Path) -> None:
-    """Put a program and what it needs in its place."""
-    with psycopg2.connect(environ["DATABASE_URL"]) as conn, conn.cursor() as cur:
-        cur.execute(TABLES)
-    conn.close()
-    (folder / program.name).write_text(program.source + AND_THEN.get(program.name, ""), encoding="utf-8")
-
-
-def run(program: Program, environ: dict[str, str], folder: Path, command: str | None = None) -> str:
-    """Run a program as its reader would; return what it printed."""
-    write(program, environ, folder)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
-    done = subprocess.run(
-        ["sh", "-c", command or f"python {program.name}"],
-        cwd=folder,
-        env={**environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert done.returncode == 0, f"{program.document}, {program.name}:\n{done.stderr}"
-    return done.stdout.replace(f"{folder}/", "")
 
 
 def settled(text: str) -> str:
@@ -215,7 +122,8 @@ def test_a_shell_line_works(document: str, line: str, environ: dict[str, str], t
     elif words[:2] == ["pip", "install"]:
         extras = re.fullmatch(r"\.\[([\w,]+)\]", words[2])
         assert extras is not None
-        assert set(extras[1].split(",")) <= {row[0].strip("`") for row in table(README, "extras")}
+        assert set(extras[1].split(",")) <= {extra for row in table(README, "extras") for extra in code(row[0])}
+        assert [distribution(package).name for package in words[3:]] == words[3:]
     else:
         assert words[-2] == "python"
         check_export(read(document).programs[words[-1]], line, environ, tmp_path)
@@ -310,19 +218,6 @@ def test_the_picture_is_to_scale() -> None:
 # The tables
 
 
-def table(document: str, name: str) -> list[list[str]]:
-    """The cells of the table below a comment, its head left out."""
-    _, found, rest = text_of(document).partition(f"<!-- {name} -->\n")
-    assert found, f"{document} has no table {name!r}"
-    rows = rest.partition("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows]
-
-
-def code(cell: str) -> list[str]:
-    """What a cell has in backticks."""
-    return re.findall(r"`([^`]+)`", cell)
-
-
 def test_options_are_those_of_the_constructor() -> None:
     """Every option of ``ConnectionPool``, in its order, with its default."""
     parameters = inspect.signature(ConnectionPool).parameters.values()
@@ -333,8 +228,8 @@ def test_options_are_those_of_the_constructor() -> None:
 def test_extras_are_those_of_the_package() -> None:
     """Every extra, in the order in which the package declares them."""
     _, _, declared = text_of("pyproject.toml").partition("[project.optional-dependencies]\n")
-    extras = re.findall(r"^(\w+) = \[", declared.partition("\n[")[0], re.MULTILINE)
-    assert [code(row[0])[0] for row in table(README, "extras")] == extras
+    extras = re.findall(r"^([\w-]+) = \[", declared.partition("\n[")[0], re.MULTILINE)
+    assert [extra for row in table(README, "extras") for extra in code(row[0])] == extras
 
 
 def test_variables_are_those_that_are_read() -> None:
@@ -349,6 +244,8 @@ def test_variables_are_those_that_are_read() -> None:
     assert told["OTEL_PGPOOL_SPANS"] == telemetry.spans
     assert float(told["OTEL_PGPOOL_SLOW"]) == telemetry.slow
     assert set(told["OTEL_PGPOOL_HISTOGRAMS"].split(",")) == telemetry.histograms
+    assert told["OTEL_PGPOOL_WAIT_TIMEOUT"] == ""
+    assert Settings.of(environ={}).wait_timeout is None
 
 
 @pytest.fixture(scope="module")
@@ -439,6 +336,44 @@ def test_boundaries_are_those_of_the_histograms(measured: tuple[list[Any], list[
             assert bounds == (wait + more if metric.name.endswith("use_time") else wait)
 
 
+def use_once(kind: str, sizes: list[int], options: dict[str, int], dsn: str, name: str) -> object:
+    """Make a pool that is not ours, and check a connection out and in."""
+    if kind == "ThreadedConnectionPool":
+        pool = ThreadedConnectionPool(*sizes, dsn)
+        pool.putconn(pool.getconn())
+        return pool
+    url = dsn.replace("postgresql:", "postgresql+psycopg2:")
+    engine = create_engine(url, poolclass=getattr(sqlalchemy_pools, kind), pool_logging_name=name, **options)
+    engine.connect().close()
+    return engine
+
+
+def test_levels_are_those_of_foreign_pools(dsn: str) -> None:
+    """What the hook reports of each pool's limits; where a cell is empty, there is no series."""
+    reader, told, pools = InMemoryMetricReader(), {}, []
+    columns = [f"db.client.connection.{level}" for level in ("max", "idle.min", "idle.max")]
+    PgPoolInstrumentor().instrument(meter_provider=MeterProvider([reader]))
+    try:
+        for pool, *cells in table(TELEMETRY, "foreign pools"):
+            [kind] = re.findall(r"^`(\w+)", pool)
+            sizes = re.findall(r"\d+(?=[,)])", pool)
+            options = {name: int(size) for name, size in re.findall(r"`(\w+)=(-?\d+)`", pool)}
+            pools.append(use_once(kind, [int(size) for size in sizes], options, dsn, pool))
+            name = dsn.rpartition("@")[2] if kind == "ThreadedConnectionPool" else pool
+            told |= {(name, column): int(cell) for column, cell in zip(columns, cells, strict=True) if cell}
+        data = reader.get_metrics_data()
+    finally:
+        PgPoolInstrumentor().uninstrument()
+    metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
+    seen = {
+        (point.attributes["db.client.connection.pool.name"], metric.name): point.value
+        for metric in metrics
+        if metric.name in columns
+        for point in metric.data.data_points
+    }
+    assert seen == told
+
+
 def test_reasons_are_those_of_the_code() -> None:
     """Each reason stands in the code, and each that the code gives stands in the table."""
     told = {code(row[0])[0] for row in table(TELEMETRY, "reasons")}
@@ -459,16 +394,28 @@ def test_log_events_are_those_that_are_written() -> None:
     assert {code(event)[0]: level for level, event, *_ in table(TELEMETRY, "logs")} == written
 
 
+def test_versions_are_those_that_are_tested() -> None:
+    """What this very environment has stands in the table, and the package's classifiers name the same Pythons."""
+    told = {row[0].partition(":")[0]: row[1].split(", ") for row in table(INSTRUMENTATION, "tested")}
+    assert told.keys() == {"psycopg2", "SQLAlchemy", "Python"}
+    assert version("psycopg2-binary").rpartition(".")[0] in told["psycopg2"]
+    assert version("SQLAlchemy").rpartition(".")[0] in told["SQLAlchemy"]
+    assert ".".join(map(str, sys.version_info[:2])) in told["Python"]
+    assert re.findall(r"Python :: (3\.\d+)", text_of("pyproject.toml")) == told["Python"]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_names_exist(document: str) -> None:
     """What a text calls on the pool, and the errors and the variables that it names, exist."""
     text = text_of(document)
     ours = {code(row[0])[0] for row in table(README, "variables")}
-    assert (
-        set(re.findall(r"\bOTEL_[A-Z_]*[A-Z]\b", text))
-        <= ours | vars(environment_variables).keys() | vars(sdk_variables).keys()
-    )
-    called = re.findall(r"\bpool\.(\w+)\(", text)
+    theirs = {
+        name.lstrip("_")
+        for module in (environment_variables, instrumentation_variables, sdk_variables)
+        for name in vars(module)
+    }
+    assert set(re.findall(r"\bOTEL_[A-Z_]*[A-Z]\b", text)) <= ours | theirs
+    called = re.findall(r"(?<!\.)\bpool\.(\w+)\(", text)  # `engine.pool` is another's
     assert {name for name in called if not hasattr(ConnectionPool, name)} == set()
     named = re.findall(r"`(Pool\w+|TooMany\w+)`", text)
     assert {name for name in named if not hasattr(otel_pgpool, name)} == set()
@@ -485,22 +432,21 @@ def slug(heading: str) -> str:
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_resolve(document: str) -> None:
     """Every relative link leads to a file, every anchor to a heading."""
-    text = FENCE.sub("", text_of(document))
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", outside_of_code(document)):
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")
         file = (ROOT / document).parent / path if path else ROOT / document
         assert file.is_file(), target
         if anchor:
-            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
+            headings = re.findall(r"^#+ (.+)$", outside_of_code(str(file.resolve().relative_to(ROOT))), re.MULTILINE)
             assert anchor in map(slug, headings), target
 
 
 def test_headings_of_a_document_differ() -> None:
     """An anchor leads to one place."""
     for document in DOCUMENTS:
-        headings = sorted(map(slug, re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(document)), re.MULTILINE)))
+        headings = sorted(map(slug, re.findall(r"^#+ (.+)$", outside_of_code(document), re.MULTILINE)))
         assert [one for one, other in pairwise(headings) if one == other] == []
 
 

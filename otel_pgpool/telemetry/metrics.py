@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from otel_pgpool._version import __version__
-from otel_pgpool.telemetry import names
+from otel_pgpool.telemetry import names, series
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 WAIT_BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 USE_BOUNDARIES = (*WAIT_BOUNDARIES, 60.0, 300.0)
+
+
+KEPT_AFTER_THE_END = 60.0
+"""Seconds for which a closed pool's histograms stay: what a reader may ask twice is there twice."""
 
 
 class Silence:
@@ -39,12 +43,14 @@ class Instruments:
     """The sixteen instruments of one meter, and the pools that they report.
 
     One callback for each instrument walks the pools, because a callback cannot be removed and a second registration
-    of a name is dropped. It takes no lock and makes no instrument: the SDK calls it under a lock of its own.
+    of a name is dropped. It takes no lock of ours and makes no instrument: the SDK calls it under a lock of its own.
     """
 
     def __init__(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter(names.SCOPE, __version__, provider, names.SCHEMA_URL)
-        self._pools: dict[int, weakref.ref[ObservedPool]] = {}  # copied at once by list(): no WeakSet is
+        # By id; copied at once by list(), as no WeakSet is. With the name, which is asked for when the pool is gone.
+        self._pools: dict[int, tuple[weakref.ref[ObservedPool], str]] = {}
+        self._over: dict[str, float] = {}  # names of pools that have ended, and the collection that exported their end
         self.wait_time = meter.create_histogram(
             names.WAIT_TIME_METRIC,
             "s",
@@ -64,31 +70,47 @@ class Instruments:
             explicit_bucket_boundaries_advisory=WAIT_BOUNDARIES,
         )
         self.silence: Any = self.wait_time if hasattr(self.wait_time, "_real_instrument") else None
-        for create, name, unit, description, read in _observables(meter):
-            create(name, [self._callback(read)], unit, description)
+        self._histograms = (self.wait_time, self.use_time, self.create_time)
+        self._observables = [
+            create(name, [self._callback(read, first=number == 0)], unit, description)
+            for number, (create, name, unit, description, read) in enumerate(_observables(meter))
+        ]
 
     def forget_records(self) -> None:
         """Drop what the histograms have gathered: in a forked child, the parent's."""
-        for histogram in (self.wait_time, self.use_time, self.create_time):
-            with suppress(AttributeError, TypeError):
-                _forget_records(histogram)
+        series.forget_all(self._histograms)
 
     def report(self, pool: ObservedPool) -> None:
         """Report a pool from now on, until it is closed or collected."""
-        self._pools[id(pool)] = weakref.ref(pool)
+        self._pools[id(pool)] = weakref.ref(pool), pool.name
 
-    def _callback(self, read: Reading) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def _callback(self, read: Reading, *, first: bool) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            for key, ref in list(self._pools.items()):
-                pool = ref()
+            if first:
+                self._forget_the_exported()
+            for key, known in list(self._pools.items()):
+                pool = known[0]()
                 if pool is None or pool.closed:
-                    if self._pools.get(key) is ref:
+                    if self._pools.get(key) is known:
                         self._pools.pop(key, None)
+                        self._over[known[1]] = monotonic()
                     continue
                 for value, attributes in read(pool.stats()):
                     yield Observation(value, {names.POOL_NAME: pool.name, **attributes})
 
         return observe
+
+    def _forget_the_exported(self) -> None:
+        """Let go of pools whose end was exported a while ago."""
+        now = monotonic()
+        over = {name for name, since in self._over.items() if now - since >= KEPT_AFTER_THE_END}
+        for name in over:
+            del self._over[name]
+        over -= {name for _ref, name in self._pools.values()}  # a new pool may have the name
+        if over:
+            series.forget(
+                (*self._histograms, *self._observables), lambda attributes: attributes.get(names.POOL_NAME) in over
+            )
 
 
 def _observables(meter: metrics.Meter) -> Iterable[tuple[Callable[..., object], str, str, str, Reading]]:
@@ -144,18 +166,6 @@ def _checkouts(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
 
 def _discarded(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
     return ((count, {names.REASON: reason}) for reason, count in stats.discarded.items())
-
-
-def _forget_records(histogram: Any) -> None:
-    """Empty a histogram of the SDK's, which has no public way to it.
-
-    A forked child would go on to export its parent's records beside its own, under an instance id of its own, and every
-    worker of a pre-fork server would count them once more.
-    """
-    histogram = getattr(histogram, "_real_instrument", None) or histogram
-    for storage in histogram._measurement_consumer._reader_storages.values():
-        for match in storage._instrument_view_instrument_matches.get(histogram, ()):
-            match._attributes_aggregation.clear()
 
 
 _lock = threading.Lock()  # guards the making of instruments; taken neither by callbacks nor by finalizers

@@ -157,9 +157,9 @@ def assert_nothing_left(folder: Path) -> None:
 @dataclass
 class Runs:
     full: Run
-    dead: Run
     theirs: Run
     unsampled: Run
+    dead: Run
     receiver: HttpReceiver
     dead_url: str
     bystander: connection
@@ -187,7 +187,8 @@ def runs(server: PostgresServer, parent: Path) -> Iterator[Runs]:
         theirs = start("theirs", "--seconds", "3", "--dsn", server.dsn, "--json")
         settings = {"OTEL_TRACES_SAMPLER": "always_off", "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta"}
         unsampled = start("unsampled", "--seconds", "3", "--dsn", server.dsn, **settings)
-        yield Runs(full.end(), dead.end(), theirs.end(), unsampled.end(), receiver, dead_url, bystander)
+        others = full.end(), theirs.end(), unsampled.end()
+        yield Runs(*others, dead.end(), receiver, dead_url, bystander)
 
 
 def test_every_path_outcome_and_event_is_taken(runs: Runs) -> None:
@@ -335,7 +336,7 @@ def test_an_endpoint_that_does_not_answer_costs_a_warning(runs: Runs) -> None:
     assert runs.dead_url in warning
     spans = sum(1 for _ in Recording(runs.dead.folder / "out").spans())
     assert f"{spans:,} spans" in warning
-    assert runs.dead.seconds < 3 + 15
+    assert runs.dead.seconds < runs.theirs.seconds + 15
 
 
 def test_the_report_is_plain_where_there_is_no_terminal(runs: Runs) -> None:
@@ -617,10 +618,9 @@ class Terminal:
         return text
 
 
-@pytest.mark.parametrize("missing", ["psycopg2", "rich"])
-def test_without_the_extra_it_says_so(folder: Path, missing: str) -> None:
+def test_without_the_extra_it_says_so(folder: Path) -> None:
     """No rich, say: one line that names what to install; `--version` and `--help` need nothing."""
-    hidden = f"import sys; sys.modules[{missing!r}] = None; from otel_pgpool.cli import main; sys.exit(main())"
+    hidden = "import sys; sys.modules['rich'] = None; from otel_pgpool.cli import main; sys.exit(main())"
     for arguments, status in ((["demo"], 2), (["--version"], 0), (["demo", "--help"], 0)):
         done = subprocess.run(
             [sys.executable, "-c", hidden, *arguments],

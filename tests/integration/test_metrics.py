@@ -10,6 +10,7 @@ import pytest
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, Sum
 
 from otel_pgpool import ConnectionPool, PoolTimeout, TooManyRequests, __version__
+from otel_pgpool.telemetry import metrics
 from tests.integration.telemetry_helpers import NAME, Signals, queued, until
 
 if TYPE_CHECKING:
@@ -245,6 +246,19 @@ def test_series_stop_after_close(signals: Signals, dsn: str) -> None:
             assert all(signals.points(name) for name in OBSERVED if not name.endswith("discarded"))
         assert [name for name in OBSERVED if signals.points(name)] == []
         assert all(signals.points(name, "stays") for name in OBSERVED if not name.endswith("discarded"))
+
+
+def test_histograms_of_a_closed_pool_end_too(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their end is exported; a minute later they are gone, unless a new pool has the name; those of others stay."""
+    monkeypatch.setattr(metrics, "KEPT_AFTER_THE_END", 0.0)
+    histograms = [f"db.client.connection.{short}" for short in BOUNDS]
+    with signals.pool(1, 1, dsn, name="stays") as stays, stays.connection():
+        for _ in range(2):
+            with signals.pool(1, 1, dsn) as pool, pool.connection():
+                pass
+            assert len(signals.points(histograms[0])) == 1, "the end"
+        assert [name for name in histograms if signals.points(name)] == []
+        assert signals.points("db.client.connection.wait_time", "stays")
 
 
 def test_each_pool_has_its_own_series(signals: Signals, dsn: str) -> None:

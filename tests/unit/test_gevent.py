@@ -1,4 +1,4 @@
-"""gevent that comes late: ``opentelemetry-instrument`` has imported the package before the program's first line."""
+"""gevent, which mostly comes late: ``opentelemetry-instrument`` imports the package before the program's first line."""
 
 from __future__ import annotations
 
@@ -71,3 +71,10 @@ def test_a_thread_that_waits_stops_no_greenlet(program: str) -> None:
         [sys.executable, "-c", PREAMBLE + program], capture_output=True, text=True, timeout=20, check=False
     )
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
+def test_the_end_is_quiet() -> None:
+    """The collector runs once more when gevent's greenlets have been finalized."""
+    program = "from gevent import monkey\nmonkey.patch_all()\nimport otel_pgpool"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

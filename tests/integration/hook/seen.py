@@ -1,4 +1,4 @@
-"""What a program has told a receiver: the newest of its metrics, its records, and the traces of a shop's orders."""
+"""What a program has told a receiver: the newest of its metrics, its records, and the traces of a shop's requests."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def logs(receiver: HttpReceiver, event: str) -> list[LogRecord]:
 
 
 class Answer(NamedTuple):
-    """To an order."""
+    """The shop's, to a request."""
 
     trace_id: str
     worker: int
     backend: int
 
 
-def order(port: int, number: int) -> Answer:
-    """Order something, in a trace of its own."""
+def ask_shop(port: int, what: str, number: int) -> Answer:
+    """For a cart or an order, in a trace of its own."""
     trace_id = f"{number:032x}"
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/orders/{number % 100 + 1}",
+        f"http://127.0.0.1:{port}/{what}/{number}",
         method="POST",
         headers={"traceparent": f"00-{trace_id}-{number:016x}-01"},
     )
@@ -58,7 +58,7 @@ def order(port: int, number: int) -> Answer:
 
 
 def traces_of(receiver: HttpReceiver, answers: Iterable[Answer]) -> dict[str, list[Span]]:
-    """Each order's trace, complete."""
+    """Each request's trace, complete."""
 
     def traces() -> dict[str, list[Span]]:
         found: dict[str, list[Span]] = {answer.trace_id: [] for answer in answers}
@@ -71,7 +71,7 @@ def traces_of(receiver: HttpReceiver, answers: Iterable[Answer]) -> dict[str, li
 
 
 def assert_traced(trace: list[Span], answer: Answer) -> Span:
-    """A request's trace holds the request, its checkout, its queries, and maybe a connect; the request's span."""
+    """An order's trace holds the request, its checkout, its queries, and maybe a connect; the request's span."""
     (request,) = (span for span in trace if span.kind == "SERVER")
     (checkout,) = (span for span in trace if span.name == "pool.checkout")
     connects = [span for span in trace if span.name == "pool.connect"]

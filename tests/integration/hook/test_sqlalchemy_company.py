@@ -176,8 +176,9 @@ def test_suppressed(signals: Signals, hook: None, engines: Engines) -> None:
 
 
 @pytest.mark.parametrize("mode", ["always", "parent", "slow", "off"])
-def test_span_modes(signals: Signals, engines: Engines, mode: str) -> None:
+def test_span_modes(signals: Signals, engines: Engines, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """The modes are those of every pool; metrics do not depend on them."""
+    monkeypatch.setenv("OTEL_PGPOOL_SLOW", "60")
     engine = engines()
     with hooked(signals, spans=mode):
         borrow(engine)
@@ -493,6 +494,25 @@ def test_taken_off_while_waited_for(signals: Signals, engines: Engines) -> None:
     held.close()
     waiter.result(PATIENCE)
     assert sorted(told(signals, "path")) == ["new", "queued"]
+    assert signals.live() == []
+
+
+def test_taken_off_between(signals: Signals, engines: Engines) -> None:
+    """A checkout that is served at the moment when the hook is taken off ends with it."""
+    engine = engines()
+    with hooked(signals) as instrumentor, pytest.MonkeyPatch.context() as patch:
+        stock = engine.pool.connect
+
+        def connect() -> Any:
+            served = stock()
+            instrumentor.uninstrument()
+            return served
+
+        patch.setattr(engine.pool, "connect", connect)
+        held = engine.connect()
+        assert told(signals, "outcome") == ["released"]
+        assert select(held) == 1
+        held.close()
     assert signals.live() == []
 
 

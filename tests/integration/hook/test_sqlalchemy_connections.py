@@ -28,6 +28,7 @@ from tests.integration.hook.sqlalchemy_helpers import (
     waits,
 )
 from tests.integration.telemetry_helpers import (
+    MOMENT,
     Signals,
     assert_exactly,
     is_child,
@@ -191,7 +192,8 @@ def test_wait_of_a_creator_is_no_connect(signals: Signals, hook: None, engines: 
     waiter = threading.Thread(target=borrow, args=[engine])
     waiter.start()
     until(lambda: ledger(engine).stats().waiting == 1)
-    until(lambda: ledger(engine).stats().oldest_hold > 0.1)
+    so_far = ledger(engine).stats().oldest_hold
+    until(lambda: ledger(engine).stats().oldest_hold > so_far + 2 * MOMENT)
     held.invalidate()
     held.close()
     waiter.join(PATIENCE)
@@ -199,7 +201,7 @@ def test_wait_of_a_creator_is_no_connect(signals: Signals, hook: None, engines: 
     wait = signals.one("pool.wait")
     assert second.start_time is not None
     assert wait.start_time is not None
-    assert second.start_time - wait.start_time > 0.09e9
+    assert second.start_time - wait.start_time > MOMENT * 1e9
 
 
 def test_connect_args(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
@@ -581,10 +583,11 @@ def test_dead_thread(signals: Signals, engines: Engines) -> None:
     """A connection whose borrower's thread has ended is still told of as held."""
     engine = engines()
     kept: list[Any] = []
-    with hooked(signals, long_hold=0.01):
+    with hooked(signals, long_hold=PATIENCE):
         thread = threading.Thread(target=lambda: kept.append(engine.connect()), name="gone")
         thread.start()
         thread.join(PATIENCE)
+        ledger(engine).long_hold = 0.0
         (record,) = until(lambda: signals.logged("long_hold"))
         assert record.attributes["thread.name"] == "gone"
         assert "code.stacktrace" not in record.attributes

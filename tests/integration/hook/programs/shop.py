@@ -1,4 +1,4 @@
-"""A shop on the web: each order takes something out of the stock and notes who served it."""
+"""A shop on the web: an order takes something out of the stock; a cart keeps its connection, and nobody clears it."""
 
 import os
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from psycopg2.pool import ThreadedConnectionPool
 from werkzeug.serving import make_server
 
 pool = ThreadedConnectionPool(1, 8, os.environ["DATABASE_URL"])
+carts: list[connection] = []
 app = Flask(__name__)
 
 
@@ -33,7 +34,20 @@ def order(item: int) -> dict[str, int]:
     with transaction() as conn, conn.cursor() as cur:
         cur.execute("update stock set pieces = pieces - 1 where item = %s", [item])
         cur.execute("insert into orders (item, worker) values (%s, %s)", [item, os.getpid()])
-        return {"worker": os.getpid(), "backend": conn.info.backend_pid}
+        return served_by(conn)
+
+
+@app.post("/carts/<int:item>")
+def cart(item: int) -> dict[str, int]:
+    conn = pool.getconn()
+    carts.append(conn)
+    with conn.cursor() as cur:
+        cur.execute("select pieces from stock where item = %s", [item])
+        return served_by(conn)
+
+
+def served_by(conn: connection) -> dict[str, int]:
+    return {"worker": os.getpid(), "backend": conn.info.backend_pid}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The Django project that ``test_recipes.py`` tries the recipe's database backend on."""

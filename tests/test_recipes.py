@@ -1,0 +1,415 @@
+"""The recipes of docs/instrumentation.md: each is put together as it stands there, and run for real."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+import psycopg2
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from otel_pgpool.cli.postgres import PostgresServer
+from tests.documents import INSTRUMENTATION, clean_environ, make_tables, read, run, write
+from tests.receivers import HttpReceiver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.documents import Document
+    from tests.otlp_views import Span
+
+pytestmark = pytest.mark.timeout(120)
+
+RECIPES = read(INSTRUMENTATION).recipes
+PATIENCE = 40  # seconds, for what takes one or two on a machine with nothing else to do
+NEVER = "600000"  # ms, longer than any test: what arrives was flushed at an end
+AT_ONCE = "50"
+
+
+@pytest.fixture(scope="module")
+def dsn() -> Iterator[str]:
+    with PostgresServer() as server:
+        yield server.dsn
+
+
+@pytest.fixture
+def receiver(dsn: str) -> Iterator[HttpReceiver]:
+    make_tables(dsn)
+    with HttpReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def environ(dsn: str, receiver: HttpReceiver, tmp_path: Path) -> dict[str, str]:
+    """Programs listen on ports that are free, and leave nothing at home."""
+    return {
+        **clean_environ(),
+        **receiver.environ,
+        "DATABASE_URL": dsn,
+        "FLASK_RUN_PORT": "0",
+        "GUNICORN_CMD_ARGS": "--bind 127.0.0.1:0",
+        "HOME": str(tmp_path),
+        "OTEL_BSP_SCHEDULE_DELAY": AT_ONCE,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def lay_out(recipe: str, folder: Path, *names: str) -> Document:
+    """Put a recipe's files in their places."""
+    for program in RECIPES[recipe].programs.values():
+        if not names or program.name in names:
+            write(program, folder)
+    return RECIPES[recipe]
+
+
+class Running:
+    """A program that goes on until it is told to end, and what it has written so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self.process = process
+        self._output = process.stdout
+        self._changed = threading.Condition()
+        self._text = ""
+        self._ended = False
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._output:
+            with self._changed:
+                self._text += line
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait_for(self, pattern: str) -> str:
+        """The first group of what it has written, or will write."""
+
+        def found() -> Any:
+            return re.search(pattern, self._text)
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() or self._ended, PATIENCE)
+            assert found(), f"{pattern!r} is not in:\n{self._text}"
+            written: str = found()[1]
+            return written
+
+    def end(self, by: signal.Signals) -> str:
+        """Ask it to end; all that it has written."""
+        self.process.send_signal(by)
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            self.kill()
+        return self._text
+
+    def kill(self) -> None:
+        """Leave nothing of it: it leads a session of its own."""
+        if self._output.closed:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join()
+        self._output.close()
+
+
+@contextmanager
+def start(line: str, environ: dict[str, str], folder: Path) -> Iterator[Running]:
+    """A line of a shell, as a process that gets our signals itself."""
+    running = Running(
+        subprocess.Popen(
+            ["env", *shlex.split(line)],
+            cwd=folder,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    )
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+def get_at_once(base: str, path: str, times: int) -> set[bytes]:
+    """Ask for a page in as many threads."""
+    bodies = []
+
+    def get() -> None:
+        with urlopen(base + path, timeout=PATIENCE) as answer:  # noqa: S310 - an address of our own
+            bodies.append(answer.read())
+
+    threads = [threading.Thread(target=get) for _ in range(times)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(bodies) == times
+    return set(bodies)
+
+
+def named(name: str) -> Callable[[HttpReceiver], list[Span]]:
+    return lambda receiver: [span for span in receiver.spans if span.name == name]
+
+
+checkouts = named("pool.checkout")
+
+
+def wait_for_requests(receiver: HttpReceiver, times: int) -> None:
+    """Until each request's trace is here, with its checkout and its query beside each other."""
+
+    def complete(receiver: HttpReceiver) -> bool:
+        traces = [span for span in receiver.spans if span.name.startswith("GET /orders")]
+        return len(traces) == times and all(
+            {span.name for span in receiver.spans if span.parent_span_id == request.span_id}
+            >= {"pool.checkout", "select"}
+            for request in traces
+        )
+
+    receiver.wait_for(complete, PATIENCE)
+
+
+def test_every_recipe_has_its_test() -> None:
+    """A new recipe has to be run too."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert {recipe for recipe in RECIPES if f'lay_out("{recipe}"' not in source} == set()
+
+
+def test_flask(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Path) -> None:
+    """Under opentelemetry-instrument, each request's trace holds its checkout and its query."""
+    [line] = lay_out("Flask", tmp_path).shell
+    with start(line, environ, tmp_path) as flask:
+        address = flask.wait_for(r"Running on (http://[\d.:]+)")
+        assert get_at_once(address, "/orders/1", 4) == {b'{"amount":25}\n'}
+        wait_for_requests(receiver, 4)
+    assert {span.resource["service.name"] for span in receiver.spans} == {"shop"}
+
+
+def test_sqlalchemy(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Path) -> None:
+    """The checkout that timed out is told, in the log too, and its wait links to those that were in its way."""
+    recipe = lay_out("SQLAlchemy engine", tmp_path)
+    [program], [line] = recipe.programs.values(), recipe.shell
+    environ["OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED"] = "true"
+    assert run(program, environ, tmp_path, line) == program.prints
+    holders = [span for span in checkouts(receiver) if span.attributes["otel_pgpool.outcome"] == "released"]
+    [refused] = [span for span in checkouts(receiver) if span not in holders]
+    [wait] = named("pool.wait")(receiver)
+    assert refused.attributes["otel_pgpool.outcome"] == refused.attributes["error.type"] == "timeout"
+    assert wait.parent_span_id == refused.span_id
+    assert {link.span_id for link in wait.links} == {span.span_id for span in holders}
+    assert len(holders) == 2
+    [record] = [record for record in receiver.logs if record.attributes.get("otel_pgpool.event") == "timeout"]
+    assert record.trace_id == refused.trace_id
+    assert {span.resource["service.name"] for span in receiver.spans} == {"orders"}
+
+
+# A worker loses a signal that comes before it listens to any, as gunicorn's log does not tell.
+READY = """
+
+def post_worker_init(worker):
+    worker.log.info("Worker ready")
+"""
+
+
+def check_workers(environ: dict[str, str], receiver: HttpReceiver, line: str, folder: Path, *, masters: int) -> None:
+    """Serve with two workers; each, and the master where it has a pool to report, is an instance of its own."""
+    instances = 2 + masters
+    with (folder / "gunicorn.conf.py").open("a", encoding="utf-8") as conf:
+        conf.write(READY)
+    with start(line, environ, folder) as gunicorn:
+        address = gunicorn.wait_for(r"Listening at: (http://[\d.:]+)")
+        gunicorn.wait_for(r"((?:Worker ready(?:.|\n)*){2})")
+        assert get_at_once(address, "/orders/1", 8) == {b'{"amount":25}\n'}
+        assert gunicorn.end(signal.SIGTERM).count("Traceback") == 0
+    wait_for_requests(receiver, 8)
+    last = {
+        (point.resource["service.instance.id"], point.attributes.get("otel_pgpool.path")): point.value
+        for point in receiver.metrics
+        if point.name == "otel_pgpool.checkouts"
+    }
+    assert len({instance for instance, _path in last}) == instances
+    assert sum(value or 0 for value in last.values()) == 8  # none is counted twice
+    forked = [point for point in receiver.metrics if point.attributes.get("otel_pgpool.reason") == "forked"]
+    assert {point.value for point in forked} == {2}
+    assert len({point.resource["service.instance.id"] for point in forked}) == 2
+    owners = {(span.resource["service.instance.id"], pid(span)) for span in checkouts(receiver)}
+    assert len(owners) == len({backend for _instance, backend in owners})  # no backend serves two workers
+
+
+def pid(span: Span) -> int:
+    backend: int = span.attributes["otel_pgpool.connection.pid"]
+    return backend
+
+
+def test_gunicorn(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Path) -> None:
+    """With the providers made in each worker: the master reports nothing, and what is left is flushed at the end."""
+    lay_out("Flask", tmp_path, "shop.py")
+    line, _ = lay_out("gunicorn", tmp_path).shell
+    environ |= {"OTEL_BSP_SCHEDULE_DELAY": NEVER, "OTEL_METRIC_EXPORT_INTERVAL": NEVER}
+    check_workers(environ, receiver, line, tmp_path, masters=0)
+    assert {span.resource["service.name"] for span in receiver.spans} == {"shop"}
+
+
+def test_gunicorn_unchanged(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Path) -> None:
+    """With the providers made before the fork: the master reports the pool that it has preloaded."""
+    lay_out("Flask", tmp_path, "shop.py")
+    _, line = RECIPES["gunicorn"].shell
+    check_workers(environ, receiver, line, tmp_path, masters=1)
+
+
+CELERYCONFIG = """
+import os
+
+broker_url = "filesystem://"
+broker_transport_options = {f"data_folder_{way}": "queue" for way in ("in", "out")} | {
+    "control_folder": "control",
+    "polling_interval": 0.05,
+}
+os.makedirs("queue", exist_ok=True)
+"""
+SEND = "import tasks; [tasks.pay.delay(1) for _ in range(6)]"
+
+
+def test_celery(environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
+    """A prefork worker's processes use connections of their own, and lose no span when they end."""
+    [line] = lay_out("Celery", tmp_path).shell
+    (tmp_path / "celeryconfig.py").write_text(CELERYCONFIG, encoding="utf-8")
+    environ["OTEL_BSP_SCHEDULE_DELAY"] = NEVER
+    with start(f"{line} --loglevel INFO", environ, tmp_path) as celery:
+        subprocess.run([sys.executable, "-c", SEND], cwd=tmp_path, env=environ, check=True, timeout=PATIENCE)
+        celery.wait_for(r"((?:Task tasks\.pay\S+ succeeded(?:.|\n)*){6})")
+        assert "Traceback" not in celery.end(signal.SIGTERM)
+    done = checkouts(receiver)
+    assert [span.attributes["otel_pgpool.outcome"] for span in done] == ["released"] * 6
+    assert {span.resource["service.name"] for span in receiver.spans} == {"tasks"}
+    owners = {(span.resource["service.instance.id"], pid(span)) for span in done}
+    assert len(owners) == len({backend for _instance, backend in owners})
+    with psycopg2.connect(dsn) as conn, conn.cursor() as cur:
+        cur.execute("select paid from orders where id = 1")
+        assert cur.fetchone() == (True,)
+    conn.close()
+
+
+NO_PSYCOPG3 = 'raise ImportError("stands for an environment without psycopg 3, which Django would prefer")\n'
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_django(processes: int, environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
+    """Django's own test runner makes, clones and drops its databases through the backend, and `shop.tests` pass."""
+    lay_out("Django", tmp_path)
+    (tmp_path / "pooled" / "__init__.py").touch()
+    (tmp_path / "psycopg.py").write_text(NO_PSYCOPG3, encoding="utf-8")
+    server = parse_dsn(dsn)
+    environ |= {f"PG{name.upper()}": server[name] for name in ("host", "port", "user")}
+    environ |= {
+        "PGDATABASE": server["dbname"],
+        "DJANGO_SETTINGS_MODULE": "shop.settings",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).with_name("recipes")), environ["PYTHONPATH"]]),
+    }
+    done = subprocess.run(
+        [
+            *("opentelemetry-instrument", "python", "-W", "error", "-m", "django", "test", "shop"),
+            *("--parallel", str(processes)),
+        ],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Ran \d\d tests", done.stderr)
+    receiver.wait_for(lambda r: {span.attributes["otel_pgpool.outcome"] for span in checkouts(r)} >= {"released"})
+    assert {span.attributes["db.client.connection.pool.name"] for span in checkouts(receiver)} == {"shop"}
+
+
+SHELF = """
+import sys
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from otel_pgpool import PgPoolInstrumentor, instrumentation
+
+instrumentation.__path__.append("kinds")
+instrumentation.KINDS["shelf"] = "shelf_pool"
+memory, reader = InMemorySpanExporter(), InMemoryMetricReader()
+tracers = TracerProvider()
+tracers.add_span_processor(SimpleSpanProcessor(memory))
+PgPoolInstrumentor().instrument(tracer_provider=tracers, meter_provider=MeterProvider([reader]))
+
+import os
+import shelf
+
+
+def told():
+    spans = memory.get_finished_spans()
+    memory.clear()
+    return [" ".join([span.name, span.attributes.get("otel_pgpool.outcome", "")]).strip() for span in spans]
+
+
+pool = shelf.Shelf(1, os.environ["DATABASE_URL"])
+take, conn = shelf.Shelf.take, pool.take(1)
+try:
+    pool.take(0.01)
+except TimeoutError:
+    pool.put(conn)
+assert told() == ["pool.connect", "pool.wait", "pool.checkout timeout", "pool.checkout released"], told()
+assert pool.take(1) is conn
+
+metrics = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+for name, values in (("db.client.connection.count", [1, 0]), ("otel_pgpool.utilization", [1.0])):
+    assert [point.value for metric in metrics if metric.name == name for point in metric.data.data_points] == values
+
+child = os.fork()
+if child == 0:
+    other = pool.take(1)
+    with other.cursor() as cur:
+        cur.execute("select 1")
+    pool.put(other)
+    os._exit(0 if other is not conn and told() == ["pool.connect", "pool.checkout released"] else 1)
+assert os.waitpid(child, 0)[1] == 0
+with conn.cursor() as cur:
+    cur.execute("select 1")
+
+PgPoolInstrumentor().uninstrument()
+assert shelf.Shelf.take is not take
+pool.put(conn)
+assert told() == ["pool.checkout released"]
+"""
+
+
+def test_another_kind_of_pool(environ: dict[str, str], tmp_path: Path) -> None:
+    """The kind as it is shown tells of waits, holds, timeouts and connects, survives a fork, and comes off."""
+    lay_out("Another kind of pool", tmp_path, "shelf.py")
+    (tmp_path / "kinds").mkdir()
+    lay_out("Another kind of pool", tmp_path / "kinds", "shelf_pool.py")
+    done = subprocess.run(
+        ["python", "-c", SHELF],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
