@@ -64,6 +64,8 @@ def read_levels(pool: Any) -> Levels:
 class Request:
     """A getconn of a subclass while it runs, and what the stock one inside it gave."""
 
+    __slots__ = ("_again", "_given", "_pool", "error")
+
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._given: Any = None
@@ -204,7 +206,7 @@ class Hooked:
                 or type(self) is not owner
                 or ledger.silence._real_instrument is not None
             ):
-                return slowly(self, original, key, _caller())
+                return slowly(self, original, key, _getframe())
             conn: Any = None
             started = monotonic()
             try:
@@ -249,7 +251,7 @@ class Hooked:
         if ledger is None:
             return ask()
         request = self._requests.get((id(pool), threading.get_ident())) if self._requests else None
-        again = _is_lent(pool, key)
+        again = key is not None and _is_lent(pool, key)
         if request is not None:
             return request.ask_inside(ask, again=again)
         return ask() if again else self._check_out(ledger, pool, frame, ask)
@@ -261,7 +263,7 @@ class Hooked:
         @wraps(original)
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
             again = keyed and _is_lent(self, *args, **kwargs)
-            return around(self, partial(original, self, *args, **kwargs), _caller(), again=again)
+            return around(self, partial(original, self, *args, **kwargs), _getframe(), again=again)
 
         return getconn
 
@@ -353,27 +355,10 @@ class Hooked:
         try:
             if slot is None:  # not known, or no connection
                 return original(pool, *args, **kwargs)
-            give_back = partial(original, pool, *args, **kwargs)
-            return self._take_back(ledger, slot, conn, give_back, close=_closes(*args, **kwargs))
+            return _take_back(ledger, slot, conn, partial(original, pool, *args, **kwargs))
         finally:
             if ledger.turns is not None:
                 ledger.turns.call()
-
-    def _take_back(self, ledger: Ledger, slot: Slot, conn: Any, give_back: Callable[[], Any], *, close: bool) -> Any:
-        """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
-        loan: Any = slot.checkout or ledger.speak_up(conn)
-        was_closed = conn.closed
-        try:
-            given_back = give_back()
-        except BaseException as error:
-            if loan is not None and not _goes_on(ledger.pool, conn, error):
-                ledger.give_back(loan, "discarded", error)
-            raise
-        if conn.closed:
-            _discard(ledger, slot, was_closed, close=close, loan=loan)
-        elif loan is not None:
-            ledger.give_back(loan)
-        return given_back
 
     def _closeall(self, _owner: type, original: Method) -> Method:
         hooked = self
@@ -477,15 +462,9 @@ def _subclasses(cls: type) -> Iterator[type]:
         yield from _subclasses(derived)
 
 
-def _caller() -> FrameType:
-    """The frame that called our wrapper; the wrapper's own, where it was called by no function of Python."""
-    wrapper = _getframe(1)
-    return wrapper.f_back or wrapper
-
-
-def _places(frame: FrameType) -> list[Place]:
-    """Where a connection was asked for: never empty."""
-    return places_of(frame) or [(frame.f_code, frame.f_lasti)]
+def _places(wrapper: FrameType) -> list[Place]:
+    """Where a connection was asked for: by who called our wrapper, if that was a function of Python."""
+    return places_of(wrapper.f_back) or [(wrapper.f_code, wrapper.f_lasti)]
 
 
 LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -506,19 +485,40 @@ def _takes_key(getconn: Method) -> bool:
 
 def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
     """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
+    if key is None:
+        return False
     with suppress(TypeError):
-        return key is not None and key in pool._used
+        return key in pool._used
     return False
 
 
 def _named(pool: Any, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
     """The connection that is given back, by itself or by its key."""
+    if conn is not None or key is None:
+        return conn
     with suppress(TypeError):
-        return pool._used.get(key) if conn is None and key is not None else conn
+        return pool._used.get(key)
     return None
 
 
-def _closes(_conn: Any = None, _key: Any = None, close: Any = False, *_args: Any, **_kwargs: Any) -> bool:  # noqa: FBT002 - likewise
+def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -> Any:
+    """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
+    loan: Any = slot.checkout or ledger.speak_up(conn)
+    was_closed = conn.closed
+    try:
+        given_back = give_back()
+    except BaseException as error:
+        if loan is not None and not _goes_on(ledger.pool, conn, error):
+            ledger.give_back(loan, "discarded", error)
+        raise
+    if conn.closed:
+        _discard(ledger, slot, was_closed, close=_closes(*give_back.args, **give_back.keywords), loan=loan)
+    elif loan is not None:
+        ledger.give_back(loan)
+    return given_back
+
+
+def _closes(_pool: Any, _conn: Any = None, _key: Any = None, close: Any = False, *_args: Any, **_kwargs: Any) -> bool:  # noqa: FBT002 - likewise
     """Whether the caller wants it closed."""
     return bool(close)
 
