@@ -211,8 +211,7 @@ class Hooked:
             started = monotonic()
             try:
                 conn = original(self)
-                if ledger.untold:
-                    ledger.tell_connects()
+                if ledger.untold and ledger.tell_connects():
                     started = monotonic()
                     ledger.new_checkouts += 1
                 else:

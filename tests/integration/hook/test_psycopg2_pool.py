@@ -92,6 +92,16 @@ def test_new_connection(signals: Signals, hook: None, dsn: str, cls: type[Pool])
     assert_exactly(connect.attributes, {**server_attributes(dsn), "otel_pgpool.attempt": 1})
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_idle_beside_the_new_one_of_another(signals: Signals, dsn: str, quiet: bool) -> None:
+    """A checkout is path `new` for a connection made for itself, and not while another thread has yet to tell of one."""
+    with instrumented(None if quiet else signals, **({"spans": "off"} if quiet else {})):
+        pool = ThreadedConnectionPool(1, 3, dsn)
+        in_thread(pool._connect).result(PATIENCE)  # it has made one, and has not come back yet
+        pool.putconn(pool.getconn())
+        assert ledger_of(pool).stats().checkouts == {"idle": 1, "queued": 0, "new": 0}
+
+
 def test_connections_of_the_constructor_are_nobodys(signals: Signals, hook: None, dsn: str) -> None:
     """What a pool connects when it is made has spans without a parent, even inside a span of the caller's."""
     with signals.tracer.start_as_current_span("start"):
