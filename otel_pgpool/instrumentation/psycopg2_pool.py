@@ -220,8 +220,8 @@ class Hooked:
                     place = _getframe(1)
                 except ValueError:  # called by no function of Python, as a greenlet's first is
                     place = _getframe()
-                caller = place.f_back
-                further = None if caller is None else caller.f_back
+                caller = place.f_back or place
+                further = caller.f_back or caller
                 connection_key = id(conn)
                 if connection_key not in ledger.slots:
                     ledger.enter(conn)
@@ -230,10 +230,10 @@ class Hooked:
                     _checkout.here.thread,
                     place.f_code,
                     place.f_lasti,
-                    None if caller is None else caller.f_code,
-                    0 if caller is None else caller.f_lasti,
-                    None if further is None else further.f_code,
-                    0 if further is None else further.f_lasti,
+                    caller.f_code,
+                    caller.f_lasti,
+                    further.f_code,
+                    further.f_lasti,
                 )
                 if hook.parked:
                     hook.wake()

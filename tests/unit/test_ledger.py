@@ -124,7 +124,7 @@ def lend_quietly(ledger: Ledger, conn: object, since: float = 0.0) -> None:
     """As the quiet path does; ``since`` seconds ago."""
     code = sys._getframe(1).f_code
     ledger.slot_of(conn)
-    ledger.quiet[id(conn)] = (monotonic() - since, here.thread, code, 0, code, 0, None, 0)
+    ledger.quiet[id(conn)] = (monotonic() - since, here.thread, code, 0, code, 2, code, 2)
 
 
 # A checkout
