@@ -94,7 +94,7 @@ def test_new_connection(signals: Signals, hook: None, dsn: str, cls: type[Pool])
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_idle_beside_the_new_one_of_another(signals: Signals, dsn: str, quiet: bool) -> None:
-    """A checkout is path `new` for a connection made for itself, and not while another thread has yet to tell of one."""
+    """A checkout is `new` for a connection made for itself, and not while another thread has yet to tell of one."""
     with instrumented(None if quiet else signals, **({"spans": "off"} if quiet else {})):
         pool = ThreadedConnectionPool(1, 3, dsn)
         in_thread(pool._connect).result(PATIENCE)  # it has made one, and has not come back yet
