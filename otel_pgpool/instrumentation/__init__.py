@@ -84,7 +84,8 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
         hook, self._hook = self._hook, None
         if hook is None:
             return
-        for undo in (*reversed(self._undo), hook.end):
+        undos, self._undo = self._undo, []
+        for undo in (*reversed(undos), hook.end):
             try:
                 undo()
             except Exception:

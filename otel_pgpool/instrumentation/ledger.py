@@ -331,8 +331,7 @@ class Ledger:
         if quiet is None:
             return None
         acquired, thread, *places = quiet
-        innermost, *callers = zip(places[::2], places[1::2], strict=True)
-        loan = begin(acquired, innermost, *(place for place in callers if place[0] is not None))
+        loan = begin(acquired, *dict.fromkeys(zip(places[::2], places[1::2], strict=True)))  # a short stack repeats
         loan.thread = thread
         loan.heard = False
         loan.path = "idle"

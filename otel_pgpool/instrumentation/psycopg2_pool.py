@@ -64,6 +64,8 @@ def read_levels(pool: Any) -> Levels:
 class Request:
     """A getconn of a subclass while it runs, and what the stock one inside it gave."""
 
+    __slots__ = ("_again", "_given", "_pool", "error")
+
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._given: Any = None
@@ -115,7 +117,7 @@ class Hooked:
         self._replace(AbstractConnectionPool, "__init__", self._init)
         self._replace(AbstractConnectionPool, "_connect", self._connect)
         self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
-        classes = {cls: None for cls in _subclasses(AbstractConnectionPool)}  # each once, bases first
+        classes = dict.fromkeys(_subclasses(AbstractConnectionPool))  # each once, bases first
         for owner in classes:
             self._wrap(owner)
         for pool in _live_pools(classes):
@@ -142,7 +144,7 @@ class Hooked:
         """Wrap what a class defines; one that refuses stays as it is, and only what it calls is seen."""
         try:
             self._wrap_methods(owner)
-        except Exception:  # noqa: BLE001 - a metaclass of the program's own
+        except Exception:
             logger.debug("%s cannot be hooked, and stays as it is", owner.__qualname__, exc_info=True)
 
     def _wrap_methods(self, owner: type) -> None:
@@ -204,13 +206,12 @@ class Hooked:
                 or type(self) is not owner
                 or ledger.silence._real_instrument is not None
             ):
-                return slowly(self, original, key, _caller())
+                return slowly(self, original, key, _getframe())
             conn: Any = None
             started = monotonic()
             try:
                 conn = original(self)
-                if ledger.untold:
-                    ledger.tell_connects()
+                if ledger.untold and ledger.tell_connects():
                     started = monotonic()
                     ledger.new_checkouts += 1
                 else:
@@ -219,8 +220,8 @@ class Hooked:
                     place = _getframe(1)
                 except ValueError:  # called by no function of Python, as a greenlet's first is
                     place = _getframe()
-                caller = place.f_back
-                further = None if caller is None else caller.f_back
+                caller = place.f_back or place
+                further = caller.f_back or caller
                 connection_key = id(conn)
                 if connection_key not in ledger.slots:
                     ledger.enter(conn)
@@ -229,20 +230,15 @@ class Hooked:
                     _checkout.here.thread,
                     place.f_code,
                     place.f_lasti,
-                    None if caller is None else caller.f_code,
-                    0 if caller is None else caller.f_lasti,
-                    None if further is None else further.f_code,
-                    0 if further is None else further.f_lasti,
+                    caller.f_code,
+                    caller.f_lasti,
+                    further.f_code,
+                    further.f_lasti,
                 )
                 if hook.parked:
                     hook.wake()
             except BaseException as error:
-                if conn is None:
-                    loan = ledger.ask(*_places(_caller()))
-                    loan.started = started
-                    _refuse(ledger, self, loan, error)
-                else:
-                    _return_unused(self, conn)
+                _end_quietly(ledger, self, conn, started, error)
                 raise
             return conn
 
@@ -254,7 +250,7 @@ class Hooked:
         if ledger is None:
             return ask()
         request = self._requests.get((id(pool), threading.get_ident())) if self._requests else None
-        again = _is_lent(pool, key)
+        again = key is not None and _is_lent(pool, key)
         if request is not None:
             return request.ask_inside(ask, again=again)
         return ask() if again else self._check_out(ledger, pool, frame, ask)
@@ -266,7 +262,7 @@ class Hooked:
         @wraps(original)
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
             again = keyed and _is_lent(self, *args, **kwargs)
-            return around(self, partial(original, self, *args, **kwargs), _caller(), again=again)
+            return around(self, partial(original, self, *args, **kwargs), _getframe(), again=again)
 
         return getconn
 
@@ -335,7 +331,7 @@ class Hooked:
                 _discard(ledger, ledger.slot_of(conn), was_closed, close=close)
 
         if owner is SimpleConnectionPool:
-            putconn.__defaults__ = (None, False)  # it must be given a connection
+            putconn.__defaults__ = (None, False)  # type: ignore[attr-defined]  # it must be given a connection
         return putconn
 
     def _putconn(self, _owner: type, original: Method) -> Method:
@@ -358,27 +354,10 @@ class Hooked:
         try:
             if slot is None:  # not known, or no connection
                 return original(pool, *args, **kwargs)
-            give_back = partial(original, pool, *args, **kwargs)
-            return self._take_back(ledger, slot, conn, give_back, close=_closes(*args, **kwargs))
+            return _take_back(ledger, slot, conn, partial(original, pool, *args, **kwargs))
         finally:
             if ledger.turns is not None:
                 ledger.turns.call()
-
-    def _take_back(self, ledger: Ledger, slot: Slot, conn: Any, give_back: Callable[[], Any], *, close: bool) -> Any:
-        """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
-        loan: Any = slot.checkout or ledger.speak_up(conn)
-        was_closed = conn.closed
-        try:
-            given_back = give_back()
-        except BaseException as error:
-            if loan is not None and not _goes_on(ledger.pool, conn, error):
-                ledger.give_back(loan, "discarded", error)
-            raise
-        if conn.closed:
-            _discard(ledger, slot, was_closed, close=close, loan=loan)
-        elif loan is not None:
-            ledger.give_back(loan)
-        return given_back
 
     def _closeall(self, _owner: type, original: Method) -> Method:
         hooked = self
@@ -482,15 +461,9 @@ def _subclasses(cls: type) -> Iterator[type]:
         yield from _subclasses(derived)
 
 
-def _caller() -> FrameType:
-    """The frame that called our wrapper; the wrapper's own, where it was called by no function of Python."""
-    wrapper = _getframe(1)
-    return wrapper.f_back or wrapper
-
-
-def _places(frame: FrameType) -> list[Place]:
-    """Where a connection was asked for: never empty."""
-    return places_of(frame) or [(frame.f_code, frame.f_lasti)]
+def _places(wrapper: FrameType) -> list[Place]:
+    """Where a connection was asked for: by who called our wrapper, if that was a function of Python."""
+    return places_of(wrapper.f_back) or [(wrapper.f_code, wrapper.f_lasti)]
 
 
 LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -511,19 +484,40 @@ def _takes_key(getconn: Method) -> bool:
 
 def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
     """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
+    if key is None:
+        return False
     with suppress(TypeError):
-        return key is not None and key in pool._used
+        return key in pool._used
     return False
 
 
 def _named(pool: Any, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
     """The connection that is given back, by itself or by its key."""
+    if conn is not None or key is None:
+        return conn
     with suppress(TypeError):
-        return pool._used.get(key) if conn is None and key is not None else conn
+        return pool._used.get(key)
     return None
 
 
-def _closes(_conn: Any = None, _key: Any = None, close: Any = False, *_args: Any, **_kwargs: Any) -> bool:  # noqa: FBT002 - likewise
+def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -> Any:
+    """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
+    loan: Any = slot.checkout or ledger.speak_up(conn)
+    was_closed = conn.closed
+    try:
+        given_back = give_back()
+    except BaseException as error:
+        if loan is not None and not _goes_on(ledger.pool, conn, error):
+            ledger.give_back(loan, "discarded", error)
+        raise
+    if conn.closed:
+        _discard(ledger, slot, was_closed, close=_closes(*give_back.args, **give_back.keywords), loan=loan)
+    elif loan is not None:
+        ledger.give_back(loan)
+    return given_back
+
+
+def _closes(_pool: Any, _conn: Any = None, _key: Any = None, close: Any = False, *_args: Any, **_kwargs: Any) -> bool:  # noqa: FBT002 - likewise
     """Whether the caller wants it closed."""
     return bool(close)
 
@@ -541,6 +535,16 @@ def _return_unused(pool: Any, conn: Any) -> None:
     """Give back what the caller was handed and never saw: an interrupt came between."""
     with suppress(Exception):  # the interrupt is what the caller must hear of
         (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
+
+
+def _end_quietly(ledger: Ledger, pool: Any, conn: Any, started: float, error: BaseException) -> None:
+    """A quiet checkout has raised: the pool gave nothing, which is told, or an interrupt came after it did."""
+    if conn is None:
+        loan = ledger.ask(*_places(_getframe(1)))
+        loan.started = started
+        _refuse(ledger, pool, loan, error)
+    else:
+        _return_unused(pool, conn)
 
 
 def _take_turns(ledger: Ledger, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:

@@ -1,0 +1,49 @@
+"""Signals of its own for each test, and a hook that is off again afterwards."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+from psycopg2.pool import AbstractConnectionPool
+
+from tests.integration.hook.helpers import instrumented
+from tests.integration.telemetry_helpers import Signals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    with Signals() as signals:
+        yield signals
+
+
+@pytest.fixture
+def hook(signals: Signals) -> Iterator[None]:
+    """The hook is on, with every span and no long hold."""
+    with instrumented(signals, long_hold=None):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap() -> Iterator[None]:
+    """The hook looks through the heap for pools when it comes on: here it need not see what other tests have left."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def no_pool_left() -> Iterator[None]:
+    """Close what a test leaves open: the next hook would find it, and give it the name that the next test expects."""
+    yield
+    gc.collect()
+    for pool in [found for found in gc.get_objects() if issubclass(type(found), AbstractConnectionPool)]:
+        with suppress(psycopg2.Error):
+            pool._closeall()

@@ -1,0 +1,621 @@
+"""PgPoolInstrumentor: on, off and on again; how OpenTelemetry finds it; what it is told, nonsense included."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import psycopg2.pool
+import pytest
+from opentelemetry.instrumentation.auto_instrumentation._load import _load_instrumentors
+from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
+from opentelemetry.instrumentation.distro import DefaultDistro
+from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
+
+import otel_pgpool
+from otel_pgpool import PgPoolInstrumentor, instrumentation
+from tests.integration.helpers import PATIENCE, ask, in_thread
+from tests.integration.hook.helpers import (
+    instrumented,
+    ledger_of,
+    lent,
+    name_of,
+    quietly,
+    snapshot,
+)
+from tests.integration.telemetry_helpers import assert_exactly, status_of, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.integration.telemetry_helpers import Signals
+
+ROOT = Path(__file__).parents[3]
+VARIABLES = {
+    "OTEL_PGPOOL_SPANS": "sometimes",
+    "OTEL_PGPOOL_SLOW": "-1",
+    "OTEL_PGPOOL_LONG_HOLD": "nan",
+    "OTEL_PGPOOL_HISTOGRAMS": "wait_time, use",
+    "OTEL_PGPOOL_WAIT_TIMEOUT": "a while",
+}
+
+Pool = Any
+
+
+def errors(signals: Signals) -> list[str]:
+    return [each.record.getMessage() for each in signals.records.all if each.record.levelname == "ERROR"]
+
+
+# On and off
+
+
+def test_everything_is_restored(signals: Signals, dsn: str) -> None:
+    """After `uninstrument()` each attribute of each class is the object that it was, and no pool has one of ours."""
+
+    class Derived(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            return super().getconn(key)
+
+        def _connect(self, key: object = None) -> Any:
+            return super()._connect(key)  # type: ignore[misc]
+
+    class Abstract(AbstractConnectionPool):
+        pass
+
+    before = snapshot()
+    own = [dict(vars(cls)) for cls in (Derived, Abstract)]
+    connect, modules = psycopg2.connect, dict(vars(psycopg2.pool))
+    pools = [cls(1, 1, dsn) for cls in (SimpleConnectionPool, ThreadedConnectionPool, Derived, Abstract)]
+    attributes = [vars(pool).keys() for pool in pools]
+    for _ in range(2):
+        with instrumented(signals):
+            assert snapshot() != before
+            assert [dict(vars(cls)) for cls in (Derived, Abstract)] != own
+            for pool in pools[:3]:
+                pool.putconn(pool.getconn())
+        assert snapshot() == before
+        assert [dict(vars(cls)) for cls in (Derived, Abstract)] == own
+        assert (psycopg2.connect, dict(vars(psycopg2.pool))) == (connect, modules)
+        assert [vars(pool).keys() for pool in pools] == attributes
+    assert len(signals.named("pool.checkout")) == 6
+    for pool in pools[:3]:
+        pool.putconn(pool.getconn())
+    assert len(signals.named("pool.checkout")) == 6
+
+
+def test_class_made_while_the_hook_was_on(signals: Signals, dsn: str) -> None:
+    """Its own methods are its own again, and one made afterwards is not hooked."""
+    with instrumented(signals):
+
+        class During(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                return super().getconn(key)
+
+        assert hasattr(During.getconn, "__wrapped__")
+        assert During.__init_subclass__ is not object.__init_subclass__
+    assert not hasattr(During.getconn, "__wrapped__")
+
+    class After(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            return super().getconn(key)
+
+    assert not hasattr(After.getconn, "__wrapped__")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_checkouts_that_are_out(signals: Signals, dsn: str, quiet: bool) -> None:
+    """They end with the hook, and are given back as to a pool that never knew of it."""
+    with instrumented(
+        None if quiet else signals, long_hold=None, **({"spans": "off"} if quiet else {})
+    ) as instrumentor:
+        pool = ThreadedConnectionPool(2, 2, dsn)
+        first, second = pool.getconn(), pool.getconn("key")
+        instrumentor.uninstrument()
+        if not quiet:
+            assert len(signals.named("pool.checkout")) == 2
+            for span in signals.named("pool.checkout"):
+                assert_exactly(span.attributes, lent(dsn))
+                assert status_of(span) == ("UNSET", None)
+        assert "db.client.connection.max" not in signals.metrics()
+        pool.putconn(first)
+        pool.putconn(second, "key")
+        assert (len(pool._pool), len(pool._used)) == (2, 0)
+        assert len(signals.named("pool.checkout")) == (0 if quiet else 2)
+
+
+def test_again_with_other_options(signals: Signals, dsn: str) -> None:
+    """Each time the hook begins afresh: other options, totals from 0, the same names."""
+    pool = ThreadedConnectionPool(1, 1, dsn)
+    with instrumented(signals):
+        pool.putconn(pool.getconn())
+    with instrumented(signals, spans="off"):
+        pool.putconn(pool.getconn())
+        assert signals.value("otel_pgpool.checkouts", "idle", pool_name=name_of(dsn)) == 1
+    with instrumented(signals):
+        pool.putconn(pool.getconn())
+    for span in signals.named("pool.checkout"):
+        assert_exactly(span.attributes, lent(dsn))
+    assert len(signals.named("pool.checkout")) == 2
+
+
+def test_twice_is_once(signals: Signals, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A second `instrument()`, of the same object or a new one, only warns; so does a second `uninstrument()`."""
+    before = snapshot()
+    with instrumented(signals):
+        PgPoolInstrumentor().instrument(tracer_provider=signals.tracer_provider)
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.putconn(pool.getconn())
+        assert len(signals.named("pool.checkout")) == 1
+    PgPoolInstrumentor().uninstrument()
+    assert snapshot() == before
+    assert [record.levelname for record in caplog.records if "Attempting" in record.message] == ["WARNING"] * 2
+    signals.complaints.all.clear()
+
+
+def test_methods_taken_while_the_hook_was_on(signals: Signals, dsn: str) -> None:
+    """A program that keeps `pool.getconn` itself goes on with it after `uninstrument()`, and is not seen any more."""
+    pool = ThreadedConnectionPool(1, 1, dsn)
+
+    class Derived(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            return super().getconn(key)
+
+    derived = Derived(1, 1, dsn)
+    with instrumented(signals):
+        kept = [(pool.getconn, pool.putconn), (derived.getconn, derived.putconn)]
+        closeall = pool.closeall
+    assert len(signals.named("pool.checkout")) == 0
+    for getconn, putconn in kept:
+        putconn(getconn())
+    assert len(signals.named("pool.checkout")) == 0
+    with instrumented(signals):
+        for getconn, putconn in kept:
+            conn = getconn()
+            assert ask(conn, "select 1") == 1
+            putconn(conn)
+        assert len(signals.named("pool.checkout")) == 0
+        pool.putconn(pool.getconn())
+        derived.putconn(derived.getconn())
+        assert len(signals.named("pool.checkout")) == 2
+    closeall()
+    assert pool.closed
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_wrapped_by_somebody_else(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+    """What another library has put around our wrappers stays, and leads through them to the stock methods."""
+    calls = []
+
+    def around(original: Any) -> Any:
+        @functools.wraps(original)
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(original.__name__)
+            return original(self, *args, **kwargs)
+
+        return wrapper
+
+    stock = {name: getattr(ThreadedConnectionPool, name) for name in ("getconn", "putconn")}
+    try:
+        with instrumented(None if quiet else signals, **({"spans": "off"} if quiet else {})):
+            for name in stock:
+                setattr(ThreadedConnectionPool, name, around(getattr(ThreadedConnectionPool, name)))
+            pool = ThreadedConnectionPool(1, 1, dsn)
+            pool.putconn(pool.getconn())
+            assert sum(ledger_of(pool).stats().checkouts.values()) == 1
+        pool.putconn(pool.getconn())
+        assert "_otel_pgpool" not in vars(AbstractConnectionPool)
+        with instrumented(None if quiet else signals, **({"spans": "off"} if quiet else {})):
+            pool.putconn(pool.getconn(), close=True)
+            stats = ledger_of(pool).stats()
+            assert sum(stats.checkouts.values()) == 1
+            assert stats.discarded == {"returned_closed": 1}
+        assert calls == ["getconn", "putconn"] * 3
+        assert len(signals.named("pool.checkout")) == (0 if quiet else 2)
+    finally:
+        for name, method in stock.items():
+            setattr(ThreadedConnectionPool, name, method)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_while_threads_work(signals: Signals, dsn: str, quiet: bool) -> None:
+    """The hook comes and goes under the hands of threads: no checkout fails, no connection is lost."""
+    pool = ThreadedConnectionPool(4, 4, dsn)
+    stop = threading.Event()
+
+    def work() -> int:
+        done = 0
+        while not stop.is_set():
+            conn = pool.getconn()
+            pool.putconn(conn)
+            done += 1
+        return done
+
+    futures = [in_thread(work) for _ in range(4)]
+    for _ in range(10):
+        with quietly() if quiet else instrumented(signals):
+            enough = len(signals.spans.ended) + 5
+            until(lambda enough=enough: quiet or len(signals.spans.ended) > enough)
+    stop.set()
+    assert all(future.result(PATIENCE) > 0 for future in futures)
+    assert (len(pool._pool), len(pool._used)) == (4, 0)
+    assert signals.live() == []
+    assert "_otel_pgpool" not in vars(pool)
+
+
+def test_leaves_nothing(signals: Signals, dsn: str) -> None:
+    """Nothing keeps the hook once it is off, not even what waits for the import of another kind of pool."""
+    with instrumented(signals):
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.putconn(pool.getconn())
+        gone = [weakref.ref(ledger_of(pool)), weakref.ref(ledger_of(pool).hook)]
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_leaves_no_thread(signals: Signals, dsn: str) -> None:
+    """The one thread that watches ends with the hook; without a checkout there is none."""
+    with instrumented(signals):
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        assert not any(thread.name == "otel_pgpool-watch" for thread in threading.enumerate())
+        pool.putconn(pool.getconn())
+        assert [thread.daemon for thread in threading.enumerate() if thread.name == "otel_pgpool-watch"] == [True]
+    assert not any(thread.name == "otel_pgpool-watch" for thread in threading.enumerate())
+
+
+def test_watch_rests(signals: Signals, dsn: str) -> None:
+    """While nothing is out it sleeps, a pool that was closed with connections out included."""
+    with instrumented(signals, long_hold=None):
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.getconn()
+        hook = ledger_of(pool).hook
+        until(lambda: signals.logged("utilization_critical"))
+        pool.closeall()
+        assert until(lambda: hook.parked)
+
+
+# How it is reached
+
+
+def test_public_name() -> None:
+    """`otel_pgpool.PgPoolInstrumentor` is the instrumentor, one for the process."""
+    assert otel_pgpool.PgPoolInstrumentor is instrumentation.PgPoolInstrumentor
+    assert PgPoolInstrumentor() is PgPoolInstrumentor()
+    assert "PgPoolInstrumentor" not in otel_pgpool.__all__
+
+
+def test_entry_point() -> None:
+    """`opentelemetry-instrument` finds it as `otel_pgpool`."""
+    (entry,) = [each for each in entry_points(group="opentelemetry_instrumentor") if each.name == "otel_pgpool"]
+    assert entry.load() is PgPoolInstrumentor
+
+
+def load_all() -> None:
+    """What `opentelemetry-instrument` does, with nothing but our entry point."""
+    _load_instrumentors(DefaultDistro())
+
+
+@pytest.fixture
+def only_ours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from opentelemetry.instrumentation.auto_instrumentation import _load
+
+    def ours(*, group: str) -> list[Any]:
+        return [each for each in entry_points(group=group) if each.name == "otel_pgpool"]
+
+    monkeypatch.setattr(_load, "entry_points", ours)
+    yield
+    if PgPoolInstrumentor().is_instrumented_by_opentelemetry:
+        PgPoolInstrumentor().uninstrument()
+
+
+def test_loaded(only_ours: None) -> None:
+    """It is loaded, its dependencies satisfied."""
+    load_all()
+    assert PgPoolInstrumentor().is_instrumented_by_opentelemetry
+
+
+@pytest.mark.parametrize("disabled", ["otel_pgpool", "flask, otel_pgpool", "*"])
+def test_disabled(only_ours: None, monkeypatch: pytest.MonkeyPatch, disabled: str) -> None:
+    """`OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` keeps it off."""
+    monkeypatch.setenv("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", disabled)
+    before = snapshot()
+    load_all()
+    assert not PgPoolInstrumentor().is_instrumented_by_opentelemetry
+    assert snapshot() == before
+
+
+def test_dependencies() -> None:
+    """The distribution declares either flavour of psycopg2, and here one is installed."""
+    ours = distribution("otel-pgpool")
+    assert get_dist_dependency_conflicts(ours) is None
+    declared = [line.partition(";")[0].strip() for line in ours.requires or () if "instruments-any" in line]
+    assert sorted(declared) == ["psycopg2-binary>=2.9", "psycopg2>=2.9"]
+    assert PgPoolInstrumentor().instrumentation_dependencies() == ("psycopg2-binary >= 2.9",)
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        ({"psycopg2"}, ("psycopg2 >= 2.9",)),
+        ({"psycopg2-binary"}, ("psycopg2-binary >= 2.9",)),
+        ({"psycopg2", "psycopg2-binary"}, ("psycopg2 >= 2.9",)),
+        (set(), ()),
+    ],
+)
+def test_dependencies_by_flavour(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], expected: tuple[str, ...]
+) -> None:
+    """A manual `instrument()` asks for the flavour that is there, and for none where psycopg2 is in no package."""
+
+    def found(name: str) -> Any:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return object()
+
+    monkeypatch.setattr(instrumentation, "distribution", found)
+    assert tuple(PgPoolInstrumentor().instrumentation_dependencies()) == expected
+
+
+def run(script: str, **environ: str) -> dict[str, Any]:
+    """Run a program in which every warning is an error; what it told on its last line."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
+        env={**inherited, "PYTHONPATH": str(ROOT), **environ},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+BLOCKER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED or name in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.mark.parametrize("missing", ["opentelemetry.instrumentation", "wrapt"])
+def test_without_the_extra(missing: str) -> None:
+    """The package imports without the extra `instrument`; asking for the instrumentor names it."""
+    told = run(
+        f"BLOCKED = {{{missing!r}}}\n"
+        + BLOCKER
+        + """
+import json, otel_pgpool
+from otel_pgpool import *
+try:
+    otel_pgpool.PgPoolInstrumentor
+except ImportError as error:
+    print(json.dumps({"type": type(error).__name__, "text": str(error), "name": error.name}))
+"""
+    )
+    assert told["type"] == "ModuleNotFoundError"
+    assert "otel-pgpool[instrument]" in told["text"]
+    assert told["name"] == missing
+
+
+def test_without_psycopg2() -> None:
+    """Where psycopg2 is not installed the instrumentor is skipped, and those behind it are loaded."""
+    told = run(
+        "BLOCKED = {'psycopg2'}\n"
+        + BLOCKER
+        + """
+import json
+from opentelemetry.instrumentation.auto_instrumentation import _load
+from opentelemetry.instrumentation.distro import DefaultDistro
+from opentelemetry.util._importlib_metadata import entry_points
+
+class Last:
+    name = "last"
+    dist = None
+    loaded = False
+    def load(self):
+        def instrumentor():
+            return self
+        return instrumentor
+    def instrument(self, **_options):
+        Last.loaded = True
+
+def ours(*, group):
+    found = [each for each in entry_points(group=group) if each.name == "otel_pgpool"]
+    return [*found, Last()] if found else []
+
+class Finder(_load._EntryPointDistFinder):
+    def dist_for(self, entry_point):
+        return None
+
+_load.entry_points = ours
+_load._EntryPointDistFinder = Finder
+_load.get_dist_dependency_conflicts = lambda _dist: None
+_load._load_instrumentors(DefaultDistro())
+print(json.dumps({"last": Last.loaded}))
+"""
+    )
+    assert told == {"last": True}
+
+
+# What it is told
+
+
+def test_options(signals: Signals, dsn: str) -> None:
+    """Providers, span mode and threshold come from the arguments before the environment."""
+    with instrumented(signals, spans="off", long_hold=7):
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        assert (ledger_of(pool).long_hold, ledger_of(pool)._observer._config.spans) == (7.0, "off")
+
+
+def test_environment(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not given as an argument is read from the environment when the hook comes on."""
+    monkeypatch.setenv("OTEL_PGPOOL_SPANS", "slow")
+    monkeypatch.setenv("OTEL_PGPOOL_SLOW", "0.5")
+    monkeypatch.setenv("OTEL_PGPOOL_LONG_HOLD", "12")
+    monkeypatch.setenv("OTEL_PGPOOL_HISTOGRAMS", "none")
+    monkeypatch.setenv("OTEL_PGPOOL_WAIT_TIMEOUT", "3")
+    with instrumented(signals):
+        monkeypatch.setenv("OTEL_PGPOOL_SPANS", "off")
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        config = ledger_of(pool)._observer._config
+        assert (config.spans, config.slow, config.histograms) == ("slow", 0.5, frozenset())
+        settings = ledger_of(pool).hook.settings
+        assert (settings.long_hold, settings.wait_timeout) == (12.0, 3.0)
+    assert errors(signals) == []
+
+
+def test_bad_environment(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each bad variable is logged once, with its name and value, and its default used; the program runs."""
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    with instrumented(signals):
+        pools = [ThreadedConnectionPool(1, 1, dsn) for _ in range(3)]
+        for pool in pools:
+            pool.putconn(pool.getconn())
+        ledger = ledger_of(pools[0])
+        config = ledger._observer._config
+        assert (config.spans, config.slow) == ("always", 0.1)
+        assert config.histograms == {"wait_time", "use_time", "create_time"}
+        assert (ledger.long_hold, ledger.turns) == (1.0, None)
+        assert len(signals.named("pool.checkout")) == 3
+    said = errors(signals)
+    assert len(said) == len(VARIABLES)
+    for name, value in VARIABLES.items():
+        assert [text for text in said if name in text and value.rpartition(" ")[2] in text], name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"spans": "all"},
+        {"spans": 3},
+        {"long_hold": "1 s"},
+        {"long_hold": -1},
+        {"long_hold": float("nan")},
+        {"long_hold": [1]},
+    ],
+)
+def test_bad_options(signals: Signals, dsn: str, options: dict[str, Any]) -> None:
+    """A bad option is logged once, and its default used: a hook stops no program."""
+    with instrumented(signals, **options):
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.putconn(pool.getconn())
+        assert_exactly(signals.checkout().attributes, lent(dsn))
+        assert ledger_of(pool).long_hold == 1.0
+    assert len(errors(signals)) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tracer_provider": object()},
+        {"meter_provider": object()},
+        {"unknown": 1, "enabled": True},
+        {"spans": object(), "long_hold": object()},
+    ],
+)
+def test_instrument_never_raises(dsn: str, options: dict[str, Any]) -> None:
+    """An exception here would stop every instrumentor that comes after."""
+    before = snapshot()
+    with instrumented(**options):
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.putconn(pool.getconn())
+        assert (len(pool._pool), len(pool._used)) == (1, 0)
+    assert snapshot() == before
+
+
+@pytest.mark.parametrize("where", ["Hook", "Settings", "register_post_import_hook", "import_module"])
+def test_instrument_never_raises_of_itself(
+    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Whatever goes wrong inside is logged, and pools stay as they are."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("broken")
+
+        def __call__(self, *_args: object, **_kwargs: object) -> Any:
+            raise RuntimeError("broken")
+
+    before = snapshot()
+    with ExitStack() as stack:
+        monkeypatch.setattr(instrumentation, where, Broken())
+        stack.enter_context(instrumented(signals))
+        monkeypatch.undo()
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.putconn(pool.getconn())
+    assert snapshot() == before
+    assert [each for each in signals.records.all if each.record.levelname == "ERROR"]
+
+
+def test_hook_that_fails_half_way(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the classes cannot all be wrapped, none is left so."""
+    from otel_pgpool.instrumentation import psycopg2_pool
+
+    before = snapshot()
+
+    def broken(*_args: object) -> Any:
+        raise RuntimeError("broken")
+
+    with ExitStack() as stack:
+        monkeypatch.setattr(psycopg2_pool.Hooked, "_init_subclass", broken)
+        stack.enter_context(instrumented(signals))
+        monkeypatch.undo()
+        assert snapshot() == before
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.putconn(pool.getconn())
+        assert signals.named("pool.checkout") == []
+    assert snapshot() == before
+
+
+def test_uninstrument_never_raises(signals: Signals, dsn: str) -> None:
+    """Not even where a pool does not let go of what it was given."""
+
+    class Sticky(ThreadedConnectionPool):
+        def __delattr__(self, name: str) -> None:
+            raise AttributeError(name)
+
+    before = snapshot()
+    with instrumented(signals):
+        pools = [Sticky(1, 1, dsn), ThreadedConnectionPool(1, 1, dsn)]
+        for pool in pools:
+            pool.putconn(pool.getconn())
+    assert snapshot() == before
+    assert "_otel_pgpool" not in vars(pools[1])
+    for pool in pools:
+        pool.putconn(pool.getconn())
+    with instrumented(signals):
+        for pool in pools:
+            pool.putconn(pool.getconn())
+    assert len(signals.named("pool.checkout")) >= 3
+
+
+def test_program_that_logs_nothing_is_told_nothing(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An ordinary run writes no record above DEBUG."""
+    with caplog.at_level(logging.INFO), instrumented():
+        pool = ThreadedConnectionPool(1, 2, dsn)
+        pool.putconn(pool.getconn())
+        pool.closeall()
+        with pytest.raises(PoolError):
+            pool.getconn()
+    assert caplog.records == []

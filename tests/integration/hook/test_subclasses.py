@@ -1,0 +1,691 @@
+"""What programs derive from psycopg2's pools: the whole of their getconn is in the checkout, and each is told once."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection
+from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
+
+from tests.integration.helpers import PATIENCE, ask, in_thread, wait_until
+from tests.integration.hook.helpers import EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
+from tests.integration.telemetry_helpers import assert_exactly, is_child, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.integration.telemetry_helpers import Signals
+
+Pool = Any
+
+
+@pytest.fixture(params=["before", "after"])
+def define(request: pytest.FixtureRequest, signals: Signals) -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """Make a class before the hook is on, or after; the hook is on either way once it is made."""
+    if request.param == "after":
+        with instrumented(signals, long_hold=None):
+            yield lambda make: make()
+    else:
+        with instrumented(signals, long_hold=None) as instrumentor:
+            instrumentor.uninstrument()
+
+            def made_before(make: Callable[[], Any]) -> Any:
+                cls = make()
+                instrumentor.instrument(
+                    tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, long_hold=None
+                )
+                return cls
+
+            yield made_before
+
+
+def is_one_checkout(signals: Signals, dsn: str, **changes: Any) -> dict[str, Any]:
+    """There is one checkout, with all its attributes, ended; these are told in the totals too."""
+    span = signals.checkout()
+    assert_exactly(span.attributes, lent(dsn, **changes))
+    assert signals.live() == []
+    assert sum(signals.values("otel_pgpool.checkouts", name_of(dsn)).values()) == 1
+    return dict(span.attributes or {})
+
+
+# getconn of their own
+
+
+def test_with_a_semaphore(signals: Signals, define: Any, dsn: str) -> None:
+    """The wait for the program's own semaphore is in the checkout's."""
+
+    def make() -> type[Pool]:
+        class Waiting(ThreadedConnectionPool):
+            def __init__(self, minconn: int, maxconn: int, *args: Any, **kwargs: Any) -> None:
+                self.places = threading.BoundedSemaphore(maxconn)
+                super().__init__(minconn, maxconn, *args, **kwargs)
+
+            def getconn(self, *args: Any, **kwargs: Any) -> Any:
+                self.places.acquire()
+                try:
+                    return super().getconn(*args, **kwargs)
+                except BaseException:
+                    self.places.release()
+                    raise
+
+            def putconn(self, *args: Any, **kwargs: Any) -> None:
+                try:
+                    super().putconn(*args, **kwargs)
+                finally:
+                    self.places.release()
+
+        return Waiting
+
+    pool = define(make)(1, 1, dsn)
+    conn = pool.getconn()
+    waiter = in_thread(pool.getconn)
+    (_first, second) = until(lambda: spans if len(spans := signals.live()) == 2 else None)
+    began = time.monotonic()
+    assert wait_until(lambda: time.monotonic() - began > 0.05)
+    pool.putconn(conn)
+    assert waiter.result(PATIENCE) is conn
+    pool.putconn(conn)
+    spans = signals.named("pool.checkout")
+    assert len(spans) == 2
+    for span in spans:
+        assert_exactly(span.attributes, lent(dsn))
+    assert spans[1].context == second.get_span_context()
+    assert spans[1].attributes is not None
+    assert spans[1].attributes["otel_pgpool.wait_time"] > 0.05
+    assert signals.values("otel_pgpool.checkouts", name_of(dsn)) == {("idle",): 2, ("queued",): 0, ("new",): 0}
+
+
+def test_with_retries(signals: Signals, define: Any, dsn: str) -> None:
+    """One that asks until it is served is one checkout, and no timeout."""
+
+    def make() -> type[Pool]:
+        class Retrying(ThreadedConnectionPool):
+            asked = 0
+
+            def getconn(self, key: object = None) -> Any:
+                while True:
+                    try:
+                        return super().getconn(key)
+                    except PoolError:
+                        self.asked += 1
+                        time.sleep(0.001)
+
+        return Retrying
+
+    pool = define(make)(1, 1, dsn)
+    conn = pool.getconn()
+    waiter = in_thread(pool.getconn)
+    assert wait_until(lambda: pool.asked > 3)
+    pool.putconn(conn)
+    pool.putconn(waiter.result(PATIENCE))
+    assert len(signals.named("pool.checkout")) == 2
+    assert signals.values("db.client.connection.timeouts", name_of(dsn)) == {(): 0}
+    assert signals.logged("timeout") == []
+
+
+def test_that_tries_what_it_got(signals: Signals, define: Any, dsn: str) -> None:
+    """One that throws dead connections away lends one: the others are discarded, and hold nothing."""
+
+    def make() -> type[Pool]:
+        class Checking(SimpleConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                while True:
+                    conn = super().getconn(key)
+                    try:
+                        conn.cursor().execute("select 1")
+                        conn.rollback()
+                    except psycopg2.Error:
+                        self.putconn(conn, key, close=True)
+                        continue
+                    return conn
+
+        return Checking
+
+    pool = define(make)(2, 2, dsn)
+    for conn in pool._pool:
+        conn.close()
+    pool.putconn(pool.getconn())
+    is_one_checkout(signals, dsn, path="new", **{"connection.id": 3})
+    assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 2}
+    assert signals.values("otel_pgpool.connections.created", name_of(dsn)) == {(): 3}
+    assert is_child(signals.named("pool.connect")[2], signals.checkout())
+
+
+def test_as_a_context_manager(signals: Signals, define: Any, dsn: str) -> None:
+    """A getconn that is a context manager around the stock one: one checkout, from entry to exit, no span left over."""
+
+    def make() -> type[Pool]:
+        class Managed(ThreadedConnectionPool):
+            @contextmanager
+            def getconn(self) -> Iterator[Any]:
+                conn = super().getconn()
+                try:
+                    yield conn
+                finally:
+                    self.putconn(conn)
+
+        return Managed
+
+    pool = define(make)(1, 1, dsn)
+    manager = pool.getconn()
+    assert signals.live() == []
+    with manager as conn:
+        assert ask(conn, "select 1") == 1
+        assert len(signals.live()) == 1
+    is_one_checkout(signals, dsn)
+
+
+def test_that_returns_an_object_of_its_own(signals: Signals, define: Any, dsn: str) -> None:
+    """Where the program wraps connections, what the stock pool gave inside is what is lent."""
+
+    class Wrapped:
+        def __init__(self, conn: connection) -> None:
+            self.conn = conn
+
+    def make() -> type[Pool]:
+        class Wrapping(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                return Wrapped(super().getconn(key))
+
+            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+                super().putconn(conn.conn, key, close)
+
+        return Wrapping
+
+    pool = define(make)(1, 1, dsn)
+    wrapped = pool.getconn()
+    assert type(wrapped) is Wrapped
+    assert len(signals.live()) == 1
+    pool.putconn(wrapped)
+    is_one_checkout(signals, dsn)
+
+
+def test_that_returns_none(signals: Signals, define: Any, dsn: str) -> None:
+    """One that swallows the stock error has failed all the same."""
+
+    def make() -> type[Pool]:
+        class Polite(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                try:
+                    return super().getconn(key)
+                except PoolError:
+                    return None
+
+        return Polite
+
+    pool = define(make)(0, 0, dsn)
+    assert pool.getconn() is None
+    assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "queued"))
+
+
+def test_that_goes_beyond_the_pool(signals: Signals, define: Any, dsn: str) -> None:
+    """A connection made beside an exhausted pool is a checkout too, and ends with its return."""
+
+    def make() -> type[Pool]:
+        class Overflowing(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                try:
+                    return super().getconn(key)
+                except PoolError:
+                    return psycopg2.connect(*self._args, **self._kwargs)
+
+            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+                if id(conn) in self._rused:
+                    super().putconn(conn, key, close)
+                else:
+                    conn.close()
+
+        return Overflowing
+
+    pool = define(make)(0, 0, dsn)
+    pool.putconn(pool.getconn())
+    is_one_checkout(signals, dsn)
+    assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("idle",): 1}
+
+
+def test_with_other_parameters(signals: Signals, define: Any, dsn: str) -> None:
+    """A first parameter that is no key is not taken for one, whatever keys are in use."""
+
+    def make() -> type[Pool]:
+        class Timed(ThreadedConnectionPool):
+            def getconn(self, timeout: float = 5, *, user: str = "") -> Any:
+                return super().getconn()
+
+            def putconn(self, given: Any, *, failed: bool = False) -> None:
+                super().putconn(conn=given, close=failed)
+
+        return Timed
+
+    pool = define(make)(2, 2, dsn)
+    first = pool.getconn(1)
+    assert 1 in pool._used
+    second = pool.getconn(1, user="me")
+    assert second is not first
+    assert [live.name for live in signals.live()] == ["pool.checkout"] * 2
+    pool.putconn(given=second)
+    pool.putconn(first, failed=True)
+    outcomes = [span.attributes["otel_pgpool.outcome"] for span in signals.named("pool.checkout")]  # type: ignore[index]
+    assert outcomes == ["released", "discarded"]
+    assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 1}
+
+
+@pytest.mark.parametrize("parameter", ["key", "name"])
+def test_with_keys(signals: Signals, define: Any, dsn: str, parameter: str) -> None:
+    """A key that is handed on is one checkout, however the parameter is called."""
+
+    def make() -> type[Pool]:
+        class Keyed(ThreadedConnectionPool):
+            pass
+
+        namespace: dict[str, Any] = {"Keyed": Keyed}
+        exec(  # noqa: S102 - for the parameter's name
+            f"def getconn(self, {parameter}=None): return super(Keyed, self).getconn({parameter})", namespace
+        )
+        Keyed.getconn = namespace["getconn"]  # type: ignore[method-assign]
+        return type("Derived", (Keyed,), {"getconn": namespace["getconn"]})
+
+    pool = define(make)(2, 2, dsn)
+    conn = pool.getconn("me")
+    assert pool.getconn("me") is conn
+    pool.putconn(conn, "me")
+    assert_exactly(signals.checkout().attributes, lent(dsn))
+    assert ledger_of(pool).holds == {}
+    assert sum(signals.values("otel_pgpool.checkouts", name_of(dsn)).values()) == 1
+
+
+def test_that_raises_after_it_was_served(signals: Signals, define: Any, dsn: str) -> None:
+    """What a program does to the connection inside its getconn may fail: the checkout has failed with it."""
+
+    def make() -> type[Pool]:
+        class Preparing(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                conn = super().getconn(key)
+                try:
+                    conn.cursor().execute("select 'secret-word' from nowhere")
+                except psycopg2.Error:
+                    self.putconn(conn, close=True)
+                    raise
+                return conn
+
+        return Preparing
+
+    pool = define(make)(1, 1, dsn)
+    with pytest.raises(psycopg2.errors.UndefinedTable):
+        pool.getconn()
+    assert_exactly(signals.checkout().attributes, denied(dsn, "error", "42P01"))
+    assert ledger_of(pool).holds == {}
+    assert "secret-word" not in signals.everything()
+
+
+# putconn and closeall of their own
+
+
+def test_close_inside_putconn(signals: Signals, define: Any, dsn: str) -> None:
+    """A putconn that has the stock one close the connection: one checkout, one connection discarded."""
+
+    def make() -> type[Pool]:
+        class Spendthrift(ThreadedConnectionPool):
+            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+                super().putconn(conn, key, close=True)
+
+        class Heir(Spendthrift):
+            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+                super().putconn(conn, key, close)
+
+        return Heir
+
+    pool = define(make)(1, 1, dsn)
+    pool.putconn(pool.getconn())
+    is_one_checkout(signals, dsn, outcome="discarded")
+    assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 1}
+    assert len(signals.logged("discarded")) == 1
+
+
+def test_putconn_that_catches(signals: Signals, define: Any, dsn: str) -> None:
+    """A putconn that tries again, closing, after the stock one has failed gives back once."""
+
+    def make() -> type[Pool]:
+        class Careful(ThreadedConnectionPool):
+            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+                try:
+                    super().putconn(conn, key, close)
+                except psycopg2.Error:
+                    super().putconn(conn, key, close=True)
+
+        return Careful
+
+    class Brittle(connection):
+        def rollback(self) -> None:
+            raise psycopg2.OperationalError("rollback failed")
+
+    pool = define(make)(1, 1, dsn, connection_factory=Brittle)
+    conn = pool.getconn()
+    ask(conn, "select 1")
+    pool.putconn(conn)
+    is_one_checkout(signals, dsn, outcome="discarded", error="OperationalError")
+    assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 1}
+    assert signals.values("db.client.connection.count", name_of(dsn)) == {("used",): 0, ("idle",): 0}
+
+
+def test_closeall_of_their_own(signals: Signals, define: Any, dsn: str) -> None:
+    """Each connection is closed once."""
+
+    def make() -> type[Pool]:
+        class Closing(ThreadedConnectionPool):
+            def closeall(self) -> None:
+                super().closeall()
+
+        return Closing
+
+    pool = define(make)(3, 3, dsn)
+    pool.getconn()
+    pool.closeall()
+    is_closed = [record.attributes["otel_pgpool.reason"] for record in signals.logged("discarded")]
+    assert is_closed == ["closed"] * 3
+    assert_exactly(signals.checkout().attributes, lent(dsn, outcome="discarded"))
+
+
+def test_connect_of_their_own(signals: Signals, define: Any, dsn: str) -> None:
+    """A `_connect` around the stock one is one connect."""
+
+    def make() -> type[Pool]:
+        class Prepared(ThreadedConnectionPool):
+            def _connect(self, key: object = None) -> Any:
+                conn = super()._connect(key)  # type: ignore[misc]
+                conn.autocommit = True
+                return conn
+
+        return Prepared
+
+    pool = define(make)(0, 1, dsn)
+    pool.putconn(pool.getconn())
+    is_one_checkout(signals, dsn, path="new")
+    assert is_child(signals.one("pool.connect"), signals.checkout())
+
+
+# Of the abstract pool
+
+
+def test_methods_of_other_names(signals: Signals, define: Any, dsn: str) -> None:
+    """A pool with `borrow` and `give` is seen where it must pass: at the abstract pool's steps."""
+
+    def make() -> type[Pool]:
+        class Library(AbstractConnectionPool):
+            def borrow(self) -> Any:
+                return self._getconn()  # type: ignore[attr-defined]
+
+            def give(self, conn: Any, **how: Any) -> None:
+                self._putconn(conn, **how)  # type: ignore[attr-defined]
+
+            def shut(self) -> None:
+                self._closeall()  # type: ignore[attr-defined]
+
+        return Library
+
+    pool = define(make)(1, 1, dsn)
+    pool.give(pool.borrow())
+    is_one_checkout(signals, dsn)
+    pool.borrow()
+    pool.shut()
+    assert_exactly(signals.named("pool.checkout")[1].attributes, lent(dsn, outcome="discarded"))
+    assert signals.points("db.client.connection.max", name_of(dsn)) == []
+
+
+def test_grandchild_of_the_abstract_pool(signals: Signals, define: Any, dsn: str) -> None:
+    """What derives from such a pool is told once, and its connection discarded once."""
+
+    def make() -> type[Pool]:
+        class Library(AbstractConnectionPool):
+            def borrow(self) -> Any:
+                return self._getconn()  # type: ignore[attr-defined]
+
+            def give(self, conn: Any, **how: Any) -> None:
+                self._putconn(conn, **how)  # type: ignore[attr-defined]
+
+        class Branch(Library):
+            pass
+
+        class Desk(Branch):
+            def _getconn(self, key: object = None) -> Any:
+                return super()._getconn(key)  # type: ignore[misc]
+
+        return Desk
+
+    pool = define(make)(1, 1, dsn)
+    pool.give(pool.borrow(), close=True)
+    is_one_checkout(signals, dsn, outcome="discarded")
+    assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 1}
+
+
+def test_half_of_the_names(signals: Signals, define: Any, dsn: str) -> None:
+    """A pool with a `getconn` and a `release` is seen at both."""
+
+    def make() -> type[Pool]:
+        class Half(AbstractConnectionPool):
+            lock = threading.Condition()
+
+            def getconn(self) -> Any:
+                with self.lock:
+                    while len(self._used) >= self.maxconn:  # type: ignore[attr-defined]
+                        assert self.lock.wait(PATIENCE)
+                    return self._getconn()  # type: ignore[attr-defined]
+
+            def release(self, conn: Any) -> None:
+                with self.lock:
+                    self._putconn(conn)  # type: ignore[attr-defined]
+                    self.lock.notify()
+
+        return Half
+
+    pool = define(make)(1, 1, dsn)
+    conn = pool.getconn()
+    waiter = in_thread(pool.getconn)
+    until(lambda: len(signals.live()) == 2)
+    pool.release(conn)
+    pool.release(waiter.result(PATIENCE))
+    assert len(signals.named("pool.checkout")) == 2
+    assert signals.live() == []
+
+
+# Classes
+
+
+def test_alias(signals: Signals, define: Any, dsn: str) -> None:
+    """A class that takes the stock methods over as they stand when it is made is told once."""
+
+    def make() -> type[Pool]:
+        class Alias(ThreadedConnectionPool):
+            getconn = ThreadedConnectionPool.getconn
+            putconn = ThreadedConnectionPool.putconn
+            take = ThreadedConnectionPool.getconn
+
+        return Alias
+
+    pool = define(make)(1, 1, dsn)
+    pool.putconn(pool.getconn(), close=True)
+    is_one_checkout(signals, dsn, outcome="discarded")
+    assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 1}
+    pool.putconn(pool.take())
+    assert len(signals.named("pool.checkout")) == 2
+
+
+def test_alias_of_a_step(signals: Signals, define: Any, dsn: str) -> None:
+    """A pool may give the abstract pool's steps names of its own, as psycopg2's own classes do."""
+
+    def make() -> type[Pool]:
+        class Library(AbstractConnectionPool):
+            borrow = AbstractConnectionPool._getconn  # type: ignore[attr-defined]
+            give = AbstractConnectionPool._putconn  # type: ignore[attr-defined]
+            shut = AbstractConnectionPool._closeall  # type: ignore[attr-defined]
+
+        return Library
+
+    pool = define(make)(1, 1, dsn)
+    pool.give(pool.borrow())
+    is_one_checkout(signals, dsn)
+    pool.borrow()
+    pool.shut()
+    assert_exactly(signals.named("pool.checkout")[1].attributes, lent(dsn, outcome="discarded"))
+
+
+def test_diamond(signals: Signals, define: Any, dsn: str) -> None:
+    """So is a class that comes by its getconn twice."""
+
+    def make() -> type[Pool]:
+        class Left(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                return super().getconn(key)
+
+        class Right(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                return super().getconn(key)
+
+        class Both(Left, Right):
+            def getconn(self, key: object = None) -> Any:
+                return super().getconn(key)
+
+        return Both
+
+    pool = define(make)(1, 1, dsn)
+    pool.putconn(pool.getconn())
+    is_one_checkout(signals, dsn)
+
+
+def test_mixin(signals: Signals, define: Any, dsn: str) -> None:
+    """A getconn from a class that is no pool is passed through to the stock one."""
+
+    def make() -> type[Pool]:
+        class Counted:
+            count = 0
+
+            def getconn(self, key: object = None) -> Any:
+                self.count += 1
+                return super().getconn(key)  # type: ignore[misc]
+
+        class Both(Counted, ThreadedConnectionPool):
+            pass
+
+        return Both
+
+    pool = define(make)(1, 1, dsn)
+    pool.putconn(pool.getconn())
+    assert pool.count == 1
+    is_one_checkout(signals, dsn)
+
+
+def test_classes_with_keywords(signals: Signals, hook: None) -> None:
+    """A program's own `__init_subclass__` works as ever, and so does the error where there is none."""
+    seen = []
+
+    class Registered(ThreadedConnectionPool):
+        def __init_subclass__(cls, /, label: str = "", **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            seen.append((cls.__name__, label))
+
+    class Labelled(Registered, label="mine"):
+        pass
+
+    assert seen == [("Labelled", "mine")]
+    with pytest.raises(TypeError, match=r"Wrong.__init_subclass__\(\) takes no keyword arguments$"):
+
+        class Wrong(ThreadedConnectionPool, label="mine"):  # type: ignore[call-arg]
+            pass
+
+
+def test_class_that_cannot_be_changed(signals: Signals, dsn: str) -> None:
+    """A class that refuses new attributes, made before the hook or after, stays as it is: the others are hooked."""
+
+    class Frozen(type):
+        def __setattr__(cls, name: str, value: object) -> None:
+            raise AttributeError("frozen")
+
+    def make() -> type[Pool]:
+        class Still(ThreadedConnectionPool, metaclass=Frozen):
+            def getconn(self, key: object = None) -> Any:
+                return super().getconn(key)
+
+        return Still
+
+    before = make()
+    with instrumented(signals):
+        for cls in (before, make()):
+            pool = cls(1, 1, dsn)
+            pool.putconn(pool.getconn())
+            pool.closeall()
+        assert len(signals.named("pool.checkout")) == 2
+
+
+def test_pool_with_slots_and_attributes_of_its_own(signals: Signals, hook: None, dsn: str) -> None:
+    """A pool that refuses new attributes works as ever; what is wrong is logged once."""
+
+    class Strict(ThreadedConnectionPool):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name.startswith("_otel"):
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+    pool = Strict(1, 1, dsn)
+    for _ in range(5):
+        conn = pool.getconn()
+        assert ask(conn, "select 1") == 1
+        pool.putconn(conn)
+    assert len([record for record in signals.records.all if record.record.levelname == "ERROR"]) == 1
+
+
+def test_threads_in_a_subclass(signals: Signals, define: Any, dsn: str) -> None:
+    """Many threads in a getconn with retries: none counted twice, none lost, nothing out at the end."""
+
+    def make() -> type[Pool]:
+        class Retrying(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                while True:
+                    try:
+                        return super().getconn(key)
+                    except PoolError:
+                        time.sleep(0.0005)
+
+        return Retrying
+
+    pool = define(make)(2, 3, dsn)
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(25):
+            conn = pool.getconn()
+            assert ask(conn, "select 1") == 1
+            pool.putconn(conn, close=chance.random() < 0.1)
+
+    for future in [in_thread(work, seed) for seed in range(6)]:
+        future.result(PATIENCE)
+    spans = signals.named("pool.checkout")
+    assert len(spans) == 150
+    assert signals.live() == []
+    stats = ledger_of(pool).stats()
+    assert sum(stats.checkouts.values()) == 150
+    assert stats.created - sum(stats.discarded.values()) == stats.size == stats.idle
+    paths = [span.attributes["otel_pgpool.path"] for span in spans]  # type: ignore[index]
+    assert paths.count("new") == stats.created - 2
+    assert (ledger_of(pool).holds, ledger_of(pool).waiting) == ({}, {})
+
+
+def test_exhausted_subclass_raises_as_ever(signals: Signals, define: Any, dsn: str) -> None:
+    """One span, one timeout, however many classes the error comes through."""
+
+    def make() -> type[Pool]:
+        class Outer(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                return super().getconn(key)
+
+        return type("Derived", (Outer,), {})
+
+    pool = define(make)(0, 0, dsn)
+    with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
+        pool.getconn()
+    assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "queued"))
+    assert signals.values("db.client.connection.timeouts", name_of(dsn)) == {(): 1}

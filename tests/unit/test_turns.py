@@ -1,0 +1,193 @@
+"""Callers of a pool that can only say no, and take turns."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+from psycopg2.pool import PoolError
+
+from otel_pgpool.instrumentation.turns import EXHAUSTED, Turns, is_exhausted
+from tests.integration.helpers import PATIENCE, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+
+class Shelf:
+    """A pool of plain objects, as unhelpful as the stock one."""
+
+    def __init__(self, *things: object) -> None:
+        self.things = list(things)
+        self.asked = 0
+
+    def ask(self) -> object:
+        self.asked += 1
+        if not self.things:
+            raise PoolError(EXHAUSTED)
+        return self.things.pop()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(20) as threads:
+        yield threads
+
+
+def queue(threads: ThreadPoolExecutor, turns: Turns, ask: Any, seconds: float = PATIENCE) -> Future[object]:
+    """Let a thread wait, and go on once it stands in the queue."""
+    before = len(turns._queue)
+    future = threads.submit(turns.wait_for, ask, seconds)
+    assert wait_until(lambda: len(turns._queue) > before)
+    return future
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PoolError(EXHAUSTED), True),
+        (PoolError("connection pool is closed"), False),
+        (psycopg2.Error(EXHAUSTED), False),
+        (ValueError(EXHAUSTED), False),
+    ],
+)
+def test_exhausted(error: BaseException, expected: bool) -> None:
+    """A stock pool has only its words for it."""
+    assert is_exhausted(error) is expected
+
+
+def test_served_at_once() -> None:
+    """Who comes first and finds something does not wait."""
+    turns = Turns()
+    assert turns.wait_for(Shelf("thing").ask, 0) == "thing"
+    assert not turns
+
+
+def test_no_time() -> None:
+    """Without time it asks once, and says what the pool says."""
+    turns, shelf = Turns(), Shelf()
+    with pytest.raises(PoolError, match=EXHAUSTED):
+        turns.wait_for(shelf.ask, -1)
+    assert (shelf.asked, bool(turns)) == (1, False)
+
+
+def test_in_the_order_of_coming(threads: ThreadPoolExecutor) -> None:
+    """Each call serves the one who has waited longest, and nobody else asks."""
+    turns, shelf = Turns(), Shelf()
+    futures = [queue(threads, turns, shelf.ask) for _ in range(5)]
+    assert wait_until(lambda: shelf.asked == 1)  # the others do not: it is not their turn
+    for number, future in enumerate(futures):
+        shelf.things.append(number)
+        turns.call()
+        assert future.result(PATIENCE) == number
+    assert not turns
+
+
+def test_one_call_for_several_returns(threads: ThreadPoolExecutor) -> None:
+    """Who is served lets the next one ask, so that no return is lost on a call that came too early."""
+    turns, shelf = Turns(), Shelf()
+    futures = [queue(threads, turns, shelf.ask) for _ in range(5)]
+    shelf.things += range(5)
+    turns.call()
+    assert sorted(future.result(PATIENCE) for future in futures) == list(range(5))  # type: ignore[type-var]
+
+
+def test_call_in_vain(threads: ThreadPoolExecutor) -> None:
+    """Somebody outside the queue may have been faster: the first goes on waiting, as the first."""
+    turns, shelf = Turns(), Shelf()
+    future = queue(threads, turns, shelf.ask)
+    turns.call()
+    assert wait_until(lambda: shelf.asked == 2)
+    assert not future.done()
+    shelf.things.append("thing")
+    turns.call()
+    assert future.result(PATIENCE) == "thing"
+
+
+def test_timeout_of_the_first(threads: ThreadPoolExecutor) -> None:
+    """Who gives up lets the next one ask."""
+    turns, shelf = Turns(), Shelf()
+    first = queue(threads, turns, shelf.ask, 0.02)
+    second = queue(threads, turns, shelf.ask)
+    with pytest.raises(PoolError, match=EXHAUSTED):
+        first.result(PATIENCE)
+    assert wait_until(lambda: shelf.asked == 2)
+    shelf.things.append("thing")
+    turns.call()
+    assert second.result(PATIENCE) == "thing"
+
+
+def test_timeout_behind_the_first(threads: ThreadPoolExecutor) -> None:
+    """One that was never first has not asked, and leaves no gap."""
+    turns, shelf = Turns(), Shelf()
+    first = queue(threads, turns, shelf.ask)
+    with pytest.raises(PoolError, match=EXHAUSTED):
+        turns.wait_for(shelf.ask, 0.02)
+    assert shelf.asked == 1
+    shelf.things.append("thing")
+    turns.call()
+    assert first.result(PATIENCE) == "thing"
+
+
+@pytest.mark.parametrize("error", [PoolError("connection pool is closed"), KeyboardInterrupt(), ValueError("other")])
+def test_other_errors(threads: ThreadPoolExecutor, error: BaseException) -> None:
+    """Whatever else the pool raises ends the wait of the one who asked, and the next one asks."""
+    turns, answers = Turns(), [PoolError(EXHAUSTED), error]
+
+    def ask() -> object:
+        raise answers.pop(0)
+
+    first = queue(threads, turns, ask)
+    second = queue(threads, turns, lambda: "thing")
+    turns.call()
+    assert type(first.exception(PATIENCE)) is type(error)
+    assert second.result(PATIENCE) == "thing"
+
+
+def test_interrupt_before_the_queue() -> None:
+    """It leaves no place that nobody stands in."""
+    turns = Turns()
+
+    class Interrupted:
+        def append(self, _turn: object) -> None:
+            raise KeyboardInterrupt
+
+        def remove(self, turn: object) -> None:
+            raise ValueError(turn)
+
+        def __len__(self) -> int:
+            return 0
+
+    queue, turns._queue = turns._queue, Interrupted()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        turns.wait_for(Shelf().ask, PATIENCE)
+    turns._queue = queue
+    assert turns.wait_for(Shelf("thing").ask, 0) == "thing"
+
+
+def test_end(threads: ThreadPoolExecutor) -> None:
+    """Each asks once more, in turn, and takes the answer: some are served, the others hear the pool's own words."""
+    turns, shelf = Turns(), Shelf()
+    futures = [queue(threads, turns, shelf.ask) for _ in range(4)]
+    shelf.things += ["a", "b"]
+    turns.end()
+    assert [future.result(PATIENCE) for future in futures[:2]] == ["b", "a"]
+    for future in futures[2:]:
+        with pytest.raises(PoolError, match=EXHAUSTED):
+            future.result(PATIENCE)
+    with pytest.raises(PoolError, match=EXHAUSTED):
+        turns.wait_for(shelf.ask, PATIENCE)  # nobody would call
+
+
+def test_call_inside_the_queue() -> None:
+    """The garbage collector may return a connection while the queue is being changed: the same thread may call then."""
+    turns = Turns()
+    with turns._lock:
+        done = threading.Event()
+        turns.call()
+        done.set()
+    assert done.is_set()
