@@ -195,6 +195,11 @@ def places_of(frame: FrameType | None, beyond: Collection[str] = ()) -> list[Pla
     return places
 
 
+def places_around(wrapper: FrameType, beyond: Collection[str] = ()) -> list[Place]:
+    """Who called a wrapper of ours; itself, where that was no function of Python, as with the first of a thread."""
+    return places_of(wrapper.f_back, beyond) or [(wrapper.f_code, wrapper.f_lasti)]
+
+
 @cache
 def _is_own(module: str) -> bool:
     return module.partition(".")[0] == OWN_PACKAGE and not module.startswith(OWN_PROGRAM)

@@ -67,7 +67,7 @@ class Hook:
             if not self.is_on:
                 return None
             known: Ledger | None = getattr(pool, LEDGER, None)
-            if known is not None:  # another thread was faster
+            if known is not None and known.hook is self:  # another thread was faster
                 return known
             try:
                 renew_here()
@@ -108,7 +108,8 @@ class Hook:
 
     def end(self) -> None:
         """Close every ledger and end the thread."""
-        self.is_on = False
+        with self._lock:  # from here on none is opened
+            self.is_on = False
         self.settle()
         for ledger in list(self.ledgers):
             ledger.end("released")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import Counter, deque
+from collections import defaultdict, deque
 from dataclasses import replace
 from functools import partial, wraps
 from time import monotonic
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool import _registry
 from otel_pgpool._checkout import Attempt, Blocker, begin
-from otel_pgpool._errors import LONGEST_HOLDERS, error_type, timeout_error
+from otel_pgpool._errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
 from otel_pgpool._guard import Guard
 from otel_pgpool._level import Level, level_name
 from otel_pgpool._observer import Connect, PoolStats
@@ -198,7 +198,7 @@ class Ledger:
         self.idle_checkouts = self.queued_checkouts = self.new_checkouts = 0
         self.queued = self.timeouts = self.errors = self.retries = self.long_holds = self.created = 0
         self.wait_seconds = self.hold_seconds = 0.0
-        self.discarded: Counter[str] = Counter()
+        self.discarded: dict[str, int] = defaultdict(int)  # a Counter would call Python for the first of a kind
 
     # A checkout
 
@@ -274,19 +274,22 @@ class Ledger:
             loan.outcome = "timeout"
             loan.waits_for = "queued"
             self.timeouts += 1
-            holds = self.holds_now()
-            error = timeout_error(
-                loan.error_message,
-                self.stats(),
-                waited=now - loan.started,
-                retries=loan.retries,
-                holders=[hold.holder(now) for hold in holds],
-                own_holds=sum(hold.thread is loan.thread for hold in holds),
-            )
+            error = self._diagnose(loan, now) if self._observer.tells_timeouts() else PoolTimeout(loan.error_message)
         else:
             loan.outcome = "error"
             self.errors += 1
         self.guard.tell(self._observer.failed, loan, error)
+
+    def _diagnose(self, loan: Loan, now: float) -> PoolTimeout:
+        holds = self.holds_now()
+        return timeout_error(
+            loan.error_message,
+            self.stats(),
+            waited=now - loan.started,
+            retries=loan.retries,
+            holders=[hold.holder(now) for hold in holds[:LONGEST_HOLDERS]],
+            own_holds=sum(hold.thread is loan.thread for hold in holds),
+        )
 
     @harmless
     def give_back(self, loan: Loan, outcome: str = "released", error: BaseException | None = None) -> None:
@@ -327,20 +330,21 @@ class Ledger:
         return self._speak_up(self.slot_of(conn))
 
     def _speak_up(self, slot: Slot) -> Loan | None:
-        quiet = self.quiet.pop(slot.key, None)
+        quiet = self.quiet.get(slot.key)
         if quiet is None:
             return None
-        acquired, thread, *places = quiet
-        place, *callers = dict.fromkeys(zip(places[::2], places[1::2], strict=True))  # a short stack repeats
-        loan = begin(acquired, place, callers)
-        loan.thread = thread
-        loan.heard = False
-        loan.path = "idle"
-        loan.acquired = acquired
-        loan.slot = slot
-        loan.lent = True
-        slot.checkout = loan
+        loan = _loan_of(quiet, slot)
+        slot.checkout = loan  # there before the quiet hold goes: whoever returns it finds the one or the other
         self.holds[loan] = None
+        taken = self.quiet.pop(slot.key, None)
+        if taken is None:  # it came back in between
+            if slot.checkout is loan:
+                slot.checkout = None
+            self.holds.pop(loan, None)
+            return None
+        if taken is not quiet:  # and was lent again
+            loan.acquired = loan.started = taken[0]
+            loan.thread = taken[1]
         return loan
 
     def speak_up_all(self, begun: float = NEVER) -> None:
@@ -446,6 +450,10 @@ class Ledger:
         self.guard.tell(self._observer.discarded, [slot], reason, error, loan)
 
     # The whole pool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pool that can be pickled or copied still can: its copy has no ledger yet."""
+        return _no_ledger, ()
 
     @property
     def address(self) -> str:
@@ -592,6 +600,23 @@ class Ledger:
 
 TOLD_AFTER = 1.0
 """Seconds after which the watch tells of a connect that nobody's checkout was for."""
+
+
+def _no_ledger() -> None:
+    return None
+
+
+def _loan_of(quiet: QuietHold, slot: Slot) -> Loan:
+    acquired, thread, *places = quiet
+    place, *callers = dict.fromkeys(zip(places[::2], places[1::2], strict=True))  # a short stack repeats
+    loan = begin(acquired, place, callers)
+    loan.thread = thread
+    loan.heard = False
+    loan.path = "idle"
+    loan.acquired = acquired
+    loan.slot = slot
+    loan.lent = True
+    return loan
 
 
 def _acquired(loan: Loan) -> float:

@@ -19,7 +19,7 @@ from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from otel_pgpool import _checkout
-from otel_pgpool._checkout import places_of
+from otel_pgpool._checkout import places_around
 from otel_pgpool._target import target_of
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
 from otel_pgpool.instrumentation.turns import is_exhausted
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from types import FrameType
 
-    from otel_pgpool._checkout import Loan, Place
+    from otel_pgpool._checkout import Loan
     from otel_pgpool._slot import Slot
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
@@ -289,8 +289,8 @@ class Hooked:
     ) -> Any:
         loan = result = None
         try:
-            loan = ledger.ask(*_places(frame))
-            result = ask() if ledger.turns is None else _take_turns(ledger, ledger.turns, loan, ask)
+            loan = ledger.ask(*places_around(frame))
+            result = ask() if ledger.turns is None else _take_turns(ledger, pool, ledger.turns, loan, ask)
             conn = result if request is None else request.lent(result)
             if conn is not None:
                 ledger.lend(loan, conn)
@@ -461,11 +461,6 @@ def _subclasses(cls: type) -> Iterator[type]:
         yield from _subclasses(derived)
 
 
-def _places(wrapper: FrameType) -> list[Place]:
-    """Where a connection was asked for: by who called our wrapper, if that was a function of Python."""
-    return places_of(wrapper.f_back) or [(wrapper.f_code, wrapper.f_lasti)]
-
-
 LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -540,14 +535,14 @@ def _return_unused(pool: Any, conn: Any) -> None:
 def _end_quietly(ledger: Ledger, pool: Any, conn: Any, started: float, error: BaseException) -> None:
     """A quiet checkout has raised: the pool gave nothing, which is told, or an interrupt came after it did."""
     if conn is None:
-        loan = ledger.ask(*_places(_getframe(1)))
+        loan = ledger.ask(*places_around(_getframe(1)))
         loan.started = started
         _refuse(ledger, pool, loan, error)
     else:
         _return_unused(pool, conn)
 
 
-def _take_turns(ledger: Ledger, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:
+def _take_turns(ledger: Ledger, pool: Any, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:
     """Ask an exhausted pool again until the timeout, after those who came first."""
     if not turns:
         try:
@@ -557,7 +552,7 @@ def _take_turns(ledger: Ledger, turns: Turns, loan: Loan, ask: Callable[[], Any]
                 raise
     ledger.queue(loan)
     timeout = ledger.hook.settings.wait_timeout or 0.0
-    return turns.wait_for(ask, loan.started + timeout - monotonic())
+    return turns.wait_for(ask, loan.started + timeout - monotonic(), partial(_return_unused, pool))
 
 
 def _refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None:
@@ -577,5 +572,6 @@ def _discard(ledger: Ledger, slot: Slot, was_closed: int, *, close: bool, loan: 
         reason = "returned_closed" if close else "idle"
     if loan is not None:
         ledger.give_back(loan, "released" if reason == "idle" else "discarded")
-    if ledger.slots.get(slot.key) is slot:
+    held_again = slot.checkout not in (None, loan) or slot.key in ledger.quiet  # and closed by its next borrower
+    if ledger.slots.get(slot.key) is slot and not held_again:
         ledger.discard(slot, reason, None, loan)

@@ -19,13 +19,14 @@ from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from sqlalchemy.util.queue import Empty, Queue
 
-from otel_pgpool._checkout import Attempt, places_of
+from otel_pgpool._checkout import Attempt, places_around
 from otel_pgpool._errors import error_type
 from otel_pgpool._target import UnknownTarget, target_of
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from otel_pgpool._checkout import Loan
     from otel_pgpool._target import Target
@@ -46,7 +47,11 @@ BETWEEN = frozenset({"sqlalchemy", "contextlib", "opentelemetry", "wrapt"})
 def hook_on(hook: Hook) -> Callable[[], None]:
     """Hook every engine on psycopg2, made before or after; returns what undoes it."""
     hooked = Hooked(hook)
-    hooked.begin()
+    try:
+        hooked.begin()
+    except BaseException:
+        hooked.end()
+        raise
     return hooked.end
 
 
@@ -162,7 +167,7 @@ class Hooked:
                 return original(engine, *args, **kwargs)
             ledger: Ledger | None = engine.pool.__dict__.get(LEDGER) or self._adopt(engine)
             ask = partial(original, engine, *args, **kwargs)
-            return self._pass_by(ask) if ledger is None else self._check_out(ledger, _getframe(1), ask)
+            return self._pass_by(ask) if ledger is None else self._check_out(ledger, _getframe(), ask)
 
         return raw_connection
 
@@ -174,23 +179,25 @@ class Hooked:
         finally:
             self._resume(outer)
 
-    def _check_out(self, ledger: Ledger, frame: Any, ask: Callable[[], Any]) -> Any:
-        loan = ledger.ask(*places_of(frame, BETWEEN))
+    def _check_out(self, ledger: Ledger, wrapper: FrameType, ask: Callable[[], Any]) -> Any:
+        loan = ledger.ask(*places_around(wrapper, BETWEEN))
         request = Request(ledger, loan)
         outer = self._requests.get(threading.get_ident())
         self._requests[threading.get_ident()] = request
         try:
-            fairy = ask()
+            try:
+                fairy = ask()
+            finally:
+                self._resume(outer)
+            if request.record is not None:
+                self._lend(request)
+            else:  # its thread had it already, or the hook was taken off meanwhile: no event tells of its return
+                ledger.lend(loan, getattr(fairy, "dbapi_connection", fairy))
+                ledger.give_back(loan)
         except BaseException as error:
-            self._refuse(request, error)
+            if not hasattr(loan, "acquired"):  # otherwise an interrupt came after the hand-over, and its return is seen
+                self._refuse(request, error)
             raise
-        finally:
-            self._resume(outer)
-        if request.record is not None:
-            self._lend(request)
-        else:  # the one that its thread has already, or the hook was taken off meanwhile: no event tells of its return
-            ledger.lend(loan, getattr(fairy, "dbapi_connection", fairy))
-            ledger.give_back(loan)
         return fairy
 
     def _resume(self, outer: Request | None) -> None:
@@ -353,6 +360,8 @@ class Hooked:
         for record in records:
             with suppress(Exception):
                 os.close(record.dbapi_connection.fileno())
+        if records:
+            pool._pool.queue.clear()  # type: ignore[attr-defined]  # it lives on until the collector comes, and has nothing any more
         return len(records)
 
 

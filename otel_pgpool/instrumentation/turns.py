@@ -41,8 +41,10 @@ class Turns:
         """Whether somebody waits."""
         return bool(self._queue)
 
-    def wait_for(self, ask: Callable[[], Any], seconds: float) -> Any:
+    def wait_for(self, ask: Callable[[], Any], seconds: float, give_back: Callable[[Any], object]) -> Any:
         """Ask the pool when it is our turn, again after each return, for at most ``seconds``.
+
+        What it gave is given back where an interrupt comes before the caller has it.
 
         Raises:
             PoolError: it was exhausted all the time; the stock pool's own words.
@@ -50,22 +52,32 @@ class Turns:
         """
         deadline = monotonic() + seconds
         turn = Wakeup()
+        given = None
         try:
             with self._lock:
                 self._queue.append(turn)
             while True:
                 if self._queue[0] is turn:
                     try:
-                        return ask()
+                        given = ask()
+                        break
                     except PoolError as error:
                         if self._ended or not is_exhausted(error):
                             raise
                 if not turn.wait(deadline - monotonic()):
-                    raise PoolError(EXHAUSTED)
-        finally:
-            with self._lock, suppress(ValueError):  # an interrupt came before it stood there
-                self._queue.remove(turn)
-            self.call()
+                    raise PoolError(EXHAUSTED)  # noqa: TRY301 - the handler below lets it pass
+            self._leave(turn)
+        except BaseException:
+            if given is not None:
+                give_back(given)
+            self._leave(turn)
+            raise
+        return given
+
+    def _leave(self, turn: Wakeup) -> None:
+        with self._lock, suppress(ValueError):  # it has left, or an interrupt came before it stood there
+            self._queue.remove(turn)
+        self.call()
 
     def end(self) -> None:
         """Nobody will be called any more: let each ask once more, and take the answer."""

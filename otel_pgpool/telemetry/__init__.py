@@ -148,6 +148,10 @@ class Telemetry:
             if observed is not None:
                 self._spans.end(checkout, observed, served=True)
 
+    def tells_timeouts(self) -> bool:
+        """Whether the next timeout will be logged, and its diagnosis is worth writing."""
+        return self._logs.timeout_is_due()
+
     def abandoned(self, checkout: Checkout) -> None:
         """Leave the context of a span that is not ours to end."""
         observed: Observed | None = checkout.observed

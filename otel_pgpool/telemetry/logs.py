@@ -78,13 +78,16 @@ class Logs:
         )
         self._write(logging.WARNING, "reclaimed", text, attributes, context)
 
+    def timeout_is_due(self) -> bool:
+        """Whether a timeout would leave a record now."""
+        return monotonic() >= self._next_timeout
+
     def timeout(self, error: PoolTimeout, context: Context | None) -> None:
-        """A checkout timed out; at most one record a second."""
-        now = monotonic()
-        if now < self._next_timeout:
+        """A checkout timed out; at most one record a second, and none without its diagnosis."""
+        if not self.timeout_is_due() or not hasattr(error, "waited"):
             self._left_out += 1
             return
-        self._next_timeout = now + TIMEOUT_INTERVAL
+        self._next_timeout = monotonic() + TIMEOUT_INTERVAL
         left_out, self._left_out = self._left_out, 0
         attributes = {
             names.WAIT_TIME: error.waited,

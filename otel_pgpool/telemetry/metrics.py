@@ -82,6 +82,9 @@ class Instruments:
 
     def report(self, pool: ObservedPool) -> None:
         """Report a pool from now on, until it is closed or collected."""
+        gone = self._pools.get(id(pool))
+        if gone is not None and gone[1] != pool.name:  # one that was dropped, whose id has come round
+            self._over[gone[1]] = monotonic()
         self._pools[id(pool)] = weakref.ref(pool), pool.name
 
     def _callback(self, read: Reading, *, first: bool) -> Callable[[CallbackOptions], Iterable[Observation]]:
