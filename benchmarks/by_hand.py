@@ -11,6 +11,10 @@ from opentelemetry.trace import Status, StatusCode
 from psycopg2.pool import ThreadedConnectionPool
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+    from benchmarks.lenders import Lender
     from benchmarks.recorded import Recorded
 
 NAME = "shop"
@@ -23,6 +27,12 @@ class Written:
 
     def __init__(self, dsn: str, recorded: Recorded) -> None:
         self.pool = ThreadedConnectionPool(1, 5, dsn)
+        connection = self.pool.getconn()
+        self.prepare(recorded, connection, NAME)
+        self.pool.putconn(connection)
+
+    def prepare(self, recorded: Recorded, connection: Any, name: str) -> None:
+        """Make the instruments, and write down what is the same at each checkout."""
         self.tracer = recorded.tracers.get_tracer("by hand")
         meter = recorded.meters.get_meter("by hand")
         self.wait_time, self.use_time = (
@@ -31,9 +41,8 @@ class Written:
             )
             for name, more in (("wait_time", ()), ("use_time", (60, 300)))
         )
-        connection = self.pool.getconn()
         info = connection.info
-        self.point = {"db.client.connection.pool.name": NAME}
+        self.point = {"db.client.connection.pool.name": name}
         self.start: dict[str, str | int] = {
             "db.system.name": "postgresql",
             "db.namespace": info.dbname,
@@ -42,7 +51,6 @@ class Written:
             **self.point,
         }
         self.identities = {id(connection): (1, info.backend_pid)}
-        self.pool.putconn(connection)
 
     def spin(self, times: int) -> None:
         for _ in range(times):
@@ -92,6 +100,74 @@ class Written:
 
     def close(self) -> None:
         self.pool.closeall()
+
+
+class Lent(Written):
+    """The same around a pool that is somebody else's, where nothing is current and nothing is committed."""
+
+    def __init__(self, lender: Lender, recorded: Recorded) -> None:
+        self.take, self.give, self.driver = lender.take, lender.give, lender.driver
+        connection = self.take()
+        self.prepare(recorded, self.driver(connection), lender.name)
+        self.give(connection)
+
+    def checkout(self) -> None:
+        """One checkout, from the request to the return."""
+        asked = time.monotonic()
+        span = self.tracer.start_span("pool.checkout", attributes=self.start)
+        in_span = trace.set_span_in_context(span)
+        connection = self.take()
+        acquired = time.monotonic()
+        waited = acquired - asked
+        self.wait_time.record(waited, self.point, in_span)
+        try:
+            driver = self.driver(connection)  # what the caller does is none of ours
+        finally:
+            self.give(connection)
+            held = time.monotonic() - acquired
+            self.use_time.record(held, self.point, in_span)
+            span.set_attributes(self.finish(waited, held, "released", driver))
+            span.end()
+
+
+class Apart(Lent):
+    """The same for a program that takes in one place and gives back in another: each in a function of its own."""
+
+    def __init__(self, lender: Lender, recorded: Recorded) -> None:
+        super().__init__(lender, recorded)
+        self.held: dict[int, tuple[Span, Context, float, float]] = {}
+
+    def checkout(self) -> None:
+        """One checkout, from the request to the return."""
+        self.put(self.get())
+
+    def get(self) -> Any:
+        """Check out."""
+        asked = time.monotonic()
+        span = self.tracer.start_span("pool.checkout", attributes=self.start)
+        in_span = trace.set_span_in_context(span)
+        try:
+            connection = self.take()
+        except BaseException as error:
+            span.set_status(Status(StatusCode.ERROR, str(error)))
+            span.end()
+            raise
+        acquired = time.monotonic()
+        self.wait_time.record(acquired - asked, self.point, in_span)
+        self.held[id(connection)] = span, in_span, asked, acquired
+        return connection
+
+    def put(self, connection: Any) -> None:
+        """Give back."""
+        span, in_span, asked, acquired = self.held.pop(id(connection))
+        driver = self.driver(connection)
+        try:
+            self.give(connection)
+        finally:
+            held = time.monotonic() - acquired
+            self.use_time.record(held, self.point, in_span)
+            span.set_attributes(self.finish(acquired - asked, held, "released", driver))
+            span.end()
 
 
 class Textbook(Written):

@@ -53,16 +53,16 @@ def take_turns(
     spins: Mapping[str, Callable[[int], None]],
     cycles: int,
     slices: int = SLICES,
-    settle: Callable[[], object] = gc.collect,
+    settle: Callable[[str], object] = lambda _name: gc.collect(),
 ) -> Round:
     """Spin each in short slices, one after another, over and over; the median slice counts.
 
-    The first turn of each is a warm-up. ``settle`` runs before each slice, outside the clock.
+    The first turn of each is a warm-up. Before each slice, outside the clock, ``settle`` is told whose it is.
     """
     taken: dict[str, list[float]] = {name: [] for name in spins}
     for _ in range(slices + 1):
         for name, spin in spins.items():
-            settle()
+            settle(name)
             began = time.perf_counter()
             spin(cycles)
             taken[name].append((time.perf_counter() - began) / cycles * 1e6)

@@ -38,6 +38,11 @@ class Recorded:
         self.tracers.force_flush()
         gc.collect()
 
+    def shut_down(self) -> None:
+        """End the providers' threads."""
+        self.tracers.shutdown()
+        self.meters.shutdown()
+
     def records(self) -> list[tuple[Any, ...]]:
         """What the two histograms hold: name, unit, boundaries, attributes, count, exemplars with a trace."""
         data = self.reader.get_metrics_data()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks import checkout, churn, collection, contention, killed, spike, traced
+from benchmarks import checkout, churn, collection, contention, hooked, hooked_traced, killed, spike, traced
 
 ROWS = (
     *checkout.ROWS,
     *traced.ROWS,
+    *hooked.ROWS,
+    *hooked_traced.ROWS,
     *contention.ROWS,
     *churn.ROWS,
     *spike.ROWS,

@@ -15,7 +15,7 @@ from benchmarks.recorded import NullExporter, Recorded
 from benchmarks.row import OURS, STOCK, Round, Row, Target, ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 BY_HAND, TEXTBOOK = "by hand", "by hand, start_as_current_span"
 CYCLES, SLICES = 500, 15
@@ -77,39 +77,49 @@ def measure(contestants: Sequence[str], dsn: str) -> Round:
     recorded = {name: Recorded(BatchSpanProcessor(NullExporter())) for name in contestants}
     pools = {name: MAKERS[name](dsn, recorded[name]) for name in contestants}
 
-    def settle() -> None:
+    def settle(_name: str) -> None:
         for each in recorded.values():
             each.settle()
 
     played = take_turns({name: pool.spin for name, pool in pools.items()}, CYCLES, SLICES, settle)
     for name, pool in pools.items():
         pool.close()
-        recorded[name].tracers.shutdown()
-        recorded[name].meters.shutdown()
+        recorded[name].shut_down()
     return played
 
 
 def verify_alike(dsn: str) -> None:
     """Raise unless all leave the same span and the same records."""
-    left = {name: what_is_left(name, dsn) for name in (OURS, BY_HAND, TEXTBOOK)}
-    for name in (BY_HAND, TEXTBOOK):
-        if left[name] != left[OURS]:
-            message = f"not the same telemetry: {OURS} leaves {left[OURS]}, {name} leaves {left[name]}"
+    refuse_differences({name: what_is_left(name, dsn) for name in (OURS, BY_HAND, TEXTBOOK)})
+
+
+def refuse_differences(left: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise unless each left what the first one did."""
+    (first, expected), *others = left.items()
+    for name, found in others:
+        if found != expected:
+            message = f"not the same telemetry: {first} leaves {expected}, {name} leaves {found}"
             raise RuntimeError(message)
 
 
 def what_is_left(name: str, dsn: str) -> tuple[Any, ...]:
-    """Everything about the telemetry of one checkout that must not differ."""
+    """The telemetry of one checkout, without what it took to connect."""
     exporter = InMemorySpanExporter()
     recorded = Recorded(SimpleSpanProcessor(exporter))
     pool = MAKERS[name](dsn, recorded)
     exporter.clear()  # connecting is not the checkout
     pool.spin(1)
-    records = recorded.records()
+    left = telemetry(exporter, recorded)
     pool.close()
+    return left
+
+
+def telemetry(exporter: InMemorySpanExporter, recorded: Recorded) -> tuple[Any, ...]:
+    """Everything about one checkout's span and records that must not differ."""
     [span] = exporter.get_finished_spans()
     attributes = span.attributes or {}
     values = {key: type(value) if key in VARYING else value for key, value in attributes.items()}
+    records = recorded.records()
     return span.name, span.kind, span.parent, span.status.status_code, values, span.events, span.links, records
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool._observer import Holder
@@ -142,7 +143,7 @@ class Loan(Checkout):
     """Whether its observer wants to hear of it; known for pools that are not ours."""
 
 
-def begin(started: float, place: Place, *callers: Place) -> Loan:
+def begin(started: float, place: Place, callers: Sequence[Place] = ()) -> Loan:
     """A new record. It has no ``__init__``: that would double its cost."""
     loan = Loan()
     loan.started = started
@@ -194,6 +195,7 @@ def places_of(frame: FrameType | None, beyond: Collection[str] = ()) -> list[Pla
     return places
 
 
+@cache
 def _is_own(module: str) -> bool:
     return module.partition(".")[0] == OWN_PACKAGE and not module.startswith(OWN_PROGRAM)
 

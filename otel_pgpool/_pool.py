@@ -204,7 +204,8 @@ class ConnectionPool:
             lent = self._core.by_key(key)[1]
             if lent is not None:
                 return lent
-        checkout = begin(monotonic(), *places_of(_getframe(1)))
+        place, *callers = places_of(_getframe(1))
+        checkout = begin(monotonic(), place, callers)
         conn = self._check_out(checkout, timeout)
         if key is not None:
             lent = self._core.enter_key(key, checkout.slot, conn)

@@ -204,7 +204,7 @@ class Ledger:
 
     def ask(self, place: Place, *callers: Place) -> Loan:
         """A caller asks for a connection."""
-        loan = begin(monotonic(), place, *callers)
+        loan = begin(monotonic(), place, callers)
         loan.heard = self.silence._real_instrument is not None
         if loan.heard:
             self.guard.tell(self._observer.started, loan)
@@ -331,7 +331,8 @@ class Ledger:
         if quiet is None:
             return None
         acquired, thread, *places = quiet
-        loan = begin(acquired, *dict.fromkeys(zip(places[::2], places[1::2], strict=True)))  # a short stack repeats
+        place, *callers = dict.fromkeys(zip(places[::2], places[1::2], strict=True))  # a short stack repeats
+        loan = begin(acquired, place, callers)
         loan.thread = thread
         loan.heard = False
         loan.path = "idle"

@@ -94,10 +94,11 @@ class Telemetry:
 
     def started(self, checkout: Checkout) -> None:
         """Start the checkout's span."""
-        if SUPPRESSION_KEY is not None and contexts.get_value(SUPPRESSION_KEY):
+        context = contexts.get_current()
+        if SUPPRESSION_KEY is not None and context.get(SUPPRESSION_KEY):
             checkout.observed = SUPPRESSED
         else:
-            checkout.observed = self._spans.start()
+            checkout.observed = self._spans.start(context)
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait; inside a block, make the span current."""
@@ -106,11 +107,12 @@ class Telemetry:
         if observed is not None:
             if observed.suppressed:
                 return
-            self._spans.acquired(checkout, observed)
+            if checkout.path != "idle" or checkout.queued is not None or checkout.attempts:
+                self._spans.acquired(checkout, observed)
             context = observed.context
         if self._wait_time is not None:
             self._wait_time.record(checkout.acquired - checkout.started, self._attributes, context)
-        if observed is not None and observed.span is not None and checkout.block:
+        if checkout.block and observed is not None and observed.span is not None:
             observed.enter()
 
     def failed(self, checkout: Checkout, error: BaseException) -> None:
@@ -128,20 +130,23 @@ class Telemetry:
             self._logs.timeout(error, context)
 
     def released(self, checkout: Checkout) -> None:
-        """End the span, record the use."""
+        """Record the use, end the span: in this order the record finds the way still warm that the wait's has taken."""
         observed: Observed | None = checkout.observed
         context = None
         if observed is not None:
-            observed.leave()
+            if observed.token is not None:
+                observed.leave()
             context = observed.context
         if checkout.flagged:
             self._long_hold_ended(checkout, context)
-        if observed is not None:
-            if observed.suppressed:
-                return
-            self._spans.end(checkout, observed, served=True)
-        if self._use_time is not None:
-            self._use_time.record(checkout.released - checkout.acquired, self._attributes, context)
+        if observed is not None and observed.suppressed:
+            return
+        try:
+            if self._use_time is not None:
+                self._use_time.record(checkout.released - checkout.acquired, self._attributes, context)
+        finally:
+            if observed is not None:
+                self._spans.end(checkout, observed, served=True)
 
     def abandoned(self, checkout: Checkout) -> None:
         """Leave the context of a span that is not ours to end."""

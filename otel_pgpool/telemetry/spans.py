@@ -14,6 +14,17 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
+from otel_pgpool.telemetry.names import (
+    CONNECTION_ID,
+    CONNECTION_PID,
+    HOLD_TIME,
+    LONG_HOLD,
+    OUTCOME,
+    PATH,
+    RETRIES,
+    THREAD_NAME,
+    WAIT_TIME,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,6 +102,7 @@ class Spans:
         # Until somebody sets a provider: asking so costs a tenth of a span that goes nowhere.
         self._is_inert = isinstance(self._tracer, trace.ProxyTracer) and hasattr(trace, "_TRACER_PROVIDER")
         self._mode = config.spans
+        self._is_late = config.spans == "slow"  # then a span is made when its checkout has ended
         self._slow = config.slow
         self._server: dict[str, AttributeValue] = {names.SERVER_ADDRESS: pool.address}
         if pool.port is not None:
@@ -102,19 +114,22 @@ class Spans:
             names.POOL_NAME: pool.name,
         }
 
-    def start(self) -> Observed | None:
-        """Begin a checkout; None where it leaves no span."""
-        if self._mode == "off" or (self._is_inert and trace._TRACER_PROVIDER is None):
+    def start(self, context: Context) -> Observed | None:
+        """Begin a checkout of a caller in ``context``; None where it leaves no span."""
+        if (self._is_inert or self._mode != "always") and not self._wants(context):
             return None
-        if self._mode == "parent" and not trace.get_current_span().is_recording():
-            return None
-        observed = Observed(contexts.get_current())
-        if self._mode == "slow":
+        observed = Observed(context)
+        if self._is_late:
             return observed
         span = observed.start(self._tracer, self._attributes)
-        if not span.get_span_context().is_valid:
+        if not (span.is_recording() or span.get_span_context().is_valid):
             return None  # a provider that makes no spans
         return observed
+
+    def _wants(self, context: Context) -> bool:
+        if self._mode == "off" or (self._is_inert and trace._TRACER_PROVIDER is None):
+            return False
+        return self._mode != "parent" or trace.get_current_span(context).is_recording()
 
     def acquired(self, checkout: Checkout, observed: Observed) -> None:
         """Tell the wait from the hold."""
@@ -230,16 +245,17 @@ def long_hold_attributes(checkout: Checkout, threshold: float) -> dict[str, Attr
 
 
 def _served(checkout: Checkout) -> dict[str, AttributeValue]:
+    slot = checkout.slot
     return {
-        names.WAIT_TIME: checkout.acquired - checkout.started,
-        names.HOLD_TIME: checkout.released - checkout.acquired,
-        names.RETRIES: checkout.retries,
-        names.PATH: checkout.path or checkout.waits_for,
-        names.LONG_HOLD: checkout.flagged,
-        names.OUTCOME: checkout.outcome,
-        names.CONNECTION_ID: checkout.slot.serial,
-        names.CONNECTION_PID: checkout.slot.pid,
-        names.THREAD_NAME: checkout.thread.name,
+        WAIT_TIME: checkout.acquired - checkout.started,
+        HOLD_TIME: checkout.released - checkout.acquired,
+        RETRIES: checkout.retries,
+        PATH: checkout.path or checkout.waits_for,
+        LONG_HOLD: checkout.flagged,
+        OUTCOME: checkout.outcome,
+        CONNECTION_ID: slot.serial,
+        CONNECTION_PID: slot.pid,
+        THREAD_NAME: checkout.thread.name,
     }
 
 

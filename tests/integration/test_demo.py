@@ -509,7 +509,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("name", ["otel_pgpool.cli.command", "otel_pgpool.cli.demo", "psycopg2", "rich"])
+@pytest.mark.parametrize("name", ["otel_pgpool.cli.command", "otel_pgpool.cli.demo", "psycopg2._psycopg", "rich"])
 def test_ctrl_c_during_the_imports_ends_it_quietly(folder: Path, name: str) -> None:
     """As later, and before anything is made."""
     done = subprocess.run(

@@ -11,6 +11,7 @@ import pytest
 from psycopg2.pool import AbstractConnectionPool
 
 from tests.integration.hook.helpers import instrumented
+from tests.integration.hook.sqlalchemy_helpers import Engines
 from tests.integration.telemetry_helpers import Signals
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ def hook(signals: Signals) -> Iterator[None]:
     """The hook is on, with every span and no long hold."""
     with instrumented(signals, long_hold=None):
         yield
+
+
+@pytest.fixture
+def engines(dsn: str) -> Iterator[Engines]:
+    """Makes engines of SQLAlchemy's, and disposes of them."""
+    with Engines(dsn) as engines:
+        yield engines
 
 
 @pytest.fixture(autouse=True, scope="module")

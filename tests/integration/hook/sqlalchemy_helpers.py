@@ -12,33 +12,27 @@ from psycopg2 import extensions
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import make_url
 
-from otel_pgpool.instrumentation import PgPoolInstrumentor
+from tests.integration.hook.helpers import instrumented
 from tests.integration.telemetry_helpers import served, unserved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from psycopg2.extensions import connection
     from sqlalchemy.engine import Engine
     from typing_extensions import Self
 
+    from otel_pgpool import PgPoolInstrumentor
     from otel_pgpool.instrumentation.ledger import Ledger
     from tests.integration.telemetry_helpers import Signals
 
 POOL_NAME = "db.client.connection.pool.name"
 
 
-@contextmanager
-def hooked(signals: Signals, **options: Any) -> Iterator[PgPoolInstrumentor]:
-    """The hook is on, and tells these signals."""
-    instrumentor = PgPoolInstrumentor()
-    options = {"long_hold": None, **options}
-    instrumentor.instrument(tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, **options)
-    try:
-        yield instrumentor
-    finally:
-        if instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.uninstrument()
+def hooked(signals: Signals, **options: Any) -> AbstractContextManager[PgPoolInstrumentor]:
+    """The hook is on, tells these signals, and finds no hold long."""
+    return instrumented(signals, **{"long_hold": None, **options})
 
 
 class Engines:

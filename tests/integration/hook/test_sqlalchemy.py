@@ -52,24 +52,6 @@ OF_A_FEW = (QueuePool, NullPool, StaticPool)
 HERE = "tests/integration/hook/test_sqlalchemy.py"
 
 
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
-
-
-@pytest.fixture
-def hook(signals: Signals) -> Iterator[None]:
-    with hooked(signals):
-        yield
-
-
-@pytest.fixture
-def engines(dsn: str) -> Iterator[Engines]:
-    with Engines(dsn) as engines:
-        yield engines
-
-
 # A checkout
 
 

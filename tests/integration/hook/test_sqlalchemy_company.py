@@ -36,31 +36,13 @@ from tests.integration.hook.sqlalchemy_helpers import (
 from tests.integration.telemetry_helpers import Signals, is_child, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from opentelemetry.context import Context
     from psycopg2.extensions import connection
 
 POOLS = (QueuePool, NullPool, StaticPool)
 EVENTS = ("connect", "checkout", "checkin", "invalidate", "detach", "close", "soft_invalidate", "reset")
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
-
-
-@pytest.fixture
-def hook(signals: Signals) -> Iterator[None]:
-    with hooked(signals):
-        yield
-
-
-@pytest.fixture
-def engines(dsn: str) -> Iterator[Engines]:
-    with Engines(dsn) as engines:
-        yield engines
 
 
 def names(signals: Signals) -> list[str]:

@@ -38,30 +38,10 @@ from tests.integration.telemetry_helpers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from psycopg2.extensions import connection
     from sqlalchemy.engine import Engine
 
 NOWHERE = "postgresql+psycopg2://"
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
-
-
-@pytest.fixture
-def hook(signals: Signals) -> Iterator[None]:
-    with hooked(signals):
-        yield
-
-
-@pytest.fixture
-def engines(dsn: str) -> Iterator[Engines]:
-    with Engines(dsn) as engines:
-        yield engines
 
 
 def discarded(signals: Signals, name: str) -> dict[str, float]:
