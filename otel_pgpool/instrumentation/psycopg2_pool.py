@@ -481,7 +481,7 @@ def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
     """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
     if key is None:
         return False
-    with suppress(TypeError):
+    with suppress(TypeError, AttributeError):  # no key, or no pool yet
         return key in pool._used
     return False
 
@@ -490,7 +490,7 @@ def _named(pool: Any, conn: Any = None, key: Any = None, *_args: Any, **_kwargs:
     """The connection that is given back, by itself or by its key."""
     if conn is not None or key is None:
         return conn
-    with suppress(TypeError):
+    with suppress(TypeError, AttributeError):
         return pool._used.get(key)
     return None
 

@@ -13,6 +13,7 @@ import textwrap
 import threading
 import weakref
 from contextlib import ExitStack
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -455,6 +456,42 @@ print(json.dumps({"last": Last.loaded}))
 """
     )
     assert told == {"last": True}
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_kind_that_is_imported_later(
+    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on: bool
+) -> None:
+    """A kind of pool is hooked when what it needs is imported, if the hook is still on by then."""
+    name = f"a_kind_of_pool_{'on' if on else 'off'}"
+    (tmp_path / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(instrumentation, "KINDS", {name: "psycopg2_pool"})
+    before = snapshot()
+    with instrumented(signals) as instrumentor:
+        assert snapshot() == before
+        if not on:
+            instrumentor.uninstrument()
+        import_module(name)
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.putconn(pool.getconn())
+        assert len(signals.named("pool.checkout")) == (1 if on else 0)
+    assert snapshot() == before
+
+
+def test_hook_that_cannot_be_taken_off(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is logged, and the others are taken off."""
+
+    def broken(*_args: object) -> None:
+        raise RuntimeError("broken")
+
+    before = snapshot()
+    with instrumented(signals) as instrumentor:
+        instrumentor._undo.append(broken)
+        pool = ThreadedConnectionPool(1, 1, dsn)
+    assert snapshot() == before
+    assert "_otel_pgpool" not in vars(pool)
+    assert len(errors(signals)) == 1
 
 
 # What it is told

@@ -190,6 +190,44 @@ def test_same_script(signals: Signals, dsn: str, cls: type[Pool], how: str) -> N
         assert play(cls, dsn) == without
 
 
+class Hollow(ThreadedConnectionPool):
+    """A pool whose constructor has not done its work."""
+
+    def __init__(self) -> None:
+        pass
+
+    def closeall(self) -> None:
+        super().closeall()
+
+
+class HollowSubclass(Hollow):
+    def getconn(self, key: object = None) -> Any:
+        return super().getconn(key)
+
+    def putconn(self, *args: Any, **kwargs: Any) -> None:
+        super().putconn(*args, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [Hollow, HollowSubclass])
+def test_pool_that_is_none_yet(signals: Signals, cls: type[Pool]) -> None:
+    """It fails in its own way."""
+
+    def play() -> list[tuple[type, str]]:
+        errors = []
+        for method, args in [("getconn", ()), ("getconn", ("key",)), ("putconn", (None, "key")), ("putconn", (5,))]:
+            with pytest.raises(AttributeError) as caught:
+                getattr(cls(), method)(*args)
+            errors.append((type(caught.value), str(caught.value)))
+        with pytest.raises(AttributeError) as caught:
+            cls().closeall()
+        return [*errors, (type(caught.value), str(caught.value))]
+
+    without = play()
+    for hook in (instrumented(signals), quietly()):
+        with hook:
+            assert play() == without
+
+
 @pytest.mark.parametrize("cls", STOCK)
 def test_same_order(dsn: str, cls: type[Pool]) -> None:
     """The connection that came back last is lent first, as ever."""
@@ -396,6 +434,25 @@ def test_interrupt_in_a_subclass(signals: Signals, hook: None, dsn: str) -> None
     assert_exactly(signals.checkout().attributes, denied(dsn, "error", "KeyboardInterrupt"))
     pool.putconn(pool.getconn())
     assert_exactly(signals.named("pool.checkout")[1].attributes, lent(dsn))
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_no_thread_can_be_started(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+    """A program out of threads gets its connections; the watch begins with the first checkout that can start it."""
+
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with instrumented(None if quiet else signals, long_hold=0.02, **({"spans": "off"} if quiet else {})):
+        pool = ThreadedConnectionPool(1, 2, dsn)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refused)
+            pool.putconn(pool.getconn())
+            first = pool.getconn()
+        second = pool.getconn()
+        until(lambda: len(signals.logged("long_hold")) == 2)
+        pool.putconn(first)
+        pool.putconn(second)
 
 
 # Modes
