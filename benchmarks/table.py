@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks import checkout, churn, collection, contention, hooked, hooked_traced, killed, spike, traced
+from benchmarks import (
+    checkout,
+    churn,
+    collection,
+    contention,
+    hooked,
+    hooked_growth,
+    hooked_traced,
+    killed,
+    spike,
+    traced,
+)
 
 ROWS = (
     *checkout.ROWS,
@@ -14,4 +25,5 @@ ROWS = (
     *spike.ROWS,
     *killed.ROWS,
     *collection.ROWS,
+    *hooked_growth.ROWS,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -20,7 +21,7 @@ from otel_pgpool._watcher import Watcher
 from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.ledger import Kind
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 Note = TypeVar("Note")
 
 LEAST_TICK = 0.01
+
+
+def live_instances(classes: Collection[type]) -> Iterator[Any]:
+    """Every object of these classes that the collector knows."""
+    for found in gc.get_referrers(*classes):  # an object refers to its class
+        if type(found) in classes:
+            yield found
+
 
 logger = logging.getLogger("otel_pgpool")
 

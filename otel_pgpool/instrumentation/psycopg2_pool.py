@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import logging
 import os
@@ -21,11 +20,12 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 from otel_pgpool import _checkout
 from otel_pgpool._checkout import places_around
 from otel_pgpool._target import target_of
+from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
 from otel_pgpool.instrumentation.turns import is_exhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from otel_pgpool._checkout import Loan
@@ -120,8 +120,9 @@ class Hooked:
         classes = dict.fromkeys(_subclasses(AbstractConnectionPool))  # each once, bases first
         for owner in classes:
             self._wrap(owner)
-        for pool in _live_pools(classes):
-            self._ledger(pool)
+        for pool in live_instances(classes):  # what is seen of it must not wait for its next checkout, or a fork
+            if not getattr(pool, "closed", True):
+                self._ledger(pool)
 
     def end(self) -> None:
         """Put everything back.
@@ -253,7 +254,9 @@ class Hooked:
         again = key is not None and _is_lent(pool, key)
         if request is not None:
             return request.ask_inside(ask, again=again)
-        return ask() if again else self._check_out(ledger, pool, frame, ask)
+        if again:
+            return ask()
+        return self._check_out(ledger, pool, frame, ask)
 
     def _getconn(self, _owner: type, original: Method) -> Method:
         around = self._check_out_around
@@ -290,6 +293,7 @@ class Hooked:
         loan = result = None
         try:
             loan = ledger.ask(*places_around(frame))
+            # A subclass's own is asked again as a whole: inside it we would wait under a lock that it may have.
             result = ask() if ledger.turns is None else _take_turns(ledger, pool, ledger.turns, loan, ask)
             conn = result if request is None else request.lent(result)
             if conn is not None:
@@ -300,7 +304,8 @@ class Hooked:
             if result is not None:
                 _return_unused(pool, result)
             if loan is not None and not hasattr(loan, "released"):
-                _refuse(ledger, pool, loan, error)
+                cause = None if request is None else request.error
+                _refuse(ledger, pool, loan, cause if cause and is_exhausted(cause) else error)  # told in other words
             raise
         return result
 
@@ -445,13 +450,6 @@ class Hooked:
             if type(getattr(pool, "_lock", None)) is type(kind()):
                 pool._lock = kind()
         return len(idle) + len(used)
-
-
-def _live_pools(classes: Collection[type]) -> Iterator[Any]:
-    """Every open pool of the process: what is seen of it must not wait for its next checkout, least of all a fork."""
-    for found in gc.get_referrers(*classes):  # an object refers to its class
-        if type(found) in classes and not getattr(found, "closed", True):
-            yield found
 
 
 def _subclasses(cls: type) -> Iterator[type]:

@@ -22,6 +22,7 @@ from sqlalchemy.util.queue import Empty, Queue
 from otel_pgpool._checkout import Attempt, places_around
 from otel_pgpool._errors import error_type
 from otel_pgpool._target import UnknownTarget, target_of
+from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def read_levels(pool: Any) -> Levels:
         size, overflow = pool.size(), pool._max_overflow  # -1 for no limit
         limit = 0 if overflow < 0 else size + overflow
         idle = sum(_is_connected(record) for record in queue)
-        return Levels(0, limit, size - len(queue) + pool._overflow, idle, size or None)  # a size of 0 keeps them all
+        used = max(0, size - len(queue) + pool._overflow)  # of a pool that was disposed of it goes below
+        return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
     held = len(getattr(pool, LEDGER).holds)
     if isinstance(pool, StaticPool):
         idle = not held and _is_connected(pool.__dict__.get("connection"))
@@ -127,6 +129,7 @@ class Hooked:
         self._engines: weakref.WeakKeyDictionary[Engine, Ledger] = weakref.WeakKeyDictionary()
         self._wrapped: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there, what stands now
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
+            (Engine, "engine_disposed", self._disposed),
             (Engine, "do_connect", self._connecting),
             (Pool, "connect", self._connected),
             (Pool, "checkout", self._checked_out),
@@ -142,6 +145,10 @@ class Hooked:
             event.listen(target, name, listener)
         self._wrap(Engine, "raw_connection", self._raw_connection)
         self._wrap(Queue, "get", self._get)
+        for engine in live_instances({Engine}):  # what is seen of it must not wait for its next checkout
+            with suppress(Exception):  # a dialect of the program's own
+                if isinstance(engine.pool, QueuePool) and any(read_levels(engine.pool)[2:4]):
+                    self._adopt(engine)
 
     def _wrap(self, owner: type, name: str, wrapper: Callable[[Any], Any]) -> None:
         before = getattr(owner, name)
@@ -253,6 +260,11 @@ class Hooked:
             ledger.give_back(loan)
 
     # Events; each is SQLAlchemy's, with its arguments
+
+    def _disposed(self, engine: Engine) -> None:
+        """It has another pool now: the levels are that one's from here on, whatever is still out of the old one."""
+        if _owner_of_the_pool(engine) in self._engines:
+            self._adopt(engine)
 
     def _connecting(self, _dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
         request = self._requests.get(threading.get_ident())

@@ -41,7 +41,7 @@ class Turns:
         """Whether somebody waits."""
         return bool(self._queue)
 
-    def wait_for(self, ask: Callable[[], Any], seconds: float, give_back: Callable[[Any], object]) -> Any:
+    def wait_for(self, ask: Callable[[], Any], seconds: float, give_back: Callable[[Any], object] = id) -> Any:
         """Ask the pool when it is our turn, again after each return, for at most ``seconds``.
 
         What it gave is given back where an interrupt comes before the caller has it.

@@ -63,6 +63,9 @@ class Recorder:
 
         return note
 
+    def tells_timeouts(self) -> bool:
+        return True
+
     def told(self, name: str) -> list[tuple[Any, ...]]:
         return [args for called, *args in self.calls if called == name]  # type: ignore[misc]
 

@@ -367,8 +367,10 @@ def test_held_across_a_fork(signals: Signals, hook: None, engines: Engines, admi
     assert told(signals, "outcome") == ["released"]
 
 
-def test_fork_of_a_pool_without_its_engine(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
-    """A pool whose engine is gone cannot be replaced: its connections stay what they were, and nothing breaks."""
+def test_fork_of_a_pool_that_is_used_past_its_engine(
+    signals: Signals, hook: None, engines: Engines, admin: connection
+) -> None:
+    """In the child it has lost the parent's connections, like the engine, and connects anew."""
     engine = sqlalchemy.create_engine(engines.url)
     pid = borrow(engine)
     pool = engine.pool
@@ -379,7 +381,8 @@ def test_fork_of_a_pool_without_its_engine(signals: Signals, hook: None, engines
         raw: Any = pool.connect()
         return int(raw.dbapi_connection.info.backend_pid)
 
-    assert int(in_child(child)) == pid
+    assert int(in_child(child)) != pid
+    assert lives(admin, pid)
     pool.dispose()
     until(lambda: not lives(admin, pid))
 

@@ -1,0 +1,108 @@
+"""What the hook costs by the number of pools in the process: a checkout of each, a collection, a look of the watch."""
+# ruff: noqa: PLC0415 - the SDK is loaded only in the process that measures it
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.row import Column, Round, Row, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+TIMES = 9
+COUNTS = {"1 pool": 1, "100 pools": 100, "1,000 pools": 1_000}
+
+
+class Info:
+    """Idle, outside any transaction."""
+
+    transaction_status = 0
+    host = "localhost"
+    port = 5432
+
+
+class Connection:
+    """What a pool looks at: a thousand real ones are more than a server takes."""
+
+    closed = 0
+    info = Info()
+
+    def close(self) -> None:
+        self.closed = 1
+
+    def get_backend_pid(self) -> int:
+        return 1
+
+
+def measure(contestants: Sequence[str], _dsn: str) -> Round:
+    """So many stock pools, of which each has one connection."""
+    import psycopg2
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from psycopg2.pool import ThreadedConnectionPool
+
+    from otel_pgpool import PgPoolInstrumentor
+
+    [name] = contestants
+    setattr(psycopg2, "connect", lambda *_args, **_kwargs: Connection())  # noqa: B010 - of another type, to be sure
+    reader = InMemoryMetricReader()
+    instrumentor = PgPoolInstrumentor()
+    instrumentor.instrument(meter_provider=MeterProvider([reader]), spans="always")
+    pools = [ThreadedConnectionPool(1, 5, f"host=localhost dbname=shop{number}") for number in range(COUNTS[name])]
+    hook: Any = instrumentor._hook
+
+    def check_out() -> None:
+        for pool in pools:
+            pool.putconn(pool.getconn())
+
+    def look() -> None:
+        hook._watch._look(hook)
+
+    return {
+        name: {
+            "checkout": _each(check_out, len(pools)),
+            "collection": _each(reader.get_metrics_data, len(pools)),
+            "look": _each(look, len(pools)),
+        }
+    }
+
+
+def _each(work: Callable[[], Any], pools: int) -> float:
+    """Microseconds for each pool: the median of several times."""
+    took = []
+    for _ in range(TIMES):
+        gc.collect()
+        began = time.perf_counter()
+        work()
+        took.append((time.perf_counter() - began) / pools * 1e6)
+    return statistics.median(took)
+
+
+def _growth(metric: str) -> Callable[[Round], float]:
+    return lambda played: played["1,000 pools"][metric] / played["100 pools"][metric]
+
+
+ROWS = (
+    Row(
+        name="hooked-growth",
+        work="1, 100 and 1,000 hooked stock pools of one connection",
+        contestants=tuple(COUNTS),
+        columns=(
+            Column("checkout", "checkout, us for each pool", 1),
+            Column("collection", "collection, us for each pool", 1),
+            Column("look", "look of the watch, us for each pool", 2),
+        ),
+        measure=measure,
+        rounds=3,
+        targets=(
+            Target("a checkout, 1,000 against 100", _growth("checkout"), 1.5),
+            Target("a collection for each pool, 1,000 against 100", _growth("collection"), 1.5),
+            Target("a look of the watch for each pool, 1,000 against 100", _growth("look"), 1.5),
+        ),
+        note="The connections are stand-ins. Spans and records on; a span goes nowhere, as no provider is set for it.",
+    ),
+)
