@@ -207,7 +207,10 @@ class Ledger:
         loan = begin(monotonic(), place, callers)
         loan.heard = self.silence._real_instrument is not None
         if loan.heard:
-            self.guard.tell(self._observer.started, loan)
+            try:
+                self._observer.started(loan)
+            except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+                self.guard.lament(error)
             loan.started = monotonic()
         return loan
 
@@ -229,32 +232,36 @@ class Ledger:
                 for hold in self.holds_now()[:LONGEST_HOLDERS]
             ]
 
-    @harmless
     def lend(self, loan: Loan, conn: Any) -> None:
         """It was given one."""
-        loan.slot = slot = self.slot_of(conn)
-        loan.acquired = now = monotonic()
-        loan.lent = True
-        slot.checkout = loan
-        self.wait_seconds += now - loan.started
-        if self.untold and self.tell_connects(loan):
-            loan.path = "new"
-            self.new_checkouts += 1
-        elif loan.queued is not None:
-            loan.path = "queued"
-            self.queued_checkouts += 1
-        else:
-            loan.path = "idle"
-            self.idle_checkouts += 1
-        if loan.queued is not None:
-            self.waiting.pop(loan, None)
-        self.holds[loan] = None
-        if loan.heard:
-            self.guard.tell(self._observer.acquired, loan)
+        try:
+            slot = self.slots.get(id(conn)) or self.enter(conn)
+            loan.slot = slot
+            loan.acquired = now = monotonic()
+            loan.lent = True
+            slot.checkout = loan
+            self.wait_seconds += now - loan.started
+            queued = loan.queued is not None
+            if self.untold and self.tell_connects(loan):
+                loan.path = "new"
+                self.new_checkouts += 1
+            elif queued:
+                loan.path = "queued"
+                self.queued_checkouts += 1
+            else:
+                loan.path = "idle"
+                self.idle_checkouts += 1
+            if queued:
+                self.waiting.pop(loan, None)
+            self.holds[loan] = None
+            if self.hook.parked and not self._ended:
+                self.hook.wake()
+            if loan.heard:
+                self._observer.acquired(loan)
+        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            self.guard.lament(error)
         if self._ended:  # in the meantime
             self.give_back(loan)
-        elif self.hook.parked:
-            self.hook.wake()
 
     @harmless
     def refuse(self, loan: Loan, error: BaseException, refusal: str | None = None) -> None:
@@ -291,7 +298,6 @@ class Ledger:
             own_holds=sum(hold.thread is loan.thread for hold in holds),
         )
 
-    @harmless
     def give_back(self, loan: Loan, outcome: str = "released", error: BaseException | None = None) -> None:
         """The connection came back, or is known to be gone; a second time nothing happens.
 
@@ -305,25 +311,28 @@ class Ledger:
             del loan.lent
         except AttributeError:
             return
-        slot = loan.slot
-        following = slot.checkout
-        if following is not None and following is not loan:  # lent again before its return was done
-            now = min(now, following.acquired)
-        if slot.checkout is loan:
-            slot.checkout = None
-        self.holds.pop(loan, None)
-        held = now - loan.acquired
-        self.hold_seconds += held
-        if held >= self.long_hold and not loan.flagged:
-            self._flag(loan, now)
-        loan.released = now
-        loan.outcome = outcome
-        if error is not None:
-            loan.fail(error_type(error), describe(self.target, error))
-        if outcome == "reclaimed":
-            self.guard.tell(self._observer.reclaimed, loan)
-        elif loan.heard or loan.flagged or error is not None:
-            self.guard.tell(self._observer.released, loan)
+        try:
+            slot = loan.slot
+            following = slot.checkout
+            if following is loan:
+                slot.checkout = None
+            elif following is not None:  # lent again before its return was done
+                now = min(now, following.acquired)
+            self.holds.pop(loan, None)
+            held = now - loan.acquired
+            self.hold_seconds += held
+            if held >= self.long_hold and not loan.flagged:
+                self._flag(loan, now)
+            loan.released = now
+            loan.outcome = outcome
+            if error is not None:
+                loan.fail(error_type(error), describe(self.target, error))
+            if outcome == "reclaimed":
+                self._observer.reclaimed(loan)
+            elif loan.heard or loan.flagged or error is not None:
+                self._observer.released(loan)
+        except Exception as raised:  # noqa: BLE001 - likewise
+            self.guard.lament(raised)
 
     def speak_up(self, conn: Any) -> Loan | None:
         """Make a checkout of a quiet hold, unless it ended meanwhile."""
