@@ -148,6 +148,7 @@ class Ledger:
         "timeouts",
         "turns",
         "untold",
+        "usual",
         "wait_seconds",
         "waiting",
     )
@@ -160,6 +161,7 @@ class Ledger:
         self._retired = self._ended = False
         self.target = target
         self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
+        self.usual: object = None  # who may handle its requests in the shortest way, and nobody else
         self.long_hold = hook.settings.long_hold
         self._start_afresh()
         if before is not None:

@@ -18,7 +18,7 @@ from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from otel_pgpool import _checkout
-from otel_pgpool._checkout import places_around
+from otel_pgpool._checkout import places_around, stack_of
 from otel_pgpool._target import target_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
@@ -149,12 +149,16 @@ class Hooked:
             logger.debug("%s cannot be hooked, and stays as it is", owner.__qualname__, exc_info=True)
 
     def _wrap_methods(self, owner: type) -> None:
-        wrappers = {
-            "getconn": self._getconn_of_the_stock if owner in STOCK else self._getconn,
-            "putconn": self._putconn_of_the_stock if owner in STOCK else self._putconn,
+        wrappers: dict[str, Callable[[type, Method], Any]] = {
+            "getconn": self._getconn,
+            "putconn": self._putconn,
             "closeall": self._closeall,
             "_connect": self._connect,
         }
+        if owner in STOCK:
+            wrappers |= {"getconn": self._getconn_of_the_stock, "putconn": self._putconn_of_the_stock}
+            if self._hook.settings.telemetry.spans == "off":
+                wrappers |= {"getconn": self._quiet_getconn, "putconn": self._quiet_putconn}
         for name, method in list(vars(owner).items()):
             if isinstance(method, FunctionType) and not _runs_later(method):
                 role = name if name in wrappers else self._roles.get(method)
@@ -181,12 +185,43 @@ class Hooked:
         if not hasattr(pool, "_kwargs"):  # its constructor has not come so far
             return None
         target = target_of(pool._args, pool._kwargs)
-        return self._hook.adopt(pool, self._kind, target.name, target)
+        ledger = self._hook.adopt(pool, self._kind, target.name, target)
+        if ledger is not None and ledger.turns is None and type(pool) in STOCK:
+            ledger.usual = self
+        return ledger
 
     # Checking out
 
-    def _getconn_of_the_stock(self, owner: type, original: Method) -> Method:
-        """For the two classes of psycopg2: a checkout that leaves neither span nor record costs next to nothing."""
+    def _getconn_of_the_stock(self, _owner: type, original: Method) -> Method:
+        """For the two classes of psycopg2: the usual checkout, without what few others need."""
+        hooked, slowly = self, self._check_out_of_the_stock
+
+        @wraps(original)
+        def getconn(self: Any, key: Any = None) -> Any:
+            try:
+                ledger: Ledger | None = self._otel_pgpool
+            except AttributeError:  # the hook is off
+                ledger = None
+            if ledger is None or key is not None or ledger.usual is not hooked:
+                return slowly(self, original, key, _getframe())
+            loan = conn = None
+            try:
+                try:
+                    frame = _getframe(1)
+                except ValueError:  # called by no function of Python, as a greenlet's first is
+                    frame = _getframe()
+                loan = ledger.ask(*stack_of(frame))
+                conn = original(self)
+                ledger.lend(loan, conn)
+            except BaseException as error:
+                _end_request(ledger, self, loan, conn, error)
+                raise
+            return conn
+
+        return getconn
+
+    def _quiet_getconn(self, owner: type, original: Method) -> Method:
+        """The same with spans off: a checkout that leaves no record either costs next to nothing."""
         slowly, hook = self._check_out_of_the_stock, self._hook
 
         def let_go() -> None:
@@ -301,17 +336,45 @@ class Hooked:
             elif request is not None and request.error is not None:
                 _refuse(ledger, pool, loan, request.error)
         except BaseException as error:
-            if result is not None:
-                _return_unused(pool, result)
-            if loan is not None and not hasattr(loan, "released"):
-                cause = None if request is None else request.error
-                _refuse(ledger, pool, loan, cause if cause and is_exhausted(cause) else error)  # told in other words
+            cause = None if request is None else request.error
+            told = cause if cause and is_exhausted(cause) else error  # a subclass may say it in other words
+            _end_request(ledger, pool, loan, result, told)
             raise
         return result
 
     # Giving back
 
     def _putconn_of_the_stock(self, owner: type, original: Method) -> Method:
+        hooked, slowly = self, self._give_back
+
+        @wraps(original)
+        def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
+            try:
+                ledger: Ledger | None = self._otel_pgpool
+            except AttributeError:  # the hook is off
+                ledger = None
+            slot = None
+            if ledger is not None and key is None and ledger.usual is hooked:
+                slot = ledger.slots.get(id(conn))
+            loan: Any = None if slot is None else slot.checkout
+            if ledger is None or slot is None or loan is None:
+                slowly(self, original, (conn, key, close), {})
+                return
+            was_closed = conn.closed
+            try:
+                original(self, conn, None, close)
+            except BaseException as error:
+                if not _goes_on(self, conn, error):
+                    ledger.give_back(loan, "discarded", error)
+                raise
+            if conn.closed:
+                _discard(ledger, slot, was_closed, close=close, loan=loan)
+            else:
+                ledger.give_back(loan)
+
+        return _with_defaults_of(owner, putconn)
+
+    def _quiet_putconn(self, owner: type, original: Method) -> Method:
         slowly = self._give_back
 
         @wraps(original)
@@ -335,9 +398,7 @@ class Hooked:
             if conn.closed:
                 _discard(ledger, ledger.slot_of(conn), was_closed, close=close)
 
-        if owner is SimpleConnectionPool:
-            putconn.__defaults__ = (None, False)  # type: ignore[attr-defined]  # it must be given a connection
-        return putconn
+        return _with_defaults_of(owner, putconn)
 
     def _putconn(self, _owner: type, original: Method) -> Method:
         given_back = self._give_back
@@ -468,6 +529,13 @@ def _runs_later(method: Method) -> bool:
     return bool(getattr(code, "co_flags", 0) & LATER)
 
 
+def _with_defaults_of(owner: type, putconn: Any) -> Method:
+    """One of the two must be given a connection."""
+    if owner is SimpleConnectionPool:
+        putconn.__defaults__ = (None, False)
+    return putconn  # type: ignore[no-any-return]
+
+
 def _takes_key(getconn: Method) -> bool:
     """Whether its first argument, if it has any, is a key."""
     _self, *parameters = inspect.signature(getconn).parameters.values()
@@ -530,8 +598,16 @@ def _return_unused(pool: Any, conn: Any) -> None:
         (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
 
 
+def _end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error: BaseException) -> None:
+    """A request has raised: the pool gave nothing, which is told, or an interrupt came after it did."""
+    if given is not None:
+        _return_unused(pool, given)
+    if loan is not None and not hasattr(loan, "released"):
+        _refuse(ledger, pool, loan, error)
+
+
 def _end_quietly(ledger: Ledger, pool: Any, conn: Any, started: float, error: BaseException) -> None:
-    """A quiet checkout has raised: the pool gave nothing, which is told, or an interrupt came after it did."""
+    """The same of a quiet checkout."""
     if conn is None:
         loan = ledger.ask(*places_around(_getframe(1)))
         loan.started = started
