@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool._observer import Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
     from types import CodeType, FrameType
 
     from otel_pgpool._slot import Slot
@@ -179,25 +178,41 @@ OWN_PROGRAM = f"{OWN_PACKAGE}.cli"
 GETCONN_FRAMES = 4
 
 
-def places_of(frame: FrameType | None, beyond: Collection[str] = ()) -> list[Place]:
-    """Up to four frames from ``frame`` outwards, innermost first; left out are this package's own, and ``beyond``'s.
+class LeftOut(dict[str, bool]):
+    """Whether frames of a module are no place of the program's: this package's own are none, nor those of others.
 
     Args:
-        frame: of the caller.
-        beyond: packages that stand between the program and us.
+        packages: that stand between the program and us.
     """
+
+    def __init__(self, *packages: str) -> None:
+        self._packages = packages
+
+    def __missing__(self, module: str) -> bool:
+        package = module.partition(".")[0]
+        is_own = package == OWN_PACKAGE and not module.startswith(OWN_PROGRAM)
+        self[module] = left_out = is_own or package in self._packages
+        return left_out
+
+
+OWN = LeftOut()
+
+
+def places_of(frame: FrameType | None, left_out: LeftOut = OWN) -> list[Place]:
+    """Up to four frames from ``frame`` outwards, innermost first."""
     places: list[Place] = []
-    while frame is not None and len(places) < GETCONN_FRAMES:
-        module = frame.f_globals.get("__name__", "")
-        if not _is_own(module) and module.partition(".")[0] not in beyond:
+    while frame is not None:
+        if not left_out[frame.f_globals.get("__name__", "")]:
             places.append((frame.f_code, frame.f_lasti))
+            if len(places) == GETCONN_FRAMES:
+                break
         frame = frame.f_back
     return places
 
 
-def places_around(wrapper: FrameType, beyond: Collection[str] = ()) -> list[Place]:
+def places_around(wrapper: FrameType, left_out: LeftOut = OWN) -> list[Place]:
     """Who called a wrapper of ours; itself, where that was no function of Python, as with the first of a thread."""
-    return places_of(wrapper.f_back, beyond) or [(wrapper.f_code, wrapper.f_lasti)]
+    return places_of(wrapper.f_back, left_out) or [(wrapper.f_code, wrapper.f_lasti)]
 
 
 def stack_of(frame: FrameType) -> Sequence[Place]:
@@ -210,11 +225,6 @@ def stack_of(frame: FrameType) -> Sequence[Place]:
         (third.f_code, third.f_lasti),
         (fourth.f_code, fourth.f_lasti),
     )
-
-
-@cache
-def _is_own(module: str) -> bool:
-    return module.partition(".")[0] == OWN_PACKAGE and not module.startswith(OWN_PROGRAM)
 
 
 def describe(place: Place) -> str:

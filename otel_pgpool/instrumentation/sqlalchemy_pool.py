@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from sqlalchemy.util.queue import Empty, Queue
 
-from otel_pgpool._checkout import Attempt, places_around
+from otel_pgpool._checkout import Attempt, LeftOut, places_around
 from otel_pgpool._errors import error_type
 from otel_pgpool._target import UnknownTarget, target_of
 from otel_pgpool.instrumentation.hook import live_instances
@@ -41,7 +41,7 @@ DRIVER = "psycopg2"
 PLACED_IN_QUERY = ("host", "port", "dbname", "user")
 """What of a URL's query tells where it leads; the rest may hold secrets."""
 
-BETWEEN = frozenset({"sqlalchemy", "contextlib", "opentelemetry", "wrapt"})
+BETWEEN = LeftOut("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
 """Who stands between the program's line and a request: ``with engine.begin()``, an instrumentor of ``connect``."""
 
 
