@@ -45,7 +45,7 @@ ROWS = tuple(
         contestants=(HOOKED, UNHOOKED),
         columns=EACH,
         measure=partial(measure, make),
-        rounds=9,
+        rounds=5,
         targets=(Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), 2.0),),
         note=NOTE,
     )
