@@ -107,7 +107,6 @@ class Hooked:
         self._replaced: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there itself, what stands now
         # Lent by a parent process, by id. Kept, as a class of the program's own may close them when they go.
         self._inherited: dict[int, Any] = {}
-        self._at_end: list[Callable[[], None]] = []
         self._requests: dict[tuple[int, int], Request] = {}  # by pool and thread
         self._kind = Kind(read_levels, self._abandon, lambda pool: isinstance(pool, ThreadedConnectionPool))
 
@@ -130,8 +129,6 @@ class Hooked:
         Our methods may still be called: by somebody else's that were put around them since, or by a program that took
         ``pool.getconn`` while the hook was on. They pass through then, during a later hook too.
         """
-        for let_go in self._at_end:
-            let_go()
         for owner, name, before, now in reversed(self._replaced):
             if owner.__dict__.get(name) is not now:
                 continue
@@ -220,15 +217,9 @@ class Hooked:
 
         return getconn
 
-    def _quiet_getconn(self, owner: type, original: Method) -> Method:
+    def _quiet_getconn(self, _owner: type, original: Method) -> Method:
         """The same with spans off: a checkout that leaves no record either costs next to nothing."""
-        slowly, hook = self._check_out_of_the_stock, self._hook
-
-        def let_go() -> None:
-            nonlocal owner
-            owner = object  # no pool is of this class: each takes the long way, where it is seen that the hook is off
-
-        self._at_end.append(let_go)
+        hooked, slowly, hook = self, self._check_out_of_the_stock, self._hook
 
         @wraps(original)
         def getconn(self: Any, key: Any = None) -> Any:
@@ -239,7 +230,7 @@ class Hooked:
             if (
                 ledger is None
                 or key is not None
-                or type(self) is not owner
+                or ledger.usual is not hooked
                 or ledger.silence._real_instrument is not None
             ):
                 return slowly(self, original, key, _getframe())
