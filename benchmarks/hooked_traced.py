@@ -87,6 +87,18 @@ NOTE = (
     "is the one to match."
 )
 
+WHAT_IT_DOES_MORE = (
+    "Of the 8 us beyond what is written by hand, 1 is for the four places where the connection was asked for, and 3.5 "
+    "for what a checkout may need and this one does not: waits, retries, long holds, suppression, an observer that "
+    "raises; stripped of these it takes 1.11 x. The rest is the way from the pool's call through the telemetry that all "
+    "pools share; the pool of this package takes as long."
+)
+
+SEEN_BY_EVENTS = (
+    "As for the stock pool; and SQLAlchemy's events cost 1.5 us with listeners that do nothing, and some 3 us to know "
+    "whose request they speak of."
+)
+
 ROWS = tuple(
     Row(
         name=name,
@@ -96,12 +108,17 @@ ROWS = tuple(
         measure=partial(measure, make),
         together=True,
         targets=(
-            Target("against the same span, attributes and two records by hand", ratio("us", HOOKED, BY_HAND), 1.15),
+            Target(
+                "against the same span, attributes and two records by hand",
+                ratio("us", HOOKED, BY_HAND),
+                1.15,
+                reason=reason,
+            ),
         ),
         note=NOTE,
     )
-    for name, work, make in (
-        ("hooked-traced", "stock `getconn()` and `putconn()`", Stock),
-        ("hooked-sqlalchemy-traced", "`engine.raw_connection()` and `close()`", Alchemy),
+    for name, work, make, reason in (
+        ("hooked-traced", "stock `getconn()` and `putconn()`", Stock, WHAT_IT_DOES_MORE),
+        ("hooked-sqlalchemy-traced", "`engine.raw_connection()` and `close()`", Alchemy, SEEN_BY_EVENTS),
     )
 )
