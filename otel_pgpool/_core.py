@@ -96,8 +96,12 @@ class Core(Members):
     def confirm(self, checkout: Checkout, now: float) -> None:
         """The connection taken is alive: hand it over."""
         with self.lock:
-            checkout.acquired = checkout.slot.seen = now
-            checkout.path = "idle" if checkout.queued is None else "queued"
+            slot = checkout.slot
+            if slot.seen >= checkout.started and not slot.idle_checkouts and not slot.hold_seconds:
+                checkout.path = "new"  # made meanwhile, in the place of one that it found dead
+            else:
+                checkout.path = "idle" if checkout.queued is None else "queued"
+            checkout.acquired = slot.seen = now
             self._count(checkout, now)
 
     def withdraw(self, checkout: Checkout, attempt: Attempt | None = None, error: BaseException | None = None) -> None:

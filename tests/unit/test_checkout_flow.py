@@ -544,6 +544,24 @@ def test_a_second_look_is_not_spared() -> None:
     assert checkout.path is None
 
 
+def test_what_was_made_meanwhile_is_new() -> None:
+    """In the place of a connection found dead another is made, and may lie idle before its checkout asks again."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.now += STALE
+    checkout = desk.ask()
+    conn = desk.core.take(checkout)
+    desk.core.withdraw(checkout, Attempt(desk.now, "OSError", 0.0), OSError())
+    checkout.slot.conn = conn
+    desk.discard([checkout.slot], "broken")
+    desk.now += 0.004
+    desk.connect()
+    assert desk.core.take(checkout, again=True) is not None
+    desk.core.confirm(checkout, desk.now)
+    assert checkout.path == "new"
+    assert desk.core.checkouts() == {"idle": 0, "queued": 0, "new": 1}
+
+
 def test_nobody_waits_less_than_nothing() -> None:
     """A return that began before the waiter asked hands over no earlier than that."""
     desk = Desk(1, 1)
