@@ -90,8 +90,8 @@ NOTE = (
 WHAT_IT_DOES_MORE = (
     "Of the 8 us beyond what is written by hand, 1 is for the four places where the connection was asked for, and 3.5 "
     "for what a checkout may need and this one does not: waits, retries, long holds, suppression, an observer that "
-    "raises; stripped of these it takes 1.11 x. The rest is the way from the pool's call through the telemetry that all "
-    "pools share; the pool of this package takes as long."
+    "raises; stripped of these it takes 1.11 x. The rest is the way from the pool's call through the telemetry that "
+    "all pools share; the pool of this package takes as long."
 )
 
 SEEN_BY_EVENTS = (
