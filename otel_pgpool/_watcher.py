@@ -42,6 +42,7 @@ class Watcher(Generic[Subject]):
                 if not self._runs():
                     self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                     self._thread.start()  # an interrupt here may leave it running or not
+                    return  # it begins with a look, and must not take the next one for that of a tick later
         self._wakeup.ring()
 
     def _renew(self) -> None:
