@@ -97,8 +97,9 @@ ROWS = (
                 _closed(ALL_CLOSED),
                 1,
                 unit="%",
-                reason="The SDK keeps every series that it has ever seen and walks them all at each collection; "
-                "pools closed before the first collection show what is ours.",
+                reason="The SDK keeps every series that it has seen and walks them all at each collection; a minute "
+                "after a pool's end its series are dropped, which is later than this row measures. Pools closed before "
+                "the first collection show what is ours.",
             ),
             Target("the same, closed before the first collection", _closed(NEVER_SEEN), 1, unit="%"),
         ),
