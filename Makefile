@@ -22,13 +22,28 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test versions lint types bench clean
+.PHONY: help demo shop up down test versions lint types bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
 
 demo: $(ENV)/demo.stamp ## 15 s of a small shop's traffic on a PostgreSQL of its own, with a live view and a report
 	@$(BIN)/otel-pgpool demo $(ARGS)
+
+shop: $(ENV)/dev.stamp ## the example service under load, on a PostgreSQL of its own, until Ctrl-C
+	@exec $(BIN)/python examples/shop/run.py
+
+up: ## the whole stack where Docker is: shop, Collector, Jaeger, Prometheus, Grafana
+	@docker compose up --build --detach --wait
+	@shop=$$(docker compose port shop 8000) && jaeger=$$(docker compose port jaeger 16686) && \
+	prometheus=$$(docker compose port prometheus 9090) && grafana=$$(docker compose port grafana 3000) && \
+	echo "The shop            http://$$shop/" && \
+	echo "Long holds          http://$$jaeger/search?service=shop&operation=pool.checkout&tags=%7B%22otel_pgpool.long_hold%22%3A%22true%22%7D" && \
+	echo "Dashboard           http://$$grafana/d/otel-pgpool" && \
+	echo "Alerts              http://$$prometheus/alerts"
+
+down: ## end the stack, and remove what it has stored
+	@docker compose down --volumes --remove-orphans
 
 # Two at a time on any machine: most tests wait for a server most of their time.
 test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp ## every test, with branch coverage

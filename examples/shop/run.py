@@ -1,0 +1,36 @@
+"""The shop without Docker: a PostgreSQL of its own, gunicorn and the customers, until Ctrl-C. ``make shop``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from otel_pgpool.cli.postgres import PostgresServer
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """Start all three, and end them together; gunicorn's exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    address = os.environ.setdefault("BIND", "127.0.0.1:8000")
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317")
+    with suppress(KeyboardInterrupt), ExitStack() as running:
+        os.environ["DATABASE_URL"] = running.enter_context(PostgresServer()).dsn
+        web, load = (
+            running.enter_context(subprocess.Popen([sys.executable, *program], cwd=HERE))
+            for program in (["-m", "gunicorn"], ["load.py", f"http://{address}"])
+        )
+        running.callback(load.terminate)
+        running.callback(web.terminate)
+        print(f"The shop is at http://{address}; its telemetry goes to {endpoint}. Ctrl-C ends it.", flush=True)
+        return web.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
