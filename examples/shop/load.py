@@ -20,6 +20,7 @@ RUSH = 40.0
 RUSH_CUSTOMERS = 20
 
 answers: Counter[str] = Counter()
+began = time.monotonic()
 
 
 def ask(shop: str, path: str, data: bytes | None = None) -> None:
@@ -36,7 +37,7 @@ def ask(shop: str, path: str, data: bytes | None = None) -> None:
 
 def is_rush() -> bool:
     """Whether it is the busy part of the cycle."""
-    return time.monotonic() % CYCLE > RUSH
+    return (time.monotonic() - began) % CYCLE > RUSH
 
 
 def buy(shop: str, *, in_rush_only: bool) -> None:

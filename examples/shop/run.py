@@ -19,17 +19,19 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     address = os.environ.setdefault("BIND", "127.0.0.1:8000")
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317")
-    with suppress(KeyboardInterrupt), ExitStack() as running:
+    with ExitStack() as running:
         os.environ["DATABASE_URL"] = running.enter_context(PostgresServer()).dsn
         web, load = (
-            running.enter_context(subprocess.Popen([sys.executable, *program], cwd=HERE))
+            # Sessions of their own: Ctrl-C ends this program, which ends them. gunicorn may hang if both tell it.
+            running.enter_context(subprocess.Popen([sys.executable, *program], cwd=HERE, start_new_session=True))
             for program in (["-m", "gunicorn"], ["load.py", f"http://{address}"])
         )
         running.callback(load.terminate)
         running.callback(web.terminate)
         print(f"The shop is at http://{address}; its telemetry goes to {endpoint}. Ctrl-C ends it.", flush=True)
-        return web.wait()
-    return 0
+        with suppress(KeyboardInterrupt):
+            return web.wait()
+        return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,233 @@
+"""docker-compose.yml, and all that has to agree with it, as far as can be told without Docker."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.stack.stack import ROOT, VARIABLE, compose, defaults, load
+
+COMPOSE = (ROOT / "docker-compose.yml").read_text()
+SERVICES = compose()
+PROMISED = {"postgres", "shop", "load", "collector", "jaeger", "prometheus", "grafana"}
+LISTENS = {
+    "postgres": {5432},
+    "shop": {8000},
+    "collector": {4317, 4318, 8888, 13133},
+    "jaeger": {4317, 16686, 13133},
+    "prometheus": {9090},
+    "grafana": {3000},
+}
+"""Ports inside the containers: the images' own, and what the files of the stack set (see below)."""
+
+ENDPOINT = re.compile(r"(?<![\w.-])([a-z][a-z-]*):(\d{4,5})(?!\d)")
+FILES_WITH_ENDPOINTS = ("docker-compose.yml", "prometheus/prometheus.yaml")
+
+
+def dependencies(service: str) -> dict[str, str]:
+    return {name: each["condition"] for name, each in SERVICES[service].get("depends_on", {}).items()}
+
+
+def mounts(service: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(source, target) for source, target, *_ in (each.split(":") for each in service.get("volumes", ()))]
+
+
+def test_the_promised_services_are_there() -> None:
+    assert set(SERVICES) >= PROMISED
+
+
+def test_it_follows_the_compose_specification() -> None:
+    """The schema that check-jsonschema carries accepts it."""
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    command = [checker, "--builtin-schema", "vendor.compose-spec", ROOT / "docker-compose.yml"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_images_are_pinned(service: str) -> None:
+    """Every image that is not built here has a version."""
+    image = SERVICES[service]["image"]
+    if image != SERVICES["shop"]["image"]:
+        assert re.search(r":v?\d+\.\d+", image), image
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_memory_is_limited(service: str) -> None:
+    assert re.fullmatch(r"\d+m", SERVICES[service]["mem_limit"])
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_ports_are_published_on_this_machine_alone(service: str) -> None:
+    for port in SERVICES[service].get("ports", ()):
+        address, _published, listening = port.split(":")
+        assert address == "127.0.0.1"
+        assert int(listening) in LISTENS[service]
+
+
+def test_every_variable_has_its_default_in_the_example() -> None:
+    """.env.example lists what .env can change, with the values that hold without it."""
+    used = dict(VARIABLE.findall(COMPOSE))
+    assert used == defaults()
+
+
+def test_no_secret_is_in_the_tree() -> None:
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert "/.env" in ignored
+    listed = subprocess.run(["git", "ls-files", ".env"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert listed.stdout == ""
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_whatever_is_waited_for_can_be_waited_for(service: str) -> None:
+    """A condition `service_healthy` needs a health check; one-shot services are waited for to their end."""
+    for name, condition in dependencies(service).items():
+        if condition == "service_healthy":
+            assert "healthcheck" in SERVICES[name], name
+        elif condition == "service_completed_successfully":
+            assert SERVICES[name].get("restart", "no") == "no"
+        else:
+            assert (service, name) == ("collector-health", "collector"), "it is what the waiting is for"
+
+
+def test_every_service_is_waited_for_until_it_is_healthy() -> None:
+    """`up --wait` returns when all of it works: only the load, whose answers nobody waits for, has no check."""
+    unchecked = {name for name, service in SERVICES.items() if "healthcheck" not in service}
+    assert unchecked == {"load", "collector", "collector-volume"}
+    assert SERVICES["collector-health"]["network_mode"] == "service:collector"
+    assert dependencies("collector")["collector-volume"] == "service_completed_successfully"
+
+
+def test_only_what_has_to_runs_as_root() -> None:
+    """Images that would run as root here are named; all others have a user of their own."""
+    as_root_by_default = {name for name, service in SERVICES.items() if service["image"].startswith("busybox")}
+    as_root = {name for name in as_root_by_default if "user" not in SERVICES[name]}
+    assert as_root == {"collector-volume"}
+    assert "\nUSER nobody\n" in (ROOT / "examples/shop/Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_mounted_file_exists(service: str) -> None:
+    """What is mounted from the repository is there, read-only; every other volume is declared."""
+    declared = yaml.safe_load(COMPOSE)["volumes"]
+    for volume in SERVICES[service].get("volumes", ()):
+        source, _target, *options = volume.split(":")
+        if source.startswith("."):
+            assert (ROOT / source).exists(), source
+            assert options == ["ro"], volume
+        else:
+            assert source in declared
+
+
+def test_commands_name_files_that_are_mounted() -> None:
+    """A `--config` inside a container is a file that is mounted there."""
+    for name in ("collector", "prometheus"):
+        targets = {target for _source, target in mounts(SERVICES[name])}
+        configs = {
+            argument.split("=")[1]
+            for argument in SERVICES[name]["command"]
+            if re.match(r"--config(\.file)?=", argument)
+        }
+        assert configs
+        assert configs <= targets
+
+
+@pytest.mark.parametrize("path", FILES_WITH_ENDPOINTS)
+def test_endpoints_name_services_and_their_ports(path: str) -> None:
+    """Whoever is spoken to by name exists and listens on that port."""
+    text = "\n".join(line.partition(" #")[0] for line in (ROOT / path).read_text().splitlines())
+    spoken_to = [(name, int(port)) for name, port in ENDPOINT.findall(text) if name not in {"busybox", "user"}]
+    assert spoken_to
+    for name, port in spoken_to:
+        assert port in LISTENS.get(name, ()), f"{name}:{port}"
+
+
+def test_the_collector_listens_and_sends_where_the_others_expect_it() -> None:
+    """Its receivers, health and metrics are on the ports of this map, and each of its variables is set here."""
+    text = (ROOT / "collector-config/collector.yaml").read_text()
+    config = yaml.safe_load(text)
+    protocols = config["receivers"]["otlp"]["protocols"]
+    assert protocols["grpc"]["endpoint"].endswith(":4317")
+    assert protocols["http"]["endpoint"].endswith(":4318")
+    assert config["extensions"]["health_check"]["endpoint"].endswith(":13133")
+    (reader,) = config["service"]["telemetry"]["metrics"]["readers"]
+    assert reader["pull"]["exporter"]["prometheus"]["port"] == 8888
+    assert set(re.findall(r"\$\{env:(\w+)", text)) <= set(SERVICES["collector"]["environment"])
+    folders = [each["directory"] for name, each in config["extensions"].items() if name.startswith("file_storage")]
+    targets = [Path(target) for _source, target in mounts(SERVICES["collector"])]
+    assert folders
+    assert all(any(Path(folder).is_relative_to(target) for target in targets) for folder in folders)
+
+
+def test_grafana_finds_its_sources_and_dashboards() -> None:
+    """The addresses of its data sources come from the environment; the dashboards' folder is mounted and filled."""
+    sources = load("grafana/provisioning/datasources/datasources.yaml")["datasources"]
+    environment = SERVICES["grafana"]["environment"]
+    assert {source["url"].lstrip("$") for source in sources} <= set(environment)
+    by_uid = {source["uid"]: source for source in sources}
+    (exemplars,) = by_uid["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
+    assert exemplars["datasourceUid"] in by_uid
+    (provider,) = load("grafana/provisioning/dashboards/dashboards.yaml")["providers"]
+    folder = {target: source for source, target in mounts(SERVICES["grafana"])}[provider["options"]["path"]]
+    assert list((ROOT / folder).glob("*.json"))
+
+
+def test_the_shop_is_given_what_it_needs() -> None:
+    """Its image holds the files that its commands name, and its address is the one that it is asked at."""
+    dockerfile = (ROOT / "examples/shop/Dockerfile").read_text()
+    for source in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE):
+        for pattern in source.split():
+            assert list(ROOT.glob(pattern)), pattern
+    assert SERVICES["load"]["image"] == SERVICES["shop"]["image"]
+    assert (ROOT / "examples/shop" / SERVICES["load"]["command"][1]).is_file()
+    bind = SERVICES["shop"]["environment"]["BIND"]
+    assert int(bind.partition(":")[2]) in LISTENS["shop"]
+
+
+DOCKER = """#!/bin/sh
+echo "$@" >>"$DOCKER_LOG"
+if [ "$2" = port ]; then echo "127.0.0.1:$4"; fi
+"""
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Path:
+    """A stand-in for Docker that writes down what it is asked; its folder."""
+    program = tmp_path / "docker"
+    program.write_text(DOCKER)
+    program.chmod(0o755)
+    return tmp_path
+
+
+def make(target: str, docker: Path) -> str:
+    environment = {**os.environ, "PATH": f"{docker}:{os.environ['PATH']}", "DOCKER_LOG": str(docker / "log")}
+    environment.pop("MAKEFLAGS", None)
+    made = subprocess.run(["make", target], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return made.stdout
+
+
+def test_make_up_waits_and_prints_the_four_addresses(docker: Path) -> None:
+    """`make up` waits until all is healthy, then says where to look."""
+    printed = make("up", docker)
+    assert (docker / "log").read_text().splitlines()[0] == "compose up --build --detach --wait"
+    addresses = re.findall(r"http://\S+", printed)
+    assert [re.match(r"http://127\.0\.0\.1:(\d+)/", address)[1] for address in addresses] == [
+        "8000",
+        "16686",
+        "3000",
+        "9090",
+    ]
+    assert "operation=pool.checkout" in addresses[1]
+    assert "otel_pgpool.long_hold%22%3A%22true" in addresses[1]
+
+
+def test_make_down_removes_what_was_stored(docker: Path) -> None:
+    make("down", docker)
+    assert (docker / "log").read_text().split()[:3] == ["compose", "down", "--volumes"]

@@ -1,0 +1,230 @@
+"""The pool behind a real PgBouncer, in session and in transaction mode: what docs/operations.md says of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+
+from otel_pgpool import ConnectionPool
+from otel_pgpool.cli.postgres import PostgresServer
+from tests.stack.programs import environment, find_program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from psycopg2.extensions import connection
+
+    Bouncing = Callable[..., "PgBouncer"]
+
+STARTS_WITHIN = 10.0  # seconds
+MODES = ("session", "transaction")
+
+
+class PgBouncer:
+    """One in front of one database, on the loopback."""
+
+    def __init__(self, folder: Path, server: PostgresServer, mode: str, **settings: object) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port: int = sock.getsockname()[1]
+        self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        config = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "admin_users": "postgres",
+            "pool_mode": mode,
+            "default_pool_size": 2,
+            "ignore_startup_parameters": "extra_float_digits",
+            **settings,
+        }
+        target = psycopg2.extensions.parse_dsn(server.dsn)
+        self._file = folder / "pgbouncer.ini"
+        self._file.write_text(
+            f"[databases]\npostgres = host=127.0.0.1 port={target['port']} dbname={target['dbname']} "
+            f"user={target['user']}\n[pgbouncer]\n" + "".join(f"{key} = {value}\n" for key, value in config.items())
+        )
+
+    def start(self) -> None:
+        command = [str(find_program("pgbouncer")), str(self._file)]
+        if os.geteuid() == 0:  # which it refuses
+            command[1:1] = ["-u", "nobody"]
+        self._process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
+        deadline = time.monotonic() + STARTS_WITHIN
+        while True:
+            try:
+                psycopg2.connect(self.dsn).close()
+            except psycopg2.OperationalError:
+                assert self._process.poll() is None, self._process.communicate()[1].decode()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            else:
+                return
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.communicate()
+
+    def servers_used(self) -> int:
+        """How many connections it has to PostgreSQL."""
+        conn = psycopg2.connect(self.dsn.replace("/postgres", "/pgbouncer"))
+        try:
+            conn.autocommit = True
+            with conn.cursor() as cur:
+                cur.execute("show servers")
+                return len(cur.fetchall())
+        finally:
+            conn.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def bouncing(tmp_path: Path, server: PostgresServer) -> Iterator[Bouncing]:
+    """Start one: ``bouncing(mode, setting=value)``."""
+    started: list[PgBouncer] = []
+
+    def start(mode: str, **settings: object) -> PgBouncer:
+        bouncer = PgBouncer(tmp_path, server, mode, **settings)
+        bouncer.start()
+        started.append(bouncer)
+        return bouncer
+
+    yield start
+    for bouncer in started:
+        bouncer.kill()
+
+
+@contextmanager
+def pool_of(bouncer: PgBouncer, minconn: int, maxconn: int, **options: object) -> Iterator[ConnectionPool]:
+    with ConnectionPool(minconn, maxconn, bouncer.dsn, **options) as pool:
+        yield pool
+
+
+def ask(conn: connection, statement: str) -> object:
+    with conn.cursor() as cur:
+        cur.execute(statement)
+        return cur.fetchone()[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_checkouts_commit_and_roll_back(bouncing: Bouncing, mode: str) -> None:
+    """Blocks commit and roll back as without it, from more threads than either pool has connections."""
+    with pool_of(bouncing(mode), 2, 2) as pool:
+        with pool.connection() as conn, conn.cursor() as cur:
+            cur.execute("drop table if exists count; create table count (n int); insert into count values (0)")
+
+        def raise_the_count() -> None:
+            for number in range(10):
+                with suppress(ZeroDivisionError), pool.connection() as conn, conn.cursor() as cur:
+                    cur.execute("update count set n = n + 1")
+                    _ = 1 / (number % 2)
+
+        threads = [threading.Thread(target=raise_the_count) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with pool.connection() as conn:
+            assert ask(conn, "select n from count") == 40
+        assert pool.stats().discarded == {}
+
+
+def test_transaction_mode_needs_no_server_for_an_idle_connection(bouncing: Bouncing) -> None:
+    """Connections that the pool keeps ready cost PostgreSQL nothing: ten work through two."""
+    bouncer = bouncing("transaction")
+    with pool_of(bouncer, 10, 10) as pool:
+        for _ in range(20):
+            with pool.connection() as conn:
+                ask(conn, "select 1")
+        assert pool.stats().idle == 10
+        assert bouncer.servers_used() <= 2
+
+
+def test_session_mode_holds_a_server_for_each_connection(bouncing: Bouncing) -> None:
+    """A third connection waits in PgBouncer, whose limit is two, and is ended when `query_wait_timeout` is over."""
+    with pool_of(bouncing("session", query_wait_timeout=1), 0, 3) as pool:
+        with pool.connection() as first, pool.connection() as second:
+            ask(first, "select 1")
+            ask(second, "select 1")
+            with pytest.raises(psycopg2.OperationalError), pool.connection() as third:
+                ask(third, "select 1")
+        assert pool.stats().discarded == {"broken": 1}
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+
+
+def test_transaction_mode_shares_the_session(bouncing: Bouncing) -> None:
+    """What `configure` sets for a session holds for the server connection, whoever has it next."""
+    names = iter(("first", "second"))
+
+    def configure(conn: connection) -> None:
+        ask(conn, f"select set_config('app.name', '{next(names)}', false)")
+
+    with pool_of(bouncing("transaction", default_pool_size=1), 2, 2, configure=configure) as pool:
+        lent = [pool.getconn(), pool.getconn()]
+        for conn in lent:
+            assert ask(conn, "select current_setting('app.name')") == "second"
+            conn.rollback()
+            pool.putconn(conn)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_restarted_pgbouncer_costs_no_error(bouncing: Bouncing, mode: str) -> None:
+    """Its death is seen on the idle sockets, and new connections are made, before a caller gets one."""
+    bouncer = bouncing(mode)
+    with pool_of(bouncer, 2, 2) as pool:
+        with pool.connection() as conn:
+            ask(conn, "select 1")
+        bouncer.kill()
+        bouncer.start()
+        time.sleep(0.06)  # a connection used within the last 50 ms is not looked at
+        for _ in range(4):
+            with pool.connection() as conn:
+                assert ask(conn, "select 1") == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_connections_that_pgbouncer_closes_for_idleness_are_replaced(bouncing: Bouncing, mode: str) -> None:
+    """`client_idle_timeout` ends idle clients: the next caller gets a new connection, and no error."""
+    bouncer = bouncing(mode, client_idle_timeout=1)
+    with pool_of(bouncer, 2, 2) as pool:
+        ended = threading.Event()
+        while not ended.wait(0.1):
+            idle = [slot.conn for slot in pool._core.idle]
+            if not idle or all(is_ended(conn) for conn in idle):
+                ended.set()
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+
+
+def is_ended(conn: connection) -> bool:
+    """Whether the other side has closed it; what is there to read stays there."""
+    with socket.socket(fileno=os.dup(conn.fileno())) as sock:
+        sock.setblocking(False)
+        try:
+            return bool(sock.recv(1, socket.MSG_PEEK)) or True
+        except BlockingIOError:
+            return False
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_pid_is_pgbouncers(bouncing: Bouncing, mode: str) -> None:
+    """`connection.pid` is what PgBouncer told the client, and no process of PostgreSQL's."""
+    with pool_of(bouncing(mode), 1, 1) as pool, pool.connection() as conn:
+        assert ask(conn, "select pg_backend_pid()") != pool.holders()[0].pid

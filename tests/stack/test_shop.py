@@ -1,0 +1,174 @@
+"""examples/shop as `make shop` starts it: a process tree of its own, whose telemetry arrives at a receiver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from tests.receivers import GrpcReceiver
+from tests.stack.stack import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OPENS_WITHIN, CLOSES_WITHIN = 30.0, 20.0  # seconds
+
+
+class Shop:
+    """One that runs, at an address of its own."""
+
+    def __init__(self, address: str, process: subprocess.Popen[str]) -> None:
+        self._address = address
+        self._process = process
+
+    def get(self, path: str) -> str:
+        with urlopen(f"http://{self._address}{path}", timeout=20) as answer:
+            return str(answer.read().decode())
+
+    def post(self, path: str, data: bytes = b"") -> str:
+        with urlopen(f"http://{self._address}{path}", data, timeout=20) as answer:
+            return str(answer.read().decode())
+
+    def wait_until_open(self) -> None:
+        deadline = time.monotonic() + OPENS_WITHIN
+        while True:
+            try:
+                self.get("/healthz")
+            except URLError:
+                assert self._process.poll() is None, self._process.communicate()[0]
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            else:
+                return
+
+    def close(self) -> tuple[int, str]:
+        """Press Ctrl-C, which a terminal sends to every program of the group; its exit status and what it printed."""
+        os.killpg(self._process.pid, signal.SIGINT)
+        printed, _ = self._process.communicate(timeout=CLOSES_WITHIN)
+        return self._process.returncode, printed
+
+
+@contextmanager
+def open_shop(receiver: GrpcReceiver) -> Iterator[Shop]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        **receiver.environ,
+        "BIND": address,
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+        "OTEL_METRIC_EXPORT_INTERVAL": "500",
+    }
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "examples/shop/run.py"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    shop = Shop(address, process)
+    try:
+        shop.wait_until_open()
+        yield shop
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=CLOSES_WITHIN)
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[GrpcReceiver]:
+    with GrpcReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def shop(receiver: GrpcReceiver) -> Iterator[Shop]:
+    with open_shop(receiver) as shop:
+        yield shop
+        status, printed = shop.close()
+    assert status == 0, printed
+    assert "Traceback" not in printed
+    with pytest.raises(URLError):
+        shop.get("/healthz")
+
+
+def test_queries_are_children_of_their_checkouts_and_these_of_requests(shop: Shop, receiver: GrpcReceiver) -> None:
+    """An order's trace: the request, its checkout, the statements inside."""
+    shop.post("/", b"product=3")
+
+    def whole_trace(receiver: GrpcReceiver) -> bool:
+        spans = {span.span_id: span for span in receiver.spans}
+        inserts = [span for span in spans.values() if span.name == "insert"]
+        for insert in inserts:
+            checkout = spans.get(insert.parent_span_id)
+            if checkout is not None and checkout.name == "pool.checkout":
+                request = spans.get(checkout.parent_span_id)
+                return request is not None and request.name == "POST /"
+        return False
+
+    receiver.wait_for(whole_trace)
+
+
+def test_an_order_is_on_the_page(shop: Shop) -> None:
+    """What was ordered is listed, with what else there is to do."""
+    page = shop.post("/", b"product=7")
+    assert "Product" in page
+    assert "Switch the leak on" in page
+
+
+def test_a_slow_report_is_flagged(shop: Shop, receiver: GrpcReceiver) -> None:
+    """The report holds its connection for over a second: a span and a log record say so."""
+    assert '"orders"' in shop.get("/report")
+    receiver.wait_for(lambda r: any(span.attributes.get("otel_pgpool.long_hold") is True for span in r.spans))
+    receiver.wait_for(lambda r: any(log.attributes.get("otel_pgpool.event") == "long_hold" for log in r.logs))
+
+
+def test_a_locked_product_makes_orders_wait_in_the_database(shop: Shop, receiver: GrpcReceiver) -> None:
+    """The recount holds the lock, with its transaction open and no statement at work."""
+    shop.post("/recount")
+    in_transaction = {"otel_pgpool.event": "long_hold", "otel_pgpool.transaction.status": "in_transaction"}
+    receiver.wait_for(lambda r: any(log.attributes.items() >= in_transaction.items() for log in r.logs))
+
+
+def test_the_leak_shows_until_it_is_switched_off(shop: Shop, receiver: GrpcReceiver) -> None:
+    """While it is on, connections stay out and the oldest hold grows; switched off, it gives them back."""
+
+    def oldest_hold(receiver: GrpcReceiver) -> list[float]:
+        return [point.value for point in receiver.metrics if point.name == "otel_pgpool.oldest_hold"]
+
+    assert "Switch the leak off" in shop.post("/leak")
+    try:
+        receiver.wait_for(lambda r: max(oldest_hold(r), default=0) > 3)
+    finally:
+        shop.post("/leak")
+    receiver.clear()
+    receiver.wait_for(lambda r: oldest_hold(r)[-1:] and oldest_hold(r)[-1] < 3)
+
+
+def test_a_port_that_is_taken_ends_it() -> None:
+    """The shop says so and ends, and leaves no customers behind."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {**os.environ, "BIND": f"127.0.0.1:{taken.getsockname()[1]}"}
+        ended = subprocess.run(
+            [sys.executable, ROOT / "examples/shop/run.py"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+    assert ended.returncode != 0
+    assert "in use" in ended.stderr
