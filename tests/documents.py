@@ -1,8 +1,8 @@
 """README.md and docs/ as their readers use them: their code blocks as programs, their tables as cells.
 
 A `python` block that begins with `# name.py` is a program; those without a name continue the last one. The `text`
-blocks after it are what it prints. A `diff` is two programs, before and after. A `sh` block is lines for a shell. The
-sections below a heading `Recipes` are projects of several files.
+blocks after it are what it prints. A `diff` is two programs, before and after. A `sh` block is lines for a shell, a
+`promql` block a query for Prometheus. The sections below a heading `Recipes` are projects of several files.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Document:
     programs: dict[str, Program] = field(default_factory=dict)
     diffs: list[str] = field(default_factory=list)
     shell: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
     picture: str = ""
     recipes: dict[str, Document] = field(default_factory=dict)
 
@@ -108,6 +109,8 @@ def read(document: str) -> Document:
             program.prints += body
         elif language == "diff":
             place.diffs.append(body)
+        elif language == "promql":
+            place.queries.append(body)
         elif language == "sh":
             place.shell += body.replace("\\\n", "").splitlines()
         else:

@@ -1,0 +1,53 @@
+"""docs/operations.md against what it speaks of: alerts, panels, and its own arithmetic."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+
+from tests.documents import table, text_of
+from tests.stack.stack import ROOT, load
+
+OPERATIONS = "docs/operations.md"
+TEXT = text_of(OPERATIONS)
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    groups = load("prometheus/rules.yaml")["groups"]
+    return {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
+
+
+def panels() -> set[str]:
+    """The titles of the dashboard's panels, those inside of collapsed rows too."""
+    dashboard = json.loads((ROOT / "grafana/dashboards/otel-pgpool.json").read_text())
+    found = [*dashboard["panels"]]
+    for row in dashboard["panels"]:
+        found += row.get("panels") or []
+    return {panel["title"] for panel in found if panel["type"] != "row"}
+
+
+def test_every_alert_has_its_section() -> None:
+    """The runbook has a heading for each alert, and for no other; the alert's annotation leads to it."""
+    section = TEXT[TEXT.index("\n## Alerts") : TEXT.index("\n## Sizing")]
+    assert set(re.findall(r"^### (\w+)$", section, re.MULTILINE)) == set(alerts())
+    for name, rule in alerts().items():
+        assert rule["annotations"]["runbook_url"].endswith(f"{OPERATIONS}#{name.lower()}")
+
+
+def test_every_panel_that_it_names_exists() -> None:
+    named = set(re.findall(r"\*([A-Z][^*]+)\*", TEXT.replace("\n", " ").replace("**", "")))
+    assert named
+    assert named <= panels(), named - panels()
+
+
+@pytest.mark.parametrize("row", table(OPERATIONS, "sizing"), ids=lambda row: row[0])
+def test_the_sizing_is_right(row: list[str]) -> None:
+    """Little's law holds in each row: the rate is what was asked for by the seconds, L the rate by the hold."""
+    _label, *figures = row
+    asked, seconds, rate, hold, used = map(float, figures)
+    assert math.isclose(rate, asked / seconds, rel_tol=0.01)
+    assert math.isclose(used, rate * hold, rel_tol=0.1)
