@@ -22,10 +22,10 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down test versions lint types bench clean
+.PHONY: help demo shop up down dashboard test versions lint types bench clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
 
 demo: $(ENV)/demo.stamp ## 15 s of a small shop's traffic on a PostgreSQL of its own, with a live view and a report
 	@$(BIN)/otel-pgpool demo $(ARGS)
@@ -45,8 +45,11 @@ up: ## the whole stack where Docker is: shop, Collector, Jaeger, Prometheus, Gra
 down: ## end the stack, and remove what it has stored
 	@docker compose down --volumes --remove-orphans
 
+dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/otel-pgpool.json, anew
+	@$(BIN)/python grafana/dashboard.py
+
 # Two at a time on any machine: most tests wait for a server most of their time.
-test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp ## every test, with branch coverage
+test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp $(ENV)/debian.stamp ## every test, with branch coverage
 	@$(BIN)/python -m pytest -n 2 --cov=otel_pgpool $(ARGS)
 
 versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the hook's tests on other Pythons and SQLAlchemys
@@ -95,6 +98,10 @@ $(ENV)/sqlalchemy-%.stamp: pyproject.toml | $(BIN)/python
 	@rm -rf $(ENV)/sqlalchemy-$*
 	@$(INSTALL) --no-deps --target $(ENV)/sqlalchemy-$* "SQLAlchemy==$*.*"
 	@touch $@
+
+# Programs that some tests need. Where they cannot be had it is tried again the next time.
+$(ENV)/debian.stamp: tests/stack/unpack-debian.sh | $(BIN)/python
+	@if tests/stack/unpack-debian.sh $(ENV)/debian; then touch $@; fi
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found: install Python 3.10 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
