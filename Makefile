@@ -46,7 +46,7 @@ down: ## end the stack, and remove what it has stored
 	@docker compose down --volumes --remove-orphans
 
 dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/otel-pgpool.json, anew
-	@$(BIN)/python grafana/dashboard.py
+	@$(BIN)/python -m grafana.dashboard
 
 # Two at a time on any machine: most tests wait for a server most of their time.
 test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp $(ENV)/debian.stamp ## every test, with branch coverage

@@ -1,0 +1,1 @@
+"""Grafana's data sources and dashboard: ``make dashboard`` writes the latter."""

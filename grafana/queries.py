@@ -1,0 +1,80 @@
+"""The expressions, queries and links that the dashboard's panels are made of.
+
+Levels are asked for over 90 s, as in ``prometheus/rules.yaml``: a process that has ended is gone from the panels then,
+and not after five minutes. Rates have a step of at least a minute, so that Grafana's ``$__rate_interval`` holds four
+exports of a process that exports as seldom as the SDK does by default.
+"""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+from grafana_foundation_sdk.builders.dashboard import DashboardLink
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+
+POOL = "db_client_connection_pool_name"
+EACH = f"job, instance, {POOL}"
+CHOSEN = f'job=~"$service", instance=~"$instance", {POOL}=~"$pool"'
+NAME = f"{{{{job}}}} · {{{{{POOL}}}}}"
+NAME_AND_INSTANCE = f"{NAME} · {{{{instance}}}}"
+RATE = "$__rate_interval"
+JAEGER = "jaeger"
+
+
+def metric(name: str, *more: str) -> str:
+    """The chosen pools' series of a metric."""
+    return f"{name}{{{', '.join((CHOSEN, *more))}}}"
+
+
+def level(name: str, *more: str) -> str:
+    """What living processes said last."""
+    return f"last_over_time({metric(name, *more)}[90s])"
+
+
+def rate(name: str, *more: str, by: str = EACH) -> str:
+    """By how much a total grows in a second."""
+    return f"sum by ({by}) (rate({metric(name, *more)}[{RATE}]))"
+
+
+def increase(name: str, *more: str, by: str = EACH) -> str:
+    """By how much a total grew in five minutes; one that was not there before, from zero."""
+    total = metric(name, *more)
+    new = f"last_over_time({total}[5m]) unless last_over_time({total}[1h] offset 5m)"
+    return f"sum by ({by}) (({new}) or increase({total}[5m]))"
+
+
+def quantile(fraction: float, histogram: str, *, by: str = "", window: str = RATE) -> str:
+    """A quantile of a histogram's records."""
+    labels = f"{by}, le" if by else "le"
+    return f"histogram_quantile({fraction}, sum by ({labels}) (rate({metric(f'{histogram}_bucket')}[{window}])))"
+
+
+def now(expression: str) -> Dataquery:
+    """The pool that is worst off at this moment."""
+    return query(f"topk(1, {expression})", NAME).instant()
+
+
+def query(expression: str, legend: str) -> Dataquery:
+    """Levels over time."""
+    return Dataquery().expr(expression).legend_format(legend).range()
+
+
+def slow_query(expression: str, legend: str) -> Dataquery:
+    """Rates over time, which a minute is the least step of; with exemplars, where there are any."""
+    return query(expression, legend).interval("1m").exemplar(exemplar=True)
+
+
+def quantiles(histogram: str) -> list[Dataquery]:
+    """Three lines: the usual case, the bad one and the worst one in a hundred."""
+    return [slow_query(quantile(fraction, histogram), f"p{fraction * 100:.0f}") for fraction in (0.5, 0.95, 0.99)]
+
+
+def search(title: str, tags: str, operation: str = "pool.checkout") -> DashboardLink:
+    """A search in Jaeger for the spans behind a value, in its service and in the time that is shown."""
+    wanted = {"refId": "A", "queryType": "search", "service": "(job)", "operation": operation, "tags": tags}
+    pane = {"datasource": JAEGER, "queries": [wanted], "range": {"from": "(from)", "to": "(to)"}}
+    panes = quote(json.dumps({JAEGER: pane}, separators=(",", ":")), safe="()")
+    for hole, value in (("job", "__field.labels.job"), ("from", "__from"), ("to", "__to")):
+        panes = panes.replace(f"({hole})", f"${{{value}}}")
+    return DashboardLink(title).url(f"/explore?schemaVersion=1&orgId=1&panes={panes}").target_blank(target_blank=True)
