@@ -1,0 +1,212 @@
+"""Forty minutes in the life of two processes and their PostgreSQL, lived in a few seconds and exported by the real SDK.
+
+The pools, the server and what befalls them are real; only the time between two exports is not waited for: holds are
+made older by as much, and the exports get the times at which they would have been made.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.metrics import Observation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.telemetry import Telemetry
+from tests.integration.helpers import PATIENCE, ask, in_thread, let_lie, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+STEP = 15.0
+"""Seconds between two exports."""
+MINUTES = {"calm": 6, "exhaustion": 8, "after it": 7, "leak": 3, "after that": 7, "outage": 3, "at last": 6}
+LENGTH = 60 * sum(MINUTES.values())
+MAXCONN = 4
+
+
+class Process:
+    """One with a pool, and with providers of its own."""
+
+    def __init__(self, instance: str, pool: str, dsn: str, minconn: int, **options: Any) -> None:
+        resource = Resource({"service.name": "shop", "service.instance.id": instance})
+        self.spans = InMemorySpanExporter()
+        self._traces = TracerProvider(shutdown_on_exit=False)
+        self._traces.add_span_processor(SimpleSpanProcessor(self.spans))
+        self.reader = InMemoryMetricReader()
+        self._metrics = MeterProvider([self.reader], resource, shutdown_on_exit=False)
+        observer = Telemetry(self._traces, self._metrics)
+        self.pool = ConnectionPool(minconn, MAXCONN, dsn, name=pool, observer=observer, **options)
+
+    def work(self) -> None:
+        """A little traffic."""
+        for _ in range(5):
+            with self.pool.connection() as conn:
+                ask(conn, "select 1")
+
+    def failed_connects(self) -> int:
+        """How many attempts have failed so far."""
+        ended = self.spans.get_finished_spans()
+        return sum(span.name == "pool.connect" and not span.status.is_ok for span in ended)
+
+    def close(self) -> None:
+        self.pool.close(0)
+        self._metrics.shutdown()
+        self._traces.shutdown()
+
+
+class Server:
+    """What the Collector's postgresql receiver tells of it: one gauge, of a resource that is no service."""
+
+    def __init__(self, dsn: str) -> None:
+        with ConnectionPool(0, 1, dsn, observer=None) as pool, pool.connection() as conn:
+            most = int(ask(conn, "show max_connections"))
+        self.reader = InMemoryMetricReader()
+        self._metrics = MeterProvider([self.reader], Resource({}), shutdown_on_exit=False)
+        self._metrics.get_meter("postgresqlreceiver").create_observable_gauge(
+            "postgresql.connection.max", [lambda _options: [Observation(most)]], "{connections}"
+        )
+
+    def close(self) -> None:
+        self._metrics.shutdown()
+
+
+@dataclass
+class History:
+    """What was exported, and when; times are seconds since 1970."""
+
+    begin: float
+    exports: list[ExportMetricsServiceRequest] = field(default_factory=list)
+    phases: dict[str, tuple[float, float]] = field(default_factory=dict)
+    traces: set[str] = field(default_factory=set)
+    """Of all checkouts, in hexadecimal."""
+
+    @property
+    def end(self) -> float:
+        return self.begin + LENGTH
+
+    def phase(self, at: float) -> str:
+        """What was happening at a time."""
+        return next(name for name, (begin, end) in self.phases.items() if begin <= at <= end)
+
+
+class Life:
+    """The processes and the server, and their history so far."""
+
+    def __init__(self, begin: float, troubled: Process, well: Process, server: Server) -> None:
+        self.history = History(begin)
+        self.troubled, self.well, self._server = troubled, well, server
+        self._now = begin
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[range]:
+        """The exports of one phase, to be taken one by one."""
+        begin = self._now
+        yield range(int(MINUTES[name] * 60 / STEP))
+        self.history.phases[name] = begin, self._now
+
+    def export(self) -> None:
+        """Let all of them export, and the time go on."""
+        self._now += STEP
+        for reader in (self.troubled.reader, self.well.reader, self._server.reader):
+            data = reader.get_metrics_data()
+            assert data is not None
+            self.history.exports.append(_dated(encode_metrics(data), self.history.begin, self._now))
+
+    def calm(self, name: str) -> None:
+        with self.phase(name) as exports:
+            for _ in exports:
+                self.troubled.work()
+                self.well.work()
+                self.export()
+
+    def exhaustion(self) -> None:
+        """All connections are out, taken by others each time, callers queue, and some give up."""
+        pool = self.troubled.pool
+        with self.phase("exhaustion") as exports:
+            held = [pool.getconn() for _ in range(MAXCONN)]
+            waiting = [in_thread(self.troubled.work) for _ in range(2)]
+            assert wait_until(lambda: pool.stats().waiting == len(waiting))
+            for _ in exports:
+                with suppress(PoolTimeout):
+                    pool.getconn(timeout=0)
+                self.well.work()
+                self.export()
+            for conn in held:
+                pool.putconn(conn)
+            for each in waiting:
+                each.result(PATIENCE)
+
+    def leak(self) -> None:
+        """One connection does not come back, until its borrower is found."""
+        pool = self.troubled.pool
+        with self.phase("leak") as exports:
+            conn = pool.getconn()
+            for _ in exports:
+                self.troubled.work()
+                self.well.work()
+                for hold in pool._core.holds_now():
+                    hold.started -= STEP
+                    hold.acquired -= STEP
+                assert wait_until(lambda: pool.stats().long_holds)
+                self.export()
+            pool.putconn(conn)
+
+    def outage(self, postgres: PostgresServer) -> None:
+        """The server is stopped, and comes back; a caller waits all the while."""
+        with self.phase("outage") as exports:
+            postgres.stop()
+            let_lie(self.troubled.pool)  # one used within the last 50 ms would be lent without a look
+            waiting = in_thread(self.troubled.work)
+            for failures in (1, 2, *[3] * (len(exports) - 2)):
+                assert wait_until(lambda least=failures: self.troubled.failed_connects() >= least)
+                self.export()
+            postgres.start()
+            waiting.result(PATIENCE)
+
+
+def live_through(end: float) -> History:
+    """The whole of it, ending at a time."""
+    with ExitStack() as running:
+        postgres = running.enter_context(PostgresServer())
+        troubled = Process("shop-1", "orders", postgres.dsn, minconn=1, long_hold=0.1, timeout=PATIENCE)
+        running.callback(troubled.close)
+        well = Process("shop-2", "reports", postgres.dsn, minconn=0, max_idle=None)
+        running.callback(well.close)
+        server = Server(postgres.dsn)
+        running.callback(server.close)
+        life = Life(end - LENGTH, troubled, well, server)
+        life.calm("calm")
+        life.exhaustion()
+        life.calm("after it")
+        life.leak()
+        life.calm("after that")
+        life.outage(postgres)
+        life.calm("at last")
+        for process in (troubled, well):
+            contexts = [span.get_span_context() for span in process.spans.get_finished_spans()]
+            life.history.traces |= {f"{context.trace_id:032x}" for context in contexts if context is not None}
+        return life.history
+
+
+def _dated(request: ExportMetricsServiceRequest, begin: float, at: float) -> ExportMetricsServiceRequest:
+    """As exported at another time."""
+    for resource in request.resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                for point in getattr(metric, metric.WhichOneof("data")).data_points:
+                    point.start_time_unix_nano, point.time_unix_nano = int(begin * 1e9), int(at * 1e9)
+                    for exemplar in getattr(point, "exemplars", ()):
+                        exemplar.time_unix_nano = point.time_unix_nano
+    return request

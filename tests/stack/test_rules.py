@@ -1,0 +1,44 @@
+"""prometheus/rules.yaml: promtool takes it, its cases pass, and every alert says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.stack.prometheus import OTLP_SINCE, find_version, promtool
+from tests.stack.stack import ROOT, load
+
+RULES = "prometheus/rules.yaml"
+CASES = "prometheus/rules_test.yaml"
+ALERTS = {rule["alert"]: rule for group in load(RULES)["groups"] for rule in group["rules"] if "alert" in rule}
+
+
+def test_promtool_accepts_the_rules() -> None:
+    promtool("check", "rules", ROOT / RULES)
+
+
+def test_the_cases_pass() -> None:
+    promtool("test", "rules", ROOT / CASES)
+
+
+def test_promtool_accepts_the_configuration() -> None:
+    if find_version() < (OTLP_SINCE,):
+        pytest.skip("this Prometheus has no OTLP receiver to be configured")
+    promtool("check", "config", ROOT / "prometheus/prometheus.yaml")
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_has_cases(name: str) -> None:
+    """One at least in which it fires, with all that it says, and one in which it does not."""
+    cases = [case for test in load(CASES)["tests"] for case in test.get("alert_rule_test", ())]
+    expected = [case["exp_alerts"] for case in cases if case["alertname"] == name]
+    assert any(expected)
+    assert not all(expected)
+
+
+@pytest.mark.parametrize("rule", ALERTS.values(), ids=ALERTS)
+def test_every_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in {"warning", "critical"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+    assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{rule['alert'].lower()}"
