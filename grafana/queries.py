@@ -72,7 +72,8 @@ def quantiles(histogram: str) -> list[Dataquery]:
 
 def search(title: str, tags: str, operation: str = "pool.checkout") -> DashboardLink:
     """A search in Jaeger for the spans behind a value, in its service and in the time that is shown."""
-    wanted = {"refId": "A", "queryType": "search", "service": "(job)", "operation": operation, "tags": tags}
+    wanted = {"refId": "A", "datasource": {"type": JAEGER, "uid": JAEGER}, "queryType": "search"}
+    wanted |= {"service": "(job)", "operation": operation, "tags": tags}
     pane = {"datasource": JAEGER, "queries": [wanted], "range": {"from": "(from)", "to": "(to)"}}
     panes = quote(json.dumps({JAEGER: pane}, separators=(",", ":")), safe="()")
     for hole, value in (("job", "__field.labels.job"), ("from", "__from"), ("to", "__to")):

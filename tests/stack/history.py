@@ -151,6 +151,7 @@ class Life:
     def leak(self) -> None:
         """One connection does not come back, until its borrower is found."""
         pool = self.troubled.pool
+        noticed = pool.stats().long_holds
         with self.phase("leak") as exports:
             conn = pool.getconn()
             for _ in exports:
@@ -159,7 +160,7 @@ class Life:
                 for hold in pool._core.holds_now():
                     hold.started -= STEP
                     hold.acquired -= STEP
-                assert wait_until(lambda: pool.stats().long_holds)
+                assert wait_until(lambda: pool.stats().long_holds > noticed)
                 self.export()
             pool.putconn(conn)
 
