@@ -43,7 +43,7 @@ def main() -> int:
         return 0
     outcomes: report.Outcomes = {}
     for name in names:
-        for pool in pools:
+        for pool in pools[:1] if FAULTS[name].ours_alone else pools:
             outcome = outcomes[name, pool] = play_apart(name, pool, options.away)
             print(f"{name:18} {pool:20} {report.in_short(outcome)}", flush=True)
     if not options.names and not options.pool:

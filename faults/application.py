@@ -187,11 +187,3 @@ class Application:
             self.violations.append(f"reported as committed and lost: {len(lost)}")
         if silently:
             self.violations.append(f"silently committed: {len(silently)}")
-
-
-def make_tables(dsn: str) -> None:
-    """Make what the workers write to."""
-    conn = psycopg2.connect(dsn)
-    with conn, conn.cursor() as cursor:
-        cursor.execute(TABLES)
-    conn.close()

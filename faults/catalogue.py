@@ -14,12 +14,23 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from faults.application import SLOW_COMMIT, SLOW_STATEMENT
+from faults.ground import (
+    FULL,
+    NEW_PASSWORD,
+    RECOVERABLE,
+    execute,
+    over_a_network,
+    over_tls,
+    primary_and_standby,
+    with_a_password,
+)
 from faults.proxy import Proxy, Weather
 from faults.scene import MAXCONN, Fault, stopped
 from otel_pgpool.cli.postgres import PostgresError
 
 if TYPE_CHECKING:
     from faults.scene import Scene
+    from otel_pgpool.cli.postgres import PostgresServer
 
 # 1. Backends killed
 
@@ -165,8 +176,8 @@ def frozen_at_the_return(scene: Scene) -> float:
 
 
 def network(scene: Scene) -> Proxy:
-    assert scene.proxy is not None
-    return scene.proxy
+    assert scene.ground.proxy is not None
+    return scene.ground.proxy
 
 
 def cut(scene: Scene) -> float:
@@ -204,6 +215,59 @@ def reset_during_connect(scene: Scene) -> float:
 
 def silent_port(scene: Scene) -> float:
     return under(scene, Weather.SILENT, cut_first=True)
+
+
+# 5. Failover
+
+
+def standby_of(scene: Scene) -> PostgresServer:
+    assert scene.ground.standby is not None
+    return scene.ground.standby
+
+
+def failover(scene: Scene) -> float:
+    """The primary dies, and the standby is promoted."""
+    standby = standby_of(scene)
+    scene.server.stop("immediate")
+    execute(standby, "select pg_promote()")
+    return monotonic()
+
+
+def demotion(scene: Scene) -> float:
+    """The primary turns read-only while its sessions live, and the standby is promoted."""
+    standby = standby_of(scene)
+    execute(scene.server, "alter system set default_transaction_read_only = on")
+    execute(scene.server, "select pg_reload_conf()")
+    execute(standby, "select pg_promote()")
+    mended = monotonic()
+    with suppress(AssertionError):
+        scene.wait_for(lambda: scene.app.first_good(mended) is not None)
+    if left := len(scene.backends()):
+        scene.notes.append(f"{left} connections stay on the old primary")
+    return mended
+
+
+# 6. Credentials and certificates
+
+
+def rotated(scene: Scene) -> float:
+    """The old password is refused; the application's secret follows later."""
+    secret = scene.ground.options["credentials"]()
+    execute(scene.server, f"alter role app password '{NEW_PASSWORD}'")
+    scene.kill(scene.backends())
+    time.sleep(scene.away)
+    secret["password"] = NEW_PASSWORD
+    return monotonic()
+
+
+def unverified(scene: Scene) -> float:
+    """The server shows a certificate of a stranger's for a while."""
+    proxy, certificates = network(scene), scene.ground.certificates
+    proxy.certify(certificates["stranger"])
+    proxy.cut()
+    time.sleep(scene.away)
+    proxy.certify(certificates["trusted"])
+    return monotonic()
 
 
 # 7. Forks
@@ -254,13 +318,13 @@ FAULTS = {
         "`max_connections` taken by others (53300)",
         "ours killed, every place taken by other clients",
         too_many_clients,
-        settings={"max_connections": 12, "superuser_reserved_connections": 0},
+        ground=FULL,
     ),
     "in-recovery": Fault(
         "server in recovery (57P03)",
         "restarted as a standby that takes no connections, then as a primary",
         in_recovery,
-        settings={"wal_level": "replica", "max_wal_senders": 2},
+        ground=RECOVERABLE,
     ),
     "idle-frozen": Fault("two of four backends frozen", "SIGSTOP, later SIGCONT", frozen_while_idle, outlived=2),
     "return-frozen": Fault(
@@ -269,24 +333,50 @@ FAULTS = {
         frozen_at_the_return,
         outlived=2,
     ),
-    "cut": Fault("network cut", "every connection reset", cut, proxied=True, outlived=MAXCONN),
+    "cut": Fault("network cut", "every connection reset", cut, ground=over_a_network, outlived=MAXCONN),
     "black-hole": Fault(
-        "network black-holed", "nothing passes, nothing is said", black_holed, proxied=True, outlived=MAXCONN
+        "network black-holed", "nothing passes, nothing is said", black_holed, ground=over_a_network, outlived=MAXCONN
     ),
-    "slow": Fault("network 200 ms slower", "100 ms each way", slower, proxied=True),
-    "drip": Fault("network passes one byte at a time", "each byte sent by itself", byte_by_byte, proxied=True),
+    "slow": Fault("network 200 ms slower", "100 ms each way", slower, ground=over_a_network),
+    "drip": Fault("network passes one byte at a time", "each byte sent by itself", byte_by_byte, ground=over_a_network),
     "connect-reset": Fault(
         "connections reset while they are made",
         "all cut, new ones accepted and reset",
         reset_during_connect,
-        proxied=True,
+        ground=over_a_network,
         outlived=MAXCONN,
     ),
     "silent-port": Fault(
         "a port that accepts and says nothing",
         "all cut, new ones accepted and never answered",
         silent_port,
-        proxied=True,
+        ground=over_a_network,
+        outlived=MAXCONN,
+    ),
+    "failover": Fault(
+        "primary dies, standby promoted",
+        "SIGQUIT, `pg_promote()`; two hosts, `target_session_attrs=read-write`",
+        failover,
+        ground=primary_and_standby,
+    ),
+    "demotion": Fault(
+        "primary turns read-only while its sessions live (25006)",
+        "`default_transaction_read_only`, `pg_promote()`",
+        demotion,
+        ground=primary_and_standby,
+    ),
+    "rotated": Fault(
+        "password rotated, the application's secret follows",
+        "`alter role`, all killed; `credentials` returns the new one later",
+        rotated,
+        ground=with_a_password,
+        ours_alone=True,
+    ),
+    "unverified": Fault(
+        "certificate that does not verify",
+        "all cut, another authority's certificate shown for a while; `sslmode=verify-full`",
+        unverified,
+        ground=over_tls,
         outlived=MAXCONN,
     ),
     "forked": Fault(

@@ -15,7 +15,7 @@ from otel_pgpool import ConnectionPool
 from otel_pgpool.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from benchmarks.peers import Peer
 
@@ -38,7 +38,7 @@ class SpanCounter(SpanProcessor):
 class Ours:
     """Our pool, with every checkout a span that is counted."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, options: Mapping[str, Any]) -> None:
         self.spans = SpanCounter()
         self._provider = TracerProvider()
         self._provider.add_span_processor(self.spans)
@@ -48,6 +48,7 @@ class Ours:
             setup.dsn,
             timeout=setup.timeout,
             observer=Telemetry(tracer_provider=self._provider),
+            **options,
         )
         self.connection = self.pool.connection
 
@@ -57,10 +58,10 @@ class Ours:
         self._provider.shutdown()
 
 
-def make(name: str, setup: Setup) -> Any:
-    """Make one of `POOLS`."""
+def make(name: str, setup: Setup, options: Mapping[str, Any]) -> Any:
+    """Make one of `POOLS`; the options are for ours."""
     if name == OURS:
-        return Ours(setup)
+        return Ours(setup, options)
     peer: Peer = MAKERS[QUEUEPOOL if name == PRE_PING else name](setup)
     return peer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -11,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import trustme
     from typing_extensions import Self
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
@@ -36,6 +38,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.weather = Weather.FAIR
+        self._tls: ssl.SSLContext | None = None
         self._pairs: set[tuple[socket.socket, socket.socket | None]] = set()
         self._over = threading.Event()
 
@@ -49,6 +52,11 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
+
+    def certify(self, authority: trustme.CA) -> None:
+        """Speak TLS with whoever connects from now on, under a certificate of this authority's."""
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(self._tls)
 
     def cut(self) -> None:
         """Reset every connection that passes through, on both sides."""
@@ -73,6 +81,8 @@ class Proxy:
 
     def _connect(self, client: socket.socket) -> None:
         try:
+            if self._tls is not None:
+                client = _greet(client, self._tls)
             server = socket.create_connection(self._target)
         except OSError:
             _reset(client)
@@ -103,6 +113,13 @@ class Proxy:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
+
+
+def _greet(client: socket.socket, tls: ssl.SSLContext) -> ssl.SSLSocket:
+    """Answer PostgreSQL's request for TLS, and begin it."""
+    client.recv(8)
+    client.sendall(b"S")
+    return tls.wrap_socket(client, server_side=True)
 
 
 def _reset(sock: socket.socket) -> None:

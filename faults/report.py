@@ -70,6 +70,8 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     yield f"| fault | {' | '.join(POOLS)} |"
     yield f"| --- | {' | '.join('---' for _ in POOLS)} |"
     for name, fault in FAULTS.items():
+        if fault.ours_alone:
+            continue
         yield f"| {fault.title} | {' | '.join(cell(outcomes[name, pool]) for pool in POOLS)} |"
 
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,18 @@ from psycopg2.extensions import make_dsn
 
 from benchmarks.peers import Setup
 from benchmarks.row import OURS
-from faults.application import Application, make_tables
+from faults.application import Application
+from faults.ground import one_server
 from faults.pools import capacity, make
-from faults.proxy import Proxy
-from otel_pgpool.cli.postgres import PostgresServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from psycopg2.extensions import connection
     from typing_extensions import Self
+
+    from faults.ground import Ground
+    from otel_pgpool.cli.postgres import PostgresServer
 
 NAME = "otel_pgpool faults"
 MAXCONN, WORKERS = 4, 8
@@ -45,10 +47,11 @@ class Fault:
     cause: str
     strike: Callable[[Scene], float]
     """Break it, and mend it; when it was mended, as a reading of the monotonic clock."""
-    proxied: bool = False
-    settings: Mapping[str, str | float] = field(default_factory=dict)
+    ground: Callable[[ExitStack], Ground] = one_server
     outlived: int = 0
     """Backends that may outlive the connections which were cut loose from them."""
+    ours_alone: bool = False
+    """It needs something that the peers do not have."""
 
 
 @dataclass
@@ -72,9 +75,9 @@ class Outcome:
 class Scene:
     """What a fault can lay its hands on."""
 
-    def __init__(self, server: PostgresServer, proxy: Proxy | None, app: Application, away: float) -> None:
-        self.server = server
-        self.proxy = proxy
+    def __init__(self, ground: Ground, app: Application, away: float) -> None:
+        self.ground = ground
+        self.server = ground.server
         self.app = app
         self.away = away
         """Seconds that something is away, where it goes away."""
@@ -82,7 +85,7 @@ class Scene:
 
     def admin(self) -> connection:
         """A connection past the proxy."""
-        conn = psycopg2.connect(self.server.dsn, application_name="admin")
+        conn = psycopg2.connect(self.ground.server.dsn, application_name="admin")
         conn.autocommit = True
         return conn
 
@@ -163,16 +166,14 @@ class Watch:
 def play(fault: Fault, name: str, away: float) -> Outcome:
     """Let a fault happen to a pool while an application works on it."""
     with ExitStack() as stage:
-        server = stage.enter_context(PostgresServer(settings=fault.settings))
-        make_tables(server.dsn)
-        proxy = stage.enter_context(Proxy(server.port)) if fault.proxied else None
+        ground = fault.ground(stage)
         threads = set(threading.enumerate())
-        dsn = make_dsn(server.dsn, application_name=NAME, connect_timeout=2, **({"port": proxy.port} if proxy else {}))
-        pool = make(name, Setup(dsn, MAXCONN, MAXCONN, timeout=TIMEOUT, checked=True))
+        dsn = make_dsn(**{"application_name": NAME, "connect_timeout": 2, **ground.dsn})
+        pool = make(name, Setup(dsn, MAXCONN, MAXCONN, timeout=TIMEOUT, checked=True), ground.options)
         app = Application(pool.connection, WORKERS)
-        scene = Scene(server, proxy, app, away)
+        scene = Scene(ground, app, away)
         ours = pool.pool if name == OURS else None
-        with Watch(server, ours, MAXCONN + fault.outlived) as watch:
+        with Watch(ground.server, ours, MAXCONN + fault.outlived) as watch:
             app.start()
             scene.wait_for(lambda: sum(each.committed for each in [*app.attempts]) >= 5 * WORKERS)
             mended = fault.strike(scene)
@@ -180,7 +181,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
                 scene.wait_for(lambda: app.first_good(mended) is not None)
             hung = app.stop(TIMEOUT + PATIENCE)
             lost = MAXCONN - capacity(pool.connection, MAXCONN, TIMEOUT + GRACE)
-        app.check_the_books(server.dsn)
+        app.check_the_books(ground.books.dsn)
         violations = [*app.violations, *watch.violations]
         if ours is not None:
             violations += check_ours(pool, app)
