@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down dashboard test versions lint types bench clean
+.PHONY: help demo shop up down dashboard test versions faults lint types bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -76,6 +76,9 @@ types: $(ENV)/dev.stamp ## mypy, strict
 
 bench: $(ENV)/dev.stamp ## side by side with the other pools; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+faults: $(ENV)/dev.stamp ## break every pool in every way; writes docs/reliability.md
+	@$(BIN)/python -m faults $(ARGS)
 
 clean: ## remove the environment, builds and caches
 	@rm -rf .venv .venv-* build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache otel-pgpool-demo

@@ -1,0 +1,70 @@
+"""``python -m faults``: break every pool in every way, and write docs/reliability.md; or some, and only print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from faults import report
+from faults.catalogue import FAULTS
+from faults.pools import POOLS
+from faults.scene import Outcome, play
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+AWAY = 10.0
+PATIENCE = 120.0
+"""Seconds for one fault on one pool; some peers never come back."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *FAULTS], metavar="FAULT", help=", ".join(FAULTS))
+    parser.add_argument("--pool", choices=POOLS, action="append", help="a pool to break; without any, all")
+    parser.add_argument("--away", type=float, default=AWAY, help="seconds that a server or a network is away")
+    parser.add_argument("--json", action="store_true", help="in this process, one JSON document for each outcome")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Play, and write down what came of it."""
+    options = parse()
+    names, pools = options.names or list(FAULTS), options.pool or list(POOLS)
+    if options.json:
+        for name in names:
+            for pool in pools:
+                print(json.dumps(asdict(play(FAULTS[name], pool, options.away))))
+        return 0
+    outcomes: report.Outcomes = {}
+    for name in names:
+        for pool in pools[:1] if FAULTS[name].ours_alone else pools:
+            outcome = outcomes[name, pool] = play_apart(name, pool, options.away)
+            print(f"{name:18} {pool:20} {report.in_short(outcome)}", flush=True)
+    if not options.names and not options.pool:
+        report.write(outcomes, options.away)
+        print(f"Written to {report.DOCUMENT}.")
+    return int(
+        any(outcome is None or outcome.violations for (_, pool), outcome in outcomes.items() if pool == POOLS[0])
+    )
+
+
+def play_apart(name: str, pool: str, away: float) -> Outcome | None:
+    """Play in a process of its own, which can be ended; None where it had to be."""
+    command = [sys.executable, "-m", "faults", name, "--pool", pool, "--away", str(away), "--json"]
+    try:
+        played = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE + away, check=True)
+    except subprocess.TimeoutExpired:
+        return None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"{name} could not be played on {pool}:\n{error.stderr}") from None
+    return Outcome(**json.loads(played.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

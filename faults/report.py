@@ -1,0 +1,95 @@
+"""What came of the faults, as docs/reliability.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from faults.catalogue import FAULTS
+from faults.pools import POOLS
+from faults.scene import MAXCONN, TIMEOUT, WORKERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from faults.scene import Outcome
+
+Outcomes = dict[tuple[str, str], "Outcome | None"]
+DOCUMENT = "docs/reliability.md"
+ROOT = Path(__file__).parents[1]
+
+HEAD = f"""# Reliability
+
+Written by `make faults`. Every fault happens to a real PostgreSQL while {WORKERS} workers insert and commit rows
+through a pool of {MAXCONN} connections, each waiting up to {TIMEOUT:g} s for one; what the application was told is then
+compared with what the table holds. All the time it is checked of our pool that no connection has two holders, that no
+more than {MAXCONN} are open, and that nobody is inside it for longer than the timeout and 0.25 s; afterwards, that
+nothing is out or waiting, that every connection can be had again, that each checkout has ended one span, and that no
+thread is left.
+"""
+
+
+def in_short(outcome: Outcome | None) -> str:
+    """One line."""
+    if outcome is None:
+        return "never came back"
+    good = "never" if outcome.first_good is None else f"{outcome.first_good:.3f} s"
+    errors = ", ".join(f"{number} {name}" for name, number in sorted(outcome.errors.items())) or "none"
+    rest = [f"lost {outcome.lost}"] * bool(outcome.lost) + [f"hung {outcome.hung}"] * bool(outcome.hung)
+    return "; ".join([f"errors: {errors}", f"good again after {good}", *rest, *outcome.notes, *outcome.violations])
+
+
+def write(outcomes: Outcomes, away: float) -> None:
+    """Write the document."""
+    (ROOT / DOCUMENT).write_text("\n".join(lines(outcomes, away)) + "\n")
+
+
+def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
+    """Our pool's table, then all pools beside each other."""
+    yield HEAD.rstrip()
+    yield ""
+    yield f"What goes away is away for {away:g} s. Times are in seconds, from the moment when it is back."
+    yield ""
+    yield "## What the application saw"
+    yield ""
+    yield "| fault | how | errors | first good work | longest wait | most backends | connections lost | threads left |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    for name, fault in FAULTS.items():
+        outcome = outcomes[name, POOLS[0]]
+        assert outcome is not None, name
+        yield (
+            f"| {fault.title} | {fault.cause} | {errors_of(outcome)} | {moment(outcome.first_good)} | "
+            f"{outcome.longest_wait:.3f} | {outcome.most_backends} | {outcome.lost} | {outcome.threads} |"
+        )
+    yield ""
+    yield "## Beside other pools"
+    yield ""
+    yield "Errors in the application / seconds to the first good work / connections lost. The stock pool, which cannot"
+    yield "wait, is asked again every millisecond; psycopg_pool looks at each connection before it lends it (`check`)."
+    yield ""
+    yield f"| fault | {' | '.join(POOLS)} |"
+    yield f"| --- | {' | '.join('---' for _ in POOLS)} |"
+    for name, fault in FAULTS.items():
+        if fault.ours_alone:
+            continue
+        yield f"| {fault.title} | {' | '.join(cell(outcomes[name, pool]) for pool in POOLS)} |"
+
+
+def errors_of(outcome: Outcome) -> str:
+    """By SQLSTATE or name."""
+    return ", ".join(f"{number} {name}" for name, number in sorted(outcome.errors.items())) or "none"
+
+
+def moment(seconds: float | None) -> str:
+    """Or never."""
+    return "never" if seconds is None else f"{seconds:.3f}"
+
+
+def cell(outcome: Outcome | None) -> str:
+    """Errors, time, losses."""
+    if outcome is None:
+        return "never came back"
+    good = moment(outcome.first_good)
+    text = f"{sum(outcome.errors.values())} / {good} / {outcome.lost}"
+    hung = f", {outcome.hung} workers hung" if outcome.hung else ""
+    return text + hung + "".join(f", {note}" for note in outcome.notes)

@@ -1,0 +1,245 @@
+"""One fault happening to one pool, from the first good query before it to the books afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2.extensions import make_dsn
+
+from benchmarks.peers import Setup
+from benchmarks.row import OURS
+from faults.application import Application
+from faults.ground import one_server
+from faults.pools import capacity, make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from psycopg2.extensions import connection
+    from typing_extensions import Self
+
+    from faults.ground import Ground
+    from otel_pgpool.cli.postgres import PostgresServer
+
+NAME = "otel_pgpool faults"
+MAXCONN, WORKERS = 4, 8
+TIMEOUT = 2.0
+"""Seconds that a caller waits for a connection."""
+GRACE = 0.25
+"""Seconds beyond its timeout after which a caller of ours has been forgotten."""
+PATIENCE = 15.0
+"""Seconds within which good work has to be done again."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to break it."""
+
+    title: str
+    cause: str
+    strike: Callable[[Scene], float]
+    """Break it, and mend it; when it was mended, as a reading of the monotonic clock."""
+    ground: Callable[[ExitStack], Ground] = one_server
+    outlived: int = 0
+    """Backends that may outlive the connections which were cut loose from them."""
+    ours_alone: bool = False
+    """It needs something that the peers do not have."""
+
+
+@dataclass
+class Outcome:
+    """What came of it."""
+
+    attempts: int
+    errors: dict[str, int]
+    first_good: float | None
+    lost: int
+    hung: int
+    threads: int
+    """Left behind when the pool was closed."""
+    most_backends: int
+    longest_wait: float
+    longest_work: float
+    violations: list[str]
+    notes: list[str]
+
+
+class Scene:
+    """What a fault can lay its hands on."""
+
+    def __init__(self, ground: Ground, app: Application, away: float) -> None:
+        self.ground = ground
+        self.server = ground.server
+        self.app = app
+        self.away = away
+        """Seconds that something is away, where it goes away."""
+        self.notes: list[str] = []
+
+    def admin(self) -> connection:
+        """A connection past the proxy."""
+        conn = psycopg2.connect(self.ground.server.dsn, application_name="admin")
+        conn.autocommit = True
+        return conn
+
+    def ask(self, statement: str, *parameters: object) -> list[Any]:
+        """The first column of a statement's rows."""
+        conn = self.admin()
+        try:
+            with conn.cursor() as cursor:
+                cursor.execute(statement, parameters or None)
+                return [row[0] for row in cursor.fetchall()] if cursor.description else []
+        finally:
+            conn.close()
+
+    def backends(self) -> list[int]:
+        """Those of the pool."""
+        return self.ask("select pid from pg_stat_activity where application_name = %s", NAME)
+
+    def kill(self, pids: list[int]) -> None:
+        """End backends as an administrator does, and wait until they are gone."""
+        self.ask("select pg_terminate_backend(pid, 5000) from unnest(%s) as pid", pids)
+
+    def wait_for(self, condition: Callable[[], object], patience: float = PATIENCE) -> None:
+        """Wait for something that the fault needs."""
+        deadline = monotonic() + patience
+        while not condition():
+            if monotonic() > deadline:
+                raise AssertionError("the fault could not be brought about")
+            time.sleep(0.005)
+
+
+class Watch:
+    """Looks all the time whether what must hold holds."""
+
+    def __init__(self, server: PostgresServer, pool: Any, allowed: int) -> None:
+        self.violations: set[str] = set()
+        self.most_backends = 0
+        self._server = server
+        self._pool = pool
+        self._allowed = allowed
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        conn = None
+        while not self._over.wait(0.02):
+            if self._pool is not None:
+                self._look_at(self._pool.stats())
+            try:
+                conn = conn or psycopg2.connect(self._server.dsn, application_name="watch", connect_timeout=2)
+                conn.autocommit = True
+                with conn.cursor() as cursor:
+                    cursor.execute("select count(*) from pg_stat_activity where application_name = %s", (NAME,))
+                    (backends,) = cursor.fetchone() or (0,)
+            except psycopg2.Error:
+                conn = None
+                continue
+            self.most_backends = max(self.most_backends, backends)
+        if conn is not None:
+            conn.close()
+        if self._pool is not None and self.most_backends > self._allowed:
+            self.violations.add(f"{self.most_backends} backends of at most {self._allowed}")
+
+    def _look_at(self, stats: Any) -> None:
+        if stats.size > stats.maxconn:
+            self.violations.add(f"{stats.size} connections of at most {stats.maxconn}")
+        if not 0 <= stats.used <= stats.size or stats.idle < 0:
+            self.violations.add(f"{stats.used} used and {stats.idle} idle of {stats.size}")
+
+
+def play(fault: Fault, name: str, away: float) -> Outcome:
+    """Let a fault happen to a pool while an application works on it."""
+    with ExitStack() as stage:
+        ground = fault.ground(stage)
+        threads = set(threading.enumerate())
+        dsn = make_dsn(**{"application_name": NAME, "connect_timeout": 2, **ground.dsn})
+        pool = make(name, Setup(dsn, MAXCONN, MAXCONN, timeout=TIMEOUT, checked=True), ground.options)
+        app = Application(pool.connection, WORKERS)
+        scene = Scene(ground, app, away)
+        ours = pool.pool if name == OURS else None
+        with Watch(ground.server, ours, MAXCONN + fault.outlived) as watch:
+            app.start()
+            scene.wait_for(lambda: sum(each.committed for each in [*app.attempts]) >= 5 * WORKERS)
+            mended = fault.strike(scene)
+            with suppress(AssertionError):
+                scene.wait_for(lambda: app.first_good(mended) is not None)
+            hung = app.stop(TIMEOUT + PATIENCE)
+            lost = MAXCONN - capacity(pool.connection, MAXCONN, TIMEOUT + GRACE)
+        app.check_the_books(ground.books.dsn)
+        violations = [*app.violations, *watch.violations]
+        if ours is not None:
+            violations += check_ours(pool, app)
+        closing = threading.Thread(target=pool.close, daemon=True)  # some never come back
+        closing.start()
+        closing.join(PATIENCE)
+        left = wait_for_threads(threads)
+        return Outcome(
+            attempts=len(app.attempts),
+            errors=dict(app.errors()),
+            first_good=app.first_good(mended),
+            lost=lost,
+            hung=hung,
+            threads=left,
+            most_backends=watch.most_backends,
+            longest_wait=app.longest_wait(),
+            longest_work=app.longest_work(),
+            violations=violations,
+            notes=scene.notes,
+        )
+
+
+def check_ours(pool: Any, app: Application) -> list[str]:
+    """The invariants that only our pool can be asked for."""
+    stats = pool.pool.stats()
+    found = []
+    if (stats.used, stats.waiting, stats.size) != (0, 0, stats.idle):
+        found.append(f"at rest: {stats.used} used, {stats.idle} idle of {stats.size}, {stats.waiting} waiting")
+    if app.longest_wait() > TIMEOUT + GRACE:
+        found.append(f"a caller was inside for {app.longest_wait():.3f} s")
+    asked = sum(stats.checkouts.values()) + stats.timeouts + stats.errors
+    if pool.spans.ended["pool.checkout"] != asked:
+        found.append(f"{pool.spans.ended['pool.checkout']} spans of {asked} checkouts")
+    return found
+
+
+def wait_for_threads(before: set[threading.Thread], patience: float = 3.0) -> int:
+    """How many threads stay, but for the one that watches deadlines, which belongs to the process."""
+    deadline = monotonic() + patience
+    while True:
+        left = [
+            thread
+            for thread in threading.enumerate()
+            if thread not in before and thread.is_alive() and thread.name not in {"otel_pgpool-deadlines", "proxy"}
+        ]
+        if not left or monotonic() > deadline:
+            return len(left)
+        time.sleep(0.01)
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """Backends that neither answer nor end."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
