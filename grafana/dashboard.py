@@ -98,6 +98,25 @@ CAPACITY = (
         [query(level("otel_pgpool_utilization_ratio"), NAME_AND_INSTANCE)],
         QUEUED,
         steps=(0.8, 0.95),
+        width=12,
+    ),
+    graph(
+        "Checkouts",
+        "Checkouts served in a second, by path: idle, at once; queued, after a wait for one that came back; new, "
+        "after a wait for a new connection. Many of the last two: the pool, or its minconn, is small for this "
+        "traffic.",
+        "reqps",
+        [slow_query(rate("otel_pgpool_checkouts_total", by="otel_pgpool_path"), "{{otel_pgpool_path}}")],
+        width=12,
+    ),
+    graph(
+        "Queue length",
+        "Callers that wait for a connection. Rises and falls with the traffic: a backlog. Rises and stays: a leak, or "
+        "no connection can be made.",
+        "short",
+        [query(level("db_client_connection_pending_requests"), NAME_AND_INSTANCE)],
+        QUEUED,
+        width=12,
     ),
     graph(
         "Used, idle, max",
@@ -110,30 +129,6 @@ CAPACITY = (
             ),
             query(f"sum({level('db_client_connection_max')})", "max"),
         ],
-    ),
-    graph(
-        "Queue length",
-        "Callers that wait for a connection. Rises and falls with the traffic: a backlog. Rises and stays: a leak, or "
-        "no connection can be made.",
-        "short",
-        [query(level("db_client_connection_pending_requests"), NAME_AND_INSTANCE)],
-        QUEUED,
-    ),
-    graph(
-        "Checkouts",
-        "Checkouts served in a second, by path: idle, at once; queued, after a wait for one that came back; new, "
-        "after a wait for a new connection. Many of the last two: the pool, or its minconn, is small for this "
-        "traffic.",
-        "reqps",
-        [slow_query(rate("otel_pgpool_checkouts_total", by="otel_pgpool_path"), "{{otel_pgpool_path}}")],
-        width=12,
-    ),
-    graph(
-        "Needed connections",
-        "The mean number in use, by Little's law: rate of checkouts times mean hold. A pool whose max is not well "
-        "above it in the busiest minutes makes callers wait; see Sizing a pool in docs/operations.md.",
-        "short",
-        [slow_query(rate("db_client_connection_use_time_seconds_sum"), NAME_AND_INSTANCE)],
         width=12,
     ),
 )
@@ -181,7 +176,6 @@ HOLDING = (
         "s",
         [query(level("otel_pgpool_oldest_hold_seconds"), NAME_AND_INSTANCE)],
         HELD_LONG,
-        width=4,
         steps=(10, 60),
     ),
     graph(
@@ -191,7 +185,15 @@ HOLDING = (
         "short",
         [query(increase("otel_pgpool_long_holds_total"), NAME_AND_INSTANCE)],
         HELD_LONG,
-        width=4,
+        width=12,
+    ),
+    graph(
+        "Needed connections",
+        "The mean number in use, by Little's law: rate of checkouts times mean hold. A pool whose max is not well "
+        "above it in the busiest minutes makes callers wait; see Sizing a pool in docs/operations.md.",
+        "short",
+        [slow_query(rate("db_client_connection_use_time_seconds_sum"), NAME_AND_INSTANCE)],
+        width=12,
     ),
 )
 
