@@ -44,11 +44,11 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: 
         _ask(pool, slot, conn, now, _bound(limit, now))
     except BaseException as failure:
         error = bare(failure)
-        core.withdraw(checkout, Attempt(monotonic(), error_type(error), 0.0), error)
-        slot.conn = conn
         reason = "broken" if pool._config.check == "auto" or conn.closed else "check_failed"
         dead: list[Slot] = []
         try:
+            core.withdraw(checkout, Attempt(monotonic(), error_type(error), 0.0), error)
+            slot.conn = conn
             if isinstance(error, Exception):
                 dead = sweep(pool, limit)
         finally:

@@ -177,18 +177,19 @@ class Members:
             return lost
 
     def recover(self, now: float) -> list[Slot]:
-        """Set slots aside to be closed that an asynchronous exception lost between `idle` and a borrower.
+        """Set slots aside to be closed that an asynchronous exception lost, on their way from `idle` or back to it.
 
         They have been in nobody's hands, unused, for `STRAY_AFTER`. They are not lent again: should their borrower be
         alive after all, and merely slow, it must find itself without a connection and not share one.
         """
         with self.lock:
             elsewhere = {*self.idle, *self.opening, *self.checking, *self.closing}
-            strays = {(slot, slot.idle_since) for slot in self.members - elsewhere if slot.checkout is None}
+            strays = {(slot, slot.idle_since) for slot in self.members - elsewhere if not slot.is_lent}
             self.strays = {stray: self.strays.get(stray, now) for stray in strays}
             lost = [slot for (slot, _idle_since), since in self.strays.items() if now - since >= STRAY_AFTER]
             self.closing.update(lost)
             for slot in lost:
+                slot.checkout = None
                 slot.condemn("reclaimed")
             return lost
 

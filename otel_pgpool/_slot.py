@@ -67,6 +67,11 @@ class Slot:
         """When it became idle."""
         return max(self.seen, self.returned)
 
+    @property
+    def is_lent(self) -> bool:
+        """Whether a borrower has it: its checkout goes on, and the connection has been taken from here."""
+        return self.conn is None and self.checkout is not None and hasattr(self.checkout, "lent")
+
     def tie(self, conn: connection) -> None:
         """Notice when it is dropped.
 
