@@ -7,11 +7,12 @@ import weakref
 from collections import defaultdict, deque
 from dataclasses import replace
 from functools import partial, wraps
+from itertools import chain
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from otel_pgpool import _registry
-from otel_pgpool._checkout import Attempt, Blocker, begin
+from otel_pgpool import _checkout, _registry
+from otel_pgpool._checkout import Attempt, Blocker, Loan, begin, places
 from otel_pgpool._errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
 from otel_pgpool._guard import Guard
 from otel_pgpool._level import Level, level_name
@@ -25,7 +26,7 @@ from otel_pgpool.telemetry.metrics import Silence
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from otel_pgpool._checkout import Checkout, Loan, Place
+    from otel_pgpool._checkout import Checkout, Stack
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.hook import Hook
 
@@ -43,6 +44,8 @@ TOTALS = (
     "wait_seconds",
     "hold_seconds",
 )
+
+AnyLoan = TypeVar("AnyLoan", bound=Loan)
 
 LEDGER = "_otel_pgpool"
 """The attribute of a pool that holds its ledger: found at no cost, and gone with the pool."""
@@ -78,7 +81,8 @@ class Kind(NamedTuple):
 class Loud(Silence):
     """The opposite of a `Silence`: every checkout is heard of."""
 
-    _real_instrument = True
+    def __init__(self) -> None:
+        self._real_instrument = True
 
 
 LOUD = Loud()
@@ -204,16 +208,24 @@ class Ledger:
 
     # A checkout
 
-    def ask(self, place: Place, *callers: Place) -> Loan:
+    def ask(self, stack: Stack) -> Loan:
         """A caller asks for a connection."""
-        loan = begin(monotonic(), place, callers)
-        loan.heard = self.silence._real_instrument is not None
-        if loan.heard:
+        return self.begin(Loan(), stack)
+
+    def begin(self, loan: AnyLoan, stack: Stack) -> AnyLoan:
+        """The same with a record of their own. On the hot path, hence the lines of `_checkout.begin` stand here again."""
+        loan.stack = stack
+        loan.thread = _checkout.here.thread
+        loan.path = loan.observed = None
+        if self.silence._real_instrument is None:
+            loan.heard = False
+        else:
+            loan.heard = True
             try:
                 self._observer.started(loan)
             except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
                 self.guard.lament(error)
-            loan.started = monotonic()
+        loan.started = monotonic()
         return loan
 
     def queue(self, loan: Loan) -> None:
@@ -618,9 +630,9 @@ def _no_ledger() -> None:
 
 
 def _loan_of(quiet: QuietHold, slot: Slot) -> Loan:
-    acquired, thread, *places = quiet
-    place, *callers = dict.fromkeys(zip(places[::2], places[1::2], strict=True))  # a short stack repeats
-    loan = begin(acquired, place, callers)
+    acquired, thread, *stack = quiet
+    frames = dict.fromkeys(places(tuple(stack)))  # a short stack repeats
+    loan = begin(acquired, tuple(chain.from_iterable(frames)))
     loan.thread = thread
     loan.heard = False
     loan.path = "idle"

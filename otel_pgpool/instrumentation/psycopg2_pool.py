@@ -18,7 +18,7 @@ from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from otel_pgpool import _checkout
-from otel_pgpool._checkout import places_around, stack_of
+from otel_pgpool._checkout import Loan, stack_around, whole_stack_of
 from otel_pgpool._target import target_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-    from otel_pgpool._checkout import Loan
     from otel_pgpool._slot import Slot
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
@@ -207,7 +206,7 @@ class Hooked:
                     frame = _getframe(1)
                 except ValueError:  # called by no function of Python, as a greenlet's first is
                     frame = _getframe()
-                loan = ledger.ask(*stack_of(frame))
+                loan = ledger.begin(Loan(), whole_stack_of(frame))
                 conn = original(self)
                 ledger.lend(loan, conn)
             except BaseException as error:
@@ -318,7 +317,7 @@ class Hooked:
     ) -> Any:
         loan = result = None
         try:
-            loan = ledger.ask(*places_around(frame))
+            loan = ledger.ask(stack_around(frame))
             # A subclass's own is asked again as a whole: inside it we would wait under a lock that it may have.
             result = ask() if ledger.turns is None else _take_turns(ledger, pool, ledger.turns, loan, ask)
             conn = result if request is None else request.lent(result)
@@ -600,7 +599,7 @@ def _end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error
 def _end_quietly(ledger: Ledger, pool: Any, conn: Any, started: float, error: BaseException) -> None:
     """The same of a quiet checkout."""
     if conn is None:
-        loan = ledger.ask(*places_around(_getframe(1)))
+        loan = ledger.ask(stack_around(_getframe(1)))
         loan.started = started
         _refuse(ledger, pool, loan, error)
     else:
