@@ -136,9 +136,19 @@ class Checkout:
 class Loan(Checkout):
     """A checkout that is given back by hand, maybe in another thread: by getconn, or from a pool that is not ours."""
 
-    __slots__ = ("heard", "observed")
+    # What is looked at in each of them has its place in the record, for Python is slow to find it on the class.
+    __slots__ = (
+        "attempts",
+        "block",
+        "error_type",
+        "flagged",
+        "heard",
+        "observed",
+        "queued",
+        "retries",
+        "waits_for",
+    )
 
-    block = False
     heard: bool
     """Whether its observer wants to hear of it; known for pools that are not ours."""
 
@@ -149,7 +159,11 @@ def begin(started: float, stack: Stack) -> Loan:
     loan.started = started
     loan.stack = stack
     loan.thread = here.thread
-    loan.path = loan.observed = None
+    loan.path = loan.observed = loan.queued = loan.error_type = None
+    loan.block = loan.flagged = False
+    loan.retries = 0
+    loan.attempts = ()
+    loan.waits_for = "idle"
     return loan
 
 

@@ -213,10 +213,14 @@ class Ledger:
         return self.begin(Loan(), stack)
 
     def begin(self, loan: AnyLoan, stack: Stack) -> AnyLoan:
-        """The same with a record of their own. On the hot path, hence the lines of `_checkout.begin` stand here again."""
+        """The same with a record of their own. On the hot path, hence the lines of `begin` stand here again."""
         loan.stack = stack
         loan.thread = _checkout.here.thread
-        loan.path = loan.observed = None
+        loan.path = loan.observed = loan.queued = loan.error_type = None
+        loan.block = loan.flagged = False
+        loan.retries = 0
+        loan.attempts = ()
+        loan.waits_for = "idle"
         if self.silence._real_instrument is None:
             loan.heard = False
         else:

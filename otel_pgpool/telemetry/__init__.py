@@ -122,7 +122,7 @@ class Telemetry:
         if observed is not None and observed is not SUPPRESSED:
             observed.leave()  # an interrupt may have come after the hand-over
             context = observed.context
-            self._spans.end(checkout, observed, served=False)
+            self._spans.fail(checkout, observed)
         if self._wait_time is not None and observed is not SUPPRESSED:
             attributes = {**self._attributes, names.ERROR_TYPE: checkout.error_type or type(error).__name__}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)
@@ -146,7 +146,7 @@ class Telemetry:
                 self._use_time.record(checkout.released - checkout.acquired, self._attributes, context)
         finally:
             if observed is not None:
-                self._spans.end(checkout, observed, served=True)
+                self._spans.end(checkout, observed)
 
     def tells_timeouts(self) -> bool:
         """Whether the next timeout will be logged, and its diagnosis is worth writing."""

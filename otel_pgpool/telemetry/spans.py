@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode, set_span_in_context
 
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span, Tracer, TracerProvider
+    from opentelemetry.trace import Span, TracerProvider
     from opentelemetry.util.types import AttributeValue
 
     from otel_pgpool._checkout import Checkout
@@ -62,14 +62,6 @@ class Observed:
     told: Mapping[str, AttributeValue] | None = None
     """Of the long hold."""
 
-    def start(self, tracer: Tracer, attributes: Mapping[str, AttributeValue]) -> Span:
-        """Start the checkout's span, under the caller's."""
-        caller = self.context
-        # By position: an argument by name costs 20 ns.
-        self.span = span = tracer.start_span(CHECKOUT, caller, INTERNAL, attributes, (), self.began_ns)
-        self.context = set_span_in_context(span, caller)
-        return span
-
     def enter(self) -> None:
         """Make its span current."""
         if self.context is not None:
@@ -83,7 +75,8 @@ class Observed:
 
     def at(self, reading: float) -> int:
         """The time of day, in ns, of a reading of the monotonic clock."""
-        return self.began_ns + max(0, int((reading - self.began) * 1e9))
+        passed = reading - self.began
+        return self.began_ns + int(passed * 1e9) if passed > 0.0 else self.began_ns
 
     @property
     def trace_id(self) -> str | None:
@@ -129,12 +122,20 @@ class Spans:
         observed.span = observed.token = None
         observed.began_ns = time_ns()
         observed.began = monotonic()
-        if self._is_late:
-            return observed
-        span = observed.start(self._tracer, self._attributes)
-        if not (span.is_recording() or span.get_span_context().is_valid):
-            return None  # a provider that makes no spans
+        if not self._is_late:
+            span = self._start(observed)
+            if type(span) is NonRecordingSpan and not span.get_span_context().is_valid:
+                return None  # a provider that makes no spans
         return observed
+
+    def _start(self, observed: Observed) -> Span:
+        caller = observed.context
+        # By position: each argument by name costs 20 ns.
+        observed.span = span = self._tracer.start_span(
+            CHECKOUT, caller, INTERNAL, self._attributes, (), observed.began_ns
+        )
+        observed.context = set_span_in_context(span, caller)
+        return span
 
     def _wants(self, context: Context) -> bool:
         if self._mode == "off" or (self._is_inert and trace._TRACER_PROVIDER is None):
@@ -156,52 +157,68 @@ class Spans:
         if span is not None and span.is_recording():
             span.add_event(names.LONG_HOLD_EVENT, attributes, observed.at(monotonic()))
 
-    def end(self, checkout: Checkout, observed: Observed, *, served: bool) -> None:
-        """End a checkout; a second time, after an interrupt, nothing happens."""
+    def end(self, checkout: Checkout, observed: Observed) -> None:
+        """End a checkout that had a connection; a second time, after an interrupt, nothing happens."""
         span = observed.span
         if span is None:
-            if not self._is_worth_a_span(checkout, served=served):
-                return
-            span = observed.start(self._tracer, self._attributes)
-            if served:
-                self.acquired(checkout, observed)
-            if observed.told is not None and span.is_recording():
-                span.add_event(names.LONG_HOLD_EVENT, observed.told, observed.at(checkout.flagged_at))
-        if not span.is_recording():
+            span = self._start_late(checkout, observed, checkout.released - checkout.acquired)
+        if span is None or not span.is_recording():
             return
-        if served:
-            slot = checkout.slot
-            span.set_attributes(
-                {
-                    WAIT_TIME: checkout.acquired - checkout.started,
-                    HOLD_TIME: checkout.released - checkout.acquired,
-                    RETRIES: checkout.retries,
-                    PATH: checkout.path or checkout.waits_for,
-                    LONG_HOLD: checkout.flagged,
-                    OUTCOME: checkout.outcome,
-                    CONNECTION_ID: slot.serial,
-                    CONNECTION_PID: slot.pid,
-                    THREAD_NAME: checkout.thread.name,
-                }
-            )
-        else:
-            self._tell_wait(checkout, observed, span, checkout.released)
-            span.set_attributes(_failed(checkout))
+        slot = checkout.slot
+        span.set_attributes(
+            {
+                WAIT_TIME: checkout.acquired - checkout.started,
+                HOLD_TIME: checkout.released - checkout.acquired,
+                RETRIES: checkout.retries,
+                PATH: checkout.path or checkout.waits_for,
+                LONG_HOLD: checkout.flagged,
+                OUTCOME: checkout.outcome,
+                CONNECTION_ID: slot.serial,
+                CONNECTION_PID: slot.pid,
+                THREAD_NAME: checkout.thread.name,
+            }
+        )
         if checkout.error_type is not None:
-            span.set_attribute(names.ERROR_TYPE, checkout.error_type)
-            span.set_status(Status(StatusCode.ERROR, checkout.error_message or None))
+            _tell_error(checkout, span)
         span.end(observed.at(checkout.released))
 
-    def _is_worth_a_span(self, checkout: Checkout, *, served: bool) -> bool:
-        wait = (checkout.acquired if served else checkout.released) - checkout.started
-        hold = checkout.released - checkout.acquired if served else 0.0
-        return (
+    def fail(self, checkout: Checkout, observed: Observed) -> None:
+        """End a checkout that got nothing; likewise."""
+        span = observed.span
+        if span is None:
+            span = self._start_late(checkout, observed, None)
+        if span is None or not span.is_recording():
+            return
+        self._tell_wait(checkout, observed, span, checkout.released)
+        span.set_attributes(
+            {
+                WAIT_TIME: checkout.released - checkout.started,
+                RETRIES: checkout.retries,
+                PATH: checkout.waits_for,
+                OUTCOME: checkout.outcome,
+                THREAD_NAME: checkout.thread.name,
+            }
+        )
+        _tell_error(checkout, span)
+        span.end(observed.at(checkout.released))
+
+    def _start_late(self, checkout: Checkout, observed: Observed, held: float | None) -> Span | None:
+        """Where spans are made afterwards: this one's, if it is worth it; ``held`` is None where it got nothing."""
+        waited = (checkout.released if held is None else checkout.acquired) - checkout.started
+        if not (
             checkout.flagged
             or checkout.retries > 0
             or checkout.error_type is not None
             or checkout.outcome == "reclaimed"
-            or max(wait, hold) >= self._slow
-        )
+            or max(waited, held or 0.0) >= self._slow
+        ):
+            return None
+        span = self._start(observed)
+        if held is not None:
+            self.acquired(checkout, observed)
+        if observed.told is not None and span.is_recording():
+            span.add_event(names.LONG_HOLD_EVENT, observed.told, observed.at(checkout.flagged_at))
+        return span
 
     def _tell_wait(self, checkout: Checkout, observed: Observed, span: Span, until: float) -> None:
         """The failed attempts as events, the time in the queue as a span of its own."""
@@ -265,14 +282,10 @@ def long_hold_attributes(checkout: Checkout, threshold: float) -> dict[str, Attr
     return attributes
 
 
-def _failed(checkout: Checkout) -> dict[str, AttributeValue]:
-    return {
-        names.WAIT_TIME: checkout.released - checkout.started,
-        names.RETRIES: checkout.retries,
-        names.PATH: checkout.waits_for,
-        names.OUTCOME: checkout.outcome,
-        names.THREAD_NAME: checkout.thread.name,
-    }
+def _tell_error(checkout: Checkout, span: Span) -> None:
+    if checkout.error_type is not None:
+        span.set_attribute(names.ERROR_TYPE, checkout.error_type)
+        span.set_status(Status(StatusCode.ERROR, checkout.error_message or None))
 
 
 def _links(checkout: Checkout) -> list[Link]:
