@@ -138,7 +138,6 @@ class Loan(Checkout):
 
     # What is looked at in each of them has its place in the record, for Python is slow to find it on the class.
     __slots__ = (
-        "attempts",
         "block",
         "error_type",
         "flagged",
@@ -146,7 +145,6 @@ class Loan(Checkout):
         "observed",
         "queued",
         "retries",
-        "waits_for",
     )
 
     heard: bool
@@ -162,8 +160,6 @@ def begin(started: float, stack: Stack) -> Loan:
     loan.path = loan.observed = loan.queued = loan.error_type = None
     loan.block = loan.flagged = False
     loan.retries = 0
-    loan.attempts = ()
-    loan.waits_for = "idle"
     return loan
 
 
@@ -245,16 +241,19 @@ def whole_stack_of(frame: FrameType) -> Stack:
 
 def whole_stack_past(frame: FrameType, left_out: LeftOut) -> Stack:
     """The same where others may stand in between: the four innermost, if all of them are the program's."""
-    if (
-        (second := frame.f_back) is None
-        or (third := second.f_back) is None
-        or (fourth := third.f_back) is None
-        or left_out[frame.f_globals.get("__name__", "")]
-        or left_out[second.f_globals.get("__name__", "")]
-        or left_out[third.f_globals.get("__name__", "")]
-        or left_out[fourth.f_globals.get("__name__", "")]
-    ):
-        return stack_of(frame, left_out) or (frame.f_code, frame.f_lasti)
+    try:
+        if (
+            (second := frame.f_back) is None
+            or (third := second.f_back) is None
+            or (fourth := third.f_back) is None
+            or left_out[frame.f_globals["__name__"]]
+            or left_out[second.f_globals["__name__"]]
+            or left_out[third.f_globals["__name__"]]
+            or left_out[fourth.f_globals["__name__"]]
+        ):
+            return stack_of(frame, left_out) or (frame.f_code, frame.f_lasti)
+    except KeyError:  # code without a module
+        return stack_of(frame, left_out)
     return (
         frame.f_code,
         frame.f_lasti,

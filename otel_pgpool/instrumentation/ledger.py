@@ -219,8 +219,6 @@ class Ledger:
         loan.path = loan.observed = loan.queued = loan.error_type = None
         loan.block = loan.flagged = False
         loan.retries = 0
-        loan.attempts = ()
-        loan.waits_for = "idle"
         if self.silence._real_instrument is None:
             loan.heard = False
         else:
@@ -259,18 +257,11 @@ class Ledger:
             loan.lent = True
             slot.checkout = loan
             self.wait_seconds += now - loan.started
-            queued = loan.queued is not None
-            if self.untold and self.tell_connects(loan):
-                loan.path = "new"
-                self.new_checkouts += 1
-            elif queued:
-                loan.path = "queued"
-                self.queued_checkouts += 1
-            else:
+            if loan.queued is None and not self.untold:
                 loan.path = "idle"
                 self.idle_checkouts += 1
-            if queued:
-                self.waiting.pop(loan, None)
+            else:
+                self._find_path(loan)
             self.holds[loan] = None
             if self.hook.parked and not self._ended:
                 self.hook.wake()
@@ -280,6 +271,19 @@ class Ledger:
             self.guard.lament(error)
         if self._ended:  # in the meantime
             self.give_back(loan)
+
+    def _find_path(self, loan: Loan) -> None:
+        """It had to wait, or somebody has connected."""
+        self.waiting.pop(loan, None)
+        if self.tell_connects(loan):
+            loan.path = "new"
+            self.new_checkouts += 1
+        elif loan.queued is not None:
+            loan.path = "queued"
+            self.queued_checkouts += 1
+        else:
+            loan.path = "idle"
+            self.idle_checkouts += 1
 
     @harmless
     def refuse(self, loan: Loan, error: BaseException, refusal: str | None = None) -> None:

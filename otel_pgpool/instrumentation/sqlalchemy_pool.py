@@ -180,7 +180,7 @@ class Hooked:
             requests[thread] = request
             try:
                 try:
-                    fairy = original(engine, *args, **kwargs)
+                    fairy = original(engine, *args, **kwargs) if args or kwargs else original(engine)
                 finally:
                     if outer is None:
                         requests.pop(thread, None)
@@ -297,7 +297,7 @@ class Hooked:
         request = self._held.pop(id(conn), None) or self._bereft.pop(id(record), None)
         if request is None:
             return
-        if request.is_dropped:
+        if request.fairy() is None:  # `is_dropped`
             request.ledger.hook.later(partial(request.ledger.give_back, request, "reclaimed"))
         else:
             request.ledger.give_back(request, "discarded" if conn is None or conn.closed else "released")

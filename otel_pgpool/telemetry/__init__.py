@@ -103,11 +103,12 @@ class Telemetry:
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait; inside a block, make the span current."""
         observed: Observed | None = checkout.observed
-        context = None
-        if observed is not None:
-            if observed is SUPPRESSED:
-                return
-            if checkout.path != "idle" or checkout.queued is not None or checkout.attempts:
+        if observed is None:
+            context = None
+        elif observed is SUPPRESSED:
+            return
+        else:
+            if checkout.path != "idle" or checkout.queued is not None or checkout.retries:
                 self._spans.acquired(checkout, observed)
             context = observed.context
         if self._wait_time is not None:
