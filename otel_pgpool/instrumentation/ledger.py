@@ -165,7 +165,7 @@ class Ledger:
         self._retired = self._ended = False
         self.target = target
         self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
-        self.usual: object = None  # who may handle its requests in the shortest way, and nobody else
+        self.usual: object = None  # who may handle its requests in the shortest way, and nobody else, until its end
         self.long_hold = hook.settings.long_hold
         self._start_afresh()
         if before is not None:
@@ -604,6 +604,7 @@ class Ledger:
     def end(self, outcome: str, reason: str | None = None) -> None:
         """End every checkout that is out, and the series; the pool is closed, gone, or not hooked any more."""
         self._ended = True
+        self.usual = None
         self.retire()
         for loan in self.holds_now():
             slot = loan.slot

@@ -135,6 +135,7 @@ class Hooked:
 
     def begin(self) -> None:
         """Listen, and wrap."""
+        setattr(Pool, LEDGER, None)
         for target, name, listener in self._listeners:
             event.listen(target, name, listener)
         self._wrap(Engine, "raw_connection", self._raw_connection)
@@ -158,17 +159,24 @@ class Hooked:
         for target, name, listener in self._listeners:
             if event.contains(target, name, listener):
                 event.remove(target, name, listener)
+        with suppress(AttributeError):
+            delattr(Pool, LEDGER)
 
     # A request
 
     def _raw_connection(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        hooked, hook, requests, held = self, self._hook, self._requests, self._held
+        hooked, requests, held = self, self._requests, self._held
 
         @wraps(original)
         def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
-            ledger: Ledger | None = getattr(engine.pool, LEDGER, None) or hooked._adopt(engine)
-            if ledger is None or ledger.hook is not hook or not hook.is_on:
-                return hooked._pass_by(partial(original, engine, *args, **kwargs))
+            try:
+                ledger: Ledger | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # ours, on the class
+            except AttributeError:  # the hook is off, or the pool is none of SQLAlchemy's
+                ledger = None
+            if ledger is None or ledger.usual is not hooked:
+                ledger = hooked._adopt(engine)
+                if ledger is None:
+                    return hooked._pass_by(partial(original, engine, *args, **kwargs))
             try:
                 frame = _getframe(1)
             except ValueError:  # called by no function of Python, as a greenlet's first is
@@ -190,14 +198,14 @@ class Hooked:
                     conn, request.fairy = fairy.dbapi_connection, weakref.ref(fairy)
                 except (AttributeError, TypeError):  # somebody else's
                     conn = None
-                if conn is None or id(conn) in held:
+                key = id(conn)
+                if conn is None or key in held:
                     hooked._lend_once_more(request, fairy, conn)
                 else:
-                    held[id(conn)] = request
+                    held[key] = request
                     ledger.lend(request, conn)
             except BaseException as error:
-                if not hasattr(request, "acquired"):  # else an interrupt came after it, and the return is seen
-                    hooked._refuse(request, error)
+                hooked._refuse(request, error)
                 raise
             return fairy
 
@@ -250,6 +258,8 @@ class Hooked:
 
     def _refuse(self, request: Request, error: BaseException) -> None:
         """What the pool raises is its own; SQLAlchemy's wrapping of a driver's error is taken off."""
+        if hasattr(request, "acquired"):  # an interrupt came after the hand-over, and the return is seen
+            return
         ledger = request.ledger
         cause = getattr(error, "orig", None) or error
         connecting = request.connecting
@@ -360,6 +370,7 @@ class Hooked:
         )
         if ledger is not None:
             self._engines[engine] = ledger
+            ledger.usual = self
         return ledger
 
     def _abandon(self, engine_ref: weakref.ref[Engine], pool: Any) -> int:

@@ -133,8 +133,9 @@ class Telemetry:
     def released(self, checkout: Checkout) -> None:
         """Record the use, end the span: in this order the record finds the way still warm that the wait's has taken."""
         observed: Observed | None = checkout.observed
-        context = None
-        if observed is not None:
+        if observed is None:
+            context = None
+        else:
             if observed.token is not None:
                 observed.leave()
             context = observed.context
