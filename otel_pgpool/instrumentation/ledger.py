@@ -7,18 +7,18 @@ import weakref
 from collections import defaultdict, deque
 from dataclasses import replace
 from functools import partial, wraps
-from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from otel_pgpool import _checkout, _registry
-from otel_pgpool._checkout import Attempt, Blocker, Loan, begin, places
+from otel_pgpool._checkout import Attempt, Blocker, Loan
 from otel_pgpool._errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
 from otel_pgpool._guard import Guard
 from otel_pgpool._level import Level, level_name
 from otel_pgpool._observer import Connect, PoolStats
 from otel_pgpool._settlement import describe
 from otel_pgpool._slot import NEVER, Slot
+from otel_pgpool.instrumentation.quiet import loan_of
 from otel_pgpool.instrumentation.turns import Turns
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.telemetry.metrics import Silence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from otel_pgpool._checkout import Checkout, Stack
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.hook import Hook
+    from otel_pgpool.instrumentation.quiet import QuietHold
 
 
 TOTALS = (
@@ -49,9 +50,6 @@ AnyLoan = TypeVar("AnyLoan", bound=Loan)
 
 LEDGER = "_otel_pgpool"
 """The attribute of a pool that holds its ledger: found at no cost, and gone with the pool."""
-
-QuietHold = tuple[Any, ...]
-"""When it was acquired, by which thread, then the code and instruction of three frames that asked, innermost first."""
 
 
 class Levels(NamedTuple):
@@ -364,7 +362,7 @@ class Ledger:
         quiet = self.quiet.get(slot.key)
         if quiet is None:
             return None
-        loan = _loan_of(quiet, slot)
+        loan = loan_of(quiet, slot)
         slot.checkout = loan  # there before the quiet hold goes: whoever returns it finds the one or the other
         self.holds[loan] = None
         taken = self.quiet.pop(slot.key, None)
@@ -636,19 +634,6 @@ TOLD_AFTER = 1.0
 
 def _no_ledger() -> None:
     return None
-
-
-def _loan_of(quiet: QuietHold, slot: Slot) -> Loan:
-    acquired, thread, *stack = quiet
-    frames = dict.fromkeys(places(tuple(stack)))  # a short stack repeats
-    loan = begin(acquired, tuple(chain.from_iterable(frames)))
-    loan.thread = thread
-    loan.heard = False
-    loan.path = "idle"
-    loan.acquired = acquired
-    loan.slot = slot
-    loan.lent = True
-    return loan
 
 
 def _acquired(loan: Loan) -> float:
