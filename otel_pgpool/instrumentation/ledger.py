@@ -49,7 +49,10 @@ TOTALS = (
 AnyLoan = TypeVar("AnyLoan", bound=Loan)
 
 LEDGER = "_otel_pgpool"
-"""The attribute of a pool that holds its ledger: found at no cost, and gone with the pool."""
+"""The attribute of a pool that holds its ledger: found at no cost, and gone with the pool.
+
+Its class has none of that name: since 3.12 Python looks slowly for what both have.
+"""
 
 
 class Levels(NamedTuple):

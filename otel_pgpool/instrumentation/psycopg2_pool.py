@@ -109,7 +109,6 @@ class Hooked:
 
     def begin(self) -> None:
         """Wrap the classes that there are, and those that will be; open the ledgers of the pools that there are."""
-        setattr(AbstractConnectionPool, LEDGER, None)
         self._replace(AbstractConnectionPool, "__init__", self._init)
         self._replace(AbstractConnectionPool, "_connect", self._connect)
         self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
@@ -133,7 +132,6 @@ class Hooked:
                 delattr(owner, name)
             else:
                 setattr(owner, name, before)
-        delattr(AbstractConnectionPool, LEDGER)
 
     def _wrap(self, owner: type) -> None:
         """Wrap what a class defines; one that refuses stays as it is, and only what it calls is seen."""
@@ -194,7 +192,7 @@ class Hooked:
         def getconn(self: Any, key: Any = None) -> Any:
             try:
                 ledger: Ledger | None = self._otel_pgpool
-            except AttributeError:  # the hook is off
+            except AttributeError:  # it is met for the first time, or the hook is off
                 ledger = None
             if ledger is None or key is not None or ledger.usual is not hooked:
                 return slowly(self, original, key, _getframe())
@@ -205,7 +203,7 @@ class Hooked:
                 except ValueError:  # called by no function of Python, as a greenlet's first is
                     frame = _getframe()
                 loan = ledger.begin(Loan(), whole_stack_of(frame))
-                conn = original(self)
+                conn = original(self, None)
                 ledger.lend(loan, conn)
             except BaseException as error:
                 end_request(ledger, self, loan, conn, error)
@@ -286,7 +284,7 @@ class Hooked:
         def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
             try:
                 ledger: Ledger | None = self._otel_pgpool
-            except AttributeError:  # the hook is off
+            except AttributeError:  # it is met for the first time, or the hook is off
                 ledger = None
             slot = None
             if ledger is not None and key is None and ledger.usual is hooked:

@@ -30,7 +30,7 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:
     def getconn(self: Any, key: Any = None) -> Any:
         try:
             ledger: Ledger | None = self._otel_pgpool
-        except AttributeError:  # the hook is off
+        except AttributeError:  # it is met for the first time, or the hook is off
             ledger = None
         if (
             ledger is None
@@ -42,7 +42,7 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:
         conn: Any = None
         started = monotonic()
         try:
-            conn = original(self)
+            conn = original(self, None)  # by default it would be dearer
             if ledger.untold and ledger.tell_connects():
                 started = monotonic()
                 ledger.new_checkouts += 1
@@ -85,7 +85,7 @@ def quiet_putconn(hooked: Hooked, owner: type, original: Method) -> Method:
     def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
         try:
             ledger: Ledger | None = self._otel_pgpool
-        except AttributeError:  # the hook is off
+        except AttributeError:  # it is met for the first time, or the hook is off
             ledger = None
         if ledger is None or key is not None or (quiet := ledger.quiet.pop(id(conn), None)) is None:
             slowly(self, original, (conn, key, close), {})

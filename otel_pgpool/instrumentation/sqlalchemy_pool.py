@@ -135,7 +135,6 @@ class Hooked:
 
     def begin(self) -> None:
         """Listen, and wrap."""
-        setattr(Pool, LEDGER, None)
         for target, name, listener in self._listeners:
             event.listen(target, name, listener)
         self._wrap(Engine, "raw_connection", self._raw_connection)
@@ -159,8 +158,6 @@ class Hooked:
         for target, name, listener in self._listeners:
             if event.contains(target, name, listener):
                 event.remove(target, name, listener)
-        with suppress(AttributeError):
-            delattr(Pool, LEDGER)
 
     # A request
 
@@ -170,8 +167,8 @@ class Hooked:
         @wraps(original)
         def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
             try:
-                ledger: Ledger | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # ours, on the class
-            except AttributeError:  # the hook is off, or the pool is none of SQLAlchemy's
+                ledger: Ledger | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # ours
+            except AttributeError:  # it is met for the first time, or the hook is off
                 ledger = None
             if ledger is None or ledger.usual is not hooked:
                 ledger = hooked._adopt(engine)
