@@ -290,6 +290,9 @@ class Hooked:
             request.ledger.connecting.add(threading.get_ident())
 
     def _connected(self, conn: Any, record: Record) -> None:
+        before = self._bereft.pop(id(record), None)
+        if before is not None:  # a StaticPool has made itself another one: nobody will tell of that return
+            before.ledger.give_back(before, "discarded")
         request = self._requests.get(threading.get_ident())
         if request is not None:
             began, request.connecting, request.connected, request.lost = request.connecting, None, True, None
@@ -318,8 +321,7 @@ class Hooked:
         elif type(cause) is DisconnectionError:  # a listener of the program's has looked at it
             reason = "check_failed"
         if held is not None:
-            self._bereft[id(record)] = held
-            self._held.pop(id(conn), None)
+            self._bereave(held, conn, record)
             slot = held.ledger.slot_of(conn)
             held.ledger.slots.pop(slot.key, None)
             discard = partial(held.ledger.discard, slot, reason, cause, held)
@@ -331,6 +333,11 @@ class Hooked:
                 request.ledger.retries += 1
             request.ledger.discard(request.ledger.slot_of(conn), reason, cause, request)
 
+    def _bereave(self, held: Request, conn: Any, record: Record) -> None:
+        """Its connection goes before it comes back: from here on it is found by the record."""
+        self._bereft[id(record)] = held
+        self._held.pop(id(conn), None)
+
     def _detached(self, conn: Any, _record: Record) -> None:
         held = self._held.pop(id(conn), None)
         if held is not None:
@@ -338,9 +345,9 @@ class Hooked:
             held.ledger.discard(held.ledger.slot_of(conn), "returned_closed", None, held)
 
     def _closing(self, conn: Any, record: Record) -> None:
-        held = self._held.pop(id(conn), None)
-        if held is not None:  # a StaticPool makes itself another one
-            held.ledger.give_back(held, "discarded")
+        held = self._held.get(id(conn))
+        if held is not None:  # a StaticPool may close what it has lent
+            self._bereave(held, conn, record)
         ledger = self._records.get(record)
         slot = None if ledger is None else ledger.slots.get(id(conn))
         if ledger is None or slot is None:  # discarded as broken before
