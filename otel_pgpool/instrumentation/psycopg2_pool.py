@@ -156,6 +156,9 @@ class Hooked:
                 role = name if name in wrappers else self._roles.get(method)
                 if role is not None:
                     self._replace(owner, name, wrappers[role])
+        if "__getattr__" in vars(owner):  # it may show another pool's attributes as its own
+            self._replaced.append((owner, LEDGER, None, None))
+            setattr(owner, LEDGER, None)
         for role in ROLES:
             step = f"_{role}"
             if not hasattr(owner, role) and (step in vars(owner) or getattr(owner, step) in self._roles):
