@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Method = Callable[..., Any]
 
 
-def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:
+def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # noqa: C901 - a call would cost it 4 %
     """For the two classes of psycopg2, where spans are off: the usual checkout, while no record is wanted either."""
     slowly, hook = hooked.check_out_of_the_stock, hooked.hook
 
@@ -52,8 +52,10 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:
                 place = _getframe(1)
             except ValueError:  # called by no function of Python, as a greenlet's first is
                 place = _getframe()
-            caller = place.f_back or place
-            further = caller.f_back or caller
+            if (caller := place.f_back) is None:
+                caller = place
+            if (further := caller.f_back) is None:
+                further = caller
             connection_key = id(conn)
             if connection_key not in ledger.slots:
                 ledger.enter(conn)
