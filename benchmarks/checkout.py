@@ -24,7 +24,7 @@ EACH = (Column("us", "us each", 2),)
 WHAT_IT_DOES_MORE = (
     "Beyond the stock pool, each checkout keeps where it was asked for (0.24 us, most of it the caller's "
     "frame object), compares the session's settings when it ends (0.2 us) and makes a record of its "
-    "holder (0.2 us). Without any one of the three the target is reached."
+    "holder (0.2 us)."
 )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool._checkout import Place
+    from otel_pgpool._checkout import Stack
     from otel_pgpool._pool import ConnectionPool
 
 
@@ -28,11 +28,11 @@ class Block:
     ``__init__``, and the few lines of `begin` and `is_clean` stand here again: each call costs 3 % of a checkout.
     """
 
-    __slots__ = ("_checkout", "_conn", "_place", "_pool", "_timeout")
+    __slots__ = ("_checkout", "_conn", "_pool", "_stack", "_timeout")
 
     _pool: ConnectionPool
     _timeout: float | None
-    _place: Place
+    _stack: Stack
     _checkout: Checkout | None
     _conn: connection | None
 
@@ -42,7 +42,7 @@ class Block:
         if self._checkout is not None:
             raise PoolError("this connection() is in use: call pool.connection() again for a second connection")
         self._checkout = checkout  # no call between the question and this: no other thread comes between
-        checkout.place = self._place
+        checkout.stack = self._stack
         checkout.thread = _checkout.here.thread
         checkout.path = None
         checkout.started = monotonic()

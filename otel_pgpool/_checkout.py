@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from otel_pgpool._observer import Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import CodeType, FrameType
 
     from otel_pgpool._slot import Slot
 
 Place = tuple["CodeType", int]
 """A code object and the last instruction: cheaper to take than a line number, which few checkouts need."""
+
+Stack = tuple[Any, ...]
+"""The places of the frames that asked, innermost first, one behind the other: at half the price of a tuple for each."""
 
 
 class Attempt(NamedTuple):
@@ -50,15 +53,15 @@ class Checkout:
         "lent",
         "outcome",
         "path",
-        "place",
         "released",
         "slot",
+        "stack",
         "started",
         "thread",
     )
 
     started: float
-    place: Place
+    stack: Stack
     """Where it was asked for."""
     thread: threading.Thread
     """The borrower's."""
@@ -80,8 +83,6 @@ class Checkout:
     """By ``with pool.connection()``, whose span is current inside."""
     observed: Any = None
     """The observer's own."""
-    callers: Sequence[Place] = ()
-    """The frames around the place, innermost first."""
     waits_for: str = "idle"
     """The path that it would take if it were served now."""
     queued: float | None = None
@@ -113,12 +114,12 @@ class Checkout:
     @property
     def where(self) -> str:
         """``file:line function`` of the innermost frame that asked for the connection."""
-        return describe(self.place)
+        return describe(next(places(self.stack)))
 
     @property
     def path_to(self) -> str:
         """Where it was asked for, a line for each frame, innermost first."""
-        return "\n".join(describe(place) for place in (self.place, *self.callers))
+        return "\n".join(describe(place) for place in places(self.stack))
 
     def holder(self, now: float) -> Holder:
         """Describe it to a person."""
@@ -135,21 +136,30 @@ class Checkout:
 class Loan(Checkout):
     """A checkout that is given back by hand, maybe in another thread: by getconn, or from a pool that is not ours."""
 
-    __slots__ = ("callers", "heard")
+    # What is looked at in each of them has its place in the record, for Python is slow to find it on the class.
+    __slots__ = (
+        "block",
+        "error_type",
+        "flagged",
+        "heard",
+        "observed",
+        "queued",
+        "retries",
+    )
 
-    block = False
     heard: bool
     """Whether its observer wants to hear of it; known for pools that are not ours."""
 
 
-def begin(started: float, place: Place, callers: Sequence[Place] = ()) -> Loan:
+def begin(started: float, stack: Stack) -> Loan:
     """A new record. It has no ``__init__``: that would double its cost."""
     loan = Loan()
     loan.started = started
-    loan.place = place
-    loan.callers = callers
+    loan.stack = stack
     loan.thread = here.thread
-    loan.path = None
+    loan.path = loan.observed = loan.queued = loan.error_type = None
+    loan.block = loan.flagged = False
+    loan.retries = 0
     return loan
 
 
@@ -198,33 +208,67 @@ class LeftOut(dict[str, bool]):
 OWN = LeftOut()
 
 
-def places_of(frame: FrameType | None, left_out: LeftOut = OWN) -> list[Place]:
+def stack_of(frame: FrameType | None, left_out: LeftOut = OWN) -> Stack:
     """Up to four frames from ``frame`` outwards, innermost first."""
-    places: list[Place] = []
-    while frame is not None:
+    stack: list[Any] = []
+    while frame is not None and len(stack) < 2 * GETCONN_FRAMES:
         if not left_out[frame.f_globals.get("__name__", "")]:
-            places.append((frame.f_code, frame.f_lasti))
-            if len(places) == GETCONN_FRAMES:
-                break
+            stack += (frame.f_code, frame.f_lasti)
         frame = frame.f_back
-    return places
+    return tuple(stack)
 
 
-def places_around(wrapper: FrameType, left_out: LeftOut = OWN) -> list[Place]:
+def stack_around(wrapper: FrameType, left_out: LeftOut = OWN) -> Stack:
     """Who called a wrapper of ours; itself, where that was no function of Python, as with the first of a thread."""
-    return places_of(wrapper.f_back, left_out) or [(wrapper.f_code, wrapper.f_lasti)]
+    return stack_of(wrapper.f_back, left_out) or (wrapper.f_code, wrapper.f_lasti)
 
 
-def stack_of(frame: FrameType) -> Sequence[Place]:
+def whole_stack_of(frame: FrameType) -> Stack:
     """The four innermost frames, where none of them can be of this package; at a third of the price."""
     if (second := frame.f_back) is None or (third := second.f_back) is None or (fourth := third.f_back) is None:
-        return places_of(frame) or [(frame.f_code, frame.f_lasti)]
+        return stack_of(frame) or (frame.f_code, frame.f_lasti)
     return (
-        (frame.f_code, frame.f_lasti),
-        (second.f_code, second.f_lasti),
-        (third.f_code, third.f_lasti),
-        (fourth.f_code, fourth.f_lasti),
+        frame.f_code,
+        frame.f_lasti,
+        second.f_code,
+        second.f_lasti,
+        third.f_code,
+        third.f_lasti,
+        fourth.f_code,
+        fourth.f_lasti,
     )
+
+
+def whole_stack_past(frame: FrameType, left_out: LeftOut) -> Stack:
+    """The same where others may stand in between: the four innermost, if all of them are the program's."""
+    try:
+        if (
+            (second := frame.f_back) is None
+            or (third := second.f_back) is None
+            or (fourth := third.f_back) is None
+            or left_out[frame.f_globals["__name__"]]
+            or left_out[second.f_globals["__name__"]]
+            or left_out[third.f_globals["__name__"]]
+            or left_out[fourth.f_globals["__name__"]]
+        ):
+            return stack_of(frame, left_out) or (frame.f_code, frame.f_lasti)
+    except KeyError:  # code without a module
+        return stack_of(frame, left_out)
+    return (
+        frame.f_code,
+        frame.f_lasti,
+        second.f_code,
+        second.f_lasti,
+        third.f_code,
+        third.f_lasti,
+        fourth.f_code,
+        fourth.f_lasti,
+    )
+
+
+def places(stack: Stack) -> Iterator[Place]:
+    """Each of a stack, innermost first."""
+    return zip(stack[::2], stack[1::2], strict=True)
 
 
 def describe(place: Place) -> str:

@@ -43,6 +43,22 @@ class Core(Members):
     law stands in `Members`, on the lock.
     """
 
+    __slots__ = (  # more attributes than CPython keeps at hand in a dictionary
+        "errors",
+        "fillers",
+        "grow",
+        "max_retries",
+        "max_waiting",
+        "outage",
+        "prober",
+        "queue",
+        "queued",
+        "retries",
+        "state",
+        "timeouts",
+        "wait_seconds",
+    )
+
     def __init__(
         self,
         minconn: int,
@@ -68,7 +84,7 @@ class Core(Members):
 
     # Checkout
 
-    def take(self, checkout: Checkout, *, again: bool = False) -> connection | None:
+    def take(self, checkout: Checkout, again: bool = False) -> connection | None:  # noqa: FBT001, FBT002 - an argument by name alone makes every call of a function dearer
         """Lend the connection used last, if one is idle and nobody queues for it.
 
         ``checkout.path`` stays None for one that nobody has seen alive for `FRESH`: the borrower must look at it

@@ -33,6 +33,29 @@ class Members:
     ``maxconn`` members. One that is not idle, opening, checked or closing is used.
     """
 
+    __slots__ = (  # more attributes than CPython keeps at hand in a dictionary
+        "brief",
+        "checking",
+        "closers",
+        "closing",
+        "counted",
+        "created",
+        "discarded",
+        "idle",
+        "keys",
+        "lock",
+        "long_hold",
+        "long_holds",
+        "maxconn",
+        "members",
+        "minconn",
+        "opening",
+        "parked",
+        "served",
+        "slots",
+        "strays",
+    )
+
     # The lock's law. It guards every attribute of this class and of `Core`. While it is held: no I/O, no log, no
     # telemetry, no call of user code, no wait. The garbage collector may run inside it, so this package's finalizers
     # never take it (`Dropped`), and what the collector returns is settled by the maintenance (`_collector`). It is

@@ -15,7 +15,7 @@ import psycopg2
 
 from otel_pgpool import _connection, _deadline, _registry
 from otel_pgpool._block import Block
-from otel_pgpool._checkout import begin, places_of, renew_here
+from otel_pgpool._checkout import begin, renew_here, stack_of
 from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._config import PoolConfig, limits, refuse, seconds
 from otel_pgpool._connection import is_clean
@@ -181,7 +181,7 @@ class ConnectionPool:
         block = Block()
         block._pool = self
         block._timeout = timeout
-        block._place = frame.f_code, frame.f_lasti
+        block._stack = frame.f_code, frame.f_lasti
         block._checkout = block._conn = None
         return block
 
@@ -204,8 +204,7 @@ class ConnectionPool:
             lent = self._core.by_key(key)[1]
             if lent is not None:
                 return lent
-        place, *callers = places_of(_getframe(1))
-        checkout = begin(monotonic(), place, callers)
+        checkout = begin(monotonic(), stack_of(_getframe(1)))
         conn = self._check_out(checkout, timeout)
         if key is not None:
             lent = self._core.enter_key(key, checkout.slot, conn)

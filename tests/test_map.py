@@ -57,8 +57,11 @@ MAP = (
     # pools that are not ours
     "instrumentation.settings",
     "instrumentation.turns",
+    "instrumentation.quiet",
     "instrumentation.ledger",
     "instrumentation.hook",
+    "instrumentation.psycopg2_outcomes",
+    "instrumentation.psycopg2_quiet",
     "instrumentation.psycopg2_pool",
     "instrumentation.sqlalchemy_pool",
     "instrumentation",
@@ -82,6 +85,8 @@ KNOW_PSYCOPG2 = {
     "_settlement",
     "_pool",
     "instrumentation.turns",
+    "instrumentation.psycopg2_outcomes",
+    "instrumentation.psycopg2_quiet",
     "instrumentation.psycopg2_pool",
     "instrumentation.sqlalchemy_pool",
 }

@@ -8,16 +8,17 @@ from collections import defaultdict, deque
 from dataclasses import replace
 from functools import partial, wraps
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from otel_pgpool import _registry
-from otel_pgpool._checkout import Attempt, Blocker, begin
+from otel_pgpool import _checkout, _registry
+from otel_pgpool._checkout import Attempt, Blocker, Loan
 from otel_pgpool._errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
 from otel_pgpool._guard import Guard
 from otel_pgpool._level import Level, level_name
 from otel_pgpool._observer import Connect, PoolStats
 from otel_pgpool._settlement import describe
 from otel_pgpool._slot import NEVER, Slot
+from otel_pgpool.instrumentation.quiet import loan_of
 from otel_pgpool.instrumentation.turns import Turns
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.telemetry.metrics import Silence
@@ -25,9 +26,10 @@ from otel_pgpool.telemetry.metrics import Silence
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from otel_pgpool._checkout import Checkout, Loan, Place
+    from otel_pgpool._checkout import Checkout, Stack
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.hook import Hook
+    from otel_pgpool.instrumentation.quiet import QuietHold
 
 
 TOTALS = (
@@ -44,11 +46,13 @@ TOTALS = (
     "hold_seconds",
 )
 
-LEDGER = "_otel_pgpool"
-"""The attribute of a pool that holds its ledger: found at no cost, and gone with the pool."""
+AnyLoan = TypeVar("AnyLoan", bound=Loan)
 
-QuietHold = tuple[Any, ...]
-"""When it was acquired, by which thread, then the code and instruction of three frames that asked, innermost first."""
+LEDGER = "_otel_pgpool"
+"""The attribute of a pool that holds its ledger: found at no cost, and gone with the pool.
+
+Its class has none of that name: since 3.12 Python looks slowly for what both have.
+"""
 
 
 class Levels(NamedTuple):
@@ -78,7 +82,8 @@ class Kind(NamedTuple):
 class Loud(Silence):
     """The opposite of a `Silence`: every checkout is heard of."""
 
-    _real_instrument = True
+    def __init__(self) -> None:
+        self._real_instrument = True
 
 
 LOUD = Loud()
@@ -161,7 +166,7 @@ class Ledger:
         self._retired = self._ended = False
         self.target = target
         self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
-        self.usual: object = None  # who may handle its requests in the shortest way, and nobody else
+        self.usual: object = None  # who may handle its requests in the shortest way, and nobody else, until its end
         self.long_hold = hook.settings.long_hold
         self._start_afresh()
         if before is not None:
@@ -204,16 +209,26 @@ class Ledger:
 
     # A checkout
 
-    def ask(self, place: Place, *callers: Place) -> Loan:
+    def ask(self, stack: Stack) -> Loan:
         """A caller asks for a connection."""
-        loan = begin(monotonic(), place, callers)
-        loan.heard = self.silence._real_instrument is not None
-        if loan.heard:
+        return self.begin(Loan(), stack)
+
+    def begin(self, loan: AnyLoan, stack: Stack) -> AnyLoan:
+        """The same with a record of their own. On the hot path, hence the lines of `begin` stand here again."""
+        loan.stack = stack
+        loan.thread = _checkout.here.thread
+        loan.path = loan.observed = loan.queued = loan.error_type = None
+        loan.block = loan.flagged = False
+        loan.retries = 0
+        if self.silence._real_instrument is None:
+            loan.heard = False
+        else:
+            loan.heard = True
             try:
                 self._observer.started(loan)
             except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
                 self.guard.lament(error)
-            loan.started = monotonic()
+        loan.started = monotonic()
         return loan
 
     def queue(self, loan: Loan) -> None:
@@ -243,18 +258,11 @@ class Ledger:
             loan.lent = True
             slot.checkout = loan
             self.wait_seconds += now - loan.started
-            queued = loan.queued is not None
-            if self.untold and self.tell_connects(loan):
-                loan.path = "new"
-                self.new_checkouts += 1
-            elif queued:
-                loan.path = "queued"
-                self.queued_checkouts += 1
-            else:
+            if loan.queued is None and not self.untold:
                 loan.path = "idle"
                 self.idle_checkouts += 1
-            if queued:
-                self.waiting.pop(loan, None)
+            else:
+                self._find_path(loan)
             self.holds[loan] = None
             if self.hook.parked and not self._ended:
                 self.hook.wake()
@@ -264,6 +272,19 @@ class Ledger:
             self.guard.lament(error)
         if self._ended:  # in the meantime
             self.give_back(loan)
+
+    def _find_path(self, loan: Loan) -> None:
+        """It had to wait, or somebody has connected."""
+        self.waiting.pop(loan, None)
+        if self.tell_connects(loan):
+            loan.path = "new"
+            self.new_checkouts += 1
+        elif loan.queued is not None:
+            loan.path = "queued"
+            self.queued_checkouts += 1
+        else:
+            loan.path = "idle"
+            self.idle_checkouts += 1
 
     @harmless
     def refuse(self, loan: Loan, error: BaseException, refusal: str | None = None) -> None:
@@ -344,7 +365,7 @@ class Ledger:
         quiet = self.quiet.get(slot.key)
         if quiet is None:
             return None
-        loan = _loan_of(quiet, slot)
+        loan = loan_of(quiet, slot)
         slot.checkout = loan  # there before the quiet hold goes: whoever returns it finds the one or the other
         self.holds[loan] = None
         taken = self.quiet.pop(slot.key, None)
@@ -584,6 +605,7 @@ class Ledger:
     def end(self, outcome: str, reason: str | None = None) -> None:
         """End every checkout that is out, and the series; the pool is closed, gone, or not hooked any more."""
         self._ended = True
+        self.usual = None
         self.retire()
         for loan in self.holds_now():
             slot = loan.slot
@@ -615,19 +637,6 @@ TOLD_AFTER = 1.0
 
 def _no_ledger() -> None:
     return None
-
-
-def _loan_of(quiet: QuietHold, slot: Slot) -> Loan:
-    acquired, thread, *places = quiet
-    place, *callers = dict.fromkeys(zip(places[::2], places[1::2], strict=True))  # a short stack repeats
-    loan = begin(acquired, place, callers)
-    loan.thread = thread
-    loan.heard = False
-    loan.path = "idle"
-    loan.acquired = acquired
-    loan.slot = slot
-    loan.lent = True
-    return loan
 
 
 def _acquired(loan: Loan) -> float:

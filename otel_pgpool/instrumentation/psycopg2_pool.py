@@ -17,18 +17,18 @@ import psycopg2
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from otel_pgpool import _checkout
-from otel_pgpool._checkout import places_around, stack_of
+from otel_pgpool._checkout import Loan, stack_around, whole_stack_of
 from otel_pgpool._target import target_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
+from otel_pgpool.instrumentation.psycopg2_outcomes import discard, end_request, goes_on, refuse, return_unused
+from otel_pgpool.instrumentation.psycopg2_quiet import quiet_getconn, quiet_putconn, with_defaults_of
 from otel_pgpool.instrumentation.turns import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-    from otel_pgpool._checkout import Loan
     from otel_pgpool._slot import Slot
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
@@ -40,9 +40,6 @@ logger = logging.getLogger("otel_pgpool")
 
 STOCK = (SimpleConnectionPool, ThreadedConnectionPool)
 ROLES = ("getconn", "putconn", "closeall")
-
-BROKEN = 2
-"""``connection.closed`` of one that libpq, and not the program, ended."""
 
 
 def hook_on(hook: Hook) -> Callable[[], None]:
@@ -102,7 +99,7 @@ class Hooked:
     """
 
     def __init__(self, hook: Hook) -> None:
-        self._hook = hook
+        self.hook = hook
         self._roles = {getattr(cls, role): role for cls in STOCK for role in ROLES}  # of the methods as they stand
         self._replaced: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there itself, what stands now
         # Lent by a parent process, by id. Kept, as a class of the program's own may close them when they go.
@@ -112,7 +109,6 @@ class Hooked:
 
     def begin(self) -> None:
         """Wrap the classes that there are, and those that will be; open the ledgers of the pools that there are."""
-        setattr(AbstractConnectionPool, LEDGER, None)
         self._replace(AbstractConnectionPool, "__init__", self._init)
         self._replace(AbstractConnectionPool, "_connect", self._connect)
         self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
@@ -136,7 +132,6 @@ class Hooked:
                 delattr(owner, name)
             else:
                 setattr(owner, name, before)
-        delattr(AbstractConnectionPool, LEDGER)
 
     def _wrap(self, owner: type) -> None:
         """Wrap what a class defines; one that refuses stays as it is, and only what it calls is seen."""
@@ -154,13 +149,16 @@ class Hooked:
         }
         if owner in STOCK:
             wrappers |= {"getconn": self._getconn_of_the_stock, "putconn": self._putconn_of_the_stock}
-            if self._hook.settings.telemetry.spans == "off":
-                wrappers |= {"getconn": self._quiet_getconn, "putconn": self._quiet_putconn}
+            if self.hook.settings.telemetry.spans == "off":
+                wrappers |= {"getconn": partial(quiet_getconn, self), "putconn": partial(quiet_putconn, self)}
         for name, method in list(vars(owner).items()):
             if isinstance(method, FunctionType) and not _runs_later(method):
                 role = name if name in wrappers else self._roles.get(method)
                 if role is not None:
                     self._replace(owner, name, wrappers[role])
+        if "__getattr__" in vars(owner):  # it may show another pool's attributes as its own
+            self._replaced.append((owner, LEDGER, None, None))
+            setattr(owner, LEDGER, None)
         for role in ROLES:
             step = f"_{role}"
             if not hasattr(owner, role) and (step in vars(owner) or getattr(owner, step) in self._roles):
@@ -175,14 +173,14 @@ class Hooked:
     def _ledger(self, pool: Any) -> Ledger | None:
         """A pool's; None where it has none and gets none, or one of a later hook."""
         ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
-        return ledger if ledger is not None and ledger.hook is self._hook else None
+        return ledger if ledger is not None and ledger.hook is self.hook else None
 
     def _adopt(self, pool: Any) -> Ledger | None:
         """Open the ledger of a pool that is met for the first time."""
         if not hasattr(pool, "_kwargs"):  # its constructor has not come so far
             return None
         target = target_of(pool._args, pool._kwargs)
-        ledger = self._hook.adopt(pool, self._kind, target.name, target)
+        ledger = self.hook.adopt(pool, self._kind, target.name, target)
         if ledger is not None and ledger.turns is None and type(pool) in STOCK:
             ledger.usual = self
         return ledger
@@ -191,13 +189,13 @@ class Hooked:
 
     def _getconn_of_the_stock(self, _owner: type, original: Method) -> Method:
         """For the two classes of psycopg2: the usual checkout, without what few others need."""
-        hooked, slowly = self, self._check_out_of_the_stock
+        hooked, slowly = self, self.check_out_of_the_stock
 
         @wraps(original)
         def getconn(self: Any, key: Any = None) -> Any:
             try:
                 ledger: Ledger | None = self._otel_pgpool
-            except AttributeError:  # the hook is off
+            except AttributeError:  # it is met for the first time, or the hook is off
                 ledger = None
             if ledger is None or key is not None or ledger.usual is not hooked:
                 return slowly(self, original, key, _getframe())
@@ -207,71 +205,18 @@ class Hooked:
                     frame = _getframe(1)
                 except ValueError:  # called by no function of Python, as a greenlet's first is
                     frame = _getframe()
-                loan = ledger.ask(*stack_of(frame))
-                conn = original(self)
+                loan = ledger.begin(Loan(), whole_stack_of(frame))
+                conn = original(self, None)
                 ledger.lend(loan, conn)
             except BaseException as error:
-                _end_request(ledger, self, loan, conn, error)
+                end_request(ledger, self, loan, conn, error)
                 raise
             return conn
 
         return getconn
 
-    def _quiet_getconn(self, _owner: type, original: Method) -> Method:
-        """The same with spans off: a checkout that leaves no record either costs next to nothing."""
-        hooked, slowly, hook = self, self._check_out_of_the_stock, self._hook
-
-        @wraps(original)
-        def getconn(self: Any, key: Any = None) -> Any:
-            try:
-                ledger: Ledger | None = self._otel_pgpool
-            except AttributeError:  # the hook is off
-                ledger = None
-            if (
-                ledger is None
-                or key is not None
-                or ledger.usual is not hooked
-                or ledger.silence._real_instrument is not None
-            ):
-                return slowly(self, original, key, _getframe())
-            conn: Any = None
-            started = monotonic()
-            try:
-                conn = original(self)
-                if ledger.untold and ledger.tell_connects():
-                    started = monotonic()
-                    ledger.new_checkouts += 1
-                else:
-                    ledger.idle_checkouts += 1
-                try:
-                    place = _getframe(1)
-                except ValueError:  # called by no function of Python, as a greenlet's first is
-                    place = _getframe()
-                caller = place.f_back or place
-                further = caller.f_back or caller
-                connection_key = id(conn)
-                if connection_key not in ledger.slots:
-                    ledger.enter(conn)
-                ledger.quiet[connection_key] = (
-                    started,
-                    _checkout.here.thread,
-                    place.f_code,
-                    place.f_lasti,
-                    caller.f_code,
-                    caller.f_lasti,
-                    further.f_code,
-                    further.f_lasti,
-                )
-                if hook.parked:
-                    hook.wake()
-            except BaseException as error:
-                _end_quietly(ledger, self, conn, started, error)
-                raise
-            return conn
-
-        return getconn
-
-    def _check_out_of_the_stock(self, pool: Any, original: Method, key: Any, frame: FrameType) -> Any:
+    def check_out_of_the_stock(self, pool: Any, original: Method, key: Any, frame: FrameType) -> Any:
+        """A checkout from one of the two classes of psycopg2 that is not as usual."""
         ask = partial(original, pool, key)
         ledger = self._ledger(pool)
         if ledger is None:
@@ -318,31 +263,31 @@ class Hooked:
     ) -> Any:
         loan = result = None
         try:
-            loan = ledger.ask(*places_around(frame))
+            loan = ledger.ask(stack_around(frame))
             # A subclass's own is asked again as a whole: inside it we would wait under a lock that it may have.
             result = ask() if ledger.turns is None else _take_turns(ledger, pool, ledger.turns, loan, ask)
             conn = result if request is None else request.lent(result)
             if conn is not None:
                 ledger.lend(loan, conn)
             elif request is not None and request.error is not None:
-                _refuse(ledger, pool, loan, request.error)
+                refuse(ledger, pool, loan, request.error)
         except BaseException as error:
             cause = None if request is None else request.error
             told = cause if cause and is_exhausted(cause) else error  # a subclass may say it in other words
-            _end_request(ledger, pool, loan, result, told)
+            end_request(ledger, pool, loan, result, told)
             raise
         return result
 
     # Giving back
 
     def _putconn_of_the_stock(self, owner: type, original: Method) -> Method:
-        hooked, slowly = self, self._give_back
+        hooked, slowly = self, self.give_back
 
         @wraps(original)
         def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
             try:
                 ledger: Ledger | None = self._otel_pgpool
-            except AttributeError:  # the hook is off
+            except AttributeError:  # it is met for the first time, or the hook is off
                 ledger = None
             slot = None
             if ledger is not None and key is None and ledger.usual is hooked:
@@ -355,44 +300,18 @@ class Hooked:
             try:
                 original(self, conn, None, close)
             except BaseException as error:
-                if not _goes_on(self, conn, error):
+                if not goes_on(self, conn, error):
                     ledger.give_back(loan, "discarded", error)
                 raise
             if conn.closed:
-                _discard(ledger, slot, was_closed, close=close, loan=loan)
+                discard(ledger, slot, was_closed, close=close, loan=loan)
             else:
                 ledger.give_back(loan)
 
-        return _with_defaults_of(owner, putconn)
-
-    def _quiet_putconn(self, owner: type, original: Method) -> Method:
-        slowly = self._give_back
-
-        @wraps(original)
-        def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
-            try:
-                ledger: Ledger | None = self._otel_pgpool
-            except AttributeError:  # the hook is off
-                ledger = None
-            if ledger is None or key is not None or (quiet := ledger.quiet.pop(id(conn), None)) is None:
-                slowly(self, original, (conn, key, close), {})
-                return
-            was_closed = conn.closed
-            try:
-                original(self, conn, None, close)
-            except BaseException as error:
-                if not self.closed:
-                    ledger.quiet[id(conn)] = quiet
-                    if not _goes_on(self, conn, error) and (loan := ledger.speak_up(conn)) is not None:
-                        ledger.give_back(loan, "discarded", error)
-                raise
-            if conn.closed:
-                _discard(ledger, ledger.slot_of(conn), was_closed, close=close)
-
-        return _with_defaults_of(owner, putconn)
+        return with_defaults_of(owner, putconn)
 
     def _putconn(self, _owner: type, original: Method) -> Method:
-        given_back = self._give_back
+        given_back = self.give_back
 
         @wraps(original)
         def putconn(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -400,7 +319,8 @@ class Hooked:
 
         return putconn
 
-    def _give_back(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def give_back(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A return that is not as usual."""
         ledger = self._ledger(pool)
         conn = _named(pool, *args, **kwargs)
         if id(conn) in self._inherited:
@@ -480,7 +400,7 @@ class Hooked:
 
         def __init_subclass__(cls: Any, /, **kwargs: Any) -> None:  # noqa: N807 - it takes its place
             super(AbstractConnectionPool, cls).__init_subclass__(**kwargs)  # type: ignore[misc]  # cls is one of them
-            if hooked._hook.is_on:
+            if hooked.hook.is_on:
                 hooked._wrap(cls)
 
         return classmethod(__init_subclass__)
@@ -520,13 +440,6 @@ def _runs_later(method: Method) -> bool:
     return bool(getattr(code, "co_flags", 0) & LATER)
 
 
-def _with_defaults_of(owner: type, putconn: Any) -> Method:
-    """One of the two must be given a connection."""
-    if owner is SimpleConnectionPool:
-        putconn.__defaults__ = (None, False)
-    return putconn  # type: ignore[no-any-return]
-
-
 def _takes_key(getconn: Method) -> bool:
     """Whether its first argument, if it has any, is a key."""
     _self, *parameters = inspect.signature(getconn).parameters.values()
@@ -559,11 +472,11 @@ def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -
     try:
         given_back = give_back()
     except BaseException as error:
-        if loan is not None and not _goes_on(ledger.pool, conn, error):
+        if loan is not None and not goes_on(ledger.pool, conn, error):
             ledger.give_back(loan, "discarded", error)
         raise
     if conn.closed:
-        _discard(ledger, slot, was_closed, close=_closes(*give_back.args, **give_back.keywords), loan=loan)
+        discard(ledger, slot, was_closed, close=_closes(*give_back.args, **give_back.keywords), loan=loan)
     elif loan is not None:
         ledger.give_back(loan)
     return given_back
@@ -572,39 +485,6 @@ def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -
 def _closes(_pool: Any, _conn: Any = None, _key: Any = None, close: Any = False, *_args: Any, **_kwargs: Any) -> bool:  # noqa: FBT002 - likewise
     """Whether the caller wants it closed."""
     return bool(close)
-
-
-def _goes_on(pool: Any, conn: Any, error: BaseException) -> bool:
-    """Whether a return that failed has changed nothing: it was refused, or interrupted before it came so far.
-
-    Where the pool's own work on the connection failed, as its rollback does, the hold is over, though the stock pool
-    counts the connection as used for ever, unless it is given back once more.
-    """
-    return isinstance(error, PoolError) or (id(conn) in pool._rused and not isinstance(error, psycopg2.Error))
-
-
-def _return_unused(pool: Any, conn: Any) -> None:
-    """Give back what the caller was handed and never saw: an interrupt came between."""
-    with suppress(Exception):  # the interrupt is what the caller must hear of
-        (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
-
-
-def _end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error: BaseException) -> None:
-    """A request has raised: the pool gave nothing, which is told, or an interrupt came after it did."""
-    if given is not None:
-        _return_unused(pool, given)
-    if loan is not None and not hasattr(loan, "released"):
-        _refuse(ledger, pool, loan, error)
-
-
-def _end_quietly(ledger: Ledger, pool: Any, conn: Any, started: float, error: BaseException) -> None:
-    """The same of a quiet checkout."""
-    if conn is None:
-        loan = ledger.ask(*places_around(_getframe(1)))
-        loan.started = started
-        _refuse(ledger, pool, loan, error)
-    else:
-        _return_unused(pool, conn)
 
 
 def _take_turns(ledger: Ledger, pool: Any, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:
@@ -617,26 +497,4 @@ def _take_turns(ledger: Ledger, pool: Any, turns: Turns, loan: Loan, ask: Callab
                 raise
     ledger.queue(loan)
     timeout = ledger.hook.settings.wait_timeout or 0.0
-    return turns.wait_for(ask, loan.started + timeout - monotonic(), partial(_return_unused, pool))
-
-
-def _refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None:
-    refusal = None
-    if is_exhausted(error):
-        refusal = "timeout"
-    elif isinstance(error, PoolError) and pool.closed:
-        refusal = "closed"
-    ledger.refuse(loan, error, refusal)
-
-
-def _discard(ledger: Ledger, slot: Slot, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:
-    """The pool has closed a connection on its return: it was told to, found it dead, or had one too many."""
-    if was_closed:
-        reason = "broken" if was_closed == BROKEN else "returned_closed"
-    else:
-        reason = "returned_closed" if close else "idle"
-    if loan is not None:
-        ledger.give_back(loan, "released" if reason == "idle" else "discarded")
-    held_again = slot.checkout not in (None, loan) or slot.key in ledger.quiet  # and closed by its next borrower
-    if ledger.slots.get(slot.key) is slot and not held_again:
-        ledger.discard(slot, reason, None, loan)
+    return turns.wait_for(ask, loan.started + timeout - monotonic(), partial(return_unused, pool))

@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from sqlalchemy.util.queue import Empty, Queue
 
-from otel_pgpool._checkout import Attempt, LeftOut, places_around
+from otel_pgpool._checkout import Attempt, LeftOut, Loan, whole_stack_past
 from otel_pgpool._errors import error_type
 from otel_pgpool._target import UnknownTarget, target_of
 from otel_pgpool.instrumentation.hook import live_instances
@@ -27,9 +27,7 @@ from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
-    from otel_pgpool._checkout import Loan
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
@@ -80,32 +78,24 @@ def _is_connected(record: Record) -> bool:
     return getattr(record, "dbapi_connection", None) is not None
 
 
-class Request:
-    """A caller of ``Engine.raw_connection``, while it is inside."""
+class Request(Loan):
+    """A call of ``Engine.raw_connection``, and what it was given until that comes back."""
 
-    __slots__ = ("conn", "connecting", "fairy", "ledger", "loan", "lost", "record", "since")
+    __slots__ = ("fairy", "ledger")
 
-    def __init__(self, ledger: Ledger, loan: Loan) -> None:
-        self.ledger = ledger
-        self.loan = loan
-        self.since = loan.started  # when it was asked, or its wait was over
-        self.connecting: float | None = None  # since when
-        self.record: Record = None  # what it was given
-        self.conn: Any = None
-        self.lost: BaseException | None = None  # why it was given another
-        self.fairy: weakref.ref[Any] | None = None
+    ledger: Ledger
+    fairy: weakref.ref[Any]
+    """What its caller was given, SQLAlchemy's own around the connection; set just before the hand-over."""
 
-
-class Held:
-    """A record that is checked out."""
-
-    __slots__ = ("_fairy", "key", "ledger", "loan")
-
-    def __init__(self, request: Request) -> None:
-        self.ledger = request.ledger
-        self.loan = request.loan
-        self.key = id(request.conn)
-        self._fairy = request.fairy
+    # What few requests need stands on the class.
+    since: float | None = None
+    """When its wait was over."""
+    connecting: float | None = None
+    """Since when."""
+    connected = False
+    """Whether a connection was made for it, and is not lost again."""
+    lost: BaseException | None = None
+    """Why it is given another; only until then, as an error keeps its frames."""
 
     @property
     def is_dropped(self) -> bool:
@@ -113,7 +103,7 @@ class Held:
 
         That is no place to do more than take a note: it may be inside any lock, of the telemetry's too.
         """
-        return self._fairy is not None and self._fairy() is None
+        return self.fairy() is None
 
 
 class Hooked:
@@ -128,7 +118,8 @@ class Hooked:
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         self._requests: dict[int, Request] = {}  # by thread
-        self._held: dict[int, Held] = {}  # by id of the record
+        self._held: dict[int, Request] = {}  # by id of the connection
+        self._bereft: dict[int, Request] = {}  # whose connection was closed under them, by id of the record
         self._records: weakref.WeakKeyDictionary[Record, Ledger] = weakref.WeakKeyDictionary()
         self._engines: weakref.WeakKeyDictionary[Engine, Ledger] = weakref.WeakKeyDictionary()
         self._wrapped: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there, what stands now
@@ -136,7 +127,6 @@ class Hooked:
             (Engine, "engine_disposed", self._disposed),
             (Engine, "do_connect", self._connecting),
             (Pool, "connect", self._connected),
-            (Pool, "checkout", self._checked_out),
             (Pool, "checkin", self._checked_in),
             (Pool, "invalidate", self._invalidated),
             (Pool, "detach", self._detached),
@@ -172,15 +162,64 @@ class Hooked:
     # A request
 
     def _raw_connection(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        hooked, requests, held = self, self._requests, self._held
+
         @wraps(original)
         def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
-            if not self._hook.is_on:  # somebody has wrapped this wrap, and the pool may be another hook's by now
-                return original(engine, *args, **kwargs)
-            ledger: Ledger | None = engine.pool.__dict__.get(LEDGER) or self._adopt(engine)
-            ask = partial(original, engine, *args, **kwargs)
-            return self._pass_by(ask) if ledger is None else self._check_out(ledger, _getframe(), ask)
+            try:
+                ledger: Ledger | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # ours
+            except AttributeError:  # it is met for the first time, or the hook is off
+                ledger = None
+            if ledger is None or ledger.usual is not hooked:
+                ledger = hooked._adopt(engine)
+                if ledger is None:
+                    return hooked._pass_by(partial(original, engine, *args, **kwargs))
+            try:
+                frame = _getframe(1)
+            except ValueError:  # called by no function of Python, as a greenlet's first is
+                frame = _getframe()
+            request = ledger.begin(Request(), whole_stack_past(frame, BETWEEN))
+            request.ledger = ledger
+            thread = threading.get_ident()
+            outer = requests.get(thread)
+            requests[thread] = request
+            try:
+                try:
+                    fairy = original(engine, *args, **kwargs) if args or kwargs else original(engine)
+                finally:
+                    if outer is None:
+                        requests.pop(thread, None)
+                    else:
+                        requests[thread] = outer
+                try:
+                    conn, request.fairy = fairy.dbapi_connection, weakref.ref(fairy)
+                except (AttributeError, TypeError):  # somebody else's
+                    conn = None
+                key = id(conn)
+                if conn is None or key in held:
+                    hooked._lend_once_more(request, fairy, conn)
+                else:
+                    held[key] = request
+                    ledger.lend(request, conn)
+            except BaseException as error:
+                hooked._refuse(request, error)
+                raise
+            return fairy
 
         return raw_connection
+
+    def _lend_once_more(self, request: Request, fairy: Any, conn: Any) -> None:
+        """What is lent already, or is no connection of SQLAlchemy's."""
+        ledger, before = request.ledger, self._held.get(id(conn))
+        if conn is None or (before is not None and before.fairy() is fairy):
+            # Nobody will tell of its return; or its thread had it, and gives it back but once.
+            ledger.lend(request, fairy if conn is None else conn)
+            ledger.give_back(request)
+            return
+        if before is not None:  # a StaticPool lends its one connection as often as it is asked
+            before.ledger.give_back(before)
+        self._held[id(conn)] = request
+        ledger.lend(request, conn)
 
     def _pass_by(self, ask: Callable[[], Any]) -> Any:
         """Of an engine that is none of ours no event is heard, though a listener ask it in the middle of a request."""
@@ -189,47 +228,24 @@ class Hooked:
         try:
             return ask()
         finally:
-            self._resume(thread, outer)
-
-    def _check_out(self, ledger: Ledger, wrapper: FrameType, ask: Callable[[], Any]) -> Any:
-        loan = ledger.ask(*places_around(wrapper, BETWEEN))
-        request = Request(ledger, loan)
-        thread = threading.get_ident()
-        outer = self._requests.get(thread)
-        self._requests[thread] = request
-        try:
-            try:
-                fairy = ask()
-            finally:
-                self._resume(thread, outer)
-            if request.record is not None:
-                self._lend(request)
-            else:  # its thread had it already, or the hook was taken off meanwhile: no event tells of its return
-                ledger.lend(loan, getattr(fairy, "dbapi_connection", fairy))
-                ledger.give_back(loan)
-        except BaseException as error:
-            if not hasattr(loan, "acquired"):  # otherwise an interrupt came after the hand-over, and its return is seen
-                self._refuse(request, error)
-            raise
-        return fairy
-
-    def _resume(self, thread: int, outer: Request | None) -> None:
-        if outer is None:
-            self._requests.pop(thread, None)
-        else:
-            self._requests[thread] = outer
+            if outer is not None:
+                self._requests[thread] = outer
 
     def _get(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        requests = self._requests
+
         @wraps(original)
         def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
-            request = self._requests.get(threading.get_ident()) if block else None
-            if request is None or request.loan.queued is not None:
+            if not block:
+                return original(queue, block, timeout)
+            request = requests.get(threading.get_ident())
+            if request is None or request.queued is not None:
                 return original(queue, block, timeout)
             try:
                 return original(queue, False)  # noqa: FBT003 - likewise
             except Empty:  # not suppressed by a context manager: that costs a tenth of the whole checkout
                 pass
-            request.ledger.queue(request.loan)
+            request.ledger.queue(request)
             try:
                 return original(queue, block, timeout)
             finally:
@@ -239,33 +255,25 @@ class Hooked:
 
     def _refuse(self, request: Request, error: BaseException) -> None:
         """What the pool raises is its own; SQLAlchemy's wrapping of a driver's error is taken off."""
-        ledger, loan = request.ledger, request.loan
+        if hasattr(request, "acquired"):  # an interrupt came after the hand-over, and the return is seen
+            return
+        ledger = request.ledger
         cause = getattr(error, "orig", None) or error
         connecting = request.connecting
         if (
             connecting is None
-            and request.conn is None
+            and not request.connected
             and isinstance(cause, psycopg2.Error)
             and cause is not request.lost
         ):
-            connecting = request.since  # a creator of the program's own, of which no event tells
+            connecting = request.since or request.started  # a creator of the program's own, of which no event tells
         if connecting is not None:
             ledger.connect_failed(connecting, cause)
             ledger.connecting.discard(threading.get_ident())
         timed_out = isinstance(error, QueuePoolTimeout)
-        if timed_out and loan.queued is None:
-            ledger.queue_since(loan, loan.started)
-        ledger.refuse(loan, cause, "timeout" if timed_out else None)
-
-    def _lend(self, request: Request) -> None:
-        ledger, loan = request.ledger, request.loan
-        before = self._held.get(id(request.record))
-        if before is not None:  # a StaticPool lends its one connection as often as it is asked
-            before.ledger.give_back(before.loan)
-        self._held[id(request.record)] = Held(request)
-        ledger.lend(loan, request.conn)
-        if not ledger.hook.is_on:  # taken off since
-            ledger.give_back(loan)
+        if timed_out and request.queued is None:
+            ledger.queue_since(request, request.started)
+        ledger.refuse(request, cause, "timeout" if timed_out else None)
 
     # Events; each is SQLAlchemy's, with its arguments
 
@@ -282,32 +290,30 @@ class Hooked:
             request.ledger.connecting.add(threading.get_ident())
 
     def _connected(self, conn: Any, record: Record) -> None:
+        before = self._bereft.pop(id(record), None)
+        if before is not None:  # a StaticPool has made itself another one: nobody will tell of that return
+            before.ledger.give_back(before, "discarded")
         request = self._requests.get(threading.get_ident())
         if request is not None:
-            began, request.connecting, request.conn = request.connecting, None, conn
+            began, request.connecting, request.connected, request.lost = request.connecting, None, True, None
             if began is None:
-                began = request.since
+                began = request.since or request.started
                 request.ledger.leads_to(UnknownTarget(_parameters_of(conn)))
             request.ledger.connecting.discard(threading.get_ident())
             request.ledger.connected(began, conn)
             self._records[record] = request.ledger
 
-    def _checked_out(self, conn: Any, record: Record, fairy: Any) -> None:
-        request = self._requests.get(threading.get_ident())
-        if request is not None:
-            request.conn, request.record, request.fairy = conn, record, weakref.ref(fairy)
-
     def _checked_in(self, conn: Any, record: Record) -> None:
-        held = self._held.pop(id(record), None)
-        if held is None:
+        request = self._held.pop(id(conn), None) or self._bereft.pop(id(record), None)
+        if request is None:
             return
-        if held.is_dropped:
-            held.ledger.hook.later(partial(held.ledger.give_back, held.loan, "reclaimed"))
+        if request.fairy() is None:  # `is_dropped`
+            request.ledger.hook.later(partial(request.ledger.give_back, request, "reclaimed"))
         else:
-            held.ledger.give_back(held.loan, "discarded" if conn is None or conn.closed else "released")
+            request.ledger.give_back(request, "discarded" if conn is None or conn.closed else "released")
 
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
-        held, request = self._held.get(id(record)), self._requests.get(threading.get_ident())
+        held, request = self._held.get(id(conn)), self._requests.get(threading.get_ident())
         cause = getattr(error, "orig", None) or error
         reason = "broken"
         if cause is None:  # the program wants it closed
@@ -315,25 +321,33 @@ class Hooked:
         elif type(cause) is DisconnectionError:  # a listener of the program's has looked at it
             reason = "check_failed"
         if held is not None:
+            self._bereave(held, conn, record)
             slot = held.ledger.slot_of(conn)
             held.ledger.slots.pop(slot.key, None)
-            discard = partial(held.ledger.discard, slot, reason, cause, held.loan)
+            discard = partial(held.ledger.discard, slot, reason, cause, held)
             held.ledger.hook.later(discard) if held.is_dropped else discard()
         elif request is not None:
             if cause is not None:
-                request.conn, request.lost, request.since = None, cause, monotonic()
-                request.loan.retried(Attempt(request.since, error_type(cause), 0.0), None)
+                request.connected, request.lost, request.since = False, cause, monotonic()
+                request.retried(Attempt(request.since, error_type(cause), 0.0), None)
                 request.ledger.retries += 1
-            request.ledger.discard(request.ledger.slot_of(conn), reason, cause, request.loan)
+            request.ledger.discard(request.ledger.slot_of(conn), reason, cause, request)
 
-    def _detached(self, conn: Any, record: Record) -> None:
-        held = self._held.get(id(record))
-        if held is not None and held.key == id(conn):  # the record may have been lent to another since
-            del self._held[id(record)]
-            held.ledger.give_back(held.loan, "discarded")
-            held.ledger.discard(held.ledger.slot_of(conn), "returned_closed", None, held.loan)
+    def _bereave(self, held: Request, conn: Any, record: Record) -> None:
+        """Its connection goes before it comes back: from here on it is found by the record."""
+        self._bereft[id(record)] = held
+        self._held.pop(id(conn), None)
+
+    def _detached(self, conn: Any, _record: Record) -> None:
+        held = self._held.pop(id(conn), None)
+        if held is not None:
+            held.ledger.give_back(held, "discarded")
+            held.ledger.discard(held.ledger.slot_of(conn), "returned_closed", None, held)
 
     def _closing(self, conn: Any, record: Record) -> None:
+        held = self._held.get(id(conn))
+        if held is not None:  # a StaticPool may close what it has lent
+            self._bereave(held, conn, record)
         ledger = self._records.get(record)
         slot = None if ledger is None else ledger.slots.get(id(conn))
         if ledger is None or slot is None:  # discarded as broken before
@@ -360,6 +374,7 @@ class Hooked:
         )
         if ledger is not None:
             self._engines[engine] = ledger
+            ledger.usual = self
         return ledger
 
     def _abandon(self, engine_ref: weakref.ref[Engine], pool: Any) -> int:
@@ -368,8 +383,8 @@ class Hooked:
         A pool that no engine can be given another for keeps them: a number that is free again may be somebody else's.
         """
         engine = engine_ref()
-        self._requests.clear()
-        self._held.clear()
+        for known in (self._requests, self._held, self._bereft):
+            known.clear()
         if engine is None or engine.pool is not pool:
             return 0
         try:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SILENT = Silence()
 """Neither spans nor records, ever."""
 
-SUPPRESSION_KEY: str | None = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+SUPPRESSION_KEY: str = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", "")
 
 
 class Telemetry:
@@ -95,7 +95,7 @@ class Telemetry:
     def started(self, checkout: Checkout) -> None:
         """Start the checkout's span."""
         context = contexts.get_current()
-        if SUPPRESSION_KEY is not None and context.get(SUPPRESSION_KEY):
+        if context.get(SUPPRESSION_KEY):
             checkout.observed = SUPPRESSED
         else:
             checkout.observed = self._spans.start(context)
@@ -103,11 +103,12 @@ class Telemetry:
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait; inside a block, make the span current."""
         observed: Observed | None = checkout.observed
-        context = None
-        if observed is not None:
-            if observed.suppressed:
-                return
-            if checkout.path != "idle" or checkout.queued is not None or checkout.attempts:
+        if observed is None:
+            context = None
+        elif observed is SUPPRESSED:
+            return
+        else:
+            if checkout.path != "idle" or checkout.queued is not None or checkout.retries:
                 self._spans.acquired(checkout, observed)
             context = observed.context
         if self._wait_time is not None:
@@ -119,11 +120,11 @@ class Telemetry:
         """End the span of a checkout that got nothing."""
         observed: Observed | None = checkout.observed
         context = None
-        if observed is not None and not observed.suppressed:
+        if observed is not None and observed is not SUPPRESSED:
             observed.leave()  # an interrupt may have come after the hand-over
             context = observed.context
-            self._spans.end(checkout, observed, served=False)
-        if self._wait_time is not None and not (observed is not None and observed.suppressed):
+            self._spans.fail(checkout, observed)
+        if self._wait_time is not None and observed is not SUPPRESSED:
             attributes = {**self._attributes, names.ERROR_TYPE: checkout.error_type or type(error).__name__}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)
         if isinstance(error, PoolTimeout) and checkout.outcome == "timeout":
@@ -132,21 +133,22 @@ class Telemetry:
     def released(self, checkout: Checkout) -> None:
         """Record the use, end the span: in this order the record finds the way still warm that the wait's has taken."""
         observed: Observed | None = checkout.observed
-        context = None
-        if observed is not None:
+        if observed is None:
+            context = None
+        else:
             if observed.token is not None:
                 observed.leave()
             context = observed.context
         if checkout.flagged:
             self._long_hold_ended(checkout, context)
-        if observed is not None and observed.suppressed:
+        if observed is SUPPRESSED:
             return
         try:
             if self._use_time is not None:
                 self._use_time.record(checkout.released - checkout.acquired, self._attributes, context)
         finally:
             if observed is not None:
-                self._spans.end(checkout, observed, served=True)
+                self._spans.end(checkout, observed)
 
     def tells_timeouts(self) -> bool:
         """Whether the next timeout will be logged, and its diagnosis is worth writing."""
@@ -174,7 +176,7 @@ class Telemetry:
         checkout.told = True
         attributes = long_hold_attributes(checkout, self._threshold)
         observed: Observed | None = checkout.observed
-        if observed is not None and not observed.suppressed:
+        if observed is not None and observed is not SUPPRESSED:
             self._spans.long_hold(observed, attributes)
         return {**attributes, names.THREAD_NAME: checkout.thread.name}
 

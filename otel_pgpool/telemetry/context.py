@@ -1,4 +1,4 @@
-"""Leaving a context, wherever that happens."""
+"""Contexts that hold a checkout's span: made at half the price, and left wherever that happens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import contextvars
 from typing import Any
 
 from opentelemetry import context
+from opentelemetry.trace import INVALID_SPAN, set_span_in_context
+
+SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, context.Context())), "")
+"""Where a context holds its span, which has no public name. ``Context({**caller, SPAN_KEY: span})`` is what
+``set_span_in_context`` gives, without its three calls and two copies."""
 
 
 def detach(token: Any, attached: context.Context | None) -> None:

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from otel_pgpool import Holder, PoolStats
-from otel_pgpool._checkout import Attempt, Checkout, Place, begin, describe, places_of
+from otel_pgpool._checkout import Attempt, Checkout, Place, Stack, begin, describe, places, stack_of
 from otel_pgpool._slot import Slot
 
 HERE = __file__
@@ -73,22 +73,22 @@ def test_an_instruction_outside_of_every_line_gives_the_functions_first() -> Non
 def test_places_are_innermost_first_and_at_most_four() -> None:
     """The stack of the caller, outwards."""
 
-    def fall(depth: int) -> list[Place]:
-        return fall(depth - 1) if depth else places_of(sys._getframe())
+    def fall(depth: int) -> Stack:
+        return fall(depth - 1) if depth else stack_of(sys._getframe())
 
-    names = [code.co_name for code, _instruction in fall(2)]
+    names = [code.co_name for code, _instruction in places(fall(2))]
     assert names == ["fall", "fall", "fall", "test_places_are_innermost_first_and_at_most_four"]
-    assert len(fall(9)) == 4
+    assert len([*places(fall(9))]) == 4
 
 
 def test_frames_of_this_package_are_left_out() -> None:
     """A place is always the program's own; a package whose name only begins alike is the program's."""
-    scope = {"__name__": "otel_pgpool._pool", "places_of": places_of, "sys": sys}
-    exec("def called(): return places_of(sys._getframe())", scope)  # noqa: S102
-    ours = [code.co_name for code, _instruction in scope["called"]()]  # type: ignore[operator]
+    scope = {"__name__": "otel_pgpool._pool", "stack_of": stack_of, "sys": sys}
+    exec("def called(): return stack_of(sys._getframe())", scope)  # noqa: S102
+    ours = [code.co_name for code, _instruction in places(scope["called"]())]  # type: ignore[operator]
     assert ours[0] == "test_frames_of_this_package_are_left_out"
     scope["__name__"] = "otel_pgpool_extras"
-    theirs = [code.co_name for code, _instruction in scope["called"]()]  # type: ignore[operator]
+    theirs = [code.co_name for code, _instruction in places(scope["called"]())]  # type: ignore[operator]
     assert theirs[0] == "called"
 
 
@@ -170,7 +170,7 @@ def test_a_checkout_lists_all_frames_that_asked() -> None:
     """Innermost first, a line for each."""
     checkout = checkout_at()
     inner, _line = here()
-    checkout.callers = [inner]
+    checkout.stack += inner
     assert checkout.path_to == f"{checkout.where}\n{describe(inner)}"
 
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from otel_pgpool._checkout import describe, places_of
+from otel_pgpool._checkout import describe, places, stack_of
 from otel_pgpool._target import UnknownTarget
 from otel_pgpool.instrumentation.ledger import Levels
 from otel_pgpool.instrumentation.sqlalchemy_pool import BETWEEN, name_of, read_levels
@@ -76,7 +76,7 @@ def test_levels_of_a_pool_without_figures(poolclass: type, maximum: int) -> None
 
 @contextmanager
 def around() -> Iterator[list[str]]:
-    yield [describe(place) for place in places_of(sys._getframe(1), BETWEEN)]
+    yield [describe(place) for place in places(stack_of(sys._getframe(1), BETWEEN))]
 
 
 def test_places_beyond_a_context_manager() -> None:

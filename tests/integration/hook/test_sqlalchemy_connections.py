@@ -341,6 +341,34 @@ def test_soft_invalidation(signals: Signals, hook: None, engines: Engines) -> No
     assert discarded(signals, engines.name) == {"drained": 1}
 
 
+def test_connection_closed_while_it_is_lent(signals: Signals, hook: None, engines: Engines) -> None:
+    """A static pool that is disposed of closes what is out: that hold ends when it is given back."""
+    engine = engines(poolclass=StaticPool)
+    raw = engine.raw_connection()
+    engine.dispose()
+    assert signals.named("pool.checkout") == []
+    raw.close()
+    assert told(signals, "outcome") == ["discarded"]
+    assert signals.live() == []
+
+
+def test_connection_replaced_while_it_is_lent(signals: Signals, hook: None, engines: Engines) -> None:
+    """A static pool finds the one that is out past its age, and makes itself another one: both holds end."""
+    engine = engines(poolclass=StaticPool, pool_recycle=3600)
+
+    def grow_old(_conn: connection, record: Any, _fairy: Any) -> None:
+        record.starttime -= 7200
+
+    with listening(engine, "checkout", grow_old):
+        one = engine.raw_connection()
+        two = engine.raw_connection()
+    assert told(signals, "outcome") == ["discarded"]
+    two.close()
+    assert told(signals, "outcome") == ["discarded", "released"]
+    assert signals.live() == []
+    one.detach()
+
+
 def test_recycle(signals: Signals, hook: None, engines: Engines) -> None:
     """A connection past its age is replaced when it is asked for."""
     engine = engines(pool_recycle=3600)

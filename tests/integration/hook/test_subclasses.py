@@ -638,6 +638,27 @@ def test_pool_with_slots_and_attributes_of_its_own(signals: Signals, hook: None,
     assert len([record for record in signals.records.all if record.record.levelname == "ERROR"]) == 1
 
 
+def test_pool_that_shows_what_another_has(signals: Signals, define: Any, dsn: str) -> None:
+    """A pool in front of another, whose attributes it passes off as its own, has telemetry of its own."""
+
+    def make() -> type[Pool]:
+        class Front(ThreadedConnectionPool):
+            behind: Any = None
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.behind, name)
+
+        return Front
+
+    cls = define(make)
+    pool = cls(1, 2, dsn)
+    pool.behind = ThreadedConnectionPool(1, 2, dsn)
+    pool.putconn(pool.getconn())
+    assert ledger_of(pool).stats().checkouts["idle"] == 1
+    assert ledger_of(pool.behind).stats().checkouts["idle"] == 0
+    pool.behind.closeall()
+
+
 def test_threads_in_a_subclass(signals: Signals, define: Any, dsn: str) -> None:
     """Many threads in a getconn with retries: none counted twice, none lost, nothing out at the end."""
 

@@ -1,0 +1,65 @@
+"""What became of a request to a stock pool, or of a return, where it is not as usual."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2.pool import PoolError
+
+from otel_pgpool.instrumentation.turns import is_exhausted
+
+if TYPE_CHECKING:
+    from otel_pgpool._checkout import Loan
+    from otel_pgpool._slot import Slot
+    from otel_pgpool.instrumentation.ledger import Ledger
+
+BROKEN = 2
+"""``connection.closed`` of one that libpq, and not the program, ended."""
+
+
+def end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error: BaseException) -> None:
+    """A request has raised: the pool gave nothing, which is told, or an interrupt came after it did."""
+    if given is not None:
+        return_unused(pool, given)
+    if loan is not None and not hasattr(loan, "released"):
+        refuse(ledger, pool, loan, error)
+
+
+def return_unused(pool: Any, conn: Any) -> None:
+    """Give back what the caller was handed and never saw: an interrupt came between."""
+    with suppress(Exception):  # the interrupt is what the caller must hear of
+        (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
+
+
+def refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None:
+    """The pool gave nothing."""
+    refusal = None
+    if is_exhausted(error):
+        refusal = "timeout"
+    elif isinstance(error, PoolError) and pool.closed:
+        refusal = "closed"
+    ledger.refuse(loan, error, refusal)
+
+
+def goes_on(pool: Any, conn: Any, error: BaseException) -> bool:
+    """Whether a return that failed has changed nothing: it was refused, or interrupted before it came so far.
+
+    Where the pool's own work on the connection failed, as its rollback does, the hold is over, though the stock pool
+    counts the connection as used for ever, unless it is given back once more.
+    """
+    return isinstance(error, PoolError) or (id(conn) in pool._rused and not isinstance(error, psycopg2.Error))
+
+
+def discard(ledger: Ledger, slot: Slot, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:
+    """The pool has closed a connection on its return: it was told to, found it dead, or had one too many."""
+    if was_closed:
+        reason = "broken" if was_closed == BROKEN else "returned_closed"
+    else:
+        reason = "returned_closed" if close else "idle"
+    if loan is not None:
+        ledger.give_back(loan, "released" if reason == "idle" else "discarded")
+    held_again = slot.checkout not in (None, loan) or slot.key in ledger.quiet  # and closed by its next borrower
+    if ledger.slots.get(slot.key) is slot and not held_again:
+        ledger.discard(slot, reason, None, loan)

@@ -1,0 +1,124 @@
+"""Checkouts of a stock pool that leave neither span nor record, in as few steps as can be."""
+
+from __future__ import annotations
+
+from functools import wraps
+from sys import _getframe
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from psycopg2.pool import SimpleConnectionPool
+
+from otel_pgpool import _checkout
+from otel_pgpool._checkout import stack_around
+from otel_pgpool.instrumentation.psycopg2_outcomes import discard, goes_on, refuse, return_unused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.instrumentation.psycopg2_pool import Hooked
+
+    Method = Callable[..., Any]
+
+
+def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # noqa: C901 - a call would cost it 4 %
+    """For the two classes of psycopg2, where spans are off: the usual checkout, while no record is wanted either."""
+    slowly, hook = hooked.check_out_of_the_stock, hooked.hook
+
+    @wraps(original)
+    def getconn(self: Any, key: Any = None) -> Any:
+        try:
+            ledger: Ledger | None = self._otel_pgpool
+        except AttributeError:  # it is met for the first time, or the hook is off
+            ledger = None
+        if (
+            ledger is None
+            or key is not None
+            or ledger.usual is not hooked
+            or ledger.silence._real_instrument is not None
+        ):
+            return slowly(self, original, key, _getframe())
+        conn: Any = None
+        started = monotonic()
+        try:
+            conn = original(self, None)  # by default it would be dearer
+            if ledger.untold and ledger.tell_connects():
+                started = monotonic()
+                ledger.new_checkouts += 1
+            else:
+                ledger.idle_checkouts += 1
+            try:
+                place = _getframe(1)
+            except ValueError:  # called by no function of Python, as a greenlet's first is
+                place = _getframe()
+            if (caller := place.f_back) is None:
+                caller = place
+            if (further := caller.f_back) is None:
+                further = caller
+            connection_key = id(conn)
+            if connection_key not in ledger.slots:
+                ledger.enter(conn)
+            ledger.quiet[connection_key] = (
+                started,
+                _checkout.here.thread,
+                place.f_code,
+                place.f_lasti,
+                caller.f_code,
+                caller.f_lasti,
+                further.f_code,
+                further.f_lasti,
+            )
+            if hook.parked:
+                hook.wake()
+        except BaseException as error:
+            _end_quietly(ledger, self, conn, started, error)
+            raise
+        return conn
+
+    return getconn
+
+
+def quiet_putconn(hooked: Hooked, owner: type, original: Method) -> Method:
+    """Its return."""
+    slowly = hooked.give_back
+
+    @wraps(original)
+    def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
+        try:
+            ledger: Ledger | None = self._otel_pgpool
+        except AttributeError:  # it is met for the first time, or the hook is off
+            ledger = None
+        if ledger is None or key is not None or (quiet := ledger.quiet.pop(id(conn), None)) is None:
+            slowly(self, original, (conn, key, close), {})
+            return
+        was_closed = conn.closed
+        try:
+            original(self, conn, None, close)
+        except BaseException as error:
+            if not self.closed:
+                ledger.quiet[id(conn)] = quiet
+                if not goes_on(self, conn, error) and (loan := ledger.speak_up(conn)) is not None:
+                    ledger.give_back(loan, "discarded", error)
+            raise
+        if conn.closed:
+            discard(ledger, ledger.slot_of(conn), was_closed, close=close)
+
+    return with_defaults_of(owner, putconn)
+
+
+def _end_quietly(ledger: Ledger, pool: Any, conn: Any, started: float, error: BaseException) -> None:
+    """The same of a quiet checkout."""
+    if conn is None:
+        loan = ledger.ask(stack_around(_getframe(1)))
+        loan.started = started
+        refuse(ledger, pool, loan, error)
+    else:
+        return_unused(pool, conn)
+
+
+def with_defaults_of(owner: type, putconn: Any) -> Method:
+    """One of the two must be given a connection."""
+    if owner is SimpleConnectionPool:
+        putconn.__defaults__ = (None, False)
+    return putconn  # type: ignore[no-any-return]
