@@ -1,9 +1,4 @@
-"""A program's telemetry, by the real SDK, sent to a running Collector.
-
-with program(collector) as sender:
-sender.checkout(long_hold=True)
-sender.flush()
-"""
+"""A program's telemetry, by the real SDK, sent to a running Collector."""
 
 from __future__ import annotations
 

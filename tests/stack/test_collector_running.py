@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
+import psycopg2
 import pytest
 from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not BINARY, reason="OTELCOL names no Collector to run")
 
 SECRET = "s3cret"
+MAX_CONNECTIONS, BACKENDS = "postgresql.connection.max", "postgresql.backends"
 QUICK = {"processors": {"tail_sampling": {"decision_wait": "1s"}}}
 ERROR = f'duplicate key value violates unique constraint "cards_key"\nDETAIL:  Key (card)=({SECRET}) already exists.'
 
@@ -232,18 +235,26 @@ def test_an_agent_keeps_what_it_cannot_deliver(targets: Targets, tmp_path: Path)
 
 
 def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp_path: Path) -> None:
+    """How many it allows, and how many there are to each database, by name."""
     with PostgresServer(settings={"max_connections": 37}, password="s3cret") as server:
+        with closing(psycopg2.connect(server.dsn)) as admin, admin.cursor() as cur:
+            admin.autocommit = True
+            cur.execute("create database shop")
         dsn = parse_dsn(server.dsn)
         postgres = {
             "POSTGRES_ENDPOINT": f"{dsn['host']}:{dsn['port']}",
             "POSTGRES_USER": dsn["user"],
             "POSTGRES_PASSWORD": dsn["password"],
         }
-        with Collector("collector.yaml", tmp_path, **targets.environ, **postgres):
-            targets.prometheus.wait_for(lambda r: len({point.name for point in r.metrics}) == 2)
-    values = {point.name: point.value for point in targets.prometheus.metrics}
-    assert values["postgresql.connection.max"] == 37
-    assert values["postgresql.backends"] >= 1
+        with (
+            Collector("collector.yaml", tmp_path, **targets.environ, **postgres),
+            closing(psycopg2.connect(server.dsn, dbname="shop")),
+        ):
+            targets.prometheus.wait_for(lambda r: len(r.metrics) >= 3)
+    assert {point.name for point in targets.prometheus.metrics} == {MAX_CONNECTIONS, BACKENDS}
+    assert {point.value for point in targets.prometheus.metrics if point.name == MAX_CONNECTIONS} == {37}
+    databases = {point.attributes["db.namespace"] for point in targets.prometheus.metrics if point.name == BACKENDS}
+    assert databases == {"postgres", "shop"}
 
 
 def test_another_backend_gets_all_three_signals_and_the_key(tmp_path: Path) -> None:
