@@ -1,21 +1,21 @@
-"""collector-config/ in a real Collector: what is sent arrives, though late, without SQL, and sampled by the tail."""
+"""collector.yaml in a real Collector: what is sent arrives, without SQL, and though it had to wait."""
 
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
-from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import names
-from tests.receivers import GrpcReceiver, HttpReceiver, Mode
+from tests.receivers import HttpReceiver, Mode
 from tests.stack.collectors import BINARY, Collector, backend_overlay, wait_until
-from tests.stack.senders import program, trace_id
+from tests.stack.senders import program
+from tests.stack.targets import Targets, open_targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,6 @@ pytestmark = pytest.mark.skipif(not BINARY, reason="OTELCOL names no Collector t
 
 SECRET = "s3cret"
 MAX_CONNECTIONS, BACKENDS = "postgresql.connection.max", "postgresql.backends"
-QUICK = {"processors": {"tail_sampling": {"decision_wait": "1s"}}}
 ERROR = f'duplicate key value violates unique constraint "cards_key"\nDETAIL:  Key (card)=({SECRET}) already exists.'
 
 
@@ -37,29 +36,10 @@ class CardError(Exception):
 CardError.__module__ = "psycopg2.errors"
 
 
-class Targets(NamedTuple):
-    """What stands for Jaeger and for Prometheus."""
-
-    jaeger: GrpcReceiver
-    prometheus: HttpReceiver
-
-    @property
-    def environ(self) -> dict[str, str]:
-        return {
-            "JAEGER_ENDPOINT": self.jaeger.endpoint.removeprefix("http://"),
-            "PROMETHEUS_ENDPOINT": self.prometheus.endpoint,
-        }
-
-
 @pytest.fixture
 def targets() -> Iterator[Targets]:
-    with GrpcReceiver() as jaeger, HttpReceiver() as prometheus:
-        yield Targets(jaeger, prometheus)
-
-
-def wait_until_judged(gateway: Collector, traces: int) -> None:
-    name = "otelcol_processor_tail_sampling_global_count_traces_sampled(_total)?"
-    wait_until(lambda: gateway.own_metric(name) >= traces)
+    with open_targets() as opened:
+        yield opened
 
 
 def test_what_a_program_sends_arrives(targets: Targets, tmp_path: Path) -> None:
@@ -122,10 +102,9 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
     assert targets.prometheus.metrics[0].attributes == {"ok": True}
 
 
-@pytest.mark.parametrize("name", ["collector.yaml", "gateway.yaml"])
-def test_what_could_not_be_delivered_survives_a_kill(name: str, targets: Targets, tmp_path: Path) -> None:
+def test_what_could_not_be_delivered_survives_a_kill(targets: Targets, tmp_path: Path) -> None:
     targets.jaeger.mode = targets.prometheus.mode = Mode.UNAVAILABLE
-    with Collector(name, tmp_path, QUICK if name == "gateway.yaml" else {}, **targets.environ) as collector:
+    with Collector("collector.yaml", tmp_path, **targets.environ) as collector:
         with program(collector) as sender:
             sent = sender.checkout(long_hold=True)
             sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
@@ -135,103 +114,9 @@ def test_what_could_not_be_delivered_survives_a_kill(name: str, targets: Targets
         collector.kill()
     for target in targets:
         target.mode = Mode.ACCEPT
-    with Collector(name, tmp_path, **targets.environ):
+    with Collector("collector.yaml", tmp_path, **targets.environ):
         targets.jaeger.wait_for(lambda r: sent in [span.trace_id for span in r.spans])
         targets.prometheus.wait_for(lambda r: "otel_pgpool.sent" in [point.name for point in r.metrics])
-
-
-def test_a_gateway_keeps_what_tells_something_and_5_percent_of_the_rest(targets: Targets, tmp_path: Path) -> None:
-    ordinary = 2_000
-    with Collector("gateway.yaml", tmp_path, QUICK, **targets.environ) as gateway, program(gateway) as sender:
-        kept = {
-            "long hold": sender.checkout(long_hold=True),
-            "retries": sender.checkout(retries=2),
-            "wait": sender.checkout(wait_time=0.11),
-        }
-        failed = sender.span(names.CHECKOUT, {names.WAIT_TIME: 0.01, names.RETRIES: 0})  # such a one has no long_hold
-        failed.set_status(Status(StatusCode.ERROR))
-        failed.end()
-        kept["error"] = trace_id(failed)
-        deep = sender.span("GET /", {}, scope="flask")  # the checkout is a child, and the whole trace stays
-        kept["child"] = sender.checkout(trace.set_span_in_context(deep), wait_time=0.2)
-        deep.end()
-        for number in range(ordinary):
-            sender.checkout()
-            if number % 500 == 499:
-                sender.flush()
-        sender.flush()
-        wait_until_judged(gateway, len(kept) + ordinary)
-        sampled = gateway.own_metric(
-            "otelcol_processor_tail_sampling_global_count_traces_sampled(_total)?", sampled="true"
-        )
-        targets.jaeger.wait_for(lambda r: len({span.trace_id for span in r.spans}) == sampled)
-    arrived = [span.trace_id for span in targets.jaeger.spans]
-    assert set(kept.values()) <= set(arrived)
-    assert arrived.count(kept["child"]) == 2
-    assert 40 < len(set(arrived)) - len(kept) < 160  # 100, give or take six standard deviations
-
-
-def test_a_long_hold_is_kept_though_its_queries_were_judged_without_it(targets: Targets, tmp_path: Path) -> None:
-    """Its checkout's span ends last, and the caller's after it: both stay, though the trace had been let go."""
-    with Collector("gateway.yaml", tmp_path, QUICK, **targets.environ) as gateway, program(gateway) as sender:
-        requests = [sender.span("GET /report", {}, scope="flask") for _ in range(20)]
-        for request in requests:
-            sender.span("SELECT", {}, scope="flask", parent=trace.set_span_in_context(request)).end()
-        sender.flush()
-        wait_until_judged(gateway, len(requests))
-        for _ in range(5):
-            sender.checkout()
-        sender.flush()
-        wait_until_judged(gateway, len(requests) + 5)  # the one let go last is remembered until another is let go
-        for request in requests:
-            sender.checkout(trace.set_span_in_context(request), long_hold=True)
-        sender.flush()
-        targets.jaeger.wait_for(lambda r: len([span for span in r.spans if span.name == names.CHECKOUT]) == 20)
-        for request in requests:
-            request.end()
-        sender.flush()
-        targets.jaeger.wait_for(lambda r: len([span for span in r.spans if span.name == "GET /report"]) == 20)
-
-
-def test_metrics_are_not_sampled(targets: Targets, tmp_path: Path) -> None:
-    with Collector("gateway.yaml", tmp_path, **targets.environ) as gateway, program(gateway) as sender:
-        counter = sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent")
-        for pool in range(200):
-            counter.add(1, {names.POOL_NAME: str(pool)})
-        sender.flush()
-        targets.prometheus.wait_for(lambda r: len({point.attributes[names.POOL_NAME] for point in r.metrics}) == 200)
-
-
-def test_from_an_agent_through_a_gateway(targets: Targets, tmp_path: Path) -> None:
-    """All three signals pass; without SQL, which the agent removes, and with what the gateway keeps."""
-    with Collector("gateway.yaml", tmp_path / "gateway", QUICK, **targets.environ) as gateway:
-        port = gateway.grpc.partition(":")[2]
-        with Collector("agent.yaml", tmp_path / "agent", GATEWAY_PORT=port) as agent, program(agent) as sender:
-            sent = sender.checkout(long_hold=True, sql=0)
-            sender.span("SELECT", {"db.statement": SECRET, names.WAIT_TIME: 0.2}, scope="dbapi").end()
-            sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
-            sender.log(names.SCOPE, "held for long", {names.EVENT: "long_hold"})
-            sender.flush()
-            targets.jaeger.wait_for(lambda r: len(r.spans) == 2)
-            targets.prometheus.wait_for(lambda r: [point.name for point in r.metrics] == ["otel_pgpool.sent"])
-            wait_until(lambda: "held for long" in gateway.log)
-    assert sent in [span.trace_id for span in targets.jaeger.spans]
-    assert SECRET not in str(targets.jaeger.spans)
-
-
-def test_an_agent_keeps_what_it_cannot_deliver(targets: Targets, tmp_path: Path) -> None:
-    """Neither a gateway that is away nor a kill loses anything."""
-    with Collector("agent.yaml", tmp_path / "agent") as agent:
-        with program(agent) as sender:
-            sent = sender.checkout(long_hold=True)
-            sender.flush()
-            failed = "otelcol_loadbalancer_backend_outcome(_total)?"
-            wait_until(lambda: agent.own_metric(failed, success="false"))
-        agent.kill()
-    with Collector("gateway.yaml", tmp_path / "gateway", QUICK, **targets.environ) as gateway:
-        port = gateway.grpc.partition(":")[2]
-        with Collector("agent.yaml", tmp_path / "agent", GATEWAY_PORT=port):
-            targets.jaeger.wait_for(lambda r: [span.trace_id for span in r.spans] == [sent])
 
 
 def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp_path: Path) -> None:
