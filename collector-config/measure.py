@@ -1,8 +1,8 @@
 """How many checkouts a second one Collector carries on this machine: ``python collector-config/measure.py OTELCOL``.
 
 Runs the program OTELCOL with collector.yaml, on its usual ports, for some seconds; sends it spans as fast as it takes
-them, and takes what it exports in Jaeger's place. For each checkout there are a `pool.checkout` and a query's span with
-its text, and for every tenth a `pool.wait`, 512 spans a message, as the SDK sends them.
+them, and takes what it exports in Jaeger's place. Each checkout is a trace of its own: a `pool.checkout`, a query with
+its text, and for every tenth a `pool.wait`; 512 spans a message, as the SDK sends them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,21 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CONFIGURATION = Path(__file__).with_name("collector.yaml")
+HERE = Path(__file__).parent
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
-SPANS_OF_TEN = 21
+# What each file counts of its work, and how many checkouts one of that is: there are 21 spans for ten.
+COUNTED = {
+    "collector.yaml": ("otelcol_exporter_sent_spans", 10 / 21),
+    "gateway.yaml": ("otelcol_processor_tail_sampling_global_count_traces_sampled", 1.0),
+}
 SPANS_A_MESSAGE = 512
 SENDERS = 4
+STAMP = os.urandom(8)  # the first half of every trace's id, made new in each message sent
 WARM_UP = 2.0  # seconds
 SERVER = {"db.system.name": "postgresql", "db.namespace": "shop", "server.address": "postgres", "server.port": 5432}
 CHECKOUT = {
@@ -60,10 +66,18 @@ QUERY = {
 }
 
 
+class Stamped(RandomIdGenerator):
+    """Ids that are easily changed."""
+
+    def generate_trace_id(self) -> int:  # noqa: D102 - the SDK's
+        return int.from_bytes(STAMP + os.urandom(8), "big")
+
+
 def messages(count: int) -> list[bytes]:
     """Requests of the protocol, encoded beforehand, so that making them is not what is measured."""
     memory = InMemorySpanExporter()
-    provider = TracerProvider(resource=Resource({"service.name": "shop", "service.instance.id": "1"}))
+    resource = Resource({"service.name": "shop", "service.instance.id": "1"})
+    provider = TracerProvider(resource=resource, id_generator=Stamped())
     provider.add_span_processor(SimpleSpanProcessor(memory))
     pool, queries = provider.get_tracer("otel_pgpool"), provider.get_tracer("opentelemetry.instrumentation.psycopg2")
     made = []
@@ -94,11 +108,11 @@ def target() -> Iterator[str]:
     server.stop(None)
 
 
-def spans_sent() -> float:
-    """How many spans the Collector has exported, by its own account."""
+def count(name: str) -> float:
+    """Sum of one of the Collector's own metrics."""
     with urlopen("http://127.0.0.1:8888/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("otelcol_exporter_sent_spans"))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
 def send(ready: list[bytes], until: float, refused: list[str]) -> None:
@@ -109,9 +123,28 @@ def send(ready: list[bytes], until: float, refused: list[str]) -> None:
             if time.monotonic() > until:
                 return
             try:
-                export(message, timeout=10, wait_for_ready=True)
+                export(message.replace(STAMP, os.urandom(8)), timeout=10, wait_for_ready=True)
             except grpc.RpcError as error:
                 refused.append(str(error.code()))
+
+
+@contextmanager
+def collector(otelcol: str, configurations: list[str], environ: dict[str, str]) -> Iterator[None]:
+    """Run one, warm."""
+    with tempfile.TemporaryDirectory() as folder:
+        queues = [f"yaml:extensions::file_storage::{key}: {folder}" for key in ("directory", "compaction::directory")]
+        command = [otelcol, *(f"--config={each}" for each in (*configurations, *queues))]
+        log = Path(folder) / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(command, env={**os.environ, **environ}, stdout=output, stderr=output)
+        try:
+            send(messages(1), time.monotonic() + WARM_UP, [])
+            if process.poll() is not None:
+                sys.exit(log.read_text())
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def main() -> int:
@@ -119,33 +152,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("otelcol", help="the Collector's program: otelcol-contrib, or one with the same components")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to send, default 20")
+    parser.add_argument("--file", choices=COUNTED, default="collector.yaml", help="what to run, default collector.yaml")
+    parser.add_argument("--over", action="append", default=[], metavar="A::B: VALUE", help="a setting to change")
     options = parser.parse_args()
-    ready, refused = messages(50), list[str]()
-    with target() as jaeger, tempfile.TemporaryDirectory() as folder:
-        queues = [f"yaml:extensions::file_storage::{key}: {folder}" for key in ("directory", "compaction::directory")]
-        command = [options.otelcol, *(f"--config={each}" for each in (CONFIGURATION, *queues))]
-        with (Path(folder) / "log").open("w") as log:
-            collector = subprocess.Popen(command, env={**os.environ, "JAEGER_ENDPOINT": jaeger}, stdout=log, stderr=log)
-        try:
-            send(ready, time.monotonic() + WARM_UP, refused)
-            if collector.poll() is not None:
-                sys.exit((Path(folder) / "log").read_text())
-            before, began = spans_sent(), time.monotonic()
-            until = began + options.seconds
-            senders = [threading.Thread(target=send, args=(ready, until, refused)) for _ in range(SENDERS)]
-            for sender in senders:
-                sender.start()
-            for sender in senders:
-                sender.join()
-            sent, took = spans_sent() - before, time.monotonic() - began
-        finally:
-            collector.terminate()
-            collector.wait(30)
+    counted, checkouts = COUNTED[options.file]
+    configurations = [str(HERE / options.file), *(f"yaml:{setting}" for setting in options.over)]
+    ready, refused = messages(10), list[str]()
+    with target() as jaeger, collector(options.otelcol, configurations, {"JAEGER_ENDPOINT": jaeger}):
+        before, began = count(counted), time.monotonic()
+        sending = (ready, began + options.seconds, refused)
+        senders = [threading.Thread(target=send, args=sending) for _ in range(SENDERS)]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        done, took = count(counted) - before, time.monotonic() - began
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cores = (used.ru_utime + used.ru_stime) / (took + WARM_UP)
     print(
-        f"{sent / took * 10 / SPANS_OF_TEN:,.0f} checkouts ({sent / took:,.0f} spans) a second for {took:.0f} s, "
-        f"on {cores:.1f} of {os.cpu_count()} cores and {used.ru_maxrss / 1024:.0f} MiB; {len(refused)} messages refused"
+        f"{done * checkouts / took:,.0f} checkouts a second for {took:.0f} s, on {cores:.1f} of {os.cpu_count()} cores "
+        f"and {used.ru_maxrss / 1024:.0f} MiB; {len(refused)} messages refused"
     )
     return 0
 
