@@ -1,0 +1,206 @@
+"""collector-config/: what each file defines, uses, binds and removes; and ``validate`` where a Collector is at hand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+from opentelemetry.semconv._incubating.attributes import db_attributes
+
+from otel_pgpool.telemetry import names
+from tests.documents import TELEMETRY, table
+from tests.stack.collectors import BINARY, FILES, FOLDER, NEEDED, ROOT, backend_overlay, load
+
+NETWORK_EXPORTERS = {"loadbalancing", "otlp_grpc", "otlp_http"}
+BOUND_TO = "${env:OTLP_HOST:-127.0.0.1}"
+SQL = {
+    db_attributes.DB_STATEMENT,
+    db_attributes.DB_QUERY_TEXT,
+    f"{db_attributes.DB_QUERY_PARAMETER_TEMPLATE}.0",
+    f"{db_attributes.DB_OPERATION_PARAMETER_TEMPLATE}.name",
+    "db.statement.parameters",  # the query instrumentation's, with capture_parameters
+}
+
+every_file = pytest.mark.parametrize("name", FILES)
+
+
+def kind(component: str) -> str:
+    return component.partition("/")[0]
+
+
+def exporters(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those that need a network."""
+    return {name: made for name, made in config["exporters"].items() if kind(name) in NETWORK_EXPORTERS}
+
+
+def env_variables(text: str) -> set[str]:
+    return set(re.findall(r"\$\{env:(\w+)", text))
+
+
+def policies() -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in load("gateway.yaml")["processors"]["tail_sampling"]["policies"]}
+
+
+@every_file
+def test_what_is_defined_is_used_and_what_is_used_is_defined(name: str) -> None:
+    config = load(name)
+    pipelines = config["service"]["pipelines"].values()
+    for section in ("receivers", "processors", "exporters"):
+        assert set(config[section]) == {used for pipeline in pipelines for used in pipeline[section]}
+    assert set(config["extensions"]) == set(config["service"]["extensions"])
+
+
+@every_file
+def test_each_signal_has_a_pipeline(name: str) -> None:
+    assert set(load(name)["service"]["pipelines"]) == {"traces", "metrics", "logs"}
+
+
+@every_file
+def test_the_memory_limiter_comes_first(name: str) -> None:
+    for pipeline in load(name)["service"]["pipelines"].values():
+        assert pipeline["processors"][0] == "memory_limiter"
+
+
+@every_file
+def test_nothing_that_is_being_removed_is_used(name: str) -> None:
+    """The batch processor, and the exporters' names of before 2026."""
+    config = load(name)
+    assert not [each for each in config["processors"] if kind(each) == "batch"]
+    assert not [each for each in config["exporters"] if kind(each) in {"otlp", "otlphttp", "logging"}]
+
+
+@every_file
+def test_every_port_is_bound_to_one_host(name: str) -> None:
+    """To the loopback, unless OTLP_HOST says otherwise."""
+    config = load(name)
+    (reader,) = config["service"]["telemetry"]["metrics"]["readers"]
+    assert config["receivers"]["otlp"]["protocols"] == {
+        "grpc": {"endpoint": f"{BOUND_TO}:4317"},
+        "http": {"endpoint": f"{BOUND_TO}:4318"},
+    }
+    assert config["extensions"]["health_check"] == {"endpoint": f"{BOUND_TO}:13133"}
+    assert reader["pull"]["exporter"]["prometheus"] == {"host": BOUND_TO, "port": 8888}
+
+
+@every_file
+def test_what_cannot_be_delivered_waits_on_disk_and_is_sent_again(name: str) -> None:
+    config = load(name)
+    sending = exporters(config)
+    assert sending
+    for exporter in sending.values():
+        queue = exporter["sending_queue"]
+        assert queue["storage"] in config["service"]["extensions"]
+        assert queue["batch"]["max_size"] < 4 << 20
+        assert exporter["retry_on_failure"]["max_elapsed_time"] == "30m"
+
+
+def test_another_backend_is_sent_to_in_the_same_way() -> None:
+    (backend,) = backend_overlay()["exporters"].values()
+    jaeger = load("collector.yaml")["exporters"]["otlp_grpc/jaeger"]
+    assert backend["sending_queue"] == jaeger["sending_queue"]
+    assert backend["retry_on_failure"] == jaeger["retry_on_failure"]
+
+
+def test_prometheus_takes_what_has_waited_as_long() -> None:
+    prometheus = yaml.safe_load((ROOT / "prometheus" / "prometheus.yaml").read_text())
+    assert prometheus["storage"]["tsdb"]["out_of_order_time_window"] == "30m"
+
+
+def test_an_agent_waits_at_one_place_only() -> None:
+    """The queues of the exporters inside cannot be on disk, so they are off."""
+    for exporter in exporters(load("agent.yaml")).values():
+        inside = exporter["protocol"]["otlp"]
+        assert inside["sending_queue"] == inside["retry_on_failure"] == {"enabled": False}
+        assert exporter["sending_queue"]["enabled"]
+        assert exporter["retry_on_failure"]["enabled"]
+
+
+def test_an_agent_sends_a_trace_to_one_gateway_and_a_process_to_one() -> None:
+    config = load("agent.yaml")
+    keys = {
+        signal: [config["exporters"][each]["routing_key"] for each in pipeline["exporters"]]
+        for signal, pipeline in config["service"]["pipelines"].items()
+    }
+    assert keys == {"traces": ["traceID"], "metrics": ["resource"], "logs": ["resource"]}
+
+
+def test_compose_sets_what_the_collector_reads() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    environment = compose["services"]["collector"]["environment"]
+    assert env_variables((FOLDER / "collector.yaml").read_text()) == set(environment) - {"GOMEMLIMIT"}
+
+
+@every_file
+def test_the_readme_names_every_variable(name: str) -> None:
+    readme = (FOLDER / "README.md").read_text()
+    assert not [variable for variable in env_variables((FOLDER / name).read_text()) if f"`{variable}`" not in readme]
+
+
+def test_sql_is_removed_where_programs_send() -> None:
+    """By the collector and by the agents, in the same way, from every signal."""
+    collector, agent = load("collector.yaml"), load("agent.yaml")
+    assert collector["processors"]["transform/sql"] == agent["processors"]["transform/sql"]
+    for config in (collector, agent):
+        for pipeline in config["service"]["pipelines"].values():
+            assert "transform/sql" in pipeline["processors"]
+
+
+def test_the_attributes_removed_are_those_that_hold_sql() -> None:
+    """All of the conventions', and none that the pool writes."""
+    text = (FOLDER / "collector.yaml").read_text()
+    patterns = set(re.findall(r'delete_matching_keys\(\w+\.attributes, "(\^db[^"]*)"\)', text))
+    assert len(patterns) == 1
+    (pattern,) = patterns
+    assert all(re.search(pattern, attribute) for attribute in SQL)
+    kept = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
+    kept |= {db_attributes.DB_QUERY_SUMMARY, db_attributes.DB_OPERATION_NAME, db_attributes.DB_COLLECTION_NAME}
+    assert not [attribute for attribute in kept if re.search(pattern, attribute)]
+
+
+def test_the_tail_policies_keep_what_the_readme_promises() -> None:
+    assert policies() == {
+        "long hold": {
+            "name": "long hold",
+            "type": "boolean_attribute",
+            "boolean_attribute": {"key": names.LONG_HOLD, "value": True},
+        },
+        "error": {"name": "error", "type": "status_code", "status_code": {"status_codes": ["ERROR"]}},
+        "retries": {
+            "name": "retries",
+            "type": "numeric_attribute",
+            "numeric_attribute": {"key": names.RETRIES, "min_value": 1},
+        },
+        "wait": {
+            "name": "wait",
+            "type": "ottl_condition",
+            "ottl_condition": {"error_mode": "ignore", "span": [f'span.attributes["{names.WAIT_TIME}"] > 0.1']},
+        },
+        "5 % of the rest": {
+            "name": "5 % of the rest",
+            "type": "probabilistic",
+            "probabilistic": {"sampling_percentage": 5},
+        },
+    }
+
+
+def test_the_tail_policies_name_attributes_of_the_type_that_they_read() -> None:
+    types = {row[0].strip("`"): row[1] for row in table(TELEMETRY, "attributes of pool.checkout")}
+    assert (types[names.LONG_HOLD], types[names.RETRIES], types[names.WAIT_TIME]) == ("bool", "int", "double")
+
+
+def test_only_traces_are_sampled() -> None:
+    pipelines = load("gateway.yaml")["service"]["pipelines"]
+    sampled = {name for name, pipeline in pipelines.items() if "tail_sampling" in pipeline["processors"]}
+    assert sampled == {"traces"}
+
+
+@pytest.mark.skipif(not BINARY, reason="OTELCOL names no Collector to validate with")
+@every_file
+def test_the_collector_finds_it_valid(name: str) -> None:
+    command = [BINARY, "validate", f"--config={FOLDER / name}"]
+    done = subprocess.run(command, env={**os.environ, **NEEDED}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

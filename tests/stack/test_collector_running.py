@@ -1,0 +1,156 @@
+"""collector.yaml in a real Collector: what is sent arrives, without SQL, and though it had to wait."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+from opentelemetry.trace import Status, StatusCode
+from psycopg2.extensions import parse_dsn
+
+from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.telemetry import names
+from tests.receivers import HttpReceiver, Mode
+from tests.stack.collectors import BINARY, Collector, backend_overlay, wait_until
+from tests.stack.senders import program
+from tests.stack.targets import Targets, open_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+pytestmark = pytest.mark.skipif(not BINARY, reason="OTELCOL names no Collector to run")
+
+SECRET = "s3cret"
+MAX_CONNECTIONS, BACKENDS = "postgresql.connection.max", "postgresql.backends"
+ERROR = f'duplicate key value violates unique constraint "cards_key"\nDETAIL:  Key (card)=({SECRET}) already exists.'
+
+
+class CardError(Exception):
+    """An error of a driver, as its name tells."""
+
+
+CardError.__module__ = "psycopg2.errors"
+
+
+@pytest.fixture
+def targets() -> Iterator[Targets]:
+    with open_targets() as opened:
+        yield opened
+
+
+def test_what_a_program_sends_arrives(targets: Targets, tmp_path: Path) -> None:
+    """Traces at Jaeger, metrics at Prometheus, logs in the output; a server that is not there harms nothing."""
+    with Collector("collector.yaml", tmp_path, **targets.environ) as collector, program(collector) as sender:
+        sent = sender.checkout()
+        sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
+        sender.log(names.SCOPE, "held for long", {names.EVENT: "long_hold"})
+        sender.flush()
+        targets.jaeger.wait_for(lambda r: [span.trace_id for span in r.spans] == [sent])
+        targets.prometheus.wait_for(lambda r: [point.name for point in r.metrics] == ["otel_pgpool.sent"])
+        wait_until(lambda: "held for long" in collector.log)
+
+
+def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> None:
+    """Whatever carries them is removed from spans, events, metrics and logs; what tells of the rest stays."""
+    with Collector("collector.yaml", tmp_path, **targets.environ) as collector, program(collector) as sender:
+        attributes = {
+            "db.system": "postgresql",
+            "db.statement": SECRET,
+            "db.statement.parameters": SECRET,
+            "db.query.text": SECRET,
+            "db.query.parameter.0": SECRET,
+            "db.operation.parameter.card": SECRET,
+            "db.query.summary": "INSERT cards",
+        }
+        query = sender.span(f"VALUES('{SECRET}')", attributes, scope="opentelemetry.instrumentation.psycopg2")
+        query.add_event("query", {"db.query.text": SECRET, "rows": 1})
+        query.set_status(Status(StatusCode.ERROR, ERROR))
+        query.end()
+        request = sender.span("POST /cards", {}, scope="flask")
+        request.record_exception(CardError(ERROR))
+        request.set_status(Status(StatusCode.ERROR, f"CardError: {ERROR}"))
+        request.end()
+        other = sender.span("GET /cards", {}, scope="flask")
+        other.record_exception(ValueError("no page 0"))
+        other.set_status(Status(StatusCode.ERROR, "ValueError: no page 0"))
+        other.end()
+        pool = sender.span(names.CHECKOUT, {names.DB_SYSTEM_NAME: "postgresql"})
+        pool.set_status(Status(StatusCode.ERROR, "no connection within 5 s"))
+        pool.end()
+        sender.meters.get_meter("dbapi").create_counter("queries").add(1, {"db.query.text": SECRET, "ok": True})
+        failure = {"exception.type": "psycopg2.errors.UniqueViolation", "exception.message": ERROR}
+        sender.log("sqlalchemy.engine.Engine", f"insert {SECRET}", {})
+        sender.log("django.db.backends", f"insert {SECRET}", {"sql": SECRET, "params": SECRET, "duration": 0.1})
+        sender.log("shop", "no card", {**failure, "exception.stacktrace": ERROR, "db.query.text": SECRET})
+        sender.flush()
+        targets.jaeger.wait_for(lambda r: len(r.spans) == 4)
+        targets.prometheus.wait_for(lambda r: r.metrics)
+        wait_until(lambda: "no card" in collector.log)
+
+    assert SECRET not in f"{targets.jaeger.spans}{targets.prometheus.metrics}{collector.log}"
+    spans = {span.name: span for span in targets.jaeger.spans}
+    assert spans["VALUES"].attributes == {"db.system": "postgresql", "db.query.summary": "INSERT cards"}
+    assert spans["VALUES"].events[0].attributes == {"rows": 1}
+    assert spans["POST /cards"].events[0].attributes["exception.type"] == "psycopg2.errors.CardError"
+    assert spans["GET /cards"].events[0].attributes["exception.message"] == "no page 0"
+    assert spans["GET /cards"].status_description == "ValueError: no page 0"
+    assert spans["pool.checkout"].status_description == "no connection within 5 s"
+    assert targets.prometheus.metrics[0].attributes == {"ok": True}
+
+
+def test_what_could_not_be_delivered_survives_a_kill(targets: Targets, tmp_path: Path) -> None:
+    targets.jaeger.mode = targets.prometheus.mode = Mode.UNAVAILABLE
+    with Collector("collector.yaml", tmp_path, **targets.environ) as collector:
+        with program(collector) as sender:
+            sent = sender.checkout(long_hold=True)
+            sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
+            sender.flush()
+            for target in targets:
+                target.wait_for(lambda r: r.requests)
+        collector.kill()
+    for target in targets:
+        target.mode = Mode.ACCEPT
+    with Collector("collector.yaml", tmp_path, **targets.environ):
+        targets.jaeger.wait_for(lambda r: sent in [span.trace_id for span in r.spans])
+        targets.prometheus.wait_for(lambda r: "otel_pgpool.sent" in [point.name for point in r.metrics])
+
+
+def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp_path: Path) -> None:
+    """How many it allows, and how many there are to each database, by name."""
+    with PostgresServer(settings={"max_connections": 37}, password="s3cret") as server:
+        with closing(psycopg2.connect(server.dsn)) as admin, admin.cursor() as cur:
+            admin.autocommit = True
+            cur.execute("create database shop")
+        dsn = parse_dsn(server.dsn)
+        postgres = {
+            "POSTGRES_ENDPOINT": f"{dsn['host']}:{dsn['port']}",
+            "POSTGRES_USER": dsn["user"],
+            "POSTGRES_PASSWORD": dsn["password"],
+        }
+        with (
+            Collector("collector.yaml", tmp_path, **targets.environ, **postgres),
+            closing(psycopg2.connect(server.dsn, dbname="shop")),
+        ):
+            targets.prometheus.wait_for(lambda r: len(r.metrics) >= 3)
+    assert {point.name for point in targets.prometheus.metrics} == {MAX_CONNECTIONS, BACKENDS}
+    assert {point.value for point in targets.prometheus.metrics if point.name == MAX_CONNECTIONS} == {37}
+    databases = {point.attributes["db.namespace"] for point in targets.prometheus.metrics if point.name == BACKENDS}
+    assert databases == {"postgres", "shop"}
+
+
+def test_another_backend_gets_all_three_signals_and_the_key(tmp_path: Path) -> None:
+    """By the file that the README lays over collector.yaml."""
+    with HttpReceiver() as backend:
+        environ = {"BACKEND_ENDPOINT": backend.endpoint, "BACKEND_KEY": "k3y"}
+        with Collector("collector.yaml", tmp_path, backend_overlay(), **environ) as collector:
+            with program(collector) as sender:
+                sender.checkout()
+                sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
+                sender.log(names.SCOPE, "held for long", {})
+                sender.flush()
+            backend.wait_for(lambda r: r.spans and r.metrics and r.logs)
+        assert {request["api-key"] for request in backend.requests} == {"k3y"}
