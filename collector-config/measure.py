@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import grpc
@@ -46,7 +46,7 @@ SENDERS = 4
 STAMP = os.urandom(8)  # the first half of every trace's id, made new in each message sent
 WARM_UP = 2.0  # seconds
 SERVER = {"db.system.name": "postgresql", "db.namespace": "shop", "server.address": "postgres", "server.port": 5432}
-CHECKOUT = {
+CHECKOUT: dict[str, Any] = {
     **SERVER,
     "db.client.connection.pool.name": "shop",
     "otel_pgpool.wait_time": 0.00002,

@@ -192,6 +192,13 @@ def test_the_tail_policies_name_attributes_of_the_type_that_they_read() -> None:
     assert (types[names.LONG_HOLD], types[names.RETRIES], types[names.WAIT_TIME]) == ("bool", "int", "double")
 
 
+def test_a_trace_that_was_let_go_is_forgotten() -> None:
+    """Else a long hold's span, which ends late, would be thrown after its queries."""
+    sampling = load("gateway.yaml")["processors"]["tail_sampling"]
+    assert sampling["sampling_strategy"] == "span-ingest"
+    assert "non_sampled_cache_size" not in sampling["decision_cache"]
+
+
 def test_only_traces_are_sampled() -> None:
     pipelines = load("gateway.yaml")["service"]["pipelines"]
     sampled = {name for name, pipeline in pipelines.items() if "tail_sampling" in pipeline["processors"]}
