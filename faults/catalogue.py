@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from faults.application import SLOW_COMMIT, SLOW_STATEMENT
+from faults.application import QUICK, SLOW_COMMIT, SLOW_STATEMENT
 from faults.ground import (
     FULL,
     NEW_PASSWORD,
@@ -25,7 +25,7 @@ from faults.ground import (
     with_a_password,
 )
 from faults.proxy import Proxy, Weather
-from faults.scene import MAXCONN, Fault, stopped
+from faults.scene import MAXCONN, NAME, Fault, stopped
 from otel_pgpool.cli.postgres import PostgresError
 
 if TYPE_CHECKING:
@@ -55,25 +55,26 @@ def killed_while_held(scene: Scene) -> float:
 def in_state(scene: Scene, state: str, query: str = "") -> list[int]:
     """The pool's backends that are at something."""
     return scene.ask(
-        "select pid from pg_stat_activity where application_name = 'otel_pgpool faults' and state = %s "
-        "and lower(query) like %s",
+        "select pid from pg_stat_activity where application_name = %s and state = %s and lower(query) like %s",
+        NAME,
         state,
         f"{query}%",
     )
 
 
 def killed_in_a_statement(scene: Scene) -> float:
-    scene.app.statement = SLOW_STATEMENT
-    scene.wait_for(lambda: len(in_state(scene, "active", "insert into work select")) == MAXCONN)
-    scene.app.statement = "insert into work values (%s)"
-    scene.kill(scene.backends())
-    return monotonic()
+    return killed_during(scene, SLOW_STATEMENT, "insert into work select")
 
 
 def killed_in_a_commit(scene: Scene) -> float:
-    scene.app.statement = SLOW_COMMIT
-    scene.wait_for(lambda: len(in_state(scene, "active", "commit")) == MAXCONN)
-    scene.app.statement = "insert into work values (%s)"
+    return killed_during(scene, SLOW_COMMIT, "commit")
+
+
+def killed_during(scene: Scene, work: str, query: str) -> float:
+    """Let the workers do slow work, and kill all when they are at one query of it."""
+    scene.app.statement = work
+    scene.wait_for(lambda: len(in_state(scene, "active", query)) == MAXCONN)
+    scene.app.statement = QUICK
     scene.kill(scene.backends())
     return monotonic()
 
