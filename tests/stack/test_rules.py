@@ -22,6 +22,11 @@ def test_the_cases_pass() -> None:
     promtool("test", "rules", ROOT / CASES)
 
 
+def test_the_cases_know_the_order_of_all_groups() -> None:
+    """promtool puts those that are not named in an order that differs from run to run."""
+    assert load(CASES)["group_eval_order"] == [group["name"] for group in load(RULES)["groups"]]
+
+
 def test_promtool_accepts_the_configuration() -> None:
     if find_version() < (OTLP_SINCE,):
         pytest.skip("this Prometheus has no OTLP receiver to be configured")
