@@ -461,11 +461,13 @@ class Core(Members):
     def restore(self, slot: Slot, now: float) -> str | None:
         """A connection set aside is well: offer it again; the reason why it is to be closed, or None."""
         with self.lock:
-            self.checking.discard(slot)
+            if slot not in self.checking:
+                return None
             reason = self._review(slot, now) if now >= slot.review_at else None
             if reason is not None:
                 self.closing.add(slot)
-            elif slot.conn is not None:
+            self.checking.discard(slot)
+            if reason is None and slot.conn is not None:
                 slot.seen = now
                 conn, slot.conn = slot.conn, None
                 self._offer(slot, conn, now, "queued")

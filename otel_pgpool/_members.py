@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool._queue import Sleeper
 from otel_pgpool._slot import AT_ONCE, NEVER, Slot
@@ -24,6 +24,21 @@ FRESH = 0.05
 
 STRAY_AFTER = 1.0
 """Seconds in nobody's hands after which a slot counts as lost."""
+
+LEFT_AFTER = 10.0
+"""Seconds after which whoever set a slot aside will not come back to it: twice what a look or a close may take."""
+
+
+class Stray(NamedTuple):
+    """A slot that seems to be in nobody's hands, and what shows that somebody has touched it."""
+
+    slot: Slot
+    idle_since: float
+    has_connection: bool  # no more, once its closing has begun
+
+    @classmethod
+    def of(cls, slot: Slot) -> Stray:
+        return cls(slot, slot.idle_since, slot.conn is not None)
 
 
 class Members:
@@ -84,7 +99,7 @@ class Members:
         self.closing: set[Slot] = set()
         self.slots: dict[int, Slot] = {}  # the established ones, by id of the connection
         self.keys: dict[object, tuple[Slot, connection]] = {}  # of getconn(key); the key keeps its connection alive
-        self.strays: dict[tuple[Slot, float], float] = {}  # in nobody's hands, by when idle, and since when seen so
+        self.strays: dict[Stray, float] = {}  # since when seen so
 
         self.served: Counter[str] = Counter()  # checkouts by path; those of the idle are in `counted`
         self.discarded: Counter[str] = Counter()  # connections by reason
@@ -138,8 +153,9 @@ class Members:
     def reject(self, slot: Slot) -> None:
         """A connection set aside is dead: it is to be closed."""
         with self.lock:
-            self.checking.discard(slot)
-            self.closing.add(slot)
+            if slot in self.checking:
+                self.closing.add(slot)
+                self.checking.discard(slot)
 
     def retire(self, now: float, max_idle: float) -> dict[str, list[Slot]]:
         """Set aside, to be closed, idle connections past their lifetime, and those idle too long above the minimum."""
@@ -155,13 +171,15 @@ class Members:
 
     # Leaving
 
-    def forget(self, slots: Iterable[Slot], reason: str) -> None:
-        """The connections are closed: their places are free."""
+    def forget(self, slots: Iterable[Slot], reason: str) -> list[Slot]:
+        """The connections are closed: their places are free. Those slots that nobody else has closed meanwhile."""
         with self.lock:
-            for slot in slots:
-                self.closing.discard(slot)
+            closed = [slot for slot in slots if slot in self.closing]
+            for slot in closed:
                 self._drop(slot, reason)
+                self.closing.discard(slot)
             self._notify_closers()
+            return closed
 
     def _enter(self, slot: Slot) -> None:
         self.members.add(slot)
@@ -200,21 +218,26 @@ class Members:
             return lost
 
     def recover(self, now: float) -> list[Slot]:
-        """Set slots aside to be closed that an asynchronous exception lost, on their way from `idle` or back to it.
+        """Set slots aside to be closed that an asynchronous exception lost: on the way from `idle`, back, or out.
 
-        They have been in nobody's hands, unused, for `STRAY_AFTER`. They are not lent again: should their borrower be
-        alive after all, and merely slow, it must find itself without a connection and not share one.
+        They have been in nobody's hands for `STRAY_AFTER`, or set aside for `LEFT_AFTER`. They are not lent again:
+        should their borrower be alive after all, and merely slow, it must find itself without a connection and not
+        share one.
         """
         with self.lock:
-            elsewhere = {*self.idle, *self.opening, *self.checking, *self.closing}
-            strays = {(slot, slot.idle_since) for slot in self.members - elsewhere if not slot.is_lent}
+            elsewhere = {*self.idle, *self.opening}
+            strays = [Stray.of(slot) for slot in self.members - elsewhere if not slot.is_lent]
             self.strays = {stray: self.strays.get(stray, now) for stray in strays}
-            lost = [slot for (slot, _idle_since), since in self.strays.items() if now - since >= STRAY_AFTER]
+            lost = [stray.slot for stray, since in self.strays.items() if now - since >= self._patience(stray.slot)]
+            self.checking.difference_update(lost)
             self.closing.update(lost)
             for slot in lost:
                 slot.checkout = None
                 slot.condemn("reclaimed")
             return lost
+
+    def _patience(self, slot: Slot) -> float:
+        return LEFT_AFTER if slot in self.checking or slot in self.closing else STRAY_AFTER
 
     def _forget_key(self, slot: Slot) -> None:
         for key, (keyed, _conn) in list(self.keys.items()):
@@ -306,13 +329,13 @@ class Members:
             return min((*holds, *lifetimes, *unused), default=NEVER)
 
     def park(self) -> bool:
-        """Let the maintenance sleep until the next checkout, if nothing is out.
+        """Let the maintenance sleep until the next checkout, if nothing is out or set aside.
 
         Parked first, and looked second: a checkout pops first, and looks whether it is parked second.
         """
         with self.lock:
             self.parked = True
-            if self.used:
+            if self.used or self.checking or self.closing:
                 self.parked = False
             return self.parked
 

@@ -327,10 +327,10 @@ class ConnectionPool:
                 if conn is not None:
                     _connection.close(conn)
         finally:
-            self._core.forget(slots, reason)
+            closed = self._core.forget(slots, reason)
         self._connectors.kick()
-        if self._observer is not None:
-            self._tell(self._observer.discarded, slots, reason, error, checkout)
+        if closed and self._observer is not None:
+            self._tell(self._observer.discarded, closed, reason, error, checkout)
 
     def _wake_maintenance(self) -> None:
         self._core.parked = False

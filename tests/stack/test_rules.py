@@ -23,7 +23,7 @@ def test_the_cases_pass() -> None:
 
 
 def test_the_cases_know_the_order_of_all_groups() -> None:
-    """promtool puts those that are not named in an order that differs from run to run."""
+    """Those that are not named come in an order that differs from run to run."""
     assert load(CASES)["group_eval_order"] == [group["name"] for group in load(RULES)["groups"]]
 
 

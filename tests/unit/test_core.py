@@ -10,7 +10,7 @@ import pytest
 from otel_pgpool import PoolClosed
 from otel_pgpool._checkout import Attempt
 from otel_pgpool._core import GONE, State
-from otel_pgpool._members import STRAY_AFTER
+from otel_pgpool._members import LEFT_AFTER, STRAY_AFTER
 from tests.fakes import STALE, Desk, agree, awake, served
 
 if TYPE_CHECKING:
@@ -592,6 +592,40 @@ def test_a_borrower_that_was_only_slow_finds_nothing() -> None:
     desk.connect()
     assert served(waiter)
     assert desk.give_back(slow, waiter.conn) is None
+    agree(desk.core)
+
+
+@pytest.mark.parametrize("aside", ["closed", "looked at"])
+def test_a_slot_that_was_set_aside_and_left_is_recovered(aside: str) -> None:
+    """Nobody came back to look at it, or to close it, for `LEFT_AFTER`; until then that may take its time."""
+    desk = Desk(1, 1)
+    desk.connect()
+    [slot] = desk.core.inspect(desk.core.idle_slots()) if aside == "looked at" else desk.core.drain("drained")
+    assert not desk.core.park()
+    assert desk.core.recover(desk.now) == []
+    assert desk.core.recover(desk.now + STRAY_AFTER) == []
+    assert desk.core.recover(desk.now + LEFT_AFTER) == [slot]
+    desk.discard([slot], "reclaimed")
+    assert desk.core.park()
+    agree(desk.core)
+
+
+def test_whoever_comes_back_late_to_a_recovered_slot_finds_it_gone() -> None:
+    """Neither its look nor its closing counts any more, whatever it was about to say."""
+    desk = Desk(2, 2)
+    desk.connect()
+    desk.connect()
+    aside = desk.core.inspect(desk.core.idle_slots())
+    assert desk.core.recover(desk.now) == []
+    lost = desk.core.recover(desk.now + LEFT_AFTER)
+    assert {*lost} == {*aside}
+    desk.core.reject(aside[0])
+    assert desk.core.restore(aside[1], desk.now) is None
+    assert desk.core.idle == []
+    desk.discard(lost, "reclaimed")
+    desk.core.reject(aside[0])
+    assert desk.core.forget(lost, "broken") == []
+    assert desk.core.discarded == {"reclaimed": 2}
     agree(desk.core)
 
 
