@@ -193,10 +193,6 @@ class PoolConfig:
         )
 
 
-def _age(option: str, value: object) -> float:
-    return math.inf if value is None else seconds(option, value, above=True, none=True)
-
-
 def _credentials(value: Any) -> Any:
     if value is not None and not callable(value):  # what is not to be shown may be in it
         raise ValueError(f"credentials must be a callable or None, not of type {type(value).__name__}")

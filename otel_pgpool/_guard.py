@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import traceback
 from contextlib import suppress
 from time import monotonic
@@ -36,9 +37,14 @@ class Guard:
     def lament(self, error: Exception) -> None:
         """Log that the observer raised, at most once a minute.
 
+        What a signal handler of the program's raised meanwhile, as Celery does at its soft time limit, is not the
+        observer's, and goes on to the program.
+
         As text: a record that kept the error would keep its frames, and so the pool's connections; and the places
         alone, as source lines may hold SQL.
         """
+        if is_asynchronous(error):
+            raise error
         now = monotonic()
         if now < self._next_lament:
             return
@@ -55,3 +61,15 @@ class Guard:
                 what,
                 places,
             )
+
+
+def is_asynchronous(error: BaseException) -> bool:
+    """Whether it is no ``Exception``, or came out of a signal handler."""
+    if not isinstance(error, Exception):
+        return True
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
+    return any(frame.f_code in handlers for frame, _line in traceback.walk_tb(error.__traceback__))
+
+
+def _code_of(handler: object) -> object:
+    return getattr(getattr(handler, "__func__", handler), "__code__", handler)

@@ -336,8 +336,10 @@ class ConnectionPool:
         self._core.parked = False
         try:
             self._maintenance.wake()
-        except RuntimeError:  # no thread can be started: the next checkout tries again
+        except BaseException as error:  # the next checkout tries again
             self._core.parked = True
+            if not isinstance(error, RuntimeError):
+                raise
             logger.debug("the maintenance thread could not be started", exc_info=True)
 
     # The whole pool

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("otel_pgpool")
 
 
 class Forked(Protocol):
@@ -19,6 +25,10 @@ class Forked(Protocol):
 _lock = threading.RLock()
 _names: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
 _pools: weakref.WeakSet[Forked] = weakref.WeakSet()
+# No number below these is free, by the name before it: where the search begins, so that many pools of one name are made
+# in linear time. Lowered when a numbered pool is closed or collected.
+_lowest: dict[str, int] = {}
+_numbered: weakref.WeakKeyDictionary[object, Callable[[], object]] = weakref.WeakKeyDictionary()
 
 
 def register(pool: Forked, name: str) -> str:
@@ -28,10 +38,15 @@ def register(pool: Forked, name: str) -> str:
         Its name: as wanted, or with `` #2``, `` #3`` behind it while another live pool has that one.
     """
     with _lock:
-        unique, number = name, 1
-        while unique in _names:
-            number += 1
-            unique = f"{name} #{number}"
+        unique = name
+        if name in _names:
+            number = _lowest.get(name, 2)
+            while (unique := f"{name} #{number}") in _names:
+                number += 1
+            _lowest[name] = number + 1
+            freed = weakref.finalize(pool, _is_free, name, number)
+            freed.atexit = False
+            _numbered[pool] = freed
         _names[unique] = pool
         _pools.add(pool)
         return unique
@@ -42,6 +57,13 @@ def release_name(name: str, pool: object) -> None:
     with _lock:
         if _names.get(name) is pool:
             del _names[name]
+            if pool in _numbered:
+                _numbered.pop(pool)()
+
+
+def _is_free(name: str, number: int) -> None:
+    """Called by a finalizer too, hence without the lock: a number that is overlooked is merely not used again."""
+    _lowest[name] = min(number, _lowest.get(name, number))
 
 
 def any_open() -> bool:
@@ -54,7 +76,10 @@ def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - the parent may have held it at the moment of the fork
     _lock = threading.RLock()
     for pool in list(_pools):
-        pool._after_fork()
+        try:
+            pool._after_fork()
+        except Exception:  # one that a program has made its own way: the others must be told all the same
+            logger.exception("a pool could not be made fit for the child of a fork")
 
 
 if hasattr(os, "register_at_fork"):

@@ -106,13 +106,21 @@ class Hook:
             self.ledgers.pop(ledger, None)
             ledger.end("reclaimed", "reclaimed")
 
+    def forget_notes(self) -> None:
+        """In a forked child: what the parent's finalizers have noted is the parent's to do."""
+        self._notes.clear()
+        for ledger in _drained(self._gone):
+            self.ledgers.pop(ledger, None)
+
     def wake(self) -> None:
         """Let the watch look: something is out."""
         self.parked = False
         try:
             self._watch.wake()
-        except RuntimeError:  # no thread can be started: the next checkout tries again
+        except BaseException as error:  # the next checkout tries again
             self.parked = True
+            if not isinstance(error, RuntimeError):
+                raise
             logger.debug("the thread that watches hooked pools could not be started", exc_info=True)
 
     def end(self) -> None:
@@ -150,7 +158,7 @@ class Watch(Watcher[Hook]):
         now = monotonic()
         due = NEVER
         for ledger in list(hook.ledgers.copy()):
-            due = min(due, ledger.look(now))
+            due = min(due, ledger.look(now) or NEVER)  # None where something went wrong
         ledgers = list(hook.ledgers.copy())
         before, self._served = self._served, sum(ledger.served for ledger in ledgers)
         if self._served == before:

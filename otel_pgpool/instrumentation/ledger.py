@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import defaultdict, deque
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial, wraps
 from time import monotonic
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from otel_pgpool import _checkout, _registry
 from otel_pgpool._checkout import Attempt, Blocker, Loan
 from otel_pgpool._errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
-from otel_pgpool._guard import Guard
+from otel_pgpool._guard import Guard, is_asynchronous
 from otel_pgpool._level import Level, level_name
 from otel_pgpool._observer import Connect, PoolStats
 from otel_pgpool._settlement import describe
@@ -75,6 +76,8 @@ class Kind(NamedTuple):
     """Read a pool's levels."""
     abandon: Callable[[Any], int]
     """In a forked child: let a pool forget the parent's connections without a word to the server; how many."""
+    is_back: Callable[[Any, Slot], bool] = lambda _pool, _slot: False
+    """Whether a connection that seems to be out lies in the pool: given back by a way that is not seen."""
     waits: Callable[[Any], bool] = lambda _pool: False
     """Whether an exhausted pool waits where `Settings.wait_timeout` asks for it."""
 
@@ -122,7 +125,9 @@ class Ledger:
 
     __slots__ = (  # more attributes than CPython keeps at hand in a dictionary
         "__weakref__",
+        "_before",
         "_ended",
+        "_is_replaced",
         "_kind",
         "_level",
         "_observer",
@@ -164,6 +169,8 @@ class Ledger:
         self.hook = hook
         self._kind = kind
         self._retired = self._ended = False
+        self._before: list[Ledger] = []  # of pools in whose place this one stands, and which somebody may still use
+        self._is_replaced = False
         self.target = target
         self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
         self.usual: object = None  # who may handle its requests in the shortest way, and nobody else, until its end
@@ -253,6 +260,9 @@ class Ledger:
         """It was given one."""
         try:
             slot = self.slots.get(id(conn)) or self.enter(conn)
+            before: Any = slot.checkout
+            if before is not None:  # it came back by a way that is not seen, or was asked for once more
+                self.give_back(before)
             loan.slot = slot
             loan.acquired = now = monotonic()
             loan.lent = True
@@ -272,6 +282,12 @@ class Ledger:
             self.guard.lament(error)
         if self._ended:  # in the meantime
             self.give_back(loan)
+
+    def pass_on(self, loan: Loan, given: Any) -> None:
+        """It was given something that is not the pool's to take back: nobody will tell of its return."""
+        self.lend(loan, given)
+        self.give_back(loan)
+        self.slots.pop(id(given), None)
 
     def _find_path(self, loan: Loan) -> None:
         """It had to wait, or somebody has connected."""
@@ -297,8 +313,8 @@ class Ledger:
         """
         loan.released = now = monotonic()
         self.waiting.pop(loan, None)
-        if self.untold:
-            self.tell_connects(loan)
+        if self.untold and self.tell_connects(loan):
+            loan.waits_for = "new"
         loan.fail(refusal or error_type(error), describe(self.target, error) or (str(error) if refusal else ""))
         if refusal == "timeout":
             loan.outcome = "timeout"
@@ -321,41 +337,63 @@ class Ledger:
             own_holds=sum(hold.thread is loan.thread for hold in holds),
         )
 
-    def give_back(self, loan: Loan, outcome: str = "released", error: BaseException | None = None) -> None:
+    def give_back(
+        self, loan: Loan, outcome: str = "released", error: BaseException | None = None, at: float | None = None
+    ) -> None:
         """The connection came back, or is known to be gone; a second time nothing happens.
 
         Args:
             loan: whose.
             outcome: as telemetry calls it.
             error: of the pool's own work on it, such as its rollback.
+            at: when, if not now.
         """
-        now = monotonic()
+        now = monotonic() if at is None else at
         try:
             del loan.lent
         except AttributeError:
             return
         try:
-            slot = loan.slot
-            following = slot.checkout
-            if following is loan:
-                slot.checkout = None
-            elif following is not None:  # lent again before its return was done
-                now = min(now, following.acquired)
-            self.holds.pop(loan, None)
+            self._end_hold(loan, now, outcome, error)
+        except BaseException as raised:
+            if is_asynchronous(raised):
+                self._end_hold(loan, now, outcome, error)  # what was left undone of it
+                raise
+            self.guard.lament(raised)  # type: ignore[arg-type]  # an ``Exception``
+
+    def _end_hold(self, loan: Loan, now: float, outcome: str, error: BaseException | None) -> None:
+        """Each step may be done once more."""
+        slot = loan.slot
+        following = slot.checkout
+        if following is loan:
+            slot.checkout = None
+        elif following is not None:  # lent again before its return was done
+            now = min(now, following.acquired)
+        if loan in self.holds:
+            del self.holds[loan]
             held = now - loan.acquired
             self.hold_seconds += held
             if held >= self.long_hold and not loan.flagged:
                 self._flag(loan, now)
-            loan.released = now
-            loan.outcome = outcome
-            if error is not None:
-                loan.fail(error_type(error), describe(self.target, error))
-            if outcome == "reclaimed":
-                self._observer.reclaimed(loan)
-            elif loan.heard or loan.flagged or error is not None:
-                self._observer.released(loan)
-        except Exception as raised:  # noqa: BLE001 - likewise
-            self.guard.lament(raised)
+        loan.released = now
+        loan.outcome = outcome
+        if error is not None:
+            loan.fail(error_type(error), describe(self.target, error))
+        if hasattr(loan, "ended"):
+            return
+        if outcome == "reclaimed":
+            self._observer.reclaimed(loan)
+        elif loan.heard or loan.flagged or error is not None:
+            self._observer.released(loan)
+        loan.ended = True
+
+    @harmless
+    def lose(self, slot: Slot) -> None:
+        """The collector has taken a connection that nobody had given back, and that was never the pool's to keep."""
+        loan: Any = slot.checkout
+        if loan is not None and hasattr(loan, "lent"):
+            self.give_back(loan, "reclaimed")
+            self.discard(slot, "reclaimed", None, loan)
 
     def speak_up(self, conn: Any) -> Loan | None:
         """Make a checkout of a quiet hold, unless it ended meanwhile."""
@@ -408,7 +446,7 @@ class Ledger:
         slot.key = id(conn)
         slot.pid = _pid(conn)
         try:
-            slot.ref = weakref.ref(conn, partial(_forget, self.slots, self.quiet, slot.key))
+            slot.ref = weakref.ref(conn, partial(_collected, weakref.ref(self), slot.key))
         except TypeError:  # what a program's own factory makes may not allow it
             slot.ref = lambda: None  # type: ignore[assignment]
         self.slots[slot.key] = slot
@@ -514,10 +552,22 @@ class Ledger:
 
     def _levels(self) -> Levels:
         pool = self._pool()
-        return Levels(0, 0, 0, 0, 0, closed=True) if pool is None else self._kind.read(pool)
+        if pool is None:
+            return Levels(0, 0, 0, 0, 0, closed=True)
+        try:
+            return self._kind.read(pool)
+        except Exception as error:  # noqa: BLE001 - a program may have made it its own way
+            self.guard.lament(error)
+            return Levels(0, 0, len(self.holds), 0, None)
 
     def stats(self) -> PoolStats:
         """Levels, read from the pool itself, and totals."""
+        self._settle_accounts()
+        accounts = [self, *self._before]
+
+        def total(name: str) -> Any:
+            return sum(getattr(account, name) for account in accounts)
+
         levels = self._levels()
         utilization = levels.used / levels.maxconn if levels.maxconn else 0.0
         return PoolStats(
@@ -529,19 +579,12 @@ class Ledger:
             used=levels.used,
             idle=levels.idle,
             connecting=len(self.connecting),
-            waiting=len(self.waiting),
+            waiting=sum(len(account.waiting) for account in accounts),
             utilization=utilization,
             oldest_hold=self._oldest_hold(),
-            checkouts={"idle": self.idle_checkouts, "queued": self.queued_checkouts, "new": self.new_checkouts},
-            queued=self.queued,
-            timeouts=self.timeouts,
-            errors=self.errors,
-            retries=self.retries,
-            long_holds=self.long_holds,
-            created=self.created,
+            checkouts={path: total(f"{path}_checkouts") for path in ("idle", "queued", "new")},
             discarded=dict(self.discarded),
-            wait_seconds=self.wait_seconds,
-            hold_seconds=self.hold_seconds,
+            **{name: total(name) for name in TOTALS if not name.endswith("_checkouts")},
             maxidle=levels.maxidle,
         )
 
@@ -555,6 +598,7 @@ class Ledger:
 
     # The watch
 
+    @harmless
     def look(self, now: float) -> float:
         """Flag long holds, report the utilization; when the next look is due, as a reading of the clock."""
         self.speak_up_all(now - self.long_hold)
@@ -562,6 +606,8 @@ class Ledger:
         for loan in self.holds.copy():
             if not loan.flagged and loan.acquired + self.long_hold > now:
                 going_on.append(loan)
+            elif self._is_back(loan):
+                self.give_back(loan, at=loan.acquired)  # since when, nobody knows
             elif not loan.flagged:
                 self._flag(loan, now)
                 self.guard.tell(self._observer.held_long, loan)
@@ -572,6 +618,10 @@ class Ledger:
             if now - connect.ended > TOLD_AFTER:
                 self.tell_connects(by=ident)
         return min(self._begun(going_on), default=NEVER) + self.long_hold
+
+    def _is_back(self, loan: Loan) -> bool:
+        pool = self._pool()
+        return pool is not None and self._kind.is_back(pool, loan.slot)
 
     @property
     def served(self) -> int:
@@ -596,10 +646,19 @@ class Ledger:
         _registry.release_name(self.name, self)
 
     def _take_over(self, before: Ledger) -> None:
-        """Go on counting where the ledger of this pool's predecessor ended."""
-        for total in TOTALS:
-            setattr(self, total, getattr(before, total))
+        """Go on counting where the ledgers of this pool's predecessors are, while these may still count."""
+        self._before, before._before = [*before._before, before], []
         self.discarded = before.discarded
+        before._is_replaced = True
+
+    def _settle_accounts(self) -> None:
+        """Add what a predecessor has counted, once its pool is gone and nothing of it is out."""
+        for before in self._before.copy():
+            if before.pool is None and not (before.holds or before.quiet):
+                with suppress(ValueError):  # another reader was faster
+                    self._before.remove(before)
+                    for name in TOTALS:
+                        setattr(self, name, getattr(self, name) + getattr(before, name))
 
     @harmless
     def end(self, outcome: str, reason: str | None = None) -> None:
@@ -622,17 +681,21 @@ class Ledger:
 
     def _after_fork(self) -> None:
         """In a forked child the parent's checkouts and connections are not ours, and its totals neither."""
+        self.hook.forget_notes()
         self._start_afresh()
+        self._before.clear()
         if self.turns is not None:
             self.turns = Turns()
         pool = self._pool()
         if pool is not None and not self._retired:
-            self.discarded["forked"] = self._kind.abandon(pool)
-            self.guard.tell(self._observer.attached, self)
+            try:
+                self.discarded["forked"] = self._kind.abandon(pool)
+            finally:
+                self.guard.tell(self._observer.attached, self)
 
 
-TOLD_AFTER = 1.0
-"""Seconds after which the watch tells of a connect that nobody's checkout was for."""
+TOLD_AFTER = 30.0
+"""Seconds after which the watch tells of a connect that nobody's checkout was for: one may still be preparing it."""
 
 
 def _no_ledger() -> None:
@@ -643,10 +706,17 @@ def _acquired(loan: Loan) -> float:
     return loan.acquired
 
 
-def _forget(slots: dict[int, Slot], quiet: dict[int, QuietHold], key: int, ref: weakref.ref[Any]) -> None:
-    slot = slots.get(key)
-    if slot is not None and slot.ref is ref and key not in quiet:  # it went with its pool, which is still to be told
-        slots.pop(key, None)
+def _collected(ledger_ref: weakref.ref[Ledger], key: int, ref: weakref.ref[Any]) -> None:
+    """A connection went, unclosed. A finalizer: it only takes notes."""
+    ledger = ledger_ref()
+    slot = None if ledger is None else ledger.slots.get(key)
+    if ledger is None or slot is None or slot.ref is not ref or key in ledger.quiet:  # quiet: its pool went, to be told
+        return
+    ledger.slots.pop(key, None)
+    if slot.checkout is not None:
+        ledger.hook.later(partial(ledger.lose, slot))
+    elif ledger._is_replaced:  # with the pool, after its connection was given back to that
+        ledger.hook.later(partial(ledger.discard, slot, "drained"))
 
 
 def _pid(conn: Any) -> int:

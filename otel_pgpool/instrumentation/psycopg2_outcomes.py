@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -23,8 +24,18 @@ def end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error:
     """A request has raised: the pool gave nothing, which is told, or an interrupt came after it did."""
     if given is not None:
         return_unused(pool, given)
-    if loan is not None and not hasattr(loan, "released"):
+    if loan is not None and hasattr(loan, "heard") and not hasattr(loan, "released"):
+        if not hasattr(loan, "started"):
+            loan.started = monotonic()
         refuse(ledger, pool, loan, error)
+
+
+def end_return(ledger: Ledger, pool: Any, conn: Any, loan: Loan, error: BaseException) -> None:
+    """A return has raised: the pool refused it or failed, or an interrupt came before or after it took note."""
+    if isinstance(error, psycopg2.Error):
+        ledger.give_back(loan, "discarded", error)
+    elif not goes_on(pool, conn, error):
+        ledger.give_back(loan, "discarded" if conn.closed else "released")
 
 
 def return_unused(pool: Any, conn: Any) -> None:

@@ -21,7 +21,7 @@ from otel_pgpool._checkout import Loan, stack_around, whole_stack_of
 from otel_pgpool._target import target_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
-from otel_pgpool.instrumentation.psycopg2_outcomes import discard, end_request, goes_on, refuse, return_unused
+from otel_pgpool.instrumentation.psycopg2_outcomes import discard, end_request, end_return, refuse, return_unused
 from otel_pgpool.instrumentation.psycopg2_quiet import quiet_getconn, quiet_putconn, with_defaults_of
 from otel_pgpool.instrumentation.turns import is_exhausted
 
@@ -58,31 +58,41 @@ def read_levels(pool: Any) -> Levels:
     return Levels(pool.minconn, pool.maxconn, len(pool._used), len(pool._pool), pool.minconn, closed=pool.closed)
 
 
+def is_back(pool: Any, slot: Slot) -> bool:
+    """Whether a connection lies in the pool: a subclass may give it back by a method of its own."""
+    return any(conn is slot.ref() for conn in pool._pool)
+
+
 class Request:
     """A getconn of a subclass while it runs, and what the stock one inside it gave."""
 
-    __slots__ = ("_again", "_given", "_pool", "error")
+    __slots__ = ("_given", "_ledger", "_pool", "again", "error", "loan")
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, ledger: Ledger) -> None:
         self._pool = pool
+        self._ledger = ledger
+        self.loan: Loan | None = None
         self._given: Any = None
-        self._again = False  # by a key that was lent already
+        self.again = False  # by a key that was lent already
         self.error: BaseException | None = None
 
     def ask_inside(self, ask: Callable[[], Any], *, again: bool) -> Any:
         """Pass a request of its own through, and remember what came of it."""
+        waits = self.error is not None and is_exhausted(self.error)  # in its own way, as it asks once more
+        if waits and self.loan is not None and self.loan.queued is None:
+            self._ledger.queue(self.loan)
         try:
             result = ask()
         except BaseException as error:
             self.error = error
             raise
         if id(result) in self._pool._rused:
-            self._given, self._again = result, again
+            self._given, self.again = result, again
         return result
 
     def lent(self, result: Any) -> Any:
         """The connection that was lent, where any was: a subclass may return what it likes."""
-        if self._again:
+        if self.again:
             return None
         if isinstance(result, connection):
             return result
@@ -105,7 +115,7 @@ class Hooked:
         # Lent by a parent process, by id. Kept, as a class of the program's own may close them when they go.
         self._inherited: dict[int, Any] = {}
         self._requests: dict[tuple[int, int], Request] = {}  # by pool and thread
-        self._kind = Kind(read_levels, self._abandon, lambda pool: isinstance(pool, ThreadedConnectionPool))
+        self._kind = Kind(read_levels, self._abandon, is_back, lambda pool: isinstance(pool, ThreadedConnectionPool))
 
     def begin(self) -> None:
         """Wrap the classes that there are, and those that will be; open the ledgers of the pools that there are."""
@@ -205,7 +215,8 @@ class Hooked:
                     frame = _getframe(1)
                 except ValueError:  # called by no function of Python, as a greenlet's first is
                     frame = _getframe()
-                loan = ledger.begin(Loan(), whole_stack_of(frame))
+                loan = Loan()
+                ledger.begin(loan, whole_stack_of(frame))
                 conn = original(self, None)
                 ledger.lend(loan, conn)
             except BaseException as error:
@@ -250,7 +261,7 @@ class Hooked:
             return outer.ask_inside(ask, again=again)
         if again:
             return ask()
-        request = Request(pool)
+        request = Request(pool, ledger)
         try:
             self._requests[asking] = request
             return self._check_out(ledger, pool, frame, ask, request)
@@ -263,7 +274,10 @@ class Hooked:
     ) -> Any:
         loan = result = None
         try:
-            loan = ledger.ask(stack_around(frame))
+            loan = Loan()
+            ledger.begin(loan, stack_around(frame))
+            if request is not None:
+                request.loan = loan
             # A subclass's own is asked again as a whole: inside it we would wait under a lock that it may have.
             result = ask() if ledger.turns is None else _take_turns(ledger, pool, ledger.turns, loan, ask)
             conn = result if request is None else request.lent(result)
@@ -271,6 +285,8 @@ class Hooked:
                 ledger.lend(loan, conn)
             elif request is not None and request.error is not None:
                 refuse(ledger, pool, loan, request.error)
+            elif request is None or not request.again:
+                ledger.pass_on(loan, result)
         except BaseException as error:
             cause = None if request is None else request.error
             told = cause if cause and is_exhausted(cause) else error  # a subclass may say it in other words
@@ -299,14 +315,13 @@ class Hooked:
             was_closed = conn.closed
             try:
                 original(self, conn, None, close)
+                if conn.closed:
+                    discard(ledger, slot, was_closed, close=close, loan=loan)
+                else:
+                    ledger.give_back(loan)
             except BaseException as error:
-                if not goes_on(self, conn, error):
-                    ledger.give_back(loan, "discarded", error)
+                end_return(ledger, self, conn, loan, error)
                 raise
-            if conn.closed:
-                discard(ledger, slot, was_closed, close=close, loan=loan)
-            else:
-                ledger.give_back(loan)
 
         return with_defaults_of(owner, putconn)
 
@@ -388,10 +403,14 @@ class Hooked:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it takes its place
             try:
                 original(self, *args, **kwargs)
-            finally:
+            except BaseException:
                 ledger = hooked._ledger(self)
                 if ledger is not None:
-                    ledger.tell_connects()
+                    ledger.end("discarded", "closed")  # the program has no pool, though an error may keep this one
+                raise
+            ledger = hooked._ledger(self)
+            if ledger is not None:
+                ledger.tell_connects()
 
         return __init__
 
@@ -447,7 +466,7 @@ def _takes_key(getconn: Method) -> bool:
     return not by_place or by_place[0].name == "key" or by_place[0].kind is by_place[0].VAR_POSITIONAL
 
 
-def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
+def _is_lent(pool: Any, /, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
     """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
     if key is None:
         return False
@@ -456,7 +475,7 @@ def _is_lent(pool: Any, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
     return False
 
 
-def _named(pool: Any, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
+def _named(pool: Any, /, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
     """The connection that is given back, by itself or by its key."""
     if conn is not None or key is None:
         return conn
@@ -471,18 +490,26 @@ def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -
     was_closed = conn.closed
     try:
         given_back = give_back()
+        if conn.closed:
+            discard(ledger, slot, was_closed, close=_closes(*give_back.args, **give_back.keywords), loan=loan)
+        elif loan is not None:
+            ledger.give_back(loan)
     except BaseException as error:
-        if loan is not None and not goes_on(ledger.pool, conn, error):
-            ledger.give_back(loan, "discarded", error)
+        if loan is not None:
+            end_return(ledger, ledger.pool, conn, loan, error)
         raise
-    if conn.closed:
-        discard(ledger, slot, was_closed, close=_closes(*give_back.args, **give_back.keywords), loan=loan)
-    elif loan is not None:
-        ledger.give_back(loan)
     return given_back
 
 
-def _closes(_pool: Any, _conn: Any = None, _key: Any = None, close: Any = False, *_args: Any, **_kwargs: Any) -> bool:  # noqa: FBT002 - likewise
+def _closes(
+    _pool: Any,
+    /,
+    _conn: Any = None,
+    _key: Any = None,
+    close: Any = False,  # noqa: FBT002 - likewise
+    *_args: Any,
+    **_kwargs: Any,
+) -> bool:
     """Whether the caller wants it closed."""
     return bool(close)
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine.events import DialectEvents
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from sqlalchemy.util.queue import Empty, Queue
 
 from otel_pgpool._checkout import Attempt, LeftOut, Loan, whole_stack_past
+from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._errors import error_type
 from otel_pgpool._target import UnknownTarget, target_of
 from otel_pgpool.instrumentation.hook import live_instances
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     """SQLAlchemy's own of a connection, which keeps its place in the pool when the connection is replaced."""
 
 DRIVER = "psycopg2"
+DIALECT_EVENTS = [name for name in dir(DialectEvents) if name.startswith(("do_", "handle_"))]
 PLACED_IN_QUERY = ("host", "port", "dbname", "user")
 """What of a URL's query tells where it leads; the rest may hold secrets."""
 
@@ -123,9 +126,9 @@ class Hooked:
         self._records: weakref.WeakKeyDictionary[Record, Ledger] = weakref.WeakKeyDictionary()
         self._engines: weakref.WeakKeyDictionary[Engine, Ledger] = weakref.WeakKeyDictionary()
         self._wrapped: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there, what stands now
+        self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()  # whose connects are listened to
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
             (Engine, "engine_disposed", self._disposed),
-            (Engine, "do_connect", self._connecting),
             (Pool, "connect", self._connected),
             (Pool, "checkin", self._checked_in),
             (Pool, "invalidate", self._invalidated),
@@ -135,8 +138,10 @@ class Hooked:
 
     def begin(self) -> None:
         """Listen, and wrap."""
+        had_events = Engine._has_events
         for target, name, listener in self._listeners:
             event.listen(target, name, listener)
+        Engine._has_events = had_events  # else each statement of every engine is slower; a dispose does not ask for it
         self._wrap(Engine, "raw_connection", self._raw_connection)
         self._wrap(Queue, "get", self._get)
         for engine in live_instances({Engine}):  # what is seen of it must not wait for its next checkout
@@ -158,6 +163,10 @@ class Hooked:
         for target, name, listener in self._listeners:
             if event.contains(target, name, listener):
                 event.remove(target, name, listener)
+        for dialect in [*self._dialects]:
+            event.remove(dialect, "do_connect", self._connecting)
+            if not any(getattr(dialect.dispatch, name, ()) for name in DIALECT_EVENTS):
+                dialect.__dict__.pop("_has_events", None)
 
     # A request
 
@@ -178,7 +187,8 @@ class Hooked:
                 frame = _getframe(1)
             except ValueError:  # called by no function of Python, as a greenlet's first is
                 frame = _getframe()
-            request = ledger.begin(Request(), whole_stack_past(frame, BETWEEN))
+            request = Request()
+            ledger.begin(request, whole_stack_past(frame, BETWEEN))
             request.ledger = ledger
             thread = threading.get_ident()
             outer = requests.get(thread)
@@ -278,7 +288,7 @@ class Hooked:
     # Events; each is SQLAlchemy's, with its arguments
 
     def _disposed(self, engine: Engine) -> None:
-        """It has another pool now: the levels are that one's from here on, whatever is still out of the old one."""
+        """It has another pool now: the levels are that one's from here on, but for who still waits for the old one."""
         if _owner_of_the_pool(engine) in self._engines:
             self._adopt(engine)
 
@@ -318,7 +328,9 @@ class Hooked:
         reason = "broken"
         if cause is None:  # the program wants it closed
             reason = "returned_closed"
-        elif type(cause) is DisconnectionError:  # a listener of the program's has looked at it
+        elif type(cause) is DisconnectionError or (
+            held is None and not isinstance(cause, (psycopg2.Error, DisconnectionError))
+        ):  # a listener of the program's has looked at it
             reason = "check_failed"
         if held is not None:
             self._bereave(held, conn, record)
@@ -329,7 +341,8 @@ class Hooked:
         elif request is not None:
             if cause is not None:
                 request.connected, request.lost, request.since = False, cause, monotonic()
-                request.retried(Attempt(request.since, error_type(cause), 0.0), None)
+            if isinstance(cause, DisconnectionError):  # after anything else it is not given another
+                request.retried(Attempt(monotonic(), error_type(cause), 0.0), None)
                 request.ledger.retries += 1
             request.ledger.discard(request.ledger.slot_of(conn), reason, cause, request)
 
@@ -352,7 +365,8 @@ class Hooked:
         slot = None if ledger is None else ledger.slots.get(id(conn))
         if ledger is None or slot is None:  # discarded as broken before
             return
-        ledger.discard(slot, self._why_closed(ledger.pool, record))
+        discard = partial(ledger.discard, slot, self._why_closed(ledger.pool, record))
+        ledger.hook.later(discard) if is_collecting_here() else discard()
 
     def _why_closed(self, pool: Any, record: Record) -> str:
         if isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin()):
@@ -369,6 +383,9 @@ class Hooked:
             return None
         engine = _owner_of_the_pool(engine)
         kind = Kind(read_levels, partial(self._abandon, weakref.ref(engine)))
+        if engine.dialect not in self._dialects:
+            event.listen(engine.dialect, "do_connect", self._connecting)
+            self._dialects.add(engine.dialect)
         ledger = self._hook.adopt(
             engine.pool, kind, name_of(engine), _target_of(engine), before=self._engines.get(engine)
         )
@@ -397,7 +414,8 @@ class Hooked:
                 os.close(record.dbapi_connection.fileno())
         if records:
             pool._pool.queue.clear()  # type: ignore[attr-defined]  # it lives on until the collector comes, and has nothing any more
-        return len(records)
+        static = isinstance(pool, StaticPool) and _is_connected(pool.__dict__.get("connection"))
+        return len(records) + static
 
 
 def _owner_of_the_pool(engine: Engine) -> Engine:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+AGAIN = 0.1
+"""Seconds after which the first asks unasked: a subclass may give back by a method of its own."""
+
 EXHAUSTED = "connection pool exhausted"
 
 
@@ -64,7 +67,7 @@ class Turns:
                     except PoolError as error:
                         if self._ended or not is_exhausted(error):
                             raise
-                if not turn.wait(deadline - monotonic()):
+                if not turn.wait(min(AGAIN, deadline - monotonic())) and monotonic() >= deadline:
                     raise PoolError(EXHAUSTED)  # noqa: TRY301 - the handler below lets it pass
             self._leave(turn)
         except BaseException:

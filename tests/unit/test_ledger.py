@@ -19,7 +19,7 @@ from otel_pgpool._checkout import here
 from otel_pgpool._slot import NEVER
 from otel_pgpool._target import UnknownTarget
 from otel_pgpool.instrumentation.hook import Hook
-from otel_pgpool.instrumentation.ledger import LEDGER, LOUD, Kind, Ledger, Levels
+from otel_pgpool.instrumentation.ledger import LEDGER, LOUD, TOLD_AFTER, Kind, Ledger, Levels
 from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.telemetry import SILENT
 
@@ -362,7 +362,9 @@ def test_connect_of_another_thread(ledger: Ledger) -> None:
     loan = lend(ledger, FakeConnection())
     assert loan.path == "idle"
     assert recorder(ledger).told("connected") == []
-    ledger.look(monotonic() + 5)
+    ledger.look(monotonic() + 5)  # whoever it is for may still be preparing it
+    assert recorder(ledger).told("connected") == []
+    ledger.look(monotonic() + TOLD_AFTER + 1)
     ((connect,),) = recorder(ledger).told("connected")
     assert connect.asked_by is None
 
@@ -544,7 +546,7 @@ def test_loud_and_silent(hook: Hook, pool: FakePool) -> None:
     hook.settings = settings
     assert hook.adopt(FakePool(), KIND, "recorded", UnknownTarget()).silence is LOUD  # type: ignore[union-attr]
     hook.settings = Settings.of(environ={"OTEL_PGPOOL_SPANS": "off", "OTEL_PGPOOL_WAIT_TIMEOUT": "1"})
-    waiting = Kind(read, lambda _pool: 0, lambda pool: pool.maxconn == 5)
+    waiting = Kind(read, lambda _pool: 0, waits=lambda pool: pool.maxconn == 5)
     patient, other = FakePool(5), FakePool(6)
     ledger = hook.adopt(patient, waiting, "patient", UnknownTarget())
     assert ledger is not None

@@ -17,6 +17,8 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_registry, "_names", weakref.WeakValueDictionary())
     monkeypatch.setattr(_registry, "_pools", weakref.WeakSet())
     monkeypatch.setattr(_registry, "_lock", threading.Lock())
+    monkeypatch.setattr(_registry, "_lowest", {})
+    monkeypatch.setattr(_registry, "_numbered", weakref.WeakKeyDictionary())
 
 
 class FakePool:
@@ -77,3 +79,50 @@ def test_live_pools_hear_of_a_fork() -> None:
     assert (pool.forked, closed.forked) == (1, 1)
     another = FakePool()
     assert register(another, "fork") == "fork #2"
+
+
+class Counting(weakref.WeakValueDictionary[str, object]):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def __contains__(self, key: object) -> bool:
+        self.asked += 1
+        return super().__contains__(key)
+
+
+def test_many_of_one_name_are_made_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for a free number does not begin anew each time."""
+    names = Counting()
+    monkeypatch.setattr(_registry, "_names", names)
+    pools = [FakePool() for _ in range(500)]
+    assert [register(pool, "many") for pool in pools][-1] == "many #500"
+    assert names.asked <= 3 * len(pools)
+
+
+def test_the_lowest_number_that_is_free_is_used_again() -> None:
+    """Of a pool that was closed, and of one that was collected."""
+    pools = [FakePool() for _ in range(6)]
+    for pool in pools:
+        register(pool, "again")
+    release_name("again #4", pools[3])
+    del pools[1], pool
+    assert [register(FakePool(), "again") for _ in range(1)] == ["again #2"]
+    kept = [FakePool(), FakePool(), FakePool()]
+    assert [register(pool, "again") for pool in kept] == ["again #2", "again #4", "again #7"]
+
+
+def test_one_pool_that_fails_in_a_child_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """All are told of the fork; what one raised is logged."""
+
+    class Failing(FakePool):
+        def _after_fork(self) -> None:
+            super()._after_fork()
+            raise LookupError
+
+    pools = [FakePool(), Failing(), FakePool(), Failing(), FakePool()]
+    for pool in pools:
+        register(pool, "fork")
+    _registry._after_fork()
+    assert [pool.forked for pool in pools] == [1] * 5
+    assert len(caplog.records) == 2

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 from psycopg2.pool import ThreadedConnectionPool
 
 from otel_pgpool import PgPoolInstrumentor
+from tests.integration.helpers import wait_until
+from tests.integration.hook.helpers import ledger_of
 from tests.integration.telemetry_helpers import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from otel_pgpool._checkout import Checkout
 
 
 class Interrupted:
@@ -46,4 +51,101 @@ def test_the_hold_goes_on(signals: Signals, dsn: str, monkeypatch: pytest.Monkey
     assert point.value > 0
     pool.putconn(conn)
     assert (signals.checkout().attributes or {})["otel_pgpool.outcome"] == "released"
+    pool.closeall()
+
+
+class Late(ThreadedConnectionPool):
+    """Interrupted when the connection is back already."""
+
+    interrupted = False
+
+    def _putconn(self, *args: object, **kwargs: object) -> None:
+        super()._putconn(*args, **kwargs)  # type: ignore[misc]  # psycopg2 has no types for it
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+
+def test_the_hold_has_ended(signals: Signals, dsn: str) -> None:
+    """The pool has taken note: so has telemetry, and no error of the pool's is told."""
+    pool = Late(1, 1, dsn)
+    conn = pool.getconn()
+    pool.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        pool.putconn(conn)
+    attributes = signals.checkout().attributes or {}
+    assert attributes["otel_pgpool.outcome"] == "released"
+    assert "error.type" not in attributes
+    assert signals.live() == []
+    pool.closeall()
+
+
+def test_what_was_left_undone_is_done(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt inside the telemetry itself costs neither the hold's end nor its span."""
+    pool = ThreadedConnectionPool(1, 1, dsn)
+    conn = pool.getconn()
+    ledger = ledger_of(pool)
+    released, calls = ledger._observer.released, []
+
+    def interrupted(loan: Checkout) -> None:
+        calls.append(loan)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        released(loan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger._observer, "released", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.putconn(conn)
+    assert (signals.checkout().attributes or {})["otel_pgpool.outcome"] == "released"
+    assert (len(ledger.holds), signals.live()) == (0, [])
+    pool.closeall()
+
+
+class SoftTimeLimitExceeded(Exception):  # noqa: N818 - it is called so
+    """As Celery's."""
+
+
+def test_a_time_limit_reaches_the_program(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal handler raises inside the telemetry is the program's, though it is an `Exception`."""
+
+    def handler(_number: int, _frame: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        conn = pool.getconn()
+        ledger = ledger_of(pool)
+        released, calls = ledger._observer.released, []
+
+        def struck(loan: Checkout) -> None:
+            calls.append(loan)
+            if len(calls) == 1:
+                signal.raise_signal(signal.SIGUSR1)
+            released(loan)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger._observer, "released", struck)
+            with pytest.raises(SoftTimeLimitExceeded):
+                pool.putconn(conn)
+        assert (len(ledger.holds), signals.live()) == (0, [])
+        pool.closeall()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_watch_is_woken_by_the_next(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt on the way to the watch leaves it to the next checkout to wake it."""
+    pool = ThreadedConnectionPool(2, 2, dsn)
+    hook = ledger_of(pool).hook
+    with monkeypatch.context() as patch:
+        patch.setattr(hook._watch, "wake", Interrupted().acquire)
+        with pytest.raises(KeyboardInterrupt):
+            pool.getconn()
+    assert hook.parked
+    conn = pool.getconn()
+    assert not hook.parked
+    assert wait_until(lambda: ledger_of(pool).long_holds)
+    pool.putconn(conn)
+    assert signals.live() == []
     pool.closeall()

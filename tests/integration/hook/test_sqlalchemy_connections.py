@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
-from sqlalchemy import exc
-from sqlalchemy.pool import NullPool, QueuePool, StaticPool
+from sqlalchemy import event, exc
+from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
-from tests.integration.helpers import PATIENCE, in_thread, kill, lives, refused_port
+from tests.integration.helpers import PATIENCE, in_child, in_thread, kill, lives, refused_port, wait_until
+from tests.integration.hook.helpers import instrumented
 from tests.integration.hook.sqlalchemy_helpers import (
     Engines,
     attribute,
@@ -39,7 +41,6 @@ from tests.integration.telemetry_helpers import (
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
-    from sqlalchemy.engine import Engine
 
 NOWHERE = "postgresql+psycopg2://"
 
@@ -601,3 +602,69 @@ def test_dead_thread(signals: Signals, engines: Engines) -> None:
         assert "code.stacktrace" not in record.attributes
         kept.pop().close()
     assert (signals.checkout().attributes or {})["thread.name"] == "gone"
+
+
+@pytest.mark.usefixtures("hook")
+def test_disposed_while_some_are_out_or_wait(signals: Signals, engines: Engines) -> None:
+    """The totals go on, what the old pool's users still do included, and its connections are all counted as gone."""
+    engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE, pool_logging_name="disposed")
+    conn = engine.connect()
+    waiting = [in_thread(borrow, engine) for _ in range(3)]
+    assert wait_until(lambda: len(signals.live()) == 4)
+    assert wait_until(lambda: signals.value("db.client.connection.pending_requests", pool_name="disposed") == 3)
+    engine.dispose()
+    assert signals.value("db.client.connection.pending_requests", pool_name="disposed") == 3
+    conn.close()
+    del conn
+    for each in waiting:
+        each.result(PATIENCE)
+    borrow(engine)
+    gc.collect()
+    assert signals.values("otel_pgpool.checkouts", "disposed") == {("idle",): 0, ("queued",): 3, ("new",): 2}
+    assert signals.value("db.client.connection.pending_requests", pool_name="disposed") == 0
+    assert signals.value("otel_pgpool.connections.created", pool_name="disposed") == 2
+    assert wait_until(lambda: signals.values("otel_pgpool.connections.discarded", "disposed") == {("drained",): 1})
+    engine.dispose()
+    borrow(engine)
+    assert signals.values("otel_pgpool.checkouts", "disposed") == {("idle",): 0, ("queued",): 3, ("new",): 3}
+
+
+@pytest.mark.usefixtures("hook")
+def test_a_listener_that_raises(signals: Signals, engines: Engines) -> None:
+    """The program's own ``checkout`` listener fails a checkout of a new connection; nothing is tried again."""
+    engine = engines(pool_logging_name="listened")
+
+    @event.listens_for(engine, "checkout")
+    def refuse(*_args: object) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        engine.connect()
+    attributes = signals.checkout().attributes or {}
+    assert (attributes["otel_pgpool.path"], attributes["otel_pgpool.retries"]) == ("new", 0)
+    assert signals.values("otel_pgpool.connections.discarded", "listened") == {("check_failed",): 1}
+
+
+def test_statements_are_no_slower(signals: Signals, engines: Engines) -> None:
+    """SQLAlchemy keeps flags that somebody listens to statements: of other engines they stay as they were."""
+    with instrumented(signals):
+        engine = engines()
+        borrow(engine)
+        assert not Engine._has_events
+        assert not Dialect._has_events
+        assert engine.dialect._has_events
+    assert "_has_events" not in vars(engine.dialect)
+    event.listen(engine, "do_execute", lambda *_args: None)
+    with instrumented(signals):
+        borrow(engine)
+    assert engine.dialect._has_events
+
+
+@pytest.mark.usefixtures("hook")
+@pytest.mark.parametrize("pool", [QueuePool, StaticPool])
+def test_forgotten_in_a_child(signals: Signals, engines: Engines, pool: type[Pool]) -> None:
+    """Each kind of pool counts the connection of the parent's that it has left behind."""
+    engine = engines(poolclass=pool, pool_logging_name="forked")
+    borrow(engine)
+    told = in_child(lambda: signals.values("otel_pgpool.connections.discarded", "forked"))
+    assert told == str({("forked",): 1})

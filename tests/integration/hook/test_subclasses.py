@@ -710,3 +710,198 @@ def test_exhausted_subclass_raises_as_ever(signals: Signals, define: Any, dsn: s
         pool.getconn()
     assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "queued"))
     assert signals.values("db.client.connection.timeouts", name_of(dsn)) == {(): 1}
+
+
+# Ways of their own
+
+
+def test_that_lends_a_thread_its_own_once_more(signals: Signals, define: Any, dsn: str) -> None:
+    """A hand-over ends the checkout before it, and nothing stays out when all has come back."""
+
+    def make() -> type[Pool]:
+        class Reentrant(ThreadedConnectionPool):
+            depth = 0
+            own: Any = None
+
+            def getconn(self, key: object = None) -> Any:
+                if not self.depth:
+                    self.own = super().getconn(key)
+                self.depth += 1
+                return self.own
+
+            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+                self.depth -= 1
+                if not self.depth:
+                    super().putconn(conn, key, close)
+
+        return Reentrant
+
+    pool = define(make)(1, 1, dsn)
+    for _ in range(3):
+        outer, inner = pool.getconn(), pool.getconn()
+        assert inner is outer
+        pool.putconn(inner)
+        pool.putconn(outer)
+    assert (len(ledger_of(pool).holds), signals.live()) == (0, [])
+
+
+class Releasing(ThreadedConnectionPool):
+    """Gives back by a method of its own."""
+
+    def release(self, conn: Any) -> None:
+        with self._lock:
+            self._putconn(conn)
+
+
+def test_that_gives_back_in_its_own_way(signals: Signals, dsn: str) -> None:
+    """What lies in the pool is held by nobody: its checkout ends with the next, and is never taken for a long hold."""
+    with instrumented(signals, long_hold=0.05):
+        pool = Releasing(1, 1, dsn)
+        for _ in range(3):
+            pool.release(pool.getconn())
+        assert len(ledger_of(pool).holds) == 1
+        assert wait_until(lambda: not ledger_of(pool).holds)
+        assert signals.live() == []
+        assert ledger_of(pool).long_holds == 0
+        assert len(signals.named("pool.checkout")) == 3
+        pool.closeall()
+
+
+def test_that_gives_back_in_its_own_way_and_waits(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for such a return has it, though nobody tells."""
+    monkeypatch.setenv("OTEL_PGPOOL_WAIT_TIMEOUT", str(PATIENCE))
+    with instrumented(signals, long_hold=None):
+        pool = Releasing(1, 1, dsn)
+        conn = pool.getconn()
+        waiting = in_thread(lambda: pool.putconn(pool.getconn()))
+        assert wait_until(lambda: ledger_of(pool).stats().waiting)
+        pool.release(conn)
+        waiting.result(PATIENCE)
+        pool.closeall()
+
+
+def test_that_waits_in_its_own_way(signals: Signals, define: Any, dsn: str) -> None:
+    """One that asks again and again has queued."""
+
+    def make() -> type[Pool]:
+        class Patient(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                while True:
+                    try:
+                        return super().getconn(key)
+                    except PoolError:
+                        time.sleep(0.001)
+
+        return Patient
+
+    pool = define(make)(1, 1, dsn)
+    conn = pool.getconn()
+    waiting = in_thread(lambda: pool.putconn(pool.getconn()))
+    assert wait_until(lambda: ledger_of(pool).stats().waiting)
+    pool.putconn(conn)
+    waiting.result(PATIENCE)
+    paths = [span.attributes["otel_pgpool.path"] for span in signals.named("pool.checkout")]  # type: ignore[index]
+    assert paths == ["idle", "queued"]
+    assert ledger_of(pool).stats().waiting == 0
+
+
+def test_whose_overflow_is_closed_by_the_borrower(signals: Signals, define: Any, dsn: str) -> None:
+    """A connection that was never the pool's, and went without a return, is not held for ever."""
+
+    def make() -> type[Pool]:
+        class Beside(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                return psycopg2.connect(*self._args, **self._kwargs)
+
+        return Beside
+
+    pool = define(make)(0, 0, dsn)
+    conn = pool.getconn()
+    assert len(ledger_of(pool).holds) == 1
+    conn.close()
+    del conn
+    assert wait_until(lambda: not ledger_of(pool).holds)
+    assert signals.checkout().attributes["otel_pgpool.outcome"] == "reclaimed"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("given", [None, "a word", ("a", "pair")])
+def test_that_gives_something_else(signals: Signals, define: Any, dsn: str, given: object) -> None:
+    """What is no connection ends its checkout at once: nobody will tell of its return."""
+
+    def make() -> type[Pool]:
+        class Odd(ThreadedConnectionPool):
+            def getconn(self, key: object = None) -> Any:
+                return given
+
+        return Odd
+
+    pool = define(make)(0, 1, dsn)
+    assert pool.getconn() is given
+    is_one_checkout(signals, dsn, **{"connection.pid": 0})
+    assert ledger_of(pool).slots == {}
+
+
+def test_with_a_parameter_called_pool(signals: Signals, define: Any, dsn: str) -> None:
+    """Keywords of the program's own collide with none of ours."""
+
+    def make() -> type[Pool]:
+        class Named(ThreadedConnectionPool):
+            def getconn(self, key: object = None, *, pool: str = "main") -> Any:
+                return super().getconn(key)
+
+            def putconn(self, conn: Any = None, key: object = None, close: bool = False, *, pool: str = "main") -> None:
+                super().putconn(conn, key, close)
+
+        return Named
+
+    pool = define(make)(1, 1, dsn)
+    pool.putconn(pool.getconn(pool="other"), pool="other")
+    is_one_checkout(signals, dsn)
+
+
+def test_that_cannot_be_made(signals: Signals, define: Any, dsn: str) -> None:
+    """A pool whose constructor failed has neither name nor series, though an error keeps it alive."""
+
+    def make() -> type[Pool]:
+        class Refused(ThreadedConnectionPool):
+            def _connect(self, key: object = None) -> Any:
+                if len(errors) < 2:
+                    raise psycopg2.OperationalError("refused")
+                return super()._connect(key)
+
+        return Refused
+
+    errors: list[BaseException] = []
+    cls = define(make)
+    for _ in range(2):
+        with pytest.raises(psycopg2.OperationalError) as refused:
+            cls(1, 1, dsn)
+        errors.append(refused.value)
+    pool = cls(1, 1, dsn)
+    assert ledger_of(pool).name == name_of(dsn)
+    assert signals.points("db.client.connection.max", f"{name_of(dsn)} #2") == []
+
+
+class Unreadable(ThreadedConnectionPool):
+    """Keeps its connections in something that is no list."""
+
+    _pool: Any
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._pool = None
+
+
+def test_that_cannot_be_read(signals: Signals, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It costs no other pool its figures, and is told of once a minute."""
+    with instrumented(signals, long_hold=0.01):
+        odd, well = Unreadable(0, 1, dsn), ThreadedConnectionPool(1, 3, dsn)
+        conn = well.getconn()
+        for _ in range(3):
+            assert signals.value("db.client.connection.max", pool_name=ledger_of(well).name) == 3
+        assert wait_until(lambda: ledger_of(well).long_holds)
+        well.putconn(conn)
+        errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert len(errors) == 1
+        assert ledger_of(odd).name in errors[0]
+        well.closeall()
