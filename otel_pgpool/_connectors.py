@@ -14,6 +14,7 @@ from otel_pgpool._checkout import Attempt
 from otel_pgpool._connection import close, keep, settings
 from otel_pgpool._observer import Connect
 from otel_pgpool._settlement import bare, describe
+from otel_pgpool._target import printable
 from otel_pgpool._wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class Connectors:
             if not isinstance(error, Exception):
                 raise
             return 0.0
-        connect = Connect(attempt, began, monotonic(), asked_by, address=conn.info.host, port=conn.info.port)
+        reached = printable(conn.info.host or "")
+        connect = Connect(attempt, began, monotonic(), asked_by, address=reached, port=conn.info.port)
         self._made(pool, slot, conn, connect)
         return 0.0
 
