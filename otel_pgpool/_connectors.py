@@ -15,7 +15,7 @@ from otel_pgpool._connection import close, keep, settings
 from otel_pgpool._observer import Connect
 from otel_pgpool._settlement import bare, describe
 from otel_pgpool._target import printable
-from otel_pgpool._wakeup import Wakeup
+from otel_pgpool._wakeup import Wakeup, start
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -54,7 +54,7 @@ class Connectors:
                     return
                 thread = threading.Thread(target=self._run, name="otel_pgpool-connector", daemon=True)
                 self._threads.add(thread)
-            thread.start()
+            start(thread)
         except BaseException as error:
             if thread is not None and thread.ident is None:
                 with self._core.lock:
