@@ -36,19 +36,20 @@ class SpanCounter(SpanProcessor):
 
 
 class Ours:
-    """Our pool, with every checkout a span that is counted."""
+    """Our pool, with every checkout a span that is counted, and told to other ``span_processors`` too."""
 
     def __init__(self, setup: Setup, options: Mapping[str, Any]) -> None:
         self.spans = SpanCounter()
         self._provider = TracerProvider()
-        self._provider.add_span_processor(self.spans)
+        for processor in (self.spans, *options.get("span_processors", ())):
+            self._provider.add_span_processor(processor)
         self.pool = ConnectionPool(
             setup.minconn,
             setup.maxconn,
             setup.dsn,
             timeout=setup.timeout,
             observer=Telemetry(tracer_provider=self._provider),
-            **options,
+            **{name: value for name, value in options.items() if name != "span_processors"},
         )
         self.connection = self.pool.connection
 

@@ -14,7 +14,8 @@ from otel_pgpool._checkout import Attempt
 from otel_pgpool._connection import close, keep, settings
 from otel_pgpool._observer import Connect
 from otel_pgpool._settlement import bare, describe
-from otel_pgpool._wakeup import Wakeup
+from otel_pgpool._target import printable
+from otel_pgpool._wakeup import Wakeup, start
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -53,7 +54,7 @@ class Connectors:
                     return
                 thread = threading.Thread(target=self._run, name="otel_pgpool-connector", daemon=True)
                 self._threads.add(thread)
-            thread.start()
+            start(thread)
         except BaseException as error:
             if thread is not None and thread.ident is None:
                 with self._core.lock:
@@ -138,7 +139,8 @@ class Connectors:
             if not isinstance(error, Exception):
                 raise
             return 0.0
-        connect = Connect(attempt, began, monotonic(), asked_by, address=conn.info.host, port=conn.info.port)
+        reached = printable(conn.info.host or "")
+        connect = Connect(attempt, began, monotonic(), asked_by, address=reached, port=conn.info.port)
         self._made(pool, slot, conn, connect)
         return 0.0
 

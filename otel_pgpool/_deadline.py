@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from otel_pgpool._wakeup import Wakeup
+from otel_pgpool._wakeup import Wakeup, start
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -108,7 +108,7 @@ class _Watch:
 
     def _start(self, thread: threading.Thread) -> None:
         try:
-            thread.start()
+            start(thread)
         except BaseException as error:
             with self._lock:
                 if self._thread is thread:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,13 @@ def rescue(pool: ConnectionPool, checkout: Checkout, conn: connection) -> None:
 def settle(
     pool: ConnectionPool, checkout: Checkout, conn: connection, error: BaseException | None, *, close: bool = False
 ) -> None:
-    """Leave the connection fit to be lent again and give it back, or discard it. It raises no ``Exception``."""
+    """Leave the connection fit to be lent again and give it back, or discard it. It raises no ``Exception``.
+
+    At the interpreter's end no thread could bound what the server is asked: the connection goes with everything else.
+    """
+    if sys.is_finalizing():
+        pool._defer(checkout, conn, close=close)
+        return
     reason: str | None = "reset_failed"
     cause: BaseException | None = None
     try:

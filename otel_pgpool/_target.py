@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2 import extensions
 
-from otel_pgpool._config import refuse
+from otel_pgpool._config import LONGEST_VALUE, PASSWORD, cut, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,12 @@ CONNECT_TIMEOUT = 10
 DEFAULT_PORT, LAST_PORT = 5432, 65535
 LAST_TOKENS = 8
 SECRETS = ("password", "sslpassword", "oauth_client_secret")
+LONGEST_TEXT = 1000
+"""Characters of a host, a database's name or an error that are told."""
+
+PLACES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "dbname": "PGDATABASE", "user": "PGUSER"}
+"""What is told of a target, and the variables that stand in where the DSN does not say it."""
+
 DRIVER_KEYWORDS = ("connection_factory", "cursor_factory")
 READABLE_DSN = "a URL (postgresql://user@host:port/dbname) or libpq's key=value form"
 
@@ -50,12 +56,12 @@ class Target:
         self._tokens: tuple[str, ...] = ()  # the last ones that `credentials` gave; never changed in place
         if not ({"connect_timeout", "service"} & parameters.keys() or _any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
-        self.address = str(
+        self.address = printable(
             parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
         )
         ports = str(parameters.get("port") or os.environ.get("PGPORT") or DEFAULT_PORT).split(",")
         self._ports = [port or str(DEFAULT_PORT) for port in ports]
-        self.namespace = str(
+        self.namespace = printable(
             parameters.get("dbname") or os.environ.get("PGDATABASE") or parameters.get("user") or _user()
         )
 
@@ -93,12 +99,12 @@ class Target:
         return made
 
     def without_secrets(self, error: BaseException) -> str:
-        """The error's text, every password that this pool knows masked."""
+        """The error's text, every password that this pool knows masked; printable, its lines kept."""
         text = str(error).strip()
         for secret in (*self._secrets, *self._tokens):
             if secret in text:
                 text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
-        return text
+        return printable(text, but="\n\t")
 
 
 class UnknownTarget(Target):
@@ -155,6 +161,7 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"dsn cannot be read: expected {READABLE_DSN}; its text is not shown, as it may hold a password"
         )
+    _check_places(parameters)
     if any("@" in str(parameters.get(key, "")) for key in ("host", "hostaddr", "port")) or (
         _is_url(dsn) and "@" in str(parameters.get("dbname", ""))
     ):
@@ -165,6 +172,17 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     _check_ports("port", parameters.get("port"), show=str(parameters.get("port")).isdecimal())
     _check_ports("PGPORT", os.environ.get("PGPORT"))
     return parameters
+
+
+def _check_places(parameters: Mapping[str, Any]) -> None:
+    """Refuse a connection string in the place of a name: libpq would take it for one, and quote it in its errors."""
+    for key, variable in PLACES.items():
+        source, text = (key, parameters[key]) if parameters.get(key) else (variable, os.environ.get(variable, ""))
+        if PASSWORD.search(text) or (key == "host" and "@" in text):
+            raise ValueError(
+                f"dsn cannot be read: a connection string in the place of {source}; it is not shown, as it may hold a "
+                "password"
+            )
 
 
 def _check_ports(option: str, ports: object, *, show: bool = True) -> None:
@@ -181,13 +199,24 @@ def _is_url(dsn: str | None) -> bool:
 def _check_keyword(key: str) -> None:
     try:
         extensions.make_dsn(**{key: ""})
-    except psycopg2.Error:
-        raise ValueError(f"{key!r} is no option of ConnectionPool and no connection parameter of libpq") from None
+    except (psycopg2.Error, UnicodeError):
+        shown = cut(repr(key), LONGEST_VALUE)
+        raise ValueError(f"{shown} is no option of ConnectionPool and no connection parameter of libpq") from None
 
 
 def _secrets(parameters: Mapping[str, Any]) -> set[str]:
     values = {str(parameters[key]) for key in SECRETS if parameters.get(key)}
     return values | {value for value in (os.environ.get("PGPASSWORD"),) if value}
+
+
+def printable(text: str, but: str = "") -> str:
+    """A text that spans, metrics and a line of a log can carry: what is not printable is escaped, ``but`` for these."""
+    text = cut(text, LONGEST_TEXT)
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in but else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def _any_set(*variables: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections import deque
 from contextlib import suppress
@@ -19,6 +20,17 @@ def wait_for(lock: threading.Lock, seconds: float) -> bool:
     if seconds <= 0:
         return lock.acquire(blocking=False)
     return lock.acquire(timeout=-1 if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        RuntimeError: none can be started; at the interpreter's end Python before 3.12 would wait for it for ever.
+    """
+    if sys.is_finalizing():
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+    thread.start()
 
 
 def is_outdated(lock: object) -> bool:

@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from otel_pgpool._wakeup import is_outdated
+from otel_pgpool._wakeup import is_outdated, start
 
 if TYPE_CHECKING:
     from otel_pgpool._wakeup import Wakeup
@@ -41,7 +41,7 @@ class Watcher(Generic[Subject]):
             with self._lock:
                 if not self._runs():
                     self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                    self._thread.start()  # an interrupt here may leave it running or not
+                    start(self._thread)  # an interrupt here may leave it running or not
                     return  # it begins with a look, and must not take the next one for that of a tick later
         self._wakeup.ring()
 

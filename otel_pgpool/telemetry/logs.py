@@ -138,7 +138,7 @@ class Logs:
     def outage_started(self, connect: Connect, error_type: str) -> None:
         """The server cannot be reached."""
         attributes = {names.ERROR_TYPE: error_type, names.ATTEMPTS: connect.attempt, names.DURATION: 0.0}
-        text = f"PostgreSQL cannot be reached: {connect.message or error_type}"
+        text = f"PostgreSQL cannot be reached: {' '.join(connect.message.split()) or error_type}"
         self._write(logging.ERROR, "outage_started", text, attributes)
 
     def outage_ended(self, attempts: int, duration: float) -> None:

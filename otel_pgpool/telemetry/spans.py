@@ -244,7 +244,7 @@ class Spans:
         if self._mode == "slow" and error_type is None and connect.ended - connect.began < self._slow:
             return None
         parent = NO_CONTEXT if asked_by is None or asked_by.context is None else asked_by.context
-        began = _wall(connect.began)
+        began = _wall(connect.began) if asked_by is None else asked_by.at(connect.began)
         span = self._tracer.start_span(
             names.CONNECT,
             parent,

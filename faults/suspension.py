@@ -1,0 +1,64 @@
+"""The application's process, suspended: when it goes on, every timeout has run out at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from faults.catalogue import in_state
+from faults.scene import MAXCONN, TIMEOUT, Fault
+
+if TYPE_CHECKING:
+    from faults.scene import Scene
+
+SUSPEND = 'kill -STOP "$0"; sleep "$1"; kill -CONT "$0"'
+
+
+def suspend(seconds: float) -> tuple[float, float]:
+    """Stop this process for so long; when it stopped and when it went on, at the latest."""
+    began = monotonic()
+    subprocess.run(["sh", "-c", SUSPEND, str(os.getpid()), str(seconds)], check=True)  # noqa: S607
+    return began, monotonic()
+
+
+def suspended_while_held(scene: Scene) -> float:
+    """Half of the workers hold a connection, the others wait for one until after their timeout."""
+    scene.app.stop_at_hold()
+    scene.wait_for(lambda: scene.app.holding == MAXCONN)
+    scene.wait_for(lambda: len(in_state(scene, "idle in transaction")) == MAXCONN)
+    return suspended(scene, TIMEOUT + scene.away)
+
+
+def suspended_at_work(scene: Scene) -> float:
+    """In the middle of whatever the workers are at."""
+    scene.app.statement, before = "insert into work select %s from pg_sleep(0.05)", scene.app.statement
+    scene.wait_for(lambda: in_state(scene, "active", "insert into work select"))
+    mended = suspended(scene, TIMEOUT + scene.away)
+    scene.app.statement = before
+    return mended
+
+
+def suspended(scene: Scene, seconds: float) -> float:
+    """Suspend, let the workers finish, and set their clocks right: the pool cannot serve anybody meanwhile."""
+    began, ended = suspend(seconds)
+    scene.app.go_on()
+    scene.app.pause()
+    for attempt in scene.app.attempts:
+        if attempt.began < began and (attempt.acquired or attempt.ended) > began:
+            attempt.began += ended - began
+    scene.app.resume()
+    return ended
+
+
+FAULTS = {
+    "suspended-holding": Fault(
+        "application suspended while all connections are held",
+        "SIGSTOP for longer than the timeout, SIGCONT; times without the suspension",
+        suspended_while_held,
+    ),
+    "suspended-working": Fault(
+        "application suspended at work", "the same, in the middle of statements", suspended_at_work
+    ),
+}
