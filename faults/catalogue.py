@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
+from faults import drops, suspension, telemetry
 from faults.application import QUICK, SLOW_COMMIT, SLOW_STATEMENT
 from faults.ground import (
     FULL,
@@ -25,7 +26,7 @@ from faults.ground import (
     with_a_password,
 )
 from faults.proxy import Proxy, Weather
-from faults.scene import MAXCONN, NAME, Fault, stopped
+from faults.scene import MAXCONN, Fault, stopped
 from otel_pgpool.cli.postgres import PostgresError
 
 if TYPE_CHECKING:
@@ -46,20 +47,10 @@ def killed_while_idle(scene: Scene) -> float:
 def killed_while_held(scene: Scene) -> float:
     scene.app.stop_at_hold()
     scene.wait_for(lambda: scene.app.holding == MAXCONN)
-    scene.wait_for(lambda: len(in_state(scene, "idle in transaction")) == MAXCONN)
+    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
     scene.kill(scene.backends())
     scene.app.go_on()
     return monotonic()
-
-
-def in_state(scene: Scene, state: str, query: str = "") -> list[int]:
-    """The pool's backends that are at something."""
-    return scene.ask(
-        "select pid from pg_stat_activity where application_name = %s and state = %s and lower(query) like %s",
-        NAME,
-        state,
-        f"{query}%",
-    )
 
 
 def killed_in_a_statement(scene: Scene) -> float:
@@ -73,7 +64,7 @@ def killed_in_a_commit(scene: Scene) -> float:
 def killed_during(scene: Scene, work: str, query: str) -> float:
     """Let the workers do slow work, and kill all when they are at one query of it."""
     scene.app.statement = work
-    scene.wait_for(lambda: len(in_state(scene, "active", query)) == MAXCONN)
+    scene.wait_for(lambda: len(scene.in_state("active", query)) == MAXCONN)
     scene.app.statement = QUICK
     scene.kill(scene.backends())
     return monotonic()
@@ -82,7 +73,7 @@ def killed_during(scene: Scene, work: str, query: str) -> float:
 def killed_in_a_rollback(scene: Scene) -> float:
     """Frozen while held, so that the rollback on return waits; then killed."""
     scene.app.stop_at_hold()
-    scene.wait_for(lambda: len(in_state(scene, "idle in transaction")) == MAXCONN)
+    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
     pids = scene.backends()
     with stopped(*pids):
         scene.app.abandons = True
@@ -163,7 +154,7 @@ def frozen_while_idle(scene: Scene) -> float:
 
 def frozen_at_the_return(scene: Scene) -> float:
     scene.app.stop_at_hold()
-    scene.wait_for(lambda: len(in_state(scene, "idle in transaction")) == MAXCONN)
+    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
     with stopped(*scene.backends()[: MAXCONN // 2]):
         scene.app.abandons = True
         scene.app.go_on()
@@ -301,7 +292,7 @@ def forked(scene: Scene) -> float:
         time.sleep(0.01)
 
 
-FAULTS = {
+OUTSIDE = {
     "idle-killed": Fault("backends killed while idle", "`pg_terminate_backend` on all four", killed_while_idle),
     "held-killed": Fault(
         "backends killed while held, between two statements", "`pg_terminate_backend` on all four", killed_while_held
@@ -387,3 +378,6 @@ FAULTS = {
         outlived=MAXCONN,  # the child's own
     ),
 }
+"""What happens to the server, to the network, and to the process."""
+
+FAULTS = {**OUTSIDE, **drops.FAULTS, **suspension.FAULTS, **telemetry.FAULTS}

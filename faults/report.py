@@ -25,7 +25,7 @@ through a pool of {MAXCONN} connections, each waiting up to {TIMEOUT:g} s for on
 compared with what the table holds. All the time it is checked of our pool that no connection has two holders, that no
 more than {MAXCONN} are open, and that nobody is inside it for longer than the timeout and 0.25 s; afterwards, that
 nothing is out or waiting, that every connection can be had again, that each checkout has ended one span, and that no
-thread is left.
+thread is left. Of a process that is suspended, waits are counted without the suspension.
 """
 
 
@@ -64,8 +64,9 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     yield ""
     yield "## Beside other pools"
     yield ""
-    yield "Errors in the application / seconds to the first good work / connections lost. The stock pool, which cannot"
-    yield "wait, is asked again every millisecond; psycopg_pool looks at each connection before it lends it (`check`)."
+    yield "Errors in the application / seconds to the first good work / the longest work in seconds / connections lost."
+    yield "The stock pool, which cannot wait, is asked again every millisecond; psycopg_pool looks at each connection"
+    yield "before it lends it (`check`)."
     yield ""
     yield f"| fault | {' | '.join(POOLS)} |"
     yield f"| --- | {' | '.join('---' for _ in POOLS)} |"
@@ -90,6 +91,6 @@ def cell(outcome: Outcome | None) -> str:
     if outcome is None:
         return "never came back"
     good = moment(outcome.first_good)
-    text = f"{sum(outcome.errors.values())} / {good} / {outcome.lost}"
+    text = f"{sum(outcome.errors.values())} / {good} / {outcome.longest_work:.1f} / {outcome.lost}"
     hung = f", {outcome.hung} workers hung" if outcome.hung else ""
     return text + hung + "".join(f", {note}" for note in outcome.notes)

@@ -103,6 +103,15 @@ class Scene:
         """Those of the pool."""
         return self.ask("select pid from pg_stat_activity where application_name = %s", NAME)
 
+    def in_state(self, state: str, query: str = "") -> list[int]:
+        """Those that are at something."""
+        return self.ask(
+            "select pid from pg_stat_activity where application_name = %s and state = %s and lower(query) like %s",
+            NAME,
+            state,
+            f"{query}%",
+        )
+
     def kill(self, pids: list[int]) -> None:
         """End backends as an administrator does, and wait until they are gone."""
         self.ask("select pg_terminate_backend(pid, 5000) from unnest(%s) as pid", pids)

@@ -7,7 +7,6 @@ import subprocess
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from faults.catalogue import in_state
 from faults.scene import MAXCONN, TIMEOUT, Fault
 
 if TYPE_CHECKING:
@@ -27,14 +26,14 @@ def suspended_while_held(scene: Scene) -> float:
     """Half of the workers hold a connection, the others wait for one until after their timeout."""
     scene.app.stop_at_hold()
     scene.wait_for(lambda: scene.app.holding == MAXCONN)
-    scene.wait_for(lambda: len(in_state(scene, "idle in transaction")) == MAXCONN)
+    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
     return suspended(scene, TIMEOUT + scene.away)
 
 
 def suspended_at_work(scene: Scene) -> float:
     """In the middle of whatever the workers are at."""
     scene.app.statement, before = "insert into work select %s from pg_sleep(0.05)", scene.app.statement
-    scene.wait_for(lambda: in_state(scene, "active", "insert into work select"))
+    scene.wait_for(lambda: scene.in_state("active", "insert into work select"))
     mended = suspended(scene, TIMEOUT + scene.away)
     scene.app.statement = before
     return mended

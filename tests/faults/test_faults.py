@@ -1,11 +1,11 @@
-"""Every fault of `make faults`, briefly, on our pool: the application goes on, and nothing is lost."""
+"""Every fault of `make faults` from outside, briefly, on our pool: the application goes on, and nothing is lost."""
 
 from __future__ import annotations
 
 import pytest
 
 from benchmarks.row import OURS
-from faults.catalogue import FAULTS
+from faults.catalogue import OUTSIDE
 from faults.scene import MAXCONN, WORKERS, play
 
 AWAY = 0.5
@@ -29,10 +29,10 @@ NO_CONNECTION = {
 """Faults during which none can be made, so that callers may time out."""
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_the_application_goes_on(name: str) -> None:
     """Whoever held a connection that was broken sees one error; nobody else does, and all is as before afterwards."""
-    outcome = play(FAULTS[name], OURS, AWAY)
+    outcome = play(OUTSIDE[name], OURS, AWAY)
     assert outcome.violations == []
     assert (outcome.lost, outcome.hung, outcome.threads) == (0, 0, 0)
     assert outcome.first_good is not None
