@@ -21,7 +21,7 @@ from psycopg2.extensions import make_dsn
 from faults.books import TABLE, Books, Word
 from faults.borrower import LONG_HOLD, TIMEOUT, Borrower, Shared
 from faults.census import Census
-from faults.footprint import Footprint
+from faults.footprint import Footprint, at_rest
 from faults.tally import Tally
 from otel_pgpool import ConnectionPool
 from otel_pgpool.cli.postgres import PostgresServer
@@ -233,16 +233,6 @@ def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
             descriptors_left=max(0, after.descriptors - stress.before.descriptors),
             violations=stress.violations,
         )
-
-
-def at_rest(before: Footprint, patience: float = 3.0) -> Footprint:
-    """What the process takes up when it has come back to what it was, or does not."""
-    deadline = monotonic() + patience
-    while True:
-        after = Footprint.now()
-        if (after.threads <= before.threads and after.descriptors <= before.descriptors) or monotonic() > deadline:
-            return after
-        time.sleep(0.01)
 
 
 @contextmanager
