@@ -7,14 +7,21 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from textwrap import wrap
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from psycopg2.extensions import make_dsn
 
 from faults.census import Census
+from faults.document import WIDTH
 from faults.footprint import Footprint, at_rest
+from faults.quiet import silenced
 from otel_pgpool import ConnectionPool
 from otel_pgpool.cli.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NAME = "otel_pgpool crowd"
 MAXCONN = 10
@@ -43,6 +50,19 @@ class Crowded:
     threads_left: int
     descriptors_left: int
     violations: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """For docs/reliability.md."""
+        yield "### A crowd"
+        yield ""
+        yield from wrap(
+            f"{self.waiting:,} threads wait at once for one of {self.maxconn} connections, all of which are lent, and "
+            f"then come back: {self.served:,} are served, the last after {self.seconds:.3f} s, with "
+            f"{sum(self.errors.values())} errors and never more than {self.most_backends} server processes. Each that "
+            f"waits takes {self.resident:.0f} KB, its thread included. Left: {self.threads_left} threads, "
+            f"{self.descriptors_left} file descriptors.",
+            WIDTH,
+        )
 
 
 class Crowd:
@@ -83,6 +103,7 @@ class Crowd:
 def play(threads: int = 2_000) -> Crowded:
     """Let so many threads ask at once for one of ten connections."""
     with ExitStack() as stage:
+        stage.enter_context(silenced())
         server = stage.enter_context(PostgresServer())
         dsn = make_dsn(server.dsn, application_name=NAME)
         before = Footprint.now()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from textwrap import wrap
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import psycopg2
 from opentelemetry.sdk.metrics import MeterProvider
@@ -12,11 +14,15 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from psycopg2.extensions import make_dsn
 
+from faults.document import WIDTH
 from faults.footprint import Footprint, at_rest
 from faults.tally import Tally
 from otel_pgpool import ConnectionPool
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NAME = "otel_pgpool fleet"
 OTHERS = 20
@@ -41,6 +47,35 @@ class Sailed:
     threads_left: int
     """In all, when they were closed."""
     descriptors_left: int
+
+    @property
+    def violations(self) -> list[str]:
+        """What should not be."""
+        found = []
+        if self.threads_open > 1 or self.threads_new:
+            found.append(f"{self.threads_new:g} threads for each new pool, {self.threads_open:g} for each that works")
+        if self.backends != self.pools:
+            found.append(f"{self.backends} server processes of {self.pools} pools with one connection each")
+        if self.threads_left or self.descriptors_left:
+            found.append(f"{self.threads_left} threads and {self.descriptors_left} descriptors are left")
+        return found
+
+    def lines(self) -> Iterator[str]:
+        """For docs/reliability.md."""
+        yield "### Many pools"
+        yield ""
+        yield from wrap(
+            f"{self.pools:,} pools in one process, with spans and metrics; {self.seconds:.1f} s until each had "
+            "connected and served once.",
+            WIDTH,
+        )
+        yield ""
+        yield "| for each pool | threads | memory (KB) | file descriptors |"
+        yield "| --- | ---: | ---: | ---: |"
+        yield f"| before its first connection | {self.threads_new:g} | {self.resident_new:.0f} | 0 |"
+        after = f"{self.threads_open:g} | {self.resident_open:.0f} | {self.descriptors_open:g}"
+        yield f"| with one connection, which was lent and is idle | {after} |"
+        yield f"| closed, in all | {self.threads_left} | | {self.descriptors_left} |"
 
 
 def play(pools: int = 500) -> Sailed:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import logging
 import random
 import time
 from collections import Counter, defaultdict
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from textwrap import wrap
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -21,14 +21,16 @@ from psycopg2.extensions import make_dsn
 from faults.books import TABLE, Books, Word
 from faults.borrower import LONG_HOLD, TIMEOUT, Borrower, Shared
 from faults.census import Census
+from faults.document import WIDTH
 from faults.footprint import Footprint, at_rest
+from faults.quiet import silenced
 from faults.tally import Tally
 from otel_pgpool import ConnectionPool
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry, names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from psycopg2.extensions import connection
 
@@ -74,6 +76,43 @@ class Stressed:
     threads_left: int
     descriptors_left: int
     violations: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """For docs/reliability.md."""
+        seen = self.counts
+        yield "### Stress"
+        yield ""
+        yield from wrap(
+            f"{self.threads} threads do as they please with one pool of up to {self.maxconn} connections for "
+            f"{self.seconds:g} s (`STRESS_SEED={self.seed}`): check out, hold, raise, give up early, borrow by hand, "
+            "drop connections, for the garbage collector too, kill server processes, drain, resize, check. Whenever all "
+            "have come to rest, what they saw, the pool's counters, its spans and its metrics have told the same story; the "
+            "table holds what was reported as committed and nothing else.",
+            WIDTH,
+        )
+        yield ""
+        yield "| what | figure |"
+        yield "| --- | ---: |"
+        yield f"| checkouts asked for, each of which ended one span | {seen['asked']:,} |"
+        refused = numbers(seen, "served", "timeouts", "too many requests")
+        yield f"| served / timed out / refused by `max_waiting` | {refused} |"
+        yield f"| pieces of work committed, all of them stored | {seen['committed'] + seen['committed by hand']:,} |"
+        yield f"| server processes killed / connections that holders lost by it | {numbers(seen, 'killed', 'lost')} |"
+        doubts = f"{self.in_doubt:,} / {self.in_doubt_stored:,}"
+        yield f"| commits that failed with their connection / stored all the same | {doubts} |"
+        yield f"| drains / resizes | {numbers(seen, 'drain', 'resize')} |"
+        yield f"| connections made / reclaimed | {self.created:,} / {self.discarded.get('reclaimed', 0):,} |"
+        yield f"| most server processes at once | {self.most_backends} |"
+        yield f"| the same, with those whose client has left already | {self.most_backends_at_all} |"
+        yield f"| a call beyond its timeout, at most | {self.longest_late:.3f} s |"
+        yield f"| an idle thread of the same process late, at most | {self.longest_stall:.3f} s |"
+        yield f"| memory at rest after the first / the last lap | {self.resident[0]:.1f} / {self.resident[-1]:.1f} MB |"
+        yield f"| threads / file descriptors left | {self.threads_left} / {self.descriptors_left} |"
+
+
+def numbers(counts: Mapping[str, int], *names: str) -> str:
+    """Some of them, side by side."""
+    return " / ".join(f"{counts.get(name, 0):,}" for name in names)
 
 
 class Stress:
@@ -233,20 +272,6 @@ def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
             descriptors_left=max(0, after.descriptors - stress.before.descriptors),
             violations=stress.violations,
         )
-
-
-@contextmanager
-def silenced() -> Iterator[None]:
-    """Thousands of long holds and timeouts are logged, for nobody."""
-    logger = logging.getLogger("otel_pgpool")
-    handler = logging.NullHandler()
-    propagated, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagated
 
 
 def execute(conn: connection, statement: str, *parameters: object) -> int:
