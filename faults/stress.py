@@ -85,9 +85,9 @@ class Stressed:
         yield from wrap(
             f"{self.threads} threads do as they please with one pool of up to {self.maxconn} connections for "
             f"{self.seconds:g} s (`STRESS_SEED={self.seed}`): check out, hold, raise, give up early, borrow by hand, "
-            "drop connections, for the garbage collector too, kill server processes, drain, resize, check. Whenever all "
-            "have come to rest, what they saw, the pool's counters, its spans and its metrics have told the same story; the "
-            "table holds what was reported as committed and nothing else.",
+            "drop connections, for the garbage collector too, kill server processes, drain, resize, check. Whenever "
+            "all have come to rest, what they saw, the pool's counters, its spans and its metrics have told the same "
+            "story; the table holds what was reported as committed and nothing else.",
             WIDTH,
         )
         yield ""
