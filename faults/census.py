@@ -1,0 +1,98 @@
+"""A pool's server processes, counted all the time, and its levels beside them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from otel_pgpool import ConnectionPool, PoolStats
+    from otel_pgpool.cli.postgres import PostgresServer
+
+EVERY = 0.02
+"""Seconds between two looks."""
+SOCKETS = Path("/proc/net/tcp")
+ESTABLISHED = "01"
+
+
+class Census:
+    """Looks on, until it is left.
+
+    The server takes a moment to end a process whose client has left, and the pool need not wait for it. So the limit
+    holds for those whose client's socket is still open; how many there were at all is told beside it.
+
+    Args:
+        server: where the processes are.
+        name: the ``application_name`` of the pool's connections.
+        pool: whose levels are looked at too.
+        limit: how many there may be.
+    """
+
+    def __init__(self, server: PostgresServer, name: str, pool: ConnectionPool | None, limit: int) -> None:
+        self.violations: set[str] = set()
+        self.most = 0
+        """Server processes whose client was there."""
+        self.most_at_all = 0
+        self.longest_stall = 0.0
+        """Seconds by which this thread, which does next to nothing, came late: nobody else can have been faster."""
+        self._port = server.port
+        self._name = name
+        self._pool = pool
+        self._limit = limit
+        self._over = threading.Event()
+        self._conn = psycopg2.connect(server.dsn, application_name="census")
+        self._conn.autocommit = True
+        self._thread = threading.Thread(target=self._run, name="census", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._conn.close()
+
+    def count(self) -> int:
+        """Server processes whose client is there, now."""
+        with self._conn.cursor() as cursor:
+            cursor.execute("select client_port from pg_stat_activity where application_name = %s", (self._name,))
+            listed = {port for (port,) in cursor.fetchall()}
+        # Asked second: who was listed, and is open still, was there all the time in between.
+        living = listed & open_ports(self._port)
+        self.most, self.most_at_all = max(self.most, len(living)), max(self.most_at_all, len(listed))
+        if len(living) > self._limit:
+            self.violations.add(f"{len(living)} server processes of at most {self._limit}")
+        return len(living)
+
+    def _run(self) -> None:
+        slept = monotonic()
+        while not self._over.wait(EVERY):
+            self.longest_stall = max(self.longest_stall, monotonic() - slept - EVERY)
+            if self._pool is not None:
+                self._look_at(self._pool.stats())
+            self.count()
+            slept = monotonic()
+
+    def _look_at(self, stats: PoolStats) -> None:
+        # Read one after the other while all goes on: each must be possible, and at rest they must add up.
+        for level in ("size", "used", "idle", "connecting"):
+            number = getattr(stats, level)
+            if not 0 <= number <= self._limit:
+                self.violations.add(f"{level} is {number}, at most {self._limit}")
+
+
+def open_ports(server: int) -> set[int]:
+    """This machine's ends of the connections to a port of it that neither side has closed."""
+    rows = (line.split() for line in SOCKETS.read_text().splitlines()[1:])
+    return {
+        int(local.rpartition(":")[2], 16)
+        for _, local, remote, state, *_ in rows
+        if state == ESTABLISHED and int(remote.rpartition(":")[2], 16) == server
+    }

@@ -1,0 +1,43 @@
+"""Spans, counted as they start and end."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+
+from otel_pgpool.telemetry import names
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span
+
+
+class Tally(SpanProcessor):
+    """Keeps counts alone, so that it may go on for hours."""
+
+    def __init__(self) -> None:
+        self.started: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        """Of the checkouts that have ended."""
+        self.paths: Counter[str] = Counter()
+        """Of those that had a connection."""
+        self._lock = threading.RLock()  # the garbage collector may end a span while one is counted
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's
+        """Count one."""
+        with self._lock:
+            self.started[span.name] += 1
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Count one."""
+        attributes = span.attributes or {}
+        with self._lock:
+            self.ended[span.name] += 1
+            if span.name == names.CHECKOUT:
+                self.outcomes[str(attributes[names.OUTCOME])] += 1
+                if names.HOLD_TIME in attributes:
+                    self.paths[str(attributes[names.PATH])] += 1
