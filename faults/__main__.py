@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from faults import report
+from faults import load, report
 from faults.catalogue import FAULTS
 from faults.pools import POOLS
 from faults.scene import Outcome, play
@@ -46,12 +46,13 @@ def main() -> int:
         for pool in pools[:1] if FAULTS[name].ours_alone else pools:
             outcome = outcomes[name, pool] = play_apart(name, pool, options.away)
             print(f"{name:18} {pool:20} {report.in_short(outcome)}", flush=True)
+    violated = any(outcome is None or outcome.violations for (_, pool), outcome in outcomes.items() if pool == POOLS[0])
     if not options.names and not options.pool:
-        report.write(outcomes, options.away)
-        print(f"Written to {report.DOCUMENT}.")
-    return int(
-        any(outcome is None or outcome.violations for (_, pool), outcome in outcomes.items() if pool == POOLS[0])
-    )
+        figures = load.play()
+        report.write(outcomes, options.away, figures)
+        print(f"Written to {report.DOCUMENT}.", *figures.violations, sep="\n")
+        violated |= bool(figures.violations)
+    return int(violated)
 
 
 def play_apart(name: str, pool: str, away: float) -> Outcome | None:

@@ -1,4 +1,4 @@
-"""``python -m faults.load``: the load and the long runs, each in a process of its own; their figures as JSON."""
+"""``python -m faults.load``: interrupts, load and long runs, each in a process of its own; their figures as JSON."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from faults import crowd, fleet, herd, soak, stress
+from faults import crowd, fleet, herd, interrupts, soak, stress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    Figure = stress.Stressed | soak.Soaked | crowd.Crowded | fleet.Sailed | herd.Returned
+    Figure = interrupts.Struck | stress.Stressed | soak.Soaked | crowd.Crowded | fleet.Sailed | herd.Returned
 
 
 @dataclass(frozen=True)
 class Figures:
     """What came of each that was played."""
 
+    interrupts: interrupts.Struck | None = None
     stress: stress.Stressed | None = None
     soak: soak.Soaked | None = None
     crowd: crowd.Crowded | None = None
@@ -41,6 +42,7 @@ class Figures:
 
 
 PLAYS: dict[str, Callable[[argparse.Namespace], Figure]] = {
+    "interrupts": lambda options: interrupts.play(options.interrupts),
     "stress": lambda options: stress.play(options.seconds, options.seed),
     "soak": lambda options: soak.play(options.checkouts),
     "crowd": lambda options: crowd.play(options.threads),
@@ -48,6 +50,7 @@ PLAYS: dict[str, Callable[[argparse.Namespace], Figure]] = {
     "herd": lambda options: herd.play(options.processes, away=options.away),
 }
 KINDS: dict[str, Callable[..., Figure]] = {
+    "interrupts": interrupts.Struck,
     "stress": stress.Stressed,
     "soak": soak.Soaked,
     "crowd": crowd.Crowded,
@@ -60,6 +63,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m faults.load", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PLAYS, default=[*PLAYS], help="some of them")
+    parser.add_argument("--interrupts", type=int, default=10_000, help="at least")
     parser.add_argument("--seconds", type=float, default=600.0, help="of stress")
     parser.add_argument("--seed", type=int, help="of the stress, to do the same again")
     parser.add_argument("--checkouts", type=int, default=1_000_000, help="of the soak")
@@ -114,7 +118,7 @@ def play_apart(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 def lines(figures: Figures) -> Iterator[str]:
     """The section on them of docs/reliability.md."""
-    yield "## Load and long runs"
+    yield "## Interrupts, load and long runs"
     for name in PLAYS:
         if (played := getattr(figures, name)) is not None:
             yield ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from faults import load
 from faults.catalogue import FAULTS
 from faults.pools import POOLS
 from faults.scene import MAXCONN, TIMEOUT, WORKERS
@@ -39,9 +40,10 @@ def in_short(outcome: Outcome | None) -> str:
     return "; ".join([f"errors: {errors}", f"good again after {good}", *rest, *outcome.notes, *outcome.violations])
 
 
-def write(outcomes: Outcomes, away: float) -> None:
+def write(outcomes: Outcomes, away: float, figures: load.Figures) -> None:
     """Write the document."""
-    (ROOT / DOCUMENT).write_text("\n".join(lines(outcomes, away)) + "\n")
+    text = [*lines(outcomes, away), "", *load.lines(figures)]
+    (ROOT / DOCUMENT).write_text("\n".join(text) + "\n")
 
 
 def lines(outcomes: Outcomes, away: float) -> Iterator[str]:

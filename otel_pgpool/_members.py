@@ -187,11 +187,11 @@ class Members:
         self.counted = (idle, held, (*slots, slot))
 
     def _leave(self, slot: Slot) -> None:
-        self.members.discard(slot)
         idle, held, slots = self.counted
         if slot in slots:
             rest = tuple(each for each in slots if each is not slot)
             self.counted = (idle + slot.idle_checkouts, held + slot.hold_seconds, rest)
+        self.members.discard(slot)  # last: who is interrupted before it leaves a member, which is found again
 
     def _drop(self, slot: Slot, reason: str) -> None:
         self._leave(slot)
@@ -225,6 +225,8 @@ class Members:
         share one.
         """
         with self.lock:
+            self.checking &= self.members  # an interrupt may come between the two
+            self.closing &= self.members
             elsewhere = {*self.idle, *self.opening}
             strays = [Stray.of(slot) for slot in self.members - elsewhere if not slot.is_lent]
             self.strays = {stray: self.strays.get(stray, now) for stray in strays}
