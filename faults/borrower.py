@@ -77,6 +77,8 @@ class Borrower(threading.Thread):
         """What came of it: asked, served, committed, and so on, and each action."""
         self.longest_late = 0.0
         """Seconds beyond its timeout that a call took, served or not."""
+        self.latest = ""
+        """Which that was."""
         self._shared = shared
         self._pool = shared.pool
         self._books = shared.books
@@ -236,15 +238,17 @@ class Borrower(threading.Thread):
         except PoolTimeout:
             self._came("timeouts", asked, timeout)
         except TooManyRequests:
-            self._came("too many requests", asked, 0.0)
+            self._came("too many requests", asked, timeout)
 
     def _served(self, asked: float, timeout: float | None) -> None:
         self._came("served", asked, timeout)
 
     def _came(self, what: str, asked: float, timeout: float | None) -> None:
         self.counts[what] += 1
-        late = monotonic() - asked - (TIMEOUT if timeout is None else timeout)
-        self.longest_late = max(self.longest_late, late)
+        patience = TIMEOUT if timeout is None else timeout
+        late = monotonic() - asked - patience
+        if late > self.longest_late:
+            self.longest_late, self.latest = late, f"{what}, of {patience:g} s"
 
     @contextmanager
     def _losing(self, conn: connection) -> Iterator[None]:

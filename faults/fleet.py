@@ -87,8 +87,9 @@ def play(pools: int = 500) -> Sailed:
         tracers.add_span_processor(Tally())
         stage.callback(meters.shutdown)
         stage.callback(tracers.shutdown)
+        cold = Footprint.now()
         warm_up(dsn, tracers, meters)
-        before = Footprint.now()
+        before = at_rest(cold)  # its threads may take a moment to end
         fleet = [
             ConnectionPool(0, 5, dsn, name=f"fleet-{n}", open=False, observer=Telemetry(tracers, meters))
             for n in range(pools)

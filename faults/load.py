@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import subprocess
 import sys
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     Figure = interrupts.Struck | stress.Stressed | soak.Soaked | crowd.Crowded | fleet.Sailed | herd.Returned
+
+HANGS_AFTER = 1800.0
+"""Seconds beyond those of the stress after which one that does not end says where it stands, and is ended."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def main() -> int:
     """Play, and write down what came of it."""
     options = parse()
     if options.json:
+        faulthandler.dump_traceback_later(options.seconds + HANGS_AFTER, exit=True)
         for name in options.only:
             print(json.dumps(asdict(PLAYS[name](options))))
         return 0

@@ -22,7 +22,7 @@ from faults.books import TABLE, Books, Word
 from faults.borrower import LONG_HOLD, TIMEOUT, Borrower, Shared
 from faults.census import Census
 from faults.document import WIDTH
-from faults.footprint import Footprint, at_rest
+from faults.footprint import Footprint, at_rest, give_back
 from faults.quiet import silenced
 from faults.tally import Tally
 from otel_pgpool import ConnectionPool
@@ -72,7 +72,7 @@ class Stressed:
     longest_stall: float
     """Seconds that a thread which does nothing came late meanwhile, at most."""
     resident: list[float]
-    """MB, at rest after each lap."""
+    """MB, at rest after each lap, without what the allocator keeps for later."""
     threads_left: int
     descriptors_left: int
     violations: list[str]
@@ -121,7 +121,7 @@ class Stress:
     def __init__(self, stage: ExitStack, seed: int) -> None:
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
-        self.longest_late = 0.0
+        self.longest_late, self.latest = 0.0, ""
         self.server = stage.enter_context(PostgresServer())
         self.tally, self.reader = Tally(), InMemoryMetricReader()
         self.books = Books()
@@ -165,7 +165,8 @@ class Stress:
         for borrower in borrowers:
             self.violations += borrower.violations
             self.counts += borrower.counts
-            self.longest_late = max(self.longest_late, borrower.longest_late)
+            if borrower.longest_late > self.longest_late:
+                self.longest_late, self.latest = borrower.longest_late, borrower.latest
         self.violations += [f"after lap {number}: {each}" for each in (*self.unrest(), *self.disagreements())]
 
     def kill(self, number: int) -> int:
@@ -241,6 +242,7 @@ def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
         stress = Stress(stage, seed)
         for number in range(laps):
             stress.lap(number, seconds / laps)
+            give_back()
             resident.append(Footprint.now().resident)
         stats = stress.pool.stats()
         stress.census.__exit__()
@@ -251,7 +253,7 @@ def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
         late, stall = stress.longest_late, stress.census.longest_stall
         if late > GRACE + stall:
             stress.violations.append(
-                f"a caller came {late:.3f} s late, where nobody stood still for over {stall:.3f} s"
+                f"a caller came {late:.3f} s late ({stress.latest}), where nobody stood still for over {stall:.3f} s"
             )
         return Stressed(
             seed=seed,
