@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -191,8 +192,9 @@ def strike(pool: ConnectionPool, way: Callable[[ConnectionPool], None]) -> Itera
     """Interrupt one way at each of its lines in turn; where, and what was wrong afterwards."""
     for step in count():
         interrupter = Interrupter(step)
+        here = copy_context()
         with suppress(KeyboardInterrupt), interrupter:
-            way(pool)
+            here.run(way, pool)
         if interrupter.struck is None:
             return
         gc.collect(0)

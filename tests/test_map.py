@@ -52,6 +52,7 @@ MAP = (
     "telemetry.logs",
     "telemetry.series",
     "telemetry.metrics",
+    "telemetry.frames",
     "telemetry.spans",
     "telemetry",
     # pools that are not ours

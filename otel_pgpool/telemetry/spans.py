@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, Status
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import SPAN_KEY, detach
+from otel_pgpool.telemetry.frames import frame_of
 from otel_pgpool.telemetry.names import (
     CHECKOUT,
     CONNECTION_ID,
@@ -271,7 +271,7 @@ def long_hold_attributes(checkout: Checkout, threshold: float) -> dict[str, Attr
         names.CHECKED_OUT_AT: checkout.path_to,
     }
     thread = checkout.thread
-    frame = sys._current_frames().get(thread.ident or 0) if thread.is_alive() else None
+    frame = frame_of(thread)
     if frame is not None:
         # Places only: the source lines that Python would add may hold SQL.
         attributes[names.CODE_STACKTRACE] = "\n".join(
