@@ -69,9 +69,9 @@ class Observed:
 
     def leave(self) -> None:
         """Make it current no longer."""
-        token, self.token = self.token, None
-        if token is not None:
-            detach(token, self.context)
+        if self.token is not None:
+            detach(self.token, self.context)
+            self.token = None  # last: after an interrupt it is left once more
 
     def at(self, reading: float) -> int:
         """The time of day, in ns, of a reading of the monotonic clock."""
