@@ -64,6 +64,14 @@ def test_memory_is_limited(service: str) -> None:
     assert re.fullmatch(r"\d+m", SERVICES[service]["mem_limit"])
 
 
+@pytest.mark.parametrize("service", ["collector", "jaeger"])
+def test_go_collects_its_garbage_before_the_limit(service: str) -> None:
+    """At 70 to 90 % of it, so that a full store or queue is not killed."""
+    limit = int(SERVICES[service]["mem_limit"].removesuffix("m"))
+    wanted = int(SERVICES[service]["environment"]["GOMEMLIMIT"].removesuffix("MiB"))
+    assert 0.7 * limit <= wanted <= 0.9 * limit
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_ports_are_published_on_this_machine_alone(service: str) -> None:
     for port in SERVICES[service].get("ports", ()):
