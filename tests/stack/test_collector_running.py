@@ -120,7 +120,7 @@ def test_what_could_not_be_delivered_survives_a_kill(targets: Targets, tmp_path:
 
 
 def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp_path: Path) -> None:
-    """How many it allows, and how many there are to each database, by name."""
+    """How many it allows, and how many there are to each database, by name; and which server it is."""
     with PostgresServer(settings={"max_connections": 37}, password="s3cret") as server:
         with closing(psycopg2.connect(server.dsn)) as admin, admin.cursor() as cur:
             admin.autocommit = True
@@ -140,6 +140,10 @@ def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp
     assert {point.value for point in targets.prometheus.metrics if point.name == MAX_CONNECTIONS} == {37}
     databases = {point.attributes["db.namespace"] for point in targets.prometheus.metrics if point.name == BACKENDS}
     assert databases == {"postgres", "shop"}
+    servers = {
+        (point.attributes["server.address"], point.attributes["server.port"]) for point in targets.prometheus.metrics
+    }
+    assert servers == {(dsn["host"], int(dsn["port"]))}
 
 
 def test_another_backend_gets_all_three_signals_and_the_key(tmp_path: Path) -> None:
