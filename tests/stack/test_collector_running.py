@@ -59,6 +59,7 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
     with Collector("collector.yaml", tmp_path, **targets.environ) as collector, program(collector) as sender:
         attributes = {
             "db.system": "postgresql",
+            "db.sql": SECRET,
             "db.statement": SECRET,
             "db.statement.parameters": SECRET,
             "db.query.text": SECRET,
@@ -70,7 +71,16 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
         query.add_event("query", {"db.query.text": SECRET, "rows": 1})
         query.set_status(Status(StatusCode.ERROR, ERROR))
         query.end()
-        request = sender.span("POST /cards", {}, scope="flask")
+        address = f"/cards?number={SECRET}"
+        told = {
+            "exception.message": ERROR,
+            "exception.stacktrace": ERROR,
+            "http.target": address,
+            "http.url": f"http://shop{address}",
+            "url.full": f"http://shop{address}",
+            "url.query": f"number={SECRET}",
+        }
+        request = sender.span("POST /cards", told, scope="flask")
         request.record_exception(CardError(ERROR))
         request.set_status(Status(StatusCode.ERROR, f"CardError: {ERROR}"))
         request.end()
@@ -85,6 +95,7 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
         failure = {"exception.type": "psycopg2.errors.UniqueViolation", "exception.message": ERROR}
         sender.log("sqlalchemy.engine.Engine", f"insert {SECRET}", {})
         sender.log("django.db.backends", f"insert {SECRET}", {"sql": SECRET, "params": SECRET, "duration": 0.1})
+        sender.log("shop", "no card", {"exception.type": "pg8000.exceptions.DatabaseError", "exception.message": ERROR})
         sender.log("shop", "no card", {**failure, "exception.stacktrace": ERROR, "db.query.text": SECRET})
         sender.flush()
         targets.jaeger.wait_for(lambda r: len(r.spans) == 4)
@@ -95,6 +106,8 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
     spans = {span.name: span for span in targets.jaeger.spans}
     assert spans["VALUES"].attributes == {"db.system": "postgresql", "db.query.summary": "INSERT cards"}
     assert spans["VALUES"].events[0].attributes == {"rows": 1}
+    urls = {"http.target": "/cards", "http.url": "http://shop/cards", "url.full": "http://shop/cards"}
+    assert spans["POST /cards"].attributes == urls
     assert spans["POST /cards"].events[0].attributes["exception.type"] == "psycopg2.errors.CardError"
     assert spans["GET /cards"].events[0].attributes["exception.message"] == "no page 0"
     assert spans["GET /cards"].status_description == "ValueError: no page 0"
