@@ -190,7 +190,8 @@ HOLDING = (
     graph(
         "Needed connections",
         "The mean number in use, by Little's law: rate of checkouts times mean hold. A pool whose max is not well "
-        "above it in the busiest minutes makes callers wait; see Sizing a pool in docs/operations.md.",
+        "above it in the busiest minutes makes callers wait; see Sizing a pool in docs/operations.md. Of holds that "
+        "have ended: a leak is not in it, and it is 0 when nothing else comes back.",
         "short",
         [slow_query(rate("db_client_connection_use_time_seconds_sum"), NAME_AND_INSTANCE)],
         width=12,
