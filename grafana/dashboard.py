@@ -81,9 +81,10 @@ VERDICTS = (
         "Slow use",
         "95 % of the holds of five minutes were shorter. Orange or red and higher than it was yesterday: callers keep "
         "their connections for longer, because of slow queries, locks, or other work inside the block. The query "
-        "spans inside a long hold say which; end one with pg_terminate_backend(pid).",
+        "spans inside a long hold say which; end one with pg_terminate_backend(pid), of a lock conflict the one that "
+        "blocks. none: no hold has ended; see the leak.",
         "s",
-        quantile(0.95, "db_client_connection_use_time_seconds", by=EACH, window="5m"),
+        f"{quantile(0.95, 'db_client_connection_use_time_seconds', by=EACH, window='5m')} >= 0",  # NaN if none ended
         HELD_LONG,
         steps=(0.5, 1),
     ),
