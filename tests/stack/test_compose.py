@@ -199,6 +199,14 @@ def test_the_shop_is_given_what_it_needs() -> None:
     assert int(bind.partition(":")[2]) in LISTENS["shop"]
 
 
+def test_a_password_may_have_any_character() -> None:
+    """None is put into a URL."""
+    passwords = [name for name, _default in VARIABLE.findall(COMPOSE) if name.endswith("PASSWORD")]
+    assert passwords
+    for line in COMPOSE.splitlines():
+        assert "://" not in line or not any(name in line for name in passwords), line
+
+
 DOCKER = """#!/bin/sh
 echo "$@" >>"$DOCKER_LOG"
 if [ "$2" = port ]; then echo "127.0.0.1:$4"; fi
