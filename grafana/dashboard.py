@@ -244,7 +244,8 @@ CONNECTING = (
     graph(
         "Retries",
         "Failed attempts that checkouts lived through within five minutes: dead connections that were replaced, and "
-        "connects that were tried again. Callers saw none of them, other than as a wait.",
+        "connects that were tried again. Where another attempt got through in time, callers saw a wait and nothing else; "
+        "in an outage they time out all the same.",
         "short",
         [query(increase("otel_pgpool_retries_total"), NAME_AND_INSTANCE)],
         FAILED,
