@@ -64,6 +64,11 @@ def test_memory_is_limited(service: str) -> None:
     assert re.fullmatch(r"\d+m", SERVICES[service]["mem_limit"])
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_logs_are_limited(service: str) -> None:
+    assert SERVICES[service]["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+
+
 @pytest.mark.parametrize("service", ["collector", "jaeger"])
 def test_go_collects_its_garbage_before_the_limit(service: str) -> None:
     """At 70 to 90 % of it, so that a full store or queue is not killed."""
