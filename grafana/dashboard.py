@@ -244,7 +244,7 @@ CONNECTING = (
     graph(
         "Retries",
         "Failed attempts that checkouts lived through within five minutes: dead connections that were replaced, and "
-        "connects that were tried again. Where another attempt got through in time, callers saw a wait and nothing else; "
+        "connects that were tried again. Where another attempt got through in time, callers saw a wait and no error; "
         "in an outage they time out all the same.",
         "short",
         [query(increase("otel_pgpool_retries_total"), NAME_AND_INSTANCE)],
