@@ -33,7 +33,12 @@ demo: $(ENV)/demo.stamp ## 15 s of a small shop's traffic on a PostgreSQL of its
 shop: $(ENV)/dev.stamp ## the example service under load, on a PostgreSQL of its own, until Ctrl-C
 	@exec $(BIN)/python examples/shop/run.py
 
+define NEEDS_COMPOSE
+@docker compose version >/dev/null 2>&1 || { echo "make $@ needs Docker with its compose plugin, and 'docker compose version' fails here; without it, make shop runs the shop" >&2; exit 1; }
+endef
+
 up: ## the whole stack where Docker is: shop, Collector, Jaeger, Prometheus, Grafana
+	$(NEEDS_COMPOSE)
 	@docker compose up --build --detach --wait
 	@shop=$$(docker compose port shop 8000) && jaeger=$$(docker compose port jaeger 16686) && \
 	prometheus=$$(docker compose port prometheus 9090) && grafana=$$(docker compose port grafana 3000) && \
@@ -43,6 +48,7 @@ up: ## the whole stack where Docker is: shop, Collector, Jaeger, Prometheus, Gra
 	echo "Alerts              http://$$prometheus/alerts"
 
 down: ## end the stack, and remove what it has stored
+	$(NEEDS_COMPOSE)
 	@docker compose down --volumes --remove-orphans
 
 dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/otel-pgpool.json, anew

@@ -81,9 +81,10 @@ VERDICTS = (
         "Slow use",
         "95 % of the holds of five minutes were shorter. Orange or red and higher than it was yesterday: callers keep "
         "their connections for longer, because of slow queries, locks, or other work inside the block. The query "
-        "spans inside a long hold say which; end one with pg_terminate_backend(pid).",
+        "spans inside a long hold say which; end one with pg_terminate_backend(pid), of a lock conflict the one that "
+        "blocks. none: no hold has ended; see the leak.",
         "s",
-        quantile(0.95, "db_client_connection_use_time_seconds", by=EACH, window="5m"),
+        f"{quantile(0.95, 'db_client_connection_use_time_seconds', by=EACH, window='5m')} >= 0",  # NaN if none ended
         HELD_LONG,
         steps=(0.5, 1),
     ),
@@ -190,7 +191,8 @@ HOLDING = (
     graph(
         "Needed connections",
         "The mean number in use, by Little's law: rate of checkouts times mean hold. A pool whose max is not well "
-        "above it in the busiest minutes makes callers wait; see Sizing a pool in docs/operations.md.",
+        "above it in the busiest minutes makes callers wait; see Sizing a pool in docs/operations.md. Of holds that "
+        "have ended: a leak is not in it, and it is 0 when nothing else comes back.",
         "short",
         [slow_query(rate("db_client_connection_use_time_seconds_sum"), NAME_AND_INSTANCE)],
         width=12,
@@ -242,7 +244,8 @@ CONNECTING = (
     graph(
         "Retries",
         "Failed attempts that checkouts lived through within five minutes: dead connections that were replaced, and "
-        "connects that were tried again. Callers saw none of them, other than as a wait.",
+        "connects that were tried again. Where another attempt got through in time, callers saw a wait and no error; "
+        "in an outage they time out all the same.",
         "short",
         [query(increase("otel_pgpool_retries_total"), NAME_AND_INSTANCE)],
         FAILED,

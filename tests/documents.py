@@ -2,7 +2,8 @@
 
 A `python` block that begins with `# name.py` is a program; those without a name continue the last one. The `text`
 blocks after it are what it prints. A `diff` is two programs, before and after. A `sh` block is lines for a shell, a
-`promql` block a query for Prometheus. The sections below a heading `Recipes` are projects of several files.
+`promql` block a query for Prometheus, an `sql` block one for PostgreSQL. The sections below a heading `Recipes` are
+projects of several files.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Document:
     diffs: list[str] = field(default_factory=list)
     shell: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
+    statements: list[str] = field(default_factory=list)
     picture: str = ""
     recipes: dict[str, Document] = field(default_factory=dict)
 
@@ -111,6 +113,8 @@ def read(document: str) -> Document:
             place.diffs.append(body)
         elif language == "promql":
             place.queries.append(body)
+        elif language == "sql":
+            place.statements.append(body)
         elif language == "sh":
             place.shell += body.replace("\\\n", "").splitlines()
         else:

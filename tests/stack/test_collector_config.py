@@ -18,6 +18,7 @@ from tests.stack.collectors import BINARY, FILES, FOLDER, NEEDED, ROOT, backend_
 NETWORK_EXPORTERS = {"loadbalancing", "otlp_grpc", "otlp_http"}
 BOUND_TO = "${env:OTLP_HOST:-127.0.0.1}"
 SQL = {
+    "db.sql",
     db_attributes.DB_STATEMENT,
     db_attributes.DB_QUERY_TEXT,
     f"{db_attributes.DB_QUERY_PARAMETER_TEMPLATE}.0",

@@ -59,6 +59,7 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
     with Collector("collector.yaml", tmp_path, **targets.environ) as collector, program(collector) as sender:
         attributes = {
             "db.system": "postgresql",
+            "db.sql": SECRET,
             "db.statement": SECRET,
             "db.statement.parameters": SECRET,
             "db.query.text": SECRET,
@@ -70,7 +71,16 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
         query.add_event("query", {"db.query.text": SECRET, "rows": 1})
         query.set_status(Status(StatusCode.ERROR, ERROR))
         query.end()
-        request = sender.span("POST /cards", {}, scope="flask")
+        address = f"/cards?number={SECRET}"
+        told = {
+            "exception.message": ERROR,
+            "exception.stacktrace": ERROR,
+            "http.target": address,
+            "http.url": f"http://shop{address}",
+            "url.full": f"http://shop{address}",
+            "url.query": f"number={SECRET}",
+        }
+        request = sender.span("POST /cards", told, scope="flask")
         request.record_exception(CardError(ERROR))
         request.set_status(Status(StatusCode.ERROR, f"CardError: {ERROR}"))
         request.end()
@@ -85,6 +95,7 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
         failure = {"exception.type": "psycopg2.errors.UniqueViolation", "exception.message": ERROR}
         sender.log("sqlalchemy.engine.Engine", f"insert {SECRET}", {})
         sender.log("django.db.backends", f"insert {SECRET}", {"sql": SECRET, "params": SECRET, "duration": 0.1})
+        sender.log("shop", "no card", {"exception.type": "pg8000.exceptions.DatabaseError", "exception.message": ERROR})
         sender.log("shop", "no card", {**failure, "exception.stacktrace": ERROR, "db.query.text": SECRET})
         sender.flush()
         targets.jaeger.wait_for(lambda r: len(r.spans) == 4)
@@ -95,6 +106,8 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
     spans = {span.name: span for span in targets.jaeger.spans}
     assert spans["VALUES"].attributes == {"db.system": "postgresql", "db.query.summary": "INSERT cards"}
     assert spans["VALUES"].events[0].attributes == {"rows": 1}
+    urls = {"http.target": "/cards", "http.url": "http://shop/cards", "url.full": "http://shop/cards"}
+    assert spans["POST /cards"].attributes == urls
     assert spans["POST /cards"].events[0].attributes["exception.type"] == "psycopg2.errors.CardError"
     assert spans["GET /cards"].events[0].attributes["exception.message"] == "no page 0"
     assert spans["GET /cards"].status_description == "ValueError: no page 0"
@@ -120,7 +133,7 @@ def test_what_could_not_be_delivered_survives_a_kill(targets: Targets, tmp_path:
 
 
 def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp_path: Path) -> None:
-    """How many it allows, and how many there are to each database, by name."""
+    """How many it allows, and how many there are to each database, by name; and which server it is."""
     with PostgresServer(settings={"max_connections": 37}, password="s3cret") as server:
         with closing(psycopg2.connect(server.dsn)) as admin, admin.cursor() as cur:
             admin.autocommit = True
@@ -140,6 +153,10 @@ def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp
     assert {point.value for point in targets.prometheus.metrics if point.name == MAX_CONNECTIONS} == {37}
     databases = {point.attributes["db.namespace"] for point in targets.prometheus.metrics if point.name == BACKENDS}
     assert databases == {"postgres", "shop"}
+    servers = {
+        (point.attributes["server.address"], point.attributes["server.port"]) for point in targets.prometheus.metrics
+    }
+    assert servers == {(dsn["host"], int(dsn["port"]))}
 
 
 def test_another_backend_gets_all_three_signals_and_the_key(tmp_path: Path) -> None:

@@ -65,6 +65,19 @@ def test_memory_is_limited(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_logs_are_limited(service: str) -> None:
+    assert SERVICES[service]["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+
+
+@pytest.mark.parametrize("service", ["collector", "jaeger"])
+def test_go_collects_its_garbage_before_the_limit(service: str) -> None:
+    """At 70 to 90 % of it, so that a full store or queue is not killed."""
+    limit = int(SERVICES[service]["mem_limit"].removesuffix("m"))
+    wanted = int(SERVICES[service]["environment"]["GOMEMLIMIT"].removesuffix("MiB"))
+    assert 0.7 * limit <= wanted <= 0.9 * limit
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_ports_are_published_on_this_machine_alone(service: str) -> None:
     for port in SERVICES[service].get("ports", ()):
         address, _published, listening = port.split(":")
@@ -191,6 +204,14 @@ def test_the_shop_is_given_what_it_needs() -> None:
     assert int(bind.partition(":")[2]) in LISTENS["shop"]
 
 
+def test_a_password_may_have_any_character() -> None:
+    """None is put into a URL."""
+    passwords = [name for name, _default in VARIABLE.findall(COMPOSE) if name.endswith("PASSWORD")]
+    assert passwords
+    for line in COMPOSE.splitlines():
+        assert "://" not in line or not any(name in line for name in passwords), line
+
+
 DOCKER = """#!/bin/sh
 echo "$@" >>"$DOCKER_LOG"
 if [ "$2" = port ]; then echo "127.0.0.1:$4"; fi
@@ -206,17 +227,16 @@ def docker(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(target: str, docker: Path) -> str:
+def make(target: str, docker: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{docker}:{os.environ['PATH']}", "DOCKER_LOG": str(docker / "log")}
     environment.pop("MAKEFLAGS", None)
-    made = subprocess.run(["make", target], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    return made.stdout
+    return subprocess.run(["make", target], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_make_up_waits_and_prints_the_four_addresses(docker: Path) -> None:
     """`make up` waits until all is healthy, then says where to look."""
-    printed = make("up", docker)
-    assert (docker / "log").read_text().splitlines()[0] == "compose up --build --detach --wait"
+    printed = make("up", docker).stdout
+    assert (docker / "log").read_text().splitlines()[1] == "compose up --build --detach --wait"
     addresses = re.findall(r"http://\S+", printed)
     assert [re.match(r"http://127\.0\.0\.1:(\d+)/", address)[1] for address in addresses] == [
         "8000",
@@ -229,5 +249,17 @@ def test_make_up_waits_and_prints_the_four_addresses(docker: Path) -> None:
 
 
 def test_make_down_removes_what_was_stored(docker: Path) -> None:
-    make("down", docker)
-    assert (docker / "log").read_text().split()[:3] == ["compose", "down", "--volumes"]
+    assert make("down", docker).returncode == 0
+    assert (docker / "log").read_text().splitlines()[1].split()[:3] == ["compose", "down", "--volumes"]
+
+
+@pytest.mark.parametrize("target", ["up", "down"])
+def test_make_says_what_is_missing_where_docker_has_no_compose(docker: Path, target: str) -> None:
+    """In one sentence that names what runs without; nothing else is tried."""
+    (docker / "docker").write_text('#!/bin/sh\necho "$@" >>"$DOCKER_LOG"\nexit 1\n')
+    made = make(target, docker)
+    assert made.returncode != 0
+    assert (docker / "log").read_text() == "compose version\n"
+    assert made.stdout == ""
+    assert "Docker with its compose plugin" in made.stderr.splitlines()[0]
+    assert "make shop" in made.stderr.splitlines()[0]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import ExitStack, closing
 from typing import Any
 
+import psycopg2
 import pytest
 
-from tests.documents import table, text_of
+from otel_pgpool.cli.postgres import PostgresServer
+from tests.documents import read, table, text_of
+from tests.integration.helpers import in_thread, wait_until
 from tests.stack.stack import ROOT, load
 
 OPERATIONS = "docs/operations.md"
@@ -51,3 +55,30 @@ def test_the_sizing_is_right(row: list[str]) -> None:
     asked, seconds, rate, hold, used = map(float, figures)
     assert math.isclose(rate, asked / seconds, rel_tol=0.01)
     assert math.isclose(used, rate * hold, rel_tol=0.1)
+
+
+def test_the_statement_names_the_one_who_blocks() -> None:
+    """Of a holder and two who queue up behind it: the second waits for the first of them."""
+    (statement,) = read(OPERATIONS).statements
+    lock = "update product set stock = stock - 1"
+    with ExitStack() as opened:
+        dsn = opened.enter_context(PostgresServer()).dsn
+        holder, first, second, admin = (opened.enter_context(closing(psycopg2.connect(dsn))) for _ in range(4))
+        admin.autocommit = True
+        with admin.cursor() as cur:
+            cur.execute("create table product (stock int); insert into product values (9)")
+            holder.cursor().execute(lock)
+            queue = [in_thread(lambda conn=conn: conn.cursor().execute(lock)) for conn in (first, second)]
+
+            def all_wait() -> bool:
+                cur.execute("select count(*) from pg_locks where not granted")
+                return bool(cur.fetchone()[0] == len(queue))
+
+            assert wait_until(all_wait)
+            cur.execute(statement)
+            found = cur.fetchall()
+            cur.execute("select pg_terminate_backend(%s)", (found[0][0],))
+        assert [row[:2] for row in found] == [(holder.info.backend_pid, "idle in transaction")]
+        queue[0].result(20)
+        first.commit()
+        queue[1].result(20)

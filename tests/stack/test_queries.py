@@ -120,6 +120,15 @@ def test_every_expression_gives_data(told: Told) -> None:
     assert empty == []
 
 
+def test_every_verdict_is_a_figure_or_nothing(told: Told) -> None:
+    """Of the process in trouble alone too, in which no hold ends for as long as it is exhausted."""
+    for panel in PANELS:
+        if panel["type"] == "stat":
+            (target,) = panel["targets"]
+            found = told.over_time(filled_in(target["expr"].replace("$instance", "shop-1")))
+            assert all(is_figure(value) for each in found for _at, value in each["values"]), panel["title"]
+
+
 def test_every_metric_that_is_asked_for_exists(told: Told) -> None:
     """In expressions that give nothing while all is well, too."""
     there = told.prometheus.ask("label/__name__/values", start=told.history.begin, end=told.history.end)
