@@ -273,11 +273,14 @@ class Ledger:
                 self.idle_checkouts += 1
             else:
                 self._find_path(loan)
+            if loan.heard:  # before the watch can tell that it is long
+                try:
+                    self._observer.acquired(loan)
+                except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+                    self.guard.lament(error)
             self.holds[loan] = None
             if self.hook.parked and not self._ended:
                 self.hook.wake()
-            if loan.heard:
-                self._observer.acquired(loan)
         except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
             self.guard.lament(error)
         if self._ended:  # in the meantime
