@@ -14,6 +14,7 @@ bind = os.environ.get("BIND", "127.0.0.1:8000")
 worker_class = "gthread"
 threads = 24  # three for each connection of the pool, so that some have to wait
 preload_app = True
+control_socket_disable = True  # it lies in a home, and the image's user has none; before gunicorn 25.1 it is ignored
 
 
 def post_fork(_server: Any, _worker: Any) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from otel_pgpool import ConnectionPool
 from otel_pgpool.cli.postgres import PostgresServer
+from tests.integration.helpers import wait_until
 from tests.stack.programs import environment, find_program
 
 if TYPE_CHECKING:
@@ -204,11 +205,7 @@ def test_connections_that_pgbouncer_closes_for_idleness_are_replaced(bouncing: B
     """`client_idle_timeout` ends idle clients: the next caller gets a new connection, and no error."""
     bouncer = bouncing(mode, client_idle_timeout=1)
     with pool_of(bouncer, 2, 2) as pool:
-        ended = threading.Event()
-        while not ended.wait(0.1):
-            idle = [slot.conn for slot in pool._core.idle]
-            if not idle or all(is_ended(conn) for conn in idle):
-                ended.set()
+        assert wait_until(lambda: all(is_ended(slot.conn) for slot in tuple(pool._core.idle)), timeout=10)
         with pool.connection() as conn:
             assert ask(conn, "select 1") == 1
 

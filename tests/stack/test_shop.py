@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -67,6 +68,8 @@ def open_shop(receiver: GrpcReceiver) -> Iterator[Shop]:
         **os.environ,
         **receiver.environ,
         "BIND": address,
+        "HOME": os.devnull,  # nothing can be written there
+        "XDG_RUNTIME_DIR": "",
         "OTEL_BSP_SCHEDULE_DELAY": "200",
         "OTEL_METRIC_EXPORT_INTERVAL": "500",
     }
@@ -101,6 +104,7 @@ def shop(receiver: GrpcReceiver) -> Iterator[Shop]:
         status, printed = shop.close()
     assert status == 0, printed
     assert "Traceback" not in printed
+    assert "[ERROR]" not in printed
     with pytest.raises(URLError):
         shop.get("/healthz")
 
@@ -122,10 +126,16 @@ def test_queries_are_children_of_their_checkouts_and_these_of_requests(shop: Sho
     receiver.wait_for(whole_trace)
 
 
+def listed(page: str) -> dict[int, str]:
+    """The orders on a page: their products by their numbers."""
+    return {int(number): product for number, product in re.findall(r"<tr><td>(\d+)<td>([^<]+)<td>", page)}
+
+
 def test_an_order_is_on_the_page(shop: Shop) -> None:
     """What was ordered is listed, with what else there is to do."""
+    before = max(listed(shop.get("/")), default=0)
     page = shop.post("/", b"product=7")
-    assert "Product" in page
+    assert "Product 7" in {product for number, product in listed(page).items() if number > before}
     assert "Switch the leak on" in page
 
 
