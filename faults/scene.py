@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -185,7 +186,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
         with Watch(ground.server, ours, MAXCONN + fault.outlived) as watch:
             app.start()
             scene.wait_for(lambda: sum(each.committed for each in [*app.attempts]) >= 5 * WORKERS)
-            mended = fault.strike(scene)
+            mended = copy_context().run(fault.strike, scene)  # where a block is never left, its span stays current
             with suppress(AssertionError):
                 scene.wait_for(lambda: app.first_good(mended) is not None)
             hung = app.stop(TIMEOUT + PATIENCE)

@@ -136,7 +136,7 @@ SETTINGS = {
     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
     "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     "OTEL_BSP_SCHEDULE_DELAY": "20",
-    "OTEL_BSP_MAX_QUEUE_SIZE": "64",
+    "OTEL_BSP_MAX_QUEUE_SIZE": "1024",  # more than there are checkouts: `queue-full` is a fault of its own
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "64",
     "OTEL_METRIC_EXPORT_INTERVAL": "100",
 }
@@ -163,8 +163,8 @@ def test_a_program_that_exports(dsn: str, monkeypatch: pytest.MonkeyPatch, answe
     assert told["took"] < 1 + SLACK
     said = [line for line in ended.stderr.splitlines() if not line.startswith("pool shop: ")]
     if answer in (Answer.ACCEPTED, Answer.GARBAGE):
-        assert len(said) <= 1, said  # the queue may have been too short for a busy machine
+        assert said == []
     else:
         assert told["undelivered"] >= 800
-        assert 1 <= len(said) <= 4, said  # each of the three exporters, and the queue
+        assert 1 <= len(said) <= 3, said  # each of the three exporters
         assert len(set(said)) == len(said)

@@ -229,7 +229,8 @@ def docker(tmp_path: Path) -> Path:
 
 def make(target: str, docker: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{docker}:{os.environ['PATH']}", "DOCKER_LOG": str(docker / "log")}
-    environment.pop("MAKEFLAGS", None)
+    for of_the_make_around in ("MAKEFLAGS", "MAKELEVEL"):
+        environment.pop(of_the_make_around, None)
     return subprocess.run(["make", target], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
