@@ -58,13 +58,13 @@ def test_the_sizing_is_right(row: list[str]) -> None:
 
 
 def test_the_statement_names_the_one_who_blocks() -> None:
-    """Of a holder and two who queue up behind it: the second waits for the first of them."""
+    """Of a holder and two who queue up behind it, of whom one waits for the other."""
     (statement,) = read(OPERATIONS).statements
     lock = "update product set stock = stock - 1"
     with ExitStack() as opened:
         dsn = opened.enter_context(PostgresServer()).dsn
         holder, first, second, admin = (opened.enter_context(closing(psycopg2.connect(dsn))) for _ in range(4))
-        admin.autocommit = True
+        first.autocommit = second.autocommit = admin.autocommit = True
         with admin.cursor() as cur:
             cur.execute("create table product (stock int); insert into product values (9)")
             holder.cursor().execute(lock)
@@ -79,6 +79,5 @@ def test_the_statement_names_the_one_who_blocks() -> None:
             found = cur.fetchall()
             cur.execute("select pg_terminate_backend(%s)", (found[0][0],))
         assert [row[:2] for row in found] == [(holder.info.backend_pid, "idle in transaction")]
-        queue[0].result(20)
-        first.commit()
-        queue[1].result(20)
+        for each in queue:
+            each.result(20)
