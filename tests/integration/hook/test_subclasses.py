@@ -905,3 +905,5 @@ def test_that_cannot_be_read(signals: Signals, dsn: str, caplog: pytest.LogCaptu
         assert len(errors) == 1
         assert ledger_of(odd).name in errors[0]
         well.closeall()
+        odd._pool = []
+        odd.closeall()
