@@ -15,6 +15,7 @@ import psycopg2
 
 from faults import drops, suspension, telemetry
 from faults.application import QUICK, SLOW_COMMIT, SLOW_STATEMENT
+from faults.frozen import frozen
 from faults.ground import (
     FULL,
     NEW_PASSWORD,
@@ -26,7 +27,7 @@ from faults.ground import (
     with_a_password,
 )
 from faults.proxy import Proxy, Weather
-from faults.scene import MAXCONN, Fault, stopped
+from faults.scene import MAXCONN, Fault
 from otel_pgpool.cli.postgres import PostgresError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def killed_in_a_rollback(scene: Scene) -> float:
     scene.app.stop_at_hold()
     scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
     pids = scene.backends()
-    with stopped(*pids):
+    with frozen(*pids):
         scene.app.abandons = True
         scene.app.go_on()
         time.sleep(0.2)  # for them to be waiting for the answer
@@ -146,7 +147,7 @@ def start_for_nobody(scene: Scene) -> None:
 def frozen_while_idle(scene: Scene) -> float:
     """Two of four: whoever is given one waits for it; the others must be served."""
     scene.app.pause()
-    with stopped(*scene.backends()[: MAXCONN // 2]):
+    with frozen(*scene.backends()[: MAXCONN // 2]):
         scene.app.resume()
         time.sleep(scene.away)
     return monotonic()
@@ -155,7 +156,7 @@ def frozen_while_idle(scene: Scene) -> float:
 def frozen_at_the_return(scene: Scene) -> float:
     scene.app.stop_at_hold()
     scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
-    with stopped(*scene.backends()[: MAXCONN // 2]):
+    with frozen(*scene.backends()[: MAXCONN // 2]):
         scene.app.abandons = True
         scene.app.go_on()
         time.sleep(0.2)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from time import monotonic
@@ -22,7 +20,7 @@ from faults.ground import one_server
 from faults.pools import capacity, make
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from psycopg2.extensions import connection
     from typing_extensions import Self
@@ -240,16 +238,3 @@ def wait_for_threads(before: set[threading.Thread], patience: float = 3.0) -> in
         if not left or monotonic() > deadline:
             return len(left)
         time.sleep(0.01)
-
-
-@contextmanager
-def stopped(*pids: int) -> Iterator[None]:
-    """Backends that neither answer nor end."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)

@@ -67,9 +67,12 @@ def is_asynchronous(error: BaseException) -> bool:
     """Whether it is no ``Exception``, or came out of a signal handler."""
     if not isinstance(error, Exception):
         return True
-    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
-    return any(frame.f_code in handlers for frame, _line in traceback.walk_tb(error.__traceback__))
+    handlers = [_code_of(signal.getsignal(number)) for number in signal.valid_signals()]
+    frames = [frame for frame, _line in traceback.walk_tb(error.__traceback__)]
+    return any(frame.f_code is handler for frame in frames for handler in handlers)
 
 
 def _code_of(handler: object) -> object:
-    return getattr(getattr(handler, "__func__", handler), "__code__", handler)
+    """Of a function or method, or of an object that is called like one."""
+    function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 - it itself is wanted
+    return getattr(function, "__code__", None)

@@ -104,19 +104,6 @@ def lives(admin: connection, pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def frozen(*pids: int) -> Iterator[None]:
-    """Backends that neither answer nor end."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-
-@contextlib.contextmanager
 def refused_port() -> Iterator[int]:
     """A port of 127.0.0.1 that refuses connections for as long as the block lasts."""
     with socket.socket() as taken:

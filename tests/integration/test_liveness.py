@@ -11,6 +11,7 @@ import psycopg2
 import pytest
 from psycopg2 import errors
 
+from faults.frozen import frozen
 from otel_pgpool import PoolTimeout
 from otel_pgpool._connection import is_readable
 from otel_pgpool.cli.postgres import PostgresServer
@@ -20,7 +21,6 @@ from tests.integration.helpers import (
     Recorder,
     ask,
     fill,
-    frozen,
     in_thread,
     kill,
     let_lie,

@@ -13,6 +13,7 @@ import psycopg2
 import pytest
 from psycopg2 import extensions
 
+from faults.frozen import frozen
 from otel_pgpool import PoolError
 from otel_pgpool.cli.postgres import PostgresServer
 from tests.integration.helpers import (
@@ -21,7 +22,6 @@ from tests.integration.helpers import (
     Recorder,
     ask,
     fill,
-    frozen,
     in_thread,
     kill,
     lives,

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "collector-config"
 FILES = ("collector.yaml", "agent.yaml", "gateway.yaml")
 BINARY = os.environ.get("OTELCOL", "")
+QUICK = {"processors": {"tail_sampling": {"decision_wait": "1s"}}}
 
 # What a file needs to know before it means anything; nobody listens there.
 NOWHERE = "127.0.0.1:1"

@@ -9,8 +9,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from otel_pgpool.telemetry import names
-from tests.receivers import GrpcReceiver, Mode
-from tests.stack.collectors import BINARY, Collector, wait_until
+from tests.receivers import GrpcReceiver
+from tests.stack.collectors import BINARY, QUICK, Collector, wait_until
 from tests.stack.senders import program, trace_id
 from tests.stack.targets import Targets, open_targets
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not BINARY, reason="OTELCOL names no Collector to run")
 
 SECRET = "s3cret"
-QUICK = {"processors": {"tail_sampling": {"decision_wait": "1s"}}}
 JUDGED = "otelcol_processor_tail_sampling_global_count_traces_sampled(_total)?"
 
 
@@ -121,23 +120,6 @@ def test_an_agent_keeps_what_it_cannot_deliver(targets: Targets, tmp_path: Path)
         port = gateway.grpc.partition(":")[2]
         with Collector("agent.yaml", tmp_path / "agent", GATEWAY_PORT=port):
             targets.jaeger.wait_for(lambda r: [span.trace_id for span in r.spans] == [sent])
-
-
-def test_what_a_gateway_could_not_deliver_survives_a_kill(targets: Targets, tmp_path: Path) -> None:
-    targets.jaeger.mode = targets.prometheus.mode = Mode.UNAVAILABLE
-    with Collector("gateway.yaml", tmp_path, QUICK, **targets.environ) as collector:
-        with program(collector) as sender:
-            sent = sender.checkout(long_hold=True)
-            sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
-            sender.flush()
-            for target in targets:
-                target.wait_for(lambda r: r.requests)
-        collector.kill()
-    for target in targets:
-        target.mode = Mode.ACCEPT
-    with Collector("gateway.yaml", tmp_path, **targets.environ):
-        targets.jaeger.wait_for(lambda r: sent in [span.trace_id for span in r.spans])
-        targets.prometheus.wait_for(lambda r: "otel_pgpool.sent" in [point.name for point in r.metrics])
 
 
 def test_of_several_gateways_one_gets_a_whole_trace_and_one_a_whole_process(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
@@ -13,7 +13,7 @@ from psycopg2.extensions import parse_dsn
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import names
 from tests.receivers import HttpReceiver, Mode
-from tests.stack.collectors import BINARY, Collector, backend_overlay, wait_until
+from tests.stack.collectors import BINARY, QUICK, Collector, backend_overlay, wait_until
 from tests.stack.senders import program
 from tests.stack.targets import Targets, open_targets
 
@@ -115,9 +115,12 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
     assert targets.prometheus.metrics[0].attributes == {"ok": True}
 
 
-def test_what_could_not_be_delivered_survives_a_kill(targets: Targets, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "overlay"), [("collector.yaml", {}), ("gateway.yaml", QUICK)])
+def test_what_could_not_be_delivered_survives_a_kill(
+    targets: Targets, tmp_path: Path, file: str, overlay: dict[str, Any]
+) -> None:
     targets.jaeger.mode = targets.prometheus.mode = Mode.UNAVAILABLE
-    with Collector("collector.yaml", tmp_path, **targets.environ) as collector:
+    with Collector(file, tmp_path, overlay, **targets.environ) as collector:
         with program(collector) as sender:
             sent = sender.checkout(long_hold=True)
             sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
@@ -127,7 +130,7 @@ def test_what_could_not_be_delivered_survives_a_kill(targets: Targets, tmp_path:
         collector.kill()
     for target in targets:
         target.mode = Mode.ACCEPT
-    with Collector("collector.yaml", tmp_path, **targets.environ):
+    with Collector(file, tmp_path, **targets.environ):
         targets.jaeger.wait_for(lambda r: sent in [span.trace_id for span in r.spans])
         targets.prometheus.wait_for(lambda r: "otel_pgpool.sent" in [point.name for point in r.metrics])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,9 +16,10 @@ from tests.integration.hook.helpers import ledger_of
 from tests.integration.telemetry_helpers import Signals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from otel_pgpool._checkout import Checkout
+    from otel_pgpool.instrumentation.ledger import Ledger
 
 
 class Interrupted:
@@ -79,55 +82,64 @@ def test_the_hold_has_ended(signals: Signals, dsn: str) -> None:
     pool.closeall()
 
 
+@contextmanager
+def struck(ledger: Ledger, strike: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The first time that the telemetry is told of a return, something strikes inside it."""
+    released, calls = ledger._observer.released, count()
+
+    def told(loan: Checkout) -> None:
+        if next(calls) == 0:
+            strike()
+        released(loan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger._observer, "released", told)
+        yield
+
+
 def test_what_was_left_undone_is_done(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt inside the telemetry itself costs neither the hold's end nor its span."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = pool.getconn()
     ledger = ledger_of(pool)
-    released, calls = ledger._observer.released, []
-
-    def interrupted(loan: Checkout) -> None:
-        calls.append(loan)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        released(loan)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ledger._observer, "released", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            pool.putconn(conn)
+    with struck(ledger, Interrupted().acquire, monkeypatch), pytest.raises(KeyboardInterrupt):
+        pool.putconn(conn)
     assert (signals.checkout().attributes or {})["otel_pgpool.outcome"] == "released"
     assert (len(ledger.holds), signals.live()) == (0, [])
     pool.closeall()
+
+
+class Handler:
+    """One that is an object, and equal to none."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, _number: int, _frame: object) -> None:
+        raise SoftTimeLimitExceeded
+
+
+def handle(_number: int, _frame: object) -> None:
+    """One that is a function."""
+    raise SoftTimeLimitExceeded
 
 
 class SoftTimeLimitExceeded(Exception):  # noqa: N818 - it is called so
     """As Celery's."""
 
 
-def test_a_time_limit_reaches_the_program(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("handler", [handle, Handler()])
+def test_a_time_limit_reaches_the_program(
+    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, handler: Callable[[int, object], None]
+) -> None:
     """What a signal handler raises inside the telemetry is the program's, though it is an `Exception`."""
-
-    def handler(_number: int, _frame: object) -> None:
-        raise SoftTimeLimitExceeded
-
     before = signal.signal(signal.SIGUSR1, handler)
     try:
         pool = ThreadedConnectionPool(1, 1, dsn)
         conn = pool.getconn()
         ledger = ledger_of(pool)
-        released, calls = ledger._observer.released, []
-
-        def struck(loan: Checkout) -> None:
-            calls.append(loan)
-            if len(calls) == 1:
-                signal.raise_signal(signal.SIGUSR1)
-            released(loan)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(ledger._observer, "released", struck)
-            with pytest.raises(SoftTimeLimitExceeded):
-                pool.putconn(conn)
+        raised = pytest.raises(SoftTimeLimitExceeded)
+        with struck(ledger, lambda: signal.raise_signal(signal.SIGUSR1), monkeypatch), raised:
+            pool.putconn(conn)
         assert (len(ledger.holds), signals.live()) == (0, [])
         pool.closeall()
     finally:
