@@ -268,7 +268,7 @@ def test_gunicorn(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Pat
 def test_gunicorn_unchanged(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Path) -> None:
     """With the providers made before the fork: the master reports the pool that it has preloaded.
 
-    Everything is exported at the end: a worker that is forked while the master exports may inherit a lock that is taken.
+    Everything is exported at the end: a worker forked while the master exports may inherit a lock that is taken.
     """
     lay_out("Flask", tmp_path, "shop.py")
     _, line = RECIPES["gunicorn"].shell
