@@ -319,17 +319,12 @@ OUTSIDE = {
         in_recovery,
         ground=RECOVERABLE,
     ),
-    "idle-frozen": Fault("two of four backends frozen", "SIGSTOP, later SIGCONT", frozen_while_idle, outlived=2),
+    "idle-frozen": Fault("two of four backends frozen", "SIGSTOP, later SIGCONT", frozen_while_idle),
     "return-frozen": Fault(
-        "two of four frozen at the return",
-        "SIGSTOP while held, then the block raises",
-        frozen_at_the_return,
-        outlived=2,
+        "two of four frozen at the return", "SIGSTOP while held, then the block raises", frozen_at_the_return
     ),
-    "cut": Fault("network cut", "every connection reset", cut, ground=over_a_network, outlived=MAXCONN),
-    "black-hole": Fault(
-        "network black-holed", "nothing passes, nothing is said", black_holed, ground=over_a_network, outlived=MAXCONN
-    ),
+    "cut": Fault("network cut", "every connection reset", cut, ground=over_a_network),
+    "black-hole": Fault("network black-holed", "nothing passes, nothing is said", black_holed, ground=over_a_network),
     "slow": Fault("network 200 ms slower", "100 ms each way", slower, ground=over_a_network),
     "drip": Fault("network passes one byte at a time", "each byte sent by itself", byte_by_byte, ground=over_a_network),
     "connect-reset": Fault(
@@ -337,14 +332,12 @@ OUTSIDE = {
         "all cut, new ones accepted and reset",
         reset_during_connect,
         ground=over_a_network,
-        outlived=MAXCONN,
     ),
     "silent-port": Fault(
         "a port that accepts and says nothing",
         "all cut, new ones accepted and never answered",
         silent_port,
         ground=over_a_network,
-        outlived=MAXCONN,
     ),
     "failover": Fault(
         "primary dies, standby promoted",
@@ -370,13 +363,12 @@ OUTSIDE = {
         "all cut, another authority's certificate shown for a while; `sslmode=verify-full`",
         unverified,
         ground=over_tls,
-        outlived=MAXCONN,
     ),
     "forked": Fault(
         "fork with connections out",
         "the child runs 20 statements on the pool that it has inherited",
         forked,
-        outlived=MAXCONN,  # the child's own
+        beside=MAXCONN,  # the child's own
     ),
 }
 """What happens to the server, to the network, and to the process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 if TYPE_CHECKING:
+    from psycopg2.extensions import connection
     from typing_extensions import Self
 
     from otel_pgpool import ConnectionPool, PoolStats
@@ -19,6 +21,8 @@ EVERY = 0.02
 """Seconds between two looks."""
 SOCKETS = Path("/proc/net/tcp")
 ESTABLISHED = "01"
+AWAY = psycopg2.OperationalError, psycopg2.InterfaceError
+"""What is raised while the server is."""
 
 
 class Census:
@@ -28,26 +32,28 @@ class Census:
     holds for those whose client's socket is still open; how many there were at all is told beside it.
 
     Args:
-        server: where the processes are.
+        server: where the processes are; it may be away for a while.
         name: the ``application_name`` of the pool's connections.
         pool: whose levels are looked at too.
-        limit: how many there may be.
+        limit: how many connections the pool may have.
+        beside: how many server processes there may be besides.
     """
 
-    def __init__(self, server: PostgresServer, name: str, pool: ConnectionPool | None, limit: int) -> None:
+    def __init__(
+        self, server: PostgresServer, name: str, pool: ConnectionPool | None, limit: int, beside: int = 0
+    ) -> None:
         self.violations: set[str] = set()
         self.most = 0
         """Server processes whose client was there."""
         self.most_at_all = 0
         self.longest_stall = 0.0
         """Seconds by which this thread, which does next to nothing, came late: nobody else can have been faster."""
-        self._port = server.port
+        self._server = server
         self._name = name
         self._pool = pool
         self._limit = limit
+        self._beside = beside
         self._over = threading.Event()
-        self._conn = psycopg2.connect(server.dsn, application_name="census")
-        self._conn.autocommit = True
         self._thread = threading.Thread(target=self._run, name="census", daemon=True)
 
     def __enter__(self) -> Self:
@@ -57,28 +63,52 @@ class Census:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self._conn.close()
+        if not self.most_at_all:
+            self.violations.add("no server process was seen")
 
-    def count(self) -> int:
-        """Server processes whose client is there, now."""
-        with self._conn.cursor() as cursor:
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with suppress(*AWAY), closing(self._connect()) as conn:
+                self._look_on(conn)
+            self._pause()
+
+    def _look_on(self, conn: connection) -> None:
+        while True:
+            self._count(conn)
+            if self._pool is not None:
+                self._look_at(self._pool.stats())
+            if self._pause():
+                return
+
+    def _pause(self) -> bool:
+        """Whether it is over."""
+        slept = monotonic()
+        over = self._over.wait(EVERY)
+        if not over:
+            self.longest_stall = max(self.longest_stall, monotonic() - slept - EVERY)
+        return over
+
+    def _connect(self) -> connection:
+        conn = psycopg2.connect(self._server.dsn, application_name="census", connect_timeout=2)
+        conn.autocommit = True
+        return conn
+
+    def _count(self, conn: connection) -> int:
+        """Server processes whose client is there."""
+        with conn.cursor() as cursor:
             cursor.execute("select client_port from pg_stat_activity where application_name = %s", (self._name,))
             listed = {port for (port,) in cursor.fetchall()}
         # Asked second: who was listed, and is open still, was there all the time in between.
-        living = listed & open_ports(self._port)
+        living = listed & open_ports(self._server.port)
         self.most, self.most_at_all = max(self.most, len(living)), max(self.most_at_all, len(listed))
-        if len(living) > self._limit:
-            self.violations.add(f"{len(living)} server processes of at most {self._limit}")
+        if len(living) > self._limit + self._beside:
+            self.violations.add(f"{len(living)} server processes of at most {self._limit + self._beside}")
         return len(living)
 
-    def _run(self) -> None:
-        slept = monotonic()
-        while not self._over.wait(EVERY):
-            self.longest_stall = max(self.longest_stall, monotonic() - slept - EVERY)
-            if self._pool is not None:
-                self._look_at(self._pool.stats())
-            self.count()
-            slept = monotonic()
+    def count(self) -> int:
+        """Server processes whose client is there, now."""
+        with closing(self._connect()) as conn:
+            return self._count(conn)
 
     def _look_at(self, stats: PoolStats) -> None:
         # Read one after the other while all goes on: each must be possible, and at rest they must add up.

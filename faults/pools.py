@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 
 from benchmarks.peers import MAKERS, Setup
 from benchmarks.row import OURS, PSYCOPG, QUEUEPOOL, STOCK
+from faults.tally import Tally
 from otel_pgpool import ConnectionPool
 from otel_pgpool.telemetry import Telemetry
 
@@ -24,22 +24,11 @@ PEERS = (STOCK, PSYCOPG, PRE_PING)
 POOLS = (OURS, *PEERS)
 
 
-class SpanCounter(SpanProcessor):
-    """Counts the spans that end, by name."""
-
-    def __init__(self) -> None:
-        self.ended: Counter[str] = Counter()
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Count one."""
-        self.ended[span.name] += 1
-
-
 class Ours:
     """Our pool, with every checkout a span that is counted, and told to other ``span_processors`` too."""
 
     def __init__(self, setup: Setup, options: Mapping[str, Any]) -> None:
-        self.spans = SpanCounter()
+        self.spans = Tally()
         self._provider = TracerProvider()
         for processor in (self.spans, *options.get("span_processors", ())):
             self._provider.add_span_processor(processor)

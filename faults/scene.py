@@ -16,17 +16,17 @@ from psycopg2.extensions import make_dsn
 from benchmarks.peers import Setup
 from benchmarks.row import OURS
 from faults.application import Application
+from faults.census import Census
 from faults.ground import one_server
 from faults.pools import capacity, make
+from otel_pgpool.telemetry.names import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
-    from typing_extensions import Self
 
     from faults.ground import Ground
-    from otel_pgpool.cli.postgres import PostgresServer
 
 NAME = "otel_pgpool faults"
 MAXCONN, WORKERS = 4, 8
@@ -47,8 +47,8 @@ class Fault:
     strike: Callable[[Scene], float]
     """Break it, and mend it; when it was mended, as a reading of the monotonic clock."""
     ground: Callable[[ExitStack], Ground] = one_server
-    outlived: int = 0
-    """Backends that may outlive the connections which were cut loose from them."""
+    beside: int = 0
+    """Server processes that somebody else has on the pool's behalf meanwhile."""
     ours_alone: bool = False
     """It needs something that the peers do not have."""
 
@@ -124,53 +124,6 @@ class Scene:
             time.sleep(0.005)
 
 
-class Watch:
-    """Looks all the time whether what must hold holds."""
-
-    def __init__(self, server: PostgresServer, pool: Any, allowed: int) -> None:
-        self.violations: set[str] = set()
-        self.most_backends = 0
-        self._server = server
-        self._pool = pool
-        self._allowed = allowed
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        conn = None
-        while not self._over.wait(0.02):
-            if self._pool is not None:
-                self._look_at(self._pool.stats())
-            try:
-                conn = conn or psycopg2.connect(self._server.dsn, application_name="watch", connect_timeout=2)
-                conn.autocommit = True
-                with conn.cursor() as cursor:
-                    cursor.execute("select count(*) from pg_stat_activity where application_name = %s", (NAME,))
-                    (backends,) = cursor.fetchone() or (0,)
-            except psycopg2.Error:
-                conn = None
-                continue
-            self.most_backends = max(self.most_backends, backends)
-        if conn is not None:
-            conn.close()
-        if self._pool is not None and self.most_backends > self._allowed:
-            self.violations.add(f"{self.most_backends} backends of at most {self._allowed}")
-
-    def _look_at(self, stats: Any) -> None:
-        if stats.size > stats.maxconn:
-            self.violations.add(f"{stats.size} connections of at most {stats.maxconn}")
-        if not 0 <= stats.used <= stats.size or stats.idle < 0:
-            self.violations.add(f"{stats.used} used and {stats.idle} idle of {stats.size}")
-
-
 def play(fault: Fault, name: str, away: float) -> Outcome:
     """Let a fault happen to a pool while an application works on it."""
     with ExitStack() as stage:
@@ -181,7 +134,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
         app = Application(pool.connection, WORKERS)
         scene = Scene(ground, app, away)
         ours = pool.pool if name == OURS else None
-        with Watch(ground.server, ours, MAXCONN + fault.outlived) as watch:
+        with Census(ground.server, NAME, ours, MAXCONN, fault.beside) as census:
             app.start()
             scene.wait_for(lambda: sum(each.committed for each in [*app.attempts]) >= 5 * WORKERS)
             mended = copy_context().run(fault.strike, scene)  # where a block is never left, its span stays current
@@ -190,9 +143,9 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
             hung = app.stop(TIMEOUT + PATIENCE)
             lost = MAXCONN - capacity(pool.connection, MAXCONN, TIMEOUT + GRACE)
         app.check_the_books(ground.books.dsn)
-        violations = [*app.violations, *watch.violations]
+        violations = [*app.violations, *census.violations]
         if ours is not None:
-            violations += check_ours(pool, app)
+            violations += check_ours(pool, app, census.longest_stall)
         closing = threading.Thread(target=pool.close, daemon=True)  # some never come back
         closing.start()
         closing.join(PATIENCE)
@@ -204,7 +157,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
             lost=lost,
             hung=hung,
             threads=left,
-            most_backends=watch.most_backends,
+            most_backends=census.most,
             longest_wait=app.longest_wait(),
             longest_work=app.longest_work(),
             violations=violations,
@@ -212,17 +165,17 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
         )
 
 
-def check_ours(pool: Any, app: Application) -> list[str]:
+def check_ours(pool: Any, app: Application, stall: float) -> list[str]:
     """The invariants that only our pool can be asked for."""
     stats = pool.pool.stats()
     found = []
     if (stats.used, stats.waiting, stats.size) != (0, 0, stats.idle):
         found.append(f"at rest: {stats.used} used, {stats.idle} idle of {stats.size}, {stats.waiting} waiting")
-    if app.longest_wait() > TIMEOUT + GRACE:
-        found.append(f"a caller was inside for {app.longest_wait():.3f} s")
+    if app.longest_wait() > TIMEOUT + GRACE + stall:
+        found.append(f"a caller was inside for {app.longest_wait():.3f} s, where nobody stood still for {stall:.3f} s")
     asked = sum(stats.checkouts.values()) + stats.timeouts + stats.errors
-    if pool.spans.ended["pool.checkout"] != asked:
-        found.append(f"{pool.spans.ended['pool.checkout']} spans of {asked} checkouts")
+    if pool.spans.ended[CHECKOUT] != asked:
+        found.append(f"{pool.spans.ended[CHECKOUT]} spans of {asked} checkouts")
     return found
 
 
