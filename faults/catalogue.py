@@ -268,9 +268,23 @@ def unverified(scene: Scene) -> float:
 CHILD_PATIENCE = 4.0
 
 
-def forked(scene: Scene) -> float:
-    """Fork while connections are out, and let the child work on the pool that it has inherited."""
+def forked_while_held(scene: Scene) -> float:
+    """Connections are out."""
     scene.wait_for(lambda: scene.app.holding > 0)
+    return forked(scene)
+
+
+def forked_while_waited_for(scene: Scene) -> float:
+    """All connections are out, and the other workers wait for one."""
+    scene.app.stop_at_hold()
+    scene.wait_for(lambda: scene.app.holding == MAXCONN)
+    time.sleep(0.1)  # for them to be waiting
+    threading.Timer(0.2, scene.app.go_on).start()
+    return forked(scene)
+
+
+def forked(scene: Scene) -> float:
+    """Fork, and let the child work on the pool that it has inherited, and leave by `os._exit`."""
     pid = os.fork()
     if pid == 0:
         with suppress(BaseException):
@@ -364,10 +378,16 @@ OUTSIDE = {
         unverified,
         ground=over_tls,
     ),
-    "forked": Fault(
+    "forked-holding": Fault(
         "fork with connections out",
-        "the child runs 20 statements on the pool that it has inherited",
-        forked,
+        "the child runs 20 statements on the pool that it has inherited, and leaves by `os._exit`",
+        forked_while_held,
+        beside=MAXCONN,  # the child's own
+    ),
+    "forked-waiting": Fault(
+        "fork while threads wait for a connection",
+        "the same, while all are held",
+        forked_while_waited_for,
         beside=MAXCONN,  # the child's own
     ),
 }

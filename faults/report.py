@@ -42,8 +42,8 @@ def in_short(outcome: Outcome | None) -> str:
 
 def write(outcomes: Outcomes, away: float, figures: load.Figures) -> None:
     """Write the document."""
-    text = [*lines(outcomes, away), "", *load.lines(figures)]
-    (ROOT / DOCUMENT).write_text("\n".join(text) + "\n")
+    text = [*lines(outcomes, away), "", *load.lines(figures), "", ELSEWHERE]
+    (ROOT / DOCUMENT).write_text("\n".join(text))
 
 
 def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
@@ -76,6 +76,22 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
         if fault.ours_alone:
             continue
         yield f"| {fault.title} | {' | '.join(cell(outcomes[name, pool]) for pool in POOLS)} |"
+
+
+ELSEWHERE = """## Without figures
+
+These are shown by tests alone, each of which is part of `make test`:
+
+- the system's time stepping by an hour, back and on: `tests/faults/test_clock.py`;
+- `fork` and `spawn` of multiprocessing, a child that ends like a program, and a grandchild:
+  `tests/integration/test_fork.py`;
+- the interpreter's exit with connections out, threads waiting and generators unfinished, and `close()` with waiters and
+  holders: `tests/faults/test_dropped.py`;
+- a sampler that raises: `tests/integration/test_telemetry_faults.py`; an observable callback that does, and what is
+  said of telemetry that is lost: `tests/faults/test_telemetry.py`;
+- option values, DSNs and names that are hostile, and passwords in odd places, with a search of everything that was
+  emitted: `tests/faults/test_hostile_input.py`.
+"""
 
 
 def errors_of(outcome: Outcome) -> str:

@@ -67,6 +67,8 @@ class Outcome:
     most_backends: int
     longest_wait: float
     longest_work: float
+    longest_stall: float
+    """Seconds that the machine kept a thread which does nothing, at most."""
     violations: list[str]
     notes: list[str]
 
@@ -160,6 +162,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
             most_backends=census.most,
             longest_wait=app.longest_wait(),
             longest_work=app.longest_work(),
+            longest_stall=census.longest_stall,
             violations=violations,
             notes=scene.notes,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import otel_pgpool
-from faults.scene import GRACE, MAXCONN
+from faults.scene import MAXCONN
 from faults.suspension import FAULTS
 from tests.faults.programs import PATIENCE, run, started
 
@@ -115,7 +115,8 @@ print(json.dumps({
 """
 HOUR = 3600.0
 NS = 1e-9
-MOMENT = 0.01
+MOMENT = 1.0
+"""Seconds that may pass between two readings of the clocks; a step is 3,600."""
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR], ids=["back", "on"])
@@ -128,7 +129,7 @@ def test_the_system_time_steps(dsn: str, step: float) -> None:
     ended = run(STEPPING, dsn, str(step))
     assert ended.returncode == 0, ended.stderr
     told: dict[str, Any] = json.loads(ended.stdout)
-    assert 0.3 <= told["timed_out"] < 0.3 + GRACE
+    assert 0.3 <= told["timed_out"] < PATIENCE
     assert told["served"][0] < PATIENCE
     assert told["long_holds"] == 2
     assert (told["discarded"], told["created"]) == ({}, 2)
@@ -175,7 +176,7 @@ def rest(conn):
 provider = TracerProvider()
 provider.add_span_processor(Spans())
 slow, go = threading.Event(), threading.Event()
-pool = ConnectionPool(4, 4, sys.argv[1], timeout=1, observer=Telemetry(provider), application_name="suspended",
+pool = ConnectionPool(4, 4, sys.argv[1], timeout=4, observer=Telemetry(provider), application_name="suspended",
                       reset=lambda conn: rest(conn) if slow.is_set() else None)
 held = threading.Barrier(5)
 
@@ -235,8 +236,8 @@ print(json.dumps({
 """
 STOPPED = 5.0
 """Seconds: the timeouts, and the deadline of the return that goes on meanwhile, run out."""
-STORM = 0.5
-"""Seconds in which 64 threads on two busy cores write down why they got nothing."""
+STORM = 2.0
+"""Seconds in which 64 threads on two busy cores write down why they got nothing; the timeout is twice as long."""
 
 
 def test_a_storm_of_expired_timeouts(dsn: str) -> None:
@@ -257,7 +258,7 @@ def test_a_storm_of_expired_timeouts(dsn: str) -> None:
     told: dict[str, Any] = json.loads(out)
     assert len(told["ends"]) == 64
     assert any(waited is not None and waited > STOPPED for _began, _end, waited in told["ends"])
-    assert max(end for _began, end, _waited in told["ends"]) - resumed < GRACE + STORM
+    assert max(end for _began, end, _waited in told["ends"]) - resumed < STORM
     assert told["backends"] <= 4
     assert told["levels"] == [4, 4, 0, 0]
     assert told["started"] == told["ended"]
@@ -283,6 +284,6 @@ def test_the_application_goes_on(name: str) -> None:
     outcome = json.loads(played.stdout)
     assert outcome["violations"] == []
     assert (outcome["lost"], outcome["hung"], outcome["threads"]) == (0, 0, 0)
-    assert outcome["first_good"] < 1
+    assert outcome["first_good"] < 1 + outcome["longest_stall"]
     assert set(outcome["errors"]) <= {"PoolTimeout"}
     assert sum(outcome["errors"].values()) <= MAXCONN

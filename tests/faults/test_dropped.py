@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.row import OURS
 from faults.drops import FAULTS
-from faults.scene import GRACE, play
+from faults.scene import play
 from otel_pgpool import PoolClosed
 from tests.faults.programs import run
 from tests.integration.helpers import ask, in_thread, pool_threads
@@ -29,7 +29,7 @@ def test_the_application_goes_on(name: str) -> None:
     assert (outcome.violations, outcome.errors) == ([], {})
     assert (outcome.lost, outcome.hung, outcome.threads) == (0, 0, 0)
     assert outcome.first_good is not None
-    assert outcome.first_good < 1
+    assert outcome.first_good < 1 + outcome.longest_stall
 
 
 def test_a_dead_threads_connection_that_somebody_keeps(dsn: str) -> None:
@@ -74,7 +74,7 @@ def test_close_with_waiters_and_holders(dsn: str) -> None:
             until(lambda: pool.stats().waiting == 32)
             began = monotonic()
             closing = in_thread(pool.close, PATIENCE)
-            assert max(waiter.result(PATIENCE) for waiter in waiters) - began < GRACE + 0.25  # 32 threads have to run
+            assert max(waiter.result(PATIENCE) for waiter in waiters) - began < PATIENCE / 4
             assert not closing.done()
             enough.set()
             assert [holder.result(PATIENCE) for holder in holders] == [42] * 4
