@@ -46,7 +46,7 @@ def main() -> int:
         for pool in pools[:1] if FAULTS[name].ours_alone else pools:
             outcome = outcomes[name, pool] = play_apart(name, pool, options.away)
             print(f"{name:18} {pool:20} {report.in_short(outcome)}", flush=True)
-    violated = any(outcome is None or outcome.violations for (_, pool), outcome in outcomes.items() if pool == POOLS[0])
+    violated = any(outcome is None or outcome.wrongs() for (_, pool), outcome in outcomes.items() if pool == POOLS[0])
     if not options.names and not options.pool:
         figures = load.play()
         report.write(outcomes, options.away, figures)

@@ -297,7 +297,8 @@ def forked(scene: Scene) -> float:
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            scene.notes.append("the child worked" if status == 0 else "the child failed")
+            if status:
+                scene.notes.append("the child failed")
             return monotonic()
         if monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)

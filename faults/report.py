@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from faults import load
 from faults.catalogue import FAULTS
 from faults.pools import POOLS
-from faults.scene import MAXCONN, TIMEOUT, WORKERS
+from faults.scene import GRACE, MAXCONN, TIMEOUT, WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +24,10 @@ HEAD = f"""# Reliability
 Written by `make faults`. Every fault happens to a real PostgreSQL while {WORKERS} workers insert and commit rows
 through a pool of {MAXCONN} connections, each waiting up to {TIMEOUT:g} s for one; what the application was told is then
 compared with what the table holds. All the time it is checked of our pool that no connection has two holders, that no
-more than {MAXCONN} are open, and that nobody is inside it for longer than the timeout and 0.25 s; afterwards, that
-nothing is out or waiting, that every connection can be had again, that each checkout has ended one span, and that no
-thread is left. Of a process that is suspended, waits are counted without the suspension.
+more than {MAXCONN} server processes have a client, and that nobody is inside it for longer than the timeout,
+{GRACE:g} s and what the machine stood still; afterwards, that nothing is out or waiting, that every connection can be
+had again, that each checkout has ended one span, and that no thread and no file descriptor is left. Of a process that
+is suspended, waits are counted without the suspension.
 """
 
 
@@ -36,8 +37,7 @@ def in_short(outcome: Outcome | None) -> str:
         return "never came back"
     good = "never" if outcome.first_good is None else f"{outcome.first_good:.3f} s"
     errors = ", ".join(f"{number} {name}" for name, number in sorted(outcome.errors.items())) or "none"
-    rest = [f"lost {outcome.lost}"] * bool(outcome.lost) + [f"hung {outcome.hung}"] * bool(outcome.hung)
-    return "; ".join([f"errors: {errors}", f"good again after {good}", *rest, *outcome.notes, *outcome.violations])
+    return "; ".join([f"errors: {errors}", f"good again after {good}", *outcome.wrongs()])
 
 
 def write(outcomes: Outcomes, away: float, figures: load.Figures) -> None:
@@ -54,14 +54,18 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     yield ""
     yield "## What the application saw"
     yield ""
-    yield "| fault | how | errors | first good work | longest wait | most backends | connections lost | threads left |"
+    yield (
+        "| fault | how | errors | first good work | longest wait | most backends | connections lost | "
+        "threads / descriptors left |"
+    )
     yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for name, fault in FAULTS.items():
         outcome = outcomes[name, POOLS[0]]
         assert outcome is not None, name
         yield (
             f"| {fault.title} | {fault.cause} | {errors_of(outcome)} | {moment(outcome.first_good)} | "
-            f"{outcome.longest_wait:.3f} | {outcome.most_backends} | {outcome.lost} | {outcome.threads} |"
+            f"{outcome.longest_wait:.3f} | {outcome.most_backends} | {outcome.lost} | "
+            f"{outcome.threads} / {outcome.descriptors} |"
         )
     yield ""
     yield "## Beside other pools"

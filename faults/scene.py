@@ -17,6 +17,7 @@ from benchmarks.peers import Setup
 from benchmarks.row import OURS
 from faults.application import Application
 from faults.census import Census
+from faults.footprint import Footprint, at_rest
 from faults.ground import one_server
 from faults.pools import capacity, make
 from otel_pgpool.telemetry.names import CHECKOUT
@@ -64,6 +65,8 @@ class Outcome:
     hung: int
     threads: int
     """Left behind when the pool was closed."""
+    descriptors: int
+    """Likewise, open file descriptors."""
     most_backends: int
     longest_wait: float
     longest_work: float
@@ -71,6 +74,18 @@ class Outcome:
     """Seconds that the machine kept a thread which does nothing, at most."""
     violations: list[str]
     notes: list[str]
+    """What else went wrong, with the fault's own words."""
+
+    def wrongs(self) -> list[str]:
+        """All that a pool which loses nothing must not show."""
+        left = {
+            "connections lost": self.lost,
+            "workers hang": self.hung,
+            "threads left": self.threads,
+            "file descriptors left": self.descriptors,
+        }
+        counted = [f"{number} {what}" for what, number in left.items() if number]
+        return [*self.violations, *self.notes, *counted, *["never good again"] * (self.first_good is None)]
 
 
 class Scene:
@@ -130,7 +145,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
     """Let a fault happen to a pool while an application works on it."""
     with ExitStack() as stage:
         ground = fault.ground(stage)
-        threads = set(threading.enumerate())
+        threads, before = set(threading.enumerate()), Footprint.now()
         dsn = make_dsn(**{"application_name": NAME, "connect_timeout": 2, **ground.dsn})
         pool = make(name, Setup(dsn, MAXCONN, MAXCONN, timeout=TIMEOUT, checked=True), ground.options)
         app = Application(pool.connection, WORKERS)
@@ -152,6 +167,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
         closing.start()
         closing.join(PATIENCE)
         left = wait_for_threads(threads)
+        descriptors = max(0, at_rest(before).descriptors - before.descriptors)
         return Outcome(
             attempts=len(app.attempts),
             errors=dict(app.errors()),
@@ -159,6 +175,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
             lost=lost,
             hung=hung,
             threads=left,
+            descriptors=descriptors,
             most_backends=census.most,
             longest_wait=app.longest_wait(),
             longest_work=app.longest_work(),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import otel_pgpool
-from faults.scene import MAXCONN
+from faults.scene import MAXCONN, Outcome
 from faults.suspension import FAULTS
 from tests.faults.programs import PATIENCE, run, started
 
@@ -281,9 +281,9 @@ def test_the_application_goes_on(name: str) -> None:
     """Only those who waited see an error, if any; played apart, as a shell takes note of who stands still."""
     played = run(PLAY, name)
     assert played.returncode == 0, played.stderr
-    outcome = json.loads(played.stdout)
-    assert outcome["violations"] == []
-    assert (outcome["lost"], outcome["hung"], outcome["threads"]) == (0, 0, 0)
-    assert outcome["first_good"] < 1 + outcome["longest_stall"]
-    assert set(outcome["errors"]) <= {"PoolTimeout"}
-    assert sum(outcome["errors"].values()) <= MAXCONN
+    outcome = Outcome(**json.loads(played.stdout))
+    assert outcome.wrongs() == []
+    assert outcome.first_good is not None
+    assert outcome.first_good < 1 + outcome.longest_stall
+    assert set(outcome.errors) <= {"PoolTimeout"}
+    assert sum(outcome.errors.values()) <= MAXCONN
