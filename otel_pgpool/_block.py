@@ -65,8 +65,8 @@ class Block:
         conn, checkout, pool = self._conn, self._checkout, self._pool
         if conn is None or checkout is None:
             raise PoolError("this connection() is not in use")
-        self._conn = self._checkout = None
         try:
+            self._conn = self._checkout = None
             if (
                 exc is None
                 and pool._reset is None
@@ -81,5 +81,6 @@ class Block:
             else:
                 finish(pool, checkout, conn, exc)
         except BaseException:
+            self._conn = self._checkout = None
             rescue(pool, checkout, conn)
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from psycopg2 import extensions
 
 from otel_pgpool._deadline import IO_DEADLINE, Deadline, sever
 from otel_pgpool._errors import sqlstate
+from otel_pgpool._guard import is_asynchronous
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -131,15 +131,19 @@ def commit(conn: connection) -> bool:
     return status != IN_ERROR
 
 
-def keep(conn: connection) -> None:
-    """Commit what the user's ``configure`` did, so that its ``SET`` holds; what cannot be committed is rolled back.
+def configure(conn: connection, work: Callable[[connection], object]) -> None:
+    """Let the user make a new connection ready, and commit it, so that a ``SET`` holds.
 
     Raises:
-        psycopg2.Error: the commit failed.
+        Exception: what ``work`` or the commit raised; the server did not answer in time.
     """
-    commit(conn)
-    if conn.get_transaction_status() != IDLE:
-        _roll_back(conn)
+    with Deadline(conn) as deadline:
+        work(conn)
+        commit(conn)
+        if conn.get_transaction_status() != IDLE:  # what cannot be committed
+            _roll_back(conn)
+    if deadline.expired:
+        raise psycopg2.OperationalError(f"configure took longer than {IO_DEADLINE:g} s")
 
 
 def tidy(conn: connection, slot: Slot, reset: Callable[[connection], object] | None) -> None:
@@ -211,5 +215,9 @@ def close(conn: connection) -> None:
     """Close it, whatever it is doing, within the deadline."""
     if conn.get_transaction_status() == ACTIVE:
         sever(conn)
-    with Deadline(conn), suppress(Exception):  # a subclass of the user's may raise anything
-        conn.close()
+    with Deadline(conn):
+        try:
+            conn.close()
+        except Exception as failure:  # a subclass of the user's may raise anything
+            if is_asynchronous(failure):
+                raise

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool._checkout import Attempt
-from otel_pgpool._connection import close, keep, settings
+from otel_pgpool._connection import close, configure, settings
 from otel_pgpool._observer import Connect
 from otel_pgpool._settlement import bare, describe
 from otel_pgpool._target import printable
@@ -173,8 +173,7 @@ def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
     """Make a new connection ready to be lent: the user's ``configure``, its lifetime, what a return restores."""
     config = pool._config
     if config.configure is not None:
-        config.configure(conn)
-        keep(conn)
+        configure(conn, config.configure)
     now = monotonic()
     slot.pid = conn.get_backend_pid()
     slot.baseline = settings(conn)

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from io import FileIO
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -37,17 +38,17 @@ class Deadline:
     give its number to another file, at any moment. ``expired`` tells whether it came to that.
     """
 
-    __slots__ = ("_conn", "_fd", "at", "expired")
+    __slots__ = ("_conn", "_duplicate", "at", "expired")
 
     def __init__(self, conn: connection, seconds: float = IO_DEADLINE) -> None:
         self._conn = conn
-        self._fd: int | None = None
+        self._duplicate: FileIO | None = None  # closes itself, where an interrupt leaves it
         self.at = time.monotonic() + seconds
         self.expired = False
 
     def __enter__(self) -> Self:
         with suppress(psycopg2.Error, OSError):  # a closed connection has nothing that could block
-            self._fd = os.dup(self._conn.fileno())
+            self._duplicate = FileIO(os.dup(self._conn.fileno()))
             try:
                 _watch.add(self)
             except BaseException:
@@ -59,14 +60,19 @@ class Deadline:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         _watch.remove(self)
-        if self._fd is not None:
-            os.close(self._fd)
+        self._close()
+
+    def _close(self) -> None:
+        if self._duplicate is not None:
+            self._duplicate.close()
+
+    __del__ = _close
 
     def cut(self) -> None:
         """End the block's call. The caller holds the watch's lock, and the block has not ended."""
         self.expired = True
-        if self._fd is not None:
-            shut(self._fd)
+        if self._duplicate is not None:
+            shut(self._duplicate.fileno())
 
 
 def shut(fd: int) -> None:

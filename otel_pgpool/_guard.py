@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import traceback
-from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -54,25 +54,31 @@ class Guard:
             f'\n  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
             for frame, line in traceback.walk_tb(error.__traceback__)
         )
-        with suppress(Exception):  # the handlers of the log may be what has raised
+        try:
             logger.error(
                 "pool %s: its observer raised %s; the pool goes on, and telemetry is being lost%s",
                 self._pool_name,
                 what,
                 places,
             )
+        except Exception as failure:  # the handlers of the log may be what has raised
+            if is_asynchronous(failure):
+                raise
 
 
 def is_asynchronous(error: BaseException) -> bool:
-    """Whether it is no ``Exception``, or came out of a signal handler."""
+    """Whether it is no ``Exception``, or came out of a signal handler: those run in the main thread alone."""
     if not isinstance(error, Exception):
         return True
-    handlers = [_code_of(signal.getsignal(number)) for number in signal.valid_signals()]
-    frames = [frame for frame, _line in traceback.walk_tb(error.__traceback__)]
-    return any(frame.f_code is handler for frame in frames for handler in handlers)
+    if threading.get_ident() != threading.main_thread().ident:
+        return False
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    return any(frame.f_code in handlers for frame, _line in traceback.walk_tb(error.__traceback__))
 
 
 def _code_of(handler: object) -> object:
-    """Of a function or method, or of an object that is called like one."""
+    """Of a function or method, or of an object that is called like one; None where Python calls nothing."""
+    if handler is None or isinstance(handler, signal.Handlers):
+        return None
     function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 - it itself is wanted
     return getattr(function, "__code__", None)

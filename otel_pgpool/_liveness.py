@@ -9,6 +9,7 @@ from otel_pgpool._checkout import Attempt
 from otel_pgpool._connection import PING_AFTER, is_readable, ping, readable
 from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool._errors import error_type
+from otel_pgpool._guard import is_asynchronous
 from otel_pgpool._settlement import bare
 from otel_pgpool._slot import NEVER
 
@@ -43,17 +44,18 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: 
     try:
         _ask(pool, slot, conn, now, _bound(limit, now))
     except BaseException as failure:
+        asynchronous = is_asynchronous(failure)
         error = bare(failure)
         reason = "broken" if pool._config.check == "auto" or conn.closed else "check_failed"
         dead: list[Slot] = []
         try:
             core.withdraw(checkout, Attempt(monotonic(), error_type(error), 0.0), error)
             slot.conn = conn
-            if isinstance(error, Exception):
+            if not asynchronous:
                 dead = sweep(pool, limit)
         finally:
             pool._discard([slot, *dead], reason, error, checkout)
-        if not isinstance(error, Exception):
+        if asynchronous:
             raise
         return False
     core.confirm(checkout, monotonic())
@@ -86,12 +88,13 @@ def check_all(pool: ConnectionPool) -> None:
 
 
 def _dead(pool: ConnectionPool, aside: list[Slot], limit: float) -> list[Slot]:
-    """Of those set aside, the ones that do not answer, to be closed; the others are offered again."""
+    """Of those set aside, the ones that do not answer in time, to be closed; the others are offered again."""
     dead = []
     try:
         while aside:
             slot = aside[-1]
-            if not _answers(pool, slot, _bound(limit, monotonic())):
+            now = monotonic()
+            if now > limit + LOOKING or not _answers(pool, slot, _bound(limit, now)):
                 pool._core.reject(slot)
                 dead.append(slot)
             elif (reason := pool._core.restore(slot, monotonic())) is not None:
@@ -111,6 +114,8 @@ def _answers(pool: ConnectionPool, slot: Slot, bound: float) -> bool:
         if slot.conn is None:
             return False
         ping(slot.conn, check if callable(check) else None, bound)
-    except Exception:  # noqa: BLE001 - whatever it is, the connection cannot be lent
+    except Exception as failure:  # whatever it is, the connection cannot be lent
+        if is_asynchronous(failure):
+            raise
         return False
     return True

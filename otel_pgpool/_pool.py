@@ -27,7 +27,7 @@ from otel_pgpool._level import level_name
 from otel_pgpool._liveness import check_all
 from otel_pgpool._maintenance import Maintenance
 from otel_pgpool._observer import Holder, PoolStats
-from otel_pgpool._settlement import describe, settle
+from otel_pgpool._settlement import describe, rescue, settle
 from otel_pgpool._target import Target
 from otel_pgpool._waiting import fail, obtain
 from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
@@ -72,8 +72,8 @@ class ConnectionPool:
         long_hold: s after which a hold is flagged; by default ``OTEL_PGPOOL_LONG_HOLD`` or 1; None or 0 for never.
         check: ``"auto"`` to look whether an idle connection lives before it is lent; a callable that raises on a bad
             one, to be asked at each checkout of one idle for over 50 ms; None for no look.
-        configure: called with each new connection.
-        reset: called with each returned connection.
+        configure: called with each new connection; the server has 5 s to answer what it asks, and its commit.
+        reset: called with each returned connection, likewise.
         credentials: called before each connect; its keyword arguments are merged into it.
         open: False to connect nothing before ``open()`` or the first checkout, for pre-fork servers.
         observer: who is told what happens; by default OpenTelemetry, None for nobody.
@@ -234,13 +234,17 @@ class ConnectionPool:
             raise PoolError("trying to put unkeyed connection: it is not lent by this pool now")
         if key is not None and core.by_key(key)[0] is not slot:
             raise PoolError("trying to put a connection under a key that it was not lent by")
-        checkout.outcome = "released"
-        if is_collecting_here():
-            self._defer(checkout, held, close=close)
-        elif not close and self._reset is None and is_clean(held, checkout.slot):
-            self._give_back(checkout, held)
-        else:
-            settle(self, checkout, held, None, close=close)
+        try:
+            checkout.outcome = "released"
+            if is_collecting_here():
+                self._defer(checkout, held, close=close)
+            elif not close and self._reset is None and is_clean(held, checkout.slot):
+                self._give_back(checkout, held)
+            else:
+                settle(self, checkout, held, None, close=close)
+        except BaseException:
+            rescue(self, checkout, held, close=close)
+            raise
 
     def _check_out(self, checkout: Checkout, timeout: float | None, taken: Connection | None = None) -> Connection:
         """Tell the observer, and wait where `Core.take` gives nothing at once; ``taken`` is what it gave before."""

@@ -11,6 +11,7 @@ import psycopg2
 from otel_pgpool import _connection, _deadline
 from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._errors import PoolError, error_type, sqlstate
+from otel_pgpool._guard import is_asynchronous
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -50,11 +51,12 @@ def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: Base
         settle(pool, checkout, conn, exc)
 
 
-def rescue(pool: ConnectionPool, checkout: Checkout, conn: connection) -> None:
+def rescue(pool: ConnectionPool, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
     """Do what an interrupt has left undone of a return; nothing, where a failed commit was all."""
     if hasattr(checkout, "lent"):
-        checkout.outcome = "rolled_back"
-        settle(pool, checkout, conn, None)
+        if not hasattr(checkout, "outcome"):
+            checkout.outcome = "rolled_back"
+        settle(pool, checkout, conn, None, close=close)
     elif pool._observer is not None and not hasattr(checkout, "ended"):
         checkout.released = monotonic()
         pool._tell(pool._observer.released, checkout)
@@ -63,8 +65,9 @@ def rescue(pool: ConnectionPool, checkout: Checkout, conn: connection) -> None:
 def settle(
     pool: ConnectionPool, checkout: Checkout, conn: connection, error: BaseException | None, *, close: bool = False
 ) -> None:
-    """Leave the connection fit to be lent again and give it back, or discard it. It raises no ``Exception``.
+    """Leave the connection fit to be lent again and give it back, or discard it.
 
+    It raises nothing but what comes from outside meanwhile: an interrupt, or what a signal handler raised.
     At the interpreter's end no thread could bound what the server is asked: the connection goes with everything else.
     """
     if sys.is_finalizing():
@@ -75,7 +78,7 @@ def settle(
     try:
         reason, cause = ("returned_closed", None) if close else _fitness(pool, checkout, conn, error)
     finally:
-        if reason is not None and (checkout.outcome != "committed" or reason != "reset_failed"):
+        if reason == "returned_closed" or (reason is not None and checkout.outcome != "committed"):
             checkout.outcome = "discarded"
             if cause is not None and cause is not error and checkout.error_type is None:
                 checkout.fail(error_type(cause), describe(pool._target, cause))
@@ -99,7 +102,9 @@ def _fitness(
         _connection.tidy(conn, checkout.slot, pool._reset)
         if refused and _connection.is_read_only_server(conn):
             pool._discard(pool._core.drain("read_only"), "read_only", error, checkout)
-    except Exception as failure:  # noqa: BLE001 - the caller's own exception is the one that counts
+    except BaseException as failure:
+        if is_asynchronous(failure):
+            raise
         return ("broken" if conn.closed else "reset_failed"), bare(failure)
     return None, None
 

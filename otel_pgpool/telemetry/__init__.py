@@ -98,7 +98,7 @@ class Telemetry:
         if context.get(SUPPRESSION_KEY):
             checkout.observed = SUPPRESSED
         else:
-            checkout.observed = self._spans.start(context)
+            self._spans.start(checkout, context)
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait; inside a block, make the span current."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import attach
 
+from otel_pgpool._guard import is_asynchronous
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
 
@@ -46,11 +47,13 @@ class Logs:
         if not logger.isEnabledFor(level):
             return
         extra = {names.EVENT: event, names.POOL_NAME: self._pool_name, **attributes}
-        token = None if context is None else attach(context)
+        token = None
         try:
+            token = None if context is None else attach(context)
             logger.log(level, "pool %s: %s", self._pool_name, text, extra=extra)
-        except Exception:  # noqa: BLE001, S110 - a handler that raises costs its record, and nothing else
-            pass
+        except Exception as failure:  # a handler that raises costs its record, and nothing else
+            if is_asynchronous(failure):
+                raise
         finally:
             if token is not None:
                 detach(token, context)

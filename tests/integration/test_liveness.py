@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,38 @@ def test_many_frozen_backends_are_bounded_too(dsn: str, timeout: float) -> None:
             with pytest.raises(PoolTimeout):
                 pool.getconn(timeout=timeout)
             assert time.monotonic() - began < timeout + 0.7
+        assert pid_of_a_checkout(pool, PATIENCE)
+
+
+def test_many_that_were_told_something_and_froze(dsn: str, admin: connection) -> None:
+    """Looking at each whose socket has something to read is over a moment after the caller's timeout."""
+
+    def listen(conn: connection) -> None:
+        ask(conn, "listen news")
+
+    with make(100, 100, dsn, configure=listen) as pool:
+        pids = fill(pool, 100)
+        let_lie(pool)
+        ask(admin, "notify news")
+        for slot in list(pool._core.idle):
+            wait_until_readable(slot.conn)
+        with frozen(*pids):
+            with pytest.raises(PoolTimeout) as caught:
+                pool.getconn(timeout=0.3)
+            assert caught.value.waited < 1.3, "20 ms for each of them would be 2 s"
+        assert pid_of_a_checkout(pool, PATIENCE)
+
+
+def test_frozen_while_they_are_configured(dsn: str) -> None:
+    """A backend that does not answer `configure` holds its place for 5 s, and not for ever."""
+    first = iter([True])
+
+    def configure(conn: connection) -> None:
+        if next(first, False):
+            froze.enter_context(frozen(conn.info.backend_pid))
+        ask(conn, "set work_mem = '5MB'")
+
+    with ExitStack() as froze, make(0, 1, dsn, configure=configure) as pool:
         assert pid_of_a_checkout(pool, PATIENCE)
 
 

@@ -487,6 +487,20 @@ def test_reset_that_raises(dsn: str, admin: connection, how: str) -> None:
     ask(admin, "drop table if exists reset_kept")
 
 
+def test_reset_that_meets_a_dead_connection(dsn: str) -> None:
+    """A block's work that is committed was done, though its connection dies afterwards."""
+    recorder = Recorder()
+
+    def reset(conn: connection) -> None:
+        ask(conn, "select pg_terminate_backend(pg_backend_pid())")
+
+    with make(1, 1, dsn, reset=reset, timeout=5, observer=recorder) as pool:
+        give_back(pool, lambda conn: ask(conn, "create temporary table work ()"), "block")
+        (checkout,) = recorder.calls("released")[0]
+        assert (checkout.outcome, checkout.error_type) == ("committed", None)
+        assert pool.stats().discarded == {"broken": 1}
+
+
 def test_reset_that_closes(dsn: str) -> None:
     """A `reset` that closes the connection does no harm."""
     with make(1, 1, dsn, reset=lambda conn: conn.close(), timeout=5) as pool:

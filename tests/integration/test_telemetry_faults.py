@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -45,6 +46,17 @@ class BrokenAtStart(SpanProcessor):
 
 class BrokenAtEnd(SpanProcessor):
     on_end = broken
+
+
+class Color(Enum):
+    RED = 1
+
+
+class BrokenInAnEnum(SpanProcessor):
+    """By a function that the ``Enum`` of the signals' default actions has in common with every other."""
+
+    def on_end(self, _span: object) -> None:
+        Color(7)
 
 
 class BrokenSampler(Sampler):
@@ -171,9 +183,10 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
         lambda: provider_with(SimpleSpanProcessor(BrokenExporter())),
         lambda: provider_with(BrokenAtStart()),
         lambda: provider_with(BrokenAtEnd()),
+        lambda: provider_with(BrokenInAnEnum()),
         lambda: TracerProvider(sampler=BrokenSampler(), shutdown_on_exit=False),
     ],
-    ids=["exporter", "on_start", "on_end", "sampler"],
+    ids=["exporter", "on_start", "on_end", "enum", "sampler"],
 )
 def test_broken_tracing(dsn: str, admin: connection, quiet: None, make: Any) -> None:
     """An exporter, a span processor or a sampler that raises."""
