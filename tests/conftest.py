@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 THREAD_PREFIX = "otel_pgpool"
-THREADS_END_WITHIN = 5.0  # seconds
+THREADS_END_WITHIN = 20.0  # seconds
 
 
 def pytest_configure() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import time
 from contextlib import ExitStack
@@ -20,6 +19,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import yaml
+
+from tests.stack.programs import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,7 @@ class Collector:
 
     def __init__(self, name: str, folder: Path, *more: dict[str, Any], **environ: str) -> None:
         folder.mkdir(exist_ok=True)
-        grpc, http, health, own = _free_ports(4)
+        grpc, http, health, own = free_ports(4)
         self.grpc, self.http = f"127.0.0.1:{grpc}", f"http://127.0.0.1:{http}"
         self._health, self._own = f"http://127.0.0.1:{health}/", f"http://127.0.0.1:{own}/metrics"
         self._log = folder / "log"
@@ -139,11 +140,3 @@ class Collector:
                 return True
         except (URLError, ConnectionError, TimeoutError):
             return False
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

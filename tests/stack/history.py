@@ -181,7 +181,7 @@ def live_through(end: float) -> History:
     """The whole of it, ending at a time."""
     with ExitStack() as running:
         postgres = running.enter_context(PostgresServer())
-        troubled = Process("shop-1", "orders", postgres.dsn, minconn=1, long_hold=0.1, timeout=PATIENCE)
+        troubled = Process("shop-1", "orders", postgres.dsn, minconn=1, long_hold=0.1)
         running.callback(troubled.close)
         well = Process("shop-2", "reports", postgres.dsn, minconn=0, max_idle=None)
         running.callback(well.close)

@@ -1,16 +1,25 @@
-"""Programs of others that the stack runs on: named by a variable, on PATH, or unpacked from Debian by `make test`."""
+"""Programs of others that the stack runs on: named by a variable, on PATH, or unpacked from Debian by `make test`.
+
+And the ports at which programs listen.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 UNPACKED = Path(sys.prefix) / "debian"
 FOLDERS = (UNPACKED / "usr/bin", UNPACKED / "usr/sbin")
+# Below those that `PostgresServer` takes, and those that the system gives whoever asks for any: a port that is free now
+# is free when the program has come so far as to listen.
+PORTS = range(10_000, 15_000)
 
 
 def find_program(name: str) -> Path:
@@ -25,6 +34,18 @@ def find_program(name: str) -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 at which programs may listen."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"of {PORTS}, no {count} are free")
 
 
 def environment() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import yaml
 
-from tests.stack.programs import find_program
+from tests.stack.programs import find_program, free_ports
 from tests.stack.stack import ROOT, load
 
 if TYPE_CHECKING:
@@ -57,9 +56,8 @@ class Prometheus:
         self._folder = folder
         self.receives_otlp = find_version() >= (OTLP_SINCE,)
         self._open = build_opener(ProxyHandler({})).open
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
+        (port,) = free_ports(1)
+        self._address = f"127.0.0.1:{port}"
 
     def __enter__(self) -> Self:
         command: list[str | Path] = [self._program, f"--config.file={self._configuration()}", "--log.level=warn"]
@@ -95,7 +93,7 @@ class Prometheus:
         while True:
             try:
                 self._open(f"http://{self._address}/-/ready", timeout=1).close()
-            except URLError:
+            except OSError:  # not only of urllib's: whoever answers late has its own
                 assert self._process.poll() is None, (self._folder / "log").read_text()
                 assert time.monotonic() < deadline, (self._folder / "log").read_text()
                 time.sleep(0.02)

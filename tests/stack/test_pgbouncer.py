@@ -17,7 +17,7 @@ import pytest
 from otel_pgpool import ConnectionPool
 from otel_pgpool.cli.postgres import PostgresServer
 from tests.integration.helpers import wait_until
-from tests.stack.programs import environment, find_program
+from tests.stack.programs import environment, find_program, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Bouncing = Callable[..., "PgBouncer"]
 
-STARTS_WITHIN = 10.0  # seconds
+STARTS_WITHIN = 20.0  # seconds
 MODES = ("session", "transaction")
 
 
@@ -35,9 +35,7 @@ class PgBouncer:
     """One in front of one database, on the loopback."""
 
     def __init__(self, folder: Path, server: PostgresServer, mode: str, **settings: object) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port: int = sock.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         config = {
             "listen_addr": "127.0.0.1",
@@ -79,12 +77,16 @@ class PgBouncer:
 
     def servers_used(self) -> int:
         """How many connections it has to PostgreSQL."""
-        conn = psycopg2.connect(self.dsn.replace("/postgres", "/pgbouncer"))
+        return len(self.command("show servers"))
+
+    def command(self, text: str) -> list[object]:
+        """Give it a command; what it shows."""
+        conn = psycopg2.connect(self.dsn, dbname="pgbouncer")
         try:
             conn.autocommit = True
             with conn.cursor() as cur:
-                cur.execute("show servers")
-                return len(cur.fetchall())
+                cur.execute(text)
+                return cur.fetchall() if cur.description else []
         finally:
             conn.close()
 
@@ -159,10 +161,12 @@ def test_transaction_mode_needs_no_server_for_an_idle_connection(bouncing: Bounc
 
 def test_session_mode_holds_a_server_for_each_connection(bouncing: Bouncing) -> None:
     """A third connection waits in PgBouncer, whose limit is two, and is ended when `query_wait_timeout` is over."""
-    with pool_of(bouncing("session", query_wait_timeout=1), 0, 3) as pool:
+    bouncer = bouncing("session")
+    with pool_of(bouncer, 0, 3) as pool:
         with pool.connection() as first, pool.connection() as second:
             ask(first, "select 1")
             ask(second, "select 1")
+            bouncer.command("set query_wait_timeout = 1")  # not before: those two may have waited for a second
             with pytest.raises(psycopg2.OperationalError), pool.connection() as third:
                 ask(third, "select 1")
         assert pool.stats().discarded == {"broken": 1}
@@ -208,6 +212,7 @@ def test_connections_that_pgbouncer_closes_for_idleness_are_replaced(bouncing: B
     bouncer = bouncing(mode, client_idle_timeout=1)
     with pool_of(bouncer, 2, 2) as pool:
         assert wait_until(lambda: all(is_ended(slot.conn) for slot in tuple(pool._core.idle)), timeout=10)
+        bouncer.command("set client_idle_timeout = 0")  # the next one may lie for a second before it is asked
         with pool.connection() as conn:
             assert ask(conn, "select 1") == 1
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.timeout(180)
+
 DASHBOARD = json.loads((ROOT / "grafana/dashboards/otel-pgpool.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 RULES = [rule for group in load("prometheus/rules.yaml")["groups"] for rule in group["rules"]]
@@ -183,7 +185,7 @@ def test_the_rules_are_at_work(told: Told) -> None:
         return [rule for group in told.prometheus.ask("rules")["groups"] for rule in group["rules"]]
 
     assert {rule["name"] for rule in rules()} == {*RECORDED, *ALERTS}
-    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), timeout=EVALUATED_WITHIN)
+    assert wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), timeout=EVALUATED_WITHIN)
     assert {rule["name"]: rule.get("lastError") for rule in rules() if rule["health"] != "ok"} == {}
 
 

@@ -68,7 +68,7 @@ except PoolTimeout:
 def test_a_thread_that_waits_stops_no_greenlet(program: str) -> None:
     """What was made with the old locks, and is started after the patches, waits as a greenlet does."""
     done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + program], capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-c", PREAMBLE + program], capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
 
@@ -76,5 +76,5 @@ def test_a_thread_that_waits_stops_no_greenlet(program: str) -> None:
 def test_the_end_is_quiet() -> None:
     """The collector runs once more when gevent's greenlets have been finalized."""
     program = "from gevent import monkey\nmonkey.patch_all()\nimport otel_pgpool"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -144,7 +144,7 @@ class OnItsOwn(TransactionTestCase):
         thread.start()
         thread.join()
         gc.collect()
-        every = [the_pool().getconn(timeout=5) for _ in range(3)]  # as many as there may be
+        every = [the_pool().getconn(timeout=20) for _ in range(3)]  # as many as there may be
         for conn in every:
             the_pool().putconn(conn)
 
