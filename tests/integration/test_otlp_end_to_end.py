@@ -77,6 +77,7 @@ with configure("shop") as providers:
     providers.flush()
     pool.close()
     print(json.dumps({"pid": pid, "stats": stats.as_dict(), "flushed": list(providers.undelivered)}))
+    providers.shutdown(30)
 admin.close()
 """
 
