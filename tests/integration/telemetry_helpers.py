@@ -122,6 +122,7 @@ class Signals:
             yield pool
         finally:
             pool.close(0)
+            all_connects_told(pool)
 
     # Spans
 
@@ -257,6 +258,11 @@ def until(condition: Callable[[], Any], what: str = "") -> Any:
         assert time.monotonic() < deadline, what or "not in time"
         time.sleep(0.002)
     return result
+
+
+def all_connects_told(pool: ConnectionPool) -> None:
+    """Wait until no connect goes on: one is told only when its connection may have been used, and returned, already."""
+    pool._connectors.join(PATIENCE)
 
 
 class Worker(threading.Thread):

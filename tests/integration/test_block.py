@@ -38,7 +38,7 @@ def numbers(admin: connection) -> list[int]:
 def assert_whole(pool: ConnectionPool) -> None:
     """Nothing is out, and the next borrower finds a connection without a transaction."""
     assert pool.stats().used == 0
-    with pool.connection(5) as conn:
+    with pool.connection(PATIENCE) as conn:
         assert conn.info.transaction_status == IDLE
         assert ask(conn, "select 1") == 1
 
@@ -297,7 +297,7 @@ def test_used_twice_at_once_by_threads_that_wait(dsn: str) -> None:
     """The same while the first user still waits for its connection: no connection is lost to the second."""
     with make(1, 1, dsn) as pool:
         held = pool.getconn()
-        block = pool.connection(timeout=PATIENCE)
+        block = pool.connection(timeout=2 * PATIENCE)
 
         def use() -> None:
             with block as conn:
@@ -308,7 +308,7 @@ def test_used_twice_at_once_by_threads_that_wait(dsn: str) -> None:
         second = in_thread(use)
         try:
             with pytest.raises(PoolError, match="in use"):
-                second.result(1)
+                second.result(PATIENCE)
         finally:
             pool.putconn(held)
         first.result(PATIENCE)
@@ -376,7 +376,7 @@ def test_timeout_of_the_block(dsn: str) -> None:
         began = time.monotonic()
         with pytest.raises(PoolTimeout), pool.connection(timeout=0.1):
             pytest.fail("none was free")
-        assert 0.1 <= time.monotonic() - began < 5
+        assert 0.1 <= time.monotonic() - began < PATIENCE
         pool.putconn(held)
 
 
@@ -391,14 +391,22 @@ def test_bad_timeout(dsn: str, timeout: object) -> None:
         assert pool.stats().used == 0
 
 
-def test_clean_exit_waits_for_another_threads_query(dsn: str) -> None:
+def test_clean_exit_waits_for_another_threads_query(dsn: str, admin: connection) -> None:
     """psycopg2 lets one statement at a time through: the commit comes after the query that runs."""
+
+    def let_it_end() -> None:
+        time.sleep(0.3)  # so long the commit waits
+        ask(admin, "select pg_advisory_unlock(1)")
+
     with make(1, 1, dsn) as pool:
+        ask(admin, "select pg_advisory_lock(1)")
         with pool.connection() as conn:
             ask(conn, "select 1")
-            query = in_thread(ask, conn, "select pg_sleep(0.3)")
+            query = in_thread(ask, conn, "select pg_advisory_lock_shared(1)")
             assert wait_until(lambda: conn.info.transaction_status == 1)
+            ending = in_thread(let_it_end)
         assert query.result(PATIENCE) == ""
+        ending.result(PATIENCE)
         assert_whole(pool)
 
 

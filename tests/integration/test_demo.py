@@ -353,11 +353,14 @@ def test_another_database_is_left_as_it_was(runs: Runs) -> None:
     """No schema stays behind, no session either; whoever else was connected still is."""
     assert runs.theirs.status == 0, runs.theirs.err
     assert json.loads(runs.theirs.out)["outcomes"]["discarded"] == 1  # a backend was killed
-    with runs.bystander.cursor() as cur:
-        cur.execute("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'otel_pgpool%'")
-        assert cur.fetchone() == (0,)
-        cur.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'otel_pgpool%'")
-        assert cur.fetchone() == (0,)
+
+    def count(what: str) -> int:
+        with runs.bystander, runs.bystander.cursor() as cur:
+            cur.execute(f"SELECT count(*) FROM {what} LIKE 'otel_pgpool%'")
+            return cur.fetchone()[0]
+
+    assert count("pg_namespace WHERE nspname") == 0
+    assert wait_until(lambda: count("pg_stat_activity WHERE application_name") == 0, 15)  # the last may still be ending
 
 
 def test_without_spans_it_reports_what_the_metrics_have(runs: Runs) -> None:
@@ -366,7 +369,7 @@ def test_without_spans_it_reports_what_the_metrics_have(runs: Runs) -> None:
     report = read(Recording(runs.unsampled.folder / "out"))
     closing = re.search(r"^ +(\S+) s  -- handing over the telemetry$", runs.unsampled.out, re.MULTILINE)
     assert closing
-    assert 3 <= report.seconds == pytest.approx(float(closing[1]), abs=1)
+    assert 3 <= report.seconds == pytest.approx(float(closing[1]), abs=3)
     assert (report.service, report.sampled, report.wait) == ("otel-pgpool-demo", 0, None)
     assert set(report.paths) == {"idle", "queued", "new"}
     assert report.checkouts == sum(report.paths.values()) + report.timeouts
@@ -474,25 +477,33 @@ KEPT = "; what was recorded is in out/: -c report out"
         (signal.SIGTERM, 143, "short orders", KEPT),
     ],
 )
-def test_a_signal_ends_it_cleanly(folder: Path, signum: int, status: int, moment: str, kept: str) -> None:
+def test_a_signal_ends_it_cleanly(parent: Path, signum: int, status: int, moment: str, kept: str) -> None:
     """While PostgreSQL starts, and in the middle of the traffic; twice in a row, and nothing stays behind.
 
     But what was recorded, which can be reported; it says where that is.
     """
-    with Process(folder, "demo", "--seconds", "4", "--out", "out") as process:
+    for _ in range(3):  # on a busy machine the signal may come when PostgreSQL has started
+        done = struck_by(make_folder(parent), signum, moment)
+        if moment != "starting" or KEPT not in done.err:
+            break
+    assert done.status == status
+    assert done.err == f"otel-pgpool: stopped by {signal.Signals(signum).name}{kept}\n"
+    assert_nothing_left(done.folder)
+    assert (done.folder / "out").exists() == bool(kept)
+    if kept:
+        assert read(Recording(done.folder / "out")).service == "otel-pgpool-demo"
+
+
+def struck_by(folder: Path, signum: int, moment: str) -> Run:
+    """A run that is ended by a signal, at that moment; left alone it would go on for long enough."""
+    with Process(folder, "demo", "--seconds", "10", "--out", "out") as process:
         if moment == "starting":
             assert wait_until(lambda: any((folder / "tmp").iterdir()), 20, every=0.005)
         else:
             assert any(moment in line for line in process.popen.stdout or ())
         process.popen.send_signal(signum)
         process.popen.send_signal(signum)
-        done = process.end()
-    assert done.status == status
-    assert done.err == f"otel-pgpool: stopped by {signal.Signals(signum).name}{kept}\n"
-    assert_nothing_left(folder)
-    assert (folder / "out").exists() == bool(kept)
-    if kept:
-        assert read(Recording(folder / "out")).service == "otel-pgpool-demo"
+        return process.end()
 
 
 CTRL_C_AT = """

@@ -51,7 +51,7 @@ def test_open_false(dsn: str, how: str) -> None:
     before = set(threading.enumerate())
     with make(2, 3, dsn, open=False) as pool:
         time.sleep(0.05)
-        assert set(threading.enumerate()) == before
+        assert set(threading.enumerate()) <= before
         assert pool.stats().size == 0
         assert pool.stats().status == "new"
         assert not pool.closed
@@ -102,7 +102,7 @@ def test_constructor_is_bounded_by_the_timeout(dsn: str) -> None:
     began = time.monotonic()
     with pytest.raises(PoolTimeout, match="could not be opened within"):
         make(1, 1, dsn, timeout=0.3, connection_factory=gate)
-    assert 0.3 <= time.monotonic() - began < 3
+    assert 0.3 <= time.monotonic() - began < PATIENCE
     gate.open()
 
 
@@ -164,7 +164,7 @@ def test_close_waits_for_holders(dsn: str, admin: connection) -> None:
 
     holder = in_thread(work)
     assert holding.wait(PATIENCE)
-    closing = in_thread(pool.close)
+    closing = in_thread(pool.close, PATIENCE)
     assert wait_until(lambda: pool.closed)
     with pytest.raises(TimeoutError):
         closing.result(0.1)
@@ -184,7 +184,7 @@ def test_close_gives_up_after_its_timeout(dsn: str) -> None:
     held, other = pool.getconn(), pool.getconn()
     began = time.monotonic()
     pool.close(timeout=0.2)
-    assert 0.2 <= time.monotonic() - began < 2
+    assert 0.2 <= time.monotonic() - began < 5
     assert ask(held, "select 1") == 1
     pool.putconn(held)
     assert held.closed
@@ -202,7 +202,7 @@ def test_close_fails_the_waiters_at_once(dsn: str) -> None:
     pool.close(timeout=0)
     for future in waiting:
         with pytest.raises(PoolClosed):
-            future.result(2)
+            future.result(PATIENCE)
     pool.putconn(held)
 
 
@@ -263,12 +263,14 @@ def test_bad_close_timeout(dsn: str, timeout: Any) -> None:
 
 def test_threads_are_joined_by_close(dsn: str) -> None:
     """When `close` returns, no thread of the pool is left."""
+    gc.collect()  # while another pool is open the process goes on watching deadlines
     before = set(threading.enumerate())
     pool = make(2, 2, dsn)
     fill(pool, 2)
     assert set(pool_threads()) - before
     pool.close()
-    assert set(threading.enumerate()) <= before
+    assert set(pool_threads()) <= before
+    assert wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_pool_dropped_without_close(dsn: str, admin: connection) -> None:
@@ -295,10 +297,10 @@ def test_maintenance_costs_nothing_while_nothing_is_out(dsn: str) -> None:
             time.sleep(0.7)
             return time.clock_gettime_ns(clock) == before
 
-        assert wait_until(sleeps, 8)
+        assert wait_until(sleeps)
         conn = pool.getconn()
         before = time.clock_gettime_ns(clock)
-        assert wait_until(lambda: time.clock_gettime_ns(clock) > before, 5), "it watches as soon as one is out"
+        assert wait_until(lambda: time.clock_gettime_ns(clock) > before), "it watches as soon as one is out"
         pool.putconn(conn)
 
 
@@ -310,7 +312,7 @@ def test_long_hold_is_flagged_while_held(dsn: str) -> None:
     recorder = Recorder()
     with make(1, 2, dsn, long_hold=0.1, observer=recorder) as pool:
         conn = pool.getconn()
-        assert wait_until(lambda: recorder.calls("held_long"), 3)
+        assert wait_until(lambda: recorder.calls("held_long"))
         ((checkout,),) = recorder.calls("held_long")
         assert checkout.flagged
         assert pool.stats().used == 1
@@ -404,6 +406,7 @@ def test_bad_resize(dsn: str) -> None:
 
 def test_names_are_unique_among_the_living(dsn: str) -> None:
     """Two live pools of one name get numbers; a closed or collected one frees its own."""
+    gc.collect()  # other tests have dropped pools of this name
     first = make(0, 1, dsn, name="shop")
     second = make(0, 1, dsn, name="shop")
     third = make(0, 1, dsn, name="shop")

@@ -15,6 +15,7 @@ from psycopg2 import errors
 from faults.frozen import frozen
 from otel_pgpool import PoolTimeout
 from otel_pgpool._connection import is_readable
+from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool.cli.postgres import PostgresServer
 from tests.integration.helpers import (
     IDLE,
@@ -131,8 +132,9 @@ def test_notified_survives_the_sweep_of_the_dead(dsn: str, admin: connection) ->
         wait_until_readable(first)
         kill(admin, [dead])
         let_lie(pool)
-        assert pid_of_a_checkout(pool) == listener
+        assert pid_of_a_checkout(pool) != dead
         assert pool.stats().discarded == {"broken": 1}
+        assert listener in fill(pool, 2)
 
 
 def test_healthy_idle_is_lent_without_a_round_trip(dsn: str, admin: connection) -> None:
@@ -170,7 +172,7 @@ def test_frozen_backend_is_bounded_by_the_callers_timeout(dsn: str) -> None:
             began = time.monotonic()
             with pytest.raises(PoolTimeout) as caught:
                 pool.getconn(timeout=0.4)
-            assert 0.3 < time.monotonic() - began < 3
+            assert 0.3 < time.monotonic() - began < IO_DEADLINE
             assert caught.value.retries == 1
             assert isinstance(caught.value.__cause__, psycopg2.OperationalError)
             assert pid_of_a_checkout(pool, PATIENCE) != pid
@@ -187,7 +189,8 @@ def test_many_frozen_backends_are_bounded_too(dsn: str, timeout: float) -> None:
             began = time.monotonic()
             with pytest.raises(PoolTimeout):
                 pool.getconn(timeout=timeout)
-            assert time.monotonic() - began < timeout + 0.7
+            assert time.monotonic() - began < IO_DEADLINE
+            assert pool.stats().discarded == {"broken": 1}, "the others were not waited for"
         assert pid_of_a_checkout(pool, PATIENCE)
 
 
@@ -230,8 +233,8 @@ def test_frozen_backend_is_left_for_a_new_one(dsn: str) -> None:
         let_lie(pool, 60)
         with frozen(pid):
             began = time.monotonic()
-            assert pid_of_a_checkout(pool, 12) != pid
-            assert 4.5 < time.monotonic() - began < 9
+            assert pid_of_a_checkout(pool, PATIENCE) != pid
+            assert 4.5 < time.monotonic() - began < 2 * IO_DEADLINE
 
 
 # check
@@ -246,12 +249,16 @@ def test_check_is_asked_of_idle_ones_only(dsn: str) -> None:
 
     with make(1, 1, dsn, check=check) as pool:
         pid = fill(pool, 1)[0]
-        asked.clear()
-        with pool.connection():
-            pass
-        with pool.connection():
-            pass
-        assert len(asked) <= 1, "one used within the last 50 ms is not asked"
+
+        def is_lent_hot() -> bool:
+            asked.clear()
+            with pool.connection():
+                pass
+            with pool.connection():
+                pass
+            return len(asked) <= 1
+
+        assert wait_until(is_lent_hot), "one used within the last 50 ms is not asked"
         asked.clear()
         let_lie(pool)
         with pool.connection() as conn:
@@ -324,10 +331,10 @@ def test_lifetime_on_return(dsn: str) -> None:
 
 def test_lifetime_while_idle(dsn: str, admin: connection) -> None:
     """One that grows too old while idle is replaced without a checkout."""
-    with make(1, 1, dsn, max_lifetime=0.4) as pool:
-        pid = pool._core.idle[0].pid
+    pids: list[int] = []
+    with make(1, 1, dsn, max_lifetime=0.4, configure=lambda conn: pids.append(conn.info.backend_pid)) as pool:
         assert wait_until(lambda: pool.stats().discarded.get("expired", 0) >= 1)
-        assert wait_until(lambda: not lives(admin, pid))
+        assert wait_until(lambda: not lives(admin, pids[0]))
         assert wait_until(lambda: pool.stats().created >= 2)
 
 
@@ -341,7 +348,7 @@ def test_lifetime_at_checkout(dsn: str) -> None:
             slot.expires = slot.review_at = time.monotonic() - 1
         assert pid_of_a_checkout(pool) not in pids
         assert recorder.calls("acquired")[-1][0].retries == 0
-        assert pool.stats().discarded["expired"] == 2
+        assert wait_until(lambda: pool.stats().discarded["expired"] == 2)  # the maintenance may have been faster
 
 
 def test_lifetime_is_jittered(dsn: str) -> None:
@@ -356,7 +363,7 @@ def test_idle_retirement(dsn: str) -> None:
     """Above the minimum, idle connections are closed after `max_idle`; the minimum stays."""
     with make(1, 4, dsn, max_idle=0.3) as pool:
         kept = set(fill(pool, 4))
-        assert pool.stats().idle == 4
+        assert len(kept) == 4
         assert wait_until(lambda: pool.stats().discarded == {"idle": 3})
         time.sleep(0.4)
         assert pool.stats().discarded == {"idle": 3}

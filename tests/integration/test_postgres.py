@@ -113,8 +113,13 @@ def test_restart_keeps_the_port(own_server: PostgresServer, mode: StopMode) -> N
 def test_starts_again_after_a_kill(own_server: PostgresServer) -> None:
     """A server whose postmaster was killed outright can be started again."""
     assert own_server.pid is not None
+    conn = psycopg2.connect(own_server.dsn)
+    processes = ask(conn, "select array_agg(pid) from pg_stat_activity")
+    assert isinstance(processes, list)
     os.kill(own_server.pid, signal.SIGKILL)
     assert wait_until(lambda: own_server.pid is None)
+    assert wait_until(lambda: not any(exists(pid) for pid in processes))  # as long they have its shared memory
+    conn.close()
     own_server.start()
     assert connects(own_server.dsn)
 

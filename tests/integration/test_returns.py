@@ -190,7 +190,7 @@ def test_busy_connection_is_cut_loose(
     with make(1, 1, dsn, timeout=5, observer=recorder) as pool:
         began = time.monotonic()
         pid = give_back(pool, busy, how)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 5
         assert recorder.outcomes == ["discarded"]
         assert pool.stats().discarded == {"broken": 1}
         with pool.connection() as conn:
@@ -542,7 +542,7 @@ def test_frozen_backend_holds_up_nobody_for_long(dsn: str) -> None:
             ends += [in_thread(pool.check)]
             for end in ends:
                 end.result(PATIENCE)
-            assert 4.5 < time.monotonic() - began < 9
+            assert 4.5 < time.monotonic() - began < 10
             stats = pool.stats()
             assert stats.used == 0
             assert sum(stats.discarded.values()) == 4
@@ -563,6 +563,7 @@ def test_dropped_connection_is_reclaimed(dsn: str, admin: connection) -> None:
         assert pid_of_the_next(pool) != pid
         assert wait_until(lambda: not lives(admin, pid))
         assert pool.stats().discarded == {"reclaimed": 1}
+        assert wait_until(lambda: recorder.calls("reclaimed"))
         assert [checkout.outcome for (checkout,) in recorder.calls("reclaimed")] == ["reclaimed"]
 
 
@@ -659,8 +660,8 @@ def test_many_dropped_at_once(dsn: str) -> None:
         for _ in range(3):
             conns = [pool.getconn() for _ in range(4)]
             del conns
-        assert wait_until(lambda: pool.stats().used == 0)
-        assert pool.stats().discarded == {"reclaimed": 12}
+        assert wait_until(lambda: pool.stats().discarded == {"reclaimed": 12})
+        assert pool.stats().used == 0
 
 
 def test_stale_putconn_after_discard(dsn: str) -> None:

@@ -15,8 +15,10 @@ from otel_pgpool import PoolTimeout
 from otel_pgpool.telemetry import Telemetry
 from tests.integration.telemetry_helpers import (
     MOMENT,
+    PATIENCE,
     Signals,
     Worker,
+    all_connects_told,
     assert_exactly,
     is_child,
     queued,
@@ -69,6 +71,7 @@ def test_parent_under_a_recording_span(signals: Signals, dsn: str) -> None:
     with signals.pool(0, 1, dsn, telemetry={"spans": "parent"}) as pool:
         with signals.tracer.start_as_current_span("order") as order:
             borrow(pool)
+        all_connects_told(pool)
         checkout = signals.checkout()
         assert is_child(checkout, order)
         assert is_child(signals.one("pool.wait"), checkout)
@@ -104,7 +107,7 @@ def slow_pool(signals: Signals, minconn: int, maxconn: int, dsn: str, **options:
 
 def test_fast_leaves_nothing(signals: Signals, dsn: str) -> None:
     """With `slow`, a checkout that neither waited nor held that long leaves no span."""
-    with slow_pool(signals, 1, 1, dsn) as pool:
+    with signals.pool(1, 1, dsn, telemetry={"spans": "slow", "slow": PATIENCE}) as pool:
         for _ in range(5):
             borrow(pool)
     assert own_spans(signals) == []
@@ -117,7 +120,7 @@ def test_slow_hold(signals: Signals, dsn: str) -> None:
         with pool.connection():
             assert trace.get_current_span() is order
             sleep(SLOW + 0.1)
-            assert own_spans(signals) == []
+            assert "pool.checkout" not in own_spans(signals)
         after = time_ns()
     span = signals.checkout()
     assert is_child(span, order)
@@ -134,19 +137,23 @@ def test_slow_wait(signals: Signals, dsn: str) -> None:
         conn = pool.getconn()
         before = time_ns()
         with queued(pool, lambda: borrow(pool)):
+            asked = time_ns()
             sleep(SLOW + 0.1)
             handed = time_ns()
             pool.putconn(conn)
+            given = time_ns()
     waited = next(span for span in signals.named("pool.checkout") if span.events)
     assert_exactly(waited.attributes, served(dsn, path="queued"))
     (acquired,) = waited.events
     assert acquired.name == "pool.acquired"
-    assert acquired.timestamp == pytest.approx(handed, abs=MOMENT * 1e9)
-    assert waited.start_time == pytest.approx(before, abs=MOMENT * 1e9)
+    assert handed - MOMENT * 1e9 <= acquired.timestamp <= given + MOMENT * 1e9
+    assert waited.start_time is not None
+    assert before <= waited.start_time <= asked
     wait = signals.one("pool.wait")
     assert is_child(wait, waited)
-    assert wait.start_time == pytest.approx(before, abs=MOMENT * 1e9)
-    assert wait.end_time == pytest.approx(handed, abs=MOMENT * 1e9)
+    assert wait.start_time is not None
+    assert waited.start_time <= wait.start_time <= asked + MOMENT * 1e9
+    assert wait.end_time == acquired.timestamp
 
 
 def test_slow_and_failed(signals: Signals, dsn: str) -> None:
@@ -175,8 +182,8 @@ def test_slow_and_retried(signals: Signals, dsn: str) -> None:
 def test_slow_and_flagged(signals: Signals, dsn: str) -> None:
     """A flagged hold leaves its span, with the event at the moment when the threshold passed."""
     with signals.pool(1, 1, dsn, telemetry={"spans": "slow", "slow": 60}, long_hold=0.05) as pool:
+        began = time_ns()
         with pool.connection():
-            began = time_ns()
             (record,) = until(lambda: signals.logged("long_hold"))
             told = time_ns()
             sleep(0.2)
@@ -199,6 +206,7 @@ def test_metrics_and_logs_in_every_mode(signals: Signals, dsn: str, mode: str) -
             with pytest.raises(PoolTimeout):
                 pool.getconn(timeout=0)
             until(lambda: signals.logged("long_hold"))
+        all_connects_told(pool)
         assert len(signals.logged("timeout")) == 1
         assert signals.value("otel_pgpool.long_holds") == 1
         assert signals.value("db.client.connection.timeouts") == 1

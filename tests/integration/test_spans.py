@@ -22,8 +22,10 @@ from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from otel_pgpool.cli.postgres import PostgresServer
 from tests.integration.telemetry_helpers import (
     NAME,
+    PATIENCE,
     Signals,
     Worker,
+    all_connects_told,
     assert_exactly,
     is_child,
     queued,
@@ -121,6 +123,7 @@ def test_new_checkout(signals: Signals, dsn: str) -> None:
     with signals.pool(0, 1, dsn) as pool:
         with signals.tracer.start_as_current_span("order") as order, pool.connection():
             pass
+        all_connects_told(pool)
         span, wait, connect = signals.checkout(), signals.one("pool.wait"), signals.one("pool.connect")
         assert_exactly(span.attributes, served(dsn, path="new", **{"connection.id": 1}))
         assert is_child(span, order)
@@ -357,7 +360,7 @@ def test_timeout_in_the_queue(signals: Signals, dsn: str) -> None:
         assert_exactly(span.attributes, unserved(dsn, "queued", "timeout", "timeout") | {"thread.name": "MainThread"})
         assert status_of(span) == ("ERROR", str(raised.value))
         assert span.attributes is not None
-        assert 0.05 <= span.attributes["otel_pgpool.wait_time"] < 5
+        assert 0.05 <= span.attributes["otel_pgpool.wait_time"] < PATIENCE
         assert span.events == ()
         assert is_child(wait, span)
         assert status_of(wait) == ("UNSET", None)
@@ -367,13 +370,17 @@ def test_timeout_in_the_queue(signals: Signals, dsn: str) -> None:
 def test_timeout_of_a_new_connection(signals: Signals, closed_dsn: str) -> None:
     """While there is room it waited for a new connection, and says so."""
     with signals.pool(0, 1, closed_dsn, open=False) as pool:
-        with pytest.raises(PoolTimeout):
-            pool.getconn(timeout=0.05)
+
+        def retries() -> int:
+            signals.spans.ended.clear()
+            with pytest.raises(PoolTimeout):
+                pool.getconn(timeout=0.05)
+            return (signals.checkout().attributes or {})["otel_pgpool.retries"]
+
+        failed = until(retries)  # on a busy machine no attempt may have failed in such a time
         span = signals.checkout()
-        assert span.attributes is not None
-        retries = span.attributes["otel_pgpool.retries"]
-        assert_exactly(span.attributes, unserved(closed_dsn, "new", "timeout", "timeout", retries=retries))
-        assert retries == len(span.events) >= 1
+        assert_exactly(span.attributes, unserved(closed_dsn, "new", "timeout", "timeout", retries=failed))
+        assert failed == len(span.events)
 
 
 def test_timeout_at_once(signals: Signals, dsn: str) -> None:
@@ -513,6 +520,7 @@ def test_success_after_failed_connects(signals: Signals, dsn: str) -> None:
     with signals.pool(0, 1, dsn, credentials=lambda: next(missing, {})) as pool:
         with pool.connection():
             pass
+        all_connects_told(pool)
         span, connects = signals.checkout(), signals.named("pool.connect")
         assert_exactly(span.attributes, served(dsn, path="new", retries=2))
         assert status_of(span) == ("UNSET", None)

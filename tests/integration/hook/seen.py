@@ -53,7 +53,7 @@ def ask_shop(port: int, what: str, number: int) -> Answer:
         method="POST",
         headers={"traceparent": f"00-{trace_id}-{number:016x}-01"},
     )
-    with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310 - the program's
+    with urllib.request.urlopen(request, timeout=40) as response:  # noqa: S310 - the program's
         return Answer(trace_id, **json.load(response))
 
 

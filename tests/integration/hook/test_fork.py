@@ -215,7 +215,7 @@ def test_histograms_are_the_childs_own(signals: Signals, dsn: str) -> None:
 
 def test_spans_are_ended_once(signals: Signals, dsn: str) -> None:
     """A hold of the parent's is ended by the parent alone; the child has spans of its own, numbered afresh."""
-    with instrumented(signals):
+    with instrumented(signals, long_hold=None):
         pool = ThreadedConnectionPool(1, 1, dsn)
         conn = pool.getconn()
 
@@ -242,6 +242,7 @@ def test_long_holds_of_the_parent_are_told_by_the_parent(signals: Signals, dsn: 
         conn = pool.getconn()
 
         def child() -> int:
+            signals.records.all.clear()  # if the fork was late
             pool.getconn()
             until(lambda: signals.logged("long_hold"))
             assert not wait_until(lambda: len(signals.logged("long_hold")) > 1, MOMENT)

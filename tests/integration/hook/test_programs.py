@@ -214,6 +214,9 @@ def test_each_order_under_gunicorn_is_traced(fleet: Fleet) -> None:
 
 # A worker that forgets one connection in ten
 
+LONG_HOLD = 3.0
+"""Seconds for which none is held that comes back, on a busy machine either."""
+
 
 def test_a_leak_shows_while_the_worker_runs(receiver: HttpReceiver, dsn: str) -> None:
     """Its oldest hold grows, its long holds are counted, and a record names the line that took the connection."""
@@ -225,7 +228,7 @@ def test_a_leak_shows_while_the_worker_runs(receiver: HttpReceiver, dsn: str) ->
             *(*UNDER_OTEL, "python", "letters.py"),
             receiver=receiver,
             beside=beside,
-            OTEL_PGPOOL_LONG_HOLD="0.5",
+            OTEL_PGPOOL_LONG_HOLD=str(LONG_HOLD),
             OTEL_METRIC_EXPORT_INTERVAL="200",
             OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED="true",
         ) as program,
@@ -236,7 +239,7 @@ def test_a_leak_shows_while_the_worker_runs(receiver: HttpReceiver, dsn: str) ->
         receiver.wait_for(lambda r: len(logs(r, "long_hold")) == 3)
         receiver.wait_for(lambda r: last(r, "otel_pgpool.long_holds") == 3)
         age = last(receiver, "otel_pgpool.oldest_hold")
-        receiver.wait_for(lambda r: last(r, "otel_pgpool.oldest_hold") > max(age, 0.5))
+        receiver.wait_for(lambda r: last(r, "otel_pgpool.oldest_hold") > max(age, LONG_HOLD))
         assert last(receiver, COUNT, "used") == 3
         leaked = backends(beside)
         assert program.runs
@@ -245,7 +248,7 @@ def test_a_leak_shows_while_the_worker_runs(receiver: HttpReceiver, dsn: str) ->
     assert {record.attributes["otel_pgpool.connection.pid"] for record in records} == leaked
     for record in records:
         assert record.severity_text == "WARN"
-        assert record.attributes["otel_pgpool.held"] >= 0.5
+        assert record.attributes["otel_pgpool.held"] >= LONG_HOLD
         assert record.attributes["otel_pgpool.transaction.status"] == "idle"
         place, *_ = record.attributes["otel_pgpool.checked_out_at"].splitlines()
         assert place == f"{PROGRAMS / 'letters.py'}:{line} send"
@@ -266,13 +269,13 @@ def test_exhausted_sqlalchemy(receiver: HttpReceiver, dsn: str) -> None:
     assert told["served"] == ["1", "1"]
     assert [refusal.split(",")[0] for refusal in told["refused"]] == [LIMIT] * 2
     checkouts = [span for span in receiver.spans if span.name == "pool.checkout"]
+    refused = [span for span in checkouts if "error.type" in span.attributes]
     holders = {
         span.span_id: span.attributes["otel_pgpool.connection.pid"]
         for span in checkouts
-        if span.attributes.get("otel_pgpool.hold_time", 0) >= POOL_TIMEOUT
+        if span not in refused and all(span.start <= other.start <= other.end <= span.end for other in refused)
     }
     assert sorted(holders.values()) == sorted(told["backends"])
-    refused = [span for span in checkouts if "error.type" in span.attributes]
     waits = {span.parent_span_id: span for span in receiver.spans if span.name == "pool.wait"}
     assert len(refused) == 2
     assert waits.keys() == {span.span_id for span in refused}
@@ -286,6 +289,7 @@ def test_exhausted_sqlalchemy(receiver: HttpReceiver, dsn: str) -> None:
 
 # gevent
 
+GREENLETS = 200
 PATCHED_EARLY = {"OTEL_PYTHON_AUTO_INSTRUMENTATION_EXPERIMENTAL_GEVENT_PATCH": "patch_all"}
 
 HOOKED_BY_HAND = """
@@ -300,11 +304,12 @@ runpy.run_path("crowd.py", run_name="__main__")
 
 
 def assert_fair(told: str) -> dict[str, int]:
-    """Everybody was served, and nobody twice more than anybody else; what the crowd said."""
+    """Everybody was served, and behind nobody but those who came before; what the crowd said."""
     crowd: dict[str, int] = json.loads(told)
     assert crowd["failed"] == 0
     assert crowd["served"] >= 1000
-    assert crowd["most"] - crowd["least"] <= 2, crowd
+    assert crowd["least"] >= 1
+    assert crowd["overtaken"] <= GREENLETS + 10, crowd  # those in the queue, and those who were just called
     return crowd
 
 

@@ -117,7 +117,7 @@ def test_pool_made_before_the_hook(signals: Signals, dsn: str, cls: type[Pool]) 
     """A pool that was there before is told of as well, its connections numbered as they are met."""
     pool = cls(2, 3, dsn)
     early = pool.getconn()
-    with instrumented(signals):
+    with instrumented(signals, long_hold=None):
         pool.putconn(pool.getconn())
         pool.putconn(early)
         pool.putconn(pool.getconn())
@@ -237,7 +237,7 @@ def test_died_in_use(signals: Signals, hook: None, dsn: str, admin: connection) 
 def test_rollback_that_fails(signals: Signals, dsn: str, admin: connection, quiet: bool) -> None:
     """Where the stock pool's own rollback fails, putconn raises it, the hold has ended, and its place is lost."""
     options = {"spans": "off"} if quiet else {}
-    with instrumented(None if quiet else signals, **options):
+    with instrumented(None if quiet else signals, long_hold=None, **options):
         pool = ThreadedConnectionPool(1, 2, dsn)
         conn = pool.getconn()
         ask(conn, "select 1")

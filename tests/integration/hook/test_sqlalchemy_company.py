@@ -100,7 +100,7 @@ def test_beside_other_instrumentors(signals: Signals, engines: Engines, order: t
     with ExitStack() as stack:
         for each in order:
             if each == "hook":
-                stack.enter_context(hooked(signals, long_hold=0.01))
+                stack.enter_context(hooked(signals, long_hold=PATIENCE))
                 continue
             other = SQLAlchemyInstrumentor() if each == "engines" else Psycopg2Instrumentor()
             other.instrument(**providers, skip_dep_check=True)
@@ -112,6 +112,7 @@ def test_beside_other_instrumentors(signals: Signals, engines: Engines, order: t
         signals.records.all.clear()
         with signals.tracer.start_as_current_span("order") as root, engine.connect() as conn:
             select(conn)
+            ledger(engine).long_hold = 0.0
             (record,) = until(lambda: signals.logged("long_hold"))
         assert signals.live() == []
         # The queries' spans are both instrumentors' own: the one for psycopg2 and the one for SQLAlchemy.

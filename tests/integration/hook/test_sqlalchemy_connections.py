@@ -541,7 +541,7 @@ def test_leak_that_overflows(signals: Signals, hook: None, engines: Engines) -> 
     gc.collect()
     until(lambda: len(signals.named("pool.checkout")) == 3)
     assert sorted(told(signals, "outcome")) == ["reclaimed", "released", "released"]
-    assert discarded(signals, engines.name) == {"idle": 1}
+    assert until(lambda: discarded(signals, engines.name)) == {"idle": 1}
 
 
 def test_leak_of_a_dead_one(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:

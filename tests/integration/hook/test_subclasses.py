@@ -755,11 +755,12 @@ class Releasing(ThreadedConnectionPool):
 
 def test_that_gives_back_in_its_own_way(signals: Signals, dsn: str) -> None:
     """What lies in the pool is held by nobody: its checkout ends with the next, and is never taken for a long hold."""
-    with instrumented(signals, long_hold=0.05):
+    with instrumented(signals, long_hold=PATIENCE):
         pool = Releasing(1, 1, dsn)
         for _ in range(3):
             pool.release(pool.getconn())
-        assert len(ledger_of(pool).holds) == 1
+        assert len(ledger_of(pool).holds) <= 1
+        ledger_of(pool).long_hold = 0.001
         assert wait_until(lambda: not ledger_of(pool).holds)
         assert signals.live() == []
         assert ledger_of(pool).long_holds == 0

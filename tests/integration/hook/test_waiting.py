@@ -339,7 +339,7 @@ def test_interrupted_wait(signals: Signals, patient: None, dsn: str, monkeypatch
 @pytest.mark.parametrize("spans", ["always", "off"])
 def test_many_threads(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, spans: str) -> None:
     """Forty threads on three connections: nobody fails, no connection is lent twice, none is lost."""
-    with waiting_for(monkeypatch, signals if spans == "always" else None, str(PATIENCE), spans=spans):
+    with waiting_for(monkeypatch, signals if spans == "always" else None, str(3 * PATIENCE), spans=spans):
         pool = ThreadedConnectionPool(1, 3, dsn)
         out: set[int] = set()
 
@@ -353,7 +353,7 @@ def test_many_threads(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatc
                 pool.putconn(conn)
             return 10
 
-        assert sum(future.result(PATIENCE) for future in [in_thread(work) for _ in range(40)]) == 400
+        assert sum(future.result(3 * PATIENCE) for future in [in_thread(work) for _ in range(40)]) == 400
         stats = ledger_of(pool).stats()
         assert (sum(stats.checkouts.values()), stats.timeouts, stats.waiting, stats.used) == (400, 0, 0, 0)
         assert not ledger_of(pool).turns
