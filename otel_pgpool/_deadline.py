@@ -31,6 +31,12 @@ IDLE_EXIT = 10.0
 """Seconds after which the watching thread ends when there is nothing to watch."""
 
 
+class _Duplicate(FileIO):
+    """A descriptor that closes itself, without a warning, where an interrupt leaves it."""
+
+    __del__ = FileIO.close
+
+
 class Deadline:
     """``with Deadline(conn, seconds) as deadline``: cut the connection's socket when the block takes longer.
 
@@ -42,13 +48,13 @@ class Deadline:
 
     def __init__(self, conn: connection, seconds: float = IO_DEADLINE) -> None:
         self._conn = conn
-        self._duplicate: FileIO | None = None  # closes itself, where an interrupt leaves it
+        self._duplicate: _Duplicate | None = None
         self.at = time.monotonic() + seconds
         self.expired = False
 
     def __enter__(self) -> Self:
         with suppress(psycopg2.Error, OSError):  # a closed connection has nothing that could block
-            self._duplicate = FileIO(os.dup(self._conn.fileno()))
+            self._duplicate = _Duplicate(os.dup(self._conn.fileno()))
             try:
                 _watch.add(self)
             except BaseException:
@@ -59,19 +65,19 @@ class Deadline:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _watch.remove(self)
-        self._close()
-
-    def _close(self) -> None:
-        if self._duplicate is not None:
-            self._duplicate.close()
-
-    __del__ = _close
+        try:
+            _watch.remove(self)
+        except BaseException:
+            _watch.remove(self)  # an interrupt has kept it from that
+            raise
+        finally:
+            if self._duplicate is not None:
+                self._duplicate.close()
 
     def cut(self) -> None:
         """End the block's call. The caller holds the watch's lock, and the block has not ended."""
         self.expired = True
-        if self._duplicate is not None:
+        if self._duplicate is not None and not self._duplicate.closed:
             shut(self._duplicate.fileno())
 
 
