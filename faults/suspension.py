@@ -25,7 +25,6 @@ def suspend(seconds: float) -> tuple[float, float]:
 def suspended_while_held(scene: Scene) -> float:
     """Half of the workers hold a connection, the others wait for one until after their timeout."""
     scene.app.stop_at_hold()
-    scene.wait_for(lambda: scene.app.holding == MAXCONN)
     scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
     return suspended(scene, TIMEOUT + scene.away)
 
@@ -45,7 +44,7 @@ def suspended(scene: Scene, seconds: float) -> float:
     scene.app.go_on()
     scene.app.pause()
     for attempt in scene.app.attempts:
-        if attempt.began < began and (attempt.acquired or attempt.ended) > began:
+        if attempt.began < began < (attempt.acquired or attempt.ended or ended):
             attempt.began += ended - began
     scene.app.resume()
     return ended
@@ -56,8 +55,9 @@ FAULTS = {
         "application suspended while all connections are held",
         "SIGSTOP for longer than the timeout, SIGCONT; times without the suspension",
         suspended_while_held,
+        errors=MAXCONN,
     ),
     "suspended-working": Fault(
-        "application suspended at work", "the same, in the middle of statements", suspended_at_work
+        "application suspended at work", "the same, in the middle of statements", suspended_at_work, errors=MAXCONN
     ),
 }
