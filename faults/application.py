@@ -46,6 +46,8 @@ class Attempt:
     leaving: float | None = None
     """When the block had nothing left to do but to give the connection back: after its body, or its commit."""
     ended: float | None = None
+    stopped: bool = False
+    """Whether it was made to stop while it held."""
     done: bool = False
     """Whether the body came to its end, so that the block has to commit."""
     commit: Commit = Commit.UNTRIED
@@ -178,6 +180,7 @@ class Application:
         with conn.cursor() as cursor:
             cursor.execute(self.statement, (attempt.number,))
         if self._stop_at_hold:
+            attempt.stopped = True
             self._go.wait()
         if self.abandons:
             raise Abandoned
@@ -192,6 +195,10 @@ class Application:
     def holding(self) -> list[Attempt]:
         """Those that are inside of the block."""
         return [each for each in [*self.at_work.values()] if each.acquired is not None and each.leaving is None]
+
+    def stopped(self) -> list[Attempt]:
+        """Of these, the ones that wait until they may go on."""
+        return [each for each in self.holding() if each.stopped]
 
     def returning(self) -> list[Attempt]:
         """Those that are on their way out of it."""
@@ -231,16 +238,14 @@ class Application:
             cursor.execute("select id from work union select id from slow_work")
             stored = {number for (number,) in cursor.fetchall()}
         conn.close()
-        failed = [each for each in self.attempts if each.error is not None]
+        kept = [each for each in self.attempts if each.number in stored]
+        lost = [each for each in self.attempts if each.committed and each.number not in stored]
         found = {
             "a connection was lent to two": len(self._owners.violations),
-            "reported as committed and lost": sum(
-                each.committed and each.number not in stored for each in self.attempts
+            "reported as committed and lost": len(lost),
+            "silently committed": sum(not each.done or each.commit is Commit.UNTRIED for each in kept),
+            "committed and reported as failed": sum(
+                each.error is not None and each.commit is not Commit.IN_DOUBT for each in kept
             ),
-            "silently committed": sum(
-                each.number in stored and (not each.done or each.commit is Commit.UNTRIED) for each in self.attempts
-            ),
-            "committed and reported as failed": sum(each.commit is Commit.DONE for each in failed),
-            "refused and committed": sum(each.commit is Commit.REFUSED and each.number in stored for each in failed),
         }
         self.violations += [f"{what}: {number}" for what, number in found.items() if number]

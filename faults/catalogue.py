@@ -45,8 +45,7 @@ def killed_while_idle(scene: Scene) -> float:
 
 
 def killed_while_held(scene: Scene) -> float:
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
+    scene.hold_all()
     scene.kill(scene.backends())
     scene.app.go_on()
     return monotonic()
@@ -71,8 +70,7 @@ def killed_during(scene: Scene, work: str, query: str) -> float:
 
 def killed_in_a_rollback(scene: Scene) -> float:
     """Frozen while held, so that the rollback on return waits; then killed."""
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
+    scene.hold_all()
     pids = scene.backends()
     with frozen(*pids):
         scene.app.abandons = True
@@ -362,7 +360,7 @@ OUTSIDE = {
         "SIGQUIT, `pg_promote()`; two hosts, `target_session_attrs=read-write`",
         failover,
         ground=primary_and_standby,
-        meets=(ENDED, REFUSED),
+        meets=(ENDED,),
         errors=MAXCONN,
         shut_out=True,
         within=OUTAGE,

@@ -27,8 +27,7 @@ def forked_while_held(scene: Scene) -> float:
 
 def forked_while_waited_for(scene: Scene) -> float:
     """All connections are out, and the other workers wait for one."""
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: len(scene.app.holding()) == MAXCONN)
+    scene.hold_all()
     scene.wait_for(lambda: len(scene.app.waiting()) == WORKERS - MAXCONN)
     if scene.ours is not None:
         pool = scene.ours.pool

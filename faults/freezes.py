@@ -42,9 +42,7 @@ def frozen_while_idle(scene: Scene) -> float:
 
 def frozen_at_the_return(scene: Scene) -> float:
     """Two of four, until these have been given back, or could have been twice."""
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
-    held = scene.app.holding()
+    held = scene.hold_all()
     with frozen(*scene.backends()[: MAXCONN // 2]):
         scene.app.abandons = True
         scene.app.go_on()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from faults import load
 from faults.catalogue import FAULTS
 from faults.pools import POOLS
-from faults.scene import GRACE, MAXCONN, RETURN, TIMEOUT, WORKERS
+from faults.scene import MAXCONN, RETURN, TIMEOUT, WORKERS
+from faults.verdict import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

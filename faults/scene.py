@@ -21,13 +21,14 @@ from faults.census import Census
 from faults.footprint import Footprint, at_rest
 from faults.ground import one_server
 from faults.pools import capacity, make
-from otel_pgpool.telemetry.names import CHECKOUT
+from faults.verdict import GRACE, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from psycopg2.extensions import connection
 
+    from faults.application import Attempt
     from faults.ground import Ground
     from faults.pools import Ours
 
@@ -35,8 +36,6 @@ NAME = "otel_pgpool faults"
 MAXCONN, WORKERS = 4, 8
 TIMEOUT = 2.0
 """Seconds that a caller waits for a connection."""
-GRACE = 0.25
-"""Seconds beyond its timeout after which a caller of ours has been forgotten."""
 PATIENCE = 15.0
 """Seconds within which good work has to be done again."""
 RETURN = 5.0
@@ -116,7 +115,7 @@ class Scene:
         """Seconds that something is away, where it goes away."""
         self.notes: list[str] = []
         self.took: list[tuple[str, float, float]] = []
-        """What else has a bound: how many seconds it took, and may take."""
+        """What has a bound on ours: how many seconds it took, and may take."""
 
     def admin(self) -> connection:
         """A connection past the proxy."""
@@ -166,6 +165,12 @@ class Scene:
         if not self.comes(condition):
             raise AssertionError("the fault could not be brought about")
 
+    def hold_all(self) -> list[Attempt]:
+        """Let every connection be held, between two statements, until the application may go on; by whom."""
+        self.app.stop_at_hold()
+        self.wait_for(lambda: len(self.app.stopped()) == MAXCONN)
+        return self.app.stopped()
+
     def stay_away(self) -> None:
         """Let pass the time for which something is away, and more until our pool has noticed."""
         time.sleep(self.away)
@@ -199,8 +204,12 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
             strays = census.count(ground.forsaken)
         app.check_the_books(ground.books.dsn)
         if strays:
-            census.violations.add(f"{strays} connections stay on the old primary")
-        judged = [] if ours is None else [*judge(scene, app.first_good(mended), census.longest_stall)]
+            census.violations.add(f"{strays} connections are on the old primary in the end")
+        scene.took += [
+            ("a caller was inside", app.longest_wait(), TIMEOUT),
+            ("a return took", app.longest_return(), RETURN),
+            ("the first good work came", app.first_good(mended) or 0.0, fault.within),
+        ]
         closing = threading.Thread(target=pool.close, daemon=True)  # some never come back
         closing.start()
         closing.join(PATIENCE)
@@ -219,37 +228,6 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
             longest_return=app.longest_return(),
             longest_work=app.longest_work(),
             longest_stall=census.longest_stall,
-            violations=[*app.violations, *census.violations, *judged],
+            violations=[*app.violations, *census.violations, *judge(scene, census.longest_stall)],
             notes=scene.notes,
         )
-
-
-def judge(scene: Scene, first_good: float | None, stall: float) -> Iterator[str]:
-    """What only our pool can be asked for, and what each fault asks of it."""
-    assert scene.ours is not None
-    fault, app, stats = scene.fault, scene.app, scene.ours.pool.stats()
-    yield from (f"the fault did not happen: nobody met {pattern!r}" for pattern in scene.unmet())
-    if (stats.used, stats.waiting, stats.size) != (0, 0, stats.idle):
-        yield f"at rest: {stats.used} used, {stats.idle} idle of {stats.size}, {stats.waiting} waiting"
-    told = {
-        "blocks": len(app.asked),
-        "checkouts": sum(stats.checkouts.values()) + stats.timeouts + stats.errors,
-        "spans begun": scene.ours.spans.started[CHECKOUT],
-        "spans ended": scene.ours.spans.ended[CHECKOUT],
-    }
-    if len({*told.values()}) > 1:
-        yield f"of one number: {told}"
-    bounds = [
-        *scene.took,
-        ("a caller was inside", app.longest_wait(), TIMEOUT),
-        ("a return took", app.longest_return(), RETURN),
-        ("the first good work came", first_good or 0.0, fault.within),
-    ]
-    for what, took, bound in bounds:
-        if took > bound + GRACE + stall:
-            yield f"{what}: {took:.3f} s of {bound:g}, where nobody stood still for {stall:.3f} s"
-    errors = app.errors()
-    if fault.shut_out:
-        del errors["PoolTimeout"]
-    if errors.total() > fault.errors:
-        yield f"{errors.total()} errors of at most {fault.errors}"

@@ -24,8 +24,7 @@ def suspend(seconds: float) -> tuple[float, float]:
 
 def suspended_while_held(scene: Scene) -> float:
     """Half of the workers hold a connection, the others wait for one until after their timeout."""
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
+    scene.hold_all()
     return suspended(scene, TIMEOUT + scene.away)
 
 

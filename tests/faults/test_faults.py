@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from benchmarks.row import OURS
-from faults.catalogue import OUTSIDE
+from faults import __main__ as faults
+from faults.catalogue import FAULTS, OUTSIDE
+from faults.pools import POOLS
+from faults.report import lines
 from faults.scene import WORKERS, play
 
 AWAY = 0.5
@@ -17,3 +22,13 @@ def test_the_application_goes_on(name: str) -> None:
     outcome = play(OUTSIDE[name], OURS, AWAY)
     assert outcome.wrongs() == []
     assert outcome.attempts > WORKERS
+
+
+def test_a_pool_that_never_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A play that hangs, or crashes, costs the document one cell, of our pool's too."""
+    assert faults.play_apart("no such fault", OURS, AWAY) == "could not be played"
+    monkeypatch.setattr(faults, "PATIENCE", 0.0)
+    hung = faults.play_apart("cut", OURS, 0.0)
+    assert hung == "never came back"
+    written = [*lines(dict.fromkeys(product(FAULTS, POOLS), hung), AWAY)]
+    assert sum(hung in line for line in written) > len(FAULTS)
