@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from time import monotonic
@@ -233,11 +234,9 @@ class Application:
 
     def check_the_books(self, dsn: str) -> None:
         """Compare what the application was told with what the connections saw and what the database has."""
-        conn = psycopg2.connect(dsn)
-        with conn, conn.cursor() as cursor:
+        with closing(psycopg2.connect(dsn)) as conn, conn.cursor() as cursor:
             cursor.execute("select id from work union select id from slow_work")
             stored = {number for (number,) in cursor.fetchall()}
-        conn.close()
         kept = [each for each in self.attempts if each.number in stored]
         lost = [each for each in self.attempts if each.committed and each.number not in stored]
         found = {
