@@ -78,10 +78,12 @@ class Census:
     def _run(self) -> None:
         with Visits(self._name) as visits:
             try:
-                while not self._pause():
+                over = False
+                while not over:
                     self._count(visits, self._servers)
                     if self._pool is not None:
                         self._look_at(self._pool.stats())
+                    over = self._pause()
             except Exception as error:  # noqa: BLE001 - whatever ends the census: nobody counts any more
                 self.violations.add(f"the census was ended by {error!r}")
 

@@ -196,6 +196,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
         scene = Scene(fault, ground, app, ours, away)
         with Census(ground.server, NAME, ours and ours.pool, MAXCONN, fault.beside, standby=ground.standby) as census:
             app.start()
+            scene.wait_for(lambda: census.most == MAXCONN)
             scene.wait_for(lambda: sum(each.committed for each in [*app.attempts]) >= 5 * WORKERS)
             mended = copy_context().run(fault.strike, scene)  # where a block is never left, its span stays current
             scene.comes(lambda: app.first_good(mended) is not None)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 SUSPEND = 'kill -STOP "$0"; sleep "$1"; kill -CONT "$0"'
 
 
-def suspend(seconds: float) -> tuple[float, float]:
-    """Stop this process for so long; when it stopped and when it went on, at the latest."""
+def suspend(seconds: float) -> float:
+    """Stop this process for so long; a moment at which it stood still."""
     began = monotonic()
     subprocess.run(["sh", "-c", SUSPEND, str(os.getpid()), str(seconds)], check=True)  # noqa: S607
-    return began, monotonic()
+    return began + seconds  # the shell takes a moment to stop it, and far less than so long
 
 
 def suspended_while_held(scene: Scene) -> float:
@@ -39,12 +39,15 @@ def suspended_at_work(scene: Scene) -> float:
 
 def suspended(scene: Scene, seconds: float) -> float:
     """Suspend, let the workers finish, and set their clocks right: the pool cannot serve anybody meanwhile."""
-    began, ended = suspend(seconds)
+    still = suspend(seconds)
+    ended = monotonic()
     scene.app.go_on()
     scene.app.pause()
     for attempt in scene.app.attempts:
-        if attempt.began < began < (attempt.acquired or attempt.ended or ended):
-            attempt.began += ended - began
+        if attempt.began < still < (attempt.acquired or attempt.ended or still):
+            attempt.began += seconds
+        if attempt.leaving and attempt.leaving < still < (attempt.ended or still):
+            attempt.leaving += seconds
     scene.app.resume()
     return ended
 
