@@ -194,8 +194,11 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
         app = Application(pool.connection, WORKERS)
         ours = pool if name == OURS else None
         scene = Scene(fault, ground, app, ours, away)
+        if ours is not None:
+            stage.callback(ours.pool.close)
         with Census(ground.server, NAME, ours and ours.pool, MAXCONN, fault.beside, standby=ground.standby) as census:
             app.start()
+            stage.callback(app.stop, 0.0)  # where the fault cannot be brought about, nobody works on either
             scene.wait_for(lambda: census.most == MAXCONN)
             scene.wait_for(lambda: sum(each.committed for each in [*app.attempts]) >= 5 * WORKERS)
             mended = copy_context().run(fault.strike, scene)  # where a block is never left, its span stays current
