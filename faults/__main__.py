@@ -46,7 +46,8 @@ def main() -> int:
         for pool in pools[:1] if FAULTS[name].ours_alone else pools:
             outcome = outcomes[name, pool] = play_apart(name, pool, options.away)
             print(f"{name:18} {pool:20} {report.in_short(outcome)}", flush=True)
-    violated = any(outcome is None or outcome.wrongs() for (_, pool), outcome in outcomes.items() if pool == POOLS[0])
+    ours = [outcome for (_, pool), outcome in outcomes.items() if pool == POOLS[0]]
+    violated = any(isinstance(outcome, str) or outcome.wrongs() for outcome in ours)
     if not options.names and not options.pool:
         figures = load.play()
         report.write(outcomes, options.away, figures)
@@ -55,15 +56,16 @@ def main() -> int:
     return int(violated)
 
 
-def play_apart(name: str, pool: str, away: float) -> Outcome | None:
-    """Play in a process of its own, which can be ended; None where it had to be."""
+def play_apart(name: str, pool: str, away: float) -> Outcome | str:
+    """Play in a process of its own, which can be ended; a word where nothing came of it."""
     command = [sys.executable, "-m", "faults", name, "--pool", pool, "--away", str(away), "--json"]
     try:
         played = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE + away, check=True)
     except subprocess.TimeoutExpired:
-        return None
+        return "never came back"
     except subprocess.CalledProcessError as error:
-        raise SystemExit(f"{name} could not be played on {pool}:\n{error.stderr}") from None
+        print(error.stderr, file=sys.stderr, flush=True)
+        return "could not be played"
     return Outcome(**json.loads(played.stdout.splitlines()[-1]))
 
 

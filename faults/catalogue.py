@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from faults import drops, suspension, telemetry
+from faults import drops, forks, freezes, suspension, telemetry
 from faults.application import QUICK, SLOW_COMMIT, SLOW_STATEMENT
 from faults.frozen import frozen
 from faults.ground import (
@@ -46,9 +45,7 @@ def killed_while_idle(scene: Scene) -> float:
 
 
 def killed_while_held(scene: Scene) -> float:
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: scene.app.holding == MAXCONN)
-    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
+    scene.hold_all()
     scene.kill(scene.backends())
     scene.app.go_on()
     return monotonic()
@@ -73,13 +70,12 @@ def killed_during(scene: Scene, work: str, query: str) -> float:
 
 def killed_in_a_rollback(scene: Scene) -> float:
     """Frozen while held, so that the rollback on return waits; then killed."""
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
+    scene.hold_all()
     pids = scene.backends()
     with frozen(*pids):
         scene.app.abandons = True
         scene.app.go_on()
-        time.sleep(0.2)  # for them to be waiting for the answer
+        scene.wait_for(lambda: len(scene.app.returning()) == MAXCONN)
         scene.app.abandons = False
         scene.ask("select pg_terminate_backend(pid) from unnest(%s) as pid", pids)
     return monotonic()
@@ -90,14 +86,14 @@ def killed_in_a_rollback(scene: Scene) -> float:
 
 def stopped_fast(scene: Scene) -> float:
     scene.server.stop("fast")
-    time.sleep(scene.away)
+    scene.stay_away()
     scene.server.start()
     return monotonic()
 
 
 def stopped_immediately(scene: Scene) -> float:
     scene.server.stop("immediate")
-    time.sleep(scene.away)
+    scene.stay_away()
     scene.server.start()
     return monotonic()
 
@@ -114,7 +110,7 @@ def too_many_clients(scene: Scene) -> float:
             while True:
                 others.callback(psycopg2.connect(scene.server.dsn, application_name="others").close)
         scene.app.resume()
-        time.sleep(scene.away)
+        scene.stay_away()
     return monotonic()
 
 
@@ -127,7 +123,7 @@ def in_recovery(scene: Scene) -> float:
     os.chown(standby, data.stat().st_uid, data.stat().st_gid)
     starting = threading.Thread(target=start_for_nobody, args=(scene,))
     starting.start()
-    time.sleep(scene.away)
+    scene.stay_away()
     scene.server.stop("fast")
     starting.join()
     standby.unlink()
@@ -139,30 +135,6 @@ def start_for_nobody(scene: Scene) -> None:
     """Start a server that never says that it is ready, until it is stopped."""
     with suppress(PostgresError):
         scene.server.start()
-
-
-# 3. Frozen backends
-
-
-def frozen_while_idle(scene: Scene) -> float:
-    """Two of four: whoever is given one waits for it; the others must be served."""
-    scene.app.pause()
-    with frozen(*scene.backends()[: MAXCONN // 2]):
-        scene.app.resume()
-        time.sleep(scene.away)
-    return monotonic()
-
-
-def frozen_at_the_return(scene: Scene) -> float:
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
-    with frozen(*scene.backends()[: MAXCONN // 2]):
-        scene.app.abandons = True
-        scene.app.go_on()
-        time.sleep(0.2)
-        scene.app.abandons = False
-        time.sleep(scene.away)
-    return monotonic()
 
 
 # 4. The network
@@ -183,7 +155,8 @@ def under(scene: Scene, weather: Weather, *, cut_first: bool = False) -> float:
     proxy.weather = weather
     if cut_first:
         proxy.cut()
-    time.sleep(scene.away)
+    scene.stay_away()
+    scene.wait_for(lambda: proxy.struck[weather])
     proxy.weather = Weather.FAIR
     if weather in (Weather.SILENT, Weather.BLACK_HOLE):
         proxy.cut()  # who was never answered will not be
@@ -227,14 +200,19 @@ def failover(scene: Scene) -> float:
 
 
 def demotion(scene: Scene) -> float:
-    """The primary turns read-only while its sessions live, and the standby is promoted."""
+    """The primary turns read-only while its sessions live, and the standby is promoted.
+
+    The workers rest until all sessions know: a commit still under way would wait for a standby that listens no more.
+    """
     standby = standby_of(scene)
+    scene.app.pause()
     execute(scene.server, "alter system set default_transaction_read_only = on")
     execute(scene.server, "select pg_reload_conf()")
+    scene.wait_for(lambda: scene.ask("show default_transaction_read_only") == ["on"])
+    scene.app.resume()
     execute(standby, "select pg_promote()")
     mended = monotonic()
-    with suppress(AssertionError):
-        scene.wait_for(lambda: scene.app.first_good(mended) is not None)
+    scene.comes(lambda: scene.app.first_good(mended) is not None)
     if left := len(scene.backends()):
         scene.notes.append(f"{left} connections stay on the old primary")
     return mended
@@ -248,7 +226,7 @@ def rotated(scene: Scene) -> float:
     secret = scene.ground.options["credentials"]()
     execute(scene.server, f"alter role app password '{NEW_PASSWORD}'")
     scene.kill(scene.backends())
-    time.sleep(scene.away)
+    scene.stay_away()
     secret["password"] = NEW_PASSWORD
     return monotonic()
 
@@ -258,88 +236,104 @@ def unverified(scene: Scene) -> float:
     proxy, certificates = network(scene), scene.ground.certificates
     proxy.certify(certificates["stranger"])
     proxy.cut()
-    time.sleep(scene.away)
+    scene.stay_away()
     proxy.certify(certificates["trusted"])
     return monotonic()
 
 
-# 7. Forks
-
-CHILD_PATIENCE = 4.0
-
-
-def forked_while_held(scene: Scene) -> float:
-    """Connections are out."""
-    scene.wait_for(lambda: scene.app.holding > 0)
-    return forked(scene)
-
-
-def forked_while_waited_for(scene: Scene) -> float:
-    """All connections are out, and the other workers wait for one."""
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: scene.app.holding == MAXCONN)
-    time.sleep(0.1)  # for them to be waiting
-    threading.Timer(0.2, scene.app.go_on).start()
-    return forked(scene)
-
-
-def forked(scene: Scene) -> float:
-    """Fork, and let the child work on the pool that it has inherited, and leave by `os._exit`."""
-    pid = os.fork()
-    if pid == 0:
-        with suppress(BaseException):
-            with scene.app.borrow() as conn, conn.cursor() as cursor:
-                for _ in range(20):
-                    cursor.execute("select 1")
-            os._exit(0)
-        os._exit(1)
-    deadline = monotonic() + CHILD_PATIENCE
-    while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            if status:
-                scene.notes.append("the child failed")
-            return monotonic()
-        if monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            scene.notes.append("the child hung")
-            return monotonic()
-        time.sleep(0.01)
-
+IN_RECOVERY = "while it connected: .*the database system is (starting up|not (yet )?accepting connections)"
+"""All of these are 57P03; which of them it is depends on how far the standby has come."""
+ENDED = "server closed the connection|57P0[12]"
+"""By whatever psycopg2 and libpq make of the server's last word."""
+REFUSED = "while it connected: .*Connection refused"
+OUTAGE = 7.0
+"""Seconds: the prober pauses for up to 5 s while no connection can be made."""
 
 OUTSIDE = {
-    "idle-killed": Fault("backends killed while idle", "`pg_terminate_backend` on all four", killed_while_idle),
-    "held-killed": Fault(
-        "backends killed while held, between two statements", "`pg_terminate_backend` on all four", killed_while_held
+    "idle-killed": Fault(
+        "backends killed while idle", "`pg_terminate_backend` on all four", killed_while_idle, meets=(ENDED,)
     ),
-    "statement-killed": Fault("in the middle of a statement", "the same, during `pg_sleep`", killed_in_a_statement),
+    "held-killed": Fault(
+        "backends killed while held, between two statements",
+        "`pg_terminate_backend` on all four",
+        killed_while_held,
+        meets=(f"in the commit: .*({ENDED})",),
+        errors=MAXCONN,
+    ),
+    "statement-killed": Fault(
+        "in the middle of a statement",
+        "the same, during `pg_sleep`",
+        killed_in_a_statement,
+        meets=(f"in the block: .*({ENDED})",),
+        errors=MAXCONN,
+    ),
     "commit-killed": Fault(
-        "during a commit", "the same, while a deferred trigger holds the commit up", killed_in_a_commit
+        "during a commit",
+        "the same, while a deferred trigger holds the commit up",
+        killed_in_a_commit,
+        meets=(f"in the commit: .*({ENDED})",),
+        errors=MAXCONN,
     ),
     "rollback-killed": Fault(
-        "during the rollback on return", "frozen by SIGSTOP first, so that the rollback waits", killed_in_a_rollback
+        "during the rollback on return",
+        "frozen by SIGSTOP first, so that the rollback waits",
+        killed_in_a_rollback,
+        meets=(ENDED,),
     ),
-    "stopped-fast": Fault("server stopped and started again, fast", "SIGINT, away, start", stopped_fast),
-    "stopped-immediate": Fault("the same, immediate", "SIGQUIT, away, start", stopped_immediately),
+    "stopped-fast": Fault(
+        "server stopped and started again, fast",
+        "SIGINT, away, start",
+        stopped_fast,
+        meets=(ENDED, REFUSED),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
+    ),
+    "stopped-immediate": Fault(
+        "the same, immediate",
+        "SIGQUIT, away, start",
+        stopped_immediately,
+        meets=(ENDED, REFUSED),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
+    ),
     "too-many-clients": Fault(
         "`max_connections` taken by others (53300)",
         "ours killed, every place taken by other clients",
         too_many_clients,
         ground=FULL,
+        meets=("while it connected: .*too many clients already",),
+        shut_out=True,
+        within=OUTAGE,
     ),
     "in-recovery": Fault(
         "server in recovery (57P03)",
         "restarted as a standby that takes no connections, then as a primary",
         in_recovery,
         ground=RECOVERABLE,
+        meets=(IN_RECOVERY,),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
     ),
-    "idle-frozen": Fault("two of four backends frozen", "SIGSTOP, later SIGCONT", frozen_while_idle),
-    "return-frozen": Fault(
-        "two of four frozen at the return", "SIGSTOP while held, then the block raises", frozen_at_the_return
+    **freezes.FAULTS,
+    "cut": Fault(
+        "network cut",
+        "every connection reset",
+        cut,
+        ground=over_a_network,
+        meets=(ENDED,),
+        errors=MAXCONN,
     ),
-    "cut": Fault("network cut", "every connection reset", cut, ground=over_a_network),
-    "black-hole": Fault("network black-holed", "nothing passes, nothing is said", black_holed, ground=over_a_network),
+    "black-hole": Fault(
+        "network black-holed",
+        "nothing passes, nothing is said",
+        black_holed,
+        ground=over_a_network,
+        errors=MAXCONN,
+        shut_out=True,
+    ),
     "slow": Fault("network 200 ms slower", "100 ms each way", slower, ground=over_a_network),
     "drip": Fault("network passes one byte at a time", "each byte sent by itself", byte_by_byte, ground=over_a_network),
     "connect-reset": Fault(
@@ -347,24 +341,39 @@ OUTSIDE = {
         "all cut, new ones accepted and reset",
         reset_during_connect,
         ground=over_a_network,
+        meets=("while it connected: .*(reset by peer|closed the connection)",),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
     ),
     "silent-port": Fault(
         "a port that accepts and says nothing",
         "all cut, new ones accepted and never answered",
         silent_port,
         ground=over_a_network,
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
     ),
     "failover": Fault(
         "primary dies, standby promoted",
         "SIGQUIT, `pg_promote()`; two hosts, `target_session_attrs=read-write`",
         failover,
         ground=primary_and_standby,
+        meets=(ENDED,),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
     ),
     "demotion": Fault(
         "primary turns read-only while its sessions live (25006)",
         "`default_transaction_read_only`, `pg_promote()`",
         demotion,
         ground=primary_and_standby,
+        meets=("in the block: 25006",),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
     ),
     "rotated": Fault(
         "password rotated, the application's secret follows",
@@ -372,25 +381,22 @@ OUTSIDE = {
         rotated,
         ground=with_a_password,
         ours_alone=True,
+        meets=("while it connected: .*password authentication failed",),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
     ),
     "unverified": Fault(
         "certificate that does not verify",
         "all cut, another authority's certificate shown for a while; `sslmode=verify-full`",
         unverified,
         ground=over_tls,
+        meets=("while it connected: .*certificate verify failed",),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
     ),
-    "forked-holding": Fault(
-        "fork with connections out",
-        "the child runs 20 statements on the pool that it has inherited, and leaves by `os._exit`",
-        forked_while_held,
-        beside=MAXCONN,  # the child's own
-    ),
-    "forked-waiting": Fault(
-        "fork while threads wait for a connection",
-        "the same, while all are held",
-        forked_while_waited_for,
-        beside=MAXCONN,  # the child's own
-    ),
+    **forks.FAULTS,
 }
 """What happens to the server, to the network, and to the process."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from psycopg2.extensions import connection
     from typing_extensions import Self
 
@@ -37,10 +38,18 @@ class Census:
         pool: whose levels are looked at too.
         limit: how many connections the pool may have.
         beside: how many server processes there may be besides.
+        standby: another server, whose processes count as well.
     """
 
     def __init__(
-        self, server: PostgresServer, name: str, pool: ConnectionPool | None, limit: int, beside: int = 0
+        self,
+        server: PostgresServer,
+        name: str,
+        pool: ConnectionPool | None,
+        limit: int,
+        beside: int = 0,
+        *,
+        standby: PostgresServer | None = None,
     ) -> None:
         self.violations: set[str] = set()
         self.most = 0
@@ -48,7 +57,7 @@ class Census:
         self.most_at_all = 0
         self.longest_stall = 0.0
         """Seconds by which this thread, which does next to nothing, came late: nobody else can have been faster."""
-        self._server = server
+        self._servers = [server] if standby is None else [server, standby]
         self._name = name
         self._pool = pool
         self._limit = limit
@@ -67,18 +76,16 @@ class Census:
             self.violations.add("no server process was seen")
 
     def _run(self) -> None:
-        while not self._over.is_set():
-            with suppress(*AWAY), closing(self._connect()) as conn:
-                self._look_on(conn)
-            self._pause()
-
-    def _look_on(self, conn: connection) -> None:
-        while True:
-            self._count(conn)
-            if self._pool is not None:
-                self._look_at(self._pool.stats())
-            if self._pause():
-                return
+        with Visits(self._name) as visits:
+            try:
+                over = False
+                while not over:
+                    self._count(visits, self._servers)
+                    if self._pool is not None:
+                        self._look_at(self._pool.stats())
+                    over = self._pause()
+            except Exception as error:  # noqa: BLE001 - whatever ends the census: nobody counts any more
+                self.violations.add(f"the census was ended by {error!r}")
 
     def _pause(self) -> bool:
         """Whether it is over."""
@@ -88,27 +95,21 @@ class Census:
             self.longest_stall = max(self.longest_stall, monotonic() - slept - EVERY)
         return over
 
-    def _connect(self) -> connection:
-        conn = psycopg2.connect(self._server.dsn, application_name="census", connect_timeout=2)
-        conn.autocommit = True
-        return conn
-
-    def _count(self, conn: connection) -> int:
+    def _count(self, visits: Visits, servers: Sequence[PostgresServer]) -> int:
         """Server processes whose client is there."""
-        with conn.cursor() as cursor:
-            cursor.execute("select client_port from pg_stat_activity where application_name = %s", (self._name,))
-            listed = {port for (port,) in cursor.fetchall()}
+        listed = {server.port: visits.ports(server) for server in servers}
         # Asked second: who was listed, and is open still, was there all the time in between.
-        living = listed & open_ports(self._server.port)
-        self.most, self.most_at_all = max(self.most, len(living)), max(self.most_at_all, len(listed))
-        if len(living) > self._limit + self._beside:
-            self.violations.add(f"{len(living)} server processes of at most {self._limit + self._beside}")
-        return len(living)
+        living = sum(len(ports & open_ports(port)) for port, ports in listed.items())
+        self.most = max(self.most, living)
+        self.most_at_all = max(self.most_at_all, sum(map(len, listed.values())))
+        if living > self._limit + self._beside:
+            self.violations.add(f"{living} server processes of at most {self._limit + self._beside}")
+        return living
 
-    def count(self) -> int:
-        """Server processes whose client is there, now."""
-        with closing(self._connect()) as conn:
-            return self._count(conn)
+    def count(self, servers: Sequence[PostgresServer] | None = None) -> int:
+        """Server processes whose client is there, now: of all servers, or of some."""
+        with Visits(self._name) as visits:
+            return self._count(visits, self._servers if servers is None else servers)
 
     def _look_at(self, stats: PoolStats) -> None:
         # Read one after the other while all goes on: each must be possible, and at rest they must add up.
@@ -116,6 +117,41 @@ class Census:
             number = getattr(stats, level)
             if not 0 <= number <= self._limit:
                 self.violations.add(f"{level} is {number}, at most {self._limit}")
+
+
+class Visits:
+    """Connections to servers, to be asked again and again; one that is away has nobody."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._conns: dict[PostgresServer, connection] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for conn in self._conns.values():
+            conn.close()
+
+    def ports(self, server: PostgresServer) -> set[int]:
+        """The clients' ports of its processes of that name."""
+        try:
+            if server not in self._conns:
+                self._conns[server] = connect(server)
+            with self._conns[server].cursor() as cursor:
+                cursor.execute("select client_port from pg_stat_activity where application_name = %s", (self._name,))
+                return {port for (port,) in cursor.fetchall()}
+        except AWAY:
+            if server in self._conns:
+                self._conns.pop(server).close()
+            return set()
+
+
+def connect(server: PostgresServer) -> connection:
+    """A connection of one's own."""
+    conn = psycopg2.connect(server.dsn, application_name="census", connect_timeout=2)
+    conn.autocommit = True
+    return conn
 
 
 def open_ports(server: int) -> set[int]:

@@ -41,7 +41,12 @@ class Ground:
     @property
     def books(self) -> PostgresServer:
         """The server whose tables count in the end."""
-        return self.server if self.server.pid is not None and self.standby is None else self.standby or self.server
+        return self.standby or self.server
+
+    @property
+    def forsaken(self) -> list[PostgresServer]:
+        """The one that nobody may be connected to in the end."""
+        return [self.server] if self.standby else []
 
 
 def one_server(stage: ExitStack, **settings: str | float) -> Ground:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import struct
 import threading
-import time
+from collections import Counter
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
-CHUNK = 65_536
+CHUNK = 65_536  # more than a record of TLS: nothing is left inside of it that a select would not see
+GREETING = 5.0
+"""Seconds that a client may take to begin TLS."""
 
 
 class Weather(Enum):
@@ -34,20 +37,20 @@ class Proxy:
     """Listens on the loopback, and passes on what it gets, as the weather lets it."""
 
     def __init__(self, port: int) -> None:
-        self._target = "127.0.0.1", port
+        self.target = "127.0.0.1", port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.weather = Weather.FAIR
-        self._tls: ssl.SSLContext | None = None
-        self._pairs: set[tuple[socket.socket, socket.socket | None]] = set()
-        self._over = threading.Event()
+        self.struck: Counter[Weather] = Counter()
+        """How often it was felt."""
+        self.tls: ssl.SSLContext | None = None
+        self.passages: set[Passage] = set()
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -55,76 +58,101 @@ class Proxy:
 
     def certify(self, authority: trustme.CA) -> None:
         """Speak TLS with whoever connects from now on, under a certificate of this authority's."""
-        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1").configure_cert(self._tls)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(tls)
+        self.tls = tls
 
     def cut(self) -> None:
         """Reset every connection that passes through, on both sides."""
-        for pair in [*self._pairs]:
-            self._pairs.discard(pair)
-            for sock in pair:
-                if sock is not None:
-                    _reset(sock)
+        for passage in [*self.passages]:
+            passage.cut()
 
     def _accept(self) -> None:
-        while not self._over.is_set():
+        while True:
             try:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            if self.weather is Weather.RESETTING:
-                _reset(client)
-            elif self.weather in (Weather.SILENT, Weather.BLACK_HOLE):
-                self._pairs.add((client, None))
-            else:
-                self._connect(client)
+            self._connect(client)
 
     def _connect(self, client: socket.socket) -> None:
-        try:
-            if self._tls is not None:
-                client = _greet(client, self._tls)
-            server = socket.create_connection(self._target)
-        except OSError:
-            _reset(client)
-            return
-        for sock in (client, server):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        pair = client, server
-        self._pairs.add(pair)
-        for source, sink in (pair, pair[::-1]):
-            threading.Thread(target=self._pass_on, args=(source, sink, pair), name="proxy", daemon=True).start()
+        passage = Passage(self, client)
+        self.passages.add(passage)
+        passage.start()
 
-    def _pass_on(
-        self, source: socket.socket, sink: socket.socket, pair: tuple[socket.socket, socket.socket | None]
-    ) -> None:
-        with suppress(OSError):
-            while data := source.recv(CHUNK):
-                while self.weather is Weather.BLACK_HOLE and not self._over.is_set():
-                    time.sleep(0.01)
-                if self.weather is Weather.SLOW:
-                    time.sleep(0.1)
-                if self.weather is Weather.DRIP:
-                    for byte in data:
-                        sink.sendall(bytes([byte]))
-                else:
-                    sink.sendall(data)
-        self._pairs.discard(pair)
-        for sock in (source, sink):
+
+class Passage(threading.Thread):
+    """One connection that passes through, both ways in one thread: two must not use a TLS socket at a time."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket) -> None:
+        super().__init__(name="proxy", daemon=True)
+        self._proxy = proxy
+        self._ends = [client]
+        self._cut = threading.Event()
+
+    def cut(self) -> None:
+        """Let it end by a reset, now."""
+        self._cut.set()
+        for end in [*self._ends]:
             with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+                socket.socket.shutdown(end, socket.SHUT_RD)  # wakes who reads it; not TLS's own, which forgets its keys
 
+    def run(self) -> None:
+        """Pass on, until one side ends it or it is cut."""
+        with suppress(OSError):
+            self._begin()
+            while not self._cut.is_set() and self._pass_on():
+                pass
+        for end in self._ends:
+            with suppress(OSError):
+                if self._cut.is_set():
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                end.close()
+        self._proxy.passages.discard(self)
 
-def _greet(client: socket.socket, tls: ssl.SSLContext) -> ssl.SSLSocket:
-    """Answer PostgreSQL's request for TLS, and begin it."""
-    client.recv(8)
-    client.sendall(b"S")
-    return tls.wrap_socket(client, server_side=True)
+    def _begin(self) -> None:
+        weather = self._proxy.weather
+        if weather is Weather.RESETTING:
+            self._proxy.struck[weather] += 1
+            self.cut()
+        elif weather in {Weather.SILENT, Weather.BLACK_HOLE}:
+            self._proxy.struck[weather] += 1
+            self._cut.wait()
+        else:
+            if self._proxy.tls is not None:
+                self._greet(self._proxy.tls)
+            self._ends.append(socket.create_connection(self._proxy.target))
+            for end in self._ends:
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def _greet(self, tls: ssl.SSLContext) -> None:
+        """Answer PostgreSQL's request for TLS, and begin it."""
+        [client] = self._ends
+        client.settimeout(GREETING)
+        client.recv(8)
+        client.sendall(b"S")
+        self._ends[0] = greeted = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        greeted.do_handshake()
+        greeted.settimeout(None)
 
-def _reset(sock: socket.socket) -> None:
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        sock.shutdown(socket.SHUT_RD)  # wakes who reads it; closing alone does not
-    with suppress(OSError):
-        sock.close()
+    def _pass_on(self) -> bool:
+        """Whatever there is now, in the weather that there is; whether more can come."""
+        client, server = self._ends
+        for source in select.select(self._ends, [], [])[0]:
+            data = b"" if self._cut.is_set() else source.recv(CHUNK)  # TLS would answer the end with an alert
+            if not data:
+                return False
+            for piece in self._weathered(data):
+                (server if source is client else client).sendall(piece)
+        return True
+
+    def _weathered(self, data: bytes) -> list[bytes]:
+        weather = self._proxy.weather
+        self._proxy.struck[weather] += 1
+        while self._proxy.weather is Weather.BLACK_HOLE and not self._cut.wait(0.01):
+            pass
+        if weather is Weather.SLOW:
+            self._cut.wait(0.1)
+        if self._cut.is_set():
+            raise ConnectionResetError
+        return [bytes([byte]) for byte in data] if weather is Weather.DRIP else [data]

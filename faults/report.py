@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 from faults import load
 from faults.catalogue import FAULTS
 from faults.pools import POOLS
-from faults.scene import GRACE, MAXCONN, TIMEOUT, WORKERS
+from faults.scene import MAXCONN, RETURN, TIMEOUT, WORKERS
+from faults.verdict import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from faults.scene import Outcome
 
-Outcomes = dict[tuple[str, str], "Outcome | None"]
+Outcomes = dict[tuple[str, str], "Outcome | str"]
+"""By fault and pool; a word where there is none."""
 DOCUMENT = "docs/reliability.md"
 ROOT = Path(__file__).parents[1]
 
@@ -23,21 +25,23 @@ HEAD = f"""# Reliability
 
 Written by `make faults`. Every fault happens to a real PostgreSQL while {WORKERS} workers insert and commit rows
 through a pool of {MAXCONN} connections, each waiting up to {TIMEOUT:g} s for one; what the application was told is then
-compared with what the table holds. All the time it is checked of our pool that no connection has two holders, that no
-more than {MAXCONN} server processes have a client, and that nobody is inside it for longer than the timeout,
-{GRACE:g} s and what the machine stood still; afterwards, that nothing is out or waiting, that every connection can be
-had again, that each checkout has ended one span, and that no thread and no file descriptor is left. Of a process that
-is suspended, waits are counted without the suspension.
+compared with what the connections saw of their commits and with what the table holds. An error is in doubt where the
+connection died before the commit's answer. All the time it is checked of our pool that no connection has two holders,
+that no more than {MAXCONN} server processes have a client, and that nobody waits for longer than the timeout, or for
+his return, the commit apart, for longer than {RETURN:g} s, {GRACE:g} s and what the machine stood still added to
+either; afterwards, that the fault was met, that the application saw no more errors and waited no longer for the first
+good work than this fault allows, that nothing is out or waiting, that every connection can be had again, that each
+checkout has begun and ended one span, and that no thread and no file descriptor is left. Of a process that is
+suspended, waits are counted without the suspension.
 """
 
 
-def in_short(outcome: Outcome | None) -> str:
+def in_short(outcome: Outcome | str) -> str:
     """One line."""
-    if outcome is None:
-        return "never came back"
-    good = "never" if outcome.first_good is None else f"{outcome.first_good:.3f} s"
-    errors = ", ".join(f"{number} {name}" for name, number in sorted(outcome.errors.items())) or "none"
-    return "; ".join([f"errors: {errors}", f"good again after {good}", *outcome.wrongs()])
+    if isinstance(outcome, str):
+        return outcome
+    good = f"good again after {moment(outcome.first_good)} s"
+    return "; ".join([f"errors: {errors_of(outcome)}", good, *outcome.wrongs()])
 
 
 def write(outcomes: Outcomes, away: float, figures: load.Figures) -> None:
@@ -55,18 +59,12 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     yield "## What the application saw"
     yield ""
     yield (
-        "| fault | how | errors | first good work | longest wait | most backends | connections lost | "
+        "| fault | how | errors | first good work | longest wait | longest return | most backends | connections lost | "
         "threads / descriptors left |"
     )
-    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, fault in FAULTS.items():
-        outcome = outcomes[name, POOLS[0]]
-        assert outcome is not None, name
-        yield (
-            f"| {fault.title} | {fault.cause} | {errors_of(outcome)} | {moment(outcome.first_good)} | "
-            f"{outcome.longest_wait:.3f} | {outcome.most_backends} | {outcome.lost} | "
-            f"{outcome.threads} / {outcome.descriptors} |"
-        )
+        yield f"| {fault.title} | {fault.cause} | {ours(outcomes[name, POOLS[0]])} |"
     yield ""
     yield "## Beside other pools"
     yield ""
@@ -98,9 +96,21 @@ These are shown by tests alone, each of which is part of `make test`:
 """
 
 
+def ours(outcome: Outcome | str) -> str:
+    """The cells of our pool's table."""
+    if isinstance(outcome, str):
+        return f"{outcome} | | | | | |"
+    return (
+        f"{errors_of(outcome)} | {moment(outcome.first_good)} | {outcome.longest_wait:.3f} | "
+        f"{outcome.longest_return:.3f} | {outcome.most_backends} | {outcome.lost} | "
+        f"{outcome.threads} / {outcome.descriptors}"
+    )
+
+
 def errors_of(outcome: Outcome) -> str:
     """By SQLSTATE or name."""
-    return ", ".join(f"{number} {name}" for name, number in sorted(outcome.errors.items())) or "none"
+    errors = ", ".join(f"{number} {name}" for name, number in sorted(outcome.errors.items())) or "none"
+    return errors + (f" ({outcome.in_doubt} in doubt)" if outcome.in_doubt else "")
 
 
 def moment(seconds: float | None) -> str:
@@ -108,10 +118,10 @@ def moment(seconds: float | None) -> str:
     return "never" if seconds is None else f"{seconds:.3f}"
 
 
-def cell(outcome: Outcome | None) -> str:
+def cell(outcome: Outcome | str) -> str:
     """Errors, time, losses."""
-    if outcome is None:
-        return "never came back"
+    if isinstance(outcome, str):
+        return outcome
     good = moment(outcome.first_good)
     text = f"{sum(outcome.errors.values())} / {good} / {outcome.longest_work:.1f} / {outcome.lost}"
     hung = f", {outcome.hung} workers hung" if outcome.hung else ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
 from time import monotonic
@@ -20,23 +21,25 @@ from faults.census import Census
 from faults.footprint import Footprint, at_rest
 from faults.ground import one_server
 from faults.pools import capacity, make
-from otel_pgpool.telemetry.names import CHECKOUT
+from faults.verdict import GRACE, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
 
+    from faults.application import Attempt
     from faults.ground import Ground
+    from faults.pools import Ours
 
 NAME = "otel_pgpool faults"
 MAXCONN, WORKERS = 4, 8
 TIMEOUT = 2.0
 """Seconds that a caller waits for a connection."""
-GRACE = 0.25
-"""Seconds beyond its timeout after which a caller of ours has been forgotten."""
 PATIENCE = 15.0
 """Seconds within which good work has to be done again."""
+RETURN = 5.0
+"""Seconds that a return of ours may take, its commit apart."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class Fault:
     """Server processes that somebody else has on the pool's behalf meanwhile."""
     ours_alone: bool = False
     """It needs something that the peers do not have."""
+    meets: tuple[str, ...] = ()
+    """What shows that it happened: patterns that errors met by our pool or told to its application must match."""
+    errors: int = 0
+    """Errors that the application may see of ours."""
+    shut_out: bool = False
+    """No connection can be made meanwhile, so that callers may time out besides."""
+    within: float = 1.0
+    """Seconds in which the first good work comes, on ours."""
 
 
 @dataclass
@@ -60,6 +71,8 @@ class Outcome:
 
     attempts: int
     errors: dict[str, int]
+    in_doubt: int
+    """Of these, the ones that leave open whether the work was committed."""
     first_good: float | None
     lost: int
     hung: int
@@ -69,6 +82,7 @@ class Outcome:
     """Likewise, open file descriptors."""
     most_backends: int
     longest_wait: float
+    longest_return: float
     longest_work: float
     longest_stall: float
     """Seconds that the machine kept a thread which does nothing, at most."""
@@ -91,13 +105,17 @@ class Outcome:
 class Scene:
     """What a fault can lay its hands on."""
 
-    def __init__(self, ground: Ground, app: Application, away: float) -> None:
+    def __init__(self, fault: Fault, ground: Ground, app: Application, ours: Ours | None, away: float) -> None:
+        self.fault = fault
         self.ground = ground
         self.server = ground.server
         self.app = app
+        self.ours = ours
         self.away = away
         """Seconds that something is away, where it goes away."""
         self.notes: list[str] = []
+        self.took: list[tuple[str, float, float]] = []
+        """What has a bound on ours: how many seconds it took, and may take."""
 
     def admin(self) -> connection:
         """A connection past the proxy."""
@@ -129,85 +147,91 @@ class Scene:
         )
 
     def kill(self, pids: list[int]) -> None:
-        """End backends as an administrator does, and wait until they are gone."""
-        self.ask("select pg_terminate_backend(pid, 5000) from unnest(%s) as pid", pids)
+        """End all backends of the pool as an administrator does, and wait until they are gone."""
+        if self.ask("select pg_terminate_backend(pid, 5000) from unnest(%s) as pid", pids) != [True] * MAXCONN:
+            raise AssertionError("not all backends were ended")
 
-    def wait_for(self, condition: Callable[[], object], patience: float = PATIENCE) -> None:
-        """Wait for something that the fault needs."""
+    def comes(self, condition: Callable[[], object], patience: float = PATIENCE) -> bool:
+        """Wait for something that may come."""
         deadline = monotonic() + patience
         while not condition():
             if monotonic() > deadline:
-                raise AssertionError("the fault could not be brought about")
+                return False
             time.sleep(0.005)
+        return True
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Wait for something that the fault needs."""
+        if not self.comes(condition):
+            raise AssertionError("the fault could not be brought about")
+
+    def hold_all(self) -> list[Attempt]:
+        """Let every connection be held, between two statements, until the application may go on; by whom."""
+        self.app.stop_at_hold()
+        self.wait_for(lambda: len(self.app.stopped()) == MAXCONN)
+        return self.app.stopped()
+
+    def stay_away(self) -> None:
+        """Let pass the time for which something is away, and more until our pool has noticed."""
+        time.sleep(self.away)
+        self.comes(lambda: not self.unmet())
+
+    def unmet(self) -> list[str]:
+        """What our pool should have met, and has not."""
+        if self.ours is None:
+            return []
+        met = [*self.ours.listener.met, *(each.told for each in [*self.app.attempts])]
+        return [pattern for pattern in self.fault.meets if not any(re.search(pattern, text) for text in met)]
 
 
 def play(fault: Fault, name: str, away: float) -> Outcome:
     """Let a fault happen to a pool while an application works on it."""
     with ExitStack() as stage:
         ground = fault.ground(stage)
-        threads, before = set(threading.enumerate()), Footprint.now()
+        before = Footprint.now()
         dsn = make_dsn(**{"application_name": NAME, "connect_timeout": 2, **ground.dsn})
         pool = make(name, Setup(dsn, MAXCONN, MAXCONN, timeout=TIMEOUT, checked=True), ground.options)
         app = Application(pool.connection, WORKERS)
-        scene = Scene(ground, app, away)
-        ours = pool.pool if name == OURS else None
-        with Census(ground.server, NAME, ours, MAXCONN, fault.beside) as census:
+        ours = pool if name == OURS else None
+        scene = Scene(fault, ground, app, ours, away)
+        if ours is not None:
+            stage.callback(ours.pool.close)
+        with Census(ground.server, NAME, ours and ours.pool, MAXCONN, fault.beside, standby=ground.standby) as census:
             app.start()
+            stage.callback(app.stop, 0.0)  # where the fault cannot be brought about, nobody works on either
+            scene.wait_for(lambda: census.most == MAXCONN)
             scene.wait_for(lambda: sum(each.committed for each in [*app.attempts]) >= 5 * WORKERS)
             mended = copy_context().run(fault.strike, scene)  # where a block is never left, its span stays current
-            with suppress(AssertionError):
-                scene.wait_for(lambda: app.first_good(mended) is not None)
+            scene.comes(lambda: app.first_good(mended) is not None)
             hung = app.stop(TIMEOUT + PATIENCE)
-            lost = MAXCONN - capacity(pool.connection, MAXCONN, TIMEOUT + GRACE)
+            lost = MAXCONN - capacity(app.borrow, MAXCONN, TIMEOUT + GRACE)
+            strays = census.count(ground.forsaken)
         app.check_the_books(ground.books.dsn)
-        violations = [*app.violations, *census.violations]
-        if ours is not None:
-            violations += check_ours(pool, app, census.longest_stall)
+        if strays:
+            census.violations.add(f"{strays} connections are on the old primary in the end")
+        scene.took += [
+            ("a caller was inside", app.longest_wait(), TIMEOUT),
+            ("a return took", app.longest_return(), RETURN),
+            ("the first good work came", app.first_good(mended) or 0.0, fault.within),
+        ]
         closing = threading.Thread(target=pool.close, daemon=True)  # some never come back
         closing.start()
         closing.join(PATIENCE)
-        left = wait_for_threads(threads)
-        descriptors = max(0, at_rest(before).descriptors - before.descriptors)
+        after = at_rest(before)
         return Outcome(
             attempts=len(app.attempts),
             errors=dict(app.errors()),
+            in_doubt=app.in_doubt(),
             first_good=app.first_good(mended),
             lost=lost,
             hung=hung,
-            threads=left,
-            descriptors=descriptors,
+            threads=max(0, after.threads - before.threads),
+            descriptors=max(0, after.descriptors - before.descriptors),
             most_backends=census.most,
             longest_wait=app.longest_wait(),
+            longest_return=app.longest_return(),
             longest_work=app.longest_work(),
             longest_stall=census.longest_stall,
-            violations=violations,
+            violations=[*app.violations, *census.violations, *judge(scene, census.longest_stall)],
             notes=scene.notes,
         )
-
-
-def check_ours(pool: Any, app: Application, stall: float) -> list[str]:
-    """The invariants that only our pool can be asked for."""
-    stats = pool.pool.stats()
-    found = []
-    if (stats.used, stats.waiting, stats.size) != (0, 0, stats.idle):
-        found.append(f"at rest: {stats.used} used, {stats.idle} idle of {stats.size}, {stats.waiting} waiting")
-    if app.longest_wait() > TIMEOUT + GRACE + stall:
-        found.append(f"a caller was inside for {app.longest_wait():.3f} s, where nobody stood still for {stall:.3f} s")
-    asked = sum(stats.checkouts.values()) + stats.timeouts + stats.errors
-    if pool.spans.ended[CHECKOUT] != asked:
-        found.append(f"{pool.spans.ended[CHECKOUT]} spans of {asked} checkouts")
-    return found
-
-
-def wait_for_threads(before: set[threading.Thread], patience: float = 3.0) -> int:
-    """How many threads stay, but for the one that watches deadlines, which belongs to the process."""
-    deadline = monotonic() + patience
-    while True:
-        left = [
-            thread
-            for thread in threading.enumerate()
-            if thread not in before and thread.is_alive() and thread.name not in {"otel_pgpool-deadlines", "proxy"}
-        ]
-        if not left or monotonic() > deadline:
-            return len(left)
-        time.sleep(0.01)

@@ -15,18 +15,16 @@ if TYPE_CHECKING:
 SUSPEND = 'kill -STOP "$0"; sleep "$1"; kill -CONT "$0"'
 
 
-def suspend(seconds: float) -> tuple[float, float]:
-    """Stop this process for so long; when it stopped and when it went on, at the latest."""
+def suspend(seconds: float) -> float:
+    """Stop this process for so long; a moment at which it stood still."""
     began = monotonic()
     subprocess.run(["sh", "-c", SUSPEND, str(os.getpid()), str(seconds)], check=True)  # noqa: S607
-    return began, monotonic()
+    return began + seconds  # the shell takes a moment to stop it, and far less than so long
 
 
 def suspended_while_held(scene: Scene) -> float:
     """Half of the workers hold a connection, the others wait for one until after their timeout."""
-    scene.app.stop_at_hold()
-    scene.wait_for(lambda: scene.app.holding == MAXCONN)
-    scene.wait_for(lambda: len(scene.in_state("idle in transaction")) == MAXCONN)
+    scene.hold_all()
     return suspended(scene, TIMEOUT + scene.away)
 
 
@@ -41,12 +39,15 @@ def suspended_at_work(scene: Scene) -> float:
 
 def suspended(scene: Scene, seconds: float) -> float:
     """Suspend, let the workers finish, and set their clocks right: the pool cannot serve anybody meanwhile."""
-    began, ended = suspend(seconds)
+    still = suspend(seconds)
+    ended = monotonic()
     scene.app.go_on()
     scene.app.pause()
     for attempt in scene.app.attempts:
-        if attempt.began < began and (attempt.acquired or attempt.ended) > began:
-            attempt.began += ended - began
+        if attempt.began < still < (attempt.acquired or attempt.ended or still):
+            attempt.began += seconds
+        if attempt.leaving and attempt.leaving < still < (attempt.ended or still):
+            attempt.leaving += seconds
     scene.app.resume()
     return ended
 
@@ -56,8 +57,9 @@ FAULTS = {
         "application suspended while all connections are held",
         "SIGSTOP for longer than the timeout, SIGCONT; times without the suspension",
         suspended_while_held,
+        errors=MAXCONN,
     ),
     "suspended-working": Fault(
-        "application suspended at work", "the same, in the middle of statements", suspended_at_work
+        "application suspended at work", "the same, in the middle of statements", suspended_at_work, errors=MAXCONN
     ),
 }
