@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -20,8 +21,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from benchmarks.row import OURS
 from faults.collector import Answer, Collector, absent
-from faults.scene import WORKERS, play
-from faults.telemetry import FAULTS, Exporter, Told
+from faults.scene import TIMEOUT, WORKERS, play
+from faults.telemetry import EXPORT_TIMEOUT, FAULTS, Exporter, Told
 from otel_pgpool import ConnectionPool
 from otel_pgpool.telemetry import Telemetry
 from tests.faults.programs import run
@@ -31,9 +32,12 @@ from tests.integration.telemetry_helpers import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from typing_extensions import Self
+
     from faults.ground import Ground
 
 LAMENT = "telemetry is being lost"
+EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 SDK = "opentelemetry.sdk"
 BATCHES = f"{SDK}._shared_internal"
 RAISED, FULL = "Exception while exporting", "Queue full, dropping"
@@ -82,6 +86,28 @@ def said() -> Iterator[Said]:
         logger.removeHandler(handler)
 
 
+class Standstill:
+    """Seconds in which no thread of this process ran, though one that sleeps for 20 ms at a time wanted to."""
+
+    def __enter__(self) -> Self:
+        self.total = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="standstill", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        slept, used = time.monotonic(), time.process_time()
+        while not self._over.wait(0.02):
+            now, cpu = time.monotonic(), time.process_time()
+            self.total += max(0.0, now - slept - (cpu - used) - 0.05)
+            slept, used = now, cpu
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_application_goes_on(name: str, said: Said) -> None:
     """No error, nobody waits for telemetry, no connection is lost, and the loss is said, by whoever knows of it.
@@ -96,9 +122,11 @@ def test_the_application_goes_on(name: str, said: Said) -> None:
         grounds.append(fault.ground(stage))
         return grounds[0]
 
-    outcome = play(replace(fault, ground=ground), OURS, 0.2)
-    assert (outcome.wrongs(), outcome.errors) == ([], {})
-    assert outcome.longest_work < 1 + outcome.longest_stall
+    with Standstill() as standstill:
+        outcome = play(replace(fault, ground=ground), OURS, 0.2)
+    assert outcome.wrongs() == []
+    assert set(outcome.errors) <= ({"PoolTimeout"} if standstill.total > TIMEOUT / 2 else set())
+    assert outcome.longest_work < 1 + standstill.total
     (told,) = grounds
     assert isinstance(told, Told)
     lost, counted = told.piece.lost, said.count()
@@ -107,8 +135,6 @@ def test_the_application_goes_on(name: str, said: Said) -> None:
     if name == "queue-full":
         assert full >= 1
         assert counted == {}
-    elif name == "collector-garbage":
-        assert (lost, counted) == (0, {})
     elif name == "exporter-raises":
         assert counted.keys() == {RAISED}
         assert 1 <= counted[RAISED] <= said.spells + full
@@ -117,8 +143,11 @@ def test_the_application_goes_on(name: str, said: Said) -> None:
         assert lost > 1
         assert counted == {LAMENT: 1}
     else:
-        assert lost >= 1
-        assert counted == {"opentelemetry.exporter.otlp.proto.http.trace_exporter": lost}
+        assert counted == +Counter({EXPORTER: lost})
+        if name != "collector-garbage":
+            assert lost >= 1
+        elif standstill.total < EXPORT_TIMEOUT / 2:
+            assert lost == 0
 
 
 def test_a_callback_that_raises(dsn: str, said: Said) -> None:
@@ -258,18 +287,21 @@ with configure("shop", span_exporters=given) as providers:
     stats = pool.stats()
     pool.close()
     began = time.monotonic()
-    providers.shutdown(3)
+    providers.shutdown(float(sys.argv[3]))
     took = time.monotonic() - began
 print(json.dumps({
     "errors": errors, "served": sum(stats.checkouts.values()), "levels": [stats.used, stats.idle - stats.size],
     "undelivered": providers.undelivered, "took": took, "raised": len(raised),
 }))
 """
-LIMIT, SLACK = 3.0, 5.0
-"""Seconds for the shutdown of such a program; and beside them, on a busy machine."""
+PROMPT, PATIENT = 1.0, 12.0
+"""Seconds for an export: to an endpoint that takes none, and to one that takes all, on however busy a machine."""
+SLACK = 5.0
+"""Seconds on such a machine, beside the three exports that a shutdown has time for."""
+TAKEN = (Answer.ACCEPTED, Answer.GARBAGE)
+"""Answers that say success."""
 SETTINGS = {
     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-    "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     "OTEL_BSP_SCHEDULE_DELAY": "20",
     "OTEL_BSP_MAX_QUEUE_SIZE": "4096",  # more than there are spans: a full queue is a fault of its own
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "64",
@@ -305,18 +337,19 @@ def ended(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
                 collector = stage.enter_context(Collector())
                 collector.answer = answer
                 endpoint = collector.endpoint
-            for variable, value in {**SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **settings}.items():
+            timeout = PATIENT if answer in TAKEN else PROMPT
+            export = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": f"{timeout:g}"}
+            for variable, value in {**SETTINGS, **export, **settings}.items():
                 monkeypatch.setenv(variable, value)
             began = time.time()
-            process = run(PROGRAM, dsn, broken)
+            process = run(PROGRAM, dsn, broken, f"{3 * timeout:g}")
             spells = int(time.time() // SPELL - began // SPELL) + 1
         assert process.returncode == 0, process.stderr
         told: dict[str, Any] = json.loads(process.stdout)
         assert (told["errors"], told["served"], told["levels"]) == ([], 800, [0, 0])
-        assert told["took"] < LIMIT + SLACK
-        said = [
-            line for line in process.stderr.splitlines() if not line.startswith(("pool shop: connection held", " "))
-        ]
+        assert told["took"] < 3 * PROMPT + SLACK
+        lines = [line for line in process.stderr.splitlines() if not line.startswith(" ")]
+        said = [line for line in lines if LAMENT in line or not line.startswith("pool shop: ")]
         return Ended(told["undelivered"], told["raised"], said, spells)
 
     return end
@@ -326,7 +359,7 @@ def ended(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
 def test_a_program_that_exports(ended: Callable[..., Ended], answer: Answer | None) -> None:
     """By `otlp.configure()`: every checkout is served, the exit is bounded, and a loss is said once for each signal."""
     program = ended(answer)
-    if answer in (Answer.ACCEPTED, Answer.GARBAGE):
+    if answer in TAKEN:
         assert program.stderr == []
     else:
         assert program.undelivered[0] >= 800
