@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -194,16 +195,23 @@ def by_a_processor(stage: ExitStack) -> Ground:
 def by_a_processor_at_the_start(stage: ExitStack) -> Ground:
     """Likewise."""
     processor = AtStart()
-    stage.enter_context(patch.object(pools, "Tally", lambda: processor.tally))
-    return told(stage, processor, processor)
+    return refused(stage, processor, processor)
 
 
 def by_a_sampler(stage: ExitStack) -> Ground:
     """By a sampler of the program's own."""
     sampler = Choosing()
-    stage.enter_context(patch.object(pools, "Tally", lambda: sampler.tally))
     stage.enter_context(patch.object(pools, "TracerProvider", partial(TracerProvider, sampler)))
-    return told(stage, sampler)
+    return refused(stage, sampler)
+
+
+def refused(stage: ExitStack, piece: Refusing, *processors: SpanProcessor) -> Told:
+    """A server; the pool gives a slow checkout whose span was refused another one, unless none counts as slow."""
+    stage.enter_context(patch.object(pools, "Tally", lambda: piece.tally))
+    stage.enter_context(patch.dict(os.environ, OTEL_PGPOOL_SLOW="3600"))
+    ground = told(stage, piece, *processors)
+    ground.options["long_hold"] = None
+    return ground
 
 
 def telling(scene: Scene) -> Told:

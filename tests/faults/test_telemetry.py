@@ -124,8 +124,9 @@ def test_the_application_goes_on(name: str, said: Said) -> None:
 
     with Standstill() as standstill:
         outcome = play(replace(fault, ground=ground), OURS, 0.2)
-    assert outcome.wrongs() == []
-    assert set(outcome.errors) <= ({"PoolTimeout"} if standstill.total > TIMEOUT / 2 else set())
+    stood = standstill.total > TIMEOUT / 2  # then callers may be served, or time out, later than the scene excuses
+    assert [wrong for wrong in outcome.wrongs() if not (stood and wrong.startswith("a caller was inside"))] == []
+    assert set(outcome.errors) <= ({"PoolTimeout"} if stood else set())
     assert outcome.longest_work < 1 + standstill.total
     (told,) = grounds
     assert isinstance(told, Told)
