@@ -22,6 +22,7 @@ class Answer(Enum):
 
     ACCEPTED = (200, b"")
     GARBAGE = (200, b"\xff\xffthis is no message")
+    NO_HTTP = (-1, b"\xff\xffthis is no status line\r\n")
     REFUSED = (400, b"")
     UNAVAILABLE = (503, b"")
     NONE = (0, b"")
@@ -77,9 +78,10 @@ class Handler(BaseHTTPRequestHandler):
         """Of whatever signal."""
         self.rfile.read(int(self.headers["Content-Length"]))
         status, body = self.server.answer.value
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        if status > 0:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:

@@ -1,30 +1,42 @@
-"""Telemetry that fails: the collector, the exporter, the queue, a span processor."""
+"""Telemetry that fails: the collector, the exporter, the queue, a span processor, the sampler."""
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 
+from faults import pools
 from faults.collector import Answer, Collector, absent
 from faults.ground import Ground, one_server
 from faults.scene import WORKERS, Fault
+from faults.tally import Tally
+from otel_pgpool.telemetry import names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import ExitStack
 
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span
+    from opentelemetry.util.types import Attributes
+
     from faults.scene import Scene
 
 QUEUE = 64
 """Spans that wait to be exported, at most."""
+EXPORT_TIMEOUT = 0.5
+"""Seconds that an export may take. Its first retry would come later than that, so that it fails at once, and once."""
 
 
 class BrokenError(Exception):
@@ -32,28 +44,23 @@ class BrokenError(Exception):
 
 
 @dataclass
-class Piece(SpanExporter, SpanProcessor):
-    """An exporter and a span processor that can be broken, or held up."""
+class Piece:
+    """A part of telemetry that can be broken, or held up."""
 
     broken: bool = False
     flows: Event = field(default_factory=Event)
+    lost: int = 0
+    """How often it has raised; exact where one thread calls it."""
 
     def __post_init__(self) -> None:
         self.flows.set()
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Do it, or raise."""
         self.flows.wait()
         if self.broken:
+            self.lost += 1
             raise BrokenError
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:  # noqa: ARG002 - the SDK's signature
-        """Take them, or raise."""
-        self._work()
-        return SpanExportResult.SUCCESS
-
-    def on_end(self, span: ReadableSpan) -> None:  # noqa: ARG002 - the SDK's signature
-        """Take it, or raise."""
-        self._work()
 
     def shutdown(self) -> None:
         """Nothing to do."""
@@ -63,23 +70,94 @@ class Piece(SpanExporter, SpanProcessor):
         return True
 
 
+class Exporter(Piece, SpanExporter):
+    """It exports to nowhere."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:  # noqa: ARG002 - the SDK's signature
+        """Take them, or raise."""
+        self.work()
+        return SpanExportResult.SUCCESS
+
+
+class AtEnd(Piece, SpanProcessor):
+    """It is there when a span ends."""
+
+    def on_end(self, span: ReadableSpan) -> None:  # noqa: ARG002 - the SDK's signature
+        """Take it, or raise."""
+        self.work()
+
+
+@dataclass
+class Refusing(Piece):
+    """It is there when a span starts, and can refuse it. Such a span ends nowhere; here it is counted all the same."""
+
+    tally: Tally = field(default_factory=Tally)
+
+    def refuse(self, name: str) -> None:
+        """Or not."""
+        try:
+            self.work()
+        except BrokenError:
+            self.tally.on_end(ReadableSpan(name, attributes={names.OUTCOME: "refused"}))
+            raise
+
+
+class AtStart(Refusing, SpanProcessor):
+    """A span processor."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's signature
+        """Let it start, or raise."""
+        self.refuse(span.name)
+
+
+class Choosing(Refusing, Sampler):
+    """A sampler."""
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: Any = None,
+        attributes: Attributes = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> SamplingResult:
+        """Take it, or raise."""
+        self.refuse(name)
+        return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes, *args, **kwargs)
+
+    def get_description(self) -> str:
+        """For the SDK."""
+        return "choosing"
+
+
+class Exports(OTLPSpanExporter):
+    """Over OTLP; it counts the batches that were not taken."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(f"{endpoint}/v1/traces", timeout=EXPORT_TIMEOUT)
+        self.lost = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send them."""
+        result = super().export(spans)
+        self.lost += result is not SpanExportResult.SUCCESS
+        return result
+
+
 @dataclass
 class Told(Ground):
     """A server, and somebody to tell of the checkouts."""
 
-    piece: Piece = field(default_factory=Piece)
+    piece: Piece | Exports = field(default_factory=Piece)
     collector: Collector | None = None
 
-    def tell(self, processor: SpanProcessor) -> Told:
-        """Let a processor have all spans."""
-        self.options["span_processors"] = [processor]
-        return self
 
-
-def told(stage: ExitStack) -> Told:
-    """A server."""
+def told(stage: ExitStack, piece: Piece | Exports, *processors: SpanProcessor) -> Told:
+    """A server; the processors have all spans."""
     ground = one_server(stage)
-    return Told(ground.server, ground.dsn)
+    return Told(ground.server, ground.dsn, options={"span_processors": processors}, piece=piece)
 
 
 def batched(exporter: SpanExporter) -> SpanProcessor:
@@ -89,27 +167,51 @@ def batched(exporter: SpanExporter) -> SpanProcessor:
 
 def to_a_collector(stage: ExitStack) -> Ground:
     """Over OTLP."""
-    ground = told(stage)
-    ground.collector = stage.enter_context(Collector())
-    return ground.tell(batched(OTLPSpanExporter(f"{ground.collector.endpoint}/v1/traces", timeout=1)))
+    collector = stage.enter_context(Collector())
+    exports = Exports(collector.endpoint)
+    ground = told(stage, exports, batched(exports))
+    ground.collector = collector
+    return ground
 
 
 def to_nobody(stage: ExitStack) -> Ground:
     """Over OTLP, to a port where nobody listens."""
-    endpoint = stage.enter_context(absent())
-    return told(stage).tell(batched(OTLPSpanExporter(f"{endpoint}/v1/traces", timeout=1)))
+    exports = Exports(stage.enter_context(absent()))
+    return told(stage, exports, batched(exports))
 
 
 def by_an_exporter(stage: ExitStack) -> Ground:
     """In batches, to an exporter of the program's own."""
-    ground = told(stage)
-    return ground.tell(batched(ground.piece))
+    exporter = Exporter()
+    return told(stage, exporter, batched(exporter))
 
 
 def by_a_processor(stage: ExitStack) -> Ground:
     """To a span processor of the program's own."""
-    ground = told(stage)
-    return ground.tell(ground.piece)
+    processor = AtEnd()
+    return told(stage, processor, processor)
+
+
+def by_a_processor_at_the_start(stage: ExitStack) -> Ground:
+    """Likewise."""
+    processor = AtStart()
+    return refused(stage, processor, processor)
+
+
+def by_a_sampler(stage: ExitStack) -> Ground:
+    """By a sampler of the program's own."""
+    sampler = Choosing()
+    stage.enter_context(patch.object(pools, "TracerProvider", partial(TracerProvider, sampler)))
+    return refused(stage, sampler)
+
+
+def refused(stage: ExitStack, piece: Refusing, *processors: SpanProcessor) -> Told:
+    """A server; the pool gives a slow checkout whose span was refused another one, unless none counts as slow."""
+    stage.enter_context(patch.object(pools, "Tally", lambda: piece.tally))
+    stage.enter_context(patch.dict(os.environ, OTEL_PGPOOL_SLOW="3600"))
+    ground = told(stage, piece, *processors)
+    ground.options["long_hold"] = None
+    return ground
 
 
 def telling(scene: Scene) -> Told:
@@ -117,32 +219,47 @@ def telling(scene: Scene) -> Told:
     return scene.ground
 
 
+def piece_of(scene: Scene) -> Piece:
+    piece = telling(scene).piece
+    assert isinstance(piece, Piece)
+    return piece
+
+
 def collector_answers(scene: Scene, answer: Answer) -> float:
-    """For a while."""
+    """For a while, and until something is lost, where the exporter can know of it."""
     collector = telling(scene).collector
     assert collector is not None
     collector.answer = answer
     time.sleep(scene.away)
+    if answer is not Answer.GARBAGE:
+        something_is_lost(scene)
     collector.answer = Answer.ACCEPTED
     return monotonic()
 
 
 def collector_absent(scene: Scene) -> float:
     time.sleep(scene.away)
+    something_is_lost(scene)
     return monotonic()
 
 
 def raises(scene: Scene) -> float:
-    piece = telling(scene).piece
+    piece = piece_of(scene)
     piece.broken = True
     time.sleep(scene.away)
+    something_is_lost(scene)
     piece.broken = False
     return monotonic()
 
 
+def something_is_lost(scene: Scene) -> None:
+    piece = telling(scene).piece
+    scene.wait_for(lambda: piece.lost > 0)
+
+
 def queue_is_full(scene: Scene) -> float:
     """The exporter hangs until more has been done than the queue can hold."""
-    piece = telling(scene).piece
+    piece = piece_of(scene)
     piece.flows.clear()
     done = len(scene.app.attempts)
     scene.wait_for(lambda: len(scene.app.attempts) > done + 2 * QUEUE + WORKERS)
@@ -168,6 +285,7 @@ FAULTS = {
             ("unavailable", "that is unavailable", "HTTP 503", Answer.UNAVAILABLE),
             ("hangs", "that hangs", "it accepts and never answers", Answer.NONE),
             ("garbage", "that answers garbage", "success, with a body that is no message", Answer.GARBAGE),
+            ("no-http", "that is none", "an answer that is no HTTP", Answer.NO_HTTP),
         )
     },
     "exporter-raises": Fault(
@@ -179,6 +297,16 @@ FAULTS = {
     ),
     "processor-raises": Fault(
         "a span processor that raises", "at the end of each span", raises, ground=by_a_processor, ours_alone=True
+    ),
+    "start-raises": Fault(
+        "a span processor that raises at the start",
+        "at the start of each span, which so begins nowhere",
+        raises,
+        ground=by_a_processor_at_the_start,
+        ours_alone=True,
+    ),
+    "sampler-raises": Fault(
+        "a sampler that raises", "at each span that it is asked for", raises, ground=by_a_sampler, ours_alone=True
     ),
     "queue-full": Fault(
         "a full batch queue",

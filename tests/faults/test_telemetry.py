@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
+import time
+from collections import Counter
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +21,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from benchmarks.row import OURS
 from faults.collector import Answer, Collector, absent
-from faults.scene import play
-from faults.telemetry import FAULTS, Piece
+from faults.scene import TIMEOUT, WORKERS, play
+from faults.telemetry import EXPORT_TIMEOUT, FAULTS, Exporter, Told
 from otel_pgpool import ConnectionPool
 from otel_pgpool.telemetry import Telemetry
 from tests.faults.programs import run
@@ -26,24 +30,132 @@ from tests.integration.helpers import in_thread
 from tests.integration.telemetry_helpers import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
+
+    from typing_extensions import Self
+
+    from faults.ground import Ground
+
+LAMENT = "telemetry is being lost"
+EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+SDK = "opentelemetry.sdk"
+BATCHES = f"{SDK}._shared_internal"
+RAISED, FULL = "Exception while exporting", "Queue full, dropping"
+CALLBACK = "Callback failed for instrument"
+SPELL = 20
+"""Seconds of the system's clock in which the SDK's batch processors do not say the same twice in a row."""
+
+
+@dataclass(eq=False)
+class Said(logging.Handler):
+    """What the libraries say at WARNING and above, which a program that sets up no logging sees on stderr."""
+
+    records: list[logging.LogRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._began = time.time()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def spells(self) -> int:
+        return int(time.time() // SPELL - self._began // SPELL) + 1
+
+    def count(self) -> Counter[str]:
+        """By who said it, and of the SDK's batch processors and our pool by what."""
+        return Counter(
+            next((text for text in (RAISED, FULL, LAMENT) if text in record.getMessage()), record.name)
+            for record in self.records
+            if not vars(record).get("otel_pgpool.event")  # a long hold, on a machine that stood still
+        )
+
+
+@pytest.fixture
+def said() -> Iterator[Said]:
+    """From here on, as in a new process: the SDK remembers nothing of what it has said before."""
+    for each in logging.getLogger(BATCHES).filters:
+        vars(each).pop("last_log", None)
+    handler = Said()
+    loggers = [logging.getLogger(name) for name in ("opentelemetry", "otel_pgpool")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+class Standstill:
+    """Seconds in which no thread of this process ran, though one that sleeps for 20 ms at a time wanted to."""
+
+    def __enter__(self) -> Self:
+        self.total = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="standstill", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        slept, used = time.monotonic(), time.process_time()
+        while not self._over.wait(0.02):
+            now, cpu = time.monotonic(), time.process_time()
+            self.total += max(0.0, now - slept - (cpu - used) - 0.05)
+            slept, used = now, cpu
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_application_goes_on(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """No error, nobody waits for telemetry, and each checkout has ended one span; at most one lament of the pool's."""
-    caplog.set_level(logging.CRITICAL, "opentelemetry")
-    caplog.handler.setLevel(logging.DEBUG)  # set_level has set it too
-    outcome = play(FAULTS[name], OURS, 0.2)
-    assert (outcome.wrongs(), outcome.errors) == ([], {})
-    assert outcome.longest_work < 1 + outcome.longest_stall
-    laments = [record for record in caplog.records if "telemetry is being lost" in record.getMessage()]
-    assert len(laments) == (name == "processor-raises")
+def test_the_application_goes_on(name: str, said: Said) -> None:
+    """No error, nobody waits for telemetry, no connection is lost, and the loss is said, by whoever knows of it.
+
+    The pool says it once. The SDK's batch processors say the same once in 20 s, but for threads that do so at the same
+    time, and for two things in turn; its OTLP exporter, as a program uses it without `otlp.configure()`, once for each
+    batch. Of an answer that says success nobody can know more.
+    """
+    fault, grounds = FAULTS[name], []
+
+    def ground(stage: ExitStack) -> Ground:
+        grounds.append(fault.ground(stage))
+        return grounds[0]
+
+    with Standstill() as standstill:
+        outcome = play(replace(fault, ground=ground), OURS, 0.2)
+    stood = standstill.total > TIMEOUT / 2  # then callers may be served, or time out, later than the scene excuses
+    assert [wrong for wrong in outcome.wrongs() if not (stood and wrong.startswith("a caller was inside"))] == []
+    assert set(outcome.errors) <= ({"PoolTimeout"} if stood else set())
+    assert outcome.longest_work < 1 + standstill.total
+    (told,) = grounds
+    assert isinstance(told, Told)
+    lost, counted = told.piece.lost, said.count()
+    full = counted.pop(FULL, 0)
+    assert full <= WORKERS * said.spells
+    if name == "queue-full":
+        assert full >= 1
+        assert counted == {}
+    elif name == "exporter-raises":
+        assert counted.keys() == {RAISED}
+        assert 1 <= counted[RAISED] <= said.spells + full
+        assert lost >= counted[RAISED]
+    elif name in {"processor-raises", "start-raises", "sampler-raises"}:
+        assert lost > 1
+        assert counted == {LAMENT: 1}
+    else:
+        assert counted == +Counter({EXPORTER: lost})
+        if name != "collector-garbage":
+            assert lost >= 1
+        elif standstill.total < EXPORT_TIMEOUT / 2:
+            assert lost == 0
 
 
-def test_a_callback_that_raises(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A program's own observable callback that raises costs the pool none of its sixteen metrics."""
-    caplog.set_level(logging.CRITICAL, "opentelemetry")
+def test_a_callback_that_raises(dsn: str, said: Said) -> None:
+    """A program's own observable callback that raises costs the pool none of its sixteen metrics.
+
+    The SDK says so of each callback at each collection, which by default is once a minute.
+    """
     reader = InMemoryMetricReader()
     meters = MeterProvider([reader], shutdown_on_exit=False)
 
@@ -68,13 +180,30 @@ def test_a_callback_that_raises(dsn: str, caplog: pytest.LogCaptureFixture) -> N
             assert {point.value for point in count.data.data_points} == {0, 1}
         assert pool.stats().used == 0
     meters.shutdown()
+    assert [record.getMessage() for record in said.records if record.name.startswith(SDK)] == [
+        f"{CALLBACK} shop.{name}." for _ in range(2) for name in ("before", "before", "after", "after")
+    ]
+
+
+def test_a_simple_processor_whose_exporter_raises(dsn: str, said: Said) -> None:
+    """The SDK says so of each span, which is why `otlp.configure()` has none; the borrower sees nothing."""
+    exporter = Exporter(broken=True)
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    with ConnectionPool(1, 2, dsn, timeout=5, observer=Telemetry(tracers)) as pool:
+        for _ in range(10):
+            with pool.connection():
+                pass
+        assert pool.stats().used == 0
+    assert exporter.lost == 11  # the first connection's is one
+    assert said.count() == {RAISED: 11}
 
 
 def test_a_simple_processor_whose_exporter_hangs(dsn: str) -> None:
     """It holds up who gives back, whose connection is free already, and no other borrower."""
-    piece = Piece()
+    exporter = Exporter()
     tracers = TracerProvider(shutdown_on_exit=False)
-    tracers.add_span_processor(SimpleSpanProcessor(piece))
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
     quiet = TracerProvider(shutdown_on_exit=False)
     with (
         ConnectionPool(1, 2, dsn, name="held up", timeout=5, observer=Telemetry(tracers)) as pool,
@@ -85,26 +214,62 @@ def test_a_simple_processor_whose_exporter_hangs(dsn: str) -> None:
             with pool.connection():
                 pass
 
-        piece.flows.clear()
+        exporter.flows.clear()
         stuck = in_thread(work, pool)
         until(lambda: pool.stats().checkouts["idle"] == 1 and pool.stats().used == 0)
         for _ in range(10):
             work(other)
         conn = pool.getconn()  # its span has begun, and is not exported yet
         assert not stuck.done()
-        piece.flows.set()
+        exporter.flows.set()
         stuck.result(5)
         pool.putconn(conn)
         assert pool.stats().used == 0
 
 
 PROGRAM = """
-import json, sys, threading, time
+import json, logging, sys, threading, time
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace.sampling import Sampler
 from otel_pgpool import ConnectionPool
 from otel_pgpool.otlp import configure
 
-with configure("shop") as providers:
-    pool = ConnectionPool(2, 4, sys.argv[1], name="shop", timeout=10)
+logging.basicConfig(format="%(message)s")
+broken, raised = sys.argv[2], []
+
+class BrokenError(Exception):
+    pass
+
+def breaks(*_args, **_kwargs):
+    raised.append(time.monotonic())
+    raise BrokenError
+
+class AtStart(SpanProcessor):
+    on_start = breaks
+
+class AtEnd(SpanProcessor):
+    on_end = breaks
+
+class Exporter(SpanExporter):
+    export = breaks
+
+class Undecided(Sampler):
+    should_sample = breaks
+    get_description = breaks
+
+given = [Exporter()] if broken == "exporter" else []
+with configure("shop", span_exporters=given) as providers:
+    tracers = providers.tracer_provider
+    if broken == "on_start":
+        tracers.add_span_processor(AtStart())
+    elif broken == "on_end":
+        tracers.add_span_processor(AtEnd())
+    elif broken == "sampler":
+        tracers.sampler = Undecided()
+    elif broken == "callback":
+        providers.meter_provider.get_meter("shop").create_observable_gauge("broken", [breaks])
+    pool = ConnectionPool(2, 4, sys.argv[1], name="shop", timeout=20)
     errors = []
 
     def work():
@@ -123,47 +288,119 @@ with configure("shop") as providers:
     stats = pool.stats()
     pool.close()
     began = time.monotonic()
-    providers.shutdown(1)
+    providers.shutdown(float(sys.argv[3]))
     took = time.monotonic() - began
 print(json.dumps({
     "errors": errors, "served": sum(stats.checkouts.values()), "levels": [stats.used, stats.idle - stats.size],
-    "undelivered": providers.undelivered.spans, "took": took,
+    "undelivered": providers.undelivered, "took": took, "raised": len(raised),
 }))
 """
-SLACK = 3.0
+PROMPT, PATIENT = 1.0, 12.0
+"""Seconds for an export: to an endpoint that takes none, and to one that takes all, on however busy a machine."""
+SLACK = 5.0
+"""Seconds on such a machine, beside the three exports that a shutdown has time for."""
+TAKEN = (Answer.ACCEPTED, Answer.GARBAGE)
+"""Answers that say success."""
 SETTINGS = {
     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-    "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     "OTEL_BSP_SCHEDULE_DELAY": "20",
-    "OTEL_BSP_MAX_QUEUE_SIZE": "1024",  # more than there are checkouts: `queue-full` is a fault of its own
+    "OTEL_BSP_MAX_QUEUE_SIZE": "4096",  # more than there are spans: a full queue is a fault of its own
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "64",
     "OTEL_METRIC_EXPORT_INTERVAL": "100",
 }
 
 
-@pytest.mark.parametrize("answer", [None, *Answer], ids=lambda answer: getattr(answer, "name", "ABSENT"))
-def test_a_program_that_exports(dsn: str, monkeypatch: pytest.MonkeyPatch, answer: Answer | None) -> None:
-    """By `otlp.configure()`: every checkout is served, the exit is bounded, and a loss is said once for each signal."""
+@dataclass
+class Ended:
+    """A program that was served all it asked for, and what it has said."""
+
+    undelivered: list[int]
+    raised: int
+    stderr: list[str]
+    """Without the source lines of tracebacks."""
+    spells: int
+
+    def count(self, text: str) -> int:
+        return sum(text in line for line in self.stderr)
+
+
+@pytest.fixture
+def ended(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Run the program to its end."""
     for variable in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(variable)
-    with ExitStack() as stack:
-        if answer is None:
-            endpoint = stack.enter_context(absent())
-        else:
-            collector = stack.enter_context(Collector())
-            collector.answer = answer
-            endpoint = collector.endpoint
-        for variable, value in {**SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}.items():
-            monkeypatch.setenv(variable, value)
-        ended = run(PROGRAM, dsn)
-    assert ended.returncode == 0, ended.stderr
-    told: dict[str, Any] = json.loads(ended.stdout)
-    assert (told["errors"], told["served"], told["levels"]) == ([], 800, [0, 0])
-    assert told["took"] < 1 + SLACK
-    said = [line for line in ended.stderr.splitlines() if not line.startswith("pool shop: ")]
-    if answer in (Answer.ACCEPTED, Answer.GARBAGE):
-        assert said == []
+
+    def end(answer: Answer | None, broken: str = "nothing", **settings: str) -> Ended:
+        with ExitStack() as stage:
+            if answer is None:
+                endpoint = stage.enter_context(absent())
+            else:
+                collector = stage.enter_context(Collector())
+                collector.answer = answer
+                endpoint = collector.endpoint
+            timeout = PATIENT if answer in TAKEN else PROMPT
+            export = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": f"{timeout:g}"}
+            for variable, value in {**SETTINGS, **export, **settings}.items():
+                monkeypatch.setenv(variable, value)
+            began = time.time()
+            process = run(PROGRAM, dsn, broken, f"{3 * timeout:g}")
+            spells = int(time.time() // SPELL - began // SPELL) + 1
+        assert process.returncode == 0, process.stderr
+        told: dict[str, Any] = json.loads(process.stdout)
+        assert (told["errors"], told["served"], told["levels"]) == ([], 800, [0, 0])
+        assert told["took"] < 3 * PROMPT + SLACK
+        lines = [line for line in process.stderr.splitlines() if not line.startswith(" ")]
+        said = [line for line in lines if LAMENT in line or not line.startswith("pool shop: ")]
+        return Ended(told["undelivered"], told["raised"], said, spells)
+
+    return end
+
+
+@pytest.mark.parametrize("answer", [None, *Answer], ids=lambda answer: getattr(answer, "name", "ABSENT"))
+def test_a_program_that_exports(ended: Callable[..., Ended], answer: Answer | None) -> None:
+    """By `otlp.configure()`: every checkout is served, the exit is bounded, and a loss is said once for each signal."""
+    program = ended(answer)
+    if answer in TAKEN:
+        assert program.stderr == []
     else:
-        assert told["undelivered"] >= 800
-        assert 1 <= len(said) <= 3, said  # each of the three exporters
-        assert len(set(said)) == len(said)
+        assert program.undelivered[0] >= 800
+        assert 1 <= len(program.stderr) <= 3, program.stderr  # each of the three exporters
+        assert len(set(program.stderr)) == len(program.stderr)
+
+
+def test_a_program_whose_queue_is_full(ended: Callable[..., Ended]) -> None:
+    """By `otlp.configure()`, to an endpoint that hangs: the queue is said to be full once, beside the exporters' one.
+
+    Nearly a thousand spans overrun it. As in a scene, threads that notice at the same time may say it together.
+    """
+    program = ended(Answer.NONE, OTEL_BSP_MAX_QUEUE_SIZE="64")
+    full = program.count(FULL)
+    assert program.undelivered[0] >= 800
+    assert 1 <= full <= 8 * program.spells
+    assert 1 <= len(program.stderr) - full <= 3, program.stderr
+
+
+@pytest.mark.parametrize("broken", ["on_start", "on_end", "sampler"])
+def test_a_program_with_a_broken_piece(ended: Callable[..., Ended], broken: str) -> None:
+    """A span processor or a sampler of its own, beside `otlp.configure()`: said by the pool, once, and nothing else."""
+    program = ended(Answer.ACCEPTED, broken)
+    assert program.raised >= 800
+    assert (program.count(LAMENT), len(program.stderr)) == (1, 1), program.stderr
+    assert program.undelivered == [0, 0, 0]
+
+
+def test_a_program_whose_own_exporter_raises(ended: Callable[..., Ended]) -> None:
+    """One given to `otlp.configure()`: said by the SDK, with its traceback, once; OTLP has everything."""
+    program = ended(Answer.ACCEPTED, "exporter")
+    assert program.raised > 1
+    assert 1 <= program.count(RAISED) <= program.spells + program.count(FULL)
+    assert len(program.stderr) == 3 * program.count(RAISED) + program.count(FULL), program.stderr
+    assert program.undelivered == [0, 0, 0]
+
+
+def test_a_program_whose_callback_raises(ended: Callable[..., Ended]) -> None:
+    """Said by the SDK at each collection, with its traceback; all other metrics are exported."""
+    program = ended(Answer.ACCEPTED, "callback")
+    assert program.count(f"{CALLBACK} broken.") == program.raised >= 1
+    assert len(program.stderr) == 3 * program.raised, program.stderr
+    assert program.undelivered == [0, 0, 0]
