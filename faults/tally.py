@@ -33,14 +33,14 @@ class Tally(SpanProcessor):
         """Count one."""
         with self._lock:
             self.started[span.name] += 1
-            self.open[id(span)] = span.name
+            self.open[span.context.span_id] = span.name
 
     def on_end(self, span: ReadableSpan) -> None:
         """Count one."""
         attributes = span.attributes or {}
         with self._lock:
             self.ended[span.name] += 1
-            self.open.pop(id(span), None)
+            self.open.pop(span.context.span_id if span.context else 0, None)
             if span.name == names.CHECKOUT:
                 self.outcomes[str(attributes[names.OUTCOME])] += 1
                 if names.HOLD_TIME in attributes:
