@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2.extensions import make_dsn
 
-from faults.prober import UNRULY, bounds
+from faults.prober import UNRULY, bounds, longest_silence
 from faults.proxy import Proxy
 from faults.quiet import silenced
 from otel_pgpool import ConnectionPool, PoolError
@@ -50,9 +50,11 @@ class Returned:
     connections: int
     """Of each."""
     away: float
-    """Seconds from the stop until the server takes connections again."""
+    """Seconds from the first connect that fails until the server takes them again."""
     while_away: list[int]
     """Connects that arrived in each second from the first on, until the server is back."""
+    silence: float
+    """Seconds between two of them, at most, from the third second on."""
     on_return: list[int]
     """The same, from the moment when it is back."""
     first_work: float | None
@@ -79,6 +81,8 @@ class Returned:
             found.append(f"connects in each second at a server that is away: {self.while_away}")
         if sum(self.while_away[UNRULY:]) > bound.later:
             found.append(f"{sum(self.while_away[UNRULY:])} connects, after the first seconds, at a server that is away")
+        if self.silence > bound.silence:
+            found.append(f"no connect for {self.silence:.1f} s: all pause alike")
         if max(self.on_return) > bound.coming_back * self.connections:
             found.append(f"{max(self.on_return)} connects in one second when the server was back")
         if sum(self.on_return) > wanted + self.processes:
@@ -173,13 +177,15 @@ def play(processes: int = 20, connections: int = 10, away: float = 10.0) -> Retu
         most, all_back = look_on(server.dsn, processes * connections, back)
         looked = monotonic()
         tales = [member.end() for member in herd]
-        began = min((knock for knock in door.knocks if stopped <= knock < back), default=stopped)
+        knocks = [knock for knock in door.knocks if stopped <= knock < back]
+        began = min(knocks, default=stopped)
         again = [first_after(back, worker) for tale in tales for worker in tale["worked"]]
         return Returned(
             processes=processes,
             connections=connections,
             away=back - began,
             while_away=door.curve(began, back),
+            silence=longest_silence(sorted(knock - began for knock in knocks)),
             on_return=door.curve(back, looked),
             first_work=min((moment for moment in again if moment is not None), default=None),
             all_work=None if None in again else max(moment for moment in again if moment is not None),

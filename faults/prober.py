@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ class Bounds(NamedTuple):
     """Connects in each second while the server is away."""
     later: float
     """Connects in all, from the third second on."""
-    coming_back: float
-    """Processes whose prober gets through in one second, when it is back."""
+    coming_back: int
+    """Processes whose prober gets through in one second, when it is back; with a margin, that would be all."""
+    silence: float
+    """Seconds without a connect, from the third on: where all paused alike there would be longer ones."""
 
 
 @cache
@@ -40,17 +43,21 @@ def bounds(processes: int, away: float) -> Bounds:
     """Those of a herd of so many processes, whose server is away for so long."""
     chance = random.Random(0)  # noqa: S311 - the same bounds for each herd
     seconds = int(away) + 1
-    most, later, back = [0] * seconds, 0, 0
+    most, later, back, silence = [0] * seconds, 0, 0, 0.0
     for _ in range(HERDS):
-        knocks, returns = Counter[int](), Counter[int]()
-        for _ in range(processes):
-            *tried, succeeded = probe(chance, away)
-            knocks.update(map(int, tried))
-            returns[int(succeeded - away)] += 1
-        most = [max(most[second], knocks[second]) for second in range(seconds)]
-        later = max(later, sum(number for second, number in knocks.items() if second >= UNRULY))
-        back = max(back, *returns.values())
-    return Bounds([number * MARGIN for number in most], later * MARGIN, back * MARGIN)
+        herd = [list(probe(chance, away)) for _ in range(processes)]
+        knocks = sorted(knock for *tried, _ in herd for knock in tried)
+        curve = Counter(map(int, knocks))
+        most = [max(most[second], curve[second]) for second in range(seconds)]
+        later = max(later, sum(knock >= UNRULY for knock in knocks))
+        back = max(back, *Counter(int(succeeded - away) for *_, succeeded in herd).values())
+        silence = max(silence, longest_silence(knocks))
+    return Bounds([number * MARGIN for number in most], later * MARGIN, back, silence * MARGIN)
+
+
+def longest_silence(knocks: list[float]) -> float:
+    """Seconds between two of them, at most, from the third second on."""
+    return max((later - sooner for sooner, later in pairwise(knocks) if sooner >= UNRULY), default=0.0)
 
 
 def probe(chance: random.Random, away: float) -> Iterator[float]:

@@ -6,7 +6,7 @@ import gc
 import random
 import time
 from collections import Counter, defaultdict
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from faults.limits import Limits
 from faults.quiet import silenced
 from faults.stalls import Stalls
 from faults.tally import Tally
-from otel_pgpool import ConnectionPool
+from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry, names
 
@@ -172,7 +172,7 @@ class Stress:
         )
         self.stalls = stage.enter_context(Stalls())
         self.census = stage.enter_context(Census(self.server, NAME, self.pool, MAXCONN))
-        self.limits = stage.enter_context(Limits(self.pool, self.census.count, self.stalls))
+        self.limits = stage.enter_context(Limits(self.pool, self.census.count))
 
     def lap(self, number: int, seconds: float) -> None:
         """Let all do as they please for a while, and look at what they leave behind."""
@@ -212,8 +212,13 @@ class Stress:
         )
 
     def unrest(self) -> Iterator[str]:
-        """What does not come to rest at the least size: all are idle, and each connection has its server process."""
-        self.resize(MINCONN)
+        """What does not come to rest: all connections can be had; then the least are idle, with a process each."""
+        self.resize(MAXCONN)
+        with suppress(PoolTimeout), ExitStack() as lent:
+            for _ in range(MAXCONN):
+                self.counts += Counter(asked=1, served=1, committed=1)
+                lent.enter_context(self.pool.connection())
+            self.resize(MINCONN)  # so that all but the least are surplus, and close as they come back
         deadline = monotonic() + PATIENCE
         while monotonic() < deadline:
             gc.collect()

@@ -49,12 +49,13 @@ def test_a_herd_comes_back_without_a_stampede() -> None:
 def test_a_stampede_is_seen() -> None:
     """Pools that do not pause, or come back all at once, or one short, or not at all, pass for no herd."""
     seconds = [130, 20, 12, 9, 9, 7, 7, 8, 8, 8, 1]
-    good = herd.Returned(20, 10, 10.2, seconds, [70, 60, 40, 20, 10], 0.1, 4.0, 4.5, {}, 200)
+    good = herd.Returned(20, 10, 10.2, seconds, 1.0, [70, 60, 40, 20, 10], 0.1, 4.0, 4.5, {}, 200)
     assert good.violations == []
     for stampede in (
         replace(good, while_away=[200] * 11),
         replace(good, while_away=[3 * number for number in seconds]),
         replace(good, while_away=[*seconds[:2], *(2 * number for number in seconds[2:])]),
+        replace(good, silence=3.0),
         replace(good, on_return=[200]),
         replace(good, on_return=[70, 60, 60, 40, 20]),
         replace(good, most_backends=201),
