@@ -28,7 +28,7 @@ PATIENCE = 120.0
 STACK = 256 * 1024
 """Bytes for each of its threads."""
 MOST_RESIDENT = 100.0
-"""KB for each that waits: some 30 are its thread's, before it asks."""
+"""KB for each that waits: some 20 of 2,000, more where few share what all need."""
 SERVED = "served"
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import errors
 
-from otel_pgpool import PoolTimeout, TooManyRequests
+from otel_pgpool import PoolError, PoolTimeout, TooManyRequests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,12 +82,15 @@ def by_hand(pool: ConnectionPool) -> None:
 
 
 def by_key(pool: ConnectionPool) -> None:
-    """Lent twice and given back by a key."""
-    conn = pool.getconn("key")
+    """Lent twice and given back by a key, which keeps its connection: it is given back once more on an interrupt."""
     try:
+        conn = pool.getconn("key")
         assert pool.getconn("key") is conn
-    finally:
         pool.putconn(key="key")
+    except KeyboardInterrupt:
+        with suppress(PoolError):
+            pool.putconn(key="key")
+        raise
 
 
 def closing(pool: ConnectionPool) -> None:
