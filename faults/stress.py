@@ -6,7 +6,7 @@ import gc
 import random
 import time
 from collections import Counter, defaultdict
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry, names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from psycopg2.extensions import connection
 
@@ -212,20 +212,29 @@ class Stress:
         )
 
     def unrest(self) -> Iterator[str]:
-        """What does not come to rest: all connections can be had; then the least are idle, with a process each."""
+        """What does not come to rest; then, what of the surplus stays that has been lent while the limit fell."""
         self.resize(MAXCONN)
-        with suppress(PoolTimeout), ExitStack() as lent:
-            for _ in range(MAXCONN):
-                self.counts += Counter(asked=1, served=1, committed=1)
-                lent.enter_context(self.pool.connection())
-            self.resize(MINCONN)  # so that all but the least are surplus, and close as they come back
+        yield from self._unrest(range(MAXCONN + 1))
+        try:
+            with ExitStack() as all_lent:
+                for _ in range(MAXCONN):
+                    all_lent.enter_context(self.pool.connection())
+                self.counts += Counter(asked=MAXCONN, served=MAXCONN, committed=MAXCONN)
+                self.resize(MINCONN)
+        except PoolTimeout as error:
+            yield f"not all can be had: {error}"
+        yield from self._unrest([MINCONN])
+
+    def _unrest(self, sizes: Collection[int]) -> Iterator[str]:
+        """All must be idle, so many, and each have its server process."""
         deadline = monotonic() + PATIENCE
         while monotonic() < deadline:
-            gc.collect()
+            gc.collect()  # which is where some have been dropped
+            self.pool.check()  # and some were killed while they were idle
             stats = self.pool.stats()
             backends = self.census.count()
             at_work = stats.used, stats.waiting, stats.connecting
-            if at_work == (0, 0, 0) and stats.size == stats.idle == backends == MINCONN:
+            if at_work == (0, 0, 0) and stats.size == stats.idle == backends and backends in sizes:
                 return
             time.sleep(0.01)
         yield f"{self.pool!r}, {stats.size} in all, {backends} server processes"
