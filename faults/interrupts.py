@@ -228,8 +228,8 @@ class Strikes:
         else:
             try:
                 self._all_can_be_had()
-            except PoolTimeout as error:
-                yield str(error)
+            except PoolTimeout:
+                yield f"not all {MAXCONN} can be had"
 
     def _all_can_be_had(self) -> None:
         with ExitStack() as lent:
