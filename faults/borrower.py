@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from faults.books import Books
+    from faults.limits import Limits
     from otel_pgpool import ConnectionPool
 
 WEIGHTS = {
@@ -47,6 +48,20 @@ LONG_HOLD = 0.04
 """Seconds; the longest holds here pass them."""
 
 
+NOTED = 0.05
+"""Seconds beyond its timeout from which on a call is noted."""
+
+
+class Late(NamedTuple):
+    """A call that took longer than its timeout. Times are readings of the monotonic clock."""
+
+    what: str
+    """And its timeout."""
+    asked: float
+    due: float
+    came: float
+
+
 class Abandoned(Exception):  # noqa: N818 - the application's own, and no failure
     """Raised inside a block, to have its work rolled back."""
 
@@ -56,8 +71,9 @@ class Shared:
     """What all borrowers have in common."""
 
     pool: ConnectionPool
-    limit: int
-    """Most connections that they may resize it to."""
+    most: int
+    """Connections that they may resize it to."""
+    limits: Limits
     kill: Callable[[int], int]
     """Ends one of the pool's server processes, the so-and-so-many-th; how many it has ended."""
     books: Books
@@ -75,10 +91,8 @@ class Borrower(threading.Thread):
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
         """What came of it: asked, served, committed, and so on, and each action."""
-        self.longest_late = 0.0
-        """Seconds beyond its timeout that a call took, served or not."""
-        self.latest = ""
-        """Which that was."""
+        self.late: list[Late] = []
+        """Calls, served or not."""
         self._shared = shared
         self._pool = shared.pool
         self._books = shared.books
@@ -186,9 +200,9 @@ class Borrower(threading.Thread):
         gc.collect()
 
     def _generate(self, asked: float, knot: list[Iterator[None]]) -> Iterator[None]:
-        with self._pool.connection() as conn:
+        with self._pool.connection() as conn, self._owners.hold(conn):
             self._served(asked, None)
-            with self._losing(conn), self._owners.hold(conn):
+            with self._losing(conn):
                 self._insert(conn, self._books.open())
             yield
             knot.clear()  # never, but for this it is kept
@@ -196,7 +210,8 @@ class Borrower(threading.Thread):
     def _drop_by(self, leave: Callable[[connection], None]) -> None:
         conn = self._lend(None)
         if conn is not None:
-            with self._losing(conn), self._owners.hold(conn):
+            self._owners.hold_until_gone(conn)
+            with self._losing(conn):
                 self._insert(conn, self._books.open())
             leave(conn)
 
@@ -204,12 +219,13 @@ class Borrower(threading.Thread):
 
     def kill(self) -> None:
         """End one of its server processes."""
-        self.counts["killed"] += self._shared.kill(self._dice.randrange(self._shared.limit))
+        self.counts["killed"] += self._shared.kill(self._dice.randrange(self._shared.most))
 
     def resize(self) -> None:
         """Change its limits."""
-        most = self._dice.choice((self._shared.limit, self._dice.randint(1, self._shared.limit)))
-        self._pool.resize(self._dice.randint(0, most), most)
+        most = self._dice.choice((self._shared.most, self._dice.randint(1, self._shared.most)))
+        with self._shared.limits.change(most):
+            self._pool.resize(self._dice.randint(0, most), most)
 
     def drain(self) -> None:
         """Replace all."""
@@ -246,9 +262,9 @@ class Borrower(threading.Thread):
     def _came(self, what: str, asked: float, timeout: float | None) -> None:
         self.counts[what] += 1
         patience = TIMEOUT if timeout is None else timeout
-        late = monotonic() - asked - patience
-        if late > self.longest_late:
-            self.longest_late, self.latest = late, f"{what}, of {patience:g} s"
+        due, now = asked + patience, monotonic()
+        if now - due > NOTED:
+            self.late.append(Late(f"{what}, of {patience:g} s", asked, due, now))
 
     @contextmanager
     def _losing(self, conn: connection) -> Iterator[None]:

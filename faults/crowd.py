@@ -7,14 +7,12 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
-from textwrap import wrap
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from psycopg2.extensions import make_dsn
 
 from faults.census import Census
-from faults.document import WIDTH
 from faults.footprint import Footprint, at_rest
 from faults.quiet import silenced
 from otel_pgpool import ConnectionPool
@@ -29,6 +27,9 @@ PATIENCE = 120.0
 """Seconds that each of a crowd would wait."""
 STACK = 256 * 1024
 """Bytes for each of its threads."""
+MOST_RESIDENT = 100.0
+"""KB for each that waits: some 20 of 2,000, more where few share what all need."""
+SERVED = "served"
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,10 @@ class Crowded:
 
     threads: int
     maxconn: int
-    served: int
-    errors: dict[str, int]
+    outcomes: dict[str, int]
+    """How many were served, and how many saw which error."""
     seconds: float
     """From then until the last was served."""
-    longest_wait: float
     waiting: int
     """At the moment when the ten connections came back."""
     resident: float
@@ -49,19 +49,40 @@ class Crowded:
     most_backends: int
     threads_left: int
     descriptors_left: int
-    violations: list[str]
+    found: list[str]
+    """What was seen meanwhile that should not be."""
+
+    @property
+    def served(self) -> int:
+        """How many got a connection."""
+        return self.outcomes.get(SERVED, 0)
+
+    @property
+    def violations(self) -> list[str]:
+        """What should not be."""
+        found = [*self.found]
+        if self.waiting != self.threads:
+            found.append(f"{self.waiting} of {self.threads} threads wait")
+        if self.outcomes != {SERVED: self.threads}:
+            found.append(f"of {self.threads} threads: {self.outcomes}")
+        if self.most_backends != self.maxconn:
+            found.append(f"{self.most_backends} server processes of {self.maxconn}")
+        if self.resident > MOST_RESIDENT:
+            found.append(f"{self.resident:.0f} KB for each that waits")
+        if self.threads_left or self.descriptors_left:
+            found.append(f"{self.threads_left} threads and {self.descriptors_left} descriptors are left")
+        return found
 
     def lines(self) -> Iterator[str]:
         """For docs/reliability.md."""
         yield "### A crowd"
         yield ""
-        yield from wrap(
+        yield (
             f"{self.waiting:,} threads wait at once for one of {self.maxconn} connections, all of which are lent, and "
             f"then come back: {self.served:,} are served, the last after {self.seconds:.3f} s, with "
-            f"{sum(self.errors.values())} errors and never more than {self.most_backends} server processes. Each that "
-            f"waits takes {self.resident:.0f} KB, its thread included. Left: {self.threads_left} threads, "
-            f"{self.descriptors_left} file descriptors.",
-            WIDTH,
+            f"{sum(self.outcomes.values()) - self.served} errors and never more than {self.most_backends} server "
+            f"processes. Each that waits takes {self.resident:.0f} KB, its thread included. Left: {self.threads_left} "
+            f"threads, {self.descriptors_left} file descriptors."
         )
 
 
@@ -69,9 +90,8 @@ class Crowd:
     """Threads that each ask once, and use what they get."""
 
     def __init__(self, pool: ConnectionPool, size: int) -> None:
-        self.errors: Counter[str] = Counter()
-        self.waits: list[float] = []
-        """Seconds, of each that was served."""
+        self.outcomes: list[str] = []
+        """Of each that has come back: served, or the name of its error."""
         self._pool = pool
         self._threads = [threading.Thread(target=self._ask, name="crowd", daemon=True) for _ in range(size)]
 
@@ -86,18 +106,19 @@ class Crowd:
             time.sleep(0.005)
 
     def disperse(self) -> None:
-        """Wait until the last has gone."""
+        """Wait until the last has gone, or must have."""
+        deadline = monotonic() + PATIENCE
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - monotonic()))
 
     def _ask(self) -> None:
-        asked = monotonic()
         try:
             with self._pool.connection() as conn, conn.cursor() as cursor:
-                self.waits.append(monotonic() - asked)
                 cursor.execute("select 1")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is counted
-            self.errors[type(error).__name__] += 1
+            self.outcomes.append(type(error).__name__)
+        else:
+            self.outcomes.append(SERVED)
 
 
 def play(threads: int = 2_000) -> Crowded:
@@ -119,22 +140,20 @@ def play(threads: int = 2_000) -> Crowded:
             crowd.disperse()
             seconds = monotonic() - began
         stats = pool.stats()
-        violations = sorted(census.violations)
+        found = sorted(census.violations)
         if (stats.used, stats.waiting, stats.size) != (0, 0, stats.idle):
-            violations.append(f"at rest: {pool!r}")
+            found.append(f"at rest: {pool!r}")
         pool.close()
         after = at_rest(before)
         return Crowded(
             threads=threads,
             maxconn=MAXCONN,
-            served=len(crowd.waits),
-            errors=dict(crowd.errors),
+            outcomes=dict(Counter(crowd.outcomes)),
             seconds=seconds,
-            longest_wait=max(crowd.waits),
             waiting=waiting,
             resident=(resident - before.resident) * 1024 / threads,
             most_backends=census.most,
             threads_left=max(0, after.threads - before.threads),
             descriptors_left=max(0, after.descriptors - before.descriptors),
-            violations=violations,
+            found=found,
         )

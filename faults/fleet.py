@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from textwrap import wrap
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from psycopg2.extensions import make_dsn
 
-from faults.document import WIDTH
 from faults.footprint import Footprint, at_rest
 from faults.tally import Tally
 from otel_pgpool import ConnectionPool
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
 NAME = "otel_pgpool fleet"
 OTHERS = 20
 """Places at the server for whoever is not one of the pools."""
+MOST_RESIDENT = 200.0
+"""KB for each pool, its connection's included."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Sailed:
             found.append(f"{self.threads_new:g} threads for each new pool, {self.threads_open:g} for each that works")
         if self.backends != self.pools:
             found.append(f"{self.backends} server processes of {self.pools} pools with one connection each")
+        if self.descriptors_open > 1:
+            found.append(f"{self.descriptors_open:g} descriptors for each pool with one connection")
+        if self.resident_open > MOST_RESIDENT:
+            found.append(f"{self.resident_open:.0f} KB for each pool")
         if self.threads_left or self.descriptors_left:
             found.append(f"{self.threads_left} threads and {self.descriptors_left} descriptors are left")
         return found
@@ -64,10 +68,9 @@ class Sailed:
         """For docs/reliability.md."""
         yield "### Many pools"
         yield ""
-        yield from wrap(
+        yield (
             f"{self.pools:,} pools in one process, with spans and metrics; {self.seconds:.1f} s until each had "
-            "connected and served once.",
-            WIDTH,
+            "connected and served once."
         )
         yield ""
         yield "| for each pool | threads | memory (KB) | file descriptors |"

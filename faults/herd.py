@@ -11,16 +11,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from textwrap import wrap
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2.extensions import make_dsn
 
-from faults.document import WIDTH
+from faults.prober import UNRULY, bounds, longest_silence
 from faults.proxy import Proxy
 from faults.quiet import silenced
 from otel_pgpool import ConnectionPool, PoolError
@@ -39,8 +38,6 @@ REST = 0.1
 """Seconds between two of a worker's borrowings."""
 STEADY = 1.0
 """Seconds of good work before the stop, and after all are back."""
-MOST_KNOCKS = 10
-"""Connects a second of one process while the server is away: its prober pauses for 0.05 s on average at first."""
 PATIENCE = 60.0
 """Seconds within which all have to be there, or there again."""
 
@@ -53,17 +50,19 @@ class Returned:
     connections: int
     """Of each."""
     away: float
-    """Seconds from the stop until the server takes connections again."""
+    """Seconds from the first connect that fails until the server takes them again."""
     while_away: list[int]
-    """Connects that arrived in each second from the stop on."""
+    """Connects that arrived in each second from the first on, until the server is back."""
+    silence: float
+    """Seconds between two of them, at most, from the third second on."""
     on_return: list[int]
-    """The same, from the moment when it is back, until every connection is."""
-    first_work: float
-    """Seconds until one process worked again."""
-    all_work: float
+    """The same, from the moment when it is back."""
+    first_work: float | None
+    """Seconds until one worker worked again; None for never."""
+    all_work: float | None
     """Seconds until all did."""
     all_back: float | None
-    """Seconds until every connection was there; None for never."""
+    """Seconds until every connection was there."""
     errors: dict[str, int]
     """What the callers saw."""
     most_backends: int
@@ -71,36 +70,48 @@ class Returned:
     @property
     def violations(self) -> list[str]:
         """What should not be."""
+        wanted = self.processes * self.connections
+        bound = bounds(self.processes, self.away)
         found = []
-        if self.all_back is None:
-            found.append(f"{self.most_backends} connections of {self.processes * self.connections} came back")
-        if max(self.while_away) > MOST_KNOCKS * self.processes:
-            found.append(f"{max(self.while_away)} connects in a second at a server that is away")
-        if sum(self.on_return) > self.processes * (self.connections + 1):
-            found.append(f"{sum(self.on_return)} connects for {self.processes * self.connections} connections")
+        if self.all_back is None or self.most_backends != wanted:
+            found.append(f"{self.most_backends} connections came back of {wanted}")
+        if self.all_work is None:
+            found.append("not all workers came back")
+        if any(knocks > most for knocks, most in zip(self.while_away, bound.in_a_second, strict=False)):
+            found.append(f"connects in each second at a server that is away: {self.while_away}")
+        if sum(self.while_away[UNRULY:]) > bound.later:
+            found.append(f"{sum(self.while_away[UNRULY:])} connects, after the first seconds, at a server that is away")
+        if self.silence > bound.silence:
+            found.append(f"no connect for {self.silence:.1f} s: all pause alike")
+        if max(self.on_return) > bound.coming_back * self.connections:
+            found.append(f"{max(self.on_return)} connects in one second when the server was back")
+        if sum(self.on_return) > wanted + self.processes:
+            found.append(f"{sum(self.on_return)} connects for {wanted} connections")
         return found
 
     def lines(self) -> Iterator[str]:
         """For docs/reliability.md."""
-        back = "never" if self.all_back is None else f"{self.all_back:.1f} s"
         seen = ", ".join(f"{number:,} {name}" for name, number in sorted(self.errors.items())) or "no error"
         yield "### A herd that comes back"
         yield ""
-        yield from wrap(
+        yield (
             f"{self.processes} processes with {self.connections} connections each; their server is away for "
-            f"{self.away:.1f} s. Connects that arrived, as a proxy in front of it counts them, second by second:",
-            WIDTH,
+            f"{self.away:.1f} s. Connects that arrived, as a proxy in front of it counts them, second by second:"
         )
         yield ""
         yield f"- while it is away: {', '.join(map(str, self.while_away))}"
-        yield f"- once it is back, until all are: {', '.join(map(str, self.on_return))}"
+        yield f"- once it is back: {', '.join(map(str, self.on_return))}"
         yield ""
-        yield from wrap(
-            f"The first process works again after {self.first_work:.1f} s, the last after {self.all_work:.1f} s; all "
-            f"{self.processes * self.connections} connections are there after {back}. The callers, who wait "
-            f"{TIMEOUT:g} s, saw {seen}.",
-            WIDTH,
+        yield (
+            f"The first worker works again after {moment(self.first_work)}, the last after {moment(self.all_work)}; "
+            f"all {self.processes * self.connections} connections are there after {moment(self.all_back)}. The "
+            f"callers, who wait {TIMEOUT:g} s, saw {seen}."
         )
+
+
+def moment(seconds: float | None) -> str:
+    """Or never."""
+    return "never" if seconds is None else f"{seconds:.1f} s"
 
 
 class Door(Proxy):
@@ -163,64 +174,67 @@ def play(processes: int = 20, connections: int = 10, away: float = 10.0) -> Retu
         time.sleep(away)
         server.start()
         back = monotonic()
-        most, all_back = wait_for_all(server.dsn, processes * connections, back)
-        curve = door.curve(back, monotonic())
-        time.sleep(STEADY)
+        most, all_back = look_on(server.dsn, processes * connections, back)
+        looked = monotonic()
         tales = [member.end() for member in herd]
+        knocks = [knock for knock in door.knocks if stopped <= knock < back]
+        began = min(knocks, default=stopped)
+        again = [first_after(back, worker) for tale in tales for worker in tale["worked"]]
         return Returned(
             processes=processes,
             connections=connections,
-            away=back - stopped,
-            while_away=door.curve(stopped, back),
-            on_return=curve,
-            first_work=min(tale["again"] for tale in tales) - back,
-            all_work=max(tale["again"] for tale in tales) - back,
+            away=back - began,
+            while_away=door.curve(began, back),
+            silence=longest_silence(sorted(knock - began for knock in knocks)),
+            on_return=door.curve(back, looked),
+            first_work=min((moment for moment in again if moment is not None), default=None),
+            all_work=None if None in again else max(moment for moment in again if moment is not None),
             all_back=all_back,
             errors=dict(sum((Counter(tale["errors"]) for tale in tales), Counter())),
             most_backends=most,
         )
 
 
-def wait_for_all(dsn: str, connections: int, since: float) -> tuple[int, float | None]:
-    """The most server processes that there were, and the seconds until there were so many."""
-    conn = psycopg2.connect(dsn)
-    conn.autocommit = True
-    most = 0
-    with conn.cursor() as cursor:
-        while most < connections and monotonic() < since + PATIENCE:
+def first_after(since: float, moments: list[float]) -> float | None:
+    """Seconds until the first of them."""
+    return min((moment - since for moment in moments if moment >= since), default=None)
+
+
+def look_on(dsn: str, connections: int, since: float) -> tuple[int, float | None]:
+    """The most server processes that there were, a while after there were enough; the seconds until there were."""
+    most, enough = 0, None
+    with closing(psycopg2.connect(dsn)) as conn, conn.cursor() as cursor:
+        conn.autocommit = True
+        while monotonic() < (since + PATIENCE if enough is None else enough + STEADY):
             cursor.execute("select count(*) from pg_stat_activity where application_name = %s", (NAME,))
             most = max(most, *(cursor.fetchone() or (0,)))
+            if enough is None and most >= connections:
+                enough = monotonic()
             time.sleep(0.01)
-    conn.close()
-    return most, monotonic() - since if most >= connections else None
+    return most, None if enough is None else enough - since
 
 
 class Worker(threading.Thread):
-    """Borrows at ease, and remembers its longest time without good work."""
+    """Borrows at ease, and remembers when it worked."""
 
     def __init__(self, pool: ConnectionPool, over: threading.Event) -> None:
         super().__init__(daemon=True)
         self.errors: Counter[str] = Counter()
-        self.gap = 0.0
-        self.again = 0.0
-        """When the longest gap ended."""
+        self.worked: list[float] = []
+        """When, as readings of the monotonic clock, which all processes share."""
         self._pool = pool
         self._over = over
 
     def run(self) -> None:
         """Work."""
-        last = monotonic()
         while not self._over.wait(REST):
             try:
                 with self._pool.connection() as conn, conn.cursor() as cursor:
                     cursor.execute("select 1")
             except (PoolError, psycopg2.Error) as error:
                 self.errors[type(error).__name__] += 1
-                continue
-            now = monotonic()
-            if now - last > self.gap:
-                self.gap, self.again = now - last, now
-            last = now
+            else:
+                self.worked.append(monotonic())
 
 
 def main(dsn: str, connections: int) -> None:
@@ -237,7 +251,7 @@ def main(dsn: str, connections: int) -> None:
         for worker in workers:
             worker.join(TIMEOUT + 1)
     errors = sum((worker.errors for worker in workers), Counter())
-    print(json.dumps({"again": min(worker.again for worker in workers), "errors": errors}))
+    print(json.dumps({"worked": [worker.worked for worker in workers], "errors": errors}))
 
 
 if __name__ == "__main__":

@@ -4,69 +4,101 @@ from __future__ import annotations
 
 import ast
 import gc
-import os
-import socket
 import sys
-import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
-from contextvars import copy_context
+from collections import Counter
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from pathlib import Path
-from textwrap import wrap
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import context as contexts
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+
 import otel_pgpool
-from faults.document import WIDTH
+from faults.footprint import Footprint, at_rest
 from faults.quiet import silenced
+from faults.tally import Tally
+from faults.ways import WAYS, use
 from otel_pgpool import ConnectionPool, PoolTimeout, _members
 from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
     from types import FrameType
 
-PACKAGE = str(Path(otel_pgpool.__file__).parent)
+    from typing_extensions import Self
+
+    Way = Callable[[ConnectionPool], None]
+
+PACKAGE = Path(otel_pgpool.__file__).parent
 MAXCONN = 2
-PATIENCE = 5.0
+PATIENCE = 2.0
 """Seconds within which all must be as before."""
+MOST_LOSSES = 50
+"""After so many, each of which takes a new pool, enough is known."""
+LINGERS = 0.5
+"""Seconds for which a descriptor may stay open."""
 IMPATIENCE = 0.01
 """Seconds after which the pool takes for lost what is in nobody's hands: it would give it longer, for a slow thread."""
 
 
 class Interrupter:
-    """Raises `KeyboardInterrupt` at one line inside the package, in the thread that it is used in."""
+    """Raises `KeyboardInterrupt` inside the package, in the thread that it is used in, where it has not yet been.
 
-    def __init__(self, step: int) -> None:
-        self._left = step
-        self.struck: str | None = None
+    Args:
+        struck: where it has been; it adds to them.
+        thorough: come to each line as often as it is run, and not once.
+    """
+
+    def __init__(self, struck: set[Hashable], *, thorough: bool) -> None:
+        self.place: str | None = None
+        """Where it struck now."""
+        self._struck = struck
+        self._thorough = thorough
+        self._visits: Counter[tuple[str, int]] = Counter()
 
     def __enter__(self) -> None:
+        self._before = sys.gettrace()
         sys.settrace(self._enter)
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _enter(self, frame: FrameType, _event: str, _arg: object) -> Callable[..., Any] | None:
-        return self._step if frame.f_code.co_filename.startswith(PACKAGE) and not is_finalizer(frame) else None
+        return self._step if frame.f_code.co_filename.startswith(str(PACKAGE)) and not is_finalizer(frame) else None
 
     def _step(self, frame: FrameType, event: str, _arg: object) -> Callable[..., Any]:
-        if event == "line" and self.struck is None and not leaves_a_block(frame):
-            self._left -= 1
-            if self._left < 0:
-                self.struck = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+        if event == "line" and self.place is None:
+            line = frame.f_code.co_filename, frame.f_lineno
+            self._visits[line] += 1
+            visit = (line, self._visits[line]) if self._thorough else line
+            if visit not in self._struck and not leaves_a_block(frame):
+                self._struck.add(visit)
+                self.place = f"{Path(line[0]).relative_to(PACKAGE)}:{line[1]} {frame.f_code.co_name}"
                 raise KeyboardInterrupt
         return self._step
 
 
 def is_finalizer(frame: FrameType | None) -> bool:
-    """Whether it belongs to the callback of a weak reference: what is raised there, Python only prints."""
-    while frame is not None and frame.f_code.co_name != "_dropped":
+    """Whether it belongs to a finalizer: what is raised there, Python only prints."""
+    while frame is not None and frame.f_code not in finalizers():
         frame = frame.f_back
     return frame is not None
+
+
+@cache
+def finalizers() -> set[object]:
+    """The package's: the callbacks of weak references, and what its classes have."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(otel_pgpool.__name__)]
+    kinds = [vars(kind) for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+    found = [kind[name] for kind in kinds for name in ("_dropped", "__del__") if name in kind]
+    return {getattr(finalizer, "__code__", None) for finalizer in found}
 
 
 def leaves_a_block(frame: FrameType) -> bool:
@@ -83,76 +115,6 @@ def with_lines(path: str) -> set[int]:
     return {block.lineno for block in blocks} | {item.context_expr.lineno for block in blocks for item in block.items}
 
 
-# The ways in and out
-
-
-def use(conn: Any) -> None:
-    """One statement."""
-    with conn.cursor() as cursor:
-        cursor.execute("select 1")
-
-
-def block(pool: ConnectionPool) -> None:
-    """A block that ends well."""
-    with pool.connection() as conn:
-        use(conn)
-
-
-def failing_block(pool: ConnectionPool) -> None:
-    """A block that raises."""
-    with suppress(LookupError), pool.connection() as conn:
-        use(conn)
-        raise LookupError
-
-
-def by_hand(pool: ConnectionPool) -> None:
-    """Lent and given back by hand."""
-    conn = pool.getconn()
-    try:
-        use(conn)
-    finally:
-        pool.putconn(conn)
-
-
-def queued(pool: ConnectionPool) -> None:
-    """All connections are out, and come back while the caller waits, or when it has been interrupted."""
-    out, gone = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        lent = [pool.getconn() for _ in range(MAXCONN)]
-        out.set()
-        while not (pool.stats().waiting or gone.is_set()):
-            time.sleep(0.001)
-        while lent:
-            pool.putconn(lent.pop())
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    try:
-        out.wait()
-        block(pool)
-    finally:
-        gone.set()
-        holder.join()
-
-
-def after_deaths(pool: ConnectionPool) -> None:
-    """All idle connections are dead, and have been idle for long enough to be looked at."""
-    for slot in list(pool._core.idle):  # noqa: SLF001 - no program can make time pass for them
-        if slot.conn is not None:
-            with suppress(Exception), socket.socket(fileno=os.dup(slot.conn.fileno())) as sock:
-                sock.shutdown(socket.SHUT_RDWR)
-        slot.seen -= 1
-        slot.returned -= 1
-    block(pool)
-
-
-WAYS = (block, failing_block, by_hand, queued, after_deaths)
-
-
-# Striking
-
-
 @dataclass(frozen=True)
 class Struck:
     """What came of many interrupts."""
@@ -160,6 +122,8 @@ class Struck:
     interrupts: int
     lines_struck: int
     """Different ones."""
+    spans: int
+    """Started, meanwhile."""
     discarded: dict[str, int]
     violations: list[str]
 
@@ -168,13 +132,127 @@ class Struck:
         yield "### Interrupts"
         yield ""
         lost = ", ".join(f"{number:,} {reason}" for reason, number in sorted(self.discarded.items()))
-        yield from wrap(
-            f"{self.interrupts:,} times a KeyboardInterrupt is raised inside the pool, at each of {self.lines_struck} "
-            f"lines that a checkout and its return may run through, waits, dead connections and failing blocks among "
-            f"them. Each time, all {MAXCONN} connections can be had again afterwards, and nothing is out or waiting. "
-            f"Connections replaced: {lost}. Lost: {len(self.violations)}.",
-            WIDTH,
+        yield (
+            f"{self.interrupts:,} times a KeyboardInterrupt is raised inside the pool and its telemetry, at each of "
+            f"{self.lines_struck} lines that a checkout and its return may run through, waits, timeouts, dead and "
+            "aged connections, failing blocks and commits among them. Each time, it comes out, all "
+            f"{MAXCONN} connections can be had again, nothing is out or waiting, the OpenTelemetry context is the one "
+            "from before, no file descriptor is left and the garbage collector is on; each of "
+            f"{self.spans:,} spans has ended at the latest when the pool is closed. Connections replaced: {lost}. "
+            f"Exceptions to this: {len(self.violations)}."
         )
+
+
+class Strikes:
+    """Interrupts of a pool, and what each has left behind."""
+
+    def __init__(self, make: Callable[[], ConnectionPool], spans: Tally) -> None:
+        self.places: list[str] = []
+        """Where it struck, each time."""
+        self.wrongs: Counter[str] = Counter()
+        self.discarded: Counter[str] = Counter()
+        self.losses = 0
+        """After which the pool could not go on."""
+        self._make = make
+        self._spans = spans
+        self._unended: dict[int, str] = {}  # spans, and the strike that they were begun in
+        self._last = "no strike"
+        self._ignored: list[str] = []
+        self._context = contexts.get_current()
+        self._begin()
+
+    def __enter__(self) -> Self:
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = lambda raised: self._ignored.append(repr(raised.exc_value))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._hook
+
+    def _begin(self) -> None:
+        self._pool = self._make()
+        for way in WAYS:  # so that what each brings with it, once, is there
+            way(self._pool)
+        self._all_can_be_had()
+        self._descriptors = Footprint.now().descriptors
+
+    def strike(self, way: Way, struck: set[Hashable], *, thorough: bool) -> None:
+        """Interrupt one way at each of its lines in turn."""
+        while self.losses < MOST_LOSSES:
+            interrupter = Interrupter(struck, thorough=thorough)
+            came = None
+            try:
+                with interrupter:
+                    way(self._pool)
+            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - another than ours is what is looked for
+                came = repr(error)
+            if interrupter.place is not None:
+                self.places.append(interrupter.place)
+                self._last = f"{interrupter.place}, in {way.__name__}"
+            self._judge(came, repr(KeyboardInterrupt()) if interrupter.place is not None else None)
+            if interrupter.place is None:
+                return
+
+    def _judge(self, came: str | None, expected: str | None) -> None:
+        """Look at what the last strike has left, or what a way in which there was none has found of it."""
+        gc.collect(0)
+        lost = [] if came == expected else [f"{came} came out, and not {expected}"]
+        left = [*self._unsettled()]
+        lost += self._lost()
+        left += self._unsettled("of a later checkout")
+        left += self._open_files()
+        self.wrongs.update(f"{self._last}: {each}" for each in (*lost, *left))
+        for span in self._spans.open.keys() - self._unended.keys():
+            self._unended[span] = self._last
+        if lost:
+            self.losses += 1
+            self.end()
+            self._begin()
+
+    def end(self) -> None:
+        """Close the pool: what has not ended by now never will."""
+        self._pool.close(0)
+        self.discarded += Counter(self._pool.stats().discarded)
+        for span, name in self._spans.open.items():
+            self.wrongs[f"{self._unended.get(span, self._last)}: a span {name} has not ended"] += 1
+        self._spans.open.clear()
+
+    def _lost(self) -> Iterator[str]:
+        """What cannot be had any more."""
+        core = self._pool._core  # noqa: SLF001 - what `stats` tells hides what is below zero
+        deadline = monotonic() + PATIENCE
+        while (core.used or core.queue) and monotonic() < deadline:
+            time.sleep(0.001)
+        if core.used or core.queue:
+            yield f"{core.used} out and {len(core.queue)} waiting"
+        else:
+            try:
+                self._all_can_be_had()
+            except PoolTimeout:
+                yield f"not all {MAXCONN} can be had"
+
+    def _all_can_be_had(self) -> None:
+        with ExitStack() as lent:
+            for _ in range(MAXCONN):
+                use(lent.enter_context(self._pool.connection()))
+
+    def _unsettled(self, whose: str = "of the checkout") -> Iterator[str]:
+        """What the thread and the interpreter are left with; it is put right, for the next strike."""
+        if contexts.get_current() is not self._context:
+            yield f"the context {whose} is still current"
+            contexts.attach(self._context)
+        if not gc.isenabled():
+            yield "the garbage collector is off"
+            gc.enable()
+        while self._ignored:
+            yield f"a finalizer raised {self._ignored.pop()}"
+
+    def _open_files(self) -> Iterator[str]:
+        before = Footprint(sys.maxsize, self._descriptors, 0.0)  # threads come and go
+        after = at_rest(before, LINGERS)
+        if after.descriptors > self._descriptors:
+            yield "a file descriptor is left"
+            self._descriptors = after.descriptors
 
 
 @contextmanager
@@ -188,52 +266,52 @@ def impatient() -> Iterator[None]:
         _members.STRAY_AFTER, _members.LEFT_AFTER = before
 
 
-def strike(pool: ConnectionPool, way: Callable[[ConnectionPool], None]) -> Iterator[tuple[str, str | None]]:
-    """Interrupt one way at each of its lines in turn; where, and what was wrong afterwards."""
-    for step in count():
-        interrupter = Interrupter(step)
-        here = copy_context()
-        with suppress(KeyboardInterrupt), interrupter:
-            here.run(way, pool)
-        if interrupter.struck is None:
-            return
-        gc.collect(0)
-        yield interrupter.struck, wrong_with(pool)
-
-
-def wrong_with(pool: ConnectionPool) -> str | None:
-    """What has been lost, if anything."""
-    deadline = monotonic() + PATIENCE
-    while pool.stats().used and monotonic() < deadline:
-        time.sleep(0.001)
-    if (stats := pool.stats()).used or stats.waiting:
-        return f"{stats.used} out and {stats.waiting} waiting"
-    while (used := pool._core.used) and monotonic() < deadline:  # noqa: SLF001 - the figures hide what is below zero
-        time.sleep(0.001)
-    if used:
-        return f"{used} out"
-    with ExitStack() as lent:
-        try:
-            for _ in range(MAXCONN):
-                use(lent.enter_context(pool.connection()))
-        except PoolTimeout as error:
-            return str(error)
-    return None
+@contextmanager
+def in_a_request() -> Iterator[None]:
+    """In a context of the application's, which must be current again whatever happens."""
+    token = contexts.attach(contexts.set_value("request", "one"))
+    try:
+        yield
+    finally:
+        contexts.detach(token)
 
 
 def play(interrupts: int = 10_000, dsn: str | None = None) -> Struck:
-    """Interrupt all ways at each of their lines, again and again, at least so many times."""
+    """Interrupt at each line once, and then all ways at each step, at least so many times."""
     with ExitStack() as stage:
         stage.enter_context(silenced())
         stage.enter_context(impatient())
+        stage.enter_context(in_a_request())
         dsn = dsn or stage.enter_context(PostgresServer()).dsn
-        pool = stage.enter_context(ConnectionPool(MAXCONN, MAXCONN, dsn, timeout=PATIENCE, long_hold=IMPATIENCE))
-        struck: list[str] = []
-        violations: list[str] = []
-        while not violations and (not struck or len(struck) < interrupts):
+        spans = Tally()
+        tracers, meters = TracerProvider(), MeterProvider([InMemoryMetricReader()])
+        tracers.add_span_processor(spans)
+        stage.callback(meters.shutdown)
+        stage.callback(tracers.shutdown)
+
+        def make() -> ConnectionPool:
+            return ConnectionPool(
+                MAXCONN,
+                MAXCONN,
+                dsn,
+                timeout=PATIENCE,
+                max_waiting=1,
+                long_hold=IMPATIENCE,
+                observer=Telemetry(tracers, meters),
+            )
+
+        strikes = stage.enter_context(Strikes(make, spans))
+        struck: set[Hashable] = set()
+        for way in WAYS:
+            strikes.strike(way, struck, thorough=False)
+        while len(strikes.places) < interrupts and strikes.losses < MOST_LOSSES:
             for way in WAYS:
-                for place, wrong in strike(pool, way):
-                    struck.append(place)
-                    if wrong is not None:
-                        violations.append(f"{way.__name__}, {place}: {wrong}")
-        return Struck(len(struck), len(set(struck)), dict(pool.stats().discarded), violations)
+                strikes.strike(way, set(), thorough=True)
+        strikes.end()
+        return Struck(
+            interrupts=len(strikes.places),
+            lines_struck=len(set(strikes.places)),
+            spans=spans.started.total(),
+            discarded=dict(strikes.discarded),
+            violations=[f"{wrong} ({number} times)" for wrong, number in sorted(strikes.wrongs.items())],
+        )

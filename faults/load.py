@@ -7,60 +7,56 @@ import faulthandler
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from faults import crowd, fleet, herd, interrupts, soak, stress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    Figure = interrupts.Struck | stress.Stressed | soak.Soaked | crowd.Crowded | fleet.Sailed | herd.Returned
+    from typing_extensions import Self
+
+Figure = interrupts.Struck | stress.Stressed | soak.Soaked | crowd.Crowded | fleet.Sailed | herd.Returned
 
 HANGS_AFTER = 1800.0
 """Seconds beyond those of the stress after which one that does not end says where it stands, and is ended."""
+WIDTH = 118
+"""Characters of a line of prose in docs/reliability.md, at most."""
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What came of each that was played."""
+class Play(NamedTuple):
+    """One of them."""
 
-    interrupts: interrupts.Struck | None = None
-    stress: stress.Stressed | None = None
-    soak: soak.Soaked | None = None
-    crowd: crowd.Crowded | None = None
-    fleet: fleet.Sailed | None = None
-    herd: herd.Returned | None = None
+    figure: Callable[..., Figure]
+    """What comes of it."""
+    begin: Callable[[argparse.Namespace], Figure]
+
+
+PLAYS = {
+    "interrupts": Play(interrupts.Struck, lambda options: interrupts.play(options.interrupts)),
+    "stress": Play(stress.Stressed, lambda options: stress.play(options.seconds, options.seed)),
+    "soak": Play(soak.Soaked, lambda options: soak.play(options.checkouts)),
+    "crowd": Play(crowd.Crowded, lambda options: crowd.play(options.threads)),
+    "fleet": Play(fleet.Sailed, lambda options: fleet.play(options.pools)),
+    "herd": Play(herd.Returned, lambda options: herd.play(options.processes, away=options.away)),
+}
+
+
+class Figures(dict[str, Figure]):
+    """What came of each that was played, by its name."""
 
     @property
     def violations(self) -> list[str]:
         """Of all."""
-        return [f"{name}: {each}" for name in PLAYS if (played := getattr(self, name)) for each in played.violations]
+        return [f"{name}: {each}" for name, figure in self.items() for each in figure.violations]
 
     @classmethod
-    def of(cls, figures: dict[str, Any]) -> Figures:
+    def of(cls, told: Mapping[str, Mapping[str, Any]]) -> Self:
         """From what JSON has of them."""
-        played: dict[str, Any] = {name: KINDS[name](**figure) for name, figure in figures.items() if figure is not None}
-        return cls(**played)
-
-
-PLAYS: dict[str, Callable[[argparse.Namespace], Figure]] = {
-    "interrupts": lambda options: interrupts.play(options.interrupts),
-    "stress": lambda options: stress.play(options.seconds, options.seed),
-    "soak": lambda options: soak.play(options.checkouts),
-    "crowd": lambda options: crowd.play(options.threads),
-    "fleet": lambda options: fleet.play(options.pools),
-    "herd": lambda options: herd.play(options.processes, away=options.away),
-}
-KINDS: dict[str, Callable[..., Figure]] = {
-    "interrupts": interrupts.Struck,
-    "stress": stress.Stressed,
-    "soak": soak.Soaked,
-    "crowd": crowd.Crowded,
-    "fleet": fleet.Sailed,
-    "herd": herd.Returned,
-}
+        return cls({name: PLAYS[name].figure(**figure) for name, figure in told.items()})
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -86,19 +82,13 @@ def main() -> int:
     if options.json:
         faulthandler.dump_traceback_later(options.seconds + HANGS_AFTER, exit=True)
         for name in options.only:
-            print(json.dumps(asdict(PLAYS[name](options))))
+            print(json.dumps(asdict(PLAYS[name].begin(options))))
         return 0
     figures = play(options.only, sys.argv[1:])
     if options.out is not None:
-        options.out.write_text(json.dumps(plain(figures), indent=2) + "\n")
-    print("\n".join(lines(figures)))
-    print(*figures.violations, sep="\n")
+        options.out.write_text(json.dumps(figures, default=asdict, indent=2) + "\n")
+    print(*lines(figures), *figures.violations, sep="\n")
     return int(bool(figures.violations))
-
-
-def plain(figures: Figures) -> dict[str, Any]:
-    """For JSON."""
-    return asdict(figures)
 
 
 def play(names: Sequence[str] = tuple(PLAYS), arguments: Sequence[str] = ()) -> Figures:
@@ -124,10 +114,10 @@ def play_apart(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 def lines(figures: Figures) -> Iterator[str]:
     """The section on them of docs/reliability.md."""
     yield "## Interrupts, load and long runs"
-    for name in PLAYS:
-        if (played := getattr(figures, name)) is not None:
-            yield ""
-            yield from played.lines()
+    for figure in figures.values():
+        yield ""
+        for line in figure.lines():
+            yield from [line] if line.startswith("|") else wrap(line, WIDTH) or [""]
 
 
 if __name__ == "__main__":

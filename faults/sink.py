@@ -29,7 +29,7 @@ class Counts:
         """By name."""
         self.series: set[str] = set()
         """Of the last export of metrics."""
-        self.most_series = self.twice = self.exports = 0
+        self.twice = self.exports = 0
         self.lock = threading.Lock()
 
     def take(self, path: str, body: bytes) -> None:
@@ -51,7 +51,6 @@ class Counts:
         with self.lock:
             self.exports += 1
             self.series = set(found)
-            self.most_series = max(self.most_series, len(found))
             self.twice += found.total() - len(found)
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,7 +59,6 @@ class Counts:
             return {
                 "spans": dict(self.spans),
                 "series": sorted(self.series),
-                "most_series": self.most_series,
                 "twice": self.twice,
                 "exports": self.exports,
             }

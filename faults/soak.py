@@ -7,11 +7,9 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from textwrap import wrap
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from faults.document import WIDTH
 from faults.footprint import Footprint, at_rest
 from faults.sink import Sink
 from otel_pgpool import ConnectionPool, otlp
@@ -24,10 +22,14 @@ if TYPE_CHECKING:
 POOLS, THREADS, MAXCONN = 2, 2, 1
 """Two pools, so that each has series of its own; more threads than connections, so that some queue."""
 LOOKS = 10
+LONGEST_TENTH = 600.0
+"""Seconds between two looks."""
 MOST_GROWN = 3.0
 """MB: what the memory of a process at rest comes and goes by."""
 MOST_BEHIND = 1_500
 """Spans that may wait for their export; the SDK throws away what is over 2,048."""
+EXPORTERS = 3
+"""Of spans, metrics and logs: each opens a connection, sooner or later."""
 ENVIRONMENT = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_METRIC_EXPORT_INTERVAL": "1000"}
 
 
@@ -54,6 +56,9 @@ class Soaked:
     undelivered: int = 0
     """Spans that have not."""
     threads_left: int = 0
+    descriptors_left: int = 0
+    found: list[str] = field(default_factory=list)
+    """What was seen meanwhile that should not be."""
 
     def look(self, done: int, series: int) -> None:
         """Look at this process."""
@@ -72,30 +77,34 @@ class Soaked:
     @property
     def violations(self) -> list[str]:
         """What should not be."""
-        found = []
+        found = [*self.found]
         if self.grown > MOST_GROWN:
             found.append(f"{self.grown:.1f} MB more after the last checkouts than after the first")
         if len(set(self.threads)) > 1:
             found.append(f"threads come and go: {self.threads}")
-        if len({series for series in self.series if series}) > 1 or self.series_twice:
-            found.append(f"series come and go, or come twice: {self.series}, {self.series_twice}")
-        if self.spans != self.checkouts:
-            found.append(f"{self.spans} spans of {self.checkouts} checkouts")
-        if self.threads_left:
-            found.append(f"{self.threads_left} threads are left")
+        if max(self.descriptors) > self.descriptors[0] + EXPORTERS:
+            found.append(f"descriptors: {self.descriptors}")
+        # Before the first export there are none.
+        if len({series for series in self.series if series}) != 1 or not self.series[-1] or not self.exports:
+            found.append(f"series come and go, or never come: {self.series} in {self.exports} exports")
+        if self.series_twice:
+            found.append(f"{self.series_twice} series came twice")
+        if self.spans != self.checkouts or self.undelivered:
+            found.append(f"{self.spans} spans of {self.checkouts} checkouts, {self.undelivered} undelivered")
+        if self.threads_left or self.descriptors_left:
+            found.append(f"{self.threads_left} threads and {self.descriptors_left} descriptors are left")
         return found
 
     def lines(self) -> Iterator[str]:
         """For docs/reliability.md."""
         yield "### Soak"
         yield ""
-        yield from wrap(
+        yield (
             f"{self.checkouts:,} checkouts of {POOLS} pools in {self.seconds:,.0f} s, each with a query and a span, "
             f"exported by `otlp.configure()` over HTTP to an endpoint in another process; {self.exports:,} exports of "
             f"metrics. {self.spans:,} spans of checkouts arrived. Points of one export that had another's metric and "
             f"attributes: {self.series_twice}. From the first look to the last the memory went by "
-            f"{self.grown:+.1f} MB.",
-            WIDTH,
+            f"{self.grown:+.1f} MB."
         )
         yield ""
         yield "| checkouts | memory (MB) | threads | file descriptors | series |"
@@ -121,9 +130,11 @@ def play(checkouts: int = 1_000_000) -> Soaked:
             pool.close()
         providers.shutdown(30)
         counts = sink.counts()
-        soaked.spans, soaked.undelivered = counts["spans"][names.CHECKOUT], providers.undelivered.spans
+        soaked.spans, soaked.undelivered = counts["spans"].get(names.CHECKOUT, 0), providers.undelivered.spans
         soaked.series_twice, soaked.exports = counts["twice"], counts["exports"]
-        soaked.threads_left = at_rest(before).threads - before.threads
+        after = at_rest(before)
+        soaked.threads_left = max(0, after.threads - before.threads)
+        soaked.descriptors_left = max(0, after.descriptors - before.descriptors)
     return soaked
 
 
@@ -132,26 +143,42 @@ def work(soaked: Soaked, pools: list[ConnectionPool], providers: otlp.Providers,
     goal, over = soaked.checkouts, threading.Event()
 
     def borrow(pool: ConnectionPool) -> None:
-        while not over.is_set():
-            while providers.undelivered.spans > MOST_BEHIND:
-                time.sleep(0.002)
-            with pool.connection() as conn, conn.cursor() as cursor:
-                cursor.execute("select 1")
+        try:
+            while not over.is_set():
+                use(pool, providers)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others need not go on
+            soaked.found.append(repr(error))
+            over.set()
 
     threads = [threading.Thread(target=borrow, args=(pool,)) for pool in pools for _ in range(THREADS)]
     for thread in threads:
         thread.start()
     for look in range(1, LOOKS + 1):
-        while (done := sum(served(pool) for pool in pools)) < goal * look // LOOKS:
-            time.sleep(0.02)
-        soaked.look(done, len(sink.counts()["series"]))
+        deadline = monotonic() + LONGEST_TENTH
+        while served(pools) < goal * look // LOOKS and monotonic() < deadline and not over.wait(0.02):
+            pass
+        if monotonic() > deadline:
+            soaked.found.append(f"{served(pools):,} checkouts, and no tenth more in {LONGEST_TENTH:g} s")
+            over.set()
+        soaked.look(served(pools), len(sink.counts()["series"]))
         print(f"{soaked.at[-1]:,} checkouts, {soaked.resident[-1]:.1f} MB", flush=True)
+        if over.is_set():
+            break
     over.set()
     for thread in threads:
         thread.join()
-    soaked.checkouts = sum(served(pool) for pool in pools)
+    soaked.checkouts = served(pools)
 
 
-def served(pool: ConnectionPool) -> int:
+def use(pool: ConnectionPool, providers: otlp.Providers) -> None:
+    """Borrow once, unless too many spans wait for their export."""
+    if providers.undelivered.spans > MOST_BEHIND:
+        time.sleep(0.002)
+    else:
+        with pool.connection() as conn, conn.cursor() as cursor:
+            cursor.execute("select 1")
+
+
+def served(pools: list[ConnectionPool]) -> int:
     """How many checkouts."""
-    return sum(pool.stats().checkouts.values())
+    return sum(sum(pool.stats().checkouts.values()) for pool in pools)

@@ -8,7 +8,6 @@ import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from textwrap import wrap
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -21,21 +20,22 @@ from psycopg2.extensions import make_dsn
 from faults.books import TABLE, Books, Word
 from faults.borrower import LONG_HOLD, TIMEOUT, Borrower, Shared
 from faults.census import Census
-from faults.document import WIDTH
 from faults.footprint import Footprint, at_rest, give_back
+from faults.limits import Limits
 from faults.quiet import silenced
+from faults.stalls import Stalls
 from faults.tally import Tally
-from otel_pgpool import ConnectionPool
+from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry, names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from psycopg2.extensions import connection
 
 NAME = "otel_pgpool stress"
-THREADS, MAXCONN, MAX_WAITING = 64, 8, 60
+THREADS, MINCONN, MAXCONN, MAX_WAITING = 64, 2, 8, 60
 LEISURES = 0.02, 0.4
 """Seconds that each rests, at most, lap by lap: in one all are lent all the time, in the next some lie idle."""
 LAPS = 10
@@ -45,6 +45,8 @@ GRACE = 0.25
 """Seconds beyond its timeout after which a caller has been forgotten."""
 PATIENCE = 10.0
 """Seconds within which all come to rest."""
+MOST_GROWN = 10.0
+"""MB, from lap to lap: what 64 threads leave in the allocator comes and goes."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +70,48 @@ class Stressed:
     """Server processes whose client was there."""
     most_backends_at_all: int
     longest_late: float
-    """Seconds that a caller was inside beyond its timeout, at most."""
+    """Seconds that a caller was inside beyond its timeout, at most, but for those in which nobody could run."""
+    latest: str
+    """Which that was."""
     longest_stall: float
     """Seconds that a thread which does nothing came late meanwhile, at most."""
     resident: list[float]
     """MB, at rest after each lap, without what the allocator keeps for later."""
     threads_left: int
     descriptors_left: int
-    violations: list[str]
+    found: list[str]
+    """What was seen meanwhile that should not be."""
+
+    @property
+    def grown(self) -> float:
+        """MB that came after the first lap."""
+        return self.resident[-1] - self.resident[0]
+
+    @property
+    def violations(self) -> list[str]:
+        """What should not be."""
+        found = [*self.found]
+        if self.most_backends > self.maxconn:
+            found.append(f"{self.most_backends} server processes of at most {self.maxconn}")
+        if self.longest_late > GRACE:
+            found.append(f"a caller came {self.longest_late:.3f} s late: {self.latest}")
+        if self.grown > MOST_GROWN:
+            found.append(f"{self.grown:.1f} MB more after the last lap than after the first")
+        if self.threads_left or self.descriptors_left:
+            found.append(f"{self.threads_left} threads and {self.descriptors_left} descriptors are left")
+        return found
 
     def lines(self) -> Iterator[str]:
         """For docs/reliability.md."""
         seen = self.counts
         yield "### Stress"
         yield ""
-        yield from wrap(
+        yield (
             f"{self.threads} threads do as they please with one pool of up to {self.maxconn} connections for "
             f"{self.seconds:g} s (`STRESS_SEED={self.seed}`): check out, hold, raise, give up early, borrow by hand, "
             "drop connections, for the garbage collector too, kill server processes, drain, resize, check. Whenever "
             "all have come to rest, what they saw, the pool's counters, its spans and its metrics have told the same "
-            "story; the table holds what was reported as committed and nothing else.",
-            WIDTH,
+            "story; the table holds what was reported as committed and nothing else."
         )
         yield ""
         yield "| what | figure |"
@@ -104,7 +127,7 @@ class Stressed:
         yield f"| connections made / reclaimed | {self.created:,} / {self.discarded.get('reclaimed', 0):,} |"
         yield f"| most server processes at once | {self.most_backends} |"
         yield f"| the same, with those whose client has left already | {self.most_backends_at_all} |"
-        yield f"| a call beyond its timeout, at most | {self.longest_late:.3f} s |"
+        yield f"| a call beyond its timeout and the stalls that it lived through, at most | {self.longest_late:.3f} s |"
         yield f"| an idle thread of the same process late, at most | {self.longest_stall:.3f} s |"
         yield f"| memory at rest after the first / the last lap | {self.resident[0]:.1f} / {self.resident[-1]:.1f} MB |"
         yield f"| threads / file descriptors left | {self.threads_left} / {self.descriptors_left} |"
@@ -119,9 +142,10 @@ class Stress:
     """A pool, those who use it, and those who look on."""
 
     def __init__(self, stage: ExitStack, seed: int) -> None:
-        self.violations: list[str] = []
+        self.found: list[str] = []
         self.counts: Counter[str] = Counter()
-        self.longest_late, self.latest = 0.0, ""
+        self.latest: tuple[float, str] = (0.0, "")
+        """The worst call: seconds beyond its timeout in which it could have run, and which it was."""
         self.server = stage.enter_context(PostgresServer())
         self.tally, self.reader = Tally(), InMemoryMetricReader()
         self.books = Books()
@@ -136,7 +160,7 @@ class Stress:
         self.before = Footprint.now()
         self.pool = stage.enter_context(
             ConnectionPool(
-                2,
+                MINCONN,
                 MAXCONN,
                 make_dsn(self.server.dsn, application_name=NAME),
                 name="stress",
@@ -146,11 +170,14 @@ class Stress:
                 observer=Telemetry(tracers, meters),
             )
         )
+        self.stalls = stage.enter_context(Stalls())
         self.census = stage.enter_context(Census(self.server, NAME, self.pool, MAXCONN))
+        self.limits = stage.enter_context(Limits(self.pool, self.census.count))
 
     def lap(self, number: int, seconds: float) -> None:
         """Let all do as they please for a while, and look at what they leave behind."""
-        shared = Shared(self.pool, MAXCONN, self.kill, self.books, LEISURES[number % len(LEISURES)])
+        self.resize(MAXCONN)
+        shared = Shared(self.pool, MAXCONN, self.limits, self.kill, self.books, LEISURES[number % len(LEISURES)])
         dice = (random.Random(f"{self._seed} {number} {n}") for n in range(THREADS))  # noqa: S311 - chance, no secret
         borrowers = [Borrower(shared, each) for each in dice]
         for borrower in borrowers:
@@ -160,14 +187,19 @@ class Stress:
         deadline = monotonic() + TIMEOUT + PATIENCE
         for borrower in borrowers:
             borrower.join(max(0.0, deadline - monotonic()))
-        self.violations += shared.owners.violations
-        self.violations += [f"{borrower.name} hangs" for borrower in borrowers if borrower.is_alive()]
+        self.found += shared.owners.violations
+        self.found += [f"{borrower.name} hangs" for borrower in borrowers if borrower.is_alive()]
         for borrower in borrowers:
-            self.violations += borrower.violations
+            self.found += borrower.violations
             self.counts += borrower.counts
-            if borrower.longest_late > self.longest_late:
-                self.longest_late, self.latest = borrower.longest_late, borrower.latest
-        self.violations += [f"after lap {number}: {each}" for each in (*self.unrest(), *self.disagreements())]
+            for what, asked, due, came in borrower.late:
+                self.latest = max(self.latest, (came - due - self.stalls.within(asked, came), what))
+        self.found += [f"after lap {number}: {each}" for each in (*self.unrest(), *self.disagreements())]
+
+    def resize(self, maxconn: int) -> None:
+        """Change the upper limit."""
+        with self.limits.change(maxconn):
+            self.pool.resize(MINCONN, maxconn)
 
     def kill(self, number: int) -> int:
         """End one of the pool's server processes, as an administrator does; how many that were."""
@@ -180,14 +212,29 @@ class Stress:
         )
 
     def unrest(self) -> Iterator[str]:
-        """What does not come to rest: everything must be idle, and each connection have its server process."""
-        self.pool.resize(2, MAXCONN)
+        """What does not come to rest; then, what of the surplus stays that has been lent while the limit fell."""
+        self.resize(MAXCONN)
+        yield from self._unrest(range(MAXCONN + 1))
+        try:
+            with ExitStack() as all_lent:
+                for _ in range(MAXCONN):
+                    all_lent.enter_context(self.pool.connection())
+                self.counts += Counter(asked=MAXCONN, served=MAXCONN, committed=MAXCONN)
+                self.resize(MINCONN)
+        except PoolTimeout as error:
+            yield f"not all can be had: {error}"
+        yield from self._unrest([MINCONN])
+
+    def _unrest(self, sizes: Collection[int]) -> Iterator[str]:
+        """All must be idle, so many, and each have its server process."""
         deadline = monotonic() + PATIENCE
         while monotonic() < deadline:
-            gc.collect()
+            gc.collect()  # which is where some have been dropped
+            self.pool.check()  # and some were killed while they were idle
             stats = self.pool.stats()
             backends = self.census.count()
-            if (stats.used, stats.waiting, stats.connecting) == (0, 0, 0) and stats.size == stats.idle == backends:
+            at_work = stats.used, stats.waiting, stats.connecting
+            if at_work == (0, 0, 0) and stats.size == stats.idle == backends and backends in sizes:
                 return
             time.sleep(0.01)
         yield f"{self.pool!r}, {stats.size} in all, {backends} server processes"
@@ -245,16 +292,14 @@ def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
             give_back()
             resident.append(Footprint.now().resident)
         stats = stress.pool.stats()
+        stress.limits.__exit__()
         stress.census.__exit__()
+        stress.stalls.__exit__()
         stress.pool.close()
         after = at_rest(stress.before)
         stored = stress.books.stored(stress.server.dsn)
-        stress.violations += [*stress.books.violations(stored), *stress.census.violations]
-        late, stall = stress.longest_late, stress.census.longest_stall
-        if late > GRACE + stall:
-            stress.violations.append(
-                f"a caller came {late:.3f} s late ({stress.latest}), where nobody stood still for over {stall:.3f} s"
-            )
+        stress.found += [*stress.books.violations(stored), *stress.census.violations, *stress.limits.violations]
+        longest_late, latest = stress.latest
         return Stressed(
             seed=seed,
             seconds=seconds,
@@ -267,12 +312,13 @@ def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
             in_doubt_stored=stress.books.count(Word.IN_DOUBT, stored),
             most_backends=stress.census.most,
             most_backends_at_all=stress.census.most_at_all,
-            longest_late=late,
-            longest_stall=stall,
+            longest_late=longest_late,
+            latest=latest,
+            longest_stall=stress.stalls.longest,
             resident=resident,
             threads_left=max(0, after.threads - stress.before.threads),
             descriptors_left=max(0, after.descriptors - stress.before.descriptors),
-            violations=stress.violations,
+            found=stress.found,
         )
 
 

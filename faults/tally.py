@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 class Tally(SpanProcessor):
-    """Keeps counts alone, so that it may go on for hours."""
+    """Keeps counts, and the names of those that are open, so that it may go on for hours."""
 
     def __init__(self) -> None:
         self.started: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
+        self.open: dict[int, str] = {}
+        """The names of those that have not ended, by their ids."""
         self.outcomes: Counter[str] = Counter()
         """Of the checkouts that have ended."""
         self.paths: Counter[str] = Counter()
@@ -31,12 +33,14 @@ class Tally(SpanProcessor):
         """Count one."""
         with self._lock:
             self.started[span.name] += 1
+            self.open[span.context.span_id] = span.name
 
     def on_end(self, span: ReadableSpan) -> None:
         """Count one."""
         attributes = span.attributes or {}
         with self._lock:
             self.ended[span.name] += 1
+            self.open.pop(span.context.span_id if span.context else 0, None)
             if span.name == names.CHECKOUT:
                 self.outcomes[str(attributes[names.OUTCOME])] += 1
                 if names.HOLD_TIME in attributes:

@@ -1,0 +1,78 @@
+"""How many connections a pool may have while it is resized all the time."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+    from otel_pgpool import ConnectionPool
+
+EVERY = 0.02
+"""Seconds between two looks."""
+
+
+class Limits:
+    """Looks on at the server processes, and judges them by the limits in force since the last look.
+
+    What was there when a limit fell may stay until it is returned; nothing new may come above it.
+
+    Args:
+        pool: which is resized through here alone.
+        count: the pool's server processes whose client is there.
+    """
+
+    def __init__(self, pool: ConnectionPool, count: Callable[[], int]) -> None:
+        self.violations: set[str] = set()
+        self._pool = pool
+        self._count = count
+        self._lock = threading.Lock()  # guards the next two
+        self._under_way: list[int] = []
+        self._highest = pool.maxconn  # since the last look
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="limits", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @contextmanager
+    def change(self, maxconn: int) -> Iterator[None]:
+        """Resize the pool in here: the limit may be in force from the beginning on."""
+        with self._lock:
+            self._under_way.append(maxconn)
+            self._highest = max(self._highest, maxconn)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way.remove(maxconn)
+
+    def _run(self) -> None:
+        try:
+            self._look_on()
+        except Exception as error:  # noqa: BLE001 - nobody looks on from here
+            self.violations.add(repr(error))
+
+    def _look_on(self) -> None:
+        size = self._pool.stats().size
+        while not self._over.wait(EVERY):
+            found, highest = self._count(), self._take()
+            if found > max(size, highest):
+                self.violations.add(f"{found} server processes, where {size} were there and {highest} may be")
+            size = self._pool.stats().size
+
+    def _take(self) -> int:
+        """The highest limit since the last look; from now on the present ones count."""
+        with self._lock:
+            highest, self._highest = self._highest, max(self._pool.maxconn, *self._under_way, 0)
+        return highest
