@@ -25,6 +25,8 @@ from faults.quiet import silenced
 from faults.tally import Tally
 from faults.ways import WAYS, use
 from otel_pgpool import ConnectionPool, PoolTimeout, _members
+from otel_pgpool._block import Block
+from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
 
@@ -42,8 +44,8 @@ PATIENCE = 2.0
 """Seconds within which all must be as before."""
 MOST_LOSSES = 50
 """After so many, each of which takes a new pool, enough is known."""
-LINGERS = 0.5
-"""Seconds for which a descriptor may stay open."""
+LINGERS = IO_DEADLINE + 1.0
+"""Seconds for which a descriptor may stay open: the watch over deadlines has it for as long."""
 IMPATIENCE = 0.01
 """Seconds after which the pool takes for lost what is in nobody's hands: it would give it longer, for a slow thread."""
 
@@ -78,7 +80,7 @@ class Interrupter:
             line = frame.f_code.co_filename, frame.f_lineno
             self._visits[line] += 1
             visit = (line, self._visits[line]) if self._thorough else line
-            if visit not in self._struck and not leaves_a_block(frame):
+            if visit not in self._struck and not leaves_a_block(frame) and not enters_exit(frame):
                 self._struck.add(visit)
                 self.place = f"{Path(line[0]).relative_to(PACKAGE)}:{line[1]} {frame.f_code.co_name}"
                 raise KeyboardInterrupt
@@ -106,6 +108,14 @@ def leaves_a_block(frame: FrameType) -> bool:
     if frame.f_lineno not in with_lines(frame.f_code.co_filename):
         return False
     return frame.f_lasti > min(start for start, _end, line in frame.f_code.co_lines() if line == frame.f_lineno)
+
+
+def enters_exit(frame: FrameType) -> bool:
+    """Whether the step is the first of a block's ``__exit__``: signals are handled before it, where nothing guards."""
+    code = frame.f_code
+    if code is not Block.__exit__.__code__:
+        return False
+    return frame.f_lineno == min(line for *_, line in code.co_lines() if line and line > code.co_firstlineno)
 
 
 @cache
@@ -200,7 +210,6 @@ class Strikes:
         left = [*self._unsettled()]
         lost += self._lost()
         left += self._unsettled("of a later checkout")
-        left += self._open_files()
         self.wrongs.update(f"{self._last}: {each}" for each in (*lost, *left))
         for span in self._spans.open.keys() - self._unended.keys():
             self._unended[span] = self._last
@@ -211,6 +220,7 @@ class Strikes:
 
     def end(self) -> None:
         """Close the pool: what has not ended by now never will."""
+        self.wrongs.update(self._open_files())
         self._pool.close(0)
         self.discarded += Counter(self._pool.stats().discarded)
         for span, name in self._spans.open.items():
@@ -251,8 +261,7 @@ class Strikes:
         before = Footprint(sys.maxsize, self._descriptors, 0.0)  # threads come and go
         after = at_rest(before, LINGERS)
         if after.descriptors > self._descriptors:
-            yield "a file descriptor is left"
-            self._descriptors = after.descriptors
+            yield f"{after.descriptors - self._descriptors} file descriptors are left"
 
 
 @contextmanager

@@ -52,21 +52,19 @@ class Block:
             if checkout.path is None:
                 conn = pool._check_out(checkout, self._timeout, conn)
             self._conn = conn
+            return conn  # noqa: TRY300 - an interrupt may come at this line too
         except BaseException as error:
             self._conn = self._checkout = None
-            if hasattr(checkout, "lent"):  # an interrupt came after the hand-over
-                fail(pool, checkout, conn, error)
+            fail(pool, checkout, conn, error)
             raise
-        return conn
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        conn, checkout, pool = self._conn, self._checkout, self._pool
-        if conn is None or checkout is None:
-            raise PoolError("this connection() is not in use")
         try:
-            self._conn = self._checkout = None
+            conn, checkout, pool = self._conn, self._checkout, self._pool
+            if conn is None or checkout is None:
+                raise PoolError("this connection() is not in use")  # noqa: TRY301 - no line may stand before the `try`
             if (
                 exc is None
                 and pool._reset is None
@@ -81,6 +79,9 @@ class Block:
             else:
                 finish(pool, checkout, conn, exc)
         except BaseException:
-            self._conn = self._checkout = None
-            rescue(pool, checkout, conn)
+            if self._conn is not None and self._checkout is not None:
+                rescue(self._pool, self._checkout, self._conn)
             raise
+        finally:
+            if self._conn is not None:
+                self._conn = self._checkout = None

@@ -18,6 +18,8 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from otel_pgpool._guard import LAMENT_INTERVAL
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -45,6 +47,7 @@ class Delivery:
         self._lock = threading.RLock()  # re-entrant, for a span that a finalizer ends while it is held
         self._recorded = 0
         self._delivered = 0
+        self._refused = 0
         self.failures = 0
         self._complained = False
 
@@ -59,6 +62,10 @@ class Delivery:
     @property
     def undelivered(self) -> int:
         return self._recorded - self._delivered
+
+    def is_silent(self) -> bool:
+        """Answer True where something is missing that no export has failed for, and nobody has complained."""
+        return self._recorded > self._delivered + self._refused and self.may_complain()
 
     def record(self, items: int = 1) -> None:
         with self._lock:
@@ -81,6 +88,7 @@ class Delivery:
             _exporting.reset(token)
             with self._lock:
                 self._delivered += self._size(batch) if delivered else 0
+                self._refused += 0 if delivered else self._size(batch)
                 self.failures += not delivered
                 self._complained = self._complained and not delivered
         return result
@@ -115,6 +123,29 @@ def _once_an_outage(_record: logging.LogRecord) -> bool:
     """Filter of the exporters' loggers, which would report each retry of each batch."""
     delivery = _exporting.get()
     return delivery is None or delivery.may_complain()
+
+
+class OnceAWhile(logging.Filter):
+    """Lets a logger say the same once a minute, where the SDK says it at each export and at each collection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next: dict[tuple[Any, ...], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said, now = (record.msg, str(record.args)), time.monotonic()
+        if now < self._next.get(said, 0.0):
+            return False
+        self._next[said] = now + LAMENT_INTERVAL
+        return True
+
+
+_once_a_while = OnceAWhile()
+
+
+def hold_down_the_sdk() -> None:
+    for name in ("_shared_internal", "metrics._internal.instrument", "metrics._internal.export"):
+        logging.getLogger(f"opentelemetry.sdk.{name}").addFilter(_once_a_while)
 
 
 class Deadline:
@@ -208,3 +239,14 @@ class LogHandler(logging.Handler):
             )
         except Exception:  # noqa: BLE001 - logging must not raise
             self.handleError(record)
+        # A logger that has a handler, if only this one, is none for the last resort: stderr would be silent.
+        last = logging.lastResort
+        if last is not None and record.levelno >= last.level and self._is_alone(logging.getLogger(record.name)):
+            last.handle(record)
+
+    def _is_alone(self, logger: logging.Logger | None) -> bool:
+        while logger is not None:
+            if any(handler is not self for handler in logger.handlers):
+                return False
+            logger = logger.parent if logger.propagate else None
+        return True

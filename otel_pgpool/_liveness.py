@@ -101,9 +101,8 @@ def _dead(pool: ConnectionPool, aside: list[Slot], limit: float) -> list[Slot]:
                 pool._discard([slot], reason)
             aside.pop()
     except BaseException:
-        for slot in aside:
-            pool._core.reject(slot)
-        pool._discard([*aside, *dead], "broken")
+        dead += [slot for slot in aside if pool._core.reject(slot) and slot not in dead]
+        pool._discard(dead, "broken")
         raise
     return dead
 

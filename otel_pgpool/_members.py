@@ -150,12 +150,13 @@ class Members:
                 slot for slot, since in suspects if slot.idle_since == since and self._set_aside(slot, self.checking)
             ]
 
-    def reject(self, slot: Slot) -> None:
-        """A connection set aside is dead: it is to be closed."""
+    def reject(self, slot: Slot) -> bool:
+        """A connection set aside is dead: whether it is to be closed, and was not offered again before."""
         with self.lock:
             if slot in self.checking:
                 self.closing.add(slot)
                 self.checking.discard(slot)
+            return slot in self.closing
 
     def retire(self, now: float, max_idle: float) -> dict[str, list[Slot]]:
         """Set aside, to be closed, idle connections past their lifetime, and those idle too long above the minimum."""
@@ -234,6 +235,7 @@ class Members:
             self.checking.difference_update(lost)
             self.closing.update(lost)
             for slot in lost:
+                self._forget_key(slot)
                 slot.checkout = None
                 slot.condemn("reclaimed")
             return lost

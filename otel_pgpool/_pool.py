@@ -205,7 +205,11 @@ class ConnectionPool:
             if lent is not None:
                 return lent
         checkout = begin(monotonic(), stack_of(_getframe(1)))
-        conn = self._check_out(checkout, timeout)
+        try:
+            conn = self._check_out(checkout, timeout)
+        except BaseException as error:
+            fail(self, checkout, None, error)  # what an interrupt has left undone of it
+            raise
         if key is not None:
             lent = self._core.enter_key(key, checkout.slot, conn)
             if lent is not conn:  # another thread was faster with this key
@@ -267,10 +271,10 @@ class ConnectionPool:
                     observer.acquired(checkout)
                 except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
                     self._guard.lament(error)
+            return conn  # type: ignore[return-value]  # noqa: TRY300 - set with a path; an interrupt may come here too
         except BaseException as error:
             fail(self, checkout, conn, error)
             raise
-        return conn  # type: ignore[return-value]  # a path is set only together with a connection
 
     def _give_back(
         self, checkout: Checkout, conn: Connection, reason: str | None = None, cause: BaseException | None = None

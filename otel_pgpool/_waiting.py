@@ -85,19 +85,23 @@ def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connecti
 
 
 def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
-    """Account for a checkout that ends without a hold."""
+    """Account for a checkout that ends without a hold; a second time do what an interrupt has left undone of it."""
+    if hasattr(checkout, "ended"):
+        return
     if conn is not None:
         return_unused(pool, checkout, conn)
     core = pool._core
-    checkout.released = monotonic()
-    gave_up = core.exhausted(checkout)
-    timed_out = isinstance(error, PoolTimeout) and not gave_up
-    checkout.outcome = "timeout" if timed_out else "error"
-    cause = checkout.error if gave_up and checkout.error is not None else error
-    checkout.fail(REFUSALS.get(type(cause)) or error_type(cause), describe(pool._target, cause))
-    core.count_failure(timed_out=timed_out)
+    if not hasattr(checkout, "outcome"):
+        checkout.released = monotonic()
+        gave_up = core.exhausted(checkout)
+        timed_out = isinstance(error, PoolTimeout) and not gave_up
+        cause = checkout.error if gave_up and checkout.error is not None else error
+        checkout.fail(REFUSALS.get(type(cause)) or error_type(cause), describe(pool._target, cause))
+        checkout.outcome = "timeout" if timed_out else "error"
+        core.count_failure(timed_out=timed_out)
     if pool._observer is not None:
         pool._tell(pool._observer.failed, checkout, error)
+    checkout.ended = True
 
 
 def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) -> None:

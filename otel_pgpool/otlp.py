@@ -37,6 +37,7 @@ try:
         MetricDelivery,
         MetricReader,
         SpanProcessor,
+        hold_down_the_sdk,
     )
 except ModuleNotFoundError as error:
     if not (error.name or "").startswith("opentelemetry."):
@@ -177,6 +178,7 @@ class Providers:
             self.logger_provider.add_log_record_processor(LogProcessor(delivery, self._deadline))
         self._handler = LogHandler(self.logger_provider)
         self._handler.attach()
+        hold_down_the_sdk()
         atexit.register(self.shutdown)
 
     @property
@@ -229,6 +231,8 @@ class Providers:
                 provider.shutdown()
             except Exception:  # noqa: BLE001 - the other providers have to shut down too
                 _log.exception("%s did not shut down cleanly", type(provider).__name__)
+        if any(each.is_silent() for each in self._deliveries.values()):
+            _log.warning("not delivered: %d spans, %d metric points, %d log records", *self.undelivered)
 
     @property
     def _providers(self) -> tuple[TracerProvider | MeterProvider | LoggerProvider, ...]:

@@ -19,6 +19,14 @@ def detach(token: Any, attached: context.Context | None) -> None:
     A block may be left in another thread or context than it was entered, where ``opentelemetry.context.detach`` would
     log an error, or out of turn, where it would bring back somebody else's context: with generators both are common.
     """
+    try:
+        _detach(token, attached)
+    except BaseException:
+        _detach(token, attached)  # an interrupt came between
+        raise
+
+
+def _detach(token: Any, attached: context.Context | None) -> None:
     if context.get_current() is not attached:
         return
     if isinstance(token, contextvars.Token):

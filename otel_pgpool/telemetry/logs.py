@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,16 @@ class Logs:
         if not logger.isEnabledFor(level):
             return
         extra = {names.EVENT: event, names.POOL_NAME: self._pool_name, **attributes}
-        token = None
         try:
-            token = None if context is None else attach(context)
-            logger.log(level, "pool %s: %s", self._pool_name, text, extra=extra)
+            copy_context().run(self._log, level, text, extra, context)  # whatever is raised inside, ours is as before
         except Exception as failure:  # a handler that raises costs its record, and nothing else
             if is_asynchronous(failure):
                 raise
+
+    def _log(self, level: int, text: str, extra: Mapping[str, Any], context: Context | None) -> None:
+        token = None if context is None else attach(context)
+        try:
+            logger.log(level, "pool %s: %s", self._pool_name, text, extra=extra)
         finally:
             if token is not None:
                 detach(token, context)
