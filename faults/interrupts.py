@@ -220,6 +220,7 @@ class Strikes:
 
     def end(self) -> None:
         """Close the pool: what has not ended by now never will."""
+        gc.collect()
         self.wrongs.update(self._open_files())
         self._pool.close(0)
         self.discarded += Counter(self._pool.stats().discarded)

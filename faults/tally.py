@@ -35,6 +35,12 @@ class Tally(SpanProcessor):
             self.started[span.name] += 1
             self.open[span.context.span_id] = span.name
 
+    def refused(self, name: str, *, begun: bool) -> None:
+        """Count one that a broken piece has refused, which ends nowhere; ``begun`` where it was counted."""
+        with self._lock:
+            self.started[name] += not begun
+            self.ended[name] += 1
+
     def on_end(self, span: ReadableSpan) -> None:
         """Count one."""
         attributes = span.attributes or {}

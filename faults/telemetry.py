@@ -21,7 +21,6 @@ from faults.collector import Answer, Collector, absent
 from faults.ground import Ground, one_server
 from faults.scene import WORKERS, Fault
 from faults.tally import Tally
-from otel_pgpool.telemetry import names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,12 +92,12 @@ class Refusing(Piece):
 
     tally: Tally = field(default_factory=Tally)
 
-    def refuse(self, name: str) -> None:
+    def refuse(self, name: str, *, begun: bool) -> None:
         """Or not."""
         try:
             self.work()
         except BrokenError:
-            self.tally.on_end(ReadableSpan(name, attributes={names.OUTCOME: "refused"}))
+            self.tally.refused(name, begun=begun)
             raise
 
 
@@ -107,7 +106,7 @@ class AtStart(Refusing, SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's signature
         """Let it start, or raise."""
-        self.refuse(span.name)
+        self.refuse(span.name, begun=True)
 
 
 class Choosing(Refusing, Sampler):
@@ -124,7 +123,7 @@ class Choosing(Refusing, Sampler):
         **kwargs: Any,
     ) -> SamplingResult:
         """Take it, or raise."""
-        self.refuse(name)
+        self.refuse(name, begun=False)
         return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes, *args, **kwargs)
 
     def get_description(self) -> str:
