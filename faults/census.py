@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg2
+
+from faults.lookout import Lookout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,7 @@ AWAY = psycopg2.OperationalError, psycopg2.InterfaceError
 """What is raised while the server is."""
 
 
-class Census:
+class Census(Lookout):
     """Looks on, until it is left.
 
     The server takes a moment to end a process whose client has left, and the pool need not wait for it. So the limit
@@ -51,7 +52,7 @@ class Census:
         *,
         standby: PostgresServer | None = None,
     ) -> None:
-        self.violations: set[str] = set()
+        super().__init__()
         self.most = 0
         """Server processes whose client was there."""
         self.most_at_all = 0
@@ -62,30 +63,20 @@ class Census:
         self._pool = pool
         self._limit = limit
         self._beside = beside
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="census", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+        super().__exit__()
         if not self.most_at_all:
             self.violations.add("no server process was seen")
 
-    def _run(self) -> None:
+    def _look_on(self) -> None:
         with Visits(self._name) as visits:
-            try:
-                over = False
-                while not over:
-                    self._count(visits, self._servers)
-                    if self._pool is not None:
-                        self._look_at(self._pool.stats())
-                    over = self._pause()
-            except Exception as error:  # noqa: BLE001 - whatever ends the census: nobody counts any more
-                self.violations.add(f"the census was ended by {error!r}")
+            over = False
+            while not over:
+                self._count(visits, self._servers)
+                if self._pool is not None:
+                    self._look_at(self._pool.stats())
+                over = self._pause()
 
     def _pause(self) -> bool:
         """Whether it is over."""

@@ -6,10 +6,10 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from faults.lookout import Lookout
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from typing_extensions import Self
 
     from otel_pgpool import ConnectionPool
 
@@ -17,7 +17,7 @@ EVERY = 0.02
 """Seconds between two looks."""
 
 
-class Limits:
+class Limits(Lookout):
     """Looks on at the server processes, and judges them by the limits in force since the last look.
 
     What was there when a limit fell may stay until it is returned; nothing new may come above it.
@@ -28,22 +28,12 @@ class Limits:
     """
 
     def __init__(self, pool: ConnectionPool, count: Callable[[], int]) -> None:
-        self.violations: set[str] = set()
+        super().__init__()
         self._pool = pool
         self._count = count
         self._lock = threading.Lock()  # guards the next two
         self._under_way: list[int] = []
         self._highest = pool.maxconn  # since the last look
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="limits", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     @contextmanager
     def change(self, maxconn: int) -> Iterator[None]:
@@ -56,12 +46,6 @@ class Limits:
         finally:
             with self._lock:
                 self._under_way.remove(maxconn)
-
-    def _run(self) -> None:
-        try:
-            self._look_on()
-        except Exception as error:  # noqa: BLE001 - nobody looks on from here
-            self.violations.add(repr(error))
 
     def _look_on(self) -> None:
         size = self._pool.stats().size

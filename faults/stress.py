@@ -292,13 +292,14 @@ def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
             give_back()
             resident.append(Footprint.now().resident)
         stats = stress.pool.stats()
-        stress.limits.__exit__()
-        stress.census.__exit__()
-        stress.stalls.__exit__()
+        lookouts = stress.limits, stress.census, stress.stalls
+        for lookout in lookouts:
+            lookout.__exit__()
         stress.pool.close()
         after = at_rest(stress.before)
         stored = stress.books.stored(stress.server.dsn)
-        stress.found += [*stress.books.violations(stored), *stress.census.violations, *stress.limits.violations]
+        stress.found += stress.books.violations(stored)
+        stress.found += [violation for lookout in lookouts for violation in lookout.violations]
         longest_late, latest = stress.latest
         return Stressed(
             seed=seed,

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, replace
 
 from faults import crowd, fleet, herd, load, soak
+from faults.lookout import Lookout
 
 
 def test_nothing_grows_with_the_checkouts() -> None:
@@ -82,3 +83,17 @@ def test_the_figures_come_out_as_they_went_in() -> None:
     again = load.Figures.of(json.loads(json.dumps(figures, default=asdict)))
     assert again == figures
     assert "| closed, in all | 0 | | 0 |" in list(load.lines(again))
+
+
+class Blind(Lookout):
+    """One that sees nothing."""
+
+    def _look_on(self) -> None:
+        raise ValueError("nothing to see")
+
+
+def test_who_looks_on_no_more_says_so() -> None:
+    """What ends a lookout before its time is a violation, and no silence."""
+    with Blind() as blind:
+        pass
+    assert blind.violations == {"blind was ended by ValueError('nothing to see')"}
