@@ -12,6 +12,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE as ACTIVE
 from faults.application import Abandoned
 from faults.frozen import frozen
 from faults.scene import MAXCONN, RETURN, TIMEOUT, Fault
+from faults.symptoms import CUT_LOOSE
 from otel_pgpool import ConnectionPool
 from otel_pgpool._connection import PING_AFTER
 
@@ -24,8 +25,6 @@ SLACK = 2.0
 """Seconds for which the backends stay frozen after the bound, so that who keeps none is found out."""
 CLOSING = 1.0
 """Seconds that `close` is given."""
-CUT_LOOSE = "broken: server closed the connection"
-"""By the pool itself, as the server does not stir."""
 
 
 def frozen_while_idle(scene: Scene) -> float:

@@ -7,17 +7,15 @@ import faulthandler
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from faults import crowd, fleet, herd, interrupts, soak, stress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from typing_extensions import Self
+    from collections.abc import Callable, Iterator, Sequence
 
 Figure = interrupts.Struck | stress.Stressed | soak.Soaked | crowd.Crowded | fleet.Sailed | herd.Returned
 
@@ -45,18 +43,32 @@ PLAYS = {
 }
 
 
-class Figures(dict[str, Figure]):
+@dataclass(frozen=True)
+class Unplayed:
+    """One that ended before it could tell anything."""
+
+    name: str
+    status: int
+
+    @property
+    def violations(self) -> list[str]:
+        """That it did."""
+        return [f"could not be played: status {self.status}"]
+
+    def lines(self) -> Iterator[str]:
+        """For docs/reliability.md."""
+        yield f"### {self.name.capitalize()}"
+        yield ""
+        yield f"It could not be played: status {self.status}."
+
+
+class Figures(dict[str, "Figure | Unplayed"]):
     """What came of each that was played, by its name."""
 
     @property
     def violations(self) -> list[str]:
         """Of all."""
         return [f"{name}: {each}" for name, figure in self.items() for each in figure.violations]
-
-    @classmethod
-    def of(cls, told: Mapping[str, Mapping[str, Any]]) -> Self:
-        """From what JSON has of them."""
-        return cls({name: PLAYS[name].figure(**figure) for name, figure in told.items()})
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -93,10 +105,10 @@ def main() -> int:
 
 def play(names: Sequence[str] = tuple(PLAYS), arguments: Sequence[str] = ()) -> Figures:
     """Play some, each in a process of its own, with options of the command line."""
-    return Figures.of({name: play_apart(name, arguments) for name in names})
+    return Figures({name: play_apart(name, arguments) for name in names})
 
 
-def play_apart(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+def play_apart(name: str, arguments: Sequence[str]) -> Figure | Unplayed:
     """Play one, and pass on what it says meanwhile."""
     command = [sys.executable, "-m", "faults.load", *arguments, "--only", name, "--json"]
     said = ""
@@ -106,9 +118,8 @@ def play_apart(name: str, arguments: Sequence[str]) -> dict[str, Any]:
             if not said.startswith("{"):
                 print(f"{name}: {said}", end="", flush=True)
     if process.returncode:
-        raise SystemExit(f"{name} could not be played: status {process.returncode}")
-    figure: dict[str, Any] = json.loads(said)
-    return figure
+        return Unplayed(name, process.returncode)
+    return PLAYS[name].figure(**json.loads(said))
 
 
 def lines(figures: Figures) -> Iterator[str]:

@@ -89,8 +89,7 @@ These are shown by tests alone, each of which is part of `make test`:
   `tests/integration/test_fork.py`;
 - the interpreter's exit with connections out, threads waiting and generators unfinished, and `close()` with waiters and
   holders: `tests/faults/test_dropped.py`;
-- a sampler that raises: `tests/integration/test_telemetry_faults.py`; an observable callback that does, and what is
-  said of telemetry that is lost: `tests/faults/test_telemetry.py`;
+- an observable callback that raises, and what is said of telemetry that is lost: `tests/faults/test_telemetry.py`;
 - option values, DSNs and names that are hostile, and passwords in odd places, with a search of everything that was
   emitted: `tests/faults/test_hostile_input.py`.
 """

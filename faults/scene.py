@@ -38,6 +38,8 @@ TIMEOUT = 2.0
 """Seconds that a caller waits for a connection."""
 PATIENCE = 15.0
 """Seconds within which good work has to be done again."""
+OUTAGE = 7.0
+"""Seconds of it, on ours, after an outage: the prober pauses for up to 5 s while no connection can be made."""
 RETURN = 5.0
 """Seconds that a return of ours may take, its commit apart."""
 

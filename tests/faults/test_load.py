@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from faults import crowd, fleet, herd, load, soak
 from faults.lookout import Lookout
@@ -77,12 +76,11 @@ def test_what_is_left_of_a_crowd_is_told() -> None:
     ]
 
 
-def test_the_figures_come_out_as_they_went_in() -> None:
-    """Written as JSON and read again, they are told in the same words."""
-    figures = load.Figures(fleet=fleet.Sailed(1, 2.0, 0.0, 3.0, 1.0, 4.0, 1.0, 1, 0, 0))
-    again = load.Figures.of(json.loads(json.dumps(figures, default=asdict)))
-    assert again == figures
-    assert "| closed, in all | 0 | | 0 |" in list(load.lines(again))
+def test_one_that_cannot_be_played_is_a_violation_of_the_whole() -> None:
+    """The next is tried all the same, and the document says which has no figures."""
+    figures = load.play(["fleet", "crowd"], ["--pools", "none", "--threads", "20"])
+    assert figures.violations == ["fleet: could not be played: status 2", "crowd: could not be played: status 2"]
+    assert "It could not be played: status 2." in [*load.lines(figures)]
 
 
 class Blind(Lookout):

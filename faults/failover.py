@@ -1,0 +1,70 @@
+"""A primary and its standby change places."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from faults.ground import execute, primary_and_standby
+from faults.scene import MAXCONN, OUTAGE, Fault
+from faults.symptoms import ENDED
+
+if TYPE_CHECKING:
+    from faults.scene import Scene
+    from otel_pgpool.cli.postgres import PostgresServer
+
+
+def standby_of(scene: Scene) -> PostgresServer:
+    assert scene.ground.standby is not None
+    return scene.ground.standby
+
+
+def failover(scene: Scene) -> float:
+    """The primary dies, and the standby is promoted."""
+    standby = standby_of(scene)
+    scene.server.stop("immediate")
+    execute(standby, "select pg_promote()")
+    return monotonic()
+
+
+def demotion(scene: Scene) -> float:
+    """The primary turns read-only while its sessions live, and the standby is promoted.
+
+    The workers rest until all sessions know: a commit still under way would wait for a standby that listens no more.
+    """
+    standby = standby_of(scene)
+    scene.app.pause()
+    execute(scene.server, "alter system set default_transaction_read_only = on")
+    execute(scene.server, "select pg_reload_conf()")
+    scene.wait_for(lambda: scene.ask("show default_transaction_read_only") == ["on"])
+    scene.app.resume()
+    execute(standby, "select pg_promote()")
+    mended = monotonic()
+    scene.comes(lambda: scene.app.first_good(mended) is not None)
+    if left := len(scene.backends()):
+        scene.notes.append(f"{left} connections stay on the old primary")
+    return mended
+
+
+FAULTS = {
+    "failover": Fault(
+        "primary dies, standby promoted",
+        "SIGQUIT, `pg_promote()`; two hosts, `target_session_attrs=read-write`",
+        failover,
+        ground=primary_and_standby,
+        meets=(ENDED,),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
+    ),
+    "demotion": Fault(
+        "primary turns read-only while its sessions live (25006)",
+        "`default_transaction_read_only`, `pg_promote()`",
+        demotion,
+        ground=primary_and_standby,
+        meets=("in the block: 25006",),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
+    ),
+}

@@ -1,0 +1,58 @@
+"""A password that is not believed any more, and a certificate that is not believed at all."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from faults.ground import NEW_PASSWORD, execute, over_tls, with_a_password
+from faults.network import network
+from faults.scene import MAXCONN, OUTAGE, Fault
+
+if TYPE_CHECKING:
+    from faults.scene import Scene
+
+
+def rotated(scene: Scene) -> float:
+    """The old password is refused; the application's secret follows later."""
+    secret = scene.ground.options["credentials"]()
+    execute(scene.server, f"alter role app password '{NEW_PASSWORD}'")
+    scene.kill(scene.backends())
+    scene.stay_away()
+    secret["password"] = NEW_PASSWORD
+    return monotonic()
+
+
+def unverified(scene: Scene) -> float:
+    """The server shows a certificate of a stranger's for a while."""
+    proxy, certificates = network(scene), scene.ground.certificates
+    proxy.certify(certificates["stranger"])
+    proxy.cut()
+    scene.stay_away()
+    proxy.certify(certificates["trusted"])
+    return monotonic()
+
+
+FAULTS = {
+    "rotated": Fault(
+        "password rotated, the application's secret follows",
+        "`alter role`, all killed; `credentials` returns the new one later",
+        rotated,
+        ground=with_a_password,
+        ours_alone=True,
+        meets=("while it connected: .*password authentication failed",),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
+    ),
+    "unverified": Fault(
+        "certificate that does not verify",
+        "all cut, another authority's certificate shown for a while; `sslmode=verify-full`",
+        unverified,
+        ground=over_tls,
+        meets=("while it connected: .*certificate verify failed",),
+        errors=MAXCONN,
+        shut_out=True,
+        within=OUTAGE,
+    ),
+}
