@@ -58,7 +58,9 @@ MAP = (
     # pools that are not ours
     "instrumentation.settings",
     "instrumentation.turns",
-    "instrumentation.quiet",
+    "instrumentation.kind",
+    "instrumentation.holds",
+    "instrumentation.connects",
     "instrumentation.ledger",
     "instrumentation.hook",
     "instrumentation.psycopg2_outcomes",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from otel_pgpool._target import Target
-    from otel_pgpool.instrumentation.ledger import Kind
+    from otel_pgpool.instrumentation.kind import Kind
     from otel_pgpool.instrumentation.settings import Settings
 
 Note = TypeVar("Note")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import defaultdict, deque
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial, wraps
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_pgpool import _checkout, _registry
 from otel_pgpool._checkout import Attempt, Blocker, Loan
@@ -19,18 +19,21 @@ from otel_pgpool._level import Level, level_name
 from otel_pgpool._observer import Connect, PoolStats
 from otel_pgpool._settlement import describe
 from otel_pgpool._slot import NEVER, Slot
-from otel_pgpool.instrumentation.quiet import loan_of
+from otel_pgpool.instrumentation.connects import Connects
+from otel_pgpool.instrumentation.holds import Holds
+from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.turns import Turns
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.telemetry.metrics import Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from otel_pgpool._checkout import Checkout, Stack
     from otel_pgpool._target import Target
+    from otel_pgpool.instrumentation.connects import Outage
     from otel_pgpool.instrumentation.hook import Hook
-    from otel_pgpool.instrumentation.quiet import QuietHold
+    from otel_pgpool.instrumentation.kind import Kind
 
 
 TOTALS = (
@@ -49,38 +52,6 @@ TOTALS = (
 
 AnyLoan = TypeVar("AnyLoan", bound=Loan)
 
-LEDGER = "_otel_pgpool"
-"""The attribute of a pool that holds its ledger: found at no cost, and gone with the pool.
-
-Its class has none of that name: since 3.12 Python looks slowly for what both have.
-"""
-
-
-class Levels(NamedTuple):
-    """What a kind of pool reads of itself, without a lock."""
-
-    minconn: int
-    maxconn: int
-    """0 for no limit."""
-    used: int
-    idle: int
-    maxidle: int | None
-    """None for as many as there may be."""
-    closed: bool = False
-
-
-class Kind(NamedTuple):
-    """What the ledger must know of a kind of pool."""
-
-    read: Callable[[Any], Levels]
-    """Read a pool's levels."""
-    abandon: Callable[[Any], int]
-    """In a forked child: let a pool forget the parent's connections without a word to the server; how many."""
-    is_back: Callable[[Any, Slot], bool] = lambda _pool, _slot: False
-    """Whether a connection that seems to be out lies in the pool: given back by a way that is not seen."""
-    waits: Callable[[Any], bool] = lambda _pool: False
-    """Whether an exhausted pool waits where `Settings.wait_timeout` asks for it."""
-
 
 class Loud(Silence):
     """The opposite of a `Silence`: every checkout is heard of."""
@@ -91,12 +62,11 @@ class Loud(Silence):
 
 LOUD = Loud()
 
+LEDGER = "_otel_pgpool"
+"""The attribute of a pool that holds its ledger: found at no cost, and gone with the pool.
 
-class Outage(NamedTuple):
-    """The server could not be reached since."""
-
-    since: float
-    attempts: int
+Its class has none of that name: since 3.12 Python looks slowly for what both have.
+"""
 
 
 def harmless(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,7 +83,7 @@ def harmless(method: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-class Ledger:
+class Ledger(Holds):
     """One pool's. It holds the pool weakly, and outlives it only until its checkouts have ended.
 
     A checkout that leaves neither span nor record may be kept as a `QuietHold`, at a third of the price of a `Loan`; it
@@ -131,17 +101,15 @@ class Ledger:
         "_kind",
         "_level",
         "_observer",
-        "_outage",
         "_pool",
         "_retired",
         "_serials",
-        "connecting",
+        "connects",
         "created",
         "discarded",
         "errors",
         "guard",
         "hold_seconds",
-        "holds",
         "hook",
         "idle_checkouts",
         "long_hold",
@@ -150,10 +118,8 @@ class Ledger:
         "new_checkouts",
         "queued",
         "queued_checkouts",
-        "quiet",
         "retries",
         "silence",
-        "slots",
         "target",
         "timeouts",
         "turns",
@@ -175,7 +141,7 @@ class Ledger:
         self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
         self.usual: object = None  # who may handle its requests in the shortest way, and nobody else, until its end
         self.long_hold = hook.settings.long_hold
-        self._start_afresh()
+        self.start_afresh()
         if before is not None:
             before.retire()
             self._take_over(before)
@@ -199,14 +165,12 @@ class Ledger:
             self.retire()
             raise
 
-    def _start_afresh(self) -> None:
-        self.slots: dict[int, Slot] = {}  # the connections seen, by id
-        self.holds: dict[Loan, None] = {}  # in the order of their acquisition
-        self.quiet: dict[int, QuietHold] = {}  # likewise, by id of the connection
+    def start_afresh(self) -> None:
+        """Nothing is out, known or counted."""
+        super().start_afresh()
         self.waiting: dict[Loan, None] = {}
-        self.connecting: set[int] = set()  # threads, by identity
-        self.untold: deque[tuple[int, Connect, Outage | None]] = deque()  # connects made under a lock of the pool
-        self._outage: Outage | None = None
+        self.connects = Connects()
+        self.untold = self.connects.untold  # which every checkout looks at
         self._level = Level(monotonic())
         self._serials = 0
         self.idle_checkouts = self.queued_checkouts = self.new_checkouts = 0
@@ -400,37 +364,7 @@ class Ledger:
 
     def speak_up(self, conn: Any) -> Loan | None:
         """Make a checkout of a quiet hold, unless it ended meanwhile."""
-        return self._speak_up(self.slot_of(conn))
-
-    def _speak_up(self, slot: Slot) -> Loan | None:
-        quiet = self.quiet.get(slot.key)
-        if quiet is None:
-            return None
-        loan = loan_of(quiet, slot)
-        slot.checkout = loan  # there before the quiet hold goes: whoever returns it finds the one or the other
-        self.holds[loan] = None
-        taken = self.quiet.pop(slot.key, None)
-        if taken is None:  # it came back in between
-            if slot.checkout is loan:
-                slot.checkout = None
-            self.holds.pop(loan, None)
-            return None
-        if taken is not quiet:  # and was lent again
-            loan.acquired = loan.started = taken[0]
-            loan.thread = taken[1]
-        return loan
-
-    def speak_up_all(self, begun: float = NEVER) -> None:
-        """Make checkouts of every quiet hold that had begun by then."""
-        for key, quiet in self.quiet.copy().items():
-            slot = self.slots.get(key) if quiet[0] <= begun else None
-            if slot is not None:
-                self._speak_up(slot)
-
-    def holds_now(self) -> list[Loan]:
-        """Everything that is out, the longest hold first."""
-        self.speak_up_all()
-        return sorted(self.holds.copy(), key=_acquired)
+        return self.speak_up_at(self.slot_of(conn))
 
     # Connections
 
@@ -462,55 +396,36 @@ class Ledger:
     @harmless
     def connected(self, began: float, conn: Any) -> None:
         """A physical connection was made. It is told later, outside the pool's locks."""
-        now = monotonic()
-        ended, self._outage = self._outage, None
         self.created += 1
         self.enter(conn)
-        info = getattr(conn, "info", None)
-        connect = Connect(
-            1 + (ended.attempts if ended else 0),
-            began,
-            now,
-            None,
-            address=getattr(info, "host", None),
-            port=getattr(info, "port", None),
-        )
-        self.untold.append((threading.get_ident(), connect, ended))
+        self.connects.made(began, conn)
 
     @harmless
     def connect_failed(self, began: float, error: BaseException) -> None:
         """An attempt failed. It is told later."""
-        now = monotonic()
-        before = self._outage
-        since, attempts = (now, 0) if before is None else before
-        if isinstance(error, Exception):  # an interrupt says nothing of the server
-            self._outage = Outage(since, attempts + 1)
-        connect = Connect(attempts + 1, began, now, None, error, describe(self.target, error))
-        self.untold.append((threading.get_ident(), connect, before))
+        self.connects.failed(began, error, describe(self.target, error))
 
     @harmless
     def tell_connects(self, loan: Loan | None = None, by: int | None = None) -> bool:
         """Tell of the connects that this thread made for a checkout, or for nobody; True if one succeeded."""
-        me = threading.get_ident() if by is None else by
         made = False
-        for entry in [entry for entry in self.untold.copy() if entry[0] == me]:
-            self.untold.remove(entry)
-            made |= self._tell_connect(replace(entry[1], asked_by=loan), entry[2], loan)
+        for _thread, connect, outage in self.connects.take(threading.get_ident() if by is None else by):
+            made |= self._tell_connect(replace(connect, asked_by=loan), outage, loan)
         return made
 
-    def _tell_connect(self, connect: Connect, before: Outage | None, loan: Loan | None) -> bool:
+    def _tell_connect(self, connect: Connect, outage: Outage | None, loan: Loan | None) -> bool:
         tell, observer = self.guard.tell, self._observer
         if connect.error is None:
             tell(observer.connected, connect)
-            if before is not None:
-                tell(observer.outage_ended, before.attempts, connect.ended - before.since)
+            if outage is not None:
+                tell(observer.outage_ended, outage.attempts, connect.ended - outage.since)
             return True
         if loan is not None:
             self.retries += 1
             loan.waits_for = "new"
             loan.retried(Attempt(connect.ended, type(connect.error).__name__, 0.0), None)  # an error keeps its frames
         tell(observer.connect_failed, connect)
-        if before is None and isinstance(connect.error, Exception):
+        if outage is None and isinstance(connect.error, Exception):
             tell(observer.outage_started, connect)
         return False
 
@@ -575,29 +490,21 @@ class Ledger:
         utilization = levels.used / levels.maxconn if levels.maxconn else 0.0
         return PoolStats(
             name=self.name,
-            status="closed" if levels.closed else "unreachable" if self._outage else level_name(utilization),
+            status="closed" if levels.closed else "unreachable" if self.connects.outage else level_name(utilization),
             minconn=levels.minconn,
             maxconn=levels.maxconn,
             size=levels.used + levels.idle,
             used=levels.used,
             idle=levels.idle,
-            connecting=len(self.connecting),
+            connecting=len(self.connects.under_way),
             waiting=sum(len(account.waiting) for account in accounts),
             utilization=utilization,
-            oldest_hold=self._oldest_hold(),
+            oldest_hold=self.oldest_hold(),
             checkouts={path: total(f"{path}_checkouts") for path in ("idle", "queued", "new")},
             discarded=dict(self.discarded),
             **{name: total(name) for name in TOTALS if not name.endswith("_checkouts")},
             maxidle=levels.maxidle,
         )
-
-    def _oldest_hold(self) -> float:
-        now = monotonic()
-        return max(0.0, now - min(self._begun(self.holds.copy()), default=now))
-
-    def _begun(self, loans: Iterable[Loan]) -> list[float]:
-        """When these holds and the quiet ones began, in no order: one that spoke up stands behind younger ones."""
-        return [loan.acquired for loan in loans] + [quiet[0] for quiet in self.quiet.copy().values()]
 
     # The watch
 
@@ -617,10 +524,9 @@ class Ledger:
         change = None if self._retired else self._level.look(now, self.stats)
         if change is not None:
             self.guard.tell(self._observer.utilization_changed, *change)
-        for ident, connect, _outage in self.untold.copy():
-            if now - connect.ended > TOLD_AFTER:
-                self.tell_connects(by=ident)
-        return min(self._begun(going_on), default=NEVER) + self.long_hold
+        for thread in self.connects.forgotten(now):
+            self.tell_connects(by=thread)
+        return min(self.begun_of(going_on), default=NEVER) + self.long_hold
 
     def _is_back(self, loan: Loan) -> bool:
         pool = self._pool()
@@ -685,7 +591,7 @@ class Ledger:
     def _after_fork(self) -> None:
         """In a forked child the parent's checkouts and connections are not ours, and its totals neither."""
         self.hook.forget_notes()
-        self._start_afresh()
+        self.start_afresh()
         self._before.clear()
         if self.turns is not None:
             self.turns = Turns()
@@ -697,16 +603,8 @@ class Ledger:
                 self.guard.tell(self._observer.attached, self)
 
 
-TOLD_AFTER = 30.0
-"""Seconds after which the watch tells of a connect that nobody's checkout was for: one may still be preparing it."""
-
-
 def _no_ledger() -> None:
     return None
-
-
-def _acquired(loan: Loan) -> float:
-    return loan.acquired
 
 
 def _collected(ledger_ref: weakref.ref[Ledger], key: int, ref: weakref.ref[Any]) -> None:

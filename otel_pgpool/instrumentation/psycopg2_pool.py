@@ -20,7 +20,8 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 from otel_pgpool._checkout import Loan, stack_around, whole_stack_of
 from otel_pgpool._target import target_of
 from otel_pgpool.instrumentation.hook import live_instances
-from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
+from otel_pgpool.instrumentation.kind import Kind, Levels
+from otel_pgpool.instrumentation.ledger import LEDGER
 from otel_pgpool.instrumentation.psycopg2_outcomes import discard, end_request, end_return, refuse, return_unused
 from otel_pgpool.instrumentation.psycopg2_quiet import quiet_getconn, quiet_putconn, with_defaults_of
 from otel_pgpool.instrumentation.turns import is_exhausted
@@ -380,9 +381,9 @@ class Hooked:
         def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
             ledger = hooked._ledger(self)
             thread = threading.get_ident()
-            if ledger is None or thread in ledger.connecting:
+            if ledger is None or thread in ledger.connects.under_way:
                 return original(self, *args, **kwargs)
-            ledger.connecting.add(thread)
+            ledger.connects.under_way.add(thread)
             began = monotonic()
             try:
                 conn = original(self, *args, **kwargs)
@@ -390,7 +391,7 @@ class Hooked:
                 ledger.connect_failed(began, error)
                 raise
             finally:
-                ledger.connecting.discard(thread)
+                ledger.connects.under_way.discard(thread)
             ledger.connected(began, conn)
             return conn
 

@@ -25,7 +25,8 @@ from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._errors import error_type
 from otel_pgpool._target import UnknownTarget, target_of
 from otel_pgpool.instrumentation.hook import live_instances
-from otel_pgpool.instrumentation.ledger import LEDGER, Kind, Levels
+from otel_pgpool.instrumentation.kind import Kind, Levels
+from otel_pgpool.instrumentation.ledger import LEDGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -279,7 +280,7 @@ class Hooked:
             connecting = request.since or request.started  # a creator of the program's own, of which no event tells
         if connecting is not None:
             ledger.connect_failed(connecting, cause)
-            ledger.connecting.discard(threading.get_ident())
+            ledger.connects.under_way.discard(threading.get_ident())
         timed_out = isinstance(error, QueuePoolTimeout)
         if timed_out and request.queued is None:
             ledger.queue_since(request, request.started)
@@ -297,7 +298,7 @@ class Hooked:
         if request is not None:
             request.ledger.leads_to(target_of(tuple(args), parameters))  # with connect_args, which are not in the URL
             request.connecting = monotonic()
-            request.ledger.connecting.add(threading.get_ident())
+            request.ledger.connects.under_way.add(threading.get_ident())
 
     def _connected(self, conn: Any, record: Record) -> None:
         before = self._bereft.pop(id(record), None)
@@ -309,7 +310,7 @@ class Hooked:
             if began is None:
                 began = request.since or request.started
                 request.ledger.leads_to(UnknownTarget(_parameters_of(conn)))
-            request.ledger.connecting.discard(threading.get_ident())
+            request.ledger.connects.under_way.discard(threading.get_ident())
             request.ledger.connected(began, conn)
             self._records[record] = request.ledger
 

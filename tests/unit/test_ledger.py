@@ -18,8 +18,10 @@ from otel_pgpool import _registry
 from otel_pgpool._checkout import here
 from otel_pgpool._slot import NEVER
 from otel_pgpool._target import UnknownTarget
+from otel_pgpool.instrumentation.connects import TOLD_AFTER
 from otel_pgpool.instrumentation.hook import Hook
-from otel_pgpool.instrumentation.ledger import LEDGER, LOUD, TOLD_AFTER, Kind, Ledger, Levels
+from otel_pgpool.instrumentation.kind import Kind, Levels
+from otel_pgpool.instrumentation.ledger import LEDGER, LOUD, Ledger
 from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.telemetry import SILENT
 

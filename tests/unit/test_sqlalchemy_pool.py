@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from otel_pgpool._checkout import describe, places, stack_of
 from otel_pgpool._target import UnknownTarget
-from otel_pgpool.instrumentation.ledger import Levels
+from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.sqlalchemy_pool import BETWEEN, name_of, read_levels
 
 if TYPE_CHECKING:

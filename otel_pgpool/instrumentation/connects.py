@@ -1,0 +1,84 @@
+"""Physical connects of a pool that is not ours: made under its locks, where nothing may be told, and told later."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from otel_pgpool._observer import Connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Outage(NamedTuple):
+    """The server could not be reached since."""
+
+    since: float
+    attempts: int
+
+
+class Untold(NamedTuple):
+    """A connect of which telemetry has not heard yet."""
+
+    thread: int
+    """Who made it, by identity."""
+    connect: Connect
+    outage: Outage | None
+    """The one that it fell into, or has ended."""
+
+
+class Connects:
+    """Those of one pool."""
+
+    __slots__ = ("outage", "under_way", "untold")
+
+    def __init__(self) -> None:
+        self.outage: Outage | None = None
+        self.under_way: set[int] = set()  # threads, by identity
+        self.untold: deque[Untold] = deque()
+
+    def made(self, began: float, conn: Any) -> None:
+        """A connection was made, which ends an outage."""
+        now = monotonic()
+        ended, self.outage = self.outage, None
+        info = getattr(conn, "info", None)
+        connect = Connect(
+            1 + (ended.attempts if ended else 0),
+            began,
+            now,
+            None,
+            address=getattr(info, "host", None),
+            port=getattr(info, "port", None),
+        )
+        self.untold.append(Untold(threading.get_ident(), connect, ended))
+
+    def failed(self, began: float, error: BaseException, message: str) -> None:
+        """An attempt failed, which an outage begins with or goes on."""
+        now = monotonic()
+        before = self.outage
+        since, attempts = before or Outage(now, 0)
+        if isinstance(error, Exception):  # an interrupt says nothing of the server
+            self.outage = Outage(since, attempts + 1)
+        connect = Connect(attempts + 1, began, now, None, error, message)
+        self.untold.append(Untold(threading.get_ident(), connect, before))
+
+    def take(self, thread: int) -> Iterator[Untold]:
+        """What is to be told now of a thread, each once."""
+        for each in self.untold.copy():
+            if each.thread == thread:
+                try:
+                    self.untold.remove(each)
+                except ValueError:  # another was faster
+                    continue
+                yield each
+
+    def forgotten(self, now: float) -> set[int]:
+        """The threads of which something has waited for too long."""
+        return {each.thread for each in self.untold.copy() if now - each.connect.ended > TOLD_AFTER}
+
+
+TOLD_AFTER = 30.0
+"""Seconds after which it is told of a connect that nobody's checkout was for: one may still be preparing it."""
