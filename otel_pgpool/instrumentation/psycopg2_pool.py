@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import threading
@@ -14,7 +13,6 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from otel_pgpool._checkout import Loan, stack_around, whole_stack_of
@@ -22,8 +20,10 @@ from otel_pgpool._target import target_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.kind import Kind, Levels
 from otel_pgpool.instrumentation.ledger import LEDGER
+from otel_pgpool.instrumentation.psycopg2_arguments import closes, is_lent, named, runs_later, takes_key
 from otel_pgpool.instrumentation.psycopg2_outcomes import discard, end_request, end_return, refuse, return_unused
 from otel_pgpool.instrumentation.psycopg2_quiet import quiet_getconn, quiet_putconn, with_defaults_of
+from otel_pgpool.instrumentation.psycopg2_request import Request
 from otel_pgpool.instrumentation.turns import is_exhausted
 
 if TYPE_CHECKING:
@@ -62,42 +62,6 @@ def read_levels(pool: Any) -> Levels:
 def is_back(pool: Any, slot: Slot) -> bool:
     """Whether a connection lies in the pool: a subclass may give it back by a method of its own."""
     return any(conn is slot.ref() for conn in pool._pool)
-
-
-class Request:
-    """A getconn of a subclass while it runs, and what the stock one inside it gave."""
-
-    __slots__ = ("_given", "_ledger", "_pool", "again", "error", "loan")
-
-    def __init__(self, pool: Any, ledger: Ledger) -> None:
-        self._pool = pool
-        self._ledger = ledger
-        self.loan: Loan | None = None
-        self._given: Any = None
-        self.again = False  # by a key that was lent already
-        self.error: BaseException | None = None
-
-    def ask_inside(self, ask: Callable[[], Any], *, again: bool) -> Any:
-        """Pass a request of its own through, and remember what came of it."""
-        waits = self.error is not None and is_exhausted(self.error)  # in its own way, as it asks once more
-        if waits and self.loan is not None and self.loan.queued is None:
-            self._ledger.queue(self.loan)
-        try:
-            result = ask()
-        except BaseException as error:
-            self.error = error
-            raise
-        if id(result) in self._pool._rused:
-            self._given, self.again = result, again
-        return result
-
-    def lent(self, result: Any) -> Any:
-        """The connection that was lent, where any was: a subclass may return what it likes."""
-        if self.again:
-            return None
-        if isinstance(result, connection):
-            return result
-        return self._given if id(self._given) in self._pool._rused else None
 
 
 class Hooked:
@@ -163,7 +127,7 @@ class Hooked:
             if self.hook.settings.telemetry.spans == "off":
                 wrappers |= {"getconn": partial(quiet_getconn, self), "putconn": partial(quiet_putconn, self)}
         for name, method in list(vars(owner).items()):
-            if isinstance(method, FunctionType) and not _runs_later(method):
+            if isinstance(method, FunctionType) and not runs_later(method):
                 role = name if name in wrappers else self._roles.get(method)
                 if role is not None:
                     self._replace(owner, name, wrappers[role])
@@ -234,7 +198,7 @@ class Hooked:
         if ledger is None:
             return ask()
         request = self._requests.get((id(pool), threading.get_ident())) if self._requests else None
-        again = key is not None and _is_lent(pool, key)
+        again = key is not None and is_lent(pool, key)
         if request is not None:
             return request.ask_inside(ask, again=again)
         if again:
@@ -243,11 +207,11 @@ class Hooked:
 
     def _getconn(self, _owner: type, original: Method) -> Method:
         around = self._check_out_around
-        keyed = _takes_key(original)
+        keyed = takes_key(original)
 
         @wraps(original)
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
-            again = keyed and _is_lent(self, *args, **kwargs)
+            again = keyed and is_lent(self, *args, **kwargs)
             return around(self, partial(original, self, *args, **kwargs), _getframe(), again=again)
 
         return getconn
@@ -338,7 +302,7 @@ class Hooked:
     def give_back(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A return that is not as usual."""
         ledger = self._ledger(pool)
-        conn = _named(pool, *args, **kwargs)
+        conn = named(pool, *args, **kwargs)
         if id(conn) in self._inherited:
             return None
         if ledger is None:
@@ -451,40 +415,6 @@ def _subclasses(cls: type) -> Iterator[type]:
         yield from _subclasses(derived)
 
 
-LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-
-
-def _runs_later(method: Method) -> bool:
-    """Whether a call of it does nothing yet, as of a context manager made by a generator: what it calls is wrapped."""
-    code = getattr(inspect.unwrap(method), "__code__", None)
-    return bool(getattr(code, "co_flags", 0) & LATER)
-
-
-def _takes_key(getconn: Method) -> bool:
-    """Whether its first argument, if it has any, is a key."""
-    _self, *parameters = inspect.signature(getconn).parameters.values()
-    by_place = [each for each in parameters if each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
-    return not by_place or by_place[0].name == "key" or by_place[0].kind is by_place[0].VAR_POSITIONAL
-
-
-def _is_lent(pool: Any, /, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
-    """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
-    if key is None:
-        return False
-    with suppress(TypeError, AttributeError):  # no key, or no pool yet
-        return key in pool._used
-    return False
-
-
-def _named(pool: Any, /, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
-    """The connection that is given back, by itself or by its key."""
-    if conn is not None or key is None:
-        return conn
-    with suppress(TypeError, AttributeError):
-        return pool._used.get(key)
-    return None
-
-
 def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -> Any:
     """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
     loan: Any = slot.checkout or ledger.speak_up(conn)
@@ -492,7 +422,7 @@ def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -
     try:
         given_back = give_back()
         if conn.closed:
-            discard(ledger, slot, was_closed, close=_closes(*give_back.args, **give_back.keywords), loan=loan)
+            discard(ledger, slot, was_closed, close=closes(*give_back.args, **give_back.keywords), loan=loan)
         elif loan is not None:
             ledger.give_back(loan)
     except BaseException as error:
@@ -500,19 +430,6 @@ def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -
             end_return(ledger, ledger.pool, conn, loan, error)
         raise
     return given_back
-
-
-def _closes(
-    _pool: Any,
-    /,
-    _conn: Any = None,
-    _key: Any = None,
-    close: Any = False,  # noqa: FBT002 - likewise
-    *_args: Any,
-    **_kwargs: Any,
-) -> bool:
-    """Whether the caller wants it closed."""
-    return bool(close)
 
 
 def _take_turns(ledger: Ledger, pool: Any, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:

@@ -1,0 +1,58 @@
+"""What a call of a pool's method asks for, whatever a subclass has made of its signature."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Method = Callable[..., Any]
+
+LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def runs_later(method: Method) -> bool:
+    """Whether a call of it does nothing yet, as of a context manager made by a generator: what it calls is wrapped."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & LATER)
+
+
+def takes_key(getconn: Method) -> bool:
+    """Whether its first argument, if it has any, is a key."""
+    _self, *parameters = inspect.signature(getconn).parameters.values()
+    by_place = [each for each in parameters if each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
+    return not by_place or by_place[0].name == "key" or by_place[0].kind is by_place[0].VAR_POSITIONAL
+
+
+def is_lent(pool: Any, /, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
+    """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
+    if key is None:
+        return False
+    with suppress(TypeError, AttributeError):  # no key, or no pool yet
+        return key in pool._used
+    return False
+
+
+def named(pool: Any, /, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
+    """The connection that is given back, by itself or by its key."""
+    if conn is not None or key is None:
+        return conn
+    with suppress(TypeError, AttributeError):
+        return pool._used.get(key)
+    return None
+
+
+def closes(
+    _pool: Any,
+    /,
+    _conn: Any = None,
+    _key: Any = None,
+    close: Any = False,  # noqa: FBT002 - its signature
+    *_args: Any,
+    **_kwargs: Any,
+) -> bool:
+    """Whether the caller wants it closed."""
+    return bool(close)
