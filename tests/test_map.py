@@ -68,6 +68,7 @@ MAP = (
     "instrumentation.psycopg2_outcomes",
     "instrumentation.psycopg2_quiet",
     "instrumentation.psycopg2_pool",
+    "instrumentation.sqlalchemy_engine",
     "instrumentation.sqlalchemy_pool",
     "instrumentation",
     # the public side

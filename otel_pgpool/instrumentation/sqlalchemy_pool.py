@@ -12,8 +12,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from sqlalchemy import create_engine, event
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from sqlalchemy.engine.events import DialectEvents
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
@@ -25,24 +25,25 @@ from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._errors import error_type
 from otel_pgpool._target import UnknownTarget, target_of
 from otel_pgpool.instrumentation.hook import live_instances
-from otel_pgpool.instrumentation.kind import Kind, Levels
-from otel_pgpool.instrumentation.ledger import LEDGER
+from otel_pgpool.instrumentation.kind import Kind
+from otel_pgpool.instrumentation.sqlalchemy_engine import (
+    DRIVER,
+    is_connected,
+    name_of,
+    owner_of_the_pool,
+    parameters_of,
+    read_levels,
+    target_of_engine,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.instrumentation.sqlalchemy_engine import Record
 
-    Record = Any
-    """SQLAlchemy's own of a connection, which keeps its place in the pool when the connection is replaced."""
-
-DRIVER = "psycopg2"
 DIALECT_EVENTS = [name for name in dir(DialectEvents) if name.startswith(("do_", "handle_"))]
-PLACED_IN_QUERY = ("host", "port", "dbname", "user")
-"""What of a URL's query tells where it leads; the rest may hold secrets."""
-
 BETWEEN = LeftOut("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
 """Who stands between the program's line and a request: ``with engine.begin()``, an instrumentor of ``connect``."""
 
@@ -56,30 +57,6 @@ def hook_on(hook: Hook) -> Callable[[], None]:
         hooked.end()
         raise
     return hooked.end
-
-
-def read_levels(pool: Any) -> Levels:
-    """The pool's own figures; where it keeps none, the ledger's.
-
-    A `QueuePool` is read past its methods, which take the lock of its queue, and count places that have lost their
-    connection among the idle ones.
-    """
-    if isinstance(pool, QueuePool):
-        queue = list(pool._pool.queue)  # type: ignore[attr-defined]  # of every queue that is not for asyncio
-        size, overflow = pool.size(), pool._max_overflow  # -1 for no limit
-        limit = 0 if overflow < 0 else size + overflow
-        idle = sum(_is_connected(record) for record in queue)
-        used = max(0, size - len(queue) + pool._overflow)  # of a pool that was disposed of it goes below
-        return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
-    held = len(getattr(pool, LEDGER).holds)
-    if isinstance(pool, StaticPool):
-        idle = not held and _is_connected(pool.__dict__.get("connection"))
-        return Levels(0, 1, min(held, 1), int(idle), 1)
-    return Levels(0, 0, held, 0, 0)
-
-
-def _is_connected(record: Record) -> bool:
-    return getattr(record, "dbapi_connection", None) is not None
 
 
 class Request(Loan):
@@ -290,7 +267,7 @@ class Hooked:
 
     def _disposed(self, engine: Engine) -> None:
         """It has another pool now: the levels are that one's from here on, but for who still waits for the old one."""
-        if _owner_of_the_pool(engine) in self._engines:
+        if owner_of_the_pool(engine) in self._engines:
             self._adopt(engine)
 
     def _connecting(self, _dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
@@ -309,7 +286,7 @@ class Hooked:
             began, request.connecting, request.connected, request.lost = request.connecting, None, True, None
             if began is None:
                 began = request.since or request.started
-                request.ledger.leads_to(UnknownTarget(_parameters_of(conn)))
+                request.ledger.leads_to(UnknownTarget(parameters_of(conn)))
             request.ledger.connects.under_way.discard(threading.get_ident())
             request.ledger.connected(began, conn)
             self._records[record] = request.ledger
@@ -382,13 +359,13 @@ class Hooked:
         """Open a ledger for an engine's pool; it goes on where that of a pool before it ended."""
         if engine.dialect.driver != DRIVER or not self._hook.is_on:
             return None
-        engine = _owner_of_the_pool(engine)
+        engine = owner_of_the_pool(engine)
         kind = Kind(read_levels, partial(self._abandon, weakref.ref(engine)))
         if engine.dialect not in self._dialects:
             event.listen(engine.dialect, "do_connect", self._connecting)
             self._dialects.add(engine.dialect)
         ledger = self._hook.adopt(
-            engine.pool, kind, name_of(engine), _target_of(engine), before=self._engines.get(engine)
+            engine.pool, kind, name_of(engine), target_of_engine(engine), before=self._engines.get(engine)
         )
         if ledger is not None:
             self._engines[engine] = ledger
@@ -409,49 +386,11 @@ class Hooked:
             engine.dispose(close=False)
         except TypeError:  # SQLAlchemy before 1.4.33
             engine.pool = pool.recreate()
-        records = [record for record in getattr(getattr(pool, "_pool", None), "queue", ()) if _is_connected(record)]
+        records = [record for record in getattr(getattr(pool, "_pool", None), "queue", ()) if is_connected(record)]
         for record in records:
             with suppress(Exception):
                 os.close(record.dbapi_connection.fileno())
         if records:
             pool._pool.queue.clear()  # type: ignore[attr-defined]  # it lives on until the collector comes, and has nothing any more
-        static = isinstance(pool, StaticPool) and _is_connected(pool.__dict__.get("connection"))
+        static = isinstance(pool, StaticPool) and is_connected(pool.__dict__.get("connection"))
         return len(records) + static
-
-
-def _owner_of_the_pool(engine: Engine) -> Engine:
-    """Engines that ``execution_options`` makes stand in front of another, and may be gone before it."""
-    while (behind := getattr(engine, "_proxied", None)) is not None:
-        engine = behind
-    return engine
-
-
-def _target_of(engine: Engine) -> Target:
-    """Where the URL leads. With a ``creator`` of the program's own it need not be true, and is often empty."""
-    if getattr(getattr(engine.pool, "_creator", None), "__module__", None) != create_engine.__module__:
-        return UnknownTarget()
-    try:
-        arguments, parameters = engine.dialect.create_connect_args(engine.url)
-    except Exception:  # noqa: BLE001 - a dialect of the program's may refuse, and the program goes on
-        return UnknownTarget()
-    return target_of(tuple(arguments), parameters)
-
-
-def _parameters_of(conn: Any) -> dict[str, Any]:
-    """Of a connection, as libpq knows them, without its password."""
-    with suppress(Exception):
-        return {**conn.info.dsn_parameters}
-    return {}
-
-
-def name_of(engine: Engine) -> str:
-    """The ``pool_logging_name``, or the URL without its password."""
-    name = getattr(engine.pool, "logging_name", None)
-    if name:
-        return str(name)
-    try:
-        url = engine.url
-        query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
-        return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
-    except Exception:  # noqa: BLE001 - an engine that the program has put together itself may have anything there
-        return DRIVER

@@ -14,7 +14,8 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 from otel_pgpool._checkout import describe, places, stack_of
 from otel_pgpool._target import UnknownTarget
 from otel_pgpool.instrumentation.kind import Levels
-from otel_pgpool.instrumentation.sqlalchemy_pool import BETWEEN, name_of, read_levels
+from otel_pgpool.instrumentation.sqlalchemy_engine import name_of, read_levels
+from otel_pgpool.instrumentation.sqlalchemy_pool import BETWEEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

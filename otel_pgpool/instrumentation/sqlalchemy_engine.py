@@ -1,0 +1,87 @@
+"""What an engine of SQLAlchemy's and its pool tell of themselves, 1.4 and 2: name, place, levels."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from otel_pgpool._target import UnknownTarget, target_of
+from otel_pgpool.instrumentation.kind import Levels
+from otel_pgpool.instrumentation.ledger import LEDGER
+
+if TYPE_CHECKING:
+    from otel_pgpool._target import Target
+
+    Record = Any
+    """SQLAlchemy's own of a connection, which keeps its place in the pool when the connection is replaced."""
+
+DRIVER = "psycopg2"
+PLACED_IN_QUERY = ("host", "port", "dbname", "user")
+"""What of a URL's query tells where it leads; the rest may hold secrets."""
+
+
+def read_levels(pool: Any) -> Levels:
+    """The pool's own figures; where it keeps none, the ledger's.
+
+    A `QueuePool` is read past its methods, which take the lock of its queue, and count places that have lost their
+    connection among the idle ones.
+    """
+    if isinstance(pool, QueuePool):
+        queue = list(pool._pool.queue)  # type: ignore[attr-defined]  # of every queue that is not for asyncio
+        size, overflow = pool.size(), pool._max_overflow  # -1 for no limit
+        limit = 0 if overflow < 0 else size + overflow
+        idle = sum(is_connected(record) for record in queue)
+        used = max(0, size - len(queue) + pool._overflow)  # of a pool that was disposed of it goes below
+        return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
+    held = len(getattr(pool, LEDGER).holds)
+    if isinstance(pool, StaticPool):
+        idle = not held and is_connected(pool.__dict__.get("connection"))
+        return Levels(0, 1, min(held, 1), int(idle), 1)
+    return Levels(0, 0, held, 0, 0)
+
+
+def is_connected(record: Record) -> bool:
+    """Whether a connection lies in its place."""
+    return getattr(record, "dbapi_connection", None) is not None
+
+
+def owner_of_the_pool(engine: Engine) -> Engine:
+    """Engines that ``execution_options`` makes stand in front of another, and may be gone before it."""
+    while (behind := getattr(engine, "_proxied", None)) is not None:
+        engine = behind
+    return engine
+
+
+def target_of_engine(engine: Engine) -> Target:
+    """Where the URL leads. With a ``creator`` of the program's own it need not be true, and is often empty."""
+    if getattr(getattr(engine.pool, "_creator", None), "__module__", None) != create_engine.__module__:
+        return UnknownTarget()
+    try:
+        arguments, parameters = engine.dialect.create_connect_args(engine.url)
+    except Exception:  # noqa: BLE001 - a dialect of the program's may refuse, and the program goes on
+        return UnknownTarget()
+    return target_of(tuple(arguments), parameters)
+
+
+def parameters_of(conn: Any) -> dict[str, Any]:
+    """Of a connection, as libpq knows them, without its password."""
+    with suppress(Exception):
+        return {**conn.info.dsn_parameters}
+    return {}
+
+
+def name_of(engine: Engine) -> str:
+    """The ``pool_logging_name``, or the URL without its password."""
+    name = getattr(engine.pool, "logging_name", None)
+    if name:
+        return str(name)
+    try:
+        url = engine.url
+        query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
+        return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
+    except Exception:  # noqa: BLE001 - an engine that the program has put together itself may have anything there
+        return DRIVER
