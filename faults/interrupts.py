@@ -118,6 +118,16 @@ def enters_exit(frame: FrameType) -> bool:
     return frame.f_lineno == min(line for *_, line in code.co_lines() if line and line > code.co_firstlineno)
 
 
+def apart(way: Way, pool: ConnectionPool) -> Iterator[None]:
+    """Do it in a frame that has a stack of handled errors of its own, as a generator has.
+
+    A tracer may raise where CPython lets no signal in, between a handler's last line and the end of the handling: that
+    error would be taken for handled still by all that comes later in the thread.
+    """
+    way(pool)
+    yield
+
+
 @cache
 def with_lines(path: str) -> set[int]:
     """The lines on which a ``with`` begins."""
@@ -193,7 +203,7 @@ class Strikes:
             came = None
             try:
                 with interrupter:
-                    way(self._pool)
+                    next(apart(way, self._pool))
             except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - another than ours is what is looked for
                 came = repr(error)
             if interrupter.place is not None:
