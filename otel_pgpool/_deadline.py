@@ -111,8 +111,10 @@ class _Watch:
             self._deadlines.add(deadline)
             sooner = deadline.at < self._wakes_at
             if self._thread is None:
-                self._wakeup.renew()
-                thread = self._thread = threading.Thread(target=self._run, name="otel_pgpool-deadlines", daemon=True)
+                self._wakeup = Wakeup()  # its own: one that has been told to end may sleep still, and miss the ring
+                thread = self._thread = threading.Thread(
+                    target=self._run, args=(self._wakeup,), name="otel_pgpool-deadlines", daemon=True
+                )
         if thread is not None:
             self._start(thread)
         elif sooner:
@@ -149,7 +151,7 @@ class _Watch:
                 self._deadlines.discard(deadline)
                 deadline.cut()
 
-    def _run(self) -> None:
+    def _run(self, wakeup: Wakeup) -> None:
         while True:
             with self._lock:
                 if self._thread is not threading.current_thread():
@@ -157,7 +159,7 @@ class _Watch:
                 now = time.monotonic()
                 self._cut_overdue(now)
                 self._wakes_at = min((each.at for each in list(self._deadlines)), default=now + IDLE_EXIT)
-            rung = self._wakeup.wait(self._wakes_at - now)
+            rung = wakeup.wait(self._wakes_at - now)
             with self._lock:
                 if not rung and not self._deadlines and self._thread is threading.current_thread():
                     self._thread = None
