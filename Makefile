@@ -54,9 +54,9 @@ down: ## end the stack, and remove what it has stored
 dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/otel-pgpool.json, anew
 	@$(BIN)/python -m grafana.dashboard
 
-# Two at a time on any machine: most tests wait for a server most of their time.
+# Three at a time on any machine: most tests wait for a server most of their time.
 test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp $(ENV)/debian.stamp ## every test, with branch coverage
-	@$(BIN)/python -m pytest -n 2 --cov=otel_pgpool $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --cov=otel_pgpool $(ARGS)
 
 versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the hook's tests on other Pythons and SQLAlchemys
 	@for release in $(SQLALCHEMYS); do \
