@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -53,13 +54,19 @@ class Deadline:
         self.expired = False
 
     def __enter__(self) -> Self:
-        with suppress(psycopg2.Error, OSError):  # a closed connection has nothing that could block
+        try:
             self._duplicate = _Duplicate(os.dup(self._conn.fileno()))
-            try:
-                _watch.add(self)
-            except BaseException:
-                self.__exit__(None, None, None)
-                raise
+        except psycopg2.Error:  # a closed connection has nothing that could block
+            return self
+        except OSError as error:
+            if error.errno != errno.EBADF:  # likewise
+                logger.warning("no descriptor is left to watch a deadline: %s; this call has none", error)
+            return self
+        try:
+            _watch.add(self)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -78,19 +85,18 @@ class Deadline:
         """End the block's call. The caller holds the watch's lock, and the block has not ended."""
         self.expired = True
         if self._duplicate is not None and not self._duplicate.closed:
-            shut(self._duplicate.fileno())
-
-
-def shut(fd: int) -> None:
-    """Shut down the socket behind a descriptor, which stays open."""
-    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as duplicate:
-        duplicate.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                borrowed = socket.socket(fileno=self._duplicate.fileno())  # another duplicate may not be had
+                try:
+                    borrowed.shutdown(socket.SHUT_RDWR)
+                finally:
+                    borrowed.detach()
 
 
 def sever(conn: connection) -> None:
     """Cut the connection now, so that a call of another thread on it ends and closing it does not block."""
-    with suppress(psycopg2.Error, OSError):
-        shut(conn.fileno())
+    with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(conn.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class _Watch:
@@ -110,8 +116,8 @@ class _Watch:
         with self._lock:
             self._deadlines.add(deadline)
             sooner = deadline.at < self._wakes_at
-            if self._thread is None:
-                self._wakeup = Wakeup()  # its own: one that has been told to end may sleep still, and miss the ring
+            if self._thread is None or self._thread.ident is None:  # an interrupt, or a lack, may keep it from starting
+                self._wakeup = Wakeup()  # a thread told to end may sleep still on its own: the ring must find each
                 thread = self._thread = threading.Thread(
                     target=self._run, args=(self._wakeup,), name="otel_pgpool-deadlines", daemon=True
                 )
@@ -154,6 +160,8 @@ class _Watch:
     def _run(self, wakeup: Wakeup) -> None:
         while True:
             with self._lock:
+                if self._thread is None and self._deadlines:  # an interrupt has let its starter believe that it failed
+                    self._thread, self._wakeup = threading.current_thread(), wakeup
                 if self._thread is not threading.current_thread():
                     return
                 now = time.monotonic()

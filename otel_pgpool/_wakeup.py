@@ -23,14 +23,21 @@ def wait_for(lock: threading.Lock, seconds: float) -> bool:
 
 
 def start(thread: threading.Thread) -> None:
-    """Start a thread.
+    """Start a thread. An interrupt may leave it running or not.
 
     Raises:
         RuntimeError: none can be started; at the interpreter's end Python before 3.12 would wait for it for ever.
     """
     if sys.is_finalizing():
         raise RuntimeError("can't create new thread at interpreter shutdown")
-    thread.start()
+    handled = sys.exc_info()[1]
+    try:
+        thread.start()
+    except RuntimeError as error:
+        interrupt = error.__context__
+        if interrupt is None or interrupt is handled:
+            raise
+        raise interrupt from None  # which came inside ``threading.Event``, and left that with "release unlocked lock"
 
 
 def is_outdated(lock: object) -> bool:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+TOLD_AFTER = 30.0
+"""Seconds after which a connect is told that no checkout has claimed: its thread may still be preparing it."""
+
+
 class Outage(NamedTuple):
     """The server could not be reached since."""
 
@@ -75,10 +79,6 @@ class Connects:
                     continue
                 yield each
 
-    def forgotten(self, now: float) -> set[int]:
-        """The threads of which something has waited for too long."""
-        return {each.thread for each in self.untold.copy() if now - each.connect.ended > TOLD_AFTER}
-
-
-TOLD_AFTER = 30.0
-"""Seconds after which it is told of a connect that nobody's checkout was for: one may still be preparing it."""
+    def overdue(self, now: float) -> list[int]:
+        """The threads of which something has waited for too long, in the order in which they made it."""
+        return [*dict.fromkeys(each.thread for each in self.untold.copy() if now - each.connect.ended > TOLD_AFTER)]

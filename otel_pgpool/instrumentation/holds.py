@@ -47,7 +47,7 @@ class Holds:
         self.holds: dict[Loan, None] = {}  # in the order of their acquisition
         self.quiet: dict[int, QuietHold] = {}  # likewise, by id of the connection
 
-    def speak_up_at(self, slot: Slot) -> Loan | None:
+    def speak_up_of(self, slot: Slot) -> Loan | None:
         """Make a checkout of a quiet hold, unless it ended meanwhile."""
         quiet = self.quiet.get(slot.key)
         if quiet is None:
@@ -71,7 +71,7 @@ class Holds:
         for key, quiet in self.quiet.copy().items():
             slot = self.slots.get(key) if quiet[0] <= begun else None
             if slot is not None:
-                self.speak_up_at(slot)
+                self.speak_up_of(slot)
 
     def holds_now(self) -> list[Loan]:
         """Everything that is out, the longest hold first."""

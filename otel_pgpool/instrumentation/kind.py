@@ -1,4 +1,4 @@
-"""What must be known of a kind of pool that is not ours."""
+"""Kinds of pools that are not ours: how their levels are read, and what a fork, a return and a wait are to them."""
 
 from __future__ import annotations
 

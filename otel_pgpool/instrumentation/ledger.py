@@ -363,8 +363,8 @@ class Ledger(Holds):
             self.discard(slot, "reclaimed", None, loan)
 
     def speak_up(self, conn: Any) -> Loan | None:
-        """Make a checkout of a quiet hold, unless it ended meanwhile."""
-        return self.speak_up_at(self.slot_of(conn))
+        """The checkout that the quiet hold of a connection becomes."""
+        return self.speak_up_of(self.slot_of(conn))
 
     # Connections
 
@@ -524,7 +524,7 @@ class Ledger(Holds):
         change = None if self._retired else self._level.look(now, self.stats)
         if change is not None:
             self.guard.tell(self._observer.utilization_changed, *change)
-        for thread in self.connects.forgotten(now):
+        for thread in self.connects.overdue(now):
             self.tell_connects(by=thread)
         return min(self.begun_of(going_on), default=NEVER) + self.long_hold
 

@@ -1,4 +1,4 @@
-"""What a call of a pool's method asks for, whatever a subclass has made of its signature."""
+"""Methods of a pool and their calls: what they take and ask for, whatever a subclass has made of the signature."""
 
 from __future__ import annotations
 

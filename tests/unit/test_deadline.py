@@ -1,70 +1,183 @@
-"""The watch over deadlines: one thread at a time, and each that is told to end does."""
+"""A bound on blocking calls: kept where threads and descriptors run short, interrupts come, and threads come late."""
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
 
 from otel_pgpool import _deadline
 from otel_pgpool._deadline import Deadline, stop_watching
 from otel_pgpool._wakeup import Wakeup
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Callable, Iterator
 
+SOON = 0.2
 FAR = 600.0
 """Seconds that nothing here waits for."""
 PATIENCE = 10.0
 
 
 class Conn:
-    """What a deadline needs of a connection."""
+    """What a deadline needs of a connection: a socket, whose peer says nothing."""
 
     def __init__(self) -> None:
-        self._ends = socket.socketpair()
+        self.near, self.far = socket.socketpair()
+        self.near.settimeout(PATIENCE)
 
     def fileno(self) -> int:
-        return self._ends[0].fileno()
+        return self.near.fileno()
+
+    def ask(self) -> bytes:
+        """Wait for an answer; nothing, when it is cut."""
+        return self.near.recv(1)
 
     def close(self) -> None:
-        for end in self._ends:
-            end.close()
+        self.near.close()
+        self.far.close()
+
+
+@pytest.fixture
+def conn() -> Iterator[Any]:
+    conn = Conn()
+    yield conn
+    conn.close()
+
+
+@pytest.fixture(autouse=True)
+def watch() -> Iterator[_deadline._Watch]:
+    """One of its own for each test."""
+    watch = _deadline._Watch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_deadline, "_watch", watch)
+        yield watch
+    watch.stop()
+
+
+def is_cut(conn: Any) -> bool:
+    """Whether a call that would block is cut, soon."""
+    with Deadline(conn, SOON) as deadline:
+        return conn.ask() == b"" and deadline.expired
+
+
+def no_descriptor(_fd: int) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_a_call_is_cut(conn: Any) -> None:
+    """Past its deadline it returns at once."""
+    assert is_cut(conn)
+
+
+def test_a_call_is_cut_where_no_descriptor_is_left(conn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is due, the cut needs none."""
+    with Deadline(conn, SOON) as deadline:
+        monkeypatch.setattr(os, "dup", no_descriptor)
+        assert conn.ask() == b""
+    assert deadline.expired
+
+
+def test_no_descriptor_is_left_when_it_begins(
+    conn: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The call goes on without a deadline, and that is said; of a closed connection nothing is."""
+    monkeypatch.setattr(os, "dup", no_descriptor)
+    with Deadline(conn, SOON):
+        pass
+    assert "no descriptor is left to watch a deadline" in caplog.text
+    caplog.clear()
+    monkeypatch.undo()
+    conn.close()
+    with Deadline(conn, SOON):
+        pass
+    assert caplog.text == ""
+
+
+def test_an_interrupt_before_the_thread_starts(watch: _deadline._Watch, conn: Any) -> None:
+    """The next deadline starts another."""
+
+    def interrupt(_thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "_start", interrupt)
+        with pytest.raises(KeyboardInterrupt), Deadline(conn, FAR):
+            pass
+    assert is_cut(conn)
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_somebody_elses_start_that_fails(conn: Any, monkeypatch: pytest.MonkeyPatch, *, began: bool) -> None:
+    """Who relies on a thread that another starts is watched, though that one is interrupted, or can start none."""
+    other: Any = Conn()
+    cut: list[bool] = []
+    relies, entered = threading.Thread(target=lambda: cut.append(is_cut(conn))), threading.Event()
+
+    def fail(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        if began:
+            thread.start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Conn, "ask", told(entered, Conn.ask))
+            relies.start()
+            assert entered.wait(PATIENCE)
+        raise KeyboardInterrupt if began else RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_deadline, "start", fail)
+    with pytest.raises(KeyboardInterrupt) if began else nullcontext(), Deadline(other, FAR):
+        relies.join(PATIENCE)
+    relies.join(PATIENCE)
+    other.close()
+    assert cut == [True]
+
+
+def told(event: threading.Event, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, and that it was called."""
+
+    def called(*args: Any) -> Any:
+        event.set()
+        return function(*args)
+
+    return called
 
 
 class Drowsy(Wakeup):
-    """Whoever waits first on one comes late, as a thread does that a busy machine does not run."""
+    """Its thread comes late from its sleep, as on a busy machine, when it may."""
 
-    may_look = threading.Event()
-    sleepers: ClassVar[list[threading.Thread]] = []
+    def __init__(self, asleep: threading.Event, may_wake: threading.Event) -> None:
+        super().__init__()
+        self._asleep, self._may_wake = asleep, may_wake
 
     def wait(self, seconds: float) -> bool:
-        if not self.sleepers:
-            self.sleepers.append(threading.current_thread())
-            self.may_look.wait(PATIENCE)
+        if not self._asleep.is_set():
+            self._asleep.set()
+            self._may_wake.wait(PATIENCE)
         return super().wait(seconds)
 
 
-def test_a_watch_that_sleeps_through_its_end_leaves_the_next_one_its_ring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told to end while another begins, it ends, and does not sleep on for as long as it had to."""
-    conn: Any = Conn()
-    stop_watching()
-    monkeypatch.setattr(_deadline, "Wakeup", Drowsy)
+def test_a_watch_that_sleeps_through_its_end(conn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to end while another begins, it ends: that one does not take its ring, nor it that one's."""
+    asleep, may_wake = threading.Event(), threading.Event()
+    monkeypatch.setattr(_deadline, "Wakeup", partial(Drowsy, asleep, may_wake))
     monkeypatch.setattr(_deadline, "_watch", _deadline._Watch())
     with Deadline(conn, FAR):
+        assert asleep.wait(PATIENCE)
         first = _deadline._watch._thread
-    ending = threading.Thread(target=stop_watching)
-    ending.start()
-    ending.join(PATIENCE)
+    stop_watching()
     with Deadline(conn, FAR):
         second = _deadline._watch._thread
-        assert second is not None
-        assert second is not first
-        Drowsy.may_look.set()
+        may_wake.set()
         assert first is not None
         first.join(PATIENCE)
         assert not first.is_alive()
     stop_watching()
+    assert second is not None
     second.join(PATIENCE)
     assert not second.is_alive()
-    conn.close()

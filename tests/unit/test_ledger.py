@@ -394,6 +394,30 @@ def test_outage(ledger: Ledger) -> None:
     assert ledger.stats().status == "ok"
 
 
+def test_an_outage_that_nobody_has_claimed(ledger: Ledger) -> None:
+    """What several threads have met, and no checkout told, is told in the order in which it came."""
+    met, over = threading.Semaphore(0), threading.Event()
+
+    def meet(number: int) -> None:
+        if number % 2:
+            ledger.connect_failed(monotonic(), OSError(number))
+        else:
+            ledger.connected(monotonic(), FakeConnection())
+        met.release()
+        over.wait()  # the identity of a thread that has ended is given to the next
+
+    threads = [threading.Thread(target=meet, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+        met.acquire()
+    over.set()
+    for thread in threads:
+        thread.join()
+    ledger.look(monotonic() + TOLD_AFTER + 1)
+    turns = [name for name in recorder(ledger).names if name.startswith("outage")]
+    assert turns == ["outage_started", "outage_ended"] * 9 + ["outage_started"]
+
+
 def test_connections_are_forgotten(ledger: Ledger) -> None:
     """One that was collected is not known any more; a new one at its address is another."""
     conn = FakeConnection()

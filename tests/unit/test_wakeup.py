@@ -6,7 +6,9 @@ import math
 import threading
 import weakref
 
-from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
+import pytest
+
+from otel_pgpool._wakeup import Dropped, Wakeup, start, wait_for
 from tests.fakes import FakeConnection
 
 
@@ -64,3 +66,37 @@ def test_dropped_connections_gather_until_drained() -> None:
     assert dropped.drain() == []
     assert not dropped
     assert wakeup.wait(0) is True
+
+
+class Interrupted(threading.Thread):
+    """As CPython's own: an interrupt while it waits for the thread to begin is lost behind another error."""
+
+    def start(self) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+
+def test_an_interrupt_while_a_thread_starts_comes_out() -> None:
+    """And is not taken for a lack of threads."""
+    with pytest.raises(KeyboardInterrupt):
+        start(Interrupted())
+
+
+class Refused(threading.Thread):
+    """Where there are too many."""
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_a_lack_of_threads_comes_out_while_an_error_is_handled() -> None:
+    """It is not taken for an interrupt, though the caller be handling one."""
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        start(Refused())
+    try:
+        raise KeyboardInterrupt  # noqa: TRY301 - it is to be handled here
+    except KeyboardInterrupt:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            start(Refused())
