@@ -39,6 +39,7 @@ class Sailed:
     threads_new: float
     """Before its first connection."""
     resident_new: float
+    descriptors_new: float
     threads_open: float
     """With one connection, which has been lent and is idle."""
     resident_open: float
@@ -56,8 +57,10 @@ class Sailed:
             found.append(f"{self.threads_new:g} threads for each new pool, {self.threads_open:g} for each that works")
         if self.backends != self.pools:
             found.append(f"{self.backends} server processes of {self.pools} pools with one connection each")
-        if self.descriptors_open > 1:
-            found.append(f"{self.descriptors_open:g} descriptors for each pool with one connection")
+        if self.descriptors_open > 1 or self.descriptors_new:
+            found.append(
+                f"{self.descriptors_new:g} descriptors for each new pool, {self.descriptors_open:g} with a connection"
+            )
         if self.resident_open > MOST_RESIDENT:
             found.append(f"{self.resident_open:.0f} KB for each pool")
         if self.threads_left or self.descriptors_left:
@@ -75,9 +78,10 @@ class Sailed:
         yield ""
         yield "| for each pool | threads | memory (KB) | file descriptors |"
         yield "| --- | ---: | ---: | ---: |"
-        yield f"| before its first connection | {self.threads_new:g} | {self.resident_new:.0f} | 0 |"
-        after = f"{self.threads_open:g} | {self.resident_open:.0f} | {self.descriptors_open:g}"
-        yield f"| with one connection, which was lent and is idle | {after} |"
+        new = f"{self.threads_new:g} | {self.resident_new:.0f} | {self.descriptors_new:g}"
+        opened = f"{self.threads_open:g} | {self.resident_open:.0f} | {self.descriptors_open:g}"
+        yield f"| before its first connection | {new} |"
+        yield f"| with one connection, which was lent and is idle | {opened} |"
         yield f"| closed, in all | {self.threads_left} | | {self.descriptors_left} |"
 
 
@@ -113,6 +117,7 @@ def play(pools: int = 500) -> Sailed:
             seconds=seconds,
             threads_new=(new.threads - before.threads) / pools,
             resident_new=(new.resident - before.resident) * 1024 / pools,
+            descriptors_new=(new.descriptors - before.descriptors) / pools,
             threads_open=(opened.threads - before.threads) / pools,
             resident_open=(opened.resident - before.resident) * 1024 / pools,
             descriptors_open=(opened.descriptors - before.descriptors) / pools,

@@ -161,6 +161,13 @@ class Struck:
             f"{self.spans:,} spans has ended at the latest when the pool is closed. Connections replaced: {lost}. "
             f"Exceptions to this: {len(self.violations)}."
         )
+        yield ""
+        yield (
+            f"What an interrupt leaves in nobody's hands is taken back after {IMPATIENCE:g} s here; elsewhere after "
+            f"{_members.STRAY_AFTER:g} s, or {_members.LEFT_AFTER:g} s where it was to be looked at or closed. "
+            "Left out are the lines where CPython handles no signal, the callbacks of weak references, and the first "
+            "line of a block's `__exit__`, which [nothing can guard](decisions.md#what-a-caller-sees)."
+        )
 
 
 class Strikes:

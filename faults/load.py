@@ -117,9 +117,10 @@ def play_apart(name: str, arguments: Sequence[str]) -> Figure | Unplayed:
         for said in process.stdout:
             if not said.startswith("{"):
                 print(f"{name}: {said}", end="", flush=True)
-    if process.returncode:
+    try:
+        return PLAYS[name].figure(**json.loads(said))
+    except ValueError:  # no figures came
         return Unplayed(name, process.returncode)
-    return PLAYS[name].figure(**json.loads(said))
 
 
 def lines(figures: Figures) -> Iterator[str]:

@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import machine
 from faults import load
 from faults.catalogue import FAULTS
 from faults.pools import POOLS
-from faults.scene import MAXCONN, RETURN, TIMEOUT, WORKERS
+from faults.scene import MAXCONN, OUTAGE, RETURN, TIMEOUT, WORKERS
 from faults.verdict import GRACE
+from otel_pgpool.cli.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from faults.scene import Outcome
+    from faults.scene import Fault, Outcome
 
 Outcomes = dict[tuple[str, str], "Outcome | str"]
 """By fault and pool; a word where there is none."""
 DOCUMENT = "docs/reliability.md"
 ROOT = Path(__file__).parents[1]
 
-HEAD = f"""# Reliability
+HEAD = f"""\
+Every fault happens to a real PostgreSQL while {WORKERS} workers insert and commit rows through a pool of {MAXCONN}
+connections, each waiting up to {TIMEOUT:g} s for one. What the application was told is then compared with what the
+connections saw of their commits and with what the table holds. An error is in doubt where the connection died before
+the commit's answer.
 
-Written by `make faults`. Every fault happens to a real PostgreSQL while {WORKERS} workers insert and commit rows
-through a pool of {MAXCONN} connections, each waiting up to {TIMEOUT:g} s for one; what the application was told is then
-compared with what the connections saw of their commits and with what the table holds. An error is in doubt where the
-connection died before the commit's answer. All the time it is checked of our pool that no connection has two holders,
-that no more than {MAXCONN} server processes have a client, and that nobody waits for longer than the timeout, or for
-his return, the commit apart, for longer than {RETURN:g} s, {GRACE:g} s and what the machine stood still added to
-either; afterwards, that the fault was met, that the application saw no more errors and waited no longer for the first
-good work than this fault allows, that nothing is out or waiting, that every connection can be had again, that each
-checkout has begun and ended one span, and that no thread and no file descriptor is left. Of a process that is
-suspended, waits are counted without the suspension.
-"""
+All the time it is checked of our pool
+
+- that no connection has two holders,
+- that no more than {MAXCONN} server processes have a client, those of a forked child apart,
+- that nobody waits for a connection for longer than {TIMEOUT + GRACE:g} s,
+- that no return takes longer than {RETURN + GRACE:g} s, its commit apart.
+
+To either time is added what the machine stood still; of a process that is suspended, waits are counted without the
+suspension. Afterwards it is checked
+
+- that the fault was met,
+- that errors and first good work stay within what stands beside them as allowed: the errors of connections that died,
+  timeouts where no connection can be made, and {OUTAGE:g} s after that, as the prober pauses for up to 5 s,
+- that nothing is out or waiting, and that every connection can be had again,
+- that each checkout has begun and ended one span; one that a broken processor or sampler refuses counts as both,
+- that no thread and no file descriptor is left.
+
+A connection is lost that cannot be had within {TIMEOUT + GRACE:g} s when all work has ended; a pool that pauses for
+longer between its attempts to connect may make it yet."""
 
 
 def in_short(outcome: Outcome | str) -> str:
@@ -46,25 +61,36 @@ def in_short(outcome: Outcome | str) -> str:
 
 def write(outcomes: Outcomes, away: float, figures: load.Figures) -> None:
     """Write the document."""
-    text = [*lines(outcomes, away), "", *load.lines(figures), "", ELSEWHERE]
+    text = [*head(), *lines(outcomes, away), "", *load.lines(figures), "", ELSEWHERE]
     (ROOT / DOCUMENT).write_text("\n".join(text))
+
+
+def head() -> Iterator[str]:
+    """What was done, where."""
+    yield "# Reliability"
+    yield ""
+    yield f"Written by `make faults` on {datetime.now(timezone.utc):%d %B %Y}."
+    yield ""
+    with PostgresServer() as server:
+        yield from (f"- {what}: {which}" for what, which in machine.describe(server.dsn).items())
+    yield ""
+    yield HEAD
+    yield ""
 
 
 def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     """Our pool's table, then all pools beside each other."""
-    yield HEAD.rstrip()
-    yield ""
-    yield f"What goes away is away for {away:g} s. Times are in seconds, from the moment when it is back."
-    yield ""
     yield "## What the application saw"
     yield ""
+    yield f"What goes away is away for {away:g} s. Times are in seconds; the first good work's is from the mending on."
+    yield ""
     yield (
-        "| fault | how | errors | first good work | longest wait | longest return | most backends | connections lost | "
-        "threads / descriptors left |"
+        "| fault | how | errors | allowed | first good work | allowed | longest wait | longest return | "
+        "most backends | connections lost | threads / descriptors left |"
     )
-    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, fault in FAULTS.items():
-        yield f"| {fault.title} | {fault.cause} | {ours(outcomes[name, POOLS[0]])} |"
+        yield f"| {fault.title} | {fault.cause} | {ours(fault, outcomes[name, POOLS[0]])} |"
     yield ""
     yield "## Beside other pools"
     yield ""
@@ -95,13 +121,14 @@ These are shown by tests alone, each of which is part of `make test`:
 """
 
 
-def ours(outcome: Outcome | str) -> str:
+def ours(fault: Fault, outcome: Outcome | str) -> str:
     """The cells of our pool's table."""
     if isinstance(outcome, str):
-        return f"{outcome} | | | | | |"
+        return f"{outcome} | | | | | | | |"
+    allowed = f"{fault.errors}, timeouts" if fault.shut_out else f"{fault.errors}"
     return (
-        f"{errors_of(outcome)} | {moment(outcome.first_good)} | {outcome.longest_wait:.3f} | "
-        f"{outcome.longest_return:.3f} | {outcome.most_backends} | {outcome.lost} | "
+        f"{errors_of(outcome)} | {allowed} | {moment(outcome.first_good)} | {fault.within:g} | "
+        f"{outcome.longest_wait:.3f} | {outcome.longest_return:.3f} | {outcome.most_backends} | {outcome.lost} | "
         f"{outcome.threads} / {outcome.descriptors}"
     )
 

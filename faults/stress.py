@@ -1,4 +1,4 @@
-"""Many threads on one pool, each doing whatever comes to its mind; a seed does the same again."""
+"""Many threads on one pool, each doing whatever comes to its mind; a seed throws the same dice again."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Stressed:
         yield ""
         yield (
             f"{self.threads} threads do as they please with one pool of up to {self.maxconn} connections for "
-            f"{self.seconds:g} s (`STRESS_SEED={self.seed}`): check out, hold, raise, give up early, borrow by hand, "
+            f"{self.seconds:g} s (`--seed {self.seed}`): check out, hold, raise, give up early, borrow by hand, "
             "drop connections, for the garbage collector too, kill server processes, drain, resize, check. Whenever "
             "all have come to rest, what they saw, the pool's counters, its spans and its metrics have told the same "
             "story; the table holds what was reported as committed and nothing else."
@@ -281,7 +281,7 @@ class Stress:
 def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
     """Let them loose for so long, in laps."""
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-    print(f"to do the same again: STRESS_SEED={seed} STRESS_SECONDS={seconds:g}", flush=True)
+    print(f"the same dice again: --seed {seed} --seconds {seconds:g}, or STRESS_SEED={seed} in make test", flush=True)
     laps = max(1, min(LAPS, int(seconds / LEAST_LAP)))
     resident = []
     with ExitStack() as stage:

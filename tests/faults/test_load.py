@@ -80,7 +80,9 @@ def test_one_that_cannot_be_played_is_a_violation_of_the_whole() -> None:
     """The next is tried all the same, and the document says which has no figures."""
     figures = load.play(["fleet", "crowd"], ["--pools", "none", "--threads", "20"])
     assert figures.violations == ["fleet: could not be played: status 2", "crowd: could not be played: status 2"]
-    assert "It could not be played: status 2." in [*load.lines(figures)]
+    told = "\n".join(load.lines(figures))
+    assert "### Fleet\n\nIt could not be played: status 2.\n" in told
+    assert "### Crowd\n\nIt could not be played: status 2." in told
 
 
 class Blind(Lookout):
