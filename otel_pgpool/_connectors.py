@@ -15,15 +15,18 @@ from otel_pgpool._connection import close, configure, settings
 from otel_pgpool._observer import Connect
 from otel_pgpool._settlement import bare, describe
 from otel_pgpool._target import printable
-from otel_pgpool._wakeup import Wakeup, start
+from otel_pgpool._wakeup import Wakeup, start, wait_for
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
+    from otel_pgpool._core import Outage
     from otel_pgpool._pool import ConnectionPool
     from otel_pgpool._slot import Slot
 
 MOST_CONNECTORS = 3
+AGAIN = 0.25
+"""Seconds after which a caller that waits has another go at starting a thread, where none could be started."""
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 """Seconds: what the delay between attempts doubles from, and to."""
 LIFETIME_JITTER = 0.1
@@ -44,6 +47,8 @@ class Connectors:
         self._wakeup = Wakeup()
         self._pool = weakref.ref(pool, self._wakeup.ring_for)
         self._threads: set[threading.Thread] = set()  # under the core's lock
+        self.lack: BaseException | None = None
+        """Why the last thread could not be started, until one can."""
 
     def kick(self) -> None:
         """Start one more, if one more connection is wanted."""
@@ -55,13 +60,37 @@ class Connectors:
                 thread = threading.Thread(target=self._run, name="otel_pgpool-connector", daemon=True)
                 self._threads.add(thread)
             start(thread)
+            self.lack = None
         except BaseException as error:
             if thread is not None and thread.ident is None:
                 with self._core.lock:
                     self._threads.discard(thread)
             if not isinstance(error, RuntimeError):
                 raise
-            logger.warning("no thread can be started to connect: %s", error)  # a return may still serve the caller
+            if self.lack is None:
+                logger.warning("pool %s: no thread can be started to connect: %s", self._name(), error)
+            self.lack = bare(error)  # a return may still serve the caller
+
+    def wait_for(self, lock: threading.Lock, deadline: float) -> bool:
+        """Wait to be served; where no thread could be started that connects, try that again meanwhile."""
+        while self.lack is not None and deadline - monotonic() > AGAIN:
+            if wait_for(lock, AGAIN):
+                return True
+            self.kick()
+        return wait_for(lock, deadline - monotonic())
+
+    def _name(self) -> str:
+        pool = self._pool()
+        return "" if pool is None else pool.name
+
+    def last_failure(self, outage: Outage | None) -> tuple[BaseException | None, str]:
+        """Why no connection could be made, as an error and in words that may be told."""
+        pool = self._pool()
+        if self.lack is not None:
+            return self.lack, f"no thread can be started: {self.lack}"
+        if outage is None or pool is None:
+            return None, ""
+        return outage.error, describe(pool._target, outage.error) or type(outage.error).__name__
 
     def stop(self) -> None:
         """Wake the prober, so that it sees that the pool is closed."""

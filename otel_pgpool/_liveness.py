@@ -25,6 +25,9 @@ LOOKING = 0.1
 
 LEAST_LOOK = 0.02
 
+PATIENCE = 1.0
+"""Seconds for an answer over a slow network; beyond them half of a checkout's time is kept for another connection."""
+
 
 def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: float) -> bool:
     """Look at a connection that lay idle: hand it over, or discard it and every other dead one.
@@ -42,7 +45,7 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: 
         pool._discard([slot], "expired", None, checkout)
         return False
     try:
-        _ask(pool, slot, conn, now, _bound(limit, now))
+        _ask(pool, slot, conn, now, _bound(min(limit, now + max(PATIENCE, (limit - now) / 2)), now))
     except BaseException as failure:
         asynchronous = is_asynchronous(failure)
         error = bare(failure)

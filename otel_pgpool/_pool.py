@@ -27,7 +27,7 @@ from otel_pgpool._level import level_name
 from otel_pgpool._liveness import check_all
 from otel_pgpool._maintenance import Maintenance
 from otel_pgpool._observer import Holder, PoolStats
-from otel_pgpool._settlement import describe, rescue, settle
+from otel_pgpool._settlement import rescue, settle
 from otel_pgpool._target import Target
 from otel_pgpool._waiting import fail, obtain
 from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
@@ -388,9 +388,10 @@ class ConnectionPool:
         if waiter is None:
             return
         self._connectors.kick()
-        if not wait_for(waiter.lock, limit):
+        if not self._connectors.wait_for(waiter.lock, monotonic() + limit):
             self._core.stop_filling(waiter)
             outage = self._core.outage
+            cause, text = self._connectors.last_failure(outage)
             error = timeout_error(
                 f"{self.minconn} connections could not be opened within {limit:.3g} s",
                 self.stats(),
@@ -398,9 +399,9 @@ class ConnectionPool:
                 retries=outage.attempts if outage else 0,
                 holders=self.holders(),
                 own_holds=0,
-                last_failure=describe(self._target, outage.error) if outage else "",
+                last_failure=text,
             )
-            raise error from (outage.error if outage else None)
+            raise error from cause
         try:
             if waiter.error is not None:
                 raise waiter.error

@@ -9,7 +9,6 @@ from otel_pgpool._core import GONE, State
 from otel_pgpool._errors import PoolClosed, PoolTimeout, TooManyRequests, error_type, timeout_error
 from otel_pgpool._liveness import LOOKING, is_alive
 from otel_pgpool._settlement import describe
-from otel_pgpool._wakeup import wait_for
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -68,7 +67,7 @@ def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connecti
             pool._wake_maintenance()  # it watches those who hold what this one waits for
         if core.remaining < core.maxconn:
             pool._connectors.kick()
-        wait_for(waiter.lock, deadline - now)
+        pool._connectors.wait_for(waiter.lock, deadline)
         conn = waiter.conn or core.leave(checkout, waiter)
     except BaseException:
         conn = core.leave(checkout, waiter)
@@ -125,7 +124,8 @@ def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeo
     now = monotonic()
     holds = pool._core.holds_now()
     outage = pool._core.outage
-    cause = checkout.error or (outage.error if outage else None)
+    failure, text = pool._connectors.last_failure(outage)
+    cause = checkout.error or failure
     error = timeout_error(
         reason,
         pool.stats(),
@@ -133,7 +133,7 @@ def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeo
         retries=checkout.retries,
         holders=[hold.holder(now) for hold in holds],
         own_holds=sum(hold.thread is checkout.thread for hold in holds),
-        last_failure=_text(pool, cause) if outage else "",
+        last_failure=_text(pool, checkout.error) or text if failure is not None else "",
     )
     error.__cause__ = cause
     return error

@@ -61,19 +61,21 @@ class Watcher(Generic[Subject]):
             thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
 
     def _run(self) -> None:
-        while True:
-            subject = self._subject()
-            if subject is None or self._thread is not threading.current_thread():
-                return
+        seconds: float | None = 0.0
+        while seconds is not None:
             try:
-                seconds = self._look(subject)
-            except Exception:  # what it looks after must not go unwatched for one bad look
+                self._wakeup.wait(seconds)
+                seconds = self._next()
+            except BaseException:  # what it looks after must not go unwatched, though another thread has raised this
                 logger.exception("%s: a look failed, and it goes on", self._name)
                 seconds = AFTER_FAILURE
-            if seconds is None:
-                return
-            del subject
-            self._wakeup.wait(seconds)
+
+    def _next(self) -> float | None:
+        """Look, if it is this thread's turn."""
+        subject = self._subject()
+        if subject is None or self._thread is not threading.current_thread():
+            return None
+        return self._look(subject)
 
     def _look(self, subject: Subject) -> float | None:
         """Do what is due; seconds until the next look, or None to end."""

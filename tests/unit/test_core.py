@@ -606,6 +606,8 @@ def test_a_slot_that_was_set_aside_and_left_is_recovered(aside: str) -> None:
     assert desk.core.recover(desk.now + STRAY_AFTER) == []
     assert desk.core.recover(desk.now + LEFT_AFTER) == [slot]
     desk.discard([slot], "reclaimed")
+    assert not desk.core.park()  # there is one too few
+    desk.connect()
     assert desk.core.park()
     agree(desk.core)
 
