@@ -90,7 +90,6 @@ FAULTS = {
         "SIGSTOP, after they have been idle for long, so that they are asked; later SIGCONT",
         frozen_while_idle,
         meets=(CUT_LOOSE,),
-        errors=MAXCONN // 2,
     ),
     "return-frozen": Fault(
         "two of four frozen at the return",

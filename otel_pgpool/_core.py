@@ -323,9 +323,9 @@ class Core(Members):
         return len(self.opening) < max(len(self.queue), self.grow) or self.remaining < self.minconn
 
     def park(self) -> bool:
-        """Nor while a connection is wanted: whoever makes it may fail to start, or die."""
+        """Nor while somebody waits, or a connection is wanted: the thread that makes it may not start, or die."""
         with self.lock:
-            return not self._wanted() and super().park()
+            return not self.queue and not self._wanted() and super().park()
 
     def _claim(self) -> Slot | None:
         """Take the place of a new connection, if one is still wanted."""

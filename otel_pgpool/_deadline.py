@@ -116,7 +116,7 @@ class _Watch:
         with self._lock:
             self._deadlines.add(deadline)
             sooner = deadline.at < self._wakes_at
-            if self._thread is None or self._thread.ident is None:  # an interrupt, or a lack, may keep it from starting
+            if self._thread is None or not self._thread.is_alive():  # an interrupt may keep it from starting, or end it
                 self._wakeup = Wakeup()  # a thread told to end may sleep still on its own: the ring must find each
                 thread = self._thread = threading.Thread(
                     target=self._run, args=(self._wakeup,), name="otel_pgpool-deadlines", daemon=True
