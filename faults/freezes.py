@@ -13,6 +13,7 @@ from faults.application import Abandoned
 from faults.frozen import frozen
 from faults.scene import MAXCONN, RETURN, TIMEOUT, Fault
 from faults.symptoms import CUT_LOOSE
+from faults.verdict import GRACE
 from otel_pgpool import ConnectionPool
 from otel_pgpool._connection import PING_AFTER
 
@@ -87,7 +88,7 @@ def frozen_at_the_close(scene: Scene) -> float:
 FAULTS = {
     "idle-frozen": Fault(
         "two of four backends frozen while idle",
-        "SIGSTOP, after they have been idle for long, so that they are asked; later SIGCONT",
+        f"SIGSTOP, after they have been idle for over {PING_AFTER:g} s, so that they are asked; later SIGCONT",
         frozen_while_idle,
         meets=(CUT_LOOSE,),
     ),
@@ -99,7 +100,7 @@ FAULTS = {
     ),
     "close-frozen": Fault(
         "all of another pool frozen at its close",
-        "SIGSTOP: one holder in a statement, one at its return, two connections idle",
+        f"SIGSTOP: one in a statement, one at its return, two idle; `close({CLOSING:g})` has {CLOSING + GRACE:g} s",
         frozen_at_the_close,
         ours_alone=True,
     ),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2.extensions import make_dsn
 
-from faults.prober import UNRULY, bounds, longest_silence
+from faults.prober import MARGIN, UNRULY, bounds, longest_silence
 from faults.proxy import Proxy
 from faults.quiet import silenced
 from otel_pgpool import ConnectionPool, PoolError
@@ -91,7 +91,9 @@ class Returned:
 
     def lines(self) -> Iterator[str]:
         """For docs/reliability.md."""
+        bound = bounds(self.processes, self.away)
         seen = ", ".join(f"{number:,} {name}" for name, number in sorted(self.errors.items())) or "no error"
+        wanted = self.processes * self.connections
         yield "### A herd that comes back"
         yield ""
         yield (
@@ -100,11 +102,18 @@ class Returned:
         )
         yield ""
         yield f"- while it is away: {', '.join(map(str, self.while_away))}"
+        yield f"- at most: {', '.join(f'{most:g}' for most in bound.in_a_second)}"
         yield f"- once it is back: {', '.join(map(str, self.on_return))}"
+        yield f"- at most: {bound.coming_back * self.connections} in a second, and {wanted + self.processes} in all"
+        yield ""
+        yield (
+            "The bounds are those of simulated herds, each process with a single prober whose pauses double up to 5 s "
+            f"and are cut short at random, times {MARGIN} while the server is away."
+        )
         yield ""
         yield (
             f"The first worker works again after {moment(self.first_work)}, the last after {moment(self.all_work)}; "
-            f"all {self.processes * self.connections} connections are there after {moment(self.all_back)}. The "
+            f"all {wanted} connections are there after {moment(self.all_back)}. The "
             f"callers, who wait {TIMEOUT:g} s, saw {seen}."
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -96,6 +97,7 @@ def main() -> int:
         for name in options.only:
             print(json.dumps(asdict(PLAYS[name].begin(options))))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what it has started ends with it
     figures = play(options.only, sys.argv[1:])
     if options.out is not None:
         options.out.write_text(json.dumps(figures, default=asdict, indent=2) + "\n")
@@ -114,9 +116,13 @@ def play_apart(name: str, arguments: Sequence[str]) -> Figure | Unplayed:
     said = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for said in process.stdout:
-            if not said.startswith("{"):
-                print(f"{name}: {said}", end="", flush=True)
+        try:
+            for said in process.stdout:
+                if not said.startswith("{"):
+                    print(f"{name}: {said}", end="", flush=True)
+        except BaseException:
+            process.terminate()
+            raise
     try:
         return PLAYS[name].figure(**json.loads(said))
     except ValueError:  # no figures came

@@ -33,7 +33,8 @@ the commit's answer.
 All the time it is checked of our pool
 
 - that no connection has two holders,
-- that no more than {MAXCONN} server processes have a client, those of a forked child apart,
+- that no more than {MAXCONN} server processes have a client, those of a forked child apart; the pool cannot end those
+  that it has cut loose, as they were frozen or at work: the second figure of the column counts them too,
 - that nobody waits for a connection for longer than {TIMEOUT + GRACE:g} s,
 - that no return takes longer than {RETURN + GRACE:g} s, its commit apart.
 
@@ -43,7 +44,7 @@ suspension. Afterwards it is checked
 - that the fault was met,
 - that errors and first good work stay within what stands beside them as allowed: the errors of connections that died,
   timeouts where no connection can be made, and {OUTAGE:g} s after that, as the prober pauses for up to 5 s,
-- that nothing is out or waiting, and that every connection can be had again,
+- that nothing is out or waiting, that every connection can be had again, and none is left on an old primary,
 - that each checkout has begun and ended one span; one that a broken processor or sampler refuses counts as both,
 - that no thread and no file descriptor is left.
 
@@ -86,7 +87,7 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     yield ""
     yield (
         "| fault | how | errors | allowed | first good work | allowed | longest wait | longest return | "
-        "most backends | connections lost | threads / descriptors left |"
+        "most backends / at all | connections lost | threads / descriptors left |"
     )
     yield "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, fault in FAULTS.items():
@@ -94,7 +95,10 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     yield ""
     yield "## Beside other pools"
     yield ""
-    yield "Errors in the application / seconds to the first good work / the longest work in seconds / connections lost."
+    yield "Errors in the application / seconds to the first good work / the longest work in seconds, from request to"
+    yield "return / connections lost. Where there is no error and 10 s of work, a worker hung: the other pools bound"
+    yield "neither a look at a connection nor a return. No pool bounds a statement under way."
+    yield ""
     yield "The stock pool, which cannot wait, is asked again every millisecond; psycopg_pool looks at each connection"
     yield "before it lends it (`check`)."
     yield ""
@@ -110,7 +114,7 @@ ELSEWHERE = """## Without figures
 
 These are shown by tests alone, each of which is part of `make test`:
 
-- the system's time stepping by an hour, back and on: `tests/faults/test_clock.py`;
+- the time of day, as Python tells it, stepping by an hour, back and on: `tests/faults/test_clock.py`;
 - `fork` and `spawn` of multiprocessing, a child that ends like a program, and a grandchild:
   `tests/integration/test_fork.py`;
 - the interpreter's exit with connections out, threads waiting and generators unfinished, and `close()` with waiters and
@@ -128,7 +132,8 @@ def ours(fault: Fault, outcome: Outcome | str) -> str:
     allowed = f"{fault.errors}, timeouts" if fault.shut_out else f"{fault.errors}"
     return (
         f"{errors_of(outcome)} | {allowed} | {moment(outcome.first_good)} | {fault.within:g} | "
-        f"{outcome.longest_wait:.3f} | {outcome.longest_return:.3f} | {outcome.most_backends} | {outcome.lost} | "
+        f"{outcome.longest_wait:.3f} | {outcome.longest_return:.3f} | "
+        f"{outcome.most_backends} / {outcome.most_backends_at_all} | {outcome.lost} | "
         f"{outcome.threads} / {outcome.descriptors}"
     )
 

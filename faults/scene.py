@@ -83,6 +83,8 @@ class Outcome:
     descriptors: int
     """Likewise, open file descriptors."""
     most_backends: int
+    """Server processes whose client is there."""
+    most_backends_at_all: int
     longest_wait: float
     longest_return: float
     longest_work: float
@@ -230,6 +232,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
             threads=max(0, after.threads - before.threads),
             descriptors=max(0, after.descriptors - before.descriptors),
             most_backends=census.most,
+            most_backends_at_all=census.most_at_all,
             longest_wait=app.longest_wait(),
             longest_return=app.longest_return(),
             longest_work=app.longest_work(),
