@@ -146,8 +146,8 @@ def code(cell: str) -> list[str]:
 
 
 def clean_environ() -> dict[str, str]:
-    """This process's environment without what would configure a program under test."""
-    foreign = ("OTEL_", "DB_", "PG", "PYTHON", "CELERY_", "DJANGO_", "FLASK_", "GUNICORN_")
+    """This process's environment without what would configure a program under test, or count what it runs."""
+    foreign = ("OTEL_", "COVERAGE_", "DB_", "PG", "PYTHON", "CELERY_", "DJANGO_", "FLASK_", "GUNICORN_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "PYTHONPATH": str(ROOT)}
 
