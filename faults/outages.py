@@ -18,17 +18,19 @@ from otel_pgpool.cli.postgres import PostgresError
 
 if TYPE_CHECKING:
     from faults.scene import Scene
+    from otel_pgpool.cli.postgres import StopMode
 
 
 def stopped_fast(scene: Scene) -> float:
-    scene.server.stop("fast")
-    scene.stay_away()
-    scene.server.start()
-    return monotonic()
+    return stopped(scene, "fast")
 
 
 def stopped_immediately(scene: Scene) -> float:
-    scene.server.stop("immediate")
+    return stopped(scene, "immediate")
+
+
+def stopped(scene: Scene, mode: StopMode) -> float:
+    scene.server.stop(mode)
     scene.stay_away()
     scene.server.start()
     return monotonic()

@@ -20,7 +20,6 @@ from otel_pgpool._wakeup import Wakeup, start, wait_for
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from otel_pgpool._core import Outage
     from otel_pgpool._pool import ConnectionPool
     from otel_pgpool._slot import Slot
 
@@ -82,15 +81,6 @@ class Connectors:
     def _name(self) -> str:
         pool = self._pool()
         return "" if pool is None else pool.name
-
-    def last_failure(self, outage: Outage | None) -> tuple[BaseException | None, str]:
-        """Why no connection could be made, as an error and in words that may be told."""
-        pool = self._pool()
-        if self.lack is not None:
-            return self.lack, f"no thread can be started: {self.lack}"
-        if outage is None or pool is None:
-            return None, ""
-        return outage.error, describe(pool._target, outage.error) or type(outage.error).__name__
 
     def stop(self) -> None:
         """Wake the prober, so that it sees that the pool is closed."""

@@ -323,7 +323,7 @@ class Core(Members):
         return len(self.opening) < max(len(self.queue), self.grow) or self.remaining < self.minconn
 
     def park(self) -> bool:
-        """Nor while somebody waits, or a connection is wanted: the thread that makes it may not start, or die."""
+        """Likewise, if nobody waits and no connection is wanted: the thread that makes it may not start, or die."""
         with self.lock:
             return not self.queue and not self._wanted() and super().park()
 

@@ -45,7 +45,7 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: 
         pool._discard([slot], "expired", None, checkout)
         return False
     try:
-        _ask(pool, slot, conn, now, _bound(min(limit, now + max(PATIENCE, (limit - now) / 2)), now))
+        _ask(pool, slot, conn, now, _bound(_first_half(limit, now), now))
     except BaseException as failure:
         asynchronous = is_asynchronous(failure)
         error = bare(failure)
@@ -63,6 +63,10 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: 
         return False
     core.confirm(checkout, monotonic())
     return True
+
+
+def _first_half(limit: float, now: float) -> float:
+    return min(limit, max(now + PATIENCE, (now + limit) / 2))
 
 
 def _bound(limit: float, now: float) -> float:

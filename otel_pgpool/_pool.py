@@ -29,7 +29,7 @@ from otel_pgpool._maintenance import Maintenance
 from otel_pgpool._observer import Holder, PoolStats
 from otel_pgpool._settlement import rescue, settle
 from otel_pgpool._target import Target
-from otel_pgpool._waiting import fail, obtain
+from otel_pgpool._waiting import fail, last_failure, obtain
 from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
 
 if TYPE_CHECKING:
@@ -391,7 +391,7 @@ class ConnectionPool:
         if not self._connectors.wait_for(waiter.lock, monotonic() + limit):
             self._core.stop_filling(waiter)
             outage = self._core.outage
-            cause, text = self._connectors.last_failure(outage)
+            cause, text = last_failure(self)
             error = timeout_error(
                 f"{self.minconn} connections could not be opened within {limit:.3g} s",
                 self.stats(),

@@ -112,6 +112,14 @@ def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) ->
         pool._discard([checkout.slot], verdict, None, checkout)
 
 
+def last_failure(pool: ConnectionPool) -> tuple[BaseException | None, str]:
+    """Why no connection could be made, as an error and in words that may be told."""
+    lack, outage = pool._connectors.lack, pool._core.outage
+    if lack is not None:
+        return lack, f"no thread can be started: {lack}"
+    return (None, "") if outage is None else (outage.error, _text(pool, outage.error))
+
+
 def _text(pool: ConnectionPool, error: BaseException | None) -> str:
     return "" if error is None else describe(pool._target, error) or type(error).__name__
 
@@ -123,9 +131,7 @@ def _gave_up(pool: ConnectionPool, checkout: Checkout) -> PoolTimeout:
 def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeout:
     now = monotonic()
     holds = pool._core.holds_now()
-    outage = pool._core.outage
-    failure, text = pool._connectors.last_failure(outage)
-    cause = checkout.error or failure
+    failure, text = last_failure(pool)
     error = timeout_error(
         reason,
         pool.stats(),
@@ -135,5 +141,5 @@ def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeo
         own_holds=sum(hold.thread is checkout.thread for hold in holds),
         last_failure=_text(pool, checkout.error) or text if failure is not None else "",
     )
-    error.__cause__ = cause
+    error.__cause__ = checkout.error or failure
     return error

@@ -21,9 +21,8 @@ PATIENCE = 30.0
 def started(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A program in which every warning is an error; killed where the test leaves it behind."""
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments]
-    environ = {
-        name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")
-    }  # counted elsewhere
+    # What they run is counted elsewhere, and each would start later.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=environ, text=True, **pipes) as process:
         try:
