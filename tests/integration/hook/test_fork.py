@@ -153,7 +153,7 @@ def test_levels_and_totals_are_the_childs_own(signals: Signals, dsn: str) -> Non
         held = [pool.getconn(), pool.getconn()]
         with pytest.raises(PoolError):
             pool.getconn()
-        # The last that the watch has to say: a fork in the middle of it would leave the SDK's own locks held in the child.
+        # The watch's last word: a fork in the middle of it would leave locks of the SDK's held in the child.
         until(lambda: len(signals.logged("long_hold")) == 2 and signals.logged("utilization_critical"))
 
         def figures() -> dict[str, Any]:
