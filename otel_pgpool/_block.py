@@ -9,6 +9,7 @@ from otel_pgpool import _checkout
 from otel_pgpool._checkout import Checkout
 from otel_pgpool._connection import IDLE, settings
 from otel_pgpool._errors import PoolError
+from otel_pgpool._fork import is_renewed, renew
 from otel_pgpool._settlement import finish, rescue
 from otel_pgpool._waiting import fail
 
@@ -37,6 +38,8 @@ class Block:
     _conn: connection | None
 
     def __enter__(self) -> connection:
+        if not is_renewed[0]:
+            renew()
         pool = self._pool
         checkout = Checkout()
         if self._checkout is not None:
@@ -65,6 +68,8 @@ class Block:
             conn, checkout, pool = self._conn, self._checkout, self._pool
             if conn is None or checkout is None:
                 raise PoolError("this connection() is not in use")  # noqa: TRY301 - no line may stand before the `try`
+            if not is_renewed[0]:
+                renew()
             if (
                 exc is None
                 and pool._reset is None

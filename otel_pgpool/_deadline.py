@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
+from otel_pgpool import _fork
 from otel_pgpool._wakeup import Wakeup, start
 
 if TYPE_CHECKING:
@@ -186,5 +187,4 @@ def _after_fork() -> None:
     _watch = _Watch()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_fork.register(_after_fork)

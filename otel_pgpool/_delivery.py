@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from contextvars import ContextVar
@@ -18,6 +17,7 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from otel_pgpool import _fork
 from otel_pgpool._guard import LAMENT_INTERVAL
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class Delivery:
         for kind in type(self._exporter).__mro__:
             if kind.__module__.startswith("opentelemetry.exporter.otlp."):
                 logging.getLogger(kind.__module__).addFilter(_once_an_outage)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._after_fork)
+        _fork.register(self._after_fork)
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # re-entrant, for a span that a finalizer ends while it is held

@@ -22,6 +22,7 @@ from otel_pgpool._connection import is_clean
 from otel_pgpool._connectors import Connectors
 from otel_pgpool._core import GONE, Core, State
 from otel_pgpool._errors import PoolClosed, PoolError, timeout_error
+from otel_pgpool._fork import is_renewed, renew, renewed
 from otel_pgpool._guard import Guard
 from otel_pgpool._level import level_name
 from otel_pgpool._liveness import check_all
@@ -200,6 +201,8 @@ class ConnectionPool:
         """
         if timeout is not None:
             timeout = seconds("timeout", timeout)
+        if not is_renewed[0]:
+            renew()
         if key is not None:
             lent = self._core.by_key(key)[1]
             if lent is not None:
@@ -228,6 +231,8 @@ class ConnectionPool:
         Raises:
             PoolError: it is not lent by this pool now.
         """
+        if not is_renewed[0]:
+            renew()
         core = self._core
         slot = core.by_key(key)[0] if conn is None else core.slots.get(id(conn))
         held = None if slot is None else slot.held(conn)
@@ -352,6 +357,7 @@ class ConnectionPool:
 
     # The whole pool
 
+    @renewed
     def open(self) -> None:
         """Open ``minconn`` connections; nothing to do for an open pool.
 
@@ -369,6 +375,7 @@ class ConnectionPool:
             self._connectors.stop()
             raise
 
+    @renewed
     def wait(self, timeout: float | None = None) -> None:
         """Wait until ``minconn`` connections are there, opening a pool that is not open.
 
@@ -413,6 +420,7 @@ class ConnectionPool:
         self._wake_maintenance()
         self._connectors.kick()
 
+    @renewed
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: refuse new checkouts, fail the waiters, close the idle, wait for the holders.
 
@@ -435,6 +443,7 @@ class ConnectionPool:
         if not _registry.any_open():
             _deadline.stop_watching()
 
+    @renewed
     def closeall(self) -> None:
         """Close every connection, the lent ones too, as the stock pool does.
 
@@ -456,10 +465,12 @@ class ConnectionPool:
         self._wakeup.ring()
         self._discard(idle, "closed")
 
+    @renewed
     def drain(self) -> None:
         """Replace every connection: the idle now, the lent ones when they come back."""
         self._discard(self._core.drain("drained"), "drained")
 
+    @renewed
     def resize(self, minconn: int, maxconn: int) -> None:
         """Change the limits: surplus idle connections are closed now, surplus lent ones when they come back.
 
@@ -472,6 +483,7 @@ class ConnectionPool:
         if outage is not None and self._core.outage is None and self._observer is not None:
             self._tell(self._observer.outage_ended, outage.attempts, monotonic() - outage.since)
 
+    @renewed
     def check(self) -> None:
         """Ask the server through every idle connection, and discard those that do not answer."""
         check_all(self)
@@ -518,6 +530,7 @@ class ConnectionPool:
         """Seconds after which a hold is flagged; infinite when switched off."""
         return self._config.long_hold
 
+    @renewed
     def stats(self) -> PoolStats:
         """Levels and totals, read without a lock."""
         core = self._core
@@ -553,6 +566,7 @@ class ConnectionPool:
             return str(core.state.value)
         return level_name(utilization) if core.outage is None else "unreachable"
 
+    @renewed
     def holders(self) -> list[Holder]:
         """Who holds which connection since when, the longest hold first."""
         now = monotonic()

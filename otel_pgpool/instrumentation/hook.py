@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import weakref
 from collections import deque
@@ -12,6 +11,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from otel_pgpool import _fork
 from otel_pgpool._checkout import renew_here
 from otel_pgpool._guard import Guard
 from otel_pgpool._level import TICK
@@ -184,5 +184,4 @@ def _after_fork() -> None:
         hook._after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_fork.register(_after_fork)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from time import monotonic
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
+from otel_pgpool import _fork
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names, series
 
@@ -195,5 +195,4 @@ def _after_fork() -> None:
         known.forget_records()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_fork.register(_after_fork)
