@@ -305,6 +305,10 @@ class Members:
         with self.lock:
             return self.keys.get(key, (None, None))
 
+    def slot_behind(self, conn: connection) -> Slot | None:
+        """Find the slot of a connection that was lent as a proxy, and comes back without it, as from its cursor."""
+        return next((slot for slot in list(self.slots.values()) if slot.ref() is conn), None)
+
     def enter_key(self, key: object, slot: Slot, conn: connection) -> connection:
         """Remember what a key has lent; the connection that it goes by, if another thread was faster."""
         with self.lock:

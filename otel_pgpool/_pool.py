@@ -234,10 +234,13 @@ class ConnectionPool:
         if not is_renewed[0]:
             renew()
         core = self._core
-        slot = core.by_key(key)[0] if conn is None else core.slots.get(id(conn))
-        held = None if slot is None else slot.held(conn)
+        slot: Slot | None
+        if conn is None:
+            slot, conn = core.by_key(key)
+        else:
+            slot = core.slots.get(id(conn)) or core.slot_behind(conn)
         checkout = None if slot is None else slot.checkout
-        if held is None or checkout is None or (conn is not None and held is not conn):
+        if conn is None or slot is None or checkout is None or not slot.holds(conn):
             if conn is not None and conn in self._inherited:
                 return
             raise PoolError("trying to put unkeyed connection: it is not lent by this pool now")
@@ -246,13 +249,13 @@ class ConnectionPool:
         try:
             checkout.outcome = "released"
             if is_collecting_here():
-                self._defer(checkout, held, close=close)
-            elif not close and self._reset is None and is_clean(held, checkout.slot):
-                self._give_back(checkout, held)
+                self._defer(checkout, conn, close=close)
+            elif not close and self._reset is None and is_clean(conn, slot):
+                self._give_back(checkout, conn)
             else:
-                settle(self, checkout, held, None, close=close)
+                settle(self, checkout, conn, None, close=close)
         except BaseException:
-            rescue(self, checkout, held, close=close)
+            rescue(self, checkout, conn, close=close)
             raise
 
     def _check_out(self, checkout: Checkout, timeout: float | None, taken: Connection | None = None) -> Connection:

@@ -44,7 +44,7 @@ def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, ti
         if pool._core.parked:
             pool._wake_maintenance()
     except BaseException:
-        if conn is not None and hasattr(checkout, "lent") and checkout.slot.ref() is conn:
+        if conn is not None and hasattr(checkout, "lent") and checkout.slot.holds(conn):
             return_unused(pool, checkout, conn)
         raise
     return conn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from opentelemetry import context as contexts
 
 from otel_pgpool._config import TelemetryConfig
-from otel_pgpool._errors import PoolTimeout, error_type
+from otel_pgpool._errors import PoolError, PoolTimeout, error_type
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.logs import Logs
 from otel_pgpool.telemetry.metrics import Silence, instruments
@@ -217,7 +217,8 @@ class Telemetry:
     ) -> None:
         """Say which connections are gone, and why."""
         context = None if checkout is None else _context(checkout)
-        self._logs.discarded(slots, reason, None if error is None else error_type(error), context)
+        told = str(error) if isinstance(error, PoolError) else ""  # the pool's own words quote nothing
+        self._logs.discarded(slots, reason, None if error is None else error_type(error), context, told)
 
     def outage_started(self, connect: Connect) -> None:
         """Say that the server cannot be reached."""

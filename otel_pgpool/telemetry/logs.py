@@ -113,7 +113,14 @@ class Logs:
         unsaid = f" ({left_out} more timeouts since the last such record)" if left_out else ""
         self._write(logging.ERROR, "timeout", f"{error}{unsaid}", attributes, context)
 
-    def discarded(self, slots: Sequence[Slot], reason: str, error_type: str | None, context: Context | None) -> None:
+    def discarded(
+        self,
+        slots: Sequence[Slot],
+        reason: str,
+        error_type: str | None,
+        context: Context | None,
+        message: str = "",
+    ) -> None:
         """Connections left the pool together."""
         pids = [slot.pid for slot in slots]
         attributes: dict[str, Any] = {
@@ -123,7 +130,7 @@ class Logs:
         }
         if error_type is not None:
             attributes[names.ERROR_TYPE] = error_type
-        cause = f" ({error_type})" if error_type else ""
+        cause = f" ({message or error_type})" if error_type else ""
         shown = ", ".join(map(str, pids))
         if reason in LOST:
             text = f"{len(pids)} connection{'s' if len(pids) > 1 else ''} lost: {reason}{cause}, pid {shown}"
