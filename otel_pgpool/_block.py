@@ -43,7 +43,9 @@ class Block:
         pool = self._pool
         checkout = Checkout()
         if self._checkout is not None:
-            raise PoolError("this connection() is in use: call pool.connection() again for a second connection")
+            raise PoolError(
+                f"pool {pool.name!r}: this connection() is in use: call pool.connection() again for a second connection"
+            )
         self._checkout = checkout  # no call between the question and this: no other thread comes between
         checkout.stack = self._stack
         checkout.thread = _checkout.here.thread
@@ -67,7 +69,7 @@ class Block:
         try:
             conn, checkout, pool = self._conn, self._checkout, self._pool
             if conn is None or checkout is None:
-                raise PoolError("this connection() is not in use")  # noqa: TRY301 - no line may stand before the `try`
+                raise PoolError(f"pool {pool.name!r}: this connection() is not in use")  # noqa: TRY301 - no line may stand before the `try`
             if not is_renewed[0]:
                 renew()
             if (

@@ -49,6 +49,7 @@ class Core(Members):
         "grow",
         "max_retries",
         "max_waiting",
+        "name",
         "outage",
         "prober",
         "queue",
@@ -67,8 +68,10 @@ class Core(Members):
         max_waiting: int = 0,
         max_retries: int | None = None,
         long_hold: float = NEVER,
+        name: str = "",
     ) -> None:
         super().__init__(minconn, maxconn, long_hold)
+        self.name = name  # for its errors
         self.state = State.NEW
         self.max_waiting = max_waiting
         self.max_retries = max_retries
@@ -139,13 +142,13 @@ class Core(Members):
         """
         with self.lock:
             if self.state is State.CLOSED:
-                raise PoolClosed("connection pool is closed")
+                raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
             self._match(now)
             if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and not self.idle:
                 checkout.waits_for = "queued"
                 raise TooManyRequests(
-                    f"the queue is full: {len(self.queue)} waiting (max_waiting={self.max_waiting}), "
-                    f"{self.used} of {self.maxconn} connections in use"
+                    f"pool {self.name!r}: the queue is full: {len(self.queue)} waiting "
+                    f"(max_waiting={self.max_waiting}), {self.used} of {self.maxconn} connections in use"
                 )
             if checkout.queued is None:
                 checkout.queued = now
@@ -186,9 +189,10 @@ class Core(Members):
             self.grow = self.remaining < self.maxconn
             checkout.waits_for = "new" if self.grow or self.opening else "queued"
 
-    def count_failure(self, *, timed_out: bool) -> None:
-        """A checkout ended without a hold."""
+    def count_failure(self, waited: float, *, timed_out: bool) -> None:
+        """Count a checkout that ended without a hold, after so many seconds."""
         with self.lock:
+            self.wait_seconds += waited
             if timed_out:
                 self.timeouts += 1
             else:
@@ -210,7 +214,8 @@ class Core(Members):
         """
         checkout = waiter.checkout
         checkout.slot = slot
-        checkout.acquired = now = max(now, checkout.started)  # it may have asked after the return had begun
+        queued = checkout.started if checkout.queued is None else checkout.queued
+        checkout.acquired = now = max(now, queued)  # it may have come after the return had begun
         checkout.path = path
         checkout.lent = True
         slot.checkout = checkout
@@ -418,7 +423,7 @@ class Core(Members):
         """
         with self.lock:
             if self.state is State.CLOSED:
-                raise PoolClosed("connection pool is closed")
+                raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
             self.state = State.OPEN
 
     def unopen(self) -> list[Slot]:
@@ -434,8 +439,8 @@ class Core(Members):
         with self.lock:
             self.state = State.CLOSED
             for waiter in list(self.queue):
-                self.queue.fail(waiter, PoolClosed("connection pool was closed while waiting"))
-            self._notify_fillers(PoolClosed("connection pool was closed"))
+                self.queue.fail(waiter, PoolClosed(f"pool {self.name!r}: connection pool was closed while waiting"))
+            self._notify_fillers(PoolClosed(f"pool {self.name!r}: connection pool was closed"))
             return self._condemn("closed")
 
     def drain(self, reason: str) -> list[Slot]:

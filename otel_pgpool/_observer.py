@@ -49,6 +49,7 @@ class PoolStats:
     discarded: Mapping[str, int] = field(default_factory=dict)
     """Connections closed, by reason."""
     wait_seconds: float = 0.0
+    """Waits of all checkouts, served or not."""
     hold_seconds: float = 0.0
     maxidle: int | None = None
     """Most connections kept idle, where that is less than ``maxconn``, as in psycopg2's and SQLAlchemy's pools."""

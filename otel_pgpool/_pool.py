@@ -130,8 +130,9 @@ class ConnectionPool:
         self._target = Target(args, kwargs, credentials)
         self._observer = _default_observer() if observer is ... else observer
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._name = ""
         self._start_afresh(self._config.minconn, self._config.maxconn)
-        self._name = _registry.register(self, self._config.name or self._target.name)
+        self._name = self._core.name = _registry.register(self, self._config.name or self._target.name)
         self._guard = Guard(self._name)
         self._tell = self._guard.tell
         if self._observer is not None:
@@ -151,6 +152,7 @@ class ConnectionPool:
             max_waiting=config.max_waiting,
             max_retries=config.max_retries,
             long_hold=config.long_hold,
+            name=self._name,
         )
         self._core.parked = True  # there is no thread yet
         self._wakeup = Wakeup()
@@ -243,9 +245,9 @@ class ConnectionPool:
         if conn is None or slot is None or checkout is None or not slot.holds(conn):
             if conn is not None and conn in self._inherited:
                 return
-            raise PoolError("trying to put unkeyed connection: it is not lent by this pool now")
+            raise PoolError(f"pool {self._name!r}: trying to put unkeyed connection: it is not lent by this pool now")
         if key is not None and core.by_key(key)[0] is not slot:
-            raise PoolError("trying to put a connection under a key that it was not lent by")
+            raise PoolError(f"pool {self._name!r}: trying to put a connection under a key that it was not lent by")
         try:
             checkout.outcome = "released"
             if is_collecting_here():
@@ -454,7 +456,7 @@ class ConnectionPool:
             PoolClosed: the pool is closed already.
         """
         if self._core.state is State.CLOSED:
-            raise PoolClosed("connection pool is closed")
+            raise PoolClosed(f"pool {self._name!r}: connection pool is closed")
         self._shut()
         for slot in list(self._core.slots.values()):
             conn = slot.ref()

@@ -97,7 +97,7 @@ def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, erro
         cause = checkout.error if gave_up and checkout.error is not None else error
         checkout.fail(REFUSALS.get(type(cause)) or error_type(cause), describe(pool._target, cause))
         checkout.outcome = "timeout" if timed_out else "error"
-        core.count_failure(timed_out=timed_out)
+        core.count_failure(checkout.released - checkout.started, timed_out=timed_out)
     if pool._observer is not None:
         pool._tell(pool._observer.failed, checkout, error)
     checkout.ended = True

@@ -10,6 +10,7 @@ from opentelemetry import context as contexts
 from otel_pgpool._config import TelemetryConfig
 from otel_pgpool._errors import PoolError, PoolTimeout, error_type
 from otel_pgpool.telemetry import names
+from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.logs import Logs
 from otel_pgpool.telemetry.metrics import Silence, instruments
 from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
@@ -94,7 +95,7 @@ class Telemetry:
 
     def started(self, checkout: Checkout) -> None:
         """Start the checkout's span."""
-        context = contexts.get_current()
+        context = leave_ended()
         if context.get(SUPPRESSION_KEY):
             checkout.observed = SUPPRESSED
         else:

@@ -13,7 +13,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, Status
 
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names
-from otel_pgpool.telemetry.context import SPAN_KEY, detach
+from otel_pgpool.telemetry.context import CheckoutContext, detach
 from otel_pgpool.telemetry.frames import frame_of
 from otel_pgpool.telemetry.names import (
     CHECKOUT,
@@ -132,7 +132,7 @@ class Spans:
         if type(span) is NonRecordingSpan and not span.get_span_context().is_valid:
             checkout.observed = None  # a provider that makes no spans
         else:
-            observed.context = Context({**context, SPAN_KEY: span})
+            observed.context = CheckoutContext.of(context, span)
 
     def _wants(self, context: Context) -> bool:
         if self._mode == "off" or (self._is_inert and trace._TRACER_PROVIDER is None):

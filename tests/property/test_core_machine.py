@@ -231,7 +231,7 @@ class CoreMachine(RuleBasedStateMachine):
         checkout = self._one_of(self.waiters, which)
         assert self.core.leave(checkout, self.waiters.pop(checkout)) is None
         self.model.queue.remove(checkout)
-        self.core.count_failure(timed_out=True)
+        self.core.count_failure(0.0, timed_out=True)
         self.timeouts += 1
 
     # What connectors do

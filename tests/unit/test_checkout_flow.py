@@ -359,9 +359,9 @@ def test_a_closed_pool_takes_nobody_into_the_queue() -> None:
 def test_failures_are_counted_apart() -> None:
     """Timeouts and other errors have a total each."""
     desk = Desk()
-    desk.core.count_failure(timed_out=True)
-    desk.core.count_failure(timed_out=False)
-    desk.core.count_failure(timed_out=False)
+    desk.core.count_failure(0.5, timed_out=True)
+    desk.core.count_failure(0.5, timed_out=False)
+    desk.core.count_failure(0.5, timed_out=False)
     assert (desk.core.timeouts, desk.core.errors) == (1, 2)
 
 
