@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool import _checkout
 from otel_pgpool._checkout import Checkout
+from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import IDLE, settings
 from otel_pgpool._errors import PoolError
 from otel_pgpool._fork import is_renewed, renew

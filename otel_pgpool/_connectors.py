@@ -7,10 +7,10 @@ import math
 import random
 import threading
 import weakref
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool._checkout import Attempt
+from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import close, configure, settings
 from otel_pgpool._observer import Connect
 from otel_pgpool._settlement import bare, describe

@@ -8,7 +8,6 @@ import math
 import os
 import socket
 import threading
-import time
 from contextlib import suppress
 from io import FileIO
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from otel_pgpool import _fork
+from otel_pgpool._clock import monotonic
 from otel_pgpool._wakeup import Wakeup, start
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Deadline:
     def __init__(self, conn: connection, seconds: float = IO_DEADLINE) -> None:
         self._conn = conn
         self._duplicate: _Duplicate | None = None
-        self.at = time.monotonic() + seconds
+        self.at = monotonic() + seconds
         self.expired = False
 
     def __enter__(self) -> Self:
@@ -165,7 +165,7 @@ class _Watch:
                     self._thread, self._wakeup = threading.current_thread(), wakeup
                 if self._thread is not threading.current_thread():
                     return
-                now = time.monotonic()
+                now = monotonic()
                 self._cut_overdue(now)
                 self._wakes_at = min((each.at for each in list(self._deadlines)), default=now + IDLE_EXIT)
             rung = wakeup.wait(self._wakes_at - now)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_pgpool import _fork
+from otel_pgpool._clock import monotonic
 from otel_pgpool._guard import LAMENT_INTERVAL
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class OnceAWhile(logging.Filter):
         self._next: dict[tuple[Any, ...], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said, now = (record.msg, str(record.args)), time.monotonic()
+        said, now = (record.msg, str(record.args)), monotonic()
         if now < self._next.get(said, 0.0):
             return False
         self._next[said] = now + LAMENT_INTERVAL
@@ -153,7 +153,7 @@ class Deadline:
     at = math.inf
 
     def millis(self) -> float:
-        return min(max(0.0, self.at - time.monotonic()), 30.0) * 1000
+        return min(max(0.0, self.at - monotonic()), 30.0) * 1000
 
 
 class SpanProcessor(BatchSpanProcessor):

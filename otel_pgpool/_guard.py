@@ -6,10 +6,11 @@ import logging
 import signal
 import threading
 import traceback
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg2
+
+from otel_pgpool._clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

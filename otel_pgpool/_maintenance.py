@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING
 
+from otel_pgpool._clock import monotonic
 from otel_pgpool._level import TICK, Level
 from otel_pgpool._settlement import settle
 from otel_pgpool._watcher import Watcher

@@ -8,7 +8,6 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from sys import _getframe
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg2
@@ -16,6 +15,7 @@ import psycopg2
 from otel_pgpool import _connection, _deadline, _registry
 from otel_pgpool._block import Block
 from otel_pgpool._checkout import begin, renew_here, stack_of
+from otel_pgpool._clock import monotonic
 from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._config import PoolConfig, limits, refuse, seconds
 from otel_pgpool._connection import is_clean

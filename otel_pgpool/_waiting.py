@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING
 
+from otel_pgpool._clock import monotonic
 from otel_pgpool._core import GONE, State
 from otel_pgpool._errors import PoolClosed, PoolTimeout, TooManyRequests, error_type, timeout_error
 from otel_pgpool._liveness import LOOKING, is_alive
