@@ -43,6 +43,7 @@ class Maintenance(Watcher["ConnectionPool"]):
         self._reclaim(pool, now)
         for reason, slots in core.retire(now, pool._config.max_idle).items():
             pool._discard(slots, reason)
+        pool._connectors.give_up_overdue(now)
         pool._connectors.kick()
         self._report(pool, now)
         parked = self._is_quiet(core) and self._level.settled and core.park()

@@ -337,13 +337,13 @@ class Members:
             return min((*holds, *lifetimes, *unused), default=NEVER)
 
     def park(self) -> bool:
-        """Let the maintenance sleep until the next checkout, if nothing is out or set aside.
+        """Let the maintenance sleep until the next checkout, if nothing is out, set aside or being opened.
 
         Parked first, and looked second: a checkout pops first, and looks whether it is parked second.
         """
         with self.lock:
             self.parked = True
-            if self.used or self.checking or self.closing:
+            if self.used or self.checking or self.closing or self.opening:
                 self.parked = False
             return self.parked
 

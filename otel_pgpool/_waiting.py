@@ -115,9 +115,9 @@ def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) ->
 def last_failure(pool: ConnectionPool) -> tuple[BaseException | None, str]:
     """Why no connection could be made, as an error and in words that may be told."""
     lack, outage = pool._connectors.lack, pool._core.outage
-    if lack is not None:
-        return lack, f"no thread can be started: {lack}"
-    return (None, "") if outage is None else (outage.error, _text(pool, outage.error))
+    if outage is not None:
+        return outage.error, _text(pool, outage.error)
+    return (None, "") if lack is None else (lack, f"no thread can be started: {lack}")
 
 
 def _text(pool: ConnectionPool, error: BaseException | None) -> str:

@@ -20,6 +20,10 @@ ROOT = Path(__file__).parents[1]
 MAP = (
     # values and names
     "_version",
+    "_unpatched",
+    "_clock",
+    "_fork",
+    "_proxy",
     "_config",
     "_errors",
     "_observer",
@@ -34,6 +38,7 @@ MAP = (
     "_guard",
     "_wakeup",
     "_deadline",
+    "_opening",
     "_target",
     "_connection",
     "_settlement",
@@ -88,6 +93,7 @@ KNOW_PSYCOPG2 = {
     "_target",
     "_connection",
     "_deadline",
+    "_opening",
     "_settlement",
     "_pool",
     "instrumentation.turns",
