@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from otel_pgpool import _checkout
@@ -92,3 +93,22 @@ class Block:
         finally:
             if self._conn is not None:
                 self._conn = self._checkout = None
+
+
+class LongBlock(Block):
+    """A block whose hold may last longer, or less long, than the pool's others."""
+
+    __slots__ = ("_expected_hold",)
+
+    _expected_hold: float
+
+    def __enter__(self) -> connection:
+        try:
+            conn = super().__enter__()
+            if self._checkout is not None:
+                self._pool._expect(self._checkout, self._expected_hold)
+        except BaseException:
+            if self._checkout is not None:  # an interrupt came after the hand-over
+                self.__exit__(*sys.exc_info())
+            raise
+        return conn

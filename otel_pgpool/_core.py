@@ -272,7 +272,7 @@ class Core(Members):
             if slot not in self.members:
                 return GONE
             held = now - checkout.acquired
-            if held >= self.long_hold and not checkout.flagged:
+            if not checkout.flagged and now >= self.long_from(checkout):
                 self._flag(checkout, now)
             slot.hold_seconds += held
             slot.checkout = None

@@ -284,9 +284,12 @@ class Members:
             return self._holds()
 
     def oldest_hold(self, now: float) -> float:
-        """Age in s of the oldest hold still out, 0 if none. Takes no lock."""
+        """Age in s of the oldest hold that nobody said to be a long one, 0 if none. Takes no lock."""
         holds = [slot.checkout for slot in self.members.copy()]
-        oldest = min((hold.acquired for hold in holds if hold is not None and hold.path is not None), default=now)
+        begun = [
+            hold.acquired for hold in holds if hold is not None and hold.path is not None and hold.expected_hold is None
+        ]
+        oldest = min(begun, default=now)
         return max(0.0, now - oldest)
 
     def checkouts(self) -> dict[str, int]:
@@ -315,6 +318,11 @@ class Members:
             slot.review_at = AT_ONCE  # so that the return forgets the key
             return self.keys.setdefault(key, (slot, conn))[1]
 
+    def long_from(self, checkout: Checkout) -> float:
+        """When a hold is long, as a reading of the clock."""
+        expected = checkout.expected_hold
+        return checkout.acquired + (self.long_hold if expected is None else expected)
+
     def _flag(self, checkout: Checkout, now: float) -> None:
         checkout.flagged = True
         checkout.flagged_at = now
@@ -323,7 +331,7 @@ class Members:
     def flag_long_holds(self, now: float) -> list[Checkout]:
         """Mark those that have passed the threshold since the last look."""
         with self.lock:
-            overdue = [hold for hold in self._holds() if not hold.flagged and now - hold.acquired >= self.long_hold]
+            overdue = [hold for hold in self._holds() if not hold.flagged and now >= self.long_from(hold)]
             for checkout in overdue:
                 self._flag(checkout, now)
             return overdue
@@ -331,7 +339,7 @@ class Members:
     def next_deadline(self, max_idle: float) -> float:
         """When the maintenance is next needed, as a reading of the clock."""
         with self.lock:
-            holds = [hold.acquired + self.long_hold for hold in self._holds() if not hold.flagged]
+            holds = [self.long_from(hold) for hold in self._holds() if not hold.flagged]
             lifetimes = [slot.expires for slot in self.idle]
             unused = [slot.idle_since + max_idle for slot in self.idle] if self.remaining > self.minconn else []
             return min((*holds, *lifetimes, *unused), default=NEVER)

@@ -34,7 +34,7 @@ class PoolStats:
     utilization: float
     """``used / maxconn``."""
     oldest_hold: float
-    """Age of the oldest hold still out, 0 if none."""
+    """Age of the oldest hold still out, 0 if none; without those that were given an ``expected_hold``."""
 
     checkouts: Mapping[str, int] = field(default_factory=dict)
     """Checkouts served, by path: ``idle``, ``queued``, ``new``."""

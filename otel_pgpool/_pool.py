@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psycopg2
 
 from otel_pgpool import _connection, _deadline, _registry
-from otel_pgpool._block import Block
+from otel_pgpool._block import Block, LongBlock
 from otel_pgpool._checkout import begin, renew_here, stack_of
 from otel_pgpool._clock import monotonic
 from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._config import PoolConfig, limits, refuse, seconds
+from otel_pgpool._config import expected_hold as validate_expected_hold
 from otel_pgpool._connection import is_clean
 from otel_pgpool._connectors import Connectors
 from otel_pgpool._core import GONE, Core, State
@@ -29,6 +30,7 @@ from otel_pgpool._liveness import check_all
 from otel_pgpool._maintenance import Maintenance
 from otel_pgpool._observer import Holder, PoolStats
 from otel_pgpool._settlement import rescue, settle
+from otel_pgpool._slot import AT_ONCE
 from otel_pgpool._target import Target
 from otel_pgpool._waiting import fail, last_failure, obtain
 from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
@@ -163,16 +165,18 @@ class ConnectionPool:
 
     # Checking out and in
 
-    def connection(self, timeout: float | None = None) -> Block:
+    def connection(self, timeout: float | None = None, *, expected_hold: float | EllipsisType | None = ...) -> Block:
         """Lend a connection for a ``with`` block: commit on a clean exit, roll back on an exception, always give back.
 
         A connection in autocommit mode is neither committed nor rolled back.
 
         Args:
             timeout: longest wait in s, instead of the pool's.
+            expected_hold: s after which the hold is flagged, instead of the pool's ``long_hold``; None for never. Such
+                a hold does not count in ``oldest_hold``. For listeners and batches.
 
         Raises:
-            ValueError: a bad ``timeout``. On entering the block:
+            ValueError: a bad ``timeout`` or ``expected_hold``. On entering the block:
             PoolTimeout: no connection in time, or ``max_retries`` reached.
             TooManyRequests: the queue is full.
             PoolClosed: the pool is closed. On leaving it:
@@ -181,28 +185,43 @@ class ConnectionPool:
         if timeout is not None:
             timeout = seconds("timeout", timeout)
         frame = _getframe(1)
-        block = Block()
+        block = Block() if expected_hold is ... else self._long_block(expected_hold)
         block._pool = self
         block._timeout = timeout
         block._stack = frame.f_code, frame.f_lasti
         block._checkout = block._conn = None
         return block
 
-    def getconn(self, key: object = None, *, timeout: float | None = None) -> Connection:
+    def _long_block(self, hold: object) -> Block:
+        block = LongBlock()
+        block._expected_hold = validate_expected_hold(hold)
+        return block
+
+    def _expect(self, checkout: Checkout, hold: float) -> None:
+        """Flag a hold after its own time."""
+        checkout.expected_hold = hold
+        checkout.slot.review_at = AT_ONCE  # a return must look at it, however short the hold was
+        self._wake_maintenance()
+
+    def getconn(
+        self, key: object = None, *, timeout: float | None = None, expected_hold: float | EllipsisType | None = ...
+    ) -> Connection:
         """Lend a connection until `putconn`.
 
         Args:
             key: a name for the checkout: while it lasts, the same key gives the same connection.
             timeout: longest wait in s, instead of the pool's.
+            expected_hold: as for `connection`.
 
         Raises:
             PoolTimeout: no connection in time, or ``max_retries`` reached.
             TooManyRequests: the queue is full.
             PoolClosed: the pool is closed.
-            ValueError: a bad ``timeout``.
+            ValueError: a bad ``timeout`` or ``expected_hold``.
         """
         if timeout is not None:
             timeout = seconds("timeout", timeout)
+        hold = None if expected_hold is ... else validate_expected_hold(expected_hold)
         if not is_renewed[0]:
             renew()
         if key is not None:
@@ -215,6 +234,8 @@ class ConnectionPool:
         except BaseException as error:
             fail(self, checkout, None, error)  # what an interrupt has left undone of it
             raise
+        if hold is not None:
+            self._expect(checkout, hold)
         if key is not None:
             lent = self._core.enter_key(key, checkout.slot, conn)
             if lent is not conn:  # another thread was faster with this key

@@ -266,7 +266,7 @@ def long_hold_attributes(checkout: Checkout, threshold: float) -> dict[str, Attr
     conn = checkout.slot.ref()
     status = conn.get_transaction_status() if conn is not None else len(TRANSACTION_STATUSES) - 1
     attributes: dict[str, AttributeValue] = {
-        names.THRESHOLD: threshold,
+        names.THRESHOLD: threshold if checkout.expected_hold is None else checkout.expected_hold,
         names.HELD: monotonic() - checkout.acquired,
         names.CONNECTION_PID: checkout.slot.pid,
         names.TRANSACTION_STATUS: TRANSACTION_STATUSES[status],
