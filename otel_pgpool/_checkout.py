@@ -36,8 +36,22 @@ class Blocker(NamedTuple):
     observed: Any
     """The observer's own of the holder's checkout."""
     connection_id: int
+    pid: int
     held: float
     """Seconds, when the waiter queued."""
+    stack: Stack
+    """Where it was asked for. Not its checkout, which may have blockers of its own, and those likewise."""
+
+    @classmethod
+    def of(cls, hold: Checkout, now: float) -> Blocker:
+        """A hold that is there now."""
+        slot = hold.slot
+        return cls(hold.observed, slot.serial, slot.pid, max(0.0, now - hold.acquired), hold.stack)
+
+    @property
+    def path_to(self) -> str:
+        """Where it was asked for, a line for each frame, innermost first."""
+        return path_to(self.stack)
 
 
 class Checkout:
@@ -121,7 +135,7 @@ class Checkout:
     @property
     def path_to(self) -> str:
         """Where it was asked for, a line for each frame, innermost first."""
-        return "\n".join(describe(place) for place in places(self.stack))
+        return path_to(self.stack)
 
     def holder(self, now: float) -> Holder:
         """Describe it to a person."""
@@ -271,6 +285,11 @@ def whole_stack_past(frame: FrameType, left_out: LeftOut) -> Stack:
 def places(stack: Stack) -> Iterator[Place]:
     """Each of a stack, innermost first."""
     return zip(stack[::2], stack[1::2], strict=True)
+
+
+def path_to(stack: Stack) -> str:
+    """A line for each place, innermost first."""
+    return "\n".join(describe(place) for place in places(stack))
 
 
 def describe(place: Place) -> str:

@@ -249,6 +249,8 @@ class TelemetryConfig:
     spans: str
     slow: float
     histograms: frozenset[str]
+    stack_skip: frozenset[str] = frozenset()
+    """Packages that call the program, beside those that are known to."""
 
     @classmethod
     def of(
@@ -256,14 +258,20 @@ class TelemetryConfig:
         spans: object = None,
         slow: object = None,
         histograms: object = None,
+        stack_skip: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> TelemetryConfig:
         """Argument, then environment, then default.
 
         Raises:
-            ValueError: an unknown mode or histogram, or a threshold that is no duration.
+            ValueError: an unknown mode or histogram, a threshold that is no duration, or what names no package.
         """
-        return cls(span_mode(spans, environ), slow_threshold(slow, environ), recorded_histograms(histograms, environ))
+        return cls(
+            span_mode(spans, environ),
+            slow_threshold(slow, environ),
+            recorded_histograms(histograms, environ),
+            skipped_packages(stack_skip, environ),
+        )
 
 
 def span_mode(value: object, environ: Mapping[str, str]) -> str:
@@ -295,14 +303,14 @@ def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[
         ValueError: an unknown histogram.
     """
     if value is None:
-        return _histograms("OTEL_PGPOOL_HISTOGRAMS", _words(environ.get("OTEL_PGPOOL_HISTOGRAMS", "")))
+        words = _words("OTEL_PGPOOL_HISTOGRAMS", environ)
+        return _histograms("OTEL_PGPOOL_HISTOGRAMS", [] if words == ["none"] else words or HISTOGRAMS)
     return _histograms("histograms", value)
 
 
-def _words(text: str) -> Iterable[str]:
-    """A comma-separated list; empty means every histogram, ``none`` none of them."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    return [] if words == ["none"] else words or HISTOGRAMS
+def _words(variable: str, environ: Mapping[str, str]) -> list[str]:
+    """A comma-separated list."""
+    return [word.strip() for word in environ.get(variable, "").split(",") if word.strip()]
 
 
 def _histograms(option: str, chosen: object) -> frozenset[str]:
@@ -312,5 +320,27 @@ def _histograms(option: str, chosen: object) -> frozenset[str]:
     names = list(chosen)
     for name in names:
         if name not in HISTOGRAMS:
+            raise refuse(option, name, accepted)
+    return frozenset(names)
+
+
+def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str]:
+    """Packages that call the program, to be left out of stacks with the known ones; None leaves it to the environment.
+
+    Raises:
+        ValueError: what names no package.
+    """
+    if value is None:
+        return _packages("OTEL_PGPOOL_STACK_SKIP", _words("OTEL_PGPOOL_STACK_SKIP", environ))
+    return _packages("stack_skip", value)
+
+
+def _packages(option: str, chosen: object) -> frozenset[str]:
+    accepted = "a list of names of top-level packages"
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        raise refuse(option, chosen, accepted)
+    names = list(chosen)
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier():
             raise refuse(option, name, accepted)
     return frozenset(names)

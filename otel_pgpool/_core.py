@@ -145,7 +145,6 @@ class Core(Members):
                 raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
             self._match(now)
             if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and not self.idle:
-                checkout.waits_for = "queued"
                 raise TooManyRequests(
                     f"pool {self.name!r}: the queue is full: {len(self.queue)} waiting "
                     f"(max_waiting={self.max_waiting}), {self.used} of {self.maxconn} connections in use"
@@ -153,10 +152,7 @@ class Core(Members):
             if checkout.queued is None:
                 checkout.queued = now
                 if checkout.observed is not None:
-                    checkout.blockers = [
-                        Blocker(hold.observed, hold.slot.serial, max(0.0, now - hold.acquired))
-                        for hold in self._holds()[:LONGEST_HOLDERS]
-                    ]
+                    checkout.blockers = [Blocker.of(hold, now) for hold in self._holds()[:LONGEST_HOLDERS]]
                 self.queued += 1
             checkout.waits_for = "new" if self.opening or len(self.members) < self.maxconn else "queued"
             waiter = self.queue.join(checkout)
@@ -187,7 +183,8 @@ class Core(Members):
         """Want one more connection on behalf of a caller that does not wait for it."""
         with self.lock:
             self.grow = self.remaining < self.maxconn
-            checkout.waits_for = "new" if self.grow or self.opening else "queued"
+            if self.grow or self.opening:
+                checkout.waits_for = "new"
 
     def count_failure(self, waited: float, *, timed_out: bool) -> None:
         """Count a checkout that ended without a hold, after so many seconds."""

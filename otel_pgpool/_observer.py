@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,6 +90,21 @@ class Holder:
         return f"{self.held:.3f} s by thread {self.thread!r} at {self.where} (pid {self.pid}{trace})"
 
 
+class LastFigures:
+    """What is left of a pool that is gone: for observers, which may not keep the pool itself."""
+
+    __slots__ = ("stats",)
+
+    def __init__(self) -> None:
+        self.stats: PoolStats | None = None
+
+
+def leave_figures(pool: Any) -> None:
+    """Leave the figures of a pool that goes. Its finalizer: it calls nobody, and takes no lock."""
+    with suppress(Exception):  # its making has failed, or the interpreter ends
+        pool.last_figures.stats = pool.stats()
+
+
 class ObservedPool(Protocol):
     """What an observer may ask of the pool that it was given to. None of it takes a lock."""
 
@@ -119,7 +135,12 @@ class ObservedPool(Protocol):
 
     @property
     def closed(self) -> bool:
-        """True once the pool is closed: its series stop."""
+        """True once the pool is closed: its levels are not reported any more."""
+        ...
+
+    @property
+    def last_figures(self) -> LastFigures:
+        """Where the pool leaves its figures when it is collected."""
         ...
 
     def stats(self) -> PoolStats:

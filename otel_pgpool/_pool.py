@@ -28,7 +28,7 @@ from otel_pgpool._guard import Guard
 from otel_pgpool._level import level_name
 from otel_pgpool._liveness import check_all
 from otel_pgpool._maintenance import Maintenance
-from otel_pgpool._observer import Holder, PoolStats
+from otel_pgpool._observer import Holder, LastFigures, PoolStats, leave_figures
 from otel_pgpool._settlement import rescue, settle
 from otel_pgpool._slot import AT_ONCE
 from otel_pgpool._target import Target
@@ -128,6 +128,7 @@ class ConnectionPool:
         if observer is not None and observer is not ... and not hasattr(observer, "attached"):
             raise refuse("observer", observer, "a PoolObserver or None")
         renew_here()
+        self.last_figures = LastFigures()
         self._reset = reset
         self._target = Target(args, kwargs, credentials)
         self._observer = _default_observer() if observer is ... else observer
@@ -617,6 +618,7 @@ class ConnectionPool:
         raise TypeError("a ConnectionPool cannot be copied or pickled: make one in each process")
 
     __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy
+    __del__ = leave_figures
 
     def _after_fork(self) -> None:
         """In a forked child: begin again, without a word to the server on the parent's sockets."""

@@ -56,8 +56,11 @@ MAP = (
     "telemetry.context",
     "telemetry.logs",
     "telemetry.series",
+    "telemetry.readings",
+    "telemetry.accounts",
     "telemetry.metrics",
     "telemetry.frames",
+    "telemetry.stacks",
     "telemetry.spans",
     "telemetry",
     # pools that are not ours

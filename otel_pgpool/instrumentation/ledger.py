@@ -16,7 +16,7 @@ from otel_pgpool._checkout import Attempt, Blocker, Loan
 from otel_pgpool._errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
 from otel_pgpool._guard import Guard, is_asynchronous
 from otel_pgpool._level import Level, level_name
-from otel_pgpool._observer import Connect, PoolStats
+from otel_pgpool._observer import Connect, LastFigures, PoolStats, leave_figures
 from otel_pgpool._settlement import describe
 from otel_pgpool._slot import NEVER, Slot
 from otel_pgpool.instrumentation.connects import Connects
@@ -112,6 +112,7 @@ class Ledger(Holds):
         "hold_seconds",
         "hook",
         "idle_checkouts",
+        "last_figures",
         "long_hold",
         "long_holds",
         "name",
@@ -132,6 +133,7 @@ class Ledger(Holds):
     def __init__(
         self, pool: Any, kind: Kind, name: str, target: Target, hook: Hook, *, before: Ledger | None = None
     ) -> None:
+        self.last_figures = LastFigures()
         self.hook = hook
         self._kind = kind
         self._retired = self._ended = False
@@ -145,6 +147,7 @@ class Ledger(Holds):
         if before is not None:
             before.retire()
             self._take_over(before)
+            name = before.name
         telemetry = hook.settings.telemetry
         self._observer = Telemetry(
             hook.settings.tracer_provider,
@@ -152,10 +155,11 @@ class Ledger(Holds):
             telemetry.spans,
             telemetry.slow,
             tuple(telemetry.histograms),
+            stack_skip=telemetry.stack_skip,
         )
         # A wait takes more than a quiet hold knows.
         self.silence = LOUD if self.turns is not None else self._observer.silence or LOUD
-        self.name = _registry.register(self, name)
+        self.name: str = _registry.register(self, name)
         self.guard = Guard(self.name)
         self._pool = weakref.ref(pool, self._dropped)
         try:
@@ -210,15 +214,11 @@ class Ledger(Holds):
     @harmless
     def queue_since(self, loan: Loan, since: float) -> None:
         """It turned out that it had to wait, from then on."""
-        now = monotonic()
         loan.queued = since
         loan.waits_for = "queued"
         self.queued += 1
         if loan.observed is not None:
-            loan.blockers = [
-                Blocker(hold.observed, hold.slot.serial, max(0.0, now - hold.acquired))
-                for hold in self.holds_now()[:LONGEST_HOLDERS]
-            ]
+            loan.blockers = [Blocker.of(hold, since) for hold in self.holds_now()[:LONGEST_HOLDERS]]
 
     def lend(self, loan: Loan, conn: Any) -> None:
         """It was given one."""
@@ -285,7 +285,6 @@ class Ledger(Holds):
         loan.fail(refusal or error_type(error), describe(self.target, error) or (str(error) if refusal else ""))
         if refusal == "timeout":
             loan.outcome = "timeout"
-            loan.waits_for = "queued"
             self.timeouts += 1
             error = self._diagnose(loan, now) if self._observer.tells_timeouts() else PoolTimeout(loan.error_message)
         else:
@@ -479,9 +478,9 @@ class Ledger(Holds):
             return Levels(0, 0, len(self.holds), 0, None)
 
     def stats(self) -> PoolStats:
-        """Levels, read from the pool itself, and totals."""
+        """Levels, read from the pool itself, and totals, unless another counts them as its own."""
         self._settle_accounts()
-        accounts = [self, *self._before]
+        accounts = [] if self._is_replaced else [self, *self._before]
 
         def total(name: str) -> Any:
             return sum(getattr(account, name) for account in accounts)
@@ -501,7 +500,7 @@ class Ledger(Holds):
             utilization=utilization,
             oldest_hold=self.oldest_hold(),
             checkouts={path: total(f"{path}_checkouts") for path in ("idle", "queued", "new")},
-            discarded=dict(self.discarded),
+            discarded={} if self._is_replaced else dict(self.discarded),
             **{name: total(name) for name in TOTALS if not name.endswith("_checkouts")},
             maxidle=levels.maxidle,
         )
@@ -583,6 +582,8 @@ class Ledger(Holds):
         self.tell_connects()
         if self.turns is not None:
             self.turns.end()
+
+    __del__ = leave_figures
 
     def _dropped(self, _ref: object) -> None:
         """The pool was collected: this is a finalizer, so it does no more than that."""

@@ -12,6 +12,7 @@ from otel_pgpool._config import (
     environment_seconds,
     long_hold_threshold,
     recorded_histograms,
+    skipped_packages,
     slow_threshold,
     span_mode,
 )
@@ -59,6 +60,7 @@ class Settings:
                 _lenient(span_mode, spans, None, environ),
                 _lenient(slow_threshold, None, None, environ),
                 _lenient(recorded_histograms, None, None, environ),
+                _lenient(skipped_packages, None, None, environ),
             ),
             _lenient(long_hold_threshold, long_hold, ..., environ),
             _lenient(_wait_timeout, None, None, environ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as contexts
 
@@ -16,7 +16,7 @@ from otel_pgpool.telemetry.metrics import Silence, instruments
 from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import MeterProvider
@@ -45,6 +45,8 @@ class Telemetry:
         slow: seconds of wait or hold from which on ``slow`` leaves a span; by default ``OTEL_PGPOOL_SLOW`` or 0.1.
         histograms: which of ``wait_time``, ``use_time`` and ``create_time`` are recorded; by default
             ``OTEL_PGPOOL_HISTOGRAMS`` or all.
+        stack_skip: packages that call the program, to be left out of the stack of a long hold together with the
+            servers and frameworks that are known; by default ``OTEL_PGPOOL_STACK_SKIP`` or none.
 
     Raises:
         ValueError: a bad value, of an argument or a variable.
@@ -57,8 +59,10 @@ class Telemetry:
         spans: str | None = None,
         slow: float | None = None,
         histograms: Sequence[str] | None = None,
+        *,
+        stack_skip: Collection[str] | None = None,
     ) -> None:
-        self._config = TelemetryConfig.of(spans, slow, histograms)
+        self._config = TelemetryConfig.of(spans, slow, histograms, stack_skip)
         self._tracer_provider = tracer_provider
         self._instruments = instruments(meter_provider)
         recorded = self._config.histograms
@@ -175,11 +179,14 @@ class Telemetry:
         if checkout.told:
             return None
         checkout.told = True
-        attributes = long_hold_attributes(checkout, self._threshold)
+        attributes = self._long_hold_attributes(checkout)
         observed: Observed | None = checkout.observed
         if observed is not None and observed is not SUPPRESSED:
             self._spans.long_hold(observed, attributes)
         return {**attributes, names.THREAD_NAME: checkout.thread.name}
+
+    def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
+        return long_hold_attributes(checkout, self._threshold, self._config.stack_skip)
 
     def _long_hold_ended(self, checkout: Checkout, context: Context | None) -> None:
         with self._lock:
@@ -190,7 +197,7 @@ class Telemetry:
 
     def reclaimed(self, checkout: Checkout) -> None:
         """End the span of a dropped checkout, and say who dropped it."""
-        attributes = {**long_hold_attributes(checkout, self._threshold), names.THREAD_NAME: checkout.thread.name}
+        attributes = {**self._long_hold_attributes(checkout), names.THREAD_NAME: checkout.thread.name}
         self._logs.reclaimed(attributes, _context(checkout))
         self.released(checkout)
 

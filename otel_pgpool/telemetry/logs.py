@@ -72,7 +72,7 @@ class Logs:
 
     def long_hold_returned(self, checkout: Checkout, context: Context | None) -> None:
         """A flagged hold has ended."""
-        held = checkout.released - checkout.acquired
+        held = round(checkout.released - checkout.acquired, names.DIGITS)
         attributes = {names.HOLD_TIME: held, names.CONNECTION_PID: checkout.slot.pid}
         text = f"connection came back after {held:.3f} s"
         self._write(logging.INFO, "long_hold_returned", text, attributes, context)
@@ -157,7 +157,7 @@ class Logs:
 
     def outage_ended(self, attempts: int, duration: float) -> None:
         """The server was reached again."""
-        attributes = {names.ATTEMPTS: attempts, names.DURATION: duration}
+        attributes = {names.ATTEMPTS: attempts, names.DURATION: round(duration, names.DIGITS)}
         text = f"PostgreSQL reached again after {duration:.1f} s and {attempts} failed attempts"
         self._write(logging.INFO, "outage_ended", text, attributes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from time import monotonic
@@ -13,20 +14,23 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from otel_pgpool import _fork
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names, series
+from otel_pgpool.telemetry.accounts import Accounts
+from otel_pgpool.telemetry.readings import OBSERVABLES, TOTAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
-    from otel_pgpool._observer import ObservedPool, PoolStats
-
-    Reading = Callable[[PoolStats], Iterable[tuple[float, dict[str, str]]]]
+    from otel_pgpool._observer import ObservedPool
+    from otel_pgpool.telemetry.readings import Observable
 
 WAIT_BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 USE_BOUNDARIES = (*WAIT_BOUNDARIES, 60.0, 300.0)
 
-
 KEPT_AFTER_THE_END = 60.0
-"""Seconds for which a closed pool's histograms stay: what a reader may ask twice is there twice."""
+"""Seconds for which a reader gets the end of a pool once more: what it may ask twice is there twice."""
+
+KEPT_FOR_ANYBODY = 600.0
+"""The same where the readers cannot be told apart, so that the slowest has asked too."""
 
 
 class Silence:
@@ -43,14 +47,14 @@ class Instruments:
     """The sixteen instruments of one meter, and the pools that they report.
 
     One callback for each instrument walks the pools, because a callback cannot be removed and a second registration
-    of a name is dropped. It takes no lock of ours and makes no instrument: the SDK calls it under a lock of its own.
+    of a name is dropped. It takes no lock of ours and makes no instrument: the SDK calls it under a lock of its own,
+    so that one collection follows the other; in each the callbacks come in the order of their making.
     """
 
     def __init__(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter(names.SCOPE, __version__, provider, names.SCHEMA_URL)
-        # By id; copied at once by list(), as no WeakSet is. With the name, which is asked for when the pool is gone.
-        self._pools: dict[int, tuple[weakref.ref[ObservedPool], str]] = {}
-        self._over: dict[str, float] = {}  # names of pools that have ended, and the collection that exported their end
+        self._accounts = Accounts()
+        self._reader: Any = None  # which collects; None where that is not known
         self.wait_time = meter.create_histogram(
             names.WAIT_TIME_METRIC,
             "s",
@@ -71,104 +75,71 @@ class Instruments:
         )
         self.silence: Any = self.wait_time if hasattr(self.wait_time, "_real_instrument") else None
         self._histograms = (self.wait_time, self.use_time, self.create_time)
-        self._observables = [
-            create(name, [self._callback(read, first=number == 0)], unit, description)
-            for number, (create, name, unit, description, read) in enumerate(_observables(meter))
-        ]
-
-    def forget_records(self) -> None:
-        """Drop what the histograms have gathered: in a forked child, the parent's."""
-        series.forget_all(self._histograms)
+        self._observables: dict[str, Any] = {}
+        for each in OBSERVABLES:
+            create = getattr(meter, f"create_observable_{each.kind}")
+            self._observables[each.name] = create(each.name, [self._callback(each)], each.unit, each.description)
 
     def report(self, pool: ObservedPool) -> None:
-        """Report a pool from now on, until it is closed or collected."""
-        gone = self._pools.get(id(pool))
-        if gone is not None and gone[1] != pool.name:  # one that was dropped, whose id has come round
-            self._over[gone[1]] = monotonic()
-        self._pools[id(pool)] = weakref.ref(pool), pool.name
+        """Report a pool from now on: its levels until it is closed or collected, its totals until all have them."""
+        if not pool.closed:  # one that was closed introduces itself again in a forked child
+            self._accounts.report(pool)
 
-    def _callback(self, read: Reading, *, first: bool) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            if first:
-                self._forget_the_exported()
-            for key, known in list(self._pools.items()):
-                pool = known[0]()
-                if pool is None or pool.closed:
-                    if self._pools.get(key) is known:
-                        self._pools.pop(key, None)
-                        self._over[known[1]] = monotonic()
-                    continue
-                for value, attributes in read(pool.stats()):
-                    yield Observation(value, {names.POOL_NAME: pool.name, **attributes})
+    def start_afresh(self) -> None:
+        """In a forked child: drop what was gathered of the parent."""
+        self._accounts.start_afresh(forgotten=series.forget_all(self._all()))
 
-        return observe
+    def _all(self) -> tuple[Any, ...]:
+        return (*self._histograms, *self._observables.values())
 
-    def _forget_the_exported(self) -> None:
-        """Let go of pools whose end was exported a while ago."""
-        now = monotonic()
-        over = {name for name, since in self._over.items() if now - since >= KEPT_AFTER_THE_END}
-        for name in over:
-            del self._over[name]
-        over -= {name for _ref, name in self._pools.values()}  # a new pool may have the name
+    def _callback(self, observable: Observable) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        observe = self._observe_totals if observable.kind == TOTAL else self._observe_levels
+        is_first = observable is OBSERVABLES[0]
+
+        def callback(_options: CallbackOptions) -> Iterable[Observation]:
+            if is_first:
+                self._begin()
+            yield from observe(observable)
+
+        return callback
+
+    def _observe_levels(self, observable: Observable) -> Iterable[Observation]:
+        for account in self._accounts.shown:
+            if account.levels is not None:
+                for value, attributes in observable.read(account.levels):
+                    yield Observation(value, {names.POOL_NAME: account.name, **attributes})
+
+    def _observe_totals(self, observable: Observable) -> Iterable[Observation]:
+        accounts = self._accounts.shown
+        if self._merges(observable):  # then what a name has counted is missing in the sum without it
+            accounts = self._accounts.all_that_were()
+        for account in accounts:
+            for attributes, value in account.totals[observable.name].items():
+                yield Observation(value, {names.POOL_NAME: account.name, **dict(attributes)})
+
+    def _merges(self, observable: Observable) -> bool:
+        """Whether the reader has a view that leaves out the pool's name."""
+        instrument = self._observables.get(observable.name)
+        return self._reader is not None and series.leaves_out(self._reader, instrument, names.POOL_NAME)
+
+    def _begin(self) -> None:
+        """A reader collects: see what has ended, and let go of what needs no further export."""
+        reader, readers = series.collecting(sys._getframe(1)), series.readers(self._all())
+        self._reader = reader
+        now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_FOR_ANYBODY
+        self._accounts.begin(reader, now, kept)
+        if reader is None or not readers:
+            return
+        over = set(self._accounts.told([reader], now, kept))
         if over:
-            series.forget(
-                (*self._histograms, *self._observables), lambda attributes: attributes.get(names.POOL_NAME) in over
-            )
+            series.forget_exported(reader, self._histograms, _of_pools(over))
+        surplus = self._accounts.surplus(readers, now, kept)
+        if surplus and series.forget(readers, self._all(), _of_pools(surplus)):
+            self._accounts.forget(surplus)
 
 
-def _observables(meter: metrics.Meter) -> Iterable[tuple[Callable[..., object], str, str, str, Reading]]:
-    level, total, gauge = (
-        meter.create_observable_up_down_counter,
-        meter.create_observable_counter,
-        meter.create_observable_gauge,
-    )
-    return (
-        (level, names.COUNT, "{connection}", "Connections that are in the state that the attribute names.", _states),
-        (level, names.MAX, "{connection}", "The maximum number of open connections allowed.", _maximum),
-        (level, names.IDLE_MIN, "{connection}", "The minimum number of idle open connections allowed.", _minimum),
-        (level, names.IDLE_MAX, "{connection}", "The maximum number of idle open connections allowed.", _maximum_idle),
-        (level, names.PENDING_REQUESTS, "{request}", "Requests that wait for a connection.", _figure("waiting")),
-        (total, names.TIMEOUTS, "{timeout}", "Requests that got no connection in time.", _figure("timeouts")),
-        (gauge, names.UTILIZATION, "1", "Fraction of the maximum that is in use.", _utilization),
-        (gauge, names.OLDEST_HOLD, "s", "Age of the oldest hold still out, 0 if none.", _figure("oldest_hold")),
-        (total, names.CHECKOUTS, "{checkout}", "Checkouts served, by the path that they took.", _checkouts),
-        (total, names.RETRIES, "{retry}", "Failed attempts that checkouts lived through.", _figure("retries")),
-        (total, names.LONG_HOLDS, "{hold}", "Holds that passed the threshold.", _figure("long_holds")),
-        (total, names.CREATED, "{connection}", "Physical connections made.", _figure("created")),
-        (total, names.DISCARDED, "{connection}", "Physical connections closed, by reason.", _discarded),
-    )
-
-
-def _figure(field: str) -> Reading:
-    return lambda stats: ((getattr(stats, field), {}),)
-
-
-def _maximum(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
-    return ((stats.maxconn, {}),) if stats.maxconn else ()
-
-
-def _maximum_idle(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
-    return _maximum(stats) if stats.maxidle is None else ((stats.maxidle, {}),)
-
-
-def _utilization(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
-    return ((stats.utilization, {}),) if stats.maxconn else ()
-
-
-def _minimum(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
-    return ((stats.minconn, {}),)
-
-
-def _states(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
-    return (stats.used, {names.CONNECTION_STATE: "used"}), (stats.idle, {names.CONNECTION_STATE: "idle"})
-
-
-def _checkouts(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
-    return ((count, {names.PATH: path}) for path, count in stats.checkouts.items())
-
-
-def _discarded(stats: PoolStats) -> Iterable[tuple[float, dict[str, str]]]:
-    return ((count, {names.REASON: reason}) for reason, count in stats.discarded.items())
+def _of_pools(over: Collection[str]) -> Callable[[dict[str, Any]], bool]:
+    return lambda attributes: attributes.get(names.POOL_NAME) in over
 
 
 _lock = threading.Lock()  # guards the making of instruments; taken neither by callbacks nor by finalizers
@@ -192,7 +163,7 @@ def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - the parent may have held it at the moment of the fork
     _lock = threading.Lock()
     for known in [*_default, *_instruments.values()]:
-        known.forget_records()
+        known.start_afresh()
 
 
 _fork.register(_after_fork)

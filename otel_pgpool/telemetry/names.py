@@ -47,9 +47,17 @@ ATTEMPT = "otel_pgpool.attempt"
 DELAY = "otel_pgpool.delay"
 THRESHOLD = "otel_pgpool.long_hold.threshold"
 HELD = "otel_pgpool.held"
+BLOCKER_HELD = "otel_pgpool.blocker.held"
+BLOCKER_PID = "otel_pgpool.blocker.connection.pid"
+BLOCKER_CHECKED_OUT_AT = "otel_pgpool.blocker.checked_out_at"
+BLOCKER_TRACE_ID = "otel_pgpool.blocker.trace_id"
+BLOCKER_COUNT = "otel_pgpool.blocker.count"
 TRANSACTION_STATUS = "otel_pgpool.transaction.status"
 CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
 REASON = "otel_pgpool.reason"
+
+DIGITS = 6
+"""Of a duration in s: no clock knows more than its microseconds."""
 
 # Metrics of the semantic conventions
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,11 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, Status
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import CheckoutContext, detach
-from otel_pgpool.telemetry.frames import frame_of
 from otel_pgpool.telemetry.names import (
     CHECKOUT,
     CONNECTION_ID,
     CONNECTION_PID,
+    DIGITS,
     HOLD_TIME,
     LONG_HOLD,
     OUTCOME,
@@ -27,9 +26,10 @@ from otel_pgpool.telemetry.names import (
     THREAD_NAME,
     WAIT_TIME,
 )
+from otel_pgpool.telemetry.stacks import stack_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from opentelemetry.trace import Span, TracerProvider
     from opentelemetry.util.types import AttributeValue
@@ -80,10 +80,10 @@ class Observed:
 
     @property
     def trace_id(self) -> str | None:
-        """In hex, where there is a trace."""
-        if self.span is None:
+        """In hex, where there is a trace: its span's, or the caller's while there is none."""
+        if self.context is None:
             return None
-        span_context = self.span.get_span_context()
+        span_context = trace.get_current_span(self.context).get_span_context()
         return trace.format_trace_id(span_context.trace_id) if span_context.is_valid else None
 
 
@@ -103,6 +103,7 @@ class Spans:
         self._is_choosy = self._is_inert or self._mode != "always"
         self._is_late = config.spans == "slow"  # then a span is made when its checkout has ended
         self._slow = config.slow
+        self._pool_name = pool.name
         self._server: dict[str, AttributeValue] = {names.SERVER_ADDRESS: pool.address}
         if pool.port is not None:
             self._server[names.SERVER_PORT] = pool.port
@@ -164,8 +165,8 @@ class Spans:
         slot = checkout.slot
         span.set_attributes(
             {
-                WAIT_TIME: checkout.acquired - checkout.started,
-                HOLD_TIME: checkout.released - checkout.acquired,
+                WAIT_TIME: round(checkout.acquired - checkout.started, DIGITS),
+                HOLD_TIME: round(checkout.released - checkout.acquired, DIGITS),
                 RETRIES: checkout.retries,
                 PATH: checkout.path or checkout.waits_for,
                 LONG_HOLD: checkout.flagged,
@@ -189,7 +190,7 @@ class Spans:
         self._tell_wait(checkout, observed, span, checkout.released)
         span.set_attributes(
             {
-                WAIT_TIME: checkout.released - checkout.started,
+                WAIT_TIME: round(checkout.released - checkout.started, DIGITS),
                 RETRIES: checkout.retries,
                 PATH: checkout.waits_for,
                 OUTCOME: checkout.outcome,
@@ -227,12 +228,16 @@ class Spans:
             attributes: dict[str, AttributeValue] = {
                 names.ATTEMPT: number,
                 names.ERROR_TYPE: attempt.error_type,
-                names.DELAY: attempt.delay,
+                names.DELAY: round(attempt.delay, DIGITS),
             }
             span.add_event(names.RETRY, attributes, observed.at(attempt.at))
         if checkout.queued is not None:
             links, began, ended = _links(checkout), observed.at(checkout.queued), observed.at(until)
-            self._tracer.start_span(names.WAIT, observed.context, links=links, start_time=began).end(ended)
+            attributes = {names.POOL_NAME: self._pool_name, **_longest(checkout), names.BLOCKER_COUNT: len(links)}
+            wait = self._tracer.start_span(
+                names.WAIT, observed.context, attributes=attributes, links=links, start_time=began
+            )
+            wait.end(ended)
 
     def connect(self, connect: Connect, error_type: str | None) -> Context | None:
         """An attempt at a physical connection; the context of its span, if it leaves one."""
@@ -261,25 +266,20 @@ class Spans:
         return set_span_in_context(span, parent)
 
 
-def long_hold_attributes(checkout: Checkout, threshold: float) -> dict[str, AttributeValue]:
+def long_hold_attributes(checkout: Checkout, threshold: float, skipped: Collection[str]) -> dict[str, AttributeValue]:
     """What is known of a hold that goes on: whether a query runs, and what its thread is doing."""
     conn = checkout.slot.ref()
     status = conn.get_transaction_status() if conn is not None else len(TRANSACTION_STATUSES) - 1
     attributes: dict[str, AttributeValue] = {
-        names.THRESHOLD: threshold if checkout.expected_hold is None else checkout.expected_hold,
-        names.HELD: monotonic() - checkout.acquired,
+        names.THRESHOLD: round(threshold if checkout.expected_hold is None else checkout.expected_hold, DIGITS),
+        names.HELD: round(monotonic() - checkout.acquired, DIGITS),
         names.CONNECTION_PID: checkout.slot.pid,
         names.TRANSACTION_STATUS: TRANSACTION_STATUSES[status],
         names.CHECKED_OUT_AT: checkout.path_to,
     }
-    thread = checkout.thread
-    frame = frame_of(thread)
-    if frame is not None:
-        # Places only: the source lines that Python would add may hold SQL.
-        attributes[names.CODE_STACKTRACE] = "\n".join(
-            f'File "{called.f_code.co_filename}", line {line}, in {called.f_code.co_name}'
-            for called, line in reversed(list(traceback.walk_stack(frame)))
-        )
+    stack = stack_of(checkout.thread, skipped)
+    if stack:
+        attributes[names.CODE_STACKTRACE] = stack
     return attributes
 
 
@@ -295,9 +295,25 @@ def _links(checkout: Checkout) -> list[Link]:
     for blocker in checkout.blockers:
         span = getattr(blocker.observed, "span", None)
         if span is not None and span.get_span_context().is_valid:
-            attributes = {names.HELD: blocker.held, names.CONNECTION_ID: blocker.connection_id}
+            attributes = {names.HELD: round(blocker.held, DIGITS), names.CONNECTION_ID: blocker.connection_id}
             links.append(Link(span.get_span_context(), attributes))
     return links
+
+
+def _longest(checkout: Checkout) -> dict[str, AttributeValue]:
+    """What is known of the longest hold that it waited for: Jaeger shows no attributes of links."""
+    if not checkout.blockers:
+        return {}
+    longest = checkout.blockers[0]
+    attributes: dict[str, AttributeValue] = {
+        names.BLOCKER_HELD: round(longest.held, DIGITS),
+        names.BLOCKER_PID: longest.pid,
+        names.BLOCKER_CHECKED_OUT_AT: longest.path_to,
+    }
+    trace_id = getattr(longest.observed, "trace_id", None)
+    if trace_id is not None:
+        attributes[names.BLOCKER_TRACE_ID] = trace_id
+    return attributes
 
 
 def _reached(connect: Connect) -> dict[str, AttributeValue]:

@@ -227,6 +227,21 @@ def unserved(dsn: str, path: str, outcome: str, error: str, **changes: Any) -> d
     }
 
 
+def waited(links: int, name: str = NAME) -> dict[str, Any]:
+    """All attributes of a wait for so many holders; without one that none of them has a known trace."""
+    blocked = {
+        "otel_pgpool.blocker.held": float,
+        "otel_pgpool.blocker.connection.pid": int,
+        "otel_pgpool.blocker.checked_out_at": str,
+        "otel_pgpool.blocker.trace_id": str,
+    }
+    return {
+        "db.client.connection.pool.name": name,
+        "otel_pgpool.blocker.count": links,
+        **(blocked if links else {}),
+    }
+
+
 def assert_exactly(attributes: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:
     """These keys and no others; a type stands for any value of exactly that type."""
     actual = dict(attributes or {})

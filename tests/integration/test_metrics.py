@@ -41,6 +41,8 @@ METRICS = {
     "otel_pgpool.connections.discarded": (TOTAL, "{connection}"),
 }
 OBSERVED = [name for name, (kind, _unit) in METRICS.items() if kind != HISTOGRAM]
+LEVELS = [name for name, (kind, _unit) in METRICS.items() if kind in {LEVEL, GAUGE}]
+TOTALS = [name for name, (kind, _unit) in METRICS.items() if kind == TOTAL]
 WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30)
 BOUNDS = {"wait_time": WAIT_BOUNDS, "create_time": WAIT_BOUNDS, "use_time": (*WAIT_BOUNDS, 60, 300)}
 
@@ -247,11 +249,15 @@ def assert_leads_to(point: Any, span: ReadableSpan) -> None:
     assert (exemplar.trace_id, exemplar.span_id) == (context.trace_id, context.span_id)
 
 
-def test_series_stop_after_close(signals: Signals, dsn: str) -> None:
-    """A closed pool reports no level and no total any more; one that lives goes on."""
+def test_series_stop_after_close(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed pool reports no level any more, and its totals to their end; one that lives goes on."""
     with signals.pool(1, 1, dsn, name="stays"):
         with signals.pool(1, 1, dsn):
             assert all(signals.points(name) for name in OBSERVED if not name.endswith("discarded"))
+        assert [name for name in LEVELS if signals.points(name)] == []
+        assert all(signals.points(name) for name in TOTALS)
+        assert signals.values("otel_pgpool.connections.discarded") == {("closed",): 1}
+        monkeypatch.setattr(metrics, "KEPT_AFTER_THE_END", 0.0)
         assert [name for name in OBSERVED if signals.points(name)] == []
         assert all(signals.points(name, "stays") for name in OBSERVED if not name.endswith("discarded"))
 
@@ -284,7 +290,7 @@ def test_each_pool_has_its_own_series(signals: Signals, dsn: str) -> None:
 
 
 def test_a_dropped_pool_is_forgotten(signals: Signals, dsn: str) -> None:
-    """A pool that is garbage-collected without close() stops reporting, and is not kept alive by its telemetry."""
+    """A pool that is garbage-collected without close() is not kept alive by its telemetry; its totals are told."""
     pool = ConnectionPool(1, 1, dsn, name=NAME, observer=signals.telemetry())
     with pool.connection():
         pass
@@ -296,7 +302,8 @@ def test_a_dropped_pool_is_forgotten(signals: Signals, dsn: str) -> None:
         return not signals.points("db.client.connection.max")
 
     until(gone)
-    assert [name for name in OBSERVED if signals.points(name)] == []
+    assert [name for name in LEVELS if signals.points(name)] == []
+    assert signals.values("otel_pgpool.checkouts") == {("idle",): 1, ("queued",): 0, ("new",): 0}
 
 
 def test_histograms_can_be_switched_off(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

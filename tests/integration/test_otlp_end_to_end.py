@@ -13,7 +13,7 @@ import pytest
 
 from otel_pgpool import __version__
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.integration.telemetry_helpers import assert_exactly, served, server_attributes, unserved
+from tests.integration.telemetry_helpers import assert_exactly, served, server_attributes, unserved, waited
 from tests.integration.test_metrics import BOUNDS, GAUGE, HISTOGRAM, LEVEL, METRICS, POOL, TOTAL
 from tests.receivers import GrpcReceiver, HttpReceiver, Receiver
 
@@ -129,7 +129,7 @@ def test_checkouts(run: Run) -> None:
     assert_exactly(
         queued.attributes, served(run.dsn, path="queued", outcome="released", **lent) | {"thread.name": "waiter"}
     )
-    assert_exactly(timed_out.attributes, unserved(run.dsn, "queued", "timeout", "timeout"))
+    assert_exactly(timed_out.attributes, unserved(run.dsn, "idle", "timeout", "timeout"))
     assert_exactly(refused.attributes, served(run.dsn, outcome="rolled_back", error="23505", **lent))
     assert_exactly(replaced.attributes, served(run.dsn, path="new", retries=1, **{"connection.id": 2}))
     assert {span.kind for span in run.spans("pool.checkout")} == {"INTERNAL"}
@@ -192,7 +192,12 @@ def test_waits(run: Run) -> None:
     assert (link.trace_id, link.span_id) == (new.trace_id, new.span_id)
     assert_exactly(link.attributes, {"otel_pgpool.held": float, "otel_pgpool.connection.id": 1})
     assert waits[new.span_id].links == ()
-    assert all(wait.kind == "INTERNAL" and wait.attributes == {} for wait in waits.values())
+    for wait in waits.values():
+        assert wait.kind == "INTERNAL"
+        assert_exactly(wait.attributes, waited(len(wait.links)))
+    blocker = {name.rpartition(".")[2]: value for name, value in waits[queued.span_id].attributes.items()}
+    assert blocker["held"] == link.attributes["otel_pgpool.held"]
+    assert (blocker["pid"], blocker["trace_id"]) == (run.told["pid"], new.trace_id)
 
 
 def test_connects(run: Run) -> None:
@@ -222,7 +227,7 @@ def test_the_sixteen_metrics(run: Run) -> None:
 
 
 def test_values(run: Run) -> None:
-    """Levels and totals are what stats() said at that moment."""
+    """Levels and totals are what stats() said at that moment, and the pool's end is in the totals."""
     stats = run.told["stats"]
     connection = "db.client.connection."
 
@@ -245,7 +250,8 @@ def test_values(run: Run) -> None:
     assert value("otel_pgpool.retries") == stats["retries"] == 2
     assert value("otel_pgpool.long_holds") == stats["long_holds"] == 1
     assert value("otel_pgpool.connections.created") == stats["created"] == 2
-    assert values("otel_pgpool.connections.discarded", "otel_pgpool.reason") == stats["discarded"] == {"broken": 1}
+    assert stats["discarded"] == {"broken": 1}
+    assert values("otel_pgpool.connections.discarded", "otel_pgpool.reason") == {"broken": 1, "closed": 1}
 
 
 def test_durations(run: Run) -> None:
@@ -267,10 +273,12 @@ def test_durations(run: Run) -> None:
 
 
 def test_series_stop(run: Run) -> None:
-    """The collection of the shutdown, after the pool was closed, has none of its levels and totals any more."""
-    levels = [point for point in run.receiver.metrics if METRICS.get(point.name, (HISTOGRAM,))[0] != HISTOGRAM]
-    durations = [point for point in run.receiver.metrics if METRICS.get(point.name, ("",))[0] == HISTOGRAM]
-    assert max(point.time for point in levels) < max(point.time for point in durations)
+    """The collection of the shutdown, after the pool was closed, has its totals and durations, and no level."""
+    last = dict.fromkeys((LEVEL, GAUGE, TOTAL, HISTOGRAM), 0)
+    for point in run.receiver.metrics:
+        kind = METRICS[point.name][0]
+        last[kind] = max(last[kind], point.time)
+    assert last[LEVEL] == last[GAUGE] < last[TOTAL] == last[HISTOGRAM]
 
 
 def test_logs(run: Run) -> None:

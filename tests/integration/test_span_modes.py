@@ -162,7 +162,7 @@ def test_slow_and_failed(signals: Signals, dsn: str) -> None:
         with pool.connection(), pytest.raises(PoolTimeout):
             pool.getconn(timeout=0)
         span = signals.checkout()
-        assert_exactly(span.attributes, unserved(dsn, "queued", "timeout", "timeout"))
+        assert_exactly(span.attributes, unserved(dsn, "idle", "timeout", "timeout"))
         assert not span.status.is_ok
         assert span.status.description
 

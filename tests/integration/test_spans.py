@@ -36,6 +36,7 @@ from tests.integration.telemetry_helpers import (
     status_of,
     unserved,
     until,
+    waited,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def test_queued_checkout(signals: Signals, dsn: str) -> None:
         assert 0 < took <= (second.end_time - second.start_time) / 1e9 + 0.001
         wait = signals.one("pool.wait")
         assert wait.kind is SpanKind.INTERNAL
-        assert_exactly(wait.attributes, {})
+        assert_exactly(wait.attributes, waited(1))
         assert is_child(wait, second)
 
 
@@ -390,7 +391,7 @@ def test_timeout_at_once(signals: Signals, dsn: str) -> None:
         held = pool.getconn()
         with pytest.raises(PoolTimeout):
             pool.getconn(timeout=0)
-        assert_exactly(signals.checkout().attributes, unserved(dsn, "queued", "timeout", "timeout"))
+        assert_exactly(signals.checkout().attributes, unserved(dsn, "idle", "timeout", "timeout"))
         assert signals.named("pool.wait") == []
         pool.putconn(held)
 

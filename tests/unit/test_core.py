@@ -81,7 +81,7 @@ def test_a_full_pool_does_not_grow() -> None:
     checkout, conn = desk.hold()
     asking = desk.ask()
     desk.core.ask_to_grow(asking)
-    assert asking.waits_for == "queued"
+    assert asking.waits_for == "idle"
     desk.core.resize(0, 1)
     desk.give_back(checkout, conn, "broken")
     assert desk.claim() is None

@@ -54,6 +54,10 @@ class Engines:
         self._made.append(engine)
         return engine
 
+    def forget(self, engine: Engine) -> None:
+        """Leave it to the garbage collector."""
+        self._made.remove(engine)
+
     @property
     def name(self) -> str:
         """What an engine on the server is called that has no other name."""

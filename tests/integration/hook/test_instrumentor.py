@@ -140,13 +140,14 @@ def test_checkouts_that_are_out(signals: Signals, dsn: str, quiet: bool) -> None
 
 
 def test_again_with_other_options(signals: Signals, dsn: str) -> None:
-    """Each time the hook begins afresh: other options, totals from 0, the same names."""
+    """Each time the hook begins afresh: other options, the same names, whose totals go on."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     with instrumented(signals, long_hold=None):
         pool.putconn(pool.getconn())
     with instrumented(signals, spans="off"):
         pool.putconn(pool.getconn())
-        assert signals.value("otel_pgpool.checkouts", "idle", pool_name=name_of(dsn)) == 1
+        assert signals.value("otel_pgpool.checkouts", "idle", pool_name=name_of(dsn)) == 2
+        assert ledger_of(pool).served == 1
     with instrumented(signals, long_hold=None):
         pool.putconn(pool.getconn())
     for span in signals.named("pool.checkout"):

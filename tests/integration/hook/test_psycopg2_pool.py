@@ -268,7 +268,7 @@ def test_exhausted(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> N
     with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
         pool.getconn()
     span = signals.checkout()
-    assert_exactly(span.attributes, denied(dsn, "timeout", "timeout", "queued"))
+    assert_exactly(span.attributes, denied(dsn, "timeout", "timeout", "idle"))
     assert status_of(span) == ("ERROR", EXHAUSTED)
     assert signals.named("pool.wait") == []
     assert signals.values("db.client.connection.timeouts", name_of(dsn)) == {(): 1}
@@ -337,7 +337,7 @@ def test_refused_return_is_none(signals: Signals, dsn: str, quiet: bool) -> None
 
 @pytest.mark.parametrize("cls", STOCK)
 def test_closeall(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> None:
-    """`closeall()` ends the checkouts that are out as `discarded`, and the pool's series."""
+    """`closeall()` ends the checkouts that are out as `discarded`, and the pool's levels; its totals are told."""
     pool = cls(2, 2, dsn)
     conn = pool.getconn()
     assert signals.points("db.client.connection.max", name_of(dsn)) != []
@@ -347,8 +347,10 @@ def test_closeall(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> No
     assert status_of(signals.checkout()) == ("UNSET", None)
     gone = [record.attributes["otel_pgpool.reason"] for record in signals.logged("discarded")]
     assert gone == ["closed", "closed"]
-    for name in ("db.client.connection.max", "db.client.connection.count", "otel_pgpool.checkouts"):
+    for name in ("db.client.connection.max", "db.client.connection.count"):
         assert signals.points(name, name_of(dsn)) == []
+    assert sum(signals.values("otel_pgpool.checkouts", name_of(dsn)).values()) == 1
+    assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("closed",): 2}
     with pytest.raises(PoolError, match=CLOSED):
         pool.putconn(conn)
     with pytest.raises(PoolError, match=CLOSED):

@@ -488,7 +488,7 @@ def test_only_slow_ones(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPa
         conn = pool.getconn()
         with pytest.raises(PoolError):
             pool.getconn()
-        assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "queued"))
+        assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "idle"))
         until(lambda: signals.logged("long_hold"))
         pool.putconn(conn)
         flagged = signals.named("pool.checkout")[1]

@@ -503,13 +503,14 @@ def test_taken_off_between(signals: Signals, engines: Engines) -> None:
 
 
 def test_on_again(signals: Signals, engines: Engines) -> None:
-    """On again, the hook begins anew: the pool is told under its name, from nothing."""
+    """On again, the hook begins anew, under the pool's name, whose totals go on."""
     engine = engines()
-    for _ in range(3):
+    for number in range(3):
         with hooked(signals):
             borrow(engine)
             checkouts = signals.values("otel_pgpool.checkouts", engines.name)
-            assert sum(checkouts.values()) == 1
+            assert sum(checkouts.values()) == number + 1
+            assert ledger(engine).served == 1
     assert told(signals, "path") == ["new", "idle", "idle"]
 
 

@@ -221,7 +221,7 @@ def test_that_returns_none(signals: Signals, define: Any, dsn: str) -> None:
 
     pool = define(make)(0, 0, dsn)
     assert pool.getconn() is None
-    assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "queued"))
+    assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "idle"))
 
 
 def test_that_goes_beyond_the_pool(signals: Signals, define: Any, dsn: str) -> None:
@@ -708,7 +708,7 @@ def test_exhausted_subclass_raises_as_ever(signals: Signals, define: Any, dsn: s
     pool = define(make)(0, 0, dsn)
     with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
         pool.getconn()
-    assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "queued"))
+    assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "idle"))
     assert signals.values("db.client.connection.timeouts", name_of(dsn)) == {(): 1}
 
 

@@ -1,0 +1,84 @@
+"""What the observable instruments read of a pool's figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from otel_pgpool.telemetry import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from otel_pgpool._observer import PoolStats
+
+    Values = Iterable[tuple[float, dict[str, str]]]
+    """Each with the attributes that it has beside the pool's name."""
+    Reading = Callable[[PoolStats], Values]
+
+LEVEL, TOTAL, GAUGE = "up_down_counter", "counter", "gauge"
+
+
+class Observable(NamedTuple):
+    """One instrument."""
+
+    kind: str
+    """As ``create_observable_`` calls it."""
+    name: str
+    unit: str
+    description: str
+    read: Reading
+
+
+def _figure(field: str) -> Reading:
+    return lambda stats: ((getattr(stats, field), {}),)
+
+
+def _maximum(stats: PoolStats) -> Values:
+    return ((stats.maxconn, {}),) if stats.maxconn else ()
+
+
+def _maximum_idle(stats: PoolStats) -> Values:
+    return _maximum(stats) if stats.maxidle is None else ((stats.maxidle, {}),)
+
+
+def _utilization(stats: PoolStats) -> Values:
+    return ((stats.utilization, {}),) if stats.maxconn else ()
+
+
+def _states(stats: PoolStats) -> Values:
+    return (stats.used, {names.CONNECTION_STATE: "used"}), (stats.idle, {names.CONNECTION_STATE: "idle"})
+
+
+def _checkouts(stats: PoolStats) -> Values:
+    return ((count, {names.PATH: path}) for path, count in stats.checkouts.items())
+
+
+def _discarded(stats: PoolStats) -> Values:
+    return ((count, {names.REASON: reason}) for reason, count in stats.discarded.items())
+
+
+OBSERVABLES = tuple(
+    Observable(*each)
+    for each in (
+        (LEVEL, names.COUNT, "{connection}", "Connections that are in the state that the attribute names.", _states),
+        (LEVEL, names.MAX, "{connection}", "The maximum number of open connections allowed.", _maximum),
+        (
+            LEVEL,
+            names.IDLE_MIN,
+            "{connection}",
+            "The minimum number of idle open connections allowed.",
+            _figure("minconn"),
+        ),
+        (LEVEL, names.IDLE_MAX, "{connection}", "The maximum number of idle open connections allowed.", _maximum_idle),
+        (LEVEL, names.PENDING_REQUESTS, "{request}", "Requests that wait for a connection.", _figure("waiting")),
+        (TOTAL, names.TIMEOUTS, "{timeout}", "Requests that got no connection in time.", _figure("timeouts")),
+        (GAUGE, names.UTILIZATION, "1", "Fraction of the maximum that is in use.", _utilization),
+        (GAUGE, names.OLDEST_HOLD, "s", "Age of the oldest hold still out, 0 if none.", _figure("oldest_hold")),
+        (TOTAL, names.CHECKOUTS, "{checkout}", "Checkouts served, by the path that they took.", _checkouts),
+        (TOTAL, names.RETRIES, "{retry}", "Failed attempts that checkouts lived through.", _figure("retries")),
+        (TOTAL, names.LONG_HOLDS, "{hold}", "Holds that passed the threshold.", _figure("long_holds")),
+        (TOTAL, names.CREATED, "{connection}", "Physical connections made.", _figure("created")),
+        (TOTAL, names.DISCARDED, "{connection}", "Physical connections closed, by reason.", _discarded),
+    )
+)
+TOTALS = {each.name: each.read for each in OBSERVABLES if each.kind == TOTAL}

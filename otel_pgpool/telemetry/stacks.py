@@ -1,0 +1,88 @@
+"""What a thread is doing, as text: from the program's own code inwards, and not from the server that called it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_pgpool.telemetry.frames import frame_of
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Collection
+    from types import FrameType
+
+SERVERS = frozenset(
+    (
+        *("cheroot", "daphne", "granian", "gunicorn", "hypercorn", "mod_wsgi", "uvicorn", "uwsgi", "waitress"),
+        *("aiohttp", "asgiref", "bottle", "django", "falcon", "fastapi", "flask", "pyramid", "quart"),
+        *("rest_framework", "sanic", "starlette", "tornado", "webob", "werkzeug"),
+        *("apscheduler", "billiard", "celery", "dramatiq", "huey", "kombu", "rq", "uwsgidecorators", "vine"),
+        *("anyio", "asyncio", "concurrent", "eventlet", "gevent", "greenlet", "multiprocessing", "threading", "uvloop"),
+        *("_frozen_importlib", "http", "importlib", "runpy", "socketserver", "wsgiref", "xmlrpc"),
+        *("click", "typer"),
+    )
+)
+"""Packages that call a program: servers, frameworks, queues of tasks, loops, the standard library's, commands."""
+
+LIBRARIES = frozenset(("contextlib", "functools", "opentelemetry", "sqlalchemy", "wrapt"))
+"""Packages that may stand between a server and the program, and that the program calls too."""
+
+LAUNCHER = "__main__"
+"""The script of a server is no package; nor is that of a program which runs one."""
+
+MOST_FRAMES = 64
+LONGEST_FILE = 200
+LONGEST_FUNCTION = 100
+
+Frames = list[tuple[str, str]]
+"""The package of each, and where it stands; the outermost first."""
+
+
+def stack_of(thread: threading.Thread, skipped: Collection[str] = ()) -> str:
+    """Where a thread is, a line for each frame, outermost first; empty, if it has ended.
+
+    Frames outside of the program's own outermost one are left out, if there is one. Places only: the source lines that
+    Python would add may hold SQL.
+
+    Args:
+        thread: of the program.
+        skipped: packages whose frames are not the program's, beside the known ones.
+    """
+    frame = frame_of(thread)
+    frames: list[tuple[FrameType, int]] = []
+    while frame is not None:
+        frames.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    frames.reverse()
+    shown = frames[_beginning([_package(called) for called, _line in frames], SERVERS.union(skipped)) :]
+    lines = [_describe(called, line) for called, line in shown[:1] + shown[1:][-MOST_FRAMES + 1 :]]
+    left_out = len(shown) - len(lines)
+    if left_out:
+        lines[1] = f"... {left_out + 1} more"
+    return "\n".join(lines)
+
+
+def _beginning(packages: list[str], servers: Collection[str]) -> int:
+    """The index of the program's outermost frame; 0 where every frame is somebody else's.
+
+    A script that runs a server is not taken for it where the server calls the program in turn.
+    """
+    own = [number for number, package in enumerate(packages) if package not in servers and package not in LIBRARIES]
+    if not own:
+        return 0
+    following = next((number for number in range(own[0], len(packages)) if packages[number] != LAUNCHER), own[0])
+    if packages[own[0]] == LAUNCHER and packages[following] in servers:
+        return next((number for number in own if number > following), own[0])
+    return own[0]
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _describe(frame: FrameType, line: int) -> str:
+    code = frame.f_code
+    file = code.co_filename
+    if len(file) > LONGEST_FILE:
+        file = f"...{file[3 - LONGEST_FILE :]}"
+    return f'File "{file}", line {line}, in {code.co_name[:LONGEST_FUNCTION]}'

@@ -1,0 +1,163 @@
+"""Totals of our own pool, as readers of two kinds are told them: none goes down, none is lost with its pool."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.telemetry import series
+from tests.integration.helpers import in_child
+from tests.integration.telemetry_helpers import NAME, Signals, until
+from tests.totals import CHECKOUTS, DISCARDED, MAX, TIMEOUTS, Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CREATED = "otel_pgpool.connections.created"
+
+
+class Readers:
+    """One that is told increments, one that is told sums; each fails where a total goes down."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.all = Reader(delta=True), Reader()
+        for reader in self.all:
+            signals.meter_provider.add_metric_reader(reader.inner)
+
+    def told(self, metric: str, name: str = NAME) -> int:
+        """What both of them have when they have asked."""
+        for reader in self.all:
+            reader.ask()
+        (total,) = {reader.sum_of(metric, name) for reader in self.all}
+        return total
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    with Signals() as signals:
+        yield signals
+
+
+@pytest.fixture
+def readers(signals: Signals) -> Readers:
+    return Readers(signals)
+
+
+def pool_of(signals: Signals, dsn: str, **options: Any) -> ConnectionPool:
+    return ConnectionPool(1, 1, dsn, name=NAME, observer=signals.telemetry(), **{"long_hold": None, **options})
+
+
+def borrow(pool: ConnectionPool, times: int = 1) -> None:
+    for _ in range(times):
+        with pool.connection():
+            pass
+
+
+def time_out(pool: ConnectionPool) -> None:
+    with pool.connection(), pytest.raises(PoolTimeout):
+        pool.getconn(timeout=0)
+
+
+def test_a_short_job(signals: Signals, readers: Readers, dsn: str) -> None:
+    """One that ends before the first collection is told whole: its checkouts, timeouts and connections."""
+    with pool_of(signals, dsn) as pool:
+        borrow(pool, 3)
+        time_out(pool)
+    assert (readers.told(CHECKOUTS), readers.told(TIMEOUTS)) == (4, 1)
+    assert (readers.told(CREATED), readers.told(DISCARDED)) == (1, 1)
+
+
+def test_one_job_after_the_other(signals: Signals, readers: Readers, dsn: str) -> None:
+    """Each has a pool of the same name, whose own figures begin at 0; some are told in between."""
+    for number in range(1, 5):
+        with pool_of(signals, dsn) as pool:
+            assert sum(pool.stats().checkouts.values()) == 0
+            borrow(pool, number)
+            if number % 2:
+                readers.told(CHECKOUTS)
+    assert readers.told(CHECKOUTS) == 1 + 2 + 3 + 4
+    assert readers.told(DISCARDED) == 4
+
+
+def test_a_closed_pool_and_its_successor(signals: Signals, readers: Readers, dsn: str) -> None:
+    """The levels are those of the one that is open, the totals those of both."""
+    with pool_of(signals, dsn) as first:
+        borrow(first, 7)
+        assert readers.told(CHECKOUTS) == 7
+    with pool_of(signals, dsn) as second:
+        assert readers.told(CHECKOUTS) == 7
+        assert readers.all[1].ask()[MAX] == {NAME: 1}
+        borrow(second)
+        assert readers.told(CHECKOUTS) == 8
+    assert sum(first.stats().checkouts.values()) == 7
+
+
+@pytest.mark.parametrize("in_a_cycle", [False, True])
+def test_a_pool_that_was_dropped(signals: Signals, readers: Readers, dsn: str, in_a_cycle: bool) -> None:
+    """Without being closed, and before a collection has seen all that it counted."""
+    pool = pool_of(signals, dsn)
+    borrow(pool, 2)
+    assert readers.told(CHECKOUTS) == 2
+    borrow(pool, 3)
+    if in_a_cycle:
+        pool.itself = pool  # type: ignore[attr-defined]
+    del pool
+    gc.collect()
+    assert readers.told(CHECKOUTS) == 5
+    with pool_of(signals, dsn) as pool:
+        borrow(pool)
+        assert readers.told(CHECKOUTS) == 6
+
+
+def test_a_pool_that_was_never_whole(signals: Signals, readers: Readers, dsn: str) -> None:
+    """One whose making fails leaves nothing, and raises nothing when it goes."""
+    with pytest.raises(ValueError, match="minconn"):
+        ConnectionPool(-1, 1, dsn, name=NAME, observer=signals.telemetry())
+    gc.collect()
+    assert readers.told(CHECKOUTS) == 0
+
+
+def test_a_return_after_the_end_counts(signals: Signals, readers: Readers, dsn: str) -> None:
+    """A connection that comes back to a closed pool is closed, which is told; so is how its checkout began."""
+    pool = pool_of(signals, dsn)
+    conn = pool.getconn()
+    pool.close(0)
+    assert (readers.told(CHECKOUTS), readers.told(DISCARDED)) == (1, 0)
+    pool.putconn(conn)
+    assert readers.told(DISCARDED) == 1
+    until(lambda: not pool._maintenance._runs())
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_forked_child(
+    signals: Signals, readers: Readers, dsn: str, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """Of a parent that has collected: no total falls, and the increments are the child's own.
+
+    Where the SDK's inside is not known, the sums go on where the parent's ended.
+    """
+    with pool_of(signals, dsn) as pool:
+        borrow(pool, 8)
+        assert readers.told(CHECKOUTS) == 8
+
+        def child() -> list[int]:
+            for reader in readers.all:
+                reader.total.clear()
+                reader.began.clear()
+                reader.ask()
+            borrow(pool)
+            for reader in readers.all:
+                reader.ask()
+            pool.close(0)
+            return [reader.sum_of(CHECKOUTS) for reader in readers.all]
+
+        if not is_known:
+            monkeypatch.setattr(series, "_real", lambda _instrument: object())
+        until(lambda: not pool._connectors._threads)
+        assert in_child(child) == str([1, 1 if is_known else 9])
+        monkeypatch.undo()
+        borrow(pool)
+        assert readers.told(CHECKOUTS) == 9

@@ -1,0 +1,424 @@
+"""Totals go up, whatever becomes of pools, and are told to every reader to the end; then everything is let go."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.sdk.metrics.view import DropAggregation, ExponentialBucketHistogramAggregation, View
+
+from otel_pgpool.telemetry import accounts, metrics, series
+from tests.totals import CHECKOUTS, DISCARDED, MAX, PATH, TIMEOUTS, WAIT_TIME, Meter, Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.totals import Pool
+
+MINUTE = metrics.KEPT_AFTER_THE_END
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
+    """Two readers: one that adds up what it is told, one that is told sums."""
+    return Meter(monkeypatch, Reader(delta=True), Reader())
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds that are reached soon."""
+    monkeypatch.setattr(accounts, "MOST_UNTOLD", 100)
+    monkeypatch.setattr(accounts, "MOST_TOLD", 10)
+
+
+def all_told(meter: Meter, metric: str, expected: int, name: str = "shop") -> None:
+    """Every reader has it, no more and no less."""
+    meter.ask()
+    assert [reader.sum_of(metric, name) for reader in meter.readers] == [expected] * len(meter.readers)
+    assert [reader.resets[metric] for reader in meter.readers] == [0] * len(meter.readers)
+
+
+def close(pool: Pool) -> None:
+    pool.closed = True
+
+
+# Pools that follow each other
+
+
+@pytest.mark.parametrize("seconds", [0, 2 * MINUTE])
+def test_a_pool_made_anew_goes_on_where_its_name_ended(meter: Meter, seconds: float) -> None:
+    """At once, or when everybody has been told of the end; its own figures begin at 0."""
+    first = meter.pool(timeouts=7, served=3)
+    all_told(meter, TIMEOUTS, 7)
+    close(first)
+    for _ in range(2):
+        all_told(meter, TIMEOUTS, 7)
+        meter.pass_on(seconds)
+    second = meter.pool()
+    all_told(meter, TIMEOUTS, 7)
+    second.timeouts = 2
+    all_told(meter, TIMEOUTS, 9)
+    all_told(meter, CHECKOUTS, 3)
+
+
+def test_pools_of_one_name_between_two_collections(meter: Meter) -> None:
+    """Closed, collected or open: all count."""
+    meter.pool(timeouts=1)
+    close(meter.pool(timeouts=2))
+    closed = meter.pool(timeouts=4)
+    close(closed)
+    last = meter.pool(timeouts=8)
+    all_told(meter, TIMEOUTS, 15)
+    last.timeouts += 1
+    all_told(meter, TIMEOUTS, 16)
+
+
+def test_a_pool_that_introduces_itself_again_counts_once(meter: Meter) -> None:
+    """As one does whose target becomes known late."""
+    pool = meter.pool(timeouts=3)
+    meter.instruments.report(pool)
+    all_told(meter, TIMEOUTS, 3)
+    meter.instruments.report(pool)
+    all_told(meter, TIMEOUTS, 3)
+
+
+def test_a_figure_that_falls_for_a_moment(meter: Meter) -> None:
+    """A reader between two steps of a count sees less than there is: it is told what was true before."""
+    pool = meter.pool(timeouts=5, closed_connections={"idle": 2})
+    all_told(meter, TIMEOUTS, 5)
+    pool.timeouts, pool.closed_connections = 3, {}  # type: ignore[assignment]
+    all_told(meter, TIMEOUTS, 5)
+    all_told(meter, DISCARDED, 2)
+    pool.timeouts = 6
+    all_told(meter, TIMEOUTS, 6)
+
+
+# The end
+
+
+def test_a_pool_closed_before_the_first_collection(meter: Meter) -> None:
+    """Its totals are told, its levels are not."""
+    close(meter.pool(timeouts=4, served=6))
+    told = meter.ask()
+    assert [each[TIMEOUTS] for each in told] == [{"shop": 4}] * 2
+    assert [each[CHECKOUTS] for each in told] == [{"shop": 6}] * 2
+    assert [MAX in each for each in told] == [False, False]
+
+
+@pytest.mark.parametrize("in_a_cycle", [False, True])
+def test_a_pool_that_was_dropped(meter: Meter, in_a_cycle: bool) -> None:
+    """Whichever way it was collected, all that it had counted is told."""
+    pool = meter.pool(timeouts=1)
+    all_told(meter, TIMEOUTS, 1)
+    pool.timeouts = 5
+    if in_a_cycle:
+        pool.itself = pool  # type: ignore[attr-defined]
+    del pool
+    gc.collect()
+    all_told(meter, TIMEOUTS, 5)
+    meter.pool(timeouts=1)
+    all_told(meter, TIMEOUTS, 6)
+
+
+def test_a_pool_that_leaves_no_figures(meter: Meter) -> None:
+    """Its class may have a finalizer of its own: then what was last read stands."""
+    pool = meter.pool(timeouts=5)
+    all_told(meter, TIMEOUTS, 5)
+    pool.last_figures = None  # type: ignore[assignment]
+    del pool
+    for _ in range(3):
+        all_told(meter, TIMEOUTS, 5)
+    meter.pool(timeouts=1)
+    all_told(meter, TIMEOUTS, 6)
+
+
+def test_a_return_after_the_end_counts(meter: Meter) -> None:
+    """While something is out of a closed pool its totals may grow; they are told until it has come back."""
+    pool = meter.pool(timeouts=1, oldest_hold=0.5)
+    close(pool)
+    for _ in range(3):
+        all_told(meter, TIMEOUTS, 1)
+        meter.pass_on(2 * MINUTE)
+    pool.closed_connections["closed"] += 1
+    pool.oldest_hold = 0.0
+    all_told(meter, DISCARDED, 1)
+
+
+def test_each_reader_gets_the_end_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks every 5 s, one that asks every 300 s: from its own first time on, at least once; then no more."""
+    often, seldom = Reader(delta=True), Reader()
+    meter = Meter(monkeypatch, often, seldom)
+    pool = meter.pool(timeouts=7)
+    meter.ask()
+    close(pool)
+    told: dict[str, list[int]] = {"often": [], "seldom": []}
+    for second in range(5, 1_000, 5):
+        meter.pass_on(5)
+        if "shop" in often.ask().get(TIMEOUTS, {}):
+            told["often"].append(second)
+        if second % 300 == 0 and "shop" in seldom.ask().get(TIMEOUTS, {}):
+            told["seldom"].append(second)
+    assert told == {"often": list(range(5, 65, 5)), "seldom": [300]}
+    all_told(meter, TIMEOUTS, 7)
+
+
+def test_one_that_nobody_reads_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that is never asked does not keep a pool's end from the other, and gets it when it is."""
+    read, unread = Reader(delta=True), Reader()
+    meter = Meter(monkeypatch, read, unread)
+    meter.wait("shop")
+    close(meter.pool(timeouts=7))
+    assert read.ask()[TIMEOUTS] == {"shop": 7}
+    meter.pass_on(MINUTE)
+    assert read.ask() == {}
+    meter.pass_on(100 * MINUTE)
+    told = unread.ask()
+    assert (told[TIMEOUTS], told[WAIT_TIME]) == ({"shop": 7}, {"shop": 1})
+
+
+# Histograms
+
+
+@pytest.mark.parametrize("aggregation", [None, ExponentialBucketHistogramAggregation()])
+def test_histograms_end_for_each_reader(monkeypatch: pytest.MonkeyPatch, aggregation: Any) -> None:
+    """A minute after it has exported the end; one that asks seldom still gets all of it."""
+    views = [] if aggregation is None else [View(instrument_name=WAIT_TIME, aggregation=aggregation)]
+    often, seldom = Reader(), Reader()
+    meter = Meter(monkeypatch, often, seldom, views=views)
+    pool = meter.pool()
+    meter.wait("shop")
+    often.ask()
+    close(pool)
+    meter.wait("stays")
+    assert often.ask()[WAIT_TIME] == {"shop": 1, "stays": 1}
+    meter.pass_on(MINUTE)
+    assert often.ask()[WAIT_TIME] == {"stays": 1}
+    assert seldom.ask()[WAIT_TIME] == {"shop": 1, "stays": 1}
+    meter.pass_on(MINUTE)
+    assert seldom.ask()[WAIT_TIME] == {"stays": 1}
+
+
+def test_what_is_recorded_after_the_end_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a program's requests to a closed pool are, which fail."""
+    reader = Reader()
+    meter = Meter(monkeypatch, reader)
+    close(meter.pool())
+    for _ in range(3):
+        reader.ask()
+        meter.pass_on(MINUTE)
+        meter.wait("shop")
+        assert reader.ask()[WAIT_TIME] == {"shop": 1}
+        assert reader.ask() == {}
+
+
+def test_histograms_of_a_pool_made_anew_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name has not ended."""
+    reader = Reader()
+    meter = Meter(monkeypatch, reader)
+    close(meter.pool())
+    meter.wait("shop")
+    reader.ask()
+    second = meter.pool()
+    meter.pass_on(MINUTE)
+    for _ in range(2):
+        assert reader.ask()[WAIT_TIME] == {"shop": 1}
+    assert not second.closed
+
+
+# Bounds
+
+
+def test_nothing_grows_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of names that have ended leave a bounded number of series and totals, though one reader never asks."""
+    read, unread = Reader(delta=True), Reader()
+    meter = Meter(monkeypatch, read, unread)
+    sizes = []
+    for number in range(6):
+        for each in range(accounts.MOST_UNTOLD):
+            name = f"{number}-{each}"
+            meter.wait(name)
+            close(meter.pool(name, timeouts=1))
+        meter.pass_on(MINUTE)
+        read.ask()
+        meter.pass_on(MINUTE)
+        read.ask()
+        sizes.append((meter.kept_by_the_sdk(), len(meter.instruments._accounts._ended)))
+    told = [name for metric, name in read.total if metric == TIMEOUTS]
+    assert sum(read.sum_of(TIMEOUTS, name) for name in told) == 6 * accounts.MOST_UNTOLD
+    assert sizes[1:] == [sizes[1]] * 5
+    assert sizes[0][1] == accounts.MOST_UNTOLD
+
+
+def test_some_names_are_kept_when_all_have_been_told(meter: Meter) -> None:
+    """Those that ended last; of the others the SDK has forgotten everything too, so that a delta does not fall."""
+    for number in range(accounts.MOST_TOLD + 1):
+        close(meter.pool(f"shop-{number}", timeouts=7))
+    meter.ask()
+    meter.pass_on(MINUTE)
+    meter.ask()
+    assert len(meter.instruments._accounts._ended) == accounts.MOST_TOLD
+    before = meter.kept_by_the_sdk()
+    anew = [meter.pool("shop-0", timeouts=1), meter.pool("shop-1", timeouts=1)]
+    often, _seldom = meter.readers
+    assert often.ask()[TIMEOUTS] == {"shop-0": 1, "shop-1": 1}
+    assert meter.kept_by_the_sdk() > before
+    assert not anew[0].closed
+
+
+def test_nothing_grows_where_nobody_collects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without the SDK, or without a reader, may make as many pools as it likes."""
+    meter = Meter(monkeypatch)
+    alive = [meter.pool() for _ in range(10)]
+    for number in range(5 * accounts.MOST_UNTOLD):
+        meter.pool(f"shop-{number}", timeouts=1)
+    assert len(meter.instruments._accounts._arrived) <= 2 * (accounts.MOST_UNTOLD + len(alive))
+    late = Reader()
+    meter.provider.add_metric_reader(late.inner)
+    assert late.ask()[MAX] == {"shop": 5}
+    assert late.sum_of(TIMEOUTS, f"shop-{5 * accounts.MOST_UNTOLD - 1}") == 1
+
+
+def test_thousands_of_one_name_between_two_collections(meter: Meter) -> None:
+    """A program that makes a pool for each request loses none of their totals."""
+    for _ in range(5 * accounts.MOST_UNTOLD):
+        meter.pool(timeouts=1)
+    all_told(meter, TIMEOUTS, 5 * accounts.MOST_UNTOLD)
+
+
+# A forked child
+
+
+def forked(meter: Meter, *pools: Pool) -> None:
+    """What happens in the child: the pools begin anew, and their telemetry."""
+    for pool in pools:
+        pool.timeouts = pool.served = 0
+        pool.oldest_hold = 0.0
+        meter.instruments.report(pool)
+    meter.instruments.start_afresh()
+
+
+def test_a_forked_child_counts_from_zero(meter: Meter) -> None:
+    """Though its parent has collected, closed and dropped pools: no total falls, and nothing of it is told again."""
+    pool, ended = meter.pool(timeouts=8), meter.pool("ended", timeouts=3)
+    meter.pool("dropped", timeouts=2)
+    meter.ask()
+    meter.pool("dropped later", timeouts=2)
+    close(ended)
+    close(unseen := meter.pool("unseen", timeouts=2))
+    forked(meter, pool, ended, unseen)
+    for reader in meter.readers:
+        reader.total.clear()
+        reader.began.clear()
+    assert [each[TIMEOUTS] for each in meter.ask()] == [{"shop": 0}] * 2
+    pool.timeouts = 1
+    all_told(meter, TIMEOUTS, 1)
+    assert [name for _metric, name in meter.readers[0].total if name != "shop"] == []
+
+
+class Opaque:
+    """An SDK whose inside looks otherwise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(series, "_real", lambda _instrument: object())
+        monkeypatch.setattr(series, "collecting", lambda _frame: None)
+
+
+def test_a_forked_child_of_an_sdk_that_forgets_nothing(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on where the parent ended, so that nothing falls, and a delta is right."""
+    pool = meter.pool(timeouts=8)
+    all_told(meter, TIMEOUTS, 8)
+    Opaque(monkeypatch)
+    forked(meter, pool)
+    all_told(meter, TIMEOUTS, 8)
+    pool.timeouts = 1
+    all_told(meter, TIMEOUTS, 9)
+
+
+# An SDK or a view that is otherwise
+
+
+def test_an_sdk_that_does_not_tell_its_readers_apart(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end is told to whoever asks, for long enough that the slowest has asked; nothing falls afterwards either."""
+    Opaque(monkeypatch)
+    pool = meter.pool(timeouts=7)
+    meter.ask()
+    close(pool)
+    often, seldom = meter.readers
+    for _ in range(5, 300, 5):
+        meter.pass_on(5)
+        often.ask()
+    assert seldom.ask()[TIMEOUTS] == {"shop": 7}
+    meter.pass_on(metrics.KEPT_FOR_ANYBODY)
+    assert TIMEOUTS not in often.ask()
+    for number in range(2 * accounts.MOST_UNTOLD):
+        close(meter.pool(f"other-{number}"))
+    meter.ask()
+    again = meter.pool(timeouts=1)
+    all_told(meter, TIMEOUTS, 8)
+    assert not again.closed
+
+
+def test_a_view_without_the_pools_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the pools are one sum: it does not fall when a pool ends, nor when its name is forgotten."""
+    views = [View(instrument_name=CHECKOUTS, attribute_keys={PATH})]
+    meter = Meter(monkeypatch, Reader(delta=True), Reader(), views=views)
+    stays = meter.pool("stays", served=1)
+    for number in range(accounts.MOST_TOLD + 20):
+        pool = meter.pool(f"shop-{number}", served=2)
+        meter.ask()
+        close(pool)
+    for _ in range(3):
+        meter.pass_on(MINUTE)
+        all_told(meter, CHECKOUTS, 1 + 2 * (accounts.MOST_TOLD + 20), "")
+    anew = [meter.pool("shop-0", served=5), meter.pool("shop-29", served=5)]
+    stays.served += 1
+    all_told(meter, CHECKOUTS, 12 + 2 * (accounts.MOST_TOLD + 20), "")
+    assert not anew[0].closed
+
+
+def test_instruments_that_a_view_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are told as always, and end as always."""
+    reader = Reader()
+    dropped = ["db.client.connection.count", CHECKOUTS, WAIT_TIME]
+    meter = Meter(
+        monkeypatch, reader, views=[View(instrument_name=name, aggregation=DropAggregation()) for name in dropped]
+    )
+    meter.wait("shop")
+    close(meter.pool(timeouts=7, served=1))
+    assert {CHECKOUTS, WAIT_TIME}.isdisjoint(told := reader.ask())
+    assert told[TIMEOUTS] == {"shop": 7}
+    meter.pass_on(MINUTE)
+    assert reader.ask() == {}
+
+
+def test_a_reader_that_comes_late(meter: Meter) -> None:
+    """It gets what has ended before it came, as far as that is kept."""
+    close(meter.pool(timeouts=7))
+    for _ in range(2):
+        meter.ask()
+        meter.pass_on(MINUTE)
+    late = Reader()
+    meter.provider.add_metric_reader(late.inner)
+    assert late.ask()[TIMEOUTS] == {"shop": 7}
+    meter.provider.remove_metric_reader(late.inner)
+    assert [each.get(TIMEOUTS) for each in meter.ask()] == [None, None]
+
+
+@pytest.mark.parametrize("broken", ["_reader_storages", "_instrument_view_instrument_matches"])
+def test_an_inside_without_what_we_look_for(meter: Meter, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is raised, and nothing forgotten."""
+
+    class Without:
+        def __getattr__(self, name: str) -> Any:
+            if name == broken:
+                raise AttributeError(name)
+            return Without() if name == "_measurement_consumer" else {Without(): Without()}
+
+    real: Callable[[Any], Any] = series._real
+    assert series.readers([meter.instruments.wait_time]) != []
+    monkeypatch.setattr(series, "_real", lambda _instrument: Without())
+    assert series.forget_all([meter.instruments.wait_time]) is False
+    assert series.forget([Without()], [meter.instruments.wait_time], bool) is (broken == "_reader_storages")
+    assert series.leaves_out(Without(), None, "x") is False
+    assert real(None) is None
