@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool._checkout import Attempt, Blocker, Checkout
@@ -219,7 +220,7 @@ class Core(Members):
         if path is not None:
             self._count(checkout, now)
         waiter.serve(conn)
-        self.queue.popleft()
+        self.queue.leave(checkout)
 
     def _count(self, checkout: Checkout, now: float) -> None:
         self.wait_seconds += now - checkout.started
@@ -334,7 +335,7 @@ class Core(Members):
         if not self._wanted():
             return None
         unserved = len(self.opening)
-        slot = Slot(self.queue[unserved].checkout if unserved < len(self.queue) else None)
+        slot = Slot(next(islice(self.queue, unserved, None), None))
         self.grow = False
         self.opening.add(slot)
         self._enter(slot)
@@ -374,7 +375,7 @@ class Core(Members):
             since, attempts = (attempt.at, 0) if self.outage is None else self.outage[:2]
             self.outage = Outage(since, attempts + 1, error, attempt.at + attempt.delay)
             self.retries += len(self.queue)
-            for waiter in list(self.queue):
+            for waiter in list(self.queue.values()):
                 waiter.checkout.retried(attempt, error)
                 if self.exhausted(waiter.checkout):
                     self.queue.fail(waiter, error)
@@ -435,7 +436,7 @@ class Core(Members):
         """Refuse new checkouts, fail the waiters; the idle are returned to be closed, the rest when they come back."""
         with self.lock:
             self.state = State.CLOSED
-            for waiter in list(self.queue):
+            for waiter in list(self.queue.values()):
                 self.queue.fail(waiter, PoolClosed(f"pool {self.name!r}: connection pool was closed while waiting"))
             self._notify_fillers(PoolClosed(f"pool {self.name!r}: connection pool was closed"))
             return self._condemn("closed")

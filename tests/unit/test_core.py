@@ -140,7 +140,7 @@ def test_a_waiter_gives_up_after_max_retries(max_retries: int | None, survives: 
         desk.miss(desk.claim(), error)
         assert waiter.error is error
         assert awake(waiter)
-        assert list(desk.core.queue) == []
+        assert list(desk.core.queue.values()) == []
         assert desk.core.exhausted(waiter.checkout)
 
 
@@ -152,7 +152,7 @@ def test_only_those_who_have_had_enough_give_up() -> None:
     late = desk.join()
     desk.miss(desk.claim())
     assert awake(early)
-    assert list(desk.core.queue) == [late]
+    assert list(desk.core.queue.values()) == [late]
 
 
 # Waiting for the minimum
