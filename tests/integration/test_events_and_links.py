@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from psycopg2 import extensions
 
 from otel_pgpool import PoolTimeout
@@ -23,6 +24,7 @@ from tests.integration.telemetry_helpers import (
     is_child,
     queued,
     until,
+    waited,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +60,10 @@ def figure(attributes: Any, name: str) -> float:
     value = attributes[f"otel_pgpool.{name}"]
     assert type(value) is float
     return value
+
+
+def told(attributes: Any, name: str) -> Any:
+    return attributes[f"otel_pgpool.{name}"]
 
 
 def assert_in_order(span: ReadableSpan) -> None:
@@ -408,6 +414,8 @@ def test_links_name_the_holders(signals: Signals, dsn: str) -> None:
     """pool.wait links to the spans of the five longest holders, longest first, with how long each had held by then."""
     with signals.pool(7, 7, dsn) as pool:
         held = [(monotonic(), pool.getconn(), monotonic()) for _ in range(7)]
+        pids = [conn.get_backend_pid() for _asked, conn, _had in held]
+        first_line = test_links_name_the_holders.__code__.co_firstlineno
         spans = signals.live()
         joined: list[float] = []
 
@@ -428,6 +436,12 @@ def test_links_name_the_holders(signals: Signals, dsn: str) -> None:
         assert joined[0] - had <= figure(link.attributes, "held") <= seen - asked
     times = [figure(link.attributes, "held") for link in wait.links]
     assert times == sorted(times, reverse=True)
+    assert_exactly(wait.attributes, waited(5))
+    assert figure(wait.attributes, "blocker.held") == times[0]
+    assert told(wait.attributes, "blocker.connection.pid") == pids[0]
+    assert told(wait.attributes, "blocker.trace_id") == f"{wait.links[0].context.trace_id:032x}"
+    place = told(wait.attributes, "blocker.checked_out_at").partition("\n")[0]
+    assert place.startswith(f"{HERE}:{first_line + 3} test_links_name_the_holders")
 
 
 def test_links_of_a_wait_that_failed(signals: Signals, dsn: str) -> None:
@@ -443,9 +457,60 @@ def test_links_of_a_wait_that_failed(signals: Signals, dsn: str) -> None:
         assert start(wait) + 0.04e9 <= end(wait)
 
 
+def test_a_holder_that_leaves_no_span(signals: Signals, dsn: str) -> None:
+    """There is no link to it, nor a trace; how long it holds, where, and its backend are told all the same."""
+    with signals.pool(1, 1, dsn) as pool:
+        with suppress_instrumentation():
+            conn = pool.getconn()
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.02)
+        wait = signals.one("pool.wait")
+        assert wait.links == ()
+        expected = waited(1) | {"otel_pgpool.blocker.count": 0}
+        del expected["otel_pgpool.blocker.trace_id"]
+        assert_exactly(wait.attributes, expected)
+        assert told(wait.attributes, "blocker.connection.pid") == conn.get_backend_pid()
+        pool.putconn(conn)
+
+
+def test_a_holder_whose_span_is_yet_to_be_made(signals: Signals, dsn: str) -> None:
+    """With `slow` there is nothing to link to yet, but the trace is known from the holder's caller."""
+    with signals.pool(1, 1, dsn, telemetry={"spans": "slow"}) as pool:
+        with signals.tracer.start_as_current_span("report") as report, pool.connection(), pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.02)
+        attributes = signals.one("pool.wait").attributes
+        assert told(attributes, "blocker.count") == 0
+        assert told(attributes, "blocker.trace_id") == f"{report.get_span_context().trace_id:032x}"
+
+
+@pytest.mark.parametrize("mode", ["always", "slow"])
+def test_durations_are_told_to_the_microsecond(signals: Signals, dsn: str, mode: str) -> None:
+    """In every attribute of every span, event and link."""
+    missing = iter([{"port": 1}])
+    options: dict[str, Any] = {"long_hold": THRESHOLD, "credentials": lambda: next(missing, {})}
+    with signals.pool(0, 1, dsn, telemetry={"spans": mode, "slow": 0}, **options) as pool, pool.connection():
+        until(lambda: signals.logged("long_hold"))
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.02)
+    spans = list(signals.spans.ended)
+    told = [dict(each.attributes or {}) for span in spans for each in (span, *span.events, *span.links)]
+    durations = {name: value for each in told for name, value in each.items() if isinstance(value, float)}
+    assert durations.keys() >= {
+        "otel_pgpool.wait_time",
+        "otel_pgpool.hold_time",
+        "otel_pgpool.blocker.held",
+        "otel_pgpool.delay",
+        "otel_pgpool.held",
+        "otel_pgpool.long_hold.threshold",
+    }
+    values = [value for each in told for value in each.values() if isinstance(value, float)]
+    assert values == [round(value, 6) for value in values]
+
+
 def test_no_links_when_nobody_holds(signals: Signals, dsn: str) -> None:
     """One that waits for the pool's first connection waits for nobody."""
     with signals.pool(0, 1, dsn) as pool, pool.connection():
         pass
     assert signals.one("pool.wait").links == ()
+    assert_exactly(signals.one("pool.wait").attributes, waited(0))
     assert (signals.checkout().attributes or {})["db.client.connection.pool.name"] == NAME
