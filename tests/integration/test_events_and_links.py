@@ -7,17 +7,21 @@ import threading
 from contextlib import ExitStack, contextmanager
 from time import monotonic, sleep, time_ns
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import psycopg2
 import pytest
+from flask import Flask
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from psycopg2 import extensions
+from werkzeug.serving import make_server
 
 from otel_pgpool import PoolTimeout
 from tests.integration.helpers import let_last
 from tests.integration.telemetry_helpers import (
     MOMENT,
     NAME,
+    PATIENCE,
     Signals,
     Worker,
     assert_exactly,
@@ -63,7 +67,11 @@ def figure(attributes: Any, name: str) -> float:
 
 
 def told(attributes: Any, name: str) -> Any:
-    return attributes[f"otel_pgpool.{name}"]
+    return told_as(attributes, f"otel_pgpool.{name}")
+
+
+def told_as(attributes: Any, name: str) -> Any:
+    return attributes[name]
 
 
 def assert_in_order(span: ReadableSpan) -> None:
@@ -369,6 +377,49 @@ def test_stacktrace_is_the_borrowers(signals: Signals, dsn: str) -> None:
         assert "dawdle" in trace
         assert HERE in trace
         assert "s3cret" not in signals.everything()
+
+
+def test_a_stacktrace_begins_at_the_programs_line(signals: Signals, dsn: str) -> None:
+    """In a view of Flask's, served by a thread: on the span's event and on the record, no server stands above it."""
+    app = Flask("shop")
+    with signals.pool(1, 1, dsn, long_hold=THRESHOLD) as pool:
+
+        @app.route("/report")
+        def report() -> str:
+            with pool.connection():
+                until(lambda: signals.logged("long_hold"))
+            return "done"
+
+        server = make_server("127.0.0.1", 0, app, threaded=True)
+        worker = Worker(server.serve_forever)
+        try:
+            with urlopen(f"http://127.0.0.1:{server.port}/report", timeout=PATIENCE) as answer:
+                assert answer.read() == b"done"
+        finally:
+            server.shutdown()
+            worker.done()
+            server.server_close()
+    (event,) = long_hold_events(signals.checkout())
+    (record,) = signals.logged("long_hold")
+    stack = told_as(event.attributes, "code.stacktrace")
+    assert stack == record.attributes["code.stacktrace"]
+    assert stack.startswith(f'File "{HERE}"')
+    assert stack.partition("\n")[0].endswith("in report")
+
+
+def test_packages_of_a_program_that_stand_above_it(signals: Signals, dsn: str) -> None:
+    """`stack_skip` adds to what is known: here the tests' own, above a function that is another's."""
+    space: dict[str, Any] = {"__name__": "shop.views"}
+    exec("def view(inner):\n    return inner()", space)  # noqa: S102 - a frame of that module
+
+    def borrow() -> None:
+        with pool.connection():
+            space["view"](lambda: until(lambda: signals.logged("long_hold")))
+
+    with signals.pool(1, 1, dsn, long_hold=THRESHOLD, telemetry={"stack_skip": ["tests"]}) as pool:
+        Worker(borrow).done()
+    (record,) = signals.logged("long_hold")
+    assert record.attributes["code.stacktrace"].startswith('File "<string>", line 2, in view\n')
 
 
 def test_no_stacktrace_of_a_thread_that_ended(signals: Signals, dsn: str) -> None:
