@@ -274,6 +274,7 @@ def test_variables_are_those_that_are_read() -> None:
     assert told["OTEL_PGPOOL_SPANS"] == telemetry.spans
     assert float(told["OTEL_PGPOOL_SLOW"]) == telemetry.slow
     assert set(told["OTEL_PGPOOL_HISTOGRAMS"].split(",")) == telemetry.histograms
+    assert told["OTEL_PGPOOL_STACK_SKIP"] == ",".join(telemetry.stack_skip) == ""
     assert told["OTEL_PGPOOL_WAIT_TIMEOUT"] == ""
     assert Settings.of(environ={}).wait_timeout is None
 
@@ -312,16 +313,13 @@ def test_spans_are_those_that_are_made(measured: tuple[list[Any], list[Any]]) ->
     assert {code(row[0])[0] for row in table(README, "spans")} == kinds.keys()
 
 
-def test_attributes_are_those_of_a_checkout(measured: tuple[list[Any], list[Any]]) -> None:
-    """Every attribute of a checkout's span, served or failed, with its type."""
+@pytest.mark.parametrize("name", ["pool.checkout", "pool.wait"])
+def test_attributes_are_those_of_the_span(name: str, measured: tuple[list[Any], list[Any]]) -> None:
+    """Every attribute of a checkout's span, served or failed, and of a wait's, with its type."""
     types = {bool: "bool", float: "double", int: "int", str: "string"}
-    seen = {
-        name: types[type(value)]
-        for span in measured[0]
-        if span.name == "pool.checkout"
-        for name, value in span.attributes.items()
-    }
-    assert {code(row[0])[0]: row[1] for row in table(TELEMETRY, "attributes of pool.checkout")} == seen
+    spans = [span for span in measured[0] if span.name == name]
+    seen = {attribute: types[type(value)] for span in spans for attribute, value in span.attributes.items()}
+    assert {code(row[0])[0]: row[1] for row in table(TELEMETRY, f"attributes of {name}")} == seen
 
 
 def test_events_are_those_of_a_checkout(measured: tuple[list[Any], list[Any]]) -> None:

@@ -77,7 +77,11 @@ class Records(logging.Handler):
 
 
 class Signals:
-    """Providers of its own. As a context manager, it fails when OpenTelemetry itself had something to complain of."""
+    """Providers of its own.
+
+    As a context manager, it fails when OpenTelemetry itself had something to complain of, and unless those checkouts
+    say that they queued which have a wait.
+    """
 
     def __init__(self, sampler: Sampler | None = None) -> None:
         self.spans = Spans()
@@ -107,6 +111,14 @@ class Signals:
         self.tracer_provider.shutdown()
         if exc_type is None:
             assert [complaint.record.getMessage() for complaint in self.complaints.all] == []
+            self._assert_that_waits_are_those_of_paths()
+
+    def _assert_that_waits_are_those_of_paths(self) -> None:
+        waited = {span.parent.span_id for span in self.named("pool.wait") if span.parent is not None}
+        for span in self.named("pool.checkout"):
+            path = (span.attributes or {}).get("otel_pgpool.path")
+            has_waited = span.context is not None and span.context.span_id in waited
+            assert path in {"queued", "new"} if has_waited else path != "queued", (path, has_waited)
 
     def telemetry(self, **options: Any) -> Telemetry:
         return Telemetry(self.tracer_provider, self.meter_provider, **options)

@@ -7,22 +7,28 @@ import threading
 from contextlib import ExitStack, contextmanager
 from time import monotonic, sleep, time_ns
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import psycopg2
 import pytest
+from flask import Flask
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from psycopg2 import extensions
+from werkzeug.serving import make_server
 
 from otel_pgpool import PoolTimeout
 from tests.integration.helpers import let_last
 from tests.integration.telemetry_helpers import (
     MOMENT,
     NAME,
+    PATIENCE,
     Signals,
     Worker,
     assert_exactly,
     is_child,
     queued,
     until,
+    waited,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +64,14 @@ def figure(attributes: Any, name: str) -> float:
     value = attributes[f"otel_pgpool.{name}"]
     assert type(value) is float
     return value
+
+
+def told(attributes: Any, name: str) -> Any:
+    return told_as(attributes, f"otel_pgpool.{name}")
+
+
+def told_as(attributes: Any, name: str) -> Any:
+    return attributes[name]
 
 
 def assert_in_order(span: ReadableSpan) -> None:
@@ -365,6 +379,49 @@ def test_stacktrace_is_the_borrowers(signals: Signals, dsn: str) -> None:
         assert "s3cret" not in signals.everything()
 
 
+def test_a_stacktrace_begins_at_the_programs_line(signals: Signals, dsn: str) -> None:
+    """In a view of Flask's, served by a thread: on the span's event and on the record, no server stands above it."""
+    app = Flask("shop")
+    with signals.pool(1, 1, dsn, long_hold=THRESHOLD) as pool:
+
+        @app.route("/report")
+        def report() -> str:
+            with pool.connection():
+                until(lambda: signals.logged("long_hold"))
+            return "done"
+
+        server = make_server("127.0.0.1", 0, app, threaded=True)
+        worker = Worker(server.serve_forever)
+        try:
+            with urlopen(f"http://127.0.0.1:{server.port}/report", timeout=PATIENCE) as answer:
+                assert answer.read() == b"done"
+        finally:
+            server.shutdown()
+            worker.done()
+            server.server_close()
+    (event,) = long_hold_events(signals.checkout())
+    (record,) = signals.logged("long_hold")
+    stack = told_as(event.attributes, "code.stacktrace")
+    assert stack == record.attributes["code.stacktrace"]
+    assert stack.startswith(f'File "{HERE}"')
+    assert stack.partition("\n")[0].endswith("in report")
+
+
+def test_packages_of_a_program_that_stand_above_it(signals: Signals, dsn: str) -> None:
+    """`stack_skip` adds to what is known: here the tests' own, above a function that is another's."""
+    space: dict[str, Any] = {"__name__": "shop.views"}
+    exec("def view(inner):\n    return inner()", space)  # noqa: S102 - a frame of that module
+
+    def borrow() -> None:
+        with pool.connection():
+            space["view"](lambda: until(lambda: signals.logged("long_hold")))
+
+    with signals.pool(1, 1, dsn, long_hold=THRESHOLD, telemetry={"stack_skip": ["tests"]}) as pool:
+        Worker(borrow).done()
+    (record,) = signals.logged("long_hold")
+    assert record.attributes["code.stacktrace"].startswith('File "<string>", line 2, in view\n')
+
+
 def test_no_stacktrace_of_a_thread_that_ended(signals: Signals, dsn: str) -> None:
     """When the borrowing thread lives no more, there is no stack to show."""
     taken: list[connection] = []
@@ -408,6 +465,8 @@ def test_links_name_the_holders(signals: Signals, dsn: str) -> None:
     """pool.wait links to the spans of the five longest holders, longest first, with how long each had held by then."""
     with signals.pool(7, 7, dsn) as pool:
         held = [(monotonic(), pool.getconn(), monotonic()) for _ in range(7)]
+        pids = [conn.get_backend_pid() for _asked, conn, _had in held]
+        first_line = test_links_name_the_holders.__code__.co_firstlineno
         spans = signals.live()
         joined: list[float] = []
 
@@ -428,6 +487,12 @@ def test_links_name_the_holders(signals: Signals, dsn: str) -> None:
         assert joined[0] - had <= figure(link.attributes, "held") <= seen - asked
     times = [figure(link.attributes, "held") for link in wait.links]
     assert times == sorted(times, reverse=True)
+    assert_exactly(wait.attributes, waited(5))
+    assert figure(wait.attributes, "blocker.held") == times[0]
+    assert told(wait.attributes, "blocker.connection.pid") == pids[0]
+    assert told(wait.attributes, "blocker.trace_id") == f"{wait.links[0].context.trace_id:032x}"
+    place = told(wait.attributes, "blocker.checked_out_at").partition("\n")[0]
+    assert place.startswith(f"{HERE}:{first_line + 3} test_links_name_the_holders")
 
 
 def test_links_of_a_wait_that_failed(signals: Signals, dsn: str) -> None:
@@ -443,9 +508,60 @@ def test_links_of_a_wait_that_failed(signals: Signals, dsn: str) -> None:
         assert start(wait) + 0.04e9 <= end(wait)
 
 
+def test_a_holder_that_leaves_no_span(signals: Signals, dsn: str) -> None:
+    """There is no link to it, nor a trace; how long it holds, where, and its backend are told all the same."""
+    with signals.pool(1, 1, dsn) as pool:
+        with suppress_instrumentation():
+            conn = pool.getconn()
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.02)
+        wait = signals.one("pool.wait")
+        assert wait.links == ()
+        expected = waited(1) | {"otel_pgpool.blocker.count": 0}
+        del expected["otel_pgpool.blocker.trace_id"]
+        assert_exactly(wait.attributes, expected)
+        assert told(wait.attributes, "blocker.connection.pid") == conn.get_backend_pid()
+        pool.putconn(conn)
+
+
+def test_a_holder_whose_span_is_yet_to_be_made(signals: Signals, dsn: str) -> None:
+    """With `slow` there is nothing to link to yet, but the trace is known from the holder's caller."""
+    with signals.pool(1, 1, dsn, telemetry={"spans": "slow"}) as pool:
+        with signals.tracer.start_as_current_span("report") as report, pool.connection(), pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.02)
+        attributes = signals.one("pool.wait").attributes
+        assert told(attributes, "blocker.count") == 0
+        assert told(attributes, "blocker.trace_id") == f"{report.get_span_context().trace_id:032x}"
+
+
+@pytest.mark.parametrize("mode", ["always", "slow"])
+def test_durations_are_told_to_the_microsecond(signals: Signals, dsn: str, mode: str) -> None:
+    """In every attribute of every span, event and link."""
+    missing = iter([{"port": 1}])
+    options: dict[str, Any] = {"long_hold": THRESHOLD, "credentials": lambda: next(missing, {})}
+    with signals.pool(0, 1, dsn, telemetry={"spans": mode, "slow": 0}, **options) as pool, pool.connection():
+        until(lambda: signals.logged("long_hold"))
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.02)
+    spans = list(signals.spans.ended)
+    told = [dict(each.attributes or {}) for span in spans for each in (span, *span.events, *span.links)]
+    durations = {name: value for each in told for name, value in each.items() if isinstance(value, float)}
+    assert durations.keys() >= {
+        "otel_pgpool.wait_time",
+        "otel_pgpool.hold_time",
+        "otel_pgpool.blocker.held",
+        "otel_pgpool.delay",
+        "otel_pgpool.held",
+        "otel_pgpool.long_hold.threshold",
+    }
+    values = [value for each in told for value in each.values() if isinstance(value, float)]
+    assert values == [round(value, 6) for value in values]
+
+
 def test_no_links_when_nobody_holds(signals: Signals, dsn: str) -> None:
     """One that waits for the pool's first connection waits for nobody."""
     with signals.pool(0, 1, dsn) as pool, pool.connection():
         pass
     assert signals.one("pool.wait").links == ()
+    assert_exactly(signals.one("pool.wait").attributes, waited(0))
     assert (signals.checkout().attributes or {})["db.client.connection.pool.name"] == NAME

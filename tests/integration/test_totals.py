@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,6 +49,16 @@ def readers(signals: Signals) -> Readers:
 
 def pool_of(signals: Signals, dsn: str, **options: Any) -> ConnectionPool:
     return ConnectionPool(1, 1, dsn, name=NAME, observer=signals.telemetry(), **{"long_hold": None, **options})
+
+
+def until_collected(ref: weakref.ref[Any]) -> None:
+    """Wait until what it refers to is gone: a thread that looks after it may have it for a moment."""
+
+    def is_gone() -> bool:
+        gc.collect()
+        return ref() is None
+
+    until(is_gone)
 
 
 def borrow(pool: ConnectionPool, times: int = 1) -> None:
@@ -104,8 +115,9 @@ def test_a_pool_that_was_dropped(signals: Signals, readers: Readers, dsn: str, i
     borrow(pool, 3)
     if in_a_cycle:
         pool.itself = pool  # type: ignore[attr-defined]
+    ref = weakref.ref(pool)
     del pool
-    gc.collect()
+    until_collected(ref)
     assert readers.told(CHECKOUTS) == 5
     with pool_of(signals, dsn) as pool:
         borrow(pool)

@@ -66,6 +66,7 @@ def made_in_every_way() -> list[ConnectionPool]:
         ConnectionPool(1, 1, check="auto", credentials=lambda: {"user": "app", "port": 5433}),
         ConnectionPool(1, 1, observer=Telemetry(spans="slow", slow=0.5, histograms=["wait_time"])),
         ConnectionPool(1, 1, observer=Telemetry(None, None)),
+        ConnectionPool(1, 1, observer=Telemetry(stack_skip=["acme"])),
         ConnectionPool(1, 1, observer=Quiet()),
     ]
 

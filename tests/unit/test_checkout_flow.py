@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_pgpool import PoolClosed, TooManyRequests
-from otel_pgpool._checkout import Attempt
+from otel_pgpool._checkout import Attempt, Checkout
 from otel_pgpool._core import GONE
 from otel_pgpool._queue import Waiter
 from tests.fakes import STALE, Desk, FakeConnection, agree, awake, served
@@ -218,7 +218,7 @@ def test_a_refused_caller_was_never_queued() -> None:
     refused = desk.ask()
     with pytest.raises(TooManyRequests):
         desk.join(refused)
-    assert refused.queued is None
+    assert (refused.queued, refused.waits_for) == (None, "idle")
     assert desk.core.queued == 1
 
 
@@ -237,6 +237,19 @@ def test_a_waiter_knows_whom_it_waits_for() -> None:
     assert [blocker.observed for blocker in blockers] == [holder.observed for holder in holders[:5]]
     assert [blocker.connection_id for blocker in blockers] == [holder.slot.serial for holder in holders[:5]]
     assert [blocker.held for blocker in blockers] == [7, 6, 5, 4, 3]
+    assert [blocker.pid for blocker in blockers] == [holder.slot.pid for holder in holders[:5]]
+    assert [blocker.path_to for blocker in blockers] == [holder.path_to for holder in holders[:5]]
+
+
+def test_a_waiter_keeps_no_checkout_of_those_it_waits_for() -> None:
+    """They may have waited themselves, for others that have: all that ever queued would be kept."""
+    desk = Desk(1, 1)
+    desk.connect()
+    desk.hold()[0].observed = object()
+    asking = desk.ask()
+    asking.observed = object()
+    (blocker,) = desk.join(asking).checkout.blockers
+    assert not [part for part in blocker if isinstance(part, Checkout)]
 
 
 def test_a_waiter_that_nobody_observes_collects_no_names() -> None:

@@ -253,7 +253,24 @@ def test_telemetry(environ: dict[str, str], options: dict[str, Any], expected: t
     assert (config.spans, config.slow, config.histograms) == expected
 
 
+@pytest.mark.parametrize(
+    ("environ", "options", "expected"),
+    [
+        ({}, {}, set()),
+        ({"OTEL_PGPOOL_STACK_SKIP": ""}, {}, set()),
+        ({"OTEL_PGPOOL_STACK_SKIP": " acme , _acme_server,"}, {}, {"acme", "_acme_server"}),
+        ({"OTEL_PGPOOL_STACK_SKIP": "acme"}, {"stack_skip": []}, set()),
+        ({"OTEL_PGPOOL_STACK_SKIP": "no package"}, {"stack_skip": ["acme"]}, {"acme"}),
+        ({}, {"stack_skip": iter(["acme"])}, {"acme"}),
+    ],
+)
+def test_packages_above_the_program(environ: dict[str, str], options: dict[str, Any], expected: set[str]) -> None:
+    """Argument, then environment, then none."""
+    assert telemetry_config(environ, **options).stack_skip == expected
+
+
 MODES = "one of always, parent, slow, off"
+PACKAGES = "a list of names of top-level packages"
 HISTOGRAMS = "a list of wait_time, use_time, create_time, or none"
 
 
@@ -272,6 +289,14 @@ HISTOGRAMS = "a list of wait_time, use_time, create_time, or none"
         ({"histograms": [["use_time"]]}, f"histograms must be {HISTOGRAMS}, not ['use_time']"),
         ({"histograms": "use_time"}, f"histograms must be {HISTOGRAMS}, not 'use_time'"),
         ({"histograms": 5}, f"histograms must be {HISTOGRAMS}, not 5"),
+        ({"stack_skip": "acme"}, f"stack_skip must be {PACKAGES}, not 'acme'"),
+        ({"stack_skip": 5}, f"stack_skip must be {PACKAGES}, not 5"),
+        ({"stack_skip": [b"acme"]}, f"stack_skip must be {PACKAGES}, not b'acme'"),
+        ({"stack_skip": ["acme.server"]}, f"stack_skip must be {PACKAGES}, not 'acme.server'"),
+        (
+            {"environ": {"OTEL_PGPOOL_STACK_SKIP": "acme/server"}},
+            f"OTEL_PGPOOL_STACK_SKIP must be {PACKAGES}, not 'acme/server'",
+        ),
         ({"histograms": True}, f"histograms must be {HISTOGRAMS}, not True"),
         ({"environ": {"OTEL_PGPOOL_SPANS": "Loud"}}, f"OTEL_PGPOOL_SPANS must be {MODES}, not 'Loud'"),
         ({"environ": {"OTEL_PGPOOL_SLOW": "fast"}}, f"OTEL_PGPOOL_SLOW must be {FROM_TEXT}, not 'fast'"),

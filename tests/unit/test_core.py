@@ -81,10 +81,23 @@ def test_a_full_pool_does_not_grow() -> None:
     checkout, conn = desk.hold()
     asking = desk.ask()
     desk.core.ask_to_grow(asking)
-    assert asking.waits_for == "idle"
+    assert asking.waits_for == "idle", "it has not queued"
     desk.core.resize(0, 1)
     desk.give_back(checkout, conn, "broken")
     assert desk.claim() is None
+
+
+def test_a_caller_that_has_queued_before_says_so() -> None:
+    """One whose time was over when the connection that it had waited for turned out dead."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    asking = desk.ask()
+    desk.join(asking)
+    desk.core.ask_to_grow(asking)
+    assert asking.waits_for == "queued"
+    desk.core.leave(asking, None)
+    desk.give_back(checkout, conn)
 
 
 def test_connections_are_numbered() -> None:

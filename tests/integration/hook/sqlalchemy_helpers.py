@@ -54,9 +54,10 @@ class Engines:
         self._made.append(engine)
         return engine
 
-    def forget(self, engine: Engine) -> None:
+    def forget(self, engine: Engine) -> Engine:
         """Leave it to the garbage collector."""
         self._made.remove(engine)
+        return engine
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ from tests.integration.helpers import in_child
 from tests.integration.hook.helpers import instrumented, name_of
 from tests.integration.hook.sqlalchemy_helpers import borrow
 from tests.integration.telemetry_helpers import until
-from tests.integration.test_totals import CREATED, Readers
+from tests.integration.test_totals import CREATED, Readers, until_collected
 from tests.totals import CHECKOUTS, DISCARDED, MAX, TIMEOUTS
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ def test_a_stock_pool_that_was_dropped(
     lent = pool.getconn()
     if in_a_cycle:
         pool.itself = pool
+    ref = weakref.ref(pool)
     del pool
-    gc.collect()
+    until_collected(ref)
     assert readers.told(CHECKOUTS, name_of(dsn)) == 6
     assert MAX not in readers.all[1].ask()
     until(lambda: readers.told(DISCARDED, name_of(dsn)) == 1)
@@ -91,9 +93,9 @@ def test_an_engine_keeps_its_name_when_it_is_disposed(
     borrow(second)
     numbered = f"{engines.name} #2"
     assert (readers.told(CHECKOUTS, engines.name), readers.told(CHECKOUTS, numbered)) == (1, 1)
-    engines.forget(first)
+    ref = weakref.ref(engines.forget(first))
     del first
-    gc.collect()
+    until_collected(ref)
     borrow(second)
     second.dispose()
     borrow(second)
@@ -107,9 +109,9 @@ def test_an_engine_that_was_dropped(signals: Signals, readers: Readers, hook: No
     engine.dispose()
     borrow(engine)
     borrow(engine)
-    engines.forget(engine)
+    ref = weakref.ref(engines.forget(engine))
     del engine
-    gc.collect()
+    until_collected(ref)
     assert readers.told(CHECKOUTS, engines.name) == 3
 
 

@@ -13,7 +13,7 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 
 from tests.integration.helpers import PATIENCE, ask, in_thread, refused_port, wait_until
 from tests.integration.hook.helpers import CLOSED, EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
-from tests.integration.telemetry_helpers import assert_exactly, is_child, status_of, until
+from tests.integration.telemetry_helpers import assert_exactly, is_child, status_of, until, waited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,6 +76,11 @@ def test_waits_for_a_return(signals: Signals, patient: None, dsn: str) -> None:
     (link,) = wait.links
     assert link.context == holder.get_span_context()
     assert_exactly(link.attributes, {"otel_pgpool.held": float, "otel_pgpool.connection.id": 1})
+    assert_exactly(wait.attributes, waited(1, name_of(dsn)))
+    assert wait.attributes is not None
+    assert wait.attributes["otel_pgpool.blocker.connection.pid"] == conn.get_backend_pid()
+    assert wait.attributes["otel_pgpool.blocker.trace_id"] == f"{holder.get_span_context().trace_id:032x}"
+    assert "test_waits_for_a_return" in str(wait.attributes["otel_pgpool.blocker.checked_out_at"])
     assert signals.value("db.client.connection.pending_requests", pool_name=name_of(dsn)) == 0
     assert signals.values("otel_pgpool.checkouts", name_of(dsn)) == {("idle",): 1, ("queued",): 1, ("new",): 0}
     assert signals.values("db.client.connection.timeouts", name_of(dsn)) == {(): 0}
