@@ -14,6 +14,7 @@ from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import close, configure, settings
 from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool._opening import Opening
+from otel_pgpool._refusal import is_refusal
 from otel_pgpool._settlement import bare, describe
 from otel_pgpool._target import printable
 from otel_pgpool._wakeup import Wakeup, start, wait_for
@@ -233,7 +234,7 @@ class Connectors:
         observer = pool._observer
         if observer is not None:
             pool._tell(observer.connected, connect)
-            if ended is not None:
+            if ended is not None and not ended.is_refusal:
                 pool._tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
         if reason is not None:
             slot.conn = conn
@@ -245,12 +246,14 @@ class Connectors:
         error = connect.error
         assert error is not None  # noqa: S101 - a failed attempt has one
         attempt = Attempt(connect.ended, type(error).__name__, delay)
-        began = self._core.miss(slot, attempt, error)
+        began, ended = self._core.miss(slot, attempt, error, is_refusal=is_refusal(error))
         observer = pool._observer
         if observer is not None:
             pool._tell(observer.connect_failed, connect)
             if began:
                 pool._tell(observer.outage_started, connect)
+            if ended is not None:
+                pool._tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
 
 
 def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:

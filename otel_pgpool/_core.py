@@ -29,12 +29,14 @@ class State(enum.Enum):
 
 
 class Outage(NamedTuple):
-    """The server cannot be reached. Times are readings of ``time.monotonic`` in s."""
+    """No connection can be made. Times are readings of ``time.monotonic`` in s."""
 
     since: float
     attempts: int
     error: BaseException
     next_attempt: float
+    is_refusal: bool = False
+    """Whether the server was reached, and refused the last attempt."""
 
 
 class Core(Members):
@@ -345,7 +347,7 @@ class Core(Members):
         """A connection was made: give it to a waiter or keep it.
 
         Returns:
-            The reason why it is to be closed at once, or None; and the outage that it ends, or None.
+            The reason why it is to be closed at once, or None; and what it ends, or None.
         """
         with self.lock:
             self.opening.discard(slot)
@@ -365,15 +367,23 @@ class Core(Members):
             self._notify_closers()
             return reason, ended
 
-    def miss(self, slot: Slot, attempt: Attempt, error: BaseException) -> bool:
-        """A connect failed: everyone who waits lived through it. True when this begins an outage."""
+    def miss(
+        self, slot: Slot, attempt: Attempt, error: BaseException, *, is_refusal: bool = False
+    ) -> tuple[bool, Outage | None]:
+        """Count a failed connect for everyone who waits.
+
+        Returns:
+            Whether the server is out of reach from now on; and the outage that ends, as the server has refused it.
+        """
         with self.lock:
             self.opening.discard(slot)
             self._leave(slot)
             slot.asked_by = None
-            began = self.outage is None
-            since, attempts = (attempt.at, 0) if self.outage is None else self.outage[:2]
-            self.outage = Outage(since, attempts + 1, error, attempt.at + attempt.delay)
+            before = self.outage
+            was_reached = before is None or before.is_refusal
+            since = attempt.at if before is None or was_reached else before.since
+            attempts = 0 if before is None else before.attempts
+            self.outage = Outage(since, attempts + 1, error, attempt.at + attempt.delay, is_refusal)
             self.retries += len(self.queue)
             for waiter in list(self.queue.values()):
                 waiter.checkout.retried(attempt, error)
@@ -381,7 +391,7 @@ class Core(Members):
                     self.queue.fail(waiter, error)
             self._notify_fillers(error)
             self._notify_closers()
-            return began
+            return was_reached and not is_refusal, None if was_reached or not is_refusal else before
 
     def exhausted(self, checkout: Checkout) -> bool:
         """Whether the checkout has failed as often as it may."""

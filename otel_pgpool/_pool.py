@@ -507,7 +507,8 @@ class ConnectionPool:
         outage = self._core.outage
         self._discard(self._core.resize(*limits(minconn, maxconn)), "resized")
         self._connectors.kick()
-        if outage is not None and self._core.outage is None and self._observer is not None:
+        has_ended = outage is not None and not outage.is_refusal and self._core.outage is None
+        if outage is not None and has_ended and self._observer is not None:
             self._tell(self._observer.outage_ended, outage.attempts, monotonic() - outage.since)
 
     @renewed
@@ -591,7 +592,8 @@ class ConnectionPool:
         core = self._core
         if core.state is not State.OPEN:
             return str(core.state.value)
-        return level_name(utilization) if core.outage is None else "unreachable"
+        is_reached = core.outage is None or core.outage.is_refusal
+        return level_name(utilization) if is_reached else "unreachable"
 
     @renewed
     def holders(self) -> list[Holder]:
