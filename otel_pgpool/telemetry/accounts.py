@@ -77,7 +77,8 @@ class Account:
         """Of the pool that is open, if one is."""
         self.totals = _nothing()
         """All that the pools of this name have counted; never less than was told before."""
-        self._asked: dict[Any, float] = {}  # when a reader was first told of the end
+        # When a reader was first told of the end; weakly, since one that is removed has every series of the program.
+        self._asked: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
     def enter(self, reported: Reported) -> None:
         """One more pool, or one that introduces itself again."""

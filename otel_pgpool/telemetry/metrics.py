@@ -127,7 +127,7 @@ class Instruments:
         reader, readers = series.collecting(sys._getframe(1)), series.readers(self._all())
         self._reader = reader
         now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_FOR_ANYBODY
-        self._accounts.begin(reader, now, kept)
+        self._accounts.begin(self if reader is None else reader, now, kept)
         if reader is None or not readers:
             return
         over = set(self._accounts.told([reader], now, kept))

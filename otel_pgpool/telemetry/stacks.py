@@ -9,7 +9,7 @@ from otel_pgpool.telemetry.frames import frame_of
 if TYPE_CHECKING:
     import threading
     from collections.abc import Collection
-    from types import FrameType
+    from types import CodeType, FrameType
 
 SERVERS = frozenset(
     (
@@ -34,9 +34,6 @@ MOST_FRAMES = 64
 LONGEST_FILE = 200
 LONGEST_FUNCTION = 100
 
-Frames = list[tuple[str, str]]
-"""The package of each, and where it stands; the outermost first."""
-
 
 def stack_of(thread: threading.Thread, skipped: Collection[str] = ()) -> str:
     """Where a thread is, a line for each frame, outermost first; empty, if it has ended.
@@ -49,13 +46,16 @@ def stack_of(thread: threading.Thread, skipped: Collection[str] = ()) -> str:
         skipped: packages whose frames are not the program's, beside the known ones.
     """
     frame = frame_of(thread)
-    frames: list[tuple[FrameType, int]] = []
+    packages: list[str] = []
+    places: list[tuple[CodeType, int]] = []  # a frame that is kept would keep what is in its variables
     while frame is not None:
-        frames.append((frame, frame.f_lineno))
+        packages.append(_package(frame))
+        places.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
-    frames.reverse()
-    shown = frames[_beginning([_package(called) for called, _line in frames], SERVERS.union(skipped)) :]
-    lines = [_describe(called, line) for called, line in shown[:1] + shown[1:][-MOST_FRAMES + 1 :]]
+    packages.reverse()
+    places.reverse()
+    shown = places[_beginning(packages, SERVERS.union(skipped)) :]
+    lines = [_describe(*place) for place in shown[:1] + shown[1:][-MOST_FRAMES + 1 :]]
     left_out = len(shown) - len(lines)
     if left_out:
         lines[1] = f"... {left_out + 1} more"
@@ -80,8 +80,7 @@ def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
-def _describe(frame: FrameType, line: int) -> str:
-    code = frame.f_code
+def _describe(code: CodeType, line: int) -> str:
     file = code.co_filename
     if len(file) > LONGEST_FILE:
         file = f"...{file[3 - LONGEST_FILE :]}"

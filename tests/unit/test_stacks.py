@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -129,6 +131,24 @@ def test_each_line_is_bounded() -> None:
     assert len(line) <= LONGEST_FILE + LONGEST_FUNCTION + len('File "", line 2, in ')
     assert line.startswith('File "...')
     assert 'x/end.py", line 2, in fyyy' in line
+
+
+def test_no_frame_is_kept() -> None:
+    """Of the running thread's own stack neither: what is in its variables goes when they do."""
+
+    class Kept:
+        pass
+
+    def look() -> weakref.ref[Kept]:
+        kept = Kept()
+        assert "look" in stack_of(threading.current_thread())
+        return weakref.ref(kept)
+
+    gc.disable()
+    try:
+        assert look()() is None
+    finally:
+        gc.enable()
 
 
 def test_places_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -401,8 +402,13 @@ def test_a_reader_that_comes_late(meter: Meter) -> None:
     late = Reader()
     meter.provider.add_metric_reader(late.inner)
     assert late.ask()[TIMEOUTS] == {"shop": 7}
+    (*_others, storage) = series.readers([meter.instruments.wait_time])
+    kept = weakref.ref(storage)
+    del storage, _others
     meter.provider.remove_metric_reader(late.inner)
     assert [each.get(TIMEOUTS) for each in meter.ask()] == [None, None]
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("broken", ["_reader_storages", "_instrument_view_instrument_matches"])
