@@ -23,6 +23,7 @@ MAP = (
     "_config",
     "_errors",
     "_observer",
+    "_fork",
     # mechanics: the only lock, no I/O
     "_checkout",
     "_slot",
@@ -32,6 +33,7 @@ MAP = (
     "_collector",
     # psycopg2: where to connect, how to settle and bound what it does
     "_guard",
+    "_refusal",
     "_wakeup",
     "_deadline",
     "_target",
@@ -57,6 +59,9 @@ MAP = (
     "telemetry",
     # pools that are not ours
     "instrumentation.settings",
+    "instrumentation.lenient",
+    "instrumentation.driver",
+    "instrumentation.places",
     "instrumentation.turns",
     "instrumentation.kind",
     "instrumentation.holds",
@@ -69,6 +74,7 @@ MAP = (
     "instrumentation.psycopg2_quiet",
     "instrumentation.psycopg2_pool",
     "instrumentation.sqlalchemy_engine",
+    "instrumentation.sqlalchemy_fork",
     "instrumentation.sqlalchemy_pool",
     "instrumentation",
     # the public side
@@ -84,12 +90,14 @@ MAP = (
 MECHANICS = MAP[: MAP.index("_core") + 1]
 KNOW_PSYCOPG2 = {
     "_errors",
+    "_refusal",
     "_guard",
     "_target",
     "_connection",
     "_deadline",
     "_settlement",
     "_pool",
+    "instrumentation.driver",
     "instrumentation.turns",
     "instrumentation.psycopg2_request",
     "instrumentation.psycopg2_outcomes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -264,12 +265,15 @@ class Spans:
 def long_hold_attributes(checkout: Checkout, threshold: float) -> dict[str, AttributeValue]:
     """What is known of a hold that goes on: whether a query runs, and what its thread is doing."""
     conn = checkout.slot.ref()
-    status = conn.get_transaction_status() if conn is not None else len(TRANSACTION_STATUSES) - 1
+    status = "unknown"
+    if conn is not None:
+        with suppress(Exception):  # a pool that is not ours may lend what says nothing of it
+            status = TRANSACTION_STATUSES[conn.get_transaction_status()]
     attributes: dict[str, AttributeValue] = {
         names.THRESHOLD: threshold,
         names.HELD: monotonic() - checkout.acquired,
         names.CONNECTION_PID: checkout.slot.pid,
-        names.TRANSACTION_STATUS: TRANSACTION_STATUSES[status],
+        names.TRANSACTION_STATUS: status,
         names.CHECKED_OUT_AT: checkout.path_to,
     }
     thread = checkout.thread
