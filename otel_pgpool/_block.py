@@ -10,7 +10,7 @@ from otel_pgpool._checkout import Checkout
 from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import IDLE, settings
 from otel_pgpool._errors import PoolError
-from otel_pgpool._fork import is_renewed, renew
+from otel_pgpool._fork import is_here, renew
 from otel_pgpool._settlement import finish, rescue
 from otel_pgpool._waiting import fail
 
@@ -39,7 +39,7 @@ class Block:
     _conn: connection | None
 
     def __enter__(self) -> connection:
-        if not is_renewed[0]:
+        if not is_here:
             renew()
         pool = self._pool
         checkout = Checkout()
@@ -71,7 +71,7 @@ class Block:
             conn, checkout, pool = self._conn, self._checkout, self._pool
             if conn is None or checkout is None:
                 raise PoolError(f"pool {pool.name!r}: this connection() is not in use")  # noqa: TRY301 - no line may stand before the `try`
-            if not is_renewed[0]:
+            if not is_here:
                 renew()
             if (
                 exc is None

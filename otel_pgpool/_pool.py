@@ -23,7 +23,7 @@ from otel_pgpool._connection import is_clean
 from otel_pgpool._connectors import Connectors
 from otel_pgpool._core import GONE, Core, State
 from otel_pgpool._errors import PoolClosed, PoolError, timeout_error
-from otel_pgpool._fork import is_renewed, renew, renewed
+from otel_pgpool._fork import is_here, renew, renewed
 from otel_pgpool._guard import Guard
 from otel_pgpool._level import level_name
 from otel_pgpool._liveness import check_all
@@ -223,7 +223,7 @@ class ConnectionPool:
         if timeout is not None:
             timeout = seconds("timeout", timeout)
         hold = None if expected_hold is ... else validate_expected_hold(expected_hold)
-        if not is_renewed[0]:
+        if not is_here:
             renew()
         if key is not None:
             lent = self._core.by_key(key)[1]
@@ -255,7 +255,7 @@ class ConnectionPool:
         Raises:
             PoolError: it is not lent by this pool now.
         """
-        if not is_renewed[0]:
+        if not is_here:
             renew()
         core = self._core
         slot: Slot | None

@@ -27,6 +27,7 @@ MAP = (
     "_config",
     "_errors",
     "_observer",
+    "_fork",
     # mechanics: the only lock, no I/O
     "_checkout",
     "_slot",
@@ -36,6 +37,7 @@ MAP = (
     "_collector",
     # psycopg2: where to connect, how to settle and bound what it does
     "_guard",
+    "_refusal",
     "_wakeup",
     "_deadline",
     "_opening",
@@ -65,6 +67,9 @@ MAP = (
     "telemetry",
     # pools that are not ours
     "instrumentation.settings",
+    "instrumentation.lenient",
+    "instrumentation.driver",
+    "instrumentation.places",
     "instrumentation.turns",
     "instrumentation.kind",
     "instrumentation.holds",
@@ -77,6 +82,7 @@ MAP = (
     "instrumentation.psycopg2_quiet",
     "instrumentation.psycopg2_pool",
     "instrumentation.sqlalchemy_engine",
+    "instrumentation.sqlalchemy_fork",
     "instrumentation.sqlalchemy_pool",
     "instrumentation",
     # the public side
@@ -92,6 +98,7 @@ MAP = (
 MECHANICS = MAP[: MAP.index("_core") + 1]
 KNOW_PSYCOPG2 = {
     "_errors",
+    "_refusal",
     "_guard",
     "_target",
     "_connection",
@@ -99,6 +106,7 @@ KNOW_PSYCOPG2 = {
     "_opening",
     "_settlement",
     "_pool",
+    "instrumentation.driver",
     "instrumentation.turns",
     "instrumentation.psycopg2_request",
     "instrumentation.psycopg2_outcomes",

@@ -9,6 +9,7 @@ from opentelemetry import context as contexts
 
 from otel_pgpool._config import TelemetryConfig
 from otel_pgpool._errors import PoolError, PoolTimeout, error_type
+from otel_pgpool._refusal import is_refusal
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.logs import Logs
@@ -213,6 +214,8 @@ class Telemetry:
         name = type(connect.error).__name__
         self._connect(connect, name)
         self._logs.connect_failed(connect, name)
+        if is_refusal(connect.error):
+            self._logs.connect_refused(connect, name)
 
     def _connect(self, connect: Connect, failure: str | None) -> None:
         context = self._spans.connect(connect, failure)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from otel_pgpool import _fork
+from otel_pgpool._clock import monotonic
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names, series
 from otel_pgpool.telemetry.accounts import Accounts

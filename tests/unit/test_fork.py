@@ -69,11 +69,11 @@ def test_each_child_is_renewed_once(monkeypatch: pytest.MonkeyPatch, fork: Calla
     monkeypatch.setattr(_fork, "_callbacks", [again, wrong, lambda: called.append("last")])
 
     def child() -> bool:
-        if fork is os.fork and not _fork.is_renewed[0]:
+        if fork is os.fork and not _fork._marker[0]:
             return False  # Python's own callbacks have run
         for _ in range(2):
             _fork.renew()
-        return called == ["again", "wrong", "last"] and bool(_fork.is_renewed[0])
+        return called == ["again", "wrong", "last"] and bool(_fork._marker[0])
 
     assert exit_code_of(child, fork) == 0
     assert called == []
@@ -105,6 +105,6 @@ def test_threads_of_the_child_wait_for_each_other(monkeypatch: pytest.MonkeyPatc
     pid = os.fork()
     if pid == 0:  # as after a fork made in C, but with threads that start for certain
         monkeypatch.setattr(_fork, "_callbacks", [slow])
-        _fork.is_renewed[0] = 0
+        _fork._marker[0] = 0
         os._exit(not child())
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
