@@ -45,6 +45,8 @@ COUNTED = {
     "collector.yaml": ("otelcol_exporter_sent_spans", 10 / 21),
     "gateway.yaml": ("otelcol_processor_tail_sampling_global_count_traces_sampled", 1.0),
 }
+# What it asks and sends to besides: the defaults are where this machine's own may listen, and nobody does there.
+NOWHERE = {"POSTGRES_ENDPOINT": f"{HOST}:1", "PROMETHEUS_ENDPOINT": f"http://{HOST}:1"}
 SPANS_A_MESSAGE = 512
 SENDERS = 4
 STAMP = os.urandom(8)  # the first half of every trace's id while messages are made
@@ -133,8 +135,8 @@ def target() -> Iterator[str]:
 class Collector:
     """Runs from ``with`` to its end, on ports of its own."""
 
-    def __init__(self, otelcol: str, configurations: list[str], environ: dict[str, str]) -> None:
-        self._environ = {**os.environ, **environ}
+    def __init__(self, otelcol: str, configurations: list[str], jaeger: str) -> None:
+        self._environ = {**os.environ, **NOWHERE, "JAEGER_ENDPOINT": jaeger}
         self._folder = tempfile.TemporaryDirectory()
         self.grpc, http, health, self._own = free_ports(4)
         reader = f"{{pull: {{exporter: {{prometheus: {{host: {HOST}, port: {self._own}}}}}}}}}"
@@ -202,7 +204,7 @@ def main() -> int:
     counted, checkouts = COUNTED[options.file]
     configurations = [str(HERE / options.file), *(f"yaml:{setting}" for setting in options.over)]
     ready, refused = messages(10), list[str]()
-    with target() as jaeger, Collector(options.otelcol, configurations, {"JAEGER_ENDPOINT": jaeger}) as collector:
+    with target() as jaeger, Collector(options.otelcol, configurations, jaeger) as collector:
         began = time.monotonic()
         sending = (collector.grpc, ready, began + WARM_UP + options.seconds, refused)
         senders = [threading.Thread(target=send, args=sending) for _ in range(SENDERS)]

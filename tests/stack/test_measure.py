@@ -61,6 +61,13 @@ def test_a_renewed_message_is_the_same_but_for_the_traces_ids(measure: ModuleTyp
     assert names["pool.checkout"] == pytest.approx(measure.SPANS_A_MESSAGE * 10 / 21, abs=1)
 
 
+def test_it_reaches_nothing_of_the_machines_own(measure: ModuleType) -> None:
+    """Each address that a measured file takes from the environment is given, but for the one that it listens at."""
+    given = {*measure.NOWHERE, "JAEGER_ENDPOINT", "OTLP_HOST", "POSTGRES_USER", "POSTGRES_PASSWORD"}
+    for name in measure.COUNTED:
+        assert set(re.findall(r"\$\{env:(\w+)", (FOLDER / name).read_text())) <= given
+
+
 @pytest.mark.skipif(not BINARY, reason="OTELCOL names no Collector to measure")
 @pytest.mark.parametrize("file", ["collector.yaml", "gateway.yaml"])
 def test_it_measures(
