@@ -27,7 +27,6 @@ MAP = (
     "_config",
     "_errors",
     "_observer",
-    "_fork",
     # mechanics: the only lock, no I/O
     "_checkout",
     "_slot",
