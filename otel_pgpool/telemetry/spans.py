@@ -237,10 +237,8 @@ class Spans:
         if checkout.queued is not None:
             links, began, ended = _links(checkout), observed.at(checkout.queued), observed.at(until)
             attributes = {names.POOL_NAME: self._pool_name, **_longest(checkout), names.BLOCKER_COUNT: len(links)}
-            wait = self._tracer.start_span(
-                names.WAIT, observed.context, attributes=attributes, links=links, start_time=began
-            )
-            wait.end(ended)
+            # In one line: an interrupt between two would leave the span open.
+            self._tracer.start_span(names.WAIT, observed.context, INTERNAL, attributes, links, began).end(ended)
 
     def connect(self, connect: Connect, error_type: str | None) -> Context | None:
         """An attempt at a physical connection; the context of its span, if it leaves one."""
