@@ -117,9 +117,9 @@ def test_credentials_that_hang(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyP
         ((connect,),) = recorder.calls("outage_started")
         assert connect.message == "the attempt was given up after 0.2 s without an answer"
         gate.is_open.set()
+        assert wait_until(lambda: not pool._connectors._stuck)
         assert wait_until(lambda: backends(dsn, "credentials_that_hang") == 1)
         assert (pool.stats().created, pool.stats().size) == (1, 1)
-        assert not pool._connectors._stuck
 
 
 def backends(dsn: str, name: str) -> int:
