@@ -384,17 +384,19 @@ class Hooked:
             self._records[record] = request.ledger
 
     def _checked_in(self, conn: Any, record: Record) -> None:
-        if not is_here:
-            renew()
-        request = self._held.pop(id(conn), None) or self._bereft.pop(id(record), None)
-        if request is None:
-            if conn in self._inherited:  # and it must not come back
-                record.dbapi_connection = None
-            return
-        if request.fairy() is None:  # `is_dropped`
-            request.ledger.hook.later(partial(request.ledger.give_back, request, "reclaimed"))
-        else:
-            request.ledger.give_back(request, "discarded" if conn is None or closed_of(conn) else "released")
+        try:
+            if not is_here:
+                renew()
+            request = self._held.pop(id(conn), None) or self._bereft.pop(id(record), None)
+            if request is None:
+                if conn in self._inherited:  # and it must not come back
+                    record.dbapi_connection = None
+            elif request.fairy() is None:  # `is_dropped`
+                request.ledger.hook.later(partial(request.ledger.give_back, request, "reclaimed"))
+            else:
+                request.ledger.give_back(request, "discarded" if conn is None or closed_of(conn) else "released")
+        except Exception as error:  # noqa: BLE001 - as in `harmless`, which would cost another call
+            self._hook.guard.lament(error)
 
     @harmless
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:

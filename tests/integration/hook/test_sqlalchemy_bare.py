@@ -86,7 +86,7 @@ def test_failed_connects(signals: Signals, hook: None, make: Make, dsn: str) -> 
         raise psycopg2.OperationalError("gone")
 
     pool._creator = refuse
-    with pytest.raises(psycopg2.OperationalError, match="^gone$"):
+    with pytest.raises(psycopg2.OperationalError, match=r"^gone$"):
         pool.connect()
     assert told(signals, "outcome") == ["released", "error"]
     assert signals.logged("outage_started")
@@ -101,7 +101,7 @@ def test_first_connect_that_fails(signals: Signals, hook: None) -> None:
     def refuse() -> Any:
         raise psycopg2.OperationalError("gone")
 
-    with pytest.raises(psycopg2.OperationalError, match="^gone$"):
+    with pytest.raises(psycopg2.OperationalError, match=r"^gone$"):
         QueuePool(refuse).connect()
     assert signals.named("pool.checkout") == []
 
@@ -154,7 +154,7 @@ def test_pool_in_a_listener_of_another(signals: Signals, hook: None, make: Make)
 
 
 @pytest.mark.parametrize(
-    "creator", [lambda: sqlite3.connect(":memory:", check_same_thread=False), lambda: object(), lambda: None]
+    "creator", [lambda: sqlite3.connect(":memory:", check_same_thread=False), object, lambda: None]
 )
 def test_other_drivers(signals: Signals, hook: None, creator: Callable[[], Any]) -> None:
     """Their pools are left alone."""
