@@ -103,12 +103,11 @@ class LongBlock(Block):
     _expected_hold: float
 
     def __enter__(self) -> connection:
+        conn = super().__enter__()
         try:
-            conn = super().__enter__()
             if self._checkout is not None:
                 self._pool._expect(self._checkout, self._expected_hold)
         except BaseException:
-            if self._checkout is not None:  # an interrupt came after the hand-over
-                self.__exit__(*sys.exc_info())
+            self.__exit__(*sys.exc_info())
             raise
         return conn

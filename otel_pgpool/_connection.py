@@ -139,10 +139,14 @@ def configure(conn: connection, work: Callable[[connection], object]) -> None:
         Exception: what ``work`` or the commit raised; the server did not answer in time.
     """
     with Deadline(conn) as deadline:
-        work(conn)
-        _commit_work(conn, "configure")
+        try:
+            work(conn)
+            _commit_work(conn, "configure")
+        except psycopg2.Error:
+            if not deadline.expired:
+                raise
     if deadline.expired:
-        raise psycopg2.OperationalError(f"configure took longer than {IO_DEADLINE:g} s")
+        raise psycopg2.OperationalError(f"configure was cut after {IO_DEADLINE:g} s without an answer")
 
 
 def tidy(conn: connection, slot: Slot, reset: Callable[[connection], object] | None) -> None:

@@ -110,9 +110,12 @@ class Connectors:
             opening.cut(now)
         pool = self._pool()
         for slot, opening in list(self._openings.items()):
-            if pool is None or not opening.is_overdue(now) or self._openings.pop(slot, None) is None:
+            if pool is None or not opening.is_overdue(now):
                 continue
             self._stuck[opening] = None
+            if self._openings.pop(slot, None) is None:  # it has just ended
+                self._stuck.pop(opening, None)
+                continue
             with self._core.lock:
                 self._leave(opening.thread)
             self._fail(pool, slot, opening, opening.overdue_error())
@@ -158,7 +161,7 @@ class Connectors:
         slot = None
         try:
             with self._core.lock:
-                delay = self._turn(me, monotonic())
+                delay = self._turn(me, monotonic()) if len(self._stuck) < MOST_STUCK else None
                 slot = self._core._claim() if delay == 0.0 else None
                 if slot is None and not delay:
                     self._leave(me)
@@ -194,15 +197,15 @@ class Connectors:
         conn = None
         try:
             conn = pool._target.connect(opening)
-            opening.allow(CONFIGURE_TIMEOUT)
+            opening.allow("configure", CONFIGURE_TIMEOUT)
             prepare(pool, slot, conn)
         except BaseException as error:
             given_up = self._openings.pop(slot, None) is None
             self._stuck.pop(opening, None)
+            if not given_up:
+                self._fail(pool, slot, opening, opening.overdue_error() if opening.was_cut and conn is None else error)
             if conn is not None:
                 close(conn)
-            if not given_up:
-                self._fail(pool, slot, opening, error)
             if not isinstance(error, Exception):
                 raise
             return None if given_up else 0.0
@@ -246,7 +249,7 @@ class Connectors:
         error = connect.error
         assert error is not None  # noqa: S101 - a failed attempt has one
         attempt = Attempt(connect.ended, type(error).__name__, delay)
-        began, ended = self._core.miss(slot, attempt, error, is_refusal=is_refusal(error))
+        began, ended = self._core.miss(slot, attempt, error, began=connect.began, is_refusal=is_refusal(error))
         observer = pool._observer
         if observer is not None:
             pool._tell(observer.connect_failed, connect)

@@ -368,9 +368,15 @@ class Core(Members):
             return reason, ended
 
     def miss(
-        self, slot: Slot, attempt: Attempt, error: BaseException, *, is_refusal: bool = False
+        self,
+        slot: Slot,
+        attempt: Attempt,
+        error: BaseException,
+        *,
+        began: float | None = None,
+        is_refusal: bool = False,
     ) -> tuple[bool, Outage | None]:
-        """Count a failed connect for everyone who waits.
+        """Count a failed connect, which began then, for everyone who waits.
 
         Returns:
             Whether the server is out of reach from now on; and the outage that ends, as the server has refused it.
@@ -381,8 +387,8 @@ class Core(Members):
             slot.asked_by = None
             before = self.outage
             was_reached = before is None or before.is_refusal
-            since = attempt.at if before is None or was_reached else before.since
-            attempts = 0 if before is None else before.attempts
+            since = before.since if before is not None and not was_reached else attempt.at if began is None else began
+            attempts = before.attempts if before is not None and before.is_refusal == is_refusal else 0
             self.outage = Outage(since, attempts + 1, error, attempt.at + attempt.delay, is_refusal)
             self.retries += len(self.queue)
             for waiter in list(self.queue.values()):

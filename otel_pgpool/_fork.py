@@ -89,6 +89,8 @@ Python runs its own callbacks after ``os.fork`` only. Servers written in C, as u
 _callbacks: list[Callable[[], None]] = []
 _locks: dict[int, threading.RLock] = {}  # by process id: another thread of the parent may have held the parent's
 _renewing: set[int] = set()  # process ids
+_pending: dict[int, list[Callable[[], None]]] = {}  # by process id: the callbacks that are still to be called there
+_python_forks = False  # ``os.fork`` is at work: it renews the interpreter itself
 
 
 def register(callback: Callable[[], None]) -> None:
@@ -102,26 +104,33 @@ def register(callback: Callable[[], None]) -> None:
 
 def renew() -> None:
     """Renew what the parent process has left, once in each forked child; other threads wait until that is done."""
-    if _interpreter is not None and os.getpid() not in _renewing:  # a callback may come here again
+    pid = os.getpid()
+    if _interpreter is not None and not _python_forks and pid not in _pending:
+        _pending[pid] = list(_callbacks)  # before: a callback of somebody else's may come here again
         _interpreter.renew()
-    if not _marker[0]:
+    if not is_here:
         _renew()
 
 
 def _renew() -> None:
+    global _python_forks  # noqa: PLW0603 - it is the parent's
+    _python_forks = False
     pid = os.getpid()
+    pending = _pending.setdefault(pid, list(_callbacks))
     with _locks.setdefault(pid, threading.RLock()):
-        if _marker[0] or pid in _renewing:  # likewise
+        if is_here or pid in _renewing:  # a callback may come here again
             return
         _renewing.add(pid)
         try:
-            for callback in _callbacks:
-                _run(callback)
-        finally:
+            while pending:  # an interrupt leaves the rest to the next checkout
+                _run(pending[0])
+                del pending[0]
             _marker[0] = 1
+        finally:
             _renewing.discard(pid)
-            for other in _locks.keys() - {pid}:
-                del _locks[other]
+        for kept in (_locks, _pending):
+            for other in kept.keys() - {pid}:
+                del kept[other]
 
 
 class _Interpreter:
@@ -191,5 +200,15 @@ def _run(callback: Callable[[], None]) -> None:
         logger.exception("otel_pgpool could not renew a part of itself in the child of a fork")
 
 
+def _before() -> None:
+    global _python_forks  # noqa: PLW0603 - see there
+    _python_forks = True
+
+
+def _after_in_parent() -> None:
+    global _python_forks  # noqa: PLW0603 - see there
+    _python_forks = False
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_renew)

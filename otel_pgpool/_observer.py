@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from otel_pgpool._fork import is_here
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -102,7 +104,8 @@ class LastFigures:
 def leave_figures(pool: Any) -> None:
     """Leave the figures of a pool that goes. Its finalizer: it calls nobody, and takes no lock."""
     with suppress(Exception):  # its making has failed, or the interpreter ends
-        pool.last_figures.stats = pool.stats()
+        if is_here:  # in a forked child they are the parent's
+            pool.last_figures.stats = pool.stats()
 
 
 class ObservedPool(Protocol):

@@ -40,14 +40,17 @@ class Opening:
         self._began = monotonic()
         self.thread = threading.current_thread()
         self.limit = limit
+        self._step = ""
         self._allowed = NEVER
         self._due = NEVER
         self._host_seconds = NEVER
         self._next_cut = NEVER
         self._polled: connection | None = None
+        self.was_cut = False
 
-    def allow(self, seconds: float) -> None:
-        """Begin a step that may take so long."""
+    def allow(self, step: str, seconds: float) -> None:
+        """Begin a step that may take so long; ``step`` names it in an error."""
+        self._step = step
         self._allowed = seconds
         self._due = monotonic() + seconds
 
@@ -56,8 +59,8 @@ class Opening:
         return now >= self._due
 
     def overdue_error(self) -> psycopg2.OperationalError:
-        """Return the error of an attempt that is given up."""
-        return psycopg2.OperationalError(f"the attempt was given up after {self._allowed:g} s without an answer")
+        """Return the error of an attempt that is given up, or was cut."""
+        return psycopg2.OperationalError(f"{self._step} was given up after {self._allowed:.3g} s")
 
     def ended(self, **outcome: Any) -> Connect:
         """Describe it to the observer; ``outcome`` are further fields of `Connect`."""
@@ -88,4 +91,5 @@ class Opening:
         """Cut a polled connect that waits too long for its present host; libpq then tries the next one, or fails."""
         if now >= self._next_cut and (conn := self._polled) is not None:
             self._next_cut = now + self._host_seconds
+            self.was_cut = True
             sever(conn)

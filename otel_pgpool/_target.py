@@ -100,7 +100,7 @@ class Target:
         extra: Mapping[str, Any] = {}
         patience = self._patience
         if self._credentials is not None:
-            opening.allow(CREDENTIALS_TIMEOUT)
+            opening.allow("credentials", CREDENTIALS_TIMEOUT)
             extra = self._credentials()
             if not isinstance(extra, Mapping):
                 raise TypeError(
@@ -111,11 +111,11 @@ class Target:
             patience = Patience.of(given)
         args, kwargs = self._args, {**self._kwargs, **extra}
         if opening.limit is not None:
-            kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, opening.limit)))
+            kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, opening.limit / patience.hosts)))
         if extensions.get_wait_callback() is None:
-            opening.allow(patience.of_libpq)
+            opening.allow("the connect", patience.of_libpq)
         else:
-            opening.allow(patience.when_polled)
+            opening.allow("the connect", patience.when_polled)
             args, kwargs = _by_keyword(args, kwargs)
             kwargs["connection_factory"] = opening.watch_polled(kwargs["connection_factory"], patience.host_seconds)
         made: connection = psycopg2.connect(*args, **kwargs)
@@ -154,8 +154,8 @@ class Patience(NamedTuple):
 
     @property
     def of_libpq(self) -> float:
-        """Seconds after which libpq should have given up itself, were each host's name that of two addresses."""
-        return 2 * self.host_seconds * self.hosts + IO_DEADLINE
+        """Seconds after which libpq should have given up itself, were each host's name that of four addresses."""
+        return 4 * self.host_seconds * self.hosts + IO_DEADLINE
 
 
 class UnknownTarget(Target):

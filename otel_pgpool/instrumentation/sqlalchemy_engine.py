@@ -39,7 +39,8 @@ def read_levels(pool: Any) -> Levels:
         idle = sum(is_connected(record) for record in queue)
         used = max(0, size - len(queue) + pool._overflow)  # of a pool that was disposed of it goes below
         return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
-    held = len(getattr(pool, LEDGER).holds)
+    ledger = getattr(pool, LEDGER, None)  # none yet, where it has just been met
+    held = 0 if ledger is None else len(ledger.holds)
     if isinstance(pool, StaticPool):
         idle = not held and is_connected(pool.__dict__.get("connection"))
         return Levels(0, 1, min(held, 1), int(idle), 1)

@@ -63,8 +63,9 @@ def _detach(token: Any, attached: context.Context | None) -> None:
     if isinstance(token, contextvars.Token):
         try:
             token.var.reset(token)
-        except (ValueError, RuntimeError):
-            return
+        except (ValueError, RuntimeError):  # it is current in a copy of the context that it was attached in
+            if type(attached) is CheckoutContext:
+                attached.is_over = True
     else:
         context.detach(token)
     leave_ended()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import attach
 
 from otel_pgpool._clock import monotonic
+from otel_pgpool._errors import sqlstate
 from otel_pgpool._guard import is_asynchronous
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
@@ -166,19 +167,20 @@ class Logs:
         for name in [name for name, due in _refused_again.copy().items() if due <= now]:
             _refused_again.pop(name, None)
         _refused_again[self._pool_name] = now + REFUSAL_INTERVAL
-        text = f"PostgreSQL refuses to connect: {' '.join(connect.message.split()) or error_type}"
+        what = "PostgreSQL refuses to connect" if sqlstate(connect.error) is None else "a new connection cannot be used"
+        text = f"{what}: {' '.join(connect.message.split()) or error_type}"
         self._write(logging.WARNING, "connect_refused", text, {names.ERROR_TYPE: error_type})
 
     def outage_started(self, connect: Connect, error_type: str) -> None:
-        """The server cannot be reached."""
+        """No connection can be made."""
         attributes = {names.ERROR_TYPE: error_type, names.ATTEMPTS: connect.attempt, names.DURATION: 0.0}
-        text = f"PostgreSQL cannot be reached: {' '.join(connect.message.split()) or error_type}"
+        text = f"no connection can be made: {' '.join(connect.message.split()) or error_type}"
         self._write(logging.ERROR, "outage_started", text, attributes)
 
     def outage_ended(self, attempts: int, duration: float) -> None:
         """The server was reached again."""
         attributes = {names.ATTEMPTS: attempts, names.DURATION: round(duration, names.DIGITS)}
-        text = f"PostgreSQL reached again after {duration:.1f} s and {attempts} failed attempts"
+        text = f"connections can be made again after {duration:.1f} s; attempts that failed: {attempts}"
         self._write(logging.INFO, "outage_ended", text, attributes)
 
     def utilization(self, level: str, stats: PoolStats) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from otel_pgpool import ConnectionPool
+from otel_pgpool import ConnectionPool, PoolError, PoolTimeout
 from tests.integration.telemetry_helpers import Signals, until
 
 if TYPE_CHECKING:
@@ -84,3 +84,30 @@ def test_a_wrong_value_is_refused(dsn: str, wrong: object) -> None:
             with pytest.raises(ValueError, match=r"expected_hold must be a number of seconds above 0 .* or None, not"):
                 ask(expected_hold=wrong)
         assert pool.stats().used == 0
+
+
+def test_a_block_in_use_is_refused(dsn: str) -> None:
+    """Entering it inside itself takes nothing from the outer one, which goes on with its connection."""
+    with ConnectionPool(1, 1, dsn) as pool:
+        block = pool.connection(expected_hold=60)
+        with block as conn:
+            pid = conn.info.backend_pid
+            with pytest.raises(PoolError, match="in use"), block:
+                pass
+            with pytest.raises(PoolTimeout), pool.connection(timeout=0):
+                pass
+            assert (pool.stats().used, conn.info.backend_pid) == (1, pid)
+        assert pool.stats().used == 0
+
+
+def test_an_interrupt_after_the_hand_over(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes out as it is, and the connection is free again."""
+    with ConnectionPool(1, 1, dsn) as pool:
+        monkeypatch.setattr(pool, "_expect", interrupt)
+        with pytest.raises(KeyboardInterrupt), pool.connection(expected_hold=60):
+            pass
+        assert pool.stats().used == 0
+
+
+def interrupt(*_args: object) -> None:
+    raise KeyboardInterrupt

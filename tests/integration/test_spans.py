@@ -755,6 +755,18 @@ def test_a_context_outlives_its_block(signals: Signals, dsn: str) -> None:
         captured.run(export_further)
 
 
+def test_generator_closed_in_a_copy_of_its_context(signals: Signals, dsn: str) -> None:
+    """As an event loop closes it: the thread has its own context again from its next checkout on."""
+    with signals.pool(1, 1, dsn) as pool:
+        before = trace.get_current_span()
+        generator = blocks(pool)
+        next(generator)
+        contextvars.copy_context().run(generator.close)
+        with pool.connection():
+            pass
+        assert trace.get_current_span() is before
+
+
 def test_generator_closed_in_another_context(signals: Signals, dsn: str) -> None:
     """The same for a block entered in a copy of the context and left outside it."""
     with signals.pool(1, 1, dsn) as pool, signals.tracer.start_as_current_span("order") as order:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -104,7 +107,53 @@ def test_threads_of_the_child_wait_for_each_other(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(_fork, "_interpreter", None)
     pid = os.fork()
     if pid == 0:  # as after a fork made in C, but with threads that start for certain
-        monkeypatch.setattr(_fork, "_callbacks", [slow])
-        _fork._marker[0] = 0
-        os._exit(not child())
+        code = 2
+        try:
+            monkeypatch.setattr(_fork, "_callbacks", [slow])
+            _fork._marker[0] = 0
+            _fork._pending.clear()
+            code = not child()
+        finally:
+            os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_an_interrupt_leaves_nothing_undone(monkeypatch: pytest.MonkeyPatch, fork: Callable[[], int]) -> None:
+    """What an interrupt has kept from being renewed is renewed by the next call."""
+    called: list[str] = []
+
+    def interrupted() -> None:
+        called.append("interrupted")
+        if len(called) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_fork, "_callbacks", [interrupted, lambda: called.append("last")])
+    monkeypatch.setattr("sys.unraisablehook", lambda _unraisable: None)  # Python reports what its own callbacks raise
+
+    def child() -> bool:
+        for _ in range(2):
+            with suppress(KeyboardInterrupt):
+                _fork.renew()
+        return called == ["interrupted", "interrupted", "last"] and bool(_fork.is_here)
+
+    assert exit_code_of(child, fork) == 0
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_foreign_callback_that_comes_first(fork: Callable[[], int]) -> None:
+    """One that was registered before ours, and uses a pool, is called once: the interpreter is renewed once."""
+    program = """
+import ctypes, os, sys
+calls = []
+os.register_at_fork(after_in_child=lambda: (calls.append(1), _fork.renew()))
+from otel_pgpool import _fork
+pid = os.fork() if sys.argv[1] == "python" else ctypes.PyDLL(None).fork()
+if pid == 0:
+    _fork.renew()
+    os._exit(len(calls) != 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    how = "python" if fork is os.fork else "c"
+    done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
