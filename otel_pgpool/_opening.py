@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -14,7 +16,7 @@ from otel_pgpool._observer import Connect
 from otel_pgpool._slot import NEVER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from psycopg2.extensions import connection
 
@@ -86,6 +88,33 @@ class Opening:
             return conn
 
         return make
+
+    @contextmanager
+    def poll_within(self, seconds: float) -> Iterator[None]:
+        """Bound the connects of this thread under a wait callback, where no other thread can cut them.
+
+        Raises:
+            psycopg2.OperationalError: on the connection that is polled for longer.
+        """
+        callback: Any = extensions.get_wait_callback()
+        due = monotonic() + seconds
+
+        def wait(conn: connection) -> None:
+            if threading.current_thread() is not self.thread:
+                callback(conn)
+                return
+            while (state := conn.poll()) != extensions.POLL_OK:
+                poll = select.poll()
+                poll.register(conn.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
+                if not poll.poll(max(0.0, due - monotonic()) * 1000):
+                    raise self.overdue_error()
+
+        extensions.set_wait_callback(wait)
+        try:
+            yield
+        finally:
+            if extensions.get_wait_callback() is wait:
+                extensions.set_wait_callback(callback)
 
     def cut(self, now: float) -> None:
         """Cut a polled connect that waits too long for its present host; libpq then tries the next one, or fails."""

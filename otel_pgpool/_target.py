@@ -118,8 +118,10 @@ class Target:
             opening.allow("the connect", patience.when_polled)
             args, kwargs = _by_keyword(args, kwargs)
             kwargs["connection_factory"] = opening.watch_polled(kwargs["connection_factory"], patience.host_seconds)
-        made: connection = psycopg2.connect(*args, **kwargs)
-        return made
+            if opening.limit is not None:
+                with opening.poll_within(min(patience.when_polled, opening.limit)):
+                    return _connect(args, kwargs)
+        return _connect(args, kwargs)
 
     def without_secrets(self, error: BaseException) -> str:
         """The error's text, every password that this pool knows masked; printable, its lines kept."""
@@ -223,6 +225,11 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     _check_ports("port", parameters.get("port"), show=str(parameters.get("port")).isdecimal())
     _check_ports("PGPORT", os.environ.get("PGPORT"))
     return parameters
+
+
+def _connect(args: tuple[Any, ...], kwargs: dict[str, Any]) -> connection:
+    made: connection = psycopg2.connect(*args, **kwargs)
+    return made
 
 
 def _by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
+from psycopg2 import extensions, extras
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from tests.integration.helpers import kill, lives, wait_until
@@ -98,6 +99,31 @@ def test_a_caller_that_meets_a_silent_server(no_threads: threading.Event) -> Non
             with pytest.raises(PoolTimeout) as caught:
                 pool.getconn()
             assert caught.value.waited < 5  # of the 10 that a connect may take
+
+
+def test_a_silent_server_under_a_wait_callback(no_threads: threading.Event) -> None:
+    """The connect ends in time, though neither libpq nor another thread bounds it; the callback is restored."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        extensions.set_wait_callback(extras.wait_select)
+        try:
+            with ConnectionPool(0, 1, host="127.0.0.1", port=port, timeout=0.5, open=False) as pool:
+                with pytest.raises(PoolTimeout) as caught:
+                    pool.getconn()
+                assert caught.value.waited < 5
+            assert extensions.get_wait_callback() is extras.wait_select
+        finally:
+            extensions.set_wait_callback(None)
+
+
+def test_a_caller_connects_under_a_wait_callback(dsn: str, no_threads: threading.Event) -> None:
+    """Within its own bound; its connection waits by the program's callback."""
+    extensions.set_wait_callback(extras.wait_select)
+    try:
+        with ConnectionPool(0, 1, dsn, timeout=PATIENCE, open=False) as pool:
+            assert backend(pool) > 0
+    finally:
+        extensions.set_wait_callback(None)
 
 
 AT_EXIT = """
