@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from psycopg2 import extensions
 
 from otel_pgpool import ConnectionPool
-from otel_pgpool.telemetry import Telemetry
+from otel_pgpool.telemetry import Telemetry, logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -94,6 +94,7 @@ class Signals:
         self.complaints = Records()
 
     def __enter__(self) -> Self:
+        logs._refused_again.clear()  # another test's pool of this name may have been refused within the minute
         logger = logging.getLogger("otel_pgpool")
         self._level = logger.level
         logger.setLevel(logging.DEBUG)

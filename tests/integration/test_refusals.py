@@ -9,7 +9,6 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import PoolTimeout
-from otel_pgpool.telemetry import logs
 from tests.integration.helpers import ask, wait_until
 from tests.integration.telemetry_helpers import Signals
 
@@ -17,12 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from psycopg2.extensions import connection
-
-
-@pytest.fixture(autouse=True)
-def no_refusals_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another test's pool of this name may have been refused within the minute."""
-    monkeypatch.setattr(logs, "_refused_again", {})
 
 
 @pytest.mark.parametrize("wrong", [{"dbname": "no_such_database"}, {"user": "no_such_role"}])
