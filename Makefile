@@ -43,7 +43,7 @@ up: ## the whole stack where Docker is: shop, Collector, Jaeger, Prometheus, Gra
 	@shop=$$(docker compose port shop 8000) && jaeger=$$(docker compose port jaeger 16686) && \
 	prometheus=$$(docker compose port prometheus 9090) && grafana=$$(docker compose port grafana 3000) && \
 	echo "The shop            http://$$shop/" && \
-	echo "Long holds          http://$$jaeger/search?service=shop&operation=pool.checkout&tags=%7B%22otel_pgpool.long_hold%22%3A%22true%22%7D" && \
+	echo "Long holds          http://$$jaeger/search?service=shop&operation=pool.checkout&tags=%7B%22otel_pgpool.long_hold%22%3A%22true%22%7D&lookback=1h" && \
 	echo "Dashboard           http://$$grafana/d/otel-pgpool" && \
 	echo "Alerts              http://$$prometheus/alerts"
 

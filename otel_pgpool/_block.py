@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from time import monotonic
+import sys
 from typing import TYPE_CHECKING
 
 from otel_pgpool import _checkout
 from otel_pgpool._checkout import Checkout
+from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import IDLE, settings
 from otel_pgpool._errors import PoolError
+from otel_pgpool._fork import is_here, renew
 from otel_pgpool._settlement import finish, rescue
 from otel_pgpool._waiting import fail
 
@@ -37,10 +39,14 @@ class Block:
     _conn: connection | None
 
     def __enter__(self) -> connection:
+        if not is_here:
+            renew()
         pool = self._pool
         checkout = Checkout()
         if self._checkout is not None:
-            raise PoolError("this connection() is in use: call pool.connection() again for a second connection")
+            raise PoolError(
+                f"pool {pool.name!r}: this connection() is in use: call pool.connection() again for a second connection"
+            )
         self._checkout = checkout  # no call between the question and this: no other thread comes between
         checkout.stack = self._stack
         checkout.thread = _checkout.here.thread
@@ -64,7 +70,9 @@ class Block:
         try:
             conn, checkout, pool = self._conn, self._checkout, self._pool
             if conn is None or checkout is None:
-                raise PoolError("this connection() is not in use")  # noqa: TRY301 - no line may stand before the `try`
+                raise PoolError(f"pool {pool.name!r}: this connection() is not in use")  # noqa: TRY301 - no line may stand before the `try`
+            if not is_here:
+                renew()
             if (
                 exc is None
                 and pool._reset is None
@@ -85,3 +93,21 @@ class Block:
         finally:
             if self._conn is not None:
                 self._conn = self._checkout = None
+
+
+class LongBlock(Block):
+    """A block whose hold may last longer, or less long, than the pool's others."""
+
+    __slots__ = ("_expected_hold",)
+
+    _expected_hold: float
+
+    def __enter__(self) -> connection:
+        conn = super().__enter__()
+        try:
+            if self._checkout is not None:
+                self._pool._expect(self._checkout, self._expected_hold)
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return conn

@@ -105,6 +105,8 @@ class Checkout:
     attempts: Sequence[Attempt] = ()
     error: BaseException | None = None
     """Of the last failed attempt."""
+    expected_hold: float | None = None
+    """Seconds that the hold may last, infinite for any time; None: as long as the pool's others."""
     flagged: bool = False
     """Held over the threshold."""
     flagged_at: float = 0.0

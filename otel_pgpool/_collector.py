@@ -11,23 +11,17 @@ would be lost there, a Ctrl-C among it.
 from __future__ import annotations
 
 import gc
-import sys
-import threading
 from collections import OrderedDict
 from typing import Any
+
+from otel_pgpool._unpatched import load_again
 
 _phases = OrderedDict.fromkeys(("start", "stop"))  # the present one last
 _everywhere: dict[str, object] = {}
 
 
-def _make_here() -> Any:
-    """Of the thread, and not of one of gevent's greenlets: the collector works on when these have been finalized."""
-    monkey = sys.modules.get("gevent.monkey")
-    local: type = threading.local if monkey is None else monkey.get_original("_thread", "_local")
-    return local()
-
-
-_here = _make_here()
+_here: Any = load_again("_thread")._local()
+"""Of the thread, and not of a greenlet: the collector still works when gevent or eventlet have finalized theirs."""
 
 gc.callbacks += [_phases.move_to_end, _everywhere.__setitem__, _here.__setattr__]  # type: ignore[list-item]  # any true object moves to the end
 

@@ -229,6 +229,15 @@ def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
     return threshold or math.inf
 
 
+def expected_hold(value: object) -> float:
+    """Seconds that a hold may last, infinite for None.
+
+    Raises:
+        ValueError: no duration above 0.
+    """
+    return math.inf if value is None else seconds("expected_hold", value, above=True, none=True)
+
+
 HISTOGRAMS = ("wait_time", "use_time", "create_time")
 SPAN_MODES = ("always", "parent", "slow", "off")
 

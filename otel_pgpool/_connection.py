@@ -10,8 +10,9 @@ import psycopg2
 from psycopg2 import extensions
 
 from otel_pgpool._deadline import IO_DEADLINE, Deadline, sever
-from otel_pgpool._errors import sqlstate
+from otel_pgpool._errors import PoolError, sqlstate
 from otel_pgpool._guard import is_asynchronous
+from otel_pgpool._proxy import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -102,7 +103,7 @@ def execute(conn: connection, statement: str) -> Any:
 
     The plain cursor class passes by the program's cursor factory and by whatever traces it.
     """
-    with extensions.cursor(conn) as cursor:
+    with extensions.cursor(unwrapped(conn)) as cursor:
         cursor.execute(statement)
         return cursor.fetchone() if cursor.description else None
 
@@ -138,12 +139,14 @@ def configure(conn: connection, work: Callable[[connection], object]) -> None:
         Exception: what ``work`` or the commit raised; the server did not answer in time.
     """
     with Deadline(conn) as deadline:
-        work(conn)
-        commit(conn)
-        if conn.get_transaction_status() != IDLE:  # what cannot be committed
-            _roll_back(conn)
+        try:
+            work(conn)
+            _commit_work(conn, "configure")
+        except psycopg2.Error:
+            if not deadline.expired:
+                raise
     if deadline.expired:
-        raise psycopg2.OperationalError(f"configure took longer than {IO_DEADLINE:g} s")
+        raise psycopg2.OperationalError(f"configure was cut after {IO_DEADLINE:g} s without an answer")
 
 
 def tidy(conn: connection, slot: Slot, reset: Callable[[connection], object] | None) -> None:
@@ -158,11 +161,21 @@ def tidy(conn: connection, slot: Slot, reset: Callable[[connection], object] | N
             _restore(conn, slot.baseline)
         if reset is not None:
             reset(conn)
-            _roll_back(conn)
+            _commit_work(conn, "reset")
             if settings(conn) != slot.baseline:
                 _restore(conn, slot.baseline)
     if deadline.expired or not is_clean(conn, slot):
         raise psycopg2.OperationalError("the connection could not be reset")
+
+
+def _commit_work(conn: connection, option: str) -> None:
+    """Commit what the user's ``configure`` or ``reset`` did: rolled back, a ``SET`` or ``RESET`` would be gone."""
+    if conn.get_transaction_status() == IN_ERROR:
+        raise PoolError(f"{option} left a transaction in error, so its work cannot be committed")
+    if conn.status != READY:
+        conn.commit()
+    if conn.get_transaction_status() != IDLE:  # begun behind psycopg2's back
+        execute(conn, "COMMIT")
 
 
 def _roll_back(conn: connection) -> None:

@@ -7,12 +7,14 @@ import math
 import random
 import threading
 import weakref
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool._checkout import Attempt
+from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import close, configure, settings
-from otel_pgpool._observer import Connect
+from otel_pgpool._deadline import IO_DEADLINE
+from otel_pgpool._opening import Opening
+from otel_pgpool._refusal import is_refusal
 from otel_pgpool._settlement import bare, describe
 from otel_pgpool._target import printable
 from otel_pgpool._wakeup import Wakeup, start, wait_for
@@ -20,12 +22,17 @@ from otel_pgpool._wakeup import Wakeup, start, wait_for
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
+    from otel_pgpool._observer import Connect
     from otel_pgpool._pool import ConnectionPool
     from otel_pgpool._slot import Slot
 
 MOST_CONNECTORS = 3
 AGAIN = 0.25
-"""Seconds after which a caller that waits has another go at starting a thread, where none could be started."""
+"""Seconds after which a caller that waits tries again to start a thread, where none could be started."""
+MOST_STUCK = 16
+"""Threads whose attempt was given up and has not ended yet, past which no more attempts are made."""
+CONFIGURE_TIMEOUT = 2 * IO_DEADLINE
+"""Seconds for ``configure``, its commit included, after which the attempt is given up."""
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 """Seconds: what the delay between attempts doubles from, and to."""
 LIFETIME_JITTER = 0.1
@@ -38,7 +45,7 @@ class Connectors:
     """At most three threads, started on demand, of which each asks again whether a connection is still wanted.
 
     While the server cannot be reached one of them, the prober, goes on trying; when it gets through, each success
-    starts one more, so that the pool refills in steps.
+    starts one more, so that the pool refills in steps. An attempt that does not end is given up by the maintenance.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -46,6 +53,8 @@ class Connectors:
         self._wakeup = Wakeup()
         self._pool = weakref.ref(pool, self._wakeup.ring_for)
         self._threads: set[threading.Thread] = set()  # under the core's lock
+        self._openings: dict[Slot, Opening] = {}  # whoever takes one out tells how it ended
+        self._stuck: dict[Opening, None] = {}  # given up, and not ended yet
         self.lack: BaseException | None = None
         """Why the last thread could not be started, until one can."""
 
@@ -55,6 +64,8 @@ class Connectors:
         try:
             with self._core.lock:
                 if not self._core._wanted() or len(self._threads) >= (1 if self._core.outage else MOST_CONNECTORS):
+                    return
+                if len(self._stuck) >= MOST_STUCK:
                     return
                 thread = threading.Thread(target=self._run, name="otel_pgpool-connector", daemon=True)
                 self._threads.add(thread)
@@ -67,16 +78,53 @@ class Connectors:
             if not isinstance(error, RuntimeError):
                 raise
             if self.lack is None:
-                logger.warning("pool %s: no thread can be started to connect: %s", self._name(), error)
+                logger.warning(
+                    "pool %s: no thread can be started to connect: %s; callers that wait connect in their own threads",
+                    self._name(),
+                    error,
+                )
             self.lack = bare(error)  # a return may still serve the caller
 
     def wait_for(self, lock: threading.Lock, deadline: float) -> bool:
-        """Wait to be served; where no thread could be started that connects, try that again meanwhile."""
-        while self.lack is not None and deadline - monotonic() > AGAIN:
-            if wait_for(lock, AGAIN):
+        """Wait to be served; where no thread can be started that connects, connect in this one."""
+        while self.lack is not None and (left := deadline - monotonic()) > 0:
+            delay = self._connect_here(left)
+            if wait_for(lock, min(delay, deadline - monotonic())):
                 return True
             self.kick()
         return wait_for(lock, deadline - monotonic())
+
+    def _connect_here(self, limit: float) -> float:
+        """Do a connector's next step in the caller's thread; seconds until the one after."""
+        me = threading.current_thread()
+        try:
+            delay = self._step(me, limit)
+        finally:
+            with self._core.lock:
+                self._leave(me)
+        return AGAIN if delay is None else min(delay, AGAIN)
+
+    def give_up_overdue(self, now: float) -> None:
+        """End attempts whose present step takes longer than it may: they have failed, and others are made."""
+        for opening in [*self._openings.values(), *self._stuck]:
+            opening.cut(now)
+        pool = self._pool()
+        for slot, opening in list(self._openings.items()):
+            if pool is None or not opening.is_overdue(now):
+                continue
+            self._stuck[opening] = None
+            if self._openings.pop(slot, None) is None:  # it has just ended
+                self._stuck.pop(opening, None)
+                continue
+            with self._core.lock:
+                self._leave(opening.thread)
+            self._fail(pool, slot, opening, opening.overdue_error())
+            if len(self._stuck) == MOST_STUCK:
+                logger.error(
+                    "pool %s: %d attempts to connect have not ended; no more are made before one of them ends",
+                    pool.name,
+                    MOST_STUCK,
+                )
 
     def _name(self) -> str:
         pool = self._pool()
@@ -105,21 +153,29 @@ class Connectors:
             with self._core.lock:
                 self._leave(me)
 
-    def _step(self, me: threading.Thread) -> float | None:
+    def _step(self, me: threading.Thread, limit: float | None = None) -> float | None:
         """Make one connection, if one is wanted; seconds until the next step, or None to end."""
         pool = self._pool()
         if pool is None:
             return None
-        with self._core.lock:
-            delay = self._turn(me, monotonic())
-            slot = self._core._claim() if delay == 0.0 else None
-            if slot is None and not delay:
-                self._leave(me)
-                return None
-        if slot is None:
-            return delay
-        self.kick()
-        return self._connect(pool, slot)
+        slot = None
+        try:
+            with self._core.lock:
+                delay = self._turn(me, monotonic()) if len(self._stuck) < MOST_STUCK else None
+                slot = self._core._claim() if delay == 0.0 else None
+                if slot is None and not delay:
+                    self._leave(me)
+                    return None
+            if slot is None:
+                return delay
+            self.kick()
+            if self._core.parked:
+                pool._wake_maintenance()  # it gives the attempt up where that does not end
+            return self._connect(pool, slot, limit)
+        except BaseException as error:
+            if slot is not None and slot in self._core.opening:  # an interrupt came where nothing else frees the place
+                self._fail(pool, slot, self._openings.pop(slot) if slot in self._openings else Opening(), error)
+            raise
 
     def _turn(self, me: threading.Thread, now: float) -> float | None:
         """Under the lock: seconds until this thread may try; None during an outage that another one ends."""
@@ -136,39 +192,52 @@ class Connectors:
         if self._core.prober is me:
             self._core.prober = None
 
-    def _connect(self, pool: ConnectionPool, slot: Slot) -> float:
-        outage = self._core.outage
-        attempt = 1 + (outage.attempts if outage else 0)
-        asked_by = slot.asked_by
-        began = monotonic()
+    def _connect(self, pool: ConnectionPool, slot: Slot, limit: float | None) -> float | None:
+        opening = self._openings[slot] = Opening(self._attempts() + 1, slot.asked_by, limit)
         conn = None
         try:
-            conn = pool._target.connect()
+            conn = pool._target.connect(opening)
+            opening.allow("configure", CONFIGURE_TIMEOUT)
             prepare(pool, slot, conn)
         except BaseException as error:
+            given_up = self._openings.pop(slot, None) is None
+            self._stuck.pop(opening, None)
+            if not given_up:
+                self._fail(pool, slot, opening, opening.overdue_error() if opening.was_cut and conn is None else error)
             if conn is not None:
                 close(conn)
-            delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(attempt - 1, 16)))  # noqa: S311 - jitter
-            text = ""
-            try:
-                text = describe(pool._target, error)
-            finally:
-                failed = Connect(attempt, began, monotonic(), asked_by, bare(error), text)
-                self._missed(pool, slot, failed, delay)
             if not isinstance(error, Exception):
                 raise
-            return 0.0
+            return None if given_up else 0.0
+        if self._openings.pop(slot, None) is None:
+            self._stuck.pop(opening, None)
+            close(conn)
+            return None
         reached = printable(conn.info.host or "")
-        connect = Connect(attempt, began, monotonic(), asked_by, address=reached, port=conn.info.port)
+        connect = opening.ended(address=reached, port=conn.info.port)
         self._made(pool, slot, conn, connect)
         return 0.0
+
+    def _attempts(self) -> int:
+        """How many attempts have failed since the server was last reached."""
+        outage = self._core.outage
+        return 0 if outage is None else outage.attempts
+
+    def _fail(self, pool: ConnectionPool, slot: Slot, opening: Opening, error: BaseException) -> None:
+        longest = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(opening.number - 1, 16))
+        delay = random.uniform(0, longest)  # noqa: S311 - jitter
+        text = ""
+        try:
+            text = describe(pool._target, error)
+        finally:
+            self._missed(pool, slot, opening.ended(error=bare(error), message=text), delay)
 
     def _made(self, pool: ConnectionPool, slot: Slot, conn: connection, connect: Connect) -> None:
         reason, ended = self._core.deliver(slot, conn, connect.ended)
         observer = pool._observer
         if observer is not None:
             pool._tell(observer.connected, connect)
-            if ended is not None:
+            if ended is not None and not ended.is_refusal:
                 pool._tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
         if reason is not None:
             slot.conn = conn
@@ -180,12 +249,14 @@ class Connectors:
         error = connect.error
         assert error is not None  # noqa: S101 - a failed attempt has one
         attempt = Attempt(connect.ended, type(error).__name__, delay)
-        began = self._core.miss(slot, attempt, error)
+        began, ended = self._core.miss(slot, attempt, error, began=connect.began, is_refusal=is_refusal(error))
         observer = pool._observer
         if observer is not None:
             pool._tell(observer.connect_failed, connect)
             if began:
                 pool._tell(observer.outage_started, connect)
+            if ended is not None:
+                pool._tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
 
 
 def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool._checkout import Attempt, Blocker, Checkout
@@ -28,12 +29,14 @@ class State(enum.Enum):
 
 
 class Outage(NamedTuple):
-    """The server cannot be reached. Times are readings of ``time.monotonic`` in s."""
+    """No connection can be made. Times are readings of ``time.monotonic`` in s."""
 
     since: float
     attempts: int
     error: BaseException
     next_attempt: float
+    is_refusal: bool = False
+    """Whether the server was reached, and refused the last attempt."""
 
 
 class Core(Members):
@@ -49,6 +52,7 @@ class Core(Members):
         "grow",
         "max_retries",
         "max_waiting",
+        "name",
         "outage",
         "prober",
         "queue",
@@ -67,8 +71,10 @@ class Core(Members):
         max_waiting: int = 0,
         max_retries: int | None = None,
         long_hold: float = NEVER,
+        name: str = "",
     ) -> None:
         super().__init__(minconn, maxconn, long_hold)
+        self.name = name  # for its errors
         self.state = State.NEW
         self.max_waiting = max_waiting
         self.max_retries = max_retries
@@ -139,12 +145,12 @@ class Core(Members):
         """
         with self.lock:
             if self.state is State.CLOSED:
-                raise PoolClosed("connection pool is closed")
+                raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
             self._match(now)
             if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and not self.idle:
                 raise TooManyRequests(
-                    f"the queue is full: {len(self.queue)} waiting (max_waiting={self.max_waiting}), "
-                    f"{self.used} of {self.maxconn} connections in use"
+                    f"pool {self.name!r}: the queue is full: {len(self.queue)} waiting "
+                    f"(max_waiting={self.max_waiting}), {self.used} of {self.maxconn} connections in use"
                 )
             if checkout.queued is None:
                 checkout.queued = now
@@ -183,9 +189,10 @@ class Core(Members):
             if self.grow or self.opening:
                 checkout.waits_for = "new"
 
-    def count_failure(self, *, timed_out: bool) -> None:
-        """A checkout ended without a hold."""
+    def count_failure(self, waited: float, *, timed_out: bool) -> None:
+        """Count a checkout that ended without a hold, after so many seconds."""
         with self.lock:
+            self.wait_seconds += waited
             if timed_out:
                 self.timeouts += 1
             else:
@@ -207,14 +214,15 @@ class Core(Members):
         """
         checkout = waiter.checkout
         checkout.slot = slot
-        checkout.acquired = now = max(now, checkout.started)  # it may have asked after the return had begun
+        queued = checkout.started if checkout.queued is None else checkout.queued
+        checkout.acquired = now = max(now, queued)  # it may have come after the return had begun
         checkout.path = path
         checkout.lent = True
         slot.checkout = checkout
         if path is not None:
             self._count(checkout, now)
         waiter.serve(conn)
-        self.queue.popleft()
+        self.queue.leave(checkout)
 
     def _count(self, checkout: Checkout, now: float) -> None:
         self.wait_seconds += now - checkout.started
@@ -264,7 +272,7 @@ class Core(Members):
             if slot not in self.members:
                 return GONE
             held = now - checkout.acquired
-            if held >= self.long_hold and not checkout.flagged:
+            if not checkout.flagged and now >= self.long_from(checkout):
                 self._flag(checkout, now)
             slot.hold_seconds += held
             slot.checkout = None
@@ -329,7 +337,7 @@ class Core(Members):
         if not self._wanted():
             return None
         unserved = len(self.opening)
-        slot = Slot(self.queue[unserved].checkout if unserved < len(self.queue) else None)
+        slot = Slot(next(islice(self.queue, unserved, None), None))
         self.grow = False
         self.opening.add(slot)
         self._enter(slot)
@@ -339,7 +347,7 @@ class Core(Members):
         """A connection was made: give it to a waiter or keep it.
 
         Returns:
-            The reason why it is to be closed at once, or None; and the outage that it ends, or None.
+            The reason why it is to be closed at once, or None; and what it ends, or None.
         """
         with self.lock:
             self.opening.discard(slot)
@@ -359,23 +367,37 @@ class Core(Members):
             self._notify_closers()
             return reason, ended
 
-    def miss(self, slot: Slot, attempt: Attempt, error: BaseException) -> bool:
-        """A connect failed: everyone who waits lived through it. True when this begins an outage."""
+    def miss(
+        self,
+        slot: Slot,
+        attempt: Attempt,
+        error: BaseException,
+        *,
+        began: float | None = None,
+        is_refusal: bool = False,
+    ) -> tuple[bool, Outage | None]:
+        """Count a failed connect, which began then, for everyone who waits.
+
+        Returns:
+            Whether the server is out of reach from now on; and the outage that ends, as the server has refused it.
+        """
         with self.lock:
             self.opening.discard(slot)
             self._leave(slot)
             slot.asked_by = None
-            began = self.outage is None
-            since, attempts = (attempt.at, 0) if self.outage is None else self.outage[:2]
-            self.outage = Outage(since, attempts + 1, error, attempt.at + attempt.delay)
+            before = self.outage
+            was_reached = before is None or before.is_refusal
+            since = before.since if before is not None and not was_reached else attempt.at if began is None else began
+            attempts = before.attempts if before is not None and before.is_refusal == is_refusal else 0
+            self.outage = Outage(since, attempts + 1, error, attempt.at + attempt.delay, is_refusal)
             self.retries += len(self.queue)
-            for waiter in list(self.queue):
+            for waiter in list(self.queue.values()):
                 waiter.checkout.retried(attempt, error)
                 if self.exhausted(waiter.checkout):
                     self.queue.fail(waiter, error)
             self._notify_fillers(error)
             self._notify_closers()
-            return began
+            return was_reached and not is_refusal, None if was_reached or not is_refusal else before
 
     def exhausted(self, checkout: Checkout) -> bool:
         """Whether the checkout has failed as often as it may."""
@@ -415,7 +437,7 @@ class Core(Members):
         """
         with self.lock:
             if self.state is State.CLOSED:
-                raise PoolClosed("connection pool is closed")
+                raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
             self.state = State.OPEN
 
     def unopen(self) -> list[Slot]:
@@ -430,9 +452,9 @@ class Core(Members):
         """Refuse new checkouts, fail the waiters; the idle are returned to be closed, the rest when they come back."""
         with self.lock:
             self.state = State.CLOSED
-            for waiter in list(self.queue):
-                self.queue.fail(waiter, PoolClosed("connection pool was closed while waiting"))
-            self._notify_fillers(PoolClosed("connection pool was closed"))
+            for waiter in list(self.queue.values()):
+                self.queue.fail(waiter, PoolClosed(f"pool {self.name!r}: connection pool was closed while waiting"))
+            self._notify_fillers(PoolClosed(f"pool {self.name!r}: connection pool was closed"))
             return self._condemn("closed")
 
     def drain(self, reason: str) -> list[Slot]:

@@ -8,13 +8,14 @@ import math
 import os
 import socket
 import threading
-import time
 from contextlib import suppress
 from io import FileIO
 from typing import TYPE_CHECKING
 
 import psycopg2
 
+from otel_pgpool import _fork
+from otel_pgpool._clock import monotonic
 from otel_pgpool._wakeup import Wakeup, start
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Deadline:
     def __init__(self, conn: connection, seconds: float = IO_DEADLINE) -> None:
         self._conn = conn
         self._duplicate: _Duplicate | None = None
-        self.at = time.monotonic() + seconds
+        self.at = monotonic() + seconds
         self.expired = False
 
     def __enter__(self) -> Self:
@@ -164,7 +165,7 @@ class _Watch:
                     self._thread, self._wakeup = threading.current_thread(), wakeup
                 if self._thread is not threading.current_thread():
                     return
-                now = time.monotonic()
+                now = monotonic()
                 self._cut_overdue(now)
                 self._wakes_at = min((each.at for each in list(self._deadlines)), default=now + IDLE_EXIT)
             rung = wakeup.wait(self._wakes_at - now)
@@ -186,5 +187,4 @@ def _after_fork() -> None:
     _watch = _Watch()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_fork.register(_after_fork)

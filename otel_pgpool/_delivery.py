@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
-import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,8 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from otel_pgpool import _fork
+from otel_pgpool._clock import monotonic
 from otel_pgpool._guard import LAMENT_INTERVAL
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class Delivery:
         for kind in type(self._exporter).__mro__:
             if kind.__module__.startswith("opentelemetry.exporter.otlp."):
                 logging.getLogger(kind.__module__).addFilter(_once_an_outage)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._after_fork)
+        _fork.register(self._after_fork)
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # re-entrant, for a span that a finalizer ends while it is held
@@ -133,7 +132,7 @@ class OnceAWhile(logging.Filter):
         self._next: dict[tuple[Any, ...], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said, now = (record.msg, str(record.args)), time.monotonic()
+        said, now = (record.msg, str(record.args)), monotonic()
         if now < self._next.get(said, 0.0):
             return False
         self._next[said] = now + LAMENT_INTERVAL
@@ -154,7 +153,7 @@ class Deadline:
     at = math.inf
 
     def millis(self) -> float:
-        return min(max(0.0, self.at - time.monotonic()), 30.0) * 1000
+        return min(max(0.0, self.at - monotonic()), 30.0) * 1000
 
 
 class SpanProcessor(BatchSpanProcessor):

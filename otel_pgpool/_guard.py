@@ -6,10 +6,11 @@ import logging
 import signal
 import threading
 import traceback
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg2
+
+from otel_pgpool._clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,12 +50,12 @@ class Guard:
         if now < self._next_lament:
             return
         self._next_lament = now + LAMENT_INTERVAL
-        what = type(error).__name__ if isinstance(error, psycopg2.Error) else f"{type(error).__name__}: {error}"
         places = "".join(
             f'\n  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
             for frame, line in traceback.walk_tb(error.__traceback__)
         )
         try:
+            what = type(error).__name__ if isinstance(error, psycopg2.Error) else f"{type(error).__name__}: {error}"
             logger.error(
                 "pool %s: its observer raised %s; the pool goes on, and telemetry is being lost%s",
                 self._pool_name,

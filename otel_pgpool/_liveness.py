@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool._checkout import Attempt
+from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import PING_AFTER, is_readable, ping, readable
 from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool._errors import error_type

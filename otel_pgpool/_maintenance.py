@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING
 
+from otel_pgpool._clock import monotonic
 from otel_pgpool._level import TICK, Level
 from otel_pgpool._settlement import settle
 from otel_pgpool._watcher import Watcher
@@ -43,6 +43,7 @@ class Maintenance(Watcher["ConnectionPool"]):
         self._reclaim(pool, now)
         for reason, slots in core.retire(now, pool._config.max_idle).items():
             pool._discard(slots, reason)
+        pool._connectors.give_up_overdue(now)
         pool._connectors.kick()
         self._report(pool, now)
         parked = self._is_quiet(core) and self._level.settled and core.park()

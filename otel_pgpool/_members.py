@@ -284,9 +284,12 @@ class Members:
             return self._holds()
 
     def oldest_hold(self, now: float) -> float:
-        """Age in s of the oldest hold still out, 0 if none. Takes no lock."""
+        """Age in s of the oldest hold that nobody said to be a long one, 0 if none. Takes no lock."""
         holds = [slot.checkout for slot in self.members.copy()]
-        oldest = min((hold.acquired for hold in holds if hold is not None and hold.path is not None), default=now)
+        begun = [
+            hold.acquired for hold in holds if hold is not None and hold.path is not None and hold.expected_hold is None
+        ]
+        oldest = min(begun, default=now)
         return max(0.0, now - oldest)
 
     def checkouts(self) -> dict[str, int]:
@@ -305,11 +308,20 @@ class Members:
         with self.lock:
             return self.keys.get(key, (None, None))
 
+    def slot_behind(self, conn: connection) -> Slot | None:
+        """Find the slot of a connection that was lent as a proxy, and comes back without it, as from its cursor."""
+        return next((slot for slot in list(self.slots.values()) if slot.ref() is conn), None)
+
     def enter_key(self, key: object, slot: Slot, conn: connection) -> connection:
         """Remember what a key has lent; the connection that it goes by, if another thread was faster."""
         with self.lock:
             slot.review_at = AT_ONCE  # so that the return forgets the key
             return self.keys.setdefault(key, (slot, conn))[1]
+
+    def long_from(self, checkout: Checkout) -> float:
+        """When a hold is long, as a reading of the clock."""
+        expected = checkout.expected_hold
+        return checkout.acquired + (self.long_hold if expected is None else expected)
 
     def _flag(self, checkout: Checkout, now: float) -> None:
         checkout.flagged = True
@@ -319,7 +331,7 @@ class Members:
     def flag_long_holds(self, now: float) -> list[Checkout]:
         """Mark those that have passed the threshold since the last look."""
         with self.lock:
-            overdue = [hold for hold in self._holds() if not hold.flagged and now - hold.acquired >= self.long_hold]
+            overdue = [hold for hold in self._holds() if not hold.flagged and now >= self.long_from(hold)]
             for checkout in overdue:
                 self._flag(checkout, now)
             return overdue
@@ -327,19 +339,19 @@ class Members:
     def next_deadline(self, max_idle: float) -> float:
         """When the maintenance is next needed, as a reading of the clock."""
         with self.lock:
-            holds = [hold.acquired + self.long_hold for hold in self._holds() if not hold.flagged]
+            holds = [self.long_from(hold) for hold in self._holds() if not hold.flagged]
             lifetimes = [slot.expires for slot in self.idle]
             unused = [slot.idle_since + max_idle for slot in self.idle] if self.remaining > self.minconn else []
             return min((*holds, *lifetimes, *unused), default=NEVER)
 
     def park(self) -> bool:
-        """Let the maintenance sleep until the next checkout, if nothing is out or set aside.
+        """Let the maintenance sleep until the next checkout, if nothing is out, set aside or being opened.
 
         Parked first, and looked second: a checkout pops first, and looks whether it is parked second.
         """
         with self.lock:
             self.parked = True
-            if self.used or self.checking or self.closing:
+            if self.used or self.checking or self.closing or self.opening:
                 self.parked = False
             return self.parked
 

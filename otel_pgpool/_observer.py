@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from otel_pgpool._fork import is_here
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -35,7 +37,7 @@ class PoolStats:
     utilization: float
     """``used / maxconn``."""
     oldest_hold: float
-    """Age of the oldest hold still out, 0 if none."""
+    """Age of the oldest hold still out, 0 if none; without those that were given an ``expected_hold``."""
 
     checkouts: Mapping[str, int] = field(default_factory=dict)
     """Checkouts served, by path: ``idle``, ``queued``, ``new``."""
@@ -50,6 +52,7 @@ class PoolStats:
     discarded: Mapping[str, int] = field(default_factory=dict)
     """Connections closed, by reason."""
     wait_seconds: float = 0.0
+    """Waits of all checkouts, served or not."""
     hold_seconds: float = 0.0
     maxidle: int | None = None
     """Most connections kept idle, where that is less than ``maxconn``, as in psycopg2's and SQLAlchemy's pools."""
@@ -101,7 +104,8 @@ class LastFigures:
 def leave_figures(pool: Any) -> None:
     """Leave the figures of a pool that goes. Its finalizer: it calls nobody, and takes no lock."""
     with suppress(Exception):  # its making has failed, or the interpreter ends
-        pool.last_figures.stats = pool.stats()
+        if is_here:  # in a forked child they are the parent's
+            pool.last_figures.stats = pool.stats()
 
 
 class ObservedPool(Protocol):

@@ -8,26 +8,29 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from sys import _getframe
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg2
 
 from otel_pgpool import _connection, _deadline, _registry
-from otel_pgpool._block import Block
+from otel_pgpool._block import Block, LongBlock
 from otel_pgpool._checkout import begin, renew_here, stack_of
+from otel_pgpool._clock import monotonic
 from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._config import PoolConfig, limits, refuse, seconds
+from otel_pgpool._config import expected_hold as validate_expected_hold
 from otel_pgpool._connection import is_clean
 from otel_pgpool._connectors import Connectors
 from otel_pgpool._core import GONE, Core, State
 from otel_pgpool._errors import PoolClosed, PoolError, timeout_error
+from otel_pgpool._fork import is_here, renew, renewed
 from otel_pgpool._guard import Guard
 from otel_pgpool._level import level_name
 from otel_pgpool._liveness import check_all
 from otel_pgpool._maintenance import Maintenance
 from otel_pgpool._observer import Holder, LastFigures, PoolStats, leave_figures
 from otel_pgpool._settlement import rescue, settle
+from otel_pgpool._slot import AT_ONCE
 from otel_pgpool._target import Target
 from otel_pgpool._waiting import fail, last_failure, obtain
 from otel_pgpool._wakeup import Dropped, Wakeup, wait_for
@@ -130,8 +133,9 @@ class ConnectionPool:
         self._target = Target(args, kwargs, credentials)
         self._observer = _default_observer() if observer is ... else observer
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._name = ""
         self._start_afresh(self._config.minconn, self._config.maxconn)
-        self._name = _registry.register(self, self._config.name or self._target.name)
+        self._name = self._core.name = _registry.register(self, self._config.name or self._target.name)
         self._guard = Guard(self._name)
         self._tell = self._guard.tell
         if self._observer is not None:
@@ -151,6 +155,7 @@ class ConnectionPool:
             max_waiting=config.max_waiting,
             max_retries=config.max_retries,
             long_hold=config.long_hold,
+            name=self._name,
         )
         self._core.parked = True  # there is no thread yet
         self._wakeup = Wakeup()
@@ -161,16 +166,18 @@ class ConnectionPool:
 
     # Checking out and in
 
-    def connection(self, timeout: float | None = None) -> Block:
+    def connection(self, timeout: float | None = None, *, expected_hold: float | EllipsisType | None = ...) -> Block:
         """Lend a connection for a ``with`` block: commit on a clean exit, roll back on an exception, always give back.
 
         A connection in autocommit mode is neither committed nor rolled back.
 
         Args:
             timeout: longest wait in s, instead of the pool's.
+            expected_hold: s after which the hold is flagged, instead of the pool's ``long_hold``; None for never. Such
+                a hold does not count in ``oldest_hold``. For listeners and batches.
 
         Raises:
-            ValueError: a bad ``timeout``. On entering the block:
+            ValueError: a bad ``timeout`` or ``expected_hold``. On entering the block:
             PoolTimeout: no connection in time, or ``max_retries`` reached.
             TooManyRequests: the queue is full.
             PoolClosed: the pool is closed. On leaving it:
@@ -179,28 +186,45 @@ class ConnectionPool:
         if timeout is not None:
             timeout = seconds("timeout", timeout)
         frame = _getframe(1)
-        block = Block()
+        block = Block() if expected_hold is ... else self._long_block(expected_hold)
         block._pool = self
         block._timeout = timeout
         block._stack = frame.f_code, frame.f_lasti
         block._checkout = block._conn = None
         return block
 
-    def getconn(self, key: object = None, *, timeout: float | None = None) -> Connection:
+    def _long_block(self, hold: object) -> Block:
+        block = LongBlock()
+        block._expected_hold = validate_expected_hold(hold)
+        return block
+
+    def _expect(self, checkout: Checkout, hold: float) -> None:
+        """Flag a hold after its own time."""
+        checkout.expected_hold = hold
+        checkout.slot.review_at = AT_ONCE  # a return must look at it, however short the hold was
+        self._wake_maintenance()
+
+    def getconn(
+        self, key: object = None, *, timeout: float | None = None, expected_hold: float | EllipsisType | None = ...
+    ) -> Connection:
         """Lend a connection until `putconn`.
 
         Args:
             key: a name for the checkout: while it lasts, the same key gives the same connection.
             timeout: longest wait in s, instead of the pool's.
+            expected_hold: as for `connection`.
 
         Raises:
             PoolTimeout: no connection in time, or ``max_retries`` reached.
             TooManyRequests: the queue is full.
             PoolClosed: the pool is closed.
-            ValueError: a bad ``timeout``.
+            ValueError: a bad ``timeout`` or ``expected_hold``.
         """
         if timeout is not None:
             timeout = seconds("timeout", timeout)
+        hold = None if expected_hold is ... else validate_expected_hold(expected_hold)
+        if not is_here:
+            renew()
         if key is not None:
             lent = self._core.by_key(key)[1]
             if lent is not None:
@@ -211,6 +235,8 @@ class ConnectionPool:
         except BaseException as error:
             fail(self, checkout, None, error)  # what an interrupt has left undone of it
             raise
+        if hold is not None:
+            self._expect(checkout, hold)
         if key is not None:
             lent = self._core.enter_key(key, checkout.slot, conn)
             if lent is not conn:  # another thread was faster with this key
@@ -229,26 +255,31 @@ class ConnectionPool:
         Raises:
             PoolError: it is not lent by this pool now.
         """
+        if not is_here:
+            renew()
         core = self._core
-        slot = core.by_key(key)[0] if conn is None else core.slots.get(id(conn))
-        held = None if slot is None else slot.held(conn)
+        slot: Slot | None
+        if conn is None:
+            slot, conn = core.by_key(key)
+        else:
+            slot = core.slots.get(id(conn)) or core.slot_behind(conn)
         checkout = None if slot is None else slot.checkout
-        if held is None or checkout is None or (conn is not None and held is not conn):
+        if conn is None or slot is None or checkout is None or not slot.holds(conn):
             if conn is not None and conn in self._inherited:
                 return
-            raise PoolError("trying to put unkeyed connection: it is not lent by this pool now")
+            raise PoolError(f"pool {self._name!r}: trying to put unkeyed connection: it is not lent by this pool now")
         if key is not None and core.by_key(key)[0] is not slot:
-            raise PoolError("trying to put a connection under a key that it was not lent by")
+            raise PoolError(f"pool {self._name!r}: trying to put a connection under a key that it was not lent by")
         try:
             checkout.outcome = "released"
             if is_collecting_here():
-                self._defer(checkout, held, close=close)
-            elif not close and self._reset is None and is_clean(held, checkout.slot):
-                self._give_back(checkout, held)
+                self._defer(checkout, conn, close=close)
+            elif not close and self._reset is None and is_clean(conn, slot):
+                self._give_back(checkout, conn)
             else:
-                settle(self, checkout, held, None, close=close)
+                settle(self, checkout, conn, None, close=close)
         except BaseException:
-            rescue(self, checkout, held, close=close)
+            rescue(self, checkout, conn, close=close)
             raise
 
     def _check_out(self, checkout: Checkout, timeout: float | None, taken: Connection | None = None) -> Connection:
@@ -353,6 +384,7 @@ class ConnectionPool:
 
     # The whole pool
 
+    @renewed
     def open(self) -> None:
         """Open ``minconn`` connections; nothing to do for an open pool.
 
@@ -370,6 +402,7 @@ class ConnectionPool:
             self._connectors.stop()
             raise
 
+    @renewed
     def wait(self, timeout: float | None = None) -> None:
         """Wait until ``minconn`` connections are there, opening a pool that is not open.
 
@@ -414,6 +447,7 @@ class ConnectionPool:
         self._wake_maintenance()
         self._connectors.kick()
 
+    @renewed
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: refuse new checkouts, fail the waiters, close the idle, wait for the holders.
 
@@ -436,6 +470,7 @@ class ConnectionPool:
         if not _registry.any_open():
             _deadline.stop_watching()
 
+    @renewed
     def closeall(self) -> None:
         """Close every connection, the lent ones too, as the stock pool does.
 
@@ -443,7 +478,7 @@ class ConnectionPool:
             PoolClosed: the pool is closed already.
         """
         if self._core.state is State.CLOSED:
-            raise PoolClosed("connection pool is closed")
+            raise PoolClosed(f"pool {self._name!r}: connection pool is closed")
         self._shut()
         for slot in list(self._core.slots.values()):
             conn = slot.ref()
@@ -457,10 +492,12 @@ class ConnectionPool:
         self._wakeup.ring()
         self._discard(idle, "closed")
 
+    @renewed
     def drain(self) -> None:
         """Replace every connection: the idle now, the lent ones when they come back."""
         self._discard(self._core.drain("drained"), "drained")
 
+    @renewed
     def resize(self, minconn: int, maxconn: int) -> None:
         """Change the limits: surplus idle connections are closed now, surplus lent ones when they come back.
 
@@ -470,9 +507,11 @@ class ConnectionPool:
         outage = self._core.outage
         self._discard(self._core.resize(*limits(minconn, maxconn)), "resized")
         self._connectors.kick()
-        if outage is not None and self._core.outage is None and self._observer is not None:
+        has_ended = outage is not None and not outage.is_refusal and self._core.outage is None
+        if outage is not None and has_ended and self._observer is not None:
             self._tell(self._observer.outage_ended, outage.attempts, monotonic() - outage.since)
 
+    @renewed
     def check(self) -> None:
         """Ask the server through every idle connection, and discard those that do not answer."""
         check_all(self)
@@ -519,6 +558,7 @@ class ConnectionPool:
         """Seconds after which a hold is flagged; infinite when switched off."""
         return self._config.long_hold
 
+    @renewed
     def stats(self) -> PoolStats:
         """Levels and totals, read without a lock."""
         core = self._core
@@ -552,8 +592,10 @@ class ConnectionPool:
         core = self._core
         if core.state is not State.OPEN:
             return str(core.state.value)
-        return level_name(utilization) if core.outage is None else "unreachable"
+        is_reached = core.outage is None or core.outage.is_refusal
+        return level_name(utilization) if is_reached else "unreachable"
 
+    @renewed
     def holders(self) -> list[Holder]:
         """Who holds which connection since when, the longest hold first."""
         now = monotonic()

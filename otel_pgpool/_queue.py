@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,30 +45,34 @@ class Waiter(Sleeper):
         self.lock.release()
 
 
-class Queue(deque[Waiter]):
-    """First come, first served. Every method expects its caller to hold the pool's lock."""
+class Queue(OrderedDict["Checkout", Waiter]):
+    """First come, first served, each waiter by its checkout. Every method expects its caller to hold the pool's lock.
+
+    Each takes the same time however many wait, so that a crowd that times out together holds up nobody.
+    """
 
     def join(self, checkout: Checkout) -> Waiter:
         """Queue behind all who asked earlier: one whose connection turned out dead keeps its turn."""
-        waiter = Waiter(checkout)
-        position = len(self)
-        while position and self[position - 1].checkout.started > checkout.started:
-            position -= 1
-        self.insert(position, waiter)
+        waiter = self[checkout] = Waiter(checkout)
+        later = takewhile(lambda other: other.started > checkout.started, islice(reversed(self), 1, None))
+        for other in reversed(list(later)):
+            self.move_to_end(other)
         return waiter
 
     def first(self) -> Waiter | None:
         """The first who still waits; one whose server was interrupted after serving it is left out."""
-        while self and (self[0].conn is not None or self[0].error is not None):
-            self.popleft()
-        return self[0] if self else None
+        while self:
+            waiter = next(iter(self.values()))
+            if waiter.conn is None and waiter.error is None:
+                return waiter
+            del self[waiter.checkout]
+        return None
 
     def leave(self, checkout: Checkout) -> None:
         """Give up the place, if it is still there."""
-        for waiter in [waiter for waiter in self if waiter.checkout is checkout]:
-            self.remove(waiter)
+        self.pop(checkout, None)
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         """Take one out and wake it with an error."""
-        self.remove(waiter)
+        self.leave(waiter.checkout)
         waiter.wake(error)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol
+
+from otel_pgpool import _fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,5 +83,4 @@ def _after_fork() -> None:
             logger.exception("a pool could not be made fit for the child of a fork")
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_fork.register(_after_fork)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg2
 
 from otel_pgpool import _connection, _deadline
+from otel_pgpool._clock import monotonic
 from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._errors import PoolError, error_type, sqlstate
 from otel_pgpool._guard import is_asynchronous

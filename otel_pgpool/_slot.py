@@ -6,6 +6,8 @@ import math
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from otel_pgpool._proxy import unwrapped
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -78,15 +80,15 @@ class Slot:
         The collector tells so also of a connection in a generator that it is about to close, and that will then be
         returned after all: such a return must tie it again, and `review_at` sees to that.
         """
-        self.ref = weakref.ref(conn, self._dropped)
+        self.ref = weakref.ref(unwrapped(conn), self._dropped)  # a cursor refers to this one, and not to its proxy
 
-    def held(self, conn: connection | None) -> connection | None:
-        """The connection, while it lives; of one that the collector has declared dead, ``conn`` is the proof."""
+    def holds(self, conn: connection) -> bool:
+        """Whether this is the slot's connection, though the collector may have declared it dead."""
         held = self.ref()
-        if held is None and conn is not None and not conn.closed and conn.get_backend_pid() == self.pid:
+        if held is None and not conn.closed and conn.get_backend_pid() == self.pid:
             self.tie(conn)
-            return conn
-        return held
+            return True
+        return held is conn or held is unwrapped(conn)
 
     def _dropped(self, ref: weakref.ref[connection]) -> None:
         """A finalizer: it only takes notes."""

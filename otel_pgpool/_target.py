@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
 from psycopg2 import extensions
 
 from otel_pgpool._config import LONGEST_VALUE, PASSWORD, cut, refuse
+from otel_pgpool._deadline import IO_DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
 
+    from otel_pgpool._opening import Opening
+
 CONNECT_TIMEOUT = 10
 """Seconds for each host, where neither the DSN nor the environment says otherwise: libpq's own default is for ever."""
+
+SERVICE_TIMEOUT = 60
+"""The same where a service file may say otherwise, which libpq alone reads: our own bound must not undercut that."""
+
+CREDENTIALS_TIMEOUT = 10
+"""Seconds that ``credentials`` may take."""
 
 DEFAULT_PORT, LAST_PORT = 5432, 65535
 LAST_TOKENS = 8
@@ -53,6 +63,7 @@ class Target:
         self._credentials = credentials
         parameters = _parse(args, self._kwargs)
         self._secrets = tuple(_secrets(parameters))
+        self._patience = Patience.of(parameters)
         self._tokens: tuple[str, ...] = ()  # the last ones that `credentials` gave; never changed in place
         if not ({"connect_timeout", "service"} & parameters.keys() or _any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
@@ -78,8 +89,8 @@ class Target:
         ports = self._ports * len(hosts) if len(self._ports) == 1 else self._ports
         return f"{','.join(f'{host}:{port}' for host, port in zip(hosts, ports, strict=False))}/{self.namespace}"
 
-    def connect(self) -> connection:
-        """Open one connection.
+    def connect(self, opening: Opening) -> connection:
+        """Open one connection; ``opening`` is told how long each step may take.
 
         Raises:
             psycopg2.Error: as ``psycopg2.connect``.
@@ -87,7 +98,9 @@ class Target:
             Exception: whatever ``credentials`` raised.
         """
         extra: Mapping[str, Any] = {}
+        patience = self._patience
         if self._credentials is not None:
+            opening.allow("credentials", CREDENTIALS_TIMEOUT)
             extra = self._credentials()
             if not isinstance(extra, Mapping):
                 raise TypeError(
@@ -95,7 +108,17 @@ class Target:
                 )
             given = _parse(() if "dsn" in extra else self._args, {**self._kwargs, **extra})
             self._tokens = (*self._tokens[-LAST_TOKENS:], *_secrets(given))
-        made: connection = psycopg2.connect(*self._args, **{**self._kwargs, **extra})
+            patience = Patience.of(given)
+        args, kwargs = self._args, {**self._kwargs, **extra}
+        if opening.limit is not None:
+            kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, opening.limit / patience.hosts)))
+        if extensions.get_wait_callback() is None:
+            opening.allow("the connect", patience.of_libpq)
+        else:
+            opening.allow("the connect", patience.when_polled)
+            args, kwargs = _by_keyword(args, kwargs)
+            kwargs["connection_factory"] = opening.watch_polled(kwargs["connection_factory"], patience.host_seconds)
+        made: connection = psycopg2.connect(*args, **kwargs)
         return made
 
     def without_secrets(self, error: BaseException) -> str:
@@ -105,6 +128,34 @@ class Target:
             if secret in text:
                 text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
         return printable(text, but="\n\t")
+
+
+class Patience(NamedTuple):
+    """How long a connect may take."""
+
+    host_seconds: float
+    hosts: int
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> Patience:
+        """Read it from connection parameters, and from the variables that stand in for them."""
+        asked = str(parameters.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or "").strip()
+        seconds = int(asked) if asked.isdecimal() else 0
+        if not seconds:  # with 0 libpq waits for ever
+            has_service = "service" in parameters or _any_set("PGSERVICE")
+            seconds = SERVICE_TIMEOUT if has_service else CONNECT_TIMEOUT
+        places = (str(parameters.get(key) or os.environ.get(PLACES[key]) or "") for key in ("host", "hostaddr"))
+        return cls(seconds, max(place.count(",") for place in places) + 1)
+
+    @property
+    def when_polled(self) -> float:
+        """Seconds for a connect that libpq does not bound."""
+        return self.host_seconds * self.hosts + 0.5
+
+    @property
+    def of_libpq(self) -> float:
+        """Seconds after which libpq should have given up itself, were each host's name that of four addresses."""
+        return 4 * self.host_seconds * self.hosts + IO_DEADLINE
 
 
 class UnknownTarget(Target):
@@ -172,6 +223,12 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     _check_ports("port", parameters.get("port"), show=str(parameters.get("port")).isdecimal())
     _check_ports("PGPORT", os.environ.get("PGPORT"))
     return parameters
+
+
+def _by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments of ``psycopg2.connect`` with its factories by keyword."""
+    factories = dict.fromkeys(DRIVER_KEYWORDS) | dict(zip(DRIVER_KEYWORDS, args[1:], strict=False))
+    return args[:1], {**factories, **kwargs}
 
 
 def _check_places(parameters: Mapping[str, Any]) -> None:

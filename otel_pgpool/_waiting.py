@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING
 
+from otel_pgpool._clock import monotonic
 from otel_pgpool._core import GONE, State
 from otel_pgpool._errors import PoolClosed, PoolTimeout, TooManyRequests, error_type, timeout_error
 from otel_pgpool._liveness import LOOKING, is_alive
@@ -44,7 +44,7 @@ def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, ti
         if pool._core.parked:
             pool._wake_maintenance()
     except BaseException:
-        if conn is not None and hasattr(checkout, "lent") and checkout.slot.ref() is conn:
+        if conn is not None and hasattr(checkout, "lent") and checkout.slot.holds(conn):
             return_unused(pool, checkout, conn)
         raise
     return conn
@@ -97,7 +97,7 @@ def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, erro
         cause = checkout.error if gave_up and checkout.error is not None else error
         checkout.fail(REFUSALS.get(type(cause)) or error_type(cause), describe(pool._target, cause))
         checkout.outcome = "timeout" if timed_out else "error"
-        core.count_failure(timed_out=timed_out)
+        core.count_failure(checkout.released - checkout.started, timed_out=timed_out)
     if pool._observer is not None:
         pool._tell(pool._observer.failed, checkout, error)
     checkout.ended = True
@@ -115,9 +115,9 @@ def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) ->
 def last_failure(pool: ConnectionPool) -> tuple[BaseException | None, str]:
     """Why no connection could be made, as an error and in words that may be told."""
     lack, outage = pool._connectors.lack, pool._core.outage
-    if lack is not None:
-        return lack, f"no thread can be started: {lack}"
-    return (None, "") if outage is None else (outage.error, _text(pool, outage.error))
+    if outage is not None:
+        return outage.error, _text(pool, outage.error)
+    return (None, "") if lack is None else (lack, f"no thread can be started: {lack}")
 
 
 def _text(pool: ConnectionPool, error: BaseException | None) -> str:

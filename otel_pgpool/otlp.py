@@ -68,6 +68,9 @@ _EXPORTERS = {
     "logs": ("_log_exporter", "OTLPLogExporter"),
 }
 
+_OTLP = {"otlp": None, "otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}
+"""Names of its exporters, and the protocol of those that are of one."""
+
 _LONGEST_FLUSH = 86_400.0  # s; the SDK and the threads' own waits take no infinity
 
 
@@ -85,7 +88,8 @@ def configure(
     headers, timeouts, compression, intervals, queues, sampler, limits, resource, ``OTEL_SDK_DISABLED``. Read here are
     those that they leave to whoever builds the providers: ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its forms for one signal
     (``grpc``, the default, or ``http/protobuf``), and ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` and
-    ``OTEL_LOGS_EXPORTER`` (``otlp``, the default, or ``none``).
+    ``OTEL_LOGS_EXPORTER`` (``otlp``, the default, or ``none``). What else stands there, as for
+    ``opentelemetry-instrument``, stops no program: a warning names the variable, its value, and what happens instead.
 
     Records of the logger ``otel_pgpool`` are exported too, with the trace that was active when they were logged, and
     still go to the handlers that the program has. If that logger has no level of its own, it gets INFO.
@@ -111,7 +115,7 @@ def configure(
 
     Raises:
         RuntimeError: a provider is set already. Nothing is changed then.
-        ValueError: an argument, a protocol or a choice of exporter is not an accepted one. Nothing is changed then.
+        ValueError: an argument is not an accepted one. Nothing is changed then.
         ModuleNotFoundError: the exporter of the chosen protocol is not installed.
 
     """
@@ -123,7 +127,10 @@ def configure(
         _exporters("log_exporters", log_exporters),
     )
     wanted = _yes_or_no("otlp", otlp) and _variable("OTEL_SDK_DISABLED").lower() != "true"
-    exporters = {signal: exporter for signal in _EXPORTERS if wanted and (exporter := _exporter_class(signal))}
+    unserved: dict[str, None] = {}  # each once, in this order
+    exporters = {
+        signal: exporter for signal in _EXPORTERS if wanted and (exporter := _exporter_class(signal, unserved))
+    }
     deliveries = {
         signal: (MetricDelivery if signal == "metrics" else Delivery)(exporter)
         for signal, exporter in exporters.items()
@@ -132,6 +139,8 @@ def configure(
     trace.set_tracer_provider(providers.tracer_provider)
     set_meter_provider(providers.meter_provider)
     set_logger_provider(providers.logger_provider)
+    for each in unserved:
+        _log.warning(each)
     return providers
 
 
@@ -293,15 +302,14 @@ def _variable(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
-def _exporter_class(signal: str) -> Callable[[], Any] | None:
-    """Return the OTLP exporter of ``signal`` in the protocol that the variables choose; None if they choose none."""
-    variable = f"OTEL_{signal.upper()}_EXPORTER"
-    choice = _variable(variable) or "otlp"
-    if choice == "none":
+def _exporter_class(signal: str, unserved: dict[str, None]) -> Callable[[], Any] | None:
+    """Return the OTLP exporter of ``signal`` in the protocol that the variables choose; None if they choose none.
+
+    Values that are not served are added to ``unserved``, with what happens instead.
+    """
+    protocol = _choice(signal, unserved)
+    if protocol is None:
         return None
-    if choice != "otlp":
-        raise refuse(variable, choice, "'otlp' or 'none', with other exporters handed to configure()")
-    protocol = _protocol(signal)
     module, name = _EXPORTERS[signal]
     try:
         exporter: Callable[[], Any] = getattr(importlib.import_module(f"{_PACKAGES[protocol]}.{module}"), name)
@@ -311,10 +319,26 @@ def _exporter_class(signal: str) -> Callable[[], Any] | None:
     return exporter
 
 
-def _protocol(signal: str) -> str:
+def _choice(signal: str, unserved: dict[str, None]) -> str | None:
+    """Return the protocol in which ``signal`` goes over OTLP; None where other exporters are named, or none."""
+    variable = f"OTEL_{signal.upper()}_EXPORTER"
+    names = [name.strip().lower() for name in (_variable(variable) or "otlp").split(",")]
+    ours = [name for name in names if name in _OTLP]
+    if any(name not in _OTLP and name not in ("none", "") for name in names):
+        instead = f"{signal} go over OTLP alone" if ours else f"no {signal} are exported by it"
+        unserved[
+            f"{variable}={_variable(variable)}: configure() knows otlp and none, and the exporters that it is given; "
+            f"{instead}"
+        ] = None
+    return (_OTLP[ours[0]] or _protocol(signal, unserved)) if ours else None
+
+
+def _protocol(signal: str, unserved: dict[str, None]) -> str:
     for variable in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if protocol := _variable(variable):
-            if protocol not in _PACKAGES:
-                raise refuse(variable, protocol, "'grpc' or 'http/protobuf'")
-            return protocol
+        if protocol := _variable(variable).lower():
+            if protocol in _PACKAGES:
+                return protocol
+            instead = "http/protobuf" if protocol.startswith("http") else "grpc"
+            unserved[f"{variable}={protocol}: configure() knows {' and '.join(_PACKAGES)}; {instead} is used"] = None
+            return instead
     return "grpc"

@@ -102,7 +102,8 @@ class Desk:
     def miss(self, slot: Slot, error: BaseException | None = None, delay: float = 0.5) -> bool:
         """A connect that failed; whether an outage began."""
         error = error or OSError("no server")
-        return self.core.miss(slot, Attempt(self.now, type(error).__name__, delay), error)
+        began, _ended = self.core.miss(slot, Attempt(self.now, type(error).__name__, delay), error)
+        return began
 
     def connect(self, count: int = 1, *, lifetime: float = NEVER) -> None:
         """Make connections that are wanted."""

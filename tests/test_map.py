@@ -20,6 +20,10 @@ ROOT = Path(__file__).parents[1]
 MAP = (
     # values and names
     "_version",
+    "_unpatched",
+    "_clock",
+    "_fork",
+    "_proxy",
     "_config",
     "_errors",
     "_observer",
@@ -32,8 +36,10 @@ MAP = (
     "_collector",
     # psycopg2: where to connect, how to settle and bound what it does
     "_guard",
+    "_refusal",
     "_wakeup",
     "_deadline",
+    "_opening",
     "_target",
     "_connection",
     "_settlement",
@@ -60,6 +66,9 @@ MAP = (
     "telemetry",
     # pools that are not ours
     "instrumentation.settings",
+    "instrumentation.lenient",
+    "instrumentation.driver",
+    "instrumentation.places",
     "instrumentation.turns",
     "instrumentation.kind",
     "instrumentation.holds",
@@ -72,6 +81,7 @@ MAP = (
     "instrumentation.psycopg2_quiet",
     "instrumentation.psycopg2_pool",
     "instrumentation.sqlalchemy_engine",
+    "instrumentation.sqlalchemy_fork",
     "instrumentation.sqlalchemy_pool",
     "instrumentation",
     # the public side
@@ -87,12 +97,15 @@ MAP = (
 MECHANICS = MAP[: MAP.index("_core") + 1]
 KNOW_PSYCOPG2 = {
     "_errors",
+    "_refusal",
     "_guard",
     "_target",
     "_connection",
     "_deadline",
+    "_opening",
     "_settlement",
     "_pool",
+    "instrumentation.driver",
     "instrumentation.turns",
     "instrumentation.psycopg2_request",
     "instrumentation.psycopg2_outcomes",

@@ -52,6 +52,7 @@ from tests.documents import (
     text_of,
 )
 from tests.receivers import GrpcReceiver, HttpReceiver
+from tests.stack.stack import compose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +140,7 @@ def test_a_diff_runs_before_and_after(document: str, diff: str, environ: dict[st
 
 @pytest.mark.parametrize(("document", "line"), SHELL)
 def test_a_shell_line_works(document: str, line: str, environ: dict[str, str], tmp_path: Path) -> None:
-    """Targets and extras exist; a program that is started there sends what the text says to the endpoint."""
+    """Targets, extras and images exist; a program that is started there sends what the text says to the endpoint."""
     words = shlex.split(line)
     if words[0] == "make":
         [target] = words[1:]
@@ -149,6 +150,10 @@ def test_a_shell_line_works(document: str, line: str, environ: dict[str, str], t
         assert extras is not None
         assert set(extras[1].split(",")) <= {extra for row in table(README, "extras") for extra in code(row[0])}
         assert [distribution(package).name for package in words[3:]] == words[3:]
+    elif words[0] == "docker":
+        assert words[-1] in {service["image"] for service in compose().values()}
+    elif words[0] == "jaeger":
+        assert all(word.startswith("--set=extensions.jaeger_query.") for word in words[1:])
     else:
         assert words[-2] == "python"
         check_export(read(document).programs[words[-1]], line, environ, tmp_path)

@@ -9,6 +9,7 @@ import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from otel_pgpool.cli.endpoint import place
 from otel_pgpool.cli.postgres import PostgresServer
 
 HERE = Path(__file__).parent
@@ -18,7 +19,7 @@ def main() -> int:
     """Start all three, and end them together; gunicorn's exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     address = os.environ.setdefault("BIND", "127.0.0.1:8000")
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317")
+    endpoint = place(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317"))
     with ExitStack() as running:
         os.environ["DATABASE_URL"] = running.enter_context(PostgresServer()).dsn
         web, load = (

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from otel_pgpool._version import __version__
 from otel_pgpool.cli.endpoint import Endpoint
+from otel_pgpool.cli.foreign import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LONGEST = 600.0
+_CHOICE = re.compile(r"(?<=invalid choice): .*(?= \(choose from )", re.DOTALL)
 
 EPILOG = """\
 OTLP goes to --endpoint, else to OTEL_EXPORTER_OTLP_ENDPOINT, else nowhere. OTEL_EXPORTER_OTLP_PROTOCOL says how, grpc
@@ -29,11 +32,28 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: it cannot be understood, which has been said, or it was no more than ``--help`` or ``--version``.
     """
-    return _parser().parse_args(arguments)
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(map(_name, others))}")
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains without what was meant for another option: it may be a DSN with its password."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end."""
+        super().error(shown(_CHOICE.sub("", message)))
+
+
+def _name(argument: str) -> str:
+    """Return an option without its value; of any other argument no more than that it is there."""
+    return argument.partition("=")[0] if argument.startswith("--") else "***"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="otel-pgpool", description="A psycopg2 connection pool in which every checkout is an OpenTelemetry span."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
+from otel_pgpool.cli.foreign import shown
+
 
 def complain(text: str) -> None:
     """Say it, where anybody can be told."""
     with suppress(OSError):
-        print(f"otel-pgpool: {text}", file=sys.stderr, flush=True)
+        print(f"otel-pgpool: {shown(text)}", file=sys.stderr, flush=True)

@@ -5,21 +5,29 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.text import Text
+
+from otel_pgpool.cli.foreign import shown
+from otel_pgpool.cli.lines import joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rich.console import RenderableType
+    from rich.text import Text
 
     from otel_pgpool.cli.report import Report, SlowCheckout, WaitedFor
 
 INDENT = 4
 MAX_WIDTH = 110
 MAX_WAITED_FOR = 3
+MAX_MARKS = 32
+MAX_LISTED = 20
+LONGEST_NAME = 80
+"""Characters of a name that stands among others on its line."""
 NBSP = "\N{NO-BREAK SPACE}"
 SQLSTATE = re.compile("[0-9][0-9A-Z]{4}")
 
@@ -88,7 +96,7 @@ def cells(checkout: SlowCheckout, scale: float, width: int) -> tuple[int, int]:
 def bar(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> Text:
     """Wait and hold to scale."""
     waited, held = cells(checkout, scale, width)
-    return Text.assemble((glyphs.wait * waited, "yellow"), (glyphs.hold * held, "cyan"))
+    return joined((glyphs.wait * waited, "yellow"), (glyphs.hold * held, "cyan"))
 
 
 def mark_rows(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
@@ -97,9 +105,9 @@ def mark_rows(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs =
     Rounded as the bar is, so that the hand-over is marked where the hold begins.
     """
     rows: list[str] = []
-    for mark in checkout.marks:
+    for mark in checkout.marks[:MAX_MARKS]:
         at = min(width - 1, round(mark.at / scale * width)) if scale > 0 else 0
-        label = f"{mark.name} {duration(mark.at)}"
+        label = f"{shown(mark.name, LONGEST_NAME)} {duration(mark.at)}"
         if at + 2 + len(label) <= width:
             start, text = at, f"{glyphs.tick} {label}"
         else:
@@ -122,12 +130,12 @@ def draw(report: Report, width: int, glyphs: Glyphs = UNICODE) -> RenderableType
     width = max(40, min(width, MAX_WIDTH))
     parts: list[RenderableType] = [*_totals(report, width, glyphs)]
     if report.wait:
-        parts += [Text(), *_percentiles(report)]
+        parts += [joined(), *_percentiles(report)]
     if report.slowest:
-        parts += [Text(), cut(_legend(report.slowest, glyphs), width, glyphs)]
+        parts += [joined(), cut(_legend(report.slowest, glyphs), width, glyphs)]
         scale = report.slowest[0].total
         for number, checkout in enumerate(report.slowest, 1):
-            parts += [Text(), *_slow(number, checkout, scale, width, glyphs)]
+            parts += [joined(), *_slow(number, checkout, scale, width, glyphs)]
     return Group(*parts)
 
 
@@ -161,34 +169,36 @@ def _row(name: str, figure: str, details: str, width: int) -> Iterable[Text]:
     """The details in as many lines as they need."""
     indent = len(name) + len(figure)
     first, *others = textwrap.wrap(details, width - indent, break_long_words=False) or [""]
-    row = Text.assemble((name, "dim"), figure, (first.replace(NBSP, " "), "dim"))
+    row = joined((name, "dim"), figure, (first.replace(NBSP, " "), "dim"))
     row.rstrip()
     yield row
     for line in others:
-        yield Text(" " * indent + line.replace(NBSP, " "), "dim")
+        yield joined((" " * indent + line.replace(NBSP, " "), "dim"))
 
 
 def _listed(counts: Mapping[str, int], glyphs: Glyphs) -> str:
     """``idle 1,780 · queued 92``, to be broken after the dots only."""
-    items = [f"{_named(name)} {count:,}".replace(" ", NBSP) for name, count in counts.items()]
+    items = [f"{_named(name)} {count:,}".replace(" ", NBSP) for name, count in islice(counts.items(), MAX_LISTED)]
+    if len(counts) > MAX_LISTED:
+        items.append(f"and {len(counts) - MAX_LISTED:,} more".replace(" ", NBSP))
     return f"{NBSP}{glyphs.dot} ".join(items)
 
 
 def _named(name: str) -> str:
-    return f"SQLSTATE {name}" if SQLSTATE.fullmatch(name) else name.replace("_", " ")
+    return f"SQLSTATE {name}" if SQLSTATE.fullmatch(name) else shown(name, LONGEST_NAME).replace("_", " ")
 
 
 def _percentiles(report: Report) -> Iterable[Text]:
-    yield Text(f"{'':7}" + "".join(f"{name:>11}" for name in ("p50", "p99", "max")), "dim")
+    yield joined((f"{'':7}" + "".join(f"{name:>11}" for name in ("p50", "p99", "max")), "dim"))
     for name, spread in (("wait", report.wait), ("hold", report.hold)):
         if spread:
             figures = "".join(f"{duration(value):>11}" for value in (spread.p50, spread.p99, spread.max))
-            yield Text.assemble((f"  {name:<5}", "dim"), figures)
+            yield joined((f"  {name:<5}", "dim"), figures)
 
 
 def _legend(slowest: Sequence[SlowCheckout], glyphs: Glyphs) -> Text:
     title = "The slowest checkout" if len(slowest) == 1 else f"The {len(slowest)} slowest checkouts"
-    return Text.assemble(
+    return joined(
         (f"  {title}", "bold"), "   ", (glyphs.wait * 2, "yellow"), " wait   ", (glyphs.hold * 2, "cyan"), " hold"
     )
 
@@ -197,11 +207,11 @@ def _slow(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Gly
     room = width - INDENT
     pad = " " * INDENT
     dot = f" {glyphs.dot} "
-    head = Text.assemble(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _story(slow))
+    head = joined(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _story(slow))
     yield cut(head, width, glyphs)
-    yield Text(pad) + bar(slow, scale, room, glyphs)
+    yield joined(pad) + bar(slow, scale, room, glyphs)
     for row in mark_rows(slow, scale, room, glyphs):
-        yield Text(pad + row, "dim")
+        yield joined((pad + row, "dim"))
     fields = [
         ("" if index else "waited for", _holder(one)) for index, one in enumerate(slow.waited_for[:MAX_WAITED_FOR])
     ]
@@ -212,7 +222,7 @@ def _slow(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Gly
         fields.append(("when flagged", f"{state}, checked out at {short_place(slow.checked_out_at)}"))
     fields.append(("trace", slow.trace_id))
     for name, value in fields:
-        yield cut(Text.assemble(pad, (f"{name:<13}", "dim"), value), width, glyphs)
+        yield cut(joined(pad, (f"{name:<13}", "dim"), value), width, glyphs)
 
 
 def _story(slow: SlowCheckout) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode, urlsplit
@@ -14,6 +15,11 @@ ACCEPTED = "http://host:port or https://host:port"
 HTTP_PORT = 4318
 JAEGER_PORT = 16686
 PROTOCOLS = ("grpc", "http/protobuf")
+_PLACE = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^/?#]*@)?(?P<rest>(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d*)?(?:/[^?#@]*)?)"
+    r"(?=[?#]|$)",
+    re.IGNORECASE,
+)
 ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOL_VARIABLE = "OTEL_EXPORTER_OTLP_PROTOCOL"
 
@@ -50,9 +56,9 @@ class Endpoint:
             or not url.isprintable()
             or " " in url
         ):
-            raise ValueError(f"expected {ACCEPTED}, not {_shown(url)}")
+            raise ValueError(f"expected {ACCEPTED}{_refused(url)}")
         if parts.username is not None or parts.query or parts.fragment or (bare and parts.path not in {"", "/"}):
-            raise ValueError(f"expected {ACCEPTED} and nothing more, not {_shown(url)}")
+            raise ValueError(f"expected {ACCEPTED} and nothing more{_refused(url)}")
         protocol = environ.get(PROTOCOL_VARIABLE, "").strip()
         if protocol and protocol not in PROTOCOLS:
             raise ValueError(f"{PROTOCOL_VARIABLE} must be {' or '.join(PROTOCOLS)}, not {protocol!r}")
@@ -74,7 +80,15 @@ class Endpoint:
         return f"http://{host}:{JAEGER_PORT}/search?{query}"
 
 
-def _shown(url: str) -> str:
-    """The URL without the part in which a password may stand."""
-    scheme, separator, rest = url.partition("://")
-    return repr(f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else url)
+def place(url: str) -> str:
+    """Return what may be shown of an endpoint: scheme, host, port and path; empty where they cannot be told apart.
+
+    A key may stand in its query, a password before its host.
+    """
+    found = _PLACE.match(url)
+    return "" if found is None or "@" in url[found.end() :] else f"{found['scheme']}{found['rest']}"
+
+
+def _refused(url: str) -> str:
+    shown = place(url)
+    return f", not {shown!r}" if shown else ""

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 
 from otel_pgpool.cli.drawing import MAX_WIDTH, cut, duration, glyphs_for, short_place
+from otel_pgpool.cli.lines import joined
 from otel_pgpool.cli.monitor import LOG_LINES
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.console import Console, RenderableType
+    from rich.text import Text
     from typing_extensions import Self
 
     from otel_pgpool._observer import Holder, PoolStats
@@ -57,60 +58,60 @@ class LiveView:
 
     def _draw(self) -> RenderableType:
         levels = self._monitor.levels()
-        scene = self._cut(Text.assemble("  ", (self._monitor.scene, "bold")))
+        scene = self._cut(joined("  ", (self._monitor.scene, "bold")))
         if levels is None:
             return Group(scene)
         parts = [self._headline(), scene], self._levels(levels), self._holds(levels), self._log()
-        return Group(*(line for part in parts for line in (Text(), *part)))
+        return Group(*(line for part in parts for line in (joined(), *part)))
 
     def _headline(self) -> Text:
         seconds = self._monitor.seconds
         elapsed = min(self._monitor.elapsed, seconds)
         bar = self._bar(elapsed / seconds, "green")
-        return self._cut(Text.assemble("  otel-pgpool demo  ", bar, f"  {elapsed:.1f} of {seconds:g} s"))
+        return self._cut(joined("  otel-pgpool demo  ", bar, f"  {elapsed:.1f} of {seconds:g} s"))
 
     def _bar(self, filled: float, style: str, width: int = BAR) -> Text:
         full = round(filled * width)
-        return Text.assemble((self._glyphs.hold * full, style), (self._glyphs.empty * (width - full), "dim"))
+        return joined((self._glyphs.hold * full, style), (self._glyphs.empty * (width - full), "dim"))
 
     def _levels(self, levels: PoolStats) -> list[Text]:
         style = "red" if levels.utilization >= 0.95 else "yellow" if levels.utilization >= 0.8 else "cyan"
         used = f"{levels.used} used, {levels.idle} idle, at most {levels.maxconn}"
-        queue = Text(self._glyphs.wait * 2 * min(levels.waiting, BAR // 2), "yellow")
+        queue = joined((self._glyphs.wait * 2 * min(levels.waiting, BAR // 2), "yellow"))
         retries = "1 retry" if levels.retries == 1 else f"{levels.retries} retries"
         rows = [
             ("utilization", self._bar(levels.utilization, style), f"{levels.utilization:4.0%}", used),
             ("queue", queue, f"{levels.waiting}", f"waiting, {levels.queued:,} have waited so far"),
-            ("wait", Text(waits(self._monitor)), "", ""),
-            ("checkouts", Text(), f"{sum(levels.checkouts.values()):,}", f"{levels.timeouts} timed out, {retries}"),
+            ("wait", joined(waits(self._monitor)), "", ""),
+            ("checkouts", joined(), f"{sum(levels.checkouts.values()):,}", f"{levels.timeouts} timed out, {retries}"),
         ]
         return [self._level(*row) for row in rows]
 
     def _level(self, name: str, picture: Text, figure: str, details: str) -> Text:
         picture.pad_right(BAR - picture.cell_len)
-        return self._cut(Text.assemble((f"  {name:<13}", "dim"), picture, f"{figure:>7}   ", details))
+        return self._cut(joined((f"  {name:<13}", "dim"), picture, f"{figure:>7}   ", details))
 
     def _holds(self, levels: PoolStats) -> list[Text]:
         """Always as many rows, so that what stands below does not jump."""
         holders = self._monitor.long_holds(self._long_hold * SHOWN_FROM)
         rows = [self._hold(holder) for holder in holders[:HOLD_ROWS]]
         so_far = f"so far, flagged at {duration(self._long_hold)}"
-        head = self._level("long holds", Text(), f"{levels.long_holds:,}", so_far)
-        return [head, *rows, *(Text() for _ in range(HOLD_ROWS - len(rows)))]
+        head = self._level("long holds", joined(), f"{levels.long_holds:,}", so_far)
+        return [head, *rows, *(joined() for _ in range(HOLD_ROWS - len(rows)))]
 
     def _hold(self, holder: Holder) -> Text:
         style = "red" if holder.held >= self._long_hold else "yellow"
         bar = self._bar(min(1.0, holder.held / (2 * self._long_hold)), style, BAR // 2)
         place = (short_place(holder.where), "dim")
-        return self._cut(Text.assemble(f"    {holder.thread}  ", bar, f"  {duration(holder.held):>7}  ", place))
+        return self._cut(joined(f"    {holder.thread}  ", bar, f"  {duration(holder.held):>7}  ", place))
 
     def _log(self) -> list[Text]:
         lines = list(self._monitor.lines)
-        return [self._log_line(line) for line in lines] + [Text() for _ in range(LOG_LINES - len(lines))]
+        return [self._log_line(line) for line in lines] + [joined() for _ in range(LOG_LINES - len(lines))]
 
     def _log_line(self, line: LogLine) -> Text:
         level = (f"{line.level.lower():<8}", LEVEL_STYLES.get(line.level, ""))
-        return self._cut(Text.assemble((f"  {line.at:5.1f} s  ", "dim"), level, " ", str(line)))
+        return self._cut(joined((f"  {line.at:5.1f} s  ", "dim"), level, " ", str(line)))
 
     def _cut(self, line: Text) -> Text:
         return cut(line, min(self._console.width, MAX_WIDTH), self._glyphs)
@@ -161,7 +162,7 @@ class PlainView:
                 self._print_at(self._monitor.elapsed, text)
 
     def _print_at(self, seconds: float, text: str) -> None:
-        self._console.print(Text(f"{seconds:5.1f} s  {text}"), soft_wrap=True)
+        self._console.print(joined(f"{seconds:5.1f} s  {text}"), soft_wrap=True)
 
 
 def waits(monitor: Monitor) -> str:

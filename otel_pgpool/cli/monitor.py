@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import SpanProcessor
 
+from otel_pgpool.cli.foreign import shown
 from otel_pgpool.cli.report import percentile
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Monitor(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the first line of the message; tracebacks of exporters are not for this view."""
-        text = FOLDERS.sub("", record.getMessage().partition("\n")[0].removeprefix(self._prefix))
+        text = FOLDERS.sub("", shown(record.getMessage().partition("\n")[0]).removeprefix(self._prefix))
         if record.name.startswith(OTLP_EXPORTERS):
             text = f"OTLP: {text}"
         if record.name.startswith(FILE_EXPORTERS):

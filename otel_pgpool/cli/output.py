@@ -39,7 +39,7 @@ class Output:
         """Write, unless it has failed before."""
         if self._stream is not None and self._failure is None:
             try:
-                self._stream.write(text)
+                self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
             except OSError as error:
                 self._fail(self._stream, error)
         return len(text)

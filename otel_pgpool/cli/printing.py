@@ -7,10 +7,10 @@ import os
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
-from rich.text import Text
 
 from otel_pgpool._version import __version__
 from otel_pgpool.cli.drawing import draw, glyphs_for
+from otel_pgpool.cli.lines import joined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,20 +37,21 @@ def print_report(console: Console, report: Report, *run: str) -> None:
     """For a person; the words of ``run`` say which run it was."""
     glyphs = glyphs_for(console.encoding)
     facts = f" {glyphs.dot} ".join((f"{report.seconds:.1f} s", *run))
-    console.print(Text())
-    console.print(Text.assemble(("  otel-pgpool demo  ", "bold"), facts), soft_wrap=True)
-    console.print(Text())
+    console.print(joined())
+    console.print(joined(("  otel-pgpool demo  ", "bold"), facts), soft_wrap=True)
+    console.print(joined())
     console.print(draw(report, console.width, glyphs))
-    console.print(Text())
+    console.print(joined())
 
 
 def print_further(console: Console, **places: str) -> None:
     """Where to look next; nothing is broken, so that it can be copied."""
-    console.print(Text("  Where to look next", "bold"))
+    console.print(joined(("  Where to look next", "bold")))
     for name, place in places.items():
-        console.print(Text.assemble((f"    {name:<7} ", "dim"), place), soft_wrap=True)
+        console.print(joined((f"    {name:<7} ", "dim"), place), soft_wrap=True)
 
 
 def print_json(output: Output, report: Report, facts: Mapping[str, Any]) -> None:
     """For a program: one document."""
-    output.write(json.dumps({"version": __version__, **report.as_dict(), **facts}, indent=2) + "\n")
+    text = json.dumps({"version": __version__, **report.as_dict(), **facts}, indent=2)
+    output.write(text.replace("\x7f", "\\u007f") + "\n")  # the one control character that JSON leaves as it is

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import stat
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 FILES = ("traces.jsonl", "metrics.jsonl", "logs.jsonl")
+LARGEST = 1 << 30
+"""Bytes of a file that is read; the longest demo writes less than half of it."""
+LONGEST_LINE = 1 << 26
+"""Bytes of a line, which is one batch of an exporter's."""
+DEEPEST = 8
+"""Lists in lists of an attribute's value."""
+LATEST = (1 << 64) - 1
+LARGEST_COUNT = (1 << 63) - 1
 OPENING = '{"resource'
 """What every line begins with, one that was cut short too."""
 
@@ -121,9 +131,9 @@ class Recording:
         began, ended, most = [], 0, 0
         for found in self._metrics():
             points = _points(found)
-            began += [int(point["startTimeUnixNano"]) for point in points if "startTimeUnixNano" in point]
+            began += [_time(point["startTimeUnixNano"]) for point in points if "startTimeUnixNano" in point]
             if found["name"] == "otel_pgpool.checkouts" and (served := sum(map(_number, points))) > most:
-                most, ended = served, max(int(point["timeUnixNano"]) for point in points)
+                most, ended = served, max(_time(point["timeUnixNano"]) for point in points)
         return (min(began), ended) if began and ended else None
 
     def log_events(self) -> dict[str, int]:
@@ -133,7 +143,7 @@ class Recording:
             for record in scope.get("logRecords", ()):
                 name = _attributes(record).get("otel_pgpool.event")
                 if name is not None:
-                    events[name] = events.get(name, 0) + 1
+                    events[str(name)] = events.get(str(name), 0) + 1
         return events
 
     def _metrics(self) -> Iterator[dict[str, Any]]:
@@ -141,8 +151,10 @@ class Recording:
             yield from scope.get("metrics", ())
 
     def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
+        with _opened(path) as lines:
+            while line := lines.readline(LONGEST_LINE + 1):
+                if len(line) > LONGEST_LINE:
+                    raise ValueError("a line is too long")
                 if line.strip():
                     try:
                         yield json.loads(line)
@@ -157,17 +169,32 @@ class Recording:
                 yield from resource.get(scopes, ())
 
 
+def _opened(path: Path) -> IO[str]:
+    """Open a file of a recording.
+
+    Raises:
+        OSError: it cannot be, or is no file but, say, a pipe.
+        ValueError: it is larger than any demo's.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if found.st_size > LARGEST:
+        raise ValueError("the file is too large")
+    return path.open(encoding="utf-8", errors="replace")
+
+
 def _span(span: dict[str, Any]) -> Span:
     return Span(
-        name=span["name"],
-        trace_id=span["traceId"],
-        span_id=span["spanId"],
-        parent_id=span.get("parentSpanId", ""),
-        start=int(span["startTimeUnixNano"]),
-        end=int(span["endTimeUnixNano"]),
+        name=str(span["name"]),
+        trace_id=str(span["traceId"]),
+        span_id=str(span["spanId"]),
+        parent_id=str(span.get("parentSpanId", "")),
+        start=_time(span["startTimeUnixNano"]),
+        end=_time(span["endTimeUnixNano"]),
         attributes=_attributes(span),
-        events=tuple(Event(e["name"], int(e["timeUnixNano"]), _attributes(e)) for e in span.get("events", ())),
-        links=tuple(Link(link["spanId"], _attributes(link)) for link in span.get("links", ())),
+        events=tuple(Event(str(e["name"]), _time(e["timeUnixNano"]), _attributes(e)) for e in span.get("events", ())),
+        links=tuple(Link(str(link["spanId"]), _attributes(link)) for link in span.get("links", ())),
     )
 
 
@@ -178,21 +205,34 @@ def _points(metric: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _number(point: dict[str, Any]) -> int:
-    return int(point.get("asInt", point.get("asDouble", 0)))
+    number = int(point.get("asInt", point.get("asDouble", 0)))
+    if abs(number) > LARGEST_COUNT:
+        raise ValueError("a count is too large")
+    return number
+
+
+def _time(text: str) -> int:
+    """In ns since the epoch, of 64 bits as OTLP has it."""
+    time = int(text)
+    if not 0 <= time <= LATEST:
+        raise ValueError("a time is not one")
+    return time
 
 
 def _attributes(holder: dict[str, Any]) -> dict[str, Any]:
     return {pair["key"]: _value(pair.get("value", {})) for pair in holder.get("attributes", ())}
 
 
-def _value(value: dict[str, Any]) -> Any:
+def _value(value: dict[str, Any], depth: int = 0) -> Any:
     """OTLP JSON writes 64-bit integers as strings, and names the type in the key."""
+    if depth > DEEPEST:
+        raise ValueError("a value is too deep")
     for kind, content in value.items():
         if kind == "intValue":
             return int(content)
         if kind == "doubleValue":
             return float(content)
         if kind == "arrayValue":
-            return [_value(item) for item in content.get("values", ())]
+            return [_value(item, depth + 1) for item in content.get("values", ())]
         return content
     return None

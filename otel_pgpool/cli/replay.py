@@ -27,7 +27,7 @@ def replay(folder: Path, stdout: Output, *, slowest: int, as_json: bool) -> None
         found = read(recording, slowest)
     except OSError as error:
         raise CommandError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise CommandError(f"{folder} does not hold OTLP JSON lines as the demo writes them") from None
     if as_json:
         print_json(stdout, found, {"files": [str(path) for path in recording.files]})

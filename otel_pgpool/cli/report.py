@@ -6,14 +6,17 @@ import heapq
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from otel_pgpool.cli.recording import Recording, Span
 
 NANOSECONDS = 1e9
+LONGEST = 1e9
+"""Seconds of a duration, about 30 years."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def read(recording: Recording, slowest: int = 3) -> Report:
     asked = max(sum(paths.values()) + failed, len(checkouts))
     return Report(
         service=recording.service(),
-        pool=next((attributes["db.client.connection.pool.name"] for attributes in told), ""),
+        pool=next((str(attributes["db.client.connection.pool.name"]) for attributes in told), ""),
         seconds=_duration(spans.values(), recording.traffic() if len(checkouts) < asked else None),
         checkouts=asked,
         sampled=len(checkouts),
@@ -141,8 +144,8 @@ def read(recording: Recording, slowest: int = 3) -> Report:
         created=sum(recording.totals("otel_pgpool.connections.created").values()),
         discarded=recording.totals("otel_pgpool.connections.discarded", "otel_pgpool.reason"),
         logs=recording.log_events(),
-        wait=Spread.of(attributes["otel_pgpool.wait_time"] for attributes in told),
-        hold=Spread.of(a["otel_pgpool.hold_time"] for a in told if "otel_pgpool.hold_time" in a),
+        wait=Spread.of(_seconds(attributes["otel_pgpool.wait_time"]) for attributes in told),
+        hold=Spread.of(_seconds(a["otel_pgpool.hold_time"]) for a in told if "otel_pgpool.hold_time" in a),
         slowest=tuple(
             _slow(span, waits.get(span.span_id), spans)
             for span in heapq.nlargest(slowest, checkouts, key=lambda span: span.end - span.start)
@@ -155,14 +158,14 @@ def _slow(span: Span, wait: Span | None, spans: dict[str, Span]) -> SlowCheckout
     flagged = next((event.attributes for event in span.events if event.name == "pool.long_hold"), {})
     return SlowCheckout(
         request=_request(span, spans) or span.name,
-        thread=attributes.get("thread.name", ""),
+        thread=str(attributes.get("thread.name", "")),
         trace_id=span.trace_id,
-        outcome=attributes.get("otel_pgpool.outcome", ""),
-        wait=attributes["otel_pgpool.wait_time"],
-        hold=attributes.get("otel_pgpool.hold_time"),
+        outcome=str(attributes.get("otel_pgpool.outcome", "")),
+        wait=_seconds(attributes["otel_pgpool.wait_time"]),
+        hold=_optional(_seconds, attributes.get("otel_pgpool.hold_time")),
         marks=_marks(span),
         waited_for=_waited_for(wait, spans) if wait else (),
-        transaction=flagged.get("otel_pgpool.transaction.status"),
+        transaction=_optional(str, flagged.get("otel_pgpool.transaction.status")),
         checked_out_at=_first_line(flagged.get("otel_pgpool.checked_out_at")),
     )
 
@@ -191,14 +194,29 @@ def _waited_for(wait: Span, spans: dict[str, Span]) -> tuple[WaitedFor, ...]:
         holder = spans.get(link.span_id)
         found.append(
             WaitedFor(
-                connection_id=link.attributes.get("otel_pgpool.connection.id", 0),
-                held_then=link.attributes.get("otel_pgpool.held", 0.0),
-                held=holder.attributes.get("otel_pgpool.hold_time") if holder else None,
+                connection_id=int(link.attributes.get("otel_pgpool.connection.id", 0)),
+                held_then=_seconds(link.attributes.get("otel_pgpool.held", 0.0)),
+                held=_optional(_seconds, holder.attributes.get("otel_pgpool.hold_time")) if holder else None,
                 request=_request(holder, spans) if holder else None,
-                thread=holder.attributes.get("thread.name") if holder else None,
+                thread=_optional(str, holder.attributes.get("thread.name")) if holder else None,
             )
         )
     return tuple(sorted(found, key=lambda one: -one.held_then))
+
+
+def _seconds(value: object) -> float:
+    """A duration as recorded.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, float | int) or not 0 <= value <= LONGEST:
+        raise ValueError("a duration is not one")
+    return float(value)
+
+
+def _optional(read: Callable[[Any], T], value: object) -> T | None:
+    return None if value is None else read(value)
 
 
 def _request(span: Span, spans: dict[str, Span]) -> str | None:
@@ -210,12 +228,12 @@ def _first_line(frames: str | list[str] | None) -> str | None:
     """The innermost frame of where the connection was asked for."""
     if not frames:
         return None
-    return (frames if isinstance(frames, str) else frames[0]).splitlines()[0]
+    return next(iter(str(frames if isinstance(frames, str) else frames[0]).splitlines()), None)
 
 
 def _count(values: Iterable[str | None]) -> dict[str, int]:
     """The commonest first."""
-    return dict(Counter(value for value in values if value is not None).most_common())
+    return dict(Counter(str(value) for value in values if value is not None).most_common())
 
 
 def _duration(spans: Iterable[Span], traffic: tuple[int, int] | None) -> float:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from otel_pgpool._clock import monotonic
 from otel_pgpool._observer import Connect
+from otel_pgpool._refusal import is_refusal
+from otel_pgpool.instrumentation.driver import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,23 +50,18 @@ class Connects:
         """A connection was made, which ends an outage."""
         now = monotonic()
         ended, self.outage = self.outage, None
-        info = getattr(conn, "info", None)
-        connect = Connect(
-            1 + (ended.attempts if ended else 0),
-            began,
-            now,
-            None,
-            address=getattr(info, "host", None),
-            port=getattr(info, "port", None),
-        )
+        address, port = place_of(conn)
+        connect = Connect(1 + (ended.attempts if ended else 0), began, now, None, address=address, port=port)
         self.untold.append(Untold(threading.get_ident(), connect, ended))
 
     def failed(self, began: float, error: BaseException, message: str) -> None:
-        """An attempt failed, which an outage begins with or goes on."""
+        """An attempt failed, which an outage begins with or goes on; a refusal ends it, as the server was reached."""
         now = monotonic()
         before = self.outage
         since, attempts = before or Outage(now, 0)
-        if isinstance(error, Exception):  # an interrupt says nothing of the server
+        if is_refusal(error):
+            self.outage = None
+        elif isinstance(error, Exception):  # an interrupt says nothing of the server
             self.outage = Outage(since, attempts + 1)
         connect = Connect(attempts + 1, began, now, None, error, message)
         self.untold.append(Untold(threading.get_ident(), connect, before))

@@ -6,10 +6,10 @@ Holds that leave neither span nor record are kept as tuples until there is somet
 from __future__ import annotations
 
 from itertools import chain
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool._checkout import begin, places
+from otel_pgpool._clock import monotonic
 from otel_pgpool._slot import NEVER
 
 if TYPE_CHECKING:

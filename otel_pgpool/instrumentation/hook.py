@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import weakref
 from collections import deque
 from contextlib import suppress
-from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from otel_pgpool import _fork
 from otel_pgpool._checkout import renew_here
-from otel_pgpool._guard import Guard
+from otel_pgpool._clock import monotonic
+from otel_pgpool._guard import Guard, is_asynchronous
 from otel_pgpool._level import TICK
 from otel_pgpool._slot import NEVER
 from otel_pgpool._wakeup import Wakeup
@@ -51,7 +51,7 @@ class Hook:
         self.ledgers: dict[Ledger, None] = {}
         self._gone: deque[Ledger] = deque()
         self._notes: deque[Callable[[], object]] = deque()
-        self._guard = Guard("new to the hook")
+        self.guard = Guard("new to the hook")
         self._start_afresh()
         _hooks.add(self)
 
@@ -71,21 +71,21 @@ class Hook:
             target: where it connects to.
             before: of the pool whose place this one takes, with its name and totals.
         """
-        self.settle()  # so that a pool made in the place of one that was dropped has its name
-        with self._lock:
-            if not self.is_on:
-                return None
-            known: Ledger | None = getattr(pool, LEDGER, None)
-            if known is not None and known.hook is self:  # another thread was faster
-                return known
-            try:
+        try:
+            self.settle()  # so that a pool made in the place of one that was dropped has its name
+            with self._lock:
+                if not self.is_on:
+                    return None
+                known: Ledger | None = getattr(pool, LEDGER, None)
+                if known is not None and known.hook is self:  # another thread was faster
+                    return known
                 renew_here()
                 ledger = Ledger(pool, kind, name, target, self, before=before)
-            except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
-                self._guard.lament(error)
-                return None
-            self.ledgers[ledger] = None
-            return ledger
+                self.ledgers[ledger] = None
+                return ledger
+        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            self.guard.lament(error)
+            return None
 
     def dropped(self, ledger: Ledger) -> None:
         """A pool was collected. Called by finalizers, hence it only takes a note."""
@@ -119,7 +119,7 @@ class Hook:
             self._watch.wake()
         except BaseException as error:  # the next checkout tries again
             self.parked = True
-            if not isinstance(error, RuntimeError):
+            if is_asynchronous(error):
                 raise
             logger.debug("the thread that watches hooked pools could not be started", exc_info=True)
 
@@ -184,5 +184,4 @@ def _after_fork() -> None:
         hook._after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_fork.register(_after_fork)

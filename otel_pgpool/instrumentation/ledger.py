@@ -8,18 +8,21 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial, wraps
-from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_pgpool import _checkout, _registry
 from otel_pgpool._checkout import Attempt, Blocker, Loan
+from otel_pgpool._clock import monotonic
 from otel_pgpool._errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
+from otel_pgpool._fork import renewed
 from otel_pgpool._guard import Guard, is_asynchronous
 from otel_pgpool._level import Level, level_name
 from otel_pgpool._observer import Connect, LastFigures, PoolStats, leave_figures
+from otel_pgpool._refusal import is_refusal
 from otel_pgpool._settlement import describe
-from otel_pgpool._slot import NEVER, Slot
+from otel_pgpool._slot import NEVER
 from otel_pgpool.instrumentation.connects import Connects
+from otel_pgpool.instrumentation.driver import SeenSlot, pid_of
 from otel_pgpool.instrumentation.holds import Holds
 from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.turns import Turns
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_pgpool._checkout import Checkout, Stack
+    from otel_pgpool._slot import Slot
     from otel_pgpool._target import Target
     from otel_pgpool.instrumentation.connects import Outage
     from otel_pgpool.instrumentation.hook import Hook
@@ -280,6 +284,7 @@ class Ledger(Holds):
         """
         loan.released = now = monotonic()
         self.waiting.pop(loan, None)
+        self.wait_seconds += max(0.0, now - loan.started)
         if self.untold and self.tell_connects(loan):
             loan.waits_for = "new"
         loan.fail(refusal or error_type(error), describe(self.target, error) or (str(error) if refusal else ""))
@@ -367,6 +372,7 @@ class Ledger(Holds):
 
     # Connections
 
+    @harmless
     def leads_to(self, target: Target) -> None:
         """It is known now where the connections lead."""
         before, self.target = self.target, target
@@ -376,14 +382,14 @@ class Ledger(Holds):
 
     def enter(self, conn: Any) -> Slot:
         """Know a connection from now on."""
-        slot = Slot()
+        slot = SeenSlot()
         self._serials += 1
         slot.serial = self._serials
         slot.key = id(conn)
-        slot.pid = _pid(conn)
+        slot.pid = pid_of(conn)
         try:
             slot.ref = weakref.ref(conn, partial(_collected, weakref.ref(self), slot.key))
-        except TypeError:  # what a program's own factory makes may not allow it
+        except Exception:  # noqa: BLE001 - what a program's own factory makes may not allow it
             slot.ref = lambda: None  # type: ignore[assignment]
         self.slots[slot.key] = slot
         return slot
@@ -424,7 +430,10 @@ class Ledger(Holds):
             loan.waits_for = "new"
             loan.retried(Attempt(connect.ended, type(connect.error).__name__, 0.0), None)  # an error keeps its frames
         tell(observer.connect_failed, connect)
-        if outage is None and isinstance(connect.error, Exception):
+        if is_refusal(connect.error):
+            if outage is not None:
+                tell(observer.outage_ended, outage.attempts, connect.ended - outage.since)
+        elif outage is None and isinstance(connect.error, Exception):
             tell(observer.outage_started, connect)
         return False
 
@@ -477,6 +486,7 @@ class Ledger(Holds):
             self.guard.lament(error)
             return Levels(0, 0, len(self.holds), 0, None)
 
+    @renewed
     def stats(self) -> PoolStats:
         """Levels, read from the pool itself, and totals, unless another counts them as its own."""
         self._settle_accounts()
@@ -619,10 +629,3 @@ def _collected(ledger_ref: weakref.ref[Ledger], key: int, ref: weakref.ref[Any])
         ledger.hook.later(partial(ledger.lose, slot))
     elif ledger._is_replaced:  # with the pool, after its connection was given back to that
         ledger.hook.later(partial(ledger.discard, slot, "drained"))
-
-
-def _pid(conn: Any) -> int:
-    try:
-        return int(conn.get_backend_pid())
-    except Exception:  # noqa: BLE001 - closed already, or not psycopg2's
-        return 0

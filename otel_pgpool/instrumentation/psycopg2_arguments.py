@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.instrumentation.lenient import lenient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ def is_lent(pool: Any, /, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
     """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
     if key is None:
         return False
-    with suppress(TypeError, AttributeError):  # no key, or no pool yet
+    with lenient:  # no key, or no pool yet
         return key in pool._used
     return False
 
@@ -40,9 +41,16 @@ def named(pool: Any, /, conn: Any = None, key: Any = None, *_args: Any, **_kwarg
     """The connection that is given back, by itself or by its key."""
     if conn is not None or key is None:
         return conn
-    with suppress(TypeError, AttributeError):
+    with lenient:
         return pool._used.get(key)
     return None
+
+
+def is_out(pool: Any, conn: Any) -> bool:
+    """Whether a pool counts a connection as lent."""
+    with lenient:
+        return id(conn) in pool._rused
+    return False
 
 
 def closes(

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2.pool import PoolError
 
+from otel_pgpool._clock import monotonic
+from otel_pgpool.instrumentation.driver import BROKEN, closed_of
+from otel_pgpool.instrumentation.lenient import lenient
+from otel_pgpool.instrumentation.psycopg2_arguments import is_out
 from otel_pgpool.instrumentation.turns import is_exhausted
 
 if TYPE_CHECKING:
     from otel_pgpool._checkout import Loan
     from otel_pgpool._slot import Slot
     from otel_pgpool.instrumentation.ledger import Ledger
-
-BROKEN = 2
-"""``connection.closed`` of one that libpq, and not the program, ended."""
 
 
 def end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error: BaseException) -> None:
@@ -35,7 +35,7 @@ def end_return(ledger: Ledger, pool: Any, conn: Any, loan: Loan, error: BaseExce
     if isinstance(error, psycopg2.Error):
         ledger.give_back(loan, "discarded", error)
     elif not goes_on(pool, conn, error):
-        ledger.give_back(loan, "discarded" if conn.closed else "released")
+        ledger.give_back(loan, "discarded" if closed_of(conn) else "released")
 
 
 def return_unused(pool: Any, conn: Any) -> None:
@@ -49,8 +49,9 @@ def refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None:
     refusal = None
     if is_exhausted(error):
         refusal = "timeout"
-    elif isinstance(error, PoolError) and pool.closed:
-        refusal = "closed"
+    elif isinstance(error, PoolError):
+        with lenient:  # a subclass may have no such attribute
+            refusal = "closed" if pool.closed else None
     ledger.refuse(loan, error, refusal)
 
 
@@ -60,7 +61,7 @@ def goes_on(pool: Any, conn: Any, error: BaseException) -> bool:
     Where the pool's own work on the connection failed, as its rollback does, the hold is over, though the stock pool
     counts the connection as used for ever, unless it is given back once more.
     """
-    return isinstance(error, PoolError) or (id(conn) in pool._rused and not isinstance(error, psycopg2.Error))
+    return isinstance(error, PoolError) or (is_out(pool, conn) and not isinstance(error, psycopg2.Error))
 
 
 def discard(ledger: Ledger, slot: Slot, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:

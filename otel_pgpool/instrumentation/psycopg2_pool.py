@@ -8,7 +8,6 @@ import threading
 from contextlib import suppress
 from functools import partial, wraps
 from sys import _getframe
-from time import monotonic
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,14 @@ import psycopg2
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from otel_pgpool._checkout import Loan, stack_around, whole_stack_of
-from otel_pgpool._target import target_of
+from otel_pgpool._clock import monotonic
+from otel_pgpool._fork import is_here, renew, renewed
+from otel_pgpool.instrumentation.driver import closed_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.kind import Kind, Levels
 from otel_pgpool.instrumentation.ledger import LEDGER
+from otel_pgpool.instrumentation.lenient import lenient, pass_over
+from otel_pgpool.instrumentation.places import place_of
 from otel_pgpool.instrumentation.psycopg2_arguments import closes, is_lent, named, runs_later, takes_key
 from otel_pgpool.instrumentation.psycopg2_outcomes import discard, end_request, end_return, refuse, return_unused
 from otel_pgpool.instrumentation.psycopg2_quiet import quiet_getconn, quiet_putconn, with_defaults_of
@@ -91,8 +94,9 @@ class Hooked:
         for owner in classes:
             self._wrap(owner)
         for pool in live_instances(classes):  # what is seen of it must not wait for its next checkout, or a fork
-            if not getattr(pool, "closed", True):
-                self._ledger(pool)
+            with lenient:
+                if not getattr(pool, "closed", True):
+                    self._ledger(pool)
 
     def end(self) -> None:
         """Put everything back.
@@ -147,14 +151,18 @@ class Hooked:
 
     def _ledger(self, pool: Any) -> Ledger | None:
         """A pool's; None where it has none and gets none, or one of a later hook."""
-        ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
+        try:
+            ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
+        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            self.hook.guard.lament(error)
+            return None
         return ledger if ledger is not None and ledger.hook is self.hook else None
 
     def _adopt(self, pool: Any) -> Ledger | None:
         """Open the ledger of a pool that is met for the first time."""
         if not hasattr(pool, "_kwargs"):  # its constructor has not come so far
             return None
-        target = target_of(pool._args, pool._kwargs)
+        target = place_of(pool._args, pool._kwargs)
         ledger = self.hook.adopt(pool, self._kind, target.name, target)
         if ledger is not None and ledger.turns is None and type(pool) in STOCK:
             ledger.usual = self
@@ -168,9 +176,14 @@ class Hooked:
 
         @wraps(original)
         def getconn(self: Any, key: Any = None) -> Any:
+            if not is_here:
+                renew()
             try:
                 ledger: Ledger | None = self._otel_pgpool
             except AttributeError:  # it is met for the first time, or the hook is off
+                ledger = None
+            except Exception as error:  # noqa: BLE001 - a class of the program's own
+                pass_over(error)
                 ledger = None
             if ledger is None or key is not None or ledger.usual is not hooked:
                 return slowly(self, original, key, _getframe())
@@ -211,6 +224,8 @@ class Hooked:
 
         @wraps(original)
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_here:
+                renew()
             again = keyed and is_lent(self, *args, **kwargs)
             return around(self, partial(original, self, *args, **kwargs), _getframe(), again=again)
 
@@ -266,9 +281,14 @@ class Hooked:
 
         @wraps(original)
         def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
+            if not is_here:
+                renew()
             try:
                 ledger: Ledger | None = self._otel_pgpool
             except AttributeError:  # it is met for the first time, or the hook is off
+                ledger = None
+            except Exception as error:  # noqa: BLE001 - a class of the program's own
+                pass_over(error)
                 ledger = None
             slot = None
             if ledger is not None and key is None and ledger.usual is hooked:
@@ -277,10 +297,14 @@ class Hooked:
             if ledger is None or slot is None or loan is None:
                 slowly(self, original, (conn, key, close), {})
                 return
-            was_closed = conn.closed
+            try:
+                was_closed = conn.closed
+            except Exception as error:  # noqa: BLE001 - of a factory of the program's
+                pass_over(error)
+                was_closed = 0
             try:
                 original(self, conn, None, close)
-                if conn.closed:
+                if closed_of(conn):
                     discard(ledger, slot, was_closed, close=close, loan=loan)
                 else:
                     ledger.give_back(loan)
@@ -295,6 +319,8 @@ class Hooked:
 
         @wraps(original)
         def putconn(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_here:
+                renew()
             return given_back(self, original, args, kwargs)
 
         return putconn
@@ -319,17 +345,19 @@ class Hooked:
     def _closeall(self, _owner: type, original: Method) -> Method:
         hooked = self
 
+        @renewed
         @wraps(original)
         def closeall(self: Any, *args: Any, **kwargs: Any) -> Any:
             ledger = hooked._ledger(self)
-            if ledger is None or self.closed:
+            if ledger is None or closed_of(self):
                 return original(self, *args, **kwargs)
             try:
                 return original(self, *args, **kwargs)
             finally:
-                if self.closed and not ledger._retired:  # by a closeall inside this one
-                    for conn in self._pool:
-                        ledger.discard(ledger.slot_of(conn), "closed")
+                if closed_of(self) and not ledger._retired:  # by a closeall inside this one
+                    with lenient:
+                        for conn in self._pool:
+                            ledger.discard(ledger.slot_of(conn), "closed")
                     ledger.end("discarded", "closed")
                 if ledger.turns is not None:
                     ledger.turns.call()
@@ -341,6 +369,7 @@ class Hooked:
     def _connect(self, _owner: type, original: Method) -> Method:
         hooked = self
 
+        @renewed
         @wraps(original)
         def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
             ledger = hooked._ledger(self)
@@ -418,10 +447,10 @@ def _subclasses(cls: type) -> Iterator[type]:
 def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -> Any:
     """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
     loan: Any = slot.checkout or ledger.speak_up(conn)
-    was_closed = conn.closed
+    was_closed = closed_of(conn)
     try:
         given_back = give_back()
-        if conn.closed:
+        if closed_of(conn):
             discard(ledger, slot, was_closed, close=closes(*give_back.args, **give_back.keywords), loan=loan)
         elif loan is not None:
             ledger.give_back(loan)

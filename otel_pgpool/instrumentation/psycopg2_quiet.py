@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import wraps
 from sys import _getframe
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from psycopg2.pool import SimpleConnectionPool
 
 from otel_pgpool import _checkout
 from otel_pgpool._checkout import stack_around
+from otel_pgpool._clock import monotonic
+from otel_pgpool._fork import is_here, renew
+from otel_pgpool.instrumentation.driver import closed_of
+from otel_pgpool.instrumentation.lenient import pass_over
 from otel_pgpool.instrumentation.psycopg2_outcomes import discard, goes_on, refuse, return_unused
 
 if TYPE_CHECKING:
@@ -27,10 +30,15 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # 
     slowly, hook = hooked.check_out_of_the_stock, hooked.hook
 
     @wraps(original)
-    def getconn(self: Any, key: Any = None) -> Any:
+    def getconn(self: Any, key: Any = None) -> Any:  # noqa: C901 - likewise
+        if not is_here:
+            renew()
         try:
             ledger: Ledger | None = self._otel_pgpool
         except AttributeError:  # it is met for the first time, or the hook is off
+            ledger = None
+        except Exception as error:  # noqa: BLE001 - a class of the program's own
+            pass_over(error)
             ledger = None
         if (
             ledger is None
@@ -79,29 +87,43 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # 
     return getconn
 
 
-def quiet_putconn(hooked: Hooked, owner: type, original: Method) -> Method:
+def quiet_putconn(hooked: Hooked, owner: type, original: Method) -> Method:  # noqa: C901 - likewise
     """Its return."""
     slowly = hooked.give_back
 
     @wraps(original)
-    def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
+    def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002, C901 - its signature; likewise
+        if not is_here:
+            renew()
         try:
             ledger: Ledger | None = self._otel_pgpool
         except AttributeError:  # it is met for the first time, or the hook is off
             ledger = None
+        except Exception as error:  # noqa: BLE001 - a class of the program's own
+            pass_over(error)
+            ledger = None
         if ledger is None or key is not None or (quiet := ledger.quiet.pop(id(conn), None)) is None:
             slowly(self, original, (conn, key, close), {})
             return
-        was_closed = conn.closed
+        try:
+            was_closed = conn.closed
+        except Exception as error:  # noqa: BLE001 - of a factory of the program's
+            pass_over(error)
+            was_closed = 0
         try:
             original(self, conn, None, close)
         except BaseException as error:
-            if not self.closed:
+            if not closed_of(self):
                 ledger.quiet[id(conn)] = quiet
                 if not goes_on(self, conn, error) and (loan := ledger.speak_up(conn)) is not None:
                     ledger.give_back(loan, "discarded", error)
             raise
-        if conn.closed:
+        try:
+            is_closed = conn.closed
+        except Exception as error:  # noqa: BLE001 - likewise
+            pass_over(error)
+            return
+        if is_closed:
             discard(ledger, ledger.slot_of(conn), was_closed, close=close)
 
     return with_defaults_of(owner, putconn)

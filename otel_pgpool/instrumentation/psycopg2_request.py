@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import connection
 
+from otel_pgpool.instrumentation.psycopg2_arguments import is_out
 from otel_pgpool.instrumentation.turns import is_exhausted
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Request:
         except BaseException as error:
             self.error = error
             raise
-        if id(result) in self._pool._rused:
+        if is_out(self._pool, result):
             self._given, self.again = result, again
         return result
 
@@ -48,4 +49,4 @@ class Request:
             return None
         if isinstance(result, connection):
             return result
-        return self._given if id(self._given) in self._pool._rused else None
+        return self._given if is_out(self._pool, self._given) else None

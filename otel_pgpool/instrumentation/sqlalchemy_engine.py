@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine
@@ -10,8 +9,11 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from otel_pgpool._target import UnknownTarget, target_of
+from otel_pgpool.instrumentation.driver import parameters_of
 from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.ledger import LEDGER
+from otel_pgpool.instrumentation.lenient import lenient
+from otel_pgpool.instrumentation.places import place_of
 
 if TYPE_CHECKING:
     from otel_pgpool._target import Target
@@ -37,7 +39,8 @@ def read_levels(pool: Any) -> Levels:
         idle = sum(is_connected(record) for record in queue)
         used = max(0, size - len(queue) + pool._overflow)  # of a pool that was disposed of it goes below
         return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
-    held = len(getattr(pool, LEDGER).holds)
+    ledger = getattr(pool, LEDGER, None)  # none yet, where it has just been met
+    held = 0 if ledger is None else len(ledger.holds)
     if isinstance(pool, StaticPool):
         idle = not held and is_connected(pool.__dict__.get("connection"))
         return Levels(0, 1, min(held, 1), int(idle), 1)
@@ -57,21 +60,36 @@ def owner_of_the_pool(engine: Engine) -> Engine:
 
 
 def target_of_engine(engine: Engine) -> Target:
-    """Where the URL leads. With a ``creator`` of the program's own it need not be true, and is often empty."""
-    if getattr(getattr(engine.pool, "_creator", None), "__module__", None) != create_engine.__module__:
+    """Where the URL leads, its password left alone: to read it may be to fetch it.
+
+    With a ``creator`` of the program's own it need not be true, and is often empty.
+    """
+    if not is_an_engines(engine.pool):
         return UnknownTarget()
-    try:
-        arguments, parameters = engine.dialect.create_connect_args(engine.url)
-    except Exception:  # noqa: BLE001 - a dialect of the program's may refuse, and the program goes on
-        return UnknownTarget()
-    return target_of(tuple(arguments), parameters)
+    with lenient:  # one that the program has put together itself may have anything there
+        return place_of((), _parameters_of(engine.url))
+    return UnknownTarget()
 
 
-def parameters_of(conn: Any) -> dict[str, Any]:
-    """Of a connection, as libpq knows them, without its password."""
-    with suppress(Exception):
-        return {**conn.info.dsn_parameters}
-    return {}
+def is_an_engines(pool: Any) -> bool:
+    """Whether ``create_engine`` has made a pool, and said how it connects."""
+    return getattr(getattr(pool, "_creator", None), "__module__", None) == create_engine.__module__
+
+
+def _parameters_of(url: URL) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"host": url.host, "port": url.port, "dbname": url.database, "user": url.username}
+    parameters |= {key: url.query[key] for key in PLACED_IN_QUERY if key in url.query}
+    hosts = parameters["host"]
+    if isinstance(hosts, tuple):  # each with its port, or none
+        pairs = [host.rpartition(":") if host.rpartition(":")[2].isdecimal() else (host, "", "") for host in hosts]
+        parameters["host"] = ",".join(host for host, _, _ in pairs)
+        parameters["port"] = ",".join(port for _, _, port in pairs)
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def name_of_pool(pool: Any, conn: Any) -> str:
+    """Of one that no engine has: the ``logging_name``, or where a connection of its leads."""
+    return str(getattr(pool, "logging_name", None) or target_of((), parameters_of(conn)).name)
 
 
 def name_of(engine: Engine) -> str:

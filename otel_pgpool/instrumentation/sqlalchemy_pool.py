@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
-from contextlib import suppress
 from functools import partial, wraps
 from sys import _getframe
-from time import monotonic
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -17,27 +15,34 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.engine.events import DialectEvents
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
-from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, Pool, QueuePool
 from sqlalchemy.util.queue import Empty, Queue
 
 from otel_pgpool._checkout import Attempt, LeftOut, Loan, whole_stack_past
+from otel_pgpool._clock import monotonic
 from otel_pgpool._collector import is_collecting_here
 from otel_pgpool._errors import error_type
-from otel_pgpool._target import UnknownTarget, target_of
+from otel_pgpool._fork import is_here, renew, renewed
+from otel_pgpool._target import UnknownTarget
+from otel_pgpool.instrumentation.driver import closed_of, own_of, parameters_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.kind import Kind
+from otel_pgpool.instrumentation.lenient import lenient, pass_over
+from otel_pgpool.instrumentation.places import place_of
 from otel_pgpool.instrumentation.sqlalchemy_engine import (
     DRIVER,
-    is_connected,
+    is_an_engines,
     name_of,
+    name_of_pool,
     owner_of_the_pool,
-    parameters_of,
     read_levels,
     target_of_engine,
 )
+from otel_pgpool.instrumentation.sqlalchemy_fork import Inherited, empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
@@ -59,8 +64,21 @@ def hook_on(hook: Hook) -> Callable[[], None]:
     return hooked.end
 
 
+def harmless(listener: Callable[..., None]) -> Callable[..., None]:
+    """Whatever goes wrong in a listener is logged, and goes no further."""
+
+    @wraps(listener)
+    def guarded(self: Hooked, *args: Any) -> None:
+        try:
+            listener(self, *args)
+        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            self._hook.guard.lament(error)
+
+    return guarded
+
+
 class Request(Loan):
-    """A call of ``Engine.raw_connection``, and what it was given until that comes back."""
+    """A call of ``Engine.raw_connection`` or ``Pool.connect``, and what it was given until that comes back."""
 
     __slots__ = ("fairy", "ledger")
 
@@ -88,12 +106,13 @@ class Request(Loan):
 
 
 class Hooked:
-    """Listeners to the pools' events, and two wraps.
+    """Listeners to the pools' events, and a few wraps.
 
     SQLAlchemy has no event for a request, nor for one that fails, so that no event can tell how long anybody waited.
-    Every connection of an engine comes through ``Engine.raw_connection``, which also knows the URL: it is wrapped. It
-    cannot tell a wait for somebody's return from a slow look at an idle connection (``pool_pre_ping``, a listener of
-    the program's): a pool waits in the ``get`` of its queue and nowhere else, so that is wrapped too.
+    Every connection of an engine comes through ``Engine.raw_connection``, which also knows the URL: it is wrapped, and
+    so is ``Pool.connect`` for pools that no engine has, which are known by their first connection. Neither can tell a
+    wait for somebody's return from a slow look at an idle connection (``pool_pre_ping``, a listener of the program's):
+    a pool waits in the ``get`` of its queue and nowhere else, so that is wrapped too.
     """
 
     def __init__(self, hook: Hook) -> None:
@@ -105,6 +124,8 @@ class Hooked:
         self._engines: weakref.WeakKeyDictionary[Engine, Ledger] = weakref.WeakKeyDictionary()
         self._wrapped: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there, what stands now
         self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()  # whose connects are listened to
+        self._inherited = Inherited()
+        self._kind = Kind(read_levels, self._abandon)
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
             (Engine, "engine_disposed", self._disposed),
             (Pool, "connect", self._connected),
@@ -121,9 +142,11 @@ class Hooked:
             event.listen(target, name, listener)
         Engine._has_events = had_events  # else each statement of every engine is slower; a dispose does not ask for it
         self._wrap(Engine, "raw_connection", self._raw_connection)
+        self._wrap(Engine, "dispose", renewed)
+        self._wrap(Pool, "connect", self._pool_connect)
         self._wrap(Queue, "get", self._get)
         for engine in live_instances({Engine}):  # what is seen of it must not wait for its next checkout
-            with suppress(Exception):  # a dialect of the program's own
+            with lenient:  # a dialect of the program's own
                 if isinstance(engine.pool, QueuePool) and any(read_levels(engine.pool)[2:4]):
                     self._adopt(engine)
 
@@ -141,6 +164,7 @@ class Hooked:
         for target, name, listener in self._listeners:
             if event.contains(target, name, listener):
                 event.remove(target, name, listener)
+        self._inherited.leave()
         for dialect in [*self._dialects]:
             event.remove(dialect, "do_connect", self._connecting)
             if not any(getattr(dialect.dispatch, name, ()) for name in DIALECT_EVENTS):
@@ -149,13 +173,18 @@ class Hooked:
     # A request
 
     def _raw_connection(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        hooked, requests, held = self, self._requests, self._held
+        hooked = self
 
         @wraps(original)
         def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+            if not is_here:
+                renew()
             try:
                 ledger: Ledger | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # ours
             except AttributeError:  # it is met for the first time, or the hook is off
+                ledger = None
+            except Exception as error:  # noqa: BLE001 - an engine that the program has put together itself
+                pass_over(error)
                 ledger = None
             if ledger is None or ledger.usual is not hooked:
                 ledger = hooked._adopt(engine)
@@ -165,36 +194,95 @@ class Hooked:
                 frame = _getframe(1)
             except ValueError:  # called by no function of Python, as a greenlet's first is
                 frame = _getframe()
-            request = Request()
-            ledger.begin(request, whole_stack_past(frame, BETWEEN))
-            request.ledger = ledger
-            thread = threading.get_ident()
-            outer = requests.get(thread)
-            requests[thread] = request
-            try:
-                try:
-                    fairy = original(engine, *args, **kwargs) if args or kwargs else original(engine)
-                finally:
-                    if outer is None:
-                        requests.pop(thread, None)
-                    else:
-                        requests[thread] = outer
-                try:
-                    conn, request.fairy = fairy.dbapi_connection, weakref.ref(fairy)
-                except (AttributeError, TypeError):  # somebody else's
-                    conn = None
-                key = id(conn)
-                if conn is None or key in held:
-                    hooked._lend_once_more(request, fairy, conn)
-                else:
-                    held[key] = request
-                    ledger.lend(request, conn)
-            except BaseException as error:
-                hooked._refuse(request, error)
-                raise
-            return fairy
+            if args or kwargs:  # of SQLAlchemy 1.4
+                return hooked._check_out(ledger, frame, lambda engine: original(engine, *args, **kwargs), engine)
+            return hooked._check_out(ledger, frame, original, engine)
 
         return raw_connection
+
+    def _pool_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        hooked, requests = self, self._requests
+
+        @wraps(original)
+        def connect(pool: Any) -> Any:
+            try:
+                ledger: Ledger | None = pool._otel_pgpool
+            except AttributeError:  # it is met for the first time, or the hook is off
+                ledger = None
+            except Exception as error:  # noqa: BLE001 - a class of the program's own
+                pass_over(error)
+                ledger = None
+            if ledger is not None and ledger.usual is hooked:  # its engine has asked
+                return original(pool)
+            request = requests.get(threading.get_ident())
+            if (request is not None and request.ledger is ledger) or is_an_engines(pool):
+                return original(pool)
+            if not is_here:
+                renew()
+            try:
+                frame = _getframe(1)
+            except ValueError:
+                frame = _getframe()
+            if ledger is None:
+                return hooked._meet(pool, original, frame)
+            return hooked._check_out(ledger, frame, original, pool)
+
+        return connect
+
+    def _check_out(self, ledger: Ledger, frame: FrameType, ask: Callable[[Any], Any], asked: Any) -> Any:
+        requests = self._requests
+        request = Request()
+        ledger.begin(request, whole_stack_past(frame, BETWEEN))
+        request.ledger = ledger
+        thread = threading.get_ident()
+        outer = requests.get(thread)
+        requests[thread] = request
+        try:
+            try:
+                fairy = ask(asked)
+            finally:
+                if outer is None:
+                    requests.pop(thread, None)
+                else:
+                    requests[thread] = outer
+            self._lend(request, fairy)
+        except BaseException as error:
+            self._refuse(request, error)
+            raise
+        return fairy
+
+    def _lend(self, request: Request, fairy: Any) -> None:
+        try:
+            conn, request.fairy = fairy.dbapi_connection, weakref.ref(fairy)
+        except Exception as error:  # noqa: BLE001 - somebody else's
+            pass_over(error)
+            conn = None
+        key = id(conn)
+        if conn is None or key in self._held:
+            self._lend_once_more(request, fairy, conn)
+        else:
+            self._held[key] = request
+            request.ledger.lend(request, conn)
+
+    def _meet(self, pool: Any, ask: Callable[[Any], Any], frame: FrameType) -> Any:
+        """A request to a pool that no engine has shown: it is ours if what it lends is psycopg2's."""
+        started, at = monotonic(), time()
+        fairy = ask(pool)
+        try:
+            conn = fairy.dbapi_connection
+            ledger = self._adopt_pool(pool, conn) if own_of(conn) is not None and self._hook.is_on else None
+            if ledger is not None:
+                request = Request()
+                ledger.begin(request, whole_stack_past(frame, BETWEEN))
+                request.ledger, request.started = ledger, started
+                record = fairy._connection_record
+                self._records[record] = ledger
+                if record.starttime >= at:
+                    ledger.connected(started, conn)
+                self._lend(request, fairy)
+        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            self._hook.guard.lament(error)
+        return fairy
 
     def _lend_once_more(self, request: Request, fairy: Any, conn: Any) -> None:
         """What is lent already, or is no connection of SQLAlchemy's."""
@@ -241,6 +329,7 @@ class Hooked:
 
         return get
 
+    @harmless
     def _refuse(self, request: Request, error: BaseException) -> None:
         """What the pool raises is its own; SQLAlchemy's wrapping of a driver's error is taken off."""
         if hasattr(request, "acquired"):  # an interrupt came after the hand-over, and the return is seen
@@ -265,18 +354,21 @@ class Hooked:
 
     # Events; each is SQLAlchemy's, with its arguments
 
+    @harmless
     def _disposed(self, engine: Engine) -> None:
         """It has another pool now: the levels are that one's from here on, but for who still waits for the old one."""
         if owner_of_the_pool(engine) in self._engines:
             self._adopt(engine)
 
+    @harmless
     def _connecting(self, _dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
         request = self._requests.get(threading.get_ident())
         if request is not None:
-            request.ledger.leads_to(target_of(tuple(args), parameters))  # with connect_args, which are not in the URL
+            request.ledger.leads_to(place_of(tuple(args), parameters))  # with connect_args, which are not in the URL
             request.connecting = monotonic()
             request.ledger.connects.under_way.add(threading.get_ident())
 
+    @harmless
     def _connected(self, conn: Any, record: Record) -> None:
         before = self._bereft.pop(id(record), None)
         if before is not None:  # a StaticPool has made itself another one: nobody will tell of that return
@@ -292,14 +384,21 @@ class Hooked:
             self._records[record] = request.ledger
 
     def _checked_in(self, conn: Any, record: Record) -> None:
-        request = self._held.pop(id(conn), None) or self._bereft.pop(id(record), None)
-        if request is None:
-            return
-        if request.fairy() is None:  # `is_dropped`
-            request.ledger.hook.later(partial(request.ledger.give_back, request, "reclaimed"))
-        else:
-            request.ledger.give_back(request, "discarded" if conn is None or conn.closed else "released")
+        try:
+            if not is_here:
+                renew()
+            request = self._held.pop(id(conn), None) or self._bereft.pop(id(record), None)
+            if request is None:
+                if conn in self._inherited:  # and it must not come back
+                    record.dbapi_connection = None
+            elif request.fairy() is None:  # `is_dropped`
+                request.ledger.hook.later(partial(request.ledger.give_back, request, "reclaimed"))
+            else:
+                request.ledger.give_back(request, "discarded" if conn is None or closed_of(conn) else "released")
+        except Exception as error:  # noqa: BLE001 - as in `harmless`, which would cost another call
+            self._hook.guard.lament(error)
 
+    @harmless
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
         held, request = self._held.get(id(conn)), self._requests.get(threading.get_ident())
         cause = getattr(error, "orig", None) or error
@@ -329,12 +428,14 @@ class Hooked:
         self._bereft[id(record)] = held
         self._held.pop(id(conn), None)
 
+    @harmless
     def _detached(self, conn: Any, _record: Record) -> None:
         held = self._held.pop(id(conn), None)
         if held is not None:
             held.ledger.give_back(held, "discarded")
             held.ledger.discard(held.ledger.slot_of(conn), "returned_closed", None, held)
 
+    @harmless
     def _closing(self, conn: Any, record: Record) -> None:
         held = self._held.get(id(conn))
         if held is not None:  # a StaticPool may close what it has lent
@@ -357,40 +458,42 @@ class Hooked:
 
     def _adopt(self, engine: Engine) -> Ledger | None:
         """Open a ledger for an engine's pool; it goes on where that of a pool before it ended."""
-        if engine.dialect.driver != DRIVER or not self._hook.is_on:
+        try:
+            if not self._hook.is_on or getattr(engine.dialect, "driver", None) != DRIVER:
+                return None
+            engine = owner_of_the_pool(engine)
+            if engine.dialect not in self._dialects:
+                event.listen(engine.dialect, "do_connect", self._connecting)
+                self._dialects.add(engine.dialect)
+            self._inherited.watch_over(engine.dialect)
+            ledger = self._hook.adopt(
+                engine.pool, self._kind, name_of(engine), target_of_engine(engine), before=self._engines.get(engine)
+            )
+            if ledger is not None:
+                self._engines[engine] = ledger
+                ledger.usual = self
+        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            self._hook.guard.lament(error)
             return None
-        engine = owner_of_the_pool(engine)
-        kind = Kind(read_levels, partial(self._abandon, weakref.ref(engine)))
-        if engine.dialect not in self._dialects:
-            event.listen(engine.dialect, "do_connect", self._connecting)
-            self._dialects.add(engine.dialect)
-        ledger = self._hook.adopt(
-            engine.pool, kind, name_of(engine), target_of_engine(engine), before=self._engines.get(engine)
-        )
-        if ledger is not None:
-            self._engines[engine] = ledger
-            ledger.usual = self
         return ledger
 
-    def _abandon(self, engine_ref: weakref.ref[Engine], pool: Any) -> int:
-        """In a forked child: what SQLAlchemy's own guide to forking says, and the parent's sockets are closed here.
+    def _adopt_pool(self, pool: Any, conn: Any) -> Ledger | None:
+        """Open one for a pool that has no engine, by its first connection."""
+        self._inherited.watch_over(pool._dialect)
+        return self._hook.adopt(pool, self._kind, name_of_pool(pool, conn), UnknownTarget(parameters_of(conn)))
 
-        A pool that no engine can be given another for keeps them: a number that is free again may be somebody else's.
-        """
-        engine = engine_ref()
+    # Fork
+
+    def _abandon(self, pool: Any) -> int:
+        """In a forked child: what lay in the pool is closed here, and what was lent ends here without a word."""
+        for request in self._held.values():
+            with lenient:
+                fairy: Any = request.fairy()
+                self._inherited.add(fairy._connection_record, fairy.dbapi_connection)
         for known in (self._requests, self._held, self._bereft):
             known.clear()
-        if engine is None or engine.pool is not pool:
-            return 0
-        try:
-            engine.dispose(close=False)
-        except TypeError:  # SQLAlchemy before 1.4.33
-            engine.pool = pool.recreate()
-        records = [record for record in getattr(getattr(pool, "_pool", None), "queue", ()) if is_connected(record)]
-        for record in records:
-            with suppress(Exception):
-                os.close(record.dbapi_connection.fileno())
-        if records:
-            pool._pool.queue.clear()  # type: ignore[attr-defined]  # it lives on until the collector comes, and has nothing any more
-        static = isinstance(pool, StaticPool) and is_connected(pool.__dict__.get("connection"))
-        return len(records) + static
+        idle = empty(pool)
+        for record, ledger in [*self._records.items()]:
+            if ledger.pool is pool and record not in idle and record.dbapi_connection is not None:
+                self._inherited.add(record, record.dbapi_connection)  # just now on its way in or out
+        return len(idle)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import suppress
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from psycopg2.pool import PoolError
 
+from otel_pgpool._clock import monotonic
 from otel_pgpool._wakeup import Wakeup
+from otel_pgpool.instrumentation.lenient import lenient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,10 @@ EXHAUSTED = "connection pool exhausted"
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether a stock pool says that every connection is in use: it has no class for that, only these words."""
-    return isinstance(error, PoolError) and str(error) == EXHAUSTED
+    if isinstance(error, PoolError):
+        with lenient:  # a class of the program's own may not say it
+            return str(error) == EXHAUSTED
+    return False
 
 
 class Turns:

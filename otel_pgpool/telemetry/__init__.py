@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as contexts
 
 from otel_pgpool._config import TelemetryConfig
-from otel_pgpool._errors import PoolTimeout, error_type
+from otel_pgpool._errors import PoolError, PoolTimeout, error_type
+from otel_pgpool._refusal import is_refusal
 from otel_pgpool.telemetry import names
+from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.logs import Logs
 from otel_pgpool.telemetry.metrics import Silence, instruments
 from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
@@ -98,7 +100,7 @@ class Telemetry:
 
     def started(self, checkout: Checkout) -> None:
         """Start the checkout's span."""
-        context = contexts.get_current()
+        context = leave_ended()
         if context.get(SUPPRESSION_KEY):
             checkout.observed = SUPPRESSED
         else:
@@ -212,6 +214,8 @@ class Telemetry:
         name = type(connect.error).__name__
         self._connect(connect, name)
         self._logs.connect_failed(connect, name)
+        if is_refusal(connect.error):
+            self._logs.connect_refused(connect, name)
 
     def _connect(self, connect: Connect, failure: str | None) -> None:
         context = self._spans.connect(connect, failure)
@@ -224,7 +228,8 @@ class Telemetry:
     ) -> None:
         """Say which connections are gone, and why."""
         context = None if checkout is None else _context(checkout)
-        self._logs.discarded(slots, reason, None if error is None else error_type(error), context)
+        told = str(error) if isinstance(error, PoolError) else ""  # the pool's own words quote nothing
+        self._logs.discarded(slots, reason, None if error is None else error_type(error), context, told)
 
     def outage_started(self, connect: Connect) -> None:
         """Say that the server cannot be reached."""

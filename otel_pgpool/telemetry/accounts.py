@@ -107,7 +107,7 @@ class Account:
 
     def goes_on(self) -> bool:
         """Whether a pool is open, or something is still out of one."""
-        return any(not pool.closed or pool.stats().oldest_hold for pool in self._live())
+        return any(not pool.closed or pool.stats().used or pool.stats().oldest_hold for pool in self._live())
 
     def _live(self) -> list[ObservedPool]:
         return [pool for known in self._pools.values() if (pool := known.pool) is not None]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import threading
 from typing import TYPE_CHECKING
+
+from otel_pgpool import _fork
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -15,8 +16,7 @@ COLLECTS = sys.version_info[:2] == (3, 11)
 """Whether the collector may run while the frames are made."""
 
 _alone = threading.RLock()  # reentrant, for a signal handler
-if hasattr(os, "register_at_fork"):  # a child must not find it held, nor the collector off
-    os.register_at_fork(before=_alone.acquire, after_in_parent=_alone.release, after_in_child=_alone.release)
+_has_stopped_the_collector = False
 
 
 def frame_of(thread: threading.Thread) -> FrameType | None:
@@ -27,12 +27,27 @@ def frame_of(thread: threading.Thread) -> FrameType | None:
     """
     if not thread.is_alive():
         return None
+    global _has_stopped_the_collector  # noqa: PLW0603 - a forked child must know
     with _alone:  # else the first to be done would let the collector in on the other
         was_enabled = COLLECTS and gc.isenabled()
         try:
             if was_enabled:
+                _has_stopped_the_collector = True
                 gc.disable()
             return sys._current_frames().get(thread.ident or 0)
         finally:
             if was_enabled:
                 gc.enable()
+                _has_stopped_the_collector = False
+
+
+def _after_fork() -> None:
+    """Free a forked child of what another thread of its parent was doing in `frame_of`."""
+    global _alone, _has_stopped_the_collector  # noqa: PLW0603 - that thread does not exist here
+    _alone = threading.RLock()
+    if _has_stopped_the_collector:
+        gc.enable()
+        _has_stopped_the_collector = False
+
+
+_fork.register(_after_fork)

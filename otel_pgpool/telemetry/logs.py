@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from contextvars import copy_context
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import attach
 
+from otel_pgpool._clock import monotonic
+from otel_pgpool._errors import sqlstate
 from otel_pgpool._guard import is_asynchronous
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
@@ -27,6 +28,12 @@ logger = logging.getLogger("otel_pgpool")
 
 TIMEOUT_INTERVAL = 1.0
 """Seconds between two records of timeouts of one pool."""
+
+REFUSAL_INTERVAL = 60.0
+"""Seconds between two records of refused connects of one name."""
+
+_refused_again: dict[str, float] = {}
+"""When a refusal is told again, by pool: programs that probe for a database make a pool for each look."""
 
 LOST = ("broken", "reset_failed", "check_failed", "read_only")
 """Reasons for a discard that somebody should hear of."""
@@ -113,8 +120,18 @@ class Logs:
         unsaid = f" ({left_out} more timeouts since the last such record)" if left_out else ""
         self._write(logging.ERROR, "timeout", f"{error}{unsaid}", attributes, context)
 
-    def discarded(self, slots: Sequence[Slot], reason: str, error_type: str | None, context: Context | None) -> None:
+    def discarded(
+        self,
+        slots: Sequence[Slot],
+        reason: str,
+        error_type: str | None,
+        context: Context | None,
+        message: str = "",
+    ) -> None:
         """Connections left the pool together."""
+        is_lost = reason in LOST
+        if not logger.isEnabledFor(logging.WARNING if is_lost else logging.DEBUG):  # a pid may have to be asked for
+            return
         pids = [slot.pid for slot in slots]
         attributes: dict[str, Any] = {
             names.REASON: reason,
@@ -123,9 +140,9 @@ class Logs:
         }
         if error_type is not None:
             attributes[names.ERROR_TYPE] = error_type
-        cause = f" ({error_type})" if error_type else ""
+        cause = f" ({message or error_type})" if error_type else ""
         shown = ", ".join(map(str, pids))
-        if reason in LOST:
+        if is_lost:
             text = f"{len(pids)} connection{'s' if len(pids) > 1 else ''} lost: {reason}{cause}, pid {shown}"
             self._write(logging.WARNING, "connection_lost", text, attributes, context)
         else:
@@ -142,16 +159,28 @@ class Logs:
         text = f"attempt {connect.attempt} to connect failed: {error_type}"
         self._write(logging.DEBUG, "connect_failed", text, attributes)
 
+    def connect_refused(self, connect: Connect, error_type: str) -> None:
+        """The server lives, and refuses the connection; a record a minute for all pools of one name."""
+        now = monotonic()
+        if now < _refused_again.get(self._pool_name, now):
+            return
+        for name in [name for name, due in _refused_again.copy().items() if due <= now]:
+            _refused_again.pop(name, None)
+        _refused_again[self._pool_name] = now + REFUSAL_INTERVAL
+        what = "PostgreSQL refuses to connect" if sqlstate(connect.error) is None else "a new connection cannot be used"
+        text = f"{what}: {' '.join(connect.message.split()) or error_type}"
+        self._write(logging.WARNING, "connect_refused", text, {names.ERROR_TYPE: error_type})
+
     def outage_started(self, connect: Connect, error_type: str) -> None:
-        """The server cannot be reached."""
+        """No connection can be made."""
         attributes = {names.ERROR_TYPE: error_type, names.ATTEMPTS: connect.attempt, names.DURATION: 0.0}
-        text = f"PostgreSQL cannot be reached: {' '.join(connect.message.split()) or error_type}"
+        text = f"no connection can be made: {' '.join(connect.message.split()) or error_type}"
         self._write(logging.ERROR, "outage_started", text, attributes)
 
     def outage_ended(self, attempts: int, duration: float) -> None:
         """The server was reached again."""
         attributes = {names.ATTEMPTS: attempts, names.DURATION: round(duration, names.DIGITS)}
-        text = f"PostgreSQL reached again after {duration:.1f} s and {attempts} failed attempts"
+        text = f"connections can be made again after {duration:.1f} s; attempts that failed: {attempts}"
         self._write(logging.INFO, "outage_ended", text, attributes)
 
     def utilization(self, level: str, stats: PoolStats) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import weakref
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
+from otel_pgpool import _fork
+from otel_pgpool._clock import monotonic
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names, series
 from otel_pgpool.telemetry.accounts import Accounts
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 WAIT_BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 USE_BOUNDARIES = (*WAIT_BOUNDARIES, 60.0, 300.0)
 
-KEPT_AFTER_THE_END = 60.0
-"""Seconds for which a reader gets the end of a pool once more: what it may ask twice is there twice."""
+KEPT_AFTER_THE_END = 150.0
+"""Seconds for which a reader gets the end of a pool: by the SDK's default interval thrice, as an export may fail."""
 
 KEPT_FOR_ANYBODY = 600.0
 """The same where the readers cannot be told apart, so that the slowest has asked too."""
@@ -124,6 +124,8 @@ class Instruments:
 
     def _begin(self) -> None:
         """A reader collects: see what has ended, and let go of what needs no further export."""
+        if not _fork.is_here:
+            _fork.renew()  # else the parent's totals would be taken for this process's
         reader, readers = series.collecting(sys._getframe(1)), series.readers(self._all())
         self._reader = reader
         now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_FOR_ANYBODY
@@ -166,5 +168,4 @@ def _after_fork() -> None:
         known.start_afresh()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_fork.register(_after_fork)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from time import monotonic, time_ns
+from contextlib import suppress
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as contexts
@@ -10,9 +11,10 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode, set_span_in_context
 
+from otel_pgpool._clock import monotonic
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names
-from otel_pgpool.telemetry.context import SPAN_KEY, detach
+from otel_pgpool.telemetry.context import CheckoutContext, detach
 from otel_pgpool.telemetry.names import (
     CHECKOUT,
     CONNECTION_ID,
@@ -133,7 +135,7 @@ class Spans:
         if type(span) is NonRecordingSpan and not span.get_span_context().is_valid:
             checkout.observed = None  # a provider that makes no spans
         else:
-            observed.context = Context({**context, SPAN_KEY: span})
+            observed.context = CheckoutContext.of(context, span)
 
     def _wants(self, context: Context) -> bool:
         if self._mode == "off" or (self._is_inert and trace._TRACER_PROVIDER is None):
@@ -268,12 +270,15 @@ class Spans:
 def long_hold_attributes(checkout: Checkout, threshold: float, skipped: Collection[str]) -> dict[str, AttributeValue]:
     """What is known of a hold that goes on: whether a query runs, and what its thread is doing."""
     conn = checkout.slot.ref()
-    status = conn.get_transaction_status() if conn is not None else len(TRANSACTION_STATUSES) - 1
+    status = "unknown"
+    if conn is not None:
+        with suppress(Exception):  # a pool that is not ours may lend what says nothing of it
+            status = TRANSACTION_STATUSES[conn.get_transaction_status()]
     attributes: dict[str, AttributeValue] = {
-        names.THRESHOLD: round(threshold, DIGITS),
+        names.THRESHOLD: round(threshold if checkout.expected_hold is None else checkout.expected_hold, DIGITS),
         names.HELD: round(monotonic() - checkout.acquired, DIGITS),
         names.CONNECTION_PID: checkout.slot.pid,
-        names.TRANSACTION_STATUS: TRANSACTION_STATUSES[status],
+        names.TRANSACTION_STATUS: status,
         names.CHECKED_OUT_AT: checkout.path_to,
     }
     stack = stack_of(checkout.thread, skipped)

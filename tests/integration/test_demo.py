@@ -26,6 +26,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool.cli.database import wait_until
 from otel_pgpool.cli.recording import Recording
@@ -404,6 +405,10 @@ def test_report_tells_a_run_again(runs: Runs) -> None:
         (("--dsn", ""), "--dsn is empty"),
         (("--out", "/dev/null/x"), "--out: "),
         (("--colour",), "unrecognized arguments: --colour"),
+        (("--dsm=postgresql://me:hunter2@host/db",), "unrecognized arguments: --dsm"),
+        (("postgresql://me:hunter2@host/db",), "unrecognized arguments: ***"),
+        (("--endpoint", "http://host:4317/?key=hunter2"), "--endpoint: expected http://host:port"),
+        (("--seconds", "1\x1b[2J"), "--seconds: '1"),
     ],
 )
 def test_bad_options_are_refused_in_a_line(folder: Path, arguments: tuple[str, ...], expected: str) -> None:
@@ -413,6 +418,7 @@ def test_bad_options_are_refused_in_a_line(folder: Path, arguments: tuple[str, .
     assert expected in done.err
     assert len([line for line in done.err.splitlines() if not line.startswith(("usage:", " "))]) == 1
     assert "hunter2" not in done.out + done.err
+    assert "\x1b" not in done.err
     assert done.out == ""
     assert [path.name for path in done.folder.iterdir()] == ["tmp"]
 
@@ -453,14 +459,23 @@ def test_what_is_no_recording_is_refused_in_a_line(folder: Path) -> None:
     assert done.err == "otel-pgpool: warning: out/traces.jsonl is not complete: a line of it is cut short\n"
 
 
-def test_a_wrong_password_is_one_line(folder: Path, server: PostgresServer) -> None:
-    """What the server says, without the password; here a database that does not exist."""
-    dsn = f"postgresql://postgres:hunter2@127.0.0.1:{server.port}/nowhere"
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"password": "hunter2"}, 'password authentication failed for user "postgres"'),
+        ({"dbname": "nowhere"}, 'database "nowhere" does not exist'),
+    ],
+)
+def test_a_server_that_refuses_is_one_line(
+    folder: Path, server: PostgresServer, changes: dict[str, str], expected: str
+) -> None:
+    """What the server says, without the password."""
+    dsn = make_dsn(server.dsn, **changes)
     done = run(folder, "demo", "--dsn", dsn)
     assert (done.status, done.out) == (2, "")
     (line,) = done.err.splitlines()
-    assert 'database "nowhere" does not exist' in line
-    assert "hunter2" not in line
+    assert expected in line
+    assert parse_dsn(dsn)["password"] not in line
 
 
 # Signals, terminals, and output that nobody takes

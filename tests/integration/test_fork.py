@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool import ConnectionPool
+
+
+@pytest.fixture(autouse=True, params=["python", "c"])
+def fork(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By ``os.fork``, and as servers written in C fork: Python's own callbacks do not run there."""
+    if request.param == "c":
+        monkeypatch.setattr(os, "fork", ctypes.PyDLL(None).fork)
 
 
 def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
@@ -208,6 +216,24 @@ def test_grandchild(dsn: str) -> None:
         assert in_child(generations) == "True"
 
 
+def test_child_that_has_threads_already(dsn: str) -> None:
+    """A child whose first checkout comes when it has threads of its own, several of which check out at once."""
+    with make(1, 4, dsn, timeout=PATIENCE) as pool:
+        (pid,) = fill(pool, 1)
+        assert wait_until(lambda: pool._core.parked)  # a thread that runs at a fork made in C costs the child its GIL
+
+        def work() -> list[int]:
+            together = threading.Barrier(4)
+
+            def ask_together() -> int:
+                together.wait(PATIENCE)
+                return pid_of_a_checkout(pool)
+
+            return [each.result(PATIENCE) for each in [in_thread(ask_together) for _ in range(4)]]
+
+        assert str(pid) not in in_child(work)
+
+
 def test_unopened_pool_in_pre_fork_servers(dsn: str) -> None:
     """`open=False` before the fork: each child opens its own, and the parent none."""
     with make(1, 2, dsn, open=False, timeout=PATIENCE) as pool:
@@ -230,12 +256,12 @@ def test_closed_pool_stays_closed(dsn: str) -> None:
 
 
 PROGRAM = """
-import os, sys
+import ctypes, os, sys
 from otel_pgpool import ConnectionPool
 pool = ConnectionPool(2, 2, sys.argv[1], observer=None)
 held = pool.getconn()
 held.cursor().execute("create temporary table of_the_parent ()")
-child = os.fork()
+child = os.fork() if sys.argv[2] == "python" else ctypes.PyDLL(None).fork()
 if child == 0:
     with pool.connection() as conn:
         conn.cursor().execute("select 1")
@@ -248,10 +274,11 @@ pool.close()
 """
 
 
-def test_child_that_ends_like_a_program(dsn: str) -> None:
+@pytest.mark.parametrize("forked_by", ["python", "c"])
+def test_child_that_ends_like_a_program(dsn: str, forked_by: str) -> None:
     """At the end of the child's interpreter all its objects go: the parent's sessions stay."""
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM, dsn], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", PROGRAM, dsn, forked_by], capture_output=True, text=True, timeout=30, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
 

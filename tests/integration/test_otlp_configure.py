@@ -270,29 +270,18 @@ def test_refuses_a_second_configure(http: HttpReceiver) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "environ", "named"),
+    ("call", "named"),
     [
-        (
-            "configure()",
-            {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "'http/json'", "'grpc'"),
-        ),
-        (
-            "configure()",
-            {"OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "udp"},
-            ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "'udp'", "'http/protobuf'"),
-        ),
-        ("configure()", {"OTEL_METRICS_EXPORTER": "prometheus"}, ("OTEL_METRICS_EXPORTER", "'prometheus'", "'none'")),
-        ("configure(' ')", {}, ("service_name", "' '", "not empty")),
-        ("configure(5)", {}, ("service_name", "5", "a text", "None")),
-        ("configure(b'shop')", {}, ("service_name", "b'shop'", "a text")),
-        ("configure(span_exporters=5)", {}, ("span_exporters", "5", "a list of exporters")),
-        ("configure(log_exporters=[print])", {}, ("log_exporters", "print", "a list of exporters", "export()")),
-        ("configure(metric_exporters='otlp')", {}, ("metric_exporters", "'otlp'", "a list of exporters")),
-        ("configure(otlp='no')", {}, ("otlp", "'no'", "True or False")),
+        ("configure(' ')", ("service_name", "' '", "not empty")),
+        ("configure(5)", ("service_name", "5", "a text", "None")),
+        ("configure(b'shop')", ("service_name", "b'shop'", "a text")),
+        ("configure(span_exporters=5)", ("span_exporters", "5", "a list of exporters")),
+        ("configure(log_exporters=[print])", ("log_exporters", "print", "a list of exporters", "export()")),
+        ("configure(metric_exporters='otlp')", ("metric_exporters", "'otlp'", "a list of exporters")),
+        ("configure(otlp='no')", ("otlp", "'no'", "True or False")),
     ],
 )
-def test_bad_input_is_refused(call: str, environ: dict[str, str], named: tuple[str, ...]) -> None:
+def test_bad_input_is_refused(call: str, named: tuple[str, ...]) -> None:
     """A bad value is refused with the name of the option, the value and what is accepted, and nothing is set."""
     told, _ = run(
         f"""
@@ -300,11 +289,57 @@ def test_bad_input_is_refused(call: str, environ: dict[str, str], named: tuple[s
             {call}
         except ValueError as error:
             tell(error=str(error), untouched="Proxy" in type(trace.get_tracer_provider()).__name__)
-        """,
-        environ,
+        """
     )
     assert [part for part in named if part not in told["error"]] == []
     assert told["untouched"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "arrived", "said"),
+    [
+        ({"TRACES_EXPORTER": "console"}, (0, 1, 2), ["OTEL_TRACES_EXPORTER=console: ; no traces are exported by it"]),
+        ({"TRACES_EXPORTER": "otlp,console"}, (3, 1, 2), ["OTEL_TRACES_EXPORTER=otlp,console: ; traces go over OTLP"]),
+        ({"TRACES_EXPORTER": "zipkin"}, (0, 1, 2), ["OTEL_TRACES_EXPORTER=zipkin: ; no traces are exported by it"]),
+        ({"METRICS_EXPORTER": "prometheus"}, (3, 0, 2), ["OTEL_METRICS_EXPORTER=prometheus: ; no metrics are"]),
+        ({"LOGS_EXPORTER": "none,console"}, (3, 1, 0), ["OTEL_LOGS_EXPORTER=none,console: ; no logs are exported"]),
+        ({"LOGS_EXPORTER": "NONE"}, (3, 1, 0), []),
+        ({"TRACES_EXPORTER": "otlp_proto_http", "EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, (3, 1, 2), []),
+        (
+            {"EXPORTER_OTLP_PROTOCOL": "http/json"},
+            (3, 1, 2),
+            ["OTEL_EXPORTER_OTLP_PROTOCOL=http/json: ; http/protobuf"],
+        ),
+        (
+            {"METRICS_EXPORTER": "console", "LOGS_EXPORTER": "console"},
+            (3, 0, 0),
+            ["OTEL_METRICS_EXPORTER=console: ; no metrics are", "OTEL_LOGS_EXPORTER=console: ; no logs are"],
+        ),
+    ],
+)
+def test_variables_of_others_stop_no_program(
+    http: HttpReceiver, variables: dict[str, str], arrived: tuple[int, int, int], said: list[str]
+) -> None:
+    """What ``opentelemetry-instrument`` takes is said once where it is not served, and everything else goes on."""
+    environ = {f"OTEL_{name}": value for name, value in variables.items()}
+    _told, err = run("with configure('shop'): work()", {**http.environ, **environ})
+    logs = [record for record in http.logs if not record.body.startswith("OTEL_")]  # what is said here is exported too
+    assert (len(http.spans), len(http.metrics), len(logs)) == arrived
+    lines = beside_the_records(err).splitlines()
+    assert len(lines) == len(said), err
+    for line, (variable, instead) in zip(lines, (each.split("; ") for each in said), strict=True):
+        assert line.startswith(variable)
+        assert instead in line
+
+
+def test_protocol_that_nobody_knows(receiver: Receiver) -> None:
+    """For one signal: the default is used, and the others are not concerned."""
+    _told, err = run(
+        "with configure('shop'): work()",
+        {**receiver.environ, "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "udp", "OTEL_LOGS_EXPORTER": "otlp"},
+    )
+    assert "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL=udp: configure() knows grpc and http/protobuf; grpc is used" in err
+    assert (len(receiver.spans), len(receiver.metrics)) == (3, 1)
 
 
 def test_timeouts_are_numbers_of_seconds(http: HttpReceiver) -> None:

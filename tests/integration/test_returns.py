@@ -16,6 +16,7 @@ from psycopg2 import extensions
 from faults.frozen import frozen
 from otel_pgpool import PoolError
 from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.telemetry import Telemetry
 from tests.integration.helpers import (
     IDLE,
     PATIENCE,
@@ -385,8 +386,8 @@ def test_configure_sees_each_new_connection_once(dsn: str) -> None:
 
 
 def test_configure_leaves_a_transaction(dsn: str) -> None:
-    """A connection is lent without the transaction that `configure` left, even a failed one."""
-    for dirty in (lambda conn: ask(conn, "select 1"), in_error, raw_commit, raw_begin):
+    """A connection is lent without the transaction that `configure` left: it is committed."""
+    for dirty in (lambda conn: ask(conn, "select 1"), raw_commit, raw_begin):
         with make(1, 1, dsn, configure=dirty) as pool:
             pids = set()
             for _ in range(2):
@@ -405,6 +406,13 @@ def test_what_configure_sets_holds(dsn: str) -> None:
             raise ZeroDivisionError
         with pool.connection() as conn:
             assert ask(conn, "show search_path") == "archive"
+
+
+def test_configure_that_leaves_an_error(dsn: str) -> None:
+    """Its work is lost, a ``SET ROLE`` perhaps: the connection is not lent, and the error says why."""
+    for dirty in (in_error, error_in_autocommit):
+        with pytest.raises(PoolError, match="configure left a transaction in error"):
+            make(1, 1, dsn, configure=dirty)
 
 
 def test_configure_that_raises(dsn: str, admin: connection) -> None:
@@ -461,13 +469,45 @@ def test_reset_clears_the_session(dsn: str) -> None:
 
 
 def test_reset_leaves_a_transaction(dsn: str) -> None:
-    """It is rolled back; the connection stays."""
-    for dirty in (lambda conn: ask(conn, "select 1"), in_error, raw_begin):
+    """It is committed; the connection stays."""
+    for dirty in (lambda conn: ask(conn, "select 1"), raw_begin, begin_in_autocommit):
         with make(1, 1, dsn, reset=dirty) as pool:
             pid = give_back(pool, lambda conn: None, "block")
             with pool.connection() as conn:
                 assert conn.info.backend_pid == pid
                 assert conn.info.transaction_status == IDLE
+
+
+@pytest.mark.parametrize("how", ["putconn", "block", "exception"])
+@pytest.mark.parametrize("begin", [lambda conn: None, raw_begin, begin_in_autocommit])
+def test_what_reset_does_holds(dsn: str, how: str, begin: Callable[[connection], None]) -> None:
+    """A ``RESET`` in `reset` is committed, however its transaction was begun: the next borrower finds nothing left."""
+
+    def reset(conn: connection) -> None:
+        begin(conn)
+        ask(conn, "reset search_path")
+
+    def change(conn: connection) -> None:
+        ask(conn, "set search_path to archive")
+        conn.commit()
+
+    with make(1, 1, dsn, reset=reset) as pool:
+        pid = give_back(pool, change, how)
+        with pool.connection() as conn:
+            assert conn.info.backend_pid == pid
+            assert ask(conn, "show search_path") == '"$user", public'
+
+
+def test_reset_that_leaves_an_error(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its work cannot be committed: the connection goes, and a record says why."""
+    for dirty in (in_error, error_in_autocommit):
+        caplog.clear()
+        with make(1, 1, dsn, reset=dirty, timeout=PATIENCE, observer=Telemetry()) as pool:
+            pid = give_back(pool, lambda conn: None, "block")
+            with pool.connection() as conn:
+                assert conn.info.backend_pid != pid
+            assert pool.stats().discarded["reset_failed"] >= 1
+        assert "lost: reset_failed (reset left a transaction in error, so its work cannot be committed)" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["putconn", "block", "exception"])

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from contextlib import closing, suppress
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -709,6 +710,61 @@ def test_generator_closed_in_another_thread(signals: Signals, dsn: str) -> None:
         Worker(close).done()
         assert_exactly(signals.checkout().attributes, served(dsn, outcome="rolled_back"))
         assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_generators_closed_in_any_order(signals: Signals, dsn: str, order: tuple[int, ...]) -> None:
+    """Whichever of three blocks is left first, no ended span is current, and after the last the caller's is."""
+    with signals.pool(3, 3, dsn) as pool:
+        before = trace.get_current_span()
+        generators = [blocks(pool) for _ in range(3)]
+        for generator in generators:
+            next(generator)
+        for number in order[:-1]:
+            generators[number].close()
+        generators[order[-1]].close()
+        assert trace.get_current_span() is before
+        with signals.tracer.start_as_current_span("next job") as job:
+            assert job.parent is None
+
+
+def test_generator_closed_elsewhere_while_its_thread_goes_on(signals: Signals, dsn: str) -> None:
+    """A thread whose block another one has left has its own context again from its next checkout on."""
+    with signals.pool(1, 1, dsn) as pool:
+        before = trace.get_current_span()
+        generator = blocks(pool)
+        next(generator)
+        Worker(generator.close).done()
+        with pool.connection():
+            pass
+        assert trace.get_current_span() is before
+        assert [span.parent for span in signals.named("pool.checkout")] == [None, None]
+
+
+def test_a_context_outlives_its_block(signals: Signals, dsn: str) -> None:
+    """Work that goes on in a captured context of a block that was left in its turn keeps its own span."""
+    with signals.pool(2, 2, dsn) as pool:
+        with pool.connection(), signals.tracer.start_as_current_span("export") as export:
+            captured = contextvars.copy_context()
+
+        def export_further() -> None:
+            with pool.connection():
+                pass
+            assert trace.get_current_span() is export
+
+        captured.run(export_further)
+
+
+def test_generator_closed_in_a_copy_of_its_context(signals: Signals, dsn: str) -> None:
+    """As an event loop closes it: the thread has its own context again from its next checkout on."""
+    with signals.pool(1, 1, dsn) as pool:
+        before = trace.get_current_span()
+        generator = blocks(pool)
+        next(generator)
+        contextvars.copy_context().run(generator.close)
+        with pool.connection():
+            pass
+        assert trace.get_current_span() is before
 
 
 def test_generator_closed_in_another_context(signals: Signals, dsn: str) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import socket
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolTimeout
+from tests.integration.helpers import kill, lives, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,26 +49,85 @@ def end(name: str, error: type[BaseException]) -> None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
 
 
-def test_a_waiter_that_came_when_no_thread_could_start(dsn: str, no_threads: threading.Event) -> None:
-    """It is served as soon as one can."""
-    with ConnectionPool(0, 1, dsn, timeout=PATIENCE, open=False) as pool:
-        lifting = threading.Timer(0.5, no_threads.set)
-        lifting.start()
-        with pool.connection() as conn:
-            assert conn.closed == 0
-        lifting.join()
-
-
-def test_no_thread_can_start(dsn: str, no_threads: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
-    """The timeout says so, is caused by it, and the log names the pool, once."""
-    with ConnectionPool(1, 1, dsn, name="alone", timeout=0.8, open=False) as pool:
-        for ask in (pool.wait, pool.getconn):
-            with pytest.raises(PoolTimeout, match=REFUSAL) as caught:
-                ask()
-            assert isinstance(caught.value.__cause__, RuntimeError)
+def test_a_caller_connects_itself(dsn: str, no_threads: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
+    """Where no thread can be started, also for `wait` and for several callers at once; the log says so, once."""
+    with ConnectionPool(1, 3, dsn, name="alone", timeout=PATIENCE, open=False) as pool:
+        pool.wait()
+        conns = [pool.getconn() for _ in range(2)]
+        with ThreadPoolExecutor(4) as callers:
+            pids = [each.result(PATIENCE) for each in [callers.submit(backend, pool) for _ in range(8)]]
+        for conn in conns:
+            pool.putconn(conn)
+        assert pool.stats().created == 3
+        assert len(set(pids)) == 1
         assert caplog.text.count("pool alone: no thread can be started to connect") == 1
-        no_threads.set()
-        pool.wait(PATIENCE)
+
+
+def backend(pool: ConnectionPool) -> int:
+    with pool.connection() as conn:
+        return conn.info.backend_pid
+
+
+def test_a_dead_connection_is_replaced(dsn: str, admin: connection, no_threads: threading.Event) -> None:
+    """By the caller that meets it."""
+    with ConnectionPool(1, 1, dsn, timeout=PATIENCE) as pool:
+        pid = backend(pool)
+        kill(admin, [pid])
+        assert wait_until(lambda: not lives(admin, pid))
+        time.sleep(0.06)  # longer than a connection is lent again without a look
+        assert backend(pool) != pid
+
+
+def test_a_caller_that_connects_in_vain(no_threads: threading.Event) -> None:
+    """It tries again until its timeout, and what the connect raised is the cause."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with ConnectionPool(0, 1, host="127.0.0.1", port=port, timeout=0.8, open=False) as pool:
+        with pytest.raises(PoolTimeout, match=f"port {port} failed: Connection refused") as caught:
+            pool.getconn()
+        assert isinstance(caught.value.__cause__, psycopg2.OperationalError)
+        assert caught.value.retries > 1
+        assert caught.value.waited < 5
+
+
+def test_a_caller_that_meets_a_silent_server(no_threads: threading.Event) -> None:
+    """Its connect takes no longer than the rest of its timeout, in libpq's whole seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with ConnectionPool(0, 1, host="127.0.0.1", port=port, timeout=0.5, open=False) as pool:
+            with pytest.raises(PoolTimeout) as caught:
+                pool.getconn()
+            assert caught.value.waited < 5  # of the 10 that a connect may take
+
+
+AT_EXIT = """
+import atexit, os, sys, threading
+from otel_pgpool import ConnectionPool
+
+pool = ConnectionPool({minconn}, 2, sys.argv[1], timeout=10)
+pids = []
+
+def save():
+    def refuse(*_args, **_kwargs):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+    for name in ("_start_new_thread", "_start_joinable_thread"):  # as Python 3.12 has it, on every version
+        if hasattr(threading, name):
+            setattr(threading, name, refuse)
+    with pool.connection() as conn, conn.cursor() as cur:
+        cur.execute("select 1")
+        print("saved", flush=True)
+
+atexit.register(save)
+"""
+
+
+@pytest.mark.parametrize("minconn", [0, 1])
+def test_a_checkout_at_exit(dsn: str, minconn: int) -> None:
+    """In an ``atexit`` callback it is served, with an idle connection and without."""
+    program = AT_EXIT.format(minconn=minconn)
+    done = subprocess.run([sys.executable, "-c", program, dsn], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # what ends it

@@ -231,7 +231,7 @@ class CoreMachine(RuleBasedStateMachine):
         checkout = self._one_of(self.waiters, which)
         assert self.core.leave(checkout, self.waiters.pop(checkout)) is None
         self.model.queue.remove(checkout)
-        self.core.count_failure(timed_out=True)
+        self.core.count_failure(0.0, timed_out=True)
         self.timeouts += 1
 
     # What connectors do
@@ -379,7 +379,7 @@ class CoreMachine(RuleBasedStateMachine):
     def core_and_model_are_the_same(self) -> None:
         """The same idle, in order; the same queue, in order; the same holders of the same connections."""
         assert list(self.core.idle) == self.model.idle
-        assert [waiter.checkout for waiter in self.core.queue] == self.model.queue
+        assert list(self.core.queue) == self.model.queue
         assert {slot.checkout: slot for slot in self.core.members if slot.checkout is not None} == self.model.held
         assert self.hands.keys() == self.model.held.keys()
         assert self.core.members == self.model.alive | {slot for slot, _reason in self.leaving}

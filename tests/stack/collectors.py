@@ -33,10 +33,12 @@ FILES = ("collector.yaml", "agent.yaml", "gateway.yaml")
 BINARY = os.environ.get("OTELCOL", "")
 QUICK = {"processors": {"tail_sampling": {"decision_wait": "1s"}}}
 
-# What a file needs to know before it means anything; nobody listens there.
-NOWHERE = "127.0.0.1:1"
+# All whom a file sends to or asks. Its defaults are where the machine's own may listen; here nobody does.
+HOST, PORT = "127.0.0.1", "1"
+NOWHERE = f"{HOST}:{PORT}"
 NEEDED = {
-    "GATEWAY_HOST": "127.0.0.1",
+    "GATEWAY_HOST": HOST,
+    "GATEWAY_PORT": PORT,
     "JAEGER_ENDPOINT": NOWHERE,
     "POSTGRES_ENDPOINT": NOWHERE,
     "PROMETHEUS_ENDPOINT": f"http://{NOWHERE}",

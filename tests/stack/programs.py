@@ -20,6 +20,7 @@ FOLDERS = (UNPACKED / "usr/bin", UNPACKED / "usr/sbin")
 # Below those that `PostgresServer` takes, and those that the system gives whoever asks for any: a port that is free now
 # is free when the program has come so far as to listen.
 PORTS = range(10_000, 15_000)
+HOST = "127.0.0.1"
 
 
 def find_program(name: str) -> Path:
@@ -37,11 +38,11 @@ def find_program(name: str) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 at which programs may listen."""
+    """Ports of HOST at which programs may listen."""
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((HOST, port))
             found.append(port)
         if len(found) == count:
             return found

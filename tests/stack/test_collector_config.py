@@ -141,6 +141,13 @@ def test_the_readme_names_every_variable(name: str) -> None:
     assert not [variable for variable in env_variables((FOLDER / name).read_text()) if f"`{variable}`" not in readme]
 
 
+@every_file
+def test_a_collector_of_the_tests_reaches_nothing_that_it_is_not_given(name: str) -> None:
+    """Each address that a file takes from the environment has a value here: the default may be a real one's."""
+    no_addresses = {"OTLP_HOST", "POSTGRES_USER", "POSTGRES_PASSWORD"}
+    assert env_variables((FOLDER / name).read_text()) - no_addresses <= set(NEEDED)
+
+
 def test_sql_is_removed_where_programs_send() -> None:
     """By the collector and by the agents, in the same way, from every signal."""
     collector, agent = load("collector.yaml"), load("agent.yaml")

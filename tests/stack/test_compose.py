@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.stack.docker import Docker
+from tests.stack.jaeger import asked_for
 from tests.stack.stack import ROOT, VARIABLE, compose, defaults, load
 
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -29,6 +30,17 @@ LISTENS = {
 
 ENDPOINT = re.compile(r"(?<![\w.-])([a-z][a-z-]*):(\d{4,5})(?!\d)")
 FILES_WITH_ENDPOINTS = ("docker-compose.yml", "prometheus/prometheus.yaml")
+
+
+def shell_commands() -> list[str]:
+    """Those that the documents show."""
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    texts = [(ROOT / document).read_text() for document in listed.stdout.splitlines()]
+    blocks = [block for text in texts for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+COMMANDS = shell_commands()
 
 
 def dependencies(service: str) -> dict[str, str]:
@@ -85,6 +97,20 @@ def test_ports_are_published_on_this_machine_alone(service: str) -> None:
         assert int(listening) in LISTENS[service]
 
 
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("docker ")])
+def test_commands_publish_ports_on_this_machine_alone(command: str) -> None:
+    published = re.findall(r" (?:-p|--publish)[ =](\S+)", command)
+    assert published
+    assert all(re.match(r"127\.0\.0\.1:\d+:\d+$", port) for port in published)
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("jaeger ")])
+def test_jaeger_shows_what_it_has_to_this_machine_alone(command: str) -> None:
+    """Its UI and its API, which the binary opens to every network; all else it binds to the loopback by itself."""
+    for protocol, port in (("http", 16686), ("grpc", 16685)):
+        assert f" --set=extensions.jaeger_query.{protocol}.endpoint=localhost:{port}" in command
+
+
 def test_every_variable_has_its_default_in_the_example() -> None:
     """.env.example lists what .env can change, with the values that hold without it."""
     used = dict(VARIABLE.findall(COMPOSE))
@@ -114,8 +140,14 @@ def test_every_service_is_waited_for_until_it_is_healthy() -> None:
     """`up --wait` returns when all of it works: only the load, whose answers nobody waits for, has no check."""
     unchecked = {name for name, service in SERVICES.items() if "healthcheck" not in service}
     assert unchecked == {"load", "collector", "collector-volume"}
-    assert SERVICES["collector-health"]["network_mode"] == "service:collector"
     assert dependencies("collector")["collector-volume"] == "service_completed_successfully"
+
+
+def test_the_collector_is_asked_over_the_network() -> None:
+    """By its name, looked up each time; who shares a container's network stays in that of one that has gone."""
+    assert SERVICES["collector-health"]["healthcheck"]["test"][-1] == "http://collector:13133/"
+    assert SERVICES["collector"]["environment"]["OTLP_HOST"] == "0.0.0.0"
+    assert {service.get("network_mode", "none") for service in SERVICES.values()} == {"none"}
 
 
 def test_only_what_has_to_runs_as_root() -> None:
@@ -192,6 +224,24 @@ def test_grafana_finds_its_sources_and_dashboards() -> None:
     assert list((ROOT / folder).glob("*.json"))
 
 
+def test_grafana_keeps_the_plugins_of_its_sources() -> None:
+    """Since 13.2 both are plugins in the image, but for the one called slim; no setting takes them away.
+
+    The installer would replace them in the background at each start: it ends the plugin first, and if what it fetches
+    does not arrive the source is gone. No folder of plugins is moved, covered or switched off.
+    """
+    grafana = SERVICES["grafana"]
+    assert re.fullmatch(r"grafana/grafana:[\d.]+", grafana["image"])
+    sources = load("grafana/provisioning/datasources/datasources.yaml")["datasources"]
+    assert {source["type"] for source in sources} == {"jaeger", "prometheus"}
+    about_plugins = {name: value for name, value in grafana["environment"].items() if "PLUGIN" in name}
+    assert about_plugins == {"GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES": "false", "GF_PLUGINS_PREINSTALL_DISABLED": "true"}
+    assert not [name for name in grafana["environment"] if name.startswith("GF_PATHS_")]
+    assert not [target for _source, target in mounts(grafana) if target.startswith("/usr/share/grafana")]
+    assert not grafana.get("read_only")
+    assert not (ROOT / "grafana/provisioning/plugins").exists()
+
+
 def test_the_shop_is_given_what_it_needs() -> None:
     """Its image holds the files that its commands name, and its address is the one that it is asked at."""
     dockerfile = (ROOT / "examples/shop/Dockerfile").read_text()
@@ -212,32 +262,15 @@ def test_a_password_may_have_any_character() -> None:
         assert "://" not in line or not any(name in line for name in passwords), line
 
 
-DOCKER = """#!/bin/sh
-echo "$@" >>"$DOCKER_LOG"
-if [ "$2" = port ]; then echo "127.0.0.1:$4"; fi
-"""
-
-
 @pytest.fixture
-def docker(tmp_path: Path) -> Path:
-    """A stand-in for Docker that writes down what it is asked; its folder."""
-    program = tmp_path / "docker"
-    program.write_text(DOCKER)
-    program.chmod(0o755)
-    return tmp_path
+def docker(tmp_path: Path) -> Docker:
+    return Docker(tmp_path)
 
 
-def make(target: str, docker: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{docker}:{os.environ['PATH']}", "DOCKER_LOG": str(docker / "log")}
-    for of_the_make_around in ("MAKEFLAGS", "MAKELEVEL"):
-        environment.pop(of_the_make_around, None)
-    return subprocess.run(["make", target], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_make_up_waits_and_prints_the_four_addresses(docker: Path) -> None:
+def test_make_up_waits_and_prints_the_four_addresses(docker: Docker) -> None:
     """`make up` waits until all is healthy, then says where to look."""
-    printed = make("up", docker).stdout
-    assert (docker / "log").read_text().splitlines()[1] == "compose up --build --detach --wait"
+    printed = docker.make("up").stdout
+    assert docker.asked[1] == "compose up --build --detach --wait"
     addresses = re.findall(r"http://\S+", printed)
     assert [re.match(r"http://127\.0\.0\.1:(\d+)/", address)[1] for address in addresses] == [
         "8000",
@@ -247,20 +280,21 @@ def test_make_up_waits_and_prints_the_four_addresses(docker: Path) -> None:
     ]
     assert "operation=pool.checkout" in addresses[1]
     assert "otel_pgpool.long_hold%22%3A%22true" in addresses[1]
+    assert "query.startTimeMin" in asked_for(addresses[1]), "Jaeger refuses a search without a time"
 
 
-def test_make_down_removes_what_was_stored(docker: Path) -> None:
-    assert make("down", docker).returncode == 0
-    assert (docker / "log").read_text().splitlines()[1].split()[:3] == ["compose", "down", "--volumes"]
+def test_make_down_removes_what_was_stored(docker: Docker) -> None:
+    assert docker.make("down").returncode == 0
+    assert docker.asked[1].split()[:3] == ["compose", "down", "--volumes"]
 
 
 @pytest.mark.parametrize("target", ["up", "down"])
-def test_make_says_what_is_missing_where_docker_has_no_compose(docker: Path, target: str) -> None:
+def test_make_says_what_is_missing_where_docker_has_no_compose(docker: Docker, target: str) -> None:
     """In one sentence that names what runs without; nothing else is tried."""
-    (docker / "docker").write_text('#!/bin/sh\necho "$@" >>"$DOCKER_LOG"\nexit 1\n')
-    made = make(target, docker)
+    docker.break_off()
+    made = docker.make(target)
     assert made.returncode != 0
-    assert (docker / "log").read_text() == "compose version\n"
+    assert docker.asked == ["compose version"]
     assert made.stdout == ""
     assert "Docker with its compose plugin" in made.stderr.splitlines()[0]
     assert "make shop" in made.stderr.splitlines()[0]

@@ -163,7 +163,7 @@ def test_one_that_comes_back_keeps_its_turn() -> None:
     unlucky.slot.conn = conn
     desk.discard([unlucky.slot], "broken")
     returned = desk.join(unlucky)
-    assert list(desk.core.queue) == [returned, later]
+    assert list(desk.core.queue.values()) == [returned, later]
     desk.connect()
     assert served(returned)
     assert not served(later)
@@ -177,7 +177,7 @@ def test_a_waiter_that_timed_out_leaves_the_queue_at_once() -> None:
     holder, conn = desk.hold()
     first, second = desk.join(), desk.join()
     assert desk.core.leave(first.checkout, first) is None
-    assert list(desk.core.queue) == [second]
+    assert list(desk.core.queue.values()) == [second]
     third = desk.join()
     desk.give_back(holder, conn)
     assert served(second)
@@ -319,7 +319,7 @@ def test_a_waiter_handed_a_dead_connection_is_first_again() -> None:
     first.checkout.slot.conn = conn
     desk.discard([first.checkout.slot], "broken")
     again = desk.join(first.checkout)
-    assert list(desk.core.queue) == [again, second]
+    assert list(desk.core.queue.values()) == [again, second]
     desk.connect()
     assert served(again)
     assert desk.core.checkouts() == {"idle": 1, "queued": 0, "new": 1}
@@ -372,9 +372,9 @@ def test_a_closed_pool_takes_nobody_into_the_queue() -> None:
 def test_failures_are_counted_apart() -> None:
     """Timeouts and other errors have a total each."""
     desk = Desk()
-    desk.core.count_failure(timed_out=True)
-    desk.core.count_failure(timed_out=False)
-    desk.core.count_failure(timed_out=False)
+    desk.core.count_failure(0.5, timed_out=True)
+    desk.core.count_failure(0.5, timed_out=False)
+    desk.core.count_failure(0.5, timed_out=False)
     assert (desk.core.timeouts, desk.core.errors) == (1, 2)
 
 
@@ -466,7 +466,7 @@ def test_an_interrupt_right_after_a_hand_over_costs_nobody(monkeypatch: pytest.M
     desk.give_back(*holds[1])
     assert (first.conn, second.conn) == (holds[0][1], holds[1][1])
     assert first.checkout.slot.ref() is first.conn
-    assert list(desk.core.queue) == []
+    assert list(desk.core.queue.values()) == []
     agree(desk.core)
 
 

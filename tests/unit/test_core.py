@@ -133,11 +133,31 @@ def test_an_outage_begins_once_and_ends_with_a_connection() -> None:
     assert desk.miss(desk.claim(), last, delay=0.2) is False
     outage = desk.core.outage
     assert outage is not None
-    assert outage == (began, 2, last, pytest.approx(desk.now + 0.2))
+    assert outage == (began, 2, last, pytest.approx(desk.now + 0.2), False)
     slot = desk.claim()
     slot.key = 1
     assert desk.core.deliver(slot, object(), desk.now) == (None, outage)
     assert desk.core.outage is None
+
+
+def test_a_refusal_is_no_outage() -> None:
+    """A server that refuses was reached: no outage begins, one ends, and the attempts are paced as in an outage."""
+    desk = Desk(0, 2)
+    desk.join()
+
+    def miss(*, is_refusal: bool) -> tuple[bool, object]:
+        attempt = Attempt(desk.now, "OperationalError", 0.5)
+        return desk.core.miss(desk.claim(), attempt, OSError(), is_refusal=is_refusal)
+
+    assert miss(is_refusal=True) == (False, None)
+    assert desk.core.outage is not None
+    assert desk.core.outage.next_attempt == desk.now + 0.5
+    desk.now += 1
+    assert miss(is_refusal=False) == (True, None)
+    outage = desk.core.outage
+    assert outage.since == desk.now
+    assert miss(is_refusal=True) == (False, outage)
+    assert miss(is_refusal=True) == (False, None)
 
 
 @pytest.mark.parametrize(("max_retries", "survives"), [(0, 0), (1, 0), (2, 1), (3, 2), (None, 9)])
@@ -153,7 +173,7 @@ def test_a_waiter_gives_up_after_max_retries(max_retries: int | None, survives: 
         desk.miss(desk.claim(), error)
         assert waiter.error is error
         assert awake(waiter)
-        assert list(desk.core.queue) == []
+        assert list(desk.core.queue.values()) == []
         assert desk.core.exhausted(waiter.checkout)
 
 
@@ -165,7 +185,7 @@ def test_only_those_who_have_had_enough_give_up() -> None:
     late = desk.join()
     desk.miss(desk.claim())
     assert awake(early)
-    assert list(desk.core.queue) == [late]
+    assert list(desk.core.queue.values()) == [late]
 
 
 # Waiting for the minimum

@@ -30,7 +30,7 @@ def test_a_running_thread() -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # that is the subject
 def test_a_fork_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits until no thread is looking: the child can look too, and has its collector."""
+    """The child of a fork in the middle of a look can look too, and has its collector."""
     inside, forking = threading.Event(), threading.Event()
     real = sys._current_frames
 
@@ -46,6 +46,7 @@ def test_a_fork_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     threading.Timer(0.05, forking.set).start()
     pid = os.fork()
     if pid == 0:
+        forking.set()
         looked = threading.Thread(target=frames.frame_of, args=(threading.current_thread(),), daemon=True)
         looked.start()
         looked.join(10)

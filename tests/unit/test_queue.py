@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otel_pgpool._checkout import Checkout, begin
+from otel_pgpool._checkout import Checkout, Loan, begin
 from otel_pgpool._queue import Queue, Sleeper, Waiter
 from tests.fakes import FakeConnection, awake
 
@@ -17,14 +17,14 @@ def test_the_queue_is_in_the_order_of_the_requests() -> None:
     """Not of the arrivals: one that comes back later stands where it first asked."""
     queue = Queue()
     joined = {started: queue.join(asked_at(started)) for started in (2.0, 5.0, 1.0, 3.0)}
-    assert list(queue) == [joined[started] for started in (1.0, 2.0, 3.0, 5.0)]
+    assert list(queue.values()) == [joined[started] for started in (1.0, 2.0, 3.0, 5.0)]
 
 
 def test_requests_of_one_moment_keep_the_order_of_their_arrival() -> None:
     """Equal times do not overtake each other."""
     queue = Queue()
     waiters = [queue.join(asked_at(1.0)) for _ in range(4)]
-    assert list(queue) == waiters
+    assert list(queue.values()) == waiters
 
 
 def test_a_sleeper_sleeps_until_it_is_woken() -> None:
@@ -53,7 +53,7 @@ def test_leaving_gives_up_the_place() -> None:
     queue = Queue()
     first, second = queue.join(asked_at(1.0)), queue.join(asked_at(2.0))
     queue.leave(first.checkout)
-    assert list(queue) == [second]
+    assert list(queue.values()) == [second]
 
 
 @pytest.mark.parametrize("end", ["served", "failed"])
@@ -62,11 +62,12 @@ def test_leaving_after_the_end_of_the_wait_changes_nothing(end: str) -> None:
     queue = Queue()
     waiter, other = queue.join(asked_at(1.0)), queue.join(asked_at(2.0))
     if end == "served":
-        queue.popleft().serve(FakeConnection())
+        waiter.serve(FakeConnection())
+        assert queue.first() is other
     else:
         queue.fail(waiter, OSError())
     queue.leave(waiter.checkout)
-    assert list(queue) == [other]
+    assert list(queue.values()) == [other]
 
 
 def test_failing_takes_one_out_and_wakes_it() -> None:
@@ -75,7 +76,32 @@ def test_failing_takes_one_out_and_wakes_it() -> None:
     first, second = queue.join(asked_at(1.0)), queue.join(asked_at(2.0))
     error = OSError()
     queue.fail(second, error)
-    assert list(queue) == [first]
+    assert list(queue.values()) == [first]
     assert second.error is error
     assert awake(second)
     assert not awake(first)
+
+
+def test_a_crowd_leaves_in_linear_time() -> None:
+    """Leaving takes the same steps for each, however many wait: no checkout is compared with another."""
+    compared = 0
+
+    class Counted(Loan):
+        __hash__ = object.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return self is other
+
+    queue = Queue()
+    checkouts = []
+    for number in range(2000):
+        checkout = Counted()
+        checkout.started = float(number)
+        queue.join(checkout)
+        checkouts.append(checkout)
+    for checkout in reversed(checkouts):
+        queue.leave(checkout)
+    assert not queue
+    assert compared < 2000

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from rich.console import Console
 
 from otel_pgpool.cli import drawing
-from otel_pgpool.cli.endpoint import Endpoint
+from otel_pgpool.cli.endpoint import Endpoint, place
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import Mark, Report, SlowCheckout, Spread, WaitedFor, percentile, read
 
@@ -444,6 +444,32 @@ def test_other_urls_are_refused_without_their_passwords(url: str) -> None:
     with pytest.raises(ValueError, match="expected http://host:port or https://host:port") as refusal:
         Endpoint.parse(url, {})
     assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://localhost:4317", "http://localhost:4317"),
+        ("https://host:4317/v1/?api-key=w0rd", "https://host:4317/v1/"),
+        ("https://host:4317/?api-key=w0rd@host", ""),
+        ("https://host/#w0rd", "https://host/"),
+        ("http://a:w0rd@host:4317/p", "http://host:4317/p"),
+        ("http://a:w0rd@[::1]:4317", "http://[::1]:4317"),
+        ("http://a:w0rd/w0rd@host:4317", ""),
+        ("http://a:1/w0rd@host:4317", ""),
+        ("http://a:1?w0rd@host:4317", ""),
+        ("ftp://a@b:w0rd@host", "ftp://host"),
+        ("w0rd", ""),
+        ("w0rd:4317", ""),
+        ("", ""),
+    ],
+)
+def test_what_is_shown_of_an_endpoint(url: str, expected: str) -> None:
+    """Scheme, host, port and path; nothing at all where a secret may reach into them."""
+    assert place(url) == expected
+    with pytest.raises(ValueError, match="expected http://host:port") as refusal:
+        Endpoint.parse(f"{url}?w0rd", {})
+    assert "w0rd" not in str(refusal.value)
 
 
 def test_the_jaeger_url_searches_for_long_holds() -> None:

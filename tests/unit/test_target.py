@@ -12,6 +12,7 @@ import psycopg2.extras
 import pytest
 
 from otel_pgpool import ConnectionPool
+from otel_pgpool._opening import Opening
 from otel_pgpool._target import CONNECT_TIMEOUT, Target
 
 ME = getpass.getuser()
@@ -93,7 +94,7 @@ def test_arguments_for_psycopg2_are_handed_on(monkeypatch: pytest.MonkeyPatch) -
     calls = []
     monkeypatch.setattr(psycopg2, "connect", lambda *args, **kwargs: calls.append((args, kwargs)))
     factory = psycopg2.extras.RealDictCursor
-    target("postgresql://db/shop", None, factory, application_name="till").connect()
+    target("postgresql://db/shop", None, factory, application_name="till").connect(Opening())
     assert calls == [
         (
             ("postgresql://db/shop", None, factory),
@@ -120,7 +121,7 @@ def test_a_connect_timeout_of_the_users_own_is_kept(
     monkeypatch.setattr(psycopg2, "connect", lambda *_args, **kwargs: calls.append(kwargs))
     if variable is not None:
         monkeypatch.setenv(variable, "3")
-    target(dsn).connect()
+    target(dsn).connect(Opening())
     assert calls == [{}]
 
 
@@ -130,8 +131,8 @@ def test_credentials_are_asked_for_each_connect(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(psycopg2, "connect", lambda *_args, **kwargs: calls.append(kwargs))
     passwords = iter(["first", "second"])
     rotating = Target(("host=db connect_timeout=3",), {"password": "old"}, lambda: {"password": next(passwords)})
-    rotating.connect()
-    rotating.connect()
+    rotating.connect(Opening())
+    rotating.connect(Opening())
     assert calls == [{"password": "first"}, {"password": "second"}]
 
 
@@ -140,7 +141,7 @@ def test_secrets_are_masked_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", "fromenv")
     monkeypatch.setattr(psycopg2, "connect", lambda *_args, **_kwargs: None)
     parsed = Target(("postgresql://app:from%40url@db/shop?sslpassword=forkey",), {}, lambda: {"password": "rotated"})
-    parsed.connect()
+    parsed.connect(Opening())
     text = parsed.without_secrets(ValueError("bad: from@url, forkey; fromenv 'rotated'\n"))
     assert text == "bad: ***, ***; *** '***'"
 

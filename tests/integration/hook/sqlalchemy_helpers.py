@@ -62,7 +62,7 @@ class Engines:
     @property
     def name(self) -> str:
         """What an engine on the server is called that has no other name."""
-        return str(make_url(self.url))
+        return str(make_url(self.url)._replace(password=None))
 
 
 def select(conn: Any, sql: str = "select 1", **parameters: Any) -> Any:

@@ -1,0 +1,95 @@
+"""The attempt at a connection that is under way: how long its present step may take, and what ends it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from otel_pgpool._clock import monotonic
+from otel_pgpool._deadline import sever
+from otel_pgpool._observer import Connect
+from otel_pgpool._slot import NEVER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool._checkout import Checkout
+
+
+class Opening:
+    """An attempt, made by one thread and watched by another.
+
+    libpq's ``connect_timeout`` does not bound the lookup of a host's name, nor a connect under a wait callback, as
+    psycogreen and eventlet set one. A program's own code, as ``credentials``, has no bound at all. So an attempt whose
+    step takes longer than it is allowed is given up: its thread is left alone, and what it may still make is closed.
+
+    Args:
+        number: of the attempt: 1, or the number of this attempt since the server became unreachable.
+        asked_by: the checkout whose wait asked for it, if any.
+        limit: seconds that the caller has, where it connects in its own thread; None in a thread of the pool's.
+    """
+
+    def __init__(self, number: int = 1, asked_by: Checkout | None = None, limit: float | None = None) -> None:
+        self.number = number
+        self._asked_by = asked_by
+        self._began = monotonic()
+        self.thread = threading.current_thread()
+        self.limit = limit
+        self._step = ""
+        self._allowed = NEVER
+        self._due = NEVER
+        self._host_seconds = NEVER
+        self._next_cut = NEVER
+        self._polled: connection | None = None
+        self.was_cut = False
+
+    def allow(self, step: str, seconds: float) -> None:
+        """Begin a step that may take so long; ``step`` names it in an error."""
+        self._step = step
+        self._allowed = seconds
+        self._due = monotonic() + seconds
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether its step takes longer than it may."""
+        return now >= self._due
+
+    def overdue_error(self) -> psycopg2.OperationalError:
+        """Return the error of an attempt that is given up, or was cut."""
+        return psycopg2.OperationalError(f"{self._step} was given up after {self._allowed:.3g} s")
+
+    def ended(self, **outcome: Any) -> Connect:
+        """Describe it to the observer; ``outcome`` are further fields of `Connect`."""
+        return Connect(self.number, self._began, monotonic(), self._asked_by, **outcome)
+
+    def watch_polled(self, factory: Any, host_seconds: float) -> Callable[..., connection]:
+        """Return a connection factory for a connect under a wait callback, which can be cut before it is done.
+
+        Args:
+            factory: the program's own, or None.
+            host_seconds: what each host may take.
+        """
+        kind: Any = extensions.connection if factory is None else factory
+        self._host_seconds = host_seconds
+        self._next_cut = monotonic() + host_seconds
+        if not isinstance(kind, type) or type(kind).__call__ is not type.__call__:
+            return kind  # type: ignore[no-any-return]  # a function: what it makes is not known before it is done
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            self._polled = conn = kind.__new__(kind, *args, **kwargs)
+            conn.__init__(*args, **kwargs)
+            self._polled = None
+            return conn
+
+        return make
+
+    def cut(self, now: float) -> None:
+        """Cut a polled connect that waits too long for its present host; libpq then tries the next one, or fails."""
+        if now >= self._next_cut and (conn := self._polled) is not None:
+            self._next_cut = now + self._host_seconds
+            self.was_cut = True
+            sever(conn)

@@ -1,0 +1,22 @@
+"""Lines for a terminal; the only place where one is made, so that none has a character in it that a terminal obeys."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from otel_pgpool.cli.foreign import shown
+
+Part = str | tuple[str, str] | Text
+"""A text, a text with its style, or a line made here before. None of them is read for markup."""
+
+
+def joined(*parts: Part) -> Text:
+    """Join the parts to one line, each of them escaped and bounded."""
+    made = Text()
+    for part in parts:
+        if isinstance(part, Text):
+            made.append_text(part)
+        else:
+            text, style = part if isinstance(part, tuple) else (part, None)
+            made.append(shown(text), style)
+    return made

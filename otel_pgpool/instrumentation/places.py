@@ -1,0 +1,24 @@
+"""Where the arguments of a connect lead, read without a call of what a program has put among them.
+
+A password may be an object that fetches one whenever its text is asked for; a host may be one too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool._target import PLACES, Target, UnknownTarget, target_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PLAIN = (str, int, float, bool, type(None))
+LEADING = (*PLACES, "port", "service", "dsn")
+
+
+def place_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
+    """Where they lead; it raises nothing. Unknown where one of those that decide it is no plain value."""
+    plain = {key: value for key, value in kwargs.items() if type(value) in PLAIN}
+    if any(type(arg) not in PLAIN for arg in args[:1]) or any(key in LEADING for key in kwargs.keys() - plain.keys()):
+        return UnknownTarget()
+    return target_of(args, plain)

@@ -1,0 +1,103 @@
+"""Pools of SQLAlchemy's in a forked child: what the parent has connected is forgotten without a word to the server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import weakref
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool._fork import is_here, renew
+from otel_pgpool.instrumentation.ledger import LEDGER
+from otel_pgpool.instrumentation.lenient import lenient
+from otel_pgpool.instrumentation.sqlalchemy_engine import is_connected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from otel_pgpool.instrumentation.sqlalchemy_engine import Record
+
+ENDING = ("do_rollback", "do_close", "do_terminate")
+"""By which methods of a dialect a pool ends a transaction or a connection that comes back."""
+
+
+class Inherited:
+    """The parent's connections that may still come back in a forked child.
+
+    A dialect is asked to roll back and to close what comes back: its methods are put before by ours, which leave the
+    parent's alone. One that has come back so can talk to nobody any more, else the next commit would take with it what
+    was to be rolled back.
+    """
+
+    def __init__(self) -> None:
+        self._conns: dict[int, Any] = {}  # by id; kept, so that no id is used again
+        self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __contains__(self, conn: object) -> bool:
+        """Whether a connection is the parent's."""
+        return id(conn) in self._conns
+
+    def add(self, record: Record, conn: Any) -> None:
+        """Let a record, whose connection the parent has lent, never come back to its pool."""
+        self._conns[id(conn)] = conn
+        record.fairy_ref = None
+
+    def watch_over(self, dialect: Any) -> None:
+        """Put our methods before a dialect's."""
+        if dialect not in self._dialects:
+            self._dialects.add(dialect)
+            for name in ENDING:
+                original = getattr(dialect, name, None)  # SQLAlchemy before 1.4.42 cannot terminate
+                if original is not None:
+                    setattr(dialect, name, self._unless_inherited(original, vars(dialect).get(name)))
+
+    def leave(self) -> None:
+        """Put back what stood there, but for what somebody has put before ours since."""
+        for dialect in [*self._dialects]:
+            for name in ENDING:
+                now = vars(dialect).get(name)
+                if getattr(now, "inherited", None) is self:
+                    if now.before is None:
+                        delattr(dialect, name)
+                    else:
+                        setattr(dialect, name, now.before)
+
+    def _unless_inherited(self, original: Callable[..., Any], before: Any) -> Callable[..., Any]:
+        conns = self._conns
+
+        @wraps(original)
+        def end(conn: Any) -> Any:
+            if not is_here:
+                renew()
+            if conns:
+                driven = getattr(conn, "dbapi_connection", conn)
+                if id(driven) in conns:
+                    _cut(driven)
+                    return None
+            return original(conn)
+
+        end.inherited, end.before = self, before  # type: ignore[attr-defined]  # ours
+        return end
+
+
+def empty(pool: Any) -> list[Record]:
+    """Begin anew with a pool, in its place; returns the records of what lay in it, whose sockets are closed here."""
+    idle = [record for record in getattr(getattr(pool, "_pool", None), "queue", ()) if is_connected(record)]
+    own = vars(pool)
+    alone = own.pop("connection", None)  # of a StaticPool
+    own.update({name: value for name, value in vars(pool.recreate()).items() if name not in ("dispatch", LEDGER)})
+    _close_here(record.dbapi_connection for record in idle)
+    return [*idle, alone] if is_connected(alone) else idle
+
+
+def _close_here(conns: Iterable[Any]) -> None:
+    for conn in conns:
+        with lenient:  # closed already
+            os.close(conn.fileno())
+
+
+def _cut(conn: Any) -> None:
+    """Put a socket without another end in the place of a connection's, in this process."""
+    with lenient, socket.socket() as dead:
+        os.dup2(dead.fileno(), conn.fileno(), inheritable=False)

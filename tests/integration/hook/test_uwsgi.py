@@ -1,0 +1,112 @@
+"""uWSGI, which forks its workers in C once the program is there: our pool, and pools under the hook."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.helpers import PATIENCE, wait_until
+from tests.integration.hook.running import BIN, backends, database, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not (BIN / "uwsgi").exists(), reason="pyuwsgi is installed for Linux alone")
+
+APPLICATION = """
+import json
+import os
+import time
+
+from psycopg2.pool import ThreadedConnectionPool
+from sqlalchemy import create_engine
+
+from otel_pgpool import ConnectionPool, PgPoolInstrumentor
+
+PgPoolInstrumentor().instrument(long_hold=0.01)
+url = os.environ["DATABASE_URL"]
+own = ConnectionPool(1, 2, url, timeout=20)
+stock = ThreadedConnectionPool(1, 2, url)
+engine = create_engine(url.replace("postgresql:", "postgresql+psycopg2:"), pool_size=1)
+
+
+def backends():
+    with own.connection() as conn:
+        time.sleep(0.05)
+        found = [conn.get_backend_pid()]
+    conn = stock.getconn()
+    found.append(conn.get_backend_pid())
+    stock.putconn(conn)
+    conn = engine.raw_connection()
+    found.append(conn.dbapi_connection.get_backend_pid())
+    conn.close()
+    return found
+
+
+masters = backends()
+
+
+def application(environ, start_response):
+    answer = json.dumps({"worker": os.getpid(), "masters": masters, "backends": backends()})
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [answer.encode()]
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ask(port: int, _number: int = 0) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def answers(port: int) -> bool:
+    try:
+        return bool(ask(port))
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.mark.parametrize("threads", [[], ["--enable-threads"]], ids=["", "threads"])
+@pytest.mark.parametrize("after_fork", [[], ["--py-call-osafterfork"]], ids=["", "osafterfork"])
+def test_workers_have_connections_of_their_own(
+    dsn: str, tmp_path: Path, threads: list[str], after_fork: list[str]
+) -> None:
+    """No backend serves two processes, the master's are left alone, and nothing is complained of."""
+    application = tmp_path / "application.py"
+    application.write_text(APPLICATION)
+    port = free_port()
+    command = (BIN / "uwsgi", "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "2", "--die-on-term")
+    options = ("--need-app", "--disable-logging", *threads, *after_fork, "--wsgi-file", application)
+    name = "_".join(["uwsgi", *(option.strip("-").replace("-", "_") for option in (*threads, *after_fork))])
+    with (
+        database(dsn, name) as beside,
+        running(*command, *options, receiver=None, beside=beside, PYTHONPATH=":".join(sys.path)) as program,
+    ):
+        assert wait_until(lambda: answers(port)), program.errors
+        with ThreadPoolExecutor(4) as crowd:
+            seen = [answer for _ in range(20) for answer in crowd.map(lambda n: ask(port, n), range(4))]
+        masters = {*seen[0]["masters"]}
+        workers = {answer["worker"]: {*()} for answer in seen}
+        for answer in seen:
+            workers[answer["worker"]] |= {*answer["backends"]}
+        assert len(workers) == 2, program.errors
+        first, second = workers.values()
+        assert not first & second
+        assert not masters & (first | second)
+        assert masters <= backends(beside)
+        assert "Traceback" not in program.errors, program.errors
+        assert "otel_pgpool" not in program.errors, program.errors

@@ -1,0 +1,74 @@
+"""A server that refuses a connection is told from one that cannot be reached."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from psycopg2.extensions import make_dsn
+
+from otel_pgpool import PoolTimeout
+from otel_pgpool.telemetry import logs
+from tests.integration.helpers import ask, wait_until
+from tests.integration.telemetry_helpers import Signals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from psycopg2.extensions import connection
+
+
+@pytest.fixture(autouse=True)
+def no_refusals_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test's pool of this name may have been refused within the minute."""
+    monkeypatch.setattr(logs, "_refused_again", {})
+
+
+@pytest.mark.parametrize("wrong", [{"dbname": "no_such_database"}, {"user": "no_such_role"}])
+def test_a_refusal(dsn: str, wrong: Mapping[str, str]) -> None:
+    """A record says that the server refuses; none says that it cannot be reached, nor does the pool's status."""
+    with Signals() as signals, signals.pool(0, 1, make_dsn(dsn, **wrong), open=False) as pool:
+        with pytest.raises(PoolTimeout, match=next(iter(wrong.values()))) as caught:
+            pool.getconn(timeout=0.5)
+        assert caught.value.retries > 0
+        assert pool.stats().status == "ok"
+        assert len(signals.logged("connect_refused")) == 1
+        assert not signals.logged("outage_started")
+
+
+def test_from_an_outage_to_a_refusal(dsn: str) -> None:
+    """The outage has ended once the server refuses; it begins again when nobody answers; a connection ends it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    place: dict[str, str] = {"port": port, "host": "127.0.0.1"}
+    with Signals() as signals, signals.pool(1, 1, dsn, credentials=lambda: place, open=False) as pool:
+        events = ["outage_started", "outage_ended"]
+
+        def told() -> list[int]:
+            return [len(signals.logged(event)) for event in events]
+
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.3)
+        assert wait_until(lambda: told() == [1, 0])
+        place.clear()
+        place["dbname"] = "no_such_database"
+        assert wait_until(lambda: told() == [1, 1])
+        place["port"] = port
+        assert wait_until(lambda: told() == [2, 1])
+        place.clear()
+        assert wait_until(lambda: told() == [2, 2])
+
+
+def test_too_many_clients_are_an_outage(dsn: str, admin: connection) -> None:
+    """A server that has no slot left for anybody answers, and yet nobody can connect."""
+    ask(admin, "create role crowded login connection limit 0 password 'crowded'")
+    try:
+        crowded = make_dsn(dsn, user="crowded", password="crowded")
+        with Signals() as signals, signals.pool(0, 1, crowded, open=False) as pool:
+            with pytest.raises(PoolTimeout, match="too many connections"):
+                pool.getconn(timeout=0.5)
+            assert len(signals.logged("outage_started")) == 1
+            assert pool.stats().status == "unreachable"
+    finally:
+        ask(admin, "drop role crowded")

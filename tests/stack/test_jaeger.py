@@ -1,0 +1,66 @@
+"""Addresses of Jaeger's search page, in a real Jaeger: each shows the checkouts that it is printed for."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+from otel_pgpool.cli.endpoint import Endpoint
+from otel_pgpool.telemetry import names
+from tests.stack.docker import Docker
+from tests.stack.jaeger import BINARY, Jaeger
+from tests.stack.senders import trace_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not BINARY, reason="JAEGER names no Jaeger to run")
+
+
+@pytest.fixture
+def jaeger(tmp_path: Path) -> Iterator[Jaeger]:
+    with Jaeger(tmp_path) as running:
+        yield running
+
+
+def send(jaeger: Jaeger) -> set[str]:
+    """Checkouts of two services, of which some are long holds: the trace of the shop's."""
+    long = set()
+    for service in ("shop", "another"):
+        provider = TracerProvider(resource=Resource.create({"service.name": service}))
+        provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=jaeger.otlp, insecure=True)))
+        for held_long in (True, False):
+            span = provider.get_tracer(names.SCOPE).start_span(names.CHECKOUT, attributes={names.LONG_HOLD: held_long})
+            span.end()
+            if service == "shop" and held_long:
+                long.add(trace_id(span))
+        provider.shutdown()
+    return long
+
+
+def test_what_make_up_prints_shows_the_long_holds(jaeger: Jaeger, tmp_path: Path) -> None:
+    sent = send(jaeger)
+    docker = Docker(tmp_path)
+    docker.publish("jaeger", jaeger.ui)
+    (address,) = re.findall(rf"http://{re.escape(jaeger.ui)}\S+", docker.make("up").stdout)
+    assert jaeger.search(address) == sent
+
+
+def test_what_the_demo_prints_shows_the_long_holds(jaeger: Jaeger) -> None:
+    sent = send(jaeger)
+    address = Endpoint.parse(f"http://{jaeger.otlp}", {}).jaeger_search("shop")
+    assert jaeger.search(urlsplit(address)._replace(netloc=jaeger.ui).geturl()) == sent
+
+
+def test_a_search_without_a_time_is_refused(jaeger: Jaeger) -> None:
+    """So the two above would fail without one."""
+    with pytest.raises(AssertionError, match="400"):
+        jaeger.search(f"http://{jaeger.ui}/search?service=shop")

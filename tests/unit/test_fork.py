@@ -1,0 +1,159 @@
+"""A forked child is noticed, however it was forked, and what the parent has left is renewed there once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from otel_pgpool import _fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_pgpool._fork import Marker
+
+
+def exit_code_of(child: Callable[[], bool], fork: Callable[[], int] = os.fork) -> int:
+    """Fork, and give 0 where ``child`` is true there."""
+    pid = fork()
+    if pid == 0:
+        code = 2
+        try:
+            code = not child()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+FORKS = [os.fork, ctypes.PyDLL(None).fork]
+
+
+@pytest.fixture(params=[_fork.make_marker, _fork.PidMarker])
+def marker(request: pytest.FixtureRequest) -> Marker:
+    made: Marker = request.param()
+    assert not made[0]
+    made[0] = 1
+    return made
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_marker(marker: Marker, fork: Callable[[], int]) -> None:
+    """It is set where it was set, and neither in a child nor, once it is set there, in a grandchild."""
+
+    def set_again() -> bool:
+        was_set = marker[0]
+        marker[0] = 1
+        return not was_set and bool(marker[0]) and exit_code_of(lambda: not marker[0], fork) == 0
+
+    assert exit_code_of(set_again, fork) == 0
+    assert marker[0]
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_each_child_is_renewed_once(monkeypatch: pytest.MonkeyPatch, fork: Callable[[], int]) -> None:
+    """By all callbacks, in their order, though one raises; a call from inside one, or a second one, does nothing."""
+    called: list[str] = []
+
+    def again() -> None:
+        called.append("again")
+        _fork.renew()
+
+    def wrong() -> None:
+        called.append("wrong")
+        raise ValueError("no")
+
+    monkeypatch.setattr(_fork, "_callbacks", [again, wrong, lambda: called.append("last")])
+
+    def child() -> bool:
+        if fork is os.fork and not _fork._marker[0]:
+            return False  # Python's own callbacks have run
+        for _ in range(2):
+            _fork.renew()
+        return called == ["again", "wrong", "last"] and bool(_fork._marker[0])
+
+    assert exit_code_of(child, fork) == 0
+    assert called == []
+
+
+def test_threads_of_the_child_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several that come at once one renews, and none goes on before that is done."""
+    inside, done = threading.Event(), threading.Event()
+    called: list[str] = []
+
+    def slow() -> None:
+        called.append("slow")
+        inside.set()
+        assert done.wait(10)
+
+    def child() -> bool:
+        threads = [threading.Thread(target=_fork.renew) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        inside.wait(10)
+        waits = all(thread.is_alive() for thread in threads)
+        done.set()
+        for thread in threads:
+            thread.join(10)
+        return waits and called == ["slow"]
+
+    monkeypatch.setattr(_fork, "_callbacks", [])
+    monkeypatch.setattr(_fork, "_interpreter", None)
+    pid = os.fork()
+    if pid == 0:  # as after a fork made in C, but with threads that start for certain
+        code = 2
+        try:
+            monkeypatch.setattr(_fork, "_callbacks", [slow])
+            _fork._marker[0] = 0
+            _fork._pending.clear()
+            code = not child()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_an_interrupt_leaves_nothing_undone(monkeypatch: pytest.MonkeyPatch, fork: Callable[[], int]) -> None:
+    """What an interrupt has kept from being renewed is renewed by the next call."""
+    called: list[str] = []
+
+    def interrupted() -> None:
+        called.append("interrupted")
+        if len(called) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_fork, "_callbacks", [interrupted, lambda: called.append("last")])
+    monkeypatch.setattr("sys.unraisablehook", lambda _unraisable: None)  # Python reports what its own callbacks raise
+
+    def child() -> bool:
+        for _ in range(2):
+            with suppress(KeyboardInterrupt):
+                _fork.renew()
+        return called == ["interrupted", "interrupted", "last"] and bool(_fork.is_here)
+
+    assert exit_code_of(child, fork) == 0
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_foreign_callback_that_comes_first(fork: Callable[[], int]) -> None:
+    """One that was registered before ours, and uses a pool, is called once: the interpreter is renewed once."""
+    program = """
+import ctypes, os, sys
+calls = []
+os.register_at_fork(after_in_child=lambda: (calls.append(1), _fork.renew()))
+from otel_pgpool import _fork
+pid = os.fork() if sys.argv[1] == "python" else ctypes.PyDLL(None).fork()
+if pid == 0:
+    _fork.renew()
+    os._exit(len(calls) != 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    how = "python" if fork is os.fork else "c"
+    done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
