@@ -58,7 +58,9 @@ def hook_on(hook: Hook) -> Callable[[], None]:
 
 
 def read_levels(pool: Any) -> Levels:
-    """The pool's own figures, none of which it shows."""
+    """The pool's own figures, none of which it shows. Closed, it holds nothing, but forgets nothing lent."""
+    if pool.closed:
+        return Levels(pool.minconn, pool.maxconn, 0, 0, pool.minconn, closed=True)
     return Levels(pool.minconn, pool.maxconn, len(pool._used), len(pool._pool), pool.minconn, closed=pool.closed)
 
 

@@ -263,7 +263,7 @@ def test_series_stop_after_close(signals: Signals, dsn: str, monkeypatch: pytest
 
 
 def test_histograms_of_a_closed_pool_end_too(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their end is exported; a minute later they are gone, unless a new pool has the name; those of others stay."""
+    """Their end is exported; a while later they are gone, unless a new pool has the name; those of others stay."""
     monkeypatch.setattr(metrics, "KEPT_AFTER_THE_END", 0.0)
     histograms = [f"db.client.connection.{short}" for short in BOUNDS]
     with signals.pool(1, 1, dsn, name="stays") as stays, stays.connection():

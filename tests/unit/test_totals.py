@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.totals import Pool
 
-MINUTE = metrics.KEPT_AFTER_THE_END
+KEPT = metrics.KEPT_AFTER_THE_END
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def close(pool: Pool) -> None:
 # Pools that follow each other
 
 
-@pytest.mark.parametrize("seconds", [0, 2 * MINUTE])
+@pytest.mark.parametrize("seconds", [0, 2 * KEPT])
 def test_a_pool_made_anew_goes_on_where_its_name_ended(meter: Meter, seconds: float) -> None:
     """At once, or when everybody has been told of the end; its own figures begin at 0."""
     first = meter.pool(timeouts=7, served=3)
@@ -140,13 +140,13 @@ def test_a_return_after_the_end_counts(meter: Meter) -> None:
     close(pool)
     for _ in range(3):
         all_told(meter, TIMEOUTS, 1)
-        meter.pass_on(2 * MINUTE)
+        meter.pass_on(2 * KEPT)
     pool.closed_connections["closed"] += 1
     pool.oldest_hold = 0.0
     all_told(meter, DISCARDED, 1)
 
 
-def test_each_reader_gets_the_end_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_reader_gets_the_end_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that asks every 5 s, one that asks every 300 s: from its own first time on, at least once; then no more."""
     often, seldom = Reader(delta=True), Reader()
     meter = Meter(monkeypatch, often, seldom)
@@ -160,7 +160,7 @@ def test_each_reader_gets_the_end_for_a_minute(monkeypatch: pytest.MonkeyPatch) 
             told["often"].append(second)
         if second % 300 == 0 and "shop" in seldom.ask().get(TIMEOUTS, {}):
             told["seldom"].append(second)
-    assert told == {"often": list(range(5, 65, 5)), "seldom": [300]}
+    assert told == {"often": list(range(5, 5 + int(KEPT), 5)), "seldom": [300]}
     all_told(meter, TIMEOUTS, 7)
 
 
@@ -171,9 +171,9 @@ def test_one_that_nobody_reads_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPa
     meter.wait("shop")
     close(meter.pool(timeouts=7))
     assert read.ask()[TIMEOUTS] == {"shop": 7}
-    meter.pass_on(MINUTE)
+    meter.pass_on(KEPT)
     assert read.ask() == {}
-    meter.pass_on(100 * MINUTE)
+    meter.pass_on(100 * KEPT)
     told = unread.ask()
     assert (told[TIMEOUTS], told[WAIT_TIME]) == ({"shop": 7}, {"shop": 1})
 
@@ -183,7 +183,7 @@ def test_one_that_nobody_reads_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("aggregation", [None, ExponentialBucketHistogramAggregation()])
 def test_histograms_end_for_each_reader(monkeypatch: pytest.MonkeyPatch, aggregation: Any) -> None:
-    """A minute after it has exported the end; one that asks seldom still gets all of it."""
+    """A while after it has exported the end; one that asks seldom still gets all of it."""
     views = [] if aggregation is None else [View(instrument_name=WAIT_TIME, aggregation=aggregation)]
     often, seldom = Reader(), Reader()
     meter = Meter(monkeypatch, often, seldom, views=views)
@@ -193,10 +193,10 @@ def test_histograms_end_for_each_reader(monkeypatch: pytest.MonkeyPatch, aggrega
     close(pool)
     meter.wait("stays")
     assert often.ask()[WAIT_TIME] == {"shop": 1, "stays": 1}
-    meter.pass_on(MINUTE)
+    meter.pass_on(KEPT)
     assert often.ask()[WAIT_TIME] == {"stays": 1}
     assert seldom.ask()[WAIT_TIME] == {"shop": 1, "stays": 1}
-    meter.pass_on(MINUTE)
+    meter.pass_on(KEPT)
     assert seldom.ask()[WAIT_TIME] == {"stays": 1}
 
 
@@ -207,7 +207,7 @@ def test_what_is_recorded_after_the_end_is_told_once(monkeypatch: pytest.MonkeyP
     close(meter.pool())
     for _ in range(3):
         reader.ask()
-        meter.pass_on(MINUTE)
+        meter.pass_on(KEPT)
         meter.wait("shop")
         assert reader.ask()[WAIT_TIME] == {"shop": 1}
         assert reader.ask() == {}
@@ -221,7 +221,7 @@ def test_histograms_of_a_pool_made_anew_stay(monkeypatch: pytest.MonkeyPatch) ->
     meter.wait("shop")
     reader.ask()
     second = meter.pool()
-    meter.pass_on(MINUTE)
+    meter.pass_on(KEPT)
     for _ in range(2):
         assert reader.ask()[WAIT_TIME] == {"shop": 1}
     assert not second.closed
@@ -240,9 +240,9 @@ def test_nothing_grows_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
             name = f"{number}-{each}"
             meter.wait(name)
             close(meter.pool(name, timeouts=1))
-        meter.pass_on(MINUTE)
+        meter.pass_on(KEPT)
         read.ask()
-        meter.pass_on(MINUTE)
+        meter.pass_on(KEPT)
         read.ask()
         sizes.append((meter.kept_by_the_sdk(), len(meter.instruments._accounts._ended)))
     told = [name for metric, name in read.total if metric == TIMEOUTS]
@@ -256,7 +256,7 @@ def test_some_names_are_kept_when_all_have_been_told(meter: Meter) -> None:
     for number in range(accounts.MOST_TOLD + 1):
         close(meter.pool(f"shop-{number}", timeouts=7))
     meter.ask()
-    meter.pass_on(MINUTE)
+    meter.pass_on(KEPT)
     meter.ask()
     assert len(meter.instruments._accounts._ended) == accounts.MOST_TOLD
     before = meter.kept_by_the_sdk()
@@ -370,7 +370,7 @@ def test_a_view_without_the_pools_name(monkeypatch: pytest.MonkeyPatch) -> None:
         meter.ask()
         close(pool)
     for _ in range(3):
-        meter.pass_on(MINUTE)
+        meter.pass_on(KEPT)
         all_told(meter, CHECKOUTS, 1 + 2 * (accounts.MOST_TOLD + 20), "")
     anew = [meter.pool("shop-0", served=5), meter.pool("shop-29", served=5)]
     stays.served += 1
@@ -389,7 +389,7 @@ def test_instruments_that_a_view_drops(monkeypatch: pytest.MonkeyPatch) -> None:
     close(meter.pool(timeouts=7, served=1))
     assert {CHECKOUTS, WAIT_TIME}.isdisjoint(told := reader.ask())
     assert told[TIMEOUTS] == {"shop": 7}
-    meter.pass_on(MINUTE)
+    meter.pass_on(KEPT)
     assert reader.ask() == {}
 
 
@@ -398,7 +398,7 @@ def test_a_reader_that_comes_late(meter: Meter) -> None:
     close(meter.pool(timeouts=7))
     for _ in range(2):
         meter.ask()
-        meter.pass_on(MINUTE)
+        meter.pass_on(KEPT)
     late = Reader()
     meter.provider.add_metric_reader(late.inner)
     assert late.ask()[TIMEOUTS] == {"shop": 7}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
+from otel_pgpool.telemetry import metrics
 from tests.integration.helpers import in_child
 from tests.integration.hook.helpers import instrumented, name_of
 from tests.integration.hook.sqlalchemy_helpers import borrow
@@ -66,6 +67,18 @@ def test_a_stock_pool_that_was_dropped(
     assert MAX not in readers.all[1].ask()
     until(lambda: readers.told(DISCARDED, name_of(dsn)) == 1)
     lent.close()
+
+
+def test_a_stock_pool_closed_while_something_is_out(
+    signals: Signals, readers: Readers, hook: None, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its series end though the program keeps it, and the pool itself still counts the connection as lent."""
+    pool = ThreadedConnectionPool(1, 1, dsn)
+    pool.getconn()
+    pool.closeall()
+    assert readers.told(CHECKOUTS, name_of(dsn)) == 1
+    monkeypatch.setattr(metrics, "KEPT_AFTER_THE_END", 0.0)
+    assert [reader.ask() for reader in readers.all] == [{}, {}]
 
 
 def test_an_engine_that_is_disposed(signals: Signals, readers: Readers, hook: None, engines: Engines) -> None:
