@@ -230,7 +230,7 @@ class Hooked:
         return connect
 
     def _check_out(self, ledger: Ledger, frame: FrameType, ask: Callable[[Any], Any], asked: Any) -> Any:
-        requests = self._requests
+        requests, held = self._requests, self._held
         request = Request()
         ledger.begin(request, whole_stack_past(frame, BETWEEN))
         request.ledger = ledger
@@ -245,24 +245,21 @@ class Hooked:
                     requests.pop(thread, None)
                 else:
                     requests[thread] = outer
-            self._lend(request, fairy)
+            try:
+                conn, request.fairy = fairy.dbapi_connection, weakref.ref(fairy)
+            except Exception as error:  # noqa: BLE001 - somebody else's
+                pass_over(error)
+                conn = None
+            key = id(conn)
+            if conn is None or key in held:
+                self._lend_once_more(request, fairy, conn)
+            else:
+                held[key] = request
+                ledger.lend(request, conn)
         except BaseException as error:
             self._refuse(request, error)
             raise
         return fairy
-
-    def _lend(self, request: Request, fairy: Any) -> None:
-        try:
-            conn, request.fairy = fairy.dbapi_connection, weakref.ref(fairy)
-        except Exception as error:  # noqa: BLE001 - somebody else's
-            pass_over(error)
-            conn = None
-        key = id(conn)
-        if conn is None or key in self._held:
-            self._lend_once_more(request, fairy, conn)
-        else:
-            self._held[key] = request
-            request.ledger.lend(request, conn)
 
     def _meet(self, pool: Any, ask: Callable[[Any], Any], frame: FrameType) -> Any:
         """A request to a pool that no engine has shown: it is ours if what it lends is psycopg2's."""
@@ -272,14 +269,11 @@ class Hooked:
             conn = fairy.dbapi_connection
             ledger = self._adopt_pool(pool, conn) if own_of(conn) is not None and self._hook.is_on else None
             if ledger is not None:
-                request = Request()
-                ledger.begin(request, whole_stack_past(frame, BETWEEN))
-                request.ledger, request.started = ledger, started
                 record = fairy._connection_record
                 self._records[record] = ledger
                 if record.starttime >= at:
                     ledger.connected(started, conn)
-                self._lend(request, fairy)
+                self._check_out(ledger, frame, lambda _pool: fairy, pool)
         except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
             self._hook.guard.lament(error)
         return fairy

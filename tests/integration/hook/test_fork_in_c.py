@@ -176,7 +176,8 @@ def by_close(engine: Any, held: Any) -> None:
 
 def by_rollback(engine: Any, held: Any) -> None:
     """End the parent's transaction, and close."""
-    held.rollback() if hasattr(held, "rollback") else held.connection.rollback()
+    if hasattr(held, "rollback"):  # not in SQLAlchemy 1.4
+        held.rollback()
     held.close()
 
 

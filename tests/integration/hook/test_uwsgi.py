@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -60,6 +61,10 @@ def application(environ, start_response):
 """
 
 
+MOST = 2000
+"""Requests after which a second worker should have answered one."""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -98,7 +103,10 @@ def test_workers_have_connections_of_their_own(
     ):
         assert wait_until(lambda: answers(port)), program.errors
         with ThreadPoolExecutor(4) as crowd:
-            seen = [answer for _ in range(20) for answer in crowd.map(lambda n: ask(port, n), range(4))]
+            seen: list[dict[str, Any]] = []
+            while len(seen) < MOST and len({answer["worker"] for answer in seen}) < 2:
+                seen += crowd.map(partial(ask, port), range(8))
+            seen += crowd.map(partial(ask, port), range(40))
         masters = {*seen[0]["masters"]}
         workers = {answer["worker"]: {*()} for answer in seen}
         for answer in seen:
