@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 class Vault:
     """Counts how often it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, password: str) -> None:
         self.asked = 0
+        self.password = password
 
     def __str__(self) -> str:
         self.asked += 1
-        return "secret"
+        return self.password
 
 
-def with_and_without(signals: Signals, deed: Callable[[Vault], None]) -> list[int]:
+def with_and_without(signals: Signals, dsn: str, deed: Callable[[Vault], None]) -> list[int]:
     """How often a deed asks without the hook, and with it."""
+    password = parse_dsn(dsn)["password"]
     counts = []
-    vault = Vault()
+    vault = Vault(password)
     deed(vault)
     counts.append(vault.asked)
-    vault = Vault()
+    vault = Vault(password)
     with hooked(signals):
         deed(vault)
     return [*counts, vault.asked]
@@ -61,14 +63,14 @@ def test_url_of_an_engine(signals: Signals, engines: Engines, dsn: str) -> None:
         with pytest.raises(sqlalchemy.exc.OperationalError):
             borrow(wrong)
 
-    without, with_it = with_and_without(signals, deed)
+    without, with_it = with_and_without(signals, dsn, deed)
     assert without == with_it == 2
     (checkout, *_rest) = signals.named("pool.checkout")
     assert (checkout.attributes or {})["server.address"] == place["host"]
     assert (checkout.attributes or {})["server.port"] == int(place["port"])
 
 
-def test_listener_that_gives_a_password(signals: Signals, engines: Engines) -> None:
+def test_listener_that_gives_a_password(signals: Signals, engines: Engines, dsn: str) -> None:
     """One of ``do_connect`` that puts such an object among the parameters."""
 
     def deed(vault: Vault) -> None:
@@ -82,7 +84,7 @@ def test_listener_that_gives_a_password(signals: Signals, engines: Engines) -> N
         engine.dispose()
         borrow(engine)
 
-    without, with_it = with_and_without(signals, deed)
+    without, with_it = with_and_without(signals, dsn, deed)
     assert without == with_it == 2
 
 
@@ -94,7 +96,7 @@ def test_keyword_of_a_stock_pool(signals: Signals, dsn: str) -> None:
         pool.putconn(pool.getconn())
         pool.closeall()
 
-    without, with_it = with_and_without(signals, deed)
+    without, with_it = with_and_without(signals, dsn, deed)
     assert without == with_it == 1
     assert (signals.checkout().attributes or {})["server.address"] == parse_dsn(dsn)["host"]
 
@@ -108,7 +110,7 @@ def test_place_that_is_an_object(signals: Signals, dsn: str) -> None:
             self.asked += 1
             return str(place["host"])
 
-    host = Host()
+    host = Host("")
     with hooked(signals):
         pool = ThreadedConnectionPool(1, 1, **{**place, "host": host})
         assert ledger_of(pool).name == "unknown"
