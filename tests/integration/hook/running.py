@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+from psycopg2.extensions import parse_dsn
 
 from tests.integration.helpers import wait_until
 
@@ -49,8 +50,8 @@ def database(server_dsn: str, name: str) -> Iterator[connection]:
 
 def url_of(conn: connection) -> str:
     """As programs are given it."""
-    info = conn.info
-    return f"postgresql://{info.user}:{info.password}@{info.host}:{info.port}/{info.dbname}"
+    dsn = parse_dsn(conn.dsn)
+    return f"postgresql://{dsn['user']}@{dsn['host']}:{dsn['port']}/{dsn['dbname']}"
 
 
 class Program:
@@ -139,7 +140,7 @@ def running(
 @contextmanager
 def locked(beside: connection, table: str) -> Iterator[None]:
     """Hold up every statement on a table."""
-    holder = psycopg2.connect(url_of(beside), application_name="beside")
+    holder = psycopg2.connect(beside.dsn)
     try:
         with holder.cursor() as cur:
             cur.execute(f"lock table {table} in access exclusive mode")
