@@ -8,12 +8,16 @@ import mmap
 import os
 import sys
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
+from threading import get_ident
+from time import sleep
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from otel_pgpool._clock import monotonic
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from typing_extensions import ParamSpec
 
@@ -115,6 +119,7 @@ def renew() -> None:
 def _renew() -> None:
     global _python_forks  # noqa: PLW0603 - it is the parent's
     _python_forks = False
+    _connecting.clear()
     pid = os.getpid()
     pending = _pending.setdefault(pid, list(_callbacks))
     with _locks.setdefault(pid, threading.RLock()):
@@ -200,9 +205,38 @@ def _run(callback: Callable[[], None]) -> None:
         logger.exception("otel_pgpool could not renew a part of itself in the child of a fork")
 
 
+FORK_WAIT = 1.0
+"""Seconds that a fork waits for connects, and a connect for a fork."""
+
+_connecting: set[int] = set()  # threads, by identity
+
+
+@contextmanager
+def keep_from_forking() -> Iterator[None]:
+    """Keep ``os.fork`` off while this thread connects: a child inherits libpq's locks as they are, for ever."""
+    me = get_ident()
+    _connecting.add(me)  # before the look: either side sees the other
+    if _python_forks:
+        _connecting.discard(me)
+        _wait_until(lambda: not _python_forks)
+        _connecting.add(me)
+    try:
+        yield
+    finally:
+        _connecting.discard(me)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    due = monotonic() + FORK_WAIT
+    while not condition() and monotonic() < due:
+        sleep(0.001)
+
+
 def _before() -> None:
     global _python_forks  # noqa: PLW0603 - see there
     _python_forks = True
+    me = get_ident()
+    _wait_until(lambda: not _connecting - {me})
 
 
 def _after_in_parent() -> None:

@@ -15,6 +15,7 @@ from psycopg2 import extensions
 
 from otel_pgpool._config import LONGEST_VALUE, PASSWORD, cut, refuse
 from otel_pgpool._deadline import IO_DEADLINE
+from otel_pgpool._fork import keep_from_forking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,7 +229,8 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _connect(args: tuple[Any, ...], kwargs: dict[str, Any]) -> connection:
-    made: connection = psycopg2.connect(*args, **kwargs)
+    with keep_from_forking():
+        made: connection = psycopg2.connect(*args, **kwargs)
     return made
 
 
