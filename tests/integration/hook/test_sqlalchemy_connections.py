@@ -189,7 +189,7 @@ def test_connect_args(signals: Signals, hook: None, engines: Engines, dsn: str) 
     """What ``connect_args`` add to the URL is where it leads, and what is secret in them is told nowhere."""
     parameters = parameters_of(dsn)
     args = {key: parameters[key] for key in ("host", "port", "user", "dbname")}
-    engine = engines(NOWHERE, connect_args={**args, "password": parameters["password"], "application_name": "own"})
+    engine = engines(NOWHERE, connect_args={**args, "password": "s3cret-word", "application_name": "own"})
     borrow(engine)
     borrow(engine)
     _first, second = signals.named("pool.checkout")
@@ -199,7 +199,7 @@ def test_connect_args(signals: Signals, hook: None, engines: Engines, dsn: str) 
         engines(NOWHERE, connect_args={**args, "port": port, "password": "refused"}).connect()
     description = status_of(signals.named("pool.connect")[-1])[1] or ""
     assert "Connection ***" in description
-    assert parameters["password"] not in signals.everything()
+    assert "s3cret" not in signals.everything()
 
 
 def test_unreadable_url(signals: Signals, hook: None, engines: Engines) -> None:
