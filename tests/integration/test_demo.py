@@ -26,7 +26,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
-from psycopg2.extensions import make_dsn, parse_dsn
+from psycopg2.extensions import make_dsn
 
 from otel_pgpool.cli.database import wait_until
 from otel_pgpool.cli.recording import Recording
@@ -459,23 +459,13 @@ def test_what_is_no_recording_is_refused_in_a_line(folder: Path) -> None:
     assert done.err == "otel-pgpool: warning: out/traces.jsonl is not complete: a line of it is cut short\n"
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"password": "hunter2"}, 'password authentication failed for user "postgres"'),
-        ({"dbname": "nowhere"}, 'database "nowhere" does not exist'),
-    ],
-)
-def test_a_server_that_refuses_is_one_line(
-    folder: Path, server: PostgresServer, changes: dict[str, str], expected: str
-) -> None:
-    """What the server says, without the password."""
-    dsn = make_dsn(server.dsn, **changes)
-    done = run(folder, "demo", "--dsn", dsn)
+def test_a_server_that_refuses_is_one_line(folder: Path, server: PostgresServer) -> None:
+    """What the server says, without the password; here of a database that does not exist."""
+    done = run(folder, "demo", "--dsn", make_dsn(server.dsn, password="hunter2", dbname="nowhere"))
     assert (done.status, done.out) == (2, "")
     (line,) = done.err.splitlines()
-    assert expected in line
-    assert parse_dsn(dsn)["password"] not in line
+    assert 'database "nowhere" does not exist' in line
+    assert "hunter2" not in line
 
 
 # Signals, terminals, and output that nobody takes
