@@ -386,9 +386,10 @@ class Core(Members):
             self._leave(slot)
             slot.asked_by = None
             before = self.outage
+            since, attempts = attempt.at if began is None else began, 0
+            if before is not None and before.is_refusal == is_refusal:
+                since, attempts = before.since, before.attempts
             was_reached = before is None or before.is_refusal
-            since = before.since if before is not None and not was_reached else attempt.at if began is None else began
-            attempts = before.attempts if before is not None and before.is_refusal == is_refusal else 0
             self.outage = Outage(since, attempts + 1, error, attempt.at + attempt.delay, is_refusal)
             self.retries += len(self.queue)
             for waiter in list(self.queue.values()):

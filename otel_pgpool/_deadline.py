@@ -96,8 +96,11 @@ class Deadline:
 
 def sever(conn: connection) -> None:
     """Cut the connection now, so that a call of another thread on it ends and closing it does not block."""
-    with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(conn.fileno())) as duplicate:
-        duplicate.shutdown(socket.SHUT_RDWR)
+    with suppress(psycopg2.Error, OSError):
+        number = conn.fileno()
+        with socket.socket(fileno=os.dup(number)) as duplicate:
+            if conn.fileno() == number:  # else libpq has closed it, and the number may be that of another file
+                duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class _Watch:

@@ -93,7 +93,7 @@ class Holder:
 
 
 class LastFigures:
-    """What is left of a pool that is gone: for observers, which may not keep the pool itself."""
+    """The figures of a pool that is gone, for observers, which may not keep the pool itself."""
 
     __slots__ = ("stats",)
 

@@ -55,7 +55,7 @@ def is_refusal(error: BaseException | None) -> bool:
 
 
 def _answers(text: str) -> list[str]:
-    """What servers have said, one for each host that answered; lines of details are left out."""
+    """Return the answers of servers, one for each host that gave one, without lines of details."""
     parts = [line.partition(SEVERITY_END) for line in text.splitlines()]
     behind_a_place = [answer for head, end, answer in parts if end and ": " in head]
     return behind_a_place or [answer for _head, end, answer in parts[:1] if end]  # libpq before 14 names no place

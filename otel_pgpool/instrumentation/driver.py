@@ -1,4 +1,4 @@
-"""What psycopg2's connections tell of themselves, by its own code alone.
+"""Look at psycopg2's connections by its own code alone.
 
 A program may have put its own over a connection: a subclass, a fake of its tests, an agent's proxy. Of these nothing is
 asked, so that they see no call which their pool did not make.
@@ -10,26 +10,19 @@ from typing import Any
 
 from psycopg2.extensions import connection
 
+from otel_pgpool._proxy import unwrapped
 from otel_pgpool._slot import Slot
 from otel_pgpool.instrumentation.lenient import lenient, pass_over
 
-BROKEN = 2
-"""``connection.closed`` of one that libpq, and not the program, ended."""
-
 
 def own_of(conn: Any) -> connection | None:
-    """Psycopg2's connection, behind the proxies of ``wrapt``; None for what is none."""
-    kind = type(conn)
-    while not issubclass(kind, connection):
-        if not hasattr(kind, "__wrapped__"):
-            return None
-        conn = conn.__wrapped__
-        kind = type(conn)
-    return conn  # type: ignore[no-any-return]  # it is one
+    """Return psycopg2's connection, behind the proxies of agents; None for what is none."""
+    own = unwrapped(conn)
+    return own if issubclass(type(own), connection) else None
 
 
 def pid_of(conn: Any) -> int:
-    """Process id of its backend; 0 where it has none any more, or is not psycopg2's."""
+    """Return the process id of a connection's backend; 0 where it has none any more, or is not psycopg2's."""
     with lenient:
         own = own_of(conn)
         return 0 if own is None else connection.get_backend_pid(own)
@@ -37,7 +30,7 @@ def pid_of(conn: Any) -> int:
 
 
 def place_of(conn: Any) -> tuple[str | None, int | None]:
-    """Host and port that it was made to."""
+    """Return the host and port that a connection was made to."""
     with lenient:
         info = _info_of(conn)
         if info is not None:
@@ -46,7 +39,7 @@ def place_of(conn: Any) -> tuple[str | None, int | None]:
 
 
 def parameters_of(conn: Any) -> dict[str, Any]:
-    """Its parameters, as libpq knows them, without the password."""
+    """Return a connection's parameters, as libpq knows them, without the password."""
     with lenient:
         info = _info_of(conn)
         if info is not None:
@@ -60,7 +53,7 @@ def _info_of(conn: Any) -> Any:
 
 
 def closed_of(conn: Any) -> int:
-    """Its ``closed``, which pools read too; 0 for what does not say it."""
+    """Return a connection's ``closed``, which pools read too; 0 for what does not say it."""
     try:
         return conn.closed  # type: ignore[no-any-return]  # a number or a truth
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
@@ -69,7 +62,7 @@ def closed_of(conn: Any) -> int:
 
 
 class SeenSlot(Slot):
-    """Of a pool that is not ours. A connection that is not psycopg2's is asked for its backend when that is told."""
+    """The slot of an instrumented pool's connection, whose pid is asked for late where it is not psycopg2's."""
 
     __slots__ = ("_pid",)
 

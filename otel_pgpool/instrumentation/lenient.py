@@ -1,4 +1,4 @@
-"""What a program's own objects may refuse to a hook: it goes on without an answer."""
+"""Go on without an answer where a program's own objects refuse one to the hook."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ import psycopg2
 from psycopg2.pool import PoolError
 
 from otel_pgpool._clock import monotonic
-from otel_pgpool.instrumentation.driver import BROKEN, closed_of
+from otel_pgpool._connection import BROKEN
+from otel_pgpool.instrumentation.driver import closed_of
 from otel_pgpool.instrumentation.lenient import lenient
 from otel_pgpool.instrumentation.psycopg2_arguments import is_out
 from otel_pgpool.instrumentation.turns import is_exhausted

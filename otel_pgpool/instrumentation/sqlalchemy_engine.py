@@ -88,7 +88,7 @@ def _parameters_of(url: URL) -> dict[str, Any]:
 
 
 def name_of_pool(pool: Any, conn: Any) -> str:
-    """Of one that no engine has: the ``logging_name``, or where a connection of its leads."""
+    """Name a pool that no engine has, by its ``logging_name`` or by where a connection of it leads."""
     return str(getattr(pool, "logging_name", None) or target_of((), parameters_of(conn)).name)
 
 

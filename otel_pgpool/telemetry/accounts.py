@@ -1,7 +1,7 @@
-"""What is reported of the pools of one name: the levels of the one that is open, the totals of all that there were.
+"""Accounts for the pools of each name: the levels of the pool that is open, the totals of all that there were.
 
 A total may never go down, and must not be lost with its pool. So a pool that is made anew under a name goes on where
-the totals of that name ended, and the totals of a name without a pool stand until every reader has exported them.
+the totals of that name ended, and the totals of a name without a pool are reported until every reader has had them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Reported:
         return self._pool()
 
     def stats(self) -> PoolStats | None:
-        """Its figures, or its last ones; None if nobody has seen any."""
+        """Return the pool's figures, or its last ones; None if nobody has seen any."""
         pool = self._pool()
         stats = self.last.stats if pool is None else pool.stats()
         if stats is not None:
@@ -62,7 +62,7 @@ class Reported:
         return True
 
     def start_afresh(self) -> None:
-        """Its figures are of another process."""
+        """Forget figures that another process has seen."""
         self._seen = None
 
 
@@ -107,7 +107,7 @@ class Account:
 
     def goes_on(self) -> bool:
         """Whether a pool is open, or something is still out of one."""
-        return any(not pool.closed or pool.stats().used or pool.stats().oldest_hold for pool in self._live())
+        return any(not pool.closed or _holds(pool.stats()) for pool in self._live())
 
     def _live(self) -> list[ObservedPool]:
         return [pool for known in self._pools.values() if (pool := known.pool) is not None]
@@ -151,6 +151,11 @@ class Account:
             self.totals = _nothing()
         self._past = {metric: Counter(told) for metric, told in self.totals.items()}
         self._asked.clear()
+
+
+def _holds(stats: PoolStats) -> bool:
+    """Whether something is out; an instrumented pool that is closed may not count it as used."""
+    return bool(stats.used or stats.oldest_hold)
 
 
 def _nothing() -> Totals:
@@ -224,7 +229,7 @@ class Accounts:
                 account.merge(arrived)
 
     def all_that_were(self) -> list[Account]:
-        """Those too that the present collection does not report, and one for all that are forgotten."""
+        """Return every account, also those that the present collection does not report and that of forgotten names."""
         return [*self._open.values(), *self._ended.values(), self._forgotten]
 
     def told(self, readers: Collection[object], now: float, kept: float) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What the observable instruments read of a pool's figures."""
+"""The observable instruments, and how each reads a pool's figures."""
 
 from __future__ import annotations
 

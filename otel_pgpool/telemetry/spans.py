@@ -305,7 +305,7 @@ def _links(checkout: Checkout) -> list[Link]:
 
 
 def _longest(checkout: Checkout) -> dict[str, AttributeValue]:
-    """What is known of the longest hold that it waited for: Jaeger shows no attributes of links."""
+    """Describe the longest hold that a checkout waited for: Jaeger shows no attributes of links."""
     if not checkout.blockers:
         return {}
     longest = checkout.blockers[0]

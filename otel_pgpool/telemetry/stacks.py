@@ -1,4 +1,4 @@
-"""What a thread is doing, as text: from the program's own code inwards, and not from the server that called it."""
+"""Describe what a thread is doing: from the program's own code inwards, and not from the server that called it."""
 
 from __future__ import annotations
 

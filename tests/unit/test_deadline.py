@@ -181,3 +181,20 @@ def test_a_watch_that_sleeps_through_its_end(conn: Any, monkeypatch: pytest.Monk
     assert second is not None
     second.join(PATIENCE)
     assert not second.is_alive()
+
+
+def test_a_descriptor_that_is_somebody_elses_by_now() -> None:
+    """Where libpq closes its socket meanwhile, and the number goes to another file, that is left alone."""
+    mine, other = socket.socketpair()
+
+    class Reconnecting:
+        numbers = iter([mine.fileno(), 99])
+
+        def fileno(self) -> int:
+            return next(self.numbers)
+
+    _deadline.sever(Reconnecting())  # type: ignore[arg-type]  # all that is asked of it
+    mine.sendall(b"alive")
+    assert other.recv(5) == b"alive"
+    mine.close()
+    other.close()

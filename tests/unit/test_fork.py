@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,8 +17,6 @@ from otel_pgpool import _fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from otel_pgpool._fork import Marker
 
 
 def exit_code_of(child: Callable[[], bool], fork: Callable[[], int] = os.fork) -> int:
@@ -35,25 +34,25 @@ def exit_code_of(child: Callable[[], bool], fork: Callable[[], int] = os.fork) -
 FORKS = [os.fork, ctypes.PyDLL(None).fork]
 
 
-@pytest.fixture(params=[_fork.make_marker, _fork.PidMarker])
-def marker(request: pytest.FixtureRequest) -> Marker:
-    made: Marker = request.param()
-    assert not made[0]
-    made[0] = 1
+@pytest.fixture(params=[_fork.make_marker, _fork.ByPid])
+def marker(request: pytest.FixtureRequest) -> Any:
+    made = request.param()
+    assert not made
+    made.value = 1
     return made
 
 
 @pytest.mark.parametrize("fork", FORKS)
-def test_a_marker(marker: Marker, fork: Callable[[], int]) -> None:
+def test_a_marker(marker: Any, fork: Callable[[], int]) -> None:
     """It is set where it was set, and neither in a child nor, once it is set there, in a grandchild."""
 
     def set_again() -> bool:
-        was_set = marker[0]
-        marker[0] = 1
-        return not was_set and bool(marker[0]) and exit_code_of(lambda: not marker[0], fork) == 0
+        was_set = bool(marker)
+        marker.value = 1
+        return not was_set and bool(marker) and exit_code_of(lambda: not marker, fork) == 0
 
     assert exit_code_of(set_again, fork) == 0
-    assert marker[0]
+    assert marker
 
 
 @pytest.mark.parametrize("fork", FORKS)
@@ -72,11 +71,11 @@ def test_each_child_is_renewed_once(monkeypatch: pytest.MonkeyPatch, fork: Calla
     monkeypatch.setattr(_fork, "_callbacks", [again, wrong, lambda: called.append("last")])
 
     def child() -> bool:
-        if fork is os.fork and not _fork._marker[0]:
+        if fork is os.fork and not _fork.is_here:
             return False  # Python's own callbacks have run
         for _ in range(2):
             _fork.renew()
-        return called == ["again", "wrong", "last"] and bool(_fork._marker[0])
+        return called == ["again", "wrong", "last"] and bool(_fork.is_here)
 
     assert exit_code_of(child, fork) == 0
     assert called == []
@@ -110,7 +109,7 @@ def test_threads_of_the_child_wait_for_each_other(monkeypatch: pytest.MonkeyPatc
         code = 2
         try:
             monkeypatch.setattr(_fork, "_callbacks", [slow])
-            _fork._marker[0] = 0
+            _fork.is_here.value = 0
             _fork._pending.clear()
             code = not child()
         finally:
@@ -157,3 +156,56 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     how = "python" if fork is os.fork else "c"
     done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_fork_waits_for_a_connect() -> None:
+    """Of another thread: its child must not inherit the locks that libpq holds meanwhile."""
+    began, done = threading.Event(), []
+
+    def connect() -> None:
+        with _fork.keep_from_forking():
+            began.set()
+            time.sleep(0.1)  # what a connect takes
+            done.append(True)
+
+    connecting = threading.Thread(target=connect)
+    connecting.start()
+    assert began.wait(10)
+    assert exit_code_of(lambda: bool(done)) == 0
+    connecting.join()
+
+
+def test_a_fork_waits_for_no_connect_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that hangs, or that the forking thread itself is in, stops it for a moment at most."""
+    monkeypatch.setattr(_fork, "FORK_WAIT", 0.05)
+    began, end = threading.Event(), threading.Event()
+
+    def connect() -> None:
+        with _fork.keep_from_forking():
+            began.set()
+            assert end.wait(10)
+
+    connecting = threading.Thread(target=connect)
+    connecting.start()
+    assert began.wait(10)
+    with _fork.keep_from_forking():
+        assert exit_code_of(lambda: True) == 0
+    end.set()
+    connecting.join()
+
+
+def test_a_connect_waits_for_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that begins while a fork is at work begins after it."""
+    monkeypatch.setattr(_fork, "_python_forks", True)
+    inside = threading.Event()
+
+    def connect() -> None:
+        with _fork.keep_from_forking():
+            inside.set()
+
+    connecting = threading.Thread(target=connect)
+    connecting.start()
+    assert not inside.wait(0.05)
+    _fork._after_in_parent()
+    assert inside.wait(10)
+    connecting.join()
