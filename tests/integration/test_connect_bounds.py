@@ -194,6 +194,6 @@ def test_closing_while_an_attempt_hangs(dsn: str, gate: Gate, monkeypatch: pytes
         gate.pass_through()
         return {}
 
-    with pytest.raises(psycopg2.OperationalError, match="given up"):
+    with pytest.raises(psycopg2.OperationalError, match="credentials was given up"):
         ConnectionPool(1, 1, dsn, credentials=credentials)
-    assert gate.waiting == 1
+    assert gate.waiting > 0  # it hangs still; the next attempt may have begun before the pool was closed
