@@ -85,7 +85,9 @@ def answers(port: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("threads", [[], ["--enable-threads"]], ids=["", "threads"])
+# With threads uWSGI lets go of the GIL before it forks, and a worker waits for ever for a thread that holds it then: hence
+# its own option against that.
+@pytest.mark.parametrize("threads", [[], ["--enable-threads", "--py-call-uwsgi-fork-hooks"]], ids=["", "threads"])
 @pytest.mark.parametrize("after_fork", [[], ["--py-call-osafterfork"]], ids=["", "osafterfork"])
 def test_workers_have_connections_of_their_own(
     dsn: str, tmp_path: Path, threads: list[str], after_fork: list[str]
