@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool._observer import Holder
+from otel_pgpool._texts import file_of, function_of, thread_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +28,8 @@ class Attempt(NamedTuple):
     error_type: str
     delay: float
     """Seconds until the next attempt."""
+    message: str = ""
+    """What may be told of the error."""
 
 
 class Blocker(NamedTuple):
@@ -142,7 +144,7 @@ class Checkout:
         return Holder(
             connection_id=self.slot.serial,
             pid=self.slot.pid,
-            thread=self.thread.name if self.thread.is_alive() else f"{self.thread.name} (ended)",
+            thread=thread_names[self.thread.name] + ("" if self.thread.is_alive() else " (ended)"),
             held=max(0.0, now - self.acquired),
             where=self.where,
             trace_id=getattr(self.observed, "trace_id", None),
@@ -295,11 +297,7 @@ def path_to(stack: Stack) -> str:
 def describe(place: Place) -> str:
     """``file:line function``."""
     code, instruction = place
-    if sys.version_info >= (3, 11):
-        name = code.co_qualname
-    else:
-        name = code.co_name
-    return f"{code.co_filename}:{_line(code, instruction)} {name}"
+    return f"{file_of(code)}:{_line(code, instruction)} {function_of(code)}"
 
 
 def _line(code: CodeType, instruction: int) -> int:

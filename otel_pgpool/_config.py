@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import operator
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
+
+from otel_pgpool._texts import LONGEST_NAME, cut, may_hold_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     Check = Callable[[connection], object] | Literal["auto"] | None
 
-LONGEST_NAME = 200
 LONGEST_VALUE = 80
 """Characters of a refused value that are shown."""
 
@@ -26,19 +26,10 @@ MOST_CONNECTIONS = 262_143
 """PostgreSQL's own bound on ``max_connections``."""
 
 
-PASSWORD = re.compile(r"://.*@|passw\w*['\"]?\s*[=:]", re.IGNORECASE | re.DOTALL)
-"""What a connection string that stands in a wrong place is known by, where it may hold a password."""
-
-
-def cut(text: str, longest: int) -> str:
-    """The text, or its beginning."""
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
-
-
 def refuse(option: str, value: object, accepted: str) -> ValueError:
     """The error for a bad value; a very long one is cut, and one that may hold a password not shown."""
     shown = repr(value)
-    if PASSWORD.search(shown):
+    if may_hold_password(shown):
         return ValueError(f"{option} must be {accepted}; what was given is not shown, as it may hold a password")
     return ValueError(f"{option} must be {accepted}, not {cut(shown, LONGEST_VALUE)}")
 
@@ -139,7 +130,7 @@ def _name(value: object) -> str | None:
         return None
     if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) <= LONGEST_NAME:
         raise refuse("name", value, f"a printable text of 1 to {LONGEST_NAME} characters")
-    if PASSWORD.search(value):  # it will be told everywhere
+    if may_hold_password(value):  # it will be told everywhere
         raise refuse("name", value, "no connection string")
     return value
 

@@ -13,10 +13,11 @@ from otel_pgpool._checkout import Attempt
 from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import close, configure, settings
 from otel_pgpool._deadline import IO_DEADLINE
+from otel_pgpool._description import lean
+from otel_pgpool._notices import bound_notices
 from otel_pgpool._opening import Opening
 from otel_pgpool._refusal import is_refusal
-from otel_pgpool._settlement import bare, describe
-from otel_pgpool._target import printable
+from otel_pgpool._texts import class_of, printable
 from otel_pgpool._wakeup import Wakeup, start, wait_for
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Connectors:
                     self._name(),
                     error,
                 )
-            self.lack = bare(error)  # a return may still serve the caller
+            self.lack = lean(error)  # a return may still serve the caller
 
     def wait_for(self, lock: threading.Lock, deadline: float) -> bool:
         """Wait to be served; where no thread can be started that connects, connect in this one."""
@@ -228,9 +229,9 @@ class Connectors:
         delay = random.uniform(0, longest)  # noqa: S311 - jitter
         text = ""
         try:
-            text = describe(pool._target, error)
+            text = opening.text_of(error, pool._target)
         finally:
-            self._missed(pool, slot, opening.ended(error=bare(error), message=text), delay)
+            self._missed(pool, slot, opening.ended(error=lean(error), message=text), delay)
 
     def _made(self, pool: ConnectionPool, slot: Slot, conn: connection, connect: Connect) -> None:
         reason, ended = self._core.deliver(slot, conn, connect.ended)
@@ -248,7 +249,7 @@ class Connectors:
     def _missed(self, pool: ConnectionPool, slot: Slot, connect: Connect, delay: float) -> None:
         error = connect.error
         assert error is not None  # noqa: S101 - a failed attempt has one
-        attempt = Attempt(connect.ended, type(error).__name__, delay)
+        attempt = Attempt(connect.ended, class_of(error), delay, connect.message)
         began, ended = self._core.miss(slot, attempt, error, began=connect.began, is_refusal=is_refusal(error))
         observer = pool._observer
         if observer is not None:
@@ -262,6 +263,7 @@ class Connectors:
 def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
     """Make a new connection ready to be lent: the user's ``configure``, its lifetime, what a return restores."""
     config = pool._config
+    bound_notices(conn)
     if config.configure is not None:
         configure(conn, config.configure)
     now = monotonic()

@@ -34,6 +34,8 @@ class Outage(NamedTuple):
     since: float
     attempts: int
     error: BaseException
+    message: str
+    """What may be told of the error."""
     next_attempt: float
     is_refusal: bool = False
     """Whether the server was reached, and refused the last attempt."""
@@ -390,7 +392,7 @@ class Core(Members):
             if before is not None and before.is_refusal == is_refusal:
                 since, attempts = before.since, before.attempts
             was_reached = before is None or before.is_refusal
-            self.outage = Outage(since, attempts + 1, error, attempt.at + attempt.delay, is_refusal)
+            self.outage = Outage(since, attempts + 1, error, attempt.message, attempt.at + attempt.delay, is_refusal)
             self.retries += len(self.queue)
             for waiter in list(self.queue.values()):
                 waiter.checkout.retried(attempt, error)

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from otel_pgpool import _fork
 from otel_pgpool._clock import monotonic
 from otel_pgpool._guard import LAMENT_INTERVAL
+from otel_pgpool._texts import LONGEST_TEXT, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +125,10 @@ def _once_an_outage(_record: logging.LogRecord) -> bool:
     return delivery is None or delivery.may_complain()
 
 
+MOST_KEPT = 1000
+"""Different records within a minute."""
+
+
 class OnceAWhile(logging.Filter):
     """Lets a logger say the same once a minute, where the SDK says it at each export and at each collection."""
 
@@ -132,9 +137,13 @@ class OnceAWhile(logging.Filter):
         self._next: dict[tuple[Any, ...], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said, now = (record.msg, str(record.args)), monotonic()
+        said, now = (cut(str(record.msg), LONGEST_TEXT), cut(str(record.args), LONGEST_TEXT)), monotonic()
         if now < self._next.get(said, 0.0):
             return False
+        if len(self._next) >= MOST_KEPT:  # an endpoint's answers may be in it, each another
+            self._next = {each: due for each, due in self._next.items() if now < due}
+            if len(self._next) >= MOST_KEPT:
+                return False
         self._next[said] = now + LAMENT_INTERVAL
         return True
 

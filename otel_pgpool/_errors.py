@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -15,18 +16,24 @@ except ModuleNotFoundError as error:
     )
     raise ModuleNotFoundError(message, name="psycopg2") from error
 
+from otel_pgpool._texts import class_of, printable
+
 if TYPE_CHECKING:
     from otel_pgpool._observer import Holder, PoolStats
 
 
+_SQLSTATE = re.compile("[0-9A-Z]{5}")
+
+
 def sqlstate(error: BaseException | None) -> str | None:
     """The SQLSTATE of an error of psycopg2's, None for any other."""
-    return error.pgcode if isinstance(error, psycopg2.Error) else None
+    state = error.pgcode if isinstance(error, psycopg2.Error) else None
+    return state if state is not None and _SQLSTATE.fullmatch(state) else None  # a hostile server may send anything
 
 
 def error_type(error: BaseException) -> str:
     """What telemetry calls an error: its SQLSTATE, or the name of its class."""
-    return sqlstate(error) or type(error).__name__
+    return sqlstate(error) or class_of(error)
 
 
 class PoolError(psycopg2.pool.PoolError):
@@ -103,11 +110,12 @@ def timeout_error(
     history = f"{stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts"
     lines = [f"{reason} (pool {stats.name!r}: {levels}, {history})"]
     if last_failure:
-        lines.append(f"the last attempt to connect failed: {' '.join(last_failure.split())}")
+        lines.append(f"the last attempt to connect failed: {last_failure}")
     if own_holds:
         lines.append(
             f"this thread itself holds {own_holds} of them: a nested checkout waits for its own caller to give back"
         )
     longest = tuple(holders[:LONGEST_HOLDERS])
     lines += [f"held {holder}" for holder in longest]
-    return PoolTimeout("\n  ".join(lines), waited=waited, retries=retries, holders=longest, **stats.levels())
+    text = "\n  ".join(map(printable, lines))
+    return PoolTimeout(text, waited=waited, retries=retries, holders=longest, **stats.levels())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _imp
-import logging
 import mmap
 import os
 import sys
@@ -15,6 +14,7 @@ from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
 from otel_pgpool._clock import monotonic
+from otel_pgpool._guard import log_failure
 
 if TYPE_CHECKING:
     import ctypes
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
 T = TypeVar("T")
-
-logger = logging.getLogger("otel_pgpool")
 
 MADV_WIPEONFORK = getattr(mmap, "MADV_WIPEONFORK", 18)
 """Linux's advice to give a forked child zeros in the place of a page (madvise(2), since 4.14)."""
@@ -181,8 +179,8 @@ def renewed(method: Callable[P, T]) -> Callable[P, T]:
 def _run(callback: Callable[[], None]) -> None:
     try:
         callback()
-    except Exception:
-        logger.exception("otel_pgpool could not renew a part of itself in the child of a fork")
+    except Exception as error:  # noqa: BLE001 - the other parts are renewed all the same
+        log_failure("otel_pgpool could not renew a part of itself in the child of a fork", error)
 
 
 FORK_WAIT = 1.0

@@ -1,4 +1,4 @@
-"""Between a pool and its observer: whatever an observer raises is logged, and costs nobody a connection."""
+"""What fails beside a program's own work, as an observer does, is logged, and costs nobody a connection."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import threading
 import traceback
 from typing import TYPE_CHECKING
 
-import psycopg2
-
 from otel_pgpool._clock import monotonic
+from otel_pgpool._texts import MOST_FRAMES, class_of, place_of, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +39,6 @@ class Guard:
 
         What a signal handler of the program's raised meanwhile, as Celery does at its soft time limit, is not the
         observer's, and goes on to the program.
-
-        As text: a record that kept the error would keep its frames, and so the pool's connections; and the places
-        alone, as source lines may hold SQL.
         """
         if is_asynchronous(error):
             raise error
@@ -50,21 +46,28 @@ class Guard:
         if now < self._next_lament:
             return
         self._next_lament = now + LAMENT_INTERVAL
-        places = "".join(
-            f'\n  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
-            for frame, line in traceback.walk_tb(error.__traceback__)
-        )
-        try:
-            what = type(error).__name__ if isinstance(error, psycopg2.Error) else f"{type(error).__name__}: {error}"
-            logger.error(
-                "pool %s: its observer raised %s; the pool goes on, and telemetry is being lost%s",
-                self._pool_name,
-                what,
-                places,
-            )
-        except Exception as failure:  # the handlers of the log may be what has raised
-            if is_asynchronous(failure):
-                raise
+        what = f"pool {self._pool_name}: its observer raised; the pool goes on, and telemetry is being lost"
+        log_failure(what, error)
+
+
+def log_failure(what: str, error: BaseException, level: int = logging.ERROR) -> None:
+    """Log that something of ours has failed, with the class of its error and the places that it came through.
+
+    Not with the error's text, nor with the source lines that Python would add: both may hold SQL or a secret. Nor with
+    the error itself, as a record may be kept: its frames would keep the pool's connections.
+
+    Args:
+        what: has failed, and what follows from it.
+        error: which is not raised again.
+        level: of the record.
+    """
+    frames = [*traceback.walk_tb(error.__traceback__)][-MOST_FRAMES:]
+    places = "".join(f"\n  {place_of(frame.f_code, line)}" for frame, line in frames)
+    try:
+        logger.log(level, "%s: %s%s", printable(what), class_of(error), places)
+    except Exception as failure:  # the handlers of the log may be what has raised
+        if is_asynchronous(failure):
+            raise
 
 
 def is_asynchronous(error: BaseException) -> bool:

@@ -8,9 +8,9 @@ from otel_pgpool._checkout import Attempt
 from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import PING_AFTER, is_readable, ping, readable
 from otel_pgpool._deadline import IO_DEADLINE
+from otel_pgpool._description import describe, lean
 from otel_pgpool._errors import error_type
 from otel_pgpool._guard import is_asynchronous
-from otel_pgpool._settlement import bare
 from otel_pgpool._slot import NEVER
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: 
         _ask(pool, slot, conn, now, _bound(_first_half(limit, now), now))
     except BaseException as failure:
         asynchronous = is_asynchronous(failure)
-        error = bare(failure)
+        error = lean(failure)
+        told = describe(pool._target, error) if pool._config.check == "auto" else ""
         reason = "broken" if pool._config.check == "auto" or conn.closed else "check_failed"
         dead: list[Slot] = []
         try:
-            core.withdraw(checkout, Attempt(monotonic(), error_type(error), 0.0), error)
+            core.withdraw(checkout, Attempt(monotonic(), error_type(error), 0.0, told), error)
             slot.conn = conn
             if not asynchronous:
                 dead = sweep(pool, limit)

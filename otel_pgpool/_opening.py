@@ -12,6 +12,7 @@ from psycopg2 import extensions
 
 from otel_pgpool._clock import monotonic
 from otel_pgpool._deadline import sever
+from otel_pgpool._description import describe
 from otel_pgpool._observer import Connect
 from otel_pgpool._slot import NEVER
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool._checkout import Checkout
+    from otel_pgpool._target import Target
+
+
+CONNECT = "the connect"
+"""The step of libpq's own; the others are the program's code."""
 
 
 class Opening:
@@ -49,6 +55,7 @@ class Opening:
         self._next_cut = NEVER
         self._polled: connection | None = None
         self.was_cut = False
+        self._overdue: psycopg2.Error | None = None
 
     def allow(self, step: str, seconds: float) -> None:
         """Begin a step that may take so long; ``step`` names it in an error."""
@@ -62,7 +69,14 @@ class Opening:
 
     def overdue_error(self) -> psycopg2.OperationalError:
         """Return the error of an attempt that is given up, or was cut."""
-        return psycopg2.OperationalError(f"{self._step} was given up after {self._allowed:.3g} s")
+        self._overdue = psycopg2.OperationalError(f"{self._step} was given up after {self._allowed:.3g} s")
+        return self._overdue
+
+    def text_of(self, error: BaseException, target: Target) -> str:
+        """Return what may be told of the error that ended the attempt: what the program's own code says is not ours."""
+        if error is self._overdue:
+            return str(error)
+        return describe(target, error) if self._step == CONNECT else ""
 
     def ended(self, **outcome: Any) -> Connect:
         """Describe it to the observer; ``outcome`` are further fields of `Connect`."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from collections import deque
 from contextlib import suppress
+from logging import DEBUG
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,7 +24,7 @@ from otel_pgpool._connectors import Connectors
 from otel_pgpool._core import GONE, Core, State
 from otel_pgpool._errors import PoolClosed, PoolError, timeout_error
 from otel_pgpool._fork import is_here, renew, renewed
-from otel_pgpool._guard import Guard
+from otel_pgpool._guard import Guard, log_failure
 from otel_pgpool._level import level_name
 from otel_pgpool._liveness import check_all
 from otel_pgpool._maintenance import Maintenance
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from otel_pgpool._config import Check
     from otel_pgpool._observer import PoolObserver
     from otel_pgpool._slot import Slot
-
-logger = logging.getLogger("otel_pgpool")
 
 
 OPENING = 30.0
@@ -380,7 +378,7 @@ class ConnectionPool:
             self._core.parked = True
             if not isinstance(error, RuntimeError):
                 raise
-            logger.debug("the maintenance thread could not be started", exc_info=True)
+            log_failure(f"pool {self.name}: the maintenance thread could not be started", error, DEBUG)
 
     # The whole pool
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
 from otel_pgpool import _fork
+from otel_pgpool._guard import log_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-logger = logging.getLogger("otel_pgpool")
 
 
 class Forked(Protocol):
@@ -20,6 +18,8 @@ class Forked(Protocol):
 
     def _after_fork(self) -> None: ...
 
+
+FIRST_NUMBER = 2
 
 # Guards the names. Nothing that may block happens inside; reentrant, because the collector may run a program's
 # finalizer there, which closes a pool.
@@ -41,7 +41,7 @@ def register(pool: Forked, name: str) -> str:
     with _lock:
         unique = name
         if name in _names:
-            number = _lowest.get(name, 2)
+            number = _lowest.get(name, FIRST_NUMBER)
             while (unique := f"{name} #{number}") in _names:
                 number += 1
             _lowest[name] = number + 1
@@ -64,7 +64,11 @@ def release_name(name: str, pool: object) -> None:
 
 def _is_free(name: str, number: int) -> None:
     """Called by a finalizer too, hence without the lock: a number that is overlooked is merely not used again."""
-    _lowest[name] = min(number, _lowest.get(name, number))
+    least = min(number, _lowest.get(name, FIRST_NUMBER))
+    if least == FIRST_NUMBER:
+        _lowest.pop(name, None)
+    else:
+        _lowest[name] = least
 
 
 def any_open() -> bool:
@@ -79,8 +83,8 @@ def _after_fork() -> None:
     for pool in list(_pools):
         try:
             pool._after_fork()
-        except Exception:  # one that a program has made its own way: the others must be told all the same
-            logger.exception("a pool could not be made fit for the child of a fork")
+        except Exception as error:  # noqa: BLE001 - one that a program has made its own way: the others must be told all the same
+            log_failure("a pool could not be made fit for the child of a fork", error)
 
 
 _fork.register(_after_fork)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import psycopg2
-
 from otel_pgpool import _connection, _deadline
 from otel_pgpool._clock import monotonic
 from otel_pgpool._collector import is_collecting_here
-from otel_pgpool._errors import PoolError, error_type, sqlstate
+from otel_pgpool._description import describe, lean
+from otel_pgpool._errors import error_type
 from otel_pgpool._guard import is_asynchronous
 
 if TYPE_CHECKING:
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
     from otel_pgpool._checkout import Checkout
     from otel_pgpool._pool import ConnectionPool
-    from otel_pgpool._target import Target
-
-ABOUT_THE_SESSION = ("08", "25", "28", "3D", "40", "53", "57")
-"""Classes of SQLSTATE whose messages quote nothing of a statement."""
 
 
 def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
@@ -105,35 +100,5 @@ def _fitness(
     except BaseException as failure:
         if is_asynchronous(failure):
             raise
-        return ("broken" if conn.closed else "reset_failed"), bare(failure)
+        return ("broken" if conn.closed else "reset_failed"), lean(failure)
     return None, None
-
-
-def describe(target: Target, error: BaseException) -> str:
-    """An error's message for telemetry: no secrets, no SQL, no values.
-
-    The server's messages may quote values, or be written by a trigger: of errors with a SQLSTATE only those are told
-    that speak of the session and the server, or of a constraint.
-    """
-    if isinstance(error, PoolError):
-        return str(error)
-    if not isinstance(error, psycopg2.Error):
-        return ""
-    state = sqlstate(error)
-    if state is None:
-        return target.without_secrets(error)
-    if _is_raised_by_a_function(error):
-        return ""
-    if state[:2] in ABOUT_THE_SESSION or error.diag.constraint_name:
-        return error.diag.message_primary or ""
-    return ""
-
-
-def _is_raised_by_a_function(error: psycopg2.Error) -> bool:
-    """Whether a procedural language gave the error its text, and any SQLSTATE: pl_exec.c, plpy_elog.c, plperl.c."""
-    return (error.diag.source_file or "pl").startswith("pl")
-
-
-def bare(error: BaseException) -> BaseException:
-    """The error without its frames, which would keep the pool and its connections alive."""
-    return error.with_traceback(None)

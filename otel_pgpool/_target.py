@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import math
 import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,16 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg2
 from psycopg2 import extensions
 
-from otel_pgpool._config import LONGEST_VALUE, PASSWORD, cut, refuse
+from otel_pgpool._config import LONGEST_VALUE, refuse
 from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool._fork import keep_from_forking
+from otel_pgpool._opening import CONNECT, Opening
+from otel_pgpool._texts import LONGEST_NAME, cut, may_hold_password, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
-
-    from otel_pgpool._opening import Opening
 
 CONNECT_TIMEOUT = 10
 """Seconds for each host, where neither the DSN nor the environment says otherwise: libpq's own default is for ever."""
@@ -34,10 +33,11 @@ CREDENTIALS_TIMEOUT = 10
 """Seconds that ``credentials`` may take."""
 
 DEFAULT_PORT, LAST_PORT = 5432, 65535
-LAST_TOKENS = 8
-SECRETS = ("password", "sslpassword", "oauth_client_secret")
-LONGEST_TEXT = 1000
-"""Characters of a host, a database's name or an error that are told."""
+DEFAULT_FOLDERS = ("/var/run/postgresql", "/tmp")  # noqa: S108 - libpq's own, of Debian's packages and of others
+"""Where a server's socket lies."""
+
+PUBLIC = ("host", "hostaddr", "port", "user", "dbname", "service", "sslrootcert", "sslcert", "sslkey", "sslcrl")
+"""Parameters whose values an error's text may quote."""
 
 PLACES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "dbname": "PGDATABASE", "user": "PGUSER"}
 """What is told of a target, and the variables that stand in where the DSN does not say it."""
@@ -63,16 +63,16 @@ class Target:
         self._kwargs = dict(kwargs)
         self._credentials = credentials
         parameters = _parse(args, self._kwargs)
-        self._secrets = tuple(_secrets(parameters))
         self._patience = Patience.of(parameters)
-        self._tokens: tuple[str, ...] = ()  # the last ones that `credentials` gave; never changed in place
+        self._own = _public(parameters)
+        self.public = self._own
+        """What the text of an error may quote: of these arguments, and of what `credentials` gave last."""
         if not ({"connect_timeout", "service"} & parameters.keys() or _any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
         self.address = printable(
             parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
         )
-        ports = str(parameters.get("port") or os.environ.get("PGPORT") or DEFAULT_PORT).split(",")
-        self._ports = [port or str(DEFAULT_PORT) for port in ports]
+        self._ports = _ports_of(parameters)
         self.namespace = printable(
             parameters.get("dbname") or os.environ.get("PGDATABASE") or parameters.get("user") or _user()
         )
@@ -88,9 +88,10 @@ class Target:
         """``host:port/dbname``, each host of several with its port."""
         hosts = self.address.split(",")
         ports = self._ports * len(hosts) if len(self._ports) == 1 else self._ports
-        return f"{','.join(f'{host}:{port}' for host, port in zip(hosts, ports, strict=False))}/{self.namespace}"
+        places = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
+        return cut(f"{places}/{self.namespace}", LONGEST_NAME)
 
-    def connect(self, opening: Opening) -> connection:
+    def connect(self, opening: Opening | None = None) -> connection:
         """Open one connection; ``opening`` is told how long each step may take.
 
         Raises:
@@ -98,6 +99,7 @@ class Target:
             ValueError: ``credentials`` gave what cannot be read.
             Exception: whatever ``credentials`` raised.
         """
+        opening = opening or Opening()
         extra: Mapping[str, Any] = {}
         patience = self._patience
         if self._credentials is not None:
@@ -108,29 +110,21 @@ class Target:
                     f"credentials must return a mapping of connection parameters, not {type(extra).__name__}"
                 )
             given = _parse(() if "dsn" in extra else self._args, {**self._kwargs, **extra})
-            self._tokens = (*self._tokens[-LAST_TOKENS:], *_secrets(given))
+            self.public = self._own | _public(given)
             patience = Patience.of(given)
         args, kwargs = self._args, {**self._kwargs, **extra}
         if opening.limit is not None:
             kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, opening.limit / patience.hosts)))
         if extensions.get_wait_callback() is None:
-            opening.allow("the connect", patience.of_libpq)
+            opening.allow(CONNECT, patience.of_libpq)
         else:
-            opening.allow("the connect", patience.when_polled)
+            opening.allow(CONNECT, patience.when_polled)
             args, kwargs = _by_keyword(args, kwargs)
             kwargs["connection_factory"] = opening.watch_polled(kwargs["connection_factory"], patience.host_seconds)
             if opening.limit is not None:
                 with opening.poll_within(min(patience.when_polled, opening.limit)):
                     return _connect(args, kwargs)
         return _connect(args, kwargs)
-
-    def without_secrets(self, error: BaseException) -> str:
-        """The error's text, every password that this pool knows masked; printable, its lines kept."""
-        text = str(error).strip()
-        for secret in (*self._secrets, *self._tokens):
-            if secret in text:
-                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
-        return printable(text, but="\n\t")
 
 
 class Patience(NamedTuple):
@@ -171,6 +165,7 @@ class UnknownTarget(Target):
     def __init__(self, seen: Mapping[str, Any] | None = None) -> None:
         self.address = self.namespace = ""
         self._ports = []
+        self.public = frozenset()
         if seen:
             with suppress(ValueError):
                 super().__init__((), seen)
@@ -179,10 +174,6 @@ class UnknownTarget(Target):
     def name(self) -> str:
         """Nothing is known."""
         return "unknown"
-
-    def without_secrets(self, _error: BaseException) -> str:
-        """Nothing: the secrets are not known either."""
-        return ""
 
 
 def target_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
@@ -244,7 +235,7 @@ def _check_places(parameters: Mapping[str, Any]) -> None:
     """Refuse a connection string in the place of a name: libpq would take it for one, and quote it in its errors."""
     for key, variable in PLACES.items():
         source, text = (key, parameters[key]) if parameters.get(key) else (variable, os.environ.get(variable, ""))
-        if PASSWORD.search(text) or (key == "host" and "@" in text):
+        if may_hold_password(text) or (key == "host" and "@" in text):
             raise ValueError(
                 f"dsn cannot be read: a connection string in the place of {source}; it is not shown, as it may hold a "
                 "password"
@@ -270,19 +261,20 @@ def _check_keyword(key: str) -> None:
         raise ValueError(f"{shown} is no option of ConnectionPool and no connection parameter of libpq") from None
 
 
-def _secrets(parameters: Mapping[str, Any]) -> set[str]:
-    values = {str(parameters[key]) for key in SECRETS if parameters.get(key)}
-    return values | {value for value in (os.environ.get("PGPASSWORD"),) if value}
+def _public(parameters: Mapping[str, Any]) -> frozenset[str]:
+    """Collect what an error's text may quote of these: each host's name and socket, ports, names and files."""
+    found = {key: str(parameters.get(key) or os.environ.get(PLACES.get(key, "")) or "") for key in PUBLIC}
+    ports = _ports_of(parameters)
+    folders = [host for host in found["host"].split(",") if host.startswith(("/", "@"))] or DEFAULT_FOLDERS
+    sockets = [f"{folder}/.s.PGSQL.{port}" for folder in folders for port in ports]
+    pieces = [piece for text in found.values() for piece in (text, *text.split(","))]
+    return frozenset(filter(None, (*pieces, *ports, *sockets, "localhost", _user())))
 
 
-def printable(text: str, but: str = "") -> str:
-    """A text that spans, metrics and a line of a log can carry: what is not printable is escaped, ``but`` for these."""
-    text = cut(text, LONGEST_TEXT)
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() or each in but else each.encode("unicode_escape").decode() for each in text
-    )
+def _ports_of(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the port of each host, or that of all."""
+    ports = str(parameters.get("port") or os.environ.get("PGPORT") or DEFAULT_PORT)
+    return [port or str(DEFAULT_PORT) for port in ports.split(",")]
 
 
 def _any_set(*variables: str) -> bool:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool._clock import monotonic
 from otel_pgpool._core import GONE, State
+from otel_pgpool._description import describe
 from otel_pgpool._errors import PoolClosed, PoolTimeout, TooManyRequests, error_type, timeout_error
 from otel_pgpool._liveness import LOOKING, is_alive
-from otel_pgpool._settlement import describe
+from otel_pgpool._texts import class_of, printable
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -94,8 +95,10 @@ def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, erro
         checkout.released = monotonic()
         gave_up = core.exhausted(checkout)
         timed_out = isinstance(error, PoolTimeout) and not gave_up
-        cause = checkout.error if gave_up and checkout.error is not None else error
-        checkout.fail(REFUSALS.get(type(cause)) or error_type(cause), describe(pool._target, cause))
+        if gave_up and checkout.error is not None:
+            checkout.fail(error_type(checkout.error), checkout.attempts[-1].message)
+        else:
+            checkout.fail(REFUSALS.get(type(error)) or error_type(error), describe(pool._target, error))
         checkout.outcome = "timeout" if timed_out else "error"
         core.count_failure(checkout.released - checkout.started, timed_out=timed_out)
     if pool._observer is not None:
@@ -116,12 +119,8 @@ def last_failure(pool: ConnectionPool) -> tuple[BaseException | None, str]:
     """Why no connection could be made, as an error and in words that may be told."""
     lack, outage = pool._connectors.lack, pool._core.outage
     if outage is not None:
-        return outage.error, _text(pool, outage.error)
-    return (None, "") if lack is None else (lack, f"no thread can be started: {lack}")
-
-
-def _text(pool: ConnectionPool, error: BaseException | None) -> str:
-    return "" if error is None else describe(pool._target, error) or type(error).__name__
+        return outage.error, outage.message or class_of(outage.error)
+    return (None, "") if lack is None else (lack, f"no thread can be started: {printable(str(lack))}")
 
 
 def _gave_up(pool: ConnectionPool, checkout: Checkout) -> PoolTimeout:
@@ -132,6 +131,8 @@ def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeo
     now = monotonic()
     holds = pool._core.holds_now()
     failure, text = last_failure(pool)
+    if checkout.error is not None:
+        failure, text = checkout.error, checkout.attempts[-1].message or class_of(checkout.error)
     error = timeout_error(
         reason,
         pool.stats(),
@@ -139,7 +140,7 @@ def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeo
         retries=checkout.retries,
         holders=[hold.holder(now) for hold in holds],
         own_holds=sum(hold.thread is checkout.thread for hold in holds),
-        last_failure=_text(pool, checkout.error) or text if failure is not None else "",
+        last_failure=text,
     )
-    error.__cause__ = checkout.error or failure
+    error.__cause__ = failure
     return error

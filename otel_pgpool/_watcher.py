@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from otel_pgpool._guard import log_failure
 from otel_pgpool._wakeup import is_outdated, start
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ Subject = TypeVar("Subject")
 
 AFTER_FAILURE = 0.5
 """Seconds until the next look after one that failed."""
-
-logger = logging.getLogger("otel_pgpool")
 
 
 class Watcher(Generic[Subject]):
@@ -66,8 +64,8 @@ class Watcher(Generic[Subject]):
             try:
                 self._wakeup.wait(seconds)
                 seconds = self._next()
-            except BaseException:  # what it looks after must not go unwatched, though another thread has raised this
-                logger.exception("%s: a look failed, and it goes on", self._name)
+            except BaseException as error:  # noqa: BLE001 - what it looks after must not go unwatched
+                log_failure(f"{self._name}: a look failed, and it goes on", error)
                 seconds = AFTER_FAILURE
 
     def _next(self) -> float | None:

@@ -20,8 +20,10 @@ ROOT = Path(__file__).parents[1]
 MAP = (
     # values and names
     "_version",
+    "_texts",
     "_unpatched",
     "_clock",
+    "_guard",
     "_fork",
     "_proxy",
     "_config",
@@ -35,13 +37,15 @@ MAP = (
     "_core",
     "_collector",
     # psycopg2: where to connect, how to settle and bound what it does
-    "_guard",
     "_refusal",
+    "_messages",
+    "_description",
     "_wakeup",
     "_deadline",
     "_opening",
     "_target",
     "_connection",
+    "_notices",
     "_settlement",
     # the steps of a checkout and the background work
     "_liveness",
@@ -55,6 +59,7 @@ MAP = (
     # what is told of it
     "telemetry.names",
     "telemetry.context",
+    "telemetry.error_types",
     "telemetry.logs",
     "telemetry.series",
     "telemetry.readings",
@@ -98,13 +103,13 @@ MECHANICS = MAP[: MAP.index("_core") + 1]
 KNOW_PSYCOPG2 = {
     "_errors",
     "_refusal",
-    "_guard",
+    "_description",
     "_target",
     "_connection",
     "_deadline",
     "_opening",
-    "_settlement",
     "_pool",
+    "telemetry.error_types",
     "instrumentation.driver",
     "instrumentation.turns",
     "instrumentation.psycopg2_request",

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from otel_pgpool._texts import may_hold_password
 from otel_pgpool._version import __version__
 from otel_pgpool.cli.endpoint import Endpoint
 from otel_pgpool.cli.foreign import shown
@@ -103,19 +104,23 @@ def _sentence(summary: str) -> str:
     return f"{summary[0].upper()}{summary[1:]}."
 
 
+def _shown(text: str) -> str:
+    return "what was given" if may_hold_password(text) else repr(text)
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= LONGEST:  # NaN neither
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to {LONGEST:g}")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a number of seconds above 0 and up to {LONGEST:g}")
     return seconds
 
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a whole number from 1 to 1000")
     return int(text)
 
 

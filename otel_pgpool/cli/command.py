@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from otel_pgpool.cli.arguments import parse
@@ -11,6 +12,7 @@ from otel_pgpool.cli.complaint import complain
 from otel_pgpool.cli.endpoint import ENDPOINT_VARIABLE, Endpoint
 from otel_pgpool.cli.errors import BrokenOff, CommandError
 from otel_pgpool.cli.interrupts import Interrupted
+from otel_pgpool.cli.native import escaped_stderr
 from otel_pgpool.cli.output import Output
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ def _run(options: argparse.Namespace, interrupts: Interrupts, stdout: Output) ->
         return 0
     endpoint = options.endpoint or _endpoint_of_environment()
     wanted = demo.Options(options.seconds, options.dsn, endpoint, options.out, options.json)
-    return demo.Demo(wanted, interrupts, stdout).run()
+    with escaped_stderr() if options.dsn else nullcontext():
+        return demo.Demo(wanted, interrupts, stdout).run()
 
 
 def _endpoint_of_environment() -> Endpoint | None:

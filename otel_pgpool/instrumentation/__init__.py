@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:
     message = "PgPoolInstrumentor needs the extra 'instrument': pip install 'otel-pgpool[instrument]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
+from otel_pgpool._guard import log_failure
 from otel_pgpool.instrumentation.hook import Hook
 from otel_pgpool.instrumentation.settings import Settings
 
@@ -58,8 +59,8 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
     def _instrument(self, **options: Any) -> None:
         try:
             self._turn_on(options)
-        except Exception:
-            logger.exception("pools could not be hooked, and stay as they are")
+        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            log_failure("pools could not be hooked, and stay as they are", error)
             self._uninstrument()
 
     def _turn_on(self, options: dict[str, Any]) -> None:
@@ -77,8 +78,8 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
             return
         try:
             self._undo.append(import_module(f"{__name__}.{kind}").hook_on(hook))
-        except Exception:
-            logger.exception("%s could not be hooked, and stays as it is", kind)
+        except Exception as error:  # noqa: BLE001 - likewise
+            log_failure(f"{kind} could not be hooked, and stays as it is", error)
 
     def _uninstrument(self, **_options: Any) -> None:
         hook, self._hook = self._hook, None
@@ -88,5 +89,5 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
         for undo in (*reversed(undos), hook.end):
             try:
                 undo()
-            except Exception:
-                logger.exception("a hook could not be taken off")
+            except Exception as error:  # noqa: BLE001 - likewise
+                log_failure("a hook could not be taken off", error)

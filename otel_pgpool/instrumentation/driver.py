@@ -12,6 +12,7 @@ from psycopg2.extensions import connection
 
 from otel_pgpool._proxy import unwrapped
 from otel_pgpool._slot import Slot
+from otel_pgpool._texts import printable
 from otel_pgpool.instrumentation.lenient import lenient, pass_over
 
 
@@ -34,7 +35,7 @@ def place_of(conn: Any) -> tuple[str | None, int | None]:
     with lenient:
         info = _info_of(conn)
         if info is not None:
-            return info.host, info.port
+            return printable(info.host), info.port
     return None, None
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 import weakref
 from collections import deque
 from contextlib import suppress
+from logging import DEBUG
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_pgpool import _fork
 from otel_pgpool._checkout import renew_here
 from otel_pgpool._clock import monotonic
-from otel_pgpool._guard import Guard, is_asynchronous
+from otel_pgpool._guard import Guard, is_asynchronous, log_failure
 from otel_pgpool._level import TICK
 from otel_pgpool._slot import NEVER
+from otel_pgpool._texts import LONGEST_NAME, may_hold_password, printable
 from otel_pgpool._wakeup import Wakeup
 from otel_pgpool._watcher import Watcher
 from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
@@ -37,9 +38,6 @@ def live_instances(classes: Collection[type]) -> Iterator[Any]:
     for found in gc.get_referrers(*classes):  # an object refers to its class
         if type(found) in classes:
             yield found
-
-
-logger = logging.getLogger("otel_pgpool")
 
 
 class Hook:
@@ -80,7 +78,7 @@ class Hook:
                 if known is not None and known.hook is self:  # another thread was faster
                     return known
                 renew_here()
-                ledger = Ledger(pool, kind, name, target, self, before=before)
+                ledger = Ledger(pool, kind, public_name(name, target), target, self, before=before)
                 self.ledgers[ledger] = None
                 return ledger
         except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
@@ -121,7 +119,7 @@ class Hook:
             self.parked = True
             if is_asynchronous(error):
                 raise
-            logger.debug("the thread that watches hooked pools could not be started", exc_info=True)
+            log_failure("the thread that watches hooked pools could not be started", error, DEBUG)
 
     def end(self) -> None:
         """Close every ledger and end the thread."""
@@ -167,6 +165,11 @@ class Watch(Watcher[Hook]):
                 return NEVER
             hook.parked = False
         return max(LEAST_TICK, min(due - monotonic(), TICK, hook.settings.long_hold))
+
+
+def public_name(name: str, target: Target) -> str:
+    """Return the name by which a pool is told: programs may choose anything, by mistake a connection string."""
+    return target.name if may_hold_password(name) or not name else printable(name, LONGEST_NAME)
 
 
 def _drained(notes: deque[Note]) -> Iterator[Note]:

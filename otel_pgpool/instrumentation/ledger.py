@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from collections import defaultdict
@@ -13,18 +14,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from otel_pgpool import _checkout, _registry
 from otel_pgpool._checkout import Attempt, Blocker, Loan
 from otel_pgpool._clock import monotonic
+from otel_pgpool._description import describe
 from otel_pgpool._errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
 from otel_pgpool._fork import renewed
 from otel_pgpool._guard import Guard, is_asynchronous
 from otel_pgpool._level import Level, level_name
+from otel_pgpool._messages import known
 from otel_pgpool._observer import Connect, LastFigures, PoolStats, leave_figures
 from otel_pgpool._refusal import is_refusal
-from otel_pgpool._settlement import describe
 from otel_pgpool._slot import NEVER
+from otel_pgpool._texts import LONGEST_NAME, class_of
 from otel_pgpool.instrumentation.connects import Connects
 from otel_pgpool.instrumentation.driver import SeenSlot, pid_of
 from otel_pgpool.instrumentation.holds import Holds
 from otel_pgpool.instrumentation.kind import Levels
+from otel_pgpool.instrumentation.lenient import lenient
 from otel_pgpool.instrumentation.turns import Turns
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.telemetry.metrics import Silence
@@ -287,20 +291,24 @@ class Ledger(Holds):
         self.wait_seconds += max(0.0, now - loan.started)
         if self.untold and self.tell_connects(loan):
             loan.waits_for = "new"
-        loan.fail(refusal or error_type(error), describe(self.target, error) or (str(error) if refusal else ""))
+        loan.fail(
+            refusal or error_type(error), describe(self.target, error) or (_words_of_a_pool(error) if refusal else "")
+        )
         if refusal == "timeout":
             loan.outcome = "timeout"
             self.timeouts += 1
-            error = self._diagnose(loan, now) if self._observer.tells_timeouts() else PoolTimeout(loan.error_message)
+            error = (
+                self._diagnose(loan, error, now) if self._observer.tells_timeouts() else PoolTimeout(loan.error_message)
+            )
         else:
             loan.outcome = "error"
             self.errors += 1
         self.guard.tell(self._observer.failed, loan, error)
 
-    def _diagnose(self, loan: Loan, now: float) -> PoolTimeout:
+    def _diagnose(self, loan: Loan, error: BaseException, now: float) -> PoolTimeout:
         holds = self.holds_now()
         return timeout_error(
-            loan.error_message,
+            loan.error_message or class_of(error),
             self.stats(),
             waited=now - loan.started,
             retries=loan.retries,
@@ -428,7 +436,7 @@ class Ledger(Holds):
         if loan is not None:
             self.retries += 1
             loan.waits_for = "new"
-            loan.retried(Attempt(connect.ended, type(connect.error).__name__, 0.0), None)  # an error keeps its frames
+            loan.retried(Attempt(connect.ended, class_of(connect.error), 0.0), None)  # an error keeps its frames
         tell(observer.connect_failed, connect)
         if is_refusal(connect.error):
             if outage is not None:
@@ -616,6 +624,14 @@ class Ledger(Holds):
 
 def _no_ledger() -> None:
     return None
+
+
+def _words_of_a_pool(error: BaseException) -> str:
+    """Return what SQLAlchemy's pool says when it gives nothing, with its numbers; empty for anything else."""
+    with lenient:  # a class of the program's own may not say it
+        text = str(error)
+        return known(text, re.findall(r"\d+(?:\.\d+)?", text[:LONGEST_NAME]))
+    return ""
 
 
 def _collected(ledger_ref: weakref.ref[Ledger], key: int, ref: weakref.ref[Any]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from contextlib import suppress
 from functools import partial, wraps
+from logging import DEBUG
 from sys import _getframe
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 from otel_pgpool._checkout import Loan, stack_around, whole_stack_of
 from otel_pgpool._clock import monotonic
 from otel_pgpool._fork import is_here, renew, renewed
+from otel_pgpool._guard import log_failure
 from otel_pgpool.instrumentation.driver import closed_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.kind import Kind, Levels
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.turns import Turns
 
     Method = Callable[..., Any]
-
-logger = logging.getLogger("otel_pgpool")
 
 STOCK = (SimpleConnectionPool, ThreadedConnectionPool)
 ROLES = ("getconn", "putconn", "closeall")
@@ -118,8 +117,8 @@ class Hooked:
         """Wrap what a class defines; one that refuses stays as it is, and only what it calls is seen."""
         try:
             self._wrap_methods(owner)
-        except Exception:
-            logger.debug("%s cannot be hooked, and stays as it is", owner.__qualname__, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - whatever a metaclass raises
+            log_failure(f"{owner.__qualname__} cannot be hooked, and stays as it is", error, DEBUG)
 
     def _wrap_methods(self, owner: type) -> None:
         wrappers: dict[str, Callable[[type, Method], Any]] = {

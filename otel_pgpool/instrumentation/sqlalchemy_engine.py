@@ -8,7 +8,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from otel_pgpool._target import UnknownTarget, target_of
+from otel_pgpool._target import Target, UnknownTarget, target_of
 from otel_pgpool.instrumentation.driver import parameters_of
 from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.ledger import LEDGER
@@ -16,8 +16,6 @@ from otel_pgpool.instrumentation.lenient import lenient
 from otel_pgpool.instrumentation.places import place_of
 
 if TYPE_CHECKING:
-    from otel_pgpool._target import Target
-
     Record = Any
     """SQLAlchemy's own of a connection, which keeps its place in the pool when the connection is replaced."""
 
@@ -93,12 +91,13 @@ def name_of_pool(pool: Any, conn: Any) -> str:
 
 
 def name_of(engine: Engine) -> str:
-    """The ``pool_logging_name``, or the URL without its password."""
+    """The ``pool_logging_name``, or the URL without its password; the driver's, where the URL is not told."""
     name = getattr(engine.pool, "logging_name", None)
     if name:
         return str(name)
     try:
         url = engine.url
+        Target((), _parameters_of(url))  # it refuses what may hold a part of the password
         query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
         return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
     except Exception:  # noqa: BLE001 - an engine that the program has put together itself may have anything there

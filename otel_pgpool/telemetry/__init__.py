@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as contexts
 
 from otel_pgpool._config import TelemetryConfig
-from otel_pgpool._errors import PoolError, PoolTimeout, error_type
+from otel_pgpool._description import describe_own
+from otel_pgpool._errors import PoolTimeout, error_type
 from otel_pgpool._refusal import is_refusal
+from otel_pgpool._texts import class_of, thread_names
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import leave_ended
+from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import Logs
 from otel_pgpool.telemetry.metrics import Silence, instruments
 from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
@@ -72,6 +75,7 @@ class Telemetry:
         self._create_time = self._instruments.create_time if "create_time" in recorded else None
         self.silence = self._silence()
         self._pool_name: str | None = None
+        self._error_types = ErrorTypes()
 
     def _silence(self) -> Silence | None:
         if self._config.spans != "off":
@@ -89,7 +93,7 @@ class Telemetry:
         self._pool_name = pool.name
         self._threshold = pool.long_hold
         self._attributes = {names.POOL_NAME: pool.name}
-        self._spans = Spans(self._tracer_provider, self._config, pool)
+        self._spans = Spans(self._tracer_provider, self._config, pool, self._error_types)
         self._logs = Logs(pool.name)
         # Taken for flagged holds only, so that a span is not ended while its event is being added. Reentrant: the
         # garbage collector may close a generator, and so end a block, inside it.
@@ -126,12 +130,13 @@ class Telemetry:
         """End the span of a checkout that got nothing."""
         observed: Observed | None = checkout.observed
         context = None
+        checkout.error_type = self._error_types.of(checkout.error_type or class_of(error))
         if observed is not None and observed is not SUPPRESSED:
             observed.leave()  # an interrupt may have come after the hand-over
             context = observed.context
             self._spans.fail(checkout, observed)
         if self._wait_time is not None and observed is not SUPPRESSED:
-            attributes = {**self._attributes, names.ERROR_TYPE: checkout.error_type or type(error).__name__}
+            attributes = {**self._attributes, names.ERROR_TYPE: checkout.error_type}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)
         if isinstance(error, PoolTimeout) and checkout.outcome == "timeout":
             self._logs.timeout(error, context)
@@ -184,7 +189,7 @@ class Telemetry:
         observed: Observed | None = checkout.observed
         if observed is not None and observed is not SUPPRESSED:
             self._spans.long_hold(observed, attributes)
-        return {**attributes, names.THREAD_NAME: checkout.thread.name}
+        return {**attributes, names.THREAD_NAME: thread_names[checkout.thread.name]}
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip)
@@ -198,7 +203,7 @@ class Telemetry:
 
     def reclaimed(self, checkout: Checkout) -> None:
         """End the span of a dropped checkout, and say who dropped it."""
-        attributes = {**self._long_hold_attributes(checkout), names.THREAD_NAME: checkout.thread.name}
+        attributes = {**self._long_hold_attributes(checkout), names.THREAD_NAME: thread_names[checkout.thread.name]}
         self._logs.reclaimed(attributes, _context(checkout))
         self.released(checkout)
 
@@ -211,11 +216,14 @@ class Telemetry:
 
     def connect_failed(self, connect: Connect) -> None:
         """Report an attempt that failed."""
-        name = type(connect.error).__name__
+        name = self._name_of(connect)
         self._connect(connect, name)
         self._logs.connect_failed(connect, name)
         if is_refusal(connect.error):
             self._logs.connect_refused(connect, name)
+
+    def _name_of(self, connect: Connect) -> str:
+        return self._error_types.of("" if connect.error is None else class_of(connect.error))
 
     def _connect(self, connect: Connect, failure: str | None) -> None:
         context = self._spans.connect(connect, failure)
@@ -228,12 +236,12 @@ class Telemetry:
     ) -> None:
         """Say which connections are gone, and why."""
         context = None if checkout is None else _context(checkout)
-        told = str(error) if isinstance(error, PoolError) else ""  # the pool's own words quote nothing
-        self._logs.discarded(slots, reason, None if error is None else error_type(error), context, told)
+        name = None if error is None else self._error_types.of(error_type(error))
+        self._logs.discarded(slots, reason, name, context, describe_own(error))
 
     def outage_started(self, connect: Connect) -> None:
         """Say that the server cannot be reached."""
-        self._logs.outage_started(connect, type(connect.error).__name__)
+        self._logs.outage_started(connect, self._name_of(connect))
 
     def outage_ended(self, attempts: int, duration: float) -> None:
         """Say that it is reached again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from opentelemetry.context import attach
 from otel_pgpool._clock import monotonic
 from otel_pgpool._errors import sqlstate
 from otel_pgpool._guard import is_asynchronous
+from otel_pgpool._texts import printable
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
 
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
     from otel_pgpool._slot import Slot
 
 logger = logging.getLogger("otel_pgpool")
+
+LONGEST_RECORD = 8000
+"""Characters of a record's text; it has lines of its own where it names several places."""
+
+_CONTINUED = re.compile("\n(?!  )")
 
 TIMEOUT_INTERVAL = 1.0
 """Seconds between two records of timeouts of one pool."""
@@ -55,8 +62,9 @@ class Logs:
         if not logger.isEnabledFor(level):
             return
         extra = {names.EVENT: event, names.POOL_NAME: self._pool_name, **attributes}
+        shown = _CONTINUED.sub("\n  ", printable(text, LONGEST_RECORD, but="\n"))
         try:
-            copy_context().run(self._log, level, text, extra, context)  # whatever is raised inside, ours is as before
+            copy_context().run(self._log, level, shown, extra, context)  # whatever is raised inside, ours is as before
         except Exception as failure:  # a handler that raises costs its record, and nothing else
             if is_asynchronous(failure):
                 raise
@@ -167,14 +175,15 @@ class Logs:
         for name in [name for name, due in _refused_again.copy().items() if due <= now]:
             _refused_again.pop(name, None)
         _refused_again[self._pool_name] = now + REFUSAL_INTERVAL
-        what = "PostgreSQL refuses to connect" if sqlstate(connect.error) is None else "a new connection cannot be used"
-        text = f"{what}: {' '.join(connect.message.split()) or error_type}"
+        is_ours = sqlstate(connect.error) is not None  # of what `configure` has asked of a connection
+        what = "a new connection cannot be used" if is_ours else "the database cannot be reached with these arguments"
+        text = f"{what}: {connect.message or error_type}"
         self._write(logging.WARNING, "connect_refused", text, {names.ERROR_TYPE: error_type})
 
     def outage_started(self, connect: Connect, error_type: str) -> None:
         """No connection can be made."""
         attributes = {names.ERROR_TYPE: error_type, names.ATTEMPTS: connect.attempt, names.DURATION: 0.0}
-        text = f"no connection can be made: {' '.join(connect.message.split()) or error_type}"
+        text = f"no connection can be made: {connect.message or error_type}"
         self._write(logging.ERROR, "outage_started", text, attributes)
 
     def outage_ended(self, attempts: int, duration: float) -> None:

@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode, set_span_in_context
 
 from otel_pgpool._clock import monotonic
+from otel_pgpool._texts import thread_names
 from otel_pgpool._version import __version__
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import CheckoutContext, detach
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from otel_pgpool._checkout import Checkout
     from otel_pgpool._config import TelemetryConfig
     from otel_pgpool._observer import Connect, ObservedPool
+    from otel_pgpool.telemetry.error_types import ErrorTypes
 
 INTERNAL = SpanKind.INTERNAL
 NO_CONTEXT = Context()
@@ -97,7 +99,9 @@ SUPPRESSED.context = SUPPRESSED.span = SUPPRESSED.token = None
 class Spans:
     """The spans of one pool, in one of the modes ``always``, ``parent``, ``slow`` and ``off``."""
 
-    def __init__(self, provider: TracerProvider | None, config: TelemetryConfig, pool: ObservedPool) -> None:
+    def __init__(
+        self, provider: TracerProvider | None, config: TelemetryConfig, pool: ObservedPool, error_types: ErrorTypes
+    ) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, __version__, provider, names.SCHEMA_URL)
         # Until somebody sets a provider: asking so costs a tenth of a span that goes nowhere.
         self._is_inert = isinstance(self._tracer, trace.ProxyTracer) and hasattr(trace, "_TRACER_PROVIDER")
@@ -106,6 +110,7 @@ class Spans:
         self._is_late = config.spans == "slow"  # then a span is made when its checkout has ended
         self._slow = config.slow
         self._pool_name = pool.name
+        self._error_types = error_types
         self._server: dict[str, AttributeValue] = {names.SERVER_ADDRESS: pool.address}
         if pool.port is not None:
             self._server[names.SERVER_PORT] = pool.port
@@ -176,10 +181,11 @@ class Spans:
                 OUTCOME: checkout.outcome,
                 CONNECTION_ID: slot.serial,
                 CONNECTION_PID: slot.pid,
-                THREAD_NAME: checkout.thread.name,
+                THREAD_NAME: thread_names[checkout.thread.name],
             }
         )
         if checkout.error_type is not None:
+            checkout.error_type = self._error_types.of(checkout.error_type)
             _tell_error(checkout, span)
         span.end(observed.began_ns + int((checkout.released - observed.began) * 1e9))  # as `Observed.at` would say
 
@@ -197,7 +203,7 @@ class Spans:
                 RETRIES: checkout.retries,
                 PATH: checkout.waits_for,
                 OUTCOME: checkout.outcome,
-                THREAD_NAME: checkout.thread.name,
+                THREAD_NAME: thread_names[checkout.thread.name],
             }
         )
         _tell_error(checkout, span)
@@ -230,7 +236,7 @@ class Spans:
         for number, attempt in enumerate(checkout.attempts, 1):
             attributes: dict[str, AttributeValue] = {
                 names.ATTEMPT: number,
-                names.ERROR_TYPE: attempt.error_type,
+                names.ERROR_TYPE: self._error_types.of(attempt.error_type),
                 names.DELAY: round(attempt.delay, DIGITS),
             }
             span.add_event(names.RETRY, attributes, observed.at(attempt.at))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from otel_pgpool._texts import MOST_FRAMES, place_of
 from otel_pgpool.telemetry.frames import frame_of
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ LIBRARIES = frozenset(("contextlib", "functools", "opentelemetry", "sqlalchemy",
 LAUNCHER = "__main__"
 """The script of a server is no package; nor is that of a program which runs one."""
 
-MOST_FRAMES = 64
-LONGEST_FILE = 200
-LONGEST_FUNCTION = 100
-
 
 def stack_of(thread: threading.Thread, skipped: Collection[str] = ()) -> str:
     """Where a thread is, a line for each frame, outermost first; empty, if it has ended.
@@ -55,7 +52,7 @@ def stack_of(thread: threading.Thread, skipped: Collection[str] = ()) -> str:
     packages.reverse()
     places.reverse()
     shown = places[_beginning(packages, SERVERS.union(skipped)) :]
-    lines = [_describe(*place) for place in shown[:1] + shown[1:][-MOST_FRAMES + 1 :]]
+    lines = [place_of(*place) for place in shown[:1] + shown[1:][-MOST_FRAMES + 1 :]]
     left_out = len(shown) - len(lines)
     if left_out:
         lines[1] = f"... {left_out + 1} more"
@@ -78,10 +75,3 @@ def _beginning(packages: list[str], servers: Collection[str]) -> int:
 
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
-
-
-def _describe(code: CodeType, line: int) -> str:
-    file = code.co_filename
-    if len(file) > LONGEST_FILE:
-        file = f"...{file[3 - LONGEST_FILE :]}"
-    return f'File "{file}", line {line}, in {code.co_name[:LONGEST_FUNCTION]}'

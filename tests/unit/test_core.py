@@ -133,7 +133,7 @@ def test_an_outage_begins_once_and_ends_with_a_connection() -> None:
     assert desk.miss(desk.claim(), last, delay=0.2) is False
     outage = desk.core.outage
     assert outage is not None
-    assert outage == (began, 2, last, pytest.approx(desk.now + 0.2), False)
+    assert outage == (began, 2, last, "", pytest.approx(desk.now + 0.2), False)
     slot = desk.claim()
     slot.key = 1
     assert desk.core.deliver(slot, object(), desk.now) == (None, outage)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from otel_pgpool._texts import LONGEST_NAME, MOST_FRAMES
 from otel_pgpool.telemetry import stacks
-from otel_pgpool.telemetry.stacks import LONGEST_FILE, LONGEST_FUNCTION, MOST_FRAMES, stack_of
+from otel_pgpool.telemetry.stacks import stack_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -128,7 +129,7 @@ def test_each_line_is_bounded() -> None:
     file, function = f"/start/{'x' * 5_000}/end.py", f"f{'y' * 5_000}"
     with Blocked("shop", file=file, function=function) as thread:
         (line,) = [line for line in stack_of(thread).splitlines() if "end.py" in line]
-    assert len(line) <= LONGEST_FILE + LONGEST_FUNCTION + len('File "", line 2, in ')
+    assert len(line) <= 2 * LONGEST_NAME + len('File "", line 2, in ')
     assert line.startswith('File "...')
     assert 'x/end.py", line 2, in fyyy' in line
 

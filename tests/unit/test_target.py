@@ -136,20 +136,18 @@ def test_credentials_are_asked_for_each_connect(monkeypatch: pytest.MonkeyPatch)
     assert calls == [{"password": "first"}, {"password": "second"}]
 
 
-def test_secrets_are_masked_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every password that this pool knows: of the DSN, of keywords, of the environment, of ``credentials``."""
+def test_what_an_error_may_quote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, places and files of the arguments, and of what ``credentials`` gave last; no password."""
     monkeypatch.setenv("PGPASSWORD", "fromenv")
     monkeypatch.setattr(psycopg2, "connect", lambda *_args, **_kwargs: None)
-    parsed = Target(("postgresql://app:from%40url@db/shop?sslpassword=forkey",), {}, lambda: {"password": "rotated"})
-    parsed.connect(Opening())
-    text = parsed.without_secrets(ValueError("bad: from@url, forkey; fromenv 'rotated'\n"))
-    assert text == "bad: ***, ***; *** '***'"
-
-
-def test_a_short_password_does_not_tear_words_apart() -> None:
-    """Where the password is part of a longer word, that word is none."""
-    parsed = target("host=db password=app")
-    assert parsed.without_secrets(ValueError("no application 'app' on db")) == "no application '***' on db"
+    given = iter([{"user": "first", "password": "rotated"}, {"user": "second", "password": "rotated"}])
+    parsed = Target(
+        ("host=db,/run/pg user=app dbname=shop password=from@url sslpassword=forkey",), {}, lambda: next(given)
+    )
+    parsed.connect()
+    parsed.connect()
+    assert {"db", "5432", "/run/pg/.s.PGSQL.5432", "shop", "app", "second"} <= parsed.public
+    assert not {"from@url", "forkey", "fromenv", "rotated", "first"} & parsed.public
 
 
 SECRET = "hunter2"

@@ -1,0 +1,84 @@
+"""Texts that others wrote, made fit for a span, a metric, a line of a log or an error: printable and bounded."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+LONGEST_TEXT = 1000
+"""Characters of one text that are told."""
+
+LONGEST_NAME = 200
+"""Characters of a pool's or a thread's name, a function's, a class's, and the end of a file's."""
+
+MOST_NAMES = 1000
+
+MOST_FRAMES = 64
+"""Frames of a stack."""
+
+_PASSWORD = re.compile(r"passw\w{0,20}['\"]?\s{0,20}[=:]", re.IGNORECASE)
+
+
+def cut(text: str, longest: int) -> str:
+    """The text, or its beginning."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def cut_front(text: str, longest: int) -> str:
+    """The text, or its end."""
+    return text if len(text) <= longest else f"...{text[3 - longest :]}"
+
+
+def printable(text: str, longest: int = LONGEST_TEXT, but: str = "") -> str:
+    """A text that spans, metrics and a line of a log can carry: what is not printable is escaped, ``but`` for these."""
+    text = cut(text, longest)
+    if text.isprintable():
+        return text
+    return cut("".join(each if each.isprintable() or each in but else _escaped(each) for each in text), longest)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def may_hold_password(text: str) -> bool:
+    """Whether a text looks like a connection string in a wrong place."""
+    start = text.find("://")
+    return (start >= 0 and text.find("@", start) >= 0) or _PASSWORD.search(text) is not None
+
+
+class Names(dict[str, str]):
+    """Names as they may be told, each made printable once."""
+
+    def __missing__(self, name: str) -> str:
+        if len(self) >= MOST_NAMES:
+            self.clear()
+        self[name] = told = printable(name, LONGEST_NAME)
+        return told
+
+
+thread_names = Names()
+"""Those of threads; looked up at each checkout, which costs less than to make them printable there."""
+
+
+def class_of(error: BaseException) -> str:
+    """The name of an error's class."""
+    return printable(type(error).__name__, LONGEST_NAME)
+
+
+def place_of(code: CodeType, line: int) -> str:
+    """Describe a place as Python's tracebacks do."""
+    return f'File "{file_of(code)}", line {line}, in {printable(code.co_name, LONGEST_NAME)}'
+
+
+def file_of(code: CodeType) -> str:
+    """The file of a piece of code; of a long path its end."""
+    return printable(cut_front(code.co_filename, LONGEST_NAME), LONGEST_NAME)
+
+
+def function_of(code: CodeType) -> str:
+    """The qualified name of a function, on Python 3.10 its plain name."""
+    return printable(getattr(code, "co_qualname", code.co_name), LONGEST_NAME)

@@ -1,0 +1,243 @@
+"""Texts that others wrote, on their way into spans, metrics, logs and errors: printable, bounded, without secrets."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from psycopg2.pool import PoolError
+
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool._target import UnknownTarget
+from otel_pgpool._texts import LONGEST_TEXT
+from otel_pgpool.instrumentation.hook import Hook
+from otel_pgpool.instrumentation.kind import Kind, Levels
+from otel_pgpool.instrumentation.settings import Settings
+from tests.fakes import FakeConnection
+from tests.integration.telemetry_helpers import Signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SECRET = "w0rdXYZ"
+CONTROLS = "\x1b]0;t\x07\x1b[2J\r\n\x00\x7f\x9b\u202e\u2028\ud800"
+FORGED = f"x\nERROR pool shop: all is lost {CONTROLS}"
+TEXTS = st.one_of(st.text(), st.text(st.characters(categories=("Cc", "Cf", "Cs", "Zl", "Zp"))), st.just(FORGED))
+HUGE = st.builds(str.__mul__, st.sampled_from(["x", CONTROLS, "\n", '"', "://"]), st.just(100_000))
+SECRETS = st.builds(lambda before, after: f"{before} {SECRET} {after}", TEXTS, TEXTS)
+ANYTHING = st.one_of(TEXTS, HUGE)
+FRAMES = [
+    "{}",
+    "FATAL:  {}",
+    'connection to server at "{}", port 5432 failed: {}',
+    'invalid dsn: missing "=" after "{}"',
+    'FATAL:  password authentication failed for user "{}"',
+    'FATAL:  invalid value for parameter "{}": "{}"\nDETAIL:  {}',
+]
+PLACE = "host=127.0.0.1 port=1 user=app dbname=shop connect_timeout=1"
+LONGEST_STACK = 64 * 500
+QUICK = settings(max_examples=10, deadline=None)
+names = map("shop {}".format, itertools.count())
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text in what JSON can say."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from (key, *texts_of(each))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from texts_of(each)
+
+
+def told(signals: Signals, *others: object) -> list[str]:
+    """Every text of the spans, the metrics and the records, and others."""
+    found = [str(other) for other in others] + [repr(other) for other in others]
+    for span in signals.spans.ended:
+        found += texts_of(json.loads(span.to_json()))
+    data = signals.reader.get_metrics_data()
+    if data is not None:
+        found += texts_of(json.loads(data.to_json()))
+    for each in signals.records.all:
+        found += [each.record.getMessage(), *texts_of(each.attributes), str(each.record.exc_text or "")]
+    return found
+
+
+def assert_fit(texts: list[str], secret: str = SECRET) -> None:
+    """A line that continues a record begins with two blanks, so that it cannot be taken for a record."""
+    assert texts
+    for text in texts:
+        assert secret not in text, text[:300]
+        assert len(text) <= LONGEST_STACK
+        assert text.replace("\n", "").isprintable(), ascii(text[:300])
+        assert "\nERROR" not in text
+
+
+def refused_by(pool: ConnectionPool) -> PoolTimeout:
+    with pytest.raises(PoolTimeout) as refused:
+        pool.getconn(timeout=0.02)
+    return refused.value
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*_args: Any, **_kwargs: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def error_of(kind: type[Exception], frame: str, text: str) -> Exception:
+    return kind(re.sub("{}", lambda _: text, frame))
+
+
+KINDS = st.sampled_from([psycopg2.OperationalError, psycopg2.InterfaceError, ValueError])
+ERRORS = st.builds(error_of, KINDS, st.sampled_from(FRAMES), SECRETS)
+
+
+@QUICK
+@given(error=ERRORS, option=st.sampled_from(["credentials", "connection_factory"]))
+def test_errors_of_a_program(error: Exception, option: str) -> None:
+    """Whatever a program's function raises while the pool connects is told by its class."""
+    with Signals() as signals:
+        pool = ConnectionPool(
+            0, 1, PLACE, name=next(names), observer=signals.telemetry(), open=False, **{option: raising(error)}
+        )
+        refusal = refused_by(pool)
+        pool.close(0)
+        assert_fit(told(signals, refusal, pool, pool.stats()))
+
+
+@QUICK
+@given(error=ERRORS)
+def test_errors_of_a_connect(error: Exception) -> None:
+    """Of what a server, or somebody in its place, says at a connect nothing is told that it may have made up."""
+    with Signals() as signals, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psycopg2, "connect", raising(error))
+        pool = ConnectionPool(0, 1, PLACE, name=next(names), observer=signals.telemetry(), open=False)
+        refusal = refused_by(pool)
+        pool.close(0)
+        assert_fit(told(signals, refusal, pool))
+
+
+@QUICK
+@given(text=st.one_of(SECRETS, HUGE))
+@example(text=f"{SECRET} {FORGED}")
+def test_errors_of_an_observer(text: str) -> None:
+    """An observer's error is told by its class, and by places."""
+
+    class Broken:
+        def attached(self, _pool: object) -> None:
+            pass
+
+        def __getattr__(self, _name: str) -> Any:
+            return raising(RuntimeError(text))
+
+    with Signals() as signals:
+        pool = ConnectionPool(0, 1, PLACE, name=next(names), observer=Broken(), open=False)  # type: ignore[arg-type]
+        refusal = refused_by(pool)
+        pool.close(0)
+        assert_fit(told(signals, refusal))
+
+
+@QUICK
+@given(thread=ANYTHING, function=ANYTHING, file=ANYTHING)
+@example(thread=FORGED, function=FORGED, file=FORGED)
+def test_names_of_threads_and_code(thread: str, function: str, file: str) -> None:
+    """A thread, a function and a file may be named by anybody who makes them."""
+    made: dict[str, Any] = {}
+    exec(compile("def ask(pool): return pool.getconn(timeout=0.02)", "x", "exec"), made)  # noqa: S102 - to name it
+    code = made["ask"].__code__
+    named = {"co_name": function, "co_filename": file}
+    if sys.version_info >= (3, 11):
+        named["co_qualname"] = function
+    made["ask"].__code__ = code.replace(**named)
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        with pytest.raises(PoolTimeout) as refused:
+            made["ask"](pool)
+        errors.append(refused.value)
+
+    with Signals() as signals:
+        pool = ConnectionPool(0, 1, PLACE, name=next(names), observer=signals.telemetry(), open=False)
+        runner = threading.Thread(target=run, name=thread)
+        runner.start()
+        runner.join()
+        pool.close(0)
+        assert_fit(told(signals, *errors, *pool.holders()))
+
+
+class Theirs:
+    """A pool that is not ours."""
+
+
+@QUICK
+@given(name=ANYTHING, thread=ANYTHING, error=ERRORS, state=ANYTHING)
+@example(name=FORGED, thread=FORGED, error=PoolError(FORGED), state=FORGED)
+@example(name=f"postgresql://app:{SECRET}@db/shop", thread="t", error=PoolError(f"{SECRET} {FORGED}"), state="57P01")
+@example(name=f"shop&password={SECRET}", thread="t", error=psycopg2.OperationalError(SECRET), state="08006")
+def test_an_instrumented_pool(name: str, thread: str, error: Exception, state: str) -> None:
+    """The name of a pool that is not ours, its threads, its refusals and its connects' errors."""
+    if isinstance(error, psycopg2.OperationalError):
+        restore: Any = error.__setstate__  # type: ignore[attr-defined]
+        restore({"pgcode": state.replace("\0", "")})
+    with Signals() as signals:
+        hook = Hook(
+            Settings.of(
+                tracer_provider=signals.tracer_provider,
+                meter_provider=signals.meter_provider,
+                long_hold=1e-9,
+                environ={},
+            )
+        )
+        hook.parked = False  # no thread is started
+        theirs = Theirs()
+        ledger = hook.adopt(theirs, Kind(lambda _pool: Levels(0, 1, 0, 0, 1), lambda _pool: 0), name, UnknownTarget())
+        assert ledger is not None
+
+        def run() -> None:
+            ledger.connect_failed(0.0, error)
+            frame = sys._getframe()
+            ledger.refuse(ledger.ask((frame.f_code, frame.f_lasti)), error, "timeout")
+            ledger.refuse(ledger.ask((frame.f_code, frame.f_lasti)), error)
+            held = ledger.ask((frame.f_code, frame.f_lasti))
+            ledger.lend(held, FakeConnection())
+            ledger.give_back(held, "discarded", error)
+
+        runner = threading.Thread(target=run, name=thread)
+        runner.start()
+        runner.join()
+        texts = told(signals, ledger.stats())
+        hook.end()
+        secrets = SECRET if SECRET not in thread else "\0"
+        assert_fit(texts, secrets)
+        assert max(map(len, texts)) <= 8 * LONGEST_TEXT
+
+
+@QUICK
+@given(count=st.integers(100, 300))
+def test_classes_without_bound(count: int) -> None:
+    """A program that makes its error classes on the fly does not make series without bound."""
+    with Signals() as signals:
+        kinds = [type(f"Error{number}", (Exception,), {}) for number in range(count)]
+
+        def fail() -> dict[str, str]:
+            raise kinds.pop()
+
+        options: dict[str, Any] = {"name": next(names), "open": False, "max_retries": 0, "credentials": fail}
+        pool = ConnectionPool(0, 1, PLACE, observer=signals.telemetry(), **options)
+        for _ in range(count // 2):
+            refused_by(pool)
+        pool.close(0)
+        seen = {text for text in told(signals) if re.fullmatch(r"Error\d+|_OTHER", text)}
+        assert len(seen) <= 51

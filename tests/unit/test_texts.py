@@ -1,0 +1,100 @@
+"""Texts that others wrote, as they are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from otel_pgpool._notices import LONGEST_NOTICE, Notices
+from otel_pgpool._texts import (
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    MOST_NAMES,
+    Names,
+    file_of,
+    function_of,
+    may_hold_password,
+    printable,
+)
+from otel_pgpool.telemetry.error_types import MOST_TYPES, OTHER, ErrorTypes
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("shop", "shop"),
+        ("caf\u00e9 \u96ea", "caf\u00e9 \u96ea"),
+        ("a\nb\tc", "a\\nb\\tc"),
+        ("\x1b[2J\x07\x9b", "\\x1b[2J\\x07\\x9b"),
+        ("\u202eevil\u2028", "\\u202eevil\\u2028"),
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_printable(text: str, told: str) -> None:
+    """Characters that a terminal or a reader of lines obeys are escaped."""
+    assert printable(text) == told
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000_000, "\x1b" * 10_000_000, "\U000e0001" * 1000])
+def test_bounds(text: str) -> None:
+    """A text is cut, before and after it is escaped."""
+    assert len(printable(text)) <= LONGEST_TEXT
+    assert printable(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        ("postgresql://app:secret@db/shop", True),
+        ("shop&password=x", True),
+        ("sslpassword : x", True),
+        ('{"password": "x"}', True),
+        ("http://host/", False),
+        ("the password of the shop", False),
+    ],
+)
+def test_may_hold_password(text: str, may: bool) -> None:
+    """A connection string is known by its look."""
+    assert may_hold_password(text) is may
+
+
+@pytest.mark.parametrize("piece", ["://", "passw", "password ", "passw'", "@://"])
+def test_guard_against_passwords_is_linear(piece: str) -> None:
+    """A text of a megabyte is looked at once, not once for each of its characters."""
+    may_hold_password(piece * (1_000_000 // len(piece)))
+
+
+def test_names() -> None:
+    """Names are made printable once; of many the latest are kept."""
+    names = Names()
+    assert (names["a\nb"], names["a"]) == ("a\\nb", "a")
+    for number in range(3 * MOST_NAMES):
+        names[f"thread {number}"]
+    assert len(names) <= MOST_NAMES
+    assert len(names["x" * 10_000]) == LONGEST_NAME
+
+
+def test_code() -> None:
+    """A file and a function may be named by anybody who compiles code; of a long path the end is told."""
+    long = f"/{'folder/' * 100}app.py"
+    made: dict[str, object] = {}
+    exec(compile("def f(): pass", f"x\nERROR\x1b{long}", "exec"), made)  # noqa: S102 - to give it a name
+    code = made["f"].__code__  # type: ignore[attr-defined]
+    assert file_of(code).endswith("folder/app.py")
+    assert len(file_of(code)) <= LONGEST_NAME
+    assert file_of(code.replace(co_filename="x\nERROR\x1b.py")) == "x\\nERROR\\x1b.py"
+    assert len(function_of(code.replace(co_name="y" * 1000))) <= LONGEST_NAME
+
+
+def test_error_types() -> None:
+    """SQLSTATEs of PostgreSQL's are told as they are, and fifty others; the rest has one name."""
+    types = ErrorTypes()
+    assert {types.of(f"Error{number}") for number in range(1000)} == {*(f"Error{n}" for n in range(MOST_TYPES)), OTHER}
+    assert (types.of("Error0"), types.of("Error999"), types.of("23505")) == ("Error0", OTHER, "23505")
+
+
+def test_notices() -> None:
+    """Of a long notice the beginning is kept."""
+    notices = Notices()
+    notices.append("x" * 1_000_000)
+    notices.append("short")
+    assert [len(notice) for notice in notices] == [LONGEST_NOTICE, 5]
