@@ -15,6 +15,7 @@ from otel_pgpool._connection import close, configure, settings
 from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool._opening import Opening
 from otel_pgpool._refusal import is_refusal
+from otel_pgpool._session import remember
 from otel_pgpool._settlement import bare, describe
 from otel_pgpool._target import printable
 from otel_pgpool._wakeup import Wakeup, start, wait_for
@@ -262,6 +263,8 @@ class Connectors:
 def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
     """Make a new connection ready to be lent: the user's ``configure``, its lifetime, what a return restores."""
     config = pool._config
+    slot.origin = settings(conn)
+    remember(conn)
     if config.configure is not None:
         configure(conn, config.configure)
     now = monotonic()

@@ -42,6 +42,7 @@ MAP = (
     "_opening",
     "_target",
     "_connection",
+    "_session",
     "_settlement",
     # the steps of a checkout and the background work
     "_liveness",
