@@ -7,12 +7,14 @@ import math
 import random
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 from otel_pgpool._checkout import Attempt
 from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import close, configure, settings
 from otel_pgpool._deadline import IO_DEADLINE
+from otel_pgpool._exposure import warn
 from otel_pgpool._opening import Opening
 from otel_pgpool._refusal import is_refusal
 from otel_pgpool._session import remember
@@ -21,6 +23,8 @@ from otel_pgpool._target import printable
 from otel_pgpool._wakeup import Wakeup, start, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg2.extensions import connection
 
     from otel_pgpool._observer import Connect
@@ -56,6 +60,7 @@ class Connectors:
         self._threads: set[threading.Thread] = set()  # under the core's lock
         self._openings: dict[Slot, Opening] = {}  # whoever takes one out tells how it ended
         self._stuck: dict[Opening, None] = {}  # given up, and not ended yet
+        self._has_warned = False
         self.lack: BaseException | None = None
         """Why the last thread could not be started, until one can."""
 
@@ -194,7 +199,8 @@ class Connectors:
             self._core.prober = None
 
     def _connect(self, pool: ConnectionPool, slot: Slot, limit: float | None) -> float | None:
-        opening = self._openings[slot] = Opening(self._attempts() + 1, slot.asked_by, limit)
+        warns = partial(self._warn_once, pool._tell, pool._name)
+        opening = self._openings[slot] = Opening(self._attempts() + 1, slot.asked_by, limit, warns)
         conn = None
         try:
             conn = pool._target.connect(opening)
@@ -218,6 +224,13 @@ class Connectors:
         connect = opening.ended(address=reached, port=conn.info.port)
         self._made(pool, slot, conn, connect)
         return 0.0
+
+    def _warn_once(self, tell: Callable[..., None], name: str) -> None:
+        """Say that secrets are exposed, once for each pool."""
+        with self._core.lock:
+            is_first, self._has_warned = not self._has_warned, True
+        if is_first:
+            tell(warn, name)
 
     def _attempts(self) -> int:
         """How many attempts have failed since the server was last reached."""
