@@ -143,11 +143,13 @@ def test_no_warning(more: dict[str, str], caplog: pytest.LogCaptureFixture) -> N
 
 def test_no_warning_without_credentials(caplog: pytest.LogCaptureFixture) -> None:
     """A password of the DSN is the program's own affair, as with psycopg2."""
-    with make(
-        0, 1, f"hostaddr={NOWHERE} user=app dbname=shop port=1 password={TOKEN}", open=False, max_retries=1
-    ) as pool:
-        with pytest.raises(psycopg2.Error):
-            pool.getconn(timeout=PATIENCE)
+    with (
+        make(
+            0, 1, f"hostaddr={NOWHERE} user=app dbname=shop port=1 password={TOKEN}", open=False, max_retries=1
+        ) as pool,
+        pytest.raises(psycopg2.Error),
+    ):
+        pool.getconn(timeout=PATIENCE)
     assert warnings_of(caplog) == []
 
 
