@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from otel_pgpool._errors import PoolClosed, PoolError, PoolTimeout, TooManyRequests
     from otel_pgpool._observer import Holder, PoolObserver, PoolStats
     from otel_pgpool._pool import ConnectionPool
+    from otel_pgpool._session import reset_session
     from otel_pgpool.instrumentation import PgPoolInstrumentor as PgPoolInstrumentor
 else:
     if find_spec("psycopg2") is None:
@@ -21,6 +22,7 @@ else:
         **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "_errors"),
         **dict.fromkeys(("Holder", "PoolObserver", "PoolStats"), "_observer"),
         "ConnectionPool": "_pool",
+        "reset_session": "_session",
         "PgPoolInstrumentor": "instrumentation",
     }
 
@@ -45,4 +47,5 @@ __all__ = [
     "PoolTimeout",
     "TooManyRequests",
     "__version__",
+    "reset_session",
 ]

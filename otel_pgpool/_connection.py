@@ -39,7 +39,8 @@ SESSION_ENDED = ("57P01", "57P02", "57P03")
 CONNECTION_EXCEPTION = "08"
 
 
-settings = attrgetter("status", "autocommit", "isolation_level", "readonly", "deferrable")
+LEVELS = ("isolation_level", "readonly", "deferrable")
+settings = attrgetter("status", "autocommit", *LEVELS)
 """The session settings that psycopg2 keeps and a borrower may have changed, and whether it began a transaction."""
 
 
@@ -84,7 +85,7 @@ def ping(conn: connection, check: Callable[[connection], object] | None, seconds
     with Deadline(conn, seconds) as deadline:
         if check is not None:
             check(conn)
-            _roll_back(conn)
+            roll_back(conn)
         elif conn.autocommit:
             execute(conn, "SELECT 1")
         else:
@@ -133,7 +134,7 @@ def commit(conn: connection) -> bool:
 
 
 def configure(conn: connection, work: Callable[[connection], object]) -> None:
-    """Let the user make a new connection ready, and commit it, so that a ``SET`` holds.
+    """Let the user make a connection ready, and commit it, so that a ``SET`` holds.
 
     Raises:
         Exception: what ``work`` or the commit raised; the server did not answer in time.
@@ -149,21 +150,30 @@ def configure(conn: connection, work: Callable[[connection], object]) -> None:
         raise psycopg2.OperationalError(f"configure was cut after {IO_DEADLINE:g} s without an answer")
 
 
-def tidy(conn: connection, slot: Slot, reset: Callable[[connection], object] | None) -> None:
+def tidy(
+    conn: connection,
+    slot: Slot,
+    reset: Callable[[connection], object] | None,
+    work: Callable[[connection], object] | None,
+) -> None:
     """Leave a returned connection as it was lent: no transaction, the settings of ``configure``, the user's reset.
+
+    ``configure`` runs again after a reset: whether that undid it, a role or a tenant perhaps, cannot be told.
 
     Raises:
         Exception: it cannot be used again.
     """
     with Deadline(conn) as deadline:
-        _roll_back(conn)
+        roll_back(conn)
         if settings(conn) != slot.baseline:
             _restore(conn, slot.baseline)
         if reset is not None:
             reset(conn)
             _commit_work(conn, "reset")
-            if settings(conn) != slot.baseline:
-                _restore(conn, slot.baseline)
+            _restore(conn, slot.origin)
+    if reset is not None and work is not None and not deadline.expired:
+        configure(conn, work)
+        slot.baseline = settings(conn)
     if deadline.expired or not is_clean(conn, slot):
         raise psycopg2.OperationalError("the connection could not be reset")
 
@@ -178,21 +188,33 @@ def _commit_work(conn: connection, option: str) -> None:
         execute(conn, "COMMIT")
 
 
-def _roll_back(conn: connection) -> None:
+def roll_back(conn: connection) -> None:
+    """End any transaction without its work.
+
+    Raises:
+        PoolError: it is prepared for two-phase commit: only who coordinates it may end it.
+        psycopg2.Error: the server did not do it.
+    """
+    if conn.status == extensions.STATUS_PREPARED:
+        raise PoolError("a two-phase transaction was left prepared: it stays so, and its connection goes")
     if conn.status != READY:
-        conn.rollback()
+        try:
+            conn.rollback()
+        except psycopg2.ProgrammingError:  # nothing else tells that it is one of two phases
+            conn.tpc_rollback()
     if conn.get_transaction_status() != IDLE:  # begun behind psycopg2's back
         execute(conn, "ROLLBACK")
 
 
 def _restore(conn: connection, baseline: tuple[Any, ...]) -> None:
-    _status, autocommit, isolation_level, readonly, deferrable = baseline
-    conn.set_session(
-        isolation_level="default" if isolation_level is None else isolation_level,
-        readonly="default" if readonly is None else readonly,
-        deferrable="default" if deferrable is None else deferrable,
-        autocommit=autocommit,
-    )
+    """Set the session as ``baseline`` says; in autocommit each level costs psycopg2 a statement, hence the fewest."""
+    _status, autocommit, *levels = baseline
+    wanted: dict[str, Any] = {
+        key: "default" if level is None else level
+        for key, level in zip(LEVELS, levels, strict=True)
+        if level is not None or getattr(conn, key) is not None
+    }
+    conn.set_session(**wanted, autocommit=autocommit)
 
 
 # What an error says about the connection and the server
@@ -217,7 +239,7 @@ def is_read_only_server(conn: connection) -> bool:
             "SELECT current_setting('transaction_read_only') = 'on' AND source <> 'session' "
             "FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'",
         )
-        _roll_back(conn)
+        roll_back(conn)
     return bool(row and row[0])
 
 

@@ -7,6 +7,7 @@ import math
 import random
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 from otel_pgpool._checkout import Attempt
@@ -14,13 +15,17 @@ from otel_pgpool._clock import monotonic
 from otel_pgpool._connection import close, configure, settings
 from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool._description import lean
+from otel_pgpool._exposure import warn
 from otel_pgpool._notices import bound_notices
 from otel_pgpool._opening import Opening
 from otel_pgpool._refusal import is_refusal
+from otel_pgpool._session import remember
 from otel_pgpool._texts import class_of, printable
 from otel_pgpool._wakeup import Wakeup, start, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg2.extensions import connection
 
     from otel_pgpool._observer import Connect
@@ -56,6 +61,7 @@ class Connectors:
         self._threads: set[threading.Thread] = set()  # under the core's lock
         self._openings: dict[Slot, Opening] = {}  # whoever takes one out tells how it ended
         self._stuck: dict[Opening, None] = {}  # given up, and not ended yet
+        self._has_warned = False
         self.lack: BaseException | None = None
         """Why the last thread could not be started, until one can."""
 
@@ -194,7 +200,8 @@ class Connectors:
             self._core.prober = None
 
     def _connect(self, pool: ConnectionPool, slot: Slot, limit: float | None) -> float | None:
-        opening = self._openings[slot] = Opening(self._attempts() + 1, slot.asked_by, limit)
+        warns = partial(self._warn_once, pool._tell, pool._name)
+        opening = self._openings[slot] = Opening(self._attempts() + 1, slot.asked_by, limit, warns)
         conn = None
         try:
             conn = pool._target.connect(opening)
@@ -218,6 +225,13 @@ class Connectors:
         connect = opening.ended(address=reached, port=conn.info.port)
         self._made(pool, slot, conn, connect)
         return 0.0
+
+    def _warn_once(self, tell: Callable[..., None], name: str) -> None:
+        """Say that secrets are exposed, once for each pool."""
+        with self._core.lock:
+            is_first, self._has_warned = not self._has_warned, True
+        if is_first:
+            tell(warn, name)
 
     def _attempts(self) -> int:
         """How many attempts have failed since the server was last reached."""
@@ -263,7 +277,9 @@ class Connectors:
 def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
     """Make a new connection ready to be lent: the user's ``configure``, its lifetime, what a return restores."""
     config = pool._config
+    slot.origin = settings(conn)
     bound_notices(conn)
+    remember(conn)
     if config.configure is not None:
         configure(conn, config.configure)
     now = monotonic()

@@ -40,14 +40,22 @@ class Opening:
         number: of the attempt: 1, or the number of this attempt since the server became unreachable.
         asked_by: the checkout whose wait asked for it, if any.
         limit: seconds that the caller has, where it connects in its own thread; None in a thread of the pool's.
+        warn: called before it sends what ``credentials`` gave where nothing makes sure of encryption.
     """
 
-    def __init__(self, number: int = 1, asked_by: Checkout | None = None, limit: float | None = None) -> None:
+    def __init__(
+        self,
+        number: int = 1,
+        asked_by: Checkout | None = None,
+        limit: float | None = None,
+        warn: Callable[[], None] = lambda: None,
+    ) -> None:
         self.number = number
         self._asked_by = asked_by
         self._began = monotonic()
         self.thread = threading.current_thread()
         self.limit = limit
+        self.warn = warn
         self._step = ""
         self._allowed = NEVER
         self._due = NEVER

@@ -66,16 +66,18 @@ class ConnectionPool:
         name: the pool's name in telemetry, by default ``host:port/dbname``; unique among live pools.
         timeout: longest wait for a connection in s; by default ``DB_CONNECTION_TIMEOUT`` or 30. With 0 a checkout
             takes an idle connection or raises at once.
-        max_waiting: callers in the queue from which on a checkout raises at once; 0 for no limit.
+        max_waiting: callers in the queue from which on a checkout raises at once; 0 for a queue without a bound.
         max_retries: failed attempts after which a checkout gives up before its timeout; None for no limit.
         max_lifetime: age in s, less up to 10 % at random, at which a connection is replaced; None for never.
         max_idle: s after which an idle connection above ``minconn`` is closed; None for never.
         long_hold: s after which a hold is flagged; by default ``OTEL_PGPOOL_LONG_HOLD`` or 1; None or 0 for never.
         check: ``"auto"`` to look whether an idle connection lives before it is lent; a callable that raises on a bad
             one, to be asked at each checkout of one idle for over 50 ms; None for no look.
-        configure: called with each new connection; the server has 5 s to answer what it asks, and its commit.
-        reset: called with each returned connection, likewise.
-        credentials: called before each connect; its keyword arguments are merged into it.
+        configure: called with each new connection, and again after each ``reset``; the server has 5 s to answer what it
+            asks, and its commit.
+        reset: called with each returned connection, likewise: `reset_session`, or the program's own.
+        credentials: called before each connect; its keyword arguments are merged into it. A server that asks for its
+            password in clear gets it over TLS only, unless ``require_auth`` says otherwise.
         open: False to connect nothing before ``open()`` or the first checkout, for pre-fork servers.
         observer: who is told what happens; by default OpenTelemetry, None for nobody.
         **kwargs: to ``psycopg2.connect``.

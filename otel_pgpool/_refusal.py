@@ -33,7 +33,9 @@ REFUSES = re.compile(
 )
 """Refusals that quote nothing: PgBouncer's, and some of PostgreSQL's in English."""
 
-REFUSED_BY_CLIENT = re.compile(r"no password supplied|server does not support (?:SSL|GSSAPI)")
+REFUSED_BY_CLIENT = re.compile(
+    r"no password supplied|server does not support (?:SSL|GSSAPI)|authentication method requirement"
+)
 """libpq's own words where it does not go on after an answer of the server's."""
 
 

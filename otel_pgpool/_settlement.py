@@ -94,7 +94,7 @@ def _fitness(
         return "broken", error
     refused = checkout.block and _connection.refused_writing(error, conn)
     try:
-        _connection.tidy(conn, checkout.slot, pool._reset)
+        _connection.tidy(conn, checkout.slot, pool._reset, pool._config.configure)
         if refused and _connection.is_read_only_server(conn):
             pool._discard(pool._core.drain("read_only"), "read_only", error, checkout)
     except BaseException as failure:

@@ -37,6 +37,7 @@ class Slot:
         "idle_checkouts",
         "key",
         "on_drop",
+        "origin",
         "pid",
         "ref",
         "returned",
@@ -57,7 +58,8 @@ class Slot:
         self.key = 0  # id of the connection
         self.on_drop: Callable[[weakref.ref[connection]], None] | None = None  # told when the borrower dropped it
         self.pid = 0
-        self.baseline: tuple[Any, ...] = ()  # the settings that a return restores
+        self.origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
+        self.baseline: tuple[Any, ...] = ()  # those after it, which a return restores
         self.seen = AT_ONCE  # when it was last known to live
         self.returned = AT_ONCE  # when it last came back, where that is later
         self.expires = NEVER

@@ -14,12 +14,13 @@ from psycopg2 import extensions
 
 from otel_pgpool._config import LONGEST_VALUE, refuse
 from otel_pgpool._deadline import IO_DEADLINE
+from otel_pgpool._exposure import PLAIN, is_asked_in_clear, is_exposed, ways
 from otel_pgpool._fork import keep_from_forking
 from otel_pgpool._opening import CONNECT, Opening
 from otel_pgpool._texts import LONGEST_NAME, cut, may_hold_password, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from psycopg2.extensions import connection
 
@@ -102,6 +103,7 @@ class Target:
         opening = opening or Opening()
         extra: Mapping[str, Any] = {}
         patience = self._patience
+        tries = PLAIN
         if self._credentials is not None:
             opening.allow("credentials", CREDENTIALS_TIMEOUT)
             extra = self._credentials()
@@ -112,6 +114,9 @@ class Target:
             given = _parse(() if "dsn" in extra else self._args, {**self._kwargs, **extra})
             self.public = self._own | _public(given)
             patience = Patience.of(given)
+            tries = ways(given)
+            if is_exposed(given):
+                opening.warn()
         args, kwargs = self._args, {**self._kwargs, **extra}
         if opening.limit is not None:
             kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, opening.limit / patience.hosts)))
@@ -123,8 +128,8 @@ class Target:
             kwargs["connection_factory"] = opening.watch_polled(kwargs["connection_factory"], patience.host_seconds)
             if opening.limit is not None:
                 with opening.poll_within(min(patience.when_polled, opening.limit)):
-                    return _connect(args, kwargs)
-        return _connect(args, kwargs)
+                    return _connect(args, kwargs, tries)
+        return _connect(args, kwargs, tries)
 
 
 class Patience(NamedTuple):
@@ -219,10 +224,16 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _connect(args: tuple[Any, ...], kwargs: dict[str, Any]) -> connection:
-    with keep_from_forking():
-        made: connection = psycopg2.connect(*args, **kwargs)
-    return made
+def _connect(args: tuple[Any, ...], kwargs: dict[str, Any], tries: Sequence[Mapping[str, str]]) -> connection:
+    way, *others = tries
+    try:
+        with keep_from_forking():
+            made: connection = psycopg2.connect(*args, **{**kwargs, **way})
+            return made
+    except psycopg2.OperationalError as error:
+        if not (others and is_asked_in_clear(error)):
+            raise
+    return _connect(args, kwargs, others)
 
 
 def _by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

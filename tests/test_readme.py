@@ -421,6 +421,9 @@ def test_log_events_are_those_that_are_written() -> None:
     """Every event with its level."""
     source = text_of("otel_pgpool/telemetry/logs.py")
     written = {event: level for level, event in re.findall(r'_write\(logging\.(\w+), "(\w+)"', source)}
+    direct = r'logger\.(\w+)\((?:(?!logger\.).)*?"otel_pgpool\.event": "(\w+)"'
+    exposure = text_of("otel_pgpool/_exposure.py")
+    written |= {event: level.upper() for level, event in re.findall(direct, exposure, re.DOTALL)}
     levels = re.search(r"UTILIZATION_LEVELS = {(.*?)}", source, re.DOTALL)
     assert levels is not None
     written |= {f"utilization_{name}": level for name, level in re.findall(r'"(\w+)": logging\.(\w+)', levels[1])}

@@ -16,7 +16,7 @@ from otel_pgpool._clock import monotonic
 from otel_pgpool._guard import Guard, is_asynchronous, log_failure
 from otel_pgpool._level import TICK
 from otel_pgpool._slot import NEVER
-from otel_pgpool._texts import LONGEST_NAME, may_hold_password, printable
+from otel_pgpool._texts import LONGEST_NAME, printable
 from otel_pgpool._wakeup import Wakeup
 from otel_pgpool._watcher import Watcher
 from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
@@ -78,7 +78,7 @@ class Hook:
                 if known is not None and known.hook is self:  # another thread was faster
                     return known
                 renew_here()
-                ledger = Ledger(pool, kind, public_name(name, target), target, self, before=before)
+                ledger = Ledger(pool, kind, printable(name, LONGEST_NAME), target, self, before=before)
                 self.ledgers[ledger] = None
                 return ledger
         except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
@@ -165,11 +165,6 @@ class Watch(Watcher[Hook]):
                 return NEVER
             hook.parked = False
         return max(LEAST_TICK, min(due - monotonic(), TICK, hook.settings.long_hold))
-
-
-def public_name(name: str, target: Target) -> str:
-    """Return the name by which a pool is told: programs may choose anything, by mistake a connection string."""
-    return target.name if may_hold_password(name) or not name else printable(name, LONGEST_NAME)
 
 
 def _drained(notes: deque[Note]) -> Iterator[Note]:

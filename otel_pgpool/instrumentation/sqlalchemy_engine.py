@@ -9,6 +9,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from otel_pgpool._target import Target, UnknownTarget, target_of
+from otel_pgpool._texts import may_hold_password
 from otel_pgpool.instrumentation.driver import parameters_of
 from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.ledger import LEDGER
@@ -87,14 +88,20 @@ def _parameters_of(url: URL) -> dict[str, Any]:
 
 def name_of_pool(pool: Any, conn: Any) -> str:
     """Name a pool that no engine has, by its ``logging_name`` or by where a connection of it leads."""
-    return str(getattr(pool, "logging_name", None) or target_of((), parameters_of(conn)).name)
+    return logging_name_of(pool) or target_of((), parameters_of(conn)).name
+
+
+def logging_name_of(pool: Any) -> str:
+    """The name that the program has given to its pool; empty without one, and for a connection string by mistake."""
+    name = str(getattr(pool, "logging_name", None) or "")
+    return "" if may_hold_password(name) else name
 
 
 def name_of(engine: Engine) -> str:
     """The ``pool_logging_name``, or the URL without its password; the driver's, where the URL is not told."""
-    name = getattr(engine.pool, "logging_name", None)
+    name = logging_name_of(engine.pool)
     if name:
-        return str(name)
+        return name
     try:
         url = engine.url
         Target((), _parameters_of(url))  # it refuses what may hold a part of the password

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 from psycopg2 import extensions
+from psycopg2.extras import DictCursor
 
 from faults.frozen import frozen
-from otel_pgpool import PoolError
+from otel_pgpool import PoolError, reset_session
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
 from tests.integration.helpers import (
@@ -508,6 +509,130 @@ def test_reset_that_leaves_an_error(dsn: str, caplog: pytest.LogCaptureFixture) 
                 assert conn.info.backend_pid != pid
             assert pool.stats().discarded["reset_failed"] >= 1
         assert "lost: reset_failed (reset left a transaction in error, so its work cannot be committed)" in caplog.text
+
+
+# configure and reset
+
+
+def discard_all(conn: connection) -> None:
+    conn.autocommit = True
+    ask(conn, "discard all")
+
+
+@pytest.mark.parametrize("how", ["putconn", "block", "exception"])
+@pytest.mark.parametrize("undo", [discard_all, lambda conn: ask(conn, "reset all; reset role"), reset_session])
+def test_what_configure_set_outlives_a_reset(dsn: str, how: str, undo: Callable[[connection], None]) -> None:
+    """Role, tenant and settings that a reset undoes are there for each borrower, on one and the same session."""
+
+    def configure(conn: connection) -> None:
+        ask(conn, "set role pg_monitor; set app.tenant = 'a'; set search_path = archive")
+        conn.cursor_factory = DictCursor
+
+    with make(1, 1, dsn, configure=configure, reset=undo) as pool:
+        pids = set()
+        for _ in range(3):
+            with pool.connection() as conn:
+                assert ask(conn, "select current_user || current_setting('app.tenant')") == "pg_monitora"
+                assert ask(conn, "show search_path") == "archive"
+                assert conn.cursor_factory is DictCursor
+            pids.add(give_back(pool, lambda conn: ask(conn, "reset role; set app.tenant = 'b'"), how))
+        assert len(pids) == 1
+        assert pool.stats().discarded == {}
+
+
+def test_configure_runs_after_each_reset(dsn: str) -> None:
+    """On the connection as it was when `configure` first saw it, and outside any transaction."""
+    seen: list[tuple[str, int, bool, int | None]] = []
+
+    def note(what: str, conn: connection) -> None:
+        seen.append((what, conn.info.transaction_status, conn.autocommit, conn.isolation_level))
+
+    def configure(conn: connection) -> None:
+        note("configure", conn)
+        conn.set_session(isolation_level="REPEATABLE READ", autocommit=True)
+
+    def reset(conn: connection) -> None:
+        note("reset", conn)
+        ask(conn, "discard all")
+
+    first = ("configure", IDLE, False, None)
+    with make(1, 1, dsn, configure=configure, reset=reset) as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert ask(conn, "show transaction_isolation") == "repeatable read"
+        lent = ("reset", IDLE, True, extensions.ISOLATION_LEVEL_REPEATABLE_READ)
+        assert seen == [first, lent, first, lent, first]
+
+
+def test_what_configure_sets_last_is_what_a_return_restores(dsn: str) -> None:
+    """A `configure` that decides anew, as after a failover, is not overruled by what it first said."""
+    readonly = [False, True, True]
+
+    def configure(conn: connection) -> None:
+        conn.readonly = readonly.pop(0)
+
+    with make(1, 1, dsn, configure=configure, reset=reset_session) as pool:
+        give_back(pool, lambda conn: ask(conn, "select 1"), "block")
+        with pool.connection() as conn:
+            assert conn.readonly
+            conn.readonly = False
+            pid = conn.info.backend_pid
+        with pool.connection() as conn:
+            assert (conn.readonly, conn.info.backend_pid) == (True, pid)
+            readonly.append(True)
+
+
+def test_settings_of_a_connection_class_outlive_a_reset(dsn: str) -> None:
+    """Levels that psycopg2 keeps on the server, in autocommit, are set anew where the reset discarded them."""
+
+    class Serial(extensions.connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.set_session("SERIALIZABLE", autocommit=True)
+
+    with make(1, 1, dsn, connection_factory=Serial, reset=lambda conn: ask(conn, "discard all")) as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert ask(conn, "show transaction_isolation") == "serializable"
+
+
+@pytest.mark.parametrize(
+    "fail", [in_error, error_in_autocommit, lambda conn: ask(conn, "select 1/0"), lambda conn: conn.close()]
+)
+def test_configure_that_fails_after_a_reset(dsn: str, fail: Callable[[connection], object]) -> None:
+    """The connection is not lent again; another one is made, and the caller hears nothing."""
+    outcomes: list[Callable[[connection], object]] = [lambda conn: None, fail]
+
+    def configure(conn: connection) -> None:
+        if outcomes:
+            outcomes.pop(0)(conn)
+        ask(conn, "set role pg_monitor")
+
+    with make(1, 1, dsn, configure=configure, reset=reset_session, timeout=PATIENCE) as pool:
+        pid = give_back(pool, lambda conn: None, "block")
+        with pool.connection() as conn:
+            assert conn.info.backend_pid != pid
+            assert ask(conn, "select current_user") == "pg_monitor"
+        assert sum(pool.stats().discarded.values()) == 1
+        assert set(pool.stats().discarded) <= {"reset_failed", "broken"}
+
+
+def test_configure_that_hangs_after_a_reset(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the time that it has when a connection is made; then the connection goes."""
+    monkeypatch.setattr("otel_pgpool._deadline.Deadline.__init__.__defaults__", (0.2,))
+    waits = [0, 60]
+
+    def configure(conn: connection) -> None:
+        ask(conn, "select pg_sleep(%s)", waits.pop(0) if waits else 0)
+
+    with make(1, 1, dsn, configure=configure, reset=reset_session, timeout=PATIENCE) as pool:
+        pid = give_back(pool, lambda conn: None, "block")
+        with pool.connection() as conn:
+            assert conn.info.backend_pid != pid
+        assert sum(pool.stats().discarded.values()) == 1
+
+
+# a reset that fails
 
 
 @pytest.mark.parametrize("how", ["putconn", "block", "exception"])

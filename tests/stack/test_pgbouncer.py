@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from otel_pgpool import ConnectionPool
+from otel_pgpool import ConnectionPool, reset_session
 from otel_pgpool.cli.postgres import PostgresServer
 from tests.integration.helpers import wait_until
 from tests.stack.programs import environment, find_program, free_ports
@@ -189,6 +189,20 @@ def test_transaction_mode_shares_the_session(bouncing: Bouncing) -> None:
             pool.putconn(conn)
         assert seen[0] == seen[1]  # both have what one of them set last
         assert seen[0] in [str(conn.fileno()) for conn in lent]
+
+
+def test_reset_session_in_session_mode(bouncing: Bouncing) -> None:
+    """The next borrower finds what `configure` set, and nothing of the last one, on the same connection."""
+
+    def configure(conn: connection) -> None:
+        conn.cursor().execute("set search_path to archive")
+
+    with pool_of(bouncing("session"), 1, 1, configure=configure, reset=reset_session) as pool:
+        for _ in range(3):
+            with pool.connection() as conn:
+                assert (ask(conn, "show search_path"), ask(conn, "show work_mem")) == ("archive", "4MB")
+                conn.cursor().execute("set search_path to public; set work_mem to '8MB'")
+        assert pool.stats().created == 1
 
 
 @pytest.mark.parametrize("mode", MODES)

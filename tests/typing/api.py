@@ -21,6 +21,7 @@ from otel_pgpool import (
     PoolStats,
     PoolTimeout,
     TooManyRequests,
+    reset_session,
 )
 from otel_pgpool.telemetry import Telemetry
 
@@ -186,6 +187,8 @@ quiet: PoolObserver = Quiet()
 telemetry: PoolObserver = Telemetry()
 version: str = otel_pgpool.__version__
 reset: Callable[[connection], object] = configure
+ready_made: Callable[[connection], None] = reset_session
+clean: ConnectionPool = ConnectionPool(1, 2, reset=reset_session)
 
 
 def mistakes_are_found(pool: ConnectionPool) -> None:

@@ -28,6 +28,7 @@ AT = 'connection to server at "127.0.0.1", port 5432 failed: '
         f"{AT}FATAL:  no such user: shop\n",
         f"{AT}fe_sendauth: no password supplied\n",
         f"{AT}server does not support SSL, but SSL was required\n",
+        f'{AT}authentication method requirement "!password" failed: server requested a cleartext password\n',
         'connection to server at "::1", port 5432 failed: FATAL:  role "shop" does not exist\n',
         'connection to server on socket "/tmp/.s.PGSQL.5432" failed: FATAL:  role "shop" does not exist\n',
         'FATAL:  database "shop" does not exist\n',

@@ -1,0 +1,111 @@
+"""What `credentials` gives, on its way: whether something makes sure that it does not travel in clear."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from ipaddress import ip_address
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from psycopg2 import extensions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+UNSURE_MODES = ("disable", "allow", "prefer", "")
+"""Values of ``sslmode`` with which libpq goes on where a server, or who stands in between, says that it has no TLS."""
+
+REQUIRE_AUTH_SINCE = 160000
+PLAIN: tuple[Mapping[str, str], ...] = ({},)
+NOT_IN_CLEAR = {"require_auth": "!password"}
+OVER_TLS = {"sslmode": "require"}
+
+VARIABLES = {
+    "gssencmode": "PGGSSENCMODE",
+    "host": "PGHOST",
+    "hostaddr": "PGHOSTADDR",
+    "require_auth": "PGREQUIREAUTH",
+    "sslmode": "PGSSLMODE",
+    "sslrootcert": "PGSSLROOTCERT",
+}
+
+logger = logging.getLogger("otel_pgpool")
+
+
+def is_exposed(parameters: Mapping[str, Any]) -> bool:
+    """Whether a connect leads to another machine, and nothing makes sure that it is encrypted."""
+    return _may_be_in_clear(parameters) and not all(_is_local(place) for place in _places(parameters))
+
+
+def ways(parameters: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
+    """Further parameters, to be tried in turn: a server that asks for a password in clear is asked again over TLS.
+
+    None for a Unix socket, for what is encrypted anyhow, and where the program has said itself how it authenticates. A
+    libpq before 16 cannot refuse what a server asks for.
+    """
+    if (
+        extensions.libpq_version() < REQUIRE_AUTH_SINCE
+        or _has_service(parameters)
+        or "require_auth" in parameters
+        or _value(parameters, "require_auth")
+        or not _may_be_in_clear(parameters)
+        or all(_is_socket(place) for place in _places(parameters))
+    ):
+        return PLAIN
+    return (NOT_IN_CLEAR,) if _value(parameters, "sslmode") == "disable" else (NOT_IN_CLEAR, OVER_TLS)
+
+
+def is_asked_in_clear(error: BaseException) -> bool:
+    """Whether libpq has refused to send a password in clear."""
+    return "server requested a cleartext password" in str(error)
+
+
+def warn(pool_name: str) -> None:
+    """Say that secrets are exposed."""
+    logger.warning(
+        "pool %s: what `credentials` gives is sent to another machine, and nothing makes sure that the connection is "
+        "encrypted: set sslmode=verify-full, or at least sslmode=require",
+        pool_name,
+        extra={"otel_pgpool.event": "credentials_exposed", "db.client.connection.pool.name": pool_name},
+    )
+
+
+def _may_be_in_clear(parameters: Mapping[str, Any]) -> bool:
+    """Not where a service file may say otherwise, which libpq alone reads."""
+    if _has_service(parameters) and "sslmode" not in parameters:
+        return False
+    is_required = (
+        _value(parameters, "gssencmode") == "require"
+        or _value(parameters, "sslrootcert") == "system"  # libpq takes nothing below verify-full with it
+        or ("sslmode" not in parameters and os.environ.get("PGREQUIRESSL") == "1" and not os.environ.get("PGSSLMODE"))
+    )
+    return not is_required and _value(parameters, "sslmode") in UNSURE_MODES
+
+
+def _has_service(parameters: Mapping[str, Any]) -> bool:
+    return bool(parameters.get("service") or os.environ.get("PGSERVICE"))
+
+
+def _value(parameters: Mapping[str, Any], key: str) -> str:
+    """What libpq takes: the parameter, else its variable."""
+    return str(parameters[key] if key in parameters else os.environ.get(VARIABLES[key], ""))
+
+
+def _places(parameters: Mapping[str, Any]) -> list[str]:
+    """Where each host of a connect is: its address, if it is given one, else its name."""
+    hosts, addresses = (_value(parameters, key).split(",") for key in ("host", "hostaddr"))
+    return [address or host for host, address in zip_longest(hosts, addresses, fillvalue="")]
+
+
+def _is_socket(place: str) -> bool:
+    return not place or place.startswith(("/", "@"))
+
+
+def _is_local(place: str) -> bool:
+    if _is_socket(place) or place == "localhost":
+        return True
+    with suppress(ValueError):  # a name
+        return ip_address(place).is_loopback
+    return False
