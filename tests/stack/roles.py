@@ -16,7 +16,7 @@ from tests.stack.stack import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PASSWORDS = {"shop": "the shop's: 'quoted'", "collector": "the collector's"}
+PASSWORDS = {"shop": "the shop's: 'quoted'", "collector": "collector's"}
 SUPERUSERS = "the superuser's"
 PSQL = find_binaries() / "psql"
 
