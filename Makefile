@@ -11,6 +11,9 @@ BIN    := $(ENV)/bin
 PYTHONS     := 3.10 3.13
 SQLALCHEMYS := 1.4 2.0
 
+# Folders of programs, which bandit looks at.
+LOOKED_AT := benchmarks collector-config examples faults grafana otel_pgpool
+
 # uv is used where it is installed; venv and pip do the same, slower.
 ifneq ($(shell command -v uv 2>/dev/null),)
 VENV    := uv venv --quiet --seed --clear --python "$(PYTHON)"
@@ -22,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down passwords dashboard test versions faults lint types bench clean
+.PHONY: help demo shop up down passwords dashboard test versions faults lint audit types bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -79,9 +82,13 @@ versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the hoo
 			ARGS="-q --no-cov tests/integration/hook tests/unit $(ARGS)" || exit; \
 	done
 
-lint: $(ENV)/dev.stamp ## ruff: rules and format
+lint: $(ENV)/dev.stamp ## ruff: rules and format; bandit, on all but the tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(LOOKED_AT)
+
+audit: $(ENV)/dev.stamp ## pip-audit: whether something that is installed here is known to be vulnerable
+	@$(BIN)/pip-audit --skip-editable
 
 types: $(ENV)/dev.stamp ## mypy, strict
 	@$(BIN)/mypy

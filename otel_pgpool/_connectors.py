@@ -225,7 +225,7 @@ class Connectors:
 
     def _fail(self, pool: ConnectionPool, slot: Slot, opening: Opening, error: BaseException) -> None:
         longest = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(opening.number - 1, 16))
-        delay = random.uniform(0, longest)  # noqa: S311 - jitter
+        delay = random.uniform(0, longest)  # nosec B311 # noqa: S311 - jitter
         text = ""
         try:
             text = describe(pool._target, error)
@@ -247,7 +247,7 @@ class Connectors:
 
     def _missed(self, pool: ConnectionPool, slot: Slot, connect: Connect, delay: float) -> None:
         error = connect.error
-        assert error is not None  # noqa: S101 - a failed attempt has one
+        assert error is not None  # nosec B101 # noqa: S101 - a failed attempt has one
         attempt = Attempt(connect.ended, type(error).__name__, delay)
         began, ended = self._core.miss(slot, attempt, error, began=connect.began, is_refusal=is_refusal(error))
         observer = pool._observer
@@ -270,4 +270,4 @@ def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
     slot.key = id(conn)
     slot.on_drop = pool._dropped.append
     slot.tie(conn)
-    slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # noqa: S311 - jitter
+    slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
