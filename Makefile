@@ -11,6 +11,9 @@ BIN    := $(ENV)/bin
 PYTHONS     := 3.10 3.13
 SQLALCHEMYS := 1.4 2.0
 
+# Folders of programs, which bandit looks at.
+LOOKED_AT := benchmarks collector-config examples faults grafana otel_pgpool
+
 # uv is used where it is installed; venv and pip do the same, slower.
 ifneq ($(shell command -v uv 2>/dev/null),)
 VENV    := uv venv --quiet --seed --clear --python "$(PYTHON)"
@@ -22,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down dashboard test versions faults lint types bench clean
+.PHONY: help demo shop up down passwords dashboard test versions faults lint audit types bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -34,22 +37,28 @@ shop: $(ENV)/dev.stamp ## the example service under load, on a PostgreSQL of its
 	@exec $(BIN)/python examples/shop/run.py
 
 define NEEDS_COMPOSE
-@docker compose version >/dev/null 2>&1 || { echo "make $@ needs Docker with its compose plugin, and 'docker compose version' fails here; without it, make shop runs the shop" >&2; exit 1; }
+@docker compose version >/dev/null 2>&1 || { echo "make up and make down need Docker with its compose plugin, and 'docker compose version' fails here; without it, make shop runs the shop" >&2; exit 1; }
 endef
 
-up: ## the whole stack where Docker is: shop, Collector, Jaeger, Prometheus, Grafana
-	$(NEEDS_COMPOSE)
+up: passwords ## the whole stack where Docker is: shop, Collector, Jaeger, Prometheus, Grafana
 	@docker compose up --build --detach --wait
 	@shop=$$(docker compose port shop 8000) && jaeger=$$(docker compose port jaeger 16686) && \
 	prometheus=$$(docker compose port prometheus 9090) && grafana=$$(docker compose port grafana 3000) && \
 	echo "The shop            http://$$shop/" && \
 	echo "Long holds          http://$$jaeger/search?service=shop&operation=pool.checkout&tags=%7B%22otel_pgpool.long_hold%22%3A%22true%22%7D&lookback=1h" && \
-	echo "Dashboard           http://$$grafana/d/otel-pgpool" && \
+	echo "Dashboard           http://$$grafana/d/otel-pgpool?var-jaeger=http://$$jaeger" && \
 	echo "Alerts              http://$$prometheus/alerts"
 
-down: ## end the stack, and remove what it has stored
-	$(NEEDS_COMPOSE)
+down: passwords ## end the stack, and remove what it has stored
 	@docker compose down --volumes --remove-orphans
+
+# Compose reads .env, for its owner alone. What stands there stays.
+PASSWORDS := POSTGRES_PASSWORD SHOP_PASSWORD COLLECTOR_PASSWORD GRAFANA_PASSWORD
+passwords:
+	$(NEEDS_COMPOSE)
+	@umask 077 && touch .env && chmod go-rwx .env && for name in $(PASSWORDS); do \
+		grep -q "^$$name=." .env || printf '\n%s=%s\n' "$$name" "$$(od -An -v -N24 -tx1 /dev/urandom | tr -d ' \n')" >>.env || exit; \
+	done
 
 dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/otel-pgpool.json, anew
 	@$(BIN)/python -m grafana.dashboard
@@ -73,9 +82,13 @@ versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the hoo
 			ARGS="-q --no-cov tests/integration/hook tests/unit $(ARGS)" || exit; \
 	done
 
-lint: $(ENV)/dev.stamp ## ruff: rules and format
+lint: $(ENV)/dev.stamp ## ruff: rules and format; bandit, on all but the tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(LOOKED_AT)
+
+audit: $(ENV)/dev.stamp ## pip-audit: whether something that is installed here is known to be vulnerable
+	@$(BIN)/pip-audit --skip-editable
 
 types: $(ENV)/dev.stamp ## mypy, strict
 	@$(BIN)/mypy

@@ -41,7 +41,7 @@ class Bounds(NamedTuple):
 @cache
 def bounds(processes: int, away: float) -> Bounds:
     """Those of a herd of so many processes, whose server is away for so long."""
-    chance = random.Random(0)  # noqa: S311 - the same bounds for each herd
+    chance = random.Random(0)  # nosec B311 # noqa: S311 - the same bounds for each herd
     seconds = int(away) + 1
     most, later, back, silence = [0] * seconds, 0, 0, 0.0
     for _ in range(HERDS):

@@ -178,7 +178,7 @@ class Stress:
         """Let all do as they please for a while, and look at what they leave behind."""
         self.resize(MAXCONN)
         shared = Shared(self.pool, MAXCONN, self.limits, self.kill, self.books, LEISURES[number % len(LEISURES)])
-        dice = (random.Random(f"{self._seed} {number} {n}") for n in range(THREADS))  # noqa: S311 - chance, no secret
+        dice = (random.Random(f"{self._seed} {number} {n}") for n in range(THREADS))  # nosec B311 # noqa: S311 - chance
         borrowers = [Borrower(shared, each) for each in dice]
         for borrower in borrowers:
             borrower.start()

@@ -18,7 +18,7 @@ SUSPEND = 'kill -STOP "$0"; sleep "$1"; kill -CONT "$0"'
 def suspend(seconds: float) -> float:
     """Stop this process for so long; a moment at which it stood still."""
     began = monotonic()
-    subprocess.run(["sh", "-c", SUSPEND, str(os.getpid()), str(seconds)], check=True)  # noqa: S607
+    subprocess.run(["/bin/sh", "-c", SUSPEND, str(os.getpid()), str(seconds)], check=True)
     return began + seconds  # the shell takes a moment to stop it, and far less than so long
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
-from grafana_foundation_sdk.builders.dashboard import Dashboard, QueryVariable, Row
+from grafana_foundation_sdk.builders.dashboard import Dashboard, QueryVariable, Row, TextBoxVariable
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, VariableOption, VariableRefresh, VariableSort
 
@@ -311,6 +311,13 @@ def variable(name: str, label: str, values: str) -> QueryVariable:
     )
 
 
+def jaeger() -> TextBoxVariable:
+    """Where a browser finds Jaeger. Who only looks may not go to Explore, where a data source would show its traces."""
+    address = "http://127.0.0.1:16686"
+    chosen = VariableOption(selected=True, text=address, value=address)
+    return TextBoxVariable("jaeger").label("Jaeger").default_value(address).current(chosen)
+
+
 def build() -> str:
     """The dashboard, as JSON."""
     dashboard = (
@@ -333,6 +340,7 @@ def build() -> str:
                 f'label_values(db_client_connection_count{{job=~"$service", instance=~"$instance"}}, {POOL})',
             )
         )
+        .with_variable(jaeger())
     )
     ids = count(1)
     for title, panels in ROWS:

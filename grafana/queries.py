@@ -8,7 +8,7 @@ exports of a process that exports as seldom as the SDK does by default.
 from __future__ import annotations
 
 import json
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from grafana_foundation_sdk.builders.dashboard import DashboardLink
 from grafana_foundation_sdk.builders.prometheus import Dataquery
@@ -19,7 +19,6 @@ CHOSEN = f'job=~"$service", instance=~"$instance", {POOL}=~"$pool"'
 NAME = f"{{{{job}}}} · {{{{{POOL}}}}}"
 NAME_AND_INSTANCE = f"{NAME} · {{{{instance}}}}"
 RATE = "$__rate_interval"
-JAEGER = "jaeger"
 
 
 def metric(name: str, *more: str) -> str:
@@ -71,11 +70,11 @@ def quantiles(histogram: str) -> list[Dataquery]:
 
 
 def search(title: str, tags: str, operation: str = "pool.checkout") -> DashboardLink:
-    """A search in Jaeger for the spans behind a value, in its service and in the time that is shown."""
-    wanted = {"refId": "A", "datasource": {"type": JAEGER, "uid": JAEGER}, "queryType": "search"}
-    wanted |= {"service": "(job)", "operation": operation, "tags": tags}
-    pane = {"datasource": JAEGER, "queries": [wanted], "range": {"from": "(from)", "to": "(to)"}}
-    panes = quote(json.dumps({JAEGER: pane}, separators=(",", ":")), safe="()")
-    for hole, value in (("job", "__field.labels.job"), ("from", "__from"), ("to", "__to")):
-        panes = panes.replace(f"({hole})", f"${{{value}}}")
-    return DashboardLink(title).url(f"/explore?schemaVersion=1&orgId=1&panes={panes}").target_blank(target_blank=True)
+    """A search in Jaeger for the spans behind a value, in its service and in the time that is shown.
+
+    Grafana fills in what is in braces. Its times are milliseconds, Jaeger's microseconds.
+    """
+    name, _, value = tags.partition("=")
+    wanted = urlencode({"operation": operation, "tags": json.dumps({name: value}), "lookback": "custom"})
+    found = "service=${__field.labels.job}&start=${__from}000&end=${__to}000"
+    return DashboardLink(title).url(f"${{jaeger:raw}}/search?{wanted}&{found}").target_blank(target_blank=True)

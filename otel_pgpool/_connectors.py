@@ -240,7 +240,7 @@ class Connectors:
 
     def _fail(self, pool: ConnectionPool, slot: Slot, opening: Opening, error: BaseException) -> None:
         longest = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(opening.number - 1, 16))
-        delay = random.uniform(0, longest)  # noqa: S311 - jitter
+        delay = random.uniform(0, longest)  # nosec B311 # noqa: S311 - jitter
         text = ""
         try:
             text = opening.text_of(error, pool._target)
@@ -262,7 +262,7 @@ class Connectors:
 
     def _missed(self, pool: ConnectionPool, slot: Slot, connect: Connect, delay: float) -> None:
         error = connect.error
-        assert error is not None  # noqa: S101 - a failed attempt has one
+        assert error is not None  # nosec B101 # noqa: S101 - a failed attempt has one
         attempt = Attempt(connect.ended, class_of(error), delay, connect.message)
         began, ended = self._core.miss(slot, attempt, error, began=connect.began, is_refusal=is_refusal(error))
         observer = pool._observer
@@ -288,4 +288,4 @@ def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
     slot.key = id(conn)
     slot.on_drop = pool._dropped.append
     slot.tie(conn)
-    slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # noqa: S311 - jitter
+    slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter

@@ -25,7 +25,7 @@ README, MIGRATING, TELEMETRY, INSTRUMENTATION = (
     "docs/telemetry.md",
     "docs/instrumentation.md",
 )
-DOCUMENTS = (README, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = (README, "SECURITY.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 BIN = Path(sys.executable).parent
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

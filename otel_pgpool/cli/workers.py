@@ -79,8 +79,8 @@ class Workers:
         except queue.Empty:
             scene = self.scene
             if scene.jobs:
-                random.choice(scene.jobs)()
-            self._closing.wait(random.uniform(*scene.pause))
+                random.choice(scene.jobs)()  # nosec B311 # chance, no secret
+            self._closing.wait(random.uniform(*scene.pause))  # nosec B311 # likewise
             return
         errand.thread = threading.current_thread().name
         try:

@@ -201,7 +201,7 @@ class Hooked:
         return raw_connection
 
     def _pool_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        hooked, requests = self, self._requests
+        hooked, by_thread = self, self._requests
 
         @wraps(original)
         def connect(pool: Any) -> Any:
@@ -214,7 +214,7 @@ class Hooked:
                 ledger = None
             if ledger is not None and ledger.usual is hooked:  # its engine has asked
                 return original(pool)
-            request = requests.get(threading.get_ident())
+            request = by_thread.get(threading.get_ident())
             if (request is not None and request.ledger is ledger) or is_an_engines(pool):
                 return original(pool)
             if not is_here:
@@ -230,21 +230,21 @@ class Hooked:
         return connect
 
     def _check_out(self, ledger: Ledger, frame: FrameType, ask: Callable[[Any], Any], asked: Any) -> Any:
-        requests, held = self._requests, self._held
+        by_thread, held = self._requests, self._held
         request = Request()
         ledger.begin(request, whole_stack_past(frame, BETWEEN))
         request.ledger = ledger
         thread = threading.get_ident()
-        outer = requests.get(thread)
-        requests[thread] = request
+        outer = by_thread.get(thread)
+        by_thread[thread] = request
         try:
             try:
                 fairy = ask(asked)
             finally:
                 if outer is None:
-                    requests.pop(thread, None)
+                    by_thread.pop(thread, None)
                 else:
-                    requests[thread] = outer
+                    by_thread[thread] = outer
             try:
                 conn, request.fairy = fairy.dbapi_connection, weakref.ref(fairy)
             except Exception as error:  # noqa: BLE001 - somebody else's
@@ -302,13 +302,13 @@ class Hooked:
                 self._requests[thread] = outer
 
     def _get(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        requests = self._requests
+        by_thread = self._requests
 
         @wraps(original)
         def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
             if not block:
                 return original(queue, block, timeout)
-            request = requests.get(threading.get_ident())
+            request = by_thread.get(threading.get_ident())
             if request is None or request.queued is not None:
                 return original(queue, block, timeout)
             try:

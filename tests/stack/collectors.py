@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "collector-config"
 FILES = ("collector.yaml", "agent.yaml", "gateway.yaml")
+TLS = {"agent.yaml": "agent-tls.yaml", "gateway.yaml": "gateway-tls.yaml"}
+"""What is laid over a file where the network is not private."""
 BINARY = os.environ.get("OTELCOL", "")
 QUICK = {"processors": {"tail_sampling": {"decision_wait": "1s"}}}
 

@@ -22,10 +22,11 @@ exit 1
 
 
 class Docker:
-    """It publishes each port as it is, unless `publish` says where."""
+    """It publishes each port as it is, unless `publish` says where. What `make` writes is in `settings`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.settings = folder / ".env"
         self._write(WILLING)
 
     def _write(self, script: str) -> None:
@@ -49,4 +50,5 @@ class Docker:
         environment = {**os.environ, "PATH": f"{self._folder}:{os.environ['PATH']}"}
         for of_the_make_around in ("MAKEFLAGS", "MAKELEVEL"):
             environment.pop(of_the_make_around, None)
-        return subprocess.run(["make", target], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        command = ["make", "-f", str(ROOT / "Makefile"), target]
+        return subprocess.run(command, cwd=self._folder, env=environment, capture_output=True, text=True, check=False)

@@ -49,6 +49,9 @@ def asked_for(address: str) -> dict[str, str]:
         now = datetime.now(timezone.utc)
         ago = timedelta(minutes=int(lookback[:-1]) * MINUTES[lookback[-1]])
         asked["query.startTimeMin"], asked["query.startTimeMax"] = (now - ago).isoformat(), now.isoformat()
+    elif shown.get("start") and shown.get("end"):
+        for name, value in (("query.startTimeMin", shown["start"]), ("query.startTimeMax", shown["end"])):
+            asked[name] = datetime.fromtimestamp(int(value) / 1e6, timezone.utc).isoformat()
     return asked
 
 

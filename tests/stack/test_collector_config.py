@@ -13,7 +13,7 @@ from opentelemetry.semconv._incubating.attributes import db_attributes
 
 from otel_pgpool.telemetry import names
 from tests.documents import TELEMETRY, table
-from tests.stack.collectors import BINARY, FILES, FOLDER, NEEDED, ROOT, backend_overlay, load
+from tests.stack.collectors import BINARY, FILES, FOLDER, NEEDED, ROOT, TLS, backend_overlay, load
 
 NETWORK_EXPORTERS = {"loadbalancing", "otlp_grpc", "otlp_http"}
 BOUND_TO = "${env:OTLP_HOST:-127.0.0.1}"
@@ -135,7 +135,7 @@ def test_compose_sets_what_the_collector_reads() -> None:
     assert env_variables((FOLDER / "collector.yaml").read_text()) == set(environment) - {"GOMEMLIMIT"}
 
 
-@every_file
+@pytest.mark.parametrize("name", [*FILES, *TLS.values()])
 def test_the_readme_names_every_variable(name: str) -> None:
     readme = (FOLDER / "README.md").read_text()
     assert not [variable for variable in env_variables((FOLDER / name).read_text()) if f"`{variable}`" not in readme]
@@ -146,6 +146,19 @@ def test_a_collector_of_the_tests_reaches_nothing_that_it_is_not_given(name: str
     """Each address that a file takes from the environment has a value here: the default may be a real one's."""
     no_addresses = {"OTLP_HOST", "POSTGRES_USER", "POSTGRES_PASSWORD"}
     assert env_variables((FOLDER / name).read_text()) - no_addresses <= set(NEEDED)
+
+
+@pytest.mark.parametrize(("name", "overlay"), TLS.items())
+def test_what_is_laid_over_a_file_for_tls_changes_what_is_there(name: str, overlay: str) -> None:
+    """Each receiver and each exporter between agents and gateways, and nothing else."""
+    config = load(name)
+    (section,) = load(overlay)
+    part = load(overlay)[section]
+    if section == "receivers":
+        assert set(part["otlp"]["protocols"]) == set(config["receivers"]["otlp"]["protocols"])
+    else:
+        assert set(part) == set(exporters(config))
+        assert [each["protocol"]["otlp"]["tls"]["insecure"] for each in part.values()] == [False, False]
 
 
 def test_sql_is_removed_where_programs_send() -> None:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 from opentelemetry.trace import Status, StatusCode
-from psycopg2.extensions import parse_dsn
 
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import names
 from tests.receivers import HttpReceiver, Mode
 from tests.stack.collectors import BINARY, QUICK, Collector, backend_overlay, wait_until
+from tests.stack.roles import PASSWORDS, make_roles, open_server
 from tests.stack.senders import program
 from tests.stack.targets import Targets, open_targets
 
@@ -136,22 +135,24 @@ def test_what_could_not_be_delivered_survives_a_kill(
 
 
 def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp_path: Path) -> None:
-    """How many it allows, and how many there are to each database, by name; and which server it is."""
-    with PostgresServer(settings={"max_connections": 37}, password="s3cret") as server:
-        with closing(psycopg2.connect(server.dsn)) as admin, admin.cursor() as cur:
-            admin.autocommit = True
-            cur.execute("create database shop")
-        dsn = parse_dsn(server.dsn)
+    """How many it allows, and how many there are to each database, by name; and which server it is.
+
+    The Collector logs in as the role that it has in the stack.
+    """
+    with open_server(max_connections=37) as server:
+        assert make_roles(server, PASSWORDS).returncode == 0
+        host, port = "127.0.0.1", server.port
         postgres = {
-            "POSTGRES_ENDPOINT": f"{dsn['host']}:{dsn['port']}",
-            "POSTGRES_USER": dsn["user"],
-            "POSTGRES_PASSWORD": dsn["password"],
+            "POSTGRES_ENDPOINT": f"{host}:{port}",
+            "POSTGRES_USER": "collector",
+            "POSTGRES_PASSWORD": PASSWORDS["collector"],
         }
         with (
-            Collector("collector.yaml", tmp_path, **targets.environ, **postgres),
+            Collector("collector.yaml", tmp_path, **targets.environ, **postgres) as collector,
             closing(psycopg2.connect(server.dsn, dbname="shop")),
         ):
             targets.prometheus.wait_for(lambda r: len(r.metrics) >= 3)
+        assert "permission denied" not in collector.log
     assert {point.name for point in targets.prometheus.metrics} == {MAX_CONNECTIONS, BACKENDS}
     assert {point.value for point in targets.prometheus.metrics if point.name == MAX_CONNECTIONS} == {37}
     databases = {point.attributes["db.namespace"] for point in targets.prometheus.metrics if point.name == BACKENDS}
@@ -159,7 +160,7 @@ def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp
     servers = {
         (point.attributes["server.address"], point.attributes["server.port"]) for point in targets.prometheus.metrics
     }
-    assert servers == {(dsn["host"], int(dsn["port"]))}
+    assert servers == {(host, port)}
 
 
 def test_another_backend_gets_all_three_signals_and_the_key(tmp_path: Path) -> None:

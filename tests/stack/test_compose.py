@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -63,12 +64,38 @@ def test_it_follows_the_compose_specification() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
+def test_images_are_pinned() -> None:
+    """Every image that is not built here has a version, and the digest of what that version was."""
+    images = {service["image"] for service in SERVICES.values()} - {SERVICES["shop"]["image"]}
+    images |= set(re.findall(r"^FROM (\S+)", (ROOT / "examples/shop/Dockerfile").read_text(), re.MULTILINE))
+    assert [each for each in images if not re.search(r":v?\d+\.\d+[\w.-]*@sha256:[0-9a-f]{64}$", each)] == []
+
+
 @pytest.mark.parametrize("service", SERVICES)
-def test_images_are_pinned(service: str) -> None:
-    """Every image that is not built here has a version."""
-    image = SERVICES[service]["image"]
-    if image != SERVICES["shop"]["image"]:
-        assert re.search(r":v?\d+\.\d+", image), image
+def test_a_service_has_no_rights_that_it_does_not_need(service: str) -> None:
+    """It gains none, has no capability but the one that is named here, and does not write to its image."""
+    assert SERVICES[service]["security_opt"] == ["no-new-privileges:true"]
+    assert SERVICES[service]["cap_drop"] == ["ALL"]
+    assert SERVICES[service].get("cap_add", []) == (["CHOWN"] if service == "collector-volume" else [])
+    assert SERVICES[service]["read_only"] is True
+    assert not SERVICES[service].get("privileged")
+
+
+def test_what_a_service_writes_is_a_volume_or_a_tmpfs() -> None:
+    """PostgreSQL's and gunicorn's temporary files and sockets, and those between Grafana and its plugins."""
+    assert {name: service["tmpfs"] for name, service in SERVICES.items() if "tmpfs" in service} == {
+        "postgres": ["/tmp", "/var/run/postgresql"],
+        "shop": ["/tmp"],
+        "grafana": ["/tmp"],
+    }
+    written = {name: target for name, each in SERVICES.items() for source, target in mounts(each) if source[0] != "."}
+    assert written == {
+        "postgres": "/var/lib/postgresql",
+        "collector": "/var/lib/otelcol",
+        "collector-volume": "/var/lib/otelcol",
+        "prometheus": "/prometheus",
+        "grafana": "/var/lib/grafana",
+    }
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -112,9 +139,36 @@ def test_jaeger_shows_what_it_has_to_this_machine_alone(command: str) -> None:
 
 
 def test_every_variable_has_its_default_in_the_example() -> None:
-    """.env.example lists what .env can change, with the values that hold without it."""
+    """.env.example lists what .env can change, with the values that hold without it; passwords have none."""
     used = dict(VARIABLE.findall(COMPOSE))
-    assert used == defaults()
+    passwords = {name for name in used if name.endswith("PASSWORD")}
+    assert {name: default for name, default in used.items() if name not in passwords} == defaults()
+    assert passwords == {name for name, default in used.items() if not default}
+    assert passwords == set(re.findall(r"^#(\w+)=$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+
+def test_each_program_has_a_password_of_its_own() -> None:
+    """None logs in as PostgreSQL's superuser, whose name is its default; inside the container nobody is trusted."""
+    raw = yaml.safe_load(COMPOSE)["services"]
+    given = {
+        (name, variable): match[1]
+        for name, service in raw.items()
+        for variable, value in service.get("environment", {}).items()
+        if (match := re.match(r"\$\{(\w+PASSWORD):\?", str(value)))
+    }
+    assert given == {
+        ("postgres", "POSTGRES_PASSWORD"): "POSTGRES_PASSWORD",
+        ("postgres", "SHOP_PASSWORD"): "SHOP_PASSWORD",
+        ("postgres", "COLLECTOR_PASSWORD"): "COLLECTOR_PASSWORD",
+        ("shop", "PGPASSWORD"): "SHOP_PASSWORD",
+        ("collector", "POSTGRES_PASSWORD"): "COLLECTOR_PASSWORD",
+        ("grafana", "GF_SECURITY_ADMIN_PASSWORD"): "GRAFANA_PASSWORD",
+    }
+    assert raw["shop"]["environment"]["DATABASE_URL"] == "postgresql://shop@postgres:5432/shop"
+    assert raw["collector"]["environment"]["POSTGRES_USER"] == "collector"
+    assert "POSTGRES_USER" not in raw["postgres"]["environment"]
+    assert raw["postgres"]["environment"]["POSTGRES_INITDB_ARGS"] == "--auth=scram-sha-256"
+    assert ("./postgres/roles.sql", "/docker-entrypoint-initdb.d/roles.sql") in mounts(raw["postgres"])
 
 
 def test_no_secret_is_in_the_tree() -> None:
@@ -152,7 +206,7 @@ def test_the_collector_is_asked_over_the_network() -> None:
 
 def test_only_what_has_to_runs_as_root() -> None:
     """Images that would run as root here are named; all others have a user of their own."""
-    as_root_by_default = {name for name, service in SERVICES.items() if service["image"].startswith("busybox")}
+    as_root_by_default = {n for n, each in SERVICES.items() if each["image"].startswith(("busybox", "postgres"))}
     as_root = {name for name in as_root_by_default if "user" not in SERVICES[name]}
     assert as_root == {"collector-volume"}
     assert "\nUSER nobody\n" in (ROOT / "examples/shop/Dockerfile").read_text()
@@ -218,7 +272,7 @@ def test_grafana_finds_its_sources_and_dashboards() -> None:
     assert {source["url"].lstrip("$") for source in sources} <= set(environment)
     by_uid = {source["uid"]: source for source in sources}
     (exemplars,) = by_uid["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
-    assert exemplars["datasourceUid"] in by_uid
+    assert exemplars["url"].partition("/")[0].lstrip("$") in environment
     (provider,) = load("grafana/provisioning/dashboards/dashboards.yaml")["providers"]
     folder = {target: source for source, target in mounts(SERVICES["grafana"])}[provider["options"]["path"]]
     assert list((ROOT / folder).glob("*.json"))
@@ -228,18 +282,40 @@ def test_grafana_keeps_the_plugins_of_its_sources() -> None:
     """Since 13.2 both are plugins in the image, but for the one called slim; no setting takes them away.
 
     The installer would replace them in the background at each start: it ends the plugin first, and if what it fetches
-    does not arrive the source is gone. No folder of plugins is moved, covered or switched off.
+    does not arrive, or cannot be written, the source is gone. No folder of plugins is moved, covered or switched off.
     """
     grafana = SERVICES["grafana"]
-    assert re.fullmatch(r"grafana/grafana:[\d.]+", grafana["image"])
+    assert re.fullmatch(r"grafana/grafana:[\d.]+@\S+", grafana["image"])
     sources = load("grafana/provisioning/datasources/datasources.yaml")["datasources"]
     assert {source["type"] for source in sources} == {"jaeger", "prometheus"}
     about_plugins = {name: value for name, value in grafana["environment"].items() if "PLUGIN" in name}
     assert about_plugins == {"GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES": "false", "GF_PLUGINS_PREINSTALL_DISABLED": "true"}
     assert not [name for name in grafana["environment"] if name.startswith("GF_PATHS_")]
     assert not [target for _source, target in mounts(grafana) if target.startswith("/usr/share/grafana")]
-    assert not grafana.get("read_only")
     assert not (ROOT / "grafana/provisioning/plugins").exists()
+
+
+def test_who_does_not_sign_in_to_grafana_looks_and_no_more() -> None:
+    """A viewer, whom it calls no address for, and only under the address at which it is published."""
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    switched_off = {name for name, value in environment.items() if value == "false"}
+    assert switched_off >= {"GF_UNIFIED_ALERTING_ENABLED", "GF_SNAPSHOTS_ENABLED", "GF_NEWS_NEWS_FEED_ENABLED"}
+    assert environment["GF_SECURITY_DISABLE_GRAVATAR"] == "true"
+    assert environment["GF_SERVER_ENFORCE_DOMAIN"] == "true"
+    (port,) = SERVICES["grafana"]["ports"]
+    address, published, _listening = port.split(":")
+    assert environment["GF_SERVER_DOMAIN"] == address
+    assert environment["GF_SERVER_ROOT_URL"] == f"http://{address}:{published}/"
+
+
+def test_grafana_leads_to_where_jaeger_is_published() -> None:
+    """Its exemplars, by a variable; its dashboard, by what `make up` prints, or by the default."""
+    (port,) = SERVICES["jaeger"]["ports"]
+    published = f"http://{port.rpartition(':')[0]}"
+    assert SERVICES["grafana"]["environment"]["JAEGER_UI"] == published
+    dashboard = json.loads((ROOT / "grafana/dashboards/otel-pgpool.json").read_text())
+    assert {each["name"]: each["query"] for each in dashboard["templating"]["list"]}["jaeger"] == published
 
 
 def test_the_shop_is_given_what_it_needs() -> None:
@@ -256,7 +332,7 @@ def test_the_shop_is_given_what_it_needs() -> None:
 
 def test_a_password_may_have_any_character() -> None:
     """None is put into a URL."""
-    passwords = [name for name, _default in VARIABLE.findall(COMPOSE) if name.endswith("PASSWORD")]
+    passwords = {name for name, _default in VARIABLE.findall(COMPOSE) if name.endswith("PASSWORD")}
     assert passwords
     for line in COMPOSE.splitlines():
         assert "://" not in line or not any(name in line for name in passwords), line
@@ -281,6 +357,29 @@ def test_make_up_waits_and_prints_the_four_addresses(docker: Docker) -> None:
     assert "operation=pool.checkout" in addresses[1]
     assert "otel_pgpool.long_hold%22%3A%22true" in addresses[1]
     assert "query.startTimeMin" in asked_for(addresses[1]), "Jaeger refuses a search without a time"
+    assert addresses[2].endswith("?var-jaeger=http://127.0.0.1:16686")
+
+
+def passwords(docker: Docker) -> dict[str, str]:
+    lines = docker.settings.read_text().split()
+    return {name: value for name, _, value in (line.partition("=") for line in lines) if name.endswith("PASSWORD")}
+
+
+@pytest.mark.parametrize("target", ["up", "down"])
+def test_make_makes_the_passwords_that_are_missing(docker: Docker, target: str) -> None:
+    """Long ones, each another, for their owner alone; what somebody has given stays, and so do they the next time."""
+    docker.settings.write_text("SHOP_PORT=8001\nGRAFANA_PASSWORD=\nSHOP_PASSWORD=mine")
+    docker.settings.chmod(0o644)
+    assert docker.make(target).returncode == 0
+    made = passwords(docker)
+    assert set(made) == {name for name, _default in VARIABLE.findall(COMPOSE) if name.endswith("PASSWORD")}
+    assert made["SHOP_PASSWORD"] == "mine"
+    assert len(set(made.values())) == len(made)
+    assert all(re.fullmatch(r"[0-9a-f]{48}", value) for name, value in made.items() if name != "SHOP_PASSWORD")
+    assert docker.settings.stat().st_mode & 0o777 == 0o600
+    assert docker.settings.read_text().startswith("SHOP_PORT=8001\n")
+    assert docker.make(target).returncode == 0
+    assert passwords(docker) == made
 
 
 def test_make_down_removes_what_was_stored(docker: Docker) -> None:
@@ -295,6 +394,7 @@ def test_make_says_what_is_missing_where_docker_has_no_compose(docker: Docker, t
     made = docker.make(target)
     assert made.returncode != 0
     assert docker.asked == ["compose version"]
+    assert not docker.settings.exists()
     assert made.stdout == ""
     assert "Docker with its compose plugin" in made.stderr.splitlines()[0]
     assert "make shop" in made.stderr.splitlines()[0]

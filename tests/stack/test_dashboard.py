@@ -86,17 +86,19 @@ def test_rates_cover_the_exports_of_two_minutes(panel: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("panel", **titles)
 def test_searches_are_for_what_spans_have(panel: dict[str, Any]) -> None:
-    """A link opens Jaeger's data source with a search in the service of the series, which therefore has its label."""
+    """A link opens Jaeger's search page, in the service of the series, which therefore has its label."""
     for link in links(panel):
         address = urlparse(link["url"])
-        assert address.path == "/explore"
-        (pane,) = json.loads(parse_qs(address.query)["panes"][0]).values()
-        assert SOURCES[pane["datasource"]]["type"] == "jaeger"
-        assert pane["range"] == {"from": "${__from}", "to": "${__to}"}
-        (query,) = pane["queries"]
-        assert query["service"] == "${__field.labels.job}"
-        assert query["operation"] in SPANS
-        assert {tag.partition("=")[0] for tag in query["tags"].split()} <= KNOWN
+        assert address.path == "${jaeger:raw}/search"
+        wanted = {name: value for name, (value,) in parse_qs(address.query, strict_parsing=True).items()}
+        assert wanted.pop("operation") in SPANS
+        assert set(json.loads(wanted.pop("tags"))) <= KNOWN
+        assert wanted == {
+            "service": "${__field.labels.job}",
+            "start": "${__from}000",
+            "end": "${__to}000",
+            "lookback": "custom",
+        }
         assert all("job" in target["legendFormat"] for target in panel["targets"])
 
 
@@ -106,12 +108,13 @@ def test_exemplars_open_traces() -> None:
         if panel["type"] == "heatmap":
             assert [(target["exemplar"], target["format"]) for target in panel["targets"]] == [(True, "heatmap")]
     (destination,) = SOURCES["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
-    assert SOURCES[destination["datasourceUid"]]["type"] == "jaeger"
+    assert destination["url"] == "$JAEGER_UI/trace/$${__value.raw}"  # the second one is for the browser to fill in
 
 
 def test_the_variables_narrow_one_another() -> None:
-    """Service, then instance, then pool; each panel but those of the fleet heeds all three."""
-    variables = DASHBOARD["templating"]["list"]
+    """Service, then instance, then pool; each panel but those of the fleet heeds all three. The fourth is no choice."""
+    *variables, jaeger = DASHBOARD["templating"]["list"]
+    assert (jaeger["name"], jaeger["type"]) == ("jaeger", "textbox")
     assert [variable["name"] for variable in variables] == ["service", "instance", "pool"]
     for number, variable in enumerate(variables):
         assert set(re.findall(r"\$(\w+)", variable["query"])) == {each["name"] for each in variables[:number]}

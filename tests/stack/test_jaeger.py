@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -17,10 +19,14 @@ from otel_pgpool.telemetry import names
 from tests.stack.docker import Docker
 from tests.stack.jaeger import BINARY, Jaeger
 from tests.stack.senders import trace_id
+from tests.stack.stack import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+NONE: dict[str, dict[str, object]] = {"defaults": {}}
+"""The links of a row."""
 
 pytestmark = pytest.mark.skipif(not BINARY, reason="JAEGER names no Jaeger to run")
 
@@ -58,6 +64,25 @@ def test_what_the_demo_prints_shows_the_long_holds(jaeger: Jaeger) -> None:
     sent = send(jaeger)
     address = Endpoint.parse(f"http://{jaeger.otlp}", {}).jaeger_search("shop")
     assert jaeger.search(urlsplit(address)._replace(netloc=jaeger.ui).geturl()) == sent
+
+
+def test_what_the_dashboard_links_to_shows_the_long_holds(jaeger: Jaeger) -> None:
+    """With its holes filled in as Grafana does, in the time that is shown and no other."""
+    sent = send(jaeger)
+    dashboard = json.loads((ROOT / "grafana/dashboards/otel-pgpool.json").read_text())
+    links = [
+        link for panel in dashboard["panels"] for link in panel.get("fieldConfig", NONE)["defaults"].get("links", ())
+    ]
+    (link,) = {link["url"] for link in links if link["title"] == "Jaeger: long holds"}
+    now = int(time.time() * 1000)
+    for since, found in ((now - 3_600_000, sent), (now - 7_200_000, set())):
+        filled = {"jaeger:raw": f"http://{jaeger.ui}", "__field.labels.job": "shop"}
+        filled |= {"__from": str(since), "__to": str(since + 3_600_000)}
+        address = link
+        for hole, value in filled.items():
+            address = address.replace(f"${{{hole}}}", value)
+        assert "$" not in address
+        assert jaeger.search(address) == found
 
 
 def test_a_search_without_a_time_is_refused(jaeger: Jaeger) -> None:

@@ -130,6 +130,13 @@ def test_queries_are_children_of_their_checkouts_and_these_of_requests(shop: Sho
     receiver.wait_for(whole_trace)
 
 
+def test_it_is_no_superuser(receiver: GrpcReceiver, shop: Shop) -> None:
+    """It logs in as the role that it has in the stack."""
+    shop.get("/")
+    receiver.wait_for(lambda r: {span.attributes["db.user"] for span in r.spans if "db.user" in span.attributes})
+    assert {span.attributes["db.user"] for span in receiver.spans if "db.user" in span.attributes} == {"shop"}
+
+
 def listed(page: str) -> dict[int, str]:
     """The orders on a page: their products by their numbers."""
     return {int(number): product for number, product in re.findall(r"<tr><td>(\d+)<td>([^<]+)<td>", page)}
@@ -145,6 +152,10 @@ def test_an_order_is_on_the_page(shop: Shop) -> None:
         return "Product 7" in {product for number, product in listed(page).items() if number > before}
 
     assert wait_until(is_listed)  # at once, unless ten others have ordered before the page was made
+
+
+def test_the_page_says_that_its_forms_have_no_tokens(shop: Shop) -> None:
+    assert "no CSRF tokens" in shop.get("/")
 
 
 def test_a_slow_report_is_flagged(shop: Shop, receiver: GrpcReceiver) -> None:
