@@ -34,7 +34,7 @@ CREDENTIALS_TIMEOUT = 10
 """Seconds that ``credentials`` may take."""
 
 DEFAULT_PORT, LAST_PORT = 5432, 65535
-DEFAULT_FOLDERS = ("/var/run/postgresql", "/tmp")  # noqa: S108 - libpq's own, of Debian's packages and of others
+DEFAULT_FOLDERS = ("/var/run/postgresql", "/tmp")  # nosec B108 # noqa: S108 - libpq's own, of Debian's packages and of others
 """Where a server's socket lies."""
 
 PUBLIC = ("host", "hostaddr", "port", "user", "dbname", "service", "sslrootcert", "sslcert", "sslkey", "sslcrl")
