@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down passwords dashboard test versions faults lint audit types bench clean
+.PHONY: help demo shop up down passwords dashboard test coverage versions faults lint audit types bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -64,8 +64,11 @@ dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/ote
 	@$(BIN)/python -m grafana.dashboard
 
 # Three at a time on any machine: most tests wait for a server most of their time.
-test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp $(ENV)/debian.stamp ## every test, with branch coverage
-	@$(BIN)/python -m pytest -n 3 --cov=otel_pgpool $(ARGS)
+test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp $(ENV)/debian.stamp ## every test
+	@$(BIN)/python -m pytest -n 3 $(ARGS)
+
+coverage: ## every test, with branch coverage, which makes them slower
+	@$(MAKE) test ARGS="--cov=otel_pgpool $(ARGS)"
 
 versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the hook's tests on other Pythons and SQLAlchemys
 	@for release in $(SQLALCHEMYS); do \

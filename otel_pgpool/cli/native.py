@@ -50,4 +50,4 @@ def _pass_on(reader: IO[bytes], stderr: IO[str]) -> None:
         while line := reader.readline(LONGEST):
             count += 1
             if count <= MOST_LINES:
-                print(shown(line.decode(errors="replace").rstrip("\r\n")), file=stderr)
+                stderr.write(shown(line.decode(errors="replace").rstrip("\r\n")) + "\n")

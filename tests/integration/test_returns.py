@@ -790,7 +790,7 @@ def test_generators_that_the_collector_closes(dsn: str) -> None:
     with make(2, 2, dsn, timeout=PATIENCE, long_hold=0.001) as pool:
 
         def abandon() -> None:
-            for _ in range(20):
+            for _ in range(10):
                 Rows(pool)
 
         before = gc.get_threshold()

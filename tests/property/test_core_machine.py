@@ -441,7 +441,7 @@ class CoreMachine(RuleBasedStateMachine):
 
 TestCore = CoreMachine.TestCase
 TestCore.settings = settings(
-    max_examples=int(EXAMPLES or 500),
+    max_examples=int(EXAMPLES or 150),
     stateful_step_count=40,
     derandomize=EXAMPLES is None,
     database=None,

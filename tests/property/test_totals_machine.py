@@ -108,7 +108,7 @@ class Machine(RuleBasedStateMachine):
 
 TestTotals = Machine.TestCase
 TestTotals.settings = settings(
-    max_examples=int(EXAMPLES or 100),
+    max_examples=int(EXAMPLES or 40),
     stateful_step_count=40,
     derandomize=EXAMPLES is None,
     database=None,

@@ -69,7 +69,7 @@ def test_connect_that_fails(signals: Signals, hook: None, engines: Engines, pool
     dsn = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     failed = signals.checkout()
     assert_exactly(failed.attributes, denied(dsn, name, "new", "error", "OperationalError", retries=1))
-    assert status_of(failed) == ("ERROR", str(failure.value.orig).strip())
+    assert status_of(failed) == ("ERROR", str(failure.value.orig).splitlines()[0])
     assert retries(failed) == ["OperationalError"]
     connect = signals.one("pool.connect")
     assert is_child(connect, failed)
@@ -198,7 +198,7 @@ def test_connect_args(signals: Signals, hook: None, engines: Engines, dsn: str) 
     with refused_port() as port, pytest.raises(exc.OperationalError):
         engines(NOWHERE, connect_args={**args, "port": port, "password": "refused"}).connect()
     description = status_of(signals.named("pool.connect")[-1])[1] or ""
-    assert "Connection ***" in description
+    assert description.endswith("Connection refused")  # as libpq quotes no password, the word is nobody's secret
     assert "s3cret" not in signals.everything()
 
 
