@@ -26,6 +26,7 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricRea
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from psycopg2.extensions import parse_dsn
 from psycopg2.pool import ThreadedConnectionPool
 from sqlalchemy import create_engine
 from sqlalchemy import pool as sqlalchemy_pools
@@ -83,7 +84,7 @@ def environ(dsn: str) -> Iterator[dict[str, str]]:
     with HttpReceiver() as receiver:
         told = {
             "DATABASE_URL": dsn,
-            "DATABASE_TOKEN": "any",
+            "DATABASE_TOKEN": str(parse_dsn(dsn)["password"]),
             "OTEL_PGPOOL_LONG_HOLD": "60",
             "PYTHONWARNINGS": "error",
         }

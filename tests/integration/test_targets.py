@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import psycopg2
 import pytest
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.cli.postgres import PostgresServer
@@ -32,20 +33,20 @@ def guarded() -> Iterator[PostgresServer]:
 @pytest.mark.parametrize(
     ("dsn", "name"),
     [
-        ("postgresql://postgres@127.0.0.1:{port}/postgres", PLACE),
-        ("postgres://postgres@127.0.0.1:{port}/postgres", PLACE),
-        ("postgresql://postgres@127.0.0.1:{port}/postgres?application_name=shop&connect_timeout=30", PLACE),
-        ("postgresql:///postgres?host=127.0.0.1&port={port}&user=postgres", PLACE),
-        ("host=127.0.0.1 port={port} user=postgres dbname=postgres", PLACE),
-        ("host='127.0.0.1' port = {port} user=postgres dbname='postgres'", PLACE),
-        ("hostaddr=127.0.0.1 port={port} user=postgres dbname=postgres", PLACE),
+        ("postgresql://postgres:{password}@127.0.0.1:{port}/postgres", PLACE),
+        ("postgres://postgres:{password}@127.0.0.1:{port}/postgres", PLACE),
+        ("postgresql://postgres:{password}@127.0.0.1:{port}/postgres?application_name=shop&connect_timeout=30", PLACE),
+        ("postgresql:///postgres?host=127.0.0.1&port={port}&user=postgres&password={password}", PLACE),
+        ("host=127.0.0.1 port={port} user=postgres password={password} dbname=postgres", PLACE),
+        ("host='127.0.0.1' port = {port} user=postgres password={password} dbname='postgres'", PLACE),
+        ("hostaddr=127.0.0.1 port={port} user=postgres password={password} dbname=postgres", PLACE),
         ("host={socket} port={port} user=postgres dbname=postgres", "{socket}:{port}/postgres"),
         ("postgresql://postgres@{quoted}:{port}/postgres", "{socket}:{port}/postgres"),
     ],
 )
 def test_forms_of_dsn(server: PostgresServer, dsn: str, name: str) -> None:
     """URLs and key=value strings, over TCP and the Unix socket; the pool is named after the place."""
-    places = {"port": server.port, "socket": server.socket_dir, "quoted": quote(server.socket_dir, safe="")}
+    places = parse_dsn(server.dsn) | {"socket": server.socket_dir, "quoted": quote(server.socket_dir, safe="")}
     with make(1, 1, dsn.format(**places)) as pool:
         assert pool.name.removesuffix(" #2") == name.format(**places)
         assert pool.namespace == "postgres"
@@ -61,6 +62,7 @@ def test_environment_of_libpq(server: PostgresServer, monkeypatch: pytest.Monkey
         ("PORT", server.port),
         ("USER", "postgres"),
         ("DATABASE", "postgres"),
+        ("PASSWORD", parse_dsn(server.dsn)["password"]),
     ):
         monkeypatch.setenv(f"PG{variable}", str(value))
     with make(1, 1, "") as pool:
@@ -73,9 +75,9 @@ def test_several_hosts(server: PostgresServer, form: str) -> None:
     """The first host is dead: the second serves; the name tells both."""
     with refused_port() as dead:
         if form == "url":
-            dsn = f"postgresql://postgres@127.0.0.1:{dead},127.0.0.1:{server.port}/postgres"
+            dsn = server.dsn.replace("@", f"@127.0.0.1:{dead},")
         else:
-            dsn = f"host=127.0.0.1,127.0.0.1 port={dead},{server.port} user=postgres dbname=postgres"
+            dsn = make_dsn(server.dsn, host="127.0.0.1,127.0.0.1", port=f"{dead},{server.port}")
         with make(2, 2, dsn) as pool:
             assert pool.name == f"127.0.0.1:{dead},127.0.0.1:{server.port}/postgres"
             assert pool.port is None
@@ -85,7 +87,7 @@ def test_several_hosts(server: PostgresServer, form: str) -> None:
 
 def test_hosts_by_role(server: PostgresServer) -> None:
     """`target_session_attrs` is libpq's, and works."""
-    dsn = f"postgresql://postgres@127.0.0.1:{server.port}/postgres?target_session_attrs=read-write"
+    dsn = f"{server.dsn}?target_session_attrs=read-write"
     with make(1, 1, dsn) as pool:
         assert pid_of_a_checkout(pool)
     with pytest.raises(psycopg2.OperationalError):
@@ -141,7 +143,7 @@ def test_unresolvable_host() -> None:
 def test_missing_database(server: PostgresServer) -> None:
     """Named in the error."""
     with pytest.raises(psycopg2.OperationalError, match='database "nowhere" does not exist'):
-        make(1, 1, f"postgresql://postgres@127.0.0.1:{server.port}/nowhere")
+        make(1, 1, make_dsn(server.dsn, dbname="nowhere"))
 
 
 def shown(error: BaseException) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.extensions import parse_dsn
 
 from tests.integration.helpers import wait_until
 
@@ -50,8 +49,8 @@ def database(server_dsn: str, name: str) -> Iterator[connection]:
 
 def url_of(conn: connection) -> str:
     """As programs are given it."""
-    dsn = parse_dsn(conn.dsn)
-    return f"postgresql://{dsn['user']}@{dsn['host']}:{dsn['port']}/{dsn['dbname']}"
+    info = conn.info
+    return f"postgresql://{info.user}:{info.password}@{info.host}:{info.port}/{info.dbname}"
 
 
 class Program:
@@ -140,7 +139,7 @@ def running(
 @contextmanager
 def locked(beside: connection, table: str) -> Iterator[None]:
     """Hold up every statement on a table."""
-    holder = psycopg2.connect(beside.dsn)
+    holder = psycopg2.connect(url_of(beside), application_name="beside")
     try:
         with holder.cursor() as cur:
             cur.execute(f"lock table {table} in access exclusive mode")

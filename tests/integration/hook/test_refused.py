@@ -114,7 +114,7 @@ def test_engine(signals: Signals, hook: None, engines: Engines) -> None:
     parsed: dict[str, Any] = parse_dsn(engines.url.replace("+psycopg2", ""))
     wrong = make_dsn(**{**parsed, "user": "nobody_knows_me"})
     for engine in (
-        engines(engines.url.replace(f"//{parsed['user']}", "//nobody_knows_me")),
+        engines(engines.url.replace(f"//{parsed['user']}:", "//nobody_knows_me:")),
         engines(creator=lambda: psycopg2.connect(wrong), pool_logging_name="made"),
     ):
         with pytest.raises((OperationalError, psycopg2.OperationalError)):

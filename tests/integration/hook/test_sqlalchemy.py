@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 import pytest
 from opentelemetry.trace import SpanKind
 from sqlalchemy import create_engine, event, exc, text
@@ -498,14 +499,17 @@ def test_logging_name(signals: Signals, hook: None, engines: Engines) -> None:
 def test_secrets_of_the_url(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
     """Neither the URL's password nor anything secret in its query is told anywhere."""
     host, port = dsn.rpartition("@")[2].partition("/")[0].split(":")
+    with psycopg2.connect(dsn) as conn, conn.cursor() as cur:
+        cur.execute("drop role if exists secretive; create role secretive login password 's3cret-word'")
+    conn.close()
     url = (
-        f"postgresql+psycopg2://postgres:s3cret-word@/postgres?host={host}&port={port}"
+        f"postgresql+psycopg2://secretive:s3cret-word@/postgres?host={host}&port={port}"
         "&sslpassword=s3cret-key&application_name=s3cret-app&connect_timeout=7"
     )
     engine = engines(url)
     borrow(engine)
     (name,) = {point.attributes["db.client.connection.pool.name"] for point in every_point(signals)}
-    assert name == f"postgresql+psycopg2://postgres@/postgres?host={host}&port={port}"
+    assert name == f"postgresql+psycopg2://secretive@/postgres?host={host}&port={port}"
     assert (signals.checkout().attributes or {})["server.address"] == host
     with pytest.raises(exc.OperationalError):
         engines(f"postgresql+psycopg2://postgres:s3cret-word@{host}:1/postgres?sslpassword=s3cret-key").connect()
