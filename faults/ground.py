@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
 REPLICATES: dict[str, str | float] = {"wal_level": "replica", "max_wal_senders": 4}
-OLD_PASSWORD, NEW_PASSWORD = "a1b2c3-old", "d4e5f6-new"
+OLD_PASSWORD, NEW_PASSWORD = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
 
 
 @dataclass

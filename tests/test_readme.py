@@ -54,6 +54,7 @@ from tests.documents import (
 )
 from tests.receivers import GrpcReceiver, HttpReceiver
 from tests.stack.stack import compose
+from tests.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -376,7 +377,7 @@ def use_once(kind: str, sizes: list[int], options: dict[str, int], dsn: str, nam
         pool = ThreadedConnectionPool(*sizes, dsn)
         pool.putconn(pool.getconn())
         return pool
-    url = dsn.replace("postgresql:", "postgresql+psycopg2:")
+    url = url_of(dsn, scheme="postgresql+psycopg2")
     engine = create_engine(url, poolclass=getattr(sqlalchemy_pools, kind), pool_logging_name=name, **options)
     engine.connect().close()
     return engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 from traceback import TracebackException
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 FRAGMENTS = ("s3cr3t", "w0rd")
 """Letters and digits, which stay the same however a password is encoded or quoted."""
-RIGHT = "s3cr3t:'p@ss/ %\\w0rd"
+RIGHT = f"s3cr3t:'p@ss/ %\\w0rd{secrets.token_hex(16)}"
 WRONG = f"{RIGHT}!"
 INJECTED = "shop\nERROR pool shop: all is lost\x1b[31m\u2028\u202e"
 MEGABYTE = 1 << 20
@@ -272,6 +273,7 @@ def test_a_password_in_the_wrong_place(args: tuple[Any, ...], options: dict[str,
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("PGDATABASE", URL), ("PGUSER", f"password={RIGHT}"), ("PGHOST", URL), ("PGHOST", f"app:{RIGHT}@db")],
+    ids=range(4),
 )
 def test_a_password_in_the_wrong_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     """Refused like one in the DSN, where the DSN leaves the place to the variable, and named."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import traceback
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,11 +15,12 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.cli.postgres import PostgresServer
 from tests.integration.helpers import PATIENCE, ask, make, pid_of_a_checkout, refused_port, wait_until
+from tests.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RIGHT = "r1ght:p@ss/wörd"
+RIGHT = f"r1ght:p@ss/wörd{secrets.token_hex(16)}"
 WRONG = "wr0ng%p'ss"
 PLACE = "127.0.0.1:{port}/postgres"
 
@@ -169,10 +171,10 @@ def test_wrong_password_is_not_told(
     guarded: PostgresServer, how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused by the constructor; the password is in no message, no traceback and no log."""
-    place = f"postgresql://postgres@127.0.0.1:{guarded.port}/postgres"
+    place = url_of(guarded.dsn, password=None)
     options: dict[str, Any] = {}
     if how == "url":
-        place = place.replace("postgres@", f"postgres:{quote(WRONG, safe='')}@")
+        place = url_of(guarded.dsn, password=WRONG)
     elif how == "keyword":
         options = {"password": WRONG}
     elif how == "credentials":
@@ -187,7 +189,7 @@ def test_wrong_password_is_not_told(
 def test_password_that_turns_wrong(guarded: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
     """In service it is retried until the timeout, with the cause, and never told."""
     password = [RIGHT]
-    place = f"postgresql://postgres@127.0.0.1:{guarded.port}/postgres"
+    place = url_of(guarded.dsn, password=None)
     with (
         caplog.at_level(logging.DEBUG),
         ConnectionPool(0, 1, place, credentials=lambda: {"password": password[0]}) as pool,
@@ -207,7 +209,7 @@ def test_password_that_turns_wrong(guarded: PostgresServer, caplog: pytest.LogCa
 def test_credentials_rotate(guarded: PostgresServer) -> None:
     """They are asked for at each connect, and merged over what the DSN says."""
     asked: list[str] = []
-    current = RIGHT
+    current, new = RIGHT, secrets.token_hex(16)
 
     def credentials() -> dict[str, str]:
         asked.append(current)
@@ -215,17 +217,17 @@ def test_credentials_rotate(guarded: PostgresServer) -> None:
 
     with make(1, 1, guarded.dsn) as admin_pool, admin_pool.connection() as conn:
         ask(conn, "create role rotating login password %s", RIGHT)
-    dsn = guarded.dsn.replace(quote(RIGHT, safe=""), "old")
+    dsn = url_of(guarded.dsn, password="old")
     with make(1, 1, dsn, credentials=credentials, timeout=PATIENCE) as pool:
         first = pid_of_a_checkout(pool)
-        current = "n3w"
+        current = new
         with make(1, 1, guarded.dsn) as admin_pool, admin_pool.connection() as conn:
             ask(conn, "alter role rotating password %s", current)
         pool.drain()
         with pool.connection() as conn:
             assert conn.info.backend_pid != first
             assert ask(conn, "select current_user::text") == "rotating"
-        assert asked == [RIGHT, "n3w"]
+        assert asked == [RIGHT, new]
 
 
 def test_credentials_that_raise(dsn: str) -> None:

@@ -137,7 +137,7 @@ def test_what_could_not_be_delivered_survives_a_kill(
 
 def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp_path: Path) -> None:
     """How many it allows, and how many there are to each database, by name; and which server it is."""
-    with PostgresServer(settings={"max_connections": 37}, password="s3cret") as server:
+    with PostgresServer(settings={"max_connections": 37}) as server:
         with closing(psycopg2.connect(server.dsn)) as admin, admin.cursor() as cur:
             admin.autocommit = True
             cur.execute("create database shop")

@@ -85,8 +85,8 @@ def answers(port: int) -> bool:
         return False
 
 
-# With threads uWSGI lets go of the GIL before it forks, and a worker waits for ever for a thread that holds it then: hence
-# its own option against that.
+# With threads uWSGI lets go of the GIL before it forks, and a worker waits for ever for a thread that holds it then:
+# hence its own option against that.
 @pytest.mark.parametrize("threads", [[], ["--enable-threads", "--py-call-uwsgi-fork-hooks"]], ids=["", "threads"])
 @pytest.mark.parametrize("after_fork", [[], ["--py-call-osafterfork"]], ids=["", "osafterfork"])
 def test_workers_have_connections_of_their_own(
