@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import secrets
 import signal
 import stat
@@ -156,24 +157,30 @@ def test_nobody_else_gets_in(server: PostgresServer) -> None:
             psycopg2.connect(host="127.0.0.1", password=password, **where)
     with pytest.raises(psycopg2.OperationalError, match=refused):
         psycopg2.connect(host=server.socket_dir, **{**where, "user": "somebody"})
-    assert stat.S_IMODE(Path(server.socket_dir).stat().st_mode) == 0o700
+    for folder in (Path(server.socket_dir), Path(server.socket_dir, "data")):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_another_user_of_the_machine(server: PostgresServer) -> None:
-    """Neither TCP nor the socket takes another account for the superuser."""
+@pytest.mark.parametrize("name", ["daemon", "nobody"])
+def test_another_user_of_the_machine(server: PostgresServer, name: str) -> None:
+    """Neither TCP nor the socket takes another account for the superuser, not even the one that the server runs as."""
+    account = pwd.getpwnam(name)
     where = {"port": server.port, "user": "postgres", "dbname": "postgres", "password": ""}
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.setgid(1)
-        os.setuid(1)
-        for host in ("127.0.0.1", server.socket_dir):
-            try:
-                psycopg2.connect(host=host, **where)
-            except psycopg2.OperationalError:
-                os.write(write, b"refused ")
-        os._exit(0)
+        try:
+            os.setgroups([])
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            for host in ("127.0.0.1", server.socket_dir):
+                try:
+                    psycopg2.connect(host=host, **where)
+                except psycopg2.OperationalError:
+                    os.write(write, b"refused ")
+        finally:
+            os._exit(0)
     os.close(write)
     os.waitpid(child, 0)
     assert os.read(read, 100) == b"refused refused "
