@@ -186,7 +186,9 @@ def _run(callback: Callable[[], None]) -> None:
 
 
 FORK_WAIT = 1.0
-"""Seconds that a fork waits for connects, and a connect for a fork."""
+"""Seconds that a fork waits for connects."""
+CONNECT_WAIT = 5.0
+"""Seconds that a connect waits for a fork: one that gave up when the fork does would take libpq's locks just then."""
 
 _connecting: set[int] = set()  # threads, by identity
 
@@ -198,7 +200,7 @@ def keep_from_forking() -> Iterator[None]:
     _connecting.add(me)  # before the look: either side sees the other
     if _python_forks:
         _connecting.discard(me)
-        _wait_until(lambda: not _python_forks)
+        _wait_until(lambda: not _python_forks, CONNECT_WAIT)
         _connecting.add(me)
     try:
         yield
@@ -206,8 +208,8 @@ def keep_from_forking() -> Iterator[None]:
         _connecting.discard(me)
 
 
-def _wait_until(condition: Callable[[], bool]) -> None:
-    due = monotonic() + FORK_WAIT
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    due = monotonic() + seconds
     while not condition() and monotonic() < due:
         sleep(0.001)
 
@@ -216,7 +218,7 @@ def _before() -> None:
     global _python_forks  # noqa: PLW0603 - see there
     _python_forks = True
     me = get_ident()
-    _wait_until(lambda: not _connecting - {me})
+    _wait_until(lambda: not _connecting - {me}, FORK_WAIT)
 
 
 def _after_in_parent() -> None:
