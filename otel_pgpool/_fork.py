@@ -10,7 +10,7 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 from functools import wraps
-from threading import get_ident
+from threading import get_ident, get_native_id
 from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
@@ -100,6 +100,7 @@ def _renew() -> None:
     global _python_forks  # noqa: PLW0603 - it is the parent's
     _python_forks = False
     _connecting.clear()
+    _ending.clear()
     pid = os.getpid()
     pending = _pending.setdefault(pid, list(_callbacks))
     with _locks.setdefault(pid, threading.RLock()):
@@ -191,6 +192,7 @@ CONNECT_WAIT = 5.0
 """Seconds that a connect waits for a fork: one that gave up when the fork does would take libpq's locks just then."""
 
 _connecting: set[int] = set()  # threads, by identity
+_ending: set[int] = set()  # threads, by the system's number
 
 
 @contextmanager
@@ -208,6 +210,21 @@ def keep_from_forking() -> Iterator[None]:
         _connecting.discard(me)
 
 
+def note_end() -> None:
+    """Have ``os.fork`` wait until this thread, which has connected, is gone.
+
+    Where the server asks for a password, OpenSSL has memory for each thread, and frees it under a lock after Python has
+    done with the thread.
+    """
+    _ending.difference_update([number for number in [*_ending] if not _lives(number)])
+    _ending.add(get_native_id())
+
+
+def _lives(number: int) -> bool:
+    """Whether a thread of this process has not ended; False on systems other than Linux, which do not tell."""
+    return os.path.exists(f"/proc/self/task/{number}")  # noqa: PTH110 - a fork waits: no object for each look
+
+
 def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
     due = monotonic() + seconds
     while not condition() and monotonic() < due:
@@ -217,8 +234,8 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
 def _before() -> None:
     global _python_forks  # noqa: PLW0603 - see there
     _python_forks = True
-    me = get_ident()
-    _wait_until(lambda: not _connecting - {me}, FORK_WAIT)
+    me, mine = get_ident(), get_native_id()  # which may be a connector's too: a greenlet is a thread's
+    _wait_until(lambda: not (_connecting - {me} or any(_lives(number) for number in _ending - {mine})), FORK_WAIT)
 
 
 def _after_in_parent() -> None:
