@@ -48,7 +48,7 @@ def server(dsn: str | None) -> Iterator[str]:
         yield dsn
         return
     with PostgresServer() as postgres:
-        yield make_dsn(host=postgres.socket_dir, port=postgres.port, user="postgres", dbname="postgres")
+        yield make_dsn(postgres.dsn, host=postgres.socket_dir)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
 REPLICATES: dict[str, str | float] = {"wal_level": "replica", "max_wal_senders": 4}
-OLD_PASSWORD, NEW_PASSWORD = "a1b2c3-old", "d4e5f6-new"
+OLD_PASSWORD, NEW_PASSWORD = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
 
 
 @dataclass
@@ -88,9 +89,9 @@ def over_tls(stage: ExitStack) -> Ground:
 
 def primary_and_standby(stage: ExitStack) -> Ground:
     """A primary, a standby that has each commit before the application hears of it, and a DSN that names both."""
-    primary = stage.enter_context(PostgresServer(settings=REPLICATES))
+    primary = stage.enter_context(PostgresServer(settings=REPLICATES, password=OLD_PASSWORD))
     execute(primary, TABLES)
-    standby = stage.enter_context(PostgresServer(settings=REPLICATES))
+    standby = stage.enter_context(PostgresServer(settings=REPLICATES, password=OLD_PASSWORD))
     standby.stop("immediate")
     copy(primary, Path(standby.socket_dir, "data"))
     standby.start()
@@ -108,8 +109,9 @@ def copy(primary: PostgresServer, data: Path) -> None:
     """Make a standby's data folder, as `pg_basebackup` makes it."""
     owner = data.stat()
     shutil.rmtree(data)
-    command = [str(find_binaries() / "pg_basebackup"), "-D", str(data), "-R", "-c", "fast", "-d", primary.dsn]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [str(find_binaries() / "pg_basebackup"), "-D", str(data), "-R", "-c", "fast"]
+    where = {"PGHOST": "127.0.0.1", "PGPORT": str(primary.port), "PGUSER": "postgres", "PGPASSWORD": OLD_PASSWORD}
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | where)
     for path in (data, *data.rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid)
 

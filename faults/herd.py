@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -145,8 +146,10 @@ class Member:
     """One process of the herd, seen from outside."""
 
     def __init__(self, dsn: str, connections: int) -> None:
-        command = [sys.executable, "-m", "faults.herd", dsn, str(connections)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "faults.herd", str(connections)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "DATABASE_URL": dsn}
+        )
 
     def wait(self) -> None:
         """Until its pool is full, and it works."""
@@ -264,4 +267,4 @@ def main(dsn: str, connections: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(os.environ["DATABASE_URL"], int(sys.argv[1]))

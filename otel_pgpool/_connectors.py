@@ -16,6 +16,7 @@ from otel_pgpool._connection import close, configure, settings
 from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool._description import lean
 from otel_pgpool._exposure import warn
+from otel_pgpool._fork import note_end
 from otel_pgpool._notices import bound_notices
 from otel_pgpool._opening import Opening
 from otel_pgpool._refusal import is_refusal
@@ -159,6 +160,7 @@ class Connectors:
         finally:
             with self._core.lock:
                 self._leave(me)
+            note_end()
 
     def _step(self, me: threading.Thread, limit: float | None = None) -> float | None:
         """Make one connection, if one is wanted; seconds until the next step, or None to end."""

@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 from functools import wraps
-from threading import get_ident
+from threading import get_ident, get_native_id
 from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
@@ -98,6 +98,7 @@ def _renew() -> None:
     global _python_forks  # noqa: PLW0603 - it is the parent's
     _python_forks = False
     _connecting.clear()
+    _ending.clear()
     pid = os.getpid()
     pending = _pending.setdefault(pid, list(_callbacks))
     with _locks.setdefault(pid, threading.RLock()):
@@ -184,9 +185,12 @@ def _run(callback: Callable[[], None]) -> None:
 
 
 FORK_WAIT = 1.0
-"""Seconds that a fork waits for connects, and a connect for a fork."""
+"""Seconds that a fork waits for connects."""
+CONNECT_WAIT = 5.0
+"""Seconds that a connect waits for a fork: one that gave up when the fork does would take libpq's locks just then."""
 
 _connecting: set[int] = set()  # threads, by identity
+_ending: set[int] = set()  # threads, by the system's number
 
 
 @contextmanager
@@ -196,7 +200,7 @@ def keep_from_forking() -> Iterator[None]:
     _connecting.add(me)  # before the look: either side sees the other
     if _python_forks:
         _connecting.discard(me)
-        _wait_until(lambda: not _python_forks)
+        _wait_until(lambda: not _python_forks, CONNECT_WAIT)
         _connecting.add(me)
     try:
         yield
@@ -204,8 +208,23 @@ def keep_from_forking() -> Iterator[None]:
         _connecting.discard(me)
 
 
-def _wait_until(condition: Callable[[], bool]) -> None:
-    due = monotonic() + FORK_WAIT
+def note_end() -> None:
+    """Have ``os.fork`` wait until this thread, which has connected, is gone.
+
+    Where the server asks for a password, OpenSSL has memory for each thread, and frees it under a lock after Python has
+    done with the thread.
+    """
+    _ending.difference_update([number for number in [*_ending] if not _lives(number)])
+    _ending.add(get_native_id())
+
+
+def _lives(number: int) -> bool:
+    """Whether a thread of this process has not ended; False on systems other than Linux, which do not tell."""
+    return os.path.exists(f"/proc/self/task/{number}")  # noqa: PTH110 - a fork waits: no object for each look
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    due = monotonic() + seconds
     while not condition() and monotonic() < due:
         sleep(0.001)
 
@@ -213,8 +232,8 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 def _before() -> None:
     global _python_forks  # noqa: PLW0603 - see there
     _python_forks = True
-    me = get_ident()
-    _wait_until(lambda: not _connecting - {me})
+    me, mine = get_ident(), get_native_id()  # which may be a connector's too: a greenlet is a thread's
+    _wait_until(lambda: not (_connecting - {me} or any(_lives(number) for number in _ending - {mine})), FORK_WAIT)
 
 
 def _after_in_parent() -> None:

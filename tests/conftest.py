@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,11 +18,24 @@ if TYPE_CHECKING:
 
 THREAD_PREFIX = "otel_pgpool"
 THREADS_END_WITHIN = 20.0  # seconds
+PASSWORD_IN_DSN = re.compile(r"(://\w*:|password=)[\w-]{32}\b")
+"""As `PostgresServer` makes them."""
 
 
 def pytest_configure() -> None:
-    """A shell starts its background jobs with Ctrl-C ignored, and so would every program be that the tests start."""
+    """Prepare for the programs that tests start.
+
+    A shell starts its background jobs with Ctrl-C ignored, and so would every program be.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.addaudithook(_refuse_passwords_in_arguments)
+
+
+def _refuse_passwords_in_arguments(event: str, details: tuple[Any, ...]) -> None:
+    """Fail a test that starts a program with a server's password among its arguments, where any user may read it."""
+    if event == "subprocess.Popen":
+        _, arguments, *_ = details
+        assert not any(PASSWORD_IN_DSN.search(str(argument)) for argument in arguments), "a password in arguments"
 
 
 def pytest_report_header() -> str:

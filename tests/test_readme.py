@@ -26,6 +26,7 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricRea
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from psycopg2.extensions import parse_dsn
 from psycopg2.pool import ThreadedConnectionPool
 from sqlalchemy import create_engine
 from sqlalchemy import pool as sqlalchemy_pools
@@ -53,6 +54,7 @@ from tests.documents import (
 )
 from tests.receivers import GrpcReceiver, HttpReceiver
 from tests.stack.stack import compose
+from tests.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +85,7 @@ def environ(dsn: str) -> Iterator[dict[str, str]]:
     with HttpReceiver() as receiver:
         told = {
             "DATABASE_URL": dsn,
-            "DATABASE_TOKEN": "any",
+            "DATABASE_TOKEN": str(parse_dsn(dsn)["password"]),
             "OTEL_PGPOOL_LONG_HOLD": "60",
             "PYTHONWARNINGS": "error",
         }
@@ -375,7 +377,7 @@ def use_once(kind: str, sizes: list[int], options: dict[str, int], dsn: str, nam
         pool = ThreadedConnectionPool(*sizes, dsn)
         pool.putconn(pool.getconn())
         return pool
-    url = dsn.replace("postgresql:", "postgresql+psycopg2:")
+    url = url_of(dsn, scheme="postgresql+psycopg2")
     engine = create_engine(url, poolclass=getattr(sqlalchemy_pools, kind), pool_logging_name=name, **options)
     engine.connect().close()
     return engine

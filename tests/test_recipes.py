@@ -319,7 +319,7 @@ def test_django(processes: int, environ: dict[str, str], receiver: HttpReceiver,
     (tmp_path / "pooled" / "__init__.py").touch()
     (tmp_path / "psycopg.py").write_text(NO_PSYCOPG3, encoding="utf-8")
     server = parse_dsn(dsn)
-    environ |= {f"PG{name.upper()}": server[name] for name in ("host", "port", "user")}
+    environ |= {f"PG{name.upper()}": server[name] for name in ("host", "port", "user", "password")}
     environ |= {
         "PGDATABASE": server["dbname"],
         "DJANGO_SETTINGS_MODULE": "shop.settings",

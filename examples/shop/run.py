@@ -34,11 +34,18 @@ def main() -> int:
     address = os.environ.setdefault("BIND", "127.0.0.1:8000")
     endpoint = place(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317"))
     with ExitStack() as running:
-        os.environ["DATABASE_URL"] = make_role(running.enter_context(PostgresServer()).dsn)
+        database = make_role(running.enter_context(PostgresServer()).dsn)
         web, load = (
             # Sessions of their own: Ctrl-C ends this program, which ends them. gunicorn may hang if both tell it.
-            running.enter_context(subprocess.Popen([sys.executable, *program], cwd=HERE, start_new_session=True))
-            for program in (["-m", "gunicorn"], ["load.py", f"http://{address}"])
+            running.enter_context(
+                subprocess.Popen(
+                    [sys.executable, *program], cwd=HERE, env={**os.environ, **environment}, start_new_session=True
+                )
+            )
+            for program, environment in (
+                (["-m", "gunicorn"], {"DATABASE_URL": database}),  # which has the password: others may see arguments
+                (["load.py", f"http://{address}"], {}),
+            )
         )
         running.callback(load.terminate)
         running.callback(web.terminate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 from traceback import TracebackException
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 FRAGMENTS = ("s3cr3t", "w0rd")
 """Letters and digits, which stay the same however a password is encoded or quoted."""
-RIGHT = "s3cr3t:'p@ss/ %\\w0rd"
+RIGHT = f"s3cr3t:'p@ss/ %\\w0rd{secrets.token_hex(16)}"
 WRONG = f"{RIGHT}!"
 INJECTED = "shop\nERROR pool shop: all is lost\x1b[31m\u2028\u202e"
 MEGABYTE = 1 << 20

@@ -18,11 +18,11 @@ PATIENCE = 30.0
 
 
 @contextmanager
-def started(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def started(script: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A program in which every warning is an error; killed where the test leaves it behind."""
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments]
     # What they run is counted elsewhere, and each would start later.
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | environment
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=environ, text=True, **pipes) as process:
         try:
@@ -31,8 +31,8 @@ def started(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one to its end."""
-    with started(script, *arguments) as process:
+    with started(script, *arguments, **environment) as process:
         out, err = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -61,9 +61,9 @@ def test_only_spans_look_at_the_time_of_day() -> None:
 
 
 STEPPING = """
-import json, sys, threading, time
+import json, os, sys, threading, time
 
-step, offset, real, real_ns = float(sys.argv[2]), 0.0, time.time, time.time_ns
+step, offset, real, real_ns = float(sys.argv[1]), 0.0, time.time, time.time_ns
 time.time = lambda: real() + offset
 time.time_ns = lambda: real_ns() + int(offset * 1e9)
 
@@ -99,7 +99,14 @@ def waited(timeout):
     return time.monotonic() - began
 
 pool = ConnectionPool(
-    1, 2, sys.argv[1], timeout=20, long_hold=0.05, max_lifetime=1800, max_idle=1800, credentials=credentials
+    1,
+    2,
+    os.environ["DATABASE_URL"],
+    timeout=20,
+    long_hold=0.05,
+    max_lifetime=1800,
+    max_idle=1800,
+    credentials=credentials,
 )
 with pool.connection() as first:
     step_the_clock()
@@ -150,7 +157,7 @@ def test_the_system_time_steps(dsn: str, step: float) -> None:
     Nothing expires, a timeout comes when it should, a waiter is served. Spans end after their start by as much as has
     passed, and what belongs to one lies within it.
     """
-    ended = run(TICKING + STEPPING, dsn, str(step))
+    ended = run(TICKING + STEPPING, str(step), DATABASE_URL=dsn)
     assert ended.returncode == 0, ended.stderr
     told: dict[str, Any] = json.loads(ended.stdout)
     assert 0.3 <= told["timed_out"] < PATIENCE
@@ -203,8 +210,8 @@ def rest(conn):
 provider = TracerProvider()
 provider.add_span_processor(Spans())
 slow, go = threading.Event(), threading.Event()
-pool = ConnectionPool(4, 4, sys.argv[1], timeout=4, observer=Telemetry(provider), application_name="suspended",
-                      reset=lambda conn: rest(conn) if slow.is_set() else None)
+pool = ConnectionPool(4, 4, os.environ["DATABASE_URL"], timeout=4, observer=Telemetry(provider),
+                      application_name="suspended", reset=lambda conn: rest(conn) if slow.is_set() else None)
 held = threading.Barrier(5)
 
 def hold():
@@ -271,7 +278,7 @@ def test_a_storm_of_expired_timeouts(dsn: str) -> None:
 
     Each waiter has a connection or its error at once, nothing is lost, and each checkout has ended its span.
     """
-    with started(TICKING + SUSPENDED, dsn) as process:
+    with started(TICKING + SUSPENDED, DATABASE_URL=dsn) as process:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), process.stderr and process.stderr.read()
         time.sleep(STOPPED)

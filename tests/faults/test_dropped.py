@@ -86,13 +86,13 @@ def test_close_with_waiters_and_holders(dsn: str) -> None:
 
 
 EXITING = """
-import atexit, sys, threading
+import atexit, os, sys, threading
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 trace.set_tracer_provider(TracerProvider())
 from otel_pgpool import ConnectionPool
 
-pool = ConnectionPool(1, 2, sys.argv[1], application_name="exiting", timeout=60)
+pool = ConnectionPool(1, 2, os.environ["DATABASE_URL"], application_name="exiting", timeout=60)
 
 def rows():
     with pool.connection() as conn:
@@ -139,7 +139,7 @@ EXITS = {
 @pytest.mark.parametrize("what", EXITS)
 def test_interpreter_exit(dsn: str, what: str) -> None:
     """Whatever is out when a program ends: it ends, silently, and its sessions with it."""
-    ended = run(EXITING + EXITS[what], dsn)
+    ended = run(EXITING + EXITS[what], DATABASE_URL=dsn)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     admin = psycopg2.connect(dsn)
     admin.autocommit = True
@@ -150,6 +150,7 @@ def test_interpreter_exit(dsn: str, what: str) -> None:
 def test_exit_from_inside_a_block(dsn: str) -> None:
     """A program that leaves from inside a block is rolled back, and ends with its own status."""
     ended = run(
-        f"{EXITING}\nwith pool.connection() as conn:\n    conn.cursor().execute('select 1')\n    sys.exit(3)", dsn
+        f"{EXITING}\nwith pool.connection() as conn:\n    conn.cursor().execute('select 1')\n    sys.exit(3)",
+        DATABASE_URL=dsn,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, "", "")

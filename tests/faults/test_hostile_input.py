@@ -173,6 +173,7 @@ def test_a_password_in_the_wrong_place(args: tuple[Any, ...], options: dict[str,
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("PGDATABASE", URL), ("PGUSER", f"password={RIGHT}"), ("PGHOST", URL), ("PGHOST", f"app:{RIGHT}@db")],
+    ids=range(4),
 )
 def test_a_password_in_the_wrong_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     """Refused like one in the DSN, where the DSN leaves the place to the variable, and named."""

@@ -228,14 +228,14 @@ def test_a_simple_processor_whose_exporter_hangs(dsn: str) -> None:
 
 
 PROGRAM = """
-import json, sys, threading, time
+import json, os, sys, threading, time
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.sampling import Sampler
 from otel_pgpool import ConnectionPool
 from otel_pgpool.otlp import configure
 
-broken, raised = sys.argv[2], []
+broken, raised = sys.argv[1], []
 
 class BrokenError(Exception):
     pass
@@ -268,7 +268,7 @@ with configure("shop", span_exporters=given) as providers:
         tracers.sampler = Undecided()
     elif broken == "callback":
         providers.meter_provider.get_meter("shop").create_observable_gauge("broken", [breaks])
-    pool = ConnectionPool(2, 4, sys.argv[1], name="shop", timeout=20)
+    pool = ConnectionPool(2, 4, os.environ["DATABASE_URL"], name="shop", timeout=20)
     errors = []
 
     def work():
@@ -287,7 +287,7 @@ with configure("shop", span_exporters=given) as providers:
     stats = pool.stats()
     pool.close()
     began = time.monotonic()
-    providers.shutdown(float(sys.argv[3]))
+    providers.shutdown(float(sys.argv[2]))
     took = time.monotonic() - began
 print(json.dumps({
     "errors": errors, "served": sum(stats.checkouts.values()), "levels": [stats.used, stats.idle - stats.size],
@@ -342,7 +342,7 @@ def ended(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
             for variable, value in {**SETTINGS, **export, **settings}.items():
                 monkeypatch.setenv(variable, value)
             began = time.time()
-            process = run(PROGRAM, dsn, broken, f"{3 * timeout:g}")
+            process = run(PROGRAM, broken, f"{3 * timeout:g}", DATABASE_URL=dsn)
             spells = int(time.time() // SPELL - began // SPELL) + 1
         assert process.returncode == 0, process.stderr
         told: dict[str, Any] = json.loads(process.stdout)

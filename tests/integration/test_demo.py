@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import secrets
 import select
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,14 @@ from google.protobuf import json_format
 from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
-from psycopg2.extensions import make_dsn
+from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.database import wait_until
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import read
+from tests.processes import arguments_of_all
 from tests.receivers import HttpReceiver, closed_endpoint
+from tests.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +106,11 @@ def environ(folder: Path, **more: str) -> dict[str, str]:
 def run(folder: Path, *arguments: str, **environment: str) -> Run:
     with Process(folder, *arguments, **environment) as process:
         return process.end()
+
+
+def way_to(server: PostgresServer) -> tuple[str, dict[str, str]]:
+    """What `--dsn` is given, and the password beside it: arguments can be read by every user of the machine."""
+    return url_of(server.dsn, password=None), {"PGPASSWORD": parse_dsn(server.dsn)["password"]}
 
 
 def make_folder(parent: Path) -> Path:
@@ -185,9 +193,10 @@ def runs(server: PostgresServer, parent: Path) -> Iterator[Runs]:
         over_http = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
         full = start("full", "--json", "--seconds", "4", "--endpoint", receiver.endpoint, **over_http)
         dead = start("dead", "--seconds", "3", OTEL_EXPORTER_OTLP_ENDPOINT=dead_url)
-        theirs = start("theirs", "--seconds", "3", "--dsn", server.dsn, "--json")
+        dsn, password = way_to(server)
+        theirs = start("theirs", "--seconds", "3", "--dsn", dsn, "--json", **password)
         settings = {"OTEL_TRACES_SAMPLER": "always_off", "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta"}
-        unsampled = start("unsampled", "--seconds", "3", "--dsn", server.dsn, **settings)
+        unsampled = start("unsampled", "--seconds", "3", "--dsn", dsn, **settings, **password)
         others = full.end(), theirs.end(), unsampled.end()
         yield Runs(*others, dead.end(), receiver, dead_url, bystander)
 
@@ -435,7 +444,8 @@ def test_bad_variables_are_refused_in_a_line(
     folder: Path, server: PostgresServer, variable: str, value: str, expected: str
 ) -> None:
     """As options are."""
-    done = run(folder, "demo", "--dsn", server.dsn, **{variable: value})
+    dsn, password = way_to(server)
+    done = run(folder, "demo", "--dsn", dsn, **password, **{variable: value})
     assert (done.status, done.out) == (2, "")
     (line,) = done.err.splitlines()
     assert expected in line
@@ -459,13 +469,59 @@ def test_what_is_no_recording_is_refused_in_a_line(folder: Path) -> None:
     assert done.err == "otel-pgpool: warning: out/traces.jsonl is not complete: a line of it is cut short\n"
 
 
-def test_a_server_that_refuses_is_one_line(folder: Path, server: PostgresServer) -> None:
-    """What the server says, without the password; here of a database that does not exist."""
-    done = run(folder, "demo", "--dsn", make_dsn(server.dsn, password="hunter2", dbname="nowhere"))
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"password": "hunter2"}, "password authentication failed"), ({"dbname": "nowhere"}, '"nowhere" does not exist')],
+    ids=["password", "database"],
+)
+def test_a_server_that_refuses_is_one_line(
+    folder: Path, server: PostgresServer, wrong: dict[str, str], said: str
+) -> None:
+    """What the server says, without the password."""
+    dsn, password = way_to(server)
+    done = run(folder, "demo", "--dsn", url_of(dsn, **wrong), **password)
     assert (done.status, done.out) == (2, "")
     (line,) = done.err.splitlines()
-    assert 'database "nowhere" does not exist' in line
+    assert said in line
     assert "hunter2" not in line
+    assert password["PGPASSWORD"] not in line
+
+
+WITH_A_KNOWN_PASSWORD = """
+import os, secrets, sys
+secrets.token_urlsafe = lambda _nbytes: os.environ["KNOWN"]
+from otel_pgpool.cli import main
+sys.exit(main())
+"""
+
+
+def test_the_servers_password_is_told_nowhere(folder: Path) -> None:
+    """Not in the arguments of a process, not on the terminal, not in the recording, not in a file meanwhile."""
+    password = secrets.token_urlsafe(24)
+    command = [sys.executable, "-c", WITH_A_KNOWN_PASSWORD, "demo", "--seconds", "3", "--out", "out"]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=environ(folder, KNOWN=password), **pipes) as process:
+        assert any("rush" in line for line in process.stdout)
+        arguments = arguments_of_all()
+        (server,) = (folder / "tmp").iterdir()
+        (port,) = re.findall(rf"-p (\d+) -k {server}$", arguments, re.MULTILINE)
+        where = {"host": "127.0.0.1", "port": port, "user": "postgres", "dbname": "postgres"}
+        psycopg2.connect(**where, password=password).close()  # it is the server's
+        files = contents_of(folder)
+        out, err = process.communicate(timeout=40)
+    assert (process.returncode, err) == (0, "")
+    assert "out/traces.jsonl" in files
+    for text in (arguments, out, *files.values(), *contents_of(folder).values()):
+        assert password not in text
+
+
+def contents_of(folder: Path) -> dict[str, str]:
+    """What is in its files."""
+    contents = {}
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # a folder, a socket, or one that the server has deleted
+            contents[str(path.relative_to(folder))] = path.read_bytes().decode(errors="replace")
+    return contents
 
 
 # Signals, terminals, and output that nobody takes

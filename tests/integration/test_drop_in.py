@@ -229,11 +229,14 @@ def test_connections_own_block(pool_class: Callable[..., Any], dsn: str, admin: 
     [
         (("{dsn}",), {}),
         ((), {"dsn": "{dsn}"}),
-        ((), {"host": "{host}", "port": "{port}", "user": "postgres", "dbname": "postgres"}),
-        ((), {"host": "{host}", "port": "{port}", "user": "postgres", "database": "postgres"}),
-        (("host={host} port={port} user=postgres dbname=postgres",), {}),
+        ((), {"host": "{host}", "port": "{port}", "user": "postgres", "password": "{password}", "dbname": "postgres"}),
+        (
+            (),
+            {"host": "{host}", "port": "{port}", "user": "postgres", "password": "{password}", "database": "postgres"},
+        ),
+        (("host={host} port={port} user=postgres password={password} dbname=postgres",), {}),
         (("{dsn}",), {"application_name": "shop"}),
-        (("host={host} port={port}",), {"user": "postgres", "dbname": "postgres"}),
+        (("host={host} port={port} password={password}",), {"user": "postgres", "dbname": "postgres"}),
         (("{dsn}",), {"options": "-c statement_timeout=12345"}),
     ],
 )
@@ -241,7 +244,7 @@ def test_ways_to_say_where(
     pool_class: Callable[..., Any], server: PostgresServer, args: tuple[str, ...], kwargs: dict[str, str]
 ) -> None:
     """A URL, a key=value string, keywords, and mixtures of them."""
-    places = {"dsn": server.dsn, "host": "127.0.0.1", "port": server.port}
+    places = extensions.parse_dsn(server.dsn) | {"dsn": server.dsn}
     options = {key: value.format(**places) for key, value in kwargs.items()}
     pool = pool_class(1, 1, *(arg.format(**places) for arg in args), **options)
     conn = pool.getconn()

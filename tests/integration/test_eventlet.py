@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -27,7 +28,7 @@ told = []
 handler = logging.Handler()
 handler.emit = lambda record: told.append(vars(record).get("otel_pgpool.event"))
 logging.getLogger("otel_pgpool").addHandler(handler)
-pool = ConnectionPool(1, 2, sys.argv[1], timeout=10, long_hold=0.3)
+pool = ConnectionPool(1, 2, os.environ["DATABASE_URL"], timeout=10, long_hold=0.3)
 
 def query(_number):
     with pool.connection() as conn, conn.cursor() as cur:
@@ -57,7 +58,12 @@ def test_eventlet(dsn: str, late: bool) -> None:
     imports = "from otel_pgpool import ConnectionPool, PoolTimeout\n"
     program = (imports + PATCH if late else PATCH + imports) + PROGRAM
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program, dsn], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "DATABASE_URL": dsn},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
     )
     assert done.stdout.splitlines() == [
         "two at a time True True",

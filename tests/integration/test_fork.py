@@ -258,10 +258,10 @@ def test_closed_pool_stays_closed(dsn: str) -> None:
 PROGRAM = """
 import ctypes, os, sys
 from otel_pgpool import ConnectionPool
-pool = ConnectionPool(2, 2, sys.argv[1], observer=None)
+pool = ConnectionPool(2, 2, os.environ["DATABASE_URL"], observer=None)
 held = pool.getconn()
 held.cursor().execute("create temporary table of_the_parent ()")
-child = os.fork() if sys.argv[2] == "python" else ctypes.PyDLL(None).fork()
+child = os.fork() if sys.argv[1] == "python" else ctypes.PyDLL(None).fork()
 if child == 0:
     with pool.connection() as conn:
         conn.cursor().execute("select 1")
@@ -278,7 +278,12 @@ pool.close()
 def test_child_that_ends_like_a_program(dsn: str, forked_by: str) -> None:
     """At the end of the child's interpreter all its objects go: the parent's sessions stay."""
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM, dsn, forked_by], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", PROGRAM, forked_by],
+        env={**os.environ, "DATABASE_URL": dsn},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
 

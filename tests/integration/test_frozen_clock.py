@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -38,15 +39,22 @@ def test_waits_go_on(dsn: str, made_before: bool) -> None:
 def test_imported_inside(dsn: str) -> None:
     """Also where the package is imported while the clock stands still."""
     program = """
-import sys
+import os
 from freezegun import freeze_time
 with freeze_time("2020-01-01"):
     from otel_pgpool import ConnectionPool, PoolTimeout
-    with ConnectionPool(1, 1, sys.argv[1], observer=None) as pool, pool.connection():
+    with ConnectionPool(1, 1, os.environ["DATABASE_URL"], observer=None) as pool, pool.connection():
         try:
             pool.getconn(timeout=0.2)
         except PoolTimeout as error:
             print(0.2 <= error.waited < 5)
 """
-    done = subprocess.run([sys.executable, "-c", program, dsn], capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "DATABASE_URL": dsn},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pwd
+import secrets
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -12,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool.cli.postgres import PostgresError, PostgresServer, find_binaries, find_version
+from tests.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,12 +140,79 @@ def test_frozen_backend(own_server: PostgresServer) -> None:
     conn.close()
 
 
-def test_password() -> None:
-    """With a password, it is asked for, and never shown in a repr."""
-    with PostgresServer(password="it's:a/p@ss") as server:
+def test_a_given_password() -> None:
+    """It is asked for, and never shown in a repr."""
+    with PostgresServer(password=f"it's:a/p@ss wörd{secrets.token_hex(16)}") as server:
         assert connects(server.dsn)
-        assert not connects(server.dsn.replace("p%40ss", "wrong"))
+        assert not connects(url_of(server.dsn, password="wrong"))
         assert "p@ss" not in repr(server)
+
+
+def test_nobody_else_gets_in(server: PostgresServer) -> None:
+    """Over TCP without the password nobody is let in; over the socket the account that started it is, and no other."""
+    where = {"port": server.port, "user": "postgres", "dbname": "postgres"}
+    refused = r"no password supplied|password authentication failed"
+    for password in ("", "postgres"):
+        with pytest.raises(psycopg2.OperationalError, match=refused):
+            psycopg2.connect(host="127.0.0.1", password=password, **where)
+    with pytest.raises(psycopg2.OperationalError, match=refused):
+        psycopg2.connect(host=server.socket_dir, **{**where, "user": "somebody"})
+    for folder in (Path(server.socket_dir), Path(server.socket_dir, "data")):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize("name", ["daemon", "nobody"])
+def test_another_user_of_the_machine(server: PostgresServer, name: str) -> None:
+    """Neither TCP nor the socket takes another account for the superuser, not even the one that the server runs as."""
+    account = pwd.getpwnam(name)
+    where = {"port": server.port, "user": "postgres", "dbname": "postgres", "password": ""}
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            for host in ("127.0.0.1", server.socket_dir):
+                try:
+                    psycopg2.connect(host=host, **where)
+                except psycopg2.OperationalError:
+                    os.write(write, b"refused ")
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    assert os.read(read, 100) == b"refused refused "
+    os.close(read)
+
+
+def test_each_server_has_a_password_of_its_own(server: PostgresServer, own_server: PostgresServer) -> None:
+    """One server's password opens no other."""
+    password = parse_dsn(server.dsn)["password"]
+    assert len(password) >= 32
+    assert not connects(url_of(own_server.dsn, password=password))
+
+
+def test_where_the_password_is_not(server: PostgresServer) -> None:
+    """It stands in the DSN and nowhere else: no file, no process's arguments or environment, no repr."""
+    password = parse_dsn(server.dsn)["password"]
+    assert password not in repr(server)
+    shown = subprocess.run(["ps", "axeww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(server.socket_dir) in shown
+    assert password not in shown
+    files = [path for path in Path(server.socket_dir).rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if password.encode() in path.read_bytes()] == []
+
+
+def test_an_account_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the account has no name, as in some containers, the socket asks for the password too."""
+    monkeypatch.setattr("otel_pgpool.cli.postgres._own_name", lambda: None)
+    with PostgresServer() as server:
+        assert connects(server.dsn)
+        assert connects(make_dsn(server.dsn, host=server.socket_dir))
+        assert not connects(make_dsn(host=server.socket_dir, port=server.port, user="postgres", dbname="postgres"))
 
 
 def test_bad_setting_shows_the_log() -> None:

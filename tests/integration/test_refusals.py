@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,10 @@ def test_from_an_outage_to_a_refusal(dsn: str) -> None:
 
 def test_too_many_clients_are_an_outage(dsn: str, admin: connection) -> None:
     """A server that has no slot left for anybody answers, and yet nobody can connect."""
-    ask(admin, "create role crowded login connection limit 0 password 'crowded'")
+    password = secrets.token_hex(16)
+    ask(admin, "create role crowded login connection limit 0 password %s", password)
     try:
-        crowded = make_dsn(dsn, user="crowded", password="crowded")
+        crowded = make_dsn(dsn, user="crowded", password=password)
         with Signals() as signals, signals.pool(0, 1, crowded, open=False) as pool:
             with pytest.raises(PoolTimeout, match="too many connections"):
                 pool.getconn(timeout=0.5)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import traceback
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import psycopg2
 import pytest
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.cli.postgres import PostgresServer
 from tests.integration.helpers import PATIENCE, ask, make, pid_of_a_checkout, refused_port, wait_until
+from tests.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RIGHT = "r1ght:p@ss/wörd"
+RIGHT = f"r1ght:p@ss/wörd{secrets.token_hex(16)}"
 WRONG = "wr0ng%p'ss"
 PLACE = "127.0.0.1:{port}/postgres"
 
@@ -32,20 +35,20 @@ def guarded() -> Iterator[PostgresServer]:
 @pytest.mark.parametrize(
     ("dsn", "name"),
     [
-        ("postgresql://postgres@127.0.0.1:{port}/postgres", PLACE),
-        ("postgres://postgres@127.0.0.1:{port}/postgres", PLACE),
-        ("postgresql://postgres@127.0.0.1:{port}/postgres?application_name=shop&connect_timeout=30", PLACE),
-        ("postgresql:///postgres?host=127.0.0.1&port={port}&user=postgres", PLACE),
-        ("host=127.0.0.1 port={port} user=postgres dbname=postgres", PLACE),
-        ("host='127.0.0.1' port = {port} user=postgres dbname='postgres'", PLACE),
-        ("hostaddr=127.0.0.1 port={port} user=postgres dbname=postgres", PLACE),
+        ("postgresql://postgres:{password}@127.0.0.1:{port}/postgres", PLACE),
+        ("postgres://postgres:{password}@127.0.0.1:{port}/postgres", PLACE),
+        ("postgresql://postgres:{password}@127.0.0.1:{port}/postgres?application_name=shop&connect_timeout=30", PLACE),
+        ("postgresql:///postgres?host=127.0.0.1&port={port}&user=postgres&password={password}", PLACE),
+        ("host=127.0.0.1 port={port} user=postgres password={password} dbname=postgres", PLACE),
+        ("host='127.0.0.1' port = {port} user=postgres password={password} dbname='postgres'", PLACE),
+        ("hostaddr=127.0.0.1 port={port} user=postgres password={password} dbname=postgres", PLACE),
         ("host={socket} port={port} user=postgres dbname=postgres", "{socket}:{port}/postgres"),
         ("postgresql://postgres@{quoted}:{port}/postgres", "{socket}:{port}/postgres"),
     ],
 )
 def test_forms_of_dsn(server: PostgresServer, dsn: str, name: str) -> None:
     """URLs and key=value strings, over TCP and the Unix socket; the pool is named after the place."""
-    places = {"port": server.port, "socket": server.socket_dir, "quoted": quote(server.socket_dir, safe="")}
+    places = parse_dsn(server.dsn) | {"socket": server.socket_dir, "quoted": quote(server.socket_dir, safe="")}
     with make(1, 1, dsn.format(**places)) as pool:
         assert pool.name.removesuffix(" #2") == name.format(**places)
         assert pool.namespace == "postgres"
@@ -61,6 +64,7 @@ def test_environment_of_libpq(server: PostgresServer, monkeypatch: pytest.Monkey
         ("PORT", server.port),
         ("USER", "postgres"),
         ("DATABASE", "postgres"),
+        ("PASSWORD", parse_dsn(server.dsn)["password"]),
     ):
         monkeypatch.setenv(f"PG{variable}", str(value))
     with make(1, 1, "") as pool:
@@ -73,9 +77,9 @@ def test_several_hosts(server: PostgresServer, form: str) -> None:
     """The first host is dead: the second serves; the name tells both."""
     with refused_port() as dead:
         if form == "url":
-            dsn = f"postgresql://postgres@127.0.0.1:{dead},127.0.0.1:{server.port}/postgres"
+            dsn = server.dsn.replace("@", f"@127.0.0.1:{dead},")
         else:
-            dsn = f"host=127.0.0.1,127.0.0.1 port={dead},{server.port} user=postgres dbname=postgres"
+            dsn = make_dsn(server.dsn, host="127.0.0.1,127.0.0.1", port=f"{dead},{server.port}")
         with make(2, 2, dsn) as pool:
             assert pool.name == f"127.0.0.1:{dead},127.0.0.1:{server.port}/postgres"
             assert pool.port is None
@@ -85,7 +89,7 @@ def test_several_hosts(server: PostgresServer, form: str) -> None:
 
 def test_hosts_by_role(server: PostgresServer) -> None:
     """`target_session_attrs` is libpq's, and works."""
-    dsn = f"postgresql://postgres@127.0.0.1:{server.port}/postgres?target_session_attrs=read-write"
+    dsn = f"{server.dsn}?target_session_attrs=read-write"
     with make(1, 1, dsn) as pool:
         assert pid_of_a_checkout(pool)
     with pytest.raises(psycopg2.OperationalError):
@@ -141,7 +145,7 @@ def test_unresolvable_host() -> None:
 def test_missing_database(server: PostgresServer) -> None:
     """Named in the error."""
     with pytest.raises(psycopg2.OperationalError, match='database "nowhere" does not exist'):
-        make(1, 1, f"postgresql://postgres@127.0.0.1:{server.port}/nowhere")
+        make(1, 1, make_dsn(server.dsn, dbname="nowhere"))
 
 
 def shown(error: BaseException) -> str:
@@ -167,10 +171,10 @@ def test_wrong_password_is_not_told(
     guarded: PostgresServer, how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused by the constructor; the password is in no message, no traceback and no log."""
-    place = f"postgresql://postgres@127.0.0.1:{guarded.port}/postgres"
+    place = url_of(guarded.dsn, password=None)
     options: dict[str, Any] = {}
     if how == "url":
-        place = place.replace("postgres@", f"postgres:{quote(WRONG, safe='')}@")
+        place = url_of(guarded.dsn, password=WRONG)
     elif how == "keyword":
         options = {"password": WRONG}
     elif how == "credentials":
@@ -185,7 +189,7 @@ def test_wrong_password_is_not_told(
 def test_password_that_turns_wrong(guarded: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
     """In service it is retried until the timeout, with the cause, and never told."""
     password = [RIGHT]
-    place = f"postgresql://postgres@127.0.0.1:{guarded.port}/postgres"
+    place = url_of(guarded.dsn, password=None)
     with (
         caplog.at_level(logging.DEBUG),
         ConnectionPool(0, 1, place, credentials=lambda: {"password": password[0]}) as pool,
@@ -205,7 +209,7 @@ def test_password_that_turns_wrong(guarded: PostgresServer, caplog: pytest.LogCa
 def test_credentials_rotate(guarded: PostgresServer) -> None:
     """They are asked for at each connect, and merged over what the DSN says."""
     asked: list[str] = []
-    current = RIGHT
+    current, new = RIGHT, secrets.token_hex(16)
 
     def credentials() -> dict[str, str]:
         asked.append(current)
@@ -213,17 +217,17 @@ def test_credentials_rotate(guarded: PostgresServer) -> None:
 
     with make(1, 1, guarded.dsn) as admin_pool, admin_pool.connection() as conn:
         ask(conn, "create role rotating login password %s", RIGHT)
-    dsn = guarded.dsn.replace(quote(RIGHT, safe=""), "old")
+    dsn = url_of(guarded.dsn, password="old")
     with make(1, 1, dsn, credentials=credentials, timeout=PATIENCE) as pool:
         first = pid_of_a_checkout(pool)
-        current = "n3w"
+        current = new
         with make(1, 1, guarded.dsn) as admin_pool, admin_pool.connection() as conn:
             ask(conn, "alter role rotating password %s", current)
         pool.drain()
         with pool.connection() as conn:
             assert conn.info.backend_pid != first
             assert ask(conn, "select current_user::text") == "rotating"
-        assert asked == [RIGHT, "n3w"]
+        assert asked == [RIGHT, new]
 
 
 def test_credentials_that_raise(dsn: str) -> None:

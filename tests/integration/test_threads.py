@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import socket
 import subprocess
 import sys
@@ -127,10 +128,10 @@ def test_a_caller_connects_under_a_wait_callback(dsn: str, no_threads: threading
 
 
 AT_EXIT = """
-import atexit, os, sys, threading
+import atexit, os, threading
 from otel_pgpool import ConnectionPool
 
-pool = ConnectionPool({minconn}, 2, sys.argv[1], timeout=10)
+pool = ConnectionPool({minconn}, 2, os.environ["DATABASE_URL"], timeout=10)
 pids = []
 
 def save():
@@ -151,7 +152,14 @@ atexit.register(save)
 def test_a_checkout_at_exit(dsn: str, minconn: int) -> None:
     """In an ``atexit`` callback it is served, with an idle connection and without."""
     program = AT_EXIT.format(minconn=minconn)
-    done = subprocess.run([sys.executable, "-c", program, dsn], capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "DATABASE_URL": dsn},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
     assert "Traceback" not in done.stderr
 

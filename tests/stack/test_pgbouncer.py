@@ -9,10 +9,12 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, reset_session
 from otel_pgpool.cli.postgres import PostgresServer
@@ -21,7 +23,6 @@ from tests.stack.programs import environment, find_program, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from psycopg2.extensions import connection
 
@@ -36,19 +37,22 @@ class PgBouncer:
 
     def __init__(self, folder: Path, server: PostgresServer, mode: str, **settings: object) -> None:
         (self.port,) = free_ports(1)
-        self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self.dsn = make_dsn(server.dsn, port=self.port)
+        target = parse_dsn(server.dsn)
+        users = Path(server.socket_dir, "users")  # where the user that PgBouncer becomes may read it, and nobody else
+        users.write_text(f'"{target["user"]}" "{target["password"]}"\n')
         config = {
             "listen_addr": "127.0.0.1",
             "listen_port": self.port,
             "unix_socket_dir": "",
-            "auth_type": "any",
+            "auth_type": "scram-sha-256",
+            "auth_file": users,
             "admin_users": "postgres",
             "pool_mode": mode,
             "default_pool_size": 2,
             "ignore_startup_parameters": "extra_float_digits",
             **settings,
         }
-        target = psycopg2.extensions.parse_dsn(server.dsn)
         self._file = folder / "pgbouncer.ini"
         self._file.write_text(
             f"[databases]\npostgres = host=127.0.0.1 port={target['port']} dbname={target['dbname']} "

@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
+from psycopg2.extensions import parse_dsn
 
 from tests.integration.helpers import wait_until
+from tests.processes import arguments_of_all
 from tests.receivers import GrpcReceiver
 from tests.stack.programs import free_ports
 from tests.stack.stack import ROOT
@@ -35,6 +38,10 @@ class Shop:
     def __init__(self, address: str, process: subprocess.Popen[str]) -> None:
         self._address = address
         self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def get(self, path: str) -> str:
         with urlopen(f"http://{self._address}{path}", timeout=20) as answer:
@@ -192,6 +199,37 @@ def test_the_leak_shows_until_it_is_switched_off(shop: Shop, receiver: GrpcRecei
         shop.post("/leak")
     receiver.clear()
     receiver.wait_for(lambda r: oldest_hold(r)[-1:] and oldest_hold(r)[-1] < 3)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes tell their environment here alone")
+def test_the_servers_password_is_told_nowhere(receiver: GrpcReceiver) -> None:
+    """Gunicorn has it, in its environment; it is in no argument of a process, neither printed nor sent."""
+    with open_shop(receiver) as shop:
+        shop.post("/", b"product=3")
+        told = [(command, find_url(environment)) for command, environment in children_of(shop.pid)]
+        arguments = arguments_of_all()
+        status, printed = shop.close()
+    assert status == 0, printed
+    ((command, url),) = [each for each in told if each[1]]
+    assert "gunicorn" in command
+    password = parse_dsn(url)["password"]
+    assert any("load.py" in command for command, _none in told)
+    assert receiver.spans
+    for text in (arguments, printed, f"{receiver.spans}{receiver.metrics}{receiver.logs}"):
+        assert password not in text
+
+
+def children_of(pid: int) -> Iterator[tuple[str, str]]:
+    """Arguments and environment of each process that this one has started."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                yield (process / "cmdline").read_text(), (process / "environ").read_text()
+
+
+def find_url(environment: str) -> str:
+    return "".join(re.findall(r"(?:^|\0)DATABASE_URL=([^\0]*)", environment))
 
 
 def test_a_port_that_is_taken_ends_it() -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -194,8 +195,35 @@ def test_a_fork_waits_for_no_connect_for_ever(monkeypatch: pytest.MonkeyPatch) -
     connecting.join()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell which threads there are")
+def test_a_fork_waits_for_the_end_of_a_thread_that_has_connected() -> None:
+    """Its child must not inherit the lock under which OpenSSL frees what belongs to the thread."""
+    ends = threading.Event()
+
+    class Slow:
+        def __del__(self) -> None:
+            ends.set()
+            time.sleep(0.1)  # what Python and the system have to do yet
+
+    local = threading.local()
+
+    def connect() -> None:
+        local.kept = Slow()
+        _fork.note_end()
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    assert ends.wait(10)
+    number = thread.native_id
+    assert number is not None
+    task = Path(f"/proc/{os.getpid()}/task/{number}")
+    assert exit_code_of(lambda: not task.exists()) == 0
+    thread.join()
+
+
 def test_a_connect_waits_for_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that begins while a fork is at work begins after it."""
+    """One that begins while a fork is at work begins after it, and not when the fork stops waiting for others."""
+    monkeypatch.setattr(_fork, "FORK_WAIT", 0.05)
     monkeypatch.setattr(_fork, "_python_forks", True)
     inside = threading.Event()
 
@@ -205,7 +233,7 @@ def test_a_connect_waits_for_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
 
     connecting = threading.Thread(target=connect)
     connecting.start()
-    assert not inside.wait(0.05)
+    assert not inside.wait(0.2)
     _fork._after_in_parent()
     assert inside.wait(10)
     connecting.join()

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.extensions import parse_dsn
 
 from tests.integration.helpers import wait_until
+from tests.urls import url_of
 
 if TYPE_CHECKING:
     import socket
@@ -48,10 +48,9 @@ def database(server_dsn: str, name: str) -> Iterator[connection]:
         admin.close()
 
 
-def url_of(conn: connection) -> str:
-    """As programs are given it."""
-    dsn = parse_dsn(conn.dsn)
-    return f"postgresql://{dsn['user']}@{dsn['host']}:{dsn['port']}/{dsn['dbname']}"
+def url_of_database(conn: connection) -> str:
+    """The URL that programs are given; a connection's own DSN has no password."""
+    return url_of(conn.dsn, password=conn.info.password, application_name=None)
 
 
 class Program:
@@ -111,7 +110,7 @@ def running(
             env={
                 **inherited,
                 "PATH": f"{BIN}{os.pathsep}{inherited.get('PATH', '')}",
-                "DATABASE_URL": url_of(beside),
+                "DATABASE_URL": url_of_database(beside),
                 "OTEL_BSP_SCHEDULE_DELAY": "50",
                 "OTEL_BLRP_SCHEDULE_DELAY": "50",
                 **(receiver.environ if receiver else {}),
@@ -140,7 +139,7 @@ def running(
 @contextmanager
 def locked(beside: connection, table: str) -> Iterator[None]:
     """Hold up every statement on a table."""
-    holder = psycopg2.connect(beside.dsn)
+    holder = psycopg2.connect(url_of_database(beside), application_name="beside")
     try:
         with holder.cursor() as cur:
             cur.execute(f"lock table {table} in access exclusive mode")

@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 
 from tests.integration.hook.helpers import instrumented
 from tests.integration.telemetry_helpers import served, unserved
+from tests.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ class Engines:
     """Makes engines on a server, and leaves nothing of them behind."""
 
     def __init__(self, dsn: str) -> None:
-        self.url = f"postgresql+psycopg2://{dsn.partition('://')[2]}"
+        self.url = url_of(dsn, scheme="postgresql+psycopg2")
         self._made: list[Engine] = []
 
     def __enter__(self) -> Self:

@@ -35,7 +35,7 @@ class Vault:
 
 def with_and_without(signals: Signals, dsn: str, deed: Callable[[Vault], None]) -> list[int]:
     """How often a deed asks without the hook, and with it."""
-    password = parse_dsn(dsn).get("password", "secret")
+    password = parse_dsn(dsn)["password"]
     counts = []
     vault = Vault(password)
     deed(vault)

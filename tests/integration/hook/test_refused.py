@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
-from psycopg2.extensions import make_dsn, parse_dsn
 from psycopg2.pool import ThreadedConnectionPool
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
@@ -16,6 +15,7 @@ from sqlalchemy.pool import NullPool
 from otel_pgpool.telemetry import logs
 from tests.integration.hook.helpers import instrumented, ledger_of
 from tests.integration.hook.sqlalchemy_helpers import borrow, ledger
+from tests.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,9 +67,9 @@ def test_stock_pool(signals: Signals, dsn: str) -> None:
         assert len(told(signals)) == 1
 
 
-def test_probe_for_a_database(signals: Signals, hook: None, engines: Engines) -> None:
+def test_probe_for_a_database(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
     """Programs probe with an engine for each look: one warning a minute for all of them, and no error."""
-    url = engines.url.rpartition("/")[0] + "/no_such_database"
+    url = url_of(dsn, scheme="postgresql+psycopg2", dbname="no_such_database")
     for _ in range(3):
         engine = engines(url, poolclass=NullPool)
         with pytest.raises(OperationalError):
@@ -90,8 +90,7 @@ def test_outage_that_ends_with_a_refusal(signals: Signals, own_server: PostgresS
             pool.getconn()
         assert ledger_of(pool).stats().status == "unreachable"
         own_server.start()
-        parameters: dict[str, Any] = parse_dsn(own_server.dsn)
-        pool._args = (make_dsn(**{**parameters, "user": "nobody_knows_me"}),)
+        pool._args = (url_of(own_server.dsn, user="nobody_knows_me"),)
         with pytest.raises(psycopg2.OperationalError):
             pool.getconn()
         assert ledger_of(pool).stats().status == "ok"
@@ -112,12 +111,11 @@ def test_server_that_serves_nobody(signals: Signals, own_server: PostgresServer)
         pool.closeall()
 
 
-def test_engine(signals: Signals, hook: None, engines: Engines) -> None:
+def test_engine(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
     """An engine whose role does not exist, and one whose creator meets the same."""
-    parsed: dict[str, Any] = parse_dsn(engines.url.replace("+psycopg2", ""))
-    wrong = make_dsn(**{**parsed, "user": "nobody_knows_me"})
+    wrong = url_of(dsn, user="nobody_knows_me")
     for engine in (
-        engines(engines.url.replace(f"//{parsed['user']}", "//nobody_knows_me")),
+        engines(url_of(wrong, scheme="postgresql+psycopg2")),
         engines(creator=lambda: psycopg2.connect(wrong), pool_logging_name="made"),
     ):
         with pytest.raises((OperationalError, psycopg2.OperationalError)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 import pytest
 from opentelemetry.trace import SpanKind
 from sqlalchemy import create_engine, event, exc, text
@@ -29,6 +32,7 @@ from tests.integration.hook.sqlalchemy_helpers import (
     ledger,
     lent,
     listening,
+    parameters_of,
     select,
     told,
     waits,
@@ -132,8 +136,8 @@ def test_engine_made_before(signals: Signals, engines: Engines, poolclass: type)
 
 def test_sqlalchemy_imported_after(dsn: str) -> None:
     """A program may import SQLAlchemy when the hook is on already."""
-    program = f"""
-import sys
+    program = """
+import os, sys
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -143,11 +147,17 @@ provider.add_span_processor(SimpleSpanProcessor(spans))
 PgPoolInstrumentor().instrument(tracer_provider=provider)
 assert "sqlalchemy" not in sys.modules
 import sqlalchemy
-with sqlalchemy.create_engine({Engines(dsn).url!r}).connect():
+with sqlalchemy.create_engine(os.environ["DATABASE_URL"]).connect():
     pass
 print(*sorted(span.name for span in spans.get_finished_spans()))
 """
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, "DATABASE_URL": Engines(dsn).url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (ran.stdout, ran.stderr) == ("pool.checkout pool.connect\n", "")
 
 
@@ -497,15 +507,19 @@ def test_logging_name(signals: Signals, hook: None, engines: Engines) -> None:
 
 def test_secrets_of_the_url(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
     """Neither the URL's password nor anything secret in its query is told anywhere."""
-    host, port = dsn.rpartition("@")[2].partition("/")[0].split(":")
+    host, port = (parameters_of(dsn)[name] for name in ("host", "port"))
+    password = f"s3cret-{secrets.token_hex(16)}"
+    with psycopg2.connect(dsn) as conn, conn.cursor() as cur:
+        cur.execute("drop role if exists secretive; create role secretive login password %s", (password,))
+    conn.close()
     url = (
-        f"postgresql+psycopg2://postgres:s3cret-word@/postgres?host={host}&port={port}"
+        f"postgresql+psycopg2://secretive:{password}@/postgres?host={host}&port={port}"
         "&sslpassword=s3cret-key&application_name=s3cret-app&connect_timeout=7"
     )
     engine = engines(url)
     borrow(engine)
     (name,) = {point.attributes["db.client.connection.pool.name"] for point in every_point(signals)}
-    assert name == f"postgresql+psycopg2://postgres@/postgres?host={host}&port={port}"
+    assert name == f"postgresql+psycopg2://secretive@/postgres?host={host}&port={port}"
     assert (signals.checkout().attributes or {})["server.address"] == host
     with pytest.raises(exc.OperationalError):
         engines(f"postgresql+psycopg2://postgres:s3cret-word@{host}:1/postgres?sslpassword=s3cret-key").connect()

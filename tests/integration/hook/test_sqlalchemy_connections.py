@@ -188,18 +188,17 @@ def test_wait_of_a_creator_is_no_connect(signals: Signals, hook: None, engines: 
 def test_connect_args(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
     """What ``connect_args`` add to the URL is where it leads, and what is secret in them is told nowhere."""
     parameters = parameters_of(dsn)
-    args = {key: parameters[key] for key in ("host", "port", "user", "dbname")}
-    engine = engines(NOWHERE, connect_args={**args, "password": "s3cret-word", "application_name": "own"})
+    engine = engines(NOWHERE, connect_args={**parameters, "application_name": "own"})
     borrow(engine)
     borrow(engine)
     _first, second = signals.named("pool.checkout")
     assert server_attributes(dsn).items() <= (second.attributes or {}).items()
     assert (second.attributes or {})["db.namespace"] == parameters["dbname"]
     with refused_port() as port, pytest.raises(exc.OperationalError):
-        engines(NOWHERE, connect_args={**args, "port": port, "password": "refused"}).connect()
+        engines(NOWHERE, connect_args={**parameters, "port": port, "password": "refused"}).connect()
     description = status_of(signals.named("pool.connect")[-1])[1] or ""
     assert description.endswith("Connection refused")  # as libpq quotes no password, the word is nobody's secret
-    assert "s3cret" not in signals.everything()
+    assert parameters["password"] not in signals.everything()
 
 
 def test_unreadable_url(signals: Signals, hook: None, engines: Engines) -> None:
