@@ -66,13 +66,20 @@ def target_of_engine(engine: Engine) -> Target:
     if not is_an_engines(engine.pool):
         return UnknownTarget()
     with lenient:  # one that the program has put together itself may have anything there
-        return place_of((), _parameters_of(engine.url))
+        if not _is_torn(engine.url):
+            return place_of((), _parameters_of(engine.url))
     return UnknownTarget()
 
 
 def is_an_engines(pool: Any) -> bool:
     """Whether ``create_engine`` has made a pool, and said how it connects."""
     return getattr(getattr(pool, "_creator", None), "__module__", None) == create_engine.__module__
+
+
+def _is_torn(url: URL) -> bool:
+    """Whether a password with a character that was not escaped has its rest in another part of the URL."""
+    parts = (url.host, url.database, *url.query, *url.query.values())
+    return any("@" in str(part) for part in parts if part)
 
 
 def _parameters_of(url: URL) -> dict[str, Any]:
@@ -104,6 +111,8 @@ def name_of(engine: Engine) -> str:
         return name
     try:
         url = engine.url
+        if _is_torn(url):
+            return DRIVER
         Target((), _parameters_of(url))  # it refuses what may hold a part of the password
         query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
         return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
