@@ -12,7 +12,7 @@ PYTHONS     := 3.10 3.13
 SQLALCHEMYS := 1.4 2.0
 
 # Folders of programs, which bandit looks at.
-LOOKED_AT := benchmarks collector-config examples faults grafana otel_pgpool
+LOOKED_AT := benchmarks collector-config docs examples faults grafana otel_pgpool
 
 # uv is used where it is installed; venv and pip do the same, slower.
 ifneq ($(shell command -v uv 2>/dev/null),)
@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down passwords dashboard test coverage versions faults lint audit types bench clean
+.PHONY: help demo shop up down passwords dashboard test coverage versions faults lint audit types bench docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -102,6 +102,9 @@ bench: $(ENV)/dev.stamp ## side by side with the other pools; writes benchmarks/
 faults: $(ENV)/dev.stamp ## break every pool in every way; writes docs/reliability.md
 	@$(BIN)/python -m faults $(ARGS)
 
+docs: $(ENV)/docs.stamp ## the documentation as a site, in build/site; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(ENV)/docs/bin/mkdocs build --strict
+
 clean: ## remove the environment, builds and caches
 	@rm -rf .venv .venv-* build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache otel-pgpool-demo
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -116,6 +119,13 @@ $(ENV)/dev.stamp: pyproject.toml | $(BIN)/python
 	@echo "Installing the development tools into $(ENV) (a minute or two the first time) ..."
 	@$(INSTALL) -e ".[dev]"
 	@touch $(ENV)/demo.stamp $@
+
+# The site's tools have an environment of their own: the tests need none of them.
+$(ENV)/docs.stamp: pyproject.toml | $(BIN)/python
+	@echo "Installing the site's tools into $(ENV)/docs ..."
+	@$(BIN)/python -m venv --clear $(ENV)/docs
+	@$(ENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	@touch $@
 
 # Another SQLAlchemy than the one of dev, in a folder to put in front of it.
 $(ENV)/sqlalchemy-%.stamp: pyproject.toml | $(BIN)/python
