@@ -103,7 +103,7 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     for name, fault in FAULTS.items():
         yield f"| {fault.title} | {fault.cause} | {ours(fault, outcomes[name, POOLS[0]])} |"
     yield ""
-    yield "## Beside other pools"
+    yield "## Compared with other pools"
     yield ""
     yield "Each cell has the errors that the application saw / the recovery in seconds / the longest work in seconds,"
     yield "from request to release / the connections lost. If there is no error and the work took 10 s, a worker hung:"
