@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +41,15 @@ def test_a_record_has_context_decision_and_consequences(record: Path) -> None:
     headings = re.findall(r"^## (.+)$", record.read_text(encoding="utf-8"), re.MULTILINE)
     assert headings == ["Context", "Decision", "Consequences"]
     assert int(record.name[:4]) == RECORDS.index(record) + 1
+
+
+def test_links_out_of_the_documents_are_text_on_the_site() -> None:
+    """The site holds docs/ only: a link to another file of the repository would lead nowhere."""
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="design/telemetry.md"))
+    written = "[in](../guide.md#limits), [out](../../SECURITY.md), [away](https://a.b), ![seen](../pictures/a.png)"
+    shown = "[in](../guide.md#limits), out, [away](https://a.b), ![seen](../pictures/a.png)"
+    assert hooks["on_page_markdown"](written, page=page) == shown
 
 
 @pytest.mark.skipif(not MKDOCS, reason="MkDocs is not installed here: make docs installs it, for itself")
