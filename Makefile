@@ -7,12 +7,12 @@ ARGS   ?=
 ENV    := .venv
 BIN    := $(ENV)/bin
 
-# What `versions` tries the hook on besides: interpreters, from PATH or pyenv, and releases of SQLAlchemy.
+# What `versions` tests the instrumentation on in addition: interpreters, from PATH or pyenv, and releases of SQLAlchemy.
 PYTHONS     := 3.10 3.13
 SQLALCHEMYS := 1.4 2.0
 
 # Folders of programs, which bandit looks at.
-LOOKED_AT := benchmarks collector-config examples faults grafana otel_pgpool
+LOOKED_AT := benchmarks collector-config docs examples faults grafana otel_pgpool
 
 # uv is used where it is installed; venv and pip do the same, slower.
 ifneq ($(shell command -v uv 2>/dev/null),)
@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down passwords dashboard test coverage versions faults lint audit types bench clean
+.PHONY: help demo shop up down passwords dashboard test coverage versions faults lint audit types bench docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -40,7 +40,7 @@ define NEEDS_COMPOSE
 @docker compose version >/dev/null 2>&1 || { echo "make up and make down need Docker with its compose plugin, and 'docker compose version' fails here; without it, make shop runs the shop" >&2; exit 1; }
 endef
 
-up: passwords ## the whole stack where Docker is: shop, Collector, Jaeger, Prometheus, Grafana
+up: passwords ## the whole stack, with Docker: shop, Collector, Jaeger, Prometheus, Grafana
 	@docker compose up --build --detach --wait
 	@shop=$$(docker compose port shop 8000) && jaeger=$$(docker compose port jaeger 16686) && \
 	prometheus=$$(docker compose port prometheus 9090) && grafana=$$(docker compose port grafana 3000) && \
@@ -60,7 +60,7 @@ passwords:
 		grep -q "^$$name=." .env || printf '\n%s=%s\n' "$$name" "$$(od -An -v -N24 -tx1 /dev/urandom | tr -d ' \n')" >>.env || exit; \
 	done
 
-dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/otel-pgpool.json, anew
+dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/otel-pgpool.json
 	@$(BIN)/python -m grafana.dashboard
 
 # Three at a time on any machine: most tests wait for a server most of their time.
@@ -70,7 +70,7 @@ test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp $(ENV)/debian.stamp ## every 
 coverage: ## every test, with branch coverage, which makes them slower
 	@$(MAKE) test ARGS="--cov=otel_pgpool $(ARGS)"
 
-versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the hook's tests on other Pythons and SQLAlchemys
+versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the instrumentation's tests on other Pythons and SQLAlchemys
 	@for release in $(SQLALCHEMYS); do \
 		echo "SQLAlchemy $$release"; \
 		PYTHONPATH=$(ENV)/sqlalchemy-$$release $(BIN)/python -m pytest -n 2 -q \
@@ -90,17 +90,20 @@ lint: $(ENV)/dev.stamp ## ruff: rules and format; bandit, on all but the tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(LOOKED_AT)
 
-audit: $(ENV)/dev.stamp ## pip-audit: whether something that is installed here is known to be vulnerable
+audit: $(ENV)/dev.stamp ## pip-audit: known vulnerabilities of the installed packages
 	@$(BIN)/pip-audit --skip-editable
 
 types: $(ENV)/dev.stamp ## mypy, strict
 	@$(BIN)/mypy
 
-bench: $(ENV)/dev.stamp ## side by side with the other pools; writes benchmarks/RESULTS.md
+bench: $(ENV)/dev.stamp ## compare with other pools; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-faults: $(ENV)/dev.stamp ## break every pool in every way; writes docs/reliability.md
+faults: $(ENV)/dev.stamp ## the fault-injection suite; writes docs/reliability.md
 	@$(BIN)/python -m faults $(ARGS)
+
+docs: $(ENV)/docs.stamp ## the documentation as a site, in build/site; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(ENV)/docs/bin/mkdocs build --strict
 
 clean: ## remove the environment, builds and caches
 	@rm -rf .venv .venv-* build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache otel-pgpool-demo
@@ -116,6 +119,13 @@ $(ENV)/dev.stamp: pyproject.toml | $(BIN)/python
 	@echo "Installing the development tools into $(ENV) (a minute or two the first time) ..."
 	@$(INSTALL) -e ".[dev]"
 	@touch $(ENV)/demo.stamp $@
+
+# The site's tools have an environment of their own: the tests need none of them.
+$(ENV)/docs.stamp: pyproject.toml | $(BIN)/python
+	@echo "Installing the site's tools into $(ENV)/docs ..."
+	@$(BIN)/python -m venv --clear $(ENV)/docs
+	@$(ENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	@touch $@
 
 # Another SQLAlchemy than the one of dev, in a folder to put in front of it.
 $(ENV)/sqlalchemy-%.stamp: pyproject.toml | $(BIN)/python

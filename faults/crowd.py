@@ -78,10 +78,10 @@ class Crowded:
         yield "### A crowd"
         yield ""
         yield (
-            f"{self.waiting:,} threads wait at once for one of {self.maxconn} connections, all of which are lent, and "
-            f"then come back: {self.served:,} are served, the last after {self.seconds:.3f} s, with "
+            f"{self.waiting:,} threads wait at once for {self.maxconn} connections, all of which are held and "
+            f"then released. {self.served:,} are served, the last after {self.seconds:.3f} s, with "
             f"{sum(self.outcomes.values()) - self.served} errors and never more than {self.most_backends} server "
-            f"processes. Each that waits takes {self.resident:.0f} KB, its thread included. Left: {self.threads_left} "
+            f"processes. Each waiter takes {self.resident:.0f} KB, its thread included. Left: {self.threads_left} "
             f"threads, {self.descriptors_left} file descriptors."
         )
 

@@ -81,7 +81,7 @@ class Sailed:
         new = f"{self.threads_new:g} | {self.resident_new:.0f} | {self.descriptors_new:g}"
         opened = f"{self.threads_open:g} | {self.resident_open:.0f} | {self.descriptors_open:g}"
         yield f"| before its first connection | {new} |"
-        yield f"| with one connection, which was lent and is idle | {opened} |"
+        yield f"| with one idle connection, which has been checked out once | {opened} |"
         yield f"| closed, in all | {self.threads_left} | | {self.descriptors_left} |"
 
 

@@ -99,7 +99,7 @@ class Returned:
         yield ""
         yield (
             f"{self.processes} processes with {self.connections} connections each; their server is away for "
-            f"{self.away:.1f} s. Connects that arrived, as a proxy in front of it counts them, second by second:"
+            f"{self.away:.1f} s. Connects that arrived in each second, counted by a proxy in front of the server:"
         )
         yield ""
         yield f"- while it is away: {', '.join(map(str, self.while_away))}"

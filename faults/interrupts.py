@@ -153,20 +153,20 @@ class Struck:
         yield ""
         lost = ", ".join(f"{number:,} {reason}" for reason, number in sorted(self.discarded.items()))
         yield (
-            f"{self.interrupts:,} times a KeyboardInterrupt is raised inside the pool and its telemetry, at each of "
-            f"{self.lines_struck} lines that a checkout and its return may run through, waits, timeouts, dead and "
-            "aged connections, failing blocks and commits among them. Each time, it comes out, all "
-            f"{MAXCONN} connections can be had again, nothing is out or waiting, the OpenTelemetry context is the one "
-            "from before, no file descriptor is left and the garbage collector is on; each of "
-            f"{self.spans:,} spans has ended at the latest when the pool is closed. Connections replaced: {lost}. "
-            f"Exceptions to this: {len(self.violations)}."
+            f"A KeyboardInterrupt is raised {self.interrupts:,} times inside the pool and its telemetry, at each of "
+            f"{self.lines_struck} lines that a checkout and its release may run through. Waits, timeouts, dead and "
+            "aged connections, failing blocks and commits are among them. Each time, the interrupt reaches the "
+            f"program, all {MAXCONN} connections can be checked out again, no checkout or waiter is left, the "
+            "OpenTelemetry context is the one from before, no file descriptor is left, and the garbage collector is "
+            f"on. Each of {self.spans:,} spans has ended when the pool is closed. Connections replaced: {lost}. "
+            f"Violations: {len(self.violations)}."
         )
         yield ""
         yield (
-            f"What an interrupt leaves in nobody's hands is taken back after {IMPATIENCE:g} s here; elsewhere after "
-            f"{_members.STRAY_AFTER:g} s, or {_members.LEFT_AFTER:g} s where it was to be looked at or closed. "
-            "Left out are the lines where CPython handles no signal, the callbacks of weak references, and the first "
-            "line of a block's `__exit__`, which [nothing can guard](decisions.md#what-a-caller-sees)."
+            f"The pool closes what an interrupt has orphaned after {IMPATIENCE:g} s here; elsewhere after "
+            f"{_members.STRAY_AFTER:g} s, or {_members.LEFT_AFTER:g} s for one that was to be checked or closed. "
+            "Not tried are the lines where CPython handles no signal, the callbacks of weak references, and the first "
+            "line of a block's `__exit__`, which [cannot be guarded](design/concurrency.md#interrupts)."
         )
 
 

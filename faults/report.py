@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks import machine
 from faults import load
 from faults.catalogue import FAULTS
+from faults.findings import findings
 from faults.pools import POOLS
 from faults.scene import MAXCONN, OUTAGE, RETURN, TIMEOUT, WORKERS
 from faults.verdict import GRACE
@@ -25,31 +26,33 @@ DOCUMENT = "docs/reliability.md"
 ROOT = Path(__file__).parents[1]
 
 HEAD = f"""\
-Every fault happens to a real PostgreSQL while {WORKERS} workers insert and commit rows through a pool of {MAXCONN}
-connections, each waiting up to {TIMEOUT:g} s for one. What the application was told is then compared with what the
-connections saw of their commits and with what the table holds. An error is in doubt where the connection died before
-the commit's answer.
+Each fault happens to a real PostgreSQL while {WORKERS} workers insert and commit rows through a pool of {MAXCONN}
+connections. Each worker waits up to {TIMEOUT:g} s for a connection. Afterwards, what the application was told is
+compared with what the connections saw of their commits and with what the table holds. An error is in doubt if the
+connection died before the commit was answered.
 
-All the time it is checked of our pool
+While a fault runs, otel_pgpool must keep these invariants:
 
-- that no connection has two holders,
-- that no more than {MAXCONN} server processes have a client, those of a forked child apart; the pool cannot end those
-  that it has cut loose, as they were frozen or at work: the second figure of the column counts them too,
-- that nobody waits for a connection for longer than {TIMEOUT + GRACE:g} s,
-- that no return takes longer than {RETURN + GRACE:g} s, its commit apart.
+- No connection has two holders.
+- At most {MAXCONN} server processes have a client, those of a forked child not counted. The pool cannot end the
+  processes of connections that it has abandoned because they were frozen or busy; the second figure of that column
+  includes them.
+- No caller waits for a connection for longer than {TIMEOUT + GRACE:g} s.
+- No release takes longer than {RETURN + GRACE:g} s, its commit not counted.
 
-To either time is added what the machine stood still; of a process that is suspended, waits are counted without the
-suspension. Afterwards it is checked
+Both limits are extended by any time during which the machine itself stalled. Time during which the process was
+suspended does not count as waiting. Afterwards:
 
-- that the fault was met,
-- that errors and first good work stay within what stands beside them as allowed: the errors of connections that died,
-  timeouts where no connection can be made, and {OUTAGE:g} s after that, as the prober pauses for up to 5 s,
-- that nothing is out or waiting, that every connection can be had again, and none is left on an old primary,
-- that each checkout has begun and ended one span; one that a broken processor or sampler refuses counts as both,
-- that no thread and no file descriptor is left.
+- The fault has really happened.
+- Errors and recovery are within what the columns "allowed" say: the errors of connections that died, timeouts while
+  no connection can be made, and {OUTAGE:g} s after that, since the prober pauses for up to 5 s.
+- No connection is checked out and no caller waits, every connection can be checked out again, and none leads to an
+  old primary.
+- Each checkout has begun and ended one span; a span that a broken processor or sampler refuses counts as both.
+- No thread and no file descriptor is left.
 
-A connection is lost that cannot be had within {TIMEOUT + GRACE:g} s when all work has ended; a pool that pauses for
-longer between its attempts to connect may make it yet."""
+A connection counts as lost if it cannot be checked out within {TIMEOUT + GRACE:g} s after all work has stopped. A
+pool with a longer reconnect delay may still recover it later."""
 
 
 def in_short(outcome: Outcome | str) -> str:
@@ -62,15 +65,21 @@ def in_short(outcome: Outcome | str) -> str:
 
 def write(outcomes: Outcomes, away: float, figures: load.Figures) -> None:
     """Write the document."""
-    text = [*head(), *lines(outcomes, away), "", *load.lines(figures), "", ELSEWHERE]
+    text = [*head(outcomes), *lines(outcomes, away), "", *load.lines(figures), "", ELSEWHERE]
     (ROOT / DOCUMENT).write_text("\n".join(text))
 
 
-def head() -> Iterator[str]:
-    """What was done, where."""
+def head(outcomes: Outcomes) -> Iterator[str]:
+    """Say what came of it, what was done, and where."""
     yield "# Reliability"
     yield ""
     yield f"Written by `make faults` on {datetime.now(timezone.utc):%d %B %Y}."
+    yield ""
+    yield "## Findings"
+    yield ""
+    yield from findings(outcomes)
+    yield ""
+    yield "## How it was measured"
     yield ""
     with PostgresServer() as server:
         yield from (f"- {what}: {which}" for what, which in machine.describe(server.dsn).items())
@@ -83,24 +92,25 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     """Our pool's table, then all pools beside each other."""
     yield "## What the application saw"
     yield ""
-    yield f"What goes away is away for {away:g} s. Times are in seconds; the first good work's is from the mending on."
+    yield f"Each outage lasts {away:g} s. Times are in seconds. Recovery is the time from the end of the fault until"
+    yield "work succeeds again."
     yield ""
     yield (
-        "| fault | how | errors | allowed | first good work | allowed | longest wait | longest return | "
-        "most backends / at all | connections lost | threads / descriptors left |"
+        "| fault | how | errors | allowed | recovery | allowed | longest wait | longest release | "
+        "most server processes / with abandoned ones | connections lost | threads / descriptors left |"
     )
     yield "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, fault in FAULTS.items():
         yield f"| {fault.title} | {fault.cause} | {ours(fault, outcomes[name, POOLS[0]])} |"
     yield ""
-    yield "## Beside other pools"
+    yield "## Compared with other pools"
     yield ""
-    yield "Errors in the application / seconds to the first good work / the longest work in seconds, from request to"
-    yield "return / connections lost. Where there is no error and 10 s of work, a worker hung: the other pools bound"
-    yield "neither a look at a connection nor a return. No pool bounds a statement under way."
+    yield "Each cell has the errors that the application saw / the recovery in seconds / the longest work in seconds,"
+    yield "from request to release / the connections lost. If there is no error and the work took 10 s, a worker hung:"
+    yield "the other pools bound neither a check of a connection nor a release. No pool bounds a statement in progress."
     yield ""
-    yield "The stock pool, which cannot wait, is asked again every millisecond; psycopg_pool looks at each connection"
-    yield "before it lends it (`check`)."
+    yield "The pool of psycopg2 cannot wait, so its callers try again every millisecond. psycopg_pool checks each"
+    yield "connection before it hands it out (`check`)."
     yield ""
     yield f"| fault | {' | '.join(POOLS)} |"
     yield f"| --- | {' | '.join('---' for _ in POOLS)} |"
@@ -112,15 +122,15 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
 
 ELSEWHERE = """## Without figures
 
-These are shown by tests alone, each of which is part of `make test`:
+These are checked by tests only, all of them in `make test`:
 
-- the time of day, as Python tells it, stepping by an hour, back and on: `tests/faults/test_clock.py`;
+- the system's clock steps by an hour, back and forward: `tests/faults/test_clock.py`;
 - `fork` and `spawn` of multiprocessing, a child that ends like a program, and a grandchild:
   `tests/integration/test_fork.py`;
-- the interpreter's exit with connections out, threads waiting and generators unfinished, and `close()` with waiters and
-  holders: `tests/faults/test_dropped.py`;
-- an observable callback that raises, and what is said of telemetry that is lost: `tests/faults/test_telemetry.py`;
-- option values, DSNs and names that are hostile, and passwords in odd places, with a search of everything that was
+- the interpreter exits with connections checked out, waiting threads and unfinished generators; `close()` with waiters
+  and holders: `tests/faults/test_dropped.py`;
+- an observable callback raises, and lost telemetry is reported: `tests/faults/test_telemetry.py`;
+- hostile option values, DSNs and names, and passwords in unusual places, with a search of everything that was
   emitted: `tests/faults/test_hostile_input.py`.
 """
 

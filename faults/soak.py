@@ -101,9 +101,9 @@ class Soaked:
         yield ""
         yield (
             f"{self.checkouts:,} checkouts of {POOLS} pools in {self.seconds:,.0f} s, each with a query and a span, "
-            f"exported by `otlp.configure()` over HTTP to an endpoint in another process; {self.exports:,} exports of "
-            f"metrics. {self.spans:,} spans of checkouts arrived. Points of one export that had another's metric and "
-            f"attributes: {self.series_twice}. From the first look to the last the memory went by "
+            f"are exported by `otlp.configure()` over HTTP to an endpoint in another process, with {self.exports:,} "
+            f"exports of metrics. {self.spans:,} spans of checkouts arrived. Points that one export contained twice: "
+            f"{self.series_twice}. Between the first row and the last, the memory changed by "
             f"{self.grown:+.1f} MB."
         )
         yield ""

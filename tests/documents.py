@@ -2,8 +2,8 @@
 
 A `python` block that begins with `# name.py` is a program; those without a name continue the last one. The `text`
 blocks after it are what it prints. A `diff` is two programs, before and after. A `sh` block is lines for a shell, a
-`promql` block a query for Prometheus, an `sql` block one for PostgreSQL. The sections below a heading `Recipes` are
-projects of several files.
+`promql` block a query for Prometheus, an `sql` block one for PostgreSQL. The sections of `docs/recipes.md` and of
+`docs/extending.md` are projects of several files.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from pathlib import Path
 import psycopg2
 
 ROOT = Path(__file__).parents[1]
-README, MIGRATING, TELEMETRY, INSTRUMENTATION = (
+README, REFERENCE, TELEMETRY, INSTRUMENTATION, RECIPES, EXTENDING = (
     "README.md",
-    "docs/migrating.md",
+    "docs/reference.md",
     "docs/telemetry.md",
     "docs/instrumentation.md",
+    "docs/recipes.md",
+    "docs/extending.md",
 )
-DOCUMENTS = (README, "SECURITY.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = (README, "SECURITY.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")))
 BIN = Path(sys.executable).parent
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
 PICTURE = "<!-- picture -->\n```text\n"
-RECIPES = "Recipes"
 
 TABLES = """
 drop table if exists orders;
@@ -123,13 +124,12 @@ def read(document: str) -> Document:
 
 
 def recipe_at(document: str, position: int) -> str | None:
-    """The recipe that a place of a file belongs to."""
+    """The recipe that a place of a file belongs to: the section of a page of recipes."""
+    if document not in {RECIPES, EXTENDING}:
+        return None
     text = FENCE.sub("", text_of(document)[:position])  # where comments look like headings
-    path: dict[int, str] = {}
-    for heading in HEADING.finditer(text):
-        level = len(heading[1])
-        path = {higher: title for higher, title in path.items() if higher < level} | {level: heading[2]}
-    return path.get(3) if path.get(2) == RECIPES else None
+    sections = [heading[2] for heading in HEADING.finditer(text) if heading[1] == "##"]
+    return sections[-1] if sections else None
 
 
 def table(document: str, name: str) -> list[list[str]]:

@@ -41,6 +41,7 @@ from tests.documents import (
     DOCUMENTS,
     INSTRUMENTATION,
     README,
+    REFERENCE,
     ROOT,
     TELEMETRY,
     Program,
@@ -155,7 +156,7 @@ def test_a_shell_line_works(document: str, line: str, environ: dict[str, str], t
     elif words[:2] == ["pip", "install"]:
         extras = re.fullmatch(r"\.\[([\w,]+)\]", words[2])
         assert extras is not None
-        assert set(extras[1].split(",")) <= {extra for row in table(README, "extras") for extra in code(row[0])}
+        assert set(extras[1].split(",")) <= {extra for row in table(REFERENCE, "extras") for extra in code(row[0])}
         assert [distribution(package).name for package in words[3:]] == words[3:]
     elif words[0] == "docker":
         assert words[-1] in {service["image"].partition("@")[0] for service in compose().values()}
@@ -259,19 +260,19 @@ def test_options_are_those_of_the_constructor() -> None:
     """Every option of ``ConnectionPool``, in its order, with its default."""
     parameters = inspect.signature(ConnectionPool).parameters.values()
     options = [(p.name, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
-    assert [(code(row[0])[0], ast.literal_eval(code(row[1])[0])) for row in table(README, "options")] == options
+    assert [(code(row[0])[0], ast.literal_eval(code(row[1])[0])) for row in table(REFERENCE, "options")] == options
 
 
 def test_extras_are_those_of_the_package() -> None:
     """Every extra, in the order in which the package declares them."""
     _, _, declared = text_of("pyproject.toml").partition("[project.optional-dependencies]\n")
     extras = re.findall(r"^([\w-]+) = \[", declared.partition("\n[")[0], re.MULTILINE)
-    assert [extra for row in table(README, "extras") for extra in code(row[0])] == extras
+    assert [extra for row in table(REFERENCE, "extras") for extra in code(row[0])] == extras
 
 
 def test_variables_are_those_that_are_read() -> None:
     """Every variable of our own that the code reads, with its default."""
-    told = {code(name)[0]: (*code(default), "")[0] for name, default, _ in table(README, "variables")}
+    told = {code(name)[0]: (*code(default), "")[0] for name, default, _ in table(REFERENCE, "variables")}
     assert told.pop("OTEL_*") == ""
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "otel_pgpool").rglob("*.py"))
     assert told.keys() == set(re.findall(r'"(OTEL_PGPOOL_\w+|DB_\w+)"', sources))
@@ -314,10 +315,9 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
 
 
 def test_spans_are_those_that_are_made(measured: tuple[list[Any], list[Any]]) -> None:
-    """Both documents name the three spans; the kinds are the real ones."""
+    """The three spans, with their kinds."""
     kinds = {span.name: span.kind.name.lower() for span in measured[0]}
     assert {code(row[0])[0]: row[1] for row in table(TELEMETRY, "spans")} == kinds
-    assert {code(row[0])[0] for row in table(README, "spans")} == kinds.keys()
 
 
 @pytest.mark.parametrize("name", ["pool.checkout", "pool.wait"])
@@ -343,17 +343,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("document", [README, TELEMETRY])
-def test_metrics_are_those_of_the_meter(document: str, measured: tuple[list[Any], list[Any]]) -> None:
+def test_metrics_are_those_of_the_meter(measured: tuple[list[Any], list[Any]]) -> None:
     """The sixteen metrics with instrument, unit and attributes."""
     told, seen = {}, {}
-    for name, instrument, unit, *more in table(document, "metrics"):
-        kind, _, by = instrument.partition(", by ")
-        attributes = code(" ".join(more) or by)[:1]
-        told[code(name)[0]] = (kind.removeprefix("observable "), code(unit)[0], attributes)
+    for name, instrument, unit, more in table(TELEMETRY, "metrics"):
+        told[code(name)[0]] = (instrument.removeprefix("observable "), code(unit)[0], code(more)[:1])
     for metric in measured[1]:
         names = {name for point in metric.data.data_points for name in point.attributes}
-        names -= {"db.client.connection.pool.name"} | ({"error.type"} if document == README else set())
+        names -= {"db.client.connection.pool.name"}
         kind = KINDS[type(metric.data), getattr(metric.data, "is_monotonic", None)]
         seen[metric.name] = (kind, metric.unit, sorted(names))
     assert told == seen
@@ -372,7 +369,7 @@ def test_boundaries_are_those_of_the_histograms(measured: tuple[list[Any], list[
 
 
 def use_once(kind: str, sizes: list[int], options: dict[str, int], dsn: str, name: str) -> object:
-    """Make a pool that is not ours, and check a connection out and in."""
+    """Create a pool of another library, check a connection out and release it."""
     if kind == "ThreadedConnectionPool":
         pool = ThreadedConnectionPool(*sizes, dsn)
         pool.putconn(pool.getconn())
@@ -383,13 +380,13 @@ def use_once(kind: str, sizes: list[int], options: dict[str, int], dsn: str, nam
     return engine
 
 
-def test_levels_are_those_of_foreign_pools(dsn: str) -> None:
-    """What the hook reports of each pool's limits; where a cell is empty, there is no series."""
+def test_levels_are_those_of_instrumented_pools(dsn: str) -> None:
+    """What the instrumentation reports of each pool's limits; where a cell is empty, there is no series."""
     reader, told, pools = InMemoryMetricReader(), {}, []
     columns = [f"db.client.connection.{level}" for level in ("max", "idle.min", "idle.max")]
     PgPoolInstrumentor().instrument(meter_provider=MeterProvider([reader]))
     try:
-        for pool, *cells in table(TELEMETRY, "foreign pools"):
+        for pool, *cells in table(TELEMETRY, "instrumented pools"):
             [kind] = re.findall(r"^`(\w+)", pool)
             sizes = re.findall(r"\d+(?=[,)])", pool)
             options = {name: int(size) for name, size in re.findall(r"`(\w+)=(-?\d+)`", pool)}
@@ -446,7 +443,7 @@ def test_versions_are_those_that_are_tested() -> None:
 def test_names_exist(document: str) -> None:
     """What a text calls on the pool, and the errors and the variables that it names, exist."""
     text = text_of(document)
-    ours = {code(row[0])[0] for row in table(README, "variables")}
+    ours = {code(row[0])[0] for row in table(REFERENCE, "variables")}
     theirs = {
         name.lstrip("_")
         for module in (environment_variables, instrumentation_variables, sdk_variables)
@@ -467,10 +464,20 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])
+LINKED = [
+    *DOCUMENTS,
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benchmarks/RESULTS.md",
+    "collector-config/README.md",
+    "examples/shop/README.md",
+]
+
+
+@pytest.mark.parametrize("document", LINKED)
 def test_links_resolve(document: str) -> None:
-    """Every relative link leads to a file, every anchor to a heading."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", outside_of_code(document)):
+    """Every relative link and picture leads to a file, every anchor to a heading."""
+    for target in re.findall(r"(?:\]\(|<img src=\")([^)\s\"]+)", outside_of_code(document)):
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")
@@ -486,6 +493,11 @@ def test_headings_of_a_document_differ() -> None:
     for document in DOCUMENTS:
         headings = sorted(map(slug, re.findall(r"^#+ (.+)$", outside_of_code(document), re.MULTILINE)))
         assert [one for one, other in pairwise(headings) if one == other] == []
+
+
+def test_the_readme_is_short() -> None:
+    """What does not fit on a page or two has a page of its own in docs/."""
+    assert len(text_of(README).splitlines()) <= 200
 
 
 def test_the_package_shows_the_readme() -> None:

@@ -1,4 +1,4 @@
-"""The recipes of docs/instrumentation.md: each is put together as it stands there, and run for real."""
+"""The recipes of docs/recipes.md and docs/extending.md: each is put together as it stands there, and run for real."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.documents import INSTRUMENTATION, clean_environ, make_tables, read, run, write
+from tests.documents import EXTENDING, RECIPES, clean_environ, make_tables, read, run, write
 from tests.receivers import HttpReceiver
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(120)
 
-RECIPES = read(INSTRUMENTATION).recipes
+PROJECTS = read(RECIPES).recipes | read(EXTENDING).recipes
 PATIENCE = 40  # seconds, for what takes one or two on a machine with nothing else to do
 NEVER = "600000"  # ms, longer than any test: what arrives was flushed at an end
 AT_ONCE = "50"
@@ -66,10 +66,10 @@ def environ(dsn: str, receiver: HttpReceiver, tmp_path: Path) -> dict[str, str]:
 
 def lay_out(recipe: str, folder: Path, *names: str) -> Document:
     """Put a recipe's files in their places."""
-    for program in RECIPES[recipe].programs.values():
+    for program in PROJECTS[recipe].programs.values():
         if not names or program.name in names:
             write(program, folder)
-    return RECIPES[recipe]
+    return PROJECTS[recipe]
 
 
 class Running:
@@ -187,7 +187,7 @@ def wait_for_requests(receiver: HttpReceiver, times: int) -> None:
 def test_every_recipe_has_its_test() -> None:
     """A new recipe has to be run too."""
     source = Path(__file__).read_text(encoding="utf-8")
-    assert {recipe for recipe in RECIPES if f'lay_out("{recipe}"' not in source} == set()
+    assert {recipe for recipe in PROJECTS if f'lay_out("{recipe}"' not in source} == set()
 
 
 def test_flask(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_gunicorn_unchanged(environ: dict[str, str], receiver: HttpReceiver, tmp
     Everything is exported at the end: a worker forked while the master exports may inherit a lock that is taken.
     """
     lay_out("Flask", tmp_path, "shop.py")
-    _, line = RECIPES["gunicorn"].shell
+    _, line = PROJECTS["gunicorn"].shell
     environ |= {"OTEL_BSP_SCHEDULE_DELAY": NEVER, "OTEL_METRIC_EXPORT_INTERVAL": NEVER}
     check_workers(environ, receiver, line, tmp_path, masters=1)
 

@@ -63,6 +63,7 @@ class Prometheus:
         command: list[str | Path] = [self._program, f"--config.file={self._configuration()}", "--log.level=warn"]
         command += [f"--storage.tsdb.path={self._folder / 'data'}", f"--web.listen-address={self._address}"]
         command += ["--storage.tsdb.retention.time=7d", "--enable-feature=exemplar-storage"]
+        command += [f"--web.external-url=http://{self._address}", f"--web.user-assets={ROOT / 'docs'}"]
         command += ["--web.enable-otlp-receiver"] if self.receives_otlp else []
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log)
@@ -106,6 +107,12 @@ class Prometheus:
         for request in requests:
             headers = {"Content-Type": "application/x-protobuf"}
             self._open(Request(url, request.SerializeToString(), headers), timeout=PATIENCE).close()
+
+    def get(self, path: str) -> str:
+        """Return the text of a page."""
+        with self._open(f"http://{self._address}{path}", timeout=PATIENCE) as answer:
+            text: str = answer.read().decode()
+        return text
 
     def ask(self, endpoint: str, **parameters: Any) -> Any:
         """What an endpoint of the API answers."""

@@ -238,6 +238,15 @@ def test_commands_name_files_that_are_mounted() -> None:
         assert configs <= targets
 
 
+def test_prometheus_serves_the_runbook_that_the_alerts_link_to() -> None:
+    """At the address that is published: the folder that it serves is the one where the page is mounted."""
+    arguments = dict(argument.split("=", 1) for argument in SERVICES["prometheus"]["command"] if "=" in argument)
+    mounted = dict(mounts(SERVICES["prometheus"]))
+    assert mounted["./docs/operations.md"] == f"{arguments['--web.user-assets']}/operations.md"
+    published = SERVICES["prometheus"]["ports"][0].rpartition(":")[0]
+    assert arguments["--web.external-url"] == f"http://{published}"
+
+
 @pytest.mark.parametrize("path", FILES_WITH_ENDPOINTS)
 def test_endpoints_name_services_and_their_ports(path: str) -> None:
     """Whoever is spoken to by name exists and listens on that port."""

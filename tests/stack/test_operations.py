@@ -6,6 +6,7 @@ import json
 import math
 import re
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -39,7 +40,7 @@ def test_every_alert_has_its_section() -> None:
     section = TEXT[TEXT.index("\n## Alerts") : TEXT.index("\n## Sizing")]
     assert set(re.findall(r"^### (\w+)$", section, re.MULTILINE)) == set(alerts())
     for name, rule in alerts().items():
-        assert rule["annotations"]["runbook_url"].endswith(f"{OPERATIONS}#{name.lower()}")
+        assert rule["annotations"]["runbook_url"].endswith(f"/{Path(OPERATIONS).name}#{name.lower()}")
 
 
 def test_every_panel_that_it_names_exists() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.stack.prometheus import OTLP_SINCE, find_version, promtool
+from tests.stack.prometheus import OTLP_SINCE, Prometheus, find_version, promtool
 from tests.stack.stack import ROOT, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RULES = "prometheus/rules.yaml"
 CASES = "prometheus/rules_test.yaml"
@@ -46,4 +49,10 @@ def test_every_alert_has_cases(name: str) -> None:
 def test_every_alert_says_what_to_do(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"warning", "critical"}
     assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
-    assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{rule['alert'].lower()}"
+    assert rule["annotations"]["runbook_url"] == f"{{{{ $externalURL }}}}/user/operations.md#{rule['alert'].lower()}"
+
+
+def test_prometheus_serves_the_runbook(tmp_path: Path) -> None:
+    """The address that an alert links to is that of the page, on a Prometheus that is started as in the stack."""
+    with Prometheus(tmp_path) as prometheus:
+        assert prometheus.get("/user/operations.md") == (ROOT / "docs/operations.md").read_text(encoding="utf-8")
