@@ -1,4 +1,4 @@
-"""Notices of a server, which psycopg2 keeps with the connection: the last fifty, of any length."""
+"""A bounded list for a server's notices: psycopg2 keeps the last fifty of a connection, of any length."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 LONGEST_NOTICE = 20_000
-"""Characters of a notice: a megabyte for each connection that lies idle."""
+"""Maximum number of characters of a notice: fifty of them are a megabyte for each connection."""
 
 
 class Notices(list[str]):
-    """Keeps of each notice its beginning."""
+    """A list of notices that keeps the beginning of each."""
 
     def append(self, notice: str) -> None:
-        """Called by psycopg2, which takes the oldest away itself."""
+        """Append a notice, shortened. Called by psycopg2, which removes the oldest notice itself."""
         super().append(cut(notice, LONGEST_NOTICE))
 
 
 def bound_notices(conn: connection) -> None:
-    """Keep the notices of a connection from growing without bound, unless a program has put its own list there."""
+    """Bound the notices of a connection, unless the application has set a list of its own."""
     if type(conn.notices) is list:
         conn.notices = Notices(conn.notices)

@@ -91,7 +91,7 @@ def test_no_descriptor_is_left_when_it_begins(
     monkeypatch.setattr(os, "dup", no_descriptor)
     with Deadline(conn, SOON):
         pass
-    assert "no descriptor is left to watch a deadline" in caplog.text
+    assert "no file descriptor is left" in caplog.text
     caplog.clear()
     monkeypatch.undo()
     conn.close()
