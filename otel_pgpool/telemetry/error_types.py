@@ -1,14 +1,14 @@
-"""The values of ``error.type``: a program and a server may have any number of them, a metric must not."""
+"""The values of ``error.type``, of which applications and servers have any number, but a metric must not."""
 
 from __future__ import annotations
 
 from psycopg2 import errorcodes
 
 OTHER = "_OTHER"
-"""The value of the semantic conventions for whatever has none of its own."""
+"""The value that the semantic conventions define for errors without a value of their own."""
 
 MOST_TYPES = 50
-"""Classes, and SQLSTATEs that PostgreSQL does not know, for each pool."""
+"""Maximum number of different classes, and of SQLSTATEs unknown to PostgreSQL, for each pool."""
 
 SQLSTATES = frozenset(
     value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == len("00000")
@@ -16,13 +16,13 @@ SQLSTATES = frozenset(
 
 
 class ErrorTypes:
-    """Those of one pool."""
+    """The values of ``error.type`` of one pool, bounded in number."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def of(self, error_type: str) -> str:
-        """Return the type as it is told: as it is, or `OTHER` where there were too many before."""
+        """Return a value for ``error.type``: the given one, or `OTHER` if there were too many different ones before."""
         if error_type in SQLSTATES or error_type in self._known:
             return error_type
         if len(self._known) >= MOST_TYPES:

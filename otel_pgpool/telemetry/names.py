@@ -57,7 +57,7 @@ CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
 REASON = "otel_pgpool.reason"
 
 DIGITS = 6
-"""Of a duration in s: no clock knows more than its microseconds."""
+"""Decimal digits of a duration in seconds: clocks are not exact beyond microseconds."""
 
 # Metrics of the semantic conventions
 
