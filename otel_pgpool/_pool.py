@@ -81,8 +81,8 @@ class ConnectionPool:
             to answer all its queries and to commit.
         reset: callable that cleans up each returned connection, such as `reset_session`. The same bound of 5 s applies.
         credentials: callable that returns a mapping of keyword arguments to merge into those of ``psycopg2.connect``,
-            called before each connect. A password from ``credentials`` is sent in clear text over TLS only, unless
-            libpq's parameter ``require_auth`` is given.
+            called before each connect. With it, and libpq 16 or later, a password is sent in clear text over TLS only,
+            unless libpq's parameter ``require_auth`` is given.
         open: False to open no connection before `open` or the first checkout, for pre-fork servers.
         observer: a `PoolObserver` to notify of the pool's events. By default `Telemetry`, which reports to
             OpenTelemetry; None for no telemetry.

@@ -82,7 +82,10 @@ class Instruments:
             self._observables[each.name] = create(each.name, [self._callback(each)], each.unit, each.description)
 
     def report(self, pool: ObservedPool) -> None:
-        """Report a pool from now on: its levels until it is closed or collected, its totals until all readers have it."""
+        """Report a pool in all further collections.
+
+        Its levels are reported until it is closed or collected, its totals until every reader has collected them.
+        """
         if not pool.closed:  # a forked child attaches closed pools too
             self._accounts.report(pool)
 
