@@ -1,4 +1,4 @@
-"""What may be told of an error, and what is kept of it."""
+"""The part of an error that may be shown, and the part of its object that is kept."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from otel_pgpool._target import Target
 
 LONGEST_KEPT = 100_000
-"""Characters of an error's text above which the error is not kept as it is."""
+"""Number of characters of an error's text above which the error object is not kept as it is."""
 
 
 def describe(target: Target, error: BaseException) -> str:
     """Return an error's message for telemetry, a bounded printable line without secrets, SQL or values; maybe empty.
 
-    Told are the pool's own words, and of psycopg2's errors what `known` lets pass.
+    The message consists of the pool's own text, or of the parts of a psycopg2 error that `known` passes.
     """
     if isinstance(error, PoolError) or not isinstance(error, psycopg2.Error):
         return describe_own(error)
@@ -37,17 +37,20 @@ def describe(target: Target, error: BaseException) -> str:
 
 
 def describe_own(error: BaseException | None) -> str:
-    """Return the pool's own words, empty for any error that is not the pool's: they quote nothing."""
+    """Return the text of one of the pool's own errors, which quotes nothing; empty for any other error."""
     return printable(str(error), but="\n") if isinstance(error, PoolError) else ""
 
 
 def _is_raised_by_a_function(error: psycopg2.Error) -> bool:
-    """Whether a procedural language gave the error its text, and any SQLSTATE: pl_exec.c, plpy_elog.c, plperl.c."""
+    """Return whether a procedural language raised the error, with any text and SQLSTATE.
+
+    Its ``source_file`` is then PostgreSQL's pl_exec.c, plpy_elog.c or plperl.c.
+    """
     return (error.diag.source_file or "pl").startswith("pl")
 
 
 def lean(error: BaseException) -> BaseException:
-    """Return the error without its frames, which would keep the pool's connections alive, or megabytes of text."""
+    """Return the error without its frames, which would keep the pool's connections alive, and without a long text."""
     if isinstance(error, psycopg2.Error) and len(str(error)) > LONGEST_KEPT:
         with suppress(Exception):  # a class of the program's own may be made another way
             short = type(error)(cut(str(error), LONGEST_TEXT))
