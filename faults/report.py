@@ -67,7 +67,7 @@ def write(outcomes: Outcomes, away: float, figures: load.Figures) -> None:
 
 
 def head() -> Iterator[str]:
-    """What was done, where."""
+    """Return the beginning of the report: what was done, and on which machine."""
     yield "# Reliability"
     yield ""
     yield f"Written by `make faults` on {datetime.now(timezone.utc):%d %B %Y}."
@@ -126,7 +126,7 @@ These are shown by tests alone, each of which is part of `make test`:
 
 
 def ours(fault: Fault, outcome: Outcome | str) -> str:
-    """The cells of our pool's table."""
+    """Return the cells of a fault in the table of otel_pgpool."""
     if isinstance(outcome, str):
         return f"{outcome} | | | | | | | |"
     allowed = f"{fault.errors}, timeouts" if fault.shut_out else f"{fault.errors}"

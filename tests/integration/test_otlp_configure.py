@@ -60,7 +60,7 @@ def http() -> Iterator[HttpReceiver]:
 
 @contextmanager
 def started(script: str, environ: dict[str, str], *, patient: bool = True) -> Iterator[subprocess.Popen[str]]:
-    """A program in a clean environment, in which every warning is an error; killed where the test leaves it behind."""
+    """Start a program in a clean environment, with warnings as errors; kill it if the test leaves it behind."""
     inherited = {
         name: value
         for name, value in os.environ.items()

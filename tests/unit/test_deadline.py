@@ -139,7 +139,7 @@ def test_somebody_elses_start_that_fails(conn: Any, monkeypatch: pytest.MonkeyPa
 
 
 def told(event: threading.Event, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function, and that it was called."""
+    """Wrap a function, and set an event when it was called."""
 
     def called(*args: Any) -> Any:
         event.set()

@@ -203,7 +203,7 @@ class Failing(SpanProcessor):
 
 
 def story(engine: Engine) -> None:
-    """A little of everything."""
+    """Use the engine in several ways."""
     with engine.connect() as one, engine.connect() as two:
         one.invalidate()
         two.detach()
@@ -262,7 +262,7 @@ def test_engine_put_together_by_hand(signals: Signals, hook: None, engines: Engi
 
 
 def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
-    """What the server has last heard from these sessions."""
+    """Return the server's last state of these sessions."""
     with admin.cursor() as cur:
         cur.execute(
             "select pid, state, query, state_change from pg_stat_activity where pid = any(%s) order by 1", [pids]
