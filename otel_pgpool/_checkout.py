@@ -292,7 +292,7 @@ def whole_stack_past(frame: FrameType, left_out: LeftOut) -> Stack:
             or left_out[fourth.f_globals["__name__"]]
         ):
             return stack_of(frame, left_out) or (frame.f_code, frame.f_lasti)
-    except KeyError:  # code without a module
+    except KeyError:  # a frame of code without a module name
         return stack_of(frame, left_out)
     return (
         frame.f_code,

@@ -64,7 +64,7 @@ def whole(option: str, value: object, *, least: int = 0, most: int | None = None
     if isinstance(value, bool):
         raise refuse(option, value, accepted)
     try:
-        number = operator.index(value)  # type: ignore[arg-type]  # it raises for what has no index
+        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for a value that is not an integer
     except TypeError:
         raise refuse(option, value, accepted) from None
     if number < least or (most is not None and number > most):

@@ -92,7 +92,7 @@ class Core(Members):
 
     # Checkout
 
-    def take(self, checkout: Checkout, again: bool = False) -> connection | None:  # noqa: FBT001, FBT002 - an argument by name alone makes every call of a function dearer
+    def take(self, checkout: Checkout, again: bool = False) -> connection | None:  # noqa: FBT001, FBT002 - a keyword-only argument makes every call slower
         """Take the idle connection that was used last, unless a caller is waiting in the queue.
 
         ``checkout.path`` stays None if the connection has to be checked before use: it was last known alive more than

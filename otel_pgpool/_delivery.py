@@ -177,7 +177,9 @@ class SpanProcessor(BatchSpanProcessor):
         super().on_end(span)
 
     def shutdown(self) -> None:
-        self._batch_processor.shutdown(timeout_millis=int(self._deadline.millis()))  # the public method takes no limit
+        self._batch_processor.shutdown(
+            timeout_millis=int(self._deadline.millis())
+        )  # the public method has no such argument
 
 
 class LogProcessor(BatchLogRecordProcessor):

@@ -195,7 +195,7 @@ More than a fork waits: a connect that stopped waiting together with the fork wo
 """
 
 _connecting: set[int] = set()  # threads, by identity
-_ending: set[int] = set()  # threads, by the system's number
+_ending: set[int] = set()  # threads, by native id
 
 
 @contextmanager

@@ -90,5 +90,5 @@ def _code_of(handler: object) -> object:
     """Return the code of a function, a method or a callable object, or None if Python calls nothing."""
     if handler is None or isinstance(handler, signal.Handlers):
         return None
-    function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 - it itself is wanted
+    function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 - the method itself is needed
     return getattr(function, "__code__", None)

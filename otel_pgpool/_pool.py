@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import EllipsisType, TracebackType
 
-    from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is our method's name
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is a method of the pool
     from typing_extensions import Self
 
     from otel_pgpool._checkout import Checkout
@@ -164,7 +164,7 @@ class ConnectionPool:
             long_hold=config.long_hold,
             name=self._name,
         )
-        self._core.parked = True  # there is no thread yet
+        self._core.parked = True  # so that the first checkout starts the maintenance thread
         self._wakeup = Wakeup()
         self._dropped = Dropped(self._wakeup)
         self._deferred: deque[tuple[Checkout, Connection, bool]] = deque()  # returned inside a GC run; True: close
@@ -249,7 +249,7 @@ class ConnectionPool:
             self._expect(checkout, hold)
         if key is not None:
             lent = self._core.enter_key(key, checkout.slot, conn)
-            if lent is not conn:  # another thread was faster with this key
+            if lent is not conn:  # another thread has checked out by this key first
                 self.putconn(conn)
                 return lent
         return conn
@@ -535,7 +535,7 @@ class ConnectionPool:
 
     @renewed
     def check(self) -> None:
-        """Check every idle connection with a query, one by one; discard those that do not answer within 5 s."""
+        """Check every idle connection, one by one, by ``check`` or a query; discard those that do not pass in 5 s."""
         check_all(self)
 
     # State

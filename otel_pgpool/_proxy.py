@@ -14,5 +14,5 @@ def unwrapped(conn: connection) -> connection:
     The agents use the proxies of wrapt, which ``isinstance`` cannot distinguish from the object inside.
     """
     while hasattr(type(conn), "__wrapped__"):
-        conn = conn.__wrapped__  # type: ignore[attr-defined]  # that of wrapt
+        conn = conn.__wrapped__  # type: ignore[attr-defined]  # an attribute of wrapt's proxies
     return conn

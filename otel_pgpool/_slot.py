@@ -85,7 +85,9 @@ class Slot:
         although the generator may then return the connection. Such a return has to track the connection again, which
         `review_at` ensures.
         """
-        self.ref = weakref.ref(unwrapped(conn), self._dropped)  # a cursor refers to this one, and not to its proxy
+        self.ref = weakref.ref(
+            unwrapped(conn), self._dropped
+        )  # unwrapped, because a cursor refers to the connection and not to its proxy
 
     def holds(self, conn: connection) -> bool:
         """Return whether a connection is this slot's.

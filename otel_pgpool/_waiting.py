@@ -39,7 +39,7 @@ def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, ti
                 break
             conn = None
             if pool._core.exhausted(checkout):
-                raise _gave_up(pool, checkout)  # noqa: TRY301 - the handler below lets it pass
+                raise _gave_up(pool, checkout)  # noqa: TRY301 - the handler below raises it again
             if monotonic() < limit:
                 conn = pool._core.take(checkout, again=True)
         if pool._core.parked:

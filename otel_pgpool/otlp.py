@@ -128,7 +128,7 @@ def configure(
         _exporters("log_exporters", log_exporters),
     )
     wanted = _yes_or_no("otlp", otlp) and _variable("OTEL_SDK_DISABLED").lower() != "true"
-    unserved: dict[str, None] = {}  # each once, in this order
+    unserved: dict[str, None] = {}  # used as an ordered set
     exporters = {
         signal: exporter for signal in _EXPORTERS if wanted and (exporter := _exporter_class(signal, unserved))
     }

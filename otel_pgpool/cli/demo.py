@@ -201,7 +201,7 @@ class Demo:
             raise CommandError(f"the pool cannot connect: {' '.join(str(error).split())}") from None
 
     def _break_off(self, workers: Workers, pool: ConnectionPool, database: Database) -> None:
-        """Unless the scenario was played to its end, end the workers' queries and waits."""
+        """End the workers' queries and waits, unless the scenario was played to its end."""
         if not self._closing.is_set():
             self._closing.set()
             database.end_sessions()

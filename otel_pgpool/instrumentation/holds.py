@@ -25,7 +25,7 @@ QuietHold = tuple[Any, ...]
 def loan_of(quiet: QuietHold, slot: Slot) -> Loan:
     """Return a quiet hold as a checkout."""
     acquired, thread, *stack = quiet
-    frames = dict.fromkeys(places(tuple(stack)))  # a short stack repeats
+    frames = dict.fromkeys(places(tuple(stack)))  # a short stack contains its last call site several times
     loan = begin(acquired, tuple(chain.from_iterable(frames)))
     loan.thread = thread
     loan.heard = False

@@ -55,7 +55,7 @@ class Hook:
 
     def _start_afresh(self) -> None:
         self._lock = threading.RLock()  # guards the creation of ledgers; reentrant, as a pool may be collected under it
-        self.parked = True  # there is no thread yet
+        self.parked = True  # so that the first checkout starts the thread
         self._wakeup = Wakeup()
         self._watch = Watch(self, self._wakeup, "otel_pgpool-watch")
 
@@ -75,7 +75,7 @@ class Hook:
                 if not self.is_on:
                     return None
                 known: Ledger | None = getattr(pool, LEDGER, None)
-                if known is not None and known.hook is self:  # another thread was faster
+                if known is not None and known.hook is self:  # another thread has created it
                     return known
                 renew_here()
                 ledger = Ledger(pool, kind, printable(name, LONGEST_NAME), target, self, before=before)

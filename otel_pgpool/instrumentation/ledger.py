@@ -589,7 +589,7 @@ class Ledger(Holds):
         """Add the totals of predecessors that cannot change any more."""
         for before in self._before.copy():
             if before.pool is None and not (before.holds or before.quiet):
-                with suppress(ValueError):  # another reader was faster
+                with suppress(ValueError):  # another thread has removed it
                     self._before.remove(before)
                     for name in TOTALS:
                         setattr(self, name, getattr(self, name) + getattr(before, name))

@@ -197,7 +197,7 @@ class Hooked:
             try:
                 try:
                     frame = _getframe(1)
-                except ValueError:  # called by no function of Python, as a greenlet's first is
+                except ValueError:  # no Python caller, as for a greenlet's first function
                     frame = _getframe()
                 loan = Loan()
                 ledger.begin(loan, whole_stack_of(frame))
@@ -253,7 +253,7 @@ class Hooked:
             return self._check_out(ledger, pool, frame, ask, request)
         finally:
             self._requests.pop(asking, None)
-            request.error = None  # its frames hold the request
+            request.error = None  # breaks a reference cycle: the error's frames refer to the request
 
     def _check_out(
         self, ledger: Ledger, pool: Any, frame: FrameType, ask: Callable[[], Any], request: Request | None = None

@@ -58,7 +58,7 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # 
                 ledger.idle_checkouts += 1
             try:
                 place = _getframe(1)
-            except ValueError:  # called by no function of Python, as a greenlet's first is
+            except ValueError:  # no Python caller, as for a greenlet's first function
                 place = _getframe()
             if (caller := place.f_back) is None:
                 caller = place

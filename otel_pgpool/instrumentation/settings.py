@@ -73,7 +73,7 @@ def _lenient(
     try:
         return read(value, environ)
     except ValueError as error:
-        logger.error("%s; the default is used instead", error)  # noqa: TRY400 - its message says it all
+        logger.error("%s; the default is used instead", error)  # noqa: TRY400 - the message is enough
     return read(unset, {})
 
 

@@ -32,7 +32,7 @@ def read_levels(pool: Any) -> Levels:
     connection as idle.
     """
     if isinstance(pool, QueuePool):
-        queue = list(pool._pool.queue)  # type: ignore[attr-defined]  # of every queue that is not for asyncio
+        queue = list(pool._pool.queue)  # type: ignore[attr-defined]  # an attribute of every queue except asyncio's
         size, overflow = pool.size(), pool._max_overflow  # -1 for no limit
         limit = 0 if overflow < 0 else size + overflow
         idle = sum(is_connected(record) for record in queue)

@@ -77,7 +77,7 @@ class Inherited:
                     return None
             return original(conn)
 
-        end.inherited, end.before = self, before  # type: ignore[attr-defined]  # ours
+        end.inherited, end.before = self, before  # type: ignore[attr-defined]  # read in `leave`
         return end
 
 

@@ -182,7 +182,7 @@ class Hooked:
             if not is_here:
                 renew()
             try:
-                ledger: Ledger | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # ours
+                ledger: Ledger | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # set by `Ledger`
             except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
                 ledger = None
             except Exception as error:  # noqa: BLE001 - an engine that the application has built itself
@@ -194,7 +194,7 @@ class Hooked:
                     return hooked._pass_by(partial(original, engine, *args, **kwargs))
             try:
                 frame = _getframe(1)
-            except ValueError:  # called by no function of Python, as a greenlet's first is
+            except ValueError:  # no Python caller, as for a greenlet's first function
                 frame = _getframe()
             if args or kwargs:  # of SQLAlchemy 1.4
                 return hooked._check_out(ledger, frame, lambda engine: original(engine, *args, **kwargs), engine)
@@ -318,7 +318,7 @@ class Hooked:
                 return original(queue, block, timeout)
             try:
                 return original(queue, False)  # noqa: FBT003 - its signature
-            except Empty:  # not suppressed by a context manager: that costs a tenth of the whole checkout
+            except Empty:  # without a context manager, which would cost a tenth of the whole checkout
                 pass
             request.ledger.queue(request)
             try:

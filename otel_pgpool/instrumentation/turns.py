@@ -73,7 +73,7 @@ class Turns:
                         if self._ended or not is_exhausted(error):
                             raise
                 if not turn.wait(min(AGAIN, deadline - monotonic())) and monotonic() >= deadline:
-                    raise PoolError(EXHAUSTED)  # noqa: TRY301 - the handler below lets it pass
+                    raise PoolError(EXHAUSTED)  # noqa: TRY301 - the handler below raises it again
             self._leave(turn)
         except BaseException:
             if given is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Attributes = tuple[tuple[str, str], ...]
     Totals = dict[str, Counter[Attributes]]
-    """By metric."""
+    """Counts by metric, then by attributes."""
 
 MOST_UNTOLD = 1_000
 """Maximum number of names of ended pools kept for readers that have not collected since; some may never collect."""
