@@ -277,7 +277,9 @@ class ConnectionPool:
         if conn is None or slot is None or checkout is None or not slot.holds(conn):
             if conn is not None and conn in self._inherited:
                 return
-            raise PoolError(f"pool {self._name!r}: cannot return this connection: it is not checked out from this pool")
+            raise PoolError(
+                f"pool {self._name!r}: trying to put unkeyed connection: it is not checked out from this pool"
+            )
         if key is not None and core.by_key(key)[0] is not slot:
             raise PoolError(f"pool {self._name!r}: cannot return this connection: it is not checked out under this key")
         try:
