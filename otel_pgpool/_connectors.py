@@ -284,7 +284,8 @@ def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
     config = pool._config
     slot.origin = settings(conn)
     bound_notices(conn)
-    remember(conn)
+    if config.reset is not None:  # it may be `reset_session`, or call it
+        remember(conn)
     if config.configure is not None:
         configure(conn, config.configure)
     now = monotonic()

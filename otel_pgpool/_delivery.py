@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,9 @@ class OnceAWhile(logging.Filter):
         said, now = (cut(str(record.msg), LONGEST_TEXT), cut(str(record.args), LONGEST_TEXT)), monotonic()
         if now < self._next.get(said, 0.0):
             return False
-        if len(self._next) >= MOST_KEPT:  # the records may contain an endpoint's answers, each of them different
-            self._next = {each: due for each, due in self._next.items() if now < due}
-            if len(self._next) >= MOST_KEPT:
-                return False
+        if len(self._next) >= MOST_KEPT:  # an endpoint's answers may be in it, each another
+            with suppress(StopIteration, KeyError, RuntimeError):  # another thread may be here too
+                del self._next[next(iter(self._next))]
         self._next[said] = now + LAMENT_INTERVAL
         return True
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psycopg2
 
-from otel_pgpool._errors import PoolError, sqlstate
+from otel_pgpool._errors import sqlstate
 from otel_pgpool._messages import known
-from otel_pgpool._texts import LONGEST_TEXT, cut, printable
+from otel_pgpool._texts import LONGEST_TEXT, class_of, cut, printable, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,22 +22,17 @@ LONGEST_KEPT = 100_000
 def describe(target: Target, error: BaseException) -> str:
     """Return an error's message for telemetry, a bounded printable line without secrets, SQL or values; maybe empty.
 
-    The message consists of the pool's own text, or of the parts of a psycopg2 error that `known` passes.
+    Told is what `known` lets pass of psycopg2's errors, the pool's own among them.
     """
-    if isinstance(error, PoolError) or not isinstance(error, psycopg2.Error):
-        return describe_own(error)
+    if not isinstance(error, psycopg2.Error):
+        return ""
     if sqlstate(error) is None:
-        return printable(known(str(error), target.public))
+        return printable(known(text_of(error), target.public))
     if _is_raised_by_a_function(error):
         return ""
     constraint = error.diag.constraint_name
     public = target.public if constraint is None else {*target.public, constraint}
     return printable(known(error.diag.message_primary or "", public))
-
-
-def describe_own(error: BaseException | None) -> str:
-    """Return the text of one of the pool's own errors, which quotes nothing; empty for any other error."""
-    return printable(str(error), but="\n") if isinstance(error, PoolError) else ""
 
 
 def _is_raised_by_a_function(error: psycopg2.Error) -> bool:
@@ -50,11 +44,15 @@ def _is_raised_by_a_function(error: psycopg2.Error) -> bool:
 
 
 def lean(error: BaseException) -> BaseException:
-    """Return the error without its frames, which would keep the pool's connections alive, and without a long text."""
-    if isinstance(error, psycopg2.Error) and len(str(error)) > LONGEST_KEPT:
-        with suppress(Exception):  # a class of the program's own may be made another way
-            short = type(error)(cut(str(error), LONGEST_TEXT))
-            restore: Callable[[dict[str, object]], None] = short.__setstate__
-            restore({"pgcode": error.pgcode})
-            return short
-    return error.with_traceback(None)
+    """Return the error without its frames, which would keep the pool's connections alive, or megabytes of text."""
+    text = text_of(error)
+    if len(text) <= LONGEST_KEPT:
+        return error.with_traceback(None)
+    try:
+        short = type(error)(cut(text, LONGEST_TEXT))
+    except Exception:  # noqa: BLE001 - a class of the program's own may be made another way
+        return RuntimeError(f"{class_of(error)}: {cut(text, LONGEST_TEXT)}")
+    if isinstance(short, psycopg2.Error) and isinstance(error, psycopg2.Error):
+        restore: Callable[[dict[str, object]], None] = short.__setstate__
+        restore({"pgcode": error.pgcode})
+    return short

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import extensions
 
+from otel_pgpool._texts import text_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -59,8 +61,8 @@ def ways(parameters: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
 
 
 def is_asked_in_clear(error: BaseException) -> bool:
-    """Return whether libpq has refused to send a password in clear text."""
-    return "server requested a cleartext password" in str(error)
+    """Whether libpq has refused to send a password in clear."""
+    return "server requested a cleartext password" in text_of(error)
 
 
 def warn(pool_name: str) -> None:

@@ -7,6 +7,8 @@ import re
 import psycopg2
 
 from otel_pgpool._errors import sqlstate
+from otel_pgpool._messages import LONGEST_READ
+from otel_pgpool._texts import text_of
 
 OF_THE_SERVER = ("08", "53", "57", "58", "XX")
 """Classes of SQLSTATE which mean that the server cannot serve anyone: exhausted, starting, stopping, broken."""
@@ -51,7 +53,7 @@ def is_refusal(error: BaseException | None) -> bool:
     state = sqlstate(error)
     if state is not None:
         return state[:2] not in OF_THE_SERVER
-    text = str(error)
+    text = text_of(error)[:LONGEST_READ]
     answers = _answers(text)
     return any(map(_refuses, answers)) or (not answers and REFUSED_BY_CLIENT.search(text) is not None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 ATTRIBUTE = "_otel_pgpool_made"
-OF_OURS = (list, Notices)
+OWN_LISTS = (list, Notices)
 
 
 class Made(NamedTuple):
@@ -27,31 +28,32 @@ class Made(NamedTuple):
 
 
 _made: WeakKeyDictionary[connection, Made] = WeakKeyDictionary()
-"""State of connections on which no attribute can be set."""
+"""Of connections that have no attributes of their own. A class alone is kept of them: other objects that a program has
+registered there may refer to the connection, and would keep it alive."""
 
 
 def remember(conn: connection) -> None:
-    """Store the state of a new connection, which its arguments and the application's connection factory determine.
-
-    The state is stored on the connection itself if possible: a factory's objects may refer to the connection, and would
-    keep it alive in a dictionary.
-    """
+    """Keep what the arguments of connecting, and the program's own connection class, made of a new connection."""
     conn = unwrapped(conn)
     made = Made(conn.cursor_factory, {**conn.string_types}, {**conn.binary_types}, conn.notices, conn.notifies)
     try:
         setattr(conn, ATTRIBUTE, made)
-    except AttributeError:
-        _made[conn] = made._replace(notices=None, notifies=None)
+    except Exception:  # noqa: BLE001 - psycopg2's own class refuses, a program's may raise anything
+        with suppress(TypeError):  # one that cannot be referred to weakly
+            _made[conn] = Made(made.cursor_factory if isinstance(made.cursor_factory, type) else None)
 
 
 def reset_session(conn: connection) -> None:
-    """Restore a connection to its state after the connect, in one round trip. Pass it as ``reset=reset_session``.
+    """Leave a connection as connecting made it: to be given as ``reset=reset_session``.
 
-    On the server, ``DISCARD ALL`` resets role, session authorization and all settings, and drops temporary tables,
-    prepared statements, ``WITH HOLD`` cursors, ``LISTEN`` registrations and advisory locks. In psycopg2, autocommit,
-    isolation level, read only, deferrable, client encoding, cursor factory, typecasters, notices and notifies are
-    restored. A transaction in progress is rolled back, including a two-phase one that is not prepared. Settings that a
-    connection factory makes on the server are lost too; they belong in ``configure``.
+    One round trip, two where the login's ``DateStyle`` is not ISO.
+
+    On the server, with ``DISCARD ALL``: role, session authorization, all settings, temporary tables, prepared
+    statements, ``WITH HOLD`` cursors, ``LISTEN``, advisory locks. In psycopg2: autocommit, isolation level, read only,
+    deferrable, client encoding, cursor factory, typecasters, notices and notifies; what a connection class of the
+    program's own has put in their place stays, as do other attributes of it. A transaction still open is rolled back,
+    one of two phases too. What a connection factory asks the server for goes as well: that belongs in
+    ``configure``.
 
     Args:
         conn: a connection of a pool, or any other one, which gets the state of a connection made without options.
@@ -69,14 +71,10 @@ def reset_session(conn: connection) -> None:
     for types, kept in ((conn.string_types, made.string_types), (conn.binary_types, made.binary_types)):
         types.clear()
         types.update(kept or {})
-    conn.notices = _emptied(made.notices)
-    conn.notifies = _emptied(made.notifies)
+    conn.notices = _new(made.notices, Notices)
+    conn.notifies = _new(made.notifies, list)
 
 
-def _emptied(kept: Any) -> Any:
-    """Return a new list, which the last holder does not have; or the application's own object, emptied if possible."""
-    if kept is None or type(kept) in OF_OURS:
-        return type(kept or [])()
-    if hasattr(kept, "clear"):
-        kept.clear()
-    return kept
+def _new(kept: Any, kind: type) -> Any:
+    """A list that the last borrower does not have; or the connection class's own object, which may serve several."""
+    return kind() if kept is None or type(kept) in OWN_LISTS else kept

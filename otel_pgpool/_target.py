@@ -65,6 +65,7 @@ class Target:
         self._credentials = credentials
         parameters = _parse(args, self._kwargs)
         self._patience = Patience.of(parameters)
+        self._taken = 0  # the number of the way to authenticate that the server took last
         self._own = _public(parameters)
         self.public = self._own
         """What the text of an error may quote: of these arguments, and of what `credentials` gave last."""
@@ -129,8 +130,31 @@ class Target:
             kwargs["connection_factory"] = opening.watch_polled(kwargs["connection_factory"], patience.host_seconds)
             if opening.limit is not None:
                 with opening.poll_within(min(patience.when_polled, opening.limit)):
-                    return _connect(args, kwargs, tries)
-        return _connect(args, kwargs, tries)
+                    return self._connect(args, kwargs, tries)
+        return self._connect(args, kwargs, tries)
+
+    def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any], tries: Sequence[Mapping[str, str]]) -> connection:
+        """Connect in the first of these ways that the server takes, beginning with the one that it took last.
+
+        Raises:
+            psycopg2.Error: none was taken: what the server said to the first.
+        """
+        first: psycopg2.Error | None = None
+        try:
+            for way in tries[self._taken :] or tries:
+                try:
+                    with keep_from_forking():
+                        made: connection = psycopg2.connect(*args, **{**kwargs, **way})
+                except psycopg2.OperationalError as error:
+                    first, self._taken = first or error, 0
+                    if not is_asked_in_clear(error):
+                        break
+                else:
+                    self._taken = tries.index(way)
+                    return made
+            raise first or psycopg2.OperationalError("no way to connect")
+        finally:
+            del first  # its frames are this one's
 
 
 class Patience(NamedTuple):
@@ -213,8 +237,8 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
             f"dsn cannot be read: expected {READABLE_DSN}; its text is not shown, as it may hold a password"
         )
     _check_places(parameters)
-    if any("@" in str(parameters.get(key, "")) for key in ("host", "hostaddr", "port")) or (
-        _is_url(dsn) and "@" in str(parameters.get("dbname", ""))
+    if any("@" in str(parameters.get(key, "")) for key in ("host", "hostaddr", "port")) or _holds_a_login(
+        str(parameters.get("dbname", "")), in_url=_is_url(dsn)
     ):
         raise ValueError(
             "dsn cannot be read: '@' in the host, port or database; in a password write %40, and %2F for '/'"
@@ -223,18 +247,6 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     _check_ports("port", parameters.get("port"), show=str(parameters.get("port")).isdecimal())
     _check_ports("PGPORT", os.environ.get("PGPORT"))
     return parameters
-
-
-def _connect(args: tuple[Any, ...], kwargs: dict[str, Any], tries: Sequence[Mapping[str, str]]) -> connection:
-    way, *others = tries
-    try:
-        with keep_from_forking():
-            made: connection = psycopg2.connect(*args, **{**kwargs, **way})
-            return made
-    except psycopg2.OperationalError as error:
-        if not (others and is_asked_in_clear(error)):
-            raise
-    return _connect(args, kwargs, others)
 
 
 def _by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -259,6 +271,11 @@ def _check_ports(option: str, ports: object, *, show: bool = True) -> None:
     for port in str(ports or DEFAULT_PORT).split(","):
         if port and not (port.isdecimal() and 0 < int(port) <= LAST_PORT):
             raise refuse(option, ports, accepted) if show else ValueError(f"{option} must be {accepted}")
+
+
+def _holds_a_login(database: str, *, in_url: bool) -> bool:
+    """Whether the name of a database is the rest of a URL, behind a password with a character that was not escaped."""
+    return "@" in database and (in_url or ":" in database or "/" in database)
 
 
 def _is_url(dsn: str | None) -> bool:

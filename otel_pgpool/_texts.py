@@ -19,7 +19,7 @@ MOST_NAMES = 1000
 MOST_FRAMES = 64
 """Maximum number of frames of a stack."""
 
-_PASSWORD = re.compile(r"passw\w{0,20}['\"]?\s{0,20}[=:]", re.IGNORECASE)
+_PASSWORD = re.compile(r"passw\w{0,20}['\"]?\s*[=:]", re.IGNORECASE)
 
 
 def cut(text: str, longest: int) -> str:
@@ -32,12 +32,26 @@ def cut_front(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"...{text[3 - longest :]}"
 
 
-def printable(text: str, longest: int = LONGEST_TEXT, but: str = "") -> str:
-    """Return a bounded text in which characters that are not printable are escaped, except for those in ``but``."""
+def printable(text: str, longest: int = LONGEST_TEXT, keep: str = "") -> str:
+    """Return a text that spans, metrics and a line of a log can carry.
+
+    Args:
+        text: of any length.
+        longest: characters of the result.
+        keep: characters that are not escaped, though they are not printable.
+    """
     text = cut(text, longest)
     if text.isprintable():
         return text
-    return cut("".join(each if each.isprintable() or each in but else _escaped(each) for each in text), longest)
+    return cut("".join(each if each.isprintable() or each in keep else _escaped(each) for each in text), longest)
+
+
+def text_of(error: BaseException) -> str:
+    """Return an error's text; empty, where a class of the program's own cannot say it."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever it raises
+        return ""
 
 
 def _escaped(character: str) -> str:
@@ -54,9 +68,11 @@ class Names(dict[str, str]):
     """A cache: name -> the name made printable and bounded."""
 
     def __missing__(self, name: str) -> str:
-        if len(self) >= MOST_NAMES:
-            self.clear()
-        self[name] = told = printable(name, LONGEST_NAME)
+        told = printable(name, LONGEST_NAME)
+        if len(name) <= LONGEST_NAME:
+            if len(self) >= MOST_NAMES:
+                self.clear()
+            self[name] = told
         return told
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from otel_pgpool._clock import monotonic
 from otel_pgpool._core import GONE, State
 from otel_pgpool._description import describe
-from otel_pgpool._errors import PoolClosed, PoolTimeout, TooManyRequests, error_type, timeout_error
+from otel_pgpool._errors import LONGEST_HOLDERS, PoolClosed, PoolTimeout, TooManyRequests, error_type, timeout_error
 from otel_pgpool._liveness import LOOKING, is_alive
 from otel_pgpool._texts import class_of, printable
 
@@ -104,7 +104,9 @@ def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, erro
         if gave_up and checkout.error is not None:
             checkout.fail(error_type(checkout.error), checkout.attempts[-1].message)
         else:
-            checkout.fail(REFUSALS.get(type(error)) or error_type(error), describe(pool._target, error))
+            own = REFUSALS.get(type(error))
+            text = describe(pool._target, error) if own is None else printable(str(error), keep="\n")
+            checkout.fail(own or error_type(error), text)
         checkout.outcome = "timeout" if timed_out else "error"
         core.count_failure(checkout.released - checkout.started, timed_out=timed_out)
     if pool._observer is not None:
@@ -144,7 +146,7 @@ def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeo
         pool.stats(),
         waited=now - checkout.started,
         retries=checkout.retries,
-        holders=[hold.holder(now) for hold in holds],
+        holders=[hold.holder(now) for hold in holds[:LONGEST_HOLDERS]],
         own_holds=sum(hold.thread is checkout.thread for hold in holds),
         last_failure=text,
     )

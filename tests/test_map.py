@@ -37,8 +37,9 @@ MAP = (
     "_core",
     "_collector",
     # psycopg2: where to connect, how to settle and bound what it does
-    "_refusal",
+    "_known_texts",
     "_messages",
+    "_refusal",
     "_description",
     "_wakeup",
     "_deadline",

@@ -132,6 +132,6 @@ def _endpoint(text: str) -> Endpoint:
 
 
 def _folder(text: str) -> Path:
-    if not text or "\0" in text:
+    if not text or "\0" in text or may_hold_password(text):
         raise argparse.ArgumentTypeError("the name of a folder is expected")
     return Path(text)

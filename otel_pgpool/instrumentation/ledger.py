@@ -23,12 +23,11 @@ from otel_pgpool._messages import known
 from otel_pgpool._observer import Connect, LastFigures, PoolStats, leave_figures
 from otel_pgpool._refusal import is_refusal
 from otel_pgpool._slot import NEVER
-from otel_pgpool._texts import LONGEST_NAME, class_of
+from otel_pgpool._texts import LONGEST_NAME, class_of, text_of
 from otel_pgpool.instrumentation.connects import Connects
 from otel_pgpool.instrumentation.driver import SeenSlot, pid_of
 from otel_pgpool.instrumentation.holds import Holds
 from otel_pgpool.instrumentation.kind import Levels
-from otel_pgpool.instrumentation.lenient import lenient
 from otel_pgpool.instrumentation.turns import Turns
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.telemetry.metrics import Silence
@@ -635,11 +634,9 @@ def _no_ledger() -> None:
 
 
 def _words_of_a_pool(error: BaseException) -> str:
-    """Return SQLAlchemy's own text about an exhausted pool, with its numbers; empty for any other error."""
-    with lenient:  # ``str`` of an application's own class may raise
-        text = str(error)
-        return known(text, re.findall(r"\d+(?:\.\d+)?", text[:LONGEST_NAME]))
-    return ""
+    """Return what SQLAlchemy's pool says when it gives nothing, with its numbers; empty for anything else."""
+    text = text_of(error)
+    return known(text, re.findall(r"\d+(?:\.\d+)?", text[:LONGEST_NAME]))
 
 
 def _collected(ledger_ref: weakref.ref[Ledger], key: int, ref: weakref.ref[Any]) -> None:

@@ -65,14 +65,21 @@ def target_of_engine(engine: Engine) -> Target:
     """
     if not is_an_engines(engine.pool):
         return UnknownTarget()
-    with lenient:  # an engine that the application has built itself may have any object as its URL
-        return place_of((), _parameters_of(engine.url))
+    with lenient:  # one that the program has put together itself may have anything there
+        if not _is_torn(engine.url):
+            return place_of((), _parameters_of(engine.url))
     return UnknownTarget()
 
 
 def is_an_engines(pool: Any) -> bool:
     """Return whether ``create_engine`` has created a pool, and so determines how it connects."""
     return getattr(getattr(pool, "_creator", None), "__module__", None) == create_engine.__module__
+
+
+def _is_torn(url: URL) -> bool:
+    """Whether a password with a character that was not escaped has its rest in another part of the URL."""
+    parts = (url.host, url.database, *url.query, *url.query.values())
+    return any("@" in str(part) for part in parts if part)
 
 
 def _parameters_of(url: URL) -> dict[str, Any]:
@@ -107,7 +114,9 @@ def name_of(engine: Engine) -> str:
         return name
     try:
         url = engine.url
-        Target((), _parameters_of(url))  # raises if a parameter may contain a part of the password
+        if _is_torn(url):
+            return DRIVER
+        Target((), _parameters_of(url))  # it refuses what may hold a part of the password
         query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
         return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
     except Exception:  # noqa: BLE001 - an engine that the application has built itself may have any object as its URL

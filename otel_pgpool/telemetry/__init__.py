@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as contexts
 
 from otel_pgpool._config import TelemetryConfig
-from otel_pgpool._description import describe_own
 from otel_pgpool._errors import PoolTimeout, error_type
+from otel_pgpool._messages import known
 from otel_pgpool._refusal import is_refusal
-from otel_pgpool._texts import class_of, thread_names
+from otel_pgpool._texts import class_of, text_of, thread_names
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
@@ -244,7 +244,7 @@ class Telemetry:
         """Log which connections were closed, and why."""
         context = None if checkout is None else _context(checkout)
         name = None if error is None else self._error_types.of(error_type(error))
-        self._logs.discarded(slots, reason, name, context, describe_own(error))
+        self._logs.discarded(slots, reason, name, context, "" if error is None else known(text_of(error), ()))
 
     def outage_started(self, connect: Connect) -> None:
         """Log that the server cannot be reached."""

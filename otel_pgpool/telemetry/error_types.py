@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg2
 from psycopg2 import errorcodes
 
 OTHER = "_OTHER"
@@ -10,9 +11,15 @@ OTHER = "_OTHER"
 MOST_TYPES = 50
 """Maximum number of different classes, and of SQLSTATEs unknown to PostgreSQL, for each pool."""
 
+OF_POOLS = ("timeout", "closed", "too_many_requests")
 SQLSTATES = frozenset(
     value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == len("00000")
 )
+
+
+OF_PSYCOPG2 = frozenset(name for name, value in vars(psycopg2).items() if isinstance(value, type))
+EXPECTED = frozenset((*OF_POOLS, *OF_PSYCOPG2)) | SQLSTATES
+"""What is told always."""
 
 
 class ErrorTypes:
@@ -22,8 +29,8 @@ class ErrorTypes:
         self._known: set[str] = set()
 
     def of(self, error_type: str) -> str:
-        """Return a value for ``error.type``: the given one, or `OTHER` if there were too many different ones before."""
-        if error_type in SQLSTATES or error_type in self._known:
+        """Return the type as it is told: as it is, or `OTHER` where there were too many before."""
+        if error_type in EXPECTED or error_type in self._known:
             return error_type
         if len(self._known) >= MOST_TYPES:
             return OTHER

@@ -36,6 +36,8 @@ _CONTINUED = re.compile("\n(?!  )")
 TIMEOUT_INTERVAL = 1.0
 """Minimum number of seconds between two records about timeouts of one pool."""
 
+CANNOT_BE_REACHED = "the database cannot be reached with these arguments"
+
 REFUSAL_INTERVAL = 60.0
 """Minimum number of seconds between two records about refused connects of pools of one name."""
 
@@ -62,7 +64,7 @@ class Logs:
         if not logger.isEnabledFor(level):
             return
         extra = {names.EVENT: event, names.POOL_NAME: self._pool_name, **attributes}
-        shown = _CONTINUED.sub("\n  ", printable(text, LONGEST_RECORD, but="\n"))
+        shown = _CONTINUED.sub("\n  ", printable(text, LONGEST_RECORD, keep="\n"))
         try:
             copy_context().run(self._log, level, shown, extra, context)  # whatever is raised inside, ours is as before
         except Exception as failure:  # a handler that raises costs its record, and nothing else
@@ -175,8 +177,8 @@ class Logs:
         for name in [name for name, due in _refused_again.copy().items() if due <= now]:
             _refused_again.pop(name, None)
         _refused_again[self._pool_name] = now + REFUSAL_INTERVAL
-        is_ours = sqlstate(connect.error) is not None  # of what `configure` has asked of a connection
-        what = "a new connection cannot be used" if is_ours else "the database cannot be reached with these arguments"
+        is_connected = sqlstate(connect.error) is not None  # `configure` was refused something then
+        what = "a new connection cannot be used" if is_connected else CANNOT_BE_REACHED
         text = f"{what}: {connect.message or error_type}"
         self._write(logging.WARNING, "connect_refused", text, {names.ERROR_TYPE: error_type})
 

@@ -167,7 +167,7 @@ def test_what_connecting_made_comes_back(dsn: str) -> None:
         for _ in range(2):
             with pool.connection() as conn:
                 assert isinstance(conn.notices, deque)
-                assert (len(conn.notices), conn.notices.maxlen) == (0, 7)
+                assert conn.notices.maxlen == 7
                 assert conn.cursor_factory is NamedTupleCursor
                 assert ask(conn, "select 7::int4") == "7"
                 assert conn.autocommit
@@ -215,10 +215,10 @@ def test_one_round_trip(dsn: str) -> None:
 
 def test_roles_and_settings_of_the_login(dsn: str, admin: connection) -> None:
     """What the login's role, and the DSN's options, set at the start of a session is there again."""
-    ask(admin, "create role tenant; create role clerk login; grant tenant to clerk")
+    ask(admin, "create role tenant; create role clerk login password 'of-the-clerk'; grant tenant to clerk")
     ask(admin, "alter role clerk set role tenant; alter role clerk set datestyle = 'German'")
     try:
-        place = extensions.make_dsn(dsn, user="clerk", options="-c app.tenant=a")
+        place = extensions.make_dsn(dsn, user="clerk", password="of-the-clerk", options="-c app.tenant=a")
         with make(1, 1, place, reset=reset_session) as pool:
             for _ in range(2):
                 with pool.connection() as conn, conn.cursor() as cur:
@@ -271,3 +271,69 @@ def test_outside_a_pool(dsn: str) -> None:
     conn.close()
     with pytest.raises(psycopg2.InterfaceError):
         reset_session(conn)
+
+
+SINK: list[str] = []
+
+
+class Sharing(extensions.connection):
+    """A connection class of a program's, all of whose connections have one list of notices."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.notices = SINK
+
+
+def test_a_list_of_notices_that_is_shared(dsn: str) -> None:
+    """The list of a program's own class stays where it is."""
+    with make(1, 1, dsn, connection_factory=Sharing) as pool, pool.connection() as conn:
+        assert conn.notices is SINK
+
+
+class Sealed(extensions.connection):
+    """A connection class that takes no attributes."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name.startswith("_otel"):
+            raise TypeError(name)
+        super().__setattr__(name, value)
+
+
+def test_a_class_that_takes_no_attributes(dsn: str) -> None:
+    """It is connected, and its session is reset."""
+    with make(1, 1, dsn, connection_factory=Sealed, reset=reset_session) as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert ask(conn, "select current_setting('app.tenant', true)") in {None, ""}
+                ask(conn, "set app.tenant = 'b'")
+
+
+def registering(dsn: str) -> connection:
+    """Make a connection of psycopg2's own class with a typecaster that refers to it."""
+    conn = psycopg2.connect(dsn)
+    extensions.register_type(extensions.new_type((25,), "TEXT", lambda value, _cur: (conn.closed, value)), conn)
+    return conn
+
+
+def test_a_dropped_connection_with_a_typecaster_of_its_own(dsn: str) -> None:
+    """It is reclaimed, whatever is registered on it, also where sessions are reset."""
+    for reset in (None, reset_session):
+        with make(1, 1, dsn, connection_factory=registering, reset=reset) as pool:
+            conn = pool.getconn()
+            conn.string_types.clear()
+            del conn
+            gc.collect()
+            assert wait_until(lambda pool=pool: pool.stats().discarded.get("reclaimed") == 1)
+
+
+def test_what_a_reset_says_is_not_told(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The pool's own class of error may be raised by anybody: its text is told where the pool has written it."""
+
+    def reset(_conn: connection) -> None:
+        raise PoolError("token s3cret was refused\nERROR pool shop: all is lost")
+
+    with make(1, 1, dsn, reset=reset, observer=Telemetry()) as pool:
+        pool.putconn(pool.getconn())
+        assert wait_until(lambda: "connection_lost" in {vars(each).get("otel_pgpool.event") for each in caplog.records})
+    assert "s3cret" not in caplog.text
+    assert "all is lost" not in caplog.text

@@ -14,6 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg2.pool import PoolError
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool._target import UnknownTarget
@@ -21,6 +24,8 @@ from otel_pgpool._texts import LONGEST_TEXT
 from otel_pgpool.instrumentation.hook import Hook
 from otel_pgpool.instrumentation.kind import Kind, Levels
 from otel_pgpool.instrumentation.settings import Settings
+from otel_pgpool.instrumentation.sqlalchemy_engine import name_of, target_of_engine
+from otel_pgpool.telemetry.error_types import MOST_TYPES
 from tests.fakes import FakeConnection
 from tests.integration.telemetry_helpers import Signals
 
@@ -32,7 +37,8 @@ CONTROLS = "\x1b]0;t\x07\x1b[2J\r\n\x00\x7f\x9b\u202e\u2028\ud800"
 FORGED = f"x\nERROR pool shop: all is lost {CONTROLS}"
 TEXTS = st.one_of(st.text(), st.text(st.characters(categories=("Cc", "Cf", "Cs", "Zl", "Zp"))), st.just(FORGED))
 HUGE = st.builds(str.__mul__, st.sampled_from(["x", CONTROLS, "\n", '"', "://"]), st.just(100_000))
-SECRETS = st.builds(lambda before, after: f"{before} {SECRET} {after}", TEXTS, TEXTS)
+BESIDE = st.one_of(TEXTS, st.sampled_from(["::1%", "10.0.0.7", "fe80::1%eth0", "db", "5432", '"', "", "FATAL:  "]))
+SECRETS = st.builds(lambda before, after: f"{before}{SECRET}{after}", BESIDE, BESIDE)
 ANYTHING = st.one_of(TEXTS, HUGE)
 FRAMES = [
     "{}",
@@ -177,6 +183,35 @@ def test_names_of_threads_and_code(thread: str, function: str, file: str) -> Non
         assert_fit(told(signals, *errors, *pool.holders()))
 
 
+PIECES = st.lists(st.sampled_from([SECRET, *"@/?:#[],&=;% ", "w", "%40", "password="]), min_size=2, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pieces=PIECES, place=st.sampled_from(["@127.0.0.1:1/shop", "@127.0.0.1/shop?connect_timeout=1", "@[::1]:1/shop"])
+)
+@example(pieces=["pa@", SECRET, "/W"], place="@db.invalid:5432/shop")
+@example(pieces=["pa@", SECRET, ":1/W"], place="@db.invalid/shop")
+@example(pieces=["pa@[", SECRET, "]:1/W"], place="@db.invalid/shop")
+@example(pieces=["pa@", SECRET, ",W"], place="@db.invalid/shop")
+def test_passwords_that_are_not_escaped(pieces: list[str], place: str) -> None:
+    """No part of a password is told, however it tears a URL of SQLAlchemy's apart, but with an ``@`` before a ``?``."""
+    password = "".join(pieces)
+    url = f"postgresql+psycopg2://app:{password}{place}"
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return
+    if "?" in password and "@" in password.partition("?")[0]:  # SQLAlchemy itself has lost the rest then
+        return
+    if SECRET in str(parsed.username):  # a user's name is no secret
+        return
+    engine = create_engine(parsed)
+    target, name = target_of_engine(engine), name_of(engine)
+    engine.dispose()
+    assert_fit([target.address, target.namespace, name, *target.public, ""])
+
+
 class Theirs:
     """A pool that is not ours."""
 
@@ -224,20 +259,23 @@ def test_an_instrumented_pool(name: str, thread: str, error: Exception, state: s
         assert max(map(len, texts)) <= 8 * LONGEST_TEXT
 
 
-@settings(max_examples=1, deadline=None)
-@given(count=st.integers(110, 120))
-def test_classes_without_bound(count: int) -> None:
-    """A program that makes its error classes on the fly does not make series without bound."""
+def test_classes_without_bound() -> None:
+    """Error classes made on the fly do not make series without bound, and a timeout keeps its name."""
     with Signals() as signals:
-        kinds = [type(f"Error{number}", (Exception,), {}) for number in range(count)]
-
-        def fail() -> dict[str, str]:
-            raise kinds.pop()
-
-        options: dict[str, Any] = {"name": next(names), "open": False, "max_retries": 0, "credentials": fail}
-        pool = ConnectionPool(0, 1, PLACE, observer=signals.telemetry(), **options)
-        for _ in range(count // 2):
-            refused_by(pool)
-        pool.close(0)
-        seen = {text for text in told(signals) if re.fullmatch(r"Error\d+|_OTHER", text)}
-        assert len(seen) <= 51
+        hook = Hook(
+            Settings.of(tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, environ={})
+        )
+        hook.parked = False  # no thread is started
+        theirs = Theirs()
+        ledger = hook.adopt(
+            theirs, Kind(lambda _pool: Levels(0, 1, 0, 0, 1), lambda _pool: 0), "theirs", UnknownTarget()
+        )
+        assert ledger is not None
+        frame = sys._getframe()
+        for number in range(2 * MOST_TYPES):
+            ledger.connect_failed(0.0, type(f"Error{number}", (Exception,), {})())
+        ledger.refuse(ledger.ask((frame.f_code, frame.f_lasti)), PoolError("connection pool exhausted"), "timeout")
+        texts = told(signals)
+        hook.end()
+    assert len({text for text in texts if re.fullmatch(r"Error\d+|_OTHER", text)}) == MOST_TYPES + 1
+    assert "timeout" in texts

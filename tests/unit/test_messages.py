@@ -11,6 +11,7 @@ import pytest
 from otel_pgpool._description import LONGEST_KEPT, describe, lean
 from otel_pgpool._errors import error_type
 from otel_pgpool._messages import known
+from otel_pgpool._refusal import is_refusal
 from otel_pgpool._target import Target, UnknownTarget
 from otel_pgpool._texts import LONGEST_TEXT
 
@@ -81,6 +82,25 @@ def test_what_is_not_public(text: str, told: str) -> None:
 def test_unknown_texts(text: str) -> None:
     """Any other text is not told."""
     assert known(text, PUBLIC) == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "is_told"),
+    [
+        ("10.0.0.7", True),
+        ("::1", True),
+        ("fe80::1%eth0", True),
+        ("fe80::1%2", True),
+        (f"fe80::1%{SECRET}", False),
+        (f"::1%eth0 {SECRET}", False),
+        (f"::1%{SECRET} words here", False),
+    ],
+)
+def test_addresses(address: str, is_told: bool) -> None:
+    """An address is told, with an interface as systems name it, and nothing else behind a percent sign."""
+    text = f'FATAL:  password authentication failed for user "{address}"'
+    assert (known(text, ()) == text) is is_told
+    assert SECRET not in known(text, ())
 
 
 def test_lines() -> None:
@@ -158,6 +178,33 @@ def test_a_state_that_is_none() -> None:
     states: Sequence[str] = ("\x1b[2J", "5" * 1_000_000, "57p01", "")
     assert {error_type(raised(state, "")) for state in states} == {"Raised"}
     assert error_type(raised("57P01", "")) == "57P01"
+
+
+class Mute(psycopg2.OperationalError):
+    """A program's class that cannot say its text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class PeculiarError(Exception):
+    """One that is not made from a text."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one + two)
+
+
+def test_an_error_that_cannot_say_its_text() -> None:
+    """Its class is told, and nothing is raised."""
+    assert (describe(UnknownTarget(), Mute()), error_type(Mute())) == ("", "Mute")
+    assert type(lean(Mute())) is Mute
+    assert not is_refusal(Mute())
+
+
+def test_long_errors_of_a_program() -> None:
+    """Of any error the beginning is kept; of one that cannot be made from a text its class too."""
+    assert (type(lean(ValueError("x" * 10**6))), len(str(lean(ValueError("x" * 10**6))))) == (ValueError, LONGEST_TEXT)
+    assert str(lean(PeculiarError("x" * 10**6, ""))).startswith("PeculiarError: xxx")
 
 
 def test_what_is_kept_of_an_error() -> None:

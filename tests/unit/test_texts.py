@@ -50,6 +50,7 @@ def test_bounds(text: str) -> None:
         ('{"password": "x"}', True),
         ("http://host/", False),
         ("the password of the shop", False),
+        (f"password{' ' * 5000}=x", True),
     ],
 )
 def test_may_hold_password(text: str, may: bool) -> None:
@@ -71,6 +72,7 @@ def test_names() -> None:
         names[f"thread {number}"]
     assert len(names) <= MOST_NAMES
     assert len(names["x" * 10_000]) == LONGEST_NAME
+    assert "x" * 10_000 not in names  # a dead thread's name would stay
 
 
 def test_code() -> None:
@@ -89,7 +91,9 @@ def test_error_types() -> None:
     """SQLSTATEs of PostgreSQL's are told as they are, and fifty others; the rest has one name."""
     types = ErrorTypes()
     assert {types.of(f"Error{number}") for number in range(1000)} == {*(f"Error{n}" for n in range(MOST_TYPES)), OTHER}
-    assert (types.of("Error0"), types.of("Error999"), types.of("23505")) == ("Error0", OTHER, "23505")
+    assert (types.of("Error0"), types.of("Error999")) == ("Error0", OTHER)
+    for expected in ("timeout", "closed", "too_many_requests", "23505", "OperationalError"):
+        assert types.of(expected) == expected
 
 
 def test_notices() -> None:

@@ -85,20 +85,18 @@ def answers(port: int) -> bool:
         return False
 
 
-# With threads uWSGI lets go of the GIL before it forks. A worker then waits for ever for a thread that holds it at that
-# moment, unless uWSGI has its own option against that.
-@pytest.mark.parametrize("threads", [[], ["--enable-threads", "--py-call-uwsgi-fork-hooks"]], ids=["", "threads"])
+# Threads are always on in pyuwsgi. It lets go of the GIL before it forks, and a worker then waits for ever for a thread
+# that holds the GIL at that moment, unless uWSGI has its own option against that.
 @pytest.mark.parametrize("after_fork", [[], ["--py-call-osafterfork"]], ids=["", "osafterfork"])
-def test_workers_have_connections_of_their_own(
-    dsn: str, tmp_path: Path, threads: list[str], after_fork: list[str]
-) -> None:
+def test_workers_have_connections_of_their_own(dsn: str, tmp_path: Path, after_fork: list[str]) -> None:
     """No backend serves two processes, the master's are left alone, and nothing is complained of."""
     application = tmp_path / "application.py"
     application.write_text(APPLICATION)
     port = free_port()
     command = (BIN / "uwsgi", "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "2", "--die-on-term")
-    options = ("--need-app", "--disable-logging", *threads, *after_fork, "--wsgi-file", application)
-    name = "_".join(["uwsgi", *(option.strip("-").replace("-", "_") for option in (*threads, *after_fork))])
+    forking = ("--enable-threads", "--py-call-uwsgi-fork-hooks", *after_fork)
+    options = ("--need-app", "--disable-logging", *forking, "--wsgi-file", application)
+    name = "_".join(["uwsgi", *(option.strip("-").replace("-", "_") for option in after_fork)])
     with (
         database(dsn, name) as beside,
         running(*command, *options, receiver=None, beside=beside, PYTHONPATH=":".join(sys.path)) as program,
