@@ -141,7 +141,7 @@ class OnceAWhile(logging.Filter):
         said, now = (cut(str(record.msg), LONGEST_TEXT), cut(str(record.args), LONGEST_TEXT)), monotonic()
         if now < self._next.get(said, 0.0):
             return False
-        if len(self._next) >= MOST_KEPT:  # an endpoint's answers may be in it, each another
+        if len(self._next) >= MOST_KEPT:  # records may contain an endpoint's answers, all different
             with suppress(StopIteration, KeyError, RuntimeError):  # another thread may be here too
                 del self._next[next(iter(self._next))]
         self._next[said] = now + LAMENT_INTERVAL

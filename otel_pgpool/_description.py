@@ -22,7 +22,8 @@ LONGEST_KEPT = 100_000
 def describe(target: Target, error: BaseException) -> str:
     """Return an error's message for telemetry, a bounded printable line without secrets, SQL or values; maybe empty.
 
-    Told is what `known` lets pass of psycopg2's errors, the pool's own among them.
+    The message consists of the parts of a psycopg2 error's text that `known` passes. The pool's own errors are psycopg2
+    errors too.
     """
     if not isinstance(error, psycopg2.Error):
         return ""
@@ -44,7 +45,7 @@ def _is_raised_by_a_function(error: psycopg2.Error) -> bool:
 
 
 def lean(error: BaseException) -> BaseException:
-    """Return the error without its frames, which would keep the pool's connections alive, or megabytes of text."""
+    """Return the error without its frames, which would keep the pool's connections alive, and without a long text."""
     text = text_of(error)
     if len(text) <= LONGEST_KEPT:
         return error.with_traceback(None)

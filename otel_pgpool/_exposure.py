@@ -61,7 +61,7 @@ def ways(parameters: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
 
 
 def is_asked_in_clear(error: BaseException) -> bool:
-    """Whether libpq has refused to send a password in clear."""
+    """Return whether libpq has refused to send a password in clear text."""
     return "server requested a cleartext password" in text_of(error)
 
 

@@ -1,8 +1,8 @@
-"""What may be told of an error's text.
+"""The part of an error's text that may be shown.
 
-Anybody can put anything into an error's text: a trigger, a remote server, a program's own code, a hostile server. So a
-text is told where it is one of those in `_known_texts`, and what it quotes where that is public: a name from the pool's
-own arguments, or an address.
+An error's text can come from anywhere: a trigger, a remote server, the application's own code, a hostile server. A text
+is therefore shown only if it is one of those in `_known_texts`; what it quotes is shown only if it is public: a name
+from the pool's own arguments, or an address.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEEPEST = 4
 UNTOLD = "..."
 
 _SCOPE = re.compile("[0-9]{1,3}|(?:eth|en|wl|lo|br|docker)[0-9a-z]{0,12}")
-"""Of an IPv6 address: an interface's number, or a name as systems give it."""
+"""The scope of an IPv6 address: an interface's number, or a name as systems assign it."""
 
 OF_SYSTEM = frozenset(os.strerror(number) for number in errno.errorcode)
 """Texts of the operating system's errors, as libpq quotes them: from the same C library, in the same language."""

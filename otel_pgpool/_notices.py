@@ -22,7 +22,7 @@ class Notices(list[str]):
 
 
 def bound_notices(conn: connection) -> None:
-    """Keep the notices of a connection from growing without bound, unless it is of a program's own class."""
-    is_psycopg2s = type(conn).__module__.partition(".")[0] == "psycopg2"  # a class of the program's may share its list
+    """Bound the notices of a connection, unless the connection or the list is of an application's own class."""
+    is_psycopg2s = type(conn).__module__.partition(".")[0] == "psycopg2"  # an application's class may share its list
     if is_psycopg2s and type(conn.notices) is list:
         conn.notices = Notices(conn.notices)

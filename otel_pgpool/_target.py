@@ -134,10 +134,10 @@ class Target:
         return self._connect(args, kwargs, tries)
 
     def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any], tries: Sequence[Mapping[str, str]]) -> connection:
-        """Connect in the first of these ways that the server takes, beginning with the one that it took last.
+        """Connect by the first way that the server accepts, beginning with the one that it accepted last.
 
         Raises:
-            psycopg2.Error: none was taken: what the server said to the first.
+            psycopg2.Error: the server accepted none; the error is that of the first way.
         """
         first: psycopg2.Error | None = None
         try:
@@ -274,7 +274,7 @@ def _check_ports(option: str, ports: object, *, show: bool = True) -> None:
 
 
 def _holds_a_login(database: str, *, in_url: bool) -> bool:
-    """Whether the name of a database is the rest of a URL, behind a password with a character that was not escaped."""
+    """Return whether a database's name is the rest of a URL, after a password with an unescaped character."""
     return "@" in database and (in_url or ":" in database or "/" in database)
 
 

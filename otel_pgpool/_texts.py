@@ -33,12 +33,12 @@ def cut_front(text: str, longest: int) -> str:
 
 
 def printable(text: str, longest: int = LONGEST_TEXT, keep: str = "") -> str:
-    """Return a text that spans, metrics and a line of a log can carry.
+    """Return a bounded text in which characters that are not printable are escaped.
 
     Args:
-        text: of any length.
-        longest: characters of the result.
-        keep: characters that are not escaped, though they are not printable.
+        text: the text, of any length.
+        longest: maximum number of characters of the result.
+        keep: characters to leave unescaped.
     """
     text = cut(text, longest)
     if text.isprintable():
@@ -47,7 +47,7 @@ def printable(text: str, longest: int = LONGEST_TEXT, keep: str = "") -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an error's text; empty, where a class of the program's own cannot say it."""
+    """Return an error's text; empty if ``str`` of an application's own class raises."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - whatever it raises

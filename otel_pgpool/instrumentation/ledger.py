@@ -634,7 +634,7 @@ def _no_ledger() -> None:
 
 
 def _words_of_a_pool(error: BaseException) -> str:
-    """Return what SQLAlchemy's pool says when it gives nothing, with its numbers; empty for anything else."""
+    """Return SQLAlchemy's own text about an exhausted pool, with its numbers; empty for any other error."""
     text = text_of(error)
     return known(text, re.findall(r"\d+(?:\.\d+)?", text[:LONGEST_NAME]))
 

@@ -65,7 +65,7 @@ def target_of_engine(engine: Engine) -> Target:
     """
     if not is_an_engines(engine.pool):
         return UnknownTarget()
-    with lenient:  # one that the program has put together itself may have anything there
+    with lenient:  # an engine that the application has built itself may have any object as its URL
         if not _is_torn(engine.url):
             return place_of((), _parameters_of(engine.url))
     return UnknownTarget()
@@ -77,7 +77,7 @@ def is_an_engines(pool: Any) -> bool:
 
 
 def _is_torn(url: URL) -> bool:
-    """Whether a password with a character that was not escaped has its rest in another part of the URL."""
+    """Return whether another part of the URL contains the rest of a password with an unescaped character."""
     parts = (url.host, url.database, *url.query, *url.query.values())
     return any("@" in str(part) for part in parts if part)
 
@@ -116,7 +116,7 @@ def name_of(engine: Engine) -> str:
         url = engine.url
         if _is_torn(url):
             return DRIVER
-        Target((), _parameters_of(url))  # it refuses what may hold a part of the password
+        Target((), _parameters_of(url))  # raises if a parameter may contain a part of the password
         query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
         return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
     except Exception:  # noqa: BLE001 - an engine that the application has built itself may have any object as its URL

@@ -19,7 +19,7 @@ SQLSTATES = frozenset(
 
 OF_PSYCOPG2 = frozenset(name for name, value in vars(psycopg2).items() if isinstance(value, type))
 EXPECTED = frozenset((*OF_POOLS, *OF_PSYCOPG2)) | SQLSTATES
-"""What is told always."""
+"""Values that do not count against `MOST_TYPES`."""
 
 
 class ErrorTypes:
@@ -29,7 +29,7 @@ class ErrorTypes:
         self._known: set[str] = set()
 
     def of(self, error_type: str) -> str:
-        """Return the type as it is told: as it is, or `OTHER` where there were too many before."""
+        """Return a value for ``error.type``: the given one, or `OTHER` if there were too many different ones before."""
         if error_type in EXPECTED or error_type in self._known:
             return error_type
         if len(self._known) >= MOST_TYPES:
