@@ -98,7 +98,7 @@ class Message:
 
 
 def messages(count: int) -> list[Message]:
-    """Some that differ."""
+    """Return a number of different messages."""
     memory = InMemorySpanExporter()
     resource = Resource({"service.name": "shop", "service.instance.id": "1"})
     provider = TracerProvider(resource=resource, id_generator=Numbered())

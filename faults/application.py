@@ -73,12 +73,12 @@ class Attempt:
 
 
 def code_of(error: BaseException) -> str | None:
-    """An error's SQLSTATE, where it has one."""
+    """Return the SQLSTATE of an error, or None."""
     return getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)
 
 
 def text_of(error: BaseException | None) -> str:
-    """An error and its causes, with their SQLSTATEs."""
+    """Return the text of an error and its causes, with their SQLSTATEs."""
     return "" if error is None else f"{code_of(error) or ''} {error} {text_of(error.__cause__)}".strip()
 
 
@@ -208,7 +208,7 @@ class Application:
     # What came of it
 
     def errors(self) -> Counter[str]:
-        """What the application saw, by SQLSTATE or name."""
+        """Return the errors that the application got, by SQLSTATE or class name."""
         return Counter(attempt.error for attempt in self.attempts if attempt.error is not None)
 
     def in_doubt(self) -> int:

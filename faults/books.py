@@ -34,7 +34,7 @@ class Books:
         self._lock = threading.Lock()
 
     def open(self) -> int:
-        """A number for new work, which counts as failed until something else is said of it."""
+        """Return a number for new work, which counts as failed until another result is recorded."""
         with self._lock:
             self._words.append(Word.FAILED)
             return len(self._words) - 1
@@ -56,7 +56,7 @@ class Books:
 
     @staticmethod
     def stored(dsn: str) -> set[int]:
-        """The work that the database has."""
+        """Return the work that is in the database."""
         conn = psycopg2.connect(dsn)
         with conn, conn.cursor() as cursor:
             cursor.execute("select id from work")

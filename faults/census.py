@@ -125,7 +125,7 @@ class Visits:
             conn.close()
 
     def ports(self, server: PostgresServer) -> set[int]:
-        """The clients' ports of its processes of that name."""
+        """Return the client ports of the server processes with this name."""
         try:
             if server not in self._conns:
                 self._conns[server] = connect(server)
@@ -139,14 +139,14 @@ class Visits:
 
 
 def connect(server: PostgresServer) -> connection:
-    """A connection of one's own."""
+    """Open a connection that does not belong to a pool."""
     conn = psycopg2.connect(server.dsn, application_name="census", connect_timeout=2)
     conn.autocommit = True
     return conn
 
 
 def open_ports(server: int) -> set[int]:
-    """This machine's ends of the connections to a port of it that neither side has closed."""
+    """Return this machine's ports of connections to a server's port that neither side has closed."""
     rows = (line.split() for line in SOCKETS.read_text().splitlines()[1:])
     return {
         int(local.rpartition(":")[2], 16)

@@ -66,7 +66,7 @@ class Collector(ThreadingHTTPServer):
             self._answering.set()
 
     def handle_error(self, *_: object) -> None:
-        """A client that has waited long enough is no error."""
+        """Ignore a client that has stopped waiting."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def absent() -> Iterator[str]:
-    """An endpoint whose port is taken, and where nobody listens."""
+    """Reserve the port of an endpoint on which nothing listens."""
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         yield f"http://{HOST}:{taken.getsockname()[1]}"

@@ -24,7 +24,7 @@ class Knot:
 
 
 def borrowed(scene: Scene) -> tuple[Any, Any]:
-    """A block that is entered and never left, and its connection, in a transaction."""
+    """Enter a block without leaving it; return the block and its connection, in a transaction."""
     block = scene.app.borrow()
     conn = block.__enter__()
     with conn.cursor() as cursor:
@@ -33,7 +33,7 @@ def borrowed(scene: Scene) -> tuple[Any, Any]:
 
 
 def rows(scene: Scene) -> Iterator[int]:
-    """A generator that holds a connection between its rows."""
+    """Hold a connection between the rows of a generator."""
     with scene.app.borrow() as conn, conn.cursor() as cursor:
         cursor.execute("select 1")
         yield 1

@@ -20,7 +20,7 @@ def standby_of(scene: Scene) -> PostgresServer:
 
 
 def failover(scene: Scene) -> float:
-    """The primary dies, and the standby is promoted."""
+    """Stop the primary, and promote the standby."""
     standby = standby_of(scene)
     scene.server.stop("immediate")
     execute(standby, "select pg_promote()")
@@ -28,9 +28,10 @@ def failover(scene: Scene) -> float:
 
 
 def demotion(scene: Scene) -> float:
-    """The primary turns read-only while its sessions live, and the standby is promoted.
+    """Make the primary read-only while its sessions continue, and promote the standby.
 
-    The workers rest until all sessions know: a commit still under way would wait for a standby that listens no more.
+    The workers rest until all sessions are read-only: a commit in progress would wait for a standby that does not
+    replicate any more.
     """
     standby = standby_of(scene)
     scene.app.pause()

@@ -128,7 +128,7 @@ def play(pools: int = 500) -> Sailed:
 
 
 def warm_up(dsn: str, tracers: TracerProvider, meters: MeterProvider) -> None:
-    """What comes with the first pool is not each one's."""
+    """Create a first pool, so that what it loads is not counted for the others."""
     with ConnectionPool(0, 1, dsn, name="first", observer=Telemetry(tracers, meters)) as pool:
         use(pool)
 
@@ -140,7 +140,7 @@ def use(pool: ConnectionPool) -> None:
 
 
 def count(dsn: str) -> int:
-    """The server processes of all pools."""
+    """Return the number of server processes of all pools."""
     with closing(psycopg2.connect(dsn)) as conn, conn.cursor() as cursor:
         cursor.execute("select count(*) from pg_stat_activity where application_name = %s", (NAME,))
         (number,) = cursor.fetchone() or (0,)

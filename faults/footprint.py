@@ -33,7 +33,7 @@ class Footprint:
 
 
 def at_rest(before: Footprint, patience: float = 3.0) -> Footprint:
-    """What the process takes up when it has come back to what it was, or does not."""
+    """Return the process's footprint once it equals the earlier one, or after ``patience`` seconds."""
     deadline = monotonic() + patience
     while True:
         after = Footprint.now()

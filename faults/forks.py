@@ -20,7 +20,7 @@ CHILD_PATIENCE = 4.0
 
 
 def forked_while_held(scene: Scene) -> float:
-    """Connections are out."""
+    """Fork while connections are checked out."""
     scene.wait_for(scene.app.holding)
     return forked(scene)
 
@@ -61,7 +61,7 @@ def forked(scene: Scene) -> float:
 
 
 def work(scene: Scene, parents: Collection[int]) -> None:
-    """What the child does; the answers must be its own, and come from nobody that its parent talks to."""
+    """Use the pool in the child; the answers must come from server processes that are not the parent's."""
     with scene.app.borrow() as conn, conn.cursor() as cursor:
         for number in range(20):
             cursor.execute("select %s::int, pg_backend_pid()", (number,))

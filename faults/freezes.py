@@ -53,7 +53,7 @@ def frozen_at_the_return(scene: Scene) -> float:
 
 
 def frozen_at_the_close(scene: Scene) -> float:
-    """A pool beside the application's is closed: one holder is in a statement, one at its return, two are idle."""
+    """Close a second pool with one holder in a statement, one that returns its connection, and two idle connections."""
     name = "closed while frozen"
     pool = ConnectionPool(MAXCONN, MAXCONN, **{**scene.ground.dsn, "application_name": name}, observer=None)
     held: list[connection] = []

@@ -51,14 +51,14 @@ class Ground:
 
 
 def one_server(stage: ExitStack, **settings: str | float) -> Ground:
-    """A server, and nothing between it and the pool."""
+    """Provide a server that is connected directly."""
     server = stage.enter_context(PostgresServer(settings=settings))
     execute(server, TABLES)
     return Ground(server, parse_dsn(server.dsn))
 
 
 def over_a_network(stage: ExitStack) -> Ground:
-    """A server behind a `Proxy`."""
+    """Provide a server behind a `Proxy`."""
     ground = one_server(stage)
     ground.proxy = stage.enter_context(Proxy(ground.server.port))
     ground.dsn["port"] = ground.proxy.port
@@ -66,7 +66,7 @@ def over_a_network(stage: ExitStack) -> Ground:
 
 
 def with_a_password(stage: ExitStack) -> Ground:
-    """A server that asks for one, and a secret that can be rotated."""
+    """Provide a server that requires a password, and a secret that can be rotated."""
     server = stage.enter_context(PostgresServer(password=OLD_PASSWORD))
     execute(server, TABLES)
     execute(server, f"create role app login password '{OLD_PASSWORD}'; grant all on all tables in schema public to app")
@@ -76,7 +76,7 @@ def with_a_password(stage: ExitStack) -> Ground:
 
 
 def over_tls(stage: ExitStack) -> Ground:
-    """A server behind a proxy that speaks TLS, and a pool that verifies it."""
+    """Provide a server behind a proxy with TLS, and a pool that verifies the certificate."""
     ground = over_a_network(stage)
     folder = Path(ground.server.socket_dir)
     ground.certificates = {"trusted": trustme.CA(), "stranger": trustme.CA()}
@@ -88,7 +88,7 @@ def over_tls(stage: ExitStack) -> Ground:
 
 
 def primary_and_standby(stage: ExitStack) -> Ground:
-    """A primary, a standby that has each commit before the application hears of it, and a DSN that names both."""
+    """Provide a primary, a synchronous standby, and a DSN with both."""
     primary = stage.enter_context(PostgresServer(settings=REPLICATES, password=OLD_PASSWORD))
     execute(primary, TABLES)
     standby = stage.enter_context(PostgresServer(settings=REPLICATES, password=OLD_PASSWORD))

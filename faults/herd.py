@@ -163,7 +163,7 @@ class Member:
         self._process.wait(PATIENCE)
 
     def end(self) -> dict[str, Any]:
-        """What it tells in the end."""
+        """Return the member's final report."""
         told: dict[str, Any] = json.loads(self._process.communicate(timeout=PATIENCE)[0])
         return told
 
@@ -213,7 +213,10 @@ def first_after(since: float, moments: list[float]) -> float | None:
 
 
 def look_on(dsn: str, connections: int, since: float) -> tuple[int, float | None]:
-    """The most server processes that there were, a while after there were enough; the seconds until there were."""
+    """Return the maximum number of server processes, and the seconds until there were enough.
+
+    The number is observed for a while longer than that.
+    """
     most, enough = 0, None
     with closing(psycopg2.connect(dsn)) as conn, conn.cursor() as cursor:
         conn.autocommit = True

@@ -96,7 +96,7 @@ def is_finalizer(frame: FrameType | None) -> bool:
 
 @cache
 def finalizers() -> set[object]:
-    """The package's: the callbacks of weak references, and what its classes have."""
+    """Return the package's finalizers: the callbacks of weak references, and those of its classes."""
     modules = [module for name, module in sys.modules.items() if name.startswith(otel_pgpool.__name__)]
     kinds = [vars(kind) for module in modules for kind in vars(module).values() if isinstance(kind, type)]
     found = [kind[name] for kind in kinds for name in ("_dropped", "__del__") if name in kind]
@@ -130,7 +130,7 @@ def apart(way: Way, pool: ConnectionPool) -> Iterator[None]:
 
 @cache
 def with_lines(path: str) -> set[int]:
-    """The lines on which a ``with`` begins."""
+    """Return the numbers of the lines on which a ``with`` statement begins."""
     blocks = [node for node in ast.walk(ast.parse(Path(path).read_text())) if isinstance(node, ast.With)]
     return {block.lineno for block in blocks} | {item.context_expr.lineno for block in blocks for item in block.items}
 
@@ -246,7 +246,7 @@ class Strikes:
         self._spans.open.clear()
 
     def _lost(self) -> Iterator[str]:
-        """What cannot be had any more."""
+        """Return a description of connections that cannot be checked out any more."""
         core = self._pool._core  # noqa: SLF001 - what `stats` tells hides what is below zero
         deadline = monotonic() + PATIENCE
         while (core.used or core.queue) and monotonic() < deadline:
@@ -265,7 +265,7 @@ class Strikes:
                 use(lent.enter_context(self._pool.connection()))
 
     def _unsettled(self, whose: str = "of the checkout") -> Iterator[str]:
-        """What the thread and the interpreter are left with; it is put right, for the next strike."""
+        """Return what the thread and the interpreter are left with, and restore it for the next strike."""
         if contexts.get_current() is not self._context:
             yield f"the context {whose} is still current"
             contexts.attach(self._context)
@@ -284,7 +284,7 @@ class Strikes:
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """What an interrupt has lost is found at once, and not within seconds."""
+    """Shorten the pool's waits, so that slots lost by an interrupt are found at once."""
     before = _members.STRAY_AFTER, _members.LEFT_AFTER
     _members.STRAY_AFTER = _members.LEFT_AFTER = IMPATIENCE
     try:

@@ -56,7 +56,7 @@ class Limits(Lookout):
             size = self._pool.stats().size
 
     def _take(self) -> int:
-        """The highest limit since the last look; from now on the present ones count."""
+        """Return the highest limit since the last call; from now on the present limits count."""
         with self._lock:
             highest, self._highest = self._highest, max(self._pool.maxconn, *self._under_way, 0)
         return highest

@@ -130,7 +130,7 @@ def play_apart(name: str, arguments: Sequence[str]) -> Figure | Unplayed:
 
 
 def lines(figures: Figures) -> Iterator[str]:
-    """The section on them of docs/reliability.md."""
+    """Return the section about these figures of docs/reliability.md."""
     yield "## Interrupts, load and long runs"
     for figure in figures.values():
         yield ""

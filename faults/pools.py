@@ -45,7 +45,7 @@ class Listener(Telemetry):
     def discarded(
         self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
     ) -> None:
-        """Connections had to go."""
+        """Count discarded connections."""
         self.met.append(f"{reason}: {text_of(error)}")
         super().discarded(slots, reason, error, checkout)
 

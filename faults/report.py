@@ -136,7 +136,7 @@ These are checked by tests only, all of them in `make test`:
 
 
 def ours(fault: Fault, outcome: Outcome | str) -> str:
-    """The cells of our pool's table."""
+    """Return the cells of a fault in the table of otel_pgpool."""
     if isinstance(outcome, str):
         return f"{outcome} | | | | | | | |"
     allowed = f"{fault.errors}, timeouts" if fault.shut_out else f"{fault.errors}"

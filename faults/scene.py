@@ -122,13 +122,13 @@ class Scene:
         """What has a bound on ours: how many seconds it took, and may take."""
 
     def admin(self) -> connection:
-        """A connection past the proxy."""
+        """Open a connection that bypasses the proxy."""
         conn = psycopg2.connect(self.ground.server.dsn, application_name="admin")
         conn.autocommit = True
         return conn
 
     def ask(self, statement: str, *parameters: object) -> list[Any]:
-        """The first column of a statement's rows."""
+        """Return the first column of a statement's rows."""
         conn = self.admin()
         try:
             with conn.cursor() as cursor:
@@ -181,7 +181,7 @@ class Scene:
         self.comes(lambda: not self.unmet())
 
     def unmet(self) -> list[str]:
-        """What our pool should have met, and has not."""
+        """Return what otel_pgpool should have met during the fault, and has not."""
         if self.ours is None:
             return []
         met = [*self.ours.listener.met, *(each.told for each in [*self.app.attempts])]

@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
     counts = Counts()
 
     def do_POST(self) -> None:
-        """An export."""
+        """Receive an export."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
@@ -117,7 +117,7 @@ class Sink:
         self._process.communicate()  # which closes its input
 
     def counts(self) -> dict[str, Any]:
-        """What has come in so far."""
+        """Return the counts of what was received so far."""
         with urlopen(self.endpoint) as answer:  # nosec B310 # noqa: S310 - our own process's
             counts: dict[str, Any] = json.load(answer)
         return counts

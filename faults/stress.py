@@ -134,7 +134,7 @@ class Stressed:
 
 
 def numbers(counts: Mapping[str, int], *names: str) -> str:
-    """Some of them, side by side."""
+    """Return some of the counts, side by side."""
     return " / ".join(f"{counts.get(name, 0):,}" for name in names)
 
 
@@ -212,7 +212,7 @@ class Stress:
         )
 
     def unrest(self) -> Iterator[str]:
-        """What does not come to rest; then, what of the surplus stays that has been lent while the limit fell."""
+        """Return what does not settle, and then which surplus connections remain after the limit was lowered."""
         self.resize(MAXCONN)
         yield from self._unrest(range(MAXCONN + 1))
         try:
@@ -267,7 +267,7 @@ class Stress:
             yield f"{seen['lost']} connections were lost to {seen['killed']} kills"
 
     def points(self) -> dict[str, float]:
-        """The metrics: of each its sum, or how often it was recorded."""
+        """Return the metrics: the sum of each, or its number of records."""
         sums: dict[str, float] = defaultdict(float)
         data = self.reader.get_metrics_data()
         for resource in data.resource_metrics if data else ():

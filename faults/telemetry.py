@@ -154,7 +154,7 @@ class Told(Ground):
 
 
 def told(stage: ExitStack, piece: Piece | Exports, *processors: SpanProcessor) -> Told:
-    """A server; the processors have all spans."""
+    """Provide a server, and processors that receive all spans."""
     ground = one_server(stage)
     return Told(ground.server, ground.dsn, options={"span_processors": processors}, piece=piece)
 
@@ -205,7 +205,7 @@ def by_a_sampler(stage: ExitStack) -> Ground:
 
 
 def refused(stage: ExitStack, piece: Refusing, *processors: SpanProcessor) -> Told:
-    """A server; the pool gives a slow checkout whose span was refused another one, unless none counts as slow."""
+    """Provide a server; a slow checkout whose span was refused gets another one, unless none counts as slow."""
     stage.enter_context(patch.object(pools, "Tally", lambda: piece.tally))
     stage.enter_context(patch.dict(os.environ, OTEL_PGPOOL_SLOW="3600"))
     ground = told(stage, piece, *processors)
@@ -257,7 +257,7 @@ def something_is_lost(scene: Scene) -> None:
 
 
 def queue_is_full(scene: Scene) -> float:
-    """The exporter hangs until more has been done than the queue can hold."""
+    """Let the exporter hang until more was done than its queue can hold."""
     piece = piece_of(scene)
     piece.flows.clear()
     done = len(scene.app.attempts)

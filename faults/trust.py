@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def rotated(scene: Scene) -> float:
-    """The old password is refused; the application's secret follows later."""
+    """Let the server refuse the old password; the application gets the new one later."""
     secret = scene.ground.options["credentials"]()
     execute(scene.server, f"alter role app password '{NEW_PASSWORD}'")
     scene.kill(scene.backends())
@@ -24,7 +24,7 @@ def rotated(scene: Scene) -> float:
 
 
 def unverified(scene: Scene) -> float:
-    """The server shows a certificate of a stranger's for a while."""
+    """Let the server present an unknown certificate for a while."""
     proxy, certificates = network(scene), scene.ground.certificates
     proxy.certify(certificates["stranger"])
     proxy.cut()

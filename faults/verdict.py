@@ -16,11 +16,11 @@ GRACE = 0.25
 
 
 def judge(scene: Scene, stall: float) -> Iterator[str]:
-    """What only our pool can be asked for, and what the fault asks of it; nothing of others.
+    """Check what only otel_pgpool promises, and what the fault requires of it; nothing for other pools.
 
     Args:
-        scene: where it happened, with all work over and the pool open still.
-        stall: seconds that the machine stood still, which nobody can be blamed for.
+        scene: the scene of the fault, after all work, with the pool still open.
+        stall: seconds that the machine stood still, which no pool is responsible for.
     """
     if scene.ours is None:
         return

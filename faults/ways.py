@@ -37,33 +37,33 @@ def use(conn: Any) -> None:
 
 
 def block(pool: ConnectionPool) -> None:
-    """A block that ends well."""
+    """Run a block that ends without an error."""
     with pool.connection() as conn:
         use(conn)
 
 
 def failing_block(pool: ConnectionPool) -> None:
-    """A block that raises."""
+    """Run a block that raises."""
     with suppress(LookupError), pool.connection() as conn:
         use(conn)
         raise LookupError
 
 
 def failing_commit(pool: ConnectionPool) -> None:
-    """A block whose commit is refused."""
+    """Run a block whose commit is refused."""
     with suppress(errors.UniqueViolation), pool.connection() as conn, conn.cursor() as cursor:
         cursor.execute(TWINS)
 
 
 def long_hold(pool: ConnectionPool) -> None:
-    """A block that is flagged while it goes on."""
+    """Run a block that becomes a long hold."""
     with pool.connection():
         before = pool._core.long_holds
         wait_until(lambda: pool._core.long_holds > before)
 
 
 def with_reset(pool: ConnectionPool) -> None:
-    """A block, and a loan, in a pool with a ``reset``."""
+    """Run a block, and a ``getconn``, in a pool with a ``reset``."""
     pool._reset = use
     try:
         block(pool)

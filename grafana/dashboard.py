@@ -319,7 +319,7 @@ def jaeger() -> TextBoxVariable:
 
 
 def build() -> str:
-    """The dashboard, as JSON."""
+    """Return the dashboard as JSON."""
     dashboard = (
         Dashboard("otel_pgpool")
         .uid("otel-pgpool")

@@ -43,7 +43,7 @@ P = TypeVar("P", Stat, Timeseries, Heatmap)
 
 
 def described(panel: P, title: str, description: str, unit: str, queries: Sequence[Dataquery]) -> P:
-    """What every panel has."""
+    """Set the properties that every panel has."""
     for letter, each in zip(ascii_uppercase, queries, strict=False):
         panel.with_target(each.ref_id(letter).datasource(PROMETHEUS))
     return panel.title(title).description(description).unit(unit).datasource(PROMETHEUS)

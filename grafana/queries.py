@@ -22,12 +22,12 @@ RATE = "$__rate_interval"
 
 
 def metric(name: str, *more: str) -> str:
-    """The chosen pools' series of a metric."""
+    """Return the series of a metric for the chosen pools."""
     return f"{name}{{{', '.join((CHOSEN, *more))}}}"
 
 
 def level(name: str, *more: str) -> str:
-    """What living processes said last."""
+    """Return the last values of processes that still report."""
     return f"last_over_time({metric(name, *more)}[90s])"
 
 
@@ -44,13 +44,13 @@ def increase(name: str, *more: str, by: str = EACH) -> str:
 
 
 def quantile(fraction: float, histogram: str, *, by: str = "", window: str = RATE) -> str:
-    """A quantile of a histogram's records."""
+    """Return a quantile of a histogram's records."""
     labels = f"{by}, le" if by else "le"
     return f"histogram_quantile({fraction}, sum by ({labels}) (rate({metric(f'{histogram}_bucket')}[{window}])))"
 
 
 def now(expression: str) -> Dataquery:
-    """The pool that is worst off at this moment."""
+    """Return the highest value among the pools at this moment."""
     return query(f"topk(1, {expression})", NAME).instant()
 
 
@@ -70,9 +70,9 @@ def quantiles(histogram: str) -> list[Dataquery]:
 
 
 def search(title: str, tags: str, operation: str = "pool.checkout") -> DashboardLink:
-    """A search in Jaeger for the spans behind a value, in its service and in the time that is shown.
+    """Return a search in Jaeger for the spans behind a value, in its service and in the displayed time range.
 
-    Grafana fills in what is in braces. Its times are milliseconds, Jaeger's microseconds.
+    Grafana replaces the variables in braces. Its times are in milliseconds, Jaeger's in microseconds.
     """
     name, _, value = tags.partition("=")
     wanted = urlencode({"operation": operation, "tags": json.dumps({name: value}), "lookback": "custom"})

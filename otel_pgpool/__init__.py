@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation import PgPoolInstrumentor as PgPoolInstrumentor
 else:
     if find_spec("psycopg2") is None:
-        import_module(f"{__name__}._errors")  # which says what brings it
+        import_module(f"{__name__}._errors")  # raises an ImportError that names the extra to install
 
-    # With their first use, and psycopg2 with them: the package is imported before its command can take over Ctrl-C. The
-    # hook needs the extra "instrument", and a program without it does not.
+    # The public names are imported at their first use, and psycopg2 with them: the command line imports this package
+    # before it can handle Ctrl-C, and PgPoolInstrumentor needs the extra "instrument", which few programs install.
     _HOMES = {
         **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "_errors"),
         **dict.fromkeys(("Holder", "PoolObserver", "PoolStats"), "_observer"),
@@ -36,7 +36,7 @@ else:
         return sorted({*globals(), *_HOMES})
 
 
-# PgPoolInstrumentor is not among what `import *` brings: it needs an extra.
+# Without PgPoolInstrumentor, because `import *` must work where the extra "instrument" is not installed.
 __all__ = [
     "ConnectionPool",
     "Holder",

@@ -1,4 +1,4 @@
-"""``with pool.connection() as conn``."""
+"""The context manager of ``with pool.connection() as conn``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Block:
-    """One checkout for one block: commit on a clean exit, roll back on an exception, always give back.
+    """One checkout for a ``with`` block: commit on a clean exit, roll back on an exception, return the connection.
 
-    It may be entered again once it is left, but not inside itself. On the hot path, hence made without an
-    ``__init__``, and the few lines of `begin` and `is_clean` stand here again: each call costs 3 % of a checkout.
+    A block can be entered again after it was left, but not while it is entered. It is on the hot path: it has no
+    ``__init__``, and repeats the few lines of `begin` and `is_clean`, because each call costs 3 % of a checkout.
     """
 
     __slots__ = ("_checkout", "_conn", "_pool", "_stack", "_timeout")
@@ -47,7 +47,7 @@ class Block:
             raise PoolError(
                 f"pool {pool.name!r}: this connection() is in use: call pool.connection() again for a second connection"
             )
-        self._checkout = checkout  # no call between the question and this: no other thread comes between
+        self._checkout = checkout  # no call between the test and this line, so that no other thread runs in between
         checkout.stack = self._stack
         checkout.thread = _checkout.here.thread
         checkout.path = None
@@ -58,7 +58,7 @@ class Block:
             if checkout.path is None:
                 conn = pool._check_out(checkout, self._timeout, conn)
             self._conn = conn
-            return conn  # noqa: TRY300 - an interrupt may come at this line too
+            return conn  # noqa: TRY300 - an interrupt may hit at this line too
         except BaseException as error:
             self._conn = self._checkout = None
             fail(pool, checkout, conn, error)
@@ -96,7 +96,7 @@ class Block:
 
 
 class LongBlock(Block):
-    """A block whose hold may last longer, or less long, than the pool's others."""
+    """A block with a hold threshold of its own, in place of the pool's ``long_hold``."""
 
     __slots__ = ("_expected_hold",)
 

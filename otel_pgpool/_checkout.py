@@ -1,4 +1,4 @@
-"""The record of one checkout, from the request to the return."""
+"""The record of one checkout, from the request to the return of the connection."""
 
 from __future__ import annotations
 
@@ -15,51 +15,61 @@ if TYPE_CHECKING:
     from otel_pgpool._slot import Slot
 
 Place = tuple["CodeType", int]
-"""A code object and the last instruction: cheaper to take than a line number, which few checkouts need."""
+"""A call site: a code object and the index of its last instruction.
+
+Recording the index costs less than computing a line number, which few checkouts need.
+"""
 
 Stack = tuple[Any, ...]
-"""The places of the frames that asked, innermost first, one behind the other: at half the price of a tuple for each."""
+"""The call sites of the requesting frames, innermost first, as one flat tuple (code, index, code, index, ...).
+
+A flat tuple costs half as much as a tuple of pairs.
+"""
 
 
 class Attempt(NamedTuple):
-    """A failed attempt that a checkout lived through: a dead connection, or a connect that failed."""
+    """A failed attempt within a checkout: a dead connection, or a failed connect."""
 
     at: float
     error_type: str
     delay: float
     """Seconds until the next attempt."""
     message: str = ""
-    """What may be told of the error."""
+    """Text of the error, free of secrets."""
 
 
 class Blocker(NamedTuple):
-    """A hold that a queued checkout found in its way."""
+    """A hold that was in progress when a checkout queued."""
 
     observed: Any
-    """The observer's own of the holder's checkout."""
+    """The observer's data of the checkout that holds."""
     connection_id: int
     pid: int
     held: float
-    """Seconds, when the waiter queued."""
+    """Seconds that the hold had lasted when the checkout queued."""
     stack: Stack
-    """Where it was asked for. Not its checkout, which may have blockers of its own, and those likewise."""
+    """Call sites of the checkout that holds.
+
+    The checkout itself is not kept, as its own blockers would form a chain.
+    """
 
     @classmethod
     def of(cls, hold: Checkout, now: float) -> Blocker:
-        """A hold that is there now."""
+        """Describe a hold in progress."""
         slot = hold.slot
         return cls(hold.observed, slot.serial, slot.pid, max(0.0, now - hold.acquired), hold.stack)
 
     @property
     def path_to(self) -> str:
-        """Where it was asked for, a line for each frame, innermost first."""
+        """The call sites as text, one line for each frame, innermost first."""
         return path_to(self.stack)
 
 
 class Checkout:
-    """One request for a connection. Times are readings of ``time.monotonic`` in s.
+    """The record of one checkout. Times are readings of ``time.monotonic`` in seconds.
 
-    It never refers to the connection itself, so that one which its borrower drops can be reclaimed.
+    A checkout has no reference to its connection, so that a connection dropped by its holder is collected and
+    reclaimed.
     """
 
     __slots__ = (
@@ -78,69 +88,69 @@ class Checkout:
 
     started: float
     stack: Stack
-    """Where it was asked for."""
+    """Call sites of the request."""
     thread: threading.Thread
-    """The borrower's."""
+    """The thread that asked for the connection."""
     path: str | None
-    """``idle``, ``queued`` or ``new``; None until the hand-over."""
+    """How the connection was obtained: ``idle``, ``queued`` or ``new``; None until the hand-over."""
     slot: Slot
-    """The connection that it was lent; set, like ``acquired``, at the hand-over."""
+    """The slot of the connection; set at the hand-over, like ``acquired``."""
     acquired: float
     lent: bool
-    """There, and True, while it holds the connection; deleting it is the one atomic act that gives it back."""
+    """Present, and True, while the checkout holds the connection; deleting it is the atomic step of a release."""
     ended: bool
-    """There, and True, once its observer has been told of its end."""
+    """Present, and True, once the observer was notified of the checkout's end."""
     released: float
-    """When it came back, or the checkout failed; set, like ``outcome``, then."""
+    """When the connection was returned or the checkout failed; set at that moment, like ``outcome``."""
     outcome: str
 
-    # What few checkouts need stands on the class: it costs the others nothing.
+    # Defaults of the attributes that few checkouts set: on the class they cost the others nothing.
     block: bool = True
-    """By ``with pool.connection()``, whose span is current inside."""
+    """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
     observed: Any = None
-    """The observer's own."""
+    """Data of the observer."""
     waits_for: str = "idle"
-    """The path that it would take if it were served now."""
+    """The path that the checkout would have if it were served now."""
     queued: float | None = None
     blockers: Sequence[Blocker] = ()
     retries: int = 0
     attempts: Sequence[Attempt] = ()
     error: BaseException | None = None
-    """Of the last failed attempt."""
+    """The error of the last failed attempt."""
     expected_hold: float | None = None
-    """Seconds that the hold may last, infinite for any time; None: as long as the pool's others."""
+    """Seconds that the hold may last, infinite for any duration; None for the pool's ``long_hold``."""
     flagged: bool = False
-    """Held over the threshold."""
+    """Whether the hold has passed its threshold."""
     flagged_at: float = 0.0
     told: bool = False
-    """The observer has said so."""
+    """Whether the observer has reported the long hold."""
     error_type: str | None = None
-    """What of the pool's own work failed: the wait, a connect, a commit or a rollback."""
+    """``error.type`` of what failed in the pool's own work: the wait, a connect, a commit or a rollback."""
     error_message: str = ""
 
     def retried(self, attempt: Attempt, error: BaseException | None) -> None:
-        """Count a failed attempt. Called by the borrower, or under the lock while it waits."""
+        """Count a failed attempt. Called by the thread of the checkout, or under the lock while that thread waits."""
         self.retries += 1
         self.error = error
         self.attempts = (*self.attempts, attempt)
 
     def fail(self, error_type: str, message: str) -> None:
-        """Say what of the pool's own work failed: the wait, a connect, a commit or a rollback."""
+        """Record what failed in the pool's own work: the wait, a connect, a commit or a rollback."""
         self.error_type = error_type
         self.error_message = message
 
     @property
     def where(self) -> str:
-        """``file:line function`` of the innermost frame that asked for the connection."""
+        """The innermost call site of the request, as ``file:line function``."""
         return describe(next(places(self.stack)))
 
     @property
     def path_to(self) -> str:
-        """Where it was asked for, a line for each frame, innermost first."""
+        """The call sites of the request as text, one line for each frame, innermost first."""
         return path_to(self.stack)
 
     def holder(self, now: float) -> Holder:
-        """Describe it to a person."""
+        """Return a description of the hold for people."""
         return Holder(
             connection_id=self.slot.serial,
             pid=self.slot.pid,
@@ -152,9 +162,9 @@ class Checkout:
 
 
 class Loan(Checkout):
-    """A checkout that is given back by hand, maybe in another thread: by getconn, or from a pool that is not ours."""
+    """A checkout that is returned by a call, maybe in another thread: of ``getconn``, or of an instrumented pool."""
 
-    # What is looked at in each of them has its place in the record, for Python is slow to find it on the class.
+    # These are read for each such checkout. A slot in the record is faster to read than a default on the class.
     __slots__ = (
         "block",
         "error_type",
@@ -166,11 +176,14 @@ class Loan(Checkout):
     )
 
     heard: bool
-    """Whether its observer wants to hear of it; known for pools that are not ours."""
+    """Whether the observer is notified of this checkout; set by instrumented pools."""
 
 
 def begin(started: float, stack: Stack) -> Loan:
-    """A new record. It has no ``__init__``: that would double its cost."""
+    """Create the record of a checkout that is returned by a call.
+
+    This is a function because an ``__init__`` would double the cost.
+    """
     loan = Loan()
     loan.started = started
     loan.stack = stack
@@ -183,7 +196,7 @@ def begin(started: float, stack: Stack) -> Loan:
 
 def _make_here() -> Any:
     class Here(threading.local):
-        """The running thread, at half the price of ``threading.current_thread``."""
+        """A cache of the running thread, at half the cost of ``threading.current_thread``."""
 
         def __init__(self) -> None:
             self.thread = threading.current_thread()
@@ -195,8 +208,8 @@ here = _make_here()
 
 
 def renew_here() -> None:
-    """Follow gevent, where it has put its own ``threading.local`` in the place of the one that was imported first."""
-    global here  # noqa: PLW0603 - it is what every checkout looks at
+    """Replace the thread cache if gevent has replaced ``threading.local`` since this module was imported."""
+    global here  # noqa: PLW0603 - a module-level name is the fastest that a checkout can read
     if not isinstance(here, threading.local):
         here = _make_here()
 
@@ -207,10 +220,12 @@ GETCONN_FRAMES = 4
 
 
 class LeftOut(dict[str, bool]):
-    """Whether frames of a module are no place of the program's: this package's own are none, nor those of others.
+    """A cache: module name -> True if its frames are skipped in the search for the application's call sites.
+
+    Modules of this package are skipped, except for the command line's.
 
     Args:
-        packages: that stand between the program and us.
+        packages: further top-level packages to skip.
     """
 
     def __init__(self, *packages: str) -> None:
@@ -227,7 +242,7 @@ OWN = LeftOut()
 
 
 def stack_of(frame: FrameType | None, left_out: LeftOut = OWN) -> Stack:
-    """Up to four frames from ``frame`` outwards, innermost first."""
+    """Return up to four call sites from ``frame`` outwards, innermost first."""
     stack: list[Any] = []
     while frame is not None and len(stack) < 2 * GETCONN_FRAMES:
         if not left_out[frame.f_globals.get("__name__", "")]:
@@ -237,12 +252,15 @@ def stack_of(frame: FrameType | None, left_out: LeftOut = OWN) -> Stack:
 
 
 def stack_around(wrapper: FrameType, left_out: LeftOut = OWN) -> Stack:
-    """Who called a wrapper of ours; itself, where that was no function of Python, as with the first of a thread."""
+    """Return the call sites of a wrapper's callers.
+
+    Where none is left, as when the wrapper is a thread's first function, the result is the wrapper itself.
+    """
     return stack_of(wrapper.f_back, left_out) or (wrapper.f_code, wrapper.f_lasti)
 
 
 def whole_stack_of(frame: FrameType) -> Stack:
-    """The four innermost frames, where none of them can be of this package; at a third of the price."""
+    """Return the four innermost call sites, if none can belong to this package; costs a third of `stack_of`."""
     if (second := frame.f_back) is None or (third := second.f_back) is None or (fourth := third.f_back) is None:
         return stack_of(frame) or (frame.f_code, frame.f_lasti)
     return (
@@ -258,7 +276,11 @@ def whole_stack_of(frame: FrameType) -> Stack:
 
 
 def whole_stack_past(frame: FrameType, left_out: LeftOut) -> Stack:
-    """The same where others may stand in between: the four innermost, if all of them are the program's."""
+    """Return the four innermost call sites where frames to skip may be among them.
+
+    This is a fast path for callers whose four innermost frames are all the application's; otherwise it calls
+    `stack_of`.
+    """
     try:
         if (
             (second := frame.f_back) is None
@@ -270,7 +292,7 @@ def whole_stack_past(frame: FrameType, left_out: LeftOut) -> Stack:
             or left_out[fourth.f_globals["__name__"]]
         ):
             return stack_of(frame, left_out) or (frame.f_code, frame.f_lasti)
-    except KeyError:  # code without a module
+    except KeyError:  # a frame of code without a module name
         return stack_of(frame, left_out)
     return (
         frame.f_code,
@@ -285,17 +307,17 @@ def whole_stack_past(frame: FrameType, left_out: LeftOut) -> Stack:
 
 
 def places(stack: Stack) -> Iterator[Place]:
-    """Each of a stack, innermost first."""
+    """Iterate over the call sites of a stack, innermost first."""
     return zip(stack[::2], stack[1::2], strict=True)
 
 
 def path_to(stack: Stack) -> str:
-    """A line for each place, innermost first."""
+    """Return a text with one line for each call site, innermost first."""
     return "\n".join(describe(place) for place in places(stack))
 
 
 def describe(place: Place) -> str:
-    """``file:line function``."""
+    """Return a call site as ``file:line function``."""
     code, instruction = place
     return f"{file_of(code)}:{_line(code, instruction)} {function_of(code)}"
 

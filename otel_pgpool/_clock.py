@@ -1,4 +1,4 @@
-"""The clock of every wait, bound and duration: a test that freezes the program's clock does not stop it."""
+"""The clock for every wait, bound and duration. Tests that freeze the application's clock do not stop this one."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Whether the garbage collector is at work in this thread.
+"""Detection of a garbage collector's run in this thread.
 
-It may close a generator, and so end a block or return a connection, anywhere: inside a lock of ours, of a log handler,
-of an SDK. What it returns is therefore only noted down, and settled by the maintenance.
+The garbage collector may close a generator anywhere, for example under a lock of this package, of a log handler or of
+an SDK. The generator may end a block or return a connection. Such a return is therefore only noted, and the maintenance
+thread completes it.
 
-The notes that the collector's callbacks take are C functions alone, called with the phase (``start``, ``stop``) and a
-dictionary that is new in each phase: a signal handler can interrupt a function written in Python, and what it raised
-would be lost there, a Ctrl-C among it.
+Only functions written in C are called by the garbage collector here, with the phase (``start``, ``stop``) and a
+dictionary that is new in each phase. If a signal handler raised inside a callback written in Python, the exception, for
+example a KeyboardInterrupt, would be lost.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Any
 
 from otel_pgpool._unpatched import load_again
 
-_phases = OrderedDict.fromkeys(("start", "stop"))  # the present one last
+_phases = OrderedDict.fromkeys(("start", "stop"))  # the present phase is the last key
 _everywhere: dict[str, object] = {}
 
 
 _here: Any = load_again("_thread")._local()
-"""Of the thread, and not of a greenlet: the collector still works when gevent or eventlet have finalized theirs."""
+"""A local of the thread, not of the greenlet, because the garbage collector outlives the locals of gevent."""
 
 gc.callbacks += [_phases.move_to_end, _everywhere.__setitem__, _here.__setattr__]  # type: ignore[list-item]  # any true object moves to the end
 
 
 def is_collecting_here() -> bool:
-    """Whether this call comes, by however many others, from the collector."""
+    """Return whether the garbage collector has called this function, directly or through others."""
     return next(reversed(_phases)) == "start" and getattr(_here, "start", None) is _everywhere["start"]

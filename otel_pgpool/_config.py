@@ -1,4 +1,4 @@
-"""Options and environment variables: validated once, refused with the name, the value and what is accepted."""
+"""Validation of options and environment variables; errors contain the name, the value and what is accepted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     Check = Callable[[connection], object] | Literal["auto"] | None
 
 LONGEST_VALUE = 80
-"""Characters of a refused value that are shown."""
+"""Maximum number of characters that an error shows of an invalid value."""
 
 MOST_CONNECTIONS = 262_143
 """PostgreSQL's own bound on ``max_connections``."""
 
 
 def refuse(option: str, value: object, accepted: str) -> ValueError:
-    """The error for a bad value; a very long one is cut, and one that may hold a password not shown."""
+    """Return the error for an invalid value. A long value is shortened; one that may hold a password is not shown."""
     shown = repr(value)
     if may_hold_password(shown):
         return ValueError(f"{option} must be {accepted}; what was given is not shown, as it may hold a password")
@@ -35,10 +35,10 @@ def refuse(option: str, value: object, accepted: str) -> ValueError:
 
 
 def seconds(option: str, value: object, *, least: float = 0.0, above: bool = False, none: bool = False) -> float:
-    """A duration in seconds, which may be infinite.
+    """Validate a duration in seconds, which may be infinite.
 
     Raises:
-        ValueError: not a number, NaN, or below ``least`` (with ``above``, not above it).
+        ValueError: the value is not a number, NaN, or below ``least`` (with ``above``: not above ``least``).
     """
     bound = f"{'above' if above else 'of at least'} {least:g} (math.inf allowed)"
     accepted = f"a number of seconds {bound}{' or None' if none else ''}"
@@ -54,17 +54,17 @@ def seconds(option: str, value: object, *, least: float = 0.0, above: bool = Fal
 
 
 def whole(option: str, value: object, *, least: int = 0, most: int | None = None, none: bool = False) -> int:
-    """A whole number.
+    """Validate an integer.
 
     Raises:
-        ValueError: not an integer, below ``least`` or above ``most``.
+        ValueError: the value is not an integer, below ``least`` or above ``most``.
     """
     bound = "" if most is None else f" and at most {most}"
     accepted = f"a whole number of at least {least}{bound}{' or None' if none else ''}"
     if isinstance(value, bool):
         raise refuse(option, value, accepted)
     try:
-        number = operator.index(value)  # type: ignore[arg-type]  # it raises for what has no index
+        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for a value that is not an integer
     except TypeError:
         raise refuse(option, value, accepted) from None
     if number < least or (most is not None and number > most):
@@ -73,10 +73,10 @@ def whole(option: str, value: object, *, least: int = 0, most: int | None = None
 
 
 def limits(minconn: object, maxconn: object) -> tuple[int, int]:
-    """The sizes of a pool.
+    """Validate the size limits of a pool, and return them as integers.
 
     Raises:
-        ValueError: not whole numbers, ``maxconn`` below 1, or ``minconn`` above it.
+        ValueError: a limit is not an integer, ``maxconn`` is out of bounds, or ``minconn`` is above ``maxconn``.
     """
     least, most = whole("minconn", minconn), whole("maxconn", maxconn, least=1, most=MOST_CONNECTIONS)
     if least > most:
@@ -85,10 +85,10 @@ def limits(minconn: object, maxconn: object) -> tuple[int, int]:
 
 
 def function(option: str, value: Any, *, also: str = "None") -> Any:
-    """A callable or None.
+    """Validate a callable or None.
 
     Raises:
-        ValueError: neither.
+        ValueError: the value is neither.
     """
     if value is not None and not callable(value):
         raise refuse(option, value, f"a callable or {also}")
@@ -96,10 +96,12 @@ def function(option: str, value: Any, *, also: str = "None") -> Any:
 
 
 def environment_seconds(variable: str, default: float, environ: Mapping[str, str]) -> float:
-    """A duration from the environment; unset and empty mean the default, as for the ``OTEL_*`` variables.
+    """Read a duration in seconds from the environment. An unset or empty variable means the default.
+
+    OpenTelemetry's specification treats empty ``OTEL_*`` variables as unset, and so does this package.
 
     Raises:
-        ValueError: not a number of seconds.
+        ValueError: the value is not a number of at least 0.
     """
     text = environ.get(variable, "").strip()
     if not text:
@@ -114,10 +116,10 @@ def environment_seconds(variable: str, default: float, environ: Mapping[str, str
 
 
 def environment_choice(variable: str, choices: tuple[str, ...], environ: Mapping[str, str]) -> str:
-    """One of ``choices`` from the environment; unset and empty mean the first.
+    """Read one of ``choices`` from the environment. An unset or empty variable means the first choice.
 
     Raises:
-        ValueError: none of them.
+        ValueError: the value is not one of the choices.
     """
     text = environ.get(variable, "").strip().lower()
     if text and text not in choices:
@@ -129,15 +131,15 @@ def _name(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) <= LONGEST_NAME:
-        raise refuse("name", value, f"a printable text of 1 to {LONGEST_NAME} characters")
-    if may_hold_password(value):  # it will be told everywhere
+        raise refuse("name", value, f"a printable string of 1 to {LONGEST_NAME} characters")
+    if may_hold_password(value):  # a name appears in spans, metrics and logs
         raise refuse("name", value, "no connection string")
     return value
 
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """A pool's options, validated. Durations in seconds, infinite where switched off."""
+    """Validated options of a pool. Durations are in seconds, and infinite if switched off."""
 
     minconn: int
     maxconn: int
@@ -172,10 +174,10 @@ class PoolConfig:
         credentials: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> PoolConfig:
-        """Argument, then environment, then default.
+        """Validate a pool's options. An argument overrides its environment variable, which overrides the default.
 
         Raises:
-            ValueError: the first bad value, with its option's or variable's name and what is accepted.
+            ValueError: an option or variable is invalid; the message contains its name and what is accepted.
         """
         least, most = limits(minconn, maxconn)
         return cls(
@@ -202,16 +204,16 @@ class PoolConfig:
 
 
 def _credentials(value: Any) -> Any:
-    if value is not None and not callable(value):  # what is not to be shown may be in it
+    if value is not None and not callable(value):  # not `refuse`: the value may be a password in plain text
         raise ValueError(f"credentials must be a callable or None, not of type {type(value).__name__}")
     return value
 
 
 def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
-    """Seconds from which on a hold is long, infinite for never; ``...`` leaves it to the environment.
+    """Return the hold time in seconds after which a hold is long; infinite for never. ``...`` reads the environment.
 
     Raises:
-        ValueError: no duration.
+        ValueError: the value is not a duration.
     """
     if value is ...:
         threshold = environment_seconds("OTEL_PGPOOL_LONG_HOLD", 1.0, environ)
@@ -221,10 +223,10 @@ def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
 
 
 def expected_hold(value: object) -> float:
-    """Seconds that a hold may last, infinite for None.
+    """Validate the expected duration of a hold in seconds; return infinity for None.
 
     Raises:
-        ValueError: no duration above 0.
+        ValueError: the value is not a duration above 0.
     """
     return math.inf if value is None else seconds("expected_hold", value, above=True, none=True)
 
@@ -235,13 +237,13 @@ SPAN_MODES = ("always", "parent", "slow", "off")
 
 @dataclass(frozen=True)
 class TelemetryConfig:
-    """Which checkouts leave spans, from how many seconds one is slow, and which histograms are recorded."""
+    """Validated options of `Telemetry`: which checkouts get spans, and which histograms are recorded."""
 
     spans: str
     slow: float
     histograms: frozenset[str]
     stack_skip: frozenset[str] = frozenset()
-    """Packages that call the program, beside those that are known to."""
+    """Top-level packages to leave out of call sites, in addition to the built-in list."""
 
     @classmethod
     def of(
@@ -252,10 +254,10 @@ class TelemetryConfig:
         stack_skip: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> TelemetryConfig:
-        """Argument, then environment, then default.
+        """Validate telemetry options. An argument overrides its environment variable, which overrides the default.
 
         Raises:
-            ValueError: an unknown mode or histogram, a threshold that is no duration, or what names no package.
+            ValueError: an option or variable is invalid; the message contains its name and what is accepted.
         """
         return cls(
             span_mode(spans, environ),
@@ -266,10 +268,10 @@ class TelemetryConfig:
 
 
 def span_mode(value: object, environ: Mapping[str, str]) -> str:
-    """Which checkouts leave spans; None leaves it to the environment.
+    """Validate the choice of checkouts that get spans. None reads the environment.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: the value is not a known mode.
     """
     if value is None:
         return environment_choice("OTEL_PGPOOL_SPANS", SPAN_MODES, environ)
@@ -279,19 +281,19 @@ def span_mode(value: object, environ: Mapping[str, str]) -> str:
 
 
 def slow_threshold(value: object, environ: Mapping[str, str]) -> float:
-    """From how many seconds on a checkout is slow; None leaves it to the environment.
+    """Validate the time in seconds after which a checkout is slow. None reads the environment.
 
     Raises:
-        ValueError: no duration.
+        ValueError: the value is not a duration.
     """
     return environment_seconds("OTEL_PGPOOL_SLOW", 0.1, environ) if value is None else seconds("slow", value)
 
 
 def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[str]:
-    """Which histograms are recorded; None leaves it to the environment.
+    """Validate the set of histograms to record. None reads the environment.
 
     Raises:
-        ValueError: an unknown histogram.
+        ValueError: a name is not that of a histogram.
     """
     if value is None:
         words = _words("OTEL_PGPOOL_HISTOGRAMS", environ)
@@ -300,7 +302,7 @@ def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[
 
 
 def _words(variable: str, environ: Mapping[str, str]) -> list[str]:
-    """A comma-separated list."""
+    """Read a comma-separated list from the environment, without empty items."""
     return [word.strip() for word in environ.get(variable, "").split(",") if word.strip()]
 
 
@@ -316,10 +318,10 @@ def _histograms(option: str, chosen: object) -> frozenset[str]:
 
 
 def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str]:
-    """Packages that call the program, to be left out of stacks with the known ones; None leaves it to the environment.
+    """Validate the packages to leave out of call sites. None reads the environment.
 
     Raises:
-        ValueError: what names no package.
+        ValueError: an item is not the name of a top-level package.
     """
     if value is None:
         return _packages("OTEL_PGPOOL_STACK_SKIP", _words("OTEL_PGPOOL_STACK_SKIP", environ))

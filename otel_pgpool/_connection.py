@@ -1,4 +1,4 @@
-"""What the pool does with psycopg2 connections: look whether they live, settle their transactions, close them."""
+"""Operations on psycopg2 connections: check them, end their transactions, restore their settings, close them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from otel_pgpool._slot import Slot
 
 PING_AFTER = 30.0
-"""Seconds of idleness after which a connection is asked, even if its socket is silent: it may be cut or frozen."""
+"""Seconds of idleness after which a connection is checked by a query, as a silent socket may be cut or frozen."""
 
 READY = extensions.STATUS_READY
 IDLE = extensions.TRANSACTION_STATUS_IDLE
@@ -30,9 +30,9 @@ ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 IN_ERROR = extensions.TRANSACTION_STATUS_INERROR
 UNKNOWN = extensions.TRANSACTION_STATUS_UNKNOWN
 UNUSABLE = (ACTIVE, UNKNOWN)
-"""States in which no transaction can be ended: another thread, or a COPY, is at work, or the session is gone."""
+"""States in which no transaction can be ended: another thread or a COPY uses the connection, or the session is gone."""
 BROKEN = 2
-"""``connection.closed`` of one that libpq, and not the program, ended."""
+"""Value of ``connection.closed`` if libpq, and not the application, has closed the connection."""
 
 READ_ONLY_SQLSTATE = "25006"
 SESSION_ENDED = ("57P01", "57P02", "57P03")
@@ -41,11 +41,11 @@ CONNECTION_EXCEPTION = "08"
 
 LEVELS = ("isolation_level", "readonly", "deferrable")
 settings = attrgetter("status", "autocommit", *LEVELS)
-"""The session settings that psycopg2 keeps and a borrower may have changed, and whether it began a transaction."""
+"""The session settings of psycopg2 that a holder may change, and whether a transaction was begun."""
 
 
 def is_clean(conn: connection, slot: Slot) -> bool:
-    """Whether the connection is open, outside any transaction, and set as it was lent."""
+    """Return whether the connection is open, in no transaction, and has the settings of its hand-over."""
     return conn.get_transaction_status() == IDLE and settings(conn) == slot.baseline
 
 
@@ -53,10 +53,10 @@ def is_clean(conn: connection, slot: Slot) -> bool:
 
 
 def is_readable(conn: connection) -> bool:
-    """Whether the server has sent something to an idle connection: its end, or a notice. 1 us, no round trip.
+    """Return whether the server has sent something on an idle connection: its end, or a notice. 1 us, no round trip.
 
-    True also where that cannot be told: on a closed connection, or a platform without ``poll``. Each call has a poll
-    object of its own, as one must not be used by two threads at once.
+    The result is also True if that cannot be determined: for a closed connection, or on a platform without ``poll``.
+    Each call creates a poll object, because two threads must not use the same one.
     """
     try:
         poll = select.poll()
@@ -67,20 +67,20 @@ def is_readable(conn: connection) -> bool:
 
 
 def readable(suspects: Iterable[tuple[Slot, float]]) -> list[tuple[Slot, float]]:
-    """Those of the idle of which `is_readable` holds."""
+    """Return those of the idle slots whose connection `is_readable`."""
     return [(slot, since) for slot, since in suspects if (conn := slot.conn) is not None and is_readable(conn)]
 
 
 def ping(conn: connection, check: Callable[[connection], object] | None, seconds: float = IO_DEADLINE) -> None:
-    """Ask the server, for at most ``seconds``.
+    """Check a connection by a query, for at most ``seconds``.
 
     Args:
         conn: an idle connection.
-        check: the user's own question, which raises on a bad connection; None for ``SELECT 1``.
-        seconds: the bound.
+        check: the application's own check, which raises for a bad connection; None for ``SELECT 1``.
+        seconds: time limit of the check.
 
     Raises:
-        Exception: the connection is not usable; whatever psycopg2 or ``check`` raised.
+        Exception: the connection cannot be used; the error is psycopg2's or that of ``check``.
     """
     with Deadline(conn, seconds) as deadline:
         if check is not None:
@@ -100,9 +100,9 @@ def ping(conn: connection, check: Callable[[connection], object] | None, seconds
 
 
 def execute(conn: connection, statement: str) -> Any:
-    """Run one statement of ours; its first row, if it gives one.
+    """Run one of the pool's own statements; return its first row, if there is one.
 
-    The plain cursor class passes by the program's cursor factory and by whatever traces it.
+    psycopg2's plain cursor class is used, to bypass the application's cursor factory and instrumentation.
     """
     with extensions.cursor(unwrapped(conn)) as cursor:
         cursor.execute(statement)
@@ -113,14 +113,15 @@ def execute(conn: connection, statement: str) -> Any:
 
 
 def commit(conn: connection) -> bool:
-    """Commit what a block did, unless the connection is in autocommit or the program closed it.
+    """Commit a block's work, unless the connection is in autocommit or the application has closed it.
 
     Returns:
-        False if the work is lost all the same: the transaction was in error, so that the server rolled it back, as
-        psycopg2's own ``commit`` lets it; or it was begun by hand in autocommit, and never committed.
+        False if the work is lost although nothing was raised: the transaction was in error, so that the server rolled
+        it back, which psycopg2's ``commit`` does not report; or it was begun by a statement in autocommit and never
+        committed.
 
     Raises:
-        psycopg2.Error: the commit failed, or the connection died before it.
+        psycopg2.Error: the commit failed, or the connection was lost before.
     """
     closed: int = conn.closed
     if closed and closed != BROKEN:
@@ -134,10 +135,10 @@ def commit(conn: connection) -> bool:
 
 
 def configure(conn: connection, work: Callable[[connection], object]) -> None:
-    """Let the user make a connection ready, and commit it, so that a ``SET`` holds.
+    """Call the application's ``configure`` with a connection, and commit, so that a ``SET`` persists.
 
     Raises:
-        Exception: what ``work`` or the commit raised; the server did not answer in time.
+        Exception: ``work`` or the commit failed, or the server did not answer in time.
     """
     with Deadline(conn) as deadline:
         try:
@@ -156,12 +157,12 @@ def tidy(
     reset: Callable[[connection], object] | None,
     work: Callable[[connection], object] | None,
 ) -> None:
-    """Leave a returned connection as it was lent: no transaction, the settings of ``configure``, the user's reset.
+    """Restore a returned connection: no transaction, the settings of ``configure``, the application's ``reset``.
 
-    ``configure`` runs again after a reset: whether that undid it, a role or a tenant perhaps, cannot be told.
+    ``configure`` runs again after ``reset``, which may have undone it, such as a role or a tenant.
 
     Raises:
-        Exception: it cannot be used again.
+        Exception: the connection cannot be used again.
     """
     with Deadline(conn) as deadline:
         roll_back(conn)
@@ -179,7 +180,7 @@ def tidy(
 
 
 def _commit_work(conn: connection, option: str) -> None:
-    """Commit what the user's ``configure`` or ``reset`` did: rolled back, a ``SET`` or ``RESET`` would be gone."""
+    """Commit the work of ``configure`` or ``reset``, because a rollback would undo a ``SET`` or ``RESET``."""
     if conn.get_transaction_status() == IN_ERROR:
         raise PoolError(f"{option} left a transaction in error, so its work cannot be committed")
     if conn.status != READY:
@@ -189,11 +190,11 @@ def _commit_work(conn: connection, option: str) -> None:
 
 
 def roll_back(conn: connection) -> None:
-    """End any transaction without its work.
+    """Roll back any transaction.
 
     Raises:
-        PoolError: it is prepared for two-phase commit: only who coordinates it may end it.
-        psycopg2.Error: the server did not do it.
+        PoolError: a two-phase transaction is prepared, which only its coordinator may end.
+        psycopg2.Error: the rollback failed.
     """
     if conn.status == extensions.STATUS_PREPARED:
         raise PoolError("a two-phase transaction was left prepared: it stays so, and its connection goes")
@@ -207,7 +208,7 @@ def roll_back(conn: connection) -> None:
 
 
 def _restore(conn: connection, baseline: tuple[Any, ...]) -> None:
-    """Set the session as ``baseline`` says; in autocommit each level costs psycopg2 a statement, hence the fewest."""
+    """Restore the session settings, with as few as possible, because in autocommit each costs psycopg2 a statement."""
     _status, autocommit, *levels = baseline
     wanted: dict[str, Any] = {
         key: "default" if level is None else level
@@ -221,18 +222,18 @@ def _restore(conn: connection, baseline: tuple[Any, ...]) -> None:
 
 
 def ended_session(error: BaseException | None) -> bool:
-    """Whether the SQLSTATE says that the session is over: class 08, or a shutdown of the server."""
+    """Return whether the SQLSTATE means that the session has ended: class 08, or a shutdown of the server."""
     state = sqlstate(error) or ""
     return state.startswith(CONNECTION_EXCEPTION) or state in SESSION_ENDED
 
 
 def refused_writing(error: BaseException | None, conn: connection) -> bool:
-    """Whether a write failed on a read-only transaction that the borrower had not asked for through psycopg2."""
+    """Return whether a write failed on a read-only transaction that was not requested through psycopg2."""
     return sqlstate(error) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
 
 
 def is_read_only_server(conn: connection) -> bool:
-    """Whether transactions are read-only for another reason than this session's own settings: a demoted primary."""
+    """Return whether transactions are read-only for a reason other than the session's settings: a demoted primary."""
     with Deadline(conn):
         row = execute(
             conn,
@@ -247,7 +248,7 @@ def is_read_only_server(conn: connection) -> bool:
 
 
 def close(conn: connection) -> None:
-    """Close it, whatever it is doing, within the deadline."""
+    """Close a connection, even if it is in use, within the time limit."""
     if conn.get_transaction_status() == ACTIVE:
         sever(conn)
     with Deadline(conn):

@@ -1,4 +1,4 @@
-"""Opening connections in the background: callers wait on the pool alone, never on a connect."""
+"""Threads that open connections in the background, so that callers wait for the pool, not for a connect."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
 
 MOST_CONNECTORS = 3
 AGAIN = 0.25
-"""Seconds after which a caller that waits tries again to start a thread, where none could be started."""
+"""Seconds after which a waiter tries again to start a thread, if none could be started."""
 MOST_STUCK = 16
-"""Threads whose attempt was given up and has not ended yet, past which no more attempts are made."""
+"""Maximum number of threads whose attempt was given up and has not ended; with more, no attempt is made."""
 CONFIGURE_TIMEOUT = 2 * IO_DEADLINE
-"""Seconds for ``configure``, its commit included, after which the attempt is given up."""
+"""Seconds for ``configure``, including its commit, after which the attempt is given up."""
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-"""Seconds: what the delay between attempts doubles from, and to."""
+"""Maximum delay in seconds after the first failed attempt, which doubles with each attempt up to the second value."""
 LIFETIME_JITTER = 0.1
-"""Fraction by which a lifetime is shortened at random, so that connections of one age do not go together."""
+"""Fraction by which a lifetime is shortened at random, so that connections of the same age are not closed together."""
 
 logger = logging.getLogger("otel_pgpool")
 
 
 class Connectors:
-    """At most three threads, started on demand, of which each asks again whether a connection is still wanted.
+    """Up to three threads, started on demand; each checks whether a connection is still wanted before it opens one.
 
-    While the server cannot be reached one of them, the prober, goes on trying; when it gets through, each success
-    starts one more, so that the pool refills in steps. An attempt that does not end is given up by the maintenance.
+    During an outage only one of them, the prober, keeps connecting. When it succeeds, each success starts one more
+    thread, so that the pool refills in steps. The maintenance thread gives up an attempt that does not end.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -67,7 +67,7 @@ class Connectors:
         """Why the last thread could not be started, until one can."""
 
     def kick(self) -> None:
-        """Start one more, if one more connection is wanted."""
+        """Start one more thread if one more connection is wanted."""
         thread = None
         try:
             with self._core.lock:
@@ -94,7 +94,7 @@ class Connectors:
             self.lack = lean(error)  # a return may still serve the caller
 
     def wait_for(self, lock: threading.Lock, deadline: float) -> bool:
-        """Wait to be served; where no thread can be started that connects, connect in this one."""
+        """Wait for a hand-over; if no thread can be started, connect in the calling thread."""
         while self.lack is not None and (left := deadline - monotonic()) > 0:
             delay = self._connect_here(left)
             if wait_for(lock, min(delay, deadline - monotonic())):
@@ -103,7 +103,7 @@ class Connectors:
         return wait_for(lock, deadline - monotonic())
 
     def _connect_here(self, limit: float) -> float:
-        """Do a connector's next step in the caller's thread; seconds until the one after."""
+        """Do a connector's next step in the calling thread; return the seconds until the following step."""
         me = threading.current_thread()
         try:
             delay = self._step(me, limit)
@@ -113,7 +113,7 @@ class Connectors:
         return AGAIN if delay is None else min(delay, AGAIN)
 
     def give_up_overdue(self, now: float) -> None:
-        """End attempts whose present step takes longer than it may: they have failed, and others are made."""
+        """Give up attempts whose present step takes longer than allowed: they count as failed, and others are made."""
         for opening in [*self._openings.values(), *self._stuck]:
             opening.cut(now)
         pool = self._pool()
@@ -139,7 +139,7 @@ class Connectors:
         return "" if pool is None else pool.name
 
     def stop(self) -> None:
-        """Wake the prober, so that it sees that the pool is closed."""
+        """Wake the prober, which then finds the pool closed."""
         self._wakeup.ring()
 
     def join(self, seconds: float) -> None:
@@ -163,7 +163,7 @@ class Connectors:
             note_end()
 
     def _step(self, me: threading.Thread, limit: float | None = None) -> float | None:
-        """Make one connection, if one is wanted; seconds until the next step, or None to end."""
+        """Open one connection if one is wanted; return the seconds until the next step, or None to end."""
         pool = self._pool()
         if pool is None:
             return None
@@ -187,7 +187,10 @@ class Connectors:
             raise
 
     def _turn(self, me: threading.Thread, now: float) -> float | None:
-        """Under the lock: seconds until this thread may try; None during an outage that another one ends."""
+        """Return the seconds until this thread may connect; None if another thread connects during an outage.
+
+        The caller holds the core's lock.
+        """
         outage = self._core.outage
         if outage is None:
             return 0.0
@@ -229,14 +232,14 @@ class Connectors:
         return 0.0
 
     def _warn_once(self, tell: Callable[..., None], name: str) -> None:
-        """Say that secrets are exposed, once for each pool."""
+        """Log that secrets are exposed, once for each pool."""
         with self._core.lock:
             is_first, self._has_warned = not self._has_warned, True
         if is_first:
             tell(warn, name)
 
     def _attempts(self) -> int:
-        """How many attempts have failed since the server was last reached."""
+        """Return the number of failed attempts since the server was last reached."""
         outage = self._core.outage
         return 0 if outage is None else outage.attempts
 
@@ -277,7 +280,7 @@ class Connectors:
 
 
 def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
-    """Make a new connection ready to be lent: the user's ``configure``, its lifetime, what a return restores."""
+    """Prepare a new connection: call ``configure``, set its lifetime, and store what a return restores."""
     config = pool._config
     slot.origin = settings(conn)
     bound_notices(conn)

@@ -1,4 +1,4 @@
-"""The pool's mechanics: slots, queue, limits and totals behind the only lock. No I/O, no psycopg2, no OpenTelemetry."""
+"""The pool's mechanics: slots, queue, limits and totals behind one lock. Without I/O, psycopg2 and OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 GONE = "gone"
-"""What a return answers when the connection is not this checkout's any more."""
+"""The answer of `Core.release` if the checkout does not hold the connection any more."""
 
 
 class State(enum.Enum):
-    """A pool's life."""
+    """The state of a pool."""
 
     NEW = "new"
     OPEN = "open"
@@ -29,26 +29,26 @@ class State(enum.Enum):
 
 
 class Outage(NamedTuple):
-    """No connection can be made. Times are readings of ``time.monotonic`` in s."""
+    """A period in which no connection can be opened. Times are readings of ``time.monotonic`` in seconds."""
 
     since: float
     attempts: int
     error: BaseException
     message: str
-    """What may be told of the error."""
+    """Text of the error, free of secrets."""
     next_attempt: float
     is_refusal: bool = False
-    """Whether the server was reached, and refused the last attempt."""
+    """Whether the server was reached and refused the last attempt."""
 
 
 class Core(Members):
-    """Who gets which slot, and who is next.
+    """The mechanics of a pool: which caller gets which slot, and in which order.
 
-    Decisions are made and marked here, under the lock; whatever takes time is done by the caller after it. The lock's
-    law stands in `Members`, on the lock.
+    This class decides and marks the decision, under the lock. The caller then does what takes time, such as connecting
+    and closing, without the lock. The rules of the lock are written beside it in `Members`.
     """
 
-    __slots__ = (  # more attributes than CPython keeps at hand in a dictionary
+    __slots__ = (  # CPython stores so many attributes outside the object otherwise, which makes access slower
         "errors",
         "fillers",
         "grow",
@@ -76,28 +76,28 @@ class Core(Members):
         name: str = "",
     ) -> None:
         super().__init__(minconn, maxconn, long_hold)
-        self.name = name  # for its errors
+        self.name = name  # for error messages
         self.state = State.NEW
         self.max_waiting = max_waiting
         self.max_retries = max_retries
 
         self.queue = Queue()  # empty while a slot is idle
-        self.fillers: list[Sleeper] = []  # wait for minconn connections
-        self.grow = False  # a caller that would not wait asked for one more connection
+        self.fillers: list[Sleeper] = []  # callers that wait for minconn connections
+        self.grow = False  # a caller with timeout 0 has asked for one more connection
         self.outage: Outage | None = None
-        self.prober: object = None  # the one connector that tries during an outage
+        self.prober: object = None  # the only connector that connects during an outage
 
         self.queued = self.timeouts = self.errors = self.retries = 0
         self.wait_seconds = 0.0
 
     # Checkout
 
-    def take(self, checkout: Checkout, again: bool = False) -> connection | None:  # noqa: FBT001, FBT002 - an argument by name alone makes every call of a function dearer
-        """Lend the connection used last, if one is idle and nobody queues for it.
+    def take(self, checkout: Checkout, again: bool = False) -> connection | None:  # noqa: FBT001, FBT002 - a keyword-only argument makes every call slower
+        """Take the idle connection that was used last, unless a caller is waiting in the queue.
 
-        ``checkout.path`` stays None for one that nobody has seen alive for `FRESH`: the borrower must look at it
-        first, and `confirm` it or `withdraw` it. So it does while the maintenance is parked, which it then wakes, and
-        when it asks ``again``, its own clock having gone on.
+        ``checkout.path`` stays None if the connection has to be checked before use: it was last known alive more than
+        `FRESH` seconds ago, the maintenance thread is parked (the caller wakes it), or this is a repeated attempt
+        (``again``), whose clock reading is out of date. The caller then calls `confirm` or `withdraw`.
         """
         if self.queue:
             return None
@@ -112,24 +112,24 @@ class Core(Members):
         slot.checkout = checkout
         conn = slot.conn
         slot.conn = None
-        if conn is not None and started - seen < FRESH and not self.parked and not again:  # None: `recover` was faster
+        if conn is not None and started - seen < FRESH and not self.parked and not again:  # None: taken by `recover`
             slot.idle_checkouts += 1
             checkout.path = "idle"
         return conn
 
     def confirm(self, checkout: Checkout, now: float) -> None:
-        """The connection taken is alive: hand it over."""
+        """Hand over a taken connection that has proved to be alive."""
         with self.lock:
             slot = checkout.slot
             if slot.seen >= checkout.started and not slot.idle_checkouts and not slot.hold_seconds:
-                checkout.path = "new"  # made meanwhile, in the place of one that it found dead
+                checkout.path = "new"  # opened during this checkout, to replace a dead one
             else:
                 checkout.path = "idle" if checkout.queued is None else "queued"
             checkout.acquired = slot.seen = now
             self._count(checkout, now)
 
     def withdraw(self, checkout: Checkout, attempt: Attempt | None = None, error: BaseException | None = None) -> None:
-        """The connection taken is too old, or dead, which is a failed attempt: it is to be closed."""
+        """Set aside, for closing, a taken connection that is too old or dead; count a dead one as a failed attempt."""
         with self.lock:
             del checkout.lent
             checkout.slot.checkout = None
@@ -139,7 +139,7 @@ class Core(Members):
                 self.retries += 1
 
     def join(self, checkout: Checkout, now: float) -> Waiter:
-        """Queue; the waiter may be served on return.
+        """Put a checkout into the queue; the returned waiter may have been served already.
 
         Raises:
             PoolClosed: the pool is closed.
@@ -165,34 +165,38 @@ class Core(Members):
             return waiter
 
     def _match(self, now: float) -> None:
-        """Serve the queue from what is idle; one not seen alive for long comes unproven, as from `take`."""
+        """Serve waiters from the idle connections.
+
+        A connection that was last known alive more than `FRESH` seconds ago has to be checked by the waiter, as in
+        `take`.
+        """
         while self.idle and (waiter := self.queue.first()) is not None:
             try:
                 slot = self.idle.pop()
-            except IndexError:  # taken meanwhile
+            except IndexError:  # another thread has taken it
                 return
             conn, slot.conn = slot.conn, None
             if conn is not None:
                 self._serve(waiter, slot, conn, now, "queued" if now - slot.seen < FRESH else None)
 
     def leave(self, checkout: Checkout, waiter: Waiter | None) -> connection | None:
-        """Leave the queue; the connection, where a hand-over came first.
+        """Remove a checkout from the queue; return the connection if one was handed over before.
 
-        An interrupt may have come before the caller knew its waiter, which is then found by its checkout.
+        The waiter is looked up by its checkout, because an interrupt may have hit before the caller got the waiter.
         """
         with self.lock:
             self.queue.leave(checkout)
             return None if waiter is None else waiter.conn
 
     def ask_to_grow(self, checkout: Checkout) -> None:
-        """Want one more connection on behalf of a caller that does not wait for it."""
+        """Request one more connection on behalf of a caller that does not wait for it."""
         with self.lock:
             self.grow = self.remaining < self.maxconn
             if self.grow or self.opening:
                 checkout.waits_for = "new"
 
     def count_failure(self, waited: float, *, timed_out: bool) -> None:
-        """Count a checkout that ended without a hold, after so many seconds."""
+        """Count a checkout that ended without a hold after ``waited`` seconds."""
         with self.lock:
             self.wait_seconds += waited
             if timed_out:
@@ -201,7 +205,7 @@ class Core(Members):
                 self.errors += 1
 
     def _offer(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
-        """Give a connection to the first waiter, or keep it."""
+        """Hand a connection to the first waiter, or keep it idle if nobody waits."""
         waiter = self.queue.first()
         if waiter is not None:
             self._serve(waiter, slot, conn, now, path)
@@ -210,14 +214,14 @@ class Core(Members):
             self.idle.append(slot)
 
     def _serve(self, waiter: Waiter, slot: Slot, conn: connection, now: float, path: str | None) -> None:
-        """Give a connection to the first waiter, who wakes inside the lock.
+        """Hand a connection to the first waiter, and wake the waiter under the lock.
 
-        It leaves the queue only then, so that an exception that comes between costs it nothing.
+        The waiter is removed from the queue last, so that an exception raised in between does not leave it unserved.
         """
         checkout = waiter.checkout
         checkout.slot = slot
         queued = checkout.started if checkout.queued is None else checkout.queued
-        checkout.acquired = now = max(now, queued)  # it may have come after the return had begun
+        checkout.acquired = now = max(now, queued)  # the waiter may have queued after the return began
         checkout.path = path
         checkout.lent = True
         slot.checkout = checkout
@@ -236,20 +240,21 @@ class Core(Members):
     # Return
 
     def holds(self, checkout: Checkout) -> bool:
-        """Whether the connection is still this checkout's."""
+        """Return whether a checkout still holds its connection."""
         return hasattr(checkout, "lent") and checkout.slot in self.members
 
     def release(self, checkout: Checkout, conn: connection, now: float, reason: str | None = None) -> str | None:
-        """Take a connection back.
+        """Take back a connection.
 
         Args:
-            checkout: whose it was.
-            conn: the connection, settled.
-            now: reading of the clock.
-            reason: why it cannot stay, where the caller knows.
+            checkout: the checkout that held the connection.
+            conn: the connection, with no transaction in progress.
+            now: reading of the clock in seconds.
+            reason: why the connection cannot be kept, if the caller knows of a reason.
 
         Returns:
-            None when it stays; the reason why it is to be closed; or `GONE`.
+            None if the connection is kept, otherwise the reason for which the caller has to close it; `GONE` if the
+            checkout does not hold the connection any more.
         """
         try:
             del checkout.lent
@@ -279,7 +284,7 @@ class Core(Members):
             slot.hold_seconds += held
             slot.checkout = None
             self._forget_key(slot)
-            if slot.ref() is None:  # the collector has spoken too early
+            if slot.ref() is None:  # the garbage collector cleared the weak reference, but the connection survived
                 slot.tie(conn)
             if reason is None and now >= slot.review_at:
                 reason = self._review(slot, now)
@@ -291,7 +296,7 @@ class Core(Members):
             return None
 
     def put_back(self, checkout: Checkout, conn: connection, now: float) -> str | None:
-        """Take back a connection that its borrower never saw, nor looked at; otherwise as `release`."""
+        """Take back a connection that was handed over but neither used nor checked; otherwise like `release`."""
         with self.lock:
             if not self.holds(checkout):
                 return GONE
@@ -306,7 +311,7 @@ class Core(Members):
             return reason
 
     def _reconsider(self, slot: Slot, now: float) -> str | None:
-        """Somebody has queued, or the slot was condemned, while it became idle."""
+        """Recheck a slot that has become idle while a caller queued, or while the slot was marked for eviction."""
         with self.lock:
             self._match(now)
             if now < slot.review_at or not self._set_aside(slot, self.checking):
@@ -322,20 +327,23 @@ class Core(Members):
     # Connecting
 
     def _wanted(self) -> bool:
-        """Whether one more connection should be made now."""
+        """Return whether another connection should be opened now."""
         if self.state is not State.OPEN or len(self.members) >= self.maxconn:
             return False
-        if self.outage is not None and not self.opening:  # until the server is reached once
+        if self.outage is not None and not self.opening:  # one attempt stays in progress until the server is reached
             return True
         return len(self.opening) < max(len(self.queue), self.grow) or self.remaining < self.minconn
 
     def park(self) -> bool:
-        """Likewise, if nobody waits and no connection is wanted: the thread that makes it may not start, or die."""
+        """Park the maintenance thread, as `Members.park` does, unless a caller waits or a connection is wanted.
+
+        The maintenance thread has to retry connectors whose thread could not be started or has died.
+        """
         with self.lock:
             return not self.queue and not self._wanted() and super().park()
 
     def _claim(self) -> Slot | None:
-        """Take the place of a new connection, if one is still wanted."""
+        """Reserve a slot for a new connection if one is still wanted."""
         if not self._wanted():
             return None
         unserved = len(self.opening)
@@ -346,10 +354,11 @@ class Core(Members):
         return slot
 
     def deliver(self, slot: Slot, conn: connection, now: float) -> tuple[str | None, Outage | None]:
-        """A connection was made: give it to a waiter or keep it.
+        """Hand a newly opened connection to a waiter, or keep it idle.
 
         Returns:
-            The reason why it is to be closed at once, or None; and what it ends, or None.
+            The reason why the caller has to close the connection, or None; and the outage that this connection ends, or
+            None.
         """
         with self.lock:
             self.opening.discard(slot)
@@ -378,10 +387,17 @@ class Core(Members):
         began: float | None = None,
         is_refusal: bool = False,
     ) -> tuple[bool, Outage | None]:
-        """Count a failed connect, which began then, for everyone who waits.
+        """Count a failed connect, for the pool and for each waiter.
+
+        Args:
+            slot: the slot reserved for the connection.
+            attempt: the failed attempt.
+            error: the error that it raised.
+            began: when the attempt began, as a reading of the clock.
+            is_refusal: whether the server was reached and refused.
 
         Returns:
-            Whether the server is out of reach from now on; and the outage that ends, as the server has refused it.
+            Whether an outage starts; and the outage that ends, because the server was reached again and refused.
         """
         with self.lock:
             self.opening.discard(slot)
@@ -403,13 +419,13 @@ class Core(Members):
             return was_reached and not is_refusal, None if was_reached or not is_refusal else before
 
     def exhausted(self, checkout: Checkout) -> bool:
-        """Whether the checkout has failed as often as it may."""
+        """Return whether a checkout has reached ``max_retries``."""
         return self.max_retries is not None and checkout.retries >= max(1, self.max_retries)
 
     # Waiting for the whole pool
 
     def fill(self) -> Sleeper | None:
-        """Wait for ``minconn`` connections, or the first error of a connect; None when they are there."""
+        """Register the caller to be woken at ``minconn`` connections or a failed connect; None if they are open."""
         with self.lock:
             if len(self.idle) + self.used >= self.minconn:
                 return None
@@ -418,8 +434,8 @@ class Core(Members):
             return sleeper
 
     def stop_filling(self, sleeper: Sleeper) -> None:
-        """It waits no longer."""
-        with self.lock, suppress(ValueError):  # woken meanwhile
+        """Remove a caller that does not wait for ``minconn`` connections any more."""
+        with self.lock, suppress(ValueError):  # removed already, as it was woken
             self.fillers.remove(sleeper)
 
     def _notify_if_filled(self) -> None:
@@ -433,10 +449,10 @@ class Core(Members):
     # The whole pool
 
     def open(self) -> None:
-        """Let it serve.
+        """Open the pool for checkouts.
 
         Raises:
-            PoolClosed: it was closed.
+            PoolClosed: the pool is closed.
         """
         with self.lock:
             if self.state is State.CLOSED:
@@ -444,15 +460,18 @@ class Core(Members):
             self.state = State.OPEN
 
     def unopen(self) -> list[Slot]:
-        """Opening has failed: as before it. The idle are returned to be closed."""
+        """Undo `open` after a failure; return the idle slots, which the caller has to close."""
         with self.lock:
-            if self.state is State.OPEN and not self.queue:  # those who wait go on waiting
+            if self.state is State.OPEN and not self.queue:  # a pool with waiters stays open for them
                 self.state = State.NEW
                 self.outage = None
             return self._condemn("closed")
 
     def close(self) -> list[Slot]:
-        """Refuse new checkouts, fail the waiters; the idle are returned to be closed, the rest when they come back."""
+        """Refuse new checkouts and fail the waiters; return the idle slots, which the caller has to close.
+
+        The other slots are closed when their connections are returned.
+        """
         with self.lock:
             self.state = State.CLOSED
             for waiter in list(self.queue.values()):
@@ -461,7 +480,10 @@ class Core(Members):
             return self._condemn("closed")
 
     def drain(self, reason: str) -> list[Slot]:
-        """Let every connection go: the idle are returned to be closed, the rest when they come back."""
+        """Mark every connection for eviction; return the idle slots, which the caller has to close.
+
+        The other slots are closed when their connections are returned.
+        """
         with self.lock:
             return self._condemn(reason)
 
@@ -471,22 +493,25 @@ class Core(Members):
         return self._shed(len(self.idle))
 
     def resize(self, minconn: int, maxconn: int) -> list[Slot]:
-        """Change the limits; the surplus idle are returned to be closed, surplus used ones go when they come back."""
+        """Change the limits; return surplus idle slots, which the caller has to close.
+
+        Surplus used slots are closed when their connections are returned.
+        """
         with self.lock:
             self.minconn, self.maxconn = minconn, maxconn
-            if self.remaining > maxconn:  # before the idle are shed: a return in between must see it
+            if self.remaining > maxconn:  # before the idle slots are removed, so that a return in between sees it
                 for slot in self.members:
                     slot.review_at = AT_ONCE
             shed = self._shed(self.remaining - maxconn)
-            if len(self.members) >= maxconn:  # nobody will try the server again, and nobody needs to
+            if len(self.members) >= maxconn:  # no further connect is attempted, which could end the outage
                 self.outage = None
             self._notify_if_filled()
             return shed
 
-    # Looking at idle connections
+    # Checking idle connections
 
     def restore(self, slot: Slot, now: float) -> str | None:
-        """A connection set aside is well: offer it again; the reason why it is to be closed, or None."""
+        """Make a checked connection available again; return the reason if the caller has to close it instead."""
         with self.lock:
             if slot not in self.checking:
                 return None

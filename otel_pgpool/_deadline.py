@@ -1,4 +1,4 @@
-"""A bound on libpq's blocking calls: past it the socket is cut, which makes libpq return at once."""
+"""A time limit for libpq's blocking calls: when it has passed, shutting down the socket makes libpq return."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("otel_pgpool")
 
 IO_DEADLINE = 5.0
-"""Seconds for each ping, check, rollback on return, reset and close."""
+"""Seconds for each ping, check, rollback at a return, reset and close."""
 
 IDLE_EXIT = 10.0
-"""Seconds after which the watching thread ends when there is nothing to watch."""
+"""Seconds without a deadline after which the watchdog thread ends."""
 
 
 class _Duplicate(FileIO):
-    """A descriptor that closes itself, without a warning, where an interrupt leaves it."""
+    """A descriptor that closes itself, without a ResourceWarning, if an interrupt leaves it open."""
 
     __del__ = FileIO.close
 
 
 class Deadline:
-    """``with Deadline(conn, seconds) as deadline``: cut the connection's socket when the block takes longer.
+    """A time limit for the calls in a ``with Deadline(conn, seconds)`` block; ``expired`` is True if it passed.
 
-    The cut is a ``shutdown`` on a duplicate of the descriptor, because libpq may close the original, and the system
-    give its number to another file, at any moment. ``expired`` tells whether it came to that.
+    The socket is shut down through a duplicate of its descriptor. libpq may close the original at any moment, and the
+    system may then give the number to another file.
     """
 
     __slots__ = ("_conn", "_duplicate", "at", "expired")
@@ -60,8 +60,11 @@ class Deadline:
         except psycopg2.Error:  # a closed connection has nothing that could block
             return self
         except OSError as error:
-            if error.errno != errno.EBADF:  # likewise
-                logger.warning("no descriptor is left to watch a deadline: %s; this call has none", error)
+            if error.errno != errno.EBADF:  # the connection was closed in between
+                logger.warning(
+                    "cannot enforce an I/O timeout: no file descriptor is left (%s); continuing without the timeout",
+                    error,
+                )
             return self
         try:
             _watch.add(self)
@@ -76,18 +79,18 @@ class Deadline:
         try:
             _watch.remove(self)
         except BaseException:
-            _watch.remove(self)  # an interrupt has kept it from that
+            _watch.remove(self)  # again, because an interrupt may have prevented the first call
             raise
         finally:
             if self._duplicate is not None:
                 self._duplicate.close()
 
     def cut(self) -> None:
-        """End the block's call. The caller holds the watch's lock, and the block has not ended."""
+        """Shut the socket down. The caller holds the watchdog's lock, and the block has not ended."""
         self.expired = True
         if self._duplicate is not None and not self._duplicate.closed:
             with suppress(OSError):
-                borrowed = socket.socket(fileno=self._duplicate.fileno())  # another duplicate may not be had
+                borrowed = socket.socket(fileno=self._duplicate.fileno())  # no dup: there may be no free descriptor
                 try:
                     borrowed.shutdown(socket.SHUT_RDWR)
                 finally:
@@ -95,20 +98,20 @@ class Deadline:
 
 
 def sever(conn: connection) -> None:
-    """Cut the connection now, so that a call of another thread on it ends and closing it does not block."""
+    """Shut the socket of a connection down, so that a call in another thread returns and closing does not block."""
     with suppress(psycopg2.Error, OSError):
         number = conn.fileno()
         with socket.socket(fileno=os.dup(number)) as duplicate:
-            if conn.fileno() == number:  # else libpq has closed it, and the number may be that of another file
+            if conn.fileno() == number:  # otherwise libpq has closed it, and another file may have the number
                 duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class _Watch:
-    """One thread for the whole process, which sleeps until the next deadline, or a little less."""
+    """The watchdog: one thread for the whole process, which sleeps until the next deadline."""
 
     def __init__(self) -> None:
-        # Guards the attributes below, and the descriptors of the deadlines among them. Reentrant, because the garbage
-        # collector may end a block, and so return a connection, inside it.
+        # Guards the attributes below, and the descriptors of the deadlines in `_deadlines`. Reentrant, because the
+        # garbage collector may run under it and end a block, which returns a connection.
         self._lock = threading.RLock()
         self._deadlines: set[Deadline] = set()
         self._wakes_at = math.inf
@@ -120,8 +123,8 @@ class _Watch:
         with self._lock:
             self._deadlines.add(deadline)
             sooner = deadline.at < self._wakes_at
-            if self._thread is None or not self._thread.is_alive():  # an interrupt may keep it from starting, or end it
-                self._wakeup = Wakeup()  # a thread told to end may sleep still on its own: the ring must find each
+            if self._thread is None or not self._thread.is_alive():  # not alive: an interrupt hit its start, or its run
+                self._wakeup = Wakeup()  # a new one, as the previous thread may still have to wake to end
                 thread = self._thread = threading.Thread(
                     target=self._run, args=(self._wakeup,), name="otel_pgpool-deadlines", daemon=True
                 )
@@ -139,7 +142,10 @@ class _Watch:
                     self._thread = None
             if not isinstance(error, RuntimeError):
                 raise
-            logger.warning("no thread can be started to watch deadlines: %s; this call has none", error)
+            logger.warning(
+                "cannot enforce an I/O timeout: no watchdog thread can be started (%s); continuing without the timeout",
+                error,
+            )
 
     def remove(self, deadline: Deadline) -> None:
         with self._lock:
@@ -155,7 +161,10 @@ class _Watch:
             thread.join(1.0)
 
     def _cut_overdue(self, now: float) -> None:
-        """Under the lock. A function of its own, so that no variable keeps a connection while the thread sleeps."""
+        """Cut what is overdue. The caller holds the lock.
+
+        A function of its own, so that no local variable of `_run` keeps a connection while the thread sleeps.
+        """
         for deadline in list(self._deadlines):
             if deadline.at <= now:
                 self._deadlines.discard(deadline)
@@ -164,7 +173,7 @@ class _Watch:
     def _run(self, wakeup: Wakeup) -> None:
         while True:
             with self._lock:
-                if self._thread is None and self._deadlines:  # an interrupt has let its starter believe that it failed
+                if self._thread is None and self._deadlines:  # `_start` took an interrupt for a failed start
                     self._thread, self._wakeup = threading.current_thread(), wakeup
                 if self._thread is not threading.current_thread():
                     return
@@ -181,7 +190,7 @@ _watch = _Watch()
 
 
 def stop_watching() -> None:
-    """End the watching thread, unless something is being watched; the next deadline starts it again."""
+    """End the watchdog thread unless a deadline is set. The next deadline starts a new thread."""
     _watch.stop()
 
 

@@ -1,6 +1,6 @@
-"""The way from an SDK provider to an OTLP endpoint: exporters that count, and processors that end in time.
+"""The OTLP exporters of ``configure()``, which count, and its processors, which shut down in time.
 
-Beside ``otlp.configure()`` nothing imports this, since it needs the extra ``otlp``.
+Only ``otel_pgpool.otlp`` imports this module, because it needs the extra ``otlp``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _pool_log = logging.getLogger("otel_pgpool")
 
 
 class Delivery:
-    """An OTLP exporter that counts: what was recorded for it, and what the endpoint took."""
+    """A wrapper of an OTLP exporter that counts the items recorded for it and those that the endpoint accepted."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -45,7 +45,7 @@ class Delivery:
         _fork.register(self._after_fork)
 
     def _begin(self) -> None:
-        self._lock = threading.RLock()  # re-entrant, for a span that a finalizer ends while it is held
+        self._lock = threading.RLock()  # reentrant, because a finalizer may end a span while the lock is held
         self._recorded = 0
         self._delivered = 0
         self._refused = 0
@@ -53,7 +53,7 @@ class Delivery:
         self._complained = False
 
     def _after_fork(self) -> None:
-        # Its connections are the parent's: neither to be used here, nor to be closed.
+        # The exporter's connections belong to the parent. The child must neither use nor close them.
         self._of_the_parent, self._exporter = self._exporter, None
         self._begin()
 
@@ -65,7 +65,7 @@ class Delivery:
         return self._recorded - self._delivered
 
     def is_silent(self) -> bool:
-        """Answer True where something is missing that no export has failed for, and nobody has complained."""
+        """Return True if items are missing for which no export has failed and nothing was logged."""
         return self._recorded > self._delivered + self._refused and self.may_complain()
 
     def record(self, items: int = 1) -> None:
@@ -73,7 +73,7 @@ class Delivery:
             self._recorded += items
 
     def may_complain(self) -> bool:
-        """Answer True once for each outage."""
+        """Return True once for each outage of the endpoint."""
         complained, self._complained = self._complained, True
         return not complained
 
@@ -106,7 +106,7 @@ class Delivery:
 
 
 class MetricDelivery(Delivery):
-    """Counts points; they come into being when the reader collects them, just before the export."""
+    """A wrapper of a metric exporter, which counts points: the reader creates them just before the export."""
 
     def export(self, batch: MetricsData, **kwargs: Any) -> Any:
         self.record(self._size(batch))
@@ -121,17 +121,17 @@ _exporting: ContextVar[Delivery | None] = ContextVar("otel_pgpool_exporting", de
 
 
 def _once_an_outage(_record: logging.LogRecord) -> bool:
-    """Filter of the exporters' loggers, which would report each retry of each batch."""
+    """Filter the exporters' loggers, which would otherwise log each retry of each batch."""
     delivery = _exporting.get()
     return delivery is None or delivery.may_complain()
 
 
 MOST_KEPT = 1000
-"""Different records within a minute."""
+"""Maximum number of different records that are remembered within a minute."""
 
 
 class OnceAWhile(logging.Filter):
-    """Lets a logger say the same once a minute, where the SDK says it at each export and at each collection."""
+    """A filter that passes each record once a minute, because the SDK repeats it at each export and each collection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class OnceAWhile(logging.Filter):
         said, now = (cut(str(record.msg), LONGEST_TEXT), cut(str(record.args), LONGEST_TEXT)), monotonic()
         if now < self._next.get(said, 0.0):
             return False
-        if len(self._next) >= MOST_KEPT:  # an endpoint's answers may be in it, each another
+        if len(self._next) >= MOST_KEPT:  # records may contain an endpoint's answers, all different
             with suppress(StopIteration, KeyError, RuntimeError):  # another thread may be here too
                 del self._next[next(iter(self._next))]
         self._next[said] = now + LAMENT_INTERVAL
@@ -157,7 +157,7 @@ def hold_down_the_sdk() -> None:
 
 
 class Deadline:
-    """When the OTLP processors give up; the SDK's own limit until ``Providers.shutdown()`` sets one."""
+    """The time at which the OTLP processors give up; the SDK's own limit until ``Providers.shutdown()`` sets one."""
 
     at = math.inf
 
@@ -177,7 +177,9 @@ class SpanProcessor(BatchSpanProcessor):
         super().on_end(span)
 
     def shutdown(self) -> None:
-        self._batch_processor.shutdown(timeout_millis=int(self._deadline.millis()))  # the public method takes no limit
+        self._batch_processor.shutdown(
+            timeout_millis=int(self._deadline.millis())
+        )  # the public method has no such argument
 
 
 class LogProcessor(BatchLogRecordProcessor):
@@ -204,9 +206,10 @@ class MetricReader(PeriodicExportingMetricReader):
 
 
 class LogHandler(logging.Handler):
-    """Hands records of the standard library to OpenTelemetry, in the context in which they were logged.
+    """A handler that passes standard log records to OpenTelemetry, in the context in which they were logged.
 
-    The SDK's own handler is deprecated, and its successor comes with the auto-instrumentation and its exact pins.
+    The SDK's own handler is deprecated, and its successor is part of the auto-instrumentation, which pins exact
+    versions.
     """
 
     _SEVERITIES = (
@@ -247,7 +250,7 @@ class LogHandler(logging.Handler):
             )
         except Exception:  # noqa: BLE001 - logging must not raise
             self.handleError(record)
-        # A logger that has a handler, if only this one, is none for the last resort: stderr would be silent.
+        # Because of this handler, logging's handler of last resort is not used, so stderr would stay silent.
         last = logging.lastResort
         if last is not None and record.levelno >= last.level and self._is_alone(logging.getLogger(record.name)):
             last.handle(record)

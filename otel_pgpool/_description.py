@@ -1,4 +1,4 @@
-"""What may be told of an error, and what is kept of it."""
+"""The part of an error that may be shown, and the part of its object that is kept."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from otel_pgpool._target import Target
 
 LONGEST_KEPT = 100_000
-"""Characters of an error's text above which the error is not kept as it is."""
+"""Number of characters of an error's text above which the error object is not kept as it is."""
 
 
 def describe(target: Target, error: BaseException) -> str:
     """Return an error's message for telemetry, a bounded printable line without secrets, SQL or values; maybe empty.
 
-    Told is what `known` lets pass of psycopg2's errors, the pool's own among them.
+    The message consists of the parts of a psycopg2 error's text that `known` passes. The pool's own errors are psycopg2
+    errors too.
     """
     if not isinstance(error, psycopg2.Error):
         return ""
@@ -36,12 +37,15 @@ def describe(target: Target, error: BaseException) -> str:
 
 
 def _is_raised_by_a_function(error: psycopg2.Error) -> bool:
-    """Whether a procedural language gave the error its text, and any SQLSTATE: pl_exec.c, plpy_elog.c, plperl.c."""
+    """Return whether a procedural language raised the error, with any text and SQLSTATE.
+
+    Its ``source_file`` is then PostgreSQL's pl_exec.c, plpy_elog.c or plperl.c.
+    """
     return (error.diag.source_file or "pl").startswith("pl")
 
 
 def lean(error: BaseException) -> BaseException:
-    """Return the error without its frames, which would keep the pool's connections alive, or megabytes of text."""
+    """Return the error without its frames, which would keep the pool's connections alive, and without a long text."""
     text = text_of(error)
     if len(text) <= LONGEST_KEPT:
         return error.with_traceback(None)

@@ -1,4 +1,4 @@
-"""What the pool raises. Each is a ``psycopg2.pool.PoolError``, so that existing ``except`` clauses hold."""
+"""Errors that the pool raises. Each is a ``psycopg2.pool.PoolError``, so existing ``except`` clauses still catch it."""
 
 from __future__ import annotations
 
@@ -26,41 +26,57 @@ _SQLSTATE = re.compile("[0-9A-Z]{5}")
 
 
 def sqlstate(error: BaseException | None) -> str | None:
-    """The SQLSTATE of an error of psycopg2's, None for any other."""
+    """Return the SQLSTATE of a psycopg2 error, or None if the error has none."""
     state = error.pgcode if isinstance(error, psycopg2.Error) else None
     return state if state is not None and _SQLSTATE.fullmatch(state) else None  # a hostile server may send anything
 
 
 def error_type(error: BaseException) -> str:
-    """What telemetry calls an error: its SQLSTATE, or the name of its class."""
+    """Return the value of ``error.type`` in telemetry: the SQLSTATE of an error, or else the name of its class."""
     return sqlstate(error) or class_of(error)
 
 
 class PoolError(psycopg2.pool.PoolError):
-    """The pool refused: a misuse, or one of the subclasses."""
+    """The base class of the pool's errors; raised itself when the pool is misused.
+
+    Examples of a misuse: returning a connection that is not checked out, or entering one ``connection()`` twice at a
+    time. A subclass of ``psycopg2.pool.PoolError``, the error that psycopg2's own pools raise.
+    """
 
     __module__ = "otel_pgpool"
 
 
 class PoolClosed(PoolError):
-    """The pool is closed, or was closed while the caller waited."""
+    """Raised if the pool is closed, or was closed while the caller waited for a connection."""
 
     __module__ = "otel_pgpool"
 
 
 class TooManyRequests(PoolError):
-    """The queue already held ``max_waiting`` callers."""
+    """Raised if ``max_waiting`` callers already wait for a connection."""
 
     __module__ = "otel_pgpool"
 
 
 class PoolTimeout(PoolError):
-    """No connection could be had in time; the message says why.
+    """Raised if no connection became available in time; the message contains the pool's levels and its longest holds.
 
-    Attributes (times in seconds): ``waited``, ``retries``, ``holders`` (the longest first, as
-    ``ConnectionPool.holders()`` gives them) and the levels of ``PoolStats`` at that moment: ``minconn``,
-    ``maxconn``, ``size``, ``used``, ``idle``, ``connecting``, ``waiting``, ``utilization``, ``oldest_hold``.
-    ``__cause__`` is the last error of a failed connect, where there was one.
+    The attributes are a snapshot of the pool at that moment. ``__cause__`` is the error of the last failed connect, or
+    None. The error can be pickled, attributes included.
+
+    Attributes:
+        waited: seconds that the caller waited.
+        retries: failed attempts during the wait: dead connections and failed connects.
+        holders: up to five `Holder`, the longest hold first.
+        minconn: the pool's ``minconn``.
+        maxconn: the pool's ``maxconn``.
+        size: connections that count against ``maxconn``, as in `PoolStats`.
+        used: connections that are checked out.
+        idle: connections that are idle.
+        connecting: connections that are being opened.
+        waiting: callers that wait for a connection.
+        utilization: ``used / maxconn``.
+        oldest_hold: age of the oldest hold in seconds, as in `PoolStats`.
     """
 
     __module__ = "otel_pgpool"
@@ -87,12 +103,12 @@ class PoolTimeout(PoolError):
 
 
 def _rebuild(kind: type[PoolTimeout], message: str, diagnosis: dict[str, Any]) -> PoolTimeout:
-    """Unpickle; psycopg2's own way drops the attributes."""
+    """Rebuild a pickled error with its attributes, which ``psycopg2.Error.__reduce__`` would lose."""
     return kind(message, **diagnosis)
 
 
 LONGEST_HOLDERS = 5
-"""How many holders a ``PoolTimeout`` and the links of a wait name."""
+"""Maximum number of holders in a ``PoolTimeout``, and of links from a queued checkout to the holds in its way."""
 
 
 def timeout_error(
@@ -105,7 +121,17 @@ def timeout_error(
     own_holds: int,
     last_failure: str = "",
 ) -> PoolTimeout:
-    """Write the diagnosis of a checkout that failed: the pool's levels, and who holds the connections."""
+    """Build the error of a checkout that timed out, with the pool's levels and the longest holds in its message.
+
+    Args:
+        reason: what happened, the first words of the message.
+        stats: the pool's present figures.
+        waited: seconds that the caller waited.
+        retries: failed attempts during the wait.
+        holders: all present holders, the longest hold first.
+        own_holds: how many of the holds belong to the waiting thread itself.
+        last_failure: text of the last failed connect, free of secrets; empty if there was none.
+    """
     levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
     history = f"{stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts"
     lines = [f"{reason} (pool {stats.name!r}: {levels}, {history})"]
@@ -113,7 +139,8 @@ def timeout_error(
         lines.append(f"the last attempt to connect failed: {last_failure}")
     if own_holds:
         lines.append(
-            f"this thread itself holds {own_holds} of them: a nested checkout waits for its own caller to give back"
+            f"this thread already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
+            "returns one; pass the connection down instead"
         )
     longest = tuple(holders[:LONGEST_HOLDERS])
     lines += [f"held {holder}" for holder in longest]

@@ -1,4 +1,4 @@
-"""What `credentials` gives, on its way: whether something makes sure that it does not travel in clear."""
+"""Protection of credentials on their way to the server: whether the connection is sure to be encrypted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 UNSURE_MODES = ("disable", "allow", "prefer", "")
-"""Values of ``sslmode`` with which libpq goes on where a server, or who stands in between, says that it has no TLS."""
+"""Values of ``sslmode`` with which libpq continues unencrypted if the server, or an attacker, denies having TLS."""
 
 REQUIRE_AUTH_SINCE = 160000
 PLAIN: tuple[Mapping[str, str], ...] = ({},)
@@ -37,15 +37,16 @@ logger = logging.getLogger("otel_pgpool")
 
 
 def is_exposed(parameters: Mapping[str, Any]) -> bool:
-    """Whether a connect leads to another machine, and nothing makes sure that it is encrypted."""
+    """Return whether a connect leads to another machine, and is not sure to be encrypted."""
     return _may_be_in_clear(parameters) and not all(_is_local(place) for place in _places(parameters))
 
 
 def ways(parameters: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
-    """Further parameters, to be tried in turn: a server that asks for a password in clear is asked again over TLS.
+    """Return sets of further parameters, to be tried in turn, that keep a password from being sent in clear text.
 
-    None for a Unix socket, for what is encrypted anyhow, and where the program has said itself how it authenticates. A
-    libpq before 16 cannot refuse what a server asks for.
+    With the first, libpq refuses a server's request for a password in clear text; with the second, it answers one over
+    TLS. Nothing is added for a Unix socket, for a connection that is encrypted anyway, and if the application itself
+    has set ``require_auth``. libpq before 16 has no such parameter.
     """
     if (
         extensions.libpq_version() < REQUIRE_AUTH_SINCE
@@ -60,12 +61,12 @@ def ways(parameters: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
 
 
 def is_asked_in_clear(error: BaseException) -> bool:
-    """Whether libpq has refused to send a password in clear."""
+    """Return whether libpq has refused to send a password in clear text."""
     return "server requested a cleartext password" in text_of(error)
 
 
 def warn(pool_name: str) -> None:
-    """Say that secrets are exposed."""
+    """Log that secrets are exposed."""
     logger.warning(
         "pool %s: what `credentials` gives is sent to another machine, and nothing makes sure that the connection is "
         "encrypted: set sslmode=verify-full, or at least sslmode=require",
@@ -75,7 +76,7 @@ def warn(pool_name: str) -> None:
 
 
 def _may_be_in_clear(parameters: Mapping[str, Any]) -> bool:
-    """Not where a service file may say otherwise, which libpq alone reads."""
+    """Return whether the connection may be unencrypted; False if a service file, which only libpq reads, may decide."""
     if _has_service(parameters) and "sslmode" not in parameters:
         return False
     is_required = (
@@ -91,12 +92,12 @@ def _has_service(parameters: Mapping[str, Any]) -> bool:
 
 
 def _value(parameters: Mapping[str, Any], key: str) -> str:
-    """What libpq takes: the parameter, else its variable."""
+    """Return the value that libpq uses: the parameter's, or else its environment variable's."""
     return str(parameters[key] if key in parameters else os.environ.get(VARIABLES[key], ""))
 
 
 def _places(parameters: Mapping[str, Any]) -> list[str]:
-    """Where each host of a connect is: its address, if it is given one, else its name."""
+    """Return the address of each host, or else its name."""
     hosts, addresses = (_value(parameters, key).split(",") for key in ("host", "hostaddr"))
     return [address or host for host, address in zip_longest(hosts, addresses, fillvalue="")]
 

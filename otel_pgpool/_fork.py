@@ -1,4 +1,4 @@
-"""Whether this process was forked, however that was done, and what has to be renewed in it."""
+"""Detection of a fork, however it was made, and the renewal of this package's state in the child."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MADV_WIPEONFORK = getattr(mmap, "MADV_WIPEONFORK", 18)
-"""Linux's advice to give a forked child zeros in the place of a page (madvise(2), since 4.14)."""
+"""Linux's advice to give a forked child a page of zeros in place of the parent's (madvise(2), since Linux 4.14)."""
 
 
 class ByPid:
-    """Mark a process by its id, for systems that cannot wipe a page: each look takes 250 ns instead of 8."""
+    """A marker that compares process ids, for systems that cannot wipe a page. A test takes 250 ns instead of 8 ns."""
 
     def __init__(self) -> None:
         self._pid = 0
@@ -41,7 +41,7 @@ class ByPid:
 
     @property
     def value(self) -> int:
-        """1 in the process that has set it, otherwise 0."""
+        """1 in the process that has set the value, otherwise 0."""
         return int(bool(self))
 
     @value.setter
@@ -50,7 +50,7 @@ class ByPid:
 
 
 def make_marker() -> ctypes.c_ubyte | ByPid:
-    """Make an object that is true once its ``value`` is set to 1, and false again in a forked child."""
+    """Create an object that is true once its ``value`` is set to 1, and false again in a forked child."""
     try:
         import ctypes  # noqa: PLC0415 - CPython can be built without it
 
@@ -62,51 +62,52 @@ def make_marker() -> ctypes.c_ubyte | ByPid:
 
 
 is_here = make_marker()
-"""``if not is_here: renew()`` stands before whatever must not use what a parent process has left.
+"""The marker of this process. ``if not is_here: renew()`` precedes all use of what a parent process may have left.
 
-Python runs its own callbacks after ``os.fork`` only. Servers written in C, as uWSGI, may fork without a word to Python.
+Python runs its fork callbacks for ``os.fork`` only. Servers written in C, such as uWSGI, may fork without running them.
 """
 is_here.value = 1
 
 _callbacks: list[Callable[[], None]] = []
-_locks: dict[int, threading.RLock] = {}  # by process id: another thread of the parent may have held the parent's
+_locks: dict[int, threading.RLock] = {}  # by process id, because the parent's lock may have been held at the fork
 _renewing: set[int] = set()  # process ids
-_pending: dict[int, list[Callable[[], None]]] = {}  # by process id: the callbacks that are still to be called there
-_python_forks = False  # ``os.fork`` is at work: it renews the interpreter itself
+_pending: dict[int, list[Callable[[], None]]] = {}  # by process id: the callbacks that have yet to be called
+_python_forks = False  # ``os.fork`` is in progress, which renews the interpreter itself
 
 
 def register(callback: Callable[[], None]) -> None:
-    """Have a function called in each forked child, in the order of registration.
+    """Register a function to be called in each forked child, in the order of registration.
 
-    It runs before the first checkout there at the latest, maybe beside threads of the child that use no pool. Nothing
-    of the kind has run in the parent before the fork, so locks of the parent's may be held for ever.
+    The function is called before the first checkout in the child at the latest, perhaps beside other threads of the
+    child. Nothing comparable runs in the parent before the fork, so locks of the parent may be held forever in the
+    child.
     """
     _callbacks.append(callback)
 
 
 def renew() -> None:
-    """Renew what the parent process has left, once in each forked child; other threads wait until that is done."""
+    """Renew this package's state in a forked child, once. Other threads wait until it is done."""
     pid = os.getpid()
     if _interpreter is not None and not _python_forks and pid not in _pending:
-        _pending[pid] = list(_callbacks)  # before: a callback of somebody else's may come here again
+        _pending[pid] = list(_callbacks)  # set first, because a third-party fork callback may call `renew` again
         _interpreter.renew()
     if not is_here:
         _renew()
 
 
 def _renew() -> None:
-    global _python_forks  # noqa: PLW0603 - it is the parent's
+    global _python_forks  # noqa: PLW0603 - the child inherits the parent's value
     _python_forks = False
     _connecting.clear()
     _ending.clear()
     pid = os.getpid()
     pending = _pending.setdefault(pid, list(_callbacks))
     with _locks.setdefault(pid, threading.RLock()):
-        if is_here or pid in _renewing:  # a callback may come here again
+        if is_here or pid in _renewing:  # a callback may call `renew` again
             return
         _renewing.add(pid)
         try:
-            while pending:  # an interrupt leaves the rest to the next checkout
+            while pending:  # after an interrupt the next checkout calls the rest
                 _run(pending[0])
                 del pending[0]
             is_here.value = 1
@@ -118,19 +119,20 @@ def _renew() -> None:
 
 
 class _Interpreter:
-    """Does for CPython what a fork made in C has left out: it calls ``PyOS_AfterFork_Child``, and that calls `_renew`.
+    """Renewal of CPython's own state after a fork made in C, by ``PyOS_AfterFork_Child``, which also calls `_renew`.
 
-    Without it the GIL waits for ever for a thread of the parent that wanted it at the moment of the fork, and so does
-    ``threading`` for one that was starting or ending then. It is for children that have no other threads yet. Nothing
-    in here may release the GIL before it is done, hence the number of threads is read with plain C calls.
+    Without this call the GIL waits forever for a thread of the parent that requested it at the moment of the fork, and
+    ``threading`` waits for a thread that was starting or ending then. The call is made only in children that have no
+    other thread yet. No code here may release the GIL before the end, so the number of threads is read by plain C
+    calls.
     """
 
     def __init__(self) -> None:
-        """Load what is needed; nothing can be loaded in a child.
+        """Load what `renew` needs, because a child cannot load anything.
 
         Raises:
             ImportError: CPython was built without ctypes.
-            OSError, AttributeError: a system or an interpreter of another kind.
+            OSError, AttributeError: the system or the interpreter is of another kind.
         """
         import ctypes  # noqa: PLC0415 - see above
 
@@ -141,12 +143,12 @@ class _Interpreter:
     def renew(self) -> None:
         if self._count_threads() != 1:
             return
-        if not _imp.lock_held():  # it is released in there
+        if not _imp.lock_held():  # PyOS_AfterFork_Child releases this lock
             _imp.acquire_lock()
         self._c.PyOS_AfterFork_Child()
 
     def _count_threads(self) -> int:
-        """Count the threads of this process by proc_pid_stat(5); 0 where it cannot be read."""
+        """Count the threads of this process by proc_pid_stat(5); return 0 if the file cannot be read."""
         file = self._c.open(b"/proc/self/stat", os.O_RDONLY)
         if file < 0:
             return 0
@@ -166,7 +168,7 @@ _interpreter = _load_interpreter()
 
 
 def renewed(method: Callable[P, T]) -> Callable[P, T]:
-    """Have what a parent process has left renewed before each call of a method; for those off the hot path."""
+    """Decorate a method so that each call renews a forked child's state first. For methods off the hot path."""
 
     @wraps(method)
     def renewing(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -180,24 +182,27 @@ def renewed(method: Callable[P, T]) -> Callable[P, T]:
 def _run(callback: Callable[[], None]) -> None:
     try:
         callback()
-    except Exception as error:  # noqa: BLE001 - the other parts are renewed all the same
+    except Exception as error:  # noqa: BLE001 - a failure must not keep the other parts from being renewed
         log_failure("otel_pgpool could not renew a part of itself in the child of a fork", error)
 
 
 FORK_WAIT = 1.0
-"""Seconds that a fork waits for connects."""
+"""Seconds that a fork waits for connects in progress."""
 CONNECT_WAIT = 5.0
-"""Seconds that a connect waits for a fork: one that gave up when the fork does would take libpq's locks just then."""
+"""Seconds that a connect waits for a fork in progress.
+
+More than a fork waits: a connect that stopped waiting together with the fork would take libpq's locks at that moment.
+"""
 
 _connecting: set[int] = set()  # threads, by identity
-_ending: set[int] = set()  # threads, by the system's number
+_ending: set[int] = set()  # threads, by native id
 
 
 @contextmanager
 def keep_from_forking() -> Iterator[None]:
-    """Keep ``os.fork`` off while this thread connects: a child inherits libpq's locks as they are, for ever."""
+    """Delay ``os.fork`` while this thread connects, because a child would inherit locked locks of libpq."""
     me = get_ident()
-    _connecting.add(me)  # before the look: either side sees the other
+    _connecting.add(me)  # before reading `_python_forks`, so that at least one side sees the other
     if _python_forks:
         _connecting.discard(me)
         _wait_until(lambda: not _python_forks, CONNECT_WAIT)
@@ -209,18 +214,18 @@ def keep_from_forking() -> Iterator[None]:
 
 
 def note_end() -> None:
-    """Have ``os.fork`` wait until this thread, which has connected, is gone.
+    """Delay ``os.fork`` until this thread, which has connected, has ended.
 
-    Where the server asks for a password, OpenSSL has memory for each thread, and frees it under a lock after Python has
-    done with the thread.
+    If the server asks for a password, OpenSSL keeps memory for the thread and frees it under a lock, after Python
+    considers the thread ended.
     """
     _ending.difference_update([number for number in [*_ending] if not _lives(number)])
     _ending.add(get_native_id())
 
 
 def _lives(number: int) -> bool:
-    """Whether a thread of this process has not ended; False on systems other than Linux, which do not tell."""
-    return os.path.exists(f"/proc/self/task/{number}")  # noqa: PTH110 - a fork waits: no object for each look
+    """Return whether a thread of this process has not ended; False on systems other than Linux, which cannot say."""
+    return os.path.exists(f"/proc/self/task/{number}")  # noqa: PTH110 - polled while a fork waits: without a Path object each time
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
@@ -232,7 +237,7 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
 def _before() -> None:
     global _python_forks  # noqa: PLW0603 - see there
     _python_forks = True
-    me, mine = get_ident(), get_native_id()  # which may be a connector's too: a greenlet is a thread's
+    me, mine = get_ident(), get_native_id()  # excluded: under gevent this thread may be a connector's too
     _wait_until(lambda: not (_connecting - {me} or any(_lives(number) for number in _ending - {mine})), FORK_WAIT)
 
 

@@ -1,4 +1,4 @@
-"""What fails beside a program's own work, as an observer does, is logged, and costs nobody a connection."""
+"""Protection against errors beside the application's own work, such as an observer's: they are logged, not raised."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger("otel_pgpool")
 
 LAMENT_INTERVAL = 60.0
-"""Seconds between two records of an observer that raises."""
+"""Minimum number of seconds between two log records about an observer that raises."""
 
 
 class Guard:
-    """Calls the observer of one pool."""
+    """A protected way to call the observer of one pool."""
 
     def __init__(self, pool_name: str) -> None:
         self._pool_name = pool_name
         self._next_lament = 0.0
 
     def tell(self, method: Callable[..., None], *args: object) -> None:
-        """Call a method of the observer."""
+        """Notify the observer by calling one of its methods."""
         try:
             method(*args)
-        except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
+        except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
             self.lament(error)
 
     def lament(self, error: Exception) -> None:
         """Log that the observer raised, at most once a minute.
 
-        What a signal handler of the program's raised meanwhile, as Celery does at its soft time limit, is not the
-        observer's, and goes on to the program.
+        An exception that a signal handler raised during the call, as Celery's does at the soft time limit, is not the
+        observer's and is raised again.
         """
         if is_asynchronous(error):
             raise error
@@ -46,32 +46,38 @@ class Guard:
         if now < self._next_lament:
             return
         self._next_lament = now + LAMENT_INTERVAL
-        what = f"pool {self._pool_name}: its observer raised; the pool goes on, and telemetry is being lost"
-        log_failure(what, error)
+        log_failure(
+            f"pool {self._pool_name}: the observer raised an error; telemetry is being lost, the pool is not affected",
+            error,
+        )
 
 
 def log_failure(what: str, error: BaseException, level: int = logging.ERROR) -> None:
-    """Log that something of ours has failed, with the class of its error and the places that it came through.
+    """Log a failure of this package, with the class of its error and the call sites of its traceback.
 
-    Not with the error's text, nor with the source lines that Python would add: both may hold SQL or a secret. Nor with
-    the error itself, as a record may be kept: its frames would keep the pool's connections.
+    The record has neither the error's text nor source lines, because both may contain SQL or a secret. It does not have
+    the error object either: a record may be kept, and the frames of the error's traceback would keep the pool's
+    connections.
 
     Args:
-        what: has failed, and what follows from it.
-        error: which is not raised again.
-        level: of the record.
+        what: what has failed, and what follows from it.
+        error: the error, which is not raised again.
+        level: level of the record.
     """
     frames = [*traceback.walk_tb(error.__traceback__)][-MOST_FRAMES:]
     places = "".join(f"\n  {place_of(frame.f_code, line)}" for frame, line in frames)
     try:
         logger.log(level, "%s: %s%s", printable(what), class_of(error), places)
-    except Exception as failure:  # the handlers of the log may be what has raised
+    except Exception as failure:  # a log handler may raise too
         if is_asynchronous(failure):
             raise
 
 
 def is_asynchronous(error: BaseException) -> bool:
-    """Whether it is no ``Exception``, or came out of a signal handler: those run in the main thread alone."""
+    """Return whether an error is not an ``Exception``, or was raised by a signal handler.
+
+    Signal handlers run in the main thread only.
+    """
     if not isinstance(error, Exception):
         return True
     if threading.get_ident() != threading.main_thread().ident:
@@ -81,8 +87,8 @@ def is_asynchronous(error: BaseException) -> bool:
 
 
 def _code_of(handler: object) -> object:
-    """Of a function or method, or of an object that is called like one; None where Python calls nothing."""
+    """Return the code of a function, a method or a callable object, or None if Python calls nothing."""
     if handler is None or isinstance(handler, signal.Handlers):
         return None
-    function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 - it itself is wanted
+    function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 - the method itself is needed
     return getattr(function, "__code__", None)

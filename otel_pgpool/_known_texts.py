@@ -1,4 +1,4 @@
-"""The texts of libpq, servers and pools that may be told, one in each line; ``{}`` stands for what differs."""
+"""The texts of libpq, servers and pools that may be shown, one in each line; ``{}`` is a placeholder."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ This RDS Proxy has no credentials for the role {}
 The IAM authentication failed for the role {}
 This RDS proxy requires TLS connections
 """
-"""Of PgBouncer, RDS Proxy and Supavisor."""
+"""Texts of PgBouncer, RDS Proxy and Supavisor."""
 
 OF_STOCK_POOLS = """
 connection pool exhausted

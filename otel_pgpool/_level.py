@@ -1,4 +1,4 @@
-"""How full a pool is: utilization as a level that changes only when it stays changed."""
+"""The utilization level of a pool, which changes only if the utilization stays changed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from otel_pgpool._observer import PoolStats
 
 TICK = 0.5
-"""Seconds between two looks at the utilization while a connection is out."""
+"""Seconds between two samples of the utilization while a connection is checked out."""
 
 HYSTERESIS = 0.10
-"""How far utilization must fall below a threshold before it counts as left."""
+"""Amount by which the utilization must fall below a threshold before the level is left."""
 
 
 class Level:
-    """The utilization's level, which changes when two looks running agree, so that a pool of one does not flap."""
+    """The utilization level of one pool.
+
+    The level changes when two consecutive samples agree, so that a pool with one connection does not flap.
+    """
 
     NAMES = ("normal", "high", "critical")
 
@@ -30,11 +33,11 @@ class Level:
 
     @property
     def settled(self) -> bool:
-        """Whether utilization is, and was at the last look, normal."""
+        """Whether the level is normal and the last sample was normal too."""
         return self._level == self._seen == 0
 
     def look(self, now: float, stats: Callable[[], PoolStats]) -> tuple[str, PoolStats] | None:
-        """The level's new name, if it has changed, and the figures. Between two ticks it does nothing."""
+        """Sample the utilization, once per `TICK`; return the level's new name and the figures if it has changed."""
         if now - self._looked < TICK:
             return None
         self._looked = now
@@ -43,7 +46,7 @@ class Level:
         return None if level is None else (level, figures)
 
     def changed(self, utilization: float) -> str | None:
-        """The level's new name, if it has changed."""
+        """Take a sample into account; return the level's new name if it has changed."""
         seen, self._seen = self._seen, self._measure(utilization)
         if self._seen == seen != self._level:
             self._level = seen
@@ -59,7 +62,7 @@ class Level:
 
 
 def level_name(utilization: float) -> str:
-    """The name of a level for `PoolStats.status`."""
+    """Return the name of a utilization level as in `PoolStats.status`."""
     if utilization >= CRITICAL_UTILIZATION:
         return "critical"
     return "high" if utilization >= HIGH_UTILIZATION else "ok"

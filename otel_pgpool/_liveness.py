@@ -1,4 +1,4 @@
-"""Whether an idle connection still lives: the cheapest question first, and one dead one questions them all."""
+"""Health checks of idle connections: the cheapest check first; one dead connection triggers a check of all."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ if TYPE_CHECKING:
     from otel_pgpool._slot import Slot
 
 LOOKING = 0.1
-"""Seconds that all looks of a checkout together may take even when its timeout leaves less."""
+"""Seconds that all checks within a checkout may take together, even if the checkout's timeout leaves less."""
 
 LEAST_LOOK = 0.02
 
 PATIENCE = 1.0
-"""Seconds for an answer over a slow network; beyond them half of a checkout's time is kept for another connection."""
+"""Seconds that a server behind a slow network may take to answer.
+
+A check may take longer if a checkout has more time; half of the remaining time is kept for another connection.
+"""
 
 
 def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: float) -> bool:
-    """Look at a connection that lay idle: hand it over, or discard it and every other dead one.
+    """Check a connection that was idle: accept it, or discard it together with every other dead one.
 
     Args:
         pool: the pool.
-        checkout: who wants it.
-        conn: the connection that it took.
-        limit: when the looking must end, as a reading of the clock.
+        checkout: the checkout that has taken the connection.
+        conn: the connection.
+        limit: when the check must end, as a reading of the clock in seconds.
     """
     core, slot, now = pool._core, checkout.slot, monotonic()
     if now >= slot.expires:
@@ -84,19 +87,19 @@ def _ask(pool: ConnectionPool, slot: Slot, conn: connection, now: float, bound: 
 
 
 def sweep(pool: ConnectionPool, limit: float) -> list[Slot]:
-    """Set aside every idle connection that has died; those whose socket only carries a notice stay."""
+    """Set aside every dead idle connection; keep those whose socket is readable only because of a notice."""
     core = pool._core
     return _dead(pool, core.inspect(readable(core.idle_slots())), limit)
 
 
 def check_all(pool: ConnectionPool) -> None:
-    """Ask the server through every idle connection, one after the other, and discard those that do not answer."""
+    """Check every idle connection with a query, one after the other, and discard those that do not answer."""
     for suspect in pool._core.idle_slots():
         pool._discard(_dead(pool, pool._core.inspect([suspect]), NEVER), "check_failed")
 
 
 def _dead(pool: ConnectionPool, aside: list[Slot], limit: float) -> list[Slot]:
-    """Of those set aside, the ones that do not answer in time, to be closed; the others are offered again."""
+    """Check slots that were set aside; return those to be closed, and make the others available again."""
     dead = []
     try:
         while aside:
@@ -121,7 +124,7 @@ def _answers(pool: ConnectionPool, slot: Slot, bound: float) -> bool:
         if slot.conn is None:
             return False
         ping(slot.conn, check if callable(check) else None, bound)
-    except Exception as failure:  # whatever it is, the connection cannot be lent
+    except Exception as failure:  # whatever was raised, the connection must not be handed over
         if is_asynchronous(failure):
             raise
         return False

@@ -1,4 +1,4 @@
-"""The watch over a pool: long holds, dropped connections, idle and aged ones, utilization."""
+"""The maintenance of a pool: long holds, dropped connections, idle and aged connections, utilization."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ if TYPE_CHECKING:
 LEAST_TICK = 0.01
 
 RECLAIM_AFTER = 0.05
-"""Seconds between the two looks at a dropped connection."""
+"""Seconds between the first sight of a dropped connection and its reclaim."""
 
 
 class Maintenance(Watcher["ConnectionPool"]):
-    """It sleeps until the next deadline; while connections are lent it also looks at the utilization every `TICK`.
+    """The maintenance thread of a pool.
 
-    When nothing has been out for a `TICK` it parks: the next checkout wakes it, which costs that one some 100 us.
+    The thread sleeps until the next deadline. While connections are checked out it also samples the utilization every
+    `TICK` seconds. After a `TICK` without a checkout it parks: the next checkout wakes it, which costs that checkout
+    some 100 us.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
         super().__init__(pool, pool._wakeup, "otel_pgpool-maintenance")
         self._level = Level(monotonic())
-        self._served = 0  # checkouts, at the last look
-        self._dropped: list[weakref.ref[connection]] = []  # since the last look
+        self._served = 0  # number of checkouts at the last pass
+        self._dropped: list[weakref.ref[connection]] = []  # dropped since the last pass
 
     def _look(self, pool: ConnectionPool) -> float | None:
-        """Do what is due; seconds until the next look, or None to end."""
+        """Do what is due; return the seconds until the next pass, or None to end the thread."""
         core = pool._core
         now = monotonic()
         self._settle(pool)
@@ -52,22 +54,25 @@ class Maintenance(Watcher["ConnectionPool"]):
         seconds = max(0.0, core.next_deadline(pool._config.max_idle) - monotonic())
         if self._dropped:
             return RECLAIM_AFTER
-        # A hold that begins after this look cannot be long before another `long_hold` has passed.
+        # A hold that begins after this pass cannot be long before another `long_hold` has passed.
         return seconds if parked else min(seconds, TICK, max(core.long_hold, LEAST_TICK))
 
     def _is_quiet(self, core: Core) -> bool:
-        """Whether nobody has checked out since the last look."""
+        """Return whether there was no checkout since the last pass."""
         before, self._served = self._served, sum(core.checkouts().values())
         return self._served == before
 
     def _settle(self, pool: ConnectionPool) -> None:
-        """End what the garbage collector has returned."""
+        """Complete the returns that happened inside the garbage collector."""
         while pool._deferred:
             checkout, conn, close = pool._deferred.popleft()
             settle(pool, checkout, conn, None, close=close)
 
     def _reclaim(self, pool: ConnectionPool, now: float) -> None:
-        """Take back what was dropped before the last look: a generator that drops its connection may yet return it."""
+        """Reclaim connections dropped before the last pass.
+
+        The delay is for generators: one that is being collected may return its connection right after dropping it.
+        """
         dropped, self._dropped = self._dropped, pool._dropped.drain()
         for checkout in pool._core.reclaim(dropped, now):
             checkout.released = now

@@ -1,4 +1,4 @@
-"""Which slot is where: the sets that a pool's connections move between, and what is counted of them."""
+"""The sets between which a pool's slots move, and the totals kept about them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 FRESH = 0.05
-"""Seconds for which a connection that was just seen alive is lent again without a look."""
+"""Seconds for which a connection that was known alive is handed over without a check."""
 
 
 STRAY_AFTER = 1.0
-"""Seconds in nobody's hands after which a slot counts as lost."""
+"""Seconds after which a slot that no thread seems to own is considered lost."""
 
 LEFT_AFTER = 10.0
-"""Seconds after which whoever set a slot aside will not come back to it: twice what a look or a close may take."""
+"""Seconds after which a slot set aside is considered lost: twice the maximum duration of a check or a close."""
 
 
 class Stray(NamedTuple):
-    """A slot that seems to be in nobody's hands, and what shows that somebody has touched it."""
+    """A slot that no thread seems to own, with the state that changes as soon as a thread touches the slot."""
 
     slot: Slot
     idle_since: float
-    has_connection: bool  # no more, once its closing has begun
+    has_connection: bool  # False once a thread has begun to close it
 
     @classmethod
     def of(cls, slot: Slot) -> Stray:
@@ -42,13 +42,13 @@ class Stray(NamedTuple):
 
 
 class Members:
-    """The slots of a pool.
+    """The slots of a pool, each in exactly one state.
 
-    A slot is a member from the decision to connect until its connection is closed: never are there more than
-    ``maxconn`` members. One that is not idle, opening, checked or closing is used.
+    A slot is a member from the decision to connect until its connection is closed, and there are never more than
+    ``maxconn`` members. A member that is not idle, opening, checking or closing is used.
     """
 
-    __slots__ = (  # more attributes than CPython keeps at hand in a dictionary
+    __slots__ = (  # CPython stores so many attributes outside the object otherwise, which makes access slower
         "brief",
         "checking",
         "closers",
@@ -71,67 +71,68 @@ class Members:
         "strays",
     )
 
-    # The lock's law. It guards every attribute of this class and of `Core`. While it is held: no I/O, no log, no
-    # telemetry, no call of user code, no wait. The garbage collector may run inside it, so this package's finalizers
-    # never take it (`Dropped`), and what the collector returns is settled by the maintenance (`_collector`). It is
-    # reentrant for what a program's own finalizers and signal handlers may call. Methods named with an underscore
-    # expect their caller to hold it.
+    # Rules of the lock. It guards every attribute of this class and of `Core`. Code that holds the lock does no I/O,
+    # logging or telemetry, calls no user code and does not wait. The garbage collector may run under the lock, so the
+    # finalizers of this package never take it (`Dropped`), and the maintenance thread completes returns that happen
+    # inside the garbage collector (`_collector`). The lock is reentrant, because an application's finalizers and signal
+    # handlers may call the pool while their thread holds it. A method whose name begins with an underscore expects its
+    # caller to hold the lock.
     #
-    # A checkout that finds an idle connection, and a return that nobody waits for, do without it, by steps that are
-    # atomic in themselves: list.pop gives a slot to one taker only, deleting `Checkout.lent` lets one return only, and
-    # a slot's own counters belong to its borrower. In between a slot is in no set, hence used: nobody lends it twice,
-    # and no limit is exceeded. Each side first does its own step and then looks for the other's: a return appends to
-    # `idle` and then looks at the queue, a waiter queues and then looks at `idle`; so one of them sees both.
-    # `idle` is therefore never replaced, and figures may be read at any time.
+    # A checkout that finds an idle connection, and a return while nobody waits, do not take the lock. They rely on
+    # atomic steps: list.pop gives a slot to one caller only, deleting `Checkout.lent` succeeds once only, and only the
+    # holder of a slot changes the slot's counters. Between these steps a slot is in no set, so it counts as used: it is
+    # not handed over twice, and no limit is exceeded. Each side does its own step first and then looks for the other's:
+    # a return appends to `idle` and then reads the queue, a waiter queues and then reads `idle`, so that at least one
+    # of them sees the other. For this reason `idle` is never replaced, and levels can be read at any time.
     def __init__(self, minconn: int, maxconn: int, long_hold: float) -> None:
         self.lock = threading.RLock()
         self.minconn = minconn
         self.maxconn = maxconn
         self.long_hold = long_hold
-        self.brief = min(FRESH, long_hold)  # a shorter hold needs no second look when it ends
+        self.brief = min(FRESH, long_hold)  # a shorter hold is fresh and not long, so its return needs no lock
 
         self.members: set[Slot] = set()
-        # Totals of past members, and the present ones: replaced as one, so that no reader sees a total go down.
+        # Totals of past members, and the present members: replaced together, so that no reader sees a total decrease.
         self.counted: tuple[int, float, tuple[Slot, ...]] = (0, 0.0, ())
         self.idle: list[Slot] = []  # last in, first out
         self.opening: set[Slot] = set()
         self.checking: set[Slot] = set()
         self.closing: set[Slot] = set()
-        self.slots: dict[int, Slot] = {}  # the established ones, by id of the connection
+        self.slots: dict[int, Slot] = {}  # slots with an open connection, by id of the connection
         self.keys: dict[object, tuple[Slot, connection]] = {}  # of getconn(key); the key keeps its connection alive
-        self.strays: dict[Stray, float] = {}  # since when seen so
+        self.strays: dict[Stray, float] = {}  # when each was first seen in this state
 
-        self.served: Counter[str] = Counter()  # checkouts by path; those of the idle are in `counted`
+        self.served: Counter[str] = Counter()  # checkouts by path; those of path "idle" are in `counted`
         self.discarded: Counter[str] = Counter()  # connections by reason
-        self.closers: list[Sleeper] = []  # wait until nothing is out
-        self.parked = False  # the maintenance sleeps until the next checkout
+        self.closers: list[Sleeper] = []  # callers that wait until no connection is checked out
+        self.parked = False  # the maintenance thread sleeps until the next checkout
         self.created = self.long_holds = 0
 
     @property
     def used(self) -> int:
-        """Slots that are lent."""
+        """Number of slots that are checked out."""
         return len(self.members) - len(self.idle) - len(self.opening) - len(self.checking) - len(self.closing)
 
     @property
     def remaining(self) -> int:
-        """Slots that are not on their way out."""
+        """Number of slots that are not being closed."""
         return len(self.members) - len(self.closing)
 
     # Setting idle slots aside
 
     def _shed(self, count: int) -> list[Slot]:
-        """Set idle slots aside to be closed, the longest idle first."""
+        """Set up to ``count`` idle slots aside for closing, the longest idle first."""
         shed: list[Slot] = []
         while len(shed) < count and self.idle:
             try:
                 shed.append(self.idle.pop(0))
-            except IndexError:  # taken meanwhile
+            except IndexError:  # another thread has taken the last one
                 break
         self.closing.update(shed)
         return shed
 
     def _set_aside(self, slot: Slot, where: set[Slot]) -> bool:
-        """Move an idle slot, unless it is taken meanwhile."""
+        """Move an idle slot to another set; return False if another thread has taken the slot."""
         try:
             self.idle.remove(slot)
         except ValueError:
@@ -140,18 +141,18 @@ class Members:
         return True
 
     def idle_slots(self) -> list[tuple[Slot, float]]:
-        """Those idle now, each with the moment since when."""
+        """Return the idle slots, each with the time since when it has been idle."""
         return [(slot, slot.idle_since) for slot in self.idle.copy()]
 
     def inspect(self, suspects: Iterable[tuple[Slot, float]]) -> list[Slot]:
-        """Set aside those that have not been lent meanwhile."""
+        """Set aside, for a check, those of the given idle slots that have not been used since."""
         with self.lock:
             return [
                 slot for slot, since in suspects if slot.idle_since == since and self._set_aside(slot, self.checking)
             ]
 
     def reject(self, slot: Slot) -> bool:
-        """A connection set aside is dead: whether it is to be closed, and was not offered again before."""
+        """Move a slot whose check failed to those to be closed; return False if the slot was released before."""
         with self.lock:
             if slot in self.checking:
                 self.closing.add(slot)
@@ -159,7 +160,7 @@ class Members:
             return slot in self.closing
 
     def retire(self, now: float, max_idle: float) -> dict[str, list[Slot]]:
-        """Set aside, to be closed, idle connections past their lifetime, and those idle too long above the minimum."""
+        """Set aside, for closing, idle connections past their lifetime, and those above ``minconn`` idle too long."""
         with self.lock:
             aged = [slot for slot in self.idle if now >= slot.expires]
             expired = [slot for slot in aged if self._set_aside(slot, self.closing)]
@@ -173,7 +174,7 @@ class Members:
     # Leaving
 
     def forget(self, slots: Iterable[Slot], reason: str) -> list[Slot]:
-        """The connections are closed: their places are free. Those slots that nobody else has closed meanwhile."""
+        """Free the slots of closed connections; return those slots that no other thread has freed before."""
         with self.lock:
             closed = [slot for slot in slots if slot in self.closing]
             for slot in closed:
@@ -192,7 +193,9 @@ class Members:
         if slot in slots:
             rest = tuple(each for each in slots if each is not slot)
             self.counted = (idle + slot.idle_checkouts, held + slot.hold_seconds, rest)
-        self.members.discard(slot)  # last: who is interrupted before it leaves a member, which is found again
+        self.members.discard(
+            slot
+        )  # last: if an interrupt comes first, the slot is still a member, which `recover` finds
 
     def _drop(self, slot: Slot, reason: str) -> None:
         self._leave(slot)
@@ -201,7 +204,7 @@ class Members:
         self.discarded[reason] += 1
 
     def reclaim(self, refs: Sequence[weakref.ref[connection]], now: float) -> list[Checkout]:
-        """Free the places of connections that their borrowers dropped."""
+        """Free the slots of connections whose holders dropped them, given by weak reference; return their checkouts."""
         with self.lock:
             lost = []
             for slot in self.members - self.closing - self.opening:
@@ -209,7 +212,7 @@ class Members:
                 if checkout is not None and any(slot.ref is ref for ref in refs):
                     try:
                         del checkout.lent
-                    except AttributeError:  # it came back after all
+                    except AttributeError:  # the connection was returned after all
                         continue
                     lost.append(checkout)
                     slot.hold_seconds += now - checkout.acquired
@@ -219,14 +222,14 @@ class Members:
             return lost
 
     def recover(self, now: float) -> list[Slot]:
-        """Set slots aside to be closed that an asynchronous exception lost: on the way from `idle`, back, or out.
+        """Set aside, for closing, slots that an asynchronous exception has orphaned while a thread moved them.
 
-        They have been in nobody's hands for `STRAY_AFTER`, or set aside for `LEFT_AFTER`. They are not lent again:
-        should their borrower be alive after all, and merely slow, it must find itself without a connection and not
-        share one.
+        Such a slot has had no owner for `STRAY_AFTER` seconds, or has been set aside for `LEFT_AFTER` seconds. Its
+        connection is not handed over again: if the thread that moved the slot is only slow, that thread must find no
+        connection rather than share one.
         """
         with self.lock:
-            self.checking &= self.members  # an interrupt may come between the two
+            self.checking &= self.members  # an interrupt may have hit between leaving `members` and leaving these sets
             self.closing &= self.members
             elsewhere = {*self.idle, *self.opening}
             strays = [Stray.of(slot) for slot in self.members - elsewhere if not slot.is_lent]
@@ -249,7 +252,7 @@ class Members:
                 del self.keys[key]
 
     def _review(self, slot: Slot, now: float) -> str | None:
-        """Why a member that is in nobody's hands must go, or None."""
+        """Return why a slot that no caller holds has to be closed, or None."""
         if slot.doom is not None:
             return slot.doom
         if now >= slot.expires:
@@ -260,7 +263,7 @@ class Members:
         return None
 
     def quiet(self) -> Sleeper | None:
-        """Wait until nothing is lent or being made; None when nothing is."""
+        """Register the caller to be woken when no connection is used or being opened; None if that is so now."""
         with self.lock:
             if not self.used and not self.opening:
                 return None
@@ -279,12 +282,12 @@ class Members:
         return sorted((hold for hold in lent if hold is not None and hold.path is not None), key=_acquired)
 
     def holds_now(self) -> list[Checkout]:
-        """The checkouts that hold a connection, the longest first."""
+        """Return the checkouts that hold a connection, the longest hold first."""
         with self.lock:
             return self._holds()
 
     def oldest_hold(self, now: float) -> float:
-        """Age in s of the oldest hold that nobody said to be a long one, 0 if none. Takes no lock."""
+        """Return the age in seconds of the oldest hold without an ``expected_hold``, or 0. Takes no lock."""
         holds = [slot.checkout for slot in self.members.copy()]
         begun = [
             hold.acquired for hold in holds if hold is not None and hold.path is not None and hold.expected_hold is None
@@ -293,33 +296,36 @@ class Members:
         return max(0.0, now - oldest)
 
     def checkouts(self) -> dict[str, int]:
-        """How many were served, by path. Takes no lock."""
+        """Return the number of checkouts that received a connection, by path. Takes no lock."""
         past, _held, slots = self.counted
         idle = past + sum(slot.idle_checkouts for slot in slots)
         return {"idle": idle, "queued": self.served["queued"], "new": self.served["new"]}
 
     def total_hold(self) -> float:
-        """Seconds of all holds that have ended. Takes no lock."""
+        """Return the sum of all ended holds in seconds. Takes no lock."""
         _idle, past, slots = self.counted
         return past + sum(slot.hold_seconds for slot in slots)
 
     def by_key(self, key: object) -> tuple[Slot, connection] | tuple[None, None]:
-        """What ``getconn(key)`` has lent."""
+        """Return the slot and the connection checked out by ``getconn(key)``, or ``(None, None)``."""
         with self.lock:
             return self.keys.get(key, (None, None))
 
     def slot_behind(self, conn: connection) -> Slot | None:
-        """Find the slot of a connection that was lent as a proxy, and comes back without it, as from its cursor."""
+        """Find the slot of a connection that was handed over in a proxy and is returned without the proxy.
+
+        ``cursor.connection``, for example, is the connection itself.
+        """
         return next((slot for slot in list(self.slots.values()) if slot.ref() is conn), None)
 
     def enter_key(self, key: object, slot: Slot, conn: connection) -> connection:
-        """Remember what a key has lent; the connection that it goes by, if another thread was faster."""
+        """Record the connection of a key; return the connection recorded first, which may be another thread's."""
         with self.lock:
             slot.review_at = AT_ONCE  # so that the return forgets the key
             return self.keys.setdefault(key, (slot, conn))[1]
 
     def long_from(self, checkout: Checkout) -> float:
-        """When a hold is long, as a reading of the clock."""
+        """Return when a hold becomes long, as a reading of the clock in seconds."""
         expected = checkout.expected_hold
         return checkout.acquired + (self.long_hold if expected is None else expected)
 
@@ -329,7 +335,7 @@ class Members:
         self.long_holds += 1
 
     def flag_long_holds(self, now: float) -> list[Checkout]:
-        """Mark those that have passed the threshold since the last look."""
+        """Mark the holds that have passed their threshold since the last call, and return their checkouts."""
         with self.lock:
             overdue = [hold for hold in self._holds() if not hold.flagged and now >= self.long_from(hold)]
             for checkout in overdue:
@@ -337,7 +343,7 @@ class Members:
             return overdue
 
     def next_deadline(self, max_idle: float) -> float:
-        """When the maintenance is next needed, as a reading of the clock."""
+        """Return when the maintenance thread is needed next, as a reading of the clock in seconds."""
         with self.lock:
             holds = [self.long_from(hold) for hold in self._holds() if not hold.flagged]
             lifetimes = [slot.expires for slot in self.idle]
@@ -345,9 +351,10 @@ class Members:
             return min((*holds, *lifetimes, *unused), default=NEVER)
 
     def park(self) -> bool:
-        """Let the maintenance sleep until the next checkout, if nothing is out, set aside or being opened.
+        """Let the maintenance thread sleep until the next checkout, unless a slot is used, checked, closed or opened.
 
-        Parked first, and looked second: a checkout pops first, and looks whether it is parked second.
+        This sets ``parked`` first and looks for such slots second; a checkout takes a connection first and reads
+        ``parked`` second. So at least one of them sees the other.
         """
         with self.lock:
             self.parked = True

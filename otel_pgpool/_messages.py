@@ -1,8 +1,8 @@
-"""What may be told of an error's text.
+"""The part of an error's text that may be shown.
 
-Anybody can put anything into an error's text: a trigger, a remote server, a program's own code, a hostile server. So a
-text is told where it is one of those in `_known_texts`, and what it quotes where that is public: a name from the pool's
-own arguments, or an address.
+An error's text can come from anywhere: a trigger, a remote server, the application's own code, a hostile server. A text
+is therefore shown only if it is one of those in `_known_texts`; what it quotes is shown only if it is public: a name
+from the pool's own arguments, or an address.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 LONGEST_READ = 4_000
-"""Characters of an error's text that are looked at: a server may send megabytes."""
+"""Maximum number of characters of an error's text that are read: a server may send megabytes."""
 
 MOST_LINES = 16
-"""Lines of it: libpq writes some for each host and address that it has tried."""
+"""Maximum number of lines that are read: libpq writes some for each host and address that it has tried."""
 
 DEEPEST = 4
-"""How many texts may stand in one another: a place, a proxy's words, a severity, a message."""
+"""Maximum number of nested texts: a host, a proxy's text, a severity, a message."""
 
 UNTOLD = "..."
 
 _SCOPE = re.compile("[0-9]{1,3}|(?:eth|en|wl|lo|br|docker)[0-9a-z]{0,12}")
-"""Of an IPv6 address: an interface's number, or a name as systems give it."""
+"""The scope of an IPv6 address: an interface's number, or a name as systems assign it."""
 
 OF_SYSTEM = frozenset(os.strerror(number) for number in errno.errorcode)
-"""As libpq has them: from the same library, in the same language."""
+"""Texts of the operating system's errors, as libpq quotes them: from the same C library, in the same language."""
 
 
 class Template:
-    """A text with holes, each written ``{}``: what stands there differs from case to case."""
+    """A text with placeholders, each written ``{}``, whose values differ from case to case."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -47,12 +47,12 @@ class Template:
         self.match = re.compile(body, re.DOTALL).fullmatch
 
     def fill(self, values: Collection[str]) -> str:
-        """Write the text with these in its holes."""
+        """Return the text with these values in place of its placeholders."""
         return self._text.format(*values)
 
 
 def _templates(*tables: str) -> dict[str, list[Template]]:
-    """By their first letters, where they have some."""
+    """Return the templates of these tables by the first three characters of their texts."""
     found: dict[str, list[Template]] = {}
     for text in "".join(tables).splitlines():
         if text:
@@ -64,11 +64,11 @@ _TEMPLATES = _templates(*(text for name, text in vars(_known_texts).items() if n
 
 
 def known(text: str, public: Collection[str]) -> str:
-    """Return what may be told of an error's text, in one line; empty, if nothing.
+    """Return the part of an error's text that may be shown, in one line; empty if there is none.
 
     Args:
-        text: of any length, of several lines.
-        public: what the text may quote beside addresses.
+        text: the error's text, of any length and number of lines.
+        public: values that the text may quote, in addition to addresses.
     """
     lines = text[:LONGEST_READ].splitlines()[:MOST_LINES]
     told = dict.fromkeys(_known_line(line.strip(), public) for line in lines if not line.startswith("\t"))

@@ -1,4 +1,4 @@
-"""Notices of a server, which psycopg2 keeps with the connection: the last fifty, of any length."""
+"""A bounded list for a server's notices: psycopg2 keeps the last fifty of a connection, of any length."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 LONGEST_NOTICE = 20_000
-"""Characters of a notice: a megabyte for each connection that lies idle."""
+"""Maximum number of characters of a notice: fifty of them are a megabyte for each connection."""
 
 
 class Notices(list[str]):
-    """Keeps of each notice its beginning."""
+    """A list of notices that keeps the beginning of each."""
 
     def append(self, notice: str) -> None:
-        """Called by psycopg2, which takes the oldest away itself."""
+        """Append a notice, shortened. Called by psycopg2, which removes the oldest notice itself."""
         super().append(cut(notice, LONGEST_NOTICE))
 
 
 def bound_notices(conn: connection) -> None:
-    """Keep the notices of a connection from growing without bound, unless it is of a program's own class."""
-    is_psycopg2s = type(conn).__module__.partition(".")[0] == "psycopg2"  # a class of the program's may share its list
+    """Bound the notices of a connection, unless the connection or the list is of an application's own class."""
+    is_psycopg2s = type(conn).__module__.partition(".")[0] == "psycopg2"  # an application's class may share its list
     if is_psycopg2s and type(conn.notices) is list:
         conn.notices = Notices(conn.notices)

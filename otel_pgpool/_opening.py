@@ -1,4 +1,4 @@
-"""The attempt at a connection that is under way: how long its present step may take, and what ends it."""
+"""An attempt to open a connection: how long its present step may take, and what ends the attempt."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ if TYPE_CHECKING:
 
 
 CONNECT = "the connect"
-"""The step of libpq's own; the others are the program's code."""
+"""Name of the step that is libpq's own; the other steps are the application's code."""
 
 
 class Opening:
-    """An attempt, made by one thread and watched by another.
+    """An attempt to open a connection, made by one thread and watched by another.
 
     libpq's ``connect_timeout`` does not bound the lookup of a host's name, nor a connect under a wait callback, as
-    psycogreen and eventlet set one. A program's own code, as ``credentials``, has no bound at all. So an attempt whose
-    step takes longer than it is allowed is given up: its thread is left alone, and what it may still make is closed.
+    psycogreen and eventlet set one. The application's own code, such as ``credentials``, has no bound at all. An
+    attempt whose step takes longer than allowed is therefore given up: its thread is left alone, and a connection that
+    it opens later is closed.
 
     Args:
-        number: of the attempt: 1, or the number of this attempt since the server became unreachable.
-        asked_by: the checkout whose wait asked for it, if any.
-        limit: seconds that the caller has, where it connects in its own thread; None in a thread of the pool's.
-        warn: called before it sends what ``credentials`` gave where nothing makes sure of encryption.
+        number: number of the attempt since the server became unreachable; otherwise 1.
+        asked_by: the checkout that waits for this connection, if any.
+        limit: seconds that the caller has if it connects in its own thread; None in a thread of the pool.
+        warn: called before credentials are sent over a connection that may not be encrypted.
     """
 
     def __init__(
@@ -66,42 +67,45 @@ class Opening:
         self._overdue: psycopg2.Error | None = None
 
     def allow(self, step: str, seconds: float) -> None:
-        """Begin a step that may take so long; ``step`` names it in an error."""
+        """Begin a step that may take ``seconds``; errors contain its name ``step``."""
         self._step = step
         self._allowed = seconds
         self._due = monotonic() + seconds
 
     def is_overdue(self, now: float) -> bool:
-        """Whether its step takes longer than it may."""
+        """Return whether the present step takes longer than allowed."""
         return now >= self._due
 
     def overdue_error(self) -> psycopg2.OperationalError:
-        """Return the error of an attempt that is given up, or was cut."""
+        """Return the error of an attempt that was given up or cut."""
         self._overdue = psycopg2.OperationalError(f"{self._step} was given up after {self._allowed:.3g} s")
         return self._overdue
 
     def text_of(self, error: BaseException, target: Target) -> str:
-        """Return what may be told of the error that ended the attempt: what the program's own code says is not ours."""
+        """Return the text of the error that ended the attempt, free of secrets.
+
+        The text is empty if the application's code raised the error.
+        """
         if error is self._overdue:
             return str(error)
         return describe(target, error) if self._step == CONNECT else ""
 
     def ended(self, **outcome: Any) -> Connect:
-        """Describe it to the observer; ``outcome`` are further fields of `Connect`."""
+        """Return the attempt's description for the observer; ``outcome`` are further fields of `Connect`."""
         return Connect(self.number, self._began, monotonic(), self._asked_by, **outcome)
 
     def watch_polled(self, factory: Any, host_seconds: float) -> Callable[..., connection]:
-        """Return a connection factory for a connect under a wait callback, which can be cut before it is done.
+        """Return a connection factory for a connect under a wait callback, which lets `cut` end the connect.
 
         Args:
-            factory: the program's own, or None.
-            host_seconds: what each host may take.
+            factory: the application's factory, or None.
+            host_seconds: seconds that the connect to each host may take.
         """
         kind: Any = extensions.connection if factory is None else factory
         self._host_seconds = host_seconds
         self._next_cut = monotonic() + host_seconds
         if not isinstance(kind, type) or type(kind).__call__ is not type.__call__:
-            return kind  # type: ignore[no-any-return]  # a function: what it makes is not known before it is done
+            return kind  # type: ignore[no-any-return]  # a function returns its connection only once it is connected
 
         def make(*args: Any, **kwargs: Any) -> Any:
             self._polled = conn = kind.__new__(kind, *args, **kwargs)
@@ -116,7 +120,7 @@ class Opening:
         """Bound the connects of this thread under a wait callback, where no other thread can cut them.
 
         Raises:
-            psycopg2.OperationalError: on the connection that is polled for longer.
+            psycopg2.OperationalError: from the connect, if it is polled for longer than ``seconds``.
         """
         callback: Any = extensions.get_wait_callback()
         due = monotonic() + seconds
@@ -139,7 +143,7 @@ class Opening:
                 extensions.set_wait_callback(callback)
 
     def cut(self, now: float) -> None:
-        """Cut a polled connect that waits too long for its present host; libpq then tries the next one, or fails."""
+        """Cut a polled connect that waits too long for its present host; libpq then tries the next host, or fails."""
         if now >= self._next_cut and (conn := self._polled) is not None:
             self._next_cut = now + self._host_seconds
             self.was_cut = True

@@ -1,4 +1,4 @@
-"""The pool: one checkout from call to return, tying mechanics, connections and telemetry together."""
+"""The pool, which connects the mechanics (`Core`), psycopg2's connections and the observer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import EllipsisType, TracebackType
 
-    from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is our method's name
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is a method of the pool
     from typing_extensions import Self
 
     from otel_pgpool._checkout import Checkout
@@ -49,42 +49,49 @@ if TYPE_CHECKING:
 
 
 OPENING = 30.0
-"""Seconds that opening may take where ``timeout`` is 0, which is said of checkouts."""
+"""Seconds that opening the pool may take if ``timeout``, the bound of a checkout, is 0."""
 
 
 class ConnectionPool:
-    """A pool of psycopg2 connections in which every checkout is a span.
+    """A pool of psycopg2 connections in which every checkout is an OpenTelemetry span.
 
-    Takes what ``psycopg2.pool.ThreadedConnectionPool`` takes: ``minconn``, ``maxconn``, then the arguments of
-    ``psycopg2.connect``. It opens ``minconn`` connections, makes more when they are needed, lends them first come,
-    first served, and waits where the stock pool raises. It may be shared by threads and survives a fork.
+    The first arguments are those of ``psycopg2.pool.ThreadedConnectionPool``: ``minconn``, ``maxconn``, then the
+    arguments of ``psycopg2.connect``. The pool opens ``minconn`` connections at once and more on demand. Callers get
+    connections in the order in which they asked, and wait where psycopg2's pools raise. Threads may share a pool. A
+    forked child opens connections of its own.
 
     Args:
-        minconn: connections that are always kept.
-        maxconn: most connections at any time, at least 1.
-        *args: to ``psycopg2.connect``: a URL or ``key=value`` string, ``connection_factory``, ``cursor_factory``.
-        name: the pool's name in telemetry, by default ``host:port/dbname``; unique among live pools.
-        timeout: longest wait for a connection in s; by default ``DB_CONNECTION_TIMEOUT`` or 30. With 0 a checkout
-            takes an idle connection or raises at once.
-        max_waiting: callers in the queue from which on a checkout raises at once; 0 for a queue without a bound.
+        minconn: minimum number of connections, kept open at all times; at least 0.
+        maxconn: maximum number of connections at any time; 1 to 262143, PostgreSQL's bound on ``max_connections``.
+        *args: for ``psycopg2.connect``: a URL or ``key=value`` string, ``connection_factory``, ``cursor_factory``.
+        name: name of the pool in telemetry, by default ``host:port/dbname``. If a live pool of this process has the
+            name already, `` #2``, `` #3`` and so on is added.
+        timeout: longest wait for a connection in seconds; by default ``DB_CONNECTION_TIMEOUT``, or 30 if that is not
+            set. With 0, a checkout takes an idle connection or raises at once.
+        max_waiting: maximum number of waiters; a further checkout raises `TooManyRequests`. 0 for no limit.
         max_retries: failed attempts after which a checkout gives up before its timeout; None for no limit.
-        max_lifetime: age in s, less up to 10 % at random, at which a connection is replaced; None for never.
-        max_idle: s after which an idle connection above ``minconn`` is closed; None for never.
-        long_hold: s after which a hold is flagged; by default ``OTEL_PGPOOL_LONG_HOLD`` or 1; None or 0 for never.
-        check: ``"auto"`` to look whether an idle connection lives before it is lent; a callable that raises on a bad
-            one, to be asked at each checkout of one idle for over 50 ms; None for no look.
-        configure: called with each new connection, and again after each ``reset``; the server has 5 s to answer what it
-            asks, and its commit.
-        reset: called with each returned connection, likewise: `reset_session`, or the program's own.
-        credentials: called before each connect; its keyword arguments are merged into it. A server that asks for its
-            password in clear gets it over TLS only, unless ``require_auth`` says otherwise.
-        open: False to connect nothing before ``open()`` or the first checkout, for pre-fork servers.
-        observer: who is told what happens; by default OpenTelemetry, None for nobody.
-        **kwargs: to ``psycopg2.connect``.
+        max_lifetime: maximum age of a connection in seconds, shortened by up to 10 % at random; None for no limit.
+        max_idle: seconds after which an idle connection above ``minconn`` is closed; None for never.
+        long_hold: hold time in seconds after which a checkout is reported as a long hold; by default
+            ``OTEL_PGPOOL_LONG_HOLD``, or 1 if that is not set; None or 0 for never.
+        check: how an idle connection is checked before it is handed over. ``"auto"``: by polling its socket, and by a
+            ``SELECT 1`` after 30 s without use. A callable: called with the connection if that was idle for more than
+            50 ms; raises if the connection must not be used. None: not at all.
+        configure: callable that prepares each new connection, and each returned one after ``reset``. The server has 5 s
+            to answer all its queries and to commit.
+        reset: callable that cleans up each returned connection, such as `reset_session`. The same bound of 5 s applies.
+        credentials: callable that returns a mapping of keyword arguments to merge into those of ``psycopg2.connect``,
+            called before each connect. With it, and libpq 16 or later, a password is sent in clear text over TLS only,
+            unless libpq's parameter ``require_auth`` is given.
+        open: False to open no connection before `open` or the first checkout, for pre-fork servers.
+        observer: a `PoolObserver` to notify of the pool's events. By default `Telemetry`, which reports to
+            OpenTelemetry; None for no telemetry.
+        **kwargs: for ``psycopg2.connect``.
 
     Raises:
-        ValueError: an option, environment variable or DSN that cannot be used.
-        psycopg2.Error: what the first failed connect raised.
+        ValueError: an option, an environment variable or the DSN is invalid; the message contains its name and what is
+            accepted.
+        psycopg2.Error: the first attempt to connect failed.
         PoolTimeout: ``minconn`` connections could not be opened within ``timeout``.
     """
 
@@ -139,7 +146,7 @@ class ConnectionPool:
         self._guard = Guard(self._name)
         self._tell = self._guard.tell
         if self._observer is not None:
-            self._observer.attached(self)  # what it raises here is a misuse
+            self._observer.attached(self)  # not guarded: an error here is a misuse, which the caller should see
         if open:
             try:
                 self.open()
@@ -157,31 +164,33 @@ class ConnectionPool:
             long_hold=config.long_hold,
             name=self._name,
         )
-        self._core.parked = True  # there is no thread yet
+        self._core.parked = True  # so that the first checkout starts the maintenance thread
         self._wakeup = Wakeup()
         self._dropped = Dropped(self._wakeup)
-        self._deferred: deque[tuple[Checkout, Connection, bool]] = deque()  # returned by the collector; close it?
+        self._deferred: deque[tuple[Checkout, Connection, bool]] = deque()  # returned inside a GC run; True: close
         self._maintenance = Maintenance(self)
         self._connectors = Connectors(self)
 
     # Checking out and in
 
     def connection(self, timeout: float | None = None, *, expected_hold: float | EllipsisType | None = ...) -> Block:
-        """Lend a connection for a ``with`` block: commit on a clean exit, roll back on an exception, always give back.
+        """Check out a connection for a ``with`` block, and return it at the block's end.
 
-        A connection in autocommit mode is neither committed nor rolled back.
+        A clean exit commits, an exception rolls back; a connection in autocommit mode is neither committed nor rolled
+        back. The object that this method returns can be entered several times, one after the other.
 
         Args:
-            timeout: longest wait in s, instead of the pool's.
-            expected_hold: s after which the hold is flagged, instead of the pool's ``long_hold``; None for never. Such
-                a hold does not count in ``oldest_hold``. For listeners and batches.
+            timeout: longest wait in seconds, in place of the pool's ``timeout``.
+            expected_hold: hold time in seconds after which this checkout is reported as a long hold, in place of the
+                pool's ``long_hold``; None for never. The hold does not count in ``PoolStats.oldest_hold``. For
+                listeners and batch jobs.
 
         Raises:
-            ValueError: a bad ``timeout`` or ``expected_hold``. On entering the block:
-            PoolTimeout: no connection in time, or ``max_retries`` reached.
-            TooManyRequests: the queue is full.
-            PoolClosed: the pool is closed. On leaving it:
-            psycopg2.Error: the commit failed.
+            ValueError: ``timeout`` or ``expected_hold`` is invalid.
+            PoolTimeout: on entering the block, no connection became available in time, or ``max_retries`` is reached.
+            TooManyRequests: on entering the block, the queue is full.
+            PoolClosed: on entering the block, the pool is closed.
+            psycopg2.Error: on leaving the block, the commit failed.
         """
         if timeout is not None:
             timeout = seconds("timeout", timeout)
@@ -199,26 +208,27 @@ class ConnectionPool:
         return block
 
     def _expect(self, checkout: Checkout, hold: float) -> None:
-        """Flag a hold after its own time."""
+        """Set the threshold after which this hold is reported as long."""
         checkout.expected_hold = hold
-        checkout.slot.review_at = AT_ONCE  # a return must look at it, however short the hold was
+        checkout.slot.review_at = AT_ONCE  # so that even a short hold is compared with its threshold when it ends
         self._wake_maintenance()
 
     def getconn(
         self, key: object = None, *, timeout: float | None = None, expected_hold: float | EllipsisType | None = ...
     ) -> Connection:
-        """Lend a connection until `putconn`.
+        """Check out a connection, which `putconn` returns.
 
         Args:
-            key: a name for the checkout: while it lasts, the same key gives the same connection.
-            timeout: longest wait in s, instead of the pool's.
+            key: a hashable name for the checkout. As long as the checkout lasts, the same key yields the same
+                connection, as in psycopg2's pools.
+            timeout: longest wait in seconds, in place of the pool's ``timeout``.
             expected_hold: as for `connection`.
 
         Raises:
-            PoolTimeout: no connection in time, or ``max_retries`` reached.
+            ValueError: ``timeout`` or ``expected_hold`` is invalid.
+            PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
             TooManyRequests: the queue is full.
             PoolClosed: the pool is closed.
-            ValueError: a bad ``timeout`` or ``expected_hold``.
         """
         if timeout is not None:
             timeout = seconds("timeout", timeout)
@@ -233,27 +243,27 @@ class ConnectionPool:
         try:
             conn = self._check_out(checkout, timeout)
         except BaseException as error:
-            fail(self, checkout, None, error)  # what an interrupt has left undone of it
+            fail(self, checkout, None, error)  # completes what an interrupt may have cut short in `_check_out`
             raise
         if hold is not None:
             self._expect(checkout, hold)
         if key is not None:
             lent = self._core.enter_key(key, checkout.slot, conn)
-            if lent is not conn:  # another thread was faster with this key
+            if lent is not conn:  # another thread has checked out by this key first
                 self.putconn(conn)
                 return lent
         return conn
 
     def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the stock pool's signature
-        """Give back what `getconn` lent; a transaction still open is rolled back.
+        """Return a connection that `getconn` checked out; a transaction in progress is rolled back.
 
         Args:
-            conn: the connection; may be left out when ``key`` tells it.
-            key: the key that it was lent by.
-            close: close it instead of keeping it.
+            conn: the connection; may be omitted if ``key`` is given.
+            key: the key under which the connection was checked out.
+            close: True to close the connection in place of keeping it.
 
         Raises:
-            PoolError: it is not lent by this pool now.
+            PoolError: the connection is not checked out from this pool, or not under this key.
         """
         if not is_here:
             renew()
@@ -267,9 +277,11 @@ class ConnectionPool:
         if conn is None or slot is None or checkout is None or not slot.holds(conn):
             if conn is not None and conn in self._inherited:
                 return
-            raise PoolError(f"pool {self._name!r}: trying to put unkeyed connection: it is not lent by this pool now")
+            raise PoolError(
+                f"pool {self._name!r}: trying to put unkeyed connection: it is not checked out from this pool"
+            )
         if key is not None and core.by_key(key)[0] is not slot:
-            raise PoolError(f"pool {self._name!r}: trying to put a connection under a key that it was not lent by")
+            raise PoolError(f"pool {self._name!r}: cannot return this connection: it is not checked out under this key")
         try:
             checkout.outcome = "released"
             if is_collecting_here():
@@ -283,14 +295,18 @@ class ConnectionPool:
             raise
 
     def _check_out(self, checkout: Checkout, timeout: float | None, taken: Connection | None = None) -> Connection:
-        """Tell the observer, and wait where `Core.take` gives nothing at once; ``taken`` is what it gave before."""
+        """Acquire a connection and notify the observer.
+
+        The slow path, `obtain`, runs only if `Core.take` yields no connection that can be used at once. ``taken`` is a
+        connection that the caller has already got from `Core.take` and that has to be checked first.
+        """
         observer = self._observer
         conn = None
         try:
             if observer is not None:
                 try:
                     observer.started(checkout)
-                except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
+                except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
                     self._guard.lament(error)
                 checkout.started = monotonic()
             if taken is None:
@@ -301,9 +317,9 @@ class ConnectionPool:
             if observer is not None:
                 try:
                     observer.acquired(checkout)
-                except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
+                except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
                     self._guard.lament(error)
-            return conn  # type: ignore[return-value]  # noqa: TRY300 - set with a path; an interrupt may come here too
+            return conn  # type: ignore[return-value]  # noqa: TRY300 - not None if a path is set; an interrupt may hit here
         except BaseException as error:
             fail(self, checkout, conn, error)
             raise
@@ -323,7 +339,7 @@ class ConnectionPool:
         verdict: str | None,
         cause: BaseException | None = None,
     ) -> None:
-        """Do what the core's verdict says, and tell the observer."""
+        """Act on the core's verdict about a returned connection, and notify the observer."""
         if verdict is not None:
             if verdict is GONE:
                 self._abandon(checkout)
@@ -335,19 +351,19 @@ class ConnectionPool:
             checkout.released = now
             try:
                 self._observer.released(checkout)
-            except Exception as error:  # noqa: BLE001 - an observer costs nobody a connection
+            except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
                 self._guard.lament(error)
             checkout.ended = True
 
-    # What the halves of a checkout share
+    # Shared by acquiring and releasing
 
     def _defer(self, checkout: Checkout, conn: Connection, *, close: bool = False) -> None:
-        """Leave a return to the maintenance: it comes from the garbage collector."""
+        """Leave a return to the maintenance thread, because the garbage collector is running in this one."""
         self._deferred.append((checkout, conn, close))
         self._wakeup.ring()
 
     def _abandon(self, checkout: Checkout) -> None:
-        """The connection is not this checkout's any more: given back before, or left to the parent of a fork."""
+        """Notify the observer of a checkout that returns no connection: returned before, or a parent process's."""
         if self._observer is not None:
             self._tell(self._observer.abandoned, checkout)
 
@@ -358,7 +374,7 @@ class ConnectionPool:
         error: BaseException | None = None,
         checkout: Checkout | None = None,
     ) -> None:
-        """Close connections that the core has put aside for it, and free their places."""
+        """Close connections that the core has set aside for closing, and free their slots."""
         if not slots:
             return
         try:
@@ -386,12 +402,12 @@ class ConnectionPool:
 
     @renewed
     def open(self) -> None:
-        """Open ``minconn`` connections; nothing to do for an open pool.
+        """Open ``minconn`` connections; do nothing if the pool is open.
 
         Raises:
-            psycopg2.Error: what the first failed connect raised; the pool is not open then.
-            PoolTimeout: they could not be opened within the pool's timeout.
-            PoolClosed: the pool was closed.
+            psycopg2.Error: the first attempt to connect failed; the pool is not open then.
+            PoolTimeout: the connections could not be opened within the pool's ``timeout``.
+            PoolClosed: the pool is closed.
         """
         if self._core.state is State.OPEN:
             return
@@ -404,16 +420,16 @@ class ConnectionPool:
 
     @renewed
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until ``minconn`` connections are there, opening a pool that is not open.
+        """Wait until ``minconn`` connections are open; open the pool if necessary.
 
         Args:
-            timeout: longest wait in s, instead of the pool's.
+            timeout: longest wait in seconds, in place of the pool's ``timeout``.
 
         Raises:
-            psycopg2.Error: what a failed connect raised.
-            PoolTimeout: they are not there in time.
+            ValueError: ``timeout`` is invalid.
+            psycopg2.Error: an attempt to connect failed.
+            PoolTimeout: the connections could not be opened in time.
             PoolClosed: the pool is closed.
-            ValueError: a bad ``timeout``.
         """
         limit = (self._config.timeout or OPENING) if timeout is None else seconds("timeout", timeout)
         self._begin()
@@ -440,7 +456,7 @@ class ConnectionPool:
             if waiter.error is not None:
                 raise waiter.error
         finally:
-            del waiter  # the error's frames, this one among them, would keep the error
+            del waiter  # breaks a reference cycle: the error's traceback refers to this frame
 
     def _begin(self) -> None:
         self._core.open()
@@ -449,12 +465,16 @@ class ConnectionPool:
 
     @renewed
     def close(self, timeout: float = 5.0) -> None:
-        """Close the pool: refuse new checkouts, fail the waiters, close the idle, wait for the holders.
+        """Close the pool: refuse new checkouts, fail the waiters, close idle connections, wait for the holders.
 
-        What is still out after ``timeout`` s is closed when it comes back. A second call does nothing.
+        A connection that is still checked out after ``timeout`` is closed when it is returned. A second call does
+        nothing.
+
+        Args:
+            timeout: longest wait for the holders in seconds.
 
         Raises:
-            ValueError: a bad ``timeout``.
+            ValueError: ``timeout`` is invalid.
         """
         deadline = monotonic() + seconds("timeout", timeout)
         if self._core.state is State.CLOSED:
@@ -472,7 +492,7 @@ class ConnectionPool:
 
     @renewed
     def closeall(self) -> None:
-        """Close every connection, the lent ones too, as the stock pool does.
+        """Close the pool and every connection at once, including those that are checked out, as psycopg2's pools do.
 
         Raises:
             PoolClosed: the pool is closed already.
@@ -494,15 +514,19 @@ class ConnectionPool:
 
     @renewed
     def drain(self) -> None:
-        """Replace every connection: the idle now, the lent ones when they come back."""
+        """Replace every connection: close the idle ones now, and the checked-out ones when they are returned."""
         self._discard(self._core.drain("drained"), "drained")
 
     @renewed
     def resize(self, minconn: int, maxconn: int) -> None:
-        """Change the limits: surplus idle connections are closed now, surplus lent ones when they come back.
+        """Change the limits: close surplus idle connections now, and surplus checked-out ones when they are returned.
+
+        Args:
+            minconn: the new minimum, as in the constructor.
+            maxconn: the new maximum, as in the constructor.
 
         Raises:
-            ValueError: bad limits; nothing is changed then.
+            ValueError: a limit is invalid; nothing is changed then.
         """
         outage = self._core.outage
         self._discard(self._core.resize(*limits(minconn, maxconn)), "resized")
@@ -513,29 +537,29 @@ class ConnectionPool:
 
     @renewed
     def check(self) -> None:
-        """Ask the server through every idle connection, and discard those that do not answer."""
+        """Check every idle connection, one by one, by ``check`` or a query; discard those that do not pass in 5 s."""
         check_all(self)
 
-    # Looking at it
+    # State
 
     @property
     def name(self) -> str:
-        """Unique among the live pools of this process."""
+        """Name of the pool, unique among the live pools of this process."""
         return self._name
 
     @property
     def minconn(self) -> int:
-        """Connections that are always kept."""
+        """Minimum number of connections, kept open at all times."""
         return self._core.minconn
 
     @property
     def maxconn(self) -> int:
-        """Most connections at any time."""
+        """Maximum number of connections at any time."""
         return self._core.maxconn
 
     @property
     def closed(self) -> bool:
-        """Whether the pool was closed."""
+        """Whether the pool is closed."""
         return self._core.state is State.CLOSED
 
     @property
@@ -545,7 +569,7 @@ class ConnectionPool:
 
     @property
     def port(self) -> int | None:
-        """Port of the server; None where the hosts of a multi-host DSN differ in it."""
+        """Port of the server; None if the hosts of a multi-host DSN have different ports."""
         return self._target.port
 
     @property
@@ -555,12 +579,12 @@ class ConnectionPool:
 
     @property
     def long_hold(self) -> float:
-        """Seconds after which a hold is flagged; infinite when switched off."""
+        """Hold time in seconds after which a checkout is reported as a long hold; infinite if switched off."""
         return self._config.long_hold
 
     @renewed
     def stats(self) -> PoolStats:
-        """Levels and totals, read without a lock."""
+        """Return the pool's levels and totals, read without a lock."""
         core = self._core
         used = max(0, core.used)
         utilization = used / core.maxconn
@@ -597,7 +621,7 @@ class ConnectionPool:
 
     @renewed
     def holders(self) -> list[Holder]:
-        """Who holds which connection since when, the longest hold first."""
+        """Return a `Holder` for each connection that is checked out, the longest hold first."""
         now = monotonic()
         return [checkout.holder(now) for checkout in self._core.holds_now()]
 
@@ -623,10 +647,10 @@ class ConnectionPool:
     __del__ = leave_figures
 
     def _after_fork(self) -> None:
-        """In a forked child: begin again, without a word to the server on the parent's sockets."""
+        """Restart the pool in a forked child, without sending anything over the sockets inherited from the parent."""
         parents = self._core
         for idle in [slot.conn for slot in parents.idle if slot.conn is not None]:
-            with suppress(psycopg2.Error, OSError):  # psycopg2 itself closes only what its own process opened
+            with suppress(psycopg2.Error, OSError):  # psycopg2 does not close a socket that another process opened
                 os.close(idle.fileno())
         for slot in parents.members:
             slot.condemn("forked")

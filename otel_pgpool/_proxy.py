@@ -1,4 +1,4 @@
-"""Connections that an agent has put a proxy around, as those do that trace a program."""
+"""Connections inside a proxy, such as those of agents that trace queries."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def unwrapped(conn: connection) -> connection:
-    """Return psycopg2's own connection.
+    """Return psycopg2's own connection, without the proxies around it.
 
-    The agents' proxies are wrapt's. Each passes itself off as what it wraps, so ``isinstance`` does not tell them.
+    The agents use the proxies of wrapt, which ``isinstance`` cannot distinguish from the object inside.
     """
     while hasattr(type(conn), "__wrapped__"):
-        conn = conn.__wrapped__  # type: ignore[attr-defined]  # that of wrapt
+        conn = conn.__wrapped__  # type: ignore[attr-defined]  # an attribute of wrapt's proxies
     return conn

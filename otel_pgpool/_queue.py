@@ -1,4 +1,4 @@
-"""Callers asleep: in the queue for a connection, or until the pool is full or quiet."""
+"""Callers that sleep: waiters in the queue for a connection, and callers of ``wait()`` and ``close()``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Sleeper:
-    """A thread asleep on a raw lock of its own, which whoever wakes it releases."""
+    """A sleeping thread, which another thread wakes by releasing a raw lock."""
 
     __slots__ = ("error", "lock")
 
@@ -24,7 +24,7 @@ class Sleeper:
         self.lock.acquire()
 
     def wake(self, error: BaseException | None = None) -> None:
-        """End its sleep, with an error or without."""
+        """Wake the thread, with an error or without one."""
         self.error = error
         self.lock.release()
 
@@ -40,19 +40,20 @@ class Waiter(Sleeper):
         self.conn: connection | None = None
 
     def serve(self, conn: connection) -> None:
-        """Hand it a connection."""
+        """Hand over a connection and wake the caller."""
         self.conn = conn
         self.lock.release()
 
 
 class Queue(OrderedDict["Checkout", Waiter]):
-    """First come, first served, each waiter by its checkout. Every method expects its caller to hold the pool's lock.
+    """The waiters of a pool by their checkout, first come, first served; its methods are called under the pool's lock.
 
-    Each takes the same time however many wait, so that a crowd that times out together holds up nobody.
+    The time that a method takes does not depend on the number of waiters, so that many waiters that time out together
+    do not delay the pool.
     """
 
     def join(self, checkout: Checkout) -> Waiter:
-        """Queue behind all who asked earlier: one whose connection turned out dead keeps its turn."""
+        """Add a waiter behind all that asked earlier; a checkout whose connection proved dead keeps its turn."""
         waiter = self[checkout] = Waiter(checkout)
         later = takewhile(lambda other: other.started > checkout.started, islice(reversed(self), 1, None))
         for other in reversed(list(later)):
@@ -60,7 +61,7 @@ class Queue(OrderedDict["Checkout", Waiter]):
         return waiter
 
     def first(self) -> Waiter | None:
-        """The first who still waits; one whose server was interrupted after serving it is left out."""
+        """Return the first unserved waiter; remove those whose server was interrupted after it had served them."""
         while self:
             waiter = next(iter(self.values()))
             if waiter.conn is None and waiter.error is None:
@@ -69,10 +70,10 @@ class Queue(OrderedDict["Checkout", Waiter]):
         return None
 
     def leave(self, checkout: Checkout) -> None:
-        """Give up the place, if it is still there."""
+        """Remove a checkout from the queue, if present."""
         self.pop(checkout, None)
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
-        """Take one out and wake it with an error."""
+        """Remove a waiter and wake it with an error."""
         self.leave(waiter.checkout)
         waiter.wake(error)

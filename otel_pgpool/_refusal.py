@@ -1,4 +1,4 @@
-"""Whether a failed connect was answered by a server that lives and says no, or by nobody who can serve."""
+"""The distinction between a server that is up and refuses a connection, and one that cannot serve anyone."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from otel_pgpool._messages import LONGEST_READ
 from otel_pgpool._texts import text_of
 
 OF_THE_SERVER = ("08", "53", "57", "58", "XX")
-"""Classes of SQLSTATE that say that the server can serve nobody: exhausted, starting, stopping, broken."""
+"""Classes of SQLSTATE which mean that the server cannot serve anyone: exhausted, starting, stopping, broken."""
 
 SEVERITY_END = ":  "
-"""What libpq writes behind the severity of a server's error, in every language, and nowhere in its own messages."""
+"""Separator that libpq writes after the severity of a server's error, in every language, and never in its own texts."""
 
 NAMES = re.compile(r'"[^"]*"')
 QUOTES = re.compile('["\u00ab\u00bb\u201c-\u201f\u2039\u203a\u300c-\u300f]')
-"""Servers speak the language of their ``lc_messages``; a refusal quotes the role, database or parameter."""
+"""Quotation marks of the languages of ``lc_messages``; a refusal quotes the role, database or parameter."""
 
 CANNOT_SERVE = re.compile(
     r"too many (?:clients|connections)|connection slots|no more connections|the database system|terminating connection|"
     r"out of memory|could not |cannot connect|login has been failing|shut down|crashed|timeout",
     re.IGNORECASE,
 )
-"""PostgreSQL's 53300, 57P03 and their like in English, and PgBouncer's, which has nothing but 08P01 for them."""
+"""English texts of PostgreSQL's 53300, 57P03 and similar errors, and of PgBouncer's, whose only SQLSTATE is 08P01."""
 
 RESERVED = re.compile(r"superuser|pg_use_reserved_connections", re.IGNORECASE)
-"""Whom the last slots are kept for: no role of a program's, in no language."""
+"""Texts about slots reserved for superusers; they name no role of the application, in any language."""
 
 REFUSES = re.compile(
     r"no such (?:database|user)|auth(?:entication)? failed|certificate|unsupported|startup packet", re.IGNORECASE
@@ -38,15 +38,15 @@ REFUSES = re.compile(
 REFUSED_BY_CLIENT = re.compile(
     r"no password supplied|server does not support (?:SSL|GSSAPI)|authentication method requirement"
 )
-"""libpq's own words where it does not go on after an answer of the server's."""
+"""Texts with which libpq itself stops after an answer of the server."""
 
 
 def is_refusal(error: BaseException | None) -> bool:
-    """Whether the server was reached and lives, and refused this connection: a wrong password, no such database.
+    """Return whether the server is up and refused this connection, as for a wrong password or an unknown database.
 
-    A server that starts, stops or has no slot left for anybody refuses too, and yet cannot be had: this is none.
-    psycopg2 knows no SQLSTATE of a failed connect, hence the message is read. In another language than English a server
-    is told from one that can serve nobody by what it quotes.
+    An answer of a server that is starting, stopping or out of slots is not a refusal, because the server is not
+    available. psycopg2 provides no SQLSTATE for a failed connect, so this reads the message. In a language other than
+    English a refusal is recognised by its quotation.
     """
     if not isinstance(error, psycopg2.Error):
         return False
@@ -59,10 +59,12 @@ def is_refusal(error: BaseException | None) -> bool:
 
 
 def _answers(text: str) -> list[str]:
-    """Return the answers of servers, one for each host that gave one, without lines of details."""
+    """Return the answers of servers, one for each host that answered, without lines of details."""
     parts = [line.partition(SEVERITY_END) for line in text.splitlines()]
     behind_a_place = [answer for head, end, answer in parts if end and ": " in head]
-    return behind_a_place or [answer for _head, end, answer in parts[:1] if end]  # libpq before 14 names no place
+    return behind_a_place or [
+        answer for _head, end, answer in parts[:1] if end
+    ]  # libpq before 14 does not name the host
 
 
 def _refuses(answer: str) -> bool:

@@ -1,4 +1,4 @@
-"""The live pools of this process: their unique names, and what happens to them in a forked child."""
+"""The live pools of this process: their unique names, and their reset in a forked child."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 
 
 class Forked(Protocol):
-    """A pool that must be told that it lives in a forked child."""
+    """A pool that has to be reset in a forked child."""
 
     def _after_fork(self) -> None: ...
 
 
 FIRST_NUMBER = 2
 
-# Guards the names. Nothing that may block happens inside; reentrant, because the collector may run a program's
-# finalizer there, which closes a pool.
+# Guards the names. No code under this lock blocks. It is reentrant, because the garbage collector may run under it, and
+# with it an application's finalizer that closes a pool.
 _lock = threading.RLock()
 _names: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
 _pools: weakref.WeakSet[Forked] = weakref.WeakSet()
-# No number below these is free, by the name before it: where the search begins, so that many pools of one name are made
-# in linear time. Lowered when a numbered pool is closed or collected.
+# By name: the lowest number that may be free, at which `register` starts its search, so that creating many pools of one
+# name takes linear time. Lowered when a numbered pool is closed or collected.
 _lowest: dict[str, int] = {}
 _numbered: weakref.WeakKeyDictionary[object, Callable[[], object]] = weakref.WeakKeyDictionary()
 
 
 def register(pool: Forked, name: str) -> str:
-    """Enter a pool.
+    """Register a pool under a unique name.
 
     Returns:
-        Its name: as wanted, or with `` #2``, `` #3`` behind it while another live pool has that one.
+        The name: as requested, or followed by `` #2``, `` #3`` and so on if another live pool has the name.
     """
     with _lock:
         unique = name
@@ -54,7 +54,7 @@ def register(pool: Forked, name: str) -> str:
 
 
 def release_name(name: str, pool: object) -> None:
-    """A closed pool's name may be used again."""
+    """Free the name of a closed pool for other pools."""
     with _lock:
         if _names.get(name) is pool:
             del _names[name]
@@ -63,7 +63,11 @@ def release_name(name: str, pool: object) -> None:
 
 
 def _is_free(name: str, number: int) -> None:
-    """Called by a finalizer too, hence without the lock: a number that is overlooked is merely not used again."""
+    """Note that a number is free again.
+
+    This takes no lock, because it is also called by a finalizer. If a number is missed as a result, it is not used
+    again.
+    """
     least = min(number, _lowest.get(name, FIRST_NUMBER))
     if least == FIRST_NUMBER:
         _lowest.pop(name, None)
@@ -72,7 +76,7 @@ def _is_free(name: str, number: int) -> None:
 
 
 def any_open() -> bool:
-    """Whether any pool of this process has not been closed."""
+    """Return whether any pool of this process is not closed."""
     with _lock:
         return bool(_names)
 
@@ -83,8 +87,8 @@ def _after_fork() -> None:
     for pool in list(_pools):
         try:
             pool._after_fork()
-        except Exception as error:  # noqa: BLE001 - one that a program has made its own way: the others must be told all the same
-            log_failure("a pool could not be made fit for the child of a fork", error)
+        except Exception as error:  # noqa: BLE001 - a subclass may raise anything; the other pools still have to be reset
+            log_failure("could not reset a pool in the forked child", error)
 
 
 _fork.register(_after_fork)

@@ -1,4 +1,4 @@
-"""A ready-made ``reset``: the session as connecting left it, on the server and in psycopg2."""
+"""A ready-made ``reset``, which restores the session, on the server and in psycopg2, to its state after the connect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN_LISTS = (list, Notices)
 
 
 class Made(NamedTuple):
-    """What psycopg2 keeps on a connection and ``connection.reset`` leaves there, as connecting made it."""
+    """The state of a new connection that psycopg2 keeps and ``connection.reset`` does not restore."""
 
     cursor_factory: Any = None
     string_types: dict[int, Any] | None = None
@@ -28,12 +28,15 @@ class Made(NamedTuple):
 
 
 _made: WeakKeyDictionary[connection, Made] = WeakKeyDictionary()
-"""Of connections that have no attributes of their own. A class alone is kept of them: other objects that a program has
-registered there may refer to the connection, and would keep it alive."""
+"""State of connections on which no attribute can be set.
+
+Of the connection's objects only a class is kept here: others, which an application has registered, may refer to the
+connection and would keep it alive.
+"""
 
 
 def remember(conn: connection) -> None:
-    """Keep what the arguments of connecting, and the program's own connection class, made of a new connection."""
+    """Store the state of a new connection, which its arguments and the application's connection class determine."""
     conn = unwrapped(conn)
     made = Made(conn.cursor_factory, {**conn.string_types}, {**conn.binary_types}, conn.notices, conn.notifies)
     try:
@@ -44,23 +47,24 @@ def remember(conn: connection) -> None:
 
 
 def reset_session(conn: connection) -> None:
-    """Leave a connection as connecting made it: to be given as ``reset=reset_session``.
+    """Restore a connection to its state after the connect. Pass this function to the pool as ``reset=reset_session``.
 
-    One round trip, two where the login's ``DateStyle`` is not ISO.
+    It takes one round trip to the server, or two if the login's ``DateStyle`` is not ISO.
 
-    On the server, with ``DISCARD ALL``: role, session authorization, all settings, temporary tables, prepared
-    statements, ``WITH HOLD`` cursors, ``LISTEN``, advisory locks. In psycopg2: autocommit, isolation level, read only,
-    deferrable, client encoding, cursor factory, typecasters, notices and notifies; what a connection class of the
-    program's own has put in their place stays, as do other attributes of it. A transaction still open is rolled back,
-    one of two phases too. What a connection factory asks the server for goes as well: that belongs in
-    ``configure``.
+    On the server, ``DISCARD ALL`` resets role, session authorization and all settings, and drops temporary tables,
+    prepared statements, ``WITH HOLD`` cursors, ``LISTEN`` registrations and advisory locks. In psycopg2, autocommit,
+    isolation level, read only, deferrable, client encoding, cursor factory, typecasters, notices and notifies are
+    restored. Objects that an application's own connection class has put in their place remain, and so do its other
+    attributes. A transaction in progress is rolled back, including a two-phase one that is not prepared. Settings that
+    a connection factory makes on the server are lost too; they belong in ``configure``.
 
     Args:
-        conn: a connection of a pool; or another one, which is left as psycopg2 makes it without arguments.
+        conn: a connection of a pool, or any other one, which gets the state of a connection made without options.
 
     Raises:
-        PoolError: its two-phase transaction is prepared: only who coordinates it may end it.
-        psycopg2.Error: the server did not do it, or the connection is closed or asynchronous. Close it then.
+        PoolError: a two-phase transaction is prepared, which only its coordinator may end.
+        psycopg2.Error: the server did not reset the session, or the connection is closed or asynchronous. Close the
+            connection then.
     """
     roll_back(conn)
     conn.reset()  # DISCARD ALL, and psycopg2's settings; a DISCARD ALL alone leaves it a wrong encoding and DateStyle
@@ -75,5 +79,5 @@ def reset_session(conn: connection) -> None:
 
 
 def _new(kept: Any, kind: type) -> Any:
-    """A list that the last borrower does not have; or the connection class's own object, which may serve several."""
+    """Return a new list, which the last holder does not have, or the connection class's own, maybe shared, object."""
     return kind() if kept is None or type(kept) in OWN_LISTS else kept

@@ -1,4 +1,4 @@
-"""The slow half of a return: a transaction to end, settings to restore, a connection that cannot stay."""
+"""The slow path of a return: end the transaction, restore the settings, or discard the connection."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
-    """End a block.
+    """End a ``with`` block: commit or roll back, and release the connection.
 
     Raises:
-        BaseException: what the commit raised, on a clean exit only.
+        BaseException: the commit failed, after a clean exit of the block.
     """
     if not pool._core.holds(checkout):
         pool._abandon(checkout)
@@ -47,7 +47,7 @@ def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: Base
 
 
 def rescue(pool: ConnectionPool, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
-    """Do what an interrupt has left undone of a return; nothing, where a failed commit was all."""
+    """Complete a return that an interrupt cut short; do nothing if only the commit failed."""
     if hasattr(checkout, "lent"):
         if not hasattr(checkout, "outcome"):
             checkout.outcome = "rolled_back"
@@ -60,10 +60,11 @@ def rescue(pool: ConnectionPool, checkout: Checkout, conn: connection, *, close:
 def settle(
     pool: ConnectionPool, checkout: Checkout, conn: connection, error: BaseException | None, *, close: bool = False
 ) -> None:
-    """Leave the connection fit to be lent again and give it back, or discard it.
+    """Reset the connection and release it, or discard it if it cannot be used again.
 
-    It raises nothing but what comes from outside meanwhile: an interrupt, or what a signal handler raised.
-    At the interpreter's end no thread could bound what the server is asked: the connection goes with everything else.
+    Only exceptions that are raised into this thread from outside pass through: an interrupt, or what a signal handler
+    raised. While the interpreter is finalizing no thread can be started to bound the calls to the server, so that the
+    connection is not returned.
     """
     if sys.is_finalizing():
         pool._defer(checkout, conn, close=close)
@@ -83,12 +84,14 @@ def settle(
 def _fitness(
     pool: ConnectionPool, checkout: Checkout, conn: connection, error: BaseException | None
 ) -> tuple[str | None, BaseException | None]:
-    """Why a returned connection cannot be lent again, if so, and the error that says it."""
-    closed: int = conn.closed  # 2 where libpq ended it, whatever the stubs say
+    """Reset a returned connection; return why it cannot be used again, or None, and the error that shows it."""
+    closed: int = conn.closed  # 2 if libpq closed it; the type stubs say bool
     if closed:
         return ("broken" if closed == _connection.BROKEN else "returned_closed"), error
     status = conn.get_transaction_status()
-    if status == _connection.ACTIVE:  # cut now: between two statements of the other thread it would not look busy
+    if (
+        status == _connection.ACTIVE
+    ):  # another thread uses it; cut it now, since between two statements it would look idle
         _deadline.sever(conn)
     if status in _connection.UNUSABLE or _connection.ended_session(error):
         return "broken", error

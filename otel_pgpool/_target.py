@@ -1,4 +1,4 @@
-"""Where a pool connects to: parsed once, named without secrets."""
+"""The target of a pool's connections: its arguments, parsed once, and its name without secrets."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 CONNECT_TIMEOUT = 10
-"""Seconds for each host, where neither the DSN nor the environment says otherwise: libpq's own default is for ever."""
+"""Seconds for each host, if neither the DSN nor the environment sets a timeout; libpq itself would wait forever."""
 
 SERVICE_TIMEOUT = 60
-"""The same where a service file may say otherwise, which libpq alone reads: our own bound must not undercut that."""
+"""Seconds for each host if a service file, which only libpq reads, may set a timeout, which must not be undercut."""
 
 CREDENTIALS_TIMEOUT = 10
 """Seconds that ``credentials`` may take."""
 
 DEFAULT_PORT, LAST_PORT = 5432, 65535
 DEFAULT_FOLDERS = ("/var/run/postgresql", "/tmp")  # nosec B108 # noqa: S108 - libpq's own, of Debian's packages and of others
-"""Where a server's socket lies."""
+"""Folders of a server's Unix socket."""
 
 PUBLIC = ("host", "hostaddr", "port", "user", "dbname", "service", "sslrootcert", "sslcert", "sslkey", "sslcrl")
 """Parameters whose values an error's text may quote."""
 
 PLACES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "dbname": "PGDATABASE", "user": "PGUSER"}
-"""What is told of a target, and the variables that stand in where the DSN does not say it."""
+"""Parameters that are shown of a target, and the variables that libpq reads if the DSN does not set them."""
 
 DRIVER_KEYWORDS = ("connection_factory", "cursor_factory")
 READABLE_DSN = "a URL (postgresql://user@host:port/dbname) or libpq's key=value form"
 
 
 class Target:
-    """The arguments of ``psycopg2.connect``.
+    """The arguments of ``psycopg2.connect``, parsed.
 
     Raises:
-        ValueError: they cannot be read. libpq's own text is left out, because it quotes the password.
+        ValueError: the arguments cannot be parsed. libpq's own text is left out, because it quotes the password.
     """
 
     def __init__(
@@ -81,25 +81,26 @@ class Target:
 
     @property
     def port(self) -> int | None:
-        """None where the hosts of a multi-host DSN differ in it."""
+        """Port of the server; None if the hosts of a multi-host DSN have different ports."""
         port, *others = {*self._ports} or {""}
         return int(port) if not others and port.isdecimal() else None
 
     @property
     def name(self) -> str:
-        """``host:port/dbname``, each host of several with its port."""
+        """Name of the target: ``host:port/dbname``, with a port for each of several hosts."""
         hosts = self.address.split(",")
         ports = self._ports * len(hosts) if len(self._ports) == 1 else self._ports
         places = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
         return cut(f"{places}/{self.namespace}", LONGEST_NAME)
 
     def connect(self, opening: Opening | None = None) -> connection:
-        """Open one connection; ``opening`` is told how long each step may take.
+        """Open one connection; ``opening`` is given the time limit of each step.
 
         Raises:
-            psycopg2.Error: as ``psycopg2.connect``.
-            ValueError: ``credentials`` gave what cannot be read.
-            Exception: whatever ``credentials`` raised.
+            psycopg2.Error: ``psycopg2.connect`` failed.
+            ValueError: the parameters that ``credentials`` returned cannot be parsed.
+            TypeError: ``credentials`` did not return a mapping.
+            Exception: ``credentials`` raised.
         """
         opening = opening or Opening()
         extra: Mapping[str, Any] = {}
@@ -133,10 +134,10 @@ class Target:
         return self._connect(args, kwargs, tries)
 
     def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any], tries: Sequence[Mapping[str, str]]) -> connection:
-        """Connect in the first of these ways that the server takes, beginning with the one that it took last.
+        """Connect by the first way that the server accepts, beginning with the one that it accepted last.
 
         Raises:
-            psycopg2.Error: none was taken: what the server said to the first.
+            psycopg2.Error: the server accepted none; the error is that of the first way.
         """
         first: psycopg2.Error | None = None
         try:
@@ -157,14 +158,14 @@ class Target:
 
 
 class Patience(NamedTuple):
-    """How long a connect may take."""
+    """The time limits of a connect."""
 
     host_seconds: float
     hosts: int
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Patience:
-        """Read it from connection parameters, and from the variables that stand in for them."""
+        """Read the limits from connection parameters, or else from the environment variables that libpq reads."""
         asked = str(parameters.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or "").strip()
         seconds = int(asked) if asked.isdecimal() else 0
         if not seconds:  # with 0 libpq waits for ever
@@ -175,20 +176,20 @@ class Patience(NamedTuple):
 
     @property
     def when_polled(self) -> float:
-        """Seconds for a connect that libpq does not bound."""
+        """Seconds for a connect under a wait callback, which libpq does not bound."""
         return self.host_seconds * self.hosts + 0.5
 
     @property
     def of_libpq(self) -> float:
-        """Seconds after which libpq should have given up itself, were each host's name that of four addresses."""
+        """Seconds after which libpq should have given up itself, assuming up to four addresses for each host's name."""
         return 4 * self.host_seconds * self.hosts + IO_DEADLINE
 
 
 class UnknownTarget(Target):
-    """Arguments that are not ours to read, or that psycopg2 may understand, and we do not: nothing is said of them.
+    """A target about which nothing is known, because its arguments must not be read or cannot be parsed.
 
     Args:
-        seen: parameters that a connection made with them has shown, so that it is known where they lead.
+        seen: parameters of a connection made with the arguments, if there is one, which make the target known.
     """
 
     def __init__(self, seen: Mapping[str, Any] | None = None) -> None:
@@ -201,12 +202,12 @@ class UnknownTarget(Target):
 
     @property
     def name(self) -> str:
-        """Nothing is known."""
+        """The placeholder ``unknown``."""
         return "unknown"
 
 
 def target_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
-    """Where another pool connects to; it raises nothing for what cannot be read."""
+    """Return the target of an instrumented pool, without raising if its arguments cannot be parsed."""
     try:
         return Target(args, kwargs)
     except Exception:  # noqa: BLE001 - it is the program's to see what is wrong with them
@@ -255,7 +256,7 @@ def _by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[An
 
 
 def _check_places(parameters: Mapping[str, Any]) -> None:
-    """Refuse a connection string in the place of a name: libpq would take it for one, and quote it in its errors."""
+    """Refuse a connection string in place of a name, because libpq would parse it and quote it in errors."""
     for key, variable in PLACES.items():
         source, text = (key, parameters[key]) if parameters.get(key) else (variable, os.environ.get(variable, ""))
         if may_hold_password(text) or (key == "host" and "@" in text):
@@ -273,7 +274,7 @@ def _check_ports(option: str, ports: object, *, show: bool = True) -> None:
 
 
 def _holds_a_login(database: str, *, in_url: bool) -> bool:
-    """Whether the name of a database is the rest of a URL, behind a password with a character that was not escaped."""
+    """Return whether a database's name is the rest of a URL, after a password with an unescaped character."""
     return "@" in database and (in_url or ":" in database or "/" in database)
 
 
@@ -290,7 +291,7 @@ def _check_keyword(key: str) -> None:
 
 
 def _public(parameters: Mapping[str, Any]) -> frozenset[str]:
-    """Collect what an error's text may quote of these: each host's name and socket, ports, names and files."""
+    """Return the values that an error's text may quote: each host's name and socket, ports, names and files."""
     found = {key: str(parameters.get(key) or os.environ.get(PLACES.get(key, "")) or "") for key in PUBLIC}
     ports = _ports_of(parameters)
     folders = [host for host in found["host"].split(",") if host.startswith(("/", "@"))] or DEFAULT_FOLDERS
@@ -300,7 +301,7 @@ def _public(parameters: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _ports_of(parameters: Mapping[str, Any]) -> list[str]:
-    """Return the port of each host, or that of all."""
+    """Return the port of each host, or the one port of all hosts."""
     ports = str(parameters.get("port") or os.environ.get("PGPORT") or DEFAULT_PORT)
     return [port or str(DEFAULT_PORT) for port in ports.split(",")]
 

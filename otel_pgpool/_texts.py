@@ -1,4 +1,4 @@
-"""Texts that others wrote, made fit for a span, a metric, a line of a log or an error: printable and bounded."""
+"""Preparation of third-party texts for spans, metrics, log records and errors: printable and bounded."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ if TYPE_CHECKING:
     from types import CodeType
 
 LONGEST_TEXT = 1000
-"""Characters of one text that are told."""
+"""Maximum number of characters of one text."""
 
 LONGEST_NAME = 200
-"""Characters of a pool's or a thread's name, a function's, a class's, and the end of a file's."""
+"""Maximum number of characters of a name: of a pool, thread, function, class, or of the end of a file's path."""
 
 MOST_NAMES = 1000
 
 MOST_FRAMES = 64
-"""Frames of a stack."""
+"""Maximum number of frames of a stack."""
 
 _PASSWORD = re.compile(r"passw\w{0,20}['\"]?\s*[=:]", re.IGNORECASE)
 
 
 def cut(text: str, longest: int) -> str:
-    """The text, or its beginning."""
+    """Return the text, shortened at its end if it is longer than ``longest`` characters."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def cut_front(text: str, longest: int) -> str:
-    """The text, or its end."""
+    """Return the text, shortened at its beginning if it is longer than ``longest`` characters."""
     return text if len(text) <= longest else f"...{text[3 - longest :]}"
 
 
 def printable(text: str, longest: int = LONGEST_TEXT, keep: str = "") -> str:
-    """Return a text that spans, metrics and a line of a log can carry.
+    """Return a bounded text in which characters that are not printable are escaped.
 
     Args:
-        text: of any length.
-        longest: characters of the result.
-        keep: characters that are not escaped, though they are not printable.
+        text: the text, of any length.
+        longest: maximum number of characters of the result.
+        keep: characters to leave unescaped.
     """
     text = cut(text, longest)
     if text.isprintable():
@@ -47,7 +47,7 @@ def printable(text: str, longest: int = LONGEST_TEXT, keep: str = "") -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an error's text; empty, where a class of the program's own cannot say it."""
+    """Return an error's text; empty if ``str`` of an application's own class raises."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - whatever it raises
@@ -59,13 +59,13 @@ def _escaped(character: str) -> str:
 
 
 def may_hold_password(text: str) -> bool:
-    """Whether a text looks like a connection string in a wrong place."""
+    """Return whether a text looks like a connection string in a wrong place."""
     start = text.find("://")
     return (start >= 0 and text.find("@", start) >= 0) or _PASSWORD.search(text) is not None
 
 
 class Names(dict[str, str]):
-    """Names as they may be told, each made printable once."""
+    """A cache: name -> the name made printable and bounded."""
 
     def __missing__(self, name: str) -> str:
         told = printable(name, LONGEST_NAME)
@@ -77,24 +77,24 @@ class Names(dict[str, str]):
 
 
 thread_names = Names()
-"""Those of threads; looked up at each checkout, which costs less than to make them printable there."""
+"""The cache for names of threads, which every checkout reads; a lookup costs less than escaping each time."""
 
 
 def class_of(error: BaseException) -> str:
-    """The name of an error's class."""
+    """Return the name of an error's class."""
     return printable(type(error).__name__, LONGEST_NAME)
 
 
 def place_of(code: CodeType, line: int) -> str:
-    """Describe a place as Python's tracebacks do."""
+    """Return a call site in the form of Python's tracebacks."""
     return f'File "{file_of(code)}", line {line}, in {printable(code.co_name, LONGEST_NAME)}'
 
 
 def file_of(code: CodeType) -> str:
-    """The file of a piece of code; of a long path its end."""
+    """Return the file of a code object; of a long path its end."""
     return printable(cut_front(code.co_filename, LONGEST_NAME), LONGEST_NAME)
 
 
 def function_of(code: CodeType) -> str:
-    """The qualified name of a function, on Python 3.10 its plain name."""
+    """Return the qualified name of a function; on Python 3.10 its plain name."""
     return printable(getattr(code, "co_qualname", code.co_name), LONGEST_NAME)

@@ -1,4 +1,4 @@
-"""Built-in modules as they are without gevent's, eventlet's or freezegun's patches."""
+"""Built-in modules without the patches of gevent, eventlet or freezegun."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def load_again(name: str) -> Any:
-    """Load a built-in module once more: patches are made to the first one, and to what was imported from it."""
+    """Load a second copy of a built-in module. Patches apply to the first one, and to names imported from it."""
     spec = find_spec(name)
     assert spec is not None  # nosec B101 # noqa: S101 - a built-in module has one
-    assert spec.loader is not None  # nosec B101 # noqa: S101 - likewise
+    assert spec.loader is not None  # nosec B101 # noqa: S101 - a built-in module has one
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,3 +1,3 @@
-"""The package's version, read by the build as well."""
+"""The version of the package, which the build reads as well."""
 
 __version__ = "0.1.0"

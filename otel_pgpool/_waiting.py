@@ -1,4 +1,4 @@
-"""The slow half of a checkout: no connection at hand that was used just now."""
+"""The slow path of a checkout: check an idle connection, or wait in the queue."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from otel_pgpool._pool import ConnectionPool
 
 REFUSALS = {PoolTimeout: "timeout", PoolClosed: "closed", TooManyRequests: "too_many_requests"}
-"""What telemetry calls the pool's own errors."""
+"""Values of ``error.type`` for the pool's own errors."""
 
 
 def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
-    """Look at the idle connection taken, or wait for one, until one is handed over.
+    """Acquire a connection: check the idle one that was taken, or wait in the queue, until one is handed over.
 
     Raises:
-        PoolTimeout: none in time, or ``max_retries`` reached.
+        PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
         TooManyRequests: the queue is full.
         PoolClosed: the pool is closed.
     """
@@ -39,7 +39,7 @@ def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, ti
                 break
             conn = None
             if pool._core.exhausted(checkout):
-                raise _gave_up(pool, checkout)  # noqa: TRY301 - the handler below lets it pass
+                raise _gave_up(pool, checkout)  # noqa: TRY301 - the handler below raises it again
             if monotonic() < limit:
                 conn = pool._core.take(checkout, again=True)
         if pool._core.parked:
@@ -52,7 +52,13 @@ def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, ti
 
 
 def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connection:
-    """Wait for a hand-over."""
+    """Wait in the queue until a connection is handed over.
+
+    Raises:
+        PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
+        TooManyRequests: the queue is full.
+        PoolClosed: the pool is closed.
+    """
     core = pool._core
     if core.state is State.NEW:
         pool._begin()
@@ -65,7 +71,7 @@ def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connecti
     try:
         waiter = core.join(checkout, now)
         if core.parked:
-            pool._wake_maintenance()  # it watches those who hold what this one waits for
+            pool._wake_maintenance()  # it watches for long holds, which this checkout may be waiting for
         if core.remaining < core.maxconn:
             pool._connectors.kick()
         pool._connectors.wait_for(waiter.lock, deadline)
@@ -85,7 +91,7 @@ def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connecti
 
 
 def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
-    """Account for a checkout that ends without a hold; a second time do what an interrupt has left undone of it."""
+    """Record a failed checkout, once; a further call completes what an interrupt cut short in the first."""
     if hasattr(checkout, "ended"):
         return
     if conn is not None:
@@ -109,7 +115,7 @@ def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, erro
 
 
 def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) -> None:
-    """Give back what the caller was handed and never saw."""
+    """Release a connection that was handed over but did not reach the caller."""
     core, now = pool._core, monotonic()
     verdict = core.put_back(checkout, conn, now) if checkout.path is None else core.release(checkout, conn, now)
     if verdict is not None and verdict is not GONE:
@@ -118,7 +124,7 @@ def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) ->
 
 
 def last_failure(pool: ConnectionPool) -> tuple[BaseException | None, str]:
-    """Why no connection could be made, as an error and in words that may be told."""
+    """Return why no connection can be opened: the last error, and its text, free of secrets."""
     lack, outage = pool._connectors.lack, pool._core.outage
     if outage is not None:
         return outage.error, outage.message or class_of(outage.error)

@@ -1,4 +1,4 @@
-"""A thread's alarm clock, which may be rung from anywhere, finalizers included."""
+"""Locks and events that can be used from any place, including finalizers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 
 def wait_for(lock: threading.Lock, seconds: float) -> bool:
-    """Acquire ``lock`` within ``seconds``, which may be infinite."""
+    """Acquire ``lock`` within ``seconds``, which may be infinite; return whether it was acquired."""
     if seconds <= 0:
         return lock.acquire(blocking=False)
     return lock.acquire(timeout=-1 if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
 
 
 def start(thread: threading.Thread) -> None:
-    """Start a thread. An interrupt may leave it running or not.
+    """Start a thread. After an interrupt the thread may or may not run.
 
     Raises:
-        RuntimeError: none can be started; at the interpreter's end Python before 3.12 would wait for it for ever.
+        RuntimeError: no thread can be started; also while the interpreter is finalizing, when Python before 3.12 would
+            wait forever for the thread.
     """
     if sys.is_finalizing():
         raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -37,19 +38,22 @@ def start(thread: threading.Thread) -> None:
         interrupt = error.__context__
         if interrupt is None or interrupt is handled:
             raise
-        raise interrupt from None  # which came inside ``threading.Event``, and left that with "release unlocked lock"
+        raise interrupt from None  # it hit inside ``threading.Event``, whose "release unlocked lock" has replaced it
 
 
 def is_outdated(lock: object) -> bool:
-    """Whether gevent has replaced the kind of lock that this one is: waiting on it would stop every greenlet."""
+    """Return whether gevent has replaced ``threading.Lock`` since this lock was created.
+
+    Waiting on such a lock would stop every greenlet.
+    """
     return type(lock) is not type(threading.Lock())
 
 
 class Wakeup:
-    """A binary semaphore of one raw lock.
+    """An event on which one thread waits: a binary semaphore made of one raw lock.
 
-    Ringing neither blocks nor takes a lock, so the garbage collector may do it inside any critical section;
-    ``threading.Event`` would deadlock there.
+    `ring` neither blocks nor takes a lock, so that the garbage collector may call it in any critical section, where
+    ``threading.Event`` would deadlock.
     """
 
     def __init__(self) -> None:
@@ -57,7 +61,7 @@ class Wakeup:
         self._lock.acquire()
 
     def renew(self) -> None:
-        """Follow gevent, which may have been late; for whoever will wait, before it does."""
+        """Replace the lock if gevent has patched the kind of it. Called before the first wait."""
         if is_outdated(self._lock):
             lock = threading.Lock()
             lock.acquire()
@@ -65,27 +69,27 @@ class Wakeup:
 
     def ring(self) -> None:
         """End the present wait, or the next one."""
-        with suppress(RuntimeError):  # rung already
+        with suppress(RuntimeError):  # the lock is free already
             self._lock.release()
 
     def ring_for(self, _dead: object) -> None:
-        """Ring as the callback of a weak reference."""
+        """Ring, as the callback of a weak reference."""
         self.ring()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep until rung, for at most ``seconds``; True when rung."""
+        """Sleep until rung, for at most ``seconds``; return True if rung."""
         return wait_for(self._lock, seconds)
 
 
 class Dropped:
-    """Weak references to lent connections that their borrowers dropped, for the maintenance to reclaim."""
+    """Weak references to connections that their holders dropped, for the maintenance thread to reclaim."""
 
     def __init__(self, wakeup: Wakeup) -> None:
         self._wakeup = wakeup
         self._refs: deque[weakref.ref[connection]] = deque()
 
     def append(self, ref: weakref.ref[connection]) -> None:
-        """Remember one; this is the finalizer, so it does no more than that."""
+        """Add a reference. A finalizer calls this, so it does nothing else."""
         self._refs.append(ref)
         self._wakeup.ring()
 
@@ -93,7 +97,7 @@ class Dropped:
         return bool(self._refs)
 
     def drain(self) -> list[weakref.ref[connection]]:
-        """Take all that have gathered."""
+        """Remove and return all references."""
         refs = []
         while self._refs:
             refs.append(self._refs.popleft())

@@ -1,4 +1,4 @@
-"""A thread that looks after something: started on demand, asleep between two looks, gone with what it looks after."""
+"""A base class for a background thread: starts on demand, sleeps between passes, ends with the object it serves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 Subject = TypeVar("Subject")
 
 AFTER_FAILURE = 0.5
-"""Seconds until the next look after one that failed."""
+"""Seconds between a failed pass and the next one."""
 
 
 class Watcher(Generic[Subject]):
-    """One daemon thread, started with the first thing to watch. It holds its subject weakly and ends with it."""
+    """A daemon thread, started at the first `wake`.
+
+    It has a weak reference to its subject, and ends with the subject.
+    """
 
     def __init__(self, subject: Subject, wakeup: Wakeup, name: str) -> None:
         self._wakeup = wakeup
@@ -29,7 +32,7 @@ class Watcher(Generic[Subject]):
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Let it look now; start it if it does not run.
+        """Start the next pass now, in a new thread if none runs.
 
         Raises:
             RuntimeError: no thread can be started.
@@ -39,12 +42,15 @@ class Watcher(Generic[Subject]):
             with self._lock:
                 if not self._runs():
                     self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                    start(self._thread)  # an interrupt here may leave it running or not
-                    return  # it begins with a look, and must not take the next one for that of a tick later
+                    start(self._thread)  # after an interrupt the thread may or may not run
+                    return  # without a ring: the thread begins with a pass, and a second one would follow at once
         self._wakeup.ring()
 
     def _renew(self) -> None:
-        """Follow gevent: what ``opentelemetry-instrument`` has imported is older than its patches."""
+        """Replace the locks if gevent has patched them.
+
+        ``opentelemetry-instrument`` imports this package before gevent applies its patches.
+        """
         if is_outdated(self._lock):
             self._lock = threading.Lock()
             self._wakeup.renew()
@@ -53,7 +59,7 @@ class Watcher(Generic[Subject]):
         return self._thread is not None and self._thread.is_alive()
 
     def join(self, seconds: float) -> None:
-        """Wait for the thread to end, for at most ``seconds``."""
+        """Wait up to ``seconds`` for the thread to end."""
         thread = self._thread
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
@@ -64,17 +70,19 @@ class Watcher(Generic[Subject]):
             try:
                 self._wakeup.wait(seconds)
                 seconds = self._next()
-            except BaseException as error:  # noqa: BLE001 - what it looks after must not go unwatched
-                log_failure(f"{self._name}: a look failed, and it goes on", error)
+            except BaseException as error:  # noqa: BLE001 - no error, not even an injected one, may end the thread
+                log_failure(
+                    f"{self._name}: a maintenance pass failed; the next one follows in {AFTER_FAILURE} s", error
+                )
                 seconds = AFTER_FAILURE
 
     def _next(self) -> float | None:
-        """Look, if it is this thread's turn."""
+        """Do a pass, unless the subject is gone or another thread has replaced this one."""
         subject = self._subject()
         if subject is None or self._thread is not threading.current_thread():
             return None
         return self._look(subject)
 
     def _look(self, subject: Subject) -> float | None:
-        """Do what is due; seconds until the next look, or None to end."""
+        """Do what is due; return the seconds until the next pass, or None to end the thread."""
         raise NotImplementedError

@@ -1,6 +1,7 @@
-"""OpenTelemetry for programs that have not set it up: ``configure()`` installs providers that export over OTLP.
+"""OpenTelemetry for applications that have not set it up: ``configure()`` sets providers that export over OTLP.
 
-Needs the extra ``otlp``: the OpenTelemetry SDK and its OTLP exporters. ``import otel_pgpool`` never imports this.
+This module needs the extra ``otlp``: the OpenTelemetry SDK and its OTLP exporters. ``import otel_pgpool`` does not
+import it.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ _EXPORTERS = {
 }
 
 _OTLP = {"otlp": None, "otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}
-"""Names of its exporters, and the protocol of those that are of one."""
+"""Values of ``OTEL_<signal>_EXPORTER`` that mean OTLP, with the protocol if the value implies one."""
 
-_LONGEST_FLUSH = 86_400.0  # s; the SDK and the threads' own waits take no infinity
+_LONGEST_FLUSH = 86_400.0  # s; the SDK and ``Thread.join`` do not accept infinity
 
 
 def configure(
@@ -82,42 +83,42 @@ def configure(
     log_exporters: Iterable[LogRecordExporter] = (),
     otlp: bool = True,
 ) -> Providers:
-    """Set the global tracer, meter and logger providers, exporting over OTLP as the ``OTEL_*`` variables say.
+    """Set the global tracer, meter and logger providers, which export over OTLP as the ``OTEL_*`` variables say.
 
-    For programs that have no provider yet. The SDK and its exporters read their variables themselves: endpoints,
-    headers, timeouts, compression, intervals, queues, sampler, limits, resource, ``OTEL_SDK_DISABLED``. Read here are
-    those that they leave to whoever builds the providers: ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its forms for one signal
-    (``grpc``, the default, or ``http/protobuf``), and ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` and
-    ``OTEL_LOGS_EXPORTER`` (``otlp``, the default, or ``none``). What else stands there, as for
-    ``opentelemetry-instrument``, stops no program: a warning names the variable, its value, and what happens instead.
+    This is for applications that have no provider yet. The SDK and its exporters read most of the variables of
+    OpenTelemetry's specification themselves: endpoints, headers, timeouts, compression, intervals, queues, sampler,
+    limits, resource. This function reads those that the SDK leaves to the code that builds the providers:
+    ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its forms for one signal (``grpc``, the default, or ``http/protobuf``);
+    ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` and ``OTEL_LOGS_EXPORTER`` (``otlp``, the default, or ``none``);
+    and ``OTEL_SDK_DISABLED``. Another value, such as one meant for ``opentelemetry-instrument``, does not raise: a
+    warning contains the variable, its value, and what happens instead.
 
     Records of the logger ``otel_pgpool`` are exported too, with the trace that was active when they were logged, and
-    still go to the handlers that the program has. If that logger has no level of its own, it gets INFO.
+    still reach the application's own handlers. If that logger has no level, its level is set to INFO.
 
-    A server that forks its workers calls this in each worker, after the fork (gunicorn: ``post_fork``). A process
-    forked later goes on exporting, with connections and counts of its own, but over ``http/protobuf`` only, and without
-    metrics if the fork fell into an export of metrics. A child that leaves by ``os._exit``, as those of multiprocessing
-    do, has to call ``flush()`` itself.
+    A server that forks its workers has to call this function in each worker, after the fork (gunicorn: ``post_fork``).
+    A process forked later continues to export, with connections and counts of its own, but over ``http/protobuf`` only,
+    and without metrics if the fork happened during an export of metrics. A child that ends by ``os._exit``, as those of
+    multiprocessing do, has to call ``flush()`` itself.
 
-    While an endpoint does not answer, the exporters' loggers say so once for each signal instead of at each retry;
-    ``Providers.undelivered`` has the count.
+    While an endpoint does not answer, the exporters' loggers report it once for each signal, not at each retry;
+    ``Providers.undelivered`` is the number of items not delivered.
 
     Args:
-        service_name: ``service.name`` of the resource, ahead of ``OTEL_SERVICE_NAME``. None: as the variables say.
-        span_exporters: exporters to use beside OTLP; they are shut down with the providers.
-        metric_exporters: likewise.
-        log_exporters: likewise.
-        otlp: False sends nothing over OTLP, whatever the variables say.
+        service_name: the resource's ``service.name``, which overrides ``OTEL_SERVICE_NAME``; None to use the variables.
+        span_exporters: span exporters to use alongside OTLP; they are shut down with the providers.
+        metric_exporters: metric exporters to use alongside OTLP; they are shut down with the providers.
+        log_exporters: log exporters to use alongside OTLP; they are shut down with the providers.
+        otlp: False to send nothing over OTLP, whatever the variables say.
 
     Returns:
-        The providers, to ``flush()`` and to ``shutdown()``, or to use as a context manager. The interpreter's exit
-        shuts them down where the program did not.
+        The providers, to ``flush()`` and to ``shutdown()``, or to use as a context manager. They are shut down at the
+        interpreter's exit if the application has not done so.
 
     Raises:
-        RuntimeError: a provider is set already. Nothing is changed then.
-        ValueError: an argument is not an accepted one. Nothing is changed then.
+        RuntimeError: a provider is set already; nothing is changed then.
+        ValueError: an argument is invalid; nothing is changed then.
         ModuleNotFoundError: the exporter of the chosen protocol is not installed.
-
     """
     _refuse_to_replace()
     resource = Resource.create(_service(service_name))
@@ -127,7 +128,7 @@ def configure(
         _exporters("log_exporters", log_exporters),
     )
     wanted = _yes_or_no("otlp", otlp) and _variable("OTEL_SDK_DISABLED").lower() != "true"
-    unserved: dict[str, None] = {}  # each once, in this order
+    unserved: dict[str, None] = {}  # used as an ordered set
     exporters = {
         signal: exporter for signal in _EXPORTERS if wanted and (exporter := _exporter_class(signal, unserved))
     }
@@ -145,7 +146,7 @@ def configure(
 
 
 class Undelivered(NamedTuple):
-    """What was recorded for OTLP and has not arrived: queued, dropped from a full queue, refused or given up."""
+    """Numbers of items recorded for OTLP that did not arrive: queued, dropped from a full queue, refused, given up."""
 
     spans: int
     metric_points: int
@@ -172,7 +173,7 @@ class Providers:
         self._shut = threading.Lock()
         self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
-        # The given exporters come first everywhere, so that an OTLP endpoint that hangs costs them nothing at shutdown.
+        # The given exporters are always added first, so that an OTLP endpoint that hangs does not delay their shutdown.
         readers = [PeriodicExportingMetricReader(exporter) for exporter in metric_exporters]
         if delivery := deliveries.get("metrics"):
             readers.append(MetricReader(delivery, self._deadline))
@@ -192,18 +193,21 @@ class Providers:
 
     @property
     def undelivered(self) -> Undelivered:
-        """What OTLP has not delivered by now; final after ``shutdown()``. In a forked child, the child's own."""
+        """Items that OTLP has not delivered so far; final after ``shutdown()``. A forked child counts its own."""
         spans, points, records = (self._deliveries.get(signal) for signal in ("traces", "metrics", "logs"))
         return Undelivered(*(each.undelivered if each else 0 for each in (spans, points, records)))
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Export what was recorded so far; say whether all of it was taken within ``timeout`` seconds.
+        """Export what was recorded so far; return True if the endpoints accepted all of it in time.
 
-        An export that is still on its way then is not broken off. Not for ``atexit`` callbacks, where Python 3.12 and
-        later start no threads: ``shutdown()`` works there, and flushes.
+        An export that is still in progress when the time is over is not cancelled. Not for ``atexit`` callbacks, in
+        which Python 3.12 and later start no thread: use ``shutdown()`` there, which flushes too.
+
+        Args:
+            timeout: longest wait in seconds.
 
         Raises:
-            ValueError: ``timeout`` is no number of seconds.
+            ValueError: ``timeout`` is not a number of seconds.
         """
         timeout = min(seconds("timeout", timeout), _LONGEST_FLUSH)
         failures = self._failures()
@@ -222,11 +226,14 @@ class Providers:
     def shutdown(self, timeout: float = 5.0) -> None:
         """Flush, stop exporting and close the exporters; a second call does nothing.
 
-        OTLP has ``timeout`` seconds for it, shared by the three signals; what has not arrived by then is given up and
-        counted in ``undelivered``. The exporters given to ``configure()`` are flushed whatever OTLP does.
+        Items that OTLP has not delivered in time are given up and counted in ``undelivered``. The exporters given to
+        ``configure()`` are flushed regardless of OTLP.
+
+        Args:
+            timeout: seconds for OTLP, shared by the three signals.
 
         Raises:
-            ValueError: ``timeout`` is no number of seconds.
+            ValueError: ``timeout`` is not a number of seconds.
         """
         timeout = seconds("timeout", timeout)
         if not self._shut.acquire(blocking=False):
@@ -262,13 +269,13 @@ class Providers:
 def _flush(provider: TracerProvider | MeterProvider | LoggerProvider, timeout: float) -> bool:
     try:
         return provider.force_flush(int(timeout * 1000))
-    except Exception:  # noqa: BLE001 - the meter provider raises just that when a reader was too slow
+    except Exception:  # noqa: BLE001 - the meter provider raises a bare Exception if a reader was too slow
         return False
 
 
 def _refuse_to_replace() -> None:
     providers = {"tracer": trace.get_tracer_provider(), "meter": get_meter_provider(), "logger": get_logger_provider()}
-    # Until a provider is set the API answers with a proxy, whose class has a public name for traces only.
+    # Until a provider is set, the API returns a proxy. Only the class of the tracer provider's proxy is public.
     taken = [signal for signal, provider in providers.items() if "Proxy" not in type(provider).__name__]
     if taken:
         raise RuntimeError(
@@ -281,7 +288,7 @@ def _service(name: object) -> dict[str, str]:
     if name is None:
         return {}
     if not isinstance(name, str) or not name.strip():
-        raise refuse("service_name", name, "a text that is not empty, or None")
+        raise refuse("service_name", name, "a non-empty string or None")
     return {"service.name": name}
 
 
@@ -305,7 +312,7 @@ def _variable(name: str) -> str:
 def _exporter_class(signal: str, unserved: dict[str, None]) -> Callable[[], Any] | None:
     """Return the OTLP exporter of ``signal`` in the protocol that the variables choose; None if they choose none.
 
-    Values that are not served are added to ``unserved``, with what happens instead.
+    Unknown values are added to ``unserved``, with what happens instead.
     """
     protocol = _choice(signal, unserved)
     if protocol is None:
@@ -320,7 +327,7 @@ def _exporter_class(signal: str, unserved: dict[str, None]) -> Callable[[], Any]
 
 
 def _choice(signal: str, unserved: dict[str, None]) -> str | None:
-    """Return the protocol in which ``signal`` goes over OTLP; None where other exporters are named, or none."""
+    """Return the protocol in which ``signal`` is sent over OTLP; None if other exporters or none are named."""
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     names = [name.strip().lower() for name in (_variable(variable) or "otlp").split(",")]
     ours = [name for name in names if name in _OTLP]

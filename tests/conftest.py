@@ -44,7 +44,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    """A test that leaves a thread of the pool behind fails."""
+    """Fail a test that leaves a thread of the pool behind."""
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + THREADS_END_WITHIN
@@ -56,5 +56,5 @@ def no_thread_left() -> Iterator[None]:
 
 
 def _is_ours(thread: threading.Thread) -> bool:
-    """The watch over deadlines belongs to the process, and rests by itself."""
+    """Return whether a thread is a pool's; the watchdog of I/O timeouts belongs to the process, and ends by itself."""
     return thread.name.startswith(THREAD_PREFIX) and thread.name != "otel_pgpool-deadlines"

@@ -93,7 +93,7 @@ def outside_of_code(document: str) -> str:
 
 @cache
 def read(document: str) -> Document:
-    """The blocks of a file, apart from those of its recipes."""
+    """Return the blocks of a file, without those of its recipes."""
     found = Document()
     text = text_of(document)
     program: Program | None = None
@@ -124,7 +124,7 @@ def read(document: str) -> Document:
 
 
 def recipe_at(document: str, position: int) -> str | None:
-    """The recipe that a place of a file belongs to: the section of a page of recipes."""
+    """Return the recipe, a section of a page of recipes, to which a position in a file belongs."""
     if document not in {RECIPES, EXTENDING}:
         return None
     text = FENCE.sub("", text_of(document)[:position])  # where comments look like headings
@@ -133,7 +133,7 @@ def recipe_at(document: str, position: int) -> str | None:
 
 
 def table(document: str, name: str) -> list[list[str]]:
-    """The cells of the table below a comment, its head left out."""
+    """Return the cells of the table below a comment, without its head."""
     _, found, rest = text_of(document).partition(f"<!-- {name} -->\n")
     assert found, f"{document} has no table {name!r}"
     rows = rest.partition("\n\n")[0].splitlines()[2:]
@@ -141,12 +141,12 @@ def table(document: str, name: str) -> list[list[str]]:
 
 
 def code(cell: str) -> list[str]:
-    """What a cell has in backticks."""
+    """Return the text that a cell has in backticks."""
     return re.findall(r"`([^`]+)`", cell)
 
 
 def clean_environ() -> dict[str, str]:
-    """This process's environment without what would configure a program under test, or count what it runs."""
+    """Return this process's environment, without variables that would configure a program under test or measure it."""
     foreign = ("OTEL_", "COVERAGE_", "DB_", "PG", "PYTHON", "CELERY_", "DJANGO_", "FLASK_", "GUNICORN_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -85,7 +85,7 @@ class Desk:
             return self.core._claim()
 
     def deliver(self, slot: Slot, *, lifetime: float = NEVER) -> str | None:
-        """A connect that succeeded; why its connection was closed at once, or None."""
+        """Let a connect succeed; return why its connection was closed at once, or None."""
         conn = FakeConnection()
         slot.key = id(conn)
         slot.on_drop = self.dropped.append
@@ -100,7 +100,7 @@ class Desk:
         return reason
 
     def miss(self, slot: Slot, error: BaseException | None = None, delay: float = 0.5) -> bool:
-        """A connect that failed; whether an outage began."""
+        """Let a connect fail; return whether an outage began."""
         error = error or OSError("no server")
         began, _ended = self.core.miss(slot, Attempt(self.now, type(error).__name__, delay), error)
         return began
@@ -115,7 +115,7 @@ class Desk:
     # Checking out and in
 
     def ask(self) -> Checkout:
-        """A new request."""
+        """Start a checkout."""
         frame = sys._getframe(1)
         return begin(self.now, (frame.f_code, frame.f_lasti))
 
@@ -127,7 +127,7 @@ class Desk:
         return conn
 
     def hold(self) -> tuple[Checkout, FakeConnection]:
-        """A request that is served at once."""
+        """Start a checkout that is served at once."""
         checkout = self.ask()
         conn = self.take(checkout)
         assert conn is not None, "nothing is idle"
@@ -137,7 +137,7 @@ class Desk:
         return self.core.join(checkout or self.ask(), self.now)
 
     def accept(self, waiter: Waiter) -> FakeConnection | None:
-        """What a waiter was handed, found alive where the core asks for a look."""
+        """Return the connection that a waiter was handed, after a check if the core requires one."""
         if waiter.conn is not None and waiter.checkout.path is None:
             self.core.confirm(waiter.checkout, self.now)
         return waiter.conn
@@ -162,7 +162,7 @@ class Desk:
         self.core.forget(slots, reason)
 
     def reclaim(self) -> list[Checkout]:
-        """What the maintenance does with the connections dropped so far."""
+        """Reclaim the connections dropped so far, as the maintenance thread does."""
         refs, self.dropped[:] = list(self.dropped), []
         return self.core.reclaim(refs, self.now)
 

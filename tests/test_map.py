@@ -171,7 +171,7 @@ def imports(path: Path) -> list[tuple[str, int]]:
 
 
 def on_the_map(module: str) -> str:
-    """The entry that stands for a module."""
+    """Return the map's entry for a module."""
     return "cli" if module.partition(".")[0] == "cli" else module
 
 

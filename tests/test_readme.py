@@ -79,9 +79,9 @@ def dsn() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def environ(dsn: str) -> Iterator[dict[str, str]]:
-    """A clean environment with a database and an OTLP endpoint, in which every warning is an error.
+    """Return a clean environment with a database and an OTLP endpoint, in which every warning is an error.
 
-    And in which no hold is long, unless a program says which are: the machine may stand still for a second.
+    No hold is long there, unless a program sets a threshold, because the machine may stand still for a second.
     """
     with HttpReceiver() as receiver:
         told = {
@@ -95,7 +95,7 @@ def environ(dsn: str) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def late_order(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
-    """What the program behind the picture prints, and its spans."""
+    """Return the output of the program behind the picture, and its spans."""
     folder = tmp_path_factory.mktemp("picture")
     defaults = {name: value for name, value in environ.items() if not name.startswith("OTEL_PGPOOL_")}
     for _ in range(3):
@@ -193,7 +193,7 @@ def seconds(moment: str) -> float:
 
 
 def draw(spans: list[dict[str, Any]]) -> str:
-    """The order's checkout, from the spans of `late_order.py`."""
+    """Draw the order's checkout from the spans of `late_order.py`."""
     of = {span["context"]["span_id"]: span for span in spans}
     root = next(span for span in spans if span["name"] == "POST /orders")
     checkout = next(span for span in spans if span["parent_id"] == root["context"]["span_id"])
@@ -224,14 +224,14 @@ def draw(spans: list[dict[str, Any]]) -> str:
 
 
 def shown(value: object) -> str:
-    """A float to the millisecond, a file without its folder."""
+    """Show a float to the millisecond, and a file without its folder."""
     if isinstance(value, float):
         return f"{value:.3f}"
     return json.dumps(value) if not isinstance(value, str) else value.rpartition("/")[2]
 
 
 def outline(picture: str) -> str:
-    """A picture without its measures."""
+    """Return a picture without its measures."""
     picture = re.sub(r"(─)+(?=\n)|(░)+|(█)+", r"\1\2\3", settled(picture))
     return re.sub(r" +", " ", re.sub(r"(connection\.pid) +\d+", r"\1 N", picture))
 
@@ -460,7 +460,7 @@ def test_names_exist(document: str) -> None:
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading, as GitHub makes it."""
+    """Return the anchor of a heading, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 

@@ -95,7 +95,7 @@ class Running:
             self._changed.notify_all()
 
     def wait_for(self, pattern: str) -> str:
-        """The first group of what it has written, or will write."""
+        """Return the first group of a match in the process's output, and wait for that if necessary."""
 
         def found() -> Any:
             return re.search(pattern, self._text)
@@ -128,7 +128,7 @@ class Running:
 
 @contextmanager
 def start(line: str, environ: dict[str, str], folder: Path) -> Iterator[Running]:
-    """A line of a shell, as a process that gets our signals itself."""
+    """Start a line of a shell as a process that gets this process's signals itself."""
     running = Running(
         subprocess.Popen(
             ["env", *shlex.split(line)],

@@ -75,7 +75,7 @@ class Reader:
         """By metric, how often a sum began anew, with a later start, as OTLP allows."""
 
     def ask(self) -> dict[str, dict[str, Any]]:
-        """What is told now: a metric's points by the name of the pool; of totals, their sum."""
+        """Return what is reported now: a metric's points by pool name, or the sum of totals."""
         data = self.inner.get_metrics_data()
         told: dict[str, dict[str, Any]] = {}
         for metric in [] if data is None else data.resource_metrics[0].scope_metrics[0].metrics:

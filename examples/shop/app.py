@@ -57,7 +57,7 @@ def make_tables() -> None:
 
 @app.get("/")
 def orders() -> str:
-    """The latest orders."""
+    """Show the latest orders."""
     with pool.connection() as conn, conn.cursor() as cur:
         cur.execute(LATEST)
         latest = cur.fetchall()
@@ -79,7 +79,7 @@ def order() -> object:
 
 @app.get("/report")
 def report() -> dict[str, int]:
-    """A query that takes its time."""
+    """Run a slow query."""
     with pool.connection() as conn, conn.cursor() as cur:
         cur.execute("select count(*) from orders, pg_sleep(1.5)")
         (count,) = cur.fetchone()

@@ -1,6 +1,7 @@
 """The command ``otel-pgpool``.
 
-All that is slow to import comes after `main` has taken over Ctrl-C, which would end in a traceback before.
+Modules that are slow to import are imported after `main` has installed the signal handlers, because a Ctrl-C before
+that ends in a traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit status."""
+    """Run the command and return its exit status."""
     interrupts = Interrupts()
     interrupts.install()
     from otel_pgpool.cli.command import run  # noqa: PLC0415 - see above

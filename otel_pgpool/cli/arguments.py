@@ -1,4 +1,4 @@
-"""The command line: its options, and what they accept."""
+"""The command line: its options and the values that they accept."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ The other OTEL_* variables of the SDK hold too.
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """What is asked for; without ``arguments`` by the program's own.
+    """Parse the arguments, by default those of the process.
 
     Raises:
-        SystemExit: it cannot be understood, which has been said, or it was no more than ``--help`` or ``--version``.
+        SystemExit: the arguments are invalid, which is printed, or they are ``--help`` or ``--version``.
     """
     parser = _parser()
     options, others = parser.parse_known_args(arguments)
@@ -41,15 +41,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains without what was meant for another option: it may be a DSN with its password."""
+    """A parser whose errors do not show other options' values, which may be a DSN with its password."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and end."""
+        """Print the error and exit."""
         super().error(shown(_CHOICE.sub("", message)))
 
 
 def _name(argument: str) -> str:
-    """Return an option without its value; of any other argument no more than that it is there."""
+    """Return an option without its value; a placeholder for any other argument."""
     return argument.partition("=")[0] if argument.startswith("--") else "***"
 
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=15.0,
         metavar="N",
-        help=f"for how long, at most {LONGEST:g} (default: 15; the story needs about 4)",
+        help=f"for how long, at most {LONGEST:g} (default: 15; the scenario needs at least 4)",
     )
     demo.add_argument(
         "--dsn",

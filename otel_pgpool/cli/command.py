@@ -1,4 +1,4 @@
-"""The command from its arguments to its exit status."""
+"""The command, from its arguments to its exit status."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ OPTIONAL_PACKAGES = ("rich", "opentelemetry", "psycopg2")
 
 
 def run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
-    """Do what the command line asks for; the exit status."""
+    """Run what the command line asks for, and return the exit status."""
     stdout = Output(sys.stdout, "stdout")
     try:
         try:
             options = parse(arguments)
         finally:
-            stdout.check()  # --help and --version have printed by now
+            stdout.check()  # --help and --version print inside `parse`
         status = _run(options, interrupts, stdout)
         stdout.check()
     except CommandError as error:
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace, interrupts: Interrupts, stdout: Output) ->
         raise CommandError(
             f"{missing} is missing: install the extra 'demo' (pip install 'otel-pgpool[demo]')"
         ) from None
-    interrupts.check()  # one that came during the imports ends it here, before anything is made
+    interrupts.check()  # a signal that came during the imports ends the command here, before anything is created
     if options.command == "report":
         with interrupts.exposed():
             replay.replay(options.folder, stdout, slowest=options.slowest, as_json=options.json)

@@ -1,4 +1,4 @@
-"""What goes to stderr for whoever watches for trouble: a line each."""
+"""Warnings and errors of the command on stderr, one line each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from otel_pgpool.cli.foreign import shown
 
 
 def complain(text: str) -> None:
-    """Say it, where anybody can be told."""
+    """Print a warning or an error, unless stderr cannot be written."""
     with suppress(OSError):
         print(f"otel-pgpool: {shown(text)}", file=sys.stderr, flush=True)

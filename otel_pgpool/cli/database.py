@@ -1,4 +1,4 @@
-"""The demo's place in a database: a scratch schema, and the say over the demo's own sessions, no others."""
+"""The demo's part of a database: a scratch schema, and control over the demo's own sessions only."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ INSERT INTO orders (customer_id, product_id) SELECT 1 + i % 50, 2 + i % 199 FROM
 
 
 class Database:
-    """A database with room for the shop: its tables live in a schema with a name that nobody else has."""
+    """A database for the demo, whose tables are in a schema with a unique name."""
 
     def __init__(self, dsn: str, *, option: str = "--dsn") -> None:
-        """Check that ``dsn`` can be read; connect nothing yet.
+        """Check that ``dsn`` can be parsed; do not connect yet.
 
         Raises:
-            CommandError: it cannot; ``option`` names where it came from.
+            CommandError: the DSN cannot be parsed; the message contains ``option``, where the DSN came from.
         """
         try:
             self._parameters = parse_dsn(dsn)
@@ -68,23 +68,23 @@ class Database:
 
     @property
     def dsn(self) -> str:
-        """For the pool's connections."""
+        """DSN for the pool's connections."""
         return self._dsn
 
     @property
     def connect_options(self) -> dict[str, Any]:
-        """What the pool's connections are opened with beside the DSN; they are told from others by their name."""
+        """Arguments of the pool's connects beside the DSN; ``application_name`` identifies the demo's sessions."""
         timeout = {} if "connect_timeout" in self._parameters else {"connect_timeout": CONNECT_TIMEOUT}
         return {"application_name": self.application_name} | timeout
 
     def configure(self, conn: connection) -> None:
-        """Lead a new connection of the pool to the shop's tables."""
+        """Set the search path of a new connection of the pool to the shop's tables."""
         with conn.cursor() as cur:
             cur.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self.schema)))
         conn.commit()
 
     def reach(self) -> None:
-        """Connect. In a thread of its own, so that Ctrl-C need not wait for libpq.
+        """Connect, in a separate thread, so that Ctrl-C does not have to wait for libpq.
 
         Raises:
             CommandError: the server cannot be reached, or refuses.
@@ -101,10 +101,10 @@ class Database:
         self.server_version = str(result.info.parameter_status("server_version") or "").partition(" ")[0]
 
     def make_tables(self) -> None:
-        """Make the schema with the shop's tables.
+        """Create the schema with the shop's tables.
 
         Raises:
-            CommandError: the role may not.
+            CommandError: the role is not allowed to.
         """
         try:
             self._run(sql.SQL("CREATE SCHEMA {0}; SET search_path TO {0};").format(sql.Identifier(self.schema)))
@@ -113,10 +113,10 @@ class Database:
             raise CommandError(f"{self._option}: the shop's tables cannot be made: {self._tell(error)}") from None
 
     def drop_tables(self) -> None:
-        """Leave the database as it was.
+        """Drop the schema.
 
         Raises:
-            CommandError: it could not be; the message names the schema that stays.
+            CommandError: the schema could not be dropped; the message contains its name.
         """
         drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema))
         try:
@@ -130,35 +130,35 @@ class Database:
             raise CommandError(f"schema {self.schema} could not be dropped: {self._tell(error)}") from None
 
     def kill_idle(self) -> int:
-        """End the pool's idle sessions, as a failover or an administrator would; their number.
+        """End the pool's idle sessions, as a failover or an administrator would; return their number.
 
         Raises:
-            CommandError: they cannot be ended.
+            CommandError: the sessions cannot be ended.
         """
         return self._terminate("AND state = 'idle'")
 
     def kill(self, pid: int) -> int:
-        """End one of the pool's sessions, whatever it does.
+        """End one of the pool's sessions, even in the middle of a query; return the number of ended sessions.
 
         Raises:
-            CommandError: it cannot be ended.
+            CommandError: the session cannot be ended.
         """
         return self._terminate("AND pid = %s", pid)
 
     def sessions(self) -> int:
-        """How many the pool has at the server."""
+        """Return the number of sessions that the pool has at the server."""
         try:
             return self._run("SELECT FROM pg_stat_activity WHERE application_name = %s", self.application_name)
         except psycopg2.Error as error:
             raise CommandError(f"{self._option}: {self._tell(error)}") from None
 
     def end_sessions(self) -> None:
-        """End what the pool still has at the server."""
+        """End all sessions that the pool has at the server."""
         with suppress(CommandError):
             self._terminate("")
 
     def disconnect(self) -> None:
-        """Close the administrator's connection."""
+        """Close the connection of this class itself."""
         if self._admin is not None:
             with suppress(psycopg2.Error):
                 self._admin.close()
@@ -193,14 +193,14 @@ class Database:
             return error
 
     def _tell(self, error: psycopg2.Error) -> str:
-        """What libpq or the server says, on one line; a password would be blotted out."""
+        """Return the text of an error of libpq or the server, on one line and without the password."""
         text = " ".join(str(error).split()) or type(error).__name__
         password = self._parameters.get("password")
         return text.replace(password, "***") if password else text
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, every: float = 0.02) -> bool:
-    """Whether ``condition()`` came true within ``timeout`` s."""
+    """Wait for ``condition()`` to become true; return whether it did within ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() >= deadline:

@@ -1,4 +1,4 @@
-"""The demo: a shop's traffic on a pool of 4, recorded, watched and reported."""
+"""The demo: a shop's traffic on a pool of 4 connections, recorded, displayed and reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CLOSE_TIMEOUT = 3.0
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The options of ``otel-pgpool demo``."""
 
     seconds: float
     dsn: str | None
@@ -57,7 +57,7 @@ class Options:
 
 
 class Demo:
-    """One run."""
+    """One run of the demo."""
 
     def __init__(self, options: Options, interrupts: Interrupts, stdout: Output) -> None:
         self._options = options
@@ -73,11 +73,11 @@ class Demo:
         self._undelivered = otlp.Undelivered(0, 0, 0)
 
     def run(self) -> int:
-        """Play, clean up, report; the exit status.
+        """Play the scenario, clean up and print the report; return the exit status.
 
         Raises:
-            CommandError: it could not begin.
-            BrokenOff: it was, by a signal or because nobody takes the output; everything is cleaned up.
+            CommandError: the run could not begin.
+            BrokenOff: a signal came, or the output is closed; everything is cleaned up.
         """
         refuse_disabled_sdk()
         self._claim()
@@ -111,7 +111,7 @@ class Demo:
                 complain(f"warning: {warning}")
 
     def _play(self, stack: ExitStack) -> None:
-        """Set up, play the story, and leave the clean-up to the stack."""
+        """Set up and play the scenario; register the clean-up with ``stack``."""
         self._monitor.attach()
         stack.callback(self._monitor.detach)
         view = self._view()
@@ -145,7 +145,7 @@ class Demo:
         self._closing.set()
         workers.join(TIMEOUT)
         view.scene("handing over the telemetry")
-        # The totals, read once more while the pool still reports: a closed one is silent.
+        # Export the totals once more while the pool is open, because a closed pool is not reported.
         providers.flush(FLUSH_TIMEOUT)
 
     def _turn(self, view: View, title: str) -> None:
@@ -161,7 +161,7 @@ class Demo:
         if self._options.dsn is None:
             self._monitor.scene = "starting PostgreSQL"
             for variable in [name for name in os.environ if name.startswith("PG")]:
-                del os.environ[variable]  # meant for other servers than the embedded one
+                del os.environ[variable]  # these variables are for other servers than the embedded one
             server = stack.enter_context(PostgresServer())
             database = Database(server.dsn, option="the embedded PostgreSQL")
         else:
@@ -178,7 +178,7 @@ class Demo:
     def _telemetry(self) -> Telemetry:
         try:
             return Telemetry(spans="always", histograms=HISTOGRAMS)
-        except ValueError as error:  # from the environment
+        except ValueError as error:  # an invalid environment variable
             raise CommandError(str(error)) from None
 
     def _open_pool(self, database: Database, telemetry: Telemetry) -> ConnectionPool:
@@ -189,7 +189,9 @@ class Demo:
                 database.dsn,
                 name=POOL,
                 timeout=TIMEOUT,
-                max_waiting=WORKERS - MAXCONN - 1,  # one worker less than could wait: the last one is turned away
+                max_waiting=WORKERS
+                - MAXCONN
+                - 1,  # one less than the workers that may wait, so that TooManyRequests occurs
                 long_hold=LONG_HOLD,
                 configure=database.configure,
                 observer=telemetry,
@@ -199,7 +201,7 @@ class Demo:
             raise CommandError(f"the pool cannot connect: {' '.join(str(error).split())}") from None
 
     def _break_off(self, workers: Workers, pool: ConnectionPool, database: Database) -> None:
-        """Unless the story was played to its end: get the workers out of their queries and out of the queue."""
+        """End the workers' queries and waits, unless the scenario was played to its end."""
         if not self._closing.is_set():
             self._closing.set()
             database.end_sessions()
@@ -208,7 +210,7 @@ class Demo:
         self._warnings += [f"a worker failed: {type(failure).__name__}: {failure}" for failure in workers.failures[:3]]
 
     def _drop_tables(self, database: Database) -> None:
-        database.end_sessions()  # none but those that a pool which could not be closed has left
+        database.end_sessions()  # there are sessions only if the pool could not be closed
         try:
             database.drop_tables()
         except CommandError as error:

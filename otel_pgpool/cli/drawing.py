@@ -1,4 +1,4 @@
-"""The report as a person reads it: figures, and the slowest checkouts as bars to one scale."""
+"""The report for people: figures, and the slowest checkouts as bars on one scale."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ MAX_WAITED_FOR = 3
 MAX_MARKS = 32
 MAX_LISTED = 20
 LONGEST_NAME = 80
-"""Characters of a name that stands among others on its line."""
+"""Maximum number of characters of a name that shares its line with others."""
 NBSP = "\N{NO-BREAK SPACE}"
 SQLSTATE = re.compile("[0-9][0-9A-Z]{4}")
 
 
 @dataclass(frozen=True)
 class Glyphs:
-    """The characters that the bars are made of; wait and hold differ without colour too."""
+    """The characters of the bars; wait and hold can be distinguished without colour."""
 
     wait: str
     hold: str
@@ -49,7 +49,7 @@ ASCII = Glyphs(wait=".", hold="#", empty="-", tick="^", dot="-", more="...")
 
 
 def glyphs_for(encoding: str) -> Glyphs:
-    """`UNICODE` where the output's encoding has these characters, else `ASCII`."""
+    """Return `UNICODE` if the output's encoding has these characters, otherwise `ASCII`."""
     try:
         "".join(vars(UNICODE).values()).encode(encoding)
     except (UnicodeEncodeError, LookupError):
@@ -58,7 +58,7 @@ def glyphs_for(encoding: str) -> Glyphs:
 
 
 def duration(seconds: float) -> str:
-    """Two or three digits and the unit that suits: ``0.42 ms``, ``46 ms``, ``1.31 s``."""
+    """Return a duration with two or three digits and a suitable unit: ``0.42 ms``, ``46 ms``, ``1.31 s``."""
     milliseconds = seconds * 1000
     if milliseconds < 0.005:
         return "0 ms" if milliseconds <= 0 else "<0.01 ms"
@@ -68,12 +68,12 @@ def duration(seconds: float) -> str:
 
 
 def short_place(where: str) -> str:
-    """``file:line function`` without the folders."""
+    """Return a call site, ``file:line function``, without the folders."""
     return where.rpartition("/")[2]
 
 
 def cut(line: Text, width: int, glyphs: Glyphs) -> Text:
-    """The line, cut where the terminal ends, with a sign that there was more."""
+    """Cut a line at the terminal's width, with a sign that something is missing."""
     line.no_wrap, line.overflow = True, "crop"
     if line.cell_len > width:
         line.truncate(width - len(glyphs.more))
@@ -82,9 +82,10 @@ def cut(line: Text, width: int, glyphs: Glyphs) -> Text:
 
 
 def cells(checkout: SlowCheckout, scale: float, width: int) -> tuple[int, int]:
-    """How many of ``width`` cells, which stand for ``scale`` s, the wait and the hold take.
+    """Return the number of cells for the wait and for the hold, in a bar whose ``width`` cells are ``scale`` seconds.
 
-    Both edges are rounded, not both lengths: the end of the bar is right to half a cell. A bar has one at least.
+    Both edges are rounded, not both lengths, so that the end of the bar is exact to half a cell. A bar has at least one
+    cell.
     """
     if scale <= 0:
         return 0, 1
@@ -94,15 +95,15 @@ def cells(checkout: SlowCheckout, scale: float, width: int) -> tuple[int, int]:
 
 
 def bar(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> Text:
-    """Wait and hold to scale."""
+    """Return the bar of a checkout: its wait and its hold to scale."""
     waited, held = cells(checkout, scale, width)
     return joined((glyphs.wait * waited, "yellow"), (glyphs.hold * held, "cyan"))
 
 
 def mark_rows(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
-    """The events below the bar, each with its tick at its time and its label where there is room.
+    """Return the rows with the events below a bar, each with a tick at its time and a label where there is space.
 
-    Rounded as the bar is, so that the hand-over is marked where the hold begins.
+    Times are rounded as in the bar, so that the hand-over is marked where the hold begins.
     """
     rows: list[str] = []
     for mark in checkout.marks[:MAX_MARKS]:
@@ -117,7 +118,7 @@ def mark_rows(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs =
 
 
 def _place(rows: list[str], start: int, text: str) -> None:
-    """Into the first row with nothing at or after ``start``; a new one if there is none."""
+    """Put a text into the first row that is empty from ``start`` on; append a row if there is none."""
     for index, row in enumerate(rows):
         if not row or len(row) + 1 < start:
             rows[index] = row.ljust(start) + text
@@ -126,7 +127,7 @@ def _place(rows: list[str], start: int, text: str) -> None:
 
 
 def draw(report: Report, width: int, glyphs: Glyphs = UNICODE) -> RenderableType:
-    """All of the report but its header and its footer."""
+    """Draw the report without its header and footer."""
     width = max(40, min(width, MAX_WIDTH))
     parts: list[RenderableType] = [*_totals(report, width, glyphs)]
     if report.wait:
@@ -140,13 +141,13 @@ def draw(report: Report, width: int, glyphs: Glyphs = UNICODE) -> RenderableType
 
 
 def _totals(report: Report, width: int, glyphs: Glyphs) -> Iterable[Text]:
-    """First what the counters have, then what only spans tell."""
+    """Iterate over the lines of the totals: those of the counters, then those that only spans have."""
     outcomes = _listed(report.outcomes, glyphs)
     complete = report.sampled >= report.checkouts
     rows = [
         ("checkouts", report.checkouts, outcomes if complete else ""),
         ("served", sum(report.paths.values()), f"by path: {_listed(report.paths, glyphs)}" if report.paths else ""),
-        ("timeouts", report.timeouts, "got no connection in their time"),
+        ("timeouts", report.timeouts, "timed out waiting for a connection"),
         ("retries", report.retries, "dead connections replaced before their callers saw them"),
         ("long holds", report.long_holds, "flagged while the connection was still out"),
         ("connects", report.created, f"discarded: {_listed(report.discarded, glyphs)}" if report.discarded else ""),
@@ -166,7 +167,7 @@ def _totals(report: Report, width: int, glyphs: Glyphs) -> Iterable[Text]:
 
 
 def _row(name: str, figure: str, details: str, width: int) -> Iterable[Text]:
-    """The details in as many lines as they need."""
+    """Iterate over the lines of one total, whose details may need several."""
     indent = len(name) + len(figure)
     first, *others = textwrap.wrap(details, width - indent, break_long_words=False) or [""]
     row = joined((name, "dim"), figure, (first.replace(NBSP, " "), "dim"))
@@ -177,7 +178,7 @@ def _row(name: str, figure: str, details: str, width: int) -> Iterable[Text]:
 
 
 def _listed(counts: Mapping[str, int], glyphs: Glyphs) -> str:
-    """``idle 1,780 · queued 92``, to be broken after the dots only."""
+    """Return counts as ``idle 1,780 · queued 92``, which can be wrapped after the dots only."""
     items = [f"{_named(name)} {count:,}".replace(" ", NBSP) for name, count in islice(counts.items(), MAX_LISTED)]
     if len(counts) > MAX_LISTED:
         items.append(f"and {len(counts) - MAX_LISTED:,} more".replace(" ", NBSP))
@@ -226,7 +227,7 @@ def _slow(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Gly
 
 
 def _story(slow: SlowCheckout) -> str:
-    """What became of it, in words."""
+    """Return a checkout's wait, hold and outcome in words."""
     outcome = slow.outcome.replace("_", " ")
     if slow.hold is None:
         return f"waited {duration(slow.wait)}, then {outcome}"
@@ -234,7 +235,7 @@ def _story(slow: SlowCheckout) -> str:
 
 
 def _holder(holder: WaitedFor) -> str:
-    """Who it was, for how long it had held by then, and for how long in the end."""
+    """Return a holder in words, with the hold's duration when the wait began and in the end."""
     thread = f" ({holder.thread})" if holder.thread else ""
     who = f"{holder.request}{thread}" if holder.request else holder.thread or f"connection {holder.connection_id}"
     in_all = f" of {duration(holder.held)}" if holder.held is not None else ""

@@ -1,4 +1,4 @@
-"""Where OTLP goes, in which protocol, and where its traces are looked at."""
+"""The OTLP endpoint, its protocol, and the address of Jaeger's user interface."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str, environ: Mapping[str, str], *, bare: bool = True) -> Endpoint:
-        """The protocol is the environment's, else the port says it: 4318 is OTLP over HTTP.
+        """Parse a URL. The protocol is the environment's, or else depends on the port: 4318 is OTLP over HTTP.
 
         Args:
-            url: As accepted; unless ``bare``, the port may be left out and a path may follow, as the SDK allows.
-            environ: The environment.
-            bare: Whether host and port must be there, and nothing else.
+            url: the URL; unless ``bare``, the port may be omitted and a path may follow, as the SDK allows.
+            environ: the environment.
+            bare: whether host and port are required, and a path is not allowed.
 
         Raises:
-            ValueError: not a URL as accepted, or a protocol that is none of `PROTOCOLS`.
+            ValueError: the URL is not an accepted one, or the protocol is not one of `PROTOCOLS`.
         """
         try:
             parts = urlsplit(url)
@@ -65,7 +65,10 @@ class Endpoint:
         return cls(url.rstrip("/"), host, protocol or ("http/protobuf" if port == HTTP_PORT else "grpc"))
 
     def export_to(self, environ: MutableMapping[str, str]) -> None:
-        """Let the SDK's exporters read it; what a variable says for one signal alone gives way."""
+        """Set the variables that the SDK's exporters read.
+
+        The variables for single signals are removed, because they would take precedence.
+        """
         for signal in ("TRACES", "METRICS", "LOGS"):
             environ.pop(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", None)
             environ.pop(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", None)
@@ -73,7 +76,7 @@ class Endpoint:
         environ[PROTOCOL_VARIABLE] = self.protocol
 
     def jaeger_search(self, service: str) -> str:
-        """Jaeger's search for the checkouts that were held too long, if it runs on the same host."""
+        """Return the URL of Jaeger's search for long holds, assuming that Jaeger runs on the endpoint's host."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         tags = json.dumps({"otel_pgpool.long_hold": "true"}, separators=(",", ":"))
         query = urlencode({"service": service, "tags": tags, "lookback": "1h", "limit": 20}, quote_via=quote)
@@ -81,9 +84,9 @@ class Endpoint:
 
 
 def place(url: str) -> str:
-    """Return what may be shown of an endpoint: scheme, host, port and path; empty where they cannot be told apart.
+    """Return the parts of an endpoint that may be shown: scheme, host, port and path; empty if it cannot be parsed.
 
-    A key may stand in its query, a password before its host.
+    The query may contain a key, and a password may precede the host.
     """
     found = _PLACE.match(url)
     return "" if found is None or "@" in url[found.end() :] else f"{found['scheme']}{found['rest']}"

@@ -1,16 +1,19 @@
-"""Why a command cannot do what it was asked for, or not to its end."""
+"""Errors that end a command."""
 
 from __future__ import annotations
 
 
 class CommandError(Exception):
-    """One line that names the option or variable and says what to change; no password in it."""
+    """The command cannot begin.
+
+    The message is one line with the option or variable and what to change, without a password.
+    """
 
 
 class BrokenOff(BaseException):
-    """The command ends before its time, cleaned up. Its text says why; it is empty where nobody wants to know."""
+    """The command ends early, after cleaning up. The message is the reason; if empty, nothing is printed."""
 
     status = 1
     """The exit status."""
     kept = ""
-    """What stays of it and where, in words; empty if nothing does."""
+    """What remains and where, in words; empty if nothing does."""

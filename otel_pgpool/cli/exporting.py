@@ -1,4 +1,4 @@
-"""Where the demo's telemetry goes: into the recording always, to an OTLP endpoint if there is one."""
+"""The exporters of the demo's telemetry: always into the recording, and to an OTLP endpoint if there is one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from otel_pgpool.cli.recording import Recording
 
 SERVICE = "otel-pgpool-demo"
-# The files are to hold every span, and dashboards to move while the demo runs. What the user has set stays.
+# So that the files contain every span, and dashboards are updated while the demo runs. The user's own values remain.
 SDK_DEFAULTS = {
     "OTEL_METRIC_EXPORT_INTERVAL": "1000",
     "OTEL_BSP_MAX_QUEUE_SIZE": "20000",
     "OTEL_BSP_SCHEDULE_DELAY": "1000",
 }
-# The report reads totals off the last values, whatever the user's backend prefers.
+# The report reads the totals from the last values, so it needs cumulative ones, whatever the user's backend prefers.
 CUMULATIVE: dict[type, AggregationTemporality] = dict.fromkeys(
     (Counter, Histogram, ObservableCounter, ObservableUpDownCounter, UpDownCounter),
     AggregationTemporality.CUMULATIVE,
@@ -32,7 +32,7 @@ CUMULATIVE: dict[type, AggregationTemporality] = dict.fromkeys(
 
 
 def refuse_disabled_sdk() -> None:
-    """See that there will be telemetry.
+    """Check that telemetry is not switched off.
 
     Raises:
         CommandError: the SDK is switched off.
@@ -42,10 +42,10 @@ def refuse_disabled_sdk() -> None:
 
 
 def export(recording: Recording, endpoint: Endpoint | None) -> otlp.Providers:
-    """Set the process's providers.
+    """Set the providers of the process.
 
     Raises:
-        CommandError: a variable that the SDK reads is of no use, or there are providers already.
+        CommandError: a variable that the SDK reads is invalid, or providers are set already.
     """
     for variable, value in SDK_DEFAULTS.items():
         os.environ.setdefault(variable, value)

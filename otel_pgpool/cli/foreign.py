@@ -1,21 +1,21 @@
-"""Texts that others wrote, made fit for a terminal: one line each, of a bounded length, that only shows characters."""
+"""Escaping of texts from elsewhere for a terminal: one line each, bounded, without control characters."""
 
 from __future__ import annotations
 
 from unicodedata import category, normalize
 
 LONGEST = 1000
-"""Characters of one text."""
+"""Maximum number of characters of one text."""
 _GAP = " ... "
 _FILLERS = {"\u115f", "\u3164", "\uffa0", *map(chr, range(0x1160, 0x1200))}
-"""Letters of no width, or of nothing but width."""
+"""Letters without width, or without a visible shape."""
 
 
 def shown(text: object, limit: int = LONGEST) -> str:
-    """Return the text with every character escaped that a terminal obeys or hides, and cut in its middle.
+    """Return the text with characters escaped that a terminal interprets or hides, and shortened in its middle.
 
-    Escaped are control characters, line ends, tabs, marks of direction, and what has no width. What comes out goes
-    through unchanged a second time.
+    These are control characters, line ends, tabs, marks of direction, and characters without width. The function does
+    not change its own result.
     """
     text = _cut(str(text), limit)
     if text.isascii() and text.isprintable():
@@ -29,7 +29,7 @@ def _escaped(character: str) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    """Keep the beginning and the end, which say more than what is between them."""
+    """Shorten a text in its middle: the beginning and the end say more."""
     if len(text) <= limit:
         return text
     end = (limit - len(_GAP)) // 2

@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin: they end the work, and never the clean-up."""
+"""Signals such as Ctrl-C, which end the work but not the clean-up."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ if TYPE_CHECKING:
 
 
 class Interrupted(BrokenOff):
-    """A signal asked us to stop."""
+    """The end of a command by a signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.status = 128 + signum  # what shells give a program that this signal ended: 130 for Ctrl-C
+        self.status = 128 + signum  # as shells report a program ended by this signal: 130 for Ctrl-C
 
 
 class Interrupts:
-    """SIGINT, SIGTERM and SIGHUP are noted, and raised as `Interrupted` only inside of `exposed` blocks.
+    """Handlers of SIGINT, SIGTERM and SIGHUP, which raise `Interrupted` inside `exposed` blocks only.
 
-    So whatever stands outside of them, start-up steps and clean-up, runs to its end.
+    Outside these blocks a signal is only noted, so that start-up steps and clean-up are completed.
     """
 
     def __init__(self) -> None:
         self.pending: int | None = None
-        """The first signal that came."""
+        """The first signal received, or None."""
         self._exposed = False
 
     def install(self) -> None:
-        """Handle them from now on, in the main thread. SIGHUP stays ignored where it is, as under nohup."""
+        """Install the handlers, in the main thread. SIGHUP stays ignored if it is, as under nohup."""
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:
                 signal.signal(signum, self._handle)
 
     def check(self) -> None:
-        """Raise `Interrupted` if a signal has come."""
+        """Raise `Interrupted` if a signal was received."""
         if self.pending is not None:
             raise Interrupted(self.pending)
 
     @contextmanager
     def exposed(self) -> Iterator[None]:
-        """Here a signal, also one that came before, raises `Interrupted`."""
+        """Let a signal raise `Interrupted` inside the block; also one that was received before."""
         try:
             self._exposed = True
             self.check()

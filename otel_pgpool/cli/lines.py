@@ -1,4 +1,4 @@
-"""Lines for a terminal; the only place where one is made, so that none has a character in it that a terminal obeys."""
+"""Lines for a terminal. Only this module creates them, so that no line contains an unescaped control character."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.text import Text
 from otel_pgpool.cli.foreign import shown
 
 Part = str | tuple[str, str] | Text
-"""A text, a text with its style, or a line made here before. None of them is read for markup."""
+"""A text, a text with its style, or a line made here before. None of them is parsed for markup."""
 
 
 def joined(*parts: Part) -> Text:

@@ -1,4 +1,4 @@
-"""The view of a running demo: a live picture on a terminal, plain lines elsewhere."""
+"""The view of a running demo: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 REFRESH_PER_SECOND = 8
 HOLD_ROWS = 3
 SHOWN_FROM = 0.5
-"""Part of the long-hold threshold from which a hold is shown: one sees it coming."""
+"""Fraction of the long-hold threshold from which a hold is shown."""
 BAR = 24
 LEVEL_STYLES = {"INFO": "green", "WARNING": "yellow", "ERROR": "red"}
 
 
 class LiveView:
-    """Redraws one picture in place, and takes it away at the end, so that the report stands alone."""
+    """A display that is redrawn in place, and removed at the end, so that the report stands alone."""
 
     def __init__(self, console: Console, monitor: Monitor, long_hold: float) -> None:
         self._console = console
@@ -53,7 +53,7 @@ class LiveView:
         self._live.stop()
 
     def scene(self, title: str) -> None:
-        """The picture shows it with its next refresh."""
+        """Set the title of the present scene, which the next refresh shows."""
         self._monitor.scene = title
 
     def _draw(self) -> RenderableType:
@@ -92,7 +92,7 @@ class LiveView:
         return self._cut(joined((f"  {name:<13}", "dim"), picture, f"{figure:>7}   ", details))
 
     def _holds(self, levels: PoolStats) -> list[Text]:
-        """Always as many rows, so that what stands below does not jump."""
+        """Return the lines of the long holds, always the same number, so that the lines below do not move."""
         holders = self._monitor.long_holds(self._long_hold * SHOWN_FROM)
         rows = [self._hold(holder) for holder in holders[:HOLD_ROWS]]
         so_far = f"so far, flagged at {duration(self._long_hold)}"
@@ -118,7 +118,7 @@ class LiveView:
 
 
 class PlainView:
-    """Prints a line a second and each notable log record: for files, pipes and terminals that cannot redraw."""
+    """A line each second and each notable log record: for files, pipes and terminals that cannot redraw."""
 
     def __init__(self, console: Console, monitor: Monitor) -> None:
         self._console = console
@@ -139,12 +139,12 @@ class PlainView:
         self._print()
 
     def scene(self, title: str) -> None:
-        """Print it."""
+        """Print the title of the present scene."""
         self._monitor.scene = title
         self._print(f"-- {title}")
 
     def _tick(self) -> None:
-        """At each full second, as long as the pool is open."""
+        """Print a line at each full second, as long as the pool is open."""
         while not self._ended.wait(math.floor(self._monitor.elapsed + 0.5) + 1 - self._monitor.elapsed):
             levels = self._monitor.levels()
             if levels and levels.status != "closed":
@@ -152,7 +152,7 @@ class PlainView:
                 self._print(f"{level}  wait {waits(self._monitor)}  timeouts {levels.timeouts}")
 
     def _print(self, *texts: str) -> None:
-        """After the log records that came before."""
+        """Print texts after the log records received before."""
         with self._printing:
             while self._monitor.unseen:
                 line = self._monitor.unseen.popleft()
@@ -166,7 +166,7 @@ class PlainView:
 
 
 def waits(monitor: Monitor) -> str:
-    """The percentiles of the waits so far."""
+    """Return the percentiles of the waits so far."""
     p50, p99 = ("-" if wait is None else duration(wait) for wait in monitor.waits.percentiles(50, 99))
     return f"p50 {p50}  p99 {p99}"
 

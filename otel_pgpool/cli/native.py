@@ -1,4 +1,4 @@
-"""What libraries written in C print past Python: libpq shows a server's notices on stderr while it connects."""
+"""Escaping of texts that C libraries print: libpq prints a server's notices on stderr while it connects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ JOIN_TIMEOUT = 1.0
 
 @contextmanager
 def escaped_stderr() -> Iterator[None]:
-    """Pass on what is written to descriptor 2 meanwhile, some lines of it, escaped; ``sys.stderr`` goes its own way."""
+    """Escape what is written to descriptor 2 during the block, up to a number of lines.
+
+    ``sys.stderr`` is replaced by a stream that does not go through this.
+    """
     try:
         real = os.dup(STDERR)
     except OSError:  # it is closed: nobody reads it

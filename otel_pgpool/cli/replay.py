@@ -1,4 +1,4 @@
-"""A recorded run, reported again."""
+"""The report of a recorded run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def replay(folder: Path, stdout: Output, *, slowest: int, as_json: bool) -> None:
-    """Report what was recorded in ``folder``.
+    """Print the report of the recording in ``folder``.
 
     Raises:
         CommandError: there is no recording in ``folder``.

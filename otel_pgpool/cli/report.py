@@ -1,4 +1,4 @@
-"""What a run's recording says: totals, percentiles, and the slowest checkouts with whom they waited for."""
+"""The report of a recording: totals, percentiles, and the slowest checkouts with the holders that they waited for."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 NANOSECONDS = 1e9
 LONGEST = 1e9
-"""Seconds of a duration, about 30 years."""
+"""Maximum duration in seconds, about 30 years."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Percentiles of durations in s, by nearest rank: each is a duration that was measured."""
+    """Percentiles of durations in seconds, by nearest rank: each is a duration that was measured."""
 
     count: int
     p50: float
@@ -30,7 +30,7 @@ class Spread:
 
     @classmethod
     def of(cls, durations: Iterable[float]) -> Spread | None:
-        """None when nothing was measured."""
+        """Compute the percentiles; return None if there are no durations."""
         ordered = sorted(durations)
         if not ordered:
             return None
@@ -38,13 +38,13 @@ class Spread:
 
 
 def percentile(ordered: Sequence[float], rank: float) -> float:
-    """The smallest of the ``ordered`` values that at least ``rank`` percent of them do not exceed."""
+    """Return the smallest of the ``ordered`` values that at least ``rank`` percent of them do not exceed."""
     return ordered[max(0, math.ceil(len(ordered) * rank / 100) - 1)]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """An event of a checkout, ``at`` s after the connection was asked for."""
+    """An event of a checkout, ``at`` seconds after the request."""
 
     at: float
     name: str
@@ -53,11 +53,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class WaitedFor:
-    """A holder in whose favour somebody waited. Times in s; None where its span has not been recorded."""
+    """A holder for which a checkout waited. Times are in seconds; None if the holder's span was not recorded."""
 
     connection_id: int
     held_then: float
-    """For how long it had held the connection when the wait began."""
+    """Duration of the hold when the wait began."""
     held: float | None = None
     request: str | None = None
     thread: str | None = None
@@ -65,7 +65,7 @@ class WaitedFor:
 
 @dataclass(frozen=True)
 class SlowCheckout:
-    """One checkout, from the request to the return. Times in s."""
+    """One checkout, from the request to the return. Times are in seconds."""
 
     request: str
     """Name of the caller's span."""
@@ -74,35 +74,35 @@ class SlowCheckout:
     outcome: str
     wait: float
     hold: float | None
-    """None when it got no connection."""
+    """Duration of the hold; None if the checkout received no connection."""
     marks: tuple[Mark, ...] = ()
     waited_for: tuple[WaitedFor, ...] = ()
     transaction: str | None = None
-    """State of the transaction when the hold was flagged."""
+    """State of the transaction when the hold was reported as long."""
     checked_out_at: str | None = None
 
     @property
     def total(self) -> float:
-        """Wait and hold together."""
+        """Sum of wait and hold."""
         return self.wait + (self.hold or 0.0)
 
 
 @dataclass(frozen=True)
 class Report:
-    """A run in figures. Built by `read`."""
+    """The figures of a run, computed by `read`."""
 
     service: str
     pool: str
     seconds: float
     checkouts: int
     sampled: int
-    """Checkouts that left a span: fewer, when a sampler is set."""
+    """Checkouts with a span; fewer than ``checkouts`` if a sampler is set."""
     paths: dict[str, int]
-    """Checkouts that were served, by the way that their connection came."""
+    """Checkouts that received a connection, by path."""
     outcomes: dict[str, int]
     errors: dict[str, int]
     waited: int
-    """Checkouts that stood in the queue, served or not, as far as they left a span."""
+    """Checkouts that waited in the queue, whether or not they received a connection, as far as they have a span."""
     timeouts: int
     retries: int
     long_holds: int
@@ -114,12 +114,12 @@ class Report:
     slowest: tuple[SlowCheckout, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
 
 def read(recording: Recording, slowest: int = 3) -> Report:
-    """Read a run back from its recording, with so many of the slowest checkouts."""
+    """Compute the report of a recording, with up to ``slowest`` of the slowest checkouts."""
     spans = {span.span_id: span for span in recording.spans()}
     checkouts = [span for span in spans.values() if span.name == "pool.checkout"]
     waits = {span.parent_id: span for span in spans.values() if span.name == "pool.wait"}
@@ -171,7 +171,7 @@ def _slow(span: Span, wait: Span | None, spans: dict[str, Span]) -> SlowCheckout
 
 
 def _marks(span: Span) -> tuple[Mark, ...]:
-    """The events in the order of their times, named without the prefix that all share."""
+    """Return the events of a span in order of time, without the common prefix of their names."""
     details = {
         "pool.acquired": "otel_pgpool.path",
         "pool.retry": "error.type",
@@ -188,7 +188,7 @@ def _marks(span: Span) -> tuple[Mark, ...]:
 
 
 def _waited_for(wait: Span, spans: dict[str, Span]) -> tuple[WaitedFor, ...]:
-    """The longest holder first; its own span tells the rest, once it has ended."""
+    """Return the holders that a checkout waited for, the longest hold first; their own spans supply the details."""
     found = []
     for link in wait.links:
         holder = spans.get(link.span_id)
@@ -205,10 +205,10 @@ def _waited_for(wait: Span, spans: dict[str, Span]) -> tuple[WaitedFor, ...]:
 
 
 def _seconds(value: object) -> float:
-    """A duration as recorded.
+    """Validate a recorded duration.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is not a duration.
     """
     if not isinstance(value, float | int) or not 0 <= value <= LONGEST:
         raise ValueError("a duration is not one")
@@ -225,19 +225,19 @@ def _request(span: Span, spans: dict[str, Span]) -> str | None:
 
 
 def _first_line(frames: str | list[str] | None) -> str | None:
-    """The innermost frame of where the connection was asked for."""
+    """Return the innermost call site of a checkout."""
     if not frames:
         return None
     return next(iter(str(frames if isinstance(frames, str) else frames[0]).splitlines()), None)
 
 
 def _count(values: Iterable[str | None]) -> dict[str, int]:
-    """The commonest first."""
+    """Count the values, the most frequent first."""
     return dict(Counter(str(value) for value in values if value is not None).most_common())
 
 
 def _duration(spans: Iterable[Span], traffic: tuple[int, int] | None) -> float:
-    """From the first that is known to have begun to the last that is known to have ended."""
+    """Return the seconds from the first known beginning to the last known end."""
     times = [(span.start, span.end) for span in spans]
     if traffic:
         times.append(traffic)

@@ -1,4 +1,4 @@
-"""A small shop's requests, written as a service would write them: the pool's ordinary use and its abuse."""
+"""The requests of a small shop, written as a service would write them: proper use of the pool, and misuse."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ if TYPE_CHECKING:
     from otel_pgpool import ConnectionPool
 
 RUSH_TIMEOUT = 0.45
-"""Seconds that a customer at the till waits for a connection."""
+"""Seconds that a request of the till waits for a connection."""
 PAYMENT = (0.12, 0.28)
-"""Seconds that the payment takes, for which the till keeps its transaction open."""
+"""Seconds, from and to, of a payment, during which the till keeps its transaction open."""
 SOLD_OUT = 1
 PRODUCTS = 200
 CUSTOMERS = 50
 DELETED_CUSTOMER = -1
 FORECAST = 20.0
-"""Seconds that the forecast would take, were it not killed."""
+"""Seconds that the forecast's query would take if it were not killed."""
 
 
 UNAVAILABLE = 503
-"""There was no connection to be had."""
+"""HTTP status if no connection was available."""
 
 
 @dataclass
 class Reply:
-    """What a request is answered with."""
+    """The reply to a request."""
 
     status: int = 200
 
 
 class OutOfStockError(Exception):
-    """The product is sold out: the caller's own exception, which rolls the order back."""
+    """The application's own exception for a product that is sold out, which rolls the order back."""
 
 
 class Shop:
-    """The requests of one shop, callable from any thread; each answers with an HTTP status.
+    """The requests of one shop, callable from any thread; each returns an HTTP status.
 
     Args:
-        pool: The connections; they see the shop's tables.
-        closing: Set when the shop closes: waits inside the requests end.
+        pool: the pool, whose connections find the shop's tables.
+        closing: set when the shop closes, which ends the waits inside the requests.
     """
 
     def __init__(self, pool: ConnectionPool, closing: threading.Event) -> None:
@@ -63,7 +63,7 @@ class Shop:
         self._random = random.Random(7)  # nosec B311 # the same traffic each time
 
     def browse(self) -> int:
-        """A page of products."""
+        """Show a page of products."""
         with self._request("GET", "/products") as reply, self._pool.connection() as conn, conn.cursor() as cur:
             first = self._random.randint(1, PRODUCTS - 20)
             self._query(cur, "SELECT", "product", "SELECT name, stock FROM product WHERE id >= %s LIMIT 20", first)
@@ -71,14 +71,14 @@ class Shop:
         return reply.status
 
     def order(self) -> int:
-        """A short order; one of the sold-out product is rolled back."""
+        """Place a short order; an order of the sold-out product is rolled back."""
         product = SOLD_OUT if self._random.random() < 0.08 else self._random.randint(2, PRODUCTS)
         with self._request("POST", "/orders") as reply, self._pool.connection() as conn, conn.cursor() as cur:
             self._place_order(cur, product, self._random.randint(1, CUSTOMERS))
         return reply.status
 
     def order_status(self) -> int:
-        """An older part of the shop, which gets and puts connections by hand."""
+        """Show an order. This older part of the shop uses ``getconn`` and ``putconn``."""
         with self._request("GET", "/orders/{id}") as reply:
             conn = self._pool.getconn()
             try:
@@ -89,7 +89,7 @@ class Shop:
         return reply.status
 
     def till(self) -> int:
-        """A sale in the rush: it holds its connection while the customer pays, and does not wait for one for long."""
+        """Sell in the rush: hold the connection during the payment; wait only briefly for a connection."""
         with (
             self._request("POST", "/till") as reply,
             self._pool.connection(timeout=RUSH_TIMEOUT) as conn,
@@ -100,28 +100,28 @@ class Shop:
         return reply.status
 
     def turnover_report(self, seconds: float) -> int:
-        """A report whose query is slow."""
+        """Make a report with a slow query."""
         with self._request("GET", "/reports/turnover") as reply, self._pool.connection() as conn, conn.cursor() as cur:
             slow = "SELECT count(*) FROM orders CROSS JOIN pg_sleep(%s)"
             self._query(cur, "SELECT", "orders", slow, seconds)
         return reply.status
 
     def stock_report(self, seconds: float) -> int:
-        """A report whose query is fast, and which then draws its charts with the transaction left open."""
+        """Make a report with a fast query, and draw its charts with the transaction left open."""
         with self._request("GET", "/reports/stock") as reply, self._pool.connection() as conn, conn.cursor() as cur:
             self._query(cur, "SELECT", "product", "SELECT id, stock FROM product WHERE stock < %s", 10)
             self._closing.wait(seconds)
         return reply.status
 
     def forecast(self) -> int:
-        """A query that somebody kills before it ends."""
+        """Run a query whose session is killed before it ends."""
         with self._request("GET", "/reports/forecast") as reply, self._pool.connection() as conn, conn.cursor() as cur:
             slow = "SELECT count(*) FROM orders CROSS JOIN pg_sleep(%s)"
             self._query(cur, "SELECT", "orders", slow, FORECAST)
         return reply.status
 
     def export(self) -> int:
-        """Old code that forgets to give its connection back."""
+        """Run old code that forgets to return its connection."""
         with self._request("GET", "/export") as reply:
             conn = self._pool.getconn()
             with conn.cursor() as cur:
@@ -129,7 +129,7 @@ class Shop:
         return reply.status
 
     def order_of_deleted_customer(self) -> int:
-        """An order that only the commit refuses: the foreign key is checked there."""
+        """Place an order that fails at the commit, where the foreign key is checked."""
         with self._request("POST", "/orders") as reply, self._pool.connection() as conn, conn.cursor() as cur:
             self._place_order(cur, 2, DELETED_CUSTOMER)
         return reply.status
@@ -144,7 +144,7 @@ class Shop:
 
     @contextmanager
     def _request(self, method: str, route: str) -> Iterator[Reply]:
-        """The span of a request, as a web framework's instrumentation makes it; the error page is drawn here."""
+        """Start the span of a request, as a web framework's instrumentation would, and turn errors into a status."""
         with self._tracer.start_as_current_span(
             f"{method} {route}",
             kind=SpanKind.SERVER,
@@ -164,7 +164,7 @@ class Shop:
             span.set_attribute("http.response.status_code", reply.status)
 
     def _query(self, cur: cursor, operation: str, table: str, statement: str, *arguments: object) -> None:
-        """Run it under a span, as opentelemetry-instrumentation-psycopg2 would."""
+        """Run a query in a span, as opentelemetry-instrumentation-psycopg2 would."""
         with self._tracer.start_as_current_span(
             f"{operation} {table}",
             kind=SpanKind.CLIENT,

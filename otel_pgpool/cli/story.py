@@ -1,4 +1,4 @@
-"""The day of the shop: short orders, slow reports, a rush, killed backends; each trouble by its real cause."""
+"""The scenario of the demo: short orders, slow reports, a rush, killed backends; each problem with its real cause."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from otel_pgpool.cli.workers import Errand, Workers
 
 DAY = 20.0
-"""Longest day in s; a longer run has several."""
+"""Maximum duration of a day in seconds; a longer run has several days."""
 SETTLED = 0.1
-"""Seconds after which an idle connection is no longer one just used, whose health the pool takes for granted."""
+"""Seconds after which an idle connection is checked before use, as it is not fresh any more."""
 GONE = 1.0
-"""Longest wait in s for killed sessions to end."""
+"""Maximum wait in seconds for the end of killed sessions."""
 PATIENCE = 5.0
-"""Longest wait in s for each of the other steps."""
+"""Maximum wait in seconds for each of the other steps."""
 
 
 class Story:
-    """Leads the workers through one or several days that take ``seconds`` together.
+    """The scenario: one or several days of work, which take ``seconds`` together.
 
-    The steps follow each other by what has happened; a day has its shortest length therefore, about 3 s.
+    Each step waits for the event that it needs, so that a day takes at least about 3 s.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Story:
         self._rush = Scene((shop.till,), (0.05, 0.15))
 
     def play(self) -> None:
-        """From the first order to the last."""
+        """Play all days."""
         for _ in range(self._days):
             self._play_day()
 
@@ -84,7 +84,7 @@ class Story:
         self._until(began, 1.0)
 
     def _have_a_rush(self) -> list[Errand]:
-        """More customers than connections; two reports are asked for in the midst of it, and queue like everyone."""
+        """Let more customers come than there are connections; two reports are requested meanwhile, and queue."""
         self._scene("rush: everyone at the till", self._rush)
         self._pause(0.2)
         reports = [self._send(self._report_stock)]
@@ -93,7 +93,7 @@ class Story:
         return reports
 
     def _kill_idle(self) -> None:
-        """Nobody works for a moment, and meanwhile the sessions of all idle connections end."""
+        """Pause the work, and end the sessions of all idle connections meanwhile."""
         self._scene("quiet", Scene())
         wait_until(lambda: not self._pool.stats().used, PATIENCE)
         self._pause(SETTLED)
@@ -103,7 +103,7 @@ class Story:
         self._scene(f"{killed} idle backends killed; orders go on", self._orders)
 
     def _kill_in_use(self) -> None:
-        """The session of a forecast ends in the middle of its query."""
+        """End the session of a forecast in the middle of its query."""
         errand = self._send(self._shop.forecast)
         if wait_until(lambda: self._pid_of(errand) is not None, PATIENCE):
             self._pause(SETTLED)
@@ -124,7 +124,7 @@ class Story:
         return self._pool.stats().discarded.get("reclaimed", 0)
 
     def _pid_of(self, errand: Errand) -> int | None:
-        """The backend that serves the errand, once there is one."""
+        """Return the process id of the backend that serves an errand, once there is one."""
         if not errand.thread:
             return None
         return next((holder.pid for holder in self._pool.holders() if holder.thread == errand.thread), None)
@@ -136,7 +136,7 @@ class Story:
         return self._shop.stock_report(1.2 * self._long)
 
     def _send(self, job: Callable[[], int]) -> Errand:
-        """Whoever is turned away for want of a connection asks again."""
+        """Have a job done by a worker, repeatedly as long as there is no connection."""
 
         def insist() -> None:
             while job() == UNAVAILABLE and not self._closing.wait(SETTLED):
@@ -149,7 +149,7 @@ class Story:
         self._tell(title)
 
     def _until(self, began: float, part: float) -> None:
-        """Wait until so much of the day is over."""
+        """Wait until a fraction of the day has passed."""
         self._pause(began + part * self._day - time.monotonic())
 
     def _pause(self, seconds: float) -> None:

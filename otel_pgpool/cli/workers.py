@@ -1,4 +1,4 @@
-"""The shop's workers: threads that serve what the scene asks for, and run errands between two requests."""
+"""The shop's workers: threads that run the jobs of the present scene, and errands in between."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUIET_PAUSE = 0.02
 
 @dataclass(frozen=True)
 class Scene:
-    """What the workers do meanwhile: one of the ``jobs`` again and again, with a ``pause`` (s, from and to)."""
+    """The jobs among which the workers choose at random, and the pause after each, from and to, in seconds."""
 
     jobs: Sequence[Callable[[], object]] = ()
     pause: tuple[float, float] = (QUIET_PAUSE, QUIET_PAUSE)
@@ -25,21 +25,21 @@ class Scene:
 
 @dataclass
 class Errand:
-    """A job that is done once, by whichever worker is free first."""
+    """A job that is done once, by the first worker that is free."""
 
     job: Callable[[], object]
     thread: str = ""
-    """Name of the worker that does it; empty until one has begun."""
+    """Name of the worker that does the job; empty until one has begun."""
     done: threading.Event = field(default_factory=threading.Event)
 
 
 class Workers:
-    """So many threads, from `start` until ``closing`` is set."""
+    """A number of threads, which run from `start` until ``closing`` is set."""
 
     def __init__(self, count: int, closing: threading.Event) -> None:
         self.scene = Scene()
         self.failures: list[BaseException] = []
-        """What the jobs raised: nothing, unless the demo itself is wrong."""
+        """Exceptions of the jobs: none, unless the demo itself has a fault."""
         self._closing = closing
         self._errands: queue.SimpleQueue[Errand] = queue.SimpleQueue()
         self._threads = [
@@ -48,19 +48,19 @@ class Workers:
         ]
 
     def start(self) -> None:
-        """Begin."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def join(self, timeout: float) -> None:
-        """Wait for all of them to end their requests, for at most ``timeout`` s."""
+        """Wait for all workers to end their requests, for at most ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             if thread.ident is not None:  # started
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def send(self, job: Callable[[], object]) -> Errand:
-        """Have one of them do ``job`` next."""
+        """Have a job done by the first worker that is free."""
         errand = Errand(job)
         self._errands.put(errand)
         return errand
@@ -69,7 +69,7 @@ class Workers:
         while not self._closing.is_set():
             try:
                 self._next()
-            except Exception as error:  # noqa: BLE001 - kept, told at the end
+            except Exception as error:  # noqa: BLE001 - kept, and printed at the end
                 self.failures.append(error)
                 self._closing.wait(QUIET_PAUSE)
 
@@ -80,7 +80,7 @@ class Workers:
             scene = self.scene
             if scene.jobs:
                 random.choice(scene.jobs)()  # nosec B311 # chance, no secret
-            self._closing.wait(random.uniform(*scene.pause))  # nosec B311 # likewise
+            self._closing.wait(random.uniform(*scene.pause))  # nosec B311 # chance, no secret
             return
         errand.thread = threading.current_thread().name
         try:

@@ -1,4 +1,4 @@
-"""The auto-instrumentation hook: pools of an unchanged program get the spans, metrics and logs of our own."""
+"""The auto-instrumentation: pools of an unchanged application get the spans, metrics and logs of `ConnectionPool`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING, Any
 
 try:
-    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # unchecked
+    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # the package is not typed
     from wrapt import register_post_import_hook
 except ModuleNotFoundError as error:
     message = "PgPoolInstrumentor needs the extra 'instrument': pip install 'otel-pgpool[instrument]'"
@@ -29,25 +29,34 @@ KINDS = {
     "psycopg2.pool": "psycopg2_pool",
     "sqlalchemy": "sqlalchemy_pool",
 }
-"""The module of this package that hooks a kind of pool, by what must have been imported before there is one."""
+"""By module: the submodule that instruments its pools, imported once the module itself has been imported."""
 
 FLAVOURS = {"psycopg2": "psycopg2 >= 2.9", "psycopg2-binary": "psycopg2-binary >= 2.9"}
 
 
-class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
-    """Shows the pools of a program that does not know of it.
+class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is not typed
+    """The instrumentor for psycopg2's pools, their subclasses, and the pools of SQLAlchemy engines that use psycopg2.
 
-    ``instrument()`` takes ``tracer_provider`` and ``meter_provider``, by default the global ones; ``spans``
-    (``always``, ``parent``, ``slow``, ``off``), by default ``OTEL_PGPOOL_SPANS``; and ``long_hold`` in s, None or 0
-    for never, by default ``OTEL_PGPOOL_LONG_HOLD``. ``uninstrument()`` leaves everything as it was found; checkouts
-    that are out then end with it. Neither raises: what is wrong is logged.
+    ``instrument()`` starts and ``uninstrument()`` ends the instrumentation; both are inherited from OpenTelemetry's
+    ``BaseInstrumentor``, and ``opentelemetry-instrument`` calls the former. Neither raises: errors and invalid values
+    are logged. After ``uninstrument()`` the original methods are in place again, and the spans of checkouts in progress
+    have ended.
+
+    ``instrument()`` takes these keyword arguments, all of them optional:
+
+        tracer_provider: the tracer provider; by default the global one.
+        meter_provider: the meter provider; by default the global one.
+        spans: which checkouts get spans: ``always``, ``parent``, ``slow`` or ``off``; by default ``OTEL_PGPOOL_SPANS``,
+            or ``always`` if that is not set.
+        long_hold: hold time in seconds after which a checkout is reported as a long hold, None or 0 for never; by
+            default ``OTEL_PGPOOL_LONG_HOLD``, or 1 if that is not set.
     """
 
     _hook: Hook | None = None
     _undo: list[Callable[[], None]]
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """The flavour of psycopg2 that is installed; none where it came by another way than a package."""
+        """Return the requirement for the installed distribution of psycopg2, or nothing if there is none."""
         for flavour, requirement in FLAVOURS.items():
             try:
                 distribution(flavour)
@@ -59,8 +68,8 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
     def _instrument(self, **options: Any) -> None:
         try:
             self._turn_on(options)
-        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
-            log_failure("pools could not be hooked, and stay as they are", error)
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+            log_failure("failed to instrument connection pools; they stay uninstrumented", error)
             self._uninstrument()
 
     def _turn_on(self, options: dict[str, Any]) -> None:
@@ -74,12 +83,12 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
 
     def _hook_on(self, hook_ref: weakref.ref[Hook], kind: str, _module: object) -> None:
         hook = hook_ref()
-        if hook is None or not hook.is_on:  # what is to be called at an import is so for good
+        if hook is None or not hook.is_on:  # wrapt cannot unregister a post-import hook
             return
         try:
             self._undo.append(import_module(f"{__name__}.{kind}").hook_on(hook))
-        except Exception as error:  # noqa: BLE001 - likewise
-            log_failure(f"{kind} could not be hooked, and stays as it is", error)
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+            log_failure(f"failed to instrument {kind}; its pools stay uninstrumented", error)
 
     def _uninstrument(self, **_options: Any) -> None:
         hook, self._hook = self._hook, None
@@ -89,5 +98,5 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # likewise
         for undo in (*reversed(undos), hook.end):
             try:
                 undo()
-            except Exception as error:  # noqa: BLE001 - likewise
-                log_failure("a hook could not be taken off", error)
+            except Exception as error:  # noqa: BLE001 - the other parts have to be undone too
+                log_failure("failed to remove the instrumentation", error)

@@ -1,4 +1,7 @@
-"""Physical connects of a pool that is not ours: made under its locks, where nothing may be told, and told later."""
+"""A buffer for the connects of an instrumented pool.
+
+A pool connects under its own locks, where the observer must not be called. The observer is notified later.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +19,31 @@ if TYPE_CHECKING:
 
 
 TOLD_AFTER = 30.0
-"""Seconds after which a connect is told that no checkout has claimed: its thread may still be preparing it."""
+"""Seconds after which the observer is notified of a connect that no checkout has claimed.
+
+Until then the connecting thread may still be preparing the connection for its checkout.
+"""
 
 
 class Outage(NamedTuple):
-    """The server could not be reached since."""
+    """A period in which the server cannot be reached."""
 
     since: float
     attempts: int
 
 
 class Untold(NamedTuple):
-    """A connect of which telemetry has not heard yet."""
+    """A connect of which the observer has not been notified yet."""
 
     thread: int
-    """Who made it, by identity."""
+    """Identity of the thread that connected."""
     connect: Connect
     outage: Outage | None
-    """The one that it fell into, or has ended."""
+    """The outage that was in progress before the connect."""
 
 
 class Connects:
-    """Those of one pool."""
+    """The connects of one instrumented pool."""
 
     __slots__ = ("outage", "under_way", "untold")
 
@@ -47,7 +53,7 @@ class Connects:
         self.untold: deque[Untold] = deque()
 
     def made(self, began: float, conn: Any) -> None:
-        """A connection was made, which ends an outage."""
+        """Add a successful connect, which ends an outage."""
         now = monotonic()
         ended, self.outage = self.outage, None
         address, port = place_of(conn)
@@ -55,27 +61,27 @@ class Connects:
         self.untold.append(Untold(threading.get_ident(), connect, ended))
 
     def failed(self, began: float, error: BaseException, message: str) -> None:
-        """An attempt failed, which an outage begins with or goes on; a refusal ends it, as the server was reached."""
+        """Add a failed connect, which starts or continues an outage; a refusal ends it, as the server was reached."""
         now = monotonic()
         before = self.outage
         since, attempts = before or Outage(now, 0)
         if is_refusal(error):
             self.outage = None
-        elif isinstance(error, Exception):  # an interrupt says nothing of the server
+        elif isinstance(error, Exception):  # an interrupt does not mean that the server is down
             self.outage = Outage(since, attempts + 1)
         connect = Connect(attempts + 1, began, now, None, error, message)
         self.untold.append(Untold(threading.get_ident(), connect, before))
 
     def take(self, thread: int) -> Iterator[Untold]:
-        """What is to be told now of a thread, each once."""
+        """Remove and yield the connects of a thread, each once."""
         for each in self.untold.copy():
             if each.thread == thread:
                 try:
                     self.untold.remove(each)
-                except ValueError:  # another was faster
+                except ValueError:  # another thread has removed it
                     continue
                 yield each
 
     def overdue(self, now: float) -> list[int]:
-        """The threads of which something has waited for too long, in the order in which they made it."""
+        """Return the threads with a connect older than `TOLD_AFTER`, in the order of their connects."""
         return [*dict.fromkeys(each.thread for each in self.untold.copy() if now - each.connect.ended > TOLD_AFTER)]

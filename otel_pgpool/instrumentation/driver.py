@@ -1,7 +1,7 @@
-"""Look at psycopg2's connections by its own code alone.
+"""Access to psycopg2's connections by psycopg2's own code only.
 
-A program may have put its own over a connection: a subclass, a fake of its tests, an agent's proxy. Of these nothing is
-asked, so that they see no call which their pool did not make.
+An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. None of
+that is called, so that it sees no call that the pool itself did not make.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from otel_pgpool.instrumentation.lenient import lenient, pass_over
 
 
 def own_of(conn: Any) -> connection | None:
-    """Return psycopg2's connection, behind the proxies of agents; None for what is none."""
+    """Return psycopg2's connection inside the proxies of agents; None if there is none."""
     own = unwrapped(conn)
     return own if issubclass(type(own), connection) else None
 
 
 def pid_of(conn: Any) -> int:
-    """Return the process id of a connection's backend; 0 where it has none any more, or is not psycopg2's."""
+    """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg2's."""
     with lenient:
         own = own_of(conn)
         return 0 if own is None else connection.get_backend_pid(own)
@@ -54,7 +54,7 @@ def _info_of(conn: Any) -> Any:
 
 
 def closed_of(conn: Any) -> int:
-    """Return a connection's ``closed``, which pools read too; 0 for what does not say it."""
+    """Return a connection's ``closed``, which pools read too; 0 if it has none."""
     try:
         return conn.closed  # type: ignore[no-any-return]  # a number or a truth
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
@@ -63,7 +63,7 @@ def closed_of(conn: Any) -> int:
 
 
 class SeenSlot(Slot):
-    """The slot of an instrumented pool's connection, whose pid is asked for late where it is not psycopg2's."""
+    """The slot of an instrumented pool's connection; the pid of one that is not psycopg2's is read on demand."""
 
     __slots__ = ("_pid",)
 
@@ -71,7 +71,7 @@ class SeenSlot(Slot):
 
     @property
     def pid(self) -> int:
-        """Process id of its backend; 0 where it cannot be known."""
+        """Process id of the backend; 0 if it cannot be determined."""
         if not self._pid:
             with lenient:
                 conn: Any = self.ref()

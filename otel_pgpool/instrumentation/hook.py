@@ -1,4 +1,4 @@
-"""The hook while it is on: the pools that it has met, and the one thread that watches them all."""
+"""The state of the instrumentation: the pools that it tracks, and the thread that watches them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ LEAST_TICK = 0.01
 
 
 def live_instances(classes: Collection[type]) -> Iterator[Any]:
-    """Every object of these classes that the collector knows."""
+    """Iterate over the objects of these classes that the garbage collector knows."""
     for found in gc.get_referrers(*classes):  # an object refers to its class
         if type(found) in classes:
             yield found
 
 
 class Hook:
-    """Every pool that was met since ``instrument()``, until ``uninstrument()``."""
+    """The pools tracked between ``instrument()`` and ``uninstrument()``."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -49,55 +49,55 @@ class Hook:
         self.ledgers: dict[Ledger, None] = {}
         self._gone: deque[Ledger] = deque()
         self._notes: deque[Callable[[], object]] = deque()
-        self.guard = Guard("new to the hook")
+        self.guard = Guard("<not yet tracked>")
         self._start_afresh()
         _hooks.add(self)
 
     def _start_afresh(self) -> None:
-        self._lock = threading.RLock()  # guards the opening of ledgers; reentrant, as a collected pool may end in it
-        self.parked = True  # there is no thread yet
+        self._lock = threading.RLock()  # guards the creation of ledgers; reentrant, as a pool may be collected under it
+        self.parked = True  # so that the first checkout starts the thread
         self._wakeup = Wakeup()
         self._watch = Watch(self, self._wakeup, "otel_pgpool-watch")
 
     def adopt(self, pool: Any, kind: Kind, name: str, target: Target, *, before: Ledger | None = None) -> Ledger | None:
-        """The ledger of a pool, opened if it has none; None where that fails, or the hook is off.
+        """Return the ledger of a pool, creating one if necessary; None if that fails or the instrumentation has ended.
 
         Args:
-            pool: whose.
-            kind: of it.
-            name: as it is called unless another pool is.
-            target: where it connects to.
-            before: of the pool whose place this one takes, with its name and totals.
+            pool: the pool.
+            kind: how to read this kind of pool.
+            name: name of the pool, unless another pool has that name.
+            target: where the pool connects to.
+            before: ledger of the pool that this one replaces; its name and totals are taken over.
         """
         try:
-            self.settle()  # so that a pool made in the place of one that was dropped has its name
+            self.settle()  # so that a pool that replaces a collected one gets its name
             with self._lock:
                 if not self.is_on:
                     return None
                 known: Ledger | None = getattr(pool, LEDGER, None)
-                if known is not None and known.hook is self:  # another thread was faster
+                if known is not None and known.hook is self:  # another thread has created it
                     return known
                 renew_here()
                 ledger = Ledger(pool, kind, printable(name, LONGEST_NAME), target, self, before=before)
                 self.ledgers[ledger] = None
                 return ledger
-        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.lament(error)
             return None
 
     def dropped(self, ledger: Ledger) -> None:
-        """A pool was collected. Called by finalizers, hence it only takes a note."""
+        """Note that a pool was collected. Finalizers call this, so it does nothing else."""
         if self.is_on:
             self._gone.append(ledger)
         self._wakeup.ring()
 
     def later(self, deed: Callable[[], object]) -> None:
-        """Let the watch do it. Called by finalizers, hence it only takes a note."""
+        """Note a call for the watching thread. Finalizers call this, so it does nothing else."""
         self._notes.append(deed)
         self._wakeup.ring()
 
     def settle(self) -> None:
-        """Do what finalizers have noted, and close the ledgers of pools that were collected."""
+        """Make the calls that finalizers have noted, and end the ledgers of collected pools."""
         for deed in _drained(self._notes):
             deed()
         for ledger in _drained(self._gone):
@@ -105,13 +105,13 @@ class Hook:
             ledger.end("reclaimed", "reclaimed")
 
     def forget_notes(self) -> None:
-        """In a forked child: what the parent's finalizers have noted is the parent's to do."""
+        """Drop, in a forked child, what the parent's finalizers have noted."""
         self._notes.clear()
         for ledger in _drained(self._gone):
             self.ledgers.pop(ledger, None)
 
     def wake(self) -> None:
-        """Let the watch look: something is out."""
+        """Start a pass of the watching thread, because a connection was checked out."""
         self.parked = False
         try:
             self._watch.wake()
@@ -119,17 +119,17 @@ class Hook:
             self.parked = True
             if is_asynchronous(error):
                 raise
-            log_failure("the thread that watches hooked pools could not be started", error, DEBUG)
+            log_failure("the thread that watches instrumented pools could not be started", error, DEBUG)
 
     def end(self) -> None:
-        """Close every ledger and end the thread."""
-        with self._lock:  # from here on none is opened
+        """End every ledger and the thread."""
+        with self._lock:  # no ledger is created after this
             self.is_on = False
         self.settle()
         for ledger in list(self.ledgers):
             ledger.end("released")
             pool = ledger.pool
-            with suppress(AttributeError):  # gone, or it does not let go
+            with suppress(AttributeError):  # the pool is collected, or does not allow it
                 delattr(pool, LEDGER)
         self.ledgers.clear()
         self._wakeup.ring()
@@ -140,14 +140,14 @@ class Hook:
 
 
 class Watch(Watcher[Hook]):
-    """It sleeps until the next long hold is due, for at most a tick.
+    """The watching thread.
 
-    When nothing has been checked out for a tick, and nothing is out, it parks: the next checkout wakes it, which costs
-    that one some 100 us.
+    The thread sleeps until the next long hold is due, for at most a `TICK`. When nothing was checked out for a `TICK`,
+    and nothing is held, it parks: the next checkout wakes it, which costs that checkout some 100 us.
     """
 
     _served = 0
-    """Checkouts, at the last look."""
+    """Number of checkouts at the last pass."""
 
     def _look(self, hook: Hook) -> float | None:
         hook.settle()
@@ -156,11 +156,11 @@ class Watch(Watcher[Hook]):
         now = monotonic()
         due = NEVER
         for ledger in list(hook.ledgers.copy()):
-            due = min(due, ledger.look(now) or NEVER)  # None where something went wrong
+            due = min(due, ledger.look(now) or NEVER)  # `look` returns None after an error
         ledgers = list(hook.ledgers.copy())
         before, self._served = self._served, sum(ledger.served for ledger in ledgers)
         if self._served == before:
-            hook.parked = True  # parked first, and looked second: a checkout enters its hold first, and asks second
+            hook.parked = True  # set before looking for holds; a checkout adds its hold before it reads `parked`
             if all(ledger.is_quiet for ledger in ledgers):
                 return NEVER
             hook.parked = False
@@ -168,7 +168,7 @@ class Watch(Watcher[Hook]):
 
 
 def _drained(notes: deque[Note]) -> Iterator[Note]:
-    """Take what has gathered; another thread may be doing so too."""
+    """Remove and yield what is in the deque; another thread may do so at the same time."""
     with suppress(IndexError):
         while True:
             yield notes.popleft()

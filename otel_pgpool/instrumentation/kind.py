@@ -1,4 +1,4 @@
-"""Kinds of pools that are not ours: how their levels are read, and what a fork, a return and a wait are to them."""
+"""The adapter of a kind of instrumented pool: how to read its levels, and what to do at a fork, a return and a wait."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
 
 
 class Levels(NamedTuple):
-    """What a kind of pool reads of itself, without a lock."""
+    """The levels of an instrumented pool, read without a lock."""
 
     minconn: int
     maxconn: int
-    """0 for no limit."""
+    """Maximum number of connections; 0 for no limit."""
     used: int
     idle: int
     maxidle: int | None
-    """None for as many as there may be."""
+    """Maximum number of idle connections; None for no limit."""
     closed: bool = False
 
 
 class Kind(NamedTuple):
-    """What the ledger must know of a kind of pool."""
+    """The functions that a ledger needs for a kind of pool."""
 
     read: Callable[[Any], Levels]
     """Read a pool's levels."""
     abandon: Callable[[Any], int]
-    """In a forked child: let a pool forget the parent's connections without a word to the server; how many."""
+    """Drop the parent's connections from a pool in a forked child, without sending anything; return their number."""
     is_back: Callable[[Any, Slot], bool] = lambda _pool, _slot: False
-    """Whether a connection that seems to be out lies in the pool: given back by a way that is not seen."""
+    """Whether a connection that counts as held is idle in the pool, returned by a method that is not wrapped."""
     waits: Callable[[Any], bool] = lambda _pool: False
-    """Whether an exhausted pool waits where `Settings.wait_timeout` asks for it."""
+    """Whether callers of an exhausted pool wait if `Settings.wait_timeout` is set."""

@@ -1,4 +1,4 @@
-"""What is known of a pool that is not ours: who holds what since when, and the totals; told to the one telemetry."""
+"""The tracker of an instrumented pool: who holds which connection since when, and totals, reported by `Telemetry`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ AnyLoan = TypeVar("AnyLoan", bound=Loan)
 
 
 class Loud(Silence):
-    """The opposite of a `Silence`: every checkout is heard of."""
+    """The opposite of a `Silence`: the observer is notified of every checkout."""
 
     def __init__(self) -> None:
         self._real_instrument = True
@@ -70,20 +70,20 @@ class Loud(Silence):
 LOUD = Loud()
 
 LEDGER = "_otel_pgpool"
-"""The attribute of a pool that holds its ledger: found at no cost, and gone with the pool.
+"""Name of the attribute with which a pool refers to its ledger, so that both are collected together.
 
-Its class has none of that name: since 3.12 Python looks slowly for what both have.
+The pool's class has no attribute of that name: since Python 3.12, reading an attribute that both have is slow.
 """
 
 
 def harmless(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Whatever goes wrong in a method of the ledger is logged, and goes no further."""
+    """Decorate a method of the ledger so that its errors are logged and not raised."""
 
     @wraps(method)
     def guarded(self: Ledger, *args: Any, **kwargs: Any) -> Any:
         try:
             return method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.lament(error)
             return None
 
@@ -91,16 +91,17 @@ def harmless(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Ledger(Holds):
-    """One pool's. It holds the pool weakly, and outlives it only until its checkouts have ended.
+    """The tracker of one instrumented pool.
 
-    A checkout that leaves neither span nor record may be kept as a `QuietHold`, at a third of the price of a `Loan`; it
-    becomes one when there is something to tell of it.
+    The ledger refers to the pool weakly, and outlives the pool only until its checkouts have ended. A checkout that
+    leaves neither span nor record may be kept as a `QuietHold`, at a third of the cost of a `Loan`, and is turned into
+    one as soon as there is something to report.
 
-    It takes no lock. Counts are plain ``+=``, which CPython does not interrupt: it switches threads at calls and
-    backward jumps only. Whatever goes wrong in here is logged once a minute, and the program goes on.
+    There is no lock. Counters are changed by plain ``+=``, within which CPython does not switch threads: it does so at
+    calls and backward jumps only. An error in the ledger is logged, at most once a minute, and not raised.
     """
 
-    __slots__ = (  # more attributes than CPython keeps at hand in a dictionary
+    __slots__ = (  # CPython stores so many attributes outside the object otherwise, which makes access slower
         "__weakref__",
         "_before",
         "_ended",
@@ -144,11 +145,11 @@ class Ledger(Holds):
         self.hook = hook
         self._kind = kind
         self._retired = self._ended = False
-        self._before: list[Ledger] = []  # of pools in whose place this one stands, and which somebody may still use
+        self._before: list[Ledger] = []  # ledgers of the pools that this one replaces, which may still be in use
         self._is_replaced = False
         self.target = target
         self.turns = Turns() if hook.settings.wait_timeout is not None and kind.waits(pool) else None
-        self.usual: object = None  # who may handle its requests in the shortest way, and nobody else, until its end
+        self.usual: object = None  # the only adapter that may use the fast path, until the ledger ends
         self.long_hold = hook.settings.long_hold
         self.start_afresh()
         if before is not None:
@@ -164,7 +165,7 @@ class Ledger(Holds):
             tuple(telemetry.histograms),
             stack_skip=telemetry.stack_skip,
         )
-        # A wait takes more than a quiet hold knows.
+        # A pool whose callers wait needs full records: a quiet hold has no wait.
         self.silence = LOUD if self.turns is not None else self._observer.silence or LOUD
         self.name: str = _registry.register(self, name)
         self.guard = Guard(self.name)
@@ -177,26 +178,26 @@ class Ledger(Holds):
             raise
 
     def start_afresh(self) -> None:
-        """Nothing is out, known or counted."""
+        """Reset all counts, holds and connections."""
         super().start_afresh()
         self.waiting: dict[Loan, None] = {}
         self.connects = Connects()
-        self.untold = self.connects.untold  # which every checkout looks at
+        self.untold = self.connects.untold  # an attribute of its own, because every checkout reads it
         self._level = Level(monotonic())
         self._serials = 0
         self.idle_checkouts = self.queued_checkouts = self.new_checkouts = 0
         self.queued = self.timeouts = self.errors = self.retries = self.long_holds = self.created = 0
         self.wait_seconds = self.hold_seconds = 0.0
-        self.discarded: dict[str, int] = defaultdict(int)  # a Counter would call Python for the first of a kind
+        self.discarded: dict[str, int] = defaultdict(int)  # a Counter calls Python code for each new key
 
     # A checkout
 
     def ask(self, stack: Stack) -> Loan:
-        """A caller asks for a connection."""
+        """Start a checkout."""
         return self.begin(Loan(), stack)
 
     def begin(self, loan: AnyLoan, stack: Stack) -> AnyLoan:
-        """The same with a record of their own. On the hot path, hence the lines of `begin` stand here again."""
+        """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `_checkout.begin`."""
         loan.stack = stack
         loan.thread = _checkout.here.thread
         loan.path = loan.observed = loan.queued = loan.error_type = None
@@ -208,19 +209,19 @@ class Ledger(Holds):
             loan.heard = True
             try:
                 self._observer.started(loan)
-            except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+            except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 self.guard.lament(error)
         loan.started = monotonic()
         return loan
 
     def queue(self, loan: Loan) -> None:
-        """It has to wait for those who hold now."""
+        """Mark a checkout as waiting for the present holders."""
         self.queue_since(loan, monotonic())
         self.waiting[loan] = None
 
     @harmless
     def queue_since(self, loan: Loan, since: float) -> None:
-        """It turned out that it had to wait, from then on."""
+        """Record that a checkout has been queued since then."""
         loan.queued = since
         loan.waits_for = "queued"
         self.queued += 1
@@ -228,11 +229,11 @@ class Ledger(Holds):
             loan.blockers = [Blocker.of(hold, since) for hold in self.holds_now()[:LONGEST_HOLDERS]]
 
     def lend(self, loan: Loan, conn: Any) -> None:
-        """It was given one."""
+        """Record that a checkout received ``conn``."""
         try:
             slot = self.slots.get(id(conn)) or self.enter(conn)
             before: Any = slot.checkout
-            if before is not None:  # it came back by a way that is not seen, or was asked for once more
+            if before is not None:  # returned by a method that is not wrapped, or checked out again by the same key
                 self.give_back(before)
             loan.slot = slot
             loan.acquired = now = monotonic()
@@ -244,27 +245,27 @@ class Ledger(Holds):
                 self.idle_checkouts += 1
             else:
                 self._find_path(loan)
-            if loan.heard:  # before the watch can tell that it is long
+            if loan.heard:  # before the hold is added, so that the watching thread cannot report it first
                 try:
                     self._observer.acquired(loan)
-                except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+                except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                     self.guard.lament(error)
             self.holds[loan] = None
             if self.hook.parked and not self._ended:
                 self.hook.wake()
-        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.lament(error)
-        if self._ended:  # in the meantime
+        if self._ended:  # during this call
             self.give_back(loan)
 
     def pass_on(self, loan: Loan, given: Any) -> None:
-        """It was given something that is not the pool's to take back: nobody will tell of its return."""
+        """Record a checkout that received something other than a pool's connection; it ends now, without a return."""
         self.lend(loan, given)
         self.give_back(loan)
         self.slots.pop(id(given), None)
 
     def _find_path(self, loan: Loan) -> None:
-        """It had to wait, or somebody has connected."""
+        """Set the path of a checkout that waited, or during which a connection was opened."""
         self.waiting.pop(loan, None)
         if self.tell_connects(loan):
             loan.path = "new"
@@ -278,12 +279,12 @@ class Ledger(Holds):
 
     @harmless
     def refuse(self, loan: Loan, error: BaseException, refusal: str | None = None) -> None:
-        """It got none.
+        """Record that a checkout received no connection.
 
         Args:
-            loan: whose.
-            error: what the caller gets to see.
-            refusal: what telemetry calls it: ``timeout``, ``closed``; otherwise the SQLSTATE or the name of its class.
+            loan: the checkout.
+            error: the error that the caller gets.
+            refusal: ``error.type``: ``timeout`` or ``closed``; None for the SQLSTATE or the name of the error's class.
         """
         loan.released = now = monotonic()
         self.waiting.pop(loan, None)
@@ -318,13 +319,13 @@ class Ledger(Holds):
     def give_back(
         self, loan: Loan, outcome: str = "released", error: BaseException | None = None, at: float | None = None
     ) -> None:
-        """The connection came back, or is known to be gone; a second time nothing happens.
+        """Record the end of a hold. A second call does nothing.
 
         Args:
-            loan: whose.
-            outcome: as telemetry calls it.
-            error: of the pool's own work on it, such as its rollback.
-            at: when, if not now.
+            loan: the checkout.
+            outcome: how the hold ended, as in telemetry.
+            error: an error of the pool's own work on the connection, such as its rollback.
+            at: when the hold ended, if not now.
         """
         now = monotonic() if at is None else at
         try:
@@ -335,17 +336,17 @@ class Ledger(Holds):
             self._end_hold(loan, now, outcome, error)
         except BaseException as raised:
             if is_asynchronous(raised):
-                self._end_hold(loan, now, outcome, error)  # what was left undone of it
+                self._end_hold(loan, now, outcome, error)  # completes what the exception cut short
                 raise
             self.guard.lament(raised)  # type: ignore[arg-type]  # an ``Exception``
 
     def _end_hold(self, loan: Loan, now: float, outcome: str, error: BaseException | None) -> None:
-        """Each step may be done once more."""
+        """End a hold. Each step may be repeated after an interrupt."""
         slot = loan.slot
         following = slot.checkout
         if following is loan:
             slot.checkout = None
-        elif following is not None:  # lent again before its return was done
+        elif following is not None:  # checked out again before this return was complete
             now = min(now, following.acquired)
         if loan in self.holds:
             del self.holds[loan]
@@ -367,28 +368,28 @@ class Ledger(Holds):
 
     @harmless
     def lose(self, slot: Slot) -> None:
-        """The collector has taken a connection that nobody had given back, and that was never the pool's to keep."""
+        """Reclaim a connection that was collected without being returned, to which the pool had no strong reference."""
         loan: Any = slot.checkout
         if loan is not None and hasattr(loan, "lent"):
             self.give_back(loan, "reclaimed")
             self.discard(slot, "reclaimed", None, loan)
 
     def speak_up(self, conn: Any) -> Loan | None:
-        """The checkout that the quiet hold of a connection becomes."""
+        """Turn the quiet hold of a connection into a checkout, and return that."""
         return self.speak_up_of(self.slot_of(conn))
 
     # Connections
 
     @harmless
     def leads_to(self, target: Target) -> None:
-        """It is known now where the connections lead."""
+        """Set where the connections lead, once that is known."""
         before, self.target = self.target, target
         told = before.address, before.port, before.namespace
         if target.address and (target.address, target.port, target.namespace) != told:
             self.guard.tell(self._observer.attached, self)
 
     def enter(self, conn: Any) -> Slot:
-        """Know a connection from now on."""
+        """Register a connection, and return its slot."""
         slot = SeenSlot()
         self._serials += 1
         slot.serial = self._serials
@@ -396,30 +397,35 @@ class Ledger(Holds):
         slot.pid = pid_of(conn)
         try:
             slot.ref = weakref.ref(conn, partial(_collected, weakref.ref(self), slot.key))
-        except Exception:  # noqa: BLE001 - what a program's own factory makes may not allow it
+        except Exception:  # noqa: BLE001 - a connection of the application's factory may not allow weak references
             slot.ref = lambda: None  # type: ignore[assignment]
         self.slots[slot.key] = slot
         return slot
 
     def slot_of(self, conn: Any) -> Slot:
-        """A connection's, which may be new to us."""
+        """Return the slot of a connection, which is registered if necessary."""
         return self.slots.get(id(conn)) or self.enter(conn)
 
     @harmless
     def connected(self, began: float, conn: Any) -> None:
-        """A physical connection was made. It is told later, outside the pool's locks."""
+        """Note that a connection was opened; the observer is notified later, outside the pool's locks."""
         self.created += 1
         self.enter(conn)
         self.connects.made(began, conn)
 
     @harmless
     def connect_failed(self, began: float, error: BaseException) -> None:
-        """An attempt failed. It is told later."""
+        """Note that an attempt to connect failed; the observer is notified later."""
         self.connects.failed(began, error, describe(self.target, error))
 
     @harmless
     def tell_connects(self, loan: Loan | None = None, by: int | None = None) -> bool:
-        """Tell of the connects that this thread made for a checkout, or for nobody; True if one succeeded."""
+        """Notify the observer of the connects that a thread made; return whether one succeeded.
+
+        Args:
+            loan: the checkout for which the connects were made, if any.
+            by: identity of the thread; by default the calling thread's.
+        """
         made = False
         for _thread, connect, outage in self.connects.take(threading.get_ident() if by is None else by):
             made |= self._tell_connect(replace(connect, asked_by=loan), outage, loan)
@@ -435,7 +441,9 @@ class Ledger(Holds):
         if loan is not None:
             self.retries += 1
             loan.waits_for = "new"
-            loan.retried(Attempt(connect.ended, class_of(connect.error), 0.0), None)  # an error keeps its frames
+            loan.retried(
+                Attempt(connect.ended, class_of(connect.error), 0.0), None
+            )  # without the error, which would keep its frames
         tell(observer.connect_failed, connect)
         if is_refusal(connect.error):
             if outage is not None:
@@ -446,7 +454,7 @@ class Ledger(Holds):
 
     @harmless
     def discard(self, slot: Slot, reason: str, error: BaseException | None = None, loan: Loan | None = None) -> None:
-        """A connection was closed."""
+        """Record that a connection was closed."""
         if self.slots.get(slot.key) is slot:
             del self.slots[slot.key]
         self.discarded[reason] += 1
@@ -455,7 +463,7 @@ class Ledger(Holds):
     # The whole pool
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pool that can be pickled or copied still can: its copy has no ledger yet."""
+        """Pickle and copy the ledger as None, so that its pool can still be pickled or copied."""
         return _no_ledger, ()
 
     @property
@@ -465,7 +473,7 @@ class Ledger(Holds):
 
     @property
     def port(self) -> int | None:
-        """Port of the server; None where the hosts of a multi-host DSN differ in it."""
+        """Port of the server; None if the hosts of a multi-host DSN have different ports."""
         return self.target.port
 
     @property
@@ -475,12 +483,12 @@ class Ledger(Holds):
 
     @property
     def closed(self) -> bool:
-        """Whether its series have ended: the pool is closed or gone, or not hooked any more."""
+        """Whether the pool is not reported any more: it is closed, collected, replaced or no longer instrumented."""
         return self._retired or self._levels().closed
 
     @property
     def pool(self) -> Any:
-        """The pool, while it lives."""
+        """The pool, or None if it was collected."""
         return self._pool()
 
     def _levels(self) -> Levels:
@@ -489,13 +497,13 @@ class Ledger(Holds):
             return Levels(0, 0, 0, 0, 0, closed=True)
         try:
             return self._kind.read(pool)
-        except Exception as error:  # noqa: BLE001 - a program may have made it its own way
+        except Exception as error:  # noqa: BLE001 - a subclass may raise anything
             self.guard.lament(error)
             return Levels(0, 0, len(self.holds), 0, None)
 
     @renewed
     def stats(self) -> PoolStats:
-        """Levels, read from the pool itself, and totals, unless another counts them as its own."""
+        """Return the levels, read from the pool, and the totals, which are 0 once another ledger has them."""
         self._settle_accounts()
         accounts = [] if self._is_replaced else [self, *self._before]
 
@@ -522,18 +530,18 @@ class Ledger(Holds):
             maxidle=levels.maxidle,
         )
 
-    # The watch
+    # The watching thread
 
     @harmless
     def look(self, now: float) -> float:
-        """Flag long holds, report the utilization; when the next look is due, as a reading of the clock."""
+        """Report long holds and the utilization; return when the next call is due, as a reading of the clock."""
         self.speak_up_all(now - self.long_hold)
         going_on = []
         for loan in self.holds.copy():
             if not loan.flagged and loan.acquired + self.long_hold > now:
                 going_on.append(loan)
             elif self._is_back(loan):
-                self.give_back(loan, at=loan.acquired)  # since when, nobody knows
+                self.give_back(loan, at=loan.acquired)  # the time of the return is unknown: count a hold of 0 s
             elif not loan.flagged:
                 self._flag(loan, now)
                 self.guard.tell(self._observer.held_long, loan)
@@ -550,7 +558,7 @@ class Ledger(Holds):
 
     @property
     def served(self) -> int:
-        """How many checkouts were given a connection."""
+        """Number of checkouts that received a connection."""
         return self.idle_checkouts + self.queued_checkouts + self.new_checkouts
 
     @property
@@ -566,28 +574,28 @@ class Ledger(Holds):
     # Its end
 
     def retire(self) -> None:
-        """End the series, and let another have the name; what is out is still watched."""
+        """End the reports of this pool and free its name; holds in progress are still watched."""
         self._retired = True
         _registry.release_name(self.name, self)
 
     def _take_over(self, before: Ledger) -> None:
-        """Go on counting where the ledgers of this pool's predecessors are, while these may still count."""
+        """Take over the totals of a predecessor and of its predecessors, whose pools may still be in use."""
         self._before, before._before = [*before._before, before], []
         self.discarded = before.discarded
         before._is_replaced = True
 
     def _settle_accounts(self) -> None:
-        """Add what a predecessor has counted, once its pool is gone and nothing of it is out."""
+        """Add the totals of predecessors that cannot change any more."""
         for before in self._before.copy():
             if before.pool is None and not (before.holds or before.quiet):
-                with suppress(ValueError):  # another reader was faster
+                with suppress(ValueError):  # another thread has removed it
                     self._before.remove(before)
                     for name in TOTALS:
                         setattr(self, name, getattr(self, name) + getattr(before, name))
 
     @harmless
     def end(self, outcome: str, reason: str | None = None) -> None:
-        """End every checkout that is out, and the series; the pool is closed, gone, or not hooked any more."""
+        """End the reports and every hold in progress, as the pool is closed, collected or no longer instrumented."""
         self._ended = True
         self.usual = None
         self.retire()
@@ -603,11 +611,11 @@ class Ledger(Holds):
     __del__ = leave_figures
 
     def _dropped(self, _ref: object) -> None:
-        """The pool was collected: this is a finalizer, so it does no more than that."""
+        """Note that the pool was collected. A finalizer, so it does nothing else."""
         self.hook.dropped(self)
 
     def _after_fork(self) -> None:
-        """In a forked child the parent's checkouts and connections are not ours, and its totals neither."""
+        """Reset the ledger in a forked child, to which the parent's checkouts, connections and totals do not belong."""
         self.hook.forget_notes()
         self.start_afresh()
         self._before.clear()
@@ -626,19 +634,19 @@ def _no_ledger() -> None:
 
 
 def _words_of_a_pool(error: BaseException) -> str:
-    """Return what SQLAlchemy's pool says when it gives nothing, with its numbers; empty for anything else."""
+    """Return SQLAlchemy's own text about an exhausted pool, with its numbers; empty for any other error."""
     text = text_of(error)
     return known(text, re.findall(r"\d+(?:\.\d+)?", text[:LONGEST_NAME]))
 
 
 def _collected(ledger_ref: weakref.ref[Ledger], key: int, ref: weakref.ref[Any]) -> None:
-    """A connection went, unclosed. A finalizer: it only takes notes."""
+    """Note that a connection was collected without being closed. A finalizer, so it does nothing else."""
     ledger = ledger_ref()
     slot = None if ledger is None else ledger.slots.get(key)
-    if ledger is None or slot is None or slot.ref is not ref or key in ledger.quiet:  # quiet: its pool went, to be told
+    if ledger is None or slot is None or slot.ref is not ref or key in ledger.quiet:  # quiet: collected with its pool
         return
     ledger.slots.pop(key, None)
     if slot.checkout is not None:
         ledger.hook.later(partial(ledger.lose, slot))
-    elif ledger._is_replaced:  # with the pool, after its connection was given back to that
+    elif ledger._is_replaced:  # collected with a replaced pool, to which it had been returned
         ledger.hook.later(partial(ledger.discard, slot, "drained"))

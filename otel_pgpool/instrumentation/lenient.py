@@ -1,4 +1,4 @@
-"""Go on without an answer where a program's own objects refuse one to the hook."""
+"""Suppression of errors that the application's own objects raise when the instrumentation reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class _Lenient:
-    """Suppresses an ``Exception``, unless a signal handler has raised it: that one is for the program."""
+    """A context manager that suppresses an ``Exception``, unless a signal handler raised it for the application."""
 
     def __enter__(self) -> None:
         pass
@@ -26,10 +26,10 @@ lenient = _Lenient()
 
 
 def pass_over(error: Exception) -> None:
-    """Go on without what has raised it.
+    """Suppress an error.
 
     Raises:
-        Exception: it, where a signal handler has raised it.
+        Exception: the error, if a signal handler raised it.
     """
     if is_asynchronous(error):
         raise error

@@ -1,6 +1,6 @@
-"""Where the arguments of a connect lead, read without a call of what a program has put among them.
+"""Reading of where the arguments of a connect lead, without calling objects of the application.
 
-A password may be an object that fetches one whenever its text is asked for; a host may be one too.
+A password may be an object that fetches the password when its text is requested; so may a host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEADING = (*PLACES, "port", "service", "dsn")
 
 
 def place_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
-    """Where they lead; it raises nothing. Unknown where one of those that decide it is no plain value."""
+    """Return where the arguments lead, without raising; unknown if a deciding argument is not a plain value."""
     plain = {key: value for key, value in kwargs.items() if type(value) in PLAIN}
     if any(type(arg) not in PLAIN for arg in args[:1]) or any(key in LEADING for key in kwargs.keys() - plain.keys()):
         return UnknownTarget()

@@ -1,4 +1,4 @@
-"""Methods of a pool and their calls: what they take and ask for, whatever a subclass has made of the signature."""
+"""The arguments of a pool's methods, whatever signature a subclass has given them."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def runs_later(method: Method) -> bool:
-    """Whether a call of it does nothing yet, as of a context manager made by a generator: what it calls is wrapped."""
+    """Return whether a call of a method runs nothing yet, such as a generator's; the methods it calls are wrapped."""
     code = getattr(inspect.unwrap(method), "__code__", None)
     return bool(getattr(code, "co_flags", 0) & LATER)
 
 
 def takes_key(getconn: Method) -> bool:
-    """Whether its first argument, if it has any, is a key."""
+    """Return whether the first argument of a ``getconn``, if it has any, is a key."""
     _self, *parameters = inspect.signature(getconn).parameters.values()
     by_place = [each for each in parameters if each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
     return not by_place or by_place[0].name == "key" or by_place[0].kind is by_place[0].VAR_POSITIONAL
 
 
 def is_lent(pool: Any, /, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
-    """Whether a key names a checkout that goes on: the pool then gives the same connection again."""
+    """Return whether a key belongs to a checkout in progress, so that the pool will return that connection again."""
     if key is None:
         return False
-    with lenient:  # no key, or no pool yet
+    with lenient:  # the key may not be hashable, or the pool not initialized
         return key in pool._used
     return False
 
 
 def named(pool: Any, /, conn: Any = None, key: Any = None, *_args: Any, **_kwargs: Any) -> Any:
-    """The connection that is given back, by itself or by its key."""
+    """Return the connection that is being returned, given directly or by its key."""
     if conn is not None or key is None:
         return conn
     with lenient:
@@ -47,7 +47,7 @@ def named(pool: Any, /, conn: Any = None, key: Any = None, *_args: Any, **_kwarg
 
 
 def is_out(pool: Any, conn: Any) -> bool:
-    """Whether a pool counts a connection as lent."""
+    """Return whether a pool counts a connection as checked out."""
     with lenient:
         return id(conn) in pool._rused
     return False
@@ -62,5 +62,5 @@ def closes(
     *_args: Any,
     **_kwargs: Any,
 ) -> bool:
-    """Whether the caller wants it closed."""
+    """Return whether the caller of ``putconn`` asks to close the connection."""
     return bool(close)

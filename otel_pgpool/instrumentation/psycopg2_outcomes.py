@@ -1,4 +1,4 @@
-"""What became of a request to a stock pool, or of a return, where it is not as usual."""
+"""Errors of checkouts and returns of a stock pool, and connections that the pool closes at a return."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error: BaseException) -> None:
-    """A request has raised: the pool gave nothing, which is told, or an interrupt came after it did."""
+    """Handle an exception during a checkout: record the failure, or return a connection that an interrupt kept back."""
     if given is not None:
         return_unused(pool, given)
     if loan is not None and hasattr(loan, "heard") and not hasattr(loan, "released"):
@@ -32,7 +32,7 @@ def end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error:
 
 
 def end_return(ledger: Ledger, pool: Any, conn: Any, loan: Loan, error: BaseException) -> None:
-    """A return has raised: the pool refused it or failed, or an interrupt came before or after it took note."""
+    """Handle an exception during a return: the pool refused or failed, or an interrupt hit."""
     if isinstance(error, psycopg2.Error):
         ledger.give_back(loan, "discarded", error)
     elif not goes_on(pool, conn, error):
@@ -40,13 +40,13 @@ def end_return(ledger: Ledger, pool: Any, conn: Any, loan: Loan, error: BaseExce
 
 
 def return_unused(pool: Any, conn: Any) -> None:
-    """Give back what the caller was handed and never saw: an interrupt came between."""
-    with suppress(Exception):  # the interrupt is what the caller must hear of
+    """Return a connection that was handed over but, due to an interrupt, did not reach the caller."""
+    with suppress(Exception):  # the caller has to get the interrupt, not this error
         (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
 
 
 def refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None:
-    """The pool gave nothing."""
+    """Record that the pool handed over no connection."""
     refusal = None
     if is_exhausted(error):
         refusal = "timeout"
@@ -57,22 +57,22 @@ def refuse(ledger: Ledger, pool: Any, loan: Loan, error: BaseException) -> None:
 
 
 def goes_on(pool: Any, conn: Any, error: BaseException) -> bool:
-    """Whether a return that failed has changed nothing: it was refused, or interrupted before it came so far.
+    """Return whether the connection is still checked out after a failed return: refused, or interrupted early.
 
-    Where the pool's own work on the connection failed, as its rollback does, the hold is over, though the stock pool
-    counts the connection as used for ever, unless it is given back once more.
+    If the pool's own work on the connection failed, such as its rollback, the hold is over, although the stock pool
+    counts the connection as used until it is returned once more.
     """
     return isinstance(error, PoolError) or (is_out(pool, conn) and not isinstance(error, psycopg2.Error))
 
 
 def discard(ledger: Ledger, slot: Slot, was_closed: int, *, close: bool, loan: Loan | None = None) -> None:
-    """The pool has closed a connection on its return: it was told to, found it dead, or had one too many."""
+    """Record that the pool closed a connection at its return: as requested, as dead, or as one too many."""
     if was_closed:
         reason = "broken" if was_closed == BROKEN else "returned_closed"
     else:
         reason = "returned_closed" if close else "idle"
     if loan is not None:
         ledger.give_back(loan, "released" if reason == "idle" else "discarded")
-    held_again = slot.checkout not in (None, loan) or slot.key in ledger.quiet  # and closed by its next borrower
+    held_again = slot.checkout not in (None, loan) or slot.key in ledger.quiet  # and closed by its next holder
     if ledger.slots.get(slot.key) is slot and not held_again:
         ledger.discard(slot, reason, None, loan)

@@ -1,4 +1,4 @@
-"""The pools of ``psycopg2.pool``, and what programs derive from them."""
+"""The instrumentation of the pools of ``psycopg2.pool`` and of their subclasses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ROLES = ("getconn", "putconn", "closeall")
 
 
 def hook_on(hook: Hook) -> Callable[[], None]:
-    """Hook every class of pools, those to come included; returns what undoes it."""
+    """Instrument every class of pools, including future ones; return the function that undoes it."""
     hooked = Hooked(hook)
     try:
         hooked.begin()
@@ -57,53 +57,58 @@ def hook_on(hook: Hook) -> Callable[[], None]:
 
 
 def read_levels(pool: Any) -> Levels:
-    """The pool's own figures, none of which it shows. Closed, it holds nothing, but forgets nothing lent."""
+    """Return the levels of a pool, whose attributes are read directly, as it has no methods for them.
+
+    A closed pool has no connections, but still lists those that were checked out.
+    """
     if pool.closed:
         return Levels(pool.minconn, pool.maxconn, 0, 0, pool.minconn, closed=True)
     return Levels(pool.minconn, pool.maxconn, len(pool._used), len(pool._pool), pool.minconn, closed=pool.closed)
 
 
 def is_back(pool: Any, slot: Slot) -> bool:
-    """Whether a connection lies in the pool: a subclass may give it back by a method of its own."""
+    """Return whether a connection is idle in the pool: a subclass may return it by a method that is not wrapped."""
     return any(conn is slot.ref() for conn in pool._pool)
 
 
 class Hooked:
-    """The classes' methods, wrapped.
+    """The wrapped methods of the pool classes.
 
-    Where a class defines ``getconn`` itself, its own is wrapped and not only the one below, so that the whole wait is
-    in the checkout, and nothing of ours runs under the stock pool's lock; and where it gives the stock method another
-    name. A subclass of the abstract pool that has no ``getconn`` is wrapped where it must pass: at the abstract pool's
-    own steps.
+    If a class defines its own ``getconn``, that is wrapped too, so that the span covers its whole wait and no code of
+    this package runs under the stock pool's lock. Aliases of a stock method are wrapped as well. A subclass of
+    ``AbstractConnectionPool`` without ``getconn`` is wrapped at ``_getconn`` and ``_putconn``.
     """
 
     def __init__(self, hook: Hook) -> None:
         self.hook = hook
-        self._roles = {getattr(cls, role): role for cls in STOCK for role in ROLES}  # of the methods as they stand
-        self._replaced: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there itself, what stands now
-        # Lent by a parent process, by id. Kept, as a class of the program's own may close them when they go.
+        self._roles = {getattr(cls, role): role for cls in STOCK for role in ROLES}  # by unwrapped method
+        self._replaced: list[
+            tuple[type, str, Any, Any]
+        ] = []  # class, attribute, original or None if inherited, wrapper
+        # Checked out in a parent process, by id. Kept alive, because an application's own class may close a connection
+        # when it is collected.
         self._inherited: dict[int, Any] = {}
         self._requests: dict[tuple[int, int], Request] = {}  # by pool and thread
         self._kind = Kind(read_levels, self._abandon, is_back, lambda pool: isinstance(pool, ThreadedConnectionPool))
 
     def begin(self) -> None:
-        """Wrap the classes that there are, and those that will be; open the ledgers of the pools that there are."""
+        """Wrap the present and future classes, and create ledgers for the present pools."""
         self._replace(AbstractConnectionPool, "__init__", self._init)
         self._replace(AbstractConnectionPool, "_connect", self._connect)
         self._replace(AbstractConnectionPool, "__init_subclass__", self._init_subclass)
         classes = dict.fromkeys(_subclasses(AbstractConnectionPool))  # each once, bases first
         for owner in classes:
             self._wrap(owner)
-        for pool in live_instances(classes):  # what is seen of it must not wait for its next checkout, or a fork
+        for pool in live_instances(classes):  # so that a pool is reported before its next checkout, or a fork
             with lenient:
                 if not getattr(pool, "closed", True):
                     self._ledger(pool)
 
     def end(self) -> None:
-        """Put everything back.
+        """Restore the original methods.
 
-        Our methods may still be called: by somebody else's that were put around them since, or by a program that took
-        ``pool.getconn`` while the hook was on. They pass through then, during a later hook too.
+        The wrappers may still be called: by third-party wrappers put around them since, or through a ``pool.getconn``
+        that the application stored. They only pass calls through then, also during a later instrumentation.
         """
         for owner, name, before, now in reversed(self._replaced):
             if owner.__dict__.get(name) is not now:
@@ -114,11 +119,11 @@ class Hooked:
                 setattr(owner, name, before)
 
     def _wrap(self, owner: type) -> None:
-        """Wrap what a class defines; one that refuses stays as it is, and only what it calls is seen."""
+        """Wrap the methods that a class defines. If the class refuses, only the methods that it calls are seen."""
         try:
             self._wrap_methods(owner)
         except Exception as error:  # noqa: BLE001 - whatever a metaclass raises
-            log_failure(f"{owner.__qualname__} cannot be hooked, and stays as it is", error, DEBUG)
+            log_failure(f"failed to instrument {owner.__qualname__}; it stays uninstrumented", error, DEBUG)
 
     def _wrap_methods(self, owner: type) -> None:
         wrappers: dict[str, Callable[[type, Method], Any]] = {
@@ -136,7 +141,7 @@ class Hooked:
                 role = name if name in wrappers else self._roles.get(method)
                 if role is not None:
                     self._replace(owner, name, wrappers[role])
-        if "__getattr__" in vars(owner):  # it may show another pool's attributes as its own
+        if "__getattr__" in vars(owner):  # it may delegate to another pool, whose ledger is not this pool's
             self._replaced.append((owner, LEDGER, None, None))
             setattr(owner, LEDGER, None)
         for role in ROLES:
@@ -151,17 +156,17 @@ class Hooked:
         self._replaced.append((owner, name, before, now))
 
     def _ledger(self, pool: Any) -> Ledger | None:
-        """A pool's; None where it has none and gets none, or one of a later hook."""
+        """Return the ledger of a pool; None if there is none, or one of a later instrumentation."""
         try:
             ledger: Ledger | None = getattr(pool, LEDGER, None) or self._adopt(pool)
-        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.hook.guard.lament(error)
             return None
         return ledger if ledger is not None and ledger.hook is self.hook else None
 
     def _adopt(self, pool: Any) -> Ledger | None:
-        """Open the ledger of a pool that is met for the first time."""
-        if not hasattr(pool, "_kwargs"):  # its constructor has not come so far
+        """Create the ledger of a pool that was not tracked before."""
+        if not hasattr(pool, "_kwargs"):  # its constructor has not set them yet
             return None
         target = place_of(pool._args, pool._kwargs)
         ledger = self.hook.adopt(pool, self._kind, target.name, target)
@@ -172,7 +177,7 @@ class Hooked:
     # Checking out
 
     def _getconn_of_the_stock(self, _owner: type, original: Method) -> Method:
-        """For the two classes of psycopg2: the usual checkout, without what few others need."""
+        """Wrap ``getconn`` of psycopg2's two classes: the fast path, without what few other pools need."""
         hooked, slowly = self, self.check_out_of_the_stock
 
         @wraps(original)
@@ -181,9 +186,9 @@ class Hooked:
                 renew()
             try:
                 ledger: Ledger | None = self._otel_pgpool
-            except AttributeError:  # it is met for the first time, or the hook is off
+            except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
                 ledger = None
-            except Exception as error:  # noqa: BLE001 - a class of the program's own
+            except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
                 pass_over(error)
                 ledger = None
             if ledger is None or key is not None or ledger.usual is not hooked:
@@ -192,7 +197,7 @@ class Hooked:
             try:
                 try:
                     frame = _getframe(1)
-                except ValueError:  # called by no function of Python, as a greenlet's first is
+                except ValueError:  # no Python caller, as for a greenlet's first function
                     frame = _getframe()
                 loan = Loan()
                 ledger.begin(loan, whole_stack_of(frame))
@@ -206,7 +211,7 @@ class Hooked:
         return getconn
 
     def check_out_of_the_stock(self, pool: Any, original: Method, key: Any, frame: FrameType) -> Any:
-        """A checkout from one of the two classes of psycopg2 that is not as usual."""
+        """Check out from one of psycopg2's two classes off the fast path."""
         ask = partial(original, pool, key)
         ledger = self._ledger(pool)
         if ledger is None:
@@ -248,7 +253,7 @@ class Hooked:
             return self._check_out(ledger, pool, frame, ask, request)
         finally:
             self._requests.pop(asking, None)
-            request.error = None  # its frames hold the request
+            request.error = None  # breaks a reference cycle: the error's frames refer to the request
 
     def _check_out(
         self, ledger: Ledger, pool: Any, frame: FrameType, ask: Callable[[], Any], request: Request | None = None
@@ -259,7 +264,8 @@ class Hooked:
             ledger.begin(loan, stack_around(frame))
             if request is not None:
                 request.loan = loan
-            # A subclass's own is asked again as a whole: inside it we would wait under a lock that it may have.
+            # A subclass's own getconn is called again as a whole, because it may hold a lock while it calls the stock
+            # method, and a wait inside would keep that lock.
             result = ask() if ledger.turns is None else _take_turns(ledger, pool, ledger.turns, loan, ask)
             conn = result if request is None else request.lent(result)
             if conn is not None:
@@ -270,12 +276,12 @@ class Hooked:
                 ledger.pass_on(loan, result)
         except BaseException as error:
             cause = None if request is None else request.error
-            told = cause if cause and is_exhausted(cause) else error  # a subclass may say it in other words
+            told = cause if cause and is_exhausted(cause) else error  # a subclass may raise an error of its own instead
             end_request(ledger, pool, loan, result, told)
             raise
         return result
 
-    # Giving back
+    # Returning
 
     def _putconn_of_the_stock(self, owner: type, original: Method) -> Method:
         hooked, slowly = self, self.give_back
@@ -286,9 +292,9 @@ class Hooked:
                 renew()
             try:
                 ledger: Ledger | None = self._otel_pgpool
-            except AttributeError:  # it is met for the first time, or the hook is off
+            except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
                 ledger = None
-            except Exception as error:  # noqa: BLE001 - a class of the program's own
+            except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
                 pass_over(error)
                 ledger = None
             slot = None
@@ -300,7 +306,7 @@ class Hooked:
                 return
             try:
                 was_closed = conn.closed
-            except Exception as error:  # noqa: BLE001 - of a factory of the program's
+            except Exception as error:  # noqa: BLE001 - a connection of an application's factory may raise anything
                 pass_over(error)
                 was_closed = 0
             try:
@@ -327,7 +333,7 @@ class Hooked:
         return putconn
 
     def give_back(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A return that is not as usual."""
+        """Return a connection off the fast path."""
         ledger = self._ledger(pool)
         conn = named(pool, *args, **kwargs)
         if id(conn) in self._inherited:
@@ -336,7 +342,7 @@ class Hooked:
             return original(pool, *args, **kwargs)
         slot = ledger.slots.get(id(conn))
         try:
-            if slot is None:  # not known, or no connection
+            if slot is None:  # an unknown connection, or none
                 return original(pool, *args, **kwargs)
             return _take_back(ledger, slot, conn, partial(original, pool, *args, **kwargs))
         finally:
@@ -355,7 +361,7 @@ class Hooked:
             try:
                 return original(self, *args, **kwargs)
             finally:
-                if closed_of(self) and not ledger._retired:  # by a closeall inside this one
+                if closed_of(self) and not ledger._retired:  # otherwise an inner closeall has done this
                     with lenient:
                         for conn in self._pool:
                             ledger.discard(ledger.slot_of(conn), "closed")
@@ -395,13 +401,13 @@ class Hooked:
         hooked = self
 
         @wraps(original)
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it takes its place
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - replaces the class's ``__init__``
             try:
                 original(self, *args, **kwargs)
             except BaseException:
                 ledger = hooked._ledger(self)
                 if ledger is not None:
-                    ledger.end("discarded", "closed")  # the program has no pool, though an error may keep this one
+                    ledger.end("discarded", "closed")  # an error's traceback may keep the unusable pool alive
                 raise
             ledger = hooked._ledger(self)
             if ledger is not None:
@@ -412,7 +418,7 @@ class Hooked:
     def _init_subclass(self, _owner: type, _original: Method) -> Any:
         hooked = self
 
-        def __init_subclass__(cls: Any, /, **kwargs: Any) -> None:  # noqa: N807 - it takes its place
+        def __init_subclass__(cls: Any, /, **kwargs: Any) -> None:  # noqa: N807 - replaces the class's own
             super(AbstractConnectionPool, cls).__init_subclass__(**kwargs)  # type: ignore[misc]  # cls is one of them
             if hooked.hook.is_on:
                 hooked._wrap(cls)
@@ -422,7 +428,10 @@ class Hooked:
     # Fork
 
     def _abandon(self, pool: Any) -> int:
-        """In a forked child: psycopg2 itself closes only what its own process has opened."""
+        """Drop the parent's connections from a pool in a forked child; return their number.
+
+        The sockets are closed here, because psycopg2 closes only those that its own process has opened.
+        """
         idle, used = list(pool._pool), list(pool._used.values())
         for conn in idle:
             with suppress(psycopg2.Error, OSError):
@@ -432,7 +441,7 @@ class Hooked:
         pool._used.clear()
         pool._rused.clear()
         self._inherited.update((id(conn), conn) for conn in used)
-        for kind in (threading.Lock, threading.RLock):  # another thread of the parent may have held it
+        for kind in (threading.Lock, threading.RLock):  # another thread of the parent may have held the lock
             if type(getattr(pool, "_lock", None)) is type(kind()):
                 pool._lock = kind()
         return len(idle) + len(used)
@@ -446,7 +455,7 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 
 def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -> Any:
-    """Inside another putconn of the pool's it may happen twice, and is told once: by the inner one."""
+    """Return a connection by a subclass's putconn. If that calls another putconn, only the inner call is recorded."""
     loan: Any = slot.checkout or ledger.speak_up(conn)
     was_closed = closed_of(conn)
     try:
@@ -463,7 +472,7 @@ def _take_back(ledger: Ledger, slot: Slot, conn: Any, give_back: partial[Any]) -
 
 
 def _take_turns(ledger: Ledger, pool: Any, turns: Turns, loan: Loan, ask: Callable[[], Any]) -> Any:
-    """Ask an exhausted pool again until the timeout, after those who came first."""
+    """Ask an exhausted pool again until the timeout, after those callers that came first."""
     if not turns:
         try:
             return ask()

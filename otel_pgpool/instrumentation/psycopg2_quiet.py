@@ -1,4 +1,4 @@
-"""Checkouts of a stock pool that leave neither span nor record, in as few steps as can be."""
+"""The light path: checkouts of a stock pool that leave neither span nor record, in as few steps as possible."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # noqa: C901 - a call would cost it 4 %
-    """For the two classes of psycopg2, where spans are off: the usual checkout, while no record is wanted either."""
+    """Wrap ``getconn`` of psycopg2's two classes if spans are off: the fast path as long as nothing is recorded."""
     slowly, hook = hooked.check_out_of_the_stock, hooked.hook
 
     @wraps(original)
-    def getconn(self: Any, key: Any = None) -> Any:  # noqa: C901 - likewise
+    def getconn(self: Any, key: Any = None) -> Any:  # noqa: C901 - a call would cost it 4 %
         if not is_here:
             renew()
         try:
             ledger: Ledger | None = self._otel_pgpool
-        except AttributeError:  # it is met for the first time, or the hook is off
+        except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             ledger = None
-        except Exception as error:  # noqa: BLE001 - a class of the program's own
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
             pass_over(error)
             ledger = None
         if (
@@ -50,7 +50,7 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # 
         conn: Any = None
         started = monotonic()
         try:
-            conn = original(self, None)  # by default it would be dearer
+            conn = original(self, None)  # passing None explicitly is faster than the default
             if ledger.untold and ledger.tell_connects():
                 started = monotonic()
                 ledger.new_checkouts += 1
@@ -58,7 +58,7 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # 
                 ledger.idle_checkouts += 1
             try:
                 place = _getframe(1)
-            except ValueError:  # called by no function of Python, as a greenlet's first is
+            except ValueError:  # no Python caller, as for a greenlet's first function
                 place = _getframe()
             if (caller := place.f_back) is None:
                 caller = place
@@ -87,19 +87,19 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # 
     return getconn
 
 
-def quiet_putconn(hooked: Hooked, owner: type, original: Method) -> Method:  # noqa: C901 - likewise
-    """Its return."""
+def quiet_putconn(hooked: Hooked, owner: type, original: Method) -> Method:  # noqa: C901 - a call would cost it 4 %
+    """Wrap ``putconn`` for connections checked out on the light path."""
     slowly = hooked.give_back
 
     @wraps(original)
-    def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002, C901 - its signature; likewise
+    def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002, C901 - its signature; a call would cost 4 %
         if not is_here:
             renew()
         try:
             ledger: Ledger | None = self._otel_pgpool
-        except AttributeError:  # it is met for the first time, or the hook is off
+        except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             ledger = None
-        except Exception as error:  # noqa: BLE001 - a class of the program's own
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
             pass_over(error)
             ledger = None
         if ledger is None or key is not None or (quiet := ledger.quiet.pop(id(conn), None)) is None:
@@ -107,7 +107,7 @@ def quiet_putconn(hooked: Hooked, owner: type, original: Method) -> Method:  # n
             return
         try:
             was_closed = conn.closed
-        except Exception as error:  # noqa: BLE001 - of a factory of the program's
+        except Exception as error:  # noqa: BLE001 - a connection of an application's factory may raise anything
             pass_over(error)
             was_closed = 0
         try:
@@ -120,7 +120,7 @@ def quiet_putconn(hooked: Hooked, owner: type, original: Method) -> Method:  # n
             raise
         try:
             is_closed = conn.closed
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - a connection of an application's factory may raise anything
             pass_over(error)
             return
         if is_closed:
@@ -130,7 +130,7 @@ def quiet_putconn(hooked: Hooked, owner: type, original: Method) -> Method:  # n
 
 
 def _end_quietly(ledger: Ledger, pool: Any, conn: Any, started: float, error: BaseException) -> None:
-    """The same of a quiet checkout."""
+    """Clean up after a failed `quiet_getconn`: record the failure, or return the connection that was not delivered."""
     if conn is None:
         loan = ledger.ask(stack_around(_getframe(1)))
         loan.started = started
@@ -140,7 +140,7 @@ def _end_quietly(ledger: Ledger, pool: Any, conn: Any, started: float, error: Ba
 
 
 def with_defaults_of(owner: type, putconn: Any) -> Method:
-    """One of the two must be given a connection."""
+    """Give a wrapper of ``putconn`` the defaults of its class: in one of the two, ``conn`` is required."""
     if owner is SimpleConnectionPool:
         putconn.__defaults__ = (None, False)
     return putconn  # type: ignore[no-any-return]

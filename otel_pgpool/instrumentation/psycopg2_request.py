@@ -1,4 +1,4 @@
-"""A ``getconn`` that a subclass has made its own, with the stock one somewhere inside."""
+"""Calls of a subclass's own ``getconn``, which may call the stock method internally."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Request:
-    """One of them while it runs, and what the stock one inside it gave."""
+    """A call in progress, and what its inner stock call returned."""
 
     __slots__ = ("_given", "_ledger", "_pool", "again", "error", "loan")
 
@@ -26,12 +26,12 @@ class Request:
         self._ledger = ledger
         self.loan: Loan | None = None
         self._given: Any = None
-        self.again = False  # by a key that was lent already
+        self.again = False  # True: by a key that was checked out already
         self.error: BaseException | None = None
 
     def ask_inside(self, ask: Callable[[], Any], *, again: bool) -> Any:
-        """Pass a request of its own through, and remember what came of it."""
-        waits = self.error is not None and is_exhausted(self.error)  # in its own way, as it asks once more
+        """Make an inner call, and remember its result or its error."""
+        waits = self.error is not None and is_exhausted(self.error)  # the subclass itself waits, as it asks once more
         if waits and self.loan is not None and self.loan.queued is None:
             self._ledger.queue(self.loan)
         try:
@@ -44,7 +44,7 @@ class Request:
         return result
 
     def lent(self, result: Any) -> Any:
-        """The connection that was lent, where any was: a subclass may return what it likes."""
+        """Return the connection that was checked out, or None; a subclass's ``getconn`` may return any object."""
         if self.again:
             return None
         if isinstance(result, connection):

@@ -1,4 +1,4 @@
-"""What the hook was told: argument, then environment, then default. A bad value is logged, and stops no program."""
+"""Options of the instrumentation. Invalid values are logged and replaced by the default; they never raise."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ logger = logging.getLogger("otel_pgpool")
 
 @dataclass(frozen=True)
 class Settings:
-    """Durations in seconds."""
+    """Validated options of the instrumentation. Durations are in seconds."""
 
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
     telemetry: TelemetryConfig
     long_hold: float
-    """Infinite where switched off."""
+    """Threshold of a long hold; infinite if switched off."""
     wait_timeout: float | None
-    """How long an exhausted stock pool waits; None where it raises at once, as it always did."""
+    """How long a caller of an exhausted psycopg2 pool waits; None if the pool raises at once, as psycopg2's do."""
 
     @classmethod
     def of(
@@ -52,7 +52,7 @@ class Settings:
         long_hold: object = ...,
         environ: Mapping[str, str] = os.environ,
     ) -> Settings:
-        """Read them; it raises nothing."""
+        """Read the options. An argument overrides its environment variable, which overrides the default."""
         return cls(
             tracer_provider,
             meter_provider,
@@ -73,7 +73,7 @@ def _lenient(
     try:
         return read(value, environ)
     except ValueError as error:
-        logger.error("%s; the default is used instead", error)  # noqa: TRY400 - its message says it all
+        logger.error("%s; the default is used instead", error)  # noqa: TRY400 - the message is enough
     return read(unset, {})
 
 

@@ -1,4 +1,4 @@
-"""What an engine of SQLAlchemy's and its pool tell of themselves, 1.4 and 2: name, place, levels."""
+"""Name, target and levels of a SQLAlchemy engine and its pool, for SQLAlchemy 1.4 and 2."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from otel_pgpool.instrumentation.places import place_of
 
 if TYPE_CHECKING:
     Record = Any
-    """SQLAlchemy's own of a connection, which keeps its place in the pool when the connection is replaced."""
+    """SQLAlchemy's ``_ConnectionRecord``: a slot in the pool that outlives the DBAPI connection in it."""
 
 DRIVER = "psycopg2"
 PLACED_IN_QUERY = ("host", "port", "dbname", "user")
-"""What of a URL's query tells where it leads; the rest may hold secrets."""
+"""Keys of a URL's query that tell where it leads; the others may hold secrets."""
 
 
 def read_levels(pool: Any) -> Levels:
-    """The pool's own figures; where it keeps none, the ledger's.
+    """Return the levels of a pool, or those of its ledger if the pool keeps none.
 
-    A `QueuePool` is read past its methods, which take the lock of its queue, and count places that have lost their
-    connection among the idle ones.
+    The methods of `QueuePool` are not used: they take the lock of its queue, and count slots that have lost their
+    connection as idle.
     """
     if isinstance(pool, QueuePool):
-        queue = list(pool._pool.queue)  # type: ignore[attr-defined]  # of every queue that is not for asyncio
+        queue = list(pool._pool.queue)  # type: ignore[attr-defined]  # an attribute of every queue except asyncio's
         size, overflow = pool.size(), pool._max_overflow  # -1 for no limit
         limit = 0 if overflow < 0 else size + overflow
         idle = sum(is_connected(record) for record in queue)
-        used = max(0, size - len(queue) + pool._overflow)  # of a pool that was disposed of it goes below
+        used = max(0, size - len(queue) + pool._overflow)  # negative for a pool that was disposed of
         return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
-    ledger = getattr(pool, LEDGER, None)  # none yet, where it has just been met
+    ledger = getattr(pool, LEDGER, None)  # None for a pool that is not tracked yet
     held = 0 if ledger is None else len(ledger.holds)
     if isinstance(pool, StaticPool):
         idle = not held and is_connected(pool.__dict__.get("connection"))
@@ -47,37 +47,37 @@ def read_levels(pool: Any) -> Levels:
 
 
 def is_connected(record: Record) -> bool:
-    """Whether a connection lies in its place."""
+    """Return whether a record has a connection."""
     return getattr(record, "dbapi_connection", None) is not None
 
 
 def owner_of_the_pool(engine: Engine) -> Engine:
-    """Engines that ``execution_options`` makes stand in front of another, and may be gone before it."""
+    """Return the engine behind those that ``execution_options`` makes, which may be collected earlier."""
     while (behind := getattr(engine, "_proxied", None)) is not None:
         engine = behind
     return engine
 
 
 def target_of_engine(engine: Engine) -> Target:
-    """Where the URL leads, its password left alone: to read it may be to fetch it.
+    """Return where the engine's URL leads. Its password is not read, because reading may fetch it.
 
-    With a ``creator`` of the program's own it need not be true, and is often empty.
+    With a ``creator`` of the application the URL may be wrong, and is often empty; the target is then unknown.
     """
     if not is_an_engines(engine.pool):
         return UnknownTarget()
-    with lenient:  # one that the program has put together itself may have anything there
+    with lenient:  # an engine that the application has built itself may have any object as its URL
         if not _is_torn(engine.url):
             return place_of((), _parameters_of(engine.url))
     return UnknownTarget()
 
 
 def is_an_engines(pool: Any) -> bool:
-    """Whether ``create_engine`` has made a pool, and said how it connects."""
+    """Return whether ``create_engine`` has created a pool, and so determines how it connects."""
     return getattr(getattr(pool, "_creator", None), "__module__", None) == create_engine.__module__
 
 
 def _is_torn(url: URL) -> bool:
-    """Whether a password with a character that was not escaped has its rest in another part of the URL."""
+    """Return whether another part of the URL contains the rest of a password with an unescaped character."""
     parts = (url.host, url.database, *url.query, *url.query.values())
     return any("@" in str(part) for part in parts if part)
 
@@ -94,18 +94,21 @@ def _parameters_of(url: URL) -> dict[str, Any]:
 
 
 def name_of_pool(pool: Any, conn: Any) -> str:
-    """Name a pool that no engine has, by its ``logging_name`` or by where a connection of it leads."""
+    """Return a name for a pool without an engine: its ``logging_name``, or where a connection of it leads."""
     return logging_name_of(pool) or target_of((), parameters_of(conn)).name
 
 
 def logging_name_of(pool: Any) -> str:
-    """The name that the program has given to its pool; empty without one, and for a connection string by mistake."""
+    """Return the name that the application has given to its pool; empty if there is none.
+
+    The name is also empty if it is a connection string by mistake, which may contain a password.
+    """
     name = str(getattr(pool, "logging_name", None) or "")
     return "" if may_hold_password(name) else name
 
 
 def name_of(engine: Engine) -> str:
-    """The ``pool_logging_name``, or the URL without its password; the driver's, where the URL is not told."""
+    """Return an engine's ``pool_logging_name``, or its URL without the password, or the driver's name."""
     name = logging_name_of(engine.pool)
     if name:
         return name
@@ -113,8 +116,8 @@ def name_of(engine: Engine) -> str:
         url = engine.url
         if _is_torn(url):
             return DRIVER
-        Target((), _parameters_of(url))  # it refuses what may hold a part of the password
+        Target((), _parameters_of(url))  # raises if a parameter may contain a part of the password
         query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
         return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
-    except Exception:  # noqa: BLE001 - an engine that the program has put together itself may have anything there
+    except Exception:  # noqa: BLE001 - an engine that the application has built itself may have any object as its URL
         return DRIVER

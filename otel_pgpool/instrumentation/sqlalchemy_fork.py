@@ -1,4 +1,4 @@
-"""Pools of SQLAlchemy's in a forked child: what the parent has connected is forgotten without a word to the server."""
+"""SQLAlchemy's pools in a forked child, which drop the parent's connections without sending anything to the server."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.sqlalchemy_engine import Record
 
 ENDING = ("do_rollback", "do_close", "do_terminate")
-"""By which methods of a dialect a pool ends a transaction or a connection that comes back."""
+"""Methods of a dialect by which a pool ends a transaction or a connection at its return."""
 
 
 class Inherited:
-    """The parent's connections that may still come back in a forked child.
+    """The parent's connections that may still be returned in a forked child.
 
-    A dialect is asked to roll back and to close what comes back: its methods are put before by ours, which leave the
-    parent's alone. One that has come back so can talk to nobody any more, else the next commit would take with it what
-    was to be rolled back.
+    At a return a pool calls its dialect to roll back or to close. The dialect's methods are wrapped so that they leave
+    the parent's connections alone. A connection returned this way gets a dead socket, because the next commit would
+    otherwise commit what should have been rolled back.
     """
 
     def __init__(self) -> None:
-        self._conns: dict[int, Any] = {}  # by id; kept, so that no id is used again
+        self._conns: dict[int, Any] = {}  # by id; kept alive, so that no id is reused
         self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __contains__(self, conn: object) -> bool:
-        """Whether a connection is the parent's."""
+        """Return whether a connection is the parent's."""
         return id(conn) in self._conns
 
     def add(self, record: Record, conn: Any) -> None:
-        """Let a record, whose connection the parent has lent, never come back to its pool."""
+        """Keep a record, whose connection was checked out in the parent, from being returned to its pool."""
         self._conns[id(conn)] = conn
         record.fairy_ref = None
 
     def watch_over(self, dialect: Any) -> None:
-        """Put our methods before a dialect's."""
+        """Wrap the methods of a dialect."""
         if dialect not in self._dialects:
             self._dialects.add(dialect)
             for name in ENDING:
@@ -53,7 +53,7 @@ class Inherited:
                     setattr(dialect, name, self._unless_inherited(original, vars(dialect).get(name)))
 
     def leave(self) -> None:
-        """Put back what stood there, but for what somebody has put before ours since."""
+        """Restore the dialects' methods, except where third-party code has wrapped them since."""
         for dialect in [*self._dialects]:
             for name in ENDING:
                 now = vars(dialect).get(name)
@@ -77,12 +77,12 @@ class Inherited:
                     return None
             return original(conn)
 
-        end.inherited, end.before = self, before  # type: ignore[attr-defined]  # ours
+        end.inherited, end.before = self, before  # type: ignore[attr-defined]  # read in `leave`
         return end
 
 
 def empty(pool: Any) -> list[Record]:
-    """Begin anew with a pool, in its place; returns the records of what lay in it, whose sockets are closed here."""
+    """Replace a pool's state by that of a new pool; return the former idle records, whose sockets are closed here."""
     idle = [record for record in getattr(getattr(pool, "_pool", None), "queue", ()) if is_connected(record)]
     own = vars(pool)
     alone = own.pop("connection", None)  # of a StaticPool
@@ -98,6 +98,6 @@ def _close_here(conns: Iterable[Any]) -> None:
 
 
 def _cut(conn: Any) -> None:
-    """Put a socket without another end in the place of a connection's, in this process."""
+    """Replace a connection's socket, in this process, by one that is not connected."""
     with lenient, socket.socket() as dead:
         os.dup2(dead.fileno(), conn.fileno(), inheritable=False)

@@ -1,4 +1,4 @@
-"""The pools of SQLAlchemy's engines on psycopg2, 1.4 and 2: seen by its public events, as far as these go."""
+"""The instrumentation of SQLAlchemy's pools on psycopg2, 1.4 and 2, by SQLAlchemy's public events where possible."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
 DIALECT_EVENTS = [name for name in dir(DialectEvents) if name.startswith(("do_", "handle_"))]
 BETWEEN = LeftOut("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
-"""Who stands between the program's line and a request: ``with engine.begin()``, an instrumentor of ``connect``."""
+"""Modules to skip between a request and the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
 
 
 def hook_on(hook: Hook) -> Callable[[], None]:
-    """Hook every engine on psycopg2, made before or after; returns what undoes it."""
+    """Instrument every engine on psycopg2, including future ones; return the function that undoes it."""
     hooked = Hooked(hook)
     try:
         hooked.begin()
@@ -65,65 +65,67 @@ def hook_on(hook: Hook) -> Callable[[], None]:
 
 
 def harmless(listener: Callable[..., None]) -> Callable[..., None]:
-    """Whatever goes wrong in a listener is logged, and goes no further."""
+    """Decorate a listener so that its errors are logged and not raised."""
 
     @wraps(listener)
     def guarded(self: Hooked, *args: Any) -> None:
         try:
             listener(self, *args)
-        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self._hook.guard.lament(error)
 
     return guarded
 
 
 class Request(Loan):
-    """A call of ``Engine.raw_connection`` or ``Pool.connect``, and what it was given until that comes back."""
+    """A call of ``Engine.raw_connection`` or ``Pool.connect``, and its connection until that is returned."""
 
     __slots__ = ("fairy", "ledger")
 
     ledger: Ledger
     fairy: weakref.ref[Any]
-    """What its caller was given, SQLAlchemy's own around the connection; set just before the hand-over."""
+    """SQLAlchemy's ``_ConnectionFairy``, which the caller received; set just before the hand-over."""
 
-    # What few requests need stands on the class.
+    # Defaults of the attributes that few requests set.
     since: float | None = None
-    """When its wait was over."""
+    """When the wait for a returned connection ended."""
     connecting: float | None = None
-    """Since when."""
+    """When the connect in progress began."""
     connected = False
-    """Whether a connection was made for it, and is not lost again."""
+    """Whether a connection was opened for this request and not lost since."""
     lost: BaseException | None = None
-    """Why it is given another; only until then, as an error keeps its frames."""
+    """The error for which SQLAlchemy replaces the connection; reset afterwards, as an error keeps its frames."""
 
     @property
     def is_dropped(self) -> bool:
-        """Whether the garbage collector gives it back, for its borrower has lost it.
+        """Whether the garbage collector returns the connection, because its holder dropped it.
 
-        That is no place to do more than take a note: it may be inside any lock, of the telemetry's too.
+        The return then only takes a note, because the garbage collector may run under any lock, including the
+        telemetry's.
         """
         return self.fairy() is None
 
 
 class Hooked:
-    """Listeners to the pools' events, and a few wraps.
+    """The listeners to SQLAlchemy's pool events, and a few wrapped methods.
 
-    SQLAlchemy has no event for a request, nor for one that fails, so that no event can tell how long anybody waited.
-    Every connection of an engine comes through ``Engine.raw_connection``, which also knows the URL: it is wrapped, and
-    so is ``Pool.connect`` for pools that no engine has, which are known by their first connection. Neither can tell a
-    wait for somebody's return from a slow look at an idle connection (``pool_pre_ping``, a listener of the program's):
-    a pool waits in the ``get`` of its queue and nowhere else, so that is wrapped too.
+    SQLAlchemy has no event for a request nor for a failed one, so that events cannot tell how long a caller waited.
+    Every connection of an engine is requested by ``Engine.raw_connection``, which also knows the URL: this method is
+    wrapped. ``Pool.connect`` is wrapped too, for pools without an engine, which are recognised by their first
+    connection. Neither method distinguishes a wait for a return from a slow check of an idle connection
+    (``pool_pre_ping``, a listener of the application). A pool waits in the ``get`` of its queue and nowhere else, so
+    that is wrapped too.
     """
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         self._requests: dict[int, Request] = {}  # by thread
         self._held: dict[int, Request] = {}  # by id of the connection
-        self._bereft: dict[int, Request] = {}  # whose connection was closed under them, by id of the record
+        self._bereft: dict[int, Request] = {}  # whose connection was closed while checked out, by id of the record
         self._records: weakref.WeakKeyDictionary[Record, Ledger] = weakref.WeakKeyDictionary()
         self._engines: weakref.WeakKeyDictionary[Engine, Ledger] = weakref.WeakKeyDictionary()
-        self._wrapped: list[tuple[type, str, Any, Any]] = []  # class, name, what stood there, what stands now
-        self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()  # whose connects are listened to
+        self._wrapped: list[tuple[type, str, Any, Any]] = []  # class, attribute, original, wrapper
+        self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()  # those with a listener for connects
         self._inherited = Inherited()
         self._kind = Kind(read_levels, self._abandon)
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
@@ -136,17 +138,17 @@ class Hooked:
         ]
 
     def begin(self) -> None:
-        """Listen, and wrap."""
+        """Add the listeners and wrap the methods."""
         had_events = Engine._has_events
         for target, name, listener in self._listeners:
             event.listen(target, name, listener)
-        Engine._has_events = had_events  # else each statement of every engine is slower; a dispose does not ask for it
+        Engine._has_events = had_events  # True would slow down each statement; ``dispose`` does not need it
         self._wrap(Engine, "raw_connection", self._raw_connection)
         self._wrap(Engine, "dispose", renewed)
         self._wrap(Pool, "connect", self._pool_connect)
         self._wrap(Queue, "get", self._get)
-        for engine in live_instances({Engine}):  # what is seen of it must not wait for its next checkout
-            with lenient:  # a dialect of the program's own
+        for engine in live_instances({Engine}):  # so that a pool is reported before its next checkout
+            with lenient:  # a dialect of the application may raise
                 if isinstance(engine.pool, QueuePool) and any(read_levels(engine.pool)[2:4]):
                     self._adopt(engine)
 
@@ -157,7 +159,7 @@ class Hooked:
         setattr(owner, name, now)
 
     def end(self) -> None:
-        """Leave everything as it was, but for a wrap that somebody else has wrapped since: that passes through."""
+        """Restore everything, except for wrappers that third-party code has wrapped since, which pass calls through."""
         for owner, name, before, now in self._wrapped:
             if getattr(owner, name) is now:
                 setattr(owner, name, before)
@@ -180,10 +182,10 @@ class Hooked:
             if not is_here:
                 renew()
             try:
-                ledger: Ledger | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # ours
-            except AttributeError:  # it is met for the first time, or the hook is off
+                ledger: Ledger | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # set by `Ledger`
+            except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
                 ledger = None
-            except Exception as error:  # noqa: BLE001 - an engine that the program has put together itself
+            except Exception as error:  # noqa: BLE001 - an engine that the application has built itself
                 pass_over(error)
                 ledger = None
             if ledger is None or ledger.usual is not hooked:
@@ -192,7 +194,7 @@ class Hooked:
                     return hooked._pass_by(partial(original, engine, *args, **kwargs))
             try:
                 frame = _getframe(1)
-            except ValueError:  # called by no function of Python, as a greenlet's first is
+            except ValueError:  # no Python caller, as for a greenlet's first function
                 frame = _getframe()
             if args or kwargs:  # of SQLAlchemy 1.4
                 return hooked._check_out(ledger, frame, lambda engine: original(engine, *args, **kwargs), engine)
@@ -207,12 +209,12 @@ class Hooked:
         def connect(pool: Any) -> Any:
             try:
                 ledger: Ledger | None = pool._otel_pgpool
-            except AttributeError:  # it is met for the first time, or the hook is off
+            except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
                 ledger = None
-            except Exception as error:  # noqa: BLE001 - a class of the program's own
+            except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
                 pass_over(error)
                 ledger = None
-            if ledger is not None and ledger.usual is hooked:  # its engine has asked
+            if ledger is not None and ledger.usual is hooked:  # ``raw_connection`` of its engine tracks this checkout
                 return original(pool)
             request = by_thread.get(threading.get_ident())
             if (request is not None and request.ledger is ledger) or is_an_engines(pool):
@@ -247,7 +249,7 @@ class Hooked:
                     by_thread[thread] = outer
             try:
                 conn, request.fairy = fairy.dbapi_connection, weakref.ref(fairy)
-            except Exception as error:  # noqa: BLE001 - somebody else's
+            except Exception as error:  # noqa: BLE001 - third-party code may return any object
                 pass_over(error)
                 conn = None
             key = id(conn)
@@ -262,7 +264,7 @@ class Hooked:
         return fairy
 
     def _meet(self, pool: Any, ask: Callable[[Any], Any], frame: FrameType) -> Any:
-        """A request to a pool that no engine has shown: it is ours if what it lends is psycopg2's."""
+        """Check out from an unknown pool without an engine; track the pool if its connections are psycopg2's."""
         started, at = monotonic(), time()
         fairy = ask(pool)
         try:
@@ -274,25 +276,28 @@ class Hooked:
                 if record.starttime >= at:
                     ledger.connected(started, conn)
                 self._check_out(ledger, frame, lambda _pool: fairy, pool)
-        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self._hook.guard.lament(error)
         return fairy
 
     def _lend_once_more(self, request: Request, fairy: Any, conn: Any) -> None:
-        """What is lent already, or is no connection of SQLAlchemy's."""
+        """Record a checkout of a connection that is checked out already, or is not one of SQLAlchemy's."""
         ledger, before = request.ledger, self._held.get(id(conn))
         if conn is None or (before is not None and before.fairy() is fairy):
-            # Nobody will tell of its return; or its thread had it, and gives it back but once.
+            # No return will be seen for the former; a thread returns its own connection only once.
             ledger.lend(request, fairy if conn is None else conn)
             ledger.give_back(request)
             return
-        if before is not None:  # a StaticPool lends its one connection as often as it is asked
+        if before is not None:  # a StaticPool hands out its only connection any number of times
             before.ledger.give_back(before)
         self._held[id(conn)] = request
         ledger.lend(request, conn)
 
     def _pass_by(self, ask: Callable[[], Any]) -> Any:
-        """Of an engine that is none of ours no event is heard, though a listener ask it in the middle of a request."""
+        """Check out from an engine that is not instrumented.
+
+        The request in progress is hidden meanwhile, so that the other engine's pool events are not attributed to it.
+        """
         thread = threading.get_ident()
         outer = self._requests.pop(thread, None)
         try:
@@ -312,8 +317,8 @@ class Hooked:
             if request is None or request.queued is not None:
                 return original(queue, block, timeout)
             try:
-                return original(queue, False)  # noqa: FBT003 - likewise
-            except Empty:  # not suppressed by a context manager: that costs a tenth of the whole checkout
+                return original(queue, False)  # noqa: FBT003 - its signature
+            except Empty:  # without a context manager, which would cost a tenth of the whole checkout
                 pass
             request.ledger.queue(request)
             try:
@@ -325,8 +330,8 @@ class Hooked:
 
     @harmless
     def _refuse(self, request: Request, error: BaseException) -> None:
-        """What the pool raises is its own; SQLAlchemy's wrapping of a driver's error is taken off."""
-        if hasattr(request, "acquired"):  # an interrupt came after the hand-over, and the return is seen
+        """Record a failed request. The driver's error is recorded without SQLAlchemy's wrapper around it."""
+        if hasattr(request, "acquired"):  # an interrupt hit after the hand-over; the return will be recorded
             return
         ledger = request.ledger
         cause = getattr(error, "orig", None) or error
@@ -337,7 +342,7 @@ class Hooked:
             and isinstance(cause, psycopg2.Error)
             and cause is not request.lost
         ):
-            connecting = request.since or request.started  # a creator of the program's own, of which no event tells
+            connecting = request.since or request.started  # a creator of the application, for which there is no event
         if connecting is not None:
             ledger.connect_failed(connecting, cause)
             ledger.connects.under_way.discard(threading.get_ident())
@@ -346,11 +351,11 @@ class Hooked:
             ledger.queue_since(request, request.started)
         ledger.refuse(request, cause, "timeout" if timed_out else None)
 
-    # Events; each is SQLAlchemy's, with its arguments
+    # Listeners; each has the arguments of SQLAlchemy's event
 
     @harmless
     def _disposed(self, engine: Engine) -> None:
-        """It has another pool now: the levels are that one's from here on, but for who still waits for the old one."""
+        """Track the engine's new pool. Callers that still wait for the old pool stay included in the levels."""
         if owner_of_the_pool(engine) in self._engines:
             self._adopt(engine)
 
@@ -358,14 +363,16 @@ class Hooked:
     def _connecting(self, _dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
         request = self._requests.get(threading.get_ident())
         if request is not None:
-            request.ledger.leads_to(place_of(tuple(args), parameters))  # with connect_args, which are not in the URL
+            request.ledger.leads_to(
+                place_of(tuple(args), parameters)
+            )  # these include connect_args, which are not in the URL
             request.connecting = monotonic()
             request.ledger.connects.under_way.add(threading.get_ident())
 
     @harmless
     def _connected(self, conn: Any, record: Record) -> None:
         before = self._bereft.pop(id(record), None)
-        if before is not None:  # a StaticPool has made itself another one: nobody will tell of that return
+        if before is not None:  # a StaticPool has replaced its connection: no return of the former will be seen
             before.ledger.give_back(before, "discarded")
         request = self._requests.get(threading.get_ident())
         if request is not None:
@@ -383,7 +390,7 @@ class Hooked:
                 renew()
             request = self._held.pop(id(conn), None) or self._bereft.pop(id(record), None)
             if request is None:
-                if conn in self._inherited:  # and it must not come back
+                if conn in self._inherited:  # such a connection must not return to the pool
                     record.dbapi_connection = None
             elif request.fairy() is None:  # `is_dropped`
                 request.ledger.hook.later(partial(request.ledger.give_back, request, "reclaimed"))
@@ -397,11 +404,11 @@ class Hooked:
         held, request = self._held.get(id(conn)), self._requests.get(threading.get_ident())
         cause = getattr(error, "orig", None) or error
         reason = "broken"
-        if cause is None:  # the program wants it closed
+        if cause is None:  # the application asked to close it
             reason = "returned_closed"
         elif type(cause) is DisconnectionError or (
             held is None and not isinstance(cause, (psycopg2.Error, DisconnectionError))
-        ):  # a listener of the program's has looked at it
+        ):  # raised by a listener of the application that checks connections
             reason = "check_failed"
         if held is not None:
             self._bereave(held, conn, record)
@@ -412,13 +419,13 @@ class Hooked:
         elif request is not None:
             if cause is not None:
                 request.connected, request.lost, request.since = False, cause, monotonic()
-            if isinstance(cause, DisconnectionError):  # after anything else it is not given another
+            if isinstance(cause, DisconnectionError):  # only after this error SQLAlchemy tries another connection
                 request.retried(Attempt(monotonic(), error_type(cause), 0.0), None)
                 request.ledger.retries += 1
             request.ledger.discard(request.ledger.slot_of(conn), reason, cause, request)
 
     def _bereave(self, held: Request, conn: Any, record: Record) -> None:
-        """Its connection goes before it comes back: from here on it is found by the record."""
+        """Note that a connection is closed while checked out; from now on its checkout is looked up by the record."""
         self._bereft[id(record)] = held
         self._held.pop(id(conn), None)
 
@@ -432,7 +439,7 @@ class Hooked:
     @harmless
     def _closing(self, conn: Any, record: Record) -> None:
         held = self._held.get(id(conn))
-        if held is not None:  # a StaticPool may close what it has lent
+        if held is not None:  # a StaticPool may close a connection that is checked out
             self._bereave(held, conn, record)
         ledger = self._records.get(record)
         slot = None if ledger is None else ledger.slots.get(id(conn))
@@ -443,15 +450,15 @@ class Hooked:
 
     def _why_closed(self, pool: Any, record: Record) -> str:
         if isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin()):
-            return "idle"  # it came back, and there was one too many
+            return "idle"  # returned to a pool that was full
         if threading.get_ident() not in self._requests:
-            return "drained"  # by dispose()
+            return "drained"  # by ``dispose``
         return "drained" if record._is_hard_or_soft_invalidated() else "expired"
 
     # Engines
 
     def _adopt(self, engine: Engine) -> Ledger | None:
-        """Open a ledger for an engine's pool; it goes on where that of a pool before it ended."""
+        """Create a ledger for an engine's pool, which continues that of the engine's previous pool; None on failure."""
         try:
             if not self._hook.is_on or getattr(engine.dialect, "driver", None) != DRIVER:
                 return None
@@ -466,20 +473,20 @@ class Hooked:
             if ledger is not None:
                 self._engines[engine] = ledger
                 ledger.usual = self
-        except Exception as error:  # noqa: BLE001 - the program goes on without telemetry
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self._hook.guard.lament(error)
             return None
         return ledger
 
     def _adopt_pool(self, pool: Any, conn: Any) -> Ledger | None:
-        """Open one for a pool that has no engine, by its first connection."""
+        """Create a ledger for a pool without an engine, from its first connection."""
         self._inherited.watch_over(pool._dialect)
         return self._hook.adopt(pool, self._kind, name_of_pool(pool, conn), UnknownTarget(parameters_of(conn)))
 
     # Fork
 
     def _abandon(self, pool: Any) -> int:
-        """In a forked child: what lay in the pool is closed here, and what was lent ends here without a word."""
+        """Drop the parent's connections in a forked child, closing the sockets of idle ones; return their number."""
         for request in self._held.values():
             with lenient:
                 fairy: Any = request.fairy()
@@ -489,5 +496,5 @@ class Hooked:
         idle = empty(pool)
         for record, ledger in [*self._records.items()]:
             if ledger.pool is pool and record not in idle and record.dbapi_connection is not None:
-                self._inherited.add(record, record.dbapi_connection)  # just now on its way in or out
+                self._inherited.add(record, record.dbapi_connection)  # was being checked out or returned at the fork
         return len(idle)

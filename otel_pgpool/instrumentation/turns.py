@@ -1,4 +1,4 @@
-"""Callers of an exhausted stock pool, who take turns: first come, first served."""
+"""A queue for callers of an exhausted psycopg2 pool, which itself does not wait: first come, first served."""
 
 from __future__ import annotations
 
@@ -18,44 +18,45 @@ if TYPE_CHECKING:
 
 
 AGAIN = 0.1
-"""Seconds after which the first asks unasked: a subclass may give back by a method of its own."""
+"""Interval in seconds at which the first waiter asks the pool; a subclass may return by a method that is not wrapped.
+"""
 
 EXHAUSTED = "connection pool exhausted"
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether a stock pool says that every connection is in use: it has no class for that, only these words."""
+    """Return whether an error means that all connections are in use; psycopg2 has only this text for it, no class."""
     if isinstance(error, PoolError):
-        with lenient:  # a class of the program's own may not say it
+        with lenient:  # ``str`` of an application's own class may raise
             return str(error) == EXHAUSTED
     return False
 
 
 class Turns:
-    """A queue in front of a pool that can only say no.
+    """The queue in front of a psycopg2 pool.
 
-    Only the first in the queue asks the pool; whoever gives a connection back wakes it. Who leaves wakes the next.
+    Only the first waiter asks the pool. A return wakes it, and a waiter that leaves the queue wakes the next one.
     """
 
     def __init__(self) -> None:
-        # Guards the queue, and nothing else happens while it is held: no call of the pool, no wait, no telemetry.
-        # Reentrant, because the garbage collector may close a generator, and so return a connection, inside it.
+        # Guards the queue. Code that holds it does not call the pool, wait or notify. Reentrant, because the garbage
+        # collector may run under it and close a generator, which returns a connection.
         self._lock = threading.RLock()
         self._queue: deque[Wakeup] = deque()
         self._ended = False
 
     def __bool__(self) -> bool:
-        """Whether somebody waits."""
+        """Return whether a caller waits."""
         return bool(self._queue)
 
     def wait_for(self, ask: Callable[[], Any], seconds: float, give_back: Callable[[Any], object] = id) -> Any:
-        """Ask the pool when it is our turn, again after each return, for at most ``seconds``.
+        """Ask the pool when the caller is first in the queue, and again after each return, for at most ``seconds``.
 
-        What it gave is given back where an interrupt comes before the caller has it.
+        If an interrupt hits before the caller has the connection, the connection is returned.
 
         Raises:
-            PoolError: it was exhausted all the time; the stock pool's own words.
-            BaseException: whatever else ``ask`` raised.
+            PoolError: the pool was exhausted all the time; the text is psycopg2's.
+            BaseException: any other exception that ``ask`` raised.
         """
         deadline = monotonic() + seconds
         turn = Wakeup()
@@ -72,7 +73,7 @@ class Turns:
                         if self._ended or not is_exhausted(error):
                             raise
                 if not turn.wait(min(AGAIN, deadline - monotonic())) and monotonic() >= deadline:
-                    raise PoolError(EXHAUSTED)  # noqa: TRY301 - the handler below lets it pass
+                    raise PoolError(EXHAUSTED)  # noqa: TRY301 - the handler below raises it again
             self._leave(turn)
         except BaseException:
             if given is not None:
@@ -82,17 +83,17 @@ class Turns:
         return given
 
     def _leave(self, turn: Wakeup) -> None:
-        with self._lock, suppress(ValueError):  # it has left, or an interrupt came before it stood there
+        with self._lock, suppress(ValueError):  # not in the queue: already removed, or never added due to an interrupt
             self._queue.remove(turn)
         self.call()
 
     def end(self) -> None:
-        """Nobody will be called any more: let each ask once more, and take the answer."""
+        """Stop queueing: every waiter asks once more and accepts the result, because nothing will wake it again."""
         self._ended = True
         self.call()
 
     def call(self) -> None:
-        """A connection may be free: let the first ask."""
+        """Wake the first waiter, because a connection may be free."""
         with self._lock:
             if self._queue:
                 self._queue[0].ring()

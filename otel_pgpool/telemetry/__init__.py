@@ -1,4 +1,4 @@
-"""What a pool tells becomes spans, metrics and logs: the one implementation of `PoolObserver`."""
+"""Spans, metrics and logs of a pool: the implementation of `PoolObserver` with OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -31,29 +31,30 @@ if TYPE_CHECKING:
     from otel_pgpool._slot import Slot
 
 SILENT = Silence()
-"""Neither spans nor records, ever."""
+"""The gate of a pool that records neither spans nor waits and holds."""
 
 SUPPRESSION_KEY: str = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", "")
 
 
 class Telemetry:
-    """The telemetry of one pool.
+    """The telemetry of one pool, to be passed as its ``observer``.
 
-    ``silence`` spares a caller the whole of it where an ordinary checkout leaves nothing: see `Silence`.
+    ``silence`` lets the instrumentation skip an ordinary checkout that would record nothing: see `Silence`.
 
     Args:
-        tracer_provider: by default the global one, set now or later.
-        meter_provider: by default the global one, set now or later.
-        spans: ``always``, ``parent`` (only under a recording span), ``slow`` or ``off``; by default
-            ``OTEL_PGPOOL_SPANS`` or ``always``.
-        slow: seconds of wait or hold from which on ``slow`` leaves a span; by default ``OTEL_PGPOOL_SLOW`` or 0.1.
+        tracer_provider: the tracer provider; by default the global one, whether set now or later.
+        meter_provider: the meter provider; by default the global one, whether set now or later.
+        spans: which checkouts get spans: ``always``, ``parent`` (only under a recording span), ``slow`` or ``off``; by
+            default ``OTEL_PGPOOL_SPANS``, or ``always`` if that is not set.
+        slow: time in seconds, of a wait or a hold, after which a checkout is slow; by default ``OTEL_PGPOOL_SLOW``, or
+            0.1 if that is not set.
         histograms: which of ``wait_time``, ``use_time`` and ``create_time`` are recorded; by default
-            ``OTEL_PGPOOL_HISTOGRAMS`` or all.
-        stack_skip: packages that call the program, to be left out of the stack of a long hold together with the
-            servers and frameworks that are known; by default ``OTEL_PGPOOL_STACK_SKIP`` or none.
+            ``OTEL_PGPOOL_HISTOGRAMS``, or all if that is not set.
+        stack_skip: top-level packages to leave out of the stack of a long hold, in addition to the built-in list of
+            servers and frameworks; by default ``OTEL_PGPOOL_STACK_SKIP``, or none if that is not set.
 
     Raises:
-        ValueError: a bad value, of an argument or a variable.
+        ValueError: an argument or an environment variable is invalid.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Telemetry:
         return self._instruments.silence if self._wait_time is not None or self._use_time is not None else SILENT
 
     def attached(self, pool: ObservedPool) -> None:
-        """The pool introduces itself, again in a forked child.
+        """Prepare the telemetry of a pool; called again in a forked child.
 
         Raises:
             ValueError: this telemetry belongs to another pool.
@@ -95,15 +96,15 @@ class Telemetry:
         self._attributes = {names.POOL_NAME: pool.name}
         self._spans = Spans(self._tracer_provider, self._config, pool, self._error_types)
         self._logs = Logs(pool.name)
-        # Taken for flagged holds only, so that a span is not ended while its event is being added. Reentrant: the
-        # garbage collector may close a generator, and so end a block, inside it.
+        # Taken for long holds only, so that a span does not end while its event is being added. Reentrant, because the
+        # garbage collector may run under it and close a generator, which ends a block.
         self._lock = threading.RLock()
         self._instruments.report(pool)
 
     # Checkouts
 
     def started(self, checkout: Checkout) -> None:
-        """Start the checkout's span."""
+        """Start the span of a checkout."""
         context = leave_ended()
         if context.get(SUPPRESSION_KEY):
             checkout.observed = SUPPRESSED
@@ -111,7 +112,7 @@ class Telemetry:
             self._spans.start(checkout, context)
 
     def acquired(self, checkout: Checkout) -> None:
-        """Record the wait; inside a block, make the span current."""
+        """Record the wait of a checkout; inside a block, make its span current."""
         observed: Observed | None = checkout.observed
         if observed is None:
             context = None
@@ -127,12 +128,12 @@ class Telemetry:
             observed.enter()
 
     def failed(self, checkout: Checkout, error: BaseException) -> None:
-        """End the span of a checkout that got nothing."""
+        """End the span of a checkout that received no connection, and record its wait."""
         observed: Observed | None = checkout.observed
         context = None
         checkout.error_type = self._error_types.of(checkout.error_type or class_of(error))
         if observed is not None and observed is not SUPPRESSED:
-            observed.leave()  # an interrupt may have come after the hand-over
+            observed.leave()  # an interrupt may have hit after the hand-over, when the span was current
             context = observed.context
             self._spans.fail(checkout, observed)
         if self._wait_time is not None and observed is not SUPPRESSED:
@@ -142,7 +143,10 @@ class Telemetry:
             self._logs.timeout(error, context)
 
     def released(self, checkout: Checkout) -> None:
-        """Record the use, end the span: in this order the record finds the way still warm that the wait's has taken."""
+        """Record the hold, then end the span.
+
+        In this order the histogram's code is still in the cache from the wait.
+        """
         observed: Observed | None = checkout.observed
         if observed is None:
             context = None
@@ -162,11 +166,11 @@ class Telemetry:
                 self._spans.end(checkout, observed)
 
     def tells_timeouts(self) -> bool:
-        """Whether the next timeout will be logged, and its diagnosis is worth writing."""
+        """Return whether the next timeout will be logged, so that its diagnosis is worth composing."""
         return self._logs.timeout_is_due()
 
     def abandoned(self, checkout: Checkout) -> None:
-        """Leave the context of a span that is not ours to end."""
+        """Detach the context of a checkout whose span this process must not end."""
         observed: Observed | None = checkout.observed
         if observed is not None:
             observed.leave()
@@ -174,14 +178,17 @@ class Telemetry:
     # Long holds
 
     def held_long(self, checkout: Checkout) -> None:
-        """Add the event and write the record while the connection is still held."""
+        """Add the event and log the record of a long hold while the connection is still held."""
         with self._lock:
             attributes = self._tell_long_hold(checkout)
         if attributes is not None:
             self._logs.long_hold(attributes, _context(checkout))
 
     def _tell_long_hold(self, checkout: Checkout) -> dict[str, object] | None:
-        """Under the lock: the event, unless the other of watcher and returner was faster."""
+        """Add the event of a long hold, once: the maintenance thread and the returning thread may both come here.
+
+        The caller holds the lock.
+        """
         if checkout.told:
             return None
         checkout.told = True
@@ -202,7 +209,7 @@ class Telemetry:
         self._logs.long_hold_returned(checkout, context)
 
     def reclaimed(self, checkout: Checkout) -> None:
-        """End the span of a dropped checkout, and say who dropped it."""
+        """End the span of a checkout whose connection was dropped, and log which thread dropped it."""
         attributes = {**self._long_hold_attributes(checkout), names.THREAD_NAME: thread_names[checkout.thread.name]}
         self._logs.reclaimed(attributes, _context(checkout))
         self.released(checkout)
@@ -210,12 +217,12 @@ class Telemetry:
     # Connections
 
     def connected(self, connect: Connect) -> None:
-        """Report an attempt that succeeded."""
+        """Record a successful attempt to connect."""
         self._connect(connect, None)
         self._logs.connected(connect)
 
     def connect_failed(self, connect: Connect) -> None:
-        """Report an attempt that failed."""
+        """Record a failed attempt to connect."""
         name = self._name_of(connect)
         self._connect(connect, name)
         self._logs.connect_failed(connect, name)
@@ -234,21 +241,21 @@ class Telemetry:
     def discarded(
         self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
     ) -> None:
-        """Say which connections are gone, and why."""
+        """Log which connections were closed, and why."""
         context = None if checkout is None else _context(checkout)
         name = None if error is None else self._error_types.of(error_type(error))
         self._logs.discarded(slots, reason, name, context, "" if error is None else known(text_of(error), ()))
 
     def outage_started(self, connect: Connect) -> None:
-        """Say that the server cannot be reached."""
+        """Log that the server cannot be reached."""
         self._logs.outage_started(connect, self._name_of(connect))
 
     def outage_ended(self, attempts: int, duration: float) -> None:
-        """Say that it is reached again."""
+        """Log that the server was reached again."""
         self._logs.outage_ended(attempts, duration)
 
     def utilization_changed(self, level: str, stats: PoolStats) -> None:
-        """Say how full the pool is."""
+        """Log the new utilization level of the pool."""
         self._logs.utilization(level, stats)
 
 

@@ -1,7 +1,7 @@
-"""Accounts for the pools of each name: the levels of the pool that is open, the totals of all that there were.
+"""Accounts for the pools of each name: the levels of the open pool, and the totals of all past and present pools.
 
-A total may never go down, and must not be lost with its pool. So a pool that is made anew under a name goes on where
-the totals of that name ended, and the totals of a name without a pool are reported until every reader has had them.
+A total must not decrease, and must not be lost with its pool. A new pool therefore continues the totals of its name,
+and the totals of a name without a pool are reported until every reader has exported them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
     Attributes = tuple[tuple[str, str], ...]
     Totals = dict[str, Counter[Attributes]]
-    """By metric."""
+    """Counts by metric, then by attributes."""
 
 MOST_UNTOLD = 1_000
-"""Names of ended pools that are kept for readers which have not asked since: there may be one that nobody reads."""
+"""Maximum number of names of ended pools kept for readers that have not collected since; some may never collect."""
 
 MOST_TOLD = 100
-"""Names of ended pools that are kept for pools to come, when every reader has exported their end."""
+"""Maximum number of names of ended pools kept for future pools after every reader has exported their end."""
 
 
 class Reported:
-    """A pool that reports its figures. It is held weakly, and leaves its last."""
+    """A pool that reports its figures, referenced weakly, and the final figures that it leaves."""
 
     def __init__(self, pool: ObservedPool) -> None:
         self.name = pool.name
@@ -41,11 +41,11 @@ class Reported:
 
     @property
     def pool(self) -> ObservedPool | None:
-        """The pool, while it lives."""
+        """The pool, or None if it was collected."""
         return self._pool()
 
     def stats(self) -> PoolStats | None:
-        """Return the pool's figures, or its last ones; None if nobody has seen any."""
+        """Return the pool's figures, or its final ones; None if there are none."""
         pool = self._pool()
         stats = self.last.stats if pool is None else pool.stats()
         if stats is not None:
@@ -53,7 +53,10 @@ class Reported:
         return self._seen
 
     def is_gone(self) -> bool:
-        """Whether it has left its last figures: the collector lets a weak reference go a moment before."""
+        """Return whether the pool was collected and has left its final figures.
+
+        The garbage collector clears the weak reference shortly before the pool's finalizer stores the figures.
+        """
         if self._pool() is not None:
             return False
         if self.last.stats is None and not self._missed:
@@ -62,31 +65,31 @@ class Reported:
         return True
 
     def start_afresh(self) -> None:
-        """Forget figures that another process has seen."""
+        """Drop figures that were read in another process."""
         self._seen = None
 
 
 class Account:
-    """The pools of one name."""
+    """The totals and levels of the pools of one name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._pools: dict[int, Reported] = {}  # by id of what they leave
-        self._past = _nothing()  # of pools that are gone
+        self._pools: dict[int, Reported] = {}  # by id of the container of their final figures
+        self._past = _nothing()  # totals of collected pools
         self.levels: PoolStats | None = None
-        """Of the pool that is open, if one is."""
+        """Figures of the open pool, or None."""
         self.totals = _nothing()
-        """All that the pools of this name have counted; never less than was told before."""
-        # When a reader was first told of the end; weakly, since one that is removed has every series of the program.
+        """Totals of all pools of this name; never less than reported before."""
+        # When each reader first collected the end. Weak references, because a removed reader holds a lot of memory.
         self._asked: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
     def enter(self, reported: Reported) -> None:
-        """One more pool, or one that introduces itself again."""
+        """Add a pool, or a pool that a forked child reports again."""
         self._pools[id(reported.last)] = reported
         self._asked.clear()
 
     def merge(self, other: Account) -> None:
-        """The pools of another are of this name too."""
+        """Add the pools of another account of the same name."""
         for reported in other._pools.values():
             self.enter(reported)
         for metric, past in other._past.items():
@@ -94,7 +97,7 @@ class Account:
         self._asked.clear()
 
     def settle(self) -> None:
-        """Keep of pools that are gone the totals alone."""
+        """Replace collected pools by their totals."""
         for key, reported in [each for each in self._pools.items() if each[1].is_gone()]:
             stats = reported.stats()
             if stats is not None:
@@ -102,18 +105,18 @@ class Account:
             del self._pools[key]
 
     def is_open(self) -> bool:
-        """Whether a pool is."""
+        """Return whether a pool of this name is open."""
         return any(not pool.closed for pool in self._live())
 
     def goes_on(self) -> bool:
-        """Whether a pool is open, or something is still out of one."""
+        """Return whether a pool of this name is open, or has connections that are still checked out."""
         return any(not pool.closed or _holds(pool.stats()) for pool in self._live())
 
     def _live(self) -> list[ObservedPool]:
         return [pool for known in self._pools.values() if (pool := known.pool) is not None]
 
     def read(self) -> None:
-        """Take the figures of now."""
+        """Read the figures of all pools."""
         self.levels = None
         counted = {metric: Counter(past) for metric, past in self._past.items()}
         for known in self._pools.values():
@@ -128,22 +131,22 @@ class Account:
                 told[attributes] = max(told[attributes], value)
 
     def tell_end(self, reader: object, now: float) -> None:
-        """A reader asks, and no pool goes on."""
+        """Note that a reader collects after the end of this name's pools."""
         self._asked.setdefault(reader, now)
 
     def has_told(self, reader: object, now: float, kept: float) -> bool:
-        """Whether a reader has exported the end, ``kept`` seconds ago or longer."""
+        """Return whether a reader has exported the end for at least ``kept`` seconds."""
         first = self._asked.get(reader, now)
         return first < now and now - first >= kept
 
     def take_over(self, other: Account) -> None:
-        """Count what another has told as its own."""
+        """Add the totals that another account has reported."""
         for metric, told in other.totals.items():
             self._past[metric].update(told)
         self.read()
 
     def start_afresh(self, *, forgotten: bool) -> None:
-        """In a forked child: count from zero where the SDK has forgotten the parent's totals, otherwise go on there."""
+        """Reset the totals in a forked child: to 0 if the SDK has dropped the parent's, or else to those reported."""
         self._pools = {key: known for key, known in self._pools.items() if known.pool is not None}
         for reported in self._pools.values():
             reported.start_afresh()
@@ -154,7 +157,7 @@ class Account:
 
 
 def _holds(stats: PoolStats) -> bool:
-    """Whether something is out; an instrumented pool that is closed may not count it as used."""
+    """Return whether a connection is checked out; a closed instrumented pool may not count it as used."""
     return bool(stats.used or stats.oldest_hold)
 
 
@@ -168,24 +171,24 @@ def _add(totals: Totals, stats: PoolStats) -> None:
 
 
 class Accounts:
-    """All names of one meter.
+    """The accounts of all names of one meter.
 
-    Pools report from any thread; everything else happens in a collection, of which the SDK lets one at a time happen.
-    There is no lock: the SDK collects under one of its own.
+    Pools are added from any thread; everything else happens during a collection. There is no lock here, because the SDK
+    runs one collection at a time under a lock of its own.
     """
 
     def __init__(self) -> None:
-        self._arrived: dict[int, Account] = {}  # since the last collection, in this order
+        self._arrived: dict[int, Account] = {}  # accounts of pools added since the last collection, in order
         self._numbers = count()
         self._room = MOST_UNTOLD
         self._open: dict[str, Account] = {}
-        self._ended: dict[str, Account] = {}  # the longest ended first
+        self._ended: dict[str, Account] = {}  # the earliest ended first
         self._forgotten = Account("")
         self.shown: list[Account] = []
-        """What the present collection reports."""
+        """The accounts that the present collection reports."""
 
     def report(self, pool: ObservedPool) -> None:
-        """Report a pool from now on."""
+        """Report a pool in all further collections."""
         if len(self._arrived) >= self._room:
             self._make_room()
         arrived = Account(pool.name)
@@ -193,10 +196,10 @@ class Accounts:
         self._arrived[next(self._numbers)] = arrived
 
     def _make_room(self) -> None:
-        """While nobody collects, keep of pools that are gone one account for each name, of so many names."""
+        """Reduce collected pools to one account per name, and bound the number of names, while no reader collects."""
         gone: dict[str, Account] = {}
         for number, arrived in list(self._arrived.items()):
-            # Another thread may be taking them too: whoever has popped one has it.
+            # Another thread may do the same at this moment. The thread that pops an entry processes it.
             if not arrived.goes_on() and self._arrived.pop(number, None) is not None:
                 gone.setdefault(arrived.name, Account(arrived.name)).merge(arrived)
         for account in list(gone.values())[-MOST_UNTOLD:]:
@@ -205,7 +208,7 @@ class Accounts:
         self._room = 2 * max(MOST_UNTOLD, len(self._arrived))
 
     def begin(self, reader: object, now: float, kept: float) -> None:
-        """A reader collects; it gets the end of each name for ``kept`` seconds, or once."""
+        """Begin the collection of a reader, which gets the end of each name once, and again for ``kept`` seconds."""
         self._enter_arrived()
         for name, account in list(self._open.items()):
             account.settle()
@@ -229,29 +232,29 @@ class Accounts:
                 account.merge(arrived)
 
     def all_that_were(self) -> list[Account]:
-        """Return every account, also those that the present collection does not report and that of forgotten names."""
+        """Return every account, including those that this collection leaves out and that of dropped names."""
         return [*self._open.values(), *self._ended.values(), self._forgotten]
 
     def told(self, readers: Collection[object], now: float, kept: float) -> Iterator[str]:
-        """The names whose end all these readers have exported, the longest ended first."""
+        """Iterate over the names whose end all given readers have exported, the earliest ended first."""
         for name, account in self._ended.items():
             if all(account.has_told(reader, now, kept) for reader in readers):
                 yield name
 
     def surplus(self, readers: Collection[object], now: float, kept: float) -> set[str]:
-        """The names that are too many."""
+        """Return the names above the limits `MOST_TOLD` and `MOST_UNTOLD`."""
         told = list(self.told(readers, now, kept))
         kept_back = {*told, *(account.name for account in self.shown)}
         untold = [name for name in self._ended if name not in kept_back]
         return {*told[:-MOST_TOLD], *untold[:-MOST_UNTOLD]}
 
     def forget(self, names: Collection[str]) -> None:
-        """Let go of names. The SDK must have forgotten their series: it would see their totals fall."""
+        """Drop names. The SDK must have dropped their series before, because it would see their totals decrease."""
         for name in names:
             self._forgotten.take_over(self._ended.pop(name))
 
     def start_afresh(self, *, forgotten: bool) -> None:
-        """In a forked child the parent's totals are not ours, and neither are the pools that ended there."""
+        """Reset the accounts in a forked child, without the parent's totals and without pools that ended there."""
         for account in [*self._arrived.values(), *self.all_that_were()]:
             account.start_afresh(forgotten=forgotten)
         self._arrived = {number: arrived for number, arrived in self._arrived.items() if arrived.is_open()}

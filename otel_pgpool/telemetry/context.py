@@ -1,4 +1,4 @@
-"""Contexts that hold a checkout's span: made at half the price, and left wherever that happens."""
+"""Contexts with a checkout's span, created at half the usual cost, and detached in any thread and order."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from opentelemetry import context
 from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 
 SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, context.Context())), "")
-"""Where a context holds its span, which has no public name. ``{**caller, SPAN_KEY: span}`` is what
-``set_span_in_context`` puts into one, without its three calls and two copies."""
+"""Key of the span in a context, which has no public name.
+
+``{**caller, SPAN_KEY: span}`` equals the result of ``set_span_in_context`` without its three calls and two copies.
+"""
 
 
 class CheckoutContext(context.Context):
-    """A context that the block of a checkout makes current."""
+    """The context that is current in the block of a checkout."""
 
     __slots__ = ("before", "is_over")
 
     before: context.Context
-    """Of the caller."""
+    """The caller's context."""
     is_over: bool
-    """Whether its block was left while another context was current: whoever comes back to it goes on to `before`."""
+    """Whether the block was left while another context was current; `leave_ended` then returns to `before`."""
 
     @classmethod
     def of(cls, caller: context.Context, span: Any) -> CheckoutContext:
-        """Make the context of a checkout's span."""
+        """Create the context of a checkout's span."""
         made = cls({**caller, SPAN_KEY: span})
         made.before = caller
         made.is_over = False
@@ -33,7 +35,7 @@ class CheckoutContext(context.Context):
 
 
 def leave_ended() -> context.Context:
-    """Return the current context, after leaving those of blocks that are over; another thread may have ended them."""
+    """Return the current context, after leaving the contexts of blocks that have ended, maybe in another thread."""
     found = current = context.get_current()
     while type(current) is CheckoutContext and current.is_over:
         current = current.before
@@ -43,15 +45,15 @@ def leave_ended() -> context.Context:
 
 
 def detach(token: Any, attached: context.Context | None) -> None:
-    """Undo an ``attach``, if what it attached is still current; otherwise whoever comes back to it undoes it.
+    """Undo an ``attach`` if its context is still current; otherwise mark the context for `leave_ended`.
 
-    A block may be left in another thread or context than it was entered, where ``opentelemetry.context.detach`` would
-    log an error, or out of turn, where it would bring back somebody else's context: with generators both are common.
+    A block may be left in another thread or context than it was entered in, where ``opentelemetry.context.detach``
+    would log an error, or out of order, where it would restore the wrong context. Both are common with generators.
     """
     try:
         _detach(token, attached)
     except BaseException:
-        _detach(token, attached)  # an interrupt came between
+        _detach(token, attached)  # again, because an interrupt may have cut the first call short
         raise
 
 
@@ -63,7 +65,7 @@ def _detach(token: Any, attached: context.Context | None) -> None:
     if isinstance(token, contextvars.Token):
         try:
             token.var.reset(token)
-        except (ValueError, RuntimeError):  # it is current in a copy of the context that it was attached in
+        except (ValueError, RuntimeError):  # attached in another contextvars.Context, of which this one is a copy
             if type(attached) is CheckoutContext:
                 attached.is_over = True
     else:

@@ -1,4 +1,4 @@
-"""The values of ``error.type``: a program and a server may have any number of them, a metric must not."""
+"""The values of ``error.type``, of which applications and servers have any number, but a metric must not."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import psycopg2
 from psycopg2 import errorcodes
 
 OTHER = "_OTHER"
-"""The value of the semantic conventions for whatever has none of its own."""
+"""The value that the semantic conventions define for errors without a value of their own."""
 
 MOST_TYPES = 50
-"""Classes, and SQLSTATEs that PostgreSQL does not know, for each pool."""
+"""Maximum number of different classes, and of SQLSTATEs unknown to PostgreSQL, for each pool."""
 
 OF_POOLS = ("timeout", "closed", "too_many_requests")
 SQLSTATES = frozenset(
@@ -19,17 +19,17 @@ SQLSTATES = frozenset(
 
 OF_PSYCOPG2 = frozenset(name for name, value in vars(psycopg2).items() if isinstance(value, type))
 EXPECTED = frozenset((*OF_POOLS, *OF_PSYCOPG2)) | SQLSTATES
-"""What is told always."""
+"""Values that do not count against `MOST_TYPES`."""
 
 
 class ErrorTypes:
-    """Those of one pool."""
+    """The values of ``error.type`` of one pool, bounded in number."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def of(self, error_type: str) -> str:
-        """Return the type as it is told: as it is, or `OTHER` where there were too many before."""
+        """Return a value for ``error.type``: the given one, or `OTHER` if there were too many different ones before."""
         if error_type in EXPECTED or error_type in self._known:
             return error_type
         if len(self._known) >= MOST_TYPES:

@@ -1,4 +1,4 @@
-"""Where a thread is at work."""
+"""The frames of other threads."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ if TYPE_CHECKING:
     from types import FrameType
 
 COLLECTS = sys.version_info[:2] == (3, 11)
-"""Whether the collector may run while the frames are made."""
+"""Whether the garbage collector may run while ``sys._current_frames`` creates frame objects."""
 
 _alone = threading.RLock()  # reentrant, for a signal handler
 _has_stopped_the_collector = False
 
 
 def frame_of(thread: threading.Thread) -> FrameType | None:
-    """The innermost frame of a thread that runs.
+    """Return the innermost frame of a thread, or None if the thread has ended.
 
-    Without the collector: CPython 3.11 makes the frames under a lock of the interpreter's. A finalizer that lets go of
-    the GIL there, as a psycopg2 connection's does, waits for ever for whoever starts a thread (gh-106883).
+    The garbage collector is switched off during the call. CPython 3.11 creates the frames under a lock of the
+    interpreter. A finalizer that releases the GIL there, such as a psycopg2 connection's, would deadlock with a thread
+    that starts another one (gh-106883).
     """
     if not thread.is_alive():
         return None
-    global _has_stopped_the_collector  # noqa: PLW0603 - a forked child must know
-    with _alone:  # else the first to be done would let the collector in on the other
+    global _has_stopped_the_collector  # noqa: PLW0603 - a forked child reads it
+    with _alone:  # otherwise the first of two threads to finish would enable the garbage collector for the other
         was_enabled = COLLECTS and gc.isenabled()
         try:
             if was_enabled:
@@ -42,8 +43,8 @@ def frame_of(thread: threading.Thread) -> FrameType | None:
 
 
 def _after_fork() -> None:
-    """Free a forked child of what another thread of its parent was doing in `frame_of`."""
-    global _alone, _has_stopped_the_collector  # noqa: PLW0603 - that thread does not exist here
+    """Undo, in a forked child, what another thread of the parent was doing in `frame_of`."""
+    global _alone, _has_stopped_the_collector  # noqa: PLW0603 - that thread does not exist in the child
     _alone = threading.RLock()
     if _has_stopped_the_collector:
         gc.enable()

@@ -1,4 +1,4 @@
-"""Log records of the logger ``otel_pgpool``, each written in the context of the checkout that it speaks of."""
+"""Log records of the logger ``otel_pgpool``, each written in the context of its checkout."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger("otel_pgpool")
 
 LONGEST_RECORD = 8000
-"""Characters of a record's text; it has lines of its own where it names several places."""
+"""Maximum number of characters of a record's text."""
 
 _CONTINUED = re.compile("\n(?!  )")
 
 TIMEOUT_INTERVAL = 1.0
-"""Seconds between two records of timeouts of one pool."""
+"""Minimum number of seconds between two records about timeouts of one pool."""
 
 CANNOT_BE_REACHED = "the database cannot be reached with these arguments"
 
 REFUSAL_INTERVAL = 60.0
-"""Seconds between two records of refused connects of one name."""
+"""Minimum number of seconds between two records about refused connects of pools of one name."""
 
 _refused_again: dict[str, float] = {}
-"""When a refusal is told again, by pool: programs that probe for a database make a pool for each look."""
+"""When a refusal is logged again, by pool name: applications that probe for a database create a pool each time."""
 
 LOST = ("broken", "reset_failed", "check_failed", "read_only")
-"""Reasons for a discard that somebody should hear of."""
+"""Reasons of a discard that are logged as a warning."""
 
 UTILIZATION_LEVELS = {"normal": logging.INFO, "high": logging.WARNING, "critical": logging.ERROR}
 
 
 class Logs:
-    """The records of one pool."""
+    """The log records of one pool."""
 
     def __init__(self, pool_name: str) -> None:
         self._pool_name = pool_name
@@ -80,7 +80,7 @@ class Logs:
                 detach(token, context)
 
     def long_hold(self, attributes: Mapping[str, Any], context: Context | None) -> None:
-        """A hold passed the threshold and goes on."""
+        """Log that a hold has passed its threshold and continues."""
         text = (
             f"connection held for {attributes[names.HELD]:.3f} s by thread {attributes[names.THREAD_NAME]!r} "
             f"({attributes[names.TRANSACTION_STATUS]}), checked out at {attributes[names.CHECKED_OUT_AT]}"
@@ -88,14 +88,14 @@ class Logs:
         self._write(logging.WARNING, "long_hold", text, attributes, context)
 
     def long_hold_returned(self, checkout: Checkout, context: Context | None) -> None:
-        """A flagged hold has ended."""
+        """Log the end of a long hold."""
         held = round(checkout.released - checkout.acquired, names.DIGITS)
         attributes = {names.HOLD_TIME: held, names.CONNECTION_PID: checkout.slot.pid}
         text = f"connection came back after {held:.3f} s"
         self._write(logging.INFO, "long_hold_returned", text, attributes, context)
 
     def reclaimed(self, attributes: Mapping[str, Any], context: Context | None) -> None:
-        """A dropped checkout was taken back."""
+        """Log that a dropped connection was reclaimed."""
         text = (
             f"connection dropped without being given back by thread {attributes[names.THREAD_NAME]!r} after "
             f"{attributes[names.HELD]:.3f} s, checked out at {attributes[names.CHECKED_OUT_AT]}"
@@ -103,11 +103,11 @@ class Logs:
         self._write(logging.WARNING, "reclaimed", text, attributes, context)
 
     def timeout_is_due(self) -> bool:
-        """Whether a timeout would leave a record now."""
+        """Return whether a timeout would be logged now."""
         return monotonic() >= self._next_timeout
 
     def timeout(self, error: PoolTimeout, context: Context | None) -> None:
-        """A checkout timed out; at most one record a second, and none without its diagnosis."""
+        """Log that a checkout timed out, at most once a second, and only with its diagnosis."""
         if not self.timeout_is_due() or not hasattr(error, "waited"):
             self._left_out += 1
             return
@@ -138,7 +138,7 @@ class Logs:
         context: Context | None,
         message: str = "",
     ) -> None:
-        """Connections left the pool together."""
+        """Log that connections were closed together."""
         is_lost = reason in LOST
         if not logger.isEnabledFor(logging.WARNING if is_lost else logging.DEBUG):  # a pid may have to be asked for
             return
@@ -159,18 +159,18 @@ class Logs:
             self._write(logging.DEBUG, "discarded", f"discarded as {reason}: pid {shown}", attributes, context)
 
     def connected(self, connect: Connect) -> None:
-        """A physical connection was made."""
+        """Log a successful attempt to connect."""
         text = f"connected in {connect.ended - connect.began:.3f} s"
         self._write(logging.DEBUG, "connected", text, {names.ATTEMPT: connect.attempt})
 
     def connect_failed(self, connect: Connect, error_type: str) -> None:
-        """An attempt failed."""
+        """Log a failed attempt to connect."""
         attributes = {names.ATTEMPT: connect.attempt, names.ERROR_TYPE: error_type}
         text = f"attempt {connect.attempt} to connect failed: {error_type}"
         self._write(logging.DEBUG, "connect_failed", text, attributes)
 
     def connect_refused(self, connect: Connect, error_type: str) -> None:
-        """The server lives, and refuses the connection; a record a minute for all pools of one name."""
+        """Log that the server is up and refuses the connection, at most once a minute for all pools of one name."""
         now = monotonic()
         if now < _refused_again.get(self._pool_name, now):
             return
@@ -183,19 +183,19 @@ class Logs:
         self._write(logging.WARNING, "connect_refused", text, {names.ERROR_TYPE: error_type})
 
     def outage_started(self, connect: Connect, error_type: str) -> None:
-        """No connection can be made."""
+        """Log that no connection can be opened."""
         attributes = {names.ERROR_TYPE: error_type, names.ATTEMPTS: connect.attempt, names.DURATION: 0.0}
         text = f"no connection can be made: {connect.message or error_type}"
         self._write(logging.ERROR, "outage_started", text, attributes)
 
     def outage_ended(self, attempts: int, duration: float) -> None:
-        """The server was reached again."""
+        """Log that the server was reached again."""
         attributes = {names.ATTEMPTS: attempts, names.DURATION: round(duration, names.DIGITS)}
         text = f"connections can be made again after {duration:.1f} s; attempts that failed: {attempts}"
         self._write(logging.INFO, "outage_ended", text, attributes)
 
     def utilization(self, level: str, stats: PoolStats) -> None:
-        """Utilization crossed a threshold."""
+        """Log that the utilization crossed a threshold."""
         attributes = {
             names.UTILIZATION: stats.utilization,
             names.USED: stats.used,

@@ -1,4 +1,4 @@
-"""The pools' metrics: durations are pushed into histograms, levels and totals are read when a reader asks."""
+"""The metrics of the pools: durations are recorded in histograms; levels and totals are read when a reader collects."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ WAIT_BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 USE_BOUNDARIES = (*WAIT_BOUNDARIES, 60.0, 300.0)
 
 KEPT_AFTER_THE_END = 150.0
-"""Seconds for which a reader gets the end of a pool: by the SDK's default interval thrice, as an export may fail."""
+"""Seconds for which a reader gets the end of a pool: 2.5 times the SDK's default interval, as an export may fail."""
 
 KEPT_FOR_ANYBODY = 600.0
-"""The same where the readers cannot be told apart, so that the slowest has asked too."""
+"""Seconds for which every reader gets the end of a pool if the readers cannot be distinguished."""
 
 
 class Silence:
-    """While ``_real_instrument`` is None, ordinary checkouts leave nothing.
+    """A gate: while ``_real_instrument`` is None, ordinary checkouts record nothing.
 
-    So it is with the API's own histograms until somebody sets the global provider, and they stand here themselves: to
-    ask a method would cost a tenth of what it saves.
+    The API's own proxy histograms have this attribute until the global provider is set, and serve as gates themselves.
+    The caller reads an attribute, because a method call would cost a tenth of what the gate saves.
     """
 
     _real_instrument: Any = None
@@ -46,15 +46,16 @@ class Silence:
 class Instruments:
     """The sixteen instruments of one meter, and the pools that they report.
 
-    One callback for each instrument walks the pools, because a callback cannot be removed and a second registration
-    of a name is dropped. It takes no lock of ours and makes no instrument: the SDK calls it under a lock of its own,
-    so that one collection follows the other; in each the callbacks come in the order of their making.
+    One callback for each instrument iterates over the pools, because a callback cannot be removed and a second
+    registration of an instrument's name is ignored. A callback takes no lock of this package and creates no instrument,
+    since the SDK calls it under a lock of its own. So one collection follows the other, and in each the callbacks run
+    in the order of their creation.
     """
 
     def __init__(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter(names.SCOPE, __version__, provider, names.SCHEMA_URL)
         self._accounts = Accounts()
-        self._reader: Any = None  # which collects; None where that is not known
+        self._reader: Any = None  # the reader that collects; None if unknown
         self.wait_time = meter.create_histogram(
             names.WAIT_TIME_METRIC,
             "s",
@@ -81,12 +82,15 @@ class Instruments:
             self._observables[each.name] = create(each.name, [self._callback(each)], each.unit, each.description)
 
     def report(self, pool: ObservedPool) -> None:
-        """Report a pool from now on: its levels until it is closed or collected, its totals until all have them."""
-        if not pool.closed:  # one that was closed introduces itself again in a forked child
+        """Report a pool in all further collections.
+
+        Its levels are reported until it is closed or collected, its totals until every reader has collected them.
+        """
+        if not pool.closed:  # a forked child attaches closed pools too
             self._accounts.report(pool)
 
     def start_afresh(self) -> None:
-        """In a forked child: drop what was gathered of the parent."""
+        """Drop what was collected in the parent process, in a forked child."""
         self._accounts.start_afresh(forgotten=series.forget_all(self._all()))
 
     def _all(self) -> tuple[Any, ...]:
@@ -111,21 +115,21 @@ class Instruments:
 
     def _observe_totals(self, observable: Observable) -> Iterable[Observation]:
         accounts = self._accounts.shown
-        if self._merges(observable):  # then what a name has counted is missing in the sum without it
+        if self._merges(observable):  # the sum over all names must include the totals of dropped names
             accounts = self._accounts.all_that_were()
         for account in accounts:
             for attributes, value in account.totals[observable.name].items():
                 yield Observation(value, {names.POOL_NAME: account.name, **dict(attributes)})
 
     def _merges(self, observable: Observable) -> bool:
-        """Whether the reader has a view that leaves out the pool's name."""
+        """Return whether the reader has a view that drops the attribute with the pool's name."""
         instrument = self._observables.get(observable.name)
         return self._reader is not None and series.leaves_out(self._reader, instrument, names.POOL_NAME)
 
     def _begin(self) -> None:
-        """A reader collects: see what has ended, and let go of what needs no further export."""
+        """Begin a collection: find pools that have ended, and drop names that need no further export."""
         if not _fork.is_here:
-            _fork.renew()  # else the parent's totals would be taken for this process's
+            _fork.renew()  # otherwise the parent's totals would be exported as this process's
         reader, readers = series.collecting(sys._getframe(1)), series.readers(self._all())
         self._reader = reader
         now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_FOR_ANYBODY
@@ -144,13 +148,13 @@ def _of_pools(over: Collection[str]) -> Callable[[dict[str, Any]], bool]:
     return lambda attributes: attributes.get(names.POOL_NAME) in over
 
 
-_lock = threading.Lock()  # guards the making of instruments; taken neither by callbacks nor by finalizers
+_lock = threading.Lock()  # guards the creation of instruments; taken neither by callbacks nor by finalizers
 _instruments: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
 _default: list[Instruments] = []
 
 
 def instruments(provider: MeterProvider | None) -> Instruments:
-    """The instruments of a meter provider, or of the global one, made once."""
+    """Return the instruments of a meter provider, or of the global one; create them at the first call."""
     with _lock:
         if provider is None:
             if not _default:

@@ -33,7 +33,7 @@ ERROR_TYPE = error_attributes.ERROR_TYPE
 THREAD_NAME = thread_attributes.THREAD_NAME
 CODE_STACKTRACE = code_attributes.CODE_STACKTRACE
 
-# Attributes of our own
+# Attributes of this package
 
 WAIT_TIME = "otel_pgpool.wait_time"
 HOLD_TIME = "otel_pgpool.hold_time"
@@ -57,7 +57,7 @@ CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
 REASON = "otel_pgpool.reason"
 
 DIGITS = 6
-"""Of a duration in s: no clock knows more than its microseconds."""
+"""Decimal digits of a duration in seconds: clocks are not exact beyond microseconds."""
 
 # Metrics of the semantic conventions
 
@@ -71,7 +71,7 @@ WAIT_TIME_METRIC = db_metrics.DB_CLIENT_CONNECTION_WAIT_TIME
 USE_TIME_METRIC = db_metrics.DB_CLIENT_CONNECTION_USE_TIME
 CREATE_TIME_METRIC = db_metrics.DB_CLIENT_CONNECTION_CREATE_TIME
 
-# Metrics of our own; two share their name with an attribute
+# Metrics of this package; two share their name with an attribute
 
 UTILIZATION = "otel_pgpool.utilization"
 OLDEST_HOLD = "otel_pgpool.oldest_hold"

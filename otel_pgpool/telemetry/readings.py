@@ -1,4 +1,4 @@
-"""The observable instruments, and how each reads a pool's figures."""
+"""The observable instruments, and how each is computed from a pool's figures."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from otel_pgpool._observer import PoolStats
 
     Values = Iterable[tuple[float, dict[str, str]]]
-    """Each with the attributes that it has beside the pool's name."""
+    """Values, each with its attributes except the pool's name."""
     Reading = Callable[[PoolStats], Values]
 
 LEVEL, TOTAL, GAUGE = "up_down_counter", "counter", "gauge"
 
 
 class Observable(NamedTuple):
-    """One instrument."""
+    """An observable instrument."""
 
     kind: str
-    """As ``create_observable_`` calls it."""
+    """Kind of the instrument, as in the names of the methods ``create_observable_...``."""
     name: str
     unit: str
     description: str
@@ -75,7 +75,13 @@ OBSERVABLES = tuple(
         (GAUGE, names.UTILIZATION, "1", "Fraction of the maximum that is in use.", _utilization),
         (GAUGE, names.OLDEST_HOLD, "s", "Age of the oldest hold still out, 0 if none.", _figure("oldest_hold")),
         (TOTAL, names.CHECKOUTS, "{checkout}", "Checkouts served, by the path that they took.", _checkouts),
-        (TOTAL, names.RETRIES, "{retry}", "Failed attempts that checkouts lived through.", _figure("retries")),
+        (
+            TOTAL,
+            names.RETRIES,
+            "{retry}",
+            "Failed attempts within checkouts: dead connections and failed connects.",
+            _figure("retries"),
+        ),
         (TOTAL, names.LONG_HOLDS, "{hold}", "Holds that passed the threshold.", _figure("long_holds")),
         (TOTAL, names.CREATED, "{connection}", "Physical connections made.", _figure("created")),
         (TOTAL, names.DISCARDED, "{connection}", "Physical connections closed, by reason.", _discarded),

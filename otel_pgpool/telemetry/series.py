@@ -1,10 +1,11 @@
-"""What the SDK keeps of series, which it has no public way to let go.
+"""Removal of series from the SDK's storage, for which the SDK has no public method.
 
-It keeps every series that it has seen, exports a histogram's for ever, and walks them all at each collection. A forked
-child would go on to export its parent's records beside its own, so that every worker of a pre-fork server counted them
-once more. Where the SDK's inside looks otherwise than is expected here, nothing is done, and the caller is told so.
+The SDK keeps every series, exports a histogram's series forever, and iterates over all of them at each collection. A
+forked child would also export its parent's records, so that each worker of a pre-fork server would count them again. If
+the SDK's private attributes differ from what this module expects, the functions change nothing and report that to the
+caller.
 
-A reader stands here as the SDK's storage for it: one for each reader, with the series by instrument.
+A reader is represented by the SDK's storage for it: one for each reader, with the series by instrument.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
     from types import FrameType
 
     IsOver = Callable[[dict[str, Any]], bool]
-    """Whether the series with these attributes is to go."""
+    """Whether the series with these attributes is to be removed."""
 
 FRAMES = 4
-"""Within so many stands the SDK's collection around its call of us."""
+"""Maximum number of frames between a callback and the SDK's collection that called it."""
 
 UNEXPECTED = AttributeError, TypeError, KeyError
 
 
 def readers(instruments: Iterable[Any]) -> list[Any]:
-    """Every reader; none where that cannot be found out."""
+    """Return every reader; an empty list if they cannot be determined."""
     for instrument in instruments:
         with suppress(*UNEXPECTED):
             return list(_real(instrument)._measurement_consumer._reader_storages.values())
@@ -34,9 +35,9 @@ def readers(instruments: Iterable[Any]) -> list[Any]:
 
 
 def collecting(frame: FrameType | None) -> Any:
-    """The reader that collects, by a frame inside of its collection; None where that cannot be found out.
+    """Find the reader that collects, by a frame inside its collection; None if it cannot be determined.
 
-    The SDK does not tell it to a callback; its own method, which calls that, has it as an argument.
+    The SDK does not pass the reader to a callback, but a method of the SDK that calls it has the reader as an argument.
     """
     for _ in range(FRAMES):
         if frame is None:
@@ -50,9 +51,9 @@ def collecting(frame: FrameType | None) -> Any:
 
 
 def forget_all(instruments: Collection[Any]) -> bool:
-    """Empty instruments of everything that was told them: in a forked child, the parent's. False if one could not be.
+    """Remove all series of instruments, in a forked child; return False if that failed.
 
-    Without the locks, which another thread of the parent may have held.
+    The locks are not taken, because another thread of the parent may have held them.
     """
     known = readers(instruments)
     try:
@@ -66,17 +67,17 @@ def forget_all(instruments: Collection[Any]) -> bool:
 
 
 def forget(known: Iterable[Any], instruments: Collection[Any], is_over: IsOver) -> bool:
-    """Let go of series. False if some could not be."""
+    """Remove series; return False if some could not be removed."""
     return _forget(known, instruments, is_over, lambda _series: True)
 
 
 def forget_exported(reader: Any, instruments: Collection[Any], is_over: IsOver) -> None:
-    """Let go of a reader's series that hold nothing which it has not exported."""
+    """Remove those of a reader's series that contain nothing unexported."""
     _forget([reader], instruments, is_over, _is_exported)
 
 
 def leaves_out(reader: Any, instrument: Any, attribute: str) -> bool:
-    """Whether a reader's view of an instrument leaves an attribute out, and so adds up series that differ in it."""
+    """Return whether a reader's view of an instrument drops an attribute, and so merges series that differ in it."""
     with suppress(*UNEXPECTED):
         matches = reader._instrument_view_instrument_matches.get(_real(instrument), ())
         keys = [match._view._attribute_keys for match in matches]
@@ -99,12 +100,12 @@ def _forget(known: Iterable[Any], instruments: Collection[Any], is_over: IsOver,
 
 
 def _is_exported(series: Any) -> bool:
-    """Whether nothing was recorded since the last collection: exponential buckets have a value of their own."""
+    """Return whether nothing was recorded since the last collection. Exponential buckets use another attribute."""
     return getattr(series, "_value", None) is None and getattr(series, "_value_positive", None) is None
 
 
 def _kept(reader: Any, instrument: Any) -> Iterator[tuple[dict[Any, Any], Any]]:
-    """A reader's series of an instrument by their attributes, and the lock that guards them: for each view."""
+    """Iterate over the views of an instrument: a reader's series by their attributes, and the lock that guards them."""
     for match in reader._instrument_view_instrument_matches.get(_real(instrument), ()):
         yield match._attributes_aggregation, match._lock
 

@@ -48,10 +48,10 @@ TRANSACTION_STATUSES = ("idle", "active", "in_transaction", "in_error", "unknown
 
 
 class Observed:
-    """What telemetry keeps with a checkout. It has no ``__init__``: that would double its cost.
+    """The data that telemetry keeps with a checkout. Without an ``__init__``, which would double the cost.
 
-    Every time that is told of it counts from one reading of both clocks, so that a step of the system's, or another
-    thread between two readings, puts nothing before its start.
+    All its times are computed from one reading of both clocks, so that a step of the system's clock, or a thread switch
+    between two readings, moves no event before the span's start.
     """
 
     __slots__ = ("__dict__", "began", "began_ns", "context", "span", "token")
@@ -59,32 +59,32 @@ class Observed:
     began: float
     began_ns: int
     context: Context | None
-    """Of the checkout's span; where it has none, or not yet, of the caller."""
+    """Context of the checkout's span; the caller's context if there is no span (yet)."""
     span: Span | None
     token: Any
-    """Of the context while it is current."""
+    """Token of the context while it is current."""
     told: Mapping[str, AttributeValue] | None = None
-    """Of the long hold."""
+    """Attributes of the long hold's event."""
 
     def enter(self) -> None:
-        """Make its span current."""
+        """Make the checkout's span current."""
         if self.context is not None:
             self.token = contexts.attach(self.context)
 
     def leave(self) -> None:
-        """Make it current no longer."""
+        """Restore the context that was current before `enter`."""
         if self.token is not None:
             detach(self.token, self.context)
-            self.token = None  # last: after an interrupt it is left once more
+            self.token = None  # last, so that after an interrupt `leave` is repeated
 
     def at(self, reading: float) -> int:
-        """The time of day, in ns, of a reading of the monotonic clock."""
+        """Return the time of day in nanoseconds for a reading of the monotonic clock."""
         passed = reading - self.began
         return self.began_ns + int(passed * 1e9) if passed > 0.0 else self.began_ns
 
     @property
     def trace_id(self) -> str | None:
-        """In hex, where there is a trace: its span's, or the caller's while there is none."""
+        """Trace of the checkout's span, or else of the caller's span, in hexadecimal digits; None if there is none."""
         if self.context is None:
             return None
         span_context = trace.get_current_span(self.context).get_span_context()
@@ -93,7 +93,7 @@ class Observed:
 
 SUPPRESSED = Observed()
 SUPPRESSED.context = SUPPRESSED.span = SUPPRESSED.token = None
-"""Of every checkout of a caller that has suppressed instrumentation: it leaves nothing."""
+"""The data of every checkout whose caller has suppressed instrumentation: nothing is recorded."""
 
 
 class Spans:
@@ -103,11 +103,11 @@ class Spans:
         self, provider: TracerProvider | None, config: TelemetryConfig, pool: ObservedPool, error_types: ErrorTypes
     ) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, __version__, provider, names.SCHEMA_URL)
-        # Until somebody sets a provider: asking so costs a tenth of a span that goes nowhere.
+        # True until a provider is set. Testing for the provider costs a tenth of a span that is not exported.
         self._is_inert = isinstance(self._tracer, trace.ProxyTracer) and hasattr(trace, "_TRACER_PROVIDER")
         self._mode = config.spans
         self._is_choosy = self._is_inert or self._mode != "always"
-        self._is_late = config.spans == "slow"  # then a span is made when its checkout has ended
+        self._is_late = config.spans == "slow"  # a span is created when its checkout has ended
         self._slow = config.slow
         self._pool_name = pool.name
         self._error_types = error_types
@@ -122,7 +122,7 @@ class Spans:
         }
 
     def start(self, checkout: Checkout, context: Context) -> None:
-        """Begin a checkout of a caller in ``context``; nothing is kept with it where it leaves no span."""
+        """Start the span of a checkout in the caller's context. A checkout without a span keeps no data."""
         if self._is_choosy and not self._wants(context):
             return
         observed = Observed()
@@ -130,7 +130,7 @@ class Spans:
         observed.context = context
         observed.began_ns = time_ns()
         observed.began = monotonic()
-        checkout.observed = observed  # before there is a span, which an interrupt would leave open
+        checkout.observed = observed  # before the span starts, which an interrupt would leave open otherwise
         if self._is_late:
             return
         # By position: each argument by name costs 20 ns.
@@ -138,7 +138,7 @@ class Spans:
             CHECKOUT, context, INTERNAL, self._attributes, (), observed.began_ns
         )
         if type(span) is NonRecordingSpan and not span.get_span_context().is_valid:
-            checkout.observed = None  # a provider that makes no spans
+            checkout.observed = None  # the provider creates no spans
         else:
             observed.context = CheckoutContext.of(context, span)
 
@@ -148,7 +148,7 @@ class Spans:
         return self._mode != "parent" or trace.get_current_span(context).is_recording()
 
     def acquired(self, checkout: Checkout, observed: Observed) -> None:
-        """Tell the wait from the hold."""
+        """Record the wait in the checkout's span: failed attempts, the time in the queue, the hand-over."""
         span = observed.span
         if span is not None and span.is_recording():
             self._tell_wait(checkout, observed, span, checkout.acquired)
@@ -156,14 +156,14 @@ class Spans:
                 span.add_event(names.ACQUIRED, {names.PATH: str(checkout.path)}, observed.at(checkout.acquired))
 
     def long_hold(self, observed: Observed, attributes: Mapping[str, AttributeValue]) -> None:
-        """The threshold has passed."""
+        """Add the event of a long hold."""
         observed.told = attributes
         span = observed.span
         if span is not None and span.is_recording():
             span.add_event(names.LONG_HOLD_EVENT, attributes, observed.at(monotonic()))
 
     def end(self, checkout: Checkout, observed: Observed) -> None:
-        """End a checkout that had a connection; a second time, after an interrupt, nothing happens."""
+        """End the span of a checkout that had a connection. A second call, after an interrupt, does nothing."""
         span = observed.span
         if span is None:
             span = self._start_late(checkout, observed, checkout.released - checkout.acquired)
@@ -172,7 +172,7 @@ class Spans:
         slot = checkout.slot
         span.set_attributes(
             {
-                # What `round` to `DIGITS` gives, at a third of its price.
+                # Equal to `round` to `DIGITS`, at a third of the cost.
                 WAIT_TIME: ((checkout.acquired - checkout.started) * 1e6 + 0.5) // 1.0 / 1e6,
                 HOLD_TIME: ((checkout.released - checkout.acquired) * 1e6 + 0.5) // 1.0 / 1e6,
                 RETRIES: checkout.retries,
@@ -187,10 +187,10 @@ class Spans:
         if checkout.error_type is not None:
             checkout.error_type = self._error_types.of(checkout.error_type)
             _tell_error(checkout, span)
-        span.end(observed.began_ns + int((checkout.released - observed.began) * 1e9))  # as `Observed.at` would say
+        span.end(observed.began_ns + int((checkout.released - observed.began) * 1e9))  # `Observed.at` inline
 
     def fail(self, checkout: Checkout, observed: Observed) -> None:
-        """End a checkout that got nothing; likewise."""
+        """End the span of a checkout that received no connection. A second call, after an interrupt, does nothing."""
         span = observed.span
         if span is None:
             span = self._start_late(checkout, observed, None)
@@ -210,7 +210,10 @@ class Spans:
         span.end(observed.at(checkout.released))
 
     def _start_late(self, checkout: Checkout, observed: Observed, held: float | None) -> Span | None:
-        """Where spans are made afterwards: this one's, if it is worth it; ``held`` is None where it got nothing."""
+        """Create the span of an ended checkout in the mode ``slow``, or return None if the checkout was not slow.
+
+        ``held`` is the duration of the hold in seconds, or None if there was no hold.
+        """
         waited = (checkout.released if held is None else checkout.acquired) - checkout.started
         if not (
             checkout.flagged
@@ -232,7 +235,7 @@ class Spans:
         return span
 
     def _tell_wait(self, checkout: Checkout, observed: Observed, span: Span, until: float) -> None:
-        """The failed attempts as events, the time in the queue as a span of its own."""
+        """Add an event for each failed attempt, and a span for the time in the queue."""
         for number, attempt in enumerate(checkout.attempts, 1):
             attributes: dict[str, AttributeValue] = {
                 names.ATTEMPT: number,
@@ -243,11 +246,11 @@ class Spans:
         if checkout.queued is not None:
             links, began, ended = _links(checkout), observed.at(checkout.queued), observed.at(until)
             attributes = {names.POOL_NAME: self._pool_name, **_longest(checkout), names.BLOCKER_COUNT: len(links)}
-            # In one line: an interrupt between two would leave the span open.
+            # In one line, because an interrupt between two lines would leave the span open.
             self._tracer.start_span(names.WAIT, observed.context, INTERNAL, attributes, links, began).end(ended)
 
     def connect(self, connect: Connect, error_type: str | None) -> Context | None:
-        """An attempt at a physical connection; the context of its span, if it leaves one."""
+        """Record an attempt to connect as a span; return the context of the span, or None if there is none."""
         asked_by = None if connect.asked_by is None else connect.asked_by.observed
         if self._mode == "off" or asked_by is SUPPRESSED:
             return None
@@ -274,11 +277,11 @@ class Spans:
 
 
 def long_hold_attributes(checkout: Checkout, threshold: float, skipped: Collection[str]) -> dict[str, AttributeValue]:
-    """What is known of a hold that goes on: whether a query runs, and what its thread is doing."""
+    """Return the attributes of a hold in progress, such as whether a query runs and the stack of its thread."""
     conn = checkout.slot.ref()
     status = "unknown"
     if conn is not None:
-        with suppress(Exception):  # a pool that is not ours may lend what says nothing of it
+        with suppress(Exception):  # an instrumented pool's connections may be of any kind
             status = TRANSACTION_STATUSES[conn.get_transaction_status()]
     attributes: dict[str, AttributeValue] = {
         names.THRESHOLD: round(threshold if checkout.expected_hold is None else checkout.expected_hold, DIGITS),
@@ -300,7 +303,7 @@ def _tell_error(checkout: Checkout, span: Span) -> None:
 
 
 def _links(checkout: Checkout) -> list[Link]:
-    """The spans of those it waited for."""
+    """Return links to the spans of the holds that a checkout waited for."""
     links = []
     for blocker in checkout.blockers:
         span = getattr(blocker.observed, "span", None)
@@ -311,7 +314,7 @@ def _links(checkout: Checkout) -> list[Link]:
 
 
 def _longest(checkout: Checkout) -> dict[str, AttributeValue]:
-    """Describe the longest hold that a checkout waited for: Jaeger shows no attributes of links."""
+    """Return attributes of the longest hold that a checkout waited for; Jaeger does not show links' attributes."""
     if not checkout.blockers:
         return {}
     longest = checkout.blockers[0]
@@ -336,5 +339,5 @@ def _reached(connect: Connect) -> dict[str, AttributeValue]:
 
 
 def _wall(reading: float) -> int:
-    """The time of day, in ns, of a reading of the monotonic clock."""
+    """Return the time of day in nanoseconds for a reading of the monotonic clock."""
     return time_ns() - int((monotonic() - reading) * 1e9)

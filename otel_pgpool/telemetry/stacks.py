@@ -1,4 +1,4 @@
-"""Describe what a thread is doing: from the program's own code inwards, and not from the server that called it."""
+"""The stack of a thread as text, from the application's outermost frame inwards, without the server that called it."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ SERVERS = frozenset(
         *("click", "typer"),
     )
 )
-"""Packages that call a program: servers, frameworks, queues of tasks, loops, the standard library's, commands."""
+"""Packages that call an application: servers, frameworks, task queues, event loops, commands, standard modules."""
 
 LIBRARIES = frozenset(("contextlib", "functools", "opentelemetry", "sqlalchemy", "wrapt"))
-"""Packages that may stand between a server and the program, and that the program calls too."""
+"""Packages that may be between a server and the application, and that the application calls too."""
 
 LAUNCHER = "__main__"
-"""The script of a server is no package; nor is that of a program which runs one."""
+"""Module name of the script that was started: a server's script, or an application's."""
 
 
 def stack_of(thread: threading.Thread, skipped: Collection[str] = ()) -> str:
-    """Where a thread is, a line for each frame, outermost first; empty, if it has ended.
+    """Return the stack of a thread, one line for each frame, outermost first; empty if the thread has ended.
 
-    Frames outside of the program's own outermost one are left out, if there is one. Places only: the source lines that
-    Python would add may hold SQL.
+    Frames outside of the application's own outermost frame are left out. The lines contain call sites only, because the
+    source lines that Python would add may contain SQL.
 
     Args:
-        thread: of the program.
-        skipped: packages whose frames are not the program's, beside the known ones.
+        thread: a thread of the application.
+        skipped: packages that are not the application's, in addition to the built-in list.
     """
     frame = frame_of(thread)
     packages: list[str] = []
-    places: list[tuple[CodeType, int]] = []  # a frame that is kept would keep what is in its variables
+    places: list[tuple[CodeType, int]] = []  # not the frames, which would keep the objects in their variables
     while frame is not None:
         packages.append(_package(frame))
         places.append((frame.f_code, frame.f_lineno))
@@ -60,9 +60,9 @@ def stack_of(thread: threading.Thread, skipped: Collection[str] = ()) -> str:
 
 
 def _beginning(packages: list[str], servers: Collection[str]) -> int:
-    """The index of the program's outermost frame; 0 where every frame is somebody else's.
+    """Return the index of the application's outermost frame; 0 if no frame is the application's.
 
-    A script that runs a server is not taken for it where the server calls the program in turn.
+    A script that runs a server is not taken for the application if the server calls the application in turn.
     """
     own = [number for number, package in enumerate(packages) if package not in servers and package not in LIBRARIES]
     if not own:

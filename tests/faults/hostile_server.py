@@ -23,7 +23,7 @@ def message(kind: bytes, body: bytes) -> bytes:
 
 
 def error(text: str, *, state: str = "28000", severity: str = "FATAL", file: str = "auth.c", **fields: str) -> bytes:
-    """An error; ``fields`` are others by their letter, as D for the detail."""
+    """Return an error message; ``fields`` are further fields by their letter, such as D for the detail."""
     parts = {"S": severity, "V": severity, "C": state, "M": text, "F": file, **fields}
     return message(b"E", b"".join(f"{key}{value}\0".encode() for key, value in parts.items()) + b"\0")
 

@@ -19,7 +19,7 @@ PATIENCE = 30.0
 
 @contextmanager
 def started(script: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A program in which every warning is an error; killed where the test leaves it behind."""
+    """Start a program in which every warning is an error; kill it if the test leaves it behind."""
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments]
     # What they run is counted elsewhere, and each would start later.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | environment

@@ -43,7 +43,7 @@ def stood_still(gaps: list[tuple[float, float, float]], since: float = 0.0) -> f
 
 
 def clocks(file: Path) -> set[str]:
-    """What a module asks of the clocks of the system."""
+    """Return the uses of the system's clocks in a module."""
     asked = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module in {"time", "datetime"}:

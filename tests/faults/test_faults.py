@@ -37,7 +37,7 @@ def test_a_pool_that_never_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outcome(*, first_good: float | None = 0.5, lost: int = 0, violations: tuple[str, ...] = ()) -> Outcome:
-    """An outcome with two errors, as far as the findings read it."""
+    """Make an outcome with two errors, as far as the findings read it."""
     return Outcome(
         attempts=9,
         errors={"OperationalError": 2},

@@ -45,7 +45,7 @@ LONGEST_RECORD = 10_000
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
-    """A server that asks for a password."""
+    """Provide a server that requires a password."""
     with PostgresServer(password=RIGHT) as server:
         yield server
 
@@ -58,7 +58,7 @@ def signals() -> Iterator[Signals]:
 
 @pytest.fixture
 def entered(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entered:
-    """The arguments of a connect to the server, into which a password comes in some way."""
+    """Return the arguments of a connect to the server, which contain a password in one of several ways."""
     return lambda way, password: {**place(server), **way(tmp_path, monkeypatch, password)}
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
-    """A server that asks for a password."""
+    """Provide a server that requires a password."""
     with PostgresServer(password=RIGHT) as server:
         yield server
 
@@ -61,13 +61,13 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown_by(pool: ConnectionPool) -> str:
-    """What a person may look at."""
+    """Return everything about a pool that a person may see."""
     stats = pool.stats()
     return "\n".join(map(str, (repr(pool), pool.name, pool.address, pool.namespace, stats, stats.as_dict())))
 
 
 def failure_in_a_block(pool: ConnectionPool) -> str:
-    """What is told of it; not by pytest.raises, which would keep the error's cursor, and so the connection."""
+    """Return the text of the error; without pytest.raises, which would keep its cursor, and so the connection."""
     try:
         with pool.connection() as conn:
             conn.cursor().execute("select * from nowhere")
@@ -78,7 +78,7 @@ def failure_in_a_block(pool: ConnectionPool) -> str:
 
 @pytest.fixture
 def entered(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entered:
-    """The options of a pool on the server, into which a password comes in some way."""
+    """Return the options of a pool on the server, which contain a password in one of several ways."""
     return lambda way, password: {**place(server), **way(tmp_path, monkeypatch, password)}
 
 

@@ -36,7 +36,7 @@ def own_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def admin(dsn: str) -> Iterator[connection]:
-    """A connection beside the pool's, in autocommit: for pg_terminate_backend and pg_stat_activity."""
+    """Provide a connection outside the pool, in autocommit: for pg_terminate_backend and pg_stat_activity."""
     conn = psycopg2.connect(dsn, application_name="admin")
     conn.autocommit = True
     yield conn

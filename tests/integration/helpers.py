@@ -30,7 +30,7 @@ PATIENCE = 15.0  # seconds: reached only by a test that fails
 
 
 def make(*args: Any, **options: Any) -> ConnectionPool:
-    """A pool without telemetry, which is not the subject here."""
+    """Create a pool without telemetry, which these tests are not about."""
     options.setdefault("observer", None)
     return ConnectionPool(*args, **options)
 
@@ -45,7 +45,7 @@ def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> bool:
 
 
 def ask(conn: connection, sql: str, *parameters: object) -> Any:
-    """The first value of a statement's first row, if there is one."""
+    """Return the first value of a statement's first row, if there is one."""
     with conn.cursor() as cur:
         cur.execute(sql, parameters or None)
         row = cur.fetchone() if cur.description else None
@@ -113,7 +113,7 @@ def lives(admin: connection, pid: int) -> bool:
 
 @contextlib.contextmanager
 def refused_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that refuses connections for as long as the block lasts."""
+    """Reserve a port of 127.0.0.1 that refuses connections for as long as the block lasts."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

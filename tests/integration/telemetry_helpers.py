@@ -173,7 +173,7 @@ class Signals:
         return [point for point in points if point.attributes["db.client.connection.pool.name"] == pool_name]
 
     def values(self, name: str, pool_name: str = NAME) -> dict[tuple[str, ...], float]:
-        """A metric's values, by those of its attributes that are not the pool's name."""
+        """Return a metric's values, by the attributes other than the pool's name."""
         return {_rest(point): point.value for point in self.points(name, pool_name)}
 
     def value(self, name: str, *rest: str, pool_name: str = NAME) -> float:
@@ -199,7 +199,7 @@ def server_attributes(dsn: str) -> dict[str, Any]:
 
 
 def start_attributes(dsn: str, name: str = NAME) -> dict[str, Any]:
-    """What a checkout's span has from its start on."""
+    """Return the attributes that a checkout's span has from its start."""
     return {
         "db.system.name": "postgresql",
         "db.namespace": extensions.parse_dsn(dsn)["dbname"],
@@ -256,7 +256,7 @@ def waited(links: int, name: str = NAME) -> dict[str, Any]:
 
 
 def assert_exactly(attributes: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:
-    """These keys and no others; a type stands for any value of exactly that type."""
+    """Check for these keys and no others; a type stands for any value of exactly that type."""
     actual = dict(attributes or {})
     assert actual.keys() == expected.keys(), sorted(actual.keys() ^ expected.keys())
     for name, wanted in expected.items():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def table(admin: connection) -> Iterator[str]:
-    """A table of one unique number, which is checked at the commit."""
+    """Create a table with one unique number, which is checked at the commit."""
     ask(admin, "create table numbers (n int unique deferrable initially deferred)")
     yield "numbers"
     ask(admin, "drop table numbers")

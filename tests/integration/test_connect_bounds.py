@@ -50,7 +50,7 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a server that accepts, and says nothing."""
+    """Provide the port of a server that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 

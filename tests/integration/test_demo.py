@@ -109,7 +109,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> Run:
 
 
 def way_to(server: PostgresServer) -> tuple[str, dict[str, str]]:
-    """What `--dsn` is given, and the password beside it: arguments can be read by every user of the machine."""
+    """Return the value for `--dsn`, and the password apart from it: every user of the machine can read arguments."""
     return url_of(server.dsn, password=None), {"PGPASSWORD": parse_dsn(server.dsn)["password"]}
 
 
@@ -516,7 +516,7 @@ def test_the_servers_password_is_told_nowhere(folder: Path) -> None:
 
 
 def contents_of(folder: Path) -> dict[str, str]:
-    """What is in its files."""
+    """Return the contents of the files in a folder."""
     contents = {}
     for path in folder.rglob("*"):
         with suppress(OSError):  # a folder, a socket, or one that the server has deleted
@@ -556,7 +556,7 @@ def test_a_signal_ends_it_cleanly(parent: Path, signum: int, status: int, moment
 
 
 def struck_by(folder: Path, signum: int, moment: str) -> Run:
-    """A run that is ended by a signal, at that moment; left alone it would go on for long enough."""
+    """Run the demo, and end it by a signal at a moment; it would run for longer otherwise."""
     with Process(folder, "demo", "--seconds", "10", "--out", "out") as process:
         if moment == "starting":
             assert wait_until(lambda: any((folder / "tmp").iterdir()), 20, every=0.005)
@@ -599,7 +599,7 @@ def test_ctrl_c_during_the_imports_ends_it_quietly(folder: Path, name: str) -> N
 
 @pytest.fixture
 def full() -> Iterator[int]:
-    """Takes nothing, as a file on a full disk."""
+    """Provide a stream that cannot be written, as a file on a full disk."""
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
     number = os.open("/dev/full", os.O_WRONLY)
@@ -675,7 +675,7 @@ class Terminal:
         os.close(self._master)
 
     def read_all(self) -> str:
-        """What is shown until the program has ended."""
+        """Return what is displayed until the program has ended."""
         shown = b""
         while select.select([self._master], [], [], 30)[0]:
             try:

@@ -42,7 +42,7 @@ def fork(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
-    """What the server has last heard from these sessions."""
+    """Return the server's last state of these sessions."""
     with admin.cursor() as cur:
         cur.execute(
             "select pid, state, query, state_change from pg_stat_activity where pid = any(%s) order by 1", [pids]

@@ -35,7 +35,7 @@ def kill(admin: connection, *pids: int) -> None:
 
 
 def the(signals: Signals, event: str) -> Record:
-    """The one record of an event, awaited."""
+    """Wait for the only record of an event, and return it."""
     (record,) = until(lambda: signals.logged(event), event)
     return record
 
@@ -284,7 +284,7 @@ def test_nothing_above_debug_for_a_checkout(signals: Signals, dsn: str) -> None:
 
 @pytest.fixture
 def accounts(admin: connection) -> Iterator[None]:
-    """A table whose constraint is looked at by the commit."""
+    """Create a table whose constraint is checked at the commit."""
     with admin.cursor() as cur:
         cur.execute("create table accounts (card text unique deferrable initially deferred)")
     yield

@@ -61,7 +61,7 @@ def kind_of(metric: Any) -> str:
 
 
 def histogram(signals: Signals, name: str, **rest: str) -> Any:
-    """The one point of a duration with exactly these attributes beside the pool's name."""
+    """Return the only point of a duration with exactly these attributes, apart from the pool's name."""
     wanted = {POOL: NAME, **{key.replace("_", "."): value for key, value in rest.items()}}
     (point,) = [point for point in signals.points(f"db.client.connection.{name}") if dict(point.attributes) == wanted]
     return point

@@ -60,7 +60,7 @@ def http() -> Iterator[HttpReceiver]:
 
 @contextmanager
 def started(script: str, environ: dict[str, str], *, patient: bool = True) -> Iterator[subprocess.Popen[str]]:
-    """A program in a clean environment, in which every warning is an error; killed where the test leaves it behind."""
+    """Start a program in a clean environment, with warnings as errors; kill it if the test leaves it behind."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -272,9 +272,9 @@ def test_refuses_a_second_configure(http: HttpReceiver) -> None:
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        ("configure(' ')", ("service_name", "' '", "not empty")),
-        ("configure(5)", ("service_name", "5", "a text", "None")),
-        ("configure(b'shop')", ("service_name", "b'shop'", "a text")),
+        ("configure(' ')", ("service_name", "' '", "non-empty string")),
+        ("configure(5)", ("service_name", "5", "a non-empty string", "None")),
+        ("configure(b'shop')", ("service_name", "b'shop'", "a non-empty string")),
         ("configure(span_exporters=5)", ("span_exporters", "5", "a list of exporters")),
         ("configure(log_exporters=[print])", ("log_exporters", "print", "a list of exporters", "export()")),
         ("configure(metric_exporters='otlp')", ("metric_exporters", "'otlp'", "a list of exporters")),

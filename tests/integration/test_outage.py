@@ -27,7 +27,7 @@ def restartable() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own_server(restartable: PostgresServer) -> PostgresServer:
-    """The module's own, running whatever the test before did."""
+    """Provide the module's own server, running whatever the test before did."""
     restartable.start()
     return restartable
 

@@ -112,7 +112,7 @@ def test_keys_and_strangers(dsn: str) -> None:
         pool.putconn(key="a")
         stranger = other.getconn()
         for wrong in (conn, stranger):
-            with pytest.raises(PoolError, match="not lent by this pool"):
+            with pytest.raises(PoolError, match="not checked out from this pool"):
                 pool.putconn(wrong)
         other.putconn(stranger)
 

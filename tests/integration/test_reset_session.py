@@ -28,14 +28,14 @@ SUM = "select count(*) from "
 
 @pytest.fixture
 def role(admin: connection) -> Iterator[str]:
-    """A role that nobody may log in as."""
+    """Create a role that cannot log in."""
     ask(admin, "create role tenant")
     yield "tenant"
     ask(admin, "drop role tenant")
 
 
 def statement(text: str) -> Callable[[connection], object]:
-    """What runs it, in a transaction that is committed."""
+    """Return a function that runs a statement in a transaction and commits."""
 
     def run(conn: connection) -> None:
         ask(conn, text)

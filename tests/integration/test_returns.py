@@ -174,7 +174,7 @@ queries: list[Any] = []
 
 @pytest.fixture
 def ended_queries() -> Iterator[None]:
-    """A query that ran in another thread when its connection was given back ends with an error."""
+    """Expect the error of a query that ran in another thread when its connection was returned."""
     queries.clear()
     yield
     for query in queries:

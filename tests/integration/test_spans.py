@@ -58,7 +58,7 @@ def signals() -> Iterator[Signals]:
 
 @pytest.fixture
 def closed_dsn() -> Iterator[str]:
-    """A port that refuses connections for as long as the test runs."""
+    """Reserve a port that refuses connections for as long as the test runs."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"postgresql://postgres@127.0.0.1:{taken.getsockname()[1]}/postgres"
@@ -267,7 +267,7 @@ def test_outcome(
 
 @pytest.fixture
 def unique_table(admin: connection) -> Iterator[str]:
-    """A table whose constraint is looked at by the commit."""
+    """Create a table whose constraint is checked at the commit."""
     with admin.cursor() as cur:
         cur.execute("create table deferred_unique (word text unique deferrable initially deferred)")
     yield "deferred_unique"

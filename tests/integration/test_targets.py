@@ -27,7 +27,7 @@ PLACE = "127.0.0.1:{port}/postgres"
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[PostgresServer]:
-    """A server that asks for a password."""
+    """Provide a server that requires a password."""
     with PostgresServer(password=RIGHT) as server:
         yield server
 

@@ -87,7 +87,7 @@ class BrokenMeterProvider(MeterProvider):
 
 
 def raising_in(*methods: str) -> Any:
-    """A program's own observer, which raises in these methods and counts its calls."""
+    """Return an application's own observer, which raises in these methods and counts its calls."""
     calls: list[str] = []
 
     def method(name: str) -> Any:
@@ -160,7 +160,7 @@ def assert_whole(pool: ConnectionPool) -> None:
 
 
 def laments(signals: Signals) -> list[logging.LogRecord]:
-    """What the pool logged of its observer."""
+    """Return the pool's log records about its observer."""
     records = [record.record for record in list(signals.records.all)]
     return [record for record in records if "observer raised" in record.getMessage()]
 

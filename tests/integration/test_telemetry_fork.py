@@ -30,7 +30,7 @@ def is_connecting() -> bool:
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What work returns in a forked child; an exception there fails the test here.
+    """Return the result of ``work`` in a forked child; an exception there fails the test here.
 
     The SDK's metrics have locks that a fork does not free: no other thread may be recording at that moment.
     """

@@ -29,7 +29,7 @@ class Readers:
             signals.meter_provider.add_metric_reader(reader.inner)
 
     def told(self, metric: str, name: str = NAME) -> int:
-        """What both of them have when they have asked; once more, if something was counted in between."""
+        """Return what both readers get when they collect; collect again if something was counted in between."""
         for _ in range(3):
             for reader in self.all:
                 reader.ask()

@@ -97,7 +97,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @initialize(lifetimes=st.lists(LIFETIMES, min_size=1, max_size=3), callers=st.integers(0, 5))
     def begin(self, lifetimes: list[float], callers: int) -> None:
-        """A pool that serves already."""
+        """Begin with an open pool."""
         self.resize(3, 3)
         for lifetime in lifetimes:
             self.connect(lifetime)
@@ -208,7 +208,7 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.past)
     @rule(which=WHICH)
     def give_back_again(self, which: int) -> None:
-        """A second return is refused and changes nothing."""
+        """Check that a second return is refused and changes nothing."""
         checkout, conn = self.past[which % len(self.past)]
         assert self.core.release(checkout, conn, self.desk.now) is GONE
         assert self.core.release(checkout, conn, self.desk.now, "broken") is GONE
@@ -216,7 +216,7 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.hands)
     @rule(which=WHICH)
     def drop(self, which: int) -> None:
-        """A borrower loses its connection without a word; the maintenance reclaims it."""
+        """Drop a connection as its holder might; the maintenance thread reclaims it."""
         checkout = self._one_of(self.hands, which)
         self.past = []  # nobody else may keep it alive
         del self.hands[checkout]
@@ -227,7 +227,7 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.waiters)
     @rule(which=WHICH)
     def time_out(self, which: int) -> None:
-        """A waiter gives up."""
+        """Let a waiter time out."""
         checkout = self._one_of(self.waiters, which)
         assert self.core.leave(checkout, self.waiters.pop(checkout)) is None
         self.model.queue.remove(checkout)
@@ -262,7 +262,7 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.opening)
     @rule(which=WHICH, lifetime=LIFETIMES)
     def connected(self, which: int, lifetime: float) -> None:
-        """An attempt succeeds."""
+        """Let an attempt to connect succeed."""
         slot = self.opening.pop(which % len(self.opening))
         reason = self.desk.deliver(slot, lifetime=lifetime)
         self.created += 1
@@ -273,7 +273,7 @@ class CoreMachine(RuleBasedStateMachine):
         self._wake()
 
     def connect_failed(self, which: int) -> None:
-        """An attempt fails: everyone who waits lived through it, and some have had enough."""
+        """Let an attempt to connect fail: it counts for each waiter, and some reach their limit."""
         slot = self.opening.pop(which % len(self.opening))
         self.desk.miss(slot)
         self.model.alive.discard(slot)
@@ -288,7 +288,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(event=EVENTS)
     def happen(self, event: str) -> None:
-        """What another thread may do in between, too."""
+        """Do what another thread may do in between."""
         {
             "nothing": lambda: None,
             "ask": self.ask,
@@ -302,7 +302,7 @@ class CoreMachine(RuleBasedStateMachine):
         }[event]()
 
     def time_passes(self) -> None:
-        """What lies idle may be retired now."""
+        """Let time pass, after which idle connections may be evicted."""
         self.desk.now += LONG
 
     def drain(self) -> None:
@@ -352,7 +352,7 @@ class CoreMachine(RuleBasedStateMachine):
         self._wake()
 
     def closed(self, which: int) -> None:
-        """A connection set aside has been closed: its place is free."""
+        """Close a connection that was set aside, which frees its slot."""
         slot, reason = self.leaving.pop(which % len(self.leaving))
         assert slot.conn is not None
         self.desk.discard([slot], reason)
@@ -377,7 +377,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def core_and_model_are_the_same(self) -> None:
-        """The same idle, in order; the same queue, in order; the same holders of the same connections."""
+        """Compare core and model: the idle connections and the queue, in order, and the holders of the connections."""
         assert list(self.core.idle) == self.model.idle
         assert list(self.core.queue) == self.model.queue
         assert {slot.checkout: slot for slot in self.core.members if slot.checkout is not None} == self.model.held

@@ -80,7 +80,7 @@ def told(signals: Signals, *others: object) -> list[str]:
 
 
 def assert_fit(texts: list[str], secret: str = SECRET) -> None:
-    """A line that continues a record begins with two blanks, so that it cannot be taken for a record."""
+    """Check that a line which continues a record begins with two blanks, so that it cannot be taken for a record."""
     assert texts
     for text in texts:
         assert secret not in text, text[:300]

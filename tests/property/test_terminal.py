@@ -216,7 +216,7 @@ METRICS = st.builds(
 
 
 def reported(files: dict[str, str], *, as_json: bool = False) -> str | None:
-    """What the command prints of a recording; None where it refuses it."""
+    """Return what the command prints about a recording; None if the command refuses it."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         for name in FILES:

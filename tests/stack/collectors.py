@@ -54,7 +54,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def backend_overlay() -> dict[str, Any]:
-    """What the README lays over a file to send to another backend."""
+    """Return the file that the README puts over another to send to another backend."""
     block = (FOLDER / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
     loaded: dict[str, Any] = yaml.safe_load(block)
     return loaded

@@ -50,7 +50,7 @@ class Process:
         self.pool = ConnectionPool(minconn, MAXCONN, dsn, name=pool, observer=observer, **options)
 
     def work(self) -> None:
-        """A little traffic."""
+        """Make a little traffic."""
         for _ in range(5):
             with self.pool.connection() as conn:
                 ask(conn, "select 1")
@@ -97,7 +97,7 @@ class History:
         return self.begin + LENGTH
 
     def phase(self, at: float) -> str:
-        """What was happening at a time."""
+        """Return the phase at a time."""
         return next(name for name, (begin, end) in self.phases.items() if begin <= at <= end)
 
 
@@ -111,7 +111,7 @@ class Life:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[range]:
-        """The exports of one phase, to be taken one by one."""
+        """Iterate over the exports of one phase."""
         begin = self._now
         yield range(int(MINUTES[name] * 60 / STEP))
         self.history.phases[name] = begin, self._now
@@ -165,7 +165,7 @@ class Life:
             pool.putconn(conn)
 
     def outage(self, postgres: PostgresServer) -> None:
-        """The server is stopped, and comes back; a caller waits all the while."""
+        """Stop the server and start it again, while a caller waits."""
         with self.phase("outage") as exports:
             postgres.stop()
             let_lie(self.troubled.pool)  # one used within the last 50 ms would be lent without a look
@@ -178,7 +178,7 @@ class Life:
 
 
 def live_through(end: float) -> History:
-    """The whole of it, ending at a time."""
+    """Play the whole history, which ends at a given time."""
     with ExitStack() as running:
         postgres = running.enter_context(PostgresServer())
         troubled = Process("shop-1", "orders", postgres.dsn, minconn=1, long_hold=0.1)

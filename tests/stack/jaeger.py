@@ -42,7 +42,7 @@ NAMES = {
 
 
 def asked_for(address: str) -> dict[str, str]:
-    """What the search page of Jaeger 2.20 asks for when an address is opened."""
+    """Return what the search page of Jaeger 2.20 requests when an address is opened."""
     shown = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
     asked = {NAMES[name]: value for name, value in shown.items() if name in NAMES}
     if (lookback := shown.get("lookback")) in LOOKBACKS:

@@ -24,9 +24,9 @@ HOST = "127.0.0.1"
 
 
 def find_program(name: str) -> Path:
-    """The program that its variable names (PROMETHEUS for prometheus), else that on PATH, else Debian's.
+    """Return the program that its variable names (PROMETHEUS for prometheus), else that on PATH, else Debian's.
 
-    The test is skipped where there is none; in CI it fails.
+    The test is skipped if there is none; in CI it fails.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, FOLDERS)])
     if found := shutil.which(os.environ.get(name.upper()) or name, path=path):
@@ -50,7 +50,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, in which what was unpacked finds its libraries too."""
+    """Return this process's environment, with the libraries of unpacked programs."""
     folders = [str(folder) for folder in sorted((UNPACKED / "usr/lib").glob("*-linux-*"))]
     if "LD_LIBRARY_PATH" in os.environ:
         folders.append(os.environ["LD_LIBRARY_PATH"])

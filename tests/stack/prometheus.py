@@ -29,12 +29,12 @@ OTLP_SINCE = 3
 
 
 def find_promtool() -> Path:
-    """The promtool beside the Prometheus that is found."""
+    """Return the promtool beside the Prometheus that is found."""
     return find_program("prometheus").with_name("promtool")
 
 
 def promtool(*arguments: str | Path) -> str:
-    """What promtool prints; it must succeed."""
+    """Return what promtool prints; it must succeed."""
     done = subprocess.run([find_promtool(), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -79,7 +79,7 @@ class Prometheus:
         self._process.wait()
 
     def _configuration(self) -> Path:
-        """The repository's, but for what is scraped, which is not here, and what this version does not know."""
+        """Return the repository's configuration, without what is not available here or unknown to this version."""
         content = load("prometheus/prometheus.yaml")
         del content["scrape_configs"]
         if not self.receives_otlp:
@@ -115,7 +115,7 @@ class Prometheus:
         return text
 
     def ask(self, endpoint: str, **parameters: Any) -> Any:
-        """What an endpoint of the API answers."""
+        """Return the answer of an endpoint of the API."""
         query = urlencode({name.rstrip("_"): value for name, value in parameters.items()}, doseq=True)
         try:
             answer = self._open(f"http://{self._address}/api/v1/{endpoint}?{query}", timeout=PATIENCE)
@@ -126,5 +126,5 @@ class Prometheus:
             return json.load(answer)["data"]
 
     def over_time(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
-        """The series that an expression gives."""
+        """Return the series of an expression."""
         return self.ask("query_range", query=expression, start=start, end=end, step=step)["result"]

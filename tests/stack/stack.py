@@ -14,12 +14,12 @@ VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*)|:\?[^}]*)?\}")
 
 
 def load(path: str) -> Any:
-    """A YAML file of the repository."""
+    """Load a YAML file of the repository."""
     return yaml.safe_load((ROOT / path).read_text())
 
 
 def defaults(path: str = ".env.example") -> dict[str, str]:
-    """The variables of an env file."""
+    """Return the variables of an env file."""
     lines = (ROOT / path).read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
@@ -30,6 +30,6 @@ def fill_in(text: str, variables: dict[str, str]) -> str:
 
 
 def compose() -> dict[str, Any]:
-    """The services of docker-compose.yml, by name, with every variable at its default."""
+    """Return the services of docker-compose.yml, by name, with every variable at its default."""
     services: dict[str, Any] = yaml.safe_load(fill_in((ROOT / "docker-compose.yml").read_text(), {}))["services"]
     return services

@@ -36,7 +36,7 @@ class Authority:
         self._ca.cert_pem.write_to_path(str(folder / "ca.pem"))
 
     def certify(self, name: str) -> dict[str, str]:
-        """The variables of a Collector with a certificate of that name."""
+        """Return the variables of a Collector with a certificate of that name."""
         issued = self._ca.issue_cert(name)
         certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         certificate.write_bytes(b"".join(each.bytes() for each in issued.cert_chain_pems))
@@ -68,7 +68,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 
 def agent(fleet: Fleet, name: str = GATEWAYS, **files: str) -> Collector:
-    """An agent of that fleet, which calls the gateway by its address."""
+    """Return an agent of that fleet, which calls the gateway by its address."""
     at = {"resolver": {"dns": None, "static": {"hostnames": [fleet.gateway.grpc]}}}
     overlay = {"exporters": {"loadbalancing/trace": at, "loadbalancing/process": at}}
     return Collector("agent.yaml", fleet.folder / "agent", load("agent-tls.yaml"), overlay, GATEWAY_HOST=name, **files)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def measure() -> ModuleType:
-    """The program, loaded as a module."""
+    """Load the program as a module."""
     spec = spec_from_file_location("measure", FOLDER / "measure.py")
     assert spec is not None
     assert spec.loader is not None

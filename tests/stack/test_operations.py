@@ -27,7 +27,7 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 def panels() -> set[str]:
-    """The titles of the dashboard's panels, those inside of collapsed rows too."""
+    """Return the titles of the dashboard's panels, including those in collapsed rows."""
     dashboard = json.loads((ROOT / "grafana/dashboards/otel-pgpool.json").read_text())
     found = [*dashboard["panels"]]
     for row in dashboard["panels"]:

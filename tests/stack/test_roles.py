@@ -70,7 +70,7 @@ def test_compose_gives_the_passwords_by_the_names_that_are_read() -> None:
 
 @pytest.fixture(scope="module")
 def served(stack: Stack) -> Stack:
-    """The shop has done all that it does, as its own role."""
+    """Let the shop, as its own role, do everything that it does."""
     done = subprocess.run(
         [sys.executable, "-c", THE_SHOPS_WORK],
         cwd=ROOT / "examples/shop",

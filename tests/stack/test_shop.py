@@ -145,7 +145,7 @@ def test_it_is_no_superuser(receiver: GrpcReceiver, shop: Shop) -> None:
 
 
 def listed(page: str) -> dict[int, str]:
-    """The orders on a page: their products by their numbers."""
+    """Return the orders on a page: their products by their numbers."""
     return {int(number): product for number, product in re.findall(r"<tr><td>(\d+)<td>([^<]+)<td>", page)}
 
 

@@ -90,7 +90,7 @@ def borrowed(pool: ConnectionPool) -> None:
 
 
 def a_function_may_end_in_a_block(pool: ConnectionPool) -> int:
-    """The block swallows no exception, so a checker asks for no return after it."""
+    """End in a block: it swallows no exception, so a checker asks for no return after it."""
     with pool.connection() as conn:
         return conn.closed
 

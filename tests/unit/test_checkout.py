@@ -18,7 +18,7 @@ NESTED = sys.version_info >= (3, 11)
 
 
 def here() -> tuple[Place, int]:
-    """The caller's place, and its line."""
+    """Return the caller's call site, and its line."""
     frame = sys._getframe(1)
     return (frame.f_code, frame.f_lasti), frame.f_lineno
 

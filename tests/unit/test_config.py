@@ -108,7 +108,7 @@ SECONDS_OR_NONE, ABOVE_OR_NONE = f"{SECONDS} or None", f"{ABOVE} or None"
 WHOLE = "a whole number of at least 0"
 WHOLE_OR_NONE = f"{WHOLE} or None"
 FROM_ONE = "a whole number of at least 1 and at most 262143"
-NAME = "a printable text of 1 to 200 characters"
+NAME = "a printable string of 1 to 200 characters"
 HUGE = 10**400
 
 REFUSED: list[tuple[str, object, str]] = [

@@ -568,7 +568,7 @@ def test_connections_the_pool_itself_dropped_are_not_reclaimed() -> None:
 
 
 def lose(desk: Desk) -> None:
-    """An asynchronous exception between ``idle`` and the borrower."""
+    """Raise an asynchronous exception between ``idle`` and the holder."""
 
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -608,7 +608,7 @@ def test_one_that_was_only_on_its_way_is_not_recovered() -> None:
 
 
 def recover_twice(desk: Desk) -> list[Slot]:
-    """What is lost when the borrower stands still for long."""
+    """Recover what is lost if the holder stands still for long."""
     assert desk.core.recover(desk.now) == []
     return desk.core.recover(desk.now + STRAY_AFTER)
 

@@ -91,7 +91,7 @@ def test_no_descriptor_is_left_when_it_begins(
     monkeypatch.setattr(os, "dup", no_descriptor)
     with Deadline(conn, SOON):
         pass
-    assert "no descriptor is left to watch a deadline" in caplog.text
+    assert "no file descriptor is left" in caplog.text
     caplog.clear()
     monkeypatch.undo()
     conn.close()
@@ -139,7 +139,7 @@ def test_somebody_elses_start_that_fails(conn: Any, monkeypatch: pytest.MonkeyPa
 
 
 def told(event: threading.Event, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function, and that it was called."""
+    """Wrap a function, and set an event when it was called."""
 
     def called(*args: Any) -> Any:
         event.set()

@@ -225,7 +225,7 @@ def test_refused(ledger: Ledger, pool: FakePool) -> None:
     assert (failed.outcome, failed.error_type, failed.error_message) == ("error", "ValueError", "")
     (_loan, error), (_failed, _same) = recorder(ledger).told("failed")
     assert (error.used, error.maxconn, [holder.pid for holder in error.holders]) == (2, 2, [99])
-    assert "this thread itself holds 1" in str(error)
+    assert "this thread already holds 1" in str(error)
     stats = ledger.stats()
     assert (stats.timeouts, stats.errors) == (1, 1)
     ledger.give_back(holder)

@@ -194,7 +194,7 @@ def test_an_unreadable_dsn_is_refused_without_showing_it(args: tuple[Any, ...], 
 
 
 def _printed(error: BaseException) -> list[str]:
-    """The traceback as it would be printed, from the package's own frames inwards."""
+    """Return the traceback as it would be printed, from the package's own frames inwards."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next

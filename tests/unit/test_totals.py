@@ -291,7 +291,7 @@ def test_thousands_of_one_name_between_two_collections(meter: Meter) -> None:
 
 
 def forked(meter: Meter, *pools: Pool) -> None:
-    """What happens in the child: the pools begin anew, and their telemetry."""
+    """Do what happens in a forked child: the pools restart, and so does their telemetry."""
     for pool in pools:
         pool.timeouts = pool.served = 0
         pool.oldest_hold = 0.0

@@ -26,21 +26,21 @@ def signals() -> Iterator[Signals]:
 
 @pytest.fixture
 def hook(signals: Signals) -> Iterator[None]:
-    """The hook is on, with every span and no long hold."""
+    """Instrument, with every span and no long hold."""
     with instrumented(signals, long_hold=None):
         yield
 
 
 @pytest.fixture
 def engines(dsn: str) -> Iterator[Engines]:
-    """Makes engines of SQLAlchemy's, and disposes of them."""
+    """Provide a function that makes engines of SQLAlchemy, and dispose of them."""
     with Engines(dsn) as engines:
         yield engines
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_heap() -> Iterator[None]:
-    """The hook looks through the heap for pools when it comes on: here it need not see what other tests have left."""
+    """Hide other tests' objects from the search for pools in the heap when the instrumentation begins."""
     gc.collect()
     gc.freeze()
     yield

@@ -47,12 +47,12 @@ def instrumented(signals: Signals | None = None, **options: Any) -> Iterator[PgP
 
 
 def quietly() -> Any:
-    """The hook as it costs least: no spans, and no meter provider anywhere."""
+    """Instrument at the lowest cost: no spans, and no meter provider."""
     return instrumented(spans="off", long_hold=None)
 
 
 def name_of(dsn: str) -> str:
-    """What the hook calls a pool of this server."""
+    """Return the name that the instrumentation gives to a pool of this server."""
     parameters = extensions.parse_dsn(dsn)
     return f"{parameters['host']}:{parameters['port']}/{parameters['dbname']}"
 
@@ -69,7 +69,7 @@ def denied(dsn: str, outcome: str, error: str, path: str = "idle", **changes: An
 
 
 def ledger_of(pool: Any) -> Ledger:
-    """What the hook knows of a pool."""
+    """Return the ledger of an instrumented pool."""
     ledger: Ledger = vars(pool)["_otel_pgpool"]
     return ledger
 

@@ -32,7 +32,7 @@ UNDER_OTEL = ("opentelemetry-instrument",)
 
 @contextmanager
 def database(server_dsn: str, name: str) -> Iterator[connection]:
-    """A database for one program, and a connection beside the program's, in autocommit."""
+    """Provide a database for one program, and a connection beside the program's, in autocommit."""
     admin = psycopg2.connect(server_dsn)
     admin.autocommit = True
     with admin.cursor() as cur:
@@ -49,7 +49,7 @@ def database(server_dsn: str, name: str) -> Iterator[connection]:
 
 
 def url_of_database(conn: connection) -> str:
-    """The URL that programs are given; a connection's own DSN has no password."""
+    """Return the URL for programs; a connection's own DSN has no password."""
     return url_of(conn.dsn, password=conn.info.password, application_name=None)
 
 
@@ -71,7 +71,7 @@ class Program:
         return str(self._errors.read())
 
     def line(self) -> str:
-        """The next that it prints."""
+        """Return the next line that the program prints."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"it has ended: {self.errors}"
@@ -149,7 +149,7 @@ def locked(beside: connection, table: str) -> Iterator[None]:
 
 
 def backends(beside: connection, waiting: bool | None = None) -> set[int]:
-    """The program's backends; those alone that wait, or do not wait, for a lock."""
+    """Return the program's backends; or only those that wait, or do not wait, for a lock."""
     with beside.cursor() as cur:
         cur.execute(
             "select pid from pg_stat_activity where datname = current_database() and application_name <> 'beside'"

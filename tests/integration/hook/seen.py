@@ -18,7 +18,7 @@ QUERIES = ["insert", "update"]
 
 
 def points_of(receiver: HttpReceiver, name: str, *attributes: str) -> list[MetricPoint]:
-    """A metric's points with these values of attributes, the pool's name aside, in the order of their times."""
+    """Return a metric's points with these values of attributes, apart from the pool's name, in order of time."""
     points = [
         point
         for point in receiver.metrics
@@ -28,7 +28,7 @@ def points_of(receiver: HttpReceiver, name: str, *attributes: str) -> list[Metri
 
 
 def last(receiver: HttpReceiver, name: str, *attributes: str) -> float:
-    """The newest value of a program that is one process; 0 before there is one."""
+    """Return the newest value of a program with one process; 0 if there is none."""
     points = points_of(receiver, name, *attributes)
     return (points[-1].value or 0) if points else 0
 
@@ -71,7 +71,7 @@ def traces_of(receiver: HttpReceiver, answers: Iterable[Answer]) -> dict[str, li
 
 
 def assert_traced(trace: list[Span], answer: Answer) -> Span:
-    """An order's trace holds the request, its checkout, its queries, and maybe a connect; the request's span."""
+    """Check that an order's trace has the request's span, its checkout, its queries, and maybe a connect."""
     (request,) = (span for span in trace if span.kind == "SERVER")
     (checkout,) = (span for span in trace if span.name == "pool.checkout")
     connects = [span for span in trace if span.name == "pool.connect"]

@@ -32,7 +32,7 @@ POOL_NAME = "db.client.connection.pool.name"
 
 
 def hooked(signals: Signals, **options: Any) -> AbstractContextManager[PgPoolInstrumentor]:
-    """The hook is on, tells these signals, and finds no hold long."""
+    """Instrument, with these signals and no long hold."""
     return instrumented(signals, **{"long_hold": None, **options})
 
 
@@ -67,7 +67,7 @@ class Engines:
 
 
 def select(conn: Any, sql: str = "select 1", **parameters: Any) -> Any:
-    """The first value of a statement's first row, if there is one."""
+    """Return the first value of a statement's first row, if there is one."""
     result = conn.execute(text(sql), parameters)
     return result.scalar() if result.returns_rows else None
 
@@ -79,13 +79,13 @@ def borrow(engine: Engine) -> int:
 
 
 def driver(conn: Any) -> connection:
-    """The psycopg2 connection of one of SQLAlchemy's."""
+    """Return the psycopg2 connection of a connection of SQLAlchemy."""
     found: connection = conn.connection.dbapi_connection
     return found
 
 
 def ledger(engine: Engine) -> Ledger:
-    """What the hook knows of an engine's pool."""
+    """Return the ledger of an engine's pool."""
     found: Ledger = vars(engine.pool)["_otel_pgpool"]
     return found
 
@@ -111,13 +111,13 @@ def attribute(span: Any, name: str) -> Any:
 
 
 def told(signals: Signals, name: str) -> list[Any]:
-    """An attribute of ours, of each checkout that has ended, in their order."""
+    """Return an attribute of otel_pgpool of each checkout that has ended, in order."""
     return [attribute(span, name) for span in signals.named("pool.checkout")]
 
 
 @contextmanager
 def listening(target: Any, name: str, listener: Callable[..., Any]) -> Iterator[None]:
-    """The program listens to an event."""
+    """Listen to an event, as an application would."""
     event.listen(target, name, listener)
     try:
         yield

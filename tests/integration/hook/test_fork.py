@@ -25,7 +25,7 @@ Pool = Any
 
 
 def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
-    """What the server has last heard from these sessions."""
+    """Return the server's last state of these sessions."""
     with admin.cursor() as cur:
         cur.execute(
             "select pid, state, query, state_change from pg_stat_activity where pid = any(%s) order by 1", [pids]
@@ -42,7 +42,7 @@ def warm(pool: Pool) -> list[int]:
 
 
 def use(pool: Pool) -> int:
-    """A checkout that works; its backend."""
+    """Use the pool; return the backend."""
     conn = pool.getconn()
     pid = ask(conn, "select pg_backend_pid()")
     pool.putconn(conn)

@@ -57,7 +57,7 @@ Pool = Any
 
 
 def errors(signals: Signals) -> list[str]:
-    """What is wrong with the hook; not that a pool is full."""
+    """Return the errors that the instrumentation logged, except for exhausted pools."""
     records = [each.record for each in signals.records.all if each.event is None]
     return [record.getMessage() for record in records if record.levelname == "ERROR"]
 
@@ -308,7 +308,7 @@ def test_entry_point() -> None:
 
 
 def load_all() -> None:
-    """What `opentelemetry-instrument` does, with nothing but our entry point."""
+    """Do what `opentelemetry-instrument` does, with this package's entry point only."""
     _load_instrumentors(DefaultDistro())
 
 

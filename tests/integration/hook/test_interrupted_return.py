@@ -84,7 +84,7 @@ def test_the_hold_has_ended(signals: Signals, dsn: str) -> None:
 
 @contextmanager
 def struck(ledger: Ledger, strike: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The first time that the telemetry is told of a return, something strikes inside it."""
+    """Call ``strike`` inside the first notification about a return."""
     released, calls = ledger._observer.released, count()
 
     def told(loan: Checkout) -> None:

@@ -119,7 +119,7 @@ class Fleet(NamedTuple):
         return dict(pairs)
 
     def at_last(self, name: str, *attributes: str) -> dict[str, float]:
-        """What each instance has reported last: a value, or the number of records of a histogram."""
+        """Return the last report of each instance: a value, or the number of records of a histogram."""
         return {
             point.resource[INSTANCE]: point.value or point.count or 0
             for point in points_of(self.receiver, name, *attributes)

@@ -75,7 +75,7 @@ class Script:
         self.log: list[Any] = []
 
     def name(self, value: Any) -> Any:
-        """The connections by the order in which they were met."""
+        """Return the name of a connection: its number in the order of first use."""
         if not isinstance(value, connection):
             return repr(value)
         if not any(known is value for known in self.seen):

@@ -203,7 +203,7 @@ class Failing(SpanProcessor):
 
 
 def story(engine: Engine) -> None:
-    """A little of everything."""
+    """Use the engine in several ways."""
     with engine.connect() as one, engine.connect() as two:
         one.invalidate()
         two.detach()
@@ -221,7 +221,7 @@ def test_telemetry_that_raises(signals: Signals, hook: None, engines: Engines) -
     """Spans that cannot be started, and loggers that raise, cost nobody a connection; it is lamented once."""
     signals.tracer_provider.add_span_processor(Failing())
     story(engines(pool_size=1, max_overflow=1, pool_timeout=0))
-    assert len([record for record in signals.records.all if "its observer raised" in record.record.msg]) <= 2
+    assert len([record for record in signals.records.all if "the observer raised" in record.record.msg]) <= 2
 
 
 def test_ledger_that_cannot_be_opened(signals: Signals, hook: None, engines: Engines) -> None:
@@ -262,7 +262,7 @@ def test_engine_put_together_by_hand(signals: Signals, hook: None, engines: Engi
 
 
 def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
-    """What the server has last heard from these sessions."""
+    """Return the server's last state of these sessions."""
     with admin.cursor() as cur:
         cur.execute(
             "select pid, state, query, state_change from pg_stat_activity where pid = any(%s) order by 1", [pids]

@@ -51,7 +51,7 @@ def discarded(signals: Signals, name: str) -> dict[str, float]:
 
 
 def retries(span: Any) -> list[str]:
-    """The error types of the failed attempts that a checkout lived through."""
+    """Return the error types of the failed attempts of a checkout."""
     return [happened.attributes["error.type"] for happened in span.events if happened.name == "pool.retry"]
 
 

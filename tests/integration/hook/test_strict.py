@@ -76,7 +76,7 @@ class Closing(Strict):
 
 
 def played(cls: type[Any], made: type[Strict], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What comes of everything that can be done with a stock pool, and what its connections were asked."""
+    """Return the results of every operation on a stock pool, and the calls that its connections received."""
     conns: list[Strict] = []
 
     def connect(*_args: Any, **_kwargs: Any) -> Any:
