@@ -257,7 +257,8 @@ def _by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[An
 
 def _check_places(parameters: Mapping[str, Any]) -> None:
     """Refuse a connection string in place of a name, because libpq would parse it and quote it in errors."""
-    for key, variable in PLACES.items():
+    for key in PUBLIC:
+        variable = PLACES.get(key, "")
         source, text = (key, parameters[key]) if parameters.get(key) else (variable, os.environ.get(variable, ""))
         if may_hold_password(text) or (key == "host" and "@" in text):
             raise ValueError(

@@ -19,7 +19,7 @@ MOST_NAMES = 1000
 MOST_FRAMES = 64
 """Maximum number of frames of a stack."""
 
-_PASSWORD = re.compile(r"passw\w{0,20}['\"]?\s*[=:]", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?:passw\w{0,20}|pwd)['\"]?\s*[=:]", re.IGNORECASE)
 
 
 def cut(text: str, longest: int) -> str:

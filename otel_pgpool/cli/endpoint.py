@@ -16,8 +16,8 @@ HTTP_PORT = 4318
 JAEGER_PORT = 16686
 PROTOCOLS = ("grpc", "http/protobuf")
 _PLACE = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^/?#]*@)?(?P<rest>(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d*)?(?:/[^?#@]*)?)"
-    r"(?=[?#]|$)",
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^/?#]*@)?(?P<rest>(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d*)?)"
+    r"(?=[/?#]|$)",
     re.IGNORECASE,
 )
 ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -84,9 +84,9 @@ class Endpoint:
 
 
 def place(url: str) -> str:
-    """Return the parts of an endpoint that may be shown: scheme, host, port and path; empty if it cannot be parsed.
+    """Return the parts of an endpoint that may be shown: scheme, host and port; empty if it cannot be parsed.
 
-    The query may contain a key, and a password may precede the host.
+    The path and the query may contain a key, and a password may precede the host.
     """
     found = _PLACE.match(url)
     return "" if found is None or "@" in url[found.end() :] else f"{found['scheme']}{found['rest']}"

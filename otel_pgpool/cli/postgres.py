@@ -97,7 +97,8 @@ class PostgresServer:
 
     As a context manager it is started on entry, and stopped and deleted on exit. It runs in a session of its own, so
     that Ctrl-C reaches this process only. If this process is killed, a guard process stops the server and deletes its
-    folder. If this process runs as root, the server runs as the user `nobody`. Not thread-safe.
+    folder. If this process runs as root, the server runs as the user `nobody`, whose other processes can reach its
+    files. Not thread-safe.
 
     Args:
         settings: server settings, which override those that make the server fast and not crash-safe.

@@ -71,12 +71,13 @@ def test_a_hostile_server(tmp_path: Path, answer: str) -> None:
         (("--seconds", "postgresql://app:s3cr3t@127.0.0.1:1/shop"), {}),
         (("--endpoint", "http://me:s3cr3t@127.0.0.1:1"), {}),
         (("--endpoint", "http://127.0.0.1:1/?api_key=s3cr3t"), {}),
+        (("--endpoint", "http://127.0.0.1:1/s3cr3t"), {}),
         (("--dsn", "host=127.0.0.1 port=1"), {"PGPASSWORD": "s3cr3t"}),
         (("--dsn", "host=127.0.0.1 port=1"), {"PGHOST": "postgresql://app:s3cr3t@db"}),
         (("--dsn", "host=127.0.0.1 port=1"), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1/?api_key=s3cr3t"}),
         (("--dsn", "host=127.0.0.1 port=1"), {"OTEL_EXPORTER_OTLP_HEADERS": "api-key=s3cr3t\x1b[2J"}),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_passwords(tmp_path: Path, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
     """A password, a token and a key are shown in no complaint."""

@@ -47,6 +47,7 @@ def test_bounds(text: str) -> None:
         ("postgresql://app:secret@db/shop", True),
         ("shop&password=x", True),
         ("sslpassword : x", True),
+        ("pwd=x", True),
         ('{"password": "x"}', True),
         ("http://host/", False),
         ("the password of the shop", False),
