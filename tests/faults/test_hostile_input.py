@@ -206,7 +206,7 @@ def test_credentials_that_cannot_be_read(server: PostgresServer, signals: Signal
 )
 def test_a_name_that_is_none(name: object) -> None:
     """Refused by a line that can be printed anywhere."""
-    with pytest.raises(ValueError, match=r"^name must be a printable text") as refused:
+    with pytest.raises(ValueError, match=r"^name must be a printable string") as refused:
         ConnectionPool(1, 2, "host=db", name=name, observer=None, open=False)  # type: ignore[arg-type]
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 200
