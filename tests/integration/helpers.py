@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2 import extensions
 
-from otel_pgpool import ConnectionPool
+from otel_pgpool import ConnectionPool, _fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -193,8 +194,19 @@ class Recorder:
 
 
 def fork_in_c() -> int:
-    """Fork as servers written in C do: Python's own callbacks do not run."""
-    child: int = ctypes.PyDLL(None).fork()
+    """Fork as servers written in C do, so that Python's own callbacks do not run, at a quiet moment.
+
+    While a thread connects, a child would inherit locks of OpenSSL's. While a thread wants the GIL, CPython would give it
+    to that thread in the child too, where it does not exist, before any code of the pool's runs.
+    """
+    _fork._before()  # waits for connects
+    _fork._after_in_parent()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(PATIENCE)  # for so long no thread asks for the GIL
+    try:
+        child: int = ctypes.PyDLL(None).fork()
+    finally:
+        sys.setswitchinterval(before)
     return child
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from tests.integration.helpers import (
     PATIENCE,
     ask,
     fill,
+    fork_in_c,
     in_child,
     in_thread,
     make,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def fork(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By ``os.fork``, and as servers written in C fork: Python's own callbacks do not run there."""
     if request.param == "c":
-        monkeypatch.setattr(os, "fork", ctypes.PyDLL(None).fork)
+        monkeypatch.setattr(os, "fork", fork_in_c)
 
 
 def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
