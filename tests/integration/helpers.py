@@ -196,8 +196,8 @@ class Recorder:
 def fork_in_c() -> int:
     """Fork as servers written in C do, so that Python's own callbacks do not run, at a quiet moment.
 
-    While a thread connects, a child would inherit locks of OpenSSL's. While a thread wants the GIL, CPython would give it
-    to that thread in the child too, where it does not exist, before any code of the pool's runs.
+    While a thread connects, a child would inherit locks of OpenSSL's. While a thread wants the GIL, CPython would hand
+    the GIL to that thread in the child too, where it does not exist, before any code of the pool's runs.
     """
     _fork._before()  # waits for connects
     _fork._after_in_parent()
