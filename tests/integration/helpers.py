@@ -202,7 +202,8 @@ def fork_in_c() -> int:
     _fork._before()  # waits for connects
     _fork._after_in_parent()
     before = sys.getswitchinterval()
-    sys.setswitchinterval(PATIENCE)  # for so long no thread asks for the GIL
+    sys.setswitchinterval(PATIENCE)  # for so long no thread asks for the GIL that begins to wait for it from now on
+    time.sleep(2 * before)  # the others have their turn
     try:
         child: int = ctypes.PyDLL(None).fork()
     finally:
