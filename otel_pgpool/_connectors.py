@@ -248,7 +248,7 @@ class Connectors:
         delay = random.uniform(0, longest)  # nosec B311 # noqa: S311 - jitter
         text = ""
         try:
-            text = opening.text_of(error, pool._target)
+            text = opening.message_of(error, pool._target)
         finally:
             self._missed(pool, slot, opening.ended(error=lean(error), message=text), delay)
 

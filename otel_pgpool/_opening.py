@@ -81,7 +81,7 @@ class Opening:
         self._overdue = psycopg2.OperationalError(f"{self._step} was given up after {self._allowed:.3g} s")
         return self._overdue
 
-    def text_of(self, error: BaseException, target: Target) -> str:
+    def message_of(self, error: BaseException, target: Target) -> str:
         """Return the text of the error that ended the attempt, free of secrets.
 
         The text is empty if the application's code raised the error.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.integration.telemetry_helpers import Signals
 
     Way = Callable[[Path, pytest.MonkeyPatch, str], dict[str, Any]]
+    Entered = Callable[[Way, str], dict[str, Any]]
 
 FRAGMENTS = ("s3cr3t", "w0rd")
 """Letters and digits, which stay the same however a password is encoded or quoted."""

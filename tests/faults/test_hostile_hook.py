@@ -12,7 +12,6 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
 from tests.faults.hostile import (
     INJECTED,
     MEGABYTE,
@@ -22,7 +21,6 @@ from tests.faults.hostile import (
     assert_nothing_secret,
     by_credentials,
     logged,
-    place,
 )
 from tests.faults.hostile_server import HostileServer, error, fails, login, notice, says
 from tests.integration.hook.helpers import instrumented
@@ -30,36 +28,21 @@ from tests.integration.telemetry_helpers import Signals, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from sqlalchemy.engine import Engine
 
-    from tests.faults.hostile import Way
+    from tests.faults.hostile import Entered, Way
 
-    Entered = Callable[[Way, str], dict[str, Any]]
     Use = Callable[[HostileServer], None]
 
 SECRET = "s3cr3t-w0rd"
 LONGEST_RECORD = 10_000
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    """Provide a server that requires a password."""
-    with PostgresServer(password=RIGHT) as server:
-        yield server
-
-
 @pytest.fixture
 def signals() -> Iterator[Signals]:
     with Signals() as signals, instrumented(signals, long_hold=0.02):
         yield signals
-
-
-@pytest.fixture
-def entered(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entered:
-    """Return the arguments of a connect to the server, which contain a password in one of several ways."""
-    return lambda way, password: {**place(server), **way(tmp_path, monkeypatch, password)}
 
 
 HOOKED_WAYS = [way for way in WAYS if way is not by_credentials]  # an option of our own pool

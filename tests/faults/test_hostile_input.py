@@ -14,7 +14,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from psycopg2 import sql
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
 from tests.faults.hostile import (
     INJECTED,
     MEGABYTE,
@@ -31,19 +30,10 @@ from tests.integration.telemetry_helpers import Signals, until
 from tests.receivers import HttpReceiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    from tests.faults.hostile import Way
-
-    Entered = Callable[[Way, str], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    """Provide a server that requires a password."""
-    with PostgresServer(password=RIGHT) as server:
-        yield server
+    from otel_pgpool.cli.postgres import PostgresServer
+    from tests.faults.hostile import Entered, Way
 
 
 @pytest.fixture
@@ -74,12 +64,6 @@ def failure_in_a_block(pool: ConnectionPool) -> str:
     except psycopg2.errors.UndefinedTable as error:
         return told_by(error)
     raise AssertionError("it did not fail")
-
-
-@pytest.fixture
-def entered(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entered:
-    """Return the options of a pool on the server, which contain a password in one of several ways."""
-    return lambda way, password: {**place(server), **way(tmp_path, monkeypatch, password)}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -188,9 +172,9 @@ def test_a_password_in_the_wrong_variable(monkeypatch: pytest.MonkeyPatch, varia
         assert_nothing_secret(shown_by(pool))
 
 
-def test_credentials_that_cannot_be_read(server: PostgresServer, signals: Signals) -> None:
+def test_credentials_that_cannot_be_read(guarded: PostgresServer, signals: Signals) -> None:
     """A password that is no text comes out as the cause of a timeout, and is not shown."""
-    with signals.pool(0, 1, **place(server), credentials=lambda: {"password": f"{RIGHT}\udc80"}) as pool:
+    with signals.pool(0, 1, **place(guarded), credentials=lambda: {"password": f"{RIGHT}\udc80"}) as pool:
         with pytest.raises(PoolTimeout) as timed_out:
             pool.getconn(timeout=0.1)
         assert_nothing_secret(told_by(timed_out.value), signals.everything())
@@ -246,16 +230,16 @@ def assert_one_line(signals: Signals) -> None:
         assert len(first) < 10_000
 
 
-def test_a_database_whose_name_would_forge_a_log(server: PostgresServer, signals: Signals) -> None:
+def test_a_database_whose_name_would_forge_a_log(guarded: PostgresServer, signals: Signals) -> None:
     """It may be used; what is told of it is one printable line, which an OTLP endpoint takes."""
-    admin = psycopg2.connect(server.dsn)
+    admin = psycopg2.connect(guarded.dsn)
     admin.autocommit = True
     admin.cursor().execute(sql.SQL("create database {}").format(sql.Identifier(INJECTED)))
     admin.close()
     with HttpReceiver() as receiver:
         exporter = OTLPSpanExporter(f"{receiver.endpoint}/v1/traces")
         signals.tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
-        options = place(server, dbname=INJECTED, password=RIGHT)
+        options = place(guarded, dbname=INJECTED, password=RIGHT)
         with signals.pool(1, 1, **options, name=None, long_hold=0.02) as pool:
             with pool.connection() as conn:
                 assert conn.info.dbname == INJECTED
@@ -289,10 +273,10 @@ def test_a_database_whose_name_would_forge_a_log(server: PostgresServer, signals
     ids=range(10),
 )
 def test_a_place_that_is_none(
-    server: PostgresServer, signals: Signals, monkeypatch: pytest.MonkeyPatch, place_of: dict[str, Any]
+    guarded: PostgresServer, signals: Signals, monkeypatch: pytest.MonkeyPatch, place_of: dict[str, Any]
 ) -> None:
     """A pool that cannot connect says so in its timeout, in short lines, and all that it tells can be exported."""
-    options = place(server, password=RIGHT)
+    options = place(guarded, password=RIGHT)
     for key, value in place_of.items():
         if key.startswith("PG"):
             monkeypatch.setitem(os.environb, key.encode(), value)

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from psycopg2 import extensions
 from otel_pgpool import ConnectionPool, _fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from psycopg2.extensions import connection
 
@@ -191,6 +192,20 @@ class Recorder:
     def last(self) -> Any:
         """The checkout that came back last."""
         return self.calls("released")[-1][0]
+
+
+def run_program(
+    dsn: str, program: str, *arguments: str, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a program's text in a Python of its own, which finds the DSN in ``DATABASE_URL``."""
+    return subprocess.run(
+        [sys.executable, *options, "-c", program, *arguments],
+        env={**os.environ, "DATABASE_URL": dsn},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
 
 
 def fork_in_c() -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.integration.helpers import run_program
 
 PATCH = """
 import eventlet
@@ -57,14 +55,7 @@ def test_eventlet(dsn: str, late: bool) -> None:
     """Patched before the package is imported, or after, as under ``opentelemetry-instrument``."""
     imports = "from otel_pgpool import ConnectionPool, PoolTimeout\n"
     program = (imports + PATCH if late else PATCH + imports) + PROGRAM
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        env={**os.environ, "DATABASE_URL": dsn},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    done = run_program(dsn, program, options=["-W", "ignore"])
     assert done.stdout.splitlines() == [
         "two at a time True True",
         "flagged while held True",

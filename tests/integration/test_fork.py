@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from tests.integration.helpers import (
     in_thread,
     make,
     pid_of_a_checkout,
+    run_program,
     wait_until,
 )
 
@@ -277,14 +276,7 @@ pool.close()
 @pytest.mark.parametrize("forked_by", ["python", "c"])
 def test_child_that_ends_like_a_program(dsn: str, forked_by: str) -> None:
     """At the end of the child's interpreter all its objects go: the parent's sessions stay."""
-    ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM, forked_by],
-        env={**os.environ, "DATABASE_URL": dsn},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    ended = run_program(dsn, PROGRAM, forked_by)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from freezegun import freeze_time
 
 from otel_pgpool import PoolTimeout
-from tests.integration.helpers import in_thread, make
+from tests.integration.helpers import in_thread, make, run_program
 
 if TYPE_CHECKING:
     from otel_pgpool import ConnectionPool
@@ -49,12 +46,5 @@ with freeze_time("2020-01-01"):
         except PoolTimeout as error:
             print(0.2 <= error.waited < 5)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "DATABASE_URL": dsn},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    done = run_program(dsn, program)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -11,10 +13,11 @@ import pytest
 from psycopg2 import extensions
 from psycopg2.extras import DictCursor, NamedTupleCursor
 
-from otel_pgpool import PoolError, reset_session
+from otel_pgpool import PoolError, PoolTimeout, _core, reset_session
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
 from tests.integration.helpers import IDLE, PATIENCE, ask, make, wait_until
+from tests.integration.telemetry_helpers import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -326,14 +329,31 @@ def test_a_dropped_connection_with_a_typecaster_of_its_own(dsn: str) -> None:
             assert wait_until(lambda pool=pool: pool.stats().discarded.get("reclaimed") == 1)
 
 
-def test_what_a_reset_says_is_not_told(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The pool's own class of error may be raised by anybody: its text is told where the pool has written it."""
+SAID = "token s3cret was refused\nERROR pool shop: all is lost\x1b[2J"
 
-    def reset(_conn: connection) -> None:
-        raise PoolError("token s3cret was refused\nERROR pool shop: all is lost")
 
-    with make(1, 1, dsn, reset=reset, observer=Telemetry()) as pool:
-        pool.putconn(pool.getconn())
-        assert wait_until(lambda: "connection_lost" in {vars(each).get("otel_pgpool.event") for each in caplog.records})
-    assert "s3cret" not in caplog.text
-    assert "all is lost" not in caplog.text
+@pytest.mark.parametrize("kind", [PoolError, psycopg2.OperationalError, psycopg2.InterfaceError, ValueError])
+@pytest.mark.parametrize("option", ["configure", "reset", "check"])
+def test_what_an_applications_function_says_is_not_told(
+    dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, option: str, kind: type[Exception]
+) -> None:
+    """Its error is told by the class alone, the pool's own class included, which anybody may raise."""
+    caplog.set_level(logging.DEBUG, "otel_pgpool")
+    monkeypatch.setattr(_core, "FRESH", 0.0)  # an idle connection is checked at once
+    failing = False
+
+    def function(_conn: connection) -> None:
+        if failing:
+            raise kind(SAID)
+
+    with Signals() as signals, make(1, 1, dsn, observer=signals.telemetry(), **{option: function}) as pool:
+        with pool.connection():
+            failing = True
+        if option == "configure":
+            pool.drain()
+        with suppress(PoolTimeout):
+            pool.putconn(pool.getconn(timeout=0.2))
+        told = f"{signals.everything()}\n{caplog.text}"
+    assert kind.__name__ in told
+    assert "s3cret" not in told
+    assert "all is lost" not in told

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +14,7 @@ import pytest
 from psycopg2 import extensions, extras
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from tests.integration.helpers import kill, lives, wait_until
+from tests.integration.helpers import kill, lives, run_program, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,14 +149,7 @@ atexit.register(save)
 def test_a_checkout_at_exit(dsn: str, minconn: int) -> None:
     """In an ``atexit`` callback it is served, with an idle connection and without."""
     program = AT_EXIT.format(minconn=minconn)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "DATABASE_URL": dsn},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    done = run_program(dsn, program)
     assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
     assert "Traceback" not in done.stderr
 

@@ -126,3 +126,12 @@ def test_one_pool_that_fails_in_a_child_costs_the_others_nothing(caplog: pytest.
     _registry._after_fork()
     assert [pool.forked for pool in pools] == [1] * 5
     assert len(caplog.records) == 2
+
+
+def test_names_do_not_accumulate() -> None:
+    """Nothing is kept of the names of pools that are gone, in whatever order their numbers were freed."""
+    for number in range(100):
+        pools = {register(pool, f"tenant {number}"): pool for pool in (FakePool(), FakePool(), FakePool())}
+        for name in sorted(pools, reverse=bool(number % 2)):
+            release_name(name, pools[name])
+    assert (len(_registry._lowest), len(_registry._names)) == (0, 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from typing import Any
 
 import pytest
 
+from otel_pgpool import _watcher
 from otel_pgpool._wakeup import Wakeup
 from otel_pgpool._watcher import Watcher
 
@@ -54,3 +56,28 @@ def test_an_interrupted_start_leaves_one_thread(monkeypatch: pytest.MonkeyPatch,
     watch.wake()
     watch.join(10)
     assert running() == 0
+
+
+class Failing(Watcher[Subject]):
+    def _look(self, subject: Subject) -> float | None:
+        if subject.lives:
+            subject.lives = False
+            raise RuntimeError("s3cret of a failed pass")
+        subject.looked.release()
+        return None
+
+
+def test_a_pass_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The record has the error's class and the places, neither its text nor source lines; the thread goes on."""
+    monkeypatch.setattr(_watcher, "AFTER_FAILURE", 0.0)
+    subject = Subject()
+    watch = Failing(subject, Wakeup(), NAME)
+    watch.wake()
+    assert subject.looked.acquire(timeout=10)
+    watch.join(10)
+    (record,) = caplog.records
+    text = logging.Formatter().format(record)
+    assert "RuntimeError" in text
+    assert f'File "{__file__}"' in text
+    assert "s3cret" not in text
+    assert "raise " not in text
