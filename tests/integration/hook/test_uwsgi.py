@@ -9,15 +9,13 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.helpers import PATIENCE, wait_until
 from tests.integration.hook.running import BIN, backends, database, running
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(not (BIN / "uwsgi").exists(), reason="pyuwsgi is installed for Linux alone")
 
@@ -60,6 +58,8 @@ def application(environ, start_response):
     return [answer.encode()]
 """
 
+
+ROOT = Path(__file__).parents[3]
 
 MOST = 2000
 """Requests after which a second worker should have answered one."""
@@ -117,4 +117,5 @@ def test_workers_have_connections_of_their_own(dsn: str, tmp_path: Path, after_f
         assert not masters & (first | second)
         assert masters <= backends(beside)
         assert "Traceback" not in program.errors, program.errors
-        assert "otel_pgpool" not in program.errors, program.errors
+        complaints = program.errors.replace(str(ROOT), "")  # a clone may lie in a folder of the package's name
+        assert "otel_pgpool" not in complaints, program.errors
