@@ -98,7 +98,7 @@ def renew() -> None:
 def _renew() -> None:
     global _python_forks  # noqa: PLW0603 - the child inherits the parent's value
     _python_forks = False
-    _connecting.clear()
+    _delaying.clear()
     _ending.clear()
     pid = os.getpid()
     pending = _pending.setdefault(pid, list(_callbacks))
@@ -187,30 +187,33 @@ def _run(callback: Callable[[], None]) -> None:
 
 
 FORK_WAIT = 1.0
-"""Seconds that a fork waits for connects in progress."""
+"""Seconds that a fork waits for connects and notifications in progress."""
 CONNECT_WAIT = 5.0
-"""Seconds that a connect waits for a fork in progress.
+"""Seconds that a connect or a notification waits for a fork in progress.
 
 More than a fork waits: a connect that stopped waiting together with the fork would take libpq's locks at that moment.
 """
 
-_connecting: set[int] = set()  # threads, by identity
+_delaying: set[int] = set()  # threads, by identity
 _ending: set[int] = set()  # threads, by native id
 
 
 @contextmanager
 def keep_from_forking() -> Iterator[None]:
-    """Delay ``os.fork`` while this thread connects, because a child would inherit locked locks of libpq."""
+    """Delay ``os.fork`` while this thread connects or notifies.
+
+    A child would inherit the locks that libpq, or OpenTelemetry's SDK and its exporters, hold at that moment.
+    """
     me = get_ident()
-    _connecting.add(me)  # before reading `_python_forks`, so that at least one side sees the other
+    _delaying.add(me)  # before reading `_python_forks`, so that at least one side sees the other
     if _python_forks:
-        _connecting.discard(me)
+        _delaying.discard(me)
         _wait_until(lambda: not _python_forks, CONNECT_WAIT)
-        _connecting.add(me)
+        _delaying.add(me)
     try:
         yield
     finally:
-        _connecting.discard(me)
+        _delaying.discard(me)
 
 
 def note_end() -> None:
@@ -238,7 +241,7 @@ def _before() -> None:
     global _python_forks  # noqa: PLW0603 - see there
     _python_forks = True
     me, mine = get_ident(), get_native_id()  # excluded: under gevent this thread may be a connector's too
-    _wait_until(lambda: not (_connecting - {me} or any(_lives(number) for number in _ending - {mine})), FORK_WAIT)
+    _wait_until(lambda: not (_delaying - {me} or any(_lives(number) for number in _ending - {mine})), FORK_WAIT)
 
 
 def _after_in_parent() -> None:

@@ -6,6 +6,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from otel_pgpool._fork import keep_from_forking
 from otel_pgpool._guard import log_failure
 from otel_pgpool._wakeup import is_outdated, start
 
@@ -81,7 +82,8 @@ class Watcher(Generic[Subject]):
         subject = self._subject()
         if subject is None or self._thread is not threading.current_thread():
             return None
-        return self._look(subject)
+        with keep_from_forking():
+            return self._look(subject)
 
     def _look(self, subject: Subject) -> float | None:
         """Do what is due; return the seconds until the next pass, or None to end the thread."""

@@ -15,21 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_pgpool import _fork
+from tests.processes import exit_code_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-def exit_code_of(child: Callable[[], bool], fork: Callable[[], int] = os.fork) -> int:
-    """Fork, and give 0 where ``child`` is true there."""
-    pid = fork()
-    if pid == 0:
-        code = 2
-        try:
-            code = not child()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 FORKS = [os.fork, ctypes.PyDLL(None).fork]
@@ -148,6 +137,7 @@ import ctypes, os, sys
 calls = []
 os.register_at_fork(after_in_child=lambda: (calls.append(1), _fork.renew()))
 from otel_pgpool import _fork
+from tests.processes import exit_code_of
 pid = os.fork() if sys.argv[1] == "python" else ctypes.PyDLL(None).fork()
 if pid == 0:
     _fork.renew()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from otel_pgpool import _watcher
 from otel_pgpool._wakeup import Wakeup
 from otel_pgpool._watcher import Watcher
+from tests.processes import exit_code_of
 
 NAME = "otel_pgpool-test"
 
@@ -28,8 +30,32 @@ class Watch(Watcher[Subject]):
         return math.inf if subject.lives else None
 
 
+class Notifier(Watcher[Subject]):
+    """A watch whose observer has a lock that a fork does not free, as the SDK's instruments have."""
+
+    lock = threading.Lock()
+
+    def _look(self, subject: Subject) -> float | None:
+        with self.lock:
+            subject.looked.release()
+            time.sleep(0.1)  # what a record takes
+        return None
+
+
 def running() -> int:
     return sum(thread.name == NAME for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_a_fork_waits_for_a_pass(turn: int) -> None:
+    """Its child must not inherit a lock that the pass holds in telemetry: nobody would ever free it."""
+    subject = Subject()
+    watch = Notifier(subject, Wakeup(), NAME)
+    watch.wake()
+    assert subject.looked.acquire(timeout=10)
+    assert exit_code_of(lambda: Notifier.lock.acquire(timeout=0)) == 0
+    watch.join(10)
+    assert running() == 0
 
 
 @pytest.mark.parametrize("started", [True, False], ids=["started", "not_started"])
