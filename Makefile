@@ -12,7 +12,7 @@ PYTHONS     := 3.10 3.13
 SQLALCHEMYS := 1.4 2.0
 
 # Folders of programs, which bandit looks at.
-LOOKED_AT := benchmarks collector-config docs examples faults grafana otel_pgpool
+LOOKED_AT := benchmarks collector-config docs examples grafana otel_pgpool
 
 # uv is used where it is installed; venv and pip do the same, slower.
 ifneq ($(shell command -v uv 2>/dev/null),)
@@ -85,9 +85,10 @@ versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the ins
 			ARGS="-q --no-cov tests/integration/hook tests/unit $(ARGS)" || exit; \
 	done
 
-lint: $(ENV)/dev.stamp ## ruff: rules and format; bandit, on all but the tests
+lint: $(ENV)/dev.stamp ## ruff: rules and format; the order of imports; bandit, on all but the tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache >$(ENV)/imports.txt || { cat $(ENV)/imports.txt; exit 1; }
 	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(LOOKED_AT)
 
 audit: $(ENV)/dev.stamp ## pip-audit: known vulnerabilities of the installed packages
@@ -100,7 +101,7 @@ bench: $(ENV)/dev.stamp ## compare with other pools; writes benchmarks/RESULTS.m
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 faults: $(ENV)/dev.stamp ## the fault-injection suite; writes docs/reliability.md
-	@$(BIN)/python -m faults $(ARGS)
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 docs: $(ENV)/docs.stamp ## the documentation as a site, in build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(ENV)/docs/bin/mkdocs build --strict

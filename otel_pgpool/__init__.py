@@ -7,22 +7,24 @@ from typing import TYPE_CHECKING
 from otel_pgpool._version import __version__
 
 if TYPE_CHECKING:
-    from otel_pgpool._errors import PoolClosed, PoolError, PoolTimeout, TooManyRequests
-    from otel_pgpool._observer import Holder, PoolObserver, PoolStats
-    from otel_pgpool._pool import ConnectionPool
-    from otel_pgpool._session import reset_session
+    from otel_pgpool.driver.reset import reset_session
+    from otel_pgpool.errors import PoolClosed, PoolError, PoolTimeout, TooManyRequests
     from otel_pgpool.instrumentation import PgPoolInstrumentor as PgPoolInstrumentor
+    from otel_pgpool.observer import PoolObserver
+    from otel_pgpool.pool.connection_pool import ConnectionPool
+    from otel_pgpool.stats import Holder, PoolStats
 else:
     if find_spec("psycopg2") is None:
-        import_module(f"{__name__}._errors")  # raises an ImportError that names the extra to install
+        import_module(f"{__name__}.errors")  # raises an ImportError that names the extra to install
 
     # The public names are imported at their first use, and psycopg2 with them: the command line imports this package
     # before it can handle Ctrl-C, and PgPoolInstrumentor needs the extra "instrument", which few programs install.
     _HOMES = {
-        **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "_errors"),
-        **dict.fromkeys(("Holder", "PoolObserver", "PoolStats"), "_observer"),
-        "ConnectionPool": "_pool",
-        "reset_session": "_session",
+        **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "errors"),
+        **dict.fromkeys(("Holder", "PoolStats"), "stats"),
+        "PoolObserver": "observer",
+        "ConnectionPool": "pool.connection_pool",
+        "reset_session": "driver.reset",
         "PgPoolInstrumentor": "instrumentation",
     }
 

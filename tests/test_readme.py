@@ -33,11 +33,12 @@ from sqlalchemy import pool as sqlalchemy_pools
 
 import otel_pgpool
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
-from otel_pgpool._config import PoolConfig, TelemetryConfig
 from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.config import PoolConfig, TelemetryConfig
 from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.telemetry import Telemetry
-from tests.documents import (
+from tests.stack.stack import compose
+from tests.support.documents import (
     DOCUMENTS,
     INSTRUMENTATION,
     README,
@@ -53,15 +54,14 @@ from tests.documents import (
     table,
     text_of,
 )
-from tests.receivers import GrpcReceiver, HttpReceiver
-from tests.stack.stack import compose
-from tests.urls import url_of
+from tests.support.receivers import GrpcReceiver, HttpReceiver
+from tests.support.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.receivers import Receiver
+    from tests.support.receivers import Receiver
 
 LATE_ORDER = read(TELEMETRY).programs["late_order.py"]  # the program behind the picture
 PROGRAMS = [
@@ -421,7 +421,7 @@ def test_log_events_are_those_that_are_written() -> None:
     source = text_of("otel_pgpool/telemetry/logs.py")
     written = {event: level for level, event in re.findall(r'_write\(logging\.(\w+), "(\w+)"', source)}
     direct = r'logger\.(\w+)\((?:(?!logger\.).)*?"otel_pgpool\.event": "(\w+)"'
-    exposure = text_of("otel_pgpool/_exposure.py")
+    exposure = text_of("otel_pgpool/driver/exposure.py")
     written |= {event: level.upper() for level, event in re.findall(direct, exposure, re.DOTALL)}
     levels = re.search(r"UTILIZATION_LEVELS = {(.*?)}", source, re.DOTALL)
     assert levels is not None

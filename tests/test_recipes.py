@@ -19,14 +19,14 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.documents import EXTENDING, RECIPES, clean_environ, make_tables, read, run, write
-from tests.receivers import HttpReceiver
+from tests.support.documents import EXTENDING, RECIPES, clean_environ, make_tables, read, run, write
+from tests.support.receivers import HttpReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.documents import Document
-    from tests.otlp_views import Span
+    from tests.support.documents import Document
+    from tests.support.otlp_views import Span
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from otel_pgpool._texts import may_hold_password
 from otel_pgpool._version import __version__
 from otel_pgpool.cli.endpoint import Endpoint
 from otel_pgpool.cli.foreign import shown
+from otel_pgpool.runtime.text import may_hold_password
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,8 +12,8 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import parse_dsn
 
-from otel_pgpool._target import Target
 from otel_pgpool.cli.errors import CommandError
+from otel_pgpool.driver.dsn import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from otel_pgpool import ConnectionPool, otlp
-from otel_pgpool._config import HISTOGRAMS
 from otel_pgpool.cli.complaint import complain
 from otel_pgpool.cli.database import Database
 from otel_pgpool.cli.errors import BrokenOff, CommandError
@@ -28,6 +27,7 @@ from otel_pgpool.cli.report import Report, read
 from otel_pgpool.cli.shop import Shop
 from otel_pgpool.cli.story import Story
 from otel_pgpool.cli.workers import Workers
+from otel_pgpool.config import HISTOGRAMS
 from otel_pgpool.telemetry import Telemetry
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.text import Text
     from typing_extensions import Self
 
-    from otel_pgpool._observer import Holder, PoolStats
     from otel_pgpool.cli.monitor import LogLine, Monitor
+    from otel_pgpool.stats import Holder, PoolStats
 
 REFRESH_PER_SECOND = 8
 HOLD_ROWS = 3

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from otel_pgpool import ConnectionPool
-    from otel_pgpool._observer import Holder, PoolStats
+    from otel_pgpool.stats import Holder, PoolStats
 
 LOG_LINES = 6
 FILE_EXPORTERS = "opentelemetry.exporter.otlp.json.file"

@@ -16,9 +16,9 @@ except ModuleNotFoundError as error:
     message = "PgPoolInstrumentor needs the extra 'instrument': pip install 'otel-pgpool[instrument]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from otel_pgpool._guard import log_failure
 from otel_pgpool.instrumentation.hook import Hook
 from otel_pgpool.instrumentation.settings import Settings
+from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

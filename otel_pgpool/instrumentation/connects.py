@@ -9,10 +9,10 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from otel_pgpool._clock import monotonic
-from otel_pgpool._observer import Connect
-from otel_pgpool._refusal import is_refusal
+from otel_pgpool.driver.refusal import is_refusal
 from otel_pgpool.instrumentation.driver import place_of
+from otel_pgpool.observer import Connect
+from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

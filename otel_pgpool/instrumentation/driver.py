@@ -10,10 +10,10 @@ from typing import Any
 
 from psycopg2.extensions import connection
 
-from otel_pgpool._proxy import unwrapped
-from otel_pgpool._slot import Slot
-from otel_pgpool._texts import printable
+from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.instrumentation.lenient import lenient, pass_over
+from otel_pgpool.pool.slot import Slot
+from otel_pgpool.runtime.text import printable
 
 
 def own_of(conn: Any) -> connection | None:

@@ -10,21 +10,21 @@ from contextlib import suppress
 from logging import DEBUG
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from otel_pgpool import _fork
-from otel_pgpool._checkout import renew_here
-from otel_pgpool._clock import monotonic
-from otel_pgpool._guard import Guard, is_asynchronous, log_failure
-from otel_pgpool._level import TICK
-from otel_pgpool._slot import NEVER
-from otel_pgpool._texts import LONGEST_NAME, printable
-from otel_pgpool._wakeup import Wakeup
-from otel_pgpool._watcher import Watcher
 from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
+from otel_pgpool.pool.slot import NEVER
+from otel_pgpool.pool.utilization import TICK
+from otel_pgpool.runtime import fork
+from otel_pgpool.runtime.background import Watcher
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import Guard, is_asynchronous, log_failure
+from otel_pgpool.runtime.text import LONGEST_NAME, printable
+from otel_pgpool.runtime.thread_cache import renew_here
+from otel_pgpool.runtime.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from otel_pgpool._target import Target
+    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.instrumentation.kind import Kind
     from otel_pgpool.instrumentation.settings import Settings
 
@@ -182,4 +182,4 @@ def _after_fork() -> None:
         hook._after_fork()
 
 
-_fork.register(_after_fork)
+fork.register(_after_fork)

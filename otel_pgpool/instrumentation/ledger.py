@@ -11,36 +11,39 @@ from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from otel_pgpool import _checkout, _registry
-from otel_pgpool._checkout import Attempt, Blocker, Loan
-from otel_pgpool._clock import monotonic
-from otel_pgpool._description import describe
-from otel_pgpool._errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
-from otel_pgpool._fork import renewed
-from otel_pgpool._guard import Guard, is_asynchronous
-from otel_pgpool._level import Level, level_name
-from otel_pgpool._messages import known
-from otel_pgpool._observer import Connect, LastFigures, PoolStats, leave_figures
-from otel_pgpool._refusal import is_refusal
-from otel_pgpool._slot import NEVER
-from otel_pgpool._texts import LONGEST_NAME, class_of, text_of
+from otel_pgpool.driver.error_text import describe
+from otel_pgpool.driver.messages import known
+from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
 from otel_pgpool.instrumentation.connects import Connects
 from otel_pgpool.instrumentation.driver import SeenSlot, pid_of
 from otel_pgpool.instrumentation.holds import Holds
 from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.turns import Turns
+from otel_pgpool.observer import Connect
+from otel_pgpool.pool import registry
+from otel_pgpool.pool.checkout import Attempt, Blocker, Loan
+from otel_pgpool.pool.slot import NEVER
+from otel_pgpool.pool.utilization import Level, level_name
+from otel_pgpool.runtime import thread_cache
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import Guard, is_asynchronous
+from otel_pgpool.runtime.fork import renewed
+from otel_pgpool.runtime.text import LONGEST_NAME, class_of, text_of
+from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.telemetry.metrics import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_pgpool._checkout import Checkout, Stack
-    from otel_pgpool._slot import Slot
-    from otel_pgpool._target import Target
+    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.instrumentation.connects import Outage
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.kind import Kind
+    from otel_pgpool.pool.call_site import Stack
+    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.slot import Slot
 
 
 TOTALS = (
@@ -167,7 +170,7 @@ class Ledger(Holds):
         )
         # A pool whose callers wait needs full records: a quiet hold has no wait.
         self.silence = LOUD if self.turns is not None else self._observer.silence or LOUD
-        self.name: str = _registry.register(self, name)
+        self.name: str = registry.register(self, name)
         self.guard = Guard(self.name)
         self._pool = weakref.ref(pool, self._dropped)
         try:
@@ -197,9 +200,9 @@ class Ledger(Holds):
         return self.begin(Loan(), stack)
 
     def begin(self, loan: AnyLoan, stack: Stack) -> AnyLoan:
-        """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `_checkout.begin`."""
+        """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `begin`."""
         loan.stack = stack
-        loan.thread = _checkout.here.thread
+        loan.thread = thread_cache.here.thread
         loan.path = loan.observed = loan.queued = loan.error_type = None
         loan.block = loan.flagged = False
         loan.retries = 0
@@ -576,7 +579,7 @@ class Ledger(Holds):
     def retire(self) -> None:
         """End the reports of this pool and free its name; holds in progress are still watched."""
         self._retired = True
-        _registry.release_name(self.name, self)
+        registry.release_name(self.name, self)
 
     def _take_over(self, before: Ledger) -> None:
         """Take over the totals of a predecessor and of its predecessors, whose pools may still be in use."""

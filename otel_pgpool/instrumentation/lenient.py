@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool._guard import is_asynchronous
+from otel_pgpool.runtime.failures import is_asynchronous
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool._target import PLACES, Target, UnknownTarget, target_of
+from otel_pgpool.driver.dsn import PLACES, Target, UnknownTarget, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2.pool import PoolError
 
-from otel_pgpool._clock import monotonic
-from otel_pgpool._connection import BROKEN
+from otel_pgpool.driver.session import BROKEN
 from otel_pgpool.instrumentation.driver import closed_of
 from otel_pgpool.instrumentation.lenient import lenient
 from otel_pgpool.instrumentation.psycopg2_arguments import is_out
 from otel_pgpool.instrumentation.turns import is_exhausted
+from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
-    from otel_pgpool._checkout import Loan
-    from otel_pgpool._slot import Slot
     from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.pool.checkout import Loan
+    from otel_pgpool.pool.slot import Slot
 
 
 def end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error: BaseException) -> None:

@@ -14,10 +14,6 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from otel_pgpool._checkout import Loan, stack_around, whole_stack_of
-from otel_pgpool._clock import monotonic
-from otel_pgpool._fork import is_here, renew, renewed
-from otel_pgpool._guard import log_failure
 from otel_pgpool.instrumentation.driver import closed_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.kind import Kind, Levels
@@ -29,15 +25,20 @@ from otel_pgpool.instrumentation.psycopg2_outcomes import discard, end_request, 
 from otel_pgpool.instrumentation.psycopg2_quiet import quiet_getconn, quiet_putconn, with_defaults_of
 from otel_pgpool.instrumentation.psycopg2_request import Request
 from otel_pgpool.instrumentation.turns import is_exhausted
+from otel_pgpool.pool.call_site import stack_around, whole_stack_of
+from otel_pgpool.pool.checkout import Loan
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import log_failure
+from otel_pgpool.runtime.fork import is_here, renew, renewed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-    from otel_pgpool._slot import Slot
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
     from otel_pgpool.instrumentation.turns import Turns
+    from otel_pgpool.pool.slot import Slot
 
     Method = Callable[..., Any]
 

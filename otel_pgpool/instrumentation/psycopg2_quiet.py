@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2.pool import SimpleConnectionPool
 
-from otel_pgpool import _checkout
-from otel_pgpool._checkout import stack_around
-from otel_pgpool._clock import monotonic
-from otel_pgpool._fork import is_here, renew
 from otel_pgpool.instrumentation.driver import closed_of
 from otel_pgpool.instrumentation.lenient import pass_over
 from otel_pgpool.instrumentation.psycopg2_outcomes import discard, goes_on, refuse, return_unused
+from otel_pgpool.pool.call_site import stack_around
+from otel_pgpool.runtime import thread_cache
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.fork import is_here, renew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def quiet_getconn(hooked: Hooked, _owner: type, original: Method) -> Method:  # 
                 ledger.enter(conn)
             ledger.quiet[connection_key] = (
                 started,
-                _checkout.here.thread,
+                thread_cache.here.thread,
                 place.f_code,
                 place.f_lasti,
                 caller.f_code,

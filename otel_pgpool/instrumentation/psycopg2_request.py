@@ -12,8 +12,8 @@ from otel_pgpool.instrumentation.turns import is_exhausted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_pgpool._checkout import Loan
     from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.pool.checkout import Loan
 
 
 class Request:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from otel_pgpool._config import (
+from otel_pgpool.config import (
     TelemetryConfig,
     environment_seconds,
     long_hold_threshold,

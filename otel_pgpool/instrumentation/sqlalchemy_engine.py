@@ -8,13 +8,13 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from otel_pgpool._target import Target, UnknownTarget, target_of
-from otel_pgpool._texts import may_hold_password
+from otel_pgpool.driver.dsn import Target, UnknownTarget, target_of
 from otel_pgpool.instrumentation.driver import parameters_of
 from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.ledger import LEDGER
 from otel_pgpool.instrumentation.lenient import lenient
 from otel_pgpool.instrumentation.places import place_of
+from otel_pgpool.runtime.text import may_hold_password
 
 if TYPE_CHECKING:
     Record = Any

@@ -8,10 +8,10 @@ import weakref
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool._fork import is_here, renew
 from otel_pgpool.instrumentation.ledger import LEDGER
 from otel_pgpool.instrumentation.lenient import lenient
 from otel_pgpool.instrumentation.sqlalchemy_engine import is_connected
+from otel_pgpool.runtime.fork import is_here, renew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

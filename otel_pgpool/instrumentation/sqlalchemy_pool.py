@@ -18,12 +18,8 @@ from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 from sqlalchemy.util.queue import Empty, Queue
 
-from otel_pgpool._checkout import Attempt, LeftOut, Loan, whole_stack_past
-from otel_pgpool._clock import monotonic
-from otel_pgpool._collector import is_collecting_here
-from otel_pgpool._errors import error_type
-from otel_pgpool._fork import is_here, renew, renewed
-from otel_pgpool._target import UnknownTarget
+from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation.driver import closed_of, own_of, parameters_of
 from otel_pgpool.instrumentation.hook import live_instances
 from otel_pgpool.instrumentation.kind import Kind
@@ -39,6 +35,11 @@ from otel_pgpool.instrumentation.sqlalchemy_engine import (
     target_of_engine,
 )
 from otel_pgpool.instrumentation.sqlalchemy_fork import Inherited, empty
+from otel_pgpool.pool.call_site import LeftOut, whole_stack_past
+from otel_pgpool.pool.checkout import Attempt, Loan
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.fork import is_here, renew, renewed
+from otel_pgpool.runtime.gc_state import is_collecting_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2.pool import PoolError
 
-from otel_pgpool._clock import monotonic
-from otel_pgpool._wakeup import Wakeup
 from otel_pgpool.instrumentation.lenient import lenient
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as contexts
 
-from otel_pgpool._config import TelemetryConfig
-from otel_pgpool._errors import PoolTimeout, error_type
-from otel_pgpool._messages import known
-from otel_pgpool._refusal import is_refusal
-from otel_pgpool._texts import class_of, text_of, thread_names
+from otel_pgpool.config import TelemetryConfig
+from otel_pgpool.driver.messages import known
+from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.errors import PoolTimeout, error_type
+from otel_pgpool.runtime.text import class_of, text_of, thread_names
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from otel_pgpool._checkout import Checkout
-    from otel_pgpool._observer import Connect, ObservedPool, PoolStats
-    from otel_pgpool._slot import Slot
+    from otel_pgpool.observer import Connect, ObservedPool
+    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.stats import PoolStats
 
 SILENT = Silence()
 """The gate of a pool that records neither spans nor waits and holds."""

@@ -16,7 +16,8 @@ from otel_pgpool.telemetry.readings import TOTALS
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from otel_pgpool._observer import ObservedPool, PoolStats
+    from otel_pgpool.observer import ObservedPool
+    from otel_pgpool.stats import PoolStats
 
     Attributes = tuple[tuple[str, str], ...]
     Totals = dict[str, Counter[Attributes]]

@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from otel_pgpool import _fork
+from otel_pgpool.runtime import fork
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -51,4 +51,4 @@ def _after_fork() -> None:
         _has_stopped_the_collector = False
 
 
-_fork.register(_after_fork)
+fork.register(_after_fork)

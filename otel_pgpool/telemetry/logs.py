@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import attach
 
-from otel_pgpool._clock import monotonic
-from otel_pgpool._errors import sqlstate
-from otel_pgpool._guard import is_asynchronous
-from otel_pgpool._texts import printable
+from otel_pgpool.errors import sqlstate
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.runtime.text import printable
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
-    from otel_pgpool._checkout import Checkout
-    from otel_pgpool._errors import PoolTimeout
-    from otel_pgpool._observer import Connect, PoolStats
-    from otel_pgpool._slot import Slot
+    from otel_pgpool.errors import PoolTimeout
+    from otel_pgpool.observer import Connect
+    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.stats import PoolStats
 
 logger = logging.getLogger("otel_pgpool")
 

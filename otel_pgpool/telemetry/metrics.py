@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from otel_pgpool import _fork
-from otel_pgpool._clock import monotonic
 from otel_pgpool._version import __version__
+from otel_pgpool.runtime import fork
+from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry import names, series
 from otel_pgpool.telemetry.accounts import Accounts
 from otel_pgpool.telemetry.readings import OBSERVABLES, TOTAL
@@ -20,7 +20,7 @@ from otel_pgpool.telemetry.readings import OBSERVABLES, TOTAL
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from otel_pgpool._observer import ObservedPool
+    from otel_pgpool.observer import ObservedPool
     from otel_pgpool.telemetry.readings import Observable
 
 WAIT_BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
@@ -128,8 +128,8 @@ class Instruments:
 
     def _begin(self) -> None:
         """Begin a collection: find pools that have ended, and drop names that need no further export."""
-        if not _fork.is_here:
-            _fork.renew()  # otherwise the parent's totals would be exported as this process's
+        if not fork.is_here:
+            fork.renew()  # otherwise the parent's totals would be exported as this process's
         reader, readers = series.collecting(sys._getframe(1)), series.readers(self._all())
         self._reader = reader
         now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_FOR_ANYBODY
@@ -172,4 +172,4 @@ def _after_fork() -> None:
         known.start_afresh()
 
 
-_fork.register(_after_fork)
+fork.register(_after_fork)

@@ -9,7 +9,7 @@ from otel_pgpool.telemetry import names
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from otel_pgpool._observer import PoolStats
+    from otel_pgpool.stats import PoolStats
 
     Values = Iterable[tuple[float, dict[str, str]]]
     """Values, each with its attributes except the pool's name."""

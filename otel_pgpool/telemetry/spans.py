@@ -11,9 +11,9 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode, set_span_in_context
 
-from otel_pgpool._clock import monotonic
-from otel_pgpool._texts import thread_names
 from otel_pgpool._version import __version__
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.text import thread_names
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import CheckoutContext, detach
 from otel_pgpool.telemetry.names import (
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
     from opentelemetry.util.types import AttributeValue
 
-    from otel_pgpool._checkout import Checkout
-    from otel_pgpool._config import TelemetryConfig
-    from otel_pgpool._observer import Connect, ObservedPool
+    from otel_pgpool.config import TelemetryConfig
+    from otel_pgpool.observer import Connect, ObservedPool
+    from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.telemetry.error_types import ErrorTypes
 
 INTERNAL = SpanKind.INTERNAL

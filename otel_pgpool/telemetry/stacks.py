@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool._texts import MOST_FRAMES, place_of
+from otel_pgpool.runtime.text import MOST_FRAMES, place_of
 from otel_pgpool.telemetry.frames import frame_of
 
 if TYPE_CHECKING:

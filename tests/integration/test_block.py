@@ -11,7 +11,7 @@ import pytest
 from psycopg2 import errors
 
 from otel_pgpool import PoolError, PoolTimeout
-from tests.integration.helpers import IDLE, PATIENCE, Recorder, ask, fill, in_thread, kill, make, wait_until
+from tests.support.helpers import IDLE, PATIENCE, Recorder, ask, fill, in_thread, kill, make, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry import trace
 
-from otel_pgpool._collector import is_collecting_here
-from tests.integration.helpers import PATIENCE, Recorder, ask, in_thread, make, pid_of_a_checkout, wait_until
-from tests.integration.telemetry_helpers import Signals
+from otel_pgpool.runtime.gc_state import is_collecting_here
+from tests.support.helpers import PATIENCE, Recorder, ask, in_thread, make, pid_of_a_checkout, wait_until
+from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,10 +122,10 @@ def test_a_finalizer_may_close_a_pool(dsn: str) -> None:
         def __del__(self) -> None:
             self.pool.closeall()
 
-    from otel_pgpool import _registry
+    from otel_pgpool.pool import registry
 
     def collect_inside() -> None:
-        with _registry._lock:
+        with registry._lock:
             gc.collect()
 
     with no_collection_but_ours():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from tests.integration.helpers import PATIENCE, Gate, make, wait_until
+from tests.support.helpers import PATIENCE, Gate, make, wait_until
 
 NAN = float("nan")
 

@@ -11,8 +11,9 @@ import psycopg2
 import pytest
 from psycopg2 import extensions, extras
 
-from otel_pgpool import ConnectionPool, PoolTimeout, _connectors, _target
-from tests.integration.helpers import PATIENCE, Recorder, ask, in_thread, wait_until
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.pool import connect as connecting
+from tests.support.helpers import PATIENCE, Recorder, ask, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -103,7 +104,7 @@ def test_factories_under_a_wait_callback(dsn: str, factory: Any, by_place: bool)
 
 def test_credentials_that_hang(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are given up, and asked again; what the first ones give at last is closed."""
-    monkeypatch.setattr(_target, "CREDENTIALS_TIMEOUT", 0.2)
+    monkeypatch.setattr(dsn, "CREDENTIALS_TIMEOUT", 0.2)
     recorder, asked = Recorder(), []
 
     def credentials() -> Mapping[str, str]:
@@ -134,7 +135,7 @@ def backends(dsn: str, name: str) -> int:
 
 def test_a_connect_that_hangs(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a name server that does not answer, which libpq does not bound."""
-    monkeypatch.setattr(_target.Patience, "of_libpq", 0.2)
+    monkeypatch.setattr(dsn.Patience, "of_libpq", 0.2)
     connect, calls = psycopg2.connect, []
 
     def slow_connect(*args: Any, **kwargs: Any) -> connection:
@@ -152,7 +153,7 @@ def test_a_connect_that_hangs(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPa
 
 def test_a_configure_that_hangs(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it waits for something else than the server."""
-    monkeypatch.setattr(_connectors, "CONFIGURE_TIMEOUT", 0.2)
+    monkeypatch.setattr(connecting, "CONFIGURE_TIMEOUT", 0.2)
     calls: list[connection] = []
 
     def configure(conn: connection) -> None:
@@ -170,8 +171,8 @@ def test_attempts_that_never_end(
     dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There are never more than some of them; the log says so; once one ends, the pool serves again."""
-    monkeypatch.setattr(_target, "CREDENTIALS_TIMEOUT", 0.05)
-    monkeypatch.setattr(_connectors, "MOST_STUCK", 3)
+    monkeypatch.setattr(dsn, "CREDENTIALS_TIMEOUT", 0.05)
+    monkeypatch.setattr(connecting, "MOST_STUCK", 3)
 
     def credentials() -> Mapping[str, str]:
         gate.pass_through()
@@ -188,7 +189,7 @@ def test_attempts_that_never_end(
 
 def test_closing_while_an_attempt_hangs(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """`close` waits for no attempt that was given up; `wait` and the constructor raise what the attempt ended with."""
-    monkeypatch.setattr(_target, "CREDENTIALS_TIMEOUT", 0.2)
+    monkeypatch.setattr(dsn, "CREDENTIALS_TIMEOUT", 0.2)
 
     def credentials() -> Mapping[str, str]:
         gate.pass_through()

@@ -32,9 +32,9 @@ from psycopg2.extensions import parse_dsn
 from otel_pgpool.cli.database import wait_until
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import read
-from tests.processes import arguments_of_all
-from tests.receivers import HttpReceiver, closed_endpoint
-from tests.urls import url_of
+from tests.support.processes import arguments_of_all
+from tests.support.receivers import HttpReceiver, closed_endpoint
+from tests.support.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

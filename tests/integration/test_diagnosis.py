@@ -13,7 +13,7 @@ import psycopg2.pool
 import pytest
 
 from otel_pgpool import Holder, PoolStats, PoolTimeout
-from tests.integration.helpers import PATIENCE, ask, fill, in_thread, make, wait_until
+from tests.support.helpers import PATIENCE, ask, fill, in_thread, make, wait_until
 
 if TYPE_CHECKING:
     from otel_pgpool import ConnectionPool

@@ -14,7 +14,7 @@ import pytest
 from psycopg2 import extensions
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolError, PoolTimeout, TooManyRequests
-from tests.integration.helpers import IDLE, PATIENCE, ask, in_thread, kill, make, refused_port, wait_until
+from tests.support.helpers import IDLE, PATIENCE, ask, in_thread, kill, make, refused_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

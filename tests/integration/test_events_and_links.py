@@ -17,8 +17,8 @@ from psycopg2 import extensions
 from werkzeug.serving import make_server
 
 from otel_pgpool import PoolTimeout
-from tests.integration.helpers import let_last
-from tests.integration.telemetry_helpers import (
+from tests.support.helpers import let_last
+from tests.support.telemetry import (
     MOMENT,
     NAME,
     PATIENCE,

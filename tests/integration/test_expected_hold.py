@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolError, PoolTimeout
-from tests.integration.telemetry_helpers import Signals, until
+from tests.support.telemetry import Signals, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ import pytest
 import trustme
 from psycopg2 import extensions
 
-from faults.proxy import Proxy
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.integration.helpers import PATIENCE, ask, make
+from tests.chaos.proxy import Proxy
+from tests.support.helpers import PATIENCE, ask, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

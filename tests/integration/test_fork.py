@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_pgpool import PoolError
-from tests.integration.helpers import (
+from tests.support.helpers import (
     IN_TRANSACTION,
     PATIENCE,
     ask,

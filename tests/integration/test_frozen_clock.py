@@ -8,7 +8,7 @@ import pytest
 from freezegun import freeze_time
 
 from otel_pgpool import PoolTimeout
-from tests.integration.helpers import in_thread, make, run_program
+from tests.support.helpers import in_thread, make, run_program
 
 if TYPE_CHECKING:
     from otel_pgpool import ConnectionPool

@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout
-from tests.integration.helpers import (
+from tests.support.helpers import (
     PATIENCE,
     Gate,
     Recorder,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg2 import extensions
 
-from otel_pgpool import PoolTimeout, TooManyRequests, _waiting
-from tests.integration.helpers import PATIENCE, Gate, Recorder, ask, fill, in_thread, let_lie, make, wait_until
+from otel_pgpool import PoolTimeout, TooManyRequests
+from otel_pgpool.pool import acquire
+from tests.support.helpers import PATIENCE, Gate, Recorder, ask, fill, in_thread, let_lie, make, wait_until
 
 if TYPE_CHECKING:
     from otel_pgpool import ConnectionPool
@@ -55,7 +56,7 @@ def test_timeout_is_kept(dsn: str) -> None:
 @pytest.mark.parametrize("idle_for", [0.0, 1.0, 60.0])
 def test_timeout_0_takes_an_idle_one(dsn: str, monkeypatch: pytest.MonkeyPatch, idle_for: float) -> None:
     """At every rung of the ladder: just used, looked at, asked."""
-    monkeypatch.setattr(_waiting, "LOOKING", PATIENCE)  # a busy machine does not answer in a tenth of a second
+    monkeypatch.setattr(acquire, "LOOKING", PATIENCE)  # a busy machine does not answer in a tenth of a second
     with make(1, 1, dsn) as pool:
         pid = fill(pool, 1)[0]
         let_lie(pool, idle_for)

@@ -12,12 +12,12 @@ import psycopg2
 import pytest
 from psycopg2 import errors
 
-from faults.frozen import frozen
 from otel_pgpool import PoolTimeout
-from otel_pgpool._connection import is_readable
-from otel_pgpool._deadline import IO_DEADLINE
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.integration.helpers import (
+from otel_pgpool.driver.deadline import IO_DEADLINE
+from otel_pgpool.driver.session import is_readable
+from tests.chaos.frozen import frozen
+from tests.support.helpers import (
     IDLE,
     PATIENCE,
     Recorder,

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from otel_pgpool import PoolTimeout
-from tests.integration.telemetry_helpers import NAME, Record, Signals, assert_exactly, until
+from tests.support.telemetry import NAME, Record, Signals, assert_exactly, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

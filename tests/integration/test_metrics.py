@@ -11,8 +11,8 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, Sum
 
 from otel_pgpool import ConnectionPool, PoolTimeout, TooManyRequests, __version__
 from otel_pgpool.telemetry import metrics
-from tests.integration.helpers import let_lie
-from tests.integration.telemetry_helpers import NAME, Signals, all_connects_told, queued, until
+from tests.support.helpers import let_lie
+from tests.support.telemetry import NAME, Signals, all_connects_told, queued, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.receivers import GrpcReceiver, HttpReceiver, Mode, Receiver, closed_endpoint
+from tests.support.receivers import GrpcReceiver, HttpReceiver, Mode, Receiver, closed_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

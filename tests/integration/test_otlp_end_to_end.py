@@ -14,14 +14,14 @@ from psycopg2.extensions import parse_dsn
 
 from otel_pgpool import __version__
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.integration.telemetry_helpers import assert_exactly, served, server_attributes, unserved, waited
 from tests.integration.test_metrics import BOUNDS, GAUGE, HISTOGRAM, LEVEL, METRICS, POOL, TOTAL
-from tests.receivers import GrpcReceiver, HttpReceiver, Receiver
+from tests.support.receivers import GrpcReceiver, HttpReceiver, Receiver
+from tests.support.telemetry import assert_exactly, served, server_attributes, unserved, waited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.otlp_views import LogRecord, MetricPoint, Span
+    from tests.support.otlp_views import LogRecord, MetricPoint, Span
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = "https://opentelemetry.io/schemas/1.44.0"

@@ -18,7 +18,7 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool.cli.postgres import PostgresError, PostgresServer, find_binaries, find_version
-from tests.urls import url_of
+from tests.support.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,9 @@ import psycopg2
 import pytest
 from psycopg2 import errors, extensions
 
-from otel_pgpool import ConnectionPool, PoolTimeout, _waiting
-from tests.integration.helpers import (
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.pool import acquire
+from tests.support.helpers import (
     IDLE,
     PATIENCE,
     Gate,
@@ -103,7 +104,7 @@ def test_a_waiter_that_timed_out_leaves_the_queue_at_once(dsn: str) -> None:
 
 def test_timeout_0_succeeds_when_a_connection_is_idle(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Just used, idle for a while, idle for so long that the server is asked."""
-    monkeypatch.setattr(_waiting, "LOOKING", PATIENCE)  # a busy machine does not answer in a tenth of a second
+    monkeypatch.setattr(acquire, "LOOKING", PATIENCE)  # a busy machine does not answer in a tenth of a second
     with make(1, 1, dsn) as pool:
         for idle_for in (0, 1, 60):
             fill(pool, 1)

@@ -10,8 +10,9 @@ import psycopg2
 import pytest
 import wrapt
 
-from otel_pgpool import PoolError, _liveness
-from tests.integration.helpers import IDLE, PATIENCE, ask, kill, make, wait_until
+from otel_pgpool import PoolError
+from otel_pgpool.pool import health
+from tests.support.helpers import IDLE, PATIENCE, ask, kill, make, wait_until
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -33,7 +34,7 @@ def proxied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_idle_one_is_kept(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ping, at a checkout and in `check`, finds it alive."""
-    monkeypatch.setattr(_liveness, "PING_AFTER", 0.0)
+    monkeypatch.setattr(health, "PING_AFTER", 0.0)
     with make(1, 1, dsn) as pool:
         pids = set()
         for _ in range(3):

@@ -10,8 +10,8 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import PoolTimeout
-from tests.integration.helpers import ask, wait_until
-from tests.integration.telemetry_helpers import Signals
+from tests.support.helpers import ask, wait_until
+from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

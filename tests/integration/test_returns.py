@@ -14,11 +14,11 @@ import pytest
 from psycopg2 import extensions
 from psycopg2.extras import DictCursor
 
-from faults.frozen import frozen
 from otel_pgpool import PoolError, reset_session
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
-from tests.integration.helpers import (
+from tests.chaos.frozen import frozen
+from tests.support.helpers import (
     IDLE,
     PATIENCE,
     Recorder,
@@ -619,7 +619,7 @@ def test_configure_that_fails_after_a_reset(dsn: str, fail: Callable[[connection
 
 def test_configure_that_hangs_after_a_reset(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the time that it has when a connection is made; then the connection goes."""
-    monkeypatch.setattr("otel_pgpool._deadline.Deadline.__init__.__defaults__", (0.2,))
+    monkeypatch.setattr("otel_pgpool.driver.deadline.Deadline.__init__.__defaults__", (0.2,))
     waits = [0, 60]
 
     def configure(conn: connection) -> None:

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRat
 
 from otel_pgpool import PoolTimeout
 from otel_pgpool.telemetry import Telemetry
-from tests.integration.telemetry_helpers import (
+from tests.support.telemetry import (
     MOMENT,
     PATIENCE,
     Signals,

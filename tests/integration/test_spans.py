@@ -22,7 +22,7 @@ from psycopg2.extensions import parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests, __version__
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.integration.telemetry_helpers import (
+from tests.support.telemetry import (
     NAME,
     PATIENCE,
     Signals,
@@ -39,7 +39,7 @@ from tests.integration.telemetry_helpers import (
     until,
     waited,
 )
-from tests.urls import url_of
+from tests.support.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 
 from otel_pgpool import ConnectionPool, PoolObserver, PoolTimeout
 from otel_pgpool.telemetry import Telemetry
-from tests.integration.telemetry_helpers import PATIENCE, Signals, queued, until
+from tests.support.telemetry import PATIENCE, Signals, queued, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry import trace
 
 from otel_pgpool import PoolTimeout
-from tests.integration.telemetry_helpers import NAME, Signals, assert_exactly, served, until
+from tests.support.telemetry import NAME, Signals, assert_exactly, served, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

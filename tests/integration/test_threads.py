@@ -14,7 +14,7 @@ import pytest
 from psycopg2 import extensions, extras
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from tests.integration.helpers import kill, lives, run_program, wait_until
+from tests.support.helpers import kill, lives, run_program, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.helpers import ask, let_lie, make
-from tests.integration.telemetry_helpers import Signals
+from tests.support.helpers import ask, let_lie, make
+from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

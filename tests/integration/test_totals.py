@@ -10,9 +10,9 @@ import pytest
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.telemetry import series
-from tests.integration.helpers import in_child
-from tests.integration.telemetry_helpers import NAME, Signals, until
-from tests.totals import CHECKOUTS, DISCARDED, MAX, TIMEOUTS, Reader
+from tests.support.helpers import in_child
+from tests.support.telemetry import NAME, Signals, until
+from tests.support.totals import CHECKOUTS, DISCARDED, MAX, TIMEOUTS, Reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

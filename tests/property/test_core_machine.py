@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from otel_pgpool import PoolClosed
-from otel_pgpool._checkout import Attempt
-from otel_pgpool._core import GONE, State
-from tests.fakes import STALE, Desk, agree
+from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.pool.core import GONE, State
+from tests.support.fakes import STALE, Desk, agree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_pgpool._checkout import Checkout
-    from otel_pgpool._queue import Waiter
-    from otel_pgpool._slot import Slot
-    from tests.fakes import FakeConnection
+    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.waiters import Waiter
+    from tests.support.fakes import FakeConnection
 
 EXAMPLES = os.environ.get("PROPERTY_EXAMPLES")
 """How many random runs to make; without it, the same 500 each time."""

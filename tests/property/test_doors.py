@@ -19,15 +19,15 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool._target import UnknownTarget
-from otel_pgpool._texts import LONGEST_TEXT
+from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.hook import Hook
 from otel_pgpool.instrumentation.kind import Kind, Levels
 from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.instrumentation.sqlalchemy_engine import name_of, target_of_engine
+from otel_pgpool.runtime.text import LONGEST_TEXT
 from otel_pgpool.telemetry.error_types import MOST_TYPES
-from tests.fakes import FakeConnection
-from tests.integration.telemetry_helpers import Signals
+from tests.support.fakes import FakeConnection
+from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from otel_pgpool.telemetry import accounts, metrics
-from tests.totals import CHECKOUTS, TIMEOUTS, Meter, Reader
+from tests.support.totals import CHECKOUTS, TIMEOUTS, Meter, Reader
 
 if TYPE_CHECKING:
-    from tests.totals import Pool
+    from tests.support.totals import Pool
 
 EXAMPLES = os.environ.get("PROPERTY_EXAMPLES")
 """How many random runs to make; without it, the same 100 each time."""

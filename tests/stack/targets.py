@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.receivers import GrpcReceiver, HttpReceiver
+from tests.support.receivers import GrpcReceiver, HttpReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ import yaml
 from opentelemetry.semconv._incubating.attributes import db_attributes
 
 from otel_pgpool.telemetry import names
-from tests.documents import TELEMETRY, table
 from tests.stack.collectors import BINARY, FILES, FOLDER, NEEDED, ROOT, TLS, backend_overlay, load
+from tests.support.documents import TELEMETRY, table
 
 NETWORK_EXPORTERS = {"loadbalancing", "otlp_grpc", "otlp_http"}
 BOUND_TO = "${env:OTLP_HOST:-127.0.0.1}"

@@ -9,10 +9,10 @@ from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from otel_pgpool.telemetry import names
-from tests.receivers import GrpcReceiver
 from tests.stack.collectors import BINARY, QUICK, Collector, wait_until
 from tests.stack.senders import program, trace_id
 from tests.stack.targets import Targets, open_targets
+from tests.support.receivers import GrpcReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

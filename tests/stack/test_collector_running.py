@@ -10,11 +10,11 @@ import pytest
 from opentelemetry.trace import Status, StatusCode
 
 from otel_pgpool.telemetry import names
-from tests.receivers import HttpReceiver, Mode
 from tests.stack.collectors import BINARY, QUICK, Collector, backend_overlay, wait_until
 from tests.stack.roles import PASSWORDS, make_roles, open_server
 from tests.stack.senders import program
 from tests.stack.targets import Targets, open_targets
+from tests.support.receivers import HttpReceiver, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

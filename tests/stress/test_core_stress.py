@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from otel_pgpool._checkout import Attempt
-from otel_pgpool._core import GONE
-from otel_pgpool._members import STRAY_AFTER
-from otel_pgpool._wakeup import wait_for
-from tests.fakes import Desk, FakeConnection, agree
-from tests.integration.helpers import wait_until
+from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.pool.core import GONE
+from otel_pgpool.pool.slots import STRAY_AFTER
+from otel_pgpool.runtime.wakeup import wait_for
+from tests.support.fakes import Desk, FakeConnection, agree
+from tests.support.helpers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otel_pgpool._checkout import Checkout
-    from otel_pgpool._slot import Slot
+    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.slot import Slot
 
 SECONDS = float(os.environ.get("STRESS_SECONDS", "1"))
 SEED = int(os.environ.get("STRESS_SEED") or random.SystemRandom().randrange(2**32))

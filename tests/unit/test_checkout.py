@@ -9,8 +9,9 @@ import threading
 import pytest
 
 from otel_pgpool import Holder, PoolStats
-from otel_pgpool._checkout import Attempt, Checkout, Place, Stack, begin, describe, places, stack_of
-from otel_pgpool._slot import Slot
+from otel_pgpool.pool.call_site import Place, Stack, describe, places, stack_of
+from otel_pgpool.pool.checkout import Attempt, Checkout, begin
+from otel_pgpool.pool.slot import Slot
 
 HERE = __file__
 NESTED = sys.version_info >= (3, 11)
@@ -83,7 +84,7 @@ def test_places_are_innermost_first_and_at_most_four() -> None:
 
 def test_frames_of_this_package_are_left_out() -> None:
     """A place is always the program's own; a package whose name only begins alike is the program's."""
-    scope = {"__name__": "otel_pgpool._pool", "stack_of": stack_of, "sys": sys}
+    scope = {"__name__": "otel_pgpool.pool.connection_pool", "stack_of": stack_of, "sys": sys}
     exec("def called(): return stack_of(sys._getframe())", scope)  # noqa: S102
     ours = [code.co_name for code, _instruction in places(scope["called"]())]  # type: ignore[operator]
     assert ours[0] == "test_frames_of_this_package_are_left_out"

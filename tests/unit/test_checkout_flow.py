@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_pgpool import PoolClosed, TooManyRequests
-from otel_pgpool._checkout import Attempt, Checkout
-from otel_pgpool._core import GONE
-from otel_pgpool._queue import Waiter
-from tests.fakes import STALE, Desk, FakeConnection, agree, awake, served
+from otel_pgpool.pool.checkout import Attempt, Checkout
+from otel_pgpool.pool.core import GONE
+from otel_pgpool.pool.waiters import Waiter
+from tests.support.fakes import STALE, Desk, FakeConnection, agree, awake, served
 
 if TYPE_CHECKING:
-    from otel_pgpool._slot import Slot
+    from otel_pgpool.pool.slot import Slot
 
 # Checkout
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from otel_pgpool._config import PoolConfig, TelemetryConfig
+from otel_pgpool.config import PoolConfig, TelemetryConfig
 
 NAN = math.nan
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_pgpool import PoolClosed
-from otel_pgpool._checkout import Attempt
-from otel_pgpool._core import GONE, State
-from otel_pgpool._members import LEFT_AFTER, STRAY_AFTER
-from tests.fakes import STALE, Desk, agree, awake, served
+from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.pool.core import GONE, State
+from otel_pgpool.pool.slots import LEFT_AFTER, STRAY_AFTER
+from tests.support.fakes import STALE, Desk, agree, awake, served
 
 if TYPE_CHECKING:
-    from otel_pgpool._slot import Slot
+    from otel_pgpool.pool.slot import Slot
 
 # Connecting
 

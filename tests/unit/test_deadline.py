@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from otel_pgpool import _deadline
-from otel_pgpool._deadline import Deadline, stop_watching
-from otel_pgpool._wakeup import Wakeup
+from otel_pgpool.driver import deadline as deadlines
+from otel_pgpool.driver.deadline import Deadline, stop_watching
+from otel_pgpool.runtime.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,11 +52,11 @@ def conn() -> Iterator[Any]:
 
 
 @pytest.fixture(autouse=True)
-def watch() -> Iterator[_deadline._Watch]:
+def watch() -> Iterator[deadlines._Watch]:
     """One of its own for each test."""
-    watch = _deadline._Watch()
+    watch = deadlines._Watch()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_deadline, "_watch", watch)
+        patch.setattr(deadlines, "_watch", watch)
         yield watch
     watch.stop()
 
@@ -100,7 +100,7 @@ def test_no_descriptor_is_left_when_it_begins(
     assert caplog.text == ""
 
 
-def test_an_interrupt_before_the_thread_starts(watch: _deadline._Watch, conn: Any) -> None:
+def test_an_interrupt_before_the_thread_starts(watch: deadlines._Watch, conn: Any) -> None:
     """The next deadline starts another."""
 
     def interrupt(_thread: threading.Thread) -> None:
@@ -130,7 +130,7 @@ def test_somebody_elses_start_that_fails(conn: Any, monkeypatch: pytest.MonkeyPa
             assert entered.wait(PATIENCE)
         raise KeyboardInterrupt if began else RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(_deadline, "start", fail)
+    monkeypatch.setattr(deadlines, "start", fail)
     with pytest.raises(KeyboardInterrupt) if began else nullcontext(), Deadline(other, FAR):
         relies.join(PATIENCE)
     relies.join(PATIENCE)
@@ -165,14 +165,14 @@ class Drowsy(Wakeup):
 def test_a_watch_that_sleeps_through_its_end(conn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told to end while another begins, it ends: that one does not take its ring, nor it that one's."""
     asleep, may_wake = threading.Event(), threading.Event()
-    monkeypatch.setattr(_deadline, "Wakeup", partial(Drowsy, asleep, may_wake))
-    monkeypatch.setattr(_deadline, "_watch", _deadline._Watch())
+    monkeypatch.setattr(deadlines, "Wakeup", partial(Drowsy, asleep, may_wake))
+    monkeypatch.setattr(deadlines, "_watch", deadlines._Watch())
     with Deadline(conn, FAR):
         assert asleep.wait(PATIENCE)
-        first = _deadline._watch._thread
+        first = deadlines._watch._thread
     stop_watching()
     with Deadline(conn, FAR):
-        second = _deadline._watch._thread
+        second = deadlines._watch._thread
         may_wake.set()
         assert first is not None
         first.join(PATIENCE)
@@ -193,7 +193,7 @@ def test_a_descriptor_that_is_somebody_elses_by_now() -> None:
         def fileno(self) -> int:
             return next(self.numbers)
 
-    _deadline.sever(Reconnecting())  # type: ignore[arg-type]  # all that is asked of it
+    deadlines.sever(Reconnecting())  # type: ignore[arg-type]  # all that is asked of it
     mine.sendall(b"alive")
     assert other.recv(5) == b"alive"
     mine.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from otel_pgpool._delivery import MOST_KEPT, OnceAWhile
-from otel_pgpool._texts import LONGEST_TEXT
+from otel_pgpool.otlp.delivery import MOST_KEPT, OnceAWhile
+from otel_pgpool.runtime.text import LONGEST_TEXT
 
 
 def record(text: str) -> logging.LogRecord:

@@ -11,7 +11,7 @@ import pytest
 
 import otel_pgpool
 from otel_pgpool import Holder, PoolClosed, PoolError, PoolStats, PoolTimeout, TooManyRequests
-from otel_pgpool._errors import timeout_error
+from otel_pgpool.errors import timeout_error
 
 STATS = PoolStats(
     name="shop",

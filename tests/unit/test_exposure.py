@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from psycopg2 import extensions
 
-from otel_pgpool import _exposure
-from otel_pgpool._exposure import NOT_IN_CLEAR, OVER_TLS, PLAIN, is_exposed, ways
+from otel_pgpool.driver import exposure
+from otel_pgpool.driver.exposure import NOT_IN_CLEAR, OVER_TLS, PLAIN, is_exposed, ways
 
 FAR = "host=db.example.com"
 
@@ -137,5 +137,5 @@ def test_ways_of_the_environment_and_of_an_old_libpq(monkeypatch: pytest.MonkeyP
     assert ways(read(FAR)) == PLAIN
     monkeypatch.delenv("PGREQUIREAUTH")
     assert ways(read(FAR)) != PLAIN
-    monkeypatch.setattr(_exposure.extensions, "libpq_version", lambda: 150000)
+    monkeypatch.setattr(exposure.extensions, "libpq_version", lambda: 150000)
     assert ways(read(FAR)) == PLAIN

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_pgpool import _fork
-from tests.processes import exit_code_of
+from otel_pgpool.runtime import fork as forking
+from tests.support.processes import exit_code_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FORKS = [os.fork, ctypes.PyDLL(None).fork]
 
 
-@pytest.fixture(params=[_fork.make_marker, _fork.ByPid])
+@pytest.fixture(params=[forking.make_marker, forking.ByPid])
 def marker(request: pytest.FixtureRequest) -> Any:
     made = request.param()
     assert not made
@@ -52,20 +52,20 @@ def test_each_child_is_renewed_once(monkeypatch: pytest.MonkeyPatch, fork: Calla
 
     def again() -> None:
         called.append("again")
-        _fork.renew()
+        forking.renew()
 
     def wrong() -> None:
         called.append("wrong")
         raise ValueError("no")
 
-    monkeypatch.setattr(_fork, "_callbacks", [again, wrong, lambda: called.append("last")])
+    monkeypatch.setattr(forking, "_callbacks", [again, wrong, lambda: called.append("last")])
 
     def child() -> bool:
-        if fork is os.fork and not _fork.is_here:
+        if fork is os.fork and not forking.is_here:
             return False  # Python's own callbacks have run
         for _ in range(2):
-            _fork.renew()
-        return called == ["again", "wrong", "last"] and bool(_fork.is_here)
+            forking.renew()
+        return called == ["again", "wrong", "last"] and bool(forking.is_here)
 
     assert exit_code_of(child, fork) == 0
     assert called == []
@@ -82,7 +82,7 @@ def test_threads_of_the_child_wait_for_each_other(monkeypatch: pytest.MonkeyPatc
         assert done.wait(10)
 
     def child() -> bool:
-        threads = [threading.Thread(target=_fork.renew) for _ in range(3)]
+        threads = [threading.Thread(target=forking.renew) for _ in range(3)]
         for thread in threads:
             thread.start()
         inside.wait(10)
@@ -92,15 +92,15 @@ def test_threads_of_the_child_wait_for_each_other(monkeypatch: pytest.MonkeyPatc
             thread.join(10)
         return waits and called == ["slow"]
 
-    monkeypatch.setattr(_fork, "_callbacks", [])
-    monkeypatch.setattr(_fork, "_interpreter", None)
+    monkeypatch.setattr(forking, "_callbacks", [])
+    monkeypatch.setattr(forking, "_interpreter", None)
     pid = os.fork()
     if pid == 0:  # as after a fork made in C, but with threads that start for certain
         code = 2
         try:
-            monkeypatch.setattr(_fork, "_callbacks", [slow])
-            _fork.is_here.value = 0
-            _fork._pending.clear()
+            monkeypatch.setattr(forking, "_callbacks", [slow])
+            forking.is_here.value = 0
+            forking._pending.clear()
             code = not child()
         finally:
             os._exit(code)
@@ -117,14 +117,14 @@ def test_an_interrupt_leaves_nothing_undone(monkeypatch: pytest.MonkeyPatch, for
         if len(called) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_fork, "_callbacks", [interrupted, lambda: called.append("last")])
+    monkeypatch.setattr(forking, "_callbacks", [interrupted, lambda: called.append("last")])
     monkeypatch.setattr("sys.unraisablehook", lambda _unraisable: None)  # Python reports what its own callbacks raise
 
     def child() -> bool:
         for _ in range(2):
             with suppress(KeyboardInterrupt):
-                _fork.renew()
-        return called == ["interrupted", "interrupted", "last"] and bool(_fork.is_here)
+                forking.renew()
+        return called == ["interrupted", "interrupted", "last"] and bool(forking.is_here)
 
     assert exit_code_of(child, fork) == 0
 
@@ -135,12 +135,12 @@ def test_a_foreign_callback_that_comes_first(fork: Callable[[], int]) -> None:
     program = """
 import ctypes, os, sys
 calls = []
-os.register_at_fork(after_in_child=lambda: (calls.append(1), _fork.renew()))
-from otel_pgpool import _fork
-from tests.processes import exit_code_of
+os.register_at_fork(after_in_child=lambda: (calls.append(1), forking.renew()))
+from otel_pgpool.runtime import fork as forking
+from tests.support.processes import exit_code_of
 pid = os.fork() if sys.argv[1] == "python" else ctypes.PyDLL(None).fork()
 if pid == 0:
-    _fork.renew()
+    forking.renew()
     os._exit(len(calls) != 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
@@ -154,7 +154,7 @@ def test_a_fork_waits_for_a_connect() -> None:
     began, done = threading.Event(), []
 
     def connect() -> None:
-        with _fork.keep_from_forking():
+        with forking.keep_from_forking():
             began.set()
             time.sleep(0.1)  # what a connect takes
             done.append(True)
@@ -168,18 +168,18 @@ def test_a_fork_waits_for_a_connect() -> None:
 
 def test_a_fork_waits_for_no_connect_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that hangs, or that the forking thread itself is in, stops it for a moment at most."""
-    monkeypatch.setattr(_fork, "FORK_WAIT", 0.05)
+    monkeypatch.setattr(forking, "FORK_WAIT", 0.05)
     began, end = threading.Event(), threading.Event()
 
     def connect() -> None:
-        with _fork.keep_from_forking():
+        with forking.keep_from_forking():
             began.set()
             assert end.wait(10)
 
     connecting = threading.Thread(target=connect)
     connecting.start()
     assert began.wait(10)
-    with _fork.keep_from_forking():
+    with forking.keep_from_forking():
         assert exit_code_of(lambda: True) == 0
     end.set()
     connecting.join()
@@ -199,7 +199,7 @@ def test_a_fork_waits_for_the_end_of_a_thread_that_has_connected() -> None:
 
     def connect() -> None:
         local.kept = Slow()
-        _fork.note_end()
+        forking.note_end()
 
     thread = threading.Thread(target=connect)
     thread.start()
@@ -213,17 +213,17 @@ def test_a_fork_waits_for_the_end_of_a_thread_that_has_connected() -> None:
 
 def test_a_connect_waits_for_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that begins while a fork is at work begins after it, and not when the fork stops waiting for others."""
-    monkeypatch.setattr(_fork, "FORK_WAIT", 0.05)
-    monkeypatch.setattr(_fork, "_python_forks", True)
+    monkeypatch.setattr(forking, "FORK_WAIT", 0.05)
+    monkeypatch.setattr(forking, "_python_forks", True)
     inside = threading.Event()
 
     def connect() -> None:
-        with _fork.keep_from_forking():
+        with forking.keep_from_forking():
             inside.set()
 
     connecting = threading.Thread(target=connect)
     connecting.start()
     assert not inside.wait(0.2)
-    _fork._after_in_parent()
+    forking._after_in_parent()
     assert inside.wait(10)
     connecting.join()

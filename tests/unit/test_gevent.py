@@ -9,9 +9,11 @@ import pytest
 
 PREAMBLE = """
 import math, socket
-from otel_pgpool import ConnectionPool, PoolTimeout, _connectors, _deadline
-from otel_pgpool._wakeup import Wakeup
-from otel_pgpool._watcher import Watcher
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.pool import connect
+from otel_pgpool.driver import deadline as deadlines
+from otel_pgpool.runtime.wakeup import Wakeup
+from otel_pgpool.runtime.background import Watcher
 
 class Watch(Watcher[set]):
     def _look(self, subject):
@@ -45,7 +47,7 @@ print("went on")
 DEADLINE = """
 here, there = socket.socketpair()
 for seconds in (math.inf, 0.01, math.inf):
-    with _deadline.Deadline(there, seconds) as deadline:
+    with deadlines.Deadline(there, seconds) as deadline:
         for _ in range(3):
             gevent.sleep(0)
         if seconds < math.inf:
@@ -55,7 +57,7 @@ print("went on")
 
 
 OUTAGE = """
-_connectors.random.uniform = lambda low, high: math.inf  # until the next attempt to connect
+connect.random.uniform = lambda low, high: math.inf  # until the next attempt to connect
 try:
     pool.getconn(timeout=0.1)
 except PoolTimeout:

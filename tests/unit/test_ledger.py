@@ -15,21 +15,21 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from psycopg2.pool import PoolError
 
-from otel_pgpool import _registry
-from otel_pgpool._checkout import here
-from otel_pgpool._slot import NEVER
-from otel_pgpool._target import UnknownTarget
+from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.connects import TOLD_AFTER
 from otel_pgpool.instrumentation.hook import Hook
 from otel_pgpool.instrumentation.kind import Kind, Levels
 from otel_pgpool.instrumentation.ledger import LEDGER, LOUD, Ledger
 from otel_pgpool.instrumentation.settings import Settings
+from otel_pgpool.pool import registry
+from otel_pgpool.pool.slot import NEVER
+from otel_pgpool.runtime.thread_cache import here
 from otel_pgpool.telemetry import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool._checkout import Loan
+    from otel_pgpool.pool.checkout import Loan
 
 
 class FakeConnection:
@@ -523,7 +523,7 @@ def test_end(ledger: Ledger) -> None:
     assert (loud.outcome, ledger.holds, ledger.quiet) == ("discarded", {}, {})
     assert ledger.discarded == {"closed": 2}
     assert ledger.closed
-    assert ledger.name not in _registry._names
+    assert ledger.name not in registry._names
 
 
 def test_fork(ledger: Ledger) -> None:

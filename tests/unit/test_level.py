@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otel_pgpool._level import Level, level_name
+from otel_pgpool.pool.utilization import Level, level_name
 
 
 def changes(*looks: float) -> list[str | None]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from otel_pgpool._description import LONGEST_KEPT, describe, lean
-from otel_pgpool._errors import error_type
-from otel_pgpool._messages import known
-from otel_pgpool._refusal import is_refusal
-from otel_pgpool._target import Target, UnknownTarget
-from otel_pgpool._texts import LONGEST_TEXT
+from otel_pgpool.driver.dsn import Target, UnknownTarget
+from otel_pgpool.driver.error_text import LONGEST_KEPT, describe, lean
+from otel_pgpool.driver.messages import known
+from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.errors import error_type
+from otel_pgpool.runtime.text import LONGEST_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from otel_pgpool._checkout import Checkout, Loan, begin
-from otel_pgpool._queue import Queue, Sleeper, Waiter
-from tests.fakes import FakeConnection, awake
+from otel_pgpool.pool.checkout import Checkout, Loan, begin
+from otel_pgpool.pool.waiters import Queue, Sleeper, Waiter
+from tests.support.fakes import FakeConnection, awake
 
 
 def asked_at(started: float) -> Checkout:

@@ -7,18 +7,18 @@ import weakref
 
 import pytest
 
-from otel_pgpool import _registry
-from otel_pgpool._registry import register, release_name
+from otel_pgpool.pool import registry
+from otel_pgpool.pool.registry import register, release_name
 
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of other tests are told of no fork that has not happened."""
-    monkeypatch.setattr(_registry, "_names", weakref.WeakValueDictionary())
-    monkeypatch.setattr(_registry, "_pools", weakref.WeakSet())
-    monkeypatch.setattr(_registry, "_lock", threading.Lock())
-    monkeypatch.setattr(_registry, "_lowest", {})
-    monkeypatch.setattr(_registry, "_numbered", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(registry, "_names", weakref.WeakValueDictionary())
+    monkeypatch.setattr(registry, "_pools", weakref.WeakSet())
+    monkeypatch.setattr(registry, "_lock", threading.Lock())
+    monkeypatch.setattr(registry, "_lowest", {})
+    monkeypatch.setattr(registry, "_numbered", weakref.WeakKeyDictionary())
 
 
 class FakePool:
@@ -74,8 +74,8 @@ def test_live_pools_hear_of_a_fork() -> None:
     pool, closed = FakePool(), FakePool()
     register(pool, "fork")
     release_name(register(closed, "fork"), closed)
-    with _registry._lock:
-        _registry._after_fork()
+    with registry._lock:
+        registry._after_fork()
     assert (pool.forked, closed.forked) == (1, 1)
     another = FakePool()
     assert register(another, "fork") == "fork #2"
@@ -94,7 +94,7 @@ class Counting(weakref.WeakValueDictionary[str, object]):
 def test_many_of_one_name_are_made_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search for a free number does not begin anew each time."""
     names = Counting()
-    monkeypatch.setattr(_registry, "_names", names)
+    monkeypatch.setattr(registry, "_names", names)
     pools = [FakePool() for _ in range(500)]
     assert [register(pool, "many") for pool in pools][-1] == "many #500"
     assert names.asked <= 3 * len(pools)
@@ -123,7 +123,7 @@ def test_one_pool_that_fails_in_a_child_costs_the_others_nothing(caplog: pytest.
     pools = [FakePool(), Failing(), FakePool(), Failing(), FakePool()]
     for pool in pools:
         register(pool, "fork")
-    _registry._after_fork()
+    registry._after_fork()
     assert [pool.forked for pool in pools] == [1] * 5
     assert len(caplog.records) == 2
 
@@ -134,4 +134,4 @@ def test_names_do_not_accumulate() -> None:
         pools = {register(pool, f"tenant {number}"): pool for pool in (FakePool(), FakePool(), FakePool())}
         for name in sorted(pools, reverse=bool(number % 2)):
             release_name(name, pools[name])
-    assert (len(_registry._lowest), len(_registry._names)) == (0, 0)
+    assert (len(registry._lowest), len(registry._names)) == (0, 0)

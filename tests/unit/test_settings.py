@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from otel_pgpool._config import HISTOGRAMS
+from otel_pgpool.config import HISTOGRAMS
 from otel_pgpool.instrumentation.settings import Settings
 
 

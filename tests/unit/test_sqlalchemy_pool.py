@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from otel_pgpool._checkout import describe, places, stack_of
-from otel_pgpool._target import UnknownTarget
+from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.sqlalchemy_engine import name_of, read_levels
 from otel_pgpool.instrumentation.sqlalchemy_pool import BETWEEN
+from otel_pgpool.pool.call_site import describe, places, stack_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

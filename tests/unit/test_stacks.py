@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_pgpool._texts import LONGEST_NAME, MOST_FRAMES
+from otel_pgpool.runtime.text import LONGEST_NAME, MOST_FRAMES
 from otel_pgpool.telemetry import stacks
 from otel_pgpool.telemetry.stacks import stack_of
 

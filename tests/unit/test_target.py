@@ -12,8 +12,8 @@ import psycopg2.extras
 import pytest
 
 from otel_pgpool import ConnectionPool
-from otel_pgpool._opening import Opening
-from otel_pgpool._target import CONNECT_TIMEOUT, Target
+from otel_pgpool.driver.attempt import Opening
+from otel_pgpool.driver.dsn import CONNECT_TIMEOUT, Target
 
 ME = getpass.getuser()
 

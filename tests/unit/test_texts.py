@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from otel_pgpool._notices import LONGEST_NOTICE, Notices
-from otel_pgpool._texts import (
+from otel_pgpool.driver.notices import LONGEST_NOTICE, Notices
+from otel_pgpool.runtime.text import (
     LONGEST_NAME,
     LONGEST_TEXT,
     MOST_NAMES,

@@ -10,12 +10,12 @@ import pytest
 from opentelemetry.sdk.metrics.view import DropAggregation, ExponentialBucketHistogramAggregation, View
 
 from otel_pgpool.telemetry import accounts, metrics, series
-from tests.totals import CHECKOUTS, DISCARDED, MAX, PATH, TIMEOUTS, WAIT_TIME, Meter, Reader
+from tests.support.totals import CHECKOUTS, DISCARDED, MAX, PATH, TIMEOUTS, WAIT_TIME, Meter, Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.totals import Pool
+    from tests.support.totals import Pool
 
 KEPT = metrics.KEPT_AFTER_THE_END
 

@@ -8,8 +8,9 @@ import weakref
 
 import pytest
 
-from otel_pgpool._wakeup import Dropped, Wakeup, start, wait_for
-from tests.fakes import FakeConnection
+from otel_pgpool.pool.collected import Dropped
+from otel_pgpool.runtime.wakeup import Wakeup, start, wait_for
+from tests.support.fakes import FakeConnection
 
 
 def test_a_ring_ends_the_next_wait() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from otel_pgpool import _watcher
-from otel_pgpool._wakeup import Wakeup
-from otel_pgpool._watcher import Watcher
-from tests.processes import exit_code_of
+from otel_pgpool.runtime import background
+from otel_pgpool.runtime.background import Watcher
+from otel_pgpool.runtime.wakeup import Wakeup
+from tests.support.processes import exit_code_of
 
 NAME = "otel_pgpool-test"
 
@@ -95,7 +95,7 @@ class Failing(Watcher[Subject]):
 
 def test_a_pass_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The record has the error's class and the places, neither its text nor source lines; the thread goes on."""
-    monkeypatch.setattr(_watcher, "AFTER_FAILURE", 0.0)
+    monkeypatch.setattr(background, "AFTER_FAILURE", 0.0)
     subject = Subject()
     watch = Failing(subject, Wakeup(), NAME)
     watch.wake()

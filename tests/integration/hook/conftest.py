@@ -12,7 +12,7 @@ from psycopg2.pool import AbstractConnectionPool
 
 from tests.integration.hook.helpers import instrumented
 from tests.integration.hook.sqlalchemy_helpers import Engines
-from tests.integration.telemetry_helpers import Signals
+from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

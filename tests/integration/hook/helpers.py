@@ -15,13 +15,13 @@ from psycopg2 import extensions
 from psycopg2.pool import AbstractConnectionPool, SimpleConnectionPool, ThreadedConnectionPool
 
 from otel_pgpool import PgPoolInstrumentor
-from tests.integration.telemetry_helpers import served, unserved
+from tests.support.telemetry import served, unserved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from otel_pgpool.instrumentation.ledger import Ledger
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 EXHAUSTED = "connection pool exhausted"
 CLOSED = "connection pool is closed"

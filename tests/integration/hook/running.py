@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from tests.integration.helpers import wait_until
-from tests.urls import url_of
+from tests.support.helpers import wait_until
+from tests.support.urls import url_of
 
 if TYPE_CHECKING:
     import socket
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from tests.receivers import Receiver
+    from tests.support.receivers import Receiver
 
 PROGRAMS = Path(__file__).parent / "programs"
 BIN = Path(sys.executable).parent

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tests.otlp_views import LogRecord, MetricPoint, Span
-    from tests.receivers import HttpReceiver
+    from tests.support.otlp_views import LogRecord, MetricPoint, Span
+    from tests.support.receivers import HttpReceiver
 
 POOL = "db.client.connection.pool.name"
 COUNT = "db.client.connection.count"

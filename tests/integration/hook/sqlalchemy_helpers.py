@@ -13,8 +13,8 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import make_url
 
 from tests.integration.hook.helpers import instrumented
-from tests.integration.telemetry_helpers import served, unserved
-from tests.urls import url_of
+from tests.support.telemetry import served, unserved
+from tests.support.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool import PgPoolInstrumentor
     from otel_pgpool.instrumentation.ledger import Ledger
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 POOL_NAME = "db.client.connection.pool.name"
 

@@ -12,14 +12,14 @@ import pytest
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from tests.integration.helpers import IN_TRANSACTION, PATIENCE, ask, in_child, in_thread, wait_until
 from tests.integration.hook.helpers import EXHAUSTED, STOCK, instrumented, ledger_of, lent, name_of, quietly
-from tests.integration.telemetry_helpers import MOMENT, assert_exactly, until
+from tests.support.helpers import IN_TRANSACTION, PATIENCE, ask, in_child, in_thread, wait_until
+from tests.support.telemetry import MOMENT, assert_exactly, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 Pool = Any
 

@@ -14,12 +14,12 @@ import pytest
 from psycopg2.pool import AbstractConnectionPool, PoolError, ThreadedConnectionPool
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from tests.integration.helpers import IN_TRANSACTION, PATIENCE, ask, fork_in_c, in_child, in_thread
 from tests.integration.hook.helpers import STOCK, instrumented, ledger_of, quietly
 from tests.integration.hook.sqlalchemy_helpers import borrow, driver, hooked, ledger, select
 from tests.integration.hook.test_fork import DEEDS, states, use, warm
 from tests.integration.hook.test_sqlalchemy_company import fill
-from tests.integration.telemetry_helpers import until
+from tests.support.helpers import IN_TRANSACTION, PATIENCE, ask, fork_in_c, in_child, in_thread
+from tests.support.telemetry import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from tests.integration.hook.sqlalchemy_helpers import Engines
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 FORKS = (os.fork, fork_in_c)
 

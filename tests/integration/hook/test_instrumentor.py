@@ -28,7 +28,6 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 
 import otel_pgpool
 from otel_pgpool import PgPoolInstrumentor, instrumentation
-from tests.integration.helpers import PATIENCE, ask, in_thread
 from tests.integration.hook.helpers import (
     instrumented,
     ledger_of,
@@ -37,12 +36,13 @@ from tests.integration.hook.helpers import (
     quietly,
     snapshot,
 )
-from tests.integration.telemetry_helpers import assert_exactly, status_of, until
+from tests.support.helpers import PATIENCE, ask, in_thread
+from tests.support.telemetry import assert_exactly, status_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 ROOT = Path(__file__).parents[3]
 VARIABLES = {

@@ -11,15 +11,15 @@ import pytest
 from psycopg2.pool import ThreadedConnectionPool
 
 from otel_pgpool import PgPoolInstrumentor
-from tests.integration.helpers import wait_until
 from tests.integration.hook.helpers import ledger_of
-from tests.integration.telemetry_helpers import Signals
+from tests.support.helpers import wait_until
+from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otel_pgpool._checkout import Checkout
     from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.pool.checkout import Checkout
 
 
 class Interrupted:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.integration.hook.sqlalchemy_helpers import Engines
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 
 class Vault:

@@ -30,7 +30,7 @@ from tests.integration.hook.seen import (
     points_of,
     traces_of,
 )
-from tests.receivers import HttpReceiver
+from tests.support.receivers import HttpReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,6 @@ from psycopg2.extensions import connection
 from psycopg2.pool import PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from otel_pgpool import ConnectionPool, __version__
-from tests.integration.helpers import PATIENCE, ask, in_thread, kill, lives, refused_port
 from tests.integration.hook.helpers import (
     CLOSED,
     EXHAUSTED,
@@ -30,13 +29,14 @@ from tests.integration.hook.helpers import (
     name_of,
     quietly,
 )
-from tests.integration.telemetry_helpers import assert_exactly, is_child, server_attributes, status_of, until
+from tests.support.helpers import PATIENCE, ask, in_thread, kill, lives, refused_port
+from tests.support.telemetry import assert_exactly, is_child, server_attributes, status_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from otel_pgpool.cli.postgres import PostgresServer
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 Pool = Any
 

@@ -15,14 +15,14 @@ from sqlalchemy.pool import NullPool
 from otel_pgpool.telemetry import logs
 from tests.integration.hook.helpers import instrumented, ledger_of
 from tests.integration.hook.sqlalchemy_helpers import borrow, ledger
-from tests.urls import url_of
+from tests.support.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from otel_pgpool.cli.postgres import PostgresServer
     from tests.integration.hook.sqlalchemy_helpers import Engines
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 
 @pytest.fixture(autouse=True)

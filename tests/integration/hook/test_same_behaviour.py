@@ -18,7 +18,7 @@ from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from tests.integration.hook.helpers import STOCK, denied, instrumented, ledger_of, lent, name_of, quietly
-from tests.integration.telemetry_helpers import Signals, assert_exactly, until
+from tests.support.telemetry import Signals, assert_exactly, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

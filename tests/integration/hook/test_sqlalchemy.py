@@ -21,7 +21,6 @@ from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadP
 from sqlalchemy.schema import Column
 from sqlalchemy.types import Integer
 
-from tests.integration.helpers import PATIENCE, ask, in_thread, lives
 from tests.integration.hook.sqlalchemy_helpers import (
     Engines,
     attribute,
@@ -37,7 +36,8 @@ from tests.integration.hook.sqlalchemy_helpers import (
     told,
     waits,
 )
-from tests.integration.telemetry_helpers import (
+from tests.support.helpers import PATIENCE, ask, in_thread, lives
+from tests.support.telemetry import (
     Signals,
     assert_exactly,
     is_child,

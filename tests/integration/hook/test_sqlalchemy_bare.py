@@ -12,15 +12,15 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from tests.integration.helpers import PATIENCE, in_thread
 from tests.integration.hook.helpers import lent, name_of
 from tests.integration.hook.sqlalchemy_helpers import attribute, hooked, told
-from tests.integration.telemetry_helpers import assert_exactly, until
+from tests.support.helpers import PATIENCE, in_thread
+from tests.support.telemetry import assert_exactly, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 Make = Any
 

@@ -19,7 +19,6 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from sqlalchemy.util.queue import Queue
 
-from tests.integration.helpers import IN_TRANSACTION, PATIENCE, ask, in_child, in_thread, lives
 from tests.integration.hook.sqlalchemy_helpers import (
     POOL_NAME,
     Engines,
@@ -33,7 +32,8 @@ from tests.integration.hook.sqlalchemy_helpers import (
     told,
     waits,
 )
-from tests.integration.telemetry_helpers import Signals, is_child, until
+from tests.support.helpers import IN_TRANSACTION, PATIENCE, ask, in_child, in_thread, lives
+from tests.support.telemetry import Signals, is_child, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,6 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
-from tests.integration.helpers import PATIENCE, in_child, in_thread, kill, lives, refused_port, wait_until
 from tests.integration.hook.helpers import instrumented
 from tests.integration.hook.sqlalchemy_helpers import (
     Engines,
@@ -29,7 +28,8 @@ from tests.integration.hook.sqlalchemy_helpers import (
     told,
     waits,
 )
-from tests.integration.telemetry_helpers import (
+from tests.support.helpers import PATIENCE, in_child, in_thread, kill, lives, refused_port, wait_until
+from tests.support.telemetry import (
     MOMENT,
     Signals,
     assert_exactly,

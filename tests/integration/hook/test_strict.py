@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
 
-from otel_pgpool._errors import error_type
+from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation import sqlalchemy_pool
 from otel_pgpool.instrumentation.ledger import Ledger
 from tests.integration.hook.helpers import quietly
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.integration.hook.sqlalchemy_helpers import Engines
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 IDLE = psycopg2.extensions.TRANSACTION_STATUS_IDLE
 

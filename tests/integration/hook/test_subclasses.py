@@ -13,14 +13,14 @@ import pytest
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from tests.integration.helpers import PATIENCE, ask, in_thread, wait_until
 from tests.integration.hook.helpers import EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
-from tests.integration.telemetry_helpers import assert_exactly, is_child, until
+from tests.support.helpers import PATIENCE, ask, in_thread, wait_until
+from tests.support.telemetry import assert_exactly, is_child, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 Pool = Any
 

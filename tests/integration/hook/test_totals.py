@@ -10,16 +10,16 @@ import pytest
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
 from otel_pgpool.telemetry import metrics
-from tests.integration.helpers import in_child
 from tests.integration.hook.helpers import instrumented, name_of
 from tests.integration.hook.sqlalchemy_helpers import borrow
-from tests.integration.telemetry_helpers import until
 from tests.integration.test_totals import CREATED, Readers, until_collected
-from tests.totals import CHECKOUTS, DISCARDED, MAX, TIMEOUTS
+from tests.support.helpers import in_child
+from tests.support.telemetry import until
+from tests.support.totals import CHECKOUTS, DISCARDED, MAX, TIMEOUTS
 
 if TYPE_CHECKING:
     from tests.integration.hook.sqlalchemy_helpers import Engines
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 
 @pytest.fixture

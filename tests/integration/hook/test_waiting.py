@@ -11,15 +11,15 @@ import psycopg2
 import pytest
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from tests.integration.helpers import PATIENCE, ask, in_thread, refused_port, wait_until
 from tests.integration.hook.helpers import CLOSED, EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
-from tests.integration.telemetry_helpers import assert_exactly, is_child, status_of, until, waited
+from tests.support.helpers import PATIENCE, ask, in_thread, refused_port, wait_until
+from tests.support.telemetry import assert_exactly, is_child, status_of, until, waited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
-    from tests.integration.telemetry_helpers import Signals
+    from tests.support.telemetry import Signals
 
 Pool = Any
 

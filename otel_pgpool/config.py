@@ -1,0 +1,339 @@
+"""Validation of options and environment variables; errors contain the name, the value and what is accepted."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
+
+from otel_pgpool.runtime.text import LONGEST_NAME, cut, may_hold_password
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from psycopg2.extensions import connection
+
+    Check = Callable[[connection], object] | Literal["auto"] | None
+
+LONGEST_VALUE = 80
+"""Maximum number of characters that an error shows of an invalid value."""
+
+MOST_CONNECTIONS = 262_143
+"""PostgreSQL's own bound on ``max_connections``."""
+
+
+def refuse(option: str, value: object, accepted: str) -> ValueError:
+    """Return the error for an invalid value. A long value is shortened; one that may hold a password is not shown."""
+    shown = repr(value)
+    if may_hold_password(shown):
+        return ValueError(f"{option} must be {accepted}; what was given is not shown, as it may hold a password")
+    return ValueError(f"{option} must be {accepted}, not {cut(shown, LONGEST_VALUE)}")
+
+
+def seconds(option: str, value: object, *, least: float = 0.0, above: bool = False, none: bool = False) -> float:
+    """Validate a duration in seconds, which may be infinite.
+
+    Raises:
+        ValueError: the value is not a number, NaN, or below ``least`` (with ``above``: not above ``least``).
+    """
+    bound = f"{'above' if above else 'of at least'} {least:g} (math.inf allowed)"
+    accepted = f"a number of seconds {bound}{' or None' if none else ''}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise refuse(option, value, accepted)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise refuse(option, value, accepted) from None
+    if math.isnan(number) or number < least or (above and number == least):
+        raise refuse(option, value, accepted)
+    return number
+
+
+def whole(option: str, value: object, *, least: int = 0, most: int | None = None, none: bool = False) -> int:
+    """Validate an integer.
+
+    Raises:
+        ValueError: the value is not an integer, below ``least`` or above ``most``.
+    """
+    bound = "" if most is None else f" and at most {most}"
+    accepted = f"a whole number of at least {least}{bound}{' or None' if none else ''}"
+    if isinstance(value, bool):
+        raise refuse(option, value, accepted)
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for a value that is not an integer
+    except TypeError:
+        raise refuse(option, value, accepted) from None
+    if number < least or (most is not None and number > most):
+        raise refuse(option, value, accepted)
+    return number
+
+
+def limits(minconn: object, maxconn: object) -> tuple[int, int]:
+    """Validate the size limits of a pool, and return them as integers.
+
+    Raises:
+        ValueError: a limit is not an integer, ``maxconn`` is out of bounds, or ``minconn`` is above ``maxconn``.
+    """
+    least, most = whole("minconn", minconn), whole("maxconn", maxconn, least=1, most=MOST_CONNECTIONS)
+    if least > most:
+        raise refuse("minconn", minconn, f"at most maxconn ({most})")
+    return least, most
+
+
+def function(option: str, value: Any, *, also: str = "None") -> Any:
+    """Validate a callable or None.
+
+    Raises:
+        ValueError: the value is neither.
+    """
+    if value is not None and not callable(value):
+        raise refuse(option, value, f"a callable or {also}")
+    return value
+
+
+def environment_seconds(variable: str, default: float, environ: Mapping[str, str]) -> float:
+    """Read a duration in seconds from the environment. An unset or empty variable means the default.
+
+    OpenTelemetry's specification treats empty ``OTEL_*`` variables as unset, and so does this package.
+
+    Raises:
+        ValueError: the value is not a number of at least 0.
+    """
+    text = environ.get(variable, "").strip()
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number) or number < 0:
+        raise refuse(variable, text, "a number of seconds of at least 0 (inf allowed)")
+    return number
+
+
+def environment_choice(variable: str, choices: tuple[str, ...], environ: Mapping[str, str]) -> str:
+    """Read one of ``choices`` from the environment. An unset or empty variable means the first choice.
+
+    Raises:
+        ValueError: the value is not one of the choices.
+    """
+    text = environ.get(variable, "").strip().lower()
+    if text and text not in choices:
+        raise refuse(variable, environ[variable], f"one of {', '.join(choices)}")
+    return text or choices[0]
+
+
+def _name(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) <= LONGEST_NAME:
+        raise refuse("name", value, f"a printable string of 1 to {LONGEST_NAME} characters")
+    if may_hold_password(value):  # a name appears in spans, metrics and logs
+        raise refuse("name", value, "no connection string")
+    return value
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Validated options of a pool. Durations are in seconds, and infinite if switched off."""
+
+    minconn: int
+    maxconn: int
+    name: str | None
+    timeout: float
+    max_waiting: int
+    max_retries: int | None
+    max_lifetime: float
+    max_idle: float
+    long_hold: float
+    check: Check
+    configure: Callable[[connection], object] | None
+    reset: Callable[[connection], object] | None
+    credentials: Callable[[], Mapping[str, Any]] | None
+
+    @classmethod
+    def of(
+        cls,
+        minconn: object,
+        maxconn: object,
+        *,
+        name: object = None,
+        timeout: object = None,
+        max_waiting: object = 0,
+        max_retries: object = None,
+        max_lifetime: object = 3600.0,
+        max_idle: object = 600.0,
+        long_hold: object = ...,
+        check: object = "auto",
+        configure: object = None,
+        reset: object = None,
+        credentials: object = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> PoolConfig:
+        """Validate a pool's options. An argument overrides its environment variable, which overrides the default.
+
+        Raises:
+            ValueError: an option or variable is invalid; the message contains its name and what is accepted.
+        """
+        least, most = limits(minconn, maxconn)
+        return cls(
+            minconn=least,
+            maxconn=most,
+            name=_name(name),
+            timeout=(
+                environment_seconds("DB_CONNECTION_TIMEOUT", 30.0, environ)
+                if timeout is None
+                else seconds("timeout", timeout, none=True)
+            ),
+            max_waiting=whole("max_waiting", max_waiting),
+            max_retries=None if max_retries is None else whole("max_retries", max_retries, none=True),
+            max_lifetime=math.inf
+            if max_lifetime is None
+            else seconds("max_lifetime", max_lifetime, above=True, none=True),
+            max_idle=math.inf if max_idle is None else seconds("max_idle", max_idle, above=True, none=True),
+            long_hold=long_hold_threshold(long_hold, environ),
+            check=check if check == "auto" else function("check", check, also="'auto' or None"),
+            configure=function("configure", configure),
+            reset=function("reset", reset),
+            credentials=_credentials(credentials),
+        )
+
+
+def _credentials(value: Any) -> Any:
+    if value is not None and not callable(value):  # not `refuse`: the value may be a password in plain text
+        raise ValueError(f"credentials must be a callable or None, not of type {type(value).__name__}")
+    return value
+
+
+def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
+    """Return the hold time in seconds after which a hold is long; infinite for never. ``...`` reads the environment.
+
+    Raises:
+        ValueError: the value is not a duration.
+    """
+    if value is ...:
+        threshold = environment_seconds("OTEL_PGPOOL_LONG_HOLD", 1.0, environ)
+    else:
+        threshold = 0.0 if value is None else seconds("long_hold", value, none=True)
+    return threshold or math.inf
+
+
+def expected_hold(value: object) -> float:
+    """Validate the expected duration of a hold in seconds; return infinity for None.
+
+    Raises:
+        ValueError: the value is not a duration above 0.
+    """
+    return math.inf if value is None else seconds("expected_hold", value, above=True, none=True)
+
+
+HISTOGRAMS = ("wait_time", "use_time", "create_time")
+SPAN_MODES = ("always", "parent", "slow", "off")
+
+
+@dataclass(frozen=True)
+class TelemetryConfig:
+    """Validated options of `Telemetry`: which checkouts get spans, and which histograms are recorded."""
+
+    spans: str
+    slow: float
+    histograms: frozenset[str]
+    stack_skip: frozenset[str] = frozenset()
+    """Top-level packages to leave out of call sites, in addition to the built-in list."""
+
+    @classmethod
+    def of(
+        cls,
+        spans: object = None,
+        slow: object = None,
+        histograms: object = None,
+        stack_skip: object = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> TelemetryConfig:
+        """Validate telemetry options. An argument overrides its environment variable, which overrides the default.
+
+        Raises:
+            ValueError: an option or variable is invalid; the message contains its name and what is accepted.
+        """
+        return cls(
+            span_mode(spans, environ),
+            slow_threshold(slow, environ),
+            recorded_histograms(histograms, environ),
+            skipped_packages(stack_skip, environ),
+        )
+
+
+def span_mode(value: object, environ: Mapping[str, str]) -> str:
+    """Validate the choice of checkouts that get spans. None reads the environment.
+
+    Raises:
+        ValueError: the value is not a known mode.
+    """
+    if value is None:
+        return environment_choice("OTEL_PGPOOL_SPANS", SPAN_MODES, environ)
+    if isinstance(value, str) and value in SPAN_MODES:
+        return value
+    raise refuse("spans", value, f"one of {', '.join(SPAN_MODES)}")
+
+
+def slow_threshold(value: object, environ: Mapping[str, str]) -> float:
+    """Validate the time in seconds after which a checkout is slow. None reads the environment.
+
+    Raises:
+        ValueError: the value is not a duration.
+    """
+    return environment_seconds("OTEL_PGPOOL_SLOW", 0.1, environ) if value is None else seconds("slow", value)
+
+
+def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[str]:
+    """Validate the set of histograms to record. None reads the environment.
+
+    Raises:
+        ValueError: a name is not that of a histogram.
+    """
+    if value is None:
+        words = _words("OTEL_PGPOOL_HISTOGRAMS", environ)
+        return _histograms("OTEL_PGPOOL_HISTOGRAMS", [] if words == ["none"] else words or HISTOGRAMS)
+    return _histograms("histograms", value)
+
+
+def _words(variable: str, environ: Mapping[str, str]) -> list[str]:
+    """Read a comma-separated list from the environment, without empty items."""
+    return [word.strip() for word in environ.get(variable, "").split(",") if word.strip()]
+
+
+def _histograms(option: str, chosen: object) -> frozenset[str]:
+    accepted = f"a list of {', '.join(HISTOGRAMS)}, or none"
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        raise refuse(option, chosen, accepted)
+    names = list(chosen)
+    for name in names:
+        if name not in HISTOGRAMS:
+            raise refuse(option, name, accepted)
+    return frozenset(names)
+
+
+def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str]:
+    """Validate the packages to leave out of call sites. None reads the environment.
+
+    Raises:
+        ValueError: an item is not the name of a top-level package.
+    """
+    if value is None:
+        return _packages("OTEL_PGPOOL_STACK_SKIP", _words("OTEL_PGPOOL_STACK_SKIP", environ))
+    return _packages("stack_skip", value)
+
+
+def _packages(option: str, chosen: object) -> frozenset[str]:
+    accepted = "a list of names of top-level packages"
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        raise refuse(option, chosen, accepted)
+    names = list(chosen)
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise refuse(option, name, accepted)
+    return frozenset(names)

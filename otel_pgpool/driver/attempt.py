@@ -1,0 +1,150 @@
+"""An attempt to open a connection: how long its present step may take, and what ends the attempt."""
+
+from __future__ import annotations
+
+import select
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from otel_pgpool.driver.deadline import sever
+from otel_pgpool.driver.error_text import describe
+from otel_pgpool.observer import Connect
+from otel_pgpool.pool.slot import NEVER
+from otel_pgpool.runtime.clock import monotonic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.pool.checkout import Checkout
+
+
+CONNECT = "the connect"
+"""Name of the step that is libpq's own; the other steps are the application's code."""
+
+
+class Opening:
+    """An attempt to open a connection, made by one thread and watched by another.
+
+    libpq's ``connect_timeout`` does not bound the lookup of a host's name, nor a connect under a wait callback, as
+    psycogreen and eventlet set one. The application's own code, such as ``credentials``, has no bound at all. An
+    attempt whose step takes longer than allowed is therefore given up: its thread is left alone, and a connection that
+    it opens later is closed.
+
+    Args:
+        number: number of the attempt since the server became unreachable; otherwise 1.
+        asked_by: the checkout that waits for this connection, if any.
+        limit: seconds that the caller has if it connects in its own thread; None in a thread of the pool.
+        warn: called before credentials are sent over a connection that may not be encrypted.
+    """
+
+    def __init__(
+        self,
+        number: int = 1,
+        asked_by: Checkout | None = None,
+        limit: float | None = None,
+        warn: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.number = number
+        self._asked_by = asked_by
+        self._began = monotonic()
+        self.thread = threading.current_thread()
+        self.limit = limit
+        self.warn = warn
+        self._step = ""
+        self._allowed = NEVER
+        self._due = NEVER
+        self._host_seconds = NEVER
+        self._next_cut = NEVER
+        self._polled: connection | None = None
+        self.was_cut = False
+        self._overdue: psycopg2.Error | None = None
+
+    def allow(self, step: str, seconds: float) -> None:
+        """Begin a step that may take ``seconds``; errors contain its name ``step``."""
+        self._step = step
+        self._allowed = seconds
+        self._due = monotonic() + seconds
+
+    def is_overdue(self, now: float) -> bool:
+        """Return whether the present step takes longer than allowed."""
+        return now >= self._due
+
+    def overdue_error(self) -> psycopg2.OperationalError:
+        """Return the error of an attempt that was given up or cut."""
+        self._overdue = psycopg2.OperationalError(f"{self._step} was given up after {self._allowed:.3g} s")
+        return self._overdue
+
+    def message_of(self, error: BaseException, target: Target) -> str:
+        """Return the text of the error that ended the attempt, free of secrets.
+
+        The text is empty if the application's code raised the error.
+        """
+        if error is self._overdue:
+            return str(error)
+        return describe(target, error) if self._step == CONNECT else ""
+
+    def ended(self, **outcome: Any) -> Connect:
+        """Return the attempt's description for the observer; ``outcome`` are further fields of `Connect`."""
+        return Connect(self.number, self._began, monotonic(), self._asked_by, **outcome)
+
+    def watch_polled(self, factory: Any, host_seconds: float) -> Callable[..., connection]:
+        """Return a connection factory for a connect under a wait callback, which lets `cut` end the connect.
+
+        Args:
+            factory: the application's factory, or None.
+            host_seconds: seconds that the connect to each host may take.
+        """
+        kind: Any = extensions.connection if factory is None else factory
+        self._host_seconds = host_seconds
+        self._next_cut = monotonic() + host_seconds
+        if not isinstance(kind, type) or type(kind).__call__ is not type.__call__:
+            return kind  # type: ignore[no-any-return]  # a function returns its connection only once it is connected
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            self._polled = conn = kind.__new__(kind, *args, **kwargs)
+            conn.__init__(*args, **kwargs)
+            self._polled = None
+            return conn
+
+        return make
+
+    @contextmanager
+    def poll_within(self, seconds: float) -> Iterator[None]:
+        """Bound the connects of this thread under a wait callback, where no other thread can cut them.
+
+        Raises:
+            psycopg2.OperationalError: from the connect, if it is polled for longer than ``seconds``.
+        """
+        callback: Any = extensions.get_wait_callback()
+        due = monotonic() + seconds
+
+        def wait(conn: connection) -> None:
+            if threading.current_thread() is not self.thread:
+                callback(conn)
+                return
+            while (state := conn.poll()) != extensions.POLL_OK:
+                poll = select.poll()
+                poll.register(conn.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
+                if not poll.poll(max(0.0, due - monotonic()) * 1000):
+                    raise self.overdue_error()
+
+        extensions.set_wait_callback(wait)
+        try:
+            yield
+        finally:
+            if extensions.get_wait_callback() is wait:
+                extensions.set_wait_callback(callback)
+
+    def cut(self, now: float) -> None:
+        """Cut a polled connect that waits too long for its present host; libpq then tries the next host, or fails."""
+        if now >= self._next_cut and (conn := self._polled) is not None:
+            self._next_cut = now + self._host_seconds
+            self.was_cut = True
+            sever(conn)

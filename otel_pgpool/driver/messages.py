@@ -1,0 +1,100 @@
+"""The part of an error's text that may be shown.
+
+An error's text can come from anywhere: a trigger, a remote server, the application's own code, a hostile server. A text
+is therefore shown only if it is one of those in `known_texts`; what it quotes is shown only if it is public: a name
+from the pool's own arguments, or an address.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+from typing import TYPE_CHECKING
+
+from otel_pgpool.driver import known_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+LONGEST_READ = 4_000
+"""Maximum number of characters of an error's text that are read: a server may send megabytes."""
+
+MOST_LINES = 16
+"""Maximum number of lines that are read: libpq writes some for each host and address that it has tried."""
+
+DEEPEST = 4
+"""Maximum number of nested texts: a host, a proxy's text, a severity, a message."""
+
+UNTOLD = "..."
+
+_SCOPE = re.compile("[0-9]{1,3}|(?:eth|en|wl|lo|br|docker)[0-9a-z]{0,12}")
+"""The scope of an IPv6 address: an interface's number, or a name as systems assign it."""
+
+OF_SYSTEM = frozenset(os.strerror(number) for number in errno.errorcode)
+"""Texts of the operating system's errors, as libpq quotes them: from the same C library, in the same language."""
+
+
+class Template:
+    """A text with placeholders, each written ``{}``, whose values differ from case to case."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        pieces = text.split("{}")
+        holes = ['([^"]*)' if before.endswith('"') else "(.*?)" for before in pieces[:-1]]
+        body = "".join(re.escape(piece) + hole for piece, hole in zip(pieces, [*holes, ""], strict=True))
+        self.match = re.compile(body, re.DOTALL).fullmatch
+
+    def fill(self, values: Collection[str]) -> str:
+        """Return the text with these values in place of its placeholders."""
+        return self._text.format(*values)
+
+
+def _templates(*tables: str) -> dict[str, list[Template]]:
+    """Return the templates of these tables by the first three characters of their texts."""
+    found: dict[str, list[Template]] = {}
+    for text in "".join(tables).splitlines():
+        if text:
+            found.setdefault(text[:3], []).append(Template(text))
+    return found
+
+
+_TEMPLATES = _templates(*(text for name, text in vars(known_texts).items() if name.startswith("OF_")))
+
+
+def known(text: str, public: Collection[str]) -> str:
+    """Return the part of an error's text that may be shown, in one line; empty if there is none.
+
+    Args:
+        text: the error's text, of any length and number of lines.
+        public: values that the text may quote, in addition to addresses.
+    """
+    lines = text[:LONGEST_READ].splitlines()[:MOST_LINES]
+    told = dict.fromkeys(_known_line(line.strip(), public) for line in lines if not line.startswith("\t"))
+    return "; ".join(filter(None, told))
+
+
+def _known_line(line: str, public: Collection[str], depth: int = 0) -> str:
+    if line in OF_SYSTEM:
+        return line
+    for template in _TEMPLATES.get(line[:3], ()):
+        found = template.match(line)
+        if found is not None:
+            return template.fill([_quoted(value, public, depth) for value in found.groups()])
+    return ""
+
+
+def _quoted(value: str, public: Collection[str], depth: int) -> str:
+    if value in public or _is_address(value):
+        return value
+    return (_known_line(value, public, depth + 1) if depth < DEEPEST else "") or UNTOLD
+
+
+def _is_address(value: str) -> bool:
+    address, _, scope = value.partition("%")
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return value == "[local]"
+    return not scope or _SCOPE.fullmatch(scope) is not None

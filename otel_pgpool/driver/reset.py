@@ -1,0 +1,83 @@
+"""A ready-made ``reset``, which restores the session, on the server and in psycopg2, to its state after the connect."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from otel_pgpool.driver.notices import Notices
+from otel_pgpool.driver.proxy import unwrapped
+from otel_pgpool.driver.session import roll_back
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+ATTRIBUTE = "_otel_pgpool_made"
+OWN_LISTS = (list, Notices)
+
+
+class Made(NamedTuple):
+    """The state of a new connection that psycopg2 keeps and ``connection.reset`` does not restore."""
+
+    cursor_factory: Any = None
+    string_types: dict[int, Any] | None = None
+    binary_types: dict[int, Any] | None = None
+    notices: Any = None
+    notifies: Any = None
+
+
+_made: WeakKeyDictionary[connection, Made] = WeakKeyDictionary()
+"""State of connections on which no attribute can be set.
+
+Of the connection's objects only a class is kept here: others, which an application has registered, may refer to the
+connection and would keep it alive.
+"""
+
+
+def remember(conn: connection) -> None:
+    """Store the state of a new connection, which its arguments and the application's connection class determine."""
+    conn = unwrapped(conn)
+    made = Made(conn.cursor_factory, {**conn.string_types}, {**conn.binary_types}, conn.notices, conn.notifies)
+    try:
+        setattr(conn, ATTRIBUTE, made)
+    except Exception:  # noqa: BLE001 - psycopg2's own class refuses, a program's may raise anything
+        with suppress(TypeError):  # one that cannot be referred to weakly
+            _made[conn] = Made(made.cursor_factory if isinstance(made.cursor_factory, type) else None)
+
+
+def reset_session(conn: connection) -> None:
+    """Restore a connection to its state after the connect. Pass this function to the pool as ``reset=reset_session``.
+
+    It takes one round trip to the server, or two if the login's ``DateStyle`` is not ISO.
+
+    On the server, ``DISCARD ALL`` resets role, session authorization and all settings, and drops temporary tables,
+    prepared statements, ``WITH HOLD`` cursors, ``LISTEN`` registrations and advisory locks. In psycopg2, autocommit,
+    isolation level, read only, deferrable, client encoding, cursor factory, typecasters, notices and notifies are
+    restored. Objects that an application's own connection class has put in their place remain, and so do its other
+    attributes. A transaction in progress is rolled back, including a two-phase one that is not prepared. Settings that
+    a connection factory makes on the server are lost too; they belong in ``configure``.
+
+    Args:
+        conn: a connection of a pool, or any other one, which gets the state of a connection made without options.
+
+    Raises:
+        PoolError: a two-phase transaction is prepared, which only its coordinator may end.
+        psycopg2.Error: the server did not reset the session, or the connection is closed or asynchronous. Close the
+            connection then.
+    """
+    roll_back(conn)
+    conn.reset()  # DISCARD ALL, and psycopg2's settings; a DISCARD ALL alone leaves it a wrong encoding and DateStyle
+    conn = unwrapped(conn)
+    made = getattr(conn, ATTRIBUTE, None) or _made.get(conn) or Made()
+    conn.cursor_factory = made.cursor_factory
+    for types, kept in ((conn.string_types, made.string_types), (conn.binary_types, made.binary_types)):
+        types.clear()
+        types.update(kept or {})
+    conn.notices = _new(made.notices, Notices)
+    conn.notifies = _new(made.notifies, list)
+
+
+def _new(kept: Any, kind: type) -> Any:
+    """Return a new list, which the last holder does not have, or the connection class's own, maybe shared, object."""
+    return kind() if kept is None or type(kept) in OWN_LISTS else kept

@@ -1,0 +1,259 @@
+"""Operations on psycopg2 connections: check them, end their transactions, restore their settings, close them."""
+
+from __future__ import annotations
+
+import select
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from otel_pgpool.driver.deadline import IO_DEADLINE, Deadline, sever
+from otel_pgpool.driver.proxy import unwrapped
+from otel_pgpool.errors import PoolError, sqlstate
+from otel_pgpool.runtime.failures import is_asynchronous
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool.pool.slot import Slot
+
+PING_AFTER = 30.0
+"""Seconds of idleness after which a connection is checked by a query, as a silent socket may be cut or frozen."""
+
+READY = extensions.STATUS_READY
+IDLE = extensions.TRANSACTION_STATUS_IDLE
+ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
+IN_ERROR = extensions.TRANSACTION_STATUS_INERROR
+UNKNOWN = extensions.TRANSACTION_STATUS_UNKNOWN
+UNUSABLE = (ACTIVE, UNKNOWN)
+"""States in which no transaction can be ended: another thread or a COPY uses the connection, or the session is gone."""
+BROKEN = 2
+"""Value of ``connection.closed`` if libpq, and not the application, has closed the connection."""
+
+READ_ONLY_SQLSTATE = "25006"
+SESSION_ENDED = ("57P01", "57P02", "57P03")
+CONNECTION_EXCEPTION = "08"
+
+
+LEVELS = ("isolation_level", "readonly", "deferrable")
+settings = attrgetter("status", "autocommit", *LEVELS)
+"""The session settings of psycopg2 that a holder may change, and whether a transaction was begun."""
+
+
+def is_clean(conn: connection, slot: Slot) -> bool:
+    """Return whether the connection is open, in no transaction, and has the settings of its hand-over."""
+    return conn.get_transaction_status() == IDLE and settings(conn) == slot.baseline
+
+
+# Liveness
+
+
+def is_readable(conn: connection) -> bool:
+    """Return whether the server has sent something on an idle connection: its end, or a notice. 1 us, no round trip.
+
+    The result is also True if that cannot be determined: for a closed connection, or on a platform without ``poll``.
+    Each call creates a poll object, because two threads must not use the same one.
+    """
+    try:
+        poll = select.poll()
+        poll.register(conn.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    except (psycopg2.Error, AttributeError, OSError, ValueError):
+        return True
+
+
+def readable(suspects: Iterable[tuple[Slot, float]]) -> list[tuple[Slot, float]]:
+    """Return those of the idle slots whose connection `is_readable`."""
+    return [(slot, since) for slot, since in suspects if (conn := slot.conn) is not None and is_readable(conn)]
+
+
+def ping(conn: connection, check: Callable[[connection], object] | None, seconds: float = IO_DEADLINE) -> None:
+    """Check a connection by a query, for at most ``seconds``.
+
+    Args:
+        conn: an idle connection.
+        check: the application's own check, which raises for a bad connection; None for ``SELECT 1``.
+        seconds: time limit of the check.
+
+    Raises:
+        Exception: the connection cannot be used; the error is psycopg2's or that of ``check``.
+    """
+    with Deadline(conn, seconds) as deadline:
+        if check is not None:
+            check(conn)
+            roll_back(conn)
+        elif conn.autocommit:
+            execute(conn, "SELECT 1")
+        else:
+            conn.autocommit = True  # local to psycopg2: saves the BEGIN and the ROLLBACK
+            try:
+                execute(conn, "SELECT 1")
+            finally:
+                if not conn.closed:
+                    conn.autocommit = False
+    if deadline.expired or conn.closed:
+        raise psycopg2.OperationalError(f"the connection did not answer within {seconds:.3g} s")
+
+
+def execute(conn: connection, statement: str) -> Any:
+    """Run one of the pool's own statements; return its first row, if there is one.
+
+    psycopg2's plain cursor class is used, to bypass the application's cursor factory and instrumentation.
+    """
+    with extensions.cursor(unwrapped(conn)) as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+
+
+# Settling a transaction
+
+
+def commit(conn: connection) -> bool:
+    """Commit a block's work, unless the connection is in autocommit or the application has closed it.
+
+    Returns:
+        False if the work is lost although nothing was raised: the transaction was in error, so that the server rolled
+        it back, which psycopg2's ``commit`` does not report; or it was begun by a statement in autocommit and never
+        committed.
+
+    Raises:
+        psycopg2.Error: the commit failed, or the connection was lost before.
+    """
+    closed: int = conn.closed
+    if closed and closed != BROKEN:
+        return True
+    status = conn.get_transaction_status()
+    if conn.autocommit:
+        return status in (IDLE, UNKNOWN)
+    if conn.status != READY or status not in (IDLE, UNKNOWN):
+        conn.commit()
+    return status != IN_ERROR
+
+
+def configure(conn: connection, work: Callable[[connection], object]) -> None:
+    """Call the application's ``configure`` with a connection, and commit, so that a ``SET`` persists.
+
+    Raises:
+        Exception: ``work`` or the commit failed, or the server did not answer in time.
+    """
+    with Deadline(conn) as deadline:
+        try:
+            work(conn)
+            _commit_work(conn, "configure")
+        except psycopg2.Error:
+            if not deadline.expired:
+                raise
+    if deadline.expired:
+        raise psycopg2.OperationalError(f"configure was cut after {IO_DEADLINE:g} s without an answer")
+
+
+def tidy(
+    conn: connection,
+    slot: Slot,
+    reset: Callable[[connection], object] | None,
+    work: Callable[[connection], object] | None,
+) -> None:
+    """Restore a returned connection: no transaction, the settings of ``configure``, the application's ``reset``.
+
+    ``configure`` runs again after ``reset``, which may have undone it, such as a role or a tenant.
+
+    Raises:
+        Exception: the connection cannot be used again.
+    """
+    with Deadline(conn) as deadline:
+        roll_back(conn)
+        if settings(conn) != slot.baseline:
+            _restore(conn, slot.baseline)
+        if reset is not None:
+            reset(conn)
+            _commit_work(conn, "reset")
+            _restore(conn, slot.origin)
+    if reset is not None and work is not None and not deadline.expired:
+        configure(conn, work)
+        slot.baseline = settings(conn)
+    if deadline.expired or not is_clean(conn, slot):
+        raise psycopg2.OperationalError("the connection could not be reset")
+
+
+def _commit_work(conn: connection, option: str) -> None:
+    """Commit the work of ``configure`` or ``reset``, because a rollback would undo a ``SET`` or ``RESET``."""
+    if conn.get_transaction_status() == IN_ERROR:
+        raise PoolError(f"{option} left a transaction in error, so its work cannot be committed")
+    if conn.status != READY:
+        conn.commit()
+    if conn.get_transaction_status() != IDLE:  # begun behind psycopg2's back
+        execute(conn, "COMMIT")
+
+
+def roll_back(conn: connection) -> None:
+    """Roll back any transaction.
+
+    Raises:
+        PoolError: a two-phase transaction is prepared, which only its coordinator may end.
+        psycopg2.Error: the rollback failed.
+    """
+    if conn.status == extensions.STATUS_PREPARED:
+        raise PoolError("a two-phase transaction was left prepared: it stays so, and its connection goes")
+    if conn.status != READY:
+        try:
+            conn.rollback()
+        except psycopg2.ProgrammingError:  # nothing else tells that it is one of two phases
+            conn.tpc_rollback()
+    if conn.get_transaction_status() != IDLE:  # begun behind psycopg2's back
+        execute(conn, "ROLLBACK")
+
+
+def _restore(conn: connection, baseline: tuple[Any, ...]) -> None:
+    """Restore the session settings, with as few as possible, because in autocommit each costs psycopg2 a statement."""
+    _status, autocommit, *levels = baseline
+    wanted: dict[str, Any] = {
+        key: "default" if level is None else level
+        for key, level in zip(LEVELS, levels, strict=True)
+        if level is not None or getattr(conn, key) is not None
+    }
+    conn.set_session(**wanted, autocommit=autocommit)
+
+
+# What an error says about the connection and the server
+
+
+def ended_session(error: BaseException | None) -> bool:
+    """Return whether the SQLSTATE means that the session has ended: class 08, or a shutdown of the server."""
+    state = sqlstate(error) or ""
+    return state.startswith(CONNECTION_EXCEPTION) or state in SESSION_ENDED
+
+
+def refused_writing(error: BaseException | None, conn: connection) -> bool:
+    """Return whether a write failed on a read-only transaction that was not requested through psycopg2."""
+    return sqlstate(error) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
+
+
+def is_read_only_server(conn: connection) -> bool:
+    """Return whether transactions are read-only for a reason other than the session's settings: a demoted primary."""
+    with Deadline(conn):
+        row = execute(
+            conn,
+            "SELECT current_setting('transaction_read_only') = 'on' AND source <> 'session' "
+            "FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'",
+        )
+        roll_back(conn)
+    return bool(row and row[0])
+
+
+# Closing
+
+
+def close(conn: connection) -> None:
+    """Close a connection, even if it is in use, within the time limit."""
+    if conn.get_transaction_status() == ACTIVE:
+        sever(conn)
+    with Deadline(conn):
+        try:
+            conn.close()
+        except Exception as failure:  # a subclass of the user's may raise anything
+            if is_asynchronous(failure):
+                raise

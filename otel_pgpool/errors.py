@@ -1,0 +1,148 @@
+"""Errors that the pool raises. Each is a ``psycopg2.pool.PoolError``, so existing ``except`` clauses still catch it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+try:
+    import psycopg2.pool
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "psycopg2":
+        raise
+    message = (
+        "otel_pgpool needs psycopg2: install the extra 'binary' (pip install 'otel-pgpool[binary]'), "
+        "or psycopg2 itself where you build it"
+    )
+    raise ModuleNotFoundError(message, name="psycopg2") from error
+
+from otel_pgpool.runtime.text import class_of, printable
+
+if TYPE_CHECKING:
+    from otel_pgpool.stats import Holder, PoolStats
+
+
+_SQLSTATE = re.compile("[0-9A-Z]{5}")
+
+
+def sqlstate(error: BaseException | None) -> str | None:
+    """Return the SQLSTATE of a psycopg2 error, or None if the error has none."""
+    state = error.pgcode if isinstance(error, psycopg2.Error) else None
+    return state if state is not None and _SQLSTATE.fullmatch(state) else None  # a hostile server may send anything
+
+
+def error_type(error: BaseException) -> str:
+    """Return the value of ``error.type`` in telemetry: the SQLSTATE of an error, or else the name of its class."""
+    return sqlstate(error) or class_of(error)
+
+
+class PoolError(psycopg2.pool.PoolError):
+    """The base class of the pool's errors; raised itself when the pool is misused.
+
+    Examples of a misuse: returning a connection that is not checked out, or entering one ``connection()`` twice at a
+    time. A subclass of ``psycopg2.pool.PoolError``, the error that psycopg2's own pools raise.
+    """
+
+    __module__ = "otel_pgpool"
+
+
+class PoolClosed(PoolError):
+    """Raised if the pool is closed, or was closed while the caller waited for a connection."""
+
+    __module__ = "otel_pgpool"
+
+
+class TooManyRequests(PoolError):
+    """Raised if ``max_waiting`` callers already wait for a connection."""
+
+    __module__ = "otel_pgpool"
+
+
+class PoolTimeout(PoolError):
+    """Raised if no connection became available in time; the message contains the pool's levels and its longest holds.
+
+    The attributes are a snapshot of the pool at that moment. ``__cause__`` is the error of the last failed connect, or
+    None. The error can be pickled, attributes included.
+
+    Attributes:
+        waited: seconds that the caller waited.
+        retries: failed attempts during the wait: dead connections and failed connects.
+        holders: up to five `Holder`, the longest hold first.
+        minconn: the pool's ``minconn``.
+        maxconn: the pool's ``maxconn``.
+        size: connections that count against ``maxconn``, as in `PoolStats`.
+        used: connections that are checked out.
+        idle: connections that are idle.
+        connecting: connections that are being opened.
+        waiting: callers that wait for a connection.
+        utilization: ``used / maxconn``.
+        oldest_hold: age of the oldest hold in seconds, as in `PoolStats`.
+    """
+
+    __module__ = "otel_pgpool"
+
+    waited: float
+    retries: int
+    holders: tuple[Holder, ...]
+    minconn: int
+    maxconn: int
+    size: int
+    used: int
+    idle: int
+    connecting: int
+    waiting: int
+    utilization: float
+    oldest_hold: float
+
+    def __init__(self, message: str = "", **diagnosis: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(diagnosis)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), self.__dict__)
+
+
+def _rebuild(kind: type[PoolTimeout], message: str, diagnosis: dict[str, Any]) -> PoolTimeout:
+    """Rebuild a pickled error with its attributes, which ``psycopg2.Error.__reduce__`` would lose."""
+    return kind(message, **diagnosis)
+
+
+LONGEST_HOLDERS = 5
+"""Maximum number of holders in a ``PoolTimeout``, and of links from a queued checkout to the holds in its way."""
+
+
+def timeout_error(
+    reason: str,
+    stats: PoolStats,
+    *,
+    waited: float,
+    retries: int,
+    holders: list[Holder],
+    own_holds: int,
+    last_failure: str = "",
+) -> PoolTimeout:
+    """Build the error of a checkout that timed out, with the pool's levels and the longest holds in its message.
+
+    Args:
+        reason: what happened, the first words of the message.
+        stats: the pool's present figures.
+        waited: seconds that the caller waited.
+        retries: failed attempts during the wait.
+        holders: all present holders, the longest hold first.
+        own_holds: how many of the holds belong to the waiting thread itself.
+        last_failure: text of the last failed connect, free of secrets; empty if there was none.
+    """
+    levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
+    history = f"{stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts"
+    lines = [f"{reason} (pool {stats.name!r}: {levels}, {history})"]
+    if last_failure:
+        lines.append(f"the last attempt to connect failed: {last_failure}")
+    if own_holds:
+        lines.append(
+            f"this thread already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
+            "returns one; pass the connection down instead"
+        )
+    longest = tuple(holders[:LONGEST_HOLDERS])
+    lines += [f"held {holder}" for holder in longest]
+    text = "\n  ".join(map(printable, lines))
+    return PoolTimeout(text, waited=waited, retries=retries, holders=longest, **stats.levels())

@@ -1,0 +1,137 @@
+"""The interface of observers, which a pool notifies of its events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.stats import LastFigures, PoolStats
+
+
+class ObservedPool(Protocol):
+    """The part of a pool that its observer may use. No method or property takes a lock."""
+
+    @property
+    def name(self) -> str:
+        """Name of the pool, unique among the live pools of this process."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Host of the server, or the folder of its Unix socket."""
+        ...
+
+    @property
+    def port(self) -> int | None:
+        """Port of the server; None if the hosts of a multi-host DSN have different ports."""
+        ...
+
+    @property
+    def namespace(self) -> str:
+        """Name of the database."""
+        ...
+
+    @property
+    def long_hold(self) -> float:
+        """Threshold of a long hold in seconds; infinite if it is switched off."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """True once the pool is closed; the levels of a closed pool are not reported."""
+        ...
+
+    @property
+    def last_figures(self) -> LastFigures:
+        """Container in which the pool stores its figures when it is collected."""
+        ...
+
+    def stats(self) -> PoolStats:
+        """Return the pool's levels and totals."""
+        ...
+
+
+@dataclass(frozen=True)
+class Connect:
+    """One attempt to open a physical connection. Times are readings of ``time.monotonic`` in seconds."""
+
+    attempt: int
+    """1, or the number of this attempt since the server became unreachable."""
+    began: float
+    ended: float
+    asked_by: Checkout | None
+    """The checkout that waits for this connection; None if the pool opens it to reach ``minconn``."""
+    error: BaseException | None = None
+    message: str = ""
+    """Text of the error, free of secrets."""
+    address: str | None = None
+    port: int | None = None
+
+
+class PoolObserver(Protocol):
+    """The interface of an observer, which the pool notifies of its events.
+
+    The pool calls each method in the thread in which the event happened, and never under the pool's lock. An exception
+    that a method raises is logged and does not reach the application, with one exception: what ``attached`` raises in
+    the pool's constructor. ``started``, then ``acquired`` or ``failed``, then ``released`` are called in this order for
+    each checkout.
+    """
+
+    def attached(self, pool: ObservedPool) -> None:
+        """Receive the pool, before any other call, and again in a forked child; keep no strong reference to it."""
+
+    def started(self, checkout: Checkout) -> None:
+        """Handle the start of a checkout: a caller asks for a connection."""
+
+    def acquired(self, checkout: Checkout) -> None:
+        """Handle the hand-over of a connection to a checkout."""
+
+    def failed(self, checkout: Checkout, error: BaseException) -> None:
+        """Handle the end of a checkout that received no connection because of ``error``."""
+
+    def released(self, checkout: Checkout) -> None:
+        """Handle the return of a connection; `Checkout.outcome` is how the hold ended."""
+
+    def abandoned(self, checkout: Checkout) -> None:
+        """Handle the end of a checkout that returns no connection.
+
+        An earlier call has returned the connection, or the connection belongs to the parent process of a fork.
+        """
+
+    def reclaimed(self, checkout: Checkout) -> None:
+        """Handle a connection that its holder dropped without returning it, and that the pool has reclaimed."""
+
+    def held_long(self, checkout: Checkout) -> None:
+        """Handle a hold that has just passed its threshold. The hold may end, or have ended, during this call."""
+
+    def connected(self, connect: Connect) -> None:
+        """Handle a successful attempt to open a connection."""
+
+    def connect_failed(self, connect: Connect) -> None:
+        """Handle a failed attempt to open a connection."""
+
+    def discarded(
+        self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
+    ) -> None:
+        """Handle connections that the pool has closed together for one ``reason``.
+
+        Args:
+            slots: the slots of the closed connections.
+            reason: why the pool closed them.
+            error: the error that revealed the reason, if there was one.
+            checkout: the checkout that held one of the connections or found one of them dead, if there was one.
+        """
+
+    def outage_started(self, connect: Connect) -> None:
+        """Handle the start of an outage: the first failed attempt since the server was last reached."""
+
+    def outage_ended(self, attempts: int, duration: float) -> None:
+        """Handle the end of an outage after ``attempts`` failed attempts and ``duration`` seconds."""
+
+    def utilization_changed(self, level: str, stats: PoolStats) -> None:
+        """Handle a lasting change of the utilization level: ``normal``, ``high`` or ``critical``."""

@@ -1,0 +1,137 @@
+"""The call sites of a checkout: which lines of the application asked for the connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.runtime.text import file_of, function_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType, FrameType
+
+Place = tuple["CodeType", int]
+"""A call site: a code object and the index of its last instruction.
+
+Recording the index costs less than computing a line number, which few checkouts need.
+"""
+
+Stack = tuple[Any, ...]
+"""The call sites of the requesting frames, innermost first, as one flat tuple (code, index, code, index, ...).
+
+A flat tuple costs half as much as a tuple of pairs.
+"""
+
+OWN_PACKAGE = __name__.partition(".")[0]
+OWN_PROGRAM = f"{OWN_PACKAGE}.cli"
+GETCONN_FRAMES = 4
+
+
+class LeftOut(dict[str, bool]):
+    """A cache: module name -> True if its frames are skipped in the search for the application's call sites.
+
+    Modules of this package are skipped, except for the command line's.
+
+    Args:
+        packages: further top-level packages to skip.
+    """
+
+    def __init__(self, *packages: str) -> None:
+        self._packages = packages
+
+    def __missing__(self, module: str) -> bool:
+        package = module.partition(".")[0]
+        is_own = package == OWN_PACKAGE and not module.startswith(OWN_PROGRAM)
+        self[module] = left_out = is_own or package in self._packages
+        return left_out
+
+
+OWN = LeftOut()
+
+
+def stack_of(frame: FrameType | None, left_out: LeftOut = OWN) -> Stack:
+    """Return up to four call sites from ``frame`` outwards, innermost first."""
+    stack: list[Any] = []
+    while frame is not None and len(stack) < 2 * GETCONN_FRAMES:
+        if not left_out[frame.f_globals.get("__name__", "")]:
+            stack += (frame.f_code, frame.f_lasti)
+        frame = frame.f_back
+    return tuple(stack)
+
+
+def stack_around(wrapper: FrameType, left_out: LeftOut = OWN) -> Stack:
+    """Return the call sites of a wrapper's callers.
+
+    Where none is left, as when the wrapper is a thread's first function, the result is the wrapper itself.
+    """
+    return stack_of(wrapper.f_back, left_out) or (wrapper.f_code, wrapper.f_lasti)
+
+
+def whole_stack_of(frame: FrameType) -> Stack:
+    """Return the four innermost call sites, if none can belong to this package; costs a third of `stack_of`."""
+    if (second := frame.f_back) is None or (third := second.f_back) is None or (fourth := third.f_back) is None:
+        return stack_of(frame) or (frame.f_code, frame.f_lasti)
+    return (
+        frame.f_code,
+        frame.f_lasti,
+        second.f_code,
+        second.f_lasti,
+        third.f_code,
+        third.f_lasti,
+        fourth.f_code,
+        fourth.f_lasti,
+    )
+
+
+def whole_stack_past(frame: FrameType, left_out: LeftOut) -> Stack:
+    """Return the four innermost call sites where frames to skip may be among them.
+
+    This is a fast path for callers whose four innermost frames are all the application's; otherwise it calls
+    `stack_of`.
+    """
+    try:
+        if (
+            (second := frame.f_back) is None
+            or (third := second.f_back) is None
+            or (fourth := third.f_back) is None
+            or left_out[frame.f_globals["__name__"]]
+            or left_out[second.f_globals["__name__"]]
+            or left_out[third.f_globals["__name__"]]
+            or left_out[fourth.f_globals["__name__"]]
+        ):
+            return stack_of(frame, left_out) or (frame.f_code, frame.f_lasti)
+    except KeyError:  # a frame of code without a module name
+        return stack_of(frame, left_out)
+    return (
+        frame.f_code,
+        frame.f_lasti,
+        second.f_code,
+        second.f_lasti,
+        third.f_code,
+        third.f_lasti,
+        fourth.f_code,
+        fourth.f_lasti,
+    )
+
+
+def places(stack: Stack) -> Iterator[Place]:
+    """Iterate over the call sites of a stack, innermost first."""
+    return zip(stack[::2], stack[1::2], strict=True)
+
+
+def path_to(stack: Stack) -> str:
+    """Return a text with one line for each call site, innermost first."""
+    return "\n".join(describe(place) for place in places(stack))
+
+
+def describe(place: Place) -> str:
+    """Return a call site as ``file:line function``."""
+    code, instruction = place
+    return f"{file_of(code)}:{_line(code, instruction)} {function_of(code)}"
+
+
+def _line(code: CodeType, instruction: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return line
+    return code.co_firstlineno

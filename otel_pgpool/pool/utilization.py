@@ -1,0 +1,68 @@
+"""The utilization level of a pool, which changes only if the utilization stays changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_pgpool.stats import CRITICAL_UTILIZATION, HIGH_UTILIZATION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_pgpool.stats import PoolStats
+
+TICK = 0.5
+"""Seconds between two samples of the utilization while a connection is checked out."""
+
+HYSTERESIS = 0.10
+"""Amount by which the utilization must fall below a threshold before the level is left."""
+
+
+class Level:
+    """The utilization level of one pool.
+
+    The level changes when two consecutive samples agree, so that a pool with one connection does not flap.
+    """
+
+    NAMES = ("normal", "high", "critical")
+
+    def __init__(self, now: float = 0.0) -> None:
+        self._level = 0
+        self._seen = 0
+        self._looked = now
+
+    @property
+    def settled(self) -> bool:
+        """Whether the level is normal and the last sample was normal too."""
+        return self._level == self._seen == 0
+
+    def look(self, now: float, stats: Callable[[], PoolStats]) -> tuple[str, PoolStats] | None:
+        """Sample the utilization, once per `TICK`; return the level's new name and the figures if it has changed."""
+        if now - self._looked < TICK:
+            return None
+        self._looked = now
+        figures = stats()
+        level = self.changed(figures.utilization)
+        return None if level is None else (level, figures)
+
+    def changed(self, utilization: float) -> str | None:
+        """Take a sample into account; return the level's new name if it has changed."""
+        seen, self._seen = self._seen, self._measure(utilization)
+        if self._seen == seen != self._level:
+            self._level = seen
+            return self.NAMES[seen]
+        return None
+
+    def _measure(self, utilization: float) -> int:
+        thresholds = (HIGH_UTILIZATION, CRITICAL_UTILIZATION)
+        return sum(
+            utilization >= threshold - (HYSTERESIS if self._level > rank else 0.0) - 1e-9
+            for rank, threshold in enumerate(thresholds)
+        )
+
+
+def level_name(utilization: float) -> str:
+    """Return the name of a utilization level as in `PoolStats.status`."""
+    if utilization >= CRITICAL_UTILIZATION:
+        return "critical"
+    return "high" if utilization >= HIGH_UTILIZATION else "ok"

@@ -1,0 +1,79 @@
+"""Callers that sleep: waiters in the queue for a connection, and callers of ``wait()`` and ``close()``."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+    from otel_pgpool.pool.checkout import Checkout
+
+
+class Sleeper:
+    """A sleeping thread, which another thread wakes by releasing a raw lock."""
+
+    __slots__ = ("error", "lock")
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def wake(self, error: BaseException | None = None) -> None:
+        """Wake the thread, with an error or without one."""
+        self.error = error
+        self.lock.release()
+
+
+class Waiter(Sleeper):
+    """A caller in the queue for a connection."""
+
+    __slots__ = ("checkout", "conn")
+
+    def __init__(self, checkout: Checkout) -> None:
+        super().__init__()
+        self.checkout = checkout
+        self.conn: connection | None = None
+
+    def serve(self, conn: connection) -> None:
+        """Hand over a connection and wake the caller."""
+        self.conn = conn
+        self.lock.release()
+
+
+class Queue(OrderedDict["Checkout", Waiter]):
+    """The waiters of a pool by their checkout, first come, first served; its methods are called under the pool's lock.
+
+    The time that a method takes does not depend on the number of waiters, so that many waiters that time out together
+    do not delay the pool.
+    """
+
+    def join(self, checkout: Checkout) -> Waiter:
+        """Add a waiter behind all that asked earlier; a checkout whose connection proved dead keeps its turn."""
+        waiter = self[checkout] = Waiter(checkout)
+        later = takewhile(lambda other: other.started > checkout.started, islice(reversed(self), 1, None))
+        for other in reversed(list(later)):
+            self.move_to_end(other)
+        return waiter
+
+    def first(self) -> Waiter | None:
+        """Return the first unserved waiter; remove those whose server was interrupted after it had served them."""
+        while self:
+            waiter = next(iter(self.values()))
+            if waiter.conn is None and waiter.error is None:
+                return waiter
+            del self[waiter.checkout]
+        return None
+
+    def leave(self, checkout: Checkout) -> None:
+        """Remove a checkout from the queue, if present."""
+        self.pop(checkout, None)
+
+    def fail(self, waiter: Waiter, error: BaseException) -> None:
+        """Remove a waiter and wake it with an error."""
+        self.leave(waiter.checkout)
+        waiter.wake(error)

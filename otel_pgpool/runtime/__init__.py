@@ -1,0 +1,1 @@
+"""Threads, locks, clocks, forks and the garbage collector: what every pool needs and no pool owns."""

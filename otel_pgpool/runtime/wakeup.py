@@ -1,0 +1,68 @@
+"""Locks and events that can be used from any place, including finalizers."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from contextlib import suppress
+
+from otel_pgpool.runtime.gevent import is_outdated
+
+
+def wait_for(lock: threading.Lock, seconds: float) -> bool:
+    """Acquire ``lock`` within ``seconds``, which may be infinite; return whether it was acquired."""
+    if seconds <= 0:
+        return lock.acquire(blocking=False)
+    return lock.acquire(timeout=-1 if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread. After an interrupt the thread may or may not run.
+
+    Raises:
+        RuntimeError: no thread can be started; also while the interpreter is finalizing, when Python before 3.12 would
+            wait forever for the thread.
+    """
+    if sys.is_finalizing():
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+    handled = sys.exc_info()[1]
+    try:
+        thread.start()
+    except RuntimeError as error:
+        interrupt = error.__context__
+        if interrupt is None or interrupt is handled:
+            raise
+        raise interrupt from None  # it hit inside ``threading.Event``, whose "release unlocked lock" has replaced it
+
+
+class Wakeup:
+    """An event on which one thread waits: a binary semaphore made of one raw lock.
+
+    `ring` neither blocks nor takes a lock, so that the garbage collector may call it in any critical section, where
+    ``threading.Event`` would deadlock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def renew(self) -> None:
+        """Replace the lock if gevent has patched the kind of it. Called before the first wait."""
+        if is_outdated(self._lock):
+            lock = threading.Lock()
+            lock.acquire()
+            self._lock = lock
+
+    def ring(self) -> None:
+        """End the present wait, or the next one."""
+        with suppress(RuntimeError):  # the lock is free already
+            self._lock.release()
+
+    def ring_for(self, _dead: object) -> None:
+        """Ring, as the callback of a weak reference."""
+        self.ring()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until rung, for at most ``seconds``; return True if rung."""
+        return wait_for(self._lock, seconds)

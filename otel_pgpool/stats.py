@@ -1,0 +1,122 @@
+"""The pool's state as values: `PoolStats` and `Holder`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.runtime.fork import is_here
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HIGH_UTILIZATION = 0.80
+CRITICAL_UTILIZATION = 0.95
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """A snapshot of a pool: its present levels, and totals since the pool was created. All times are in seconds.
+
+    In a forked child the totals start at the fork. The fields are read without a lock, one after the other, so that
+    levels may differ by a checkout that began or ended in between.
+    """
+
+    name: str
+    status: str
+    """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable`` or ``closed``."""
+    minconn: int
+    maxconn: int
+    """Maximum number of connections; 0 for an instrumented pool without a limit, whose ``utilization`` is then 0."""
+    size: int
+    """Connections that count against ``maxconn``: idle, used, and those being opened, checked or closed."""
+    used: int
+    idle: int
+    connecting: int
+    waiting: int
+    utilization: float
+    """``used / maxconn``."""
+    oldest_hold: float
+    """Age of the oldest hold in progress, 0 if there is none. Holds with an ``expected_hold`` do not count."""
+
+    checkouts: Mapping[str, int] = field(default_factory=dict)
+    """Checkouts that received a connection, by path: ``idle``, ``queued``, ``new``."""
+    queued: int = 0
+    """Checkouts that waited in the queue, whether or not they received a connection."""
+    timeouts: int = 0
+    errors: int = 0
+    """Checkouts that failed for another reason: queue full, pool closed, ``max_retries`` reached, interrupted."""
+    retries: int = 0
+    long_holds: int = 0
+    created: int = 0
+    discarded: Mapping[str, int] = field(default_factory=dict)
+    """Connections closed, by reason."""
+    wait_seconds: float = 0.0
+    """Sum of the waits of all checkouts, whether or not they received a connection."""
+    hold_seconds: float = 0.0
+    maxidle: int | None = None
+    """Maximum number of idle connections if below ``maxconn``, as in psycopg2's and SQLAlchemy's pools; or None."""
+
+    LEVELS = ("minconn", "maxconn", "size", "used", "idle", "connecting", "waiting", "utilization", "oldest_hold")
+
+    def levels(self) -> dict[str, Any]:
+        """Return the fields that describe the present moment, without the totals, by name."""
+        return {level: getattr(self, level) for level in self.LEVELS}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values, for JSON.
+
+        The names that dashboards of hand-written psycopg2 wrappers commonly use are added: ``active_connections``,
+        ``available_connections``, ``total_connections`` and ``failed_connections``.
+        """
+        return asdict(self) | {
+            "checkouts": dict(self.checkouts),
+            "discarded": dict(self.discarded),
+            "active_connections": self.used,
+            "available_connections": self.idle,
+            "total_connections": self.size,
+            "failed_connections": self.timeouts + self.errors,
+        }
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A checkout that holds a connection: which connection, since when, by which thread, and where it was checked out.
+
+    Attributes:
+        connection_id: number of the connection within its pool; 1 is the first one that the pool opened.
+        pid: process id of the connection's server process (``pg_backend_pid()``).
+        thread: name of the thread that checked the connection out.
+        held: seconds since the connection was handed over.
+        where: call site of the checkout, as ``file:line function``.
+        trace_id: trace of the checkout's span in hexadecimal digits, or None if there is no span.
+    """
+
+    connection_id: int
+    pid: int
+    thread: str
+    held: float
+    where: str
+    trace_id: str | None = None
+
+    def __str__(self) -> str:
+        """Return one line for messages and logs."""
+        trace = f", trace {self.trace_id}" if self.trace_id else ""
+        return f"{self.held:.3f} s by thread {self.thread!r} at {self.where} (pid {self.pid}{trace})"
+
+
+class LastFigures:
+    """The final figures of a collected pool, for observers, which may not keep a reference to the pool itself."""
+
+    __slots__ = ("stats",)
+
+    def __init__(self) -> None:
+        self.stats: PoolStats | None = None
+
+
+def leave_figures(pool: Any) -> None:
+    """Store a pool's final figures; the finalizer of a pool, which therefore takes no lock and notifies nobody."""
+    with suppress(Exception):  # the pool is incomplete if its constructor raised, or if the interpreter is finalizing
+        if is_here:  # in a forked child the figures are the parent's
+            pool.last_figures.stats = pool.stats()

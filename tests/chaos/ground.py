@@ -1,0 +1,129 @@
+"""Where a fault happens: a server, or two, and what lies between them and the pool."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import trustme
+from psycopg2.extensions import parse_dsn
+
+from otel_pgpool.cli.postgres import PostgresServer, find_binaries
+from tests.chaos.application import TABLES
+from tests.chaos.proxy import Proxy
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+REPLICATES: dict[str, str | float] = {"wal_level": "replica", "max_wal_senders": 4}
+OLD_PASSWORD, NEW_PASSWORD = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+
+
+@dataclass
+class Ground:
+    """What there is before the fault."""
+
+    server: PostgresServer
+    dsn: dict[str, Any]
+    """What the pool connects by."""
+    proxy: Proxy | None = None
+    standby: PostgresServer | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of our pool."""
+    certificates: dict[str, trustme.CA] = field(default_factory=dict)
+
+    @property
+    def books(self) -> PostgresServer:
+        """The server whose tables count in the end."""
+        return self.standby or self.server
+
+    @property
+    def forsaken(self) -> list[PostgresServer]:
+        """The one that nobody may be connected to in the end."""
+        return [self.server] if self.standby else []
+
+
+def one_server(stage: ExitStack, **settings: str | float) -> Ground:
+    """Provide a server that is connected directly."""
+    server = stage.enter_context(PostgresServer(settings=settings))
+    execute(server, TABLES)
+    return Ground(server, parse_dsn(server.dsn))
+
+
+def over_a_network(stage: ExitStack) -> Ground:
+    """Provide a server behind a `Proxy`."""
+    ground = one_server(stage)
+    ground.proxy = stage.enter_context(Proxy(ground.server.port))
+    ground.dsn["port"] = ground.proxy.port
+    return ground
+
+
+def with_a_password(stage: ExitStack) -> Ground:
+    """Provide a server that requires a password, and a secret that can be rotated."""
+    server = stage.enter_context(PostgresServer(password=OLD_PASSWORD))
+    execute(server, TABLES)
+    execute(server, f"create role app login password '{OLD_PASSWORD}'; grant all on all tables in schema public to app")
+    dsn = {key: value for key, value in parse_dsn(server.dsn).items() if key != "password"} | {"user": "app"}
+    secret = {"password": OLD_PASSWORD}
+    return Ground(server, dsn, options={"credentials": lambda: secret, "name": "secret"})
+
+
+def over_tls(stage: ExitStack) -> Ground:
+    """Provide a server behind a proxy with TLS, and a pool that verifies the certificate."""
+    ground = over_a_network(stage)
+    folder = Path(ground.server.socket_dir)
+    ground.certificates = {"trusted": trustme.CA(), "stranger": trustme.CA()}
+    ground.certificates["trusted"].cert_pem.write_to_path(str(folder / "ca.pem"))
+    assert ground.proxy is not None
+    ground.proxy.certify(ground.certificates["trusted"])
+    ground.dsn |= {"sslmode": "verify-full", "sslrootcert": str(folder / "ca.pem")}
+    return ground
+
+
+def primary_and_standby(stage: ExitStack) -> Ground:
+    """Provide a primary, a synchronous standby, and a DSN with both."""
+    primary = stage.enter_context(PostgresServer(settings=REPLICATES, password=OLD_PASSWORD))
+    execute(primary, TABLES)
+    standby = stage.enter_context(PostgresServer(settings=REPLICATES, password=OLD_PASSWORD))
+    standby.stop("immediate")
+    copy(primary, Path(standby.socket_dir, "data"))
+    standby.start()
+    execute(primary, "alter system set synchronous_standby_names = '*'")
+    execute(primary, "select pg_reload_conf()")
+    dsn = parse_dsn(primary.dsn) | {
+        "host": "127.0.0.1,127.0.0.1",
+        "port": f"{primary.port},{standby.port}",
+        "target_session_attrs": "read-write",
+    }
+    return Ground(primary, dsn, standby=standby)
+
+
+def copy(primary: PostgresServer, data: Path) -> None:
+    """Make a standby's data folder, as `pg_basebackup` makes it."""
+    owner = data.stat()
+    shutil.rmtree(data)
+    command = [str(find_binaries() / "pg_basebackup"), "-D", str(data), "-R", "-c", "fast"]
+    where = {"PGHOST": "127.0.0.1", "PGPORT": str(primary.port), "PGUSER": "postgres", "PGPASSWORD": OLD_PASSWORD}
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | where)
+    for path in (data, *data.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def execute(server: PostgresServer, statement: str) -> None:
+    """Run it past everything."""
+    conn = psycopg2.connect(server.dsn)
+    conn.autocommit = True
+    with conn.cursor() as cursor:
+        cursor.execute(statement)
+    conn.close()
+
+
+FULL = partial(one_server, max_connections=12, superuser_reserved_connections=0)
+RECOVERABLE = partial(one_server, wal_level="replica", max_wal_senders=4)

@@ -1,0 +1,345 @@
+"""Ctrl-C at every line of the ways in and out of the pool: nothing is lost."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as contexts
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+
+import otel_pgpool
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.driver.deadline import IO_DEADLINE
+from otel_pgpool.pool import slots
+from otel_pgpool.pool.context import Block
+from otel_pgpool.telemetry import Telemetry
+from tests.chaos.footprint import Footprint, at_rest
+from tests.chaos.quiet import silenced
+from tests.chaos.tally import Tally
+from tests.chaos.ways import WAYS, use
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+    from types import FrameType
+
+    from typing_extensions import Self
+
+    Way = Callable[[ConnectionPool], None]
+
+PACKAGE = Path(otel_pgpool.__file__).parent
+MAXCONN = 2
+PATIENCE = 2.0
+"""Seconds within which all must be as before."""
+MOST_LOSSES = 50
+"""After so many, each of which takes a new pool, enough is known."""
+LINGERS = IO_DEADLINE + 1.0
+"""Seconds for which a descriptor may stay open: the watch over deadlines has it for as long."""
+IMPATIENCE = 0.01
+"""Seconds after which the pool takes for lost what is in nobody's hands: it would give it longer, for a slow thread."""
+
+
+class Interrupter:
+    """Raises `KeyboardInterrupt` inside the package, in the thread that it is used in, where it has not yet been.
+
+    Args:
+        struck: where it has been; it adds to them.
+        thorough: come to each line as often as it is run, and not once.
+    """
+
+    def __init__(self, struck: set[Hashable], *, thorough: bool) -> None:
+        self.place: str | None = None
+        """Where it struck now."""
+        self._struck = struck
+        self._thorough = thorough
+        self._visits: Counter[tuple[str, int]] = Counter()
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace()
+        sys.settrace(self._enter)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _enter(self, frame: FrameType, _event: str, _arg: object) -> Callable[..., Any] | None:
+        return self._step if frame.f_code.co_filename.startswith(str(PACKAGE)) and not is_finalizer(frame) else None
+
+    def _step(self, frame: FrameType, event: str, _arg: object) -> Callable[..., Any]:
+        if event == "line" and self.place is None:
+            line = frame.f_code.co_filename, frame.f_lineno
+            self._visits[line] += 1
+            visit = (line, self._visits[line]) if self._thorough else line
+            if visit not in self._struck and not leaves_a_block(frame) and not enters_exit(frame):
+                self._struck.add(visit)
+                self.place = f"{Path(line[0]).relative_to(PACKAGE)}:{line[1]} {frame.f_code.co_name}"
+                raise KeyboardInterrupt
+        return self._step
+
+
+def is_finalizer(frame: FrameType | None) -> bool:
+    """Whether it belongs to a finalizer: what is raised there, Python only prints."""
+    while frame is not None and frame.f_code not in finalizers():
+        frame = frame.f_back
+    return frame is not None
+
+
+@cache
+def finalizers() -> set[object]:
+    """Return the package's finalizers: the callbacks of weak references, and those of its classes."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(otel_pgpool.__name__)]
+    kinds = [vars(kind) for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+    found = [kind[name] for kind in kinds for name in ("_dropped", "__del__") if name in kind]
+    return {getattr(finalizer, "__code__", None) for finalizer in found}
+
+
+def leaves_a_block(frame: FrameType) -> bool:
+    """Whether the step is the end of a ``with``, before its ``__exit__``, where CPython lets no signal in."""
+    if frame.f_lineno not in with_lines(frame.f_code.co_filename):
+        return False
+    return frame.f_lasti > min(start for start, _end, line in frame.f_code.co_lines() if line == frame.f_lineno)
+
+
+def enters_exit(frame: FrameType) -> bool:
+    """Whether the step is the first of a block's ``__exit__``: signals are handled before it, where nothing guards."""
+    code = frame.f_code
+    if code is not Block.__exit__.__code__:
+        return False
+    return frame.f_lineno == min(line for *_, line in code.co_lines() if line and line > code.co_firstlineno)
+
+
+def apart(way: Way, pool: ConnectionPool) -> Iterator[None]:
+    """Do it in a frame that has a stack of handled errors of its own, as a generator has.
+
+    A tracer may raise where CPython lets no signal in, between a handler's last line and the end of the handling: that
+    error would be taken for handled still by all that comes later in the thread.
+    """
+    way(pool)
+    yield
+
+
+@cache
+def with_lines(path: str) -> set[int]:
+    """Return the numbers of the lines on which a ``with`` statement begins."""
+    blocks = [node for node in ast.walk(ast.parse(Path(path).read_text())) if isinstance(node, ast.With)]
+    return {block.lineno for block in blocks} | {item.context_expr.lineno for block in blocks for item in block.items}
+
+
+@dataclass(frozen=True)
+class Struck:
+    """What came of many interrupts."""
+
+    interrupts: int
+    lines_struck: int
+    """Different ones."""
+    spans: int
+    """Started, meanwhile."""
+    discarded: dict[str, int]
+    violations: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """For docs/reliability.md."""
+        yield "### Interrupts"
+        yield ""
+        lost = ", ".join(f"{number:,} {reason}" for reason, number in sorted(self.discarded.items()))
+        yield (
+            f"A KeyboardInterrupt is raised {self.interrupts:,} times inside the pool and its telemetry, at each of "
+            f"{self.lines_struck} lines that a checkout and its release may run through. Waits, timeouts, dead and "
+            "aged connections, failing blocks and commits are among them. Each time, the interrupt reaches the "
+            f"program, all {MAXCONN} connections can be checked out again, no checkout or waiter is left, the "
+            "OpenTelemetry context is the one from before, no file descriptor is left, and the garbage collector is "
+            f"on. Each of {self.spans:,} spans has ended when the pool is closed. Connections replaced: {lost}. "
+            f"Violations: {len(self.violations)}."
+        )
+        yield ""
+        yield (
+            f"The pool closes what an interrupt has orphaned after {IMPATIENCE:g} s here; elsewhere after "
+            f"{slots.STRAY_AFTER:g} s, or {slots.LEFT_AFTER:g} s for one that was to be checked or closed. "
+            "Not tried are the lines where CPython handles no signal, the callbacks of weak references, and the first "
+            "line of a block's `__exit__`, which [cannot be guarded](design/concurrency.md#interrupts)."
+        )
+
+
+class Strikes:
+    """Interrupts of a pool, and what each has left behind."""
+
+    def __init__(self, make: Callable[[], ConnectionPool], spans: Tally) -> None:
+        self.places: list[str] = []
+        """Where it struck, each time."""
+        self.wrongs: Counter[str] = Counter()
+        self.discarded: Counter[str] = Counter()
+        self.losses = 0
+        """After which the pool could not go on."""
+        self._make = make
+        self._spans = spans
+        self._unended: dict[int, str] = {}  # spans, and the strike that they were begun in
+        self._last = "no strike"
+        self._ignored: list[str] = []
+        self._context = contexts.get_current()
+        self._begin()
+
+    def __enter__(self) -> Self:
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = lambda raised: self._ignored.append(repr(raised.exc_value))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._hook
+
+    def _begin(self) -> None:
+        self._pool = self._make()
+        for way in WAYS:  # so that what each brings with it, once, is there
+            way(self._pool)
+        self._all_can_be_had()
+        self._descriptors = Footprint.now().descriptors
+
+    def strike(self, way: Way, struck: set[Hashable], *, thorough: bool) -> None:
+        """Interrupt one way at each of its lines in turn."""
+        while self.losses < MOST_LOSSES:
+            interrupter = Interrupter(struck, thorough=thorough)
+            came = None
+            try:
+                with interrupter:
+                    next(apart(way, self._pool))
+            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - another than ours is what is looked for
+                came = repr(error)
+            if interrupter.place is not None:
+                self.places.append(interrupter.place)
+                self._last = f"{interrupter.place}, in {way.__name__}"
+            self._judge(came, repr(KeyboardInterrupt()) if interrupter.place is not None else None)
+            if interrupter.place is None:
+                return
+
+    def _judge(self, came: str | None, expected: str | None) -> None:
+        """Look at what the last strike has left, or what a way in which there was none has found of it."""
+        gc.collect(0)
+        lost = [] if came == expected else [f"{came} came out, and not {expected}"]
+        left = [*self._unsettled()]
+        lost += self._lost()
+        left += self._unsettled("of a later checkout")
+        self.wrongs.update(f"{self._last}: {each}" for each in (*lost, *left))
+        for span in self._spans.open.keys() - self._unended.keys():
+            self._unended[span] = self._last
+        if lost:
+            self.losses += 1
+            self.end()
+            self._begin()
+
+    def end(self) -> None:
+        """Close the pool: what has not ended by now never will."""
+        gc.collect()
+        self.wrongs.update(self._open_files())
+        self._pool.close(0)
+        self.discarded += Counter(self._pool.stats().discarded)
+        for span, name in self._spans.open.items():
+            self.wrongs[f"{self._unended.get(span, self._last)}: a span {name} has not ended"] += 1
+        self._spans.open.clear()
+
+    def _lost(self) -> Iterator[str]:
+        """Return a description of connections that cannot be checked out any more."""
+        core = self._pool._core
+        deadline = monotonic() + PATIENCE
+        while (core.used or core.queue) and monotonic() < deadline:
+            time.sleep(0.001)
+        if core.used or core.queue:
+            yield f"{core.used} out and {len(core.queue)} waiting"
+        else:
+            try:
+                self._all_can_be_had()
+            except PoolTimeout:
+                yield f"not all {MAXCONN} can be had"
+
+    def _all_can_be_had(self) -> None:
+        with ExitStack() as lent:
+            for _ in range(MAXCONN):
+                use(lent.enter_context(self._pool.connection()))
+
+    def _unsettled(self, whose: str = "of the checkout") -> Iterator[str]:
+        """Return what the thread and the interpreter are left with, and restore it for the next strike."""
+        if contexts.get_current() is not self._context:
+            yield f"the context {whose} is still current"
+            contexts.attach(self._context)
+        if not gc.isenabled():
+            yield "the garbage collector is off"
+            gc.enable()
+        while self._ignored:
+            yield f"a finalizer raised {self._ignored.pop()}"
+
+    def _open_files(self) -> Iterator[str]:
+        before = Footprint(sys.maxsize, self._descriptors, 0.0)  # threads come and go
+        after = at_rest(before, LINGERS)
+        if after.descriptors > self._descriptors:
+            yield f"{after.descriptors - self._descriptors} file descriptors are left"
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Shorten the pool's waits, so that slots lost by an interrupt are found at once."""
+    before = slots.STRAY_AFTER, slots.LEFT_AFTER
+    slots.STRAY_AFTER = slots.LEFT_AFTER = IMPATIENCE
+    try:
+        yield
+    finally:
+        slots.STRAY_AFTER, slots.LEFT_AFTER = before
+
+
+@contextmanager
+def in_a_request() -> Iterator[None]:
+    """In a context of the application's, which must be current again whatever happens."""
+    token = contexts.attach(contexts.set_value("request", "one"))
+    try:
+        yield
+    finally:
+        contexts.detach(token)
+
+
+def play(interrupts: int = 10_000, dsn: str | None = None) -> Struck:
+    """Interrupt at each line once, and then all ways at each step, at least so many times."""
+    with ExitStack() as stage:
+        stage.enter_context(silenced())
+        stage.enter_context(impatient())
+        stage.enter_context(in_a_request())
+        dsn = dsn or stage.enter_context(PostgresServer()).dsn
+        spans = Tally()
+        tracers, meters = TracerProvider(), MeterProvider([InMemoryMetricReader()])
+        tracers.add_span_processor(spans)
+        stage.callback(meters.shutdown)
+        stage.callback(tracers.shutdown)
+
+        def make() -> ConnectionPool:
+            return ConnectionPool(
+                MAXCONN,
+                MAXCONN,
+                dsn,
+                timeout=PATIENCE,
+                max_waiting=1,
+                long_hold=IMPATIENCE,
+                observer=Telemetry(tracers, meters),
+            )
+
+        strikes = stage.enter_context(Strikes(make, spans))
+        struck: set[Hashable] = set()
+        for way in WAYS:
+            strikes.strike(way, struck, thorough=False)
+        while len(strikes.places) < interrupts and strikes.losses < MOST_LOSSES:
+            for way in WAYS:
+                strikes.strike(way, set(), thorough=True)
+        strikes.end()
+        return Struck(
+            interrupts=len(strikes.places),
+            lines_struck=len(set(strikes.places)),
+            spans=spans.started.total(),
+            discarded=dict(strikes.discarded),
+            violations=[f"{wrong} ({number} times)" for wrong, number in sorted(strikes.wrongs.items())],
+        )

@@ -1,0 +1,330 @@
+"""Many threads on one pool, each doing whatever comes to its mind; a seed throws the same dice again."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections import Counter, defaultdict
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg2
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
+from opentelemetry.sdk.trace import TracerProvider
+from psycopg2.extensions import make_dsn
+
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.telemetry import Telemetry, names
+from tests.chaos.books import TABLE, Books, Word
+from tests.chaos.borrower import LONG_HOLD, TIMEOUT, Borrower, Shared
+from tests.chaos.census import Census
+from tests.chaos.footprint import Footprint, at_rest, give_back
+from tests.chaos.limits import Limits
+from tests.chaos.quiet import silenced
+from tests.chaos.stalls import Stalls
+from tests.chaos.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from psycopg2.extensions import connection
+
+NAME = "otel_pgpool stress"
+THREADS, MINCONN, MAXCONN, MAX_WAITING = 64, 2, 8, 60
+LEISURES = 0.02, 0.4
+"""Seconds that each rests, at most, lap by lap: in one all are lent all the time, in the next some lie idle."""
+LAPS = 10
+LEAST_LAP = 2.5
+"""Seconds."""
+GRACE = 0.25
+"""Seconds beyond its timeout after which a caller has been forgotten."""
+PATIENCE = 10.0
+"""Seconds within which all come to rest."""
+MOST_GROWN = 10.0
+"""MB, from lap to lap: what 64 threads leave in the allocator comes and goes."""
+
+
+@dataclass(frozen=True)
+class Stressed:
+    """What came of it."""
+
+    seed: int
+    seconds: float
+    threads: int
+    maxconn: int
+    counts: dict[str, int]
+    """What the threads did, and what came of that, as they saw it."""
+    discarded: dict[str, int]
+    """Connections closed by the pool, by reason."""
+    created: int
+    in_doubt: int
+    """Commits that failed because the connection was lost."""
+    in_doubt_stored: int
+    """Of these, what the server had committed all the same."""
+    most_backends: int
+    """Server processes whose client was there."""
+    most_backends_at_all: int
+    longest_late: float
+    """Seconds that a caller was inside beyond its timeout, at most, but for those in which nobody could run."""
+    latest: str
+    """Which that was."""
+    longest_stall: float
+    """Seconds that a thread which does nothing came late meanwhile, at most."""
+    resident: list[float]
+    """MB, at rest after each lap, without what the allocator keeps for later."""
+    threads_left: int
+    descriptors_left: int
+    found: list[str]
+    """What was seen meanwhile that should not be."""
+
+    @property
+    def grown(self) -> float:
+        """MB that came after the first lap."""
+        return self.resident[-1] - self.resident[0]
+
+    @property
+    def violations(self) -> list[str]:
+        """What should not be."""
+        found = [*self.found]
+        if self.most_backends > self.maxconn:
+            found.append(f"{self.most_backends} server processes of at most {self.maxconn}")
+        if self.longest_late > GRACE:
+            found.append(f"a caller came {self.longest_late:.3f} s late: {self.latest}")
+        if self.grown > MOST_GROWN:
+            found.append(f"{self.grown:.1f} MB more after the last lap than after the first")
+        if self.threads_left or self.descriptors_left:
+            found.append(f"{self.threads_left} threads and {self.descriptors_left} descriptors are left")
+        return found
+
+    def lines(self) -> Iterator[str]:
+        """For docs/reliability.md."""
+        seen = self.counts
+        yield "### Stress"
+        yield ""
+        yield (
+            f"{self.threads} threads act at random on one pool of up to {self.maxconn} connections for "
+            f"{self.seconds:g} s (`--seed {self.seed}`). They check out, hold, raise, give up early, use `getconn`, "
+            "drop connections, also in cycles, kill server processes, drain, resize and check. Whenever "
+            "all of them rest, what they saw, the pool's counters, its spans and its metrics agree, "
+            "and the table holds what was reported as committed and nothing else."
+        )
+        yield ""
+        yield "| what | figure |"
+        yield "| --- | ---: |"
+        yield f"| checkouts asked for, each of which ended one span | {seen['asked']:,} |"
+        refused = numbers(seen, "served", "timeouts", "too many requests")
+        yield f"| served / timed out / refused by `max_waiting` | {refused} |"
+        yield f"| pieces of work committed, all of them stored | {seen['committed'] + seen['committed by hand']:,} |"
+        yield f"| server processes killed / connections that holders lost by it | {numbers(seen, 'killed', 'lost')} |"
+        doubts = f"{self.in_doubt:,} / {self.in_doubt_stored:,}"
+        yield f"| commits that failed with their connection / stored all the same | {doubts} |"
+        yield f"| drains / resizes | {numbers(seen, 'drain', 'resize')} |"
+        yield f"| connections made / reclaimed | {self.created:,} / {self.discarded.get('reclaimed', 0):,} |"
+        yield f"| most server processes at once | {self.most_backends} |"
+        yield f"| the same, including abandoned ones | {self.most_backends_at_all} |"
+        yield f"| a call beyond its timeout and the machine's stalls, at most | {self.longest_late:.3f} s |"
+        yield f"| an idle thread of the same process late, at most | {self.longest_stall:.3f} s |"
+        yield f"| memory at rest after the first / the last lap | {self.resident[0]:.1f} / {self.resident[-1]:.1f} MB |"
+        yield f"| threads / file descriptors left | {self.threads_left} / {self.descriptors_left} |"
+
+
+def numbers(counts: Mapping[str, int], *names: str) -> str:
+    """Return some of the counts, side by side."""
+    return " / ".join(f"{counts.get(name, 0):,}" for name in names)
+
+
+class Stress:
+    """A pool, those who use it, and those who look on."""
+
+    def __init__(self, stage: ExitStack, seed: int) -> None:
+        self.found: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.latest: tuple[float, str] = (0.0, "")
+        """The worst call: seconds beyond its timeout in which it could have run, and which it was."""
+        self.server = stage.enter_context(PostgresServer())
+        self.tally, self.reader = Tally(), InMemoryMetricReader()
+        self.books = Books()
+        self._seed = seed
+        self._admin = stage.enter_context(closing(psycopg2.connect(self.server.dsn, application_name="admin")))
+        self._admin.autocommit = True
+        execute(self._admin, TABLE)
+        tracers, meters = TracerProvider(), MeterProvider([self.reader])
+        tracers.add_span_processor(self.tally)
+        stage.callback(meters.shutdown)
+        stage.callback(tracers.shutdown)
+        self.before = Footprint.now()
+        self.pool = stage.enter_context(
+            ConnectionPool(
+                MINCONN,
+                MAXCONN,
+                make_dsn(self.server.dsn, application_name=NAME),
+                name="stress",
+                timeout=TIMEOUT,
+                max_waiting=MAX_WAITING,
+                long_hold=LONG_HOLD,
+                observer=Telemetry(tracers, meters),
+            )
+        )
+        self.stalls = stage.enter_context(Stalls())
+        self.census = stage.enter_context(Census(self.server, NAME, self.pool, MAXCONN))
+        self.limits = stage.enter_context(Limits(self.pool, self.census.count))
+
+    def lap(self, number: int, seconds: float) -> None:
+        """Let all do as they please for a while, and look at what they leave behind."""
+        self.resize(MAXCONN)
+        shared = Shared(self.pool, MAXCONN, self.limits, self.kill, self.books, LEISURES[number % len(LEISURES)])
+        dice = (random.Random(f"{self._seed} {number} {n}") for n in range(THREADS))  # nosec B311
+        borrowers = [Borrower(shared, each) for each in dice]
+        for borrower in borrowers:
+            borrower.start()
+        shared.over.wait(seconds)
+        shared.over.set()
+        deadline = monotonic() + TIMEOUT + PATIENCE
+        for borrower in borrowers:
+            borrower.join(max(0.0, deadline - monotonic()))
+        self.found += shared.owners.violations
+        self.found += [f"{borrower.name} hangs" for borrower in borrowers if borrower.is_alive()]
+        for borrower in borrowers:
+            self.found += borrower.violations
+            self.counts += borrower.counts
+            for what, asked, due, came in borrower.late:
+                self.latest = max(self.latest, (came - due - self.stalls.within(asked, came), what))
+        self.found += [f"after lap {number}: {each}" for each in (*self.unrest(), *self.disagreements())]
+
+    def resize(self, maxconn: int) -> None:
+        """Change the upper limit."""
+        with self.limits.change(maxconn):
+            self.pool.resize(MINCONN, maxconn)
+
+    def kill(self, number: int) -> int:
+        """End one of the pool's server processes, as an administrator does; how many that were."""
+        return execute(
+            self._admin,
+            "select pg_terminate_backend(pid) from (select pid from pg_stat_activity where application_name = %s "
+            "order by pid offset %s limit 1) as victim",  # one that was skipped would be ended too, without the inner
+            NAME,
+            number,
+        )
+
+    def unrest(self) -> Iterator[str]:
+        """Return what does not settle, and then which surplus connections remain after the limit was lowered."""
+        self.resize(MAXCONN)
+        yield from self._unrest(range(MAXCONN + 1))
+        try:
+            with ExitStack() as all_lent:
+                for _ in range(MAXCONN):
+                    all_lent.enter_context(self.pool.connection())
+                self.counts += Counter(asked=MAXCONN, served=MAXCONN, committed=MAXCONN)
+                self.resize(MINCONN)
+        except PoolTimeout as error:
+            yield f"not all can be had: {error}"
+        yield from self._unrest([MINCONN])
+
+    def _unrest(self, sizes: Collection[int]) -> Iterator[str]:
+        """All must be idle, so many, and each have its server process."""
+        deadline = monotonic() + PATIENCE
+        while monotonic() < deadline:
+            gc.collect()  # which is where some have been dropped
+            self.pool.check()  # and some were killed while they were idle
+            stats = self.pool.stats()
+            backends = self.census.count()
+            at_work = stats.used, stats.waiting, stats.connecting
+            if at_work == (0, 0, 0) and stats.size == stats.idle == backends and backends in sizes:
+                return
+            time.sleep(0.01)
+        yield f"{self.pool!r}, {stats.size} in all, {backends} server processes"
+
+    def disagreements(self) -> Iterator[str]:
+        """Where the threads, the pool, its spans and its metrics tell different stories."""
+        stats, spans, seen = self.pool.stats(), self.tally, self.counts
+        points = self.points()
+        held = sum(stats.checkouts.values())
+        stories: dict[str, tuple[object, ...]] = {
+            "asked": (
+                seen["asked"],
+                held + stats.timeouts + stats.errors,
+                spans.started[names.CHECKOUT],
+                spans.ended[names.CHECKOUT],
+                points[names.WAIT_TIME_METRIC],
+            ),
+            "served": (seen["served"], held, spans.paths.total(), points[names.USE_TIME_METRIC]),
+            "by path": (dict(+Counter(stats.checkouts)), dict(spans.paths)),
+            "timeouts": (seen["timeouts"], stats.timeouts, spans.outcomes["timeout"], points[names.TIMEOUTS]),
+            "errors": (seen["too many requests"], stats.errors, spans.outcomes["error"]),
+            "committed": (seen["committed"], spans.outcomes["committed"]),
+            "queued": (stats.queued, spans.ended[names.WAIT]),
+            "connections": (stats.created, sum(stats.discarded.values()) + stats.size, points[names.CREATED]),
+        }
+        for what, told in stories.items():
+            if any(each != told[0] for each in told):
+                yield f"{what}: {told}"
+        if seen["lost"] > seen["killed"]:
+            yield f"{seen['lost']} connections were lost to {seen['killed']} kills"
+
+    def points(self) -> dict[str, float]:
+        """Return the metrics: the sum of each, or its number of records."""
+        sums: dict[str, float] = defaultdict(float)
+        data = self.reader.get_metrics_data()
+        for resource in data.resource_metrics if data else ():
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    for point in metric.data.data_points:
+                        sums[metric.name] += point.value if isinstance(point, NumberDataPoint) else point.count
+        return sums
+
+
+def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
+    """Let them loose for so long, in laps."""
+    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    print(f"the same dice again: --seed {seed} --seconds {seconds:g}, or STRESS_SEED={seed} in make test", flush=True)
+    laps = max(1, min(LAPS, int(seconds / LEAST_LAP)))
+    resident = []
+    with ExitStack() as stage:
+        stage.enter_context(silenced())
+        stress = Stress(stage, seed)
+        for number in range(laps):
+            stress.lap(number, seconds / laps)
+            give_back()
+            resident.append(Footprint.now().resident)
+        stats = stress.pool.stats()
+        lookouts = stress.limits, stress.census, stress.stalls
+        for lookout in lookouts:
+            lookout.__exit__()
+        stress.pool.close()
+        after = at_rest(stress.before)
+        stored = stress.books.stored(stress.server.dsn)
+        stress.found += stress.books.violations(stored)
+        stress.found += [violation for lookout in lookouts for violation in lookout.violations]
+        longest_late, latest = stress.latest
+        return Stressed(
+            seed=seed,
+            seconds=seconds,
+            threads=THREADS,
+            maxconn=MAXCONN,
+            counts=dict(stress.counts),
+            discarded=dict(stats.discarded),
+            created=stats.created,
+            in_doubt=stress.books.count(Word.IN_DOUBT),
+            in_doubt_stored=stress.books.count(Word.IN_DOUBT, stored),
+            most_backends=stress.census.most,
+            most_backends_at_all=stress.census.most_at_all,
+            longest_late=longest_late,
+            latest=latest,
+            longest_stall=stress.stalls.longest,
+            resident=resident,
+            threads_left=max(0, after.threads - stress.before.threads),
+            descriptors_left=max(0, after.descriptors - stress.before.descriptors),
+            found=stress.found,
+        )
+
+
+def execute(conn: connection, statement: str, *parameters: object) -> int:
+    """How many rows it gives that say yes."""
+    with conn.cursor() as cursor:
+        cursor.execute(statement, parameters or None)
+        return sum(bool(yes) for (yes,) in cursor.fetchall()) if cursor.description else 0

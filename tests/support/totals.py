@@ -1,0 +1,142 @@
+"""Pools that count by hand, and readers of the real SDK, so that what a reader is told of totals can be compared."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.metrics import Counter as SyncCounter
+from opentelemetry.sdk.metrics import Histogram, MeterProvider, ObservableCounter
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+
+from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
+from otel_pgpool.telemetry import metrics
+from otel_pgpool.telemetry.metrics import Instruments
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+    from opentelemetry.sdk.metrics.view import View
+
+NAME, PATH = "db.client.connection.pool.name", "otel_pgpool.path"
+TIMEOUTS, CHECKOUTS, DISCARDED = (
+    "db.client.connection.timeouts",
+    "otel_pgpool.checkouts",
+    "otel_pgpool.connections.discarded",
+)
+WAIT_TIME, MAX = "db.client.connection.wait_time", "db.client.connection.max"
+DELTA = dict.fromkeys((ObservableCounter, SyncCounter, Histogram), AggregationTemporality.DELTA)
+
+
+class Pool:
+    """One whose figures are set by hand."""
+
+    def __init__(self, name: str = "shop") -> None:
+        self.name = name
+        self.closed = False
+        self.last_figures = LastFigures()
+        self.timeouts = 0
+        self.served = 0
+        self.closed_connections: Counter[str] = Counter()
+        self.oldest_hold = 0.0
+
+    def stats(self) -> PoolStats:
+        return PoolStats(
+            name=self.name,
+            status="ok",
+            minconn=0,
+            maxconn=5,
+            size=0,
+            used=0,
+            idle=0,
+            connecting=0,
+            waiting=0,
+            utilization=0.0,
+            oldest_hold=self.oldest_hold,
+            timeouts=self.timeouts,
+            checkouts={"idle": self.served, "queued": 0, "new": 0},
+            discarded=dict(self.closed_connections),
+        )
+
+    __del__ = leave_figures
+
+
+class Reader:
+    """Asks for metrics, and checks each time that no total has gone down."""
+
+    def __init__(self, *, delta: bool = False) -> None:
+        self.inner = InMemoryMetricReader(preferred_temporality=DELTA if delta else None)  # type: ignore[arg-type]
+        self.is_delta = delta
+        self.total: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        """What a backend has for each metric and pool, by the other attribute."""
+        self.began: dict[tuple[str, str, str], int] = {}
+        self.resets: Counter[str] = Counter()
+        """By metric, how often a sum began anew, with a later start, as OTLP allows."""
+
+    def ask(self) -> dict[str, dict[str, Any]]:
+        """Return what is reported now: a metric's points by pool name, or the sum of totals."""
+        data = self.inner.get_metrics_data()
+        told: dict[str, dict[str, Any]] = {}
+        for metric in [] if data is None else data.resource_metrics[0].scope_metrics[0].metrics:
+            points = told[metric.name] = {}
+            for point in metric.data.data_points:
+                attributes = dict(point.attributes)
+                name = attributes.pop(NAME, "")
+                if getattr(metric.data, "is_monotonic", False):
+                    self._take(metric.name, name, "".join(attributes.values()), point)
+                    points[name] = points.get(name, 0) + point.value
+                else:
+                    points[name] = point.count if hasattr(point, "count") else point.value
+        return told
+
+    def _take(self, metric: str, name: str, rest: str, point: Any) -> None:
+        known, series = self.total[metric, name], (metric, name, rest)
+        is_new = self.began.get(series) != point.start_time_unix_nano
+        self.resets[metric] += is_new and series in self.began and not self.is_delta
+        self.began[series] = point.start_time_unix_nano
+        before = 0 if self.is_delta or is_new else known[rest]
+        assert point.value >= before, (series, point.value, before)
+        known[rest] += point.value - before
+
+    def sum_of(self, metric: str, name: str = "shop") -> int:
+        return sum(self.total[metric, name].values())
+
+
+class Meter:
+    """The instruments of one provider with these readers, and a clock set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch | None, *readers: Reader, views: Sequence[View] = ()) -> None:
+        self.readers = readers
+        self.provider = MeterProvider([reader.inner for reader in readers], views=views, shutdown_on_exit=False)
+        self.instruments = Instruments(self.provider)
+        self.now = 1_000.0
+        if monkeypatch is not None:
+            monkeypatch.setattr(metrics, "monotonic", lambda: self.now)
+
+    def pool(self, name: str = "shop", **figures: Any) -> Pool:
+        pool = Pool(name)
+        for figure, value in figures.items():
+            setattr(pool, figure, value)
+        self.instruments.report(pool)
+        return pool
+
+    def wait(self, name: str, seconds: float = 0.01) -> None:
+        self.instruments.wait_time.record(seconds, {NAME: name})
+
+    def ask(self) -> list[dict[str, dict[str, Any]]]:
+        """Let every reader ask."""
+        return [reader.ask() for reader in self.readers]
+
+    def pass_on(self, seconds: float) -> None:
+        self.now += seconds
+
+    def kept_by_the_sdk(self) -> int:
+        """How many series the SDK has, for all readers."""
+        storages = self.provider._measurement_consumer._reader_storages.values()  # type: ignore[attr-defined]
+        return sum(
+            len(match._attributes_aggregation)
+            for storage in storages
+            for matches in storage._instrument_view_instrument_matches.values()
+            for match in matches
+        )

@@ -1,0 +1,24 @@
+"""What an import of the package loads. Which module imports which is checked by import-linter, in ``make lint``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_pool_imports_no_sdk() -> None:
+    """Importing the package and making a pool, telemetry included, loads no module of OpenTelemetry's SDK."""
+    program = (
+        "import sys\n"
+        "from otel_pgpool import ConnectionPool\n"
+        "assert not [name for name in sys.modules if name.startswith('opentelemetry')], 'before any pool'\n"
+        "pool = ConnectionPool(1, 2, 'postgresql://localhost/shop', open=False)\n"
+        "assert 'otel_pgpool.telemetry' in sys.modules\n"
+        "pool.close()\n"
+        "print(*(name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
