@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,3 +25,16 @@ def test_a_pool_imports_no_sdk() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("folder", ["telemetry", "instrumentation", "pool", "driver", "runtime"])
+def test_the_library_uses_the_api_alone(folder: str) -> None:
+    """The SDK is for programs: only ``otlp`` and the command import it."""
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "otel_pgpool" / folder).rglob("*.py")}
+    users = [
+        path
+        for path, text in sources.items()
+        if re.search(r"^\s*(from|import) opentelemetry\.(sdk|exporter)", text, re.M)
+    ]
+    assert sources
+    assert users == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import threading
 from contextlib import contextmanager
@@ -12,8 +13,6 @@ from psycopg2 import extensions
 
 from otel_pgpool.driver.deadline import sever
 from otel_pgpool.driver.error_text import describe
-from otel_pgpool.observer import Connect
-from otel_pgpool.pool.slot import NEVER
 from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
@@ -21,15 +20,14 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.driver.dsn import Target
-    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.driver.error_text import Quotable
 
 
 CONNECT = "the connect"
 """Name of the step that is libpq's own; the other steps are the application's code."""
 
 
-class Opening:
+class ConnectAttempt:
     """An attempt to open a connection, made by one thread and watched by another.
 
     libpq's ``connect_timeout`` does not bound the lookup of a host's name, nor a connect under a wait callback, as
@@ -39,7 +37,6 @@ class Opening:
 
     Args:
         number: number of the attempt since the server became unreachable; otherwise 1.
-        asked_by: the checkout that waits for this connection, if any.
         limit: seconds that the caller has if it connects in its own thread; None in a thread of the pool.
         warn: called before credentials are sent over a connection that may not be encrypted.
     """
@@ -47,21 +44,19 @@ class Opening:
     def __init__(
         self,
         number: int = 1,
-        asked_by: Checkout | None = None,
         limit: float | None = None,
         warn: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = number
-        self._asked_by = asked_by
-        self._began = monotonic()
+        self.began = monotonic()
         self.thread = threading.current_thread()
         self.limit = limit
         self.warn = warn
         self._step = ""
-        self._allowed = NEVER
-        self._due = NEVER
-        self._host_seconds = NEVER
-        self._next_cut = NEVER
+        self._allowed = math.inf
+        self._due = math.inf
+        self._host_seconds = math.inf
+        self._next_cut = math.inf
         self._polled: connection | None = None
         self.was_cut = False
         self._overdue: psycopg2.Error | None = None
@@ -81,7 +76,7 @@ class Opening:
         self._overdue = psycopg2.OperationalError(f"{self._step} was given up after {self._allowed:.3g} s")
         return self._overdue
 
-    def message_of(self, error: BaseException, target: Target) -> str:
+    def message_of(self, error: BaseException, target: Quotable) -> str:
         """Return the text of the error that ended the attempt, free of secrets.
 
         The text is empty if the application's code raised the error.
@@ -89,10 +84,6 @@ class Opening:
         if error is self._overdue:
             return str(error)
         return describe(target, error) if self._step == CONNECT else ""
-
-    def ended(self, **outcome: Any) -> Connect:
-        """Return the attempt's description for the observer; ``outcome`` are further fields of `Connect`."""
-        return Connect(self.number, self._began, monotonic(), self._asked_by, **outcome)
 
     def watch_polled(self, factory: Any, host_seconds: float) -> Callable[..., connection]:
         """Return a connection factory for a connect under a wait callback, which lets `cut` end the connect.

@@ -13,9 +13,9 @@ import psycopg2
 from psycopg2 import extensions
 
 from otel_pgpool.config import LONGEST_VALUE, refuse
-from otel_pgpool.driver.attempt import CONNECT, Opening
+from otel_pgpool.driver.attempt import CONNECT, ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
-from otel_pgpool.driver.exposure import PLAIN, is_asked_in_clear, is_exposed, ways
+from otel_pgpool.driver.exposure import PLAIN, is_asked_in_clear, is_exposed, safe_options
 from otel_pgpool.runtime.fork import keep_from_forking
 from otel_pgpool.runtime.text import LONGEST_NAME, cut, may_hold_password, printable
 
@@ -65,7 +65,7 @@ class Target:
         self._credentials = credentials
         parameters = _parse(args, self._kwargs)
         self._patience = Patience.of(parameters)
-        self._taken = 0  # the number of the way to authenticate that the server took last
+        self._accepted = 0  # index of the set of options that the server accepted last
         self._own = _public(parameters)
         self.public = self._own
         """What the text of an error may quote: of these arguments, and of what `credentials` gave last."""
@@ -93,8 +93,8 @@ class Target:
         places = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
         return cut(f"{places}/{self.namespace}", LONGEST_NAME)
 
-    def connect(self, opening: Opening | None = None) -> connection:
-        """Open one connection; ``opening`` is given the time limit of each step.
+    def connect(self, attempt: ConnectAttempt | None = None) -> connection:
+        """Open one connection; ``attempt`` is given the time limit of each step.
 
         Raises:
             psycopg2.Error: ``psycopg2.connect`` failed.
@@ -102,12 +102,12 @@ class Target:
             TypeError: ``credentials`` did not return a mapping.
             Exception: ``credentials`` raised.
         """
-        opening = opening or Opening()
+        attempt = attempt or ConnectAttempt()
         extra: Mapping[str, Any] = {}
         patience = self._patience
-        tries = PLAIN
+        choices = PLAIN
         if self._credentials is not None:
-            opening.allow("credentials", CREDENTIALS_TIMEOUT)
+            attempt.allow("credentials", CREDENTIALS_TIMEOUT)
             extra = self._credentials()
             if not isinstance(extra, Mapping):
                 raise TypeError(
@@ -116,43 +116,46 @@ class Target:
             given = _parse(() if "dsn" in extra else self._args, {**self._kwargs, **extra})
             self.public = self._own | _public(given)
             patience = Patience.of(given)
-            tries = ways(given)
+            choices = safe_options(given)
             if is_exposed(given):
-                opening.warn()
+                attempt.warn()
         args, kwargs = self._args, {**self._kwargs, **extra}
-        if opening.limit is not None:
-            kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, opening.limit / patience.hosts)))
+        if attempt.limit is not None:
+            kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, attempt.limit / patience.hosts)))
         if extensions.get_wait_callback() is None:
-            opening.allow(CONNECT, patience.of_libpq)
+            attempt.allow(CONNECT, patience.of_libpq)
         else:
-            opening.allow(CONNECT, patience.when_polled)
+            attempt.allow(CONNECT, patience.when_polled)
             args, kwargs = _by_keyword(args, kwargs)
-            kwargs["connection_factory"] = opening.watch_polled(kwargs["connection_factory"], patience.host_seconds)
-            if opening.limit is not None:
-                with opening.poll_within(min(patience.when_polled, opening.limit)):
-                    return self._connect(args, kwargs, tries)
-        return self._connect(args, kwargs, tries)
+            kwargs["connection_factory"] = attempt.watch_polled(kwargs["connection_factory"], patience.host_seconds)
+            if attempt.limit is not None:
+                with attempt.poll_within(min(patience.when_polled, attempt.limit)):
+                    return self._connect(args, kwargs, choices)
+        return self._connect(args, kwargs, choices)
 
-    def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any], tries: Sequence[Mapping[str, str]]) -> connection:
-        """Connect by the first way that the server accepts, beginning with the one that it accepted last.
+    def _connect(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], choices: Sequence[Mapping[str, str]]
+    ) -> connection:
+        """Connect with the first of several sets of options that the server accepts, beginning with the last accepted.
 
         Raises:
-            psycopg2.Error: the server accepted none; the error is that of the first way.
+            psycopg2.Error: the server accepted none; the error is that of the first set.
         """
         first: psycopg2.Error | None = None
         try:
-            for way in tries[self._taken :] or tries:
+            for options in choices[self._accepted :] or choices:
                 try:
                     with keep_from_forking():
-                        made: connection = psycopg2.connect(*args, **{**kwargs, **way})
+                        made: connection = psycopg2.connect(*args, **{**kwargs, **options})
                 except psycopg2.OperationalError as error:
-                    first, self._taken = first or error, 0
+                    first, self._accepted = first or error, 0
                     if not is_asked_in_clear(error):
                         break
                 else:
-                    self._taken = tries.index(way)
+                    self._accepted = choices.index(options)
                     return made
-            raise first or psycopg2.OperationalError("no way to connect")
+            assert first is not None  # nosec B101 # noqa: S101 - there is at least one set
+            raise first
         finally:
             del first  # its frames are this one's
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import psycopg2
 
@@ -12,14 +12,23 @@ from otel_pgpool.runtime.text import LONGEST_TEXT, class_of, cut, printable, tex
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
 
-    from otel_pgpool.driver.dsn import Target
 
 LONGEST_KEPT = 100_000
 """Number of characters of an error's text above which the error object is not kept as it is."""
 
 
-def describe(target: Target, error: BaseException) -> str:
+class Quotable(Protocol):
+    """The target of a connection, as far as the text of an error may show it."""
+
+    @property
+    def public(self) -> AbstractSet[str]:
+        """The names and addresses that a text may quote."""
+        ...
+
+
+def describe(target: Quotable, error: BaseException) -> str:
     """Return an error's message for telemetry, a bounded printable line without secrets, SQL or values; maybe empty.
 
     The message consists of the parts of a psycopg2 error's text that `known` passes. The pool's own errors are psycopg2

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import extensions
 
+from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.text import text_of
+from otel_pgpool.types import LogEvent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,15 +35,13 @@ VARIABLES = {
     "sslrootcert": "PGSSLROOTCERT",
 }
 
-logger = logging.getLogger("otel_pgpool")
-
 
 def is_exposed(parameters: Mapping[str, Any]) -> bool:
     """Return whether a connect leads to another machine, and is not sure to be encrypted."""
     return _may_be_in_clear(parameters) and not all(_is_local(place) for place in _places(parameters))
 
 
-def ways(parameters: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
+def safe_options(parameters: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
     """Return sets of further parameters, to be tried in turn, that keep a password from being sent in clear text.
 
     With the first, libpq refuses a server's request for a password in clear text; with the second, it answers one over
@@ -67,11 +67,12 @@ def is_asked_in_clear(error: BaseException) -> bool:
 
 def warn(pool_name: str) -> None:
     """Log that secrets are exposed."""
-    logger.warning(
+    log_safely(
+        logging.WARNING,
         "pool %s: what `credentials` gives is sent to another machine, and nothing makes sure that the connection is "
         "encrypted: set sslmode=verify-full, or at least sslmode=require",
         pool_name,
-        extra={"otel_pgpool.event": "credentials_exposed", "db.client.connection.pool.name": pool_name},
+        extra={"otel_pgpool.event": LogEvent.CREDENTIALS_EXPOSED, "db.client.connection.pool.name": pool_name},
     )
 
 

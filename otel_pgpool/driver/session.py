@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import select
+from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,9 @@ from otel_pgpool.errors import PoolError, sqlstate
 from otel_pgpool.runtime.failures import is_asynchronous
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from psycopg2.extensions import connection
-
-    from otel_pgpool.pool.slot import Slot
 
 PING_AFTER = 30.0
 """Seconds of idleness after which a connection is checked by a query, as a silent socket may be cut or frozen."""
@@ -44,9 +44,9 @@ settings = attrgetter("status", "autocommit", *LEVELS)
 """The session settings of psycopg2 that a holder may change, and whether a transaction was begun."""
 
 
-def is_clean(conn: connection, slot: Slot) -> bool:
+def is_clean(conn: connection, baseline: tuple[Any, ...]) -> bool:
     """Return whether the connection is open, in no transaction, and has the settings of its hand-over."""
-    return conn.get_transaction_status() == IDLE and settings(conn) == slot.baseline
+    return conn.get_transaction_status() == IDLE and settings(conn) == baseline
 
 
 # Liveness
@@ -64,11 +64,6 @@ def is_readable(conn: connection) -> bool:
         return bool(poll.poll(0))
     except (psycopg2.Error, AttributeError, OSError, ValueError):
         return True
-
-
-def readable(suspects: Iterable[tuple[Slot, float]]) -> list[tuple[Slot, float]]:
-    """Return those of the idle slots whose connection `is_readable`."""
-    return [(slot, since) for slot, since in suspects if (conn := slot.conn) is not None and is_readable(conn)]
 
 
 def ping(conn: connection, check: Callable[[connection], object] | None, seconds: float = IO_DEADLINE) -> None:
@@ -151,32 +146,44 @@ def configure(conn: connection, work: Callable[[connection], object]) -> None:
         raise psycopg2.OperationalError(f"configure was cut after {IO_DEADLINE:g} s without an answer")
 
 
-def tidy(
+def restore(
     conn: connection,
-    slot: Slot,
+    baseline: tuple[Any, ...],
+    origin: tuple[Any, ...],
     reset: Callable[[connection], object] | None,
     work: Callable[[connection], object] | None,
-) -> None:
+) -> tuple[Any, ...]:
     """Restore a returned connection: no transaction, the settings of ``configure``, the application's ``reset``.
 
     ``configure`` runs again after ``reset``, which may have undone it, such as a role or a tenant.
+
+    Args:
+        conn: the connection.
+        baseline: psycopg2's settings after ``configure``.
+        origin: psycopg2's settings before ``configure``.
+        reset: the application's ``reset``.
+        work: the application's ``configure``.
+
+    Returns:
+        The settings after ``configure``, which the next return restores.
 
     Raises:
         Exception: the connection cannot be used again.
     """
     with Deadline(conn) as deadline:
         roll_back(conn)
-        if settings(conn) != slot.baseline:
-            _restore(conn, slot.baseline)
+        if settings(conn) != baseline:
+            _restore_settings(conn, baseline)
         if reset is not None:
             reset(conn)
             _commit_work(conn, "reset")
-            _restore(conn, slot.origin)
+            _restore_settings(conn, origin)
     if reset is not None and work is not None and not deadline.expired:
         configure(conn, work)
-        slot.baseline = settings(conn)
-    if deadline.expired or not is_clean(conn, slot):
+        baseline = settings(conn)
+    if deadline.expired or not is_clean(conn, baseline):
         raise psycopg2.OperationalError("the connection could not be reset")
+    return baseline
 
 
 def _commit_work(conn: connection, option: str) -> None:
@@ -207,7 +214,7 @@ def roll_back(conn: connection) -> None:
         execute(conn, "ROLLBACK")
 
 
-def _restore(conn: connection, baseline: tuple[Any, ...]) -> None:
+def _restore_settings(conn: connection, baseline: tuple[Any, ...]) -> None:
     """Restore the session settings, with as few as possible, because in autocommit each costs psycopg2 a statement."""
     _status, autocommit, *levels = baseline
     wanted: dict[str, Any] = {
@@ -245,6 +252,12 @@ def is_read_only_server(conn: connection) -> bool:
 
 
 # Closing
+
+
+def abandon(conn: connection) -> None:
+    """Close the socket of a connection that a parent process has opened, without a message to the server."""
+    with suppress(psycopg2.Error, OSError):  # psycopg2 does not close a socket that another process opened
+        os.close(conn.fileno())
 
 
 def close(conn: connection) -> None:

@@ -12,7 +12,7 @@ from psycopg2.extensions import connection
 
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.instrumentation.lenient import lenient, pass_over
-from otel_pgpool.pool.slot import Slot
+from otel_pgpool.pool.checkout import Slot
 from otel_pgpool.runtime.text import printable
 
 

@@ -9,15 +9,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.pool.call_site import places
-from otel_pgpool.pool.checkout import begin
-from otel_pgpool.pool.slot import NEVER
+from otel_pgpool.pool.checkout import NEVER, begin
 from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from otel_pgpool.pool.checkout import Loan
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Loan, Slot
 
 QuietHold = tuple[Any, ...]
 """The time of the hand-over, the thread, and code and instruction of three call sites, innermost first."""

@@ -11,7 +11,7 @@ from logging import DEBUG
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_pgpool.instrumentation.ledger import LEDGER, Ledger
-from otel_pgpool.pool.slot import NEVER
+from otel_pgpool.pool.checkout import NEVER
 from otel_pgpool.pool.utilization import TICK
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.background import Watcher

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Slot
 
 
 class Levels(NamedTuple):

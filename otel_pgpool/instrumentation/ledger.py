@@ -20,10 +20,8 @@ from otel_pgpool.instrumentation.driver import SeenSlot, pid_of
 from otel_pgpool.instrumentation.holds import Holds
 from otel_pgpool.instrumentation.kind import Levels
 from otel_pgpool.instrumentation.turns import Turns
-from otel_pgpool.observer import Connect
 from otel_pgpool.pool import registry
-from otel_pgpool.pool.checkout import Attempt, Blocker, Loan
-from otel_pgpool.pool.slot import NEVER
+from otel_pgpool.pool.checkout import NEVER, Attempt, Blocker, Loan
 from otel_pgpool.pool.utilization import Level, level_name
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
@@ -41,9 +39,9 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.connects import Outage
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.kind import Kind
+    from otel_pgpool.observer import Connect
     from otel_pgpool.pool.call_site import Stack
-    from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Checkout, Slot
 
 
 TOTALS = (
@@ -617,7 +615,7 @@ class Ledger(Holds):
         """Note that the pool was collected. A finalizer, so it does nothing else."""
         self.hook.dropped(self)
 
-    def _after_fork(self) -> None:
+    def restart_after_fork(self) -> None:
         """Reset the ledger in a forked child, to which the parent's checkouts, connections and totals do not belong."""
         self.hook.forget_notes()
         self.start_afresh()

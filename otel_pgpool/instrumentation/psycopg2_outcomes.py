@@ -17,8 +17,7 @@ from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.ledger import Ledger
-    from otel_pgpool.pool.checkout import Loan
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Loan, Slot
 
 
 def end_request(ledger: Ledger, pool: Any, loan: Loan | None, given: Any, error: BaseException) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.hook import Hook
     from otel_pgpool.instrumentation.ledger import Ledger
     from otel_pgpool.instrumentation.turns import Turns
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Slot
 
     Method = Callable[..., Any]
 

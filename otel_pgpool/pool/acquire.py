@@ -1,4 +1,4 @@
-"""The slow path of a checkout: check an idle connection, or wait in the queue."""
+"""A request for a connection: take an idle one and check it, or wait in the queue, or fail."""
 
 from __future__ import annotations
 
@@ -6,149 +6,212 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.errors import LONGEST_HOLDERS, PoolClosed, PoolTimeout, TooManyRequests, error_type, timeout_error
-from otel_pgpool.pool.core import GONE, State
-from otel_pgpool.pool.health import LOOKING, is_alive
+from otel_pgpool.pool.core import NOT_HELD, State
+from otel_pgpool.pool.health import CHECK_BUDGET
+from otel_pgpool.pool.snapshot import take_snapshot
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import class_of, printable
+from otel_pgpool.types import Outcome, PoolErrorType
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
+    from otel_pgpool.config import PoolConfig
+    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.connection_pool import ConnectionPool
+    from otel_pgpool.pool.connect import Connectors
+    from otel_pgpool.pool.core import Core
+    from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.health import HealthCheck
+    from otel_pgpool.pool.maintenance_thread import MaintenanceThread
+    from otel_pgpool.pool.notifier import Notifier
 
-REFUSALS = {PoolTimeout: "timeout", PoolClosed: "closed", TooManyRequests: "too_many_requests"}
+ERROR_TYPES: dict[type[BaseException], PoolErrorType] = {
+    PoolTimeout: PoolErrorType.TIMEOUT,
+    PoolClosed: PoolErrorType.CLOSED,
+    TooManyRequests: PoolErrorType.TOO_MANY_REQUESTS,
+}
 """Values of ``error.type`` for the pool's own errors."""
 
 
-def obtain(pool: ConnectionPool, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
-    """Acquire a connection: check the idle one that was taken, or wait in the queue, until one is handed over.
+class Acquirer:
+    """Obtains connections for checkouts."""
 
-    Raises:
-        PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
-        TooManyRequests: the queue is full.
-        PoolClosed: the pool is closed.
-    """
-    deadline = checkout.started + timeout
-    limit = max(deadline, checkout.started + LOOKING)
-    try:
-        while True:
-            if conn is None:
-                conn = queue(pool, checkout, deadline)
-            if checkout.path is not None or is_alive(pool, checkout, conn, limit):
-                break
-            conn = None
-            if pool._core.exhausted(checkout):
-                raise _gave_up(pool, checkout)  # noqa: TRY301 - the handler below raises it again
-            if monotonic() < limit:
-                conn = pool._core.take(checkout, again=True)
-        if pool._core.parked:
-            pool._wake_maintenance()
-    except BaseException:
-        if conn is not None and hasattr(checkout, "lent") and checkout.slot.holds(conn):
-            return_unused(pool, checkout, conn)
-        raise
-    return conn
+    def __init__(
+        self,
+        *,
+        core: Core,
+        config: PoolConfig,
+        target: Target,
+        notifier: Notifier,
+        discarder: Discarder,
+        connectors: Connectors,
+        health: HealthCheck,
+        maintenance: MaintenanceThread,
+    ) -> None:
+        self._core = core
+        self._timeout = config.timeout
+        self._target = target
+        self._notifier = notifier
+        self._discarder = discarder
+        self._connectors = connectors
+        self._health = health
+        self._maintenance = maintenance
 
+    def acquire(self, checkout: Checkout, timeout: float | None, taken: connection | None = None) -> connection:
+        """Acquire a connection and notify the observer.
 
-def queue(pool: ConnectionPool, checkout: Checkout, deadline: float) -> connection:
-    """Wait in the queue until a connection is handed over.
+        The slow path runs only if `Core.try_acquire_idle` yields no connection that can be used at once.
 
-    Raises:
-        PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
-        TooManyRequests: the queue is full.
-        PoolClosed: the pool is closed.
-    """
-    core = pool._core
-    if core.state is State.NEW:
-        pool._begin()
-    now = monotonic()
-    if now >= deadline and core.state is State.OPEN:
-        core.ask_to_grow(checkout)
-        pool._connectors.kick()
-        raise _timeout(pool, checkout, "no connection is idle")
-    waiter = None
-    try:
-        waiter = core.join(checkout, now)
-        if core.parked:
-            pool._wake_maintenance()  # it watches for long holds, which this checkout may be waiting for
-        if core.remaining < core.maxconn:
-            pool._connectors.kick()
-        pool._connectors.wait_for(waiter.lock, deadline)
-        conn = waiter.conn or core.leave(checkout, waiter)
-    except BaseException:
-        conn = core.leave(checkout, waiter)
+        Args:
+            checkout: the request.
+            timeout: longest wait in seconds; None for the pool's.
+            taken: a connection that the caller has got from `Core.try_acquire_idle`, and that has to be checked first.
+
+        Raises:
+            PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
+            TooManyRequests: the queue is full.
+            PoolClosed: the pool is closed.
+        """
+        observer = self._notifier.observer
+        conn = None
+        try:
+            if observer is not None:
+                try:
+                    observer.started(checkout)
+                except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
+                    self._notifier.lament(error)
+                checkout.started = monotonic()
+            if taken is None:
+                conn = self._core.try_acquire_idle(checkout)
+            if checkout.path is None:
+                taken, conn = taken or conn, None
+                conn = self._acquire_slowly(checkout, taken, self._timeout if timeout is None else timeout)
+            if observer is not None:
+                try:
+                    observer.acquired(checkout)
+                except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
+                    self._notifier.lament(error)
+            return conn  # type: ignore[return-value]  # noqa: TRY300 - not None if a path is set; an interrupt may hit here
+        except BaseException as error:
+            self.record_failure(checkout, conn, error)
+            raise
+
+    def record_failure(self, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
+        """Record a failed checkout, once; a further call completes what an interrupt cut short in the first."""
+        if checkout.is_reported:
+            return
         if conn is not None:
-            return_unused(pool, checkout, conn)
-        raise
-    if conn is not None:
+            self._release_unused(checkout, conn)
+        if not checkout.has_outcome:
+            checkout.released = monotonic()
+            gave_up = self._core.has_exhausted_retries(checkout)
+            timed_out = isinstance(error, PoolTimeout) and not gave_up
+            if gave_up and checkout.error is not None:
+                checkout.fail(error_type(checkout.error), checkout.attempts[-1].message)
+            else:
+                own = ERROR_TYPES.get(type(error))
+                text = describe(self._target, error) if own is None else printable(str(error), keep="\n")
+                checkout.fail(own or error_type(error), text)
+            checkout.outcome = Outcome.TIMEOUT if timed_out else Outcome.ERROR
+            self._core.count_failure(checkout.released - checkout.started, timed_out=timed_out)
+        if self._notifier.observer is not None:
+            self._notifier.tell(self._notifier.observer.failed, checkout, error)
+        checkout.ended = True
+
+    def ensure_open(self) -> None:
+        """Open the pool if it is not open yet, and start to fill it.
+
+        Raises:
+            PoolClosed: the pool is closed.
+        """
+        self._core.open()
+        self._maintenance.wake()
+        self._connectors.start_if_needed()
+
+    def _acquire_slowly(self, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
+        """Check the idle connection that was taken, or wait in the queue, until a connection is handed over."""
+        core = self._core
+        deadline = checkout.started + timeout
+        limit = max(deadline, checkout.started + CHECK_BUDGET)
+        try:
+            while True:
+                if conn is None:
+                    conn = self._wait_in_queue(checkout, deadline)
+                if checkout.path is not None or self._health.is_alive(checkout, conn, limit):
+                    break
+                conn = None
+                if core.has_exhausted_retries(checkout):
+                    raise self._retries_exhausted(checkout)  # noqa: TRY301 - the handler below raises it again
+                if monotonic() < limit:
+                    conn = core.try_acquire_idle(checkout, again=True)
+            if core.parked:
+                self._maintenance.wake()
+        except BaseException:
+            if conn is not None and checkout.is_held and checkout.slot.holds(conn):
+                self._release_unused(checkout, conn)
+            raise
         return conn
-    if isinstance(waiter.error, PoolClosed):
-        raise waiter.error
-    if waiter.error is not None:
-        raise _gave_up(pool, checkout)
-    raise _timeout(pool, checkout, f"no connection within {deadline - checkout.started:.3g} s")
 
+    def _wait_in_queue(self, checkout: Checkout, deadline: float) -> connection:
+        """Wait in the queue until a connection is handed over."""
+        core = self._core
+        if core.state is State.NEW:
+            self.ensure_open()
+        now = monotonic()
+        if now >= deadline and core.state is State.OPEN:
+            core.request_growth(checkout)
+            self._connectors.start_if_needed()
+            raise self._timed_out(checkout, "no connection is idle")
+        waiter = None
+        try:
+            waiter = core.join(checkout, now)
+            if core.parked:
+                self._maintenance.wake()  # it watches for long holds, which this checkout may be waiting for
+            if core.remaining < core.maxconn:
+                self._connectors.start_if_needed()
+            self._connectors.wait_for(waiter.lock, deadline)
+            conn = waiter.conn or core.leave(checkout, waiter)
+        except BaseException:
+            conn = core.leave(checkout, waiter)
+            if conn is not None:
+                self._release_unused(checkout, conn)
+            raise
+        if conn is not None:
+            return conn
+        if isinstance(waiter.error, PoolClosed):
+            raise waiter.error
+        if waiter.error is not None:
+            raise self._retries_exhausted(checkout)
+        raise self._timed_out(checkout, f"no connection within {deadline - checkout.started:.3g} s")
 
-def fail(pool: ConnectionPool, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
-    """Record a failed checkout, once; a further call completes what an interrupt cut short in the first."""
-    if hasattr(checkout, "ended"):
-        return
-    if conn is not None:
-        return_unused(pool, checkout, conn)
-    core = pool._core
-    if not hasattr(checkout, "outcome"):
-        checkout.released = monotonic()
-        gave_up = core.exhausted(checkout)
-        timed_out = isinstance(error, PoolTimeout) and not gave_up
-        if gave_up and checkout.error is not None:
-            checkout.fail(error_type(checkout.error), checkout.attempts[-1].message)
-        else:
-            own = REFUSALS.get(type(error))
-            text = describe(pool._target, error) if own is None else printable(str(error), keep="\n")
-            checkout.fail(own or error_type(error), text)
-        checkout.outcome = "timeout" if timed_out else "error"
-        core.count_failure(checkout.released - checkout.started, timed_out=timed_out)
-    if pool._observer is not None:
-        pool._tell(pool._observer.failed, checkout, error)
-    checkout.ended = True
+    def _release_unused(self, checkout: Checkout, conn: connection) -> None:
+        """Release a connection that was handed over but did not reach the caller."""
+        core, now = self._core, monotonic()
+        verdict = (
+            core.release_unused(checkout, conn, now) if checkout.path is None else core.release(checkout, conn, now)
+        )
+        if verdict is not None and verdict is not NOT_HELD:
+            checkout.slot.conn = conn
+            self._discarder.discard([checkout.slot], verdict, None, checkout)
 
+    def _retries_exhausted(self, checkout: Checkout) -> PoolTimeout:
+        return self._timed_out(checkout, f"gave up after {checkout.retries} failed attempts")
 
-def return_unused(pool: ConnectionPool, checkout: Checkout, conn: connection) -> None:
-    """Release a connection that was handed over but did not reach the caller."""
-    core, now = pool._core, monotonic()
-    verdict = core.put_back(checkout, conn, now) if checkout.path is None else core.release(checkout, conn, now)
-    if verdict is not None and verdict is not GONE:
-        checkout.slot.conn = conn
-        pool._discard([checkout.slot], verdict, None, checkout)
-
-
-def last_failure(pool: ConnectionPool) -> tuple[BaseException | None, str]:
-    """Return why no connection can be opened: the last error, and its text, free of secrets."""
-    lack, outage = pool._connectors.lack, pool._core.outage
-    if outage is not None:
-        return outage.error, outage.message or class_of(outage.error)
-    return (None, "") if lack is None else (lack, f"no thread can be started: {printable(str(lack))}")
-
-
-def _gave_up(pool: ConnectionPool, checkout: Checkout) -> PoolTimeout:
-    return _timeout(pool, checkout, f"gave up after {checkout.retries} failed attempts")
-
-
-def _timeout(pool: ConnectionPool, checkout: Checkout, reason: str) -> PoolTimeout:
-    now = monotonic()
-    holds = pool._core.holds_now()
-    failure, text = last_failure(pool)
-    if checkout.error is not None:
-        failure, text = checkout.error, checkout.attempts[-1].message or class_of(checkout.error)
-    error = timeout_error(
-        reason,
-        pool.stats(),
-        waited=now - checkout.started,
-        retries=checkout.retries,
-        holders=[hold.holder(now) for hold in holds[:LONGEST_HOLDERS]],
-        own_holds=sum(hold.thread is checkout.thread for hold in holds),
-        last_failure=text,
-    )
-    error.__cause__ = failure
-    return error
+    def _timed_out(self, checkout: Checkout, reason: str) -> PoolTimeout:
+        now = monotonic()
+        holds = self._core.holds_now()
+        failure, text = self._connectors.last_failure()
+        if checkout.error is not None:
+            failure, text = checkout.error, checkout.attempts[-1].message or class_of(checkout.error)
+        error = timeout_error(
+            reason,
+            take_snapshot(self._core),
+            waited=now - checkout.started,
+            retries=checkout.retries,
+            holders=[hold.holder(now) for hold in holds[:LONGEST_HOLDERS]],
+            own_holds=sum(hold.thread is checkout.thread for hold in holds),
+            last_failure=text,
+        )
+        error.__cause__ = failure
+        return error

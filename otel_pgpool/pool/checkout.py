@@ -1,9 +1,35 @@
-"""The record of one checkout, from the request to the return of the connection."""
+"""The records of a pool: a slot for each physical connection, and a checkout for each request.
+
+The two refer to each other, so they stand in one file.
+
+The life of a checkout::
+
+    REQUESTED ---> HELD ---> ENDED ---> REPORTED
+        |                      ^
+        +----------------------+
+
+    REQUESTED   the caller asks: an idle connection is taken, or the caller waits in the queue
+    HELD        the checkout has a connection: `Checkout.is_held`
+    ENDED       the connection was returned or lost, or the request failed
+    REPORTED    the observer was notified of the end, if there is one: `Checkout.is_reported`
+
+A checkout leaves HELD by one atomic step, `release_once`. The ``outcome`` is set before that step, or before the
+failure of a request is counted: `Checkout.has_outcome`.
+
+An interrupt can hit at any line: Ctrl-C, or an exception that a signal handler or another thread raises into this
+thread. The interrupted code cannot say how far it came. Therefore each level that a request or a return passes through
+catches the interrupt and completes the remaining steps. It asks the checkout which steps are done, does each of the
+others, and lets the interrupt pass. `Acquirer.record_failure` completes a request, `Releaser.finish_interrupted` a
+return, and `SlotTable.collect_orphans` removes a slot that no level could put back.
+"""
 
 from __future__ import annotations
 
+import math
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.pool.call_site import describe, path_to, places
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.text import thread_names
@@ -11,10 +37,108 @@ from otel_pgpool.stats import Holder
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from psycopg2.extensions import connection
 
     from otel_pgpool.pool.call_site import Stack
-    from otel_pgpool.pool.slot import Slot
+
+NEVER = math.inf
+AT_ONCE = -math.inf
+
+
+class Slot:
+    """A connection of the pool, or the place reserved for one that is being opened.
+
+    An idle slot owns its connection. While the connection is checked out, ``conn`` is None and only the weak reference
+    ``ref`` is left: the holder has the only strong reference, so that the pool notices when the holder drops it.
+    """
+
+    __slots__ = (
+        "asked_by",
+        "baseline",
+        "checkout",
+        "conn",
+        "evict_reason",
+        "expires",
+        "hold_seconds",
+        "idle_checkouts",
+        "key",
+        "on_drop",
+        "origin",
+        "pid",
+        "ref",
+        "returned",
+        "review_at",
+        "seen",
+        "serial",
+    )
+
+    ref: weakref.ref[connection]
+
+    def __init__(self, asked_by: Checkout | None = None) -> None:
+        self.asked_by = asked_by  # the checkout that waits for this connection
+        self.serial = 0  # 1 for the pool's first connection
+        self.conn: connection | None = None
+        self.checkout: Checkout | None = None  # the checkout that holds the connection
+        self.idle_checkouts = 0  # this total and the next are changed by the holder only, hence without the lock
+        self.hold_seconds = 0.0
+        self.key = 0  # id of the connection
+        self.on_drop: Callable[[weakref.ref[connection]], None] | None = (
+            None  # called if the holder dropped the connection
+        )
+        self.pid = 0
+        self.origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
+        self.baseline: tuple[Any, ...] = ()  # psycopg2's settings after `configure`, which a return restores
+        self.seen = AT_ONCE  # when the connection was last known to be alive
+        self.returned = AT_ONCE  # when it was last returned, if later than `seen`
+        self.expires = NEVER
+        self.review_at = NEVER  # from when on a return calls `_review`: the end of the lifetime, or at once
+        self.evict_reason: str | None = None  # the reason, if the slot is marked for eviction
+
+    @property
+    def idle_since(self) -> float:
+        """When the connection became idle."""
+        return max(self.seen, self.returned)
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether a checkout holds the connection: it has not released, and the connection was taken from the slot."""
+        return self.conn is None and self.checkout is not None and self.checkout.is_held
+
+    def tie(self, conn: connection) -> None:
+        """Track the connection by a weak reference, so that `on_drop` is called if the holder drops it.
+
+        The garbage collector also clears the reference to a connection in a generator that it is about to close,
+        although the generator may then return the connection. Such a return has to track the connection again, which
+        `review_at` ensures.
+        """
+        self.ref = weakref.ref(
+            unwrapped(conn), self._dropped
+        )  # unwrapped, because a cursor refers to the connection and not to its proxy
+
+    def holds(self, conn: connection) -> bool:
+        """Return whether a connection is this slot's.
+
+        If the garbage collector has cleared the weak reference to a connection that survived, the connection is tracked
+        again.
+        """
+        held = self.ref()
+        if held is None and not conn.closed and conn.get_backend_pid() == self.pid:
+            self.tie(conn)
+            return True
+        return held is conn or held is unwrapped(conn)
+
+    def _dropped(self, ref: weakref.ref[connection]) -> None:
+        """Note that the holder dropped the connection. A finalizer, so it does nothing else."""
+        self.review_at = AT_ONCE
+        if self.on_drop is not None:
+            self.on_drop(ref)
+
+    def mark_for_eviction(self, reason: str) -> None:
+        """Mark the slot for eviction at its return. The caller holds the pool's lock."""
+        self.evict_reason = reason
+        self.review_at = AT_ONCE
 
 
 class Attempt(NamedTuple):
@@ -130,6 +254,21 @@ class Checkout:
         self.error_message = message
 
     @property
+    def is_held(self) -> bool:
+        """Whether the checkout holds its connection."""
+        return hasattr(self, "lent")
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether it is known how the checkout ends."""
+        return hasattr(self, "outcome")
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the observer was notified of the checkout's end, or need not be."""
+        return hasattr(self, "ended")
+
+    @property
     def where(self) -> str:
         """The innermost call site of the request, as ``file:line function``."""
         return describe(next(places(self.stack)))
@@ -149,6 +288,18 @@ class Checkout:
             where=self.where,
             trace_id=getattr(self.observed, "trace_id", None),
         )
+
+
+def release_once(checkout: Checkout) -> bool:
+    """End a hold; return False if it has ended before. Of several threads, one gets True.
+
+    The hot path of a return has the two lines of this function instead of a call.
+    """
+    try:
+        del checkout.lent
+    except AttributeError:
+        return False
+    return True
 
 
 class Loan(Checkout):

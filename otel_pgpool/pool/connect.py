@@ -7,19 +7,21 @@ import math
 import random
 import threading
 import weakref
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.driver.attempt import Opening
+from otel_pgpool.driver import session
+from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import lean
 from otel_pgpool.driver.exposure import warn
 from otel_pgpool.driver.notices import bound_notices
 from otel_pgpool.driver.refusal import is_refusal
 from otel_pgpool.driver.reset import remember
-from otel_pgpool.driver.session import close, configure, settings
+from otel_pgpool.observer import Connect
+from otel_pgpool.pool.backoff import delay_after
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import note_end
 from otel_pgpool.runtime.text import class_of, printable
 from otel_pgpool.runtime.wakeup import Wakeup, start, wait_for
@@ -29,78 +31,119 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.observer import Connect
-    from otel_pgpool.pool.connection_pool import ConnectionPool
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.config import PoolConfig
+    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.pool.checkout import Slot
+    from otel_pgpool.pool.core import Core
+    from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.maintenance_thread import MaintenanceThread
+    from otel_pgpool.pool.notifier import Notifier
 
-MOST_CONNECTORS = 3
-AGAIN = 0.25
+MAX_THREADS = 3
+START_RETRY = 0.25
 """Seconds after which a waiter tries again to start a thread, if none could be started."""
-MOST_STUCK = 16
+MAX_STUCK = 16
 """Maximum number of threads whose attempt was given up and has not ended; with more, no attempt is made."""
 CONFIGURE_TIMEOUT = 2 * IO_DEADLINE
 """Seconds for ``configure``, including its commit, after which the attempt is given up."""
-FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-"""Maximum delay in seconds after the first failed attempt, which doubles with each attempt up to the second value."""
 LIFETIME_JITTER = 0.1
 """Fraction by which a lifetime is shortened at random, so that connections of the same age are not closed together."""
-
-logger = logging.getLogger("otel_pgpool")
 
 
 class Connectors:
     """Up to three threads, started on demand; each checks whether a connection is still wanted before it opens one.
 
-    During an outage only one of them, the prober, keeps connecting. When it succeeds, each success starts one more
-    thread, so that the pool refills in steps. The maintenance thread gives up an attempt that does not end.
+    During an outage only one of them, the retry thread, keeps connecting. When it succeeds, each success starts one
+    more thread, so that the pool refills in steps. The maintenance thread gives up an attempt that does not end.
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._core = pool._core
+    def __init__(
+        self,
+        *,
+        owner: object,
+        core: Core,
+        config: PoolConfig,
+        target: Target,
+        notifier: Notifier,
+        discarder: Discarder,
+        maintenance: MaintenanceThread,
+        on_drop: Callable[[weakref.ref[connection]], None],
+    ) -> None:
         self._wakeup = Wakeup()
-        self._pool = weakref.ref(pool, self._wakeup.ring_for)
-        self._threads: set[threading.Thread] = set()  # under the core's lock
-        self._openings: dict[Slot, Opening] = {}  # whoever takes one out tells how it ended
-        self._stuck: dict[Opening, None] = {}  # given up, and not ended yet
+        self._owner = weakref.ref(owner, self._wakeup.ring_for)  # the threads end with it
+        self._core = core
+        self._config = config
+        self._target = target
+        self._notifier = notifier
+        self._discarder = discarder
+        self._maintenance = maintenance
+        self._on_drop = on_drop
+        self._threads: set[threading.Thread] = set()  # those that may connect; under the core's lock
+        self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # for `join`, until each has ended
+        self._attempts: dict[Slot, ConnectAttempt] = {}  # whoever takes one out tells how it ended
+        self._stuck: dict[ConnectAttempt, None] = {}  # given up, and not ended yet
         self._has_warned = False
-        self.lack: BaseException | None = None
-        """Why the last thread could not be started, until one can."""
+        self._start_error: BaseException | None = None  # why the last thread could not be started, until one can
 
-    def kick(self) -> None:
+    # Threads
+
+    def start_if_needed(self) -> None:
         """Start one more thread if one more connection is wanted."""
         thread = None
+        core = self._core
         try:
-            with self._core.lock:
-                if not self._core._wanted() or len(self._threads) >= (1 if self._core.outage else MOST_CONNECTORS):
+            with core.lock:
+                if not core.is_connection_wanted() or len(self._threads) >= (1 if core.outage else MAX_THREADS):
                     return
-                if len(self._stuck) >= MOST_STUCK:
+                if len(self._stuck) >= MAX_STUCK:
                     return
                 thread = threading.Thread(target=self._run, name="otel_pgpool-connector", daemon=True)
                 self._threads.add(thread)
+                self._started.add(thread)
             start(thread)
-            self.lack = None
+            self._start_error = None
         except BaseException as error:
             if thread is not None and thread.ident is None:
-                with self._core.lock:
+                with core.lock:
                     self._threads.discard(thread)
             if not isinstance(error, RuntimeError):
                 raise
-            if self.lack is None:
-                logger.warning(
+            if self._start_error is None:
+                log_safely(
+                    logging.WARNING,
                     "pool %s: no thread can be started to connect: %s; callers that wait connect in their own threads",
-                    self._name(),
+                    core.name,
                     error,
                 )
-            self.lack = lean(error)  # a return may still serve the caller
+            self._start_error = lean(error)  # a return may still serve the caller
 
     def wait_for(self, lock: threading.Lock, deadline: float) -> bool:
         """Wait for a hand-over; if no thread can be started, connect in the calling thread."""
-        while self.lack is not None and (left := deadline - monotonic()) > 0:
+        while self._start_error is not None and (left := deadline - monotonic()) > 0:
             delay = self._connect_here(left)
             if wait_for(lock, min(delay, deadline - monotonic())):
                 return True
-            self.kick()
+            self.start_if_needed()
         return wait_for(lock, deadline - monotonic())
+
+    def last_failure(self) -> tuple[BaseException | None, str]:
+        """Return why no connection can be opened: the last error, and its text, free of secrets."""
+        outage, start_error = self._core.outage, self._start_error
+        if outage is not None:
+            return outage.error, outage.message or class_of(outage.error)
+        if start_error is None:
+            return None, ""
+        return start_error, f"no thread can be started: {printable(str(start_error))}"
+
+    def stop(self) -> None:
+        """Wake the retry thread, which then finds the pool closed."""
+        self._wakeup.ring()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the threads to end, for at most ``seconds`` each."""
+        for thread in list(self._started):
+            if thread is not threading.current_thread() and thread.ident is not None:
+                thread.join(None if seconds == math.inf else max(0.0, seconds))
 
     def _connect_here(self, limit: float) -> float:
         """Do a connector's next step in the calling thread; return the seconds until the following step."""
@@ -110,43 +153,7 @@ class Connectors:
         finally:
             with self._core.lock:
                 self._leave(me)
-        return AGAIN if delay is None else min(delay, AGAIN)
-
-    def give_up_overdue(self, now: float) -> None:
-        """Give up attempts whose present step takes longer than allowed: they count as failed, and others are made."""
-        for opening in [*self._openings.values(), *self._stuck]:
-            opening.cut(now)
-        pool = self._pool()
-        for slot, opening in list(self._openings.items()):
-            if pool is None or not opening.is_overdue(now):
-                continue
-            self._stuck[opening] = None
-            if self._openings.pop(slot, None) is None:  # it has just ended
-                self._stuck.pop(opening, None)
-                continue
-            with self._core.lock:
-                self._leave(opening.thread)
-            self._fail(pool, slot, opening, opening.overdue_error())
-            if len(self._stuck) == MOST_STUCK:
-                logger.error(
-                    "pool %s: %d attempts to connect have not ended; no more are made before one of them ends",
-                    pool.name,
-                    MOST_STUCK,
-                )
-
-    def _name(self) -> str:
-        pool = self._pool()
-        return "" if pool is None else pool.name
-
-    def stop(self) -> None:
-        """Wake the prober, which then finds the pool closed."""
-        self._wakeup.ring()
-
-    def join(self, seconds: float) -> None:
-        """Wait for the threads to end, for at most ``seconds`` each."""
-        for thread in list(self._threads):
-            if thread is not threading.current_thread() and thread.ident is not None:
-                thread.join(None if seconds == math.inf else max(0.0, seconds))
+        return START_RETRY if delay is None else min(delay, START_RETRY)
 
     def _run(self) -> None:
         me = threading.current_thread()
@@ -164,134 +171,157 @@ class Connectors:
 
     def _step(self, me: threading.Thread, limit: float | None = None) -> float | None:
         """Open one connection if one is wanted; return the seconds until the next step, or None to end."""
-        pool = self._pool()
-        if pool is None:
+        owner = self._owner()  # kept for the duration of this step
+        if owner is None:
             return None
-        slot = None
+        core, slot = self._core, None
         try:
-            with self._core.lock:
-                delay = self._turn(me, monotonic()) if len(self._stuck) < MOST_STUCK else None
-                slot = self._core._claim() if delay == 0.0 else None
+            with core.lock:
+                delay = self._retry_delay(me, monotonic()) if len(self._stuck) < MAX_STUCK else None
+                slot = core.reserve_slot() if delay == 0.0 else None
                 if slot is None and not delay:
                     self._leave(me)
                     return None
             if slot is None:
                 return delay
-            self.kick()
-            if self._core.parked:
-                pool._wake_maintenance()  # it gives the attempt up where that does not end
-            return self._connect(pool, slot, limit)
+            self.start_if_needed()
+            if core.parked:
+                self._maintenance.wake()  # it gives the attempt up where that does not end
+            return self._connect(slot, limit)
         except BaseException as error:
-            if slot is not None and slot in self._core.opening:  # an interrupt came where nothing else frees the place
-                self._fail(pool, slot, self._openings.pop(slot) if slot in self._openings else Opening(), error)
+            if slot is not None and slot in core.opening:  # an interrupt came where nothing else frees the place
+                attempt = self._attempts.pop(slot) if slot in self._attempts else ConnectAttempt()
+                self._fail(slot, attempt, error)
             raise
 
-    def _turn(self, me: threading.Thread, now: float) -> float | None:
+    def _retry_delay(self, me: threading.Thread, now: float) -> float | None:
         """Return the seconds until this thread may connect; None if another thread connects during an outage.
 
         The caller holds the core's lock.
         """
-        outage = self._core.outage
-        if outage is None:
+        core = self._core
+        if core.outage is None:
             return 0.0
-        if self._core.prober not in (None, me) or not self._core._wanted():
+        if core.retry_thread not in (None, me) or not core.is_connection_wanted():
             return None
-        self._core.prober = me
-        return max(0.0, outage.next_attempt - now)
+        core.retry_thread = me
+        return max(0.0, core.outage.next_attempt - now)
 
     def _leave(self, me: threading.Thread) -> None:
+        """Forget a thread that connects no more. The caller holds the core's lock."""
         self._threads.discard(me)
-        if self._core.prober is me:
-            self._core.prober = None
+        if self._core.retry_thread is me:
+            self._core.retry_thread = None
 
-    def _connect(self, pool: ConnectionPool, slot: Slot, limit: float | None) -> float | None:
-        warns = partial(self._warn_once, pool._tell, pool._name)
-        opening = self._openings[slot] = Opening(self._attempts() + 1, slot.asked_by, limit, warns)
+    # Attempts
+
+    def give_up_overdue(self, now: float) -> None:
+        """Give up attempts whose present step takes longer than allowed: they count as failed, and others are made."""
+        for attempt in [*self._attempts.values(), *self._stuck]:
+            attempt.cut(now)
+        for slot, attempt in list(self._attempts.items()):
+            if not attempt.is_overdue(now):
+                continue
+            self._stuck[attempt] = None
+            if self._attempts.pop(slot, None) is None:  # it has just ended
+                self._stuck.pop(attempt, None)
+                continue
+            with self._core.lock:
+                self._leave(attempt.thread)
+            self._fail(slot, attempt, attempt.overdue_error())
+            if len(self._stuck) == MAX_STUCK:
+                log_safely(
+                    logging.ERROR,
+                    "pool %s: %d attempts to connect have not ended; no more are made before one of them ends",
+                    self._core.name,
+                    MAX_STUCK,
+                )
+
+    def _connect(self, slot: Slot, limit: float | None) -> float | None:
+        outage = self._core.outage
+        failed_before = 0 if outage is None else outage.attempts
+        attempt = self._attempts[slot] = ConnectAttempt(failed_before + 1, limit, self._warn_once)
         conn = None
         try:
-            conn = pool._target.connect(opening)
-            opening.allow("configure", CONFIGURE_TIMEOUT)
-            prepare(pool, slot, conn)
+            conn = self._target.connect(attempt)
+            attempt.allow("configure", CONFIGURE_TIMEOUT)
+            self._prepare(slot, conn)
         except BaseException as error:
-            given_up = self._openings.pop(slot, None) is None
-            self._stuck.pop(opening, None)
+            given_up = self._attempts.pop(slot, None) is None
+            self._stuck.pop(attempt, None)
             if not given_up:
-                self._fail(pool, slot, opening, opening.overdue_error() if opening.was_cut and conn is None else error)
+                self._fail(slot, attempt, attempt.overdue_error() if attempt.was_cut and conn is None else error)
             if conn is not None:
-                close(conn)
+                session.close(conn)
             if not isinstance(error, Exception):
                 raise
             return None if given_up else 0.0
-        if self._openings.pop(slot, None) is None:
-            self._stuck.pop(opening, None)
-            close(conn)
+        if self._attempts.pop(slot, None) is None:
+            self._stuck.pop(attempt, None)
+            session.close(conn)
             return None
-        reached = printable(conn.info.host or "")
-        connect = opening.ended(address=reached, port=conn.info.port)
-        self._made(pool, slot, conn, connect)
+        address = printable(conn.info.host or "")
+        self._succeed(slot, conn, _describe(attempt, slot, address=address, port=conn.info.port))
         return 0.0
 
-    def _warn_once(self, tell: Callable[..., None], name: str) -> None:
-        """Log that secrets are exposed, once for each pool."""
+    def _prepare(self, slot: Slot, conn: connection) -> None:
+        """Prepare a new connection: call ``configure``, set its lifetime, and store what a return restores."""
+        config = self._config
+        slot.origin = session.settings(conn)
+        bound_notices(conn)
+        if config.reset is not None:  # it may be `reset_session`, or call it
+            remember(conn)
+        if config.configure is not None:
+            session.configure(conn, config.configure)
+        now = monotonic()
+        slot.pid = conn.get_backend_pid()
+        slot.baseline = session.settings(conn)
+        slot.key = id(conn)
+        slot.on_drop = self._on_drop
+        slot.tie(conn)
+        slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
+
+    def _warn_once(self) -> None:
+        """Log that credentials are exposed, once for each pool."""
         with self._core.lock:
             is_first, self._has_warned = not self._has_warned, True
         if is_first:
-            tell(warn, name)
+            warn(self._core.name)
 
-    def _attempts(self) -> int:
-        """Return the number of failed attempts since the server was last reached."""
-        outage = self._core.outage
-        return 0 if outage is None else outage.attempts
-
-    def _fail(self, pool: ConnectionPool, slot: Slot, opening: Opening, error: BaseException) -> None:
-        longest = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(opening.number - 1, 16))
-        delay = random.uniform(0, longest)  # nosec B311 # noqa: S311 - jitter
-        text = ""
-        try:
-            text = opening.message_of(error, pool._target)
-        finally:
-            self._missed(pool, slot, opening.ended(error=lean(error), message=text), delay)
-
-    def _made(self, pool: ConnectionPool, slot: Slot, conn: connection, connect: Connect) -> None:
-        reason, ended = self._core.deliver(slot, conn, connect.ended)
-        observer = pool._observer
+    def _succeed(self, slot: Slot, conn: connection, connect: Connect) -> None:
+        reason, ended = self._core.connect_succeeded(slot, conn, connect.ended)
+        notifier, observer = self._notifier, self._notifier.observer
         if observer is not None:
-            pool._tell(observer.connected, connect)
+            notifier.tell(observer.connected, connect)
             if ended is not None and not ended.is_refusal:
-                pool._tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
+                notifier.tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
         if reason is not None:
             slot.conn = conn
-            pool._discard([slot], reason)
+            self._discarder.discard([slot], reason)
         elif self._core.parked:
-            pool._wake_maintenance()  # there is a lifetime to watch
+            self._maintenance.wake()  # there is a lifetime to watch
 
-    def _missed(self, pool: ConnectionPool, slot: Slot, connect: Connect, delay: float) -> None:
-        error = connect.error
-        assert error is not None  # nosec B101 # noqa: S101 - a failed attempt has one
-        attempt = Attempt(connect.ended, class_of(error), delay, connect.message)
-        began, ended = self._core.miss(slot, attempt, error, began=connect.began, is_refusal=is_refusal(error))
-        observer = pool._observer
-        if observer is not None:
-            pool._tell(observer.connect_failed, connect)
-            if began:
-                pool._tell(observer.outage_started, connect)
-            if ended is not None:
-                pool._tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
+    def _fail(self, slot: Slot, attempt: ConnectAttempt, error: BaseException) -> None:
+        delay = delay_after(attempt.number)
+        message = ""
+        try:
+            message = attempt.message_of(error, self._target)
+        finally:
+            error = lean(error)
+            connect = _describe(attempt, slot, error=error, message=message)
+            failed = Attempt(connect.ended, class_of(error), delay, message)
+            began, ended = self._core.connect_failed(
+                slot, failed, error, began=connect.began, is_refusal=is_refusal(error)
+            )
+            notifier, observer = self._notifier, self._notifier.observer
+            if observer is not None:
+                notifier.tell(observer.connect_failed, connect)
+                if began:
+                    notifier.tell(observer.outage_started, connect)
+                if ended is not None:
+                    notifier.tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
 
 
-def prepare(pool: ConnectionPool, slot: Slot, conn: connection) -> None:
-    """Prepare a new connection: call ``configure``, set its lifetime, and store what a return restores."""
-    config = pool._config
-    slot.origin = settings(conn)
-    bound_notices(conn)
-    if config.reset is not None:  # it may be `reset_session`, or call it
-        remember(conn)
-    if config.configure is not None:
-        configure(conn, config.configure)
-    now = monotonic()
-    slot.pid = conn.get_backend_pid()
-    slot.baseline = settings(conn)
-    slot.key = id(conn)
-    slot.on_drop = pool._dropped.append
-    slot.tie(conn)
-    slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
+def _describe(attempt: ConnectAttempt, slot: Slot, **outcome: Any) -> Connect:
+    """Return the description of an attempt that has ended; ``outcome`` are further fields of `Connect`."""
+    return Connect(attempt.number, attempt.began, monotonic(), slot.asked_by, **outcome)

@@ -2,130 +2,208 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import describe, lean
-from otel_pgpool.driver.session import PING_AFTER, is_readable, ping, readable
+from otel_pgpool.driver.session import PING_AFTER, is_readable, ping
 from otel_pgpool.errors import error_type
-from otel_pgpool.pool.checkout import Attempt
-from otel_pgpool.pool.slot import NEVER
+from otel_pgpool.pool.checkout import NEVER, Attempt
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg2.extensions import connection
 
-    from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.connection_pool import ConnectionPool
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.config import Check
+    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.pool.checkout import Checkout, Slot
+    from otel_pgpool.pool.core import Core
+    from otel_pgpool.pool.discard import Discarder
 
-LOOKING = 0.1
+CHECK_BUDGET = 0.1
 """Seconds that all checks within a checkout may take together, even if the checkout's timeout leaves less."""
 
-LEAST_LOOK = 0.02
+MIN_CHECK = 0.02
+"""Seconds that each check may take at least."""
 
-PATIENCE = 1.0
+MIN_FIRST_CHECK = 1.0
 """Seconds that a server behind a slow network may take to answer.
 
 A check may take longer if a checkout has more time; half of the remaining time is kept for another connection.
 """
 
 
-def is_alive(pool: ConnectionPool, checkout: Checkout, conn: connection, limit: float) -> bool:
-    """Check a connection that was idle: accept it, or discard it together with every other dead one.
+class Strategy(Protocol):
+    """A way to check a connection."""
 
-    Args:
-        pool: the pool.
-        checkout: the checkout that has taken the connection.
-        conn: the connection.
-        limit: when the check must end, as a reading of the clock in seconds.
-    """
-    core, slot, now = pool._core, checkout.slot, monotonic()
-    if now >= slot.expires:
-        core.withdraw(checkout)
-        slot.conn = conn
-        pool._discard([slot], "expired", None, checkout)
-        return False
-    try:
-        _ask(pool, slot, conn, now, _bound(_first_half(limit, now), now))
-    except BaseException as failure:
-        asynchronous = is_asynchronous(failure)
-        error = lean(failure)
-        told = describe(pool._target, error) if pool._config.check == "auto" else ""
-        reason = "broken" if pool._config.check == "auto" or conn.closed else "check_failed"
-        dead: list[Slot] = []
-        try:
-            core.withdraw(checkout, Attempt(monotonic(), error_type(error), 0.0, told), error)
+    is_own: bool
+    """Whether the check is the pool's own. The text of an application's error is not shown, as it may hold anything."""
+
+    def run(self, conn: connection, unseen: float, seconds: float) -> None:
+        """Check a connection that a checkout has taken, and that was last known alive ``unseen`` seconds ago.
+
+        Raises:
+            Exception: the connection must not be used.
+        """
+
+    def query(self, conn: connection, seconds: float) -> None:
+        """Check a connection by a round trip to the server.
+
+        Raises:
+            Exception: the connection must not be used.
+        """
+
+
+class AutoCheck:
+    """The default: poll the socket, and query the server after a long time without use."""
+
+    is_own = True
+
+    def run(self, conn: connection, unseen: float, seconds: float) -> None:
+        """Poll the socket; query the server if the socket is readable or the connection was not used for long."""
+        if unseen > PING_AFTER or is_readable(conn):
+            ping(conn, None, seconds)
+
+    def query(self, conn: connection, seconds: float) -> None:
+        """Run ``SELECT 1``."""
+        ping(conn, None, seconds)
+
+
+class CallableCheck:
+    """A check by a function of the application."""
+
+    is_own = False
+
+    def __init__(self, check: Callable[[connection], object]) -> None:
+        self._check = check
+
+    def run(self, conn: connection, unseen: float, seconds: float) -> None:  # noqa: ARG002 - a strategy's signature
+        """Call the function."""
+        ping(conn, self._check, seconds)
+
+    def query(self, conn: connection, seconds: float) -> None:
+        """Call the function."""
+        ping(conn, self._check, seconds)
+
+
+class NoCheck:
+    """No check when a connection is taken. Only `ConnectionPool.check` and a sweep query the server."""
+
+    is_own = False
+
+    def run(self, conn: connection, unseen: float, seconds: float) -> None:
+        """Accept the connection."""
+
+    def query(self, conn: connection, seconds: float) -> None:
+        """Run ``SELECT 1``."""
+        ping(conn, None, seconds)
+
+
+def strategy_of(check: Check) -> Strategy:
+    """Return the strategy for the pool's option ``check``."""
+    if check is None:
+        return NoCheck()
+    return AutoCheck() if check == "auto" else CallableCheck(check)
+
+
+class HealthCheck:
+    """The checks of one pool's idle connections."""
+
+    def __init__(self, core: Core, check: Check, target: Target, discarder: Discarder) -> None:
+        self._core = core
+        self._strategy = strategy_of(check)
+        self._target = target
+        self._discarder = discarder
+
+    def is_alive(self, checkout: Checkout, conn: connection, limit: float) -> bool:
+        """Check a connection that was idle: accept it, or discard it together with every other dead one.
+
+        Args:
+            checkout: the checkout that has taken the connection.
+            conn: the connection.
+            limit: when the check must end, as a reading of the clock in seconds.
+        """
+        core, slot, now = self._core, checkout.slot, monotonic()
+        if now >= slot.expires:
+            core.reject_taken(checkout)
             slot.conn = conn
-            if not asynchronous:
-                dead = sweep(pool, limit)
-        finally:
-            pool._discard([slot, *dead], reason, error, checkout)
-        if asynchronous:
+            self._discarder.discard([slot], DiscardReason.EXPIRED, None, checkout)
+            return False
+        try:
+            self._strategy.run(conn, now - slot.seen, _bound(_first_half(limit, now), now))
+        except BaseException as failure:
+            asynchronous = is_asynchronous(failure)
+            error = lean(failure)
+            message = describe(self._target, error) if self._strategy.is_own else ""
+            is_broken = self._strategy.is_own or conn.closed
+            reason = DiscardReason.BROKEN if is_broken else DiscardReason.CHECK_FAILED
+            dead: list[Slot] = []
+            try:
+                core.reject_taken(checkout, Attempt(monotonic(), error_type(error), 0.0, message), error)
+                slot.conn = conn
+                if not asynchronous:
+                    dead = self._sweep(limit)
+            finally:
+                self._discarder.discard([slot, *dead], reason, error, checkout)
+            if asynchronous:
+                raise
+            return False
+        core.accept(checkout, monotonic())
+        return True
+
+    def check_all(self) -> None:
+        """Check every idle connection with a query, one after the other, and discard those that do not answer."""
+        for suspect in self._core.idle_slots():
+            dead = self._find_dead(self._core.begin_check([suspect]), NEVER)
+            self._discarder.discard(dead, DiscardReason.CHECK_FAILED)
+
+    def _sweep(self, limit: float) -> list[Slot]:
+        """Set aside every dead idle connection; keep those whose socket is readable only because of a notice."""
+        suspects = [
+            (slot, since)
+            for slot, since in self._core.idle_slots()
+            if (conn := slot.conn) is not None and is_readable(conn)
+        ]
+        return self._find_dead(self._core.begin_check(suspects), limit)
+
+    def _find_dead(self, aside: list[Slot], limit: float) -> list[Slot]:
+        """Check slots that were set aside; return those to be closed, and make the others available again."""
+        dead = []
+        try:
+            while aside:
+                slot = aside[-1]
+                now = monotonic()
+                if now > limit + CHECK_BUDGET or not self._responds(slot, _bound(limit, now)):
+                    self._core.check_failed(slot)
+                    dead.append(slot)
+                elif (reason := self._core.check_passed(slot, monotonic())) is not None:
+                    self._discarder.discard([slot], reason)
+                aside.pop()
+        except BaseException:
+            dead += [slot for slot in aside if self._core.check_failed(slot) and slot not in dead]
+            self._discarder.discard(dead, DiscardReason.BROKEN)
             raise
-        return False
-    core.confirm(checkout, monotonic())
-    return True
+        return dead
+
+    def _responds(self, slot: Slot, seconds: float) -> bool:
+        try:
+            if slot.conn is None:
+                return False
+            self._strategy.query(slot.conn, seconds)
+        except Exception as failure:  # whatever was raised, the connection must not be handed over
+            if is_asynchronous(failure):
+                raise
+            return False
+        return True
 
 
 def _first_half(limit: float, now: float) -> float:
-    return min(limit, max(now + PATIENCE, (now + limit) / 2))
+    return min(limit, max(now + MIN_FIRST_CHECK, (now + limit) / 2))
 
 
 def _bound(limit: float, now: float) -> float:
-    return min(IO_DEADLINE, max(LEAST_LOOK, limit - now))
-
-
-def _ask(pool: ConnectionPool, slot: Slot, conn: connection, now: float, bound: float) -> None:
-    check = pool._config.check
-    if check == "auto":
-        if now - slot.seen > PING_AFTER or is_readable(conn):
-            ping(conn, None, bound)
-    elif check is not None:
-        ping(conn, check, bound)
-
-
-def sweep(pool: ConnectionPool, limit: float) -> list[Slot]:
-    """Set aside every dead idle connection; keep those whose socket is readable only because of a notice."""
-    core = pool._core
-    return _dead(pool, core.inspect(readable(core.idle_slots())), limit)
-
-
-def check_all(pool: ConnectionPool) -> None:
-    """Check every idle connection with a query, one after the other, and discard those that do not answer."""
-    for suspect in pool._core.idle_slots():
-        pool._discard(_dead(pool, pool._core.inspect([suspect]), NEVER), "check_failed")
-
-
-def _dead(pool: ConnectionPool, aside: list[Slot], limit: float) -> list[Slot]:
-    """Check slots that were set aside; return those to be closed, and make the others available again."""
-    dead = []
-    try:
-        while aside:
-            slot = aside[-1]
-            now = monotonic()
-            if now > limit + LOOKING or not _answers(pool, slot, _bound(limit, now)):
-                pool._core.reject(slot)
-                dead.append(slot)
-            elif (reason := pool._core.restore(slot, monotonic())) is not None:
-                pool._discard([slot], reason)
-            aside.pop()
-    except BaseException:
-        dead += [slot for slot in aside if pool._core.reject(slot) and slot not in dead]
-        pool._discard(dead, "broken")
-        raise
-    return dead
-
-
-def _answers(pool: ConnectionPool, slot: Slot, bound: float) -> bool:
-    check = pool._config.check
-    try:
-        if slot.conn is None:
-            return False
-        ping(slot.conn, check if callable(check) else None, bound)
-    except Exception as failure:  # whatever was raised, the connection must not be handed over
-        if is_asynchronous(failure):
-            raise
-        return False
-    return True
+    return min(IO_DEADLINE, max(MIN_CHECK, limit - now))

@@ -2,93 +2,112 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from otel_pgpool.pool.release import settle
+from otel_pgpool.pool.core import State
+from otel_pgpool.pool.snapshot import take_snapshot
 from otel_pgpool.pool.utilization import TICK, Level
-from otel_pgpool.runtime.background import Watcher
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
     import weakref
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.pool.connection_pool import ConnectionPool
+    from otel_pgpool.config import PoolConfig
+    from otel_pgpool.pool.collected import Dropped
+    from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.core import Core
+    from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.pool.release import Releaser
 
-LEAST_TICK = 0.01
+MIN_PAUSE = 0.01
+"""Minimum number of seconds between two passes."""
 
 RECLAIM_AFTER = 0.05
 """Seconds between the first sight of a dropped connection and its reclaim."""
 
 
-class Maintenance(Watcher["ConnectionPool"]):
-    """The maintenance thread of a pool.
+class Maintenance:
+    """The passes of a pool's maintenance, made by `MaintenanceThread`.
 
-    The thread sleeps until the next deadline. While connections are checked out it also samples the utilization every
-    `TICK` seconds. After a `TICK` without a checkout it parks: the next checkout wakes it, which costs that checkout
-    some 100 us.
+    While connections are checked out a pass also samples the utilization, every `TICK` seconds. After a `TICK` without
+    a checkout the thread parks.
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        super().__init__(pool, pool._wakeup, "otel_pgpool-maintenance")
+    def __init__(
+        self,
+        *,
+        core: Core,
+        config: PoolConfig,
+        notifier: Notifier,
+        discarder: Discarder,
+        releaser: Releaser,
+        connectors: Connectors,
+        dropped: Dropped,
+    ) -> None:
+        self._core = core
+        self._max_idle = config.max_idle
+        self._notifier = notifier
+        self._discarder = discarder
+        self._releaser = releaser
+        self._connectors = connectors
+        self._queue_of_dropped = dropped
         self._level = Level(monotonic())
         self._served = 0  # number of checkouts at the last pass
         self._dropped: list[weakref.ref[connection]] = []  # dropped since the last pass
 
-    def _look(self, pool: ConnectionPool) -> float | None:
+    def run_once(self) -> float | None:
         """Do what is due; return the seconds until the next pass, or None to end the thread."""
-        core = pool._core
+        core = self._core
         now = monotonic()
-        self._settle(pool)
-        self._reclaim(pool, now)
-        for reason, slots in core.retire(now, pool._config.max_idle).items():
-            pool._discard(slots, reason)
-        pool._connectors.give_up_overdue(now)
-        pool._connectors.kick()
-        self._report(pool, now)
-        parked = self._is_quiet(core) and self._level.settled and core.park()
-        if pool.closed and not core.used:
+        self._releaser.complete_deferred()
+        self._reclaim(now)
+        for reason, slots in core.evict_expired(now, self._max_idle).items():
+            self._discarder.discard(slots, reason)
+        self._connectors.give_up_overdue(now)
+        self._connectors.start_if_needed()
+        self._report(now)
+        parked = self._is_quiet() and self._level.settled and core.park()
+        if core.state is State.CLOSED and not core.used:
             return None
-        seconds = max(0.0, core.next_deadline(pool._config.max_idle) - monotonic())
+        seconds = max(0.0, core.next_deadline(self._max_idle) - monotonic())
         if self._dropped:
             return RECLAIM_AFTER
         # A hold that begins after this pass cannot be long before another `long_hold` has passed.
-        return seconds if parked else min(seconds, TICK, max(core.long_hold, LEAST_TICK))
+        return seconds if parked else min(seconds, TICK, max(core.long_hold, MIN_PAUSE))
 
-    def _is_quiet(self, core: Core) -> bool:
+    def _is_quiet(self) -> bool:
         """Return whether there was no checkout since the last pass."""
-        before, self._served = self._served, sum(core.checkouts().values())
+        before, self._served = self._served, sum(self._core.checkouts().values())
         return self._served == before
 
-    def _settle(self, pool: ConnectionPool) -> None:
-        """Complete the returns that happened inside the garbage collector."""
-        while pool._deferred:
-            checkout, conn, close = pool._deferred.popleft()
-            settle(pool, checkout, conn, None, close=close)
-
-    def _reclaim(self, pool: ConnectionPool, now: float) -> None:
+    def _reclaim(self, now: float) -> None:
         """Reclaim connections dropped before the last pass.
 
         The delay is for generators: one that is being collected may return its connection right after dropping it.
         """
-        dropped, self._dropped = self._dropped, pool._dropped.drain()
-        for checkout in pool._core.reclaim(dropped, now):
+        dropped, self._dropped = self._dropped, self._queue_of_dropped.drain()
+        observer = self._notifier.observer
+        for checkout in self._core.reclaim(dropped, now):
             checkout.released = now
-            checkout.outcome = "reclaimed"
-            pool._connectors.kick()
-            if pool._observer is not None:
-                pool._tell(pool._observer.reclaimed, checkout)
-        pool._discard(pool._core.recover(now), "reclaimed")
+            checkout.outcome = Outcome.RECLAIMED
+            self._connectors.start_if_needed()
+            if observer is not None:
+                self._notifier.tell(observer.reclaimed, checkout)
+        self._discarder.discard(self._core.collect_orphans(now), DiscardReason.RECLAIMED)
 
-    def _report(self, pool: ConnectionPool, now: float) -> None:
-        overdue = pool._core.flag_long_holds(now)
-        observer = pool._observer
+    def _report(self, now: float) -> None:
+        """Notify the observer of long holds, and of a change of the utilization."""
+        overdue = self._core.flag_long_holds(now)
+        observer = self._notifier.observer
         if observer is None:
             return
         for checkout in overdue:
-            pool._tell(observer.held_long, checkout)
-        change = self._level.look(now, pool.stats)
+            self._notifier.tell(observer.held_long, checkout)
+        change = self._level.look(now, partial(take_snapshot, self._core))
         if change is not None:
-            pool._tell(observer.utilization_changed, *change)
+            self._notifier.tell(observer.utilization_changed, *change)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Forked(Protocol):
     """A pool that has to be reset in a forked child."""
 
-    def _after_fork(self) -> None: ...
+    def restart_after_fork(self) -> None:
+        """Reset the pool."""
 
 
 FIRST_NUMBER = 2
@@ -86,7 +87,7 @@ def _after_fork() -> None:
     _lock = threading.RLock()
     for pool in list(_pools):
         try:
-            pool._after_fork()
+            pool.restart_after_fork()
         except Exception as error:  # noqa: BLE001 - a subclass may raise anything; the other pools still have to be reset
             log_failure("could not reset a pool in the forked child", error)
 

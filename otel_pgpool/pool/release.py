@@ -1,108 +1,200 @@
-"""The slow path of a return: end the transaction, restore the settings, or discard the connection."""
+"""The return of a connection: end the transaction, reset the session, and release the connection or discard it."""
 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from typing import TYPE_CHECKING
 
-from otel_pgpool.driver import deadline as _deadline
-from otel_pgpool.driver import session as _connection
+from otel_pgpool.driver import session
+from otel_pgpool.driver.deadline import sever
 from otel_pgpool.driver.error_text import describe, lean
 from otel_pgpool.errors import error_type
+from otel_pgpool.pool.core import NOT_HELD
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_asynchronous
 from otel_pgpool.runtime.gc_state import is_collecting_here
+from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
+    from otel_pgpool.config import PoolConfig
+    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.connection_pool import ConnectionPool
+    from otel_pgpool.pool.core import Core
+    from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.runtime.wakeup import Wakeup
 
 
-def finish(pool: ConnectionPool, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
-    """End a ``with`` block: commit or roll back, and release the connection.
+class Releaser:
+    """Takes connections back from their holders."""
 
-    Raises:
-        BaseException: the commit failed, after a clean exit of the block.
-    """
-    if not pool._core.holds(checkout):
-        pool._abandon(checkout)
-        checkout.ended = True
-        return
-    checkout.outcome = "rolled_back"
-    if exc is not None and is_collecting_here():
-        pool._defer(checkout, conn)
-        return
-    try:
-        if exc is None and _connection.commit(conn):
-            checkout.outcome = "committed"
-    except BaseException as failure:
-        checkout.fail(error_type(failure), describe(pool._target, failure))
-        settle(pool, checkout, conn, failure)
-        raise
-    if exc is None and pool._reset is None and _connection.is_clean(conn, checkout.slot):
-        pool._give_back(checkout, conn)
-    else:
-        settle(pool, checkout, conn, exc)
+    def __init__(
+        self,
+        *,
+        core: Core,
+        config: PoolConfig,
+        target: Target,
+        notifier: Notifier,
+        discarder: Discarder,
+        wakeup: Wakeup,
+    ) -> None:
+        self._core = core
+        self._reset = config.reset
+        self._configure = config.configure
+        self._target = target
+        self._notifier = notifier
+        self._discarder = discarder
+        self._wakeup = wakeup
+        self._deferred: deque[tuple[Checkout, connection, bool]] = deque()  # True: close
 
+    def end_block(self, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
+        """End a ``with`` block: commit or roll back, and release the connection.
 
-def rescue(pool: ConnectionPool, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
-    """Complete a return that an interrupt cut short; do nothing if only the commit failed."""
-    if hasattr(checkout, "lent"):
-        if not hasattr(checkout, "outcome"):
-            checkout.outcome = "rolled_back"
-        settle(pool, checkout, conn, None, close=close)
-    elif pool._observer is not None and not hasattr(checkout, "ended"):
-        checkout.released = monotonic()
-        pool._tell(pool._observer.released, checkout)
-
-
-def settle(
-    pool: ConnectionPool, checkout: Checkout, conn: connection, error: BaseException | None, *, close: bool = False
-) -> None:
-    """Reset the connection and release it, or discard it if it cannot be used again.
-
-    Only exceptions that are raised into this thread from outside pass through: an interrupt, or what a signal handler
-    raised. While the interpreter is finalizing no thread can be started to bound the calls to the server, so that the
-    connection is not returned.
-    """
-    if sys.is_finalizing():
-        pool._defer(checkout, conn, close=close)
-        return
-    reason: str | None = "reset_failed"
-    cause: BaseException | None = None
-    try:
-        reason, cause = ("returned_closed", None) if close else _fitness(pool, checkout, conn, error)
-    finally:
-        if reason == "returned_closed" or (reason is not None and checkout.outcome != "committed"):
-            checkout.outcome = "discarded"
-            if cause is not None and cause is not error and checkout.error_type is None:
-                checkout.fail(error_type(cause), describe(pool._target, cause))
-        pool._give_back(checkout, conn, reason, cause)
-
-
-def _fitness(
-    pool: ConnectionPool, checkout: Checkout, conn: connection, error: BaseException | None
-) -> tuple[str | None, BaseException | None]:
-    """Reset a returned connection; return why it cannot be used again, or None, and the error that shows it."""
-    closed: int = conn.closed  # 2 if libpq closed it; the type stubs say bool
-    if closed:
-        return ("broken" if closed == _connection.BROKEN else "returned_closed"), error
-    status = conn.get_transaction_status()
-    if (
-        status == _connection.ACTIVE
-    ):  # another thread uses it; cut it now, since between two statements it would look idle
-        _deadline.sever(conn)
-    if status in _connection.UNUSABLE or _connection.ended_session(error):
-        return "broken", error
-    refused = checkout.block and _connection.refused_writing(error, conn)
-    try:
-        _connection.tidy(conn, checkout.slot, pool._reset, pool._config.configure)
-        if refused and _connection.is_read_only_server(conn):
-            pool._discard(pool._core.drain("read_only"), "read_only", error, checkout)
-    except BaseException as failure:
-        if is_asynchronous(failure):
+        Raises:
+            BaseException: the commit failed, after a clean exit of the block.
+        """
+        if not self._core.holds(checkout):
+            self._abandon(checkout)
+            return
+        checkout.outcome = Outcome.ROLLED_BACK
+        if exc is not None and is_collecting_here():
+            self._defer(checkout, conn)
+            return
+        try:
+            if exc is None and session.commit(conn):
+                checkout.outcome = Outcome.COMMITTED
+        except BaseException as failure:
+            checkout.fail(error_type(failure), describe(self._target, failure))
+            self.reset_and_release(checkout, conn, failure)
             raise
-        return ("broken" if conn.closed else "reset_failed"), lean(failure)
-    return None, None
+        if exc is None and self._reset is None and session.is_clean(conn, checkout.slot.baseline):
+            self._release(checkout, conn)
+        else:
+            self.reset_and_release(checkout, conn, exc)
+
+    def release_by_hand(self, checkout: Checkout, conn: connection, *, close: bool) -> None:
+        """Release the connection of a ``putconn``, or close it."""
+        try:
+            checkout.outcome = Outcome.RELEASED
+            if is_collecting_here():
+                self._defer(checkout, conn, close=close)
+            elif not close and self._reset is None and session.is_clean(conn, checkout.slot.baseline):
+                self._release(checkout, conn)
+            else:
+                self.reset_and_release(checkout, conn, None, close=close)
+        except BaseException:
+            self.finish_interrupted(checkout, conn, close=close)
+            raise
+
+    def finish_interrupted(self, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
+        """Complete a return that an interrupt cut short; do nothing if only the commit failed."""
+        if checkout.is_held:
+            if not checkout.has_outcome:
+                checkout.outcome = Outcome.ROLLED_BACK
+            self.reset_and_release(checkout, conn, None, close=close)
+        elif self._notifier.observer is not None and not checkout.is_reported:
+            checkout.released = monotonic()
+            self._notifier.tell(self._notifier.observer.released, checkout)
+
+    def reset_and_release(
+        self, checkout: Checkout, conn: connection, error: BaseException | None, *, close: bool = False
+    ) -> None:
+        """Reset the session and release the connection, or discard it if it cannot be used again.
+
+        Only exceptions that are raised into this thread from outside pass through: an interrupt, or what a signal
+        handler raised. While the interpreter is finalizing no thread can be started to bound the calls to the server,
+        so that the connection is not returned.
+        """
+        if sys.is_finalizing():
+            self._defer(checkout, conn, close=close)
+            return
+        reason: DiscardReason | None = DiscardReason.RESET_FAILED
+        cause: BaseException | None = None
+        try:
+            reason, cause = (
+                (DiscardReason.RETURNED_CLOSED, None) if close else self._reset_or_reason(checkout, conn, error)
+            )
+        finally:
+            is_closed = reason is DiscardReason.RETURNED_CLOSED
+            if is_closed or (reason is not None and checkout.outcome != Outcome.COMMITTED):
+                checkout.outcome = Outcome.DISCARDED
+                if cause is not None and cause is not error and checkout.error_type is None:
+                    checkout.fail(error_type(cause), describe(self._target, cause))
+            self._release(checkout, conn, reason, cause)
+
+    def _reset_or_reason(
+        self, checkout: Checkout, conn: connection, error: BaseException | None
+    ) -> tuple[DiscardReason | None, BaseException | None]:
+        """Reset a returned connection; return why it cannot be used again, or None, and the error that shows it."""
+        closed: int = conn.closed  # 2 if libpq closed it; the type stubs say bool
+        if closed:
+            is_broken = closed == session.BROKEN
+            return (DiscardReason.BROKEN if is_broken else DiscardReason.RETURNED_CLOSED), error
+        status = conn.get_transaction_status()
+        if status == session.ACTIVE:  # another thread uses it; cut it now, as between two statements it would look idle
+            sever(conn)
+        if status in session.UNUSABLE or session.ended_session(error):
+            return DiscardReason.BROKEN, error
+        refused = checkout.block and session.refused_writing(error, conn)
+        slot = checkout.slot
+        try:
+            slot.baseline = session.restore(conn, slot.baseline, slot.origin, self._reset, self._configure)
+            if refused and session.is_read_only_server(conn):
+                evicted = self._core.drain(DiscardReason.READ_ONLY)
+                self._discarder.discard(evicted, DiscardReason.READ_ONLY, error, checkout)
+        except BaseException as failure:
+            if is_asynchronous(failure):
+                raise
+            return (DiscardReason.BROKEN if conn.closed else DiscardReason.RESET_FAILED), lean(failure)
+        return None, None
+
+    def _release(
+        self, checkout: Checkout, conn: connection, reason: str | None = None, cause: BaseException | None = None
+    ) -> None:
+        now = monotonic()
+        verdict = self._core.release(checkout, conn, now, reason)
+        self.complete(checkout, conn, now, verdict, cause)
+
+    def complete(
+        self,
+        checkout: Checkout,
+        conn: connection,
+        now: float,
+        verdict: str | None,
+        cause: BaseException | None = None,
+    ) -> None:
+        """Act on the answer of `Core.release`, and notify the observer."""
+        if verdict is not None:
+            if verdict is NOT_HELD:
+                self._abandon(checkout)
+                return
+            checkout.slot.conn = conn
+            self._discarder.discard([checkout.slot], verdict, cause, checkout)
+        observer = self._notifier.observer
+        if observer is not None:
+            checkout.released = now
+            try:
+                observer.released(checkout)
+            except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
+                self._notifier.lament(error)
+            checkout.ended = True
+
+    def _abandon(self, checkout: Checkout) -> None:
+        """Notify the observer of a checkout that returns no connection: returned before, or a parent process's."""
+        if self._notifier.observer is not None:
+            self._notifier.tell(self._notifier.observer.abandoned, checkout)
+        checkout.ended = True
+
+    def _defer(self, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
+        """Leave a return to the maintenance thread, because the garbage collector is running in this thread."""
+        self._deferred.append((checkout, conn, close))
+        self._wakeup.ring()
+
+    def complete_deferred(self) -> None:
+        """Complete the returns that happened inside the garbage collector. Called by the maintenance thread."""
+        while self._deferred:
+            checkout, conn, close = self._deferred.popleft()
+            self.reset_and_release(checkout, conn, None, close=close)

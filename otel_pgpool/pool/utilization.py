@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.stats import CRITICAL_UTILIZATION, HIGH_UTILIZATION
+from otel_pgpool.types import PoolStatus, UtilizationLevel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ class Level:
     The level changes when two consecutive samples agree, so that a pool with one connection does not flap.
     """
 
-    NAMES = ("normal", "high", "critical")
+    NAMES = tuple(UtilizationLevel)
 
     def __init__(self, now: float = 0.0) -> None:
         self._level = 0
@@ -61,8 +62,11 @@ class Level:
         )
 
 
-def level_name(utilization: float) -> str:
-    """Return the name of a utilization level as in `PoolStats.status`."""
+def status_of(utilization: float) -> PoolStatus:
+    """Return the status of an open pool whose server is reached."""
     if utilization >= CRITICAL_UTILIZATION:
-        return "critical"
-    return "high" if utilization >= HIGH_UTILIZATION else "ok"
+        return PoolStatus.CRITICAL
+    return PoolStatus.HIGH if utilization >= HIGH_UTILIZATION else PoolStatus.OK
+
+
+level_name = status_of

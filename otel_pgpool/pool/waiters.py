@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout
 
 
-class Sleeper:
+class OneShotEvent:
     """A sleeping thread, which another thread wakes by releasing a raw lock."""
 
     __slots__ = ("error", "lock")
@@ -23,13 +23,13 @@ class Sleeper:
         self.lock = threading.Lock()
         self.lock.acquire()
 
-    def wake(self, error: BaseException | None = None) -> None:
+    def set(self, error: BaseException | None = None) -> None:
         """Wake the thread, with an error or without one."""
         self.error = error
         self.lock.release()
 
 
-class Waiter(Sleeper):
+class Waiter(OneShotEvent):
     """A caller in the queue for a connection."""
 
     __slots__ = ("checkout", "conn")
@@ -76,4 +76,4 @@ class Queue(OrderedDict["Checkout", Waiter]):
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         """Remove a waiter and wake it with an error."""
         self.leave(waiter.checkout)
-        waiter.wake(error)
+        waiter.set(error)

@@ -12,6 +12,8 @@ from otel_pgpool.runtime.gevent import is_outdated
 from otel_pgpool.runtime.wakeup import start
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_pgpool.runtime.wakeup import Wakeup
 
 Subject = TypeVar("Subject")
@@ -26,12 +28,18 @@ class Watcher(Generic[Subject]):
     It has a weak reference to its subject, and ends with the subject.
     """
 
-    def __init__(self, subject: Subject, wakeup: Wakeup, name: str) -> None:
+    def __init__(self, subject: Subject | None, wakeup: Wakeup, name: str) -> None:
         self._wakeup = wakeup
-        self._subject = weakref.ref(subject, self._wakeup.ring_for)
+        self._subject: Callable[[], Subject | None] = lambda: None
         self._name = name
         self._lock = threading.Lock()  # guards the start of the thread, nothing else
         self._thread: threading.Thread | None = None
+        if subject is not None:
+            self.serve(subject)
+
+    def serve(self, subject: Subject) -> None:
+        """Set the subject, before the first `wake`."""
+        self._subject = weakref.ref(subject, self._wakeup.ring_for)
 
     def wake(self) -> None:
         """Start the next pass now, in a new thread if none runs.

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import MOST_FRAMES, class_of, place_of, printable
@@ -24,7 +24,7 @@ class Guard:
     """A protected way to call the observer of one pool."""
 
     def __init__(self, pool_name: str) -> None:
-        self._pool_name = pool_name
+        self.pool_name = pool_name
         self._next_lament = 0.0
 
     def tell(self, method: Callable[..., None], *args: object) -> None:
@@ -47,7 +47,7 @@ class Guard:
             return
         self._next_lament = now + LAMENT_INTERVAL
         log_failure(
-            f"pool {self._pool_name}: the observer raised an error; telemetry is being lost, the pool is not affected",
+            f"pool {self.pool_name}: the observer raised an error; telemetry is being lost, the pool is not affected",
             error,
         )
 
@@ -66,9 +66,21 @@ def log_failure(what: str, error: BaseException, level: int = logging.ERROR) -> 
     """
     frames = [*traceback.walk_tb(error.__traceback__)][-MOST_FRAMES:]
     places = "".join(f"\n  {place_of(frame.f_code, line)}" for frame, line in frames)
+    log_safely(level, "%s: %s%s", printable(what), class_of(error), places)
+
+
+def log_safely(level: int, message: str, *args: object, **options: Any) -> None:
+    """Write a log record. A log handler that raises costs its record, and nothing else.
+
+    Args:
+        level: level of the record.
+        message: text of the record.
+        *args: arguments of the text.
+        **options: for ``logging.Logger.log``.
+    """
     try:
-        logger.log(level, "%s: %s%s", printable(what), class_of(error), places)
-    except Exception as failure:  # a log handler may raise too
+        logger.log(level, message, *args, **options)
+    except Exception as failure:
         if is_asynchronous(failure):
             raise
 

@@ -21,7 +21,7 @@ _phases = OrderedDict.fromkeys(("start", "stop"))  # the present phase is the la
 _everywhere: dict[str, object] = {}
 
 
-_here: Any = load_again("_thread")._local()
+_here: Any = load_again("_thread")._local()  # noqa: SLF001 - `threading.local` is this class, until gevent patches it
 """A local of the thread, not of the greenlet, because the garbage collector outlives the locals of gevent."""
 
 gc.callbacks += [_phases.move_to_end, _everywhere.__setitem__, _here.__setattr__]  # type: ignore[list-item]  # any true object moves to the end

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from otel_pgpool.observer import Connect, ObservedPool
-    from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.stats import PoolStats
 
 SILENT = Silence()

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.errors import PoolTimeout
     from otel_pgpool.observer import Connect
-    from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.stats import PoolStats
 
 logger = logging.getLogger("otel_pgpool")

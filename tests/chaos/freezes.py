@@ -32,7 +32,7 @@ def frozen_while_idle(scene: Scene) -> float:
     """Two of four: whoever is given one waits for it; the others must be served."""
     scene.app.pause()
     if scene.ours is not None:
-        for slot in [*scene.ours.pool._core.idle]:
+        for slot in [*scene.ours.pool._parts.core.idle]:
             slot.seen -= PING_AFTER
     with frozen(*scene.backends()[: MAXCONN // 2]):
         scene.app.resume()

@@ -24,7 +24,7 @@ from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.pool import slots
-from otel_pgpool.pool.context import Block
+from otel_pgpool.pool.context import CheckoutContext
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.footprint import Footprint, at_rest
 from tests.chaos.quiet import silenced
@@ -114,7 +114,7 @@ def leaves_a_block(frame: FrameType) -> bool:
 def enters_exit(frame: FrameType) -> bool:
     """Whether the step is the first of a block's ``__exit__``: signals are handled before it, where nothing guards."""
     code = frame.f_code
-    if code is not Block.__exit__.__code__:
+    if code is not CheckoutContext.__exit__.__code__:
         return False
     return frame.f_lineno == min(line for *_, line in code.co_lines() if line and line > code.co_firstlineno)
 
@@ -165,7 +165,7 @@ class Struck:
         yield ""
         yield (
             f"The pool closes what an interrupt has orphaned after {IMPATIENCE:g} s here; elsewhere after "
-            f"{slots.STRAY_AFTER:g} s, or {slots.LEFT_AFTER:g} s for one that was to be checked or closed. "
+            f"{slots.ORPHAN_AFTER:g} s, or {slots.ORPHAN_AFTER_CHECK:g} s for one that was to be checked or closed. "
             "Not tried are the lines where CPython handles no signal, the callbacks of weak references, and the first "
             "line of a block's `__exit__`, which [cannot be guarded](design/concurrency.md#interrupts)."
         )
@@ -248,7 +248,7 @@ class Strikes:
 
     def _lost(self) -> Iterator[str]:
         """Return a description of connections that cannot be checked out any more."""
-        core = self._pool._core
+        core = self._pool._parts.core
         deadline = monotonic() + PATIENCE
         while (core.used or core.queue) and monotonic() < deadline:
             time.sleep(0.001)
@@ -286,12 +286,12 @@ class Strikes:
 @contextmanager
 def impatient() -> Iterator[None]:
     """Shorten the pool's waits, so that slots lost by an interrupt are found at once."""
-    before = slots.STRAY_AFTER, slots.LEFT_AFTER
-    slots.STRAY_AFTER = slots.LEFT_AFTER = IMPATIENCE
+    before = slots.ORPHAN_AFTER, slots.ORPHAN_AFTER_CHECK
+    slots.ORPHAN_AFTER = slots.ORPHAN_AFTER_CHECK = IMPATIENCE
     try:
         yield
     finally:
-        slots.STRAY_AFTER, slots.LEFT_AFTER = before
+        slots.ORPHAN_AFTER, slots.ORPHAN_AFTER_CHECK = before
 
 
 @contextmanager

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from benchmarks.peers import Peer
     from otel_pgpool.observer import Connect
-    from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Checkout, Slot
 
 PRE_PING = f"{QUEUEPOOL}, pre_ping"
 PEERS = (STOCK, PSYCOPG, PRE_PING)

@@ -58,18 +58,19 @@ def failing_commit(pool: ConnectionPool) -> None:
 def long_hold(pool: ConnectionPool) -> None:
     """Run a block that becomes a long hold."""
     with pool.connection():
-        before = pool._core.long_holds
-        wait_until(lambda: pool._core.long_holds > before)
+        before = pool._parts.core.long_holds
+        wait_until(lambda: pool._parts.core.long_holds > before)
 
 
 def with_reset(pool: ConnectionPool) -> None:
     """Run a block, and a ``getconn``, in a pool with a ``reset``."""
-    pool._reset = use
+    parts = pool._parts
+    parts.reset = parts.releaser._reset = use
     try:
         block(pool)
         by_hand(pool)
     finally:
-        pool._reset = None
+        parts.reset = parts.releaser._reset = None
 
 
 def by_hand(pool: ConnectionPool) -> None:
@@ -100,7 +101,7 @@ def closing(pool: ConnectionPool) -> None:
 
 def queued(pool: ConnectionPool) -> None:
     """All connections are out, and come back while the caller waits."""
-    with all_out(pool, until=lambda: len(pool._core.queue) > 0):
+    with all_out(pool, until=lambda: len(pool._parts.core.queue) > 0):
         block(pool)
 
 
@@ -118,7 +119,7 @@ def refused(pool: ConnectionPool) -> None:
     try:
         with all_out(pool):
             waiter.start()
-            wait_until(lambda: len(pool._core.queue) > 0)
+            wait_until(lambda: len(pool._parts.core.queue) > 0)
             with suppress(TooManyRequests):
                 block(pool)
     finally:
@@ -127,7 +128,7 @@ def refused(pool: ConnectionPool) -> None:
 
 def after_deaths(pool: ConnectionPool) -> None:
     """All idle connections are dead, and have been idle for long enough to be looked at."""
-    for slot in list(pool._core.idle):
+    for slot in list(pool._parts.core.idle):
         if slot.conn is not None:
             with suppress(Exception), socket.socket(fileno=os.dup(slot.conn.fileno())) as sock:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -137,11 +138,11 @@ def after_deaths(pool: ConnectionPool) -> None:
 
 def after_a_lifetime(pool: ConnectionPool) -> None:
     """All idle connections are too old to be lent, then one to be kept."""
-    for slot in list(pool._core.idle):
+    for slot in list(pool._parts.core.idle):
         slot.expires = 0.0
     pass_time(pool)
     with pool.connection() as conn:
-        slot = pool._core.slots[id(conn)]
+        slot = pool._parts.core.slots[id(conn)]
         slot.expires = slot.review_at = 0.0
 
 
@@ -170,7 +171,7 @@ WAYS = (
 
 def pass_time(pool: ConnectionPool) -> None:
     """Let all idle connections have been idle for a second."""
-    for slot in list(pool._core.idle):
+    for slot in list(pool._parts.core.idle):
         slot.seen -= 1
         slot.returned -= 1
 

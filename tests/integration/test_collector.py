@@ -92,7 +92,7 @@ def test_what_the_collector_returns_under_the_lock_blocks_nobody(dsn: str) -> No
 
     with make(2, 2, dsn, timeout=PATIENCE, reset=reset) as pool, no_collection_but_ours():
         abandon(rows_in_a_transaction(pool))
-        with pool._core.lock:
+        with pool._parts.core.lock:
             gc.collect()
         assert wait_until(lambda: pool.stats().used == 0)
         assert pool.stats().idle == 2

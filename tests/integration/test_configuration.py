@@ -150,12 +150,12 @@ def test_defaults(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DB_CONNECTION_TIMEOUT", raising=False)
     monkeypatch.setenv("OTEL_PGPOOL_LONG_HOLD", "")
     with make(0, 1, dsn) as pool:
-        assert pool._config.timeout == 30
+        assert pool._parts.config.timeout == 30
         assert pool.long_hold == 1
-        assert pool._config.max_lifetime == 3600
-        assert pool._config.max_idle == 600
-        assert pool._config.max_waiting == 0
-        assert pool._config.max_retries is None
+        assert pool._parts.config.max_lifetime == 3600
+        assert pool._parts.config.max_idle == 600
+        assert pool._parts.config.max_waiting == 0
+        assert pool._parts.config.max_retries is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolError, PoolTimeout
+from otel_pgpool.pool.parts import Parts
 from tests.support.telemetry import Signals, until
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def test_a_block_in_use_is_refused(dsn: str) -> None:
 def test_an_interrupt_after_the_hand_over(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes out as it is, and the connection is free again."""
     with ConnectionPool(1, 1, dsn) as pool:
-        monkeypatch.setattr(pool, "_expect", interrupt)
+        monkeypatch.setattr(Parts, "expect_hold", interrupt)
         with pytest.raises(KeyboardInterrupt), pool.connection(expected_hold=60):
             pass
         assert pool.stats().used == 0

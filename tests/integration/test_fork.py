@@ -219,7 +219,9 @@ def test_child_that_has_threads_already(dsn: str) -> None:
     """A child whose first checkout comes when it has threads of its own, several of which check out at once."""
     with make(1, 4, dsn, timeout=PATIENCE) as pool:
         (pid,) = fill(pool, 1)
-        assert wait_until(lambda: pool._core.parked)  # a thread that runs at a fork made in C costs the child its GIL
+        assert wait_until(
+            lambda: pool._parts.core.parked
+        )  # a thread that runs at a fork made in C costs the child its GIL
 
         def work() -> list[int]:
             together = threading.Barrier(4)

@@ -56,7 +56,7 @@ def test_timeout_is_kept(dsn: str) -> None:
 @pytest.mark.parametrize("idle_for", [0.0, 1.0, 60.0])
 def test_timeout_0_takes_an_idle_one(dsn: str, monkeypatch: pytest.MonkeyPatch, idle_for: float) -> None:
     """At every rung of the ladder: just used, looked at, asked."""
-    monkeypatch.setattr(acquire, "LOOKING", PATIENCE)  # a busy machine does not answer in a tenth of a second
+    monkeypatch.setattr(acquire, "CHECK_BUDGET", PATIENCE)  # a busy machine does not answer in a tenth of a second
     with make(1, 1, dsn) as pool:
         pid = fill(pool, 1)[0]
         let_lie(pool, idle_for)

@@ -204,7 +204,7 @@ def test_many_that_were_told_something_and_froze(dsn: str, admin: connection) ->
         pids = fill(pool, 100)
         let_lie(pool)
         ask(admin, "notify news")
-        for slot in list(pool._core.idle):
+        for slot in list(pool._parts.core.idle):
             wait_until_readable(slot.conn)
         with frozen(*pids):
             with pytest.raises(PoolTimeout) as caught:
@@ -344,7 +344,7 @@ def test_lifetime_at_checkout(dsn: str) -> None:
     with make(2, 2, dsn, observer=recorder) as pool:
         pids = fill(pool, 2)
         let_lie(pool)
-        for slot in pool._core.idle:
+        for slot in pool._parts.core.idle:
             slot.expires = slot.review_at = time.monotonic() - 1
         assert pid_of_a_checkout(pool) not in pids
         assert recorder.calls("acquired")[-1][0].retries == 0
@@ -354,7 +354,7 @@ def test_lifetime_at_checkout(dsn: str) -> None:
 def test_lifetime_is_jittered(dsn: str) -> None:
     """Connections of one age do not go together: each lifetime is up to 10 % shorter, never longer."""
     with make(8, 8, dsn, max_lifetime=1000) as pool:
-        left = [slot.expires - time.monotonic() for slot in pool._core.idle]
+        left = [slot.expires - time.monotonic() for slot in pool._parts.core.idle]
         assert all(890 < seconds <= 1000 for seconds in left)
         assert max(left) - min(left) > 1
 

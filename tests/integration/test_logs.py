@@ -234,7 +234,7 @@ def test_utilization(signals: Signals, dsn: str) -> None:
             "utilization_critical",
             **{"otel_pgpool.utilization": 1.0, "otel_pgpool.used": 5, "otel_pgpool.max": 5, "otel_pgpool.waiting": 0},
         )
-        with pool._core.lock:  # the watch sees all of them come back at once
+        with pool._parts.core.lock:  # the watch sees all of them come back at once
             for conn in conns:
                 pool.putconn(conn)
         normal = the(signals, "utilization_normal")

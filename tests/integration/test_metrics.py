@@ -165,7 +165,7 @@ def test_discards_by_reason(signals: Signals, dsn: str) -> None:
         until(lambda: pool.stats().discarded.get("reclaimed"))
         pool.putconn(pool.getconn())
         let_lie(pool, 60)
-        pool._wakeup.ring()  # the maintenance looks now
+        pool._parts.thread._wakeup.ring()  # the maintenance looks now
         until(lambda: pool.stats().discarded.get("idle"))
         expected = {("drained",): 2, ("resized",): 1, ("reclaimed",): 1, ("idle",): 1}
         assert signals.values("otel_pgpool.connections.discarded") == expected

@@ -59,7 +59,7 @@ with configure("shop") as providers:
                 pool.getconn(timeout=0)
             except PoolTimeout:
                 pass
-            pool._core.holds_now()[0].acquired -= 60  # as if it had been held for a minute
+            pool._parts.core.holds_now()[0].acquired -= 60  # as if it had been held for a minute
             until(lambda: pool.stats().long_holds)
             time.sleep(0.01)
         waiter.join()

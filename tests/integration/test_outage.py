@@ -11,7 +11,7 @@ import pytest
 
 from otel_pgpool import PoolTimeout
 from otel_pgpool.cli.postgres import PostgresServer
-from otel_pgpool.pool import connect as connecting
+from otel_pgpool.pool import backoff
 from tests.support.helpers import PATIENCE, Recorder, ask, in_thread, make, pid_of_a_checkout, wait_until
 
 if TYPE_CHECKING:
@@ -212,8 +212,8 @@ def test_broken_in_use_during_an_outage(own_server: PostgresServer) -> None:
 
 def test_close_during_an_outage(own_server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing does not wait for the prober's delay."""
-    monkeypatch.setattr(connecting, "FIRST_DELAY", 1000.0)
-    monkeypatch.setattr(connecting, "LONGEST_DELAY", 1000.0)
+    monkeypatch.setattr(backoff, "FIRST_DELAY", 1000.0)
+    monkeypatch.setattr(backoff, "LONGEST_DELAY", 1000.0)
     pool = make(0, 2, own_server.dsn, timeout=30)
     own_server.stop()
     waiting = in_thread(pid_of_a_checkout, pool)

@@ -104,7 +104,7 @@ def test_a_waiter_that_timed_out_leaves_the_queue_at_once(dsn: str) -> None:
 
 def test_timeout_0_succeeds_when_a_connection_is_idle(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Just used, idle for a while, idle for so long that the server is asked."""
-    monkeypatch.setattr(acquire, "LOOKING", PATIENCE)  # a busy machine does not answer in a tenth of a second
+    monkeypatch.setattr(acquire, "CHECK_BUDGET", PATIENCE)  # a busy machine does not answer in a tenth of a second
     with make(1, 1, dsn) as pool:
         for idle_for in (0, 1, 60):
             fill(pool, 1)
@@ -308,7 +308,7 @@ def test_connections_above_minconn_are_kept_until_idle_too_long(dsn: str) -> Non
         assert {*fill(pool, 4)} == pids
         assert pool.stats().created == 4
         let_lie(pool, 60)
-        pool._wakeup.ring()  # the maintenance looks now
+        pool._parts.thread._wakeup.ring()  # the maintenance looks now
         assert wait_until(lambda: pool.stats().discarded == {"idle": 3})
         assert pool.stats().size == 1
 

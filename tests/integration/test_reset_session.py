@@ -15,7 +15,7 @@ from psycopg2.extras import DictCursor, NamedTupleCursor
 
 from otel_pgpool import PoolError, PoolTimeout, reset_session
 from otel_pgpool.cli.postgres import PostgresServer
-from otel_pgpool.pool import core
+from otel_pgpool.pool import handover
 from otel_pgpool.telemetry import Telemetry
 from tests.support.helpers import IDLE, PATIENCE, ask, make, wait_until
 from tests.support.telemetry import Signals
@@ -340,7 +340,7 @@ def test_what_an_applications_function_says_is_not_told(
 ) -> None:
     """Its error is told by the class alone, the pool's own class included, which anybody may raise."""
     caplog.set_level(logging.DEBUG, "otel_pgpool")
-    monkeypatch.setattr(core, "FRESH", 0.0)  # an idle connection is checked at once
+    monkeypatch.setattr(handover, "CHECK_BYPASS_WINDOW", 0.0)  # an idle connection is checked at once
     failing = False
 
     def function(_conn: connection) -> None:

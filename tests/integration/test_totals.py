@@ -144,7 +144,7 @@ def test_a_return_after_the_end_counts(signals: Signals, readers: Readers, dsn: 
     assert (readers.told(CHECKOUTS), readers.told(DISCARDED)) == (1, 0)
     pool.putconn(conn)
     assert readers.told(DISCARDED) == 1
-    until(lambda: not pool._maintenance._runs())
+    until(lambda: not pool._parts.thread._runs())
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -172,7 +172,7 @@ def test_a_forked_child(
 
         if not is_known:
             monkeypatch.setattr(series, "_real", lambda _instrument: object())
-        until(lambda: not pool._connectors._threads)
+        until(lambda: not pool._parts.connectors._threads)
         assert in_child(child) == str([1, 1 if is_known else 9])
         monkeypatch.undo()
         borrow(pool)

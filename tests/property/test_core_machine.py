@@ -13,14 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from otel_pgpool import PoolClosed
 from otel_pgpool.pool.checkout import Attempt
-from otel_pgpool.pool.core import GONE, State
+from otel_pgpool.pool.core import NOT_HELD, State
 from tests.support.fakes import STALE, Desk, agree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.pool.waiters import Waiter
     from tests.support.fakes import FakeConnection
 
@@ -75,7 +74,7 @@ class Model:
         self.alive -= set(gone)
         return gone
 
-    def condemn(self, reason: str) -> list[Slot]:
+    def mark_for_eviction(self, reason: str) -> list[Slot]:
         self.doomed |= dict.fromkeys(self.alive, reason)
         return self.shed(len(self.idle))
 
@@ -115,7 +114,7 @@ class CoreMachine(RuleBasedStateMachine):
             self._try(self.desk.ask(), dead)
 
     def _try(self, checkout: Checkout, dead: int) -> None:
-        conn: Any = self.core.take(checkout)
+        conn: Any = self.core.try_acquire_idle(checkout)
         if conn is None:
             self._join(checkout)
             return
@@ -141,14 +140,14 @@ class CoreMachine(RuleBasedStateMachine):
             return
         now, slot = self.desk.now, checkout.slot
         if now >= slot.expires:
-            self.core.withdraw(checkout)
+            self.core.reject_taken(checkout)
         elif dead:
             if dead > 1:
                 self.ask()  # somebody else asks while this one looks
-            self.core.withdraw(checkout, Attempt(now, "OSError", 0.0), OSError())
+            self.core.reject_taken(checkout, Attempt(now, "OSError", 0.0), OSError())
             self.retries += 1
         else:
-            self.core.confirm(checkout, now)
+            self.core.accept(checkout, now)
             self.hands[checkout] = conn
             return
         slot.conn = conn
@@ -210,8 +209,8 @@ class CoreMachine(RuleBasedStateMachine):
     def give_back_again(self, which: int) -> None:
         """Check that a second return is refused and changes nothing."""
         checkout, conn = self.past[which % len(self.past)]
-        assert self.core.release(checkout, conn, self.desk.now) is GONE
-        assert self.core.release(checkout, conn, self.desk.now, "broken") is GONE
+        assert self.core.release(checkout, conn, self.desk.now) is NOT_HELD
+        assert self.core.release(checkout, conn, self.desk.now, "broken") is NOT_HELD
 
     @precondition(lambda self: self.hands)
     @rule(which=WHICH)
@@ -308,7 +307,7 @@ class CoreMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         """Let every connection go."""
         shed = self.core.drain("drained")
-        assert shed == self.model.condemn("drained")
+        assert shed == self.model.mark_for_eviction("drained")
         self._discard(shed, "drained")
 
     def resize(self, minconn: int, maxconn: int) -> None:
@@ -326,7 +325,7 @@ class CoreMachine(RuleBasedStateMachine):
         unused = unused[: max(0, len(model.alive) - self.core.minconn)]
         model.alive -= set(unused)
         model.idle = [slot for slot in model.idle if slot in model.alive]
-        assert self.core.retire(now, MAX_IDLE) == {"expired": expired, "idle": unused}
+        assert self.core.evict_expired(now, MAX_IDLE) == {"expired": expired, "idle": unused}
         self._discard(expired, "expired")
         self._discard(unused, "idle")
 
@@ -336,16 +335,16 @@ class CoreMachine(RuleBasedStateMachine):
         """Look at every idle connection: while that lasts nobody has them; the dead go, the others are offered."""
         suspects = self.core.idle_slots()
         assert [slot for slot, _since in suspects] == self.model.idle
-        aside = self.core.inspect(suspects)
+        aside = self.core.begin_check(suspects)
         self.model.idle = []
         self.happen(event)
         for number, slot in enumerate(aside):
             if number in dead:
-                self.core.reject(slot)
+                self.core.check_failed(slot)
                 self.model.alive.discard(slot)
                 self._discard([slot], "broken")
             else:
-                reason = self.core.restore(slot, self.desk.now)
+                reason = self.core.check_passed(slot, self.desk.now)
                 assert reason == self.model.judge(slot, self.desk.now, self.core.maxconn)
                 if reason is not None:
                     self._discard([slot], reason)
@@ -360,7 +359,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     def look_for_strays(self) -> None:
         """No slot is ever in nobody's hands."""
-        assert self.core.recover(self.desk.now) == []
+        assert self.core.collect_orphans(self.desk.now) == []
 
     @precondition(lambda self: self.asked > 9 and self.core.state is State.OPEN)
     @rule()
@@ -368,7 +367,7 @@ class CoreMachine(RuleBasedStateMachine):
         """Close the pool: the waiters fail, the idle go, the lent will."""
         waiters = [self.waiters.pop(checkout) for checkout in self.model.queue]
         idle = self.core.close()
-        assert idle == self.model.condemn("closed")
+        assert idle == self.model.mark_for_eviction("closed")
         assert all(isinstance(waiter.error, PoolClosed) for waiter in waiters)
         self.model.queue.clear()
         self._discard(idle, "closed")
@@ -415,7 +414,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.closed(0)
         assert self.core.members == set()
         assert self.core.slots == {}
-        assert self.core.quiet() is None
+        assert self.core.register_idle_waiter() is None
 
     # Steps shared by rules
 

@@ -157,7 +157,7 @@ class Life:
             for _ in exports:
                 self.troubled.work()
                 self.well.work()
-                for hold in pool._core.holds_now():
+                for hold in pool._parts.core.holds_now():
                     hold.started -= STEP
                     hold.acquired -= STEP
                 assert wait_until(lambda: pool.stats().long_holds > noticed)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_pgpool.pool.checkout import Attempt
-from otel_pgpool.pool.core import GONE
-from otel_pgpool.pool.slots import STRAY_AFTER
+from otel_pgpool.pool.core import NOT_HELD
+from otel_pgpool.pool.slots import ORPHAN_AFTER
 from otel_pgpool.runtime.wakeup import wait_for
 from tests.support.fakes import Desk, FakeConnection, agree
 from tests.support.helpers import wait_until
@@ -23,8 +23,7 @@ from tests.support.helpers import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Checkout, Slot
 
 SECONDS = float(os.environ.get("STRESS_SECONDS", "1"))
 SEED = int(os.environ.get("STRESS_SEED") or random.SystemRandom().randrange(2**32))
@@ -81,16 +80,16 @@ class Stressed(Desk):
             return  # dropped without a word
         self.disown(conn)
         self.give(checkout, conn, "broken" if fate < 0.07 else None)
-        if fate > 0.97 and self.core.release(checkout, conn, monotonic()) is not GONE:
+        if fate > 0.97 and self.core.release(checkout, conn, monotonic()) is not NOT_HELD:
             self.faults.append("a second return was taken")
 
     def obtain(self, checkout: Checkout, patience: float, dice: random.Random) -> FakeConnection | None:
         """As the slow half of a checkout does."""
-        conn = self.core.take(checkout)
+        conn = self.core.try_acquire_idle(checkout)
         while True:
             if conn is None:
                 if patience == 0.0:
-                    self.core.ask_to_grow(checkout)
+                    self.core.request_growth(checkout)
                     return None
                 waiter = self.core.join(checkout, monotonic())
                 wait_for(waiter.lock, patience)
@@ -102,12 +101,12 @@ class Stressed(Desk):
             if checkout.path is not None:
                 return conn
             if dice.random() < 0.9:
-                self.core.confirm(checkout, monotonic())
+                self.core.accept(checkout, monotonic())
                 return conn
-            self.core.withdraw(checkout, Attempt(monotonic(), "OSError", 0.0), OSError())
+            self.core.reject_taken(checkout, Attempt(monotonic(), "OSError", 0.0), OSError())
             checkout.slot.conn = conn
             self.discard([checkout.slot], "broken")
-            conn = self.core.take(checkout)
+            conn = self.core.try_acquire_idle(checkout)
 
     def own(self, conn: FakeConnection) -> None:
         if conn.closed:
@@ -121,7 +120,7 @@ class Stressed(Desk):
 
     def give(self, checkout: Checkout, conn: FakeConnection, reason: str | None) -> None:
         verdict = self.core.release(checkout, conn, monotonic(), reason)
-        if verdict is GONE:
+        if verdict is NOT_HELD:
             self.faults.append("a connection was taken from its borrower")
         elif verdict is not None:
             checkout.slot.conn = conn
@@ -144,7 +143,7 @@ class Stressed(Desk):
         slot.ref = weakref.ref(conn, self.refs.append)
         slot.expires = monotonic() + dice.choice((0.005, 0.05, 60.0))
         slot.review_at = min(slot.review_at, slot.expires)
-        reason, _ended = self.core.deliver(slot, conn, monotonic())
+        reason, _ended = self.core.connect_succeeded(slot, conn, monotonic())
         if reason is not None:
             slot.conn = conn
             self.discard([slot], reason)
@@ -162,7 +161,7 @@ class Stressed(Desk):
                 maxconn = dice.randint(1, MAXCONN)
                 self.discard(core.resize(dice.randint(0, min(MINCONN, maxconn)), maxconn), "resized")
             case 2:
-                for reason, slots in core.retire(now, dice.choice((0.001, 60.0))).items():
+                for reason, slots in core.evict_expired(now, dice.choice((0.001, 60.0))).items():
                     self.discard(slots, reason)
             case 3:
                 self.look(dice)
@@ -178,11 +177,11 @@ class Stressed(Desk):
         self.over.wait(dice.uniform(0, 0.002))
 
     def look(self, dice: random.Random) -> None:
-        for slot in self.core.inspect(self.core.idle_slots()):
+        for slot in self.core.begin_check(self.core.idle_slots()):
             if dice.random() < 0.2:
-                self.core.reject(slot)
+                self.core.check_failed(slot)
                 self.discard([slot], "broken")
-            elif (reason := self.core.restore(slot, monotonic())) is not None:
+            elif (reason := self.core.check_passed(slot, monotonic())) is not None:
                 self.discard([slot], reason)
 
     def run(self, act: Callable[[random.Random], None], dice: random.Random) -> None:
@@ -235,8 +234,8 @@ def at_rest(desk: Stressed) -> None:
     """Every connection made is idle or was discarded, once; every request was served or was not."""
     core = desk.core
     core.reclaim([*desk.refs, *desk.dropped], monotonic())
-    assert core.recover(0.0) == []
-    assert core.recover(STRAY_AFTER) == []
+    assert core.collect_orphans(0.0) == []
+    assert core.collect_orphans(ORPHAN_AFTER) == []
     agree(core)
     assert core.members == set(core.idle)
     assert len(core.queue) == core.used == 0
@@ -247,4 +246,4 @@ def at_rest(desk: Stressed) -> None:
     desk.discard(everything, "closed")
     assert core.members == set()
     assert core.created == sum(core.discarded.values())
-    assert core.quiet() is None
+    assert core.register_idle_waiter() is None

@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.pool.checkout import Attempt, Checkout, begin
-from otel_pgpool.pool.core import GONE, Core
-from otel_pgpool.pool.slot import NEVER
-from otel_pgpool.pool.slots import FRESH
+from otel_pgpool.pool.checkout import NEVER, Attempt, Checkout, begin
+from otel_pgpool.pool.core import NOT_HELD, Core
+from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
 
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Iterable
 
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Slot
     from otel_pgpool.pool.waiters import Waiter
 
-STALE = 2 * FRESH
+STALE = 2 * CHECK_BYPASS_WINDOW
 """Seconds after which an idle connection is lent only once somebody has looked at it."""
 
 
@@ -82,7 +81,7 @@ class Desk:
 
     def claim(self) -> Slot | None:
         with self.core.lock:
-            return self.core._claim()
+            return self.core.reserve_slot()
 
     def deliver(self, slot: Slot, *, lifetime: float = NEVER) -> str | None:
         """Let a connect succeed; return why its connection was closed at once, or None."""
@@ -93,7 +92,7 @@ class Desk:
         slot.pid = 1000 + self.core.created
         slot.expires = self.now + lifetime
         slot.review_at = min(slot.review_at, slot.expires)
-        reason, _ended = self.core.deliver(slot, conn, self.now)
+        reason, _ended = self.core.connect_succeeded(slot, conn, self.now)
         if reason is not None:
             slot.conn = conn
             self.discard([slot], reason)
@@ -102,7 +101,7 @@ class Desk:
     def miss(self, slot: Slot, error: BaseException | None = None, delay: float = 0.5) -> bool:
         """Let a connect fail; return whether an outage began."""
         error = error or OSError("no server")
-        began, _ended = self.core.miss(slot, Attempt(self.now, type(error).__name__, delay), error)
+        began, _ended = self.core.connect_failed(slot, Attempt(self.now, type(error).__name__, delay), error)
         return began
 
     def connect(self, count: int = 1, *, lifetime: float = NEVER) -> None:
@@ -121,9 +120,9 @@ class Desk:
 
     def take(self, checkout: Checkout) -> FakeConnection | None:
         """Take an idle connection, and find it alive."""
-        conn = self.core.take(checkout)
+        conn = self.core.try_acquire_idle(checkout)
         if conn is not None and checkout.path is None:
-            self.core.confirm(checkout, self.now)
+            self.core.accept(checkout, self.now)
         return conn
 
     def hold(self) -> tuple[Checkout, FakeConnection]:
@@ -139,14 +138,14 @@ class Desk:
     def accept(self, waiter: Waiter) -> FakeConnection | None:
         """Return the connection that a waiter was handed, after a check if the core requires one."""
         if waiter.conn is not None and waiter.checkout.path is None:
-            self.core.confirm(waiter.checkout, self.now)
+            self.core.accept(waiter.checkout, self.now)
         return waiter.conn
 
     def give_back(self, checkout: Checkout, conn: FakeConnection, reason: str | None = None) -> str | None:
-        """Return a connection; why it was closed, `GONE`, or None when it stays."""
+        """Return a connection; why it was closed, `NOT_HELD`, or None when it stays."""
         assert conn is not None, "it was dropped"
         verdict = self.core.release(checkout, conn, self.now, reason)
-        if verdict is not None and verdict is not GONE:
+        if verdict is not None and verdict is not NOT_HELD:
             checkout.slot.conn = conn
             self.discard([checkout.slot], verdict)
         return verdict
@@ -159,7 +158,7 @@ class Desk:
             conn, slot.conn = slot.conn, None
             if conn is not None:
                 conn.close()
-        self.core.forget(slots, reason)
+        self.core.remove_closed(slots, reason)
 
     def reclaim(self) -> list[Checkout]:
         """Reclaim the connections dropped so far, as the maintenance thread does."""

@@ -87,16 +87,16 @@ def fill(pool: ConnectionPool, count: int) -> list[int]:
 
 def let_lie(pool: ConnectionPool, seconds: float = 1.0) -> None:
     """As if every idle connection had been idle for so much longer."""
-    for slot in list(pool._core.idle):
+    for slot in list(pool._parts.core.idle):
         slot.seen -= seconds
         slot.returned -= seconds
 
 
 def let_last(pool: ConnectionPool, seconds: float = 60.0) -> None:
     """As if every hold had lasted so much longer."""
-    for hold in pool._core.holds_now():
+    for hold in pool._parts.core.holds_now():
         hold.acquired -= seconds
-    pool._wakeup.ring()  # the maintenance looks now
+    pool._parts.thread._wakeup.ring()  # the maintenance looks now
 
 
 def kill(admin: connection, pids: Iterable[int]) -> None:

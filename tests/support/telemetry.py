@@ -290,7 +290,7 @@ def until(condition: Callable[[], Any], what: str = "") -> Any:
 
 def all_connects_told(pool: ConnectionPool) -> None:
     """Wait until no connect goes on: one is told only when its connection may have been used, and returned, already."""
-    pool._connectors.join(PATIENCE)
+    pool._parts.connectors.join(PATIENCE)
 
 
 class Worker(threading.Thread):

@@ -10,8 +10,7 @@ import pytest
 
 from otel_pgpool import Holder, PoolStats
 from otel_pgpool.pool.call_site import Place, Stack, describe, places, stack_of
-from otel_pgpool.pool.checkout import Attempt, Checkout, begin
-from otel_pgpool.pool.slot import Slot
+from otel_pgpool.pool.checkout import Attempt, Checkout, Slot, begin
 
 HERE = __file__
 NESTED = sys.version_info >= (3, 11)

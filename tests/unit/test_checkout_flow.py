@@ -9,12 +9,12 @@ import pytest
 
 from otel_pgpool import PoolClosed, TooManyRequests
 from otel_pgpool.pool.checkout import Attempt, Checkout
-from otel_pgpool.pool.core import GONE
+from otel_pgpool.pool.core import NOT_HELD
 from otel_pgpool.pool.waiters import Waiter
 from tests.support.fakes import STALE, Desk, FakeConnection, agree, awake, served
 
 if TYPE_CHECKING:
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Slot
 
 # Checkout
 
@@ -36,7 +36,7 @@ def test_a_fresh_connection_is_lent_without_a_look() -> None:
     desk = Desk(1)
     desk.connect()
     checkout = desk.ask()
-    assert desk.core.take(checkout) is not None
+    assert desk.core.try_acquire_idle(checkout) is not None
     assert checkout.path == "idle"
     assert desk.core.checkouts() == {"idle": 1, "queued": 0, "new": 0}
 
@@ -47,11 +47,11 @@ def test_a_stale_connection_is_looked_at_first() -> None:
     desk.connect()
     desk.now += STALE
     checkout = desk.ask()
-    assert desk.core.take(checkout) is not None
+    assert desk.core.try_acquire_idle(checkout) is not None
     assert checkout.path is None
     assert desk.core.holds_now() == []
     assert desk.core.oldest_hold(desk.now) == 0.0
-    desk.core.confirm(checkout, desk.now + 0.25)
+    desk.core.accept(checkout, desk.now + 0.25)
     assert (checkout.path, checkout.acquired) == ("idle", desk.now + 0.25)
     assert desk.core.wait_seconds == pytest.approx(0.25)
     assert desk.core.checkouts()["idle"] == 1
@@ -60,7 +60,7 @@ def test_a_stale_connection_is_looked_at_first() -> None:
 def test_nothing_idle_gives_nothing() -> None:
     """``take`` neither waits nor asks for a connection."""
     desk = Desk(0)
-    assert desk.core.take(desk.ask()) is None
+    assert desk.core.try_acquire_idle(desk.ask()) is None
     assert desk.claim() is None
 
 
@@ -73,7 +73,7 @@ def test_a_newcomer_does_not_overtake_the_queue() -> None:
     newcomer = desk.ask()
     desk.give_back(checkout, conn)
     assert served(waiter)
-    assert desk.core.take(newcomer) is None
+    assert desk.core.try_acquire_idle(newcomer) is None
 
 
 def test_a_newcomer_passes_by_what_lies_idle_while_somebody_queues() -> None:
@@ -85,7 +85,7 @@ def test_a_newcomer_passes_by_what_lies_idle_while_somebody_queues() -> None:
 
     def meanwhile() -> None:
         waiters.append(desk.join())
-        desk.idle.interrupt("after append", lambda: taken.append(desk.core.take(newcomer)))
+        desk.idle.interrupt("after append", lambda: taken.append(desk.core.try_acquire_idle(newcomer)))
 
     desk.idle.interrupt("before append", meanwhile)
     desk.give_back(checkout, conn)
@@ -100,9 +100,9 @@ def test_a_dead_connection_counts_as_a_failed_attempt() -> None:
     desk.connect()
     desk.now += STALE
     checkout = desk.ask()
-    conn = desk.core.take(checkout)
+    conn = desk.core.try_acquire_idle(checkout)
     error = OSError("reset by peer")
-    desk.core.withdraw(checkout, Attempt(desk.now, "OSError", 0.0), error)
+    desk.core.reject_taken(checkout, Attempt(desk.now, "OSError", 0.0), error)
     assert (checkout.retries, checkout.error, desk.core.retries) == (1, error, 1)
     assert not desk.core.holds(checkout)
     assert len(desk.core.members) == 1
@@ -119,8 +119,8 @@ def test_an_expired_connection_is_no_failed_attempt() -> None:
     desk.connect()
     desk.now += STALE
     checkout = desk.ask()
-    desk.core.take(checkout)
-    desk.core.withdraw(checkout)
+    desk.core.try_acquire_idle(checkout)
+    desk.core.reject_taken(checkout)
     assert (checkout.retries, desk.core.retries) == (0, 0)
 
 
@@ -156,10 +156,10 @@ def test_one_that_comes_back_keeps_its_turn() -> None:
     desk.connect()
     desk.now += STALE
     unlucky = desk.ask()
-    conn = desk.core.take(unlucky)
+    conn = desk.core.try_acquire_idle(unlucky)
     desk.now += 1
     later = desk.join()
-    desk.core.withdraw(unlucky, Attempt(desk.now, "OSError", 0.0), OSError())
+    desk.core.reject_taken(unlucky, Attempt(desk.now, "OSError", 0.0), OSError())
     unlucky.slot.conn = conn
     desk.discard([unlucky.slot], "broken")
     returned = desk.join(unlucky)
@@ -282,7 +282,7 @@ def test_a_waiter_that_finds_a_stale_connection_looks_at_it_first() -> None:
     assert served(waiter)
     assert waiter.checkout.path is None
     assert sum(desk.core.checkouts().values()) == 0
-    desk.core.confirm(waiter.checkout, desk.now + 1)
+    desk.core.accept(waiter.checkout, desk.now + 1)
     assert (waiter.checkout.path, waiter.checkout.acquired) == ("queued", desk.now + 1)
     assert desk.core.checkouts() == {"idle": 0, "queued": 1, "new": 0}
     assert desk.core.wait_seconds == pytest.approx(1)
@@ -302,7 +302,7 @@ def test_one_that_was_held_for_long_is_looked_at_by_the_next(hold: float, path: 
     desk.now += hold
     desk.give_back(waiter.checkout, conn)
     checkout = desk.ask()
-    assert desk.core.take(checkout) is conn
+    assert desk.core.try_acquire_idle(checkout) is conn
     assert checkout.path == (None if path is None else "idle")
 
 
@@ -315,7 +315,7 @@ def test_a_waiter_handed_a_dead_connection_is_first_again() -> None:
     desk.now += STALE
     second = desk.join()
     desk.give_back(holder, conn)
-    desk.core.withdraw(first.checkout, Attempt(desk.now, "OSError", 0.0), OSError())
+    desk.core.reject_taken(first.checkout, Attempt(desk.now, "OSError", 0.0), OSError())
     first.checkout.slot.conn = conn
     desk.discard([first.checkout.slot], "broken")
     again = desk.join(first.checkout)
@@ -382,24 +382,24 @@ def test_failures_are_counted_apart() -> None:
 
 
 def test_a_second_return_is_refused() -> None:
-    """Giving back twice answers `GONE` and changes nothing."""
+    """Giving back twice answers `NOT_HELD` and changes nothing."""
     desk = Desk(1)
     desk.connect()
     checkout, conn = desk.hold()
     assert desk.give_back(checkout, conn) is None
-    assert desk.give_back(checkout, conn) is GONE
+    assert desk.give_back(checkout, conn) is NOT_HELD
     assert len(desk.idle) == 1
     agree(desk.core)
 
 
 def test_a_return_after_the_connection_was_reclaimed_is_refused() -> None:
-    """The slot is nobody's any more: `GONE`, on the path under the lock too."""
+    """The slot is nobody's any more: `NOT_HELD`, on the path under the lock too."""
     desk = Desk(1)
     desk.connect()
     checkout, conn = desk.hold()
     desk.dropped.append(checkout.slot.ref)
     desk.reclaim()
-    assert desk.give_back(checkout, conn, "broken") is GONE
+    assert desk.give_back(checkout, conn, "broken") is NOT_HELD
     assert desk.core.discarded == {"reclaimed": 1}
     assert not desk.core.holds(checkout)
 
@@ -510,7 +510,7 @@ def test_what_was_reclaimed_does_not_come_back() -> None:
     checkout, conn = desk.hold()
     checkout.slot._dropped(checkout.slot.ref)
     assert desk.reclaim() == [checkout]
-    assert desk.core.release(checkout, conn, desk.now) is GONE
+    assert desk.core.release(checkout, conn, desk.now) is NOT_HELD
     assert not desk.core.idle
     assert not desk.core.members
 
@@ -537,13 +537,13 @@ def test_an_unseen_connection_is_not_taken_for_seen() -> None:
     desk.connect()
     desk.now += STALE
     checkout = desk.ask()
-    conn = desk.core.take(checkout)
+    conn = desk.core.try_acquire_idle(checkout)
     assert checkout.path is None
-    assert desk.core.put_back(checkout, conn, desk.now) is None
+    assert desk.core.release_unused(checkout, conn, desk.now) is None
     following = desk.ask()
-    assert desk.core.take(following) is conn
+    assert desk.core.try_acquire_idle(following) is conn
     assert following.path is None
-    assert desk.core.put_back(following, conn, desk.now) is None
+    assert desk.core.release_unused(following, conn, desk.now) is None
     agree(desk.core)
 
 
@@ -553,7 +553,7 @@ def test_a_second_look_is_not_spared() -> None:
     desk.connect()
     checkout = desk.ask()
     desk.now += STALE
-    assert desk.core.take(checkout, again=True) is not None
+    assert desk.core.try_acquire_idle(checkout, again=True) is not None
     assert checkout.path is None
 
 
@@ -563,14 +563,14 @@ def test_what_was_made_meanwhile_is_new() -> None:
     desk.connect()
     desk.now += STALE
     checkout = desk.ask()
-    conn = desk.core.take(checkout)
-    desk.core.withdraw(checkout, Attempt(desk.now, "OSError", 0.0), OSError())
+    conn = desk.core.try_acquire_idle(checkout)
+    desk.core.reject_taken(checkout, Attempt(desk.now, "OSError", 0.0), OSError())
     checkout.slot.conn = conn
     desk.discard([checkout.slot], "broken")
     desk.now += 0.004
     desk.connect()
-    assert desk.core.take(checkout, again=True) is not None
-    desk.core.confirm(checkout, desk.now)
+    assert desk.core.try_acquire_idle(checkout, again=True) is not None
+    desk.core.accept(checkout, desk.now)
     assert checkout.path == "new"
     assert desk.core.checkouts() == {"idle": 0, "queued": 0, "new": 1}
 
@@ -653,7 +653,7 @@ def test_two_takers_of_one_idle_connection() -> None:
     desk.connect()
     slow, takers = desk.ask(), []
     desk.idle.interrupt("before pop", lambda: takers.append(desk.hold()))
-    assert desk.core.take(slow) is None
+    assert desk.core.try_acquire_idle(slow) is None
     assert not desk.core.holds(slow)
     assert len(takers) == 1
     agree(desk.core)

@@ -9,12 +9,12 @@ import pytest
 
 from otel_pgpool import PoolClosed
 from otel_pgpool.pool.checkout import Attempt
-from otel_pgpool.pool.core import GONE, State
-from otel_pgpool.pool.slots import LEFT_AFTER, STRAY_AFTER
+from otel_pgpool.pool.core import NOT_HELD, State
+from otel_pgpool.pool.slots import ORPHAN_AFTER, ORPHAN_AFTER_CHECK
 from tests.support.fakes import STALE, Desk, agree, awake, served
 
 if TYPE_CHECKING:
-    from otel_pgpool.pool.slot import Slot
+    from otel_pgpool.pool.checkout import Slot
 
 # Connecting
 
@@ -66,7 +66,7 @@ def test_a_caller_that_does_not_wait_asks_for_growth_once() -> None:
     desk.connect()
     desk.hold()
     asking = desk.ask()
-    desk.core.ask_to_grow(asking)
+    desk.core.request_growth(asking)
     assert asking.waits_for == "new"
     slot = desk.claim()
     assert slot is not None
@@ -80,7 +80,7 @@ def test_a_full_pool_does_not_grow() -> None:
     desk.connect()
     checkout, conn = desk.hold()
     asking = desk.ask()
-    desk.core.ask_to_grow(asking)
+    desk.core.request_growth(asking)
     assert asking.waits_for == "idle", "it has not queued"
     desk.core.resize(0, 1)
     desk.give_back(checkout, conn, "broken")
@@ -94,7 +94,7 @@ def test_a_caller_that_has_queued_before_says_so() -> None:
     checkout, conn = desk.hold()
     asking = desk.ask()
     desk.join(asking)
-    desk.core.ask_to_grow(asking)
+    desk.core.request_growth(asking)
     assert asking.waits_for == "queued"
     desk.core.leave(asking, None)
     desk.give_back(checkout, conn)
@@ -136,7 +136,7 @@ def test_an_outage_begins_once_and_ends_with_a_connection() -> None:
     assert outage == (began, 2, last, "", pytest.approx(desk.now + 0.2), False)
     slot = desk.claim()
     slot.key = 1
-    assert desk.core.deliver(slot, object(), desk.now) == (None, outage)
+    assert desk.core.connect_succeeded(slot, object(), desk.now) == (None, outage)
     assert desk.core.outage is None
 
 
@@ -147,7 +147,7 @@ def test_a_refusal_is_no_outage() -> None:
 
     def miss(*, is_refusal: bool) -> tuple[bool, object]:
         attempt = Attempt(desk.now, "OperationalError", 0.5)
-        return desk.core.miss(desk.claim(), attempt, OSError(), is_refusal=is_refusal)
+        return desk.core.connect_failed(desk.claim(), attempt, OSError(), is_refusal=is_refusal)
 
     assert miss(is_refusal=True) == (False, None)
     assert desk.core.outage is not None
@@ -174,7 +174,7 @@ def test_a_waiter_gives_up_after_max_retries(max_retries: int | None, survives: 
         assert waiter.error is error
         assert awake(waiter)
         assert list(desk.core.queue.values()) == []
-        assert desk.core.exhausted(waiter.checkout)
+        assert desk.core.has_exhausted_retries(waiter.checkout)
 
 
 def test_only_those_who_have_had_enough_give_up() -> None:
@@ -194,20 +194,20 @@ def test_only_those_who_have_had_enough_give_up() -> None:
 def test_a_filler_wakes_when_the_minimum_is_there() -> None:
     """``fill`` gives a sleeper until ``minconn`` connections are there, then None."""
     desk = Desk(2, 2)
-    sleeper = desk.core.fill()
+    sleeper = desk.core.register_fill_waiter()
     assert sleeper is not None
     desk.connect()
     assert not awake(sleeper)
     desk.connect()
     assert awake(sleeper)
     assert sleeper.error is None
-    assert desk.core.fill() is None
+    assert desk.core.register_fill_waiter() is None
 
 
 def test_a_filler_wakes_with_the_error_of_a_connect() -> None:
     """The first failure ends every filler's sleep."""
     desk = Desk(2, 2)
-    sleepers = [desk.core.fill(), desk.core.fill()]
+    sleepers = [desk.core.register_fill_waiter(), desk.core.register_fill_waiter()]
     error = OSError("refused")
     desk.miss(desk.claim(), error)
     assert all(sleeper is not None and awake(sleeper) and sleeper.error is error for sleeper in sleepers)
@@ -216,7 +216,7 @@ def test_a_filler_wakes_with_the_error_of_a_connect() -> None:
 def test_a_filler_wakes_when_the_pool_is_closed() -> None:
     """With ``PoolClosed``."""
     desk = Desk(2, 2)
-    sleeper = desk.core.fill()
+    sleeper = desk.core.register_fill_waiter()
     desk.core.close()
     assert sleeper is not None
     assert isinstance(sleeper.error, PoolClosed)
@@ -227,14 +227,14 @@ def test_lent_connections_count_toward_the_minimum() -> None:
     desk = Desk(1, 2)
     desk.connect()
     desk.hold()
-    assert desk.core.fill() is None
+    assert desk.core.register_fill_waiter() is None
 
 
 def test_a_filler_wakes_when_the_minimum_is_lowered() -> None:
     """A resize may make the minimum be there; nothing else may come to tell the filler."""
     desk = Desk(2, 2)
     desk.connect()
-    sleeper = desk.core.fill()
+    sleeper = desk.core.register_fill_waiter()
     desk.core.resize(1, 2)
     assert sleeper is not None
     assert awake(sleeper)
@@ -347,7 +347,7 @@ def test_opening_that_failed_leaves_the_pool_as_before() -> None:
     desk = Desk(2, 2)
     desk.connect()
     desk.miss(desk.claim())
-    idle = desk.core.unopen()
+    idle = desk.core.rollback_open()
     assert (desk.core.state, desk.core.outage, len(idle)) == (State.NEW, None, 1)
     desk.discard(idle, "closed")
     desk.core.open()
@@ -362,13 +362,13 @@ def test_quiet_wakes_when_nothing_is_lent_or_being_made() -> None:
     opening = desk.claim()
     checkout, conn = desk.hold()
     desk.discard(desk.core.close(), "closed")
-    sleeper = desk.core.quiet()
+    sleeper = desk.core.register_idle_waiter()
     assert sleeper is not None
     desk.deliver(opening)
     assert not awake(sleeper)
     desk.give_back(checkout, conn)
     assert awake(sleeper)
-    assert desk.core.quiet() is None
+    assert desk.core.register_idle_waiter() is None
 
 
 # Idle connections
@@ -382,12 +382,12 @@ def test_idle_above_the_minimum_are_retired_when_idle_too_long() -> None:
     desk.now += 9
     desk.give_back(*desk.hold())
     eldest = desk.idle[:2]
-    assert desk.core.retire(desk.now, 10) == {"expired": [], "idle": []}
+    assert desk.core.evict_expired(desk.now, 10) == {"expired": [], "idle": []}
     desk.now += 1
-    assert desk.core.retire(desk.now, 10) == {"expired": [], "idle": eldest}
+    assert desk.core.evict_expired(desk.now, 10) == {"expired": [], "idle": eldest}
     desk.discard(eldest, "idle")
     desk.now += 100
-    assert desk.core.retire(desk.now, 10) == {"expired": [], "idle": []}, "minconn stay"
+    assert desk.core.evict_expired(desk.now, 10) == {"expired": [], "idle": []}, "minconn stay"
     agree(desk.core)
 
 
@@ -396,9 +396,9 @@ def test_the_aged_are_retired_below_the_minimum_too() -> None:
     desk = Desk(1, 2)
     desk.connect(lifetime=60)
     desk.now += 59
-    assert desk.core.retire(desk.now, math.inf)["expired"] == []
+    assert desk.core.evict_expired(desk.now, math.inf)["expired"] == []
     desk.now += 1
-    expired = desk.core.retire(desk.now, math.inf)["expired"]
+    expired = desk.core.evict_expired(desk.now, math.inf)["expired"]
     assert len(expired) == 1
     desk.discard(expired, "expired")
     assert desk.claim() is not None
@@ -410,7 +410,7 @@ def test_connections_lent_are_not_retired() -> None:
     desk.connect(lifetime=60)
     checkout, conn = desk.hold()
     desk.now += 100
-    assert desk.core.retire(desk.now, 10) == {"expired": [], "idle": []}
+    assert desk.core.evict_expired(desk.now, 10) == {"expired": [], "idle": []}
     assert desk.give_back(checkout, conn) == "expired"
 
 
@@ -423,7 +423,7 @@ def test_inspect_leaves_those_that_were_lent_meanwhile() -> None:
     desk.give_back(*desk.hold())
     desk.hold()
     lent_again = desk.core.members - set(desk.idle)
-    aside = desk.core.inspect(suspects)
+    aside = desk.core.begin_check(suspects)
     assert len(aside) == 2
     assert not lent_again & set(aside)
     assert desk.core.checking == set(aside)
@@ -433,11 +433,11 @@ def test_the_healthy_go_back_and_the_dead_go() -> None:
     """``restore`` offers a connection again, to a waiter first; ``reject`` sets it aside to be closed."""
     desk = Desk(2, 2)
     desk.connect(2)
-    well, dead = desk.core.inspect(desk.core.idle_slots())
+    well, dead = desk.core.begin_check(desk.core.idle_slots())
     waiter = desk.join()
-    assert desk.core.restore(well, desk.now) is None
+    assert desk.core.check_passed(well, desk.now) is None
     assert waiter.conn is well.ref()
-    desk.core.reject(dead)
+    desk.core.check_failed(dead)
     desk.discard([dead], "check_failed")
     assert desk.core.discarded == {"check_failed": 1}
     agree(desk.core)
@@ -447,9 +447,9 @@ def test_one_condemned_while_it_was_looked_at_is_closed() -> None:
     """``restore`` answers why."""
     desk = Desk(1, 1)
     desk.connect()
-    [slot] = desk.core.inspect(desk.core.idle_slots())
+    [slot] = desk.core.begin_check(desk.core.idle_slots())
     desk.core.drain("drained")
-    assert desk.core.restore(slot, desk.now) == "drained"
+    assert desk.core.check_passed(slot, desk.now) == "drained"
     assert slot in desk.core.closing
 
 
@@ -522,7 +522,7 @@ def test_the_maintenance_parks_when_nothing_is_out() -> None:
     assert desk.core.park() is True
     assert desk.core.parked
     following = desk.ask()
-    assert desk.core.take(following) is conn
+    assert desk.core.try_acquire_idle(following) is conn
     assert following.path is None
 
 
@@ -575,17 +575,17 @@ def lose(desk: Desk) -> None:
 
     desk.idle.interrupt("after pop", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        desk.core.take(desk.ask())
+        desk.core.try_acquire_idle(desk.ask())
 
 
 def test_a_slot_lost_between_idle_and_borrower_is_recovered() -> None:
-    """In nobody's hands for `STRAY_AFTER`, it is set aside to be closed; two looks close together are not enough."""
+    """In nobody's hands for `ORPHAN_AFTER`, it is set aside to be closed; two looks close together are not enough."""
     desk = Desk(1, 1)
     desk.connect()
     lose(desk)
-    assert desk.core.recover(desk.now) == []
-    assert desk.core.recover(desk.now + STRAY_AFTER / 2) == []
-    [lost] = desk.core.recover(desk.now + STRAY_AFTER)
+    assert desk.core.collect_orphans(desk.now) == []
+    assert desk.core.collect_orphans(desk.now + ORPHAN_AFTER / 2) == []
+    [lost] = desk.core.collect_orphans(desk.now + ORPHAN_AFTER)
     desk.discard([lost], "reclaimed")
     assert desk.core.members == set()
     assert desk.claim() is not None
@@ -596,21 +596,21 @@ def test_one_that_was_only_on_its_way_is_not_recovered() -> None:
     """A slot that has been lent and returned between two looks is a new case."""
     desk = Desk(1, 1)
     desk.connect()
-    desk.idle.interrupt("after pop", lambda: desk.core.recover(desk.now))
+    desk.idle.interrupt("after pop", lambda: desk.core.collect_orphans(desk.now))
     checkout, conn = desk.hold()
-    assert desk.core.recover(desk.now) == []
-    desk.now += STRAY_AFTER
+    assert desk.core.collect_orphans(desk.now) == []
+    desk.now += ORPHAN_AFTER
     desk.give_back(checkout, conn)
-    desk.idle.interrupt("after pop", lambda: desk.core.recover(desk.now))
+    desk.idle.interrupt("after pop", lambda: desk.core.collect_orphans(desk.now))
     desk.hold()
     assert desk.idle.calm()
-    assert desk.core.recover(desk.now) == []
+    assert desk.core.collect_orphans(desk.now) == []
 
 
 def recover_twice(desk: Desk) -> list[Slot]:
     """Recover what is lost if the holder stands still for long."""
-    assert desk.core.recover(desk.now) == []
-    return desk.core.recover(desk.now + STRAY_AFTER)
+    assert desk.core.collect_orphans(desk.now) == []
+    return desk.core.collect_orphans(desk.now + ORPHAN_AFTER)
 
 
 def test_a_borrower_that_was_only_slow_finds_nothing() -> None:
@@ -619,7 +619,7 @@ def test_a_borrower_that_was_only_slow_finds_nothing() -> None:
     desk.connect()
     slow = desk.ask()
     desk.idle.interrupt("after pop", lambda: desk.discard(recover_twice(desk), "reclaimed"))
-    assert desk.core.take(slow) is None
+    assert desk.core.try_acquire_idle(slow) is None
     assert slow.path is None
     waiter = desk.join(slow)
     desk.connect()
@@ -630,14 +630,14 @@ def test_a_borrower_that_was_only_slow_finds_nothing() -> None:
 
 @pytest.mark.parametrize("aside", ["closed", "looked at"])
 def test_a_slot_that_was_set_aside_and_left_is_recovered(aside: str) -> None:
-    """Nobody came back to look at it, or to close it, for `LEFT_AFTER`; until then that may take its time."""
+    """Nobody came back to look at it, or to close it, for `ORPHAN_AFTER_CHECK`; until then that may take its time."""
     desk = Desk(1, 1)
     desk.connect()
-    [slot] = desk.core.inspect(desk.core.idle_slots()) if aside == "looked at" else desk.core.drain("drained")
+    [slot] = desk.core.begin_check(desk.core.idle_slots()) if aside == "looked at" else desk.core.drain("drained")
     assert not desk.core.park()
-    assert desk.core.recover(desk.now) == []
-    assert desk.core.recover(desk.now + STRAY_AFTER) == []
-    assert desk.core.recover(desk.now + LEFT_AFTER) == [slot]
+    assert desk.core.collect_orphans(desk.now) == []
+    assert desk.core.collect_orphans(desk.now + ORPHAN_AFTER) == []
+    assert desk.core.collect_orphans(desk.now + ORPHAN_AFTER_CHECK) == [slot]
     desk.discard([slot], "reclaimed")
     assert not desk.core.park()  # there is one too few
     desk.connect()
@@ -650,16 +650,16 @@ def test_whoever_comes_back_late_to_a_recovered_slot_finds_it_gone() -> None:
     desk = Desk(2, 2)
     desk.connect()
     desk.connect()
-    aside = desk.core.inspect(desk.core.idle_slots())
-    assert desk.core.recover(desk.now) == []
-    lost = desk.core.recover(desk.now + LEFT_AFTER)
+    aside = desk.core.begin_check(desk.core.idle_slots())
+    assert desk.core.collect_orphans(desk.now) == []
+    lost = desk.core.collect_orphans(desk.now + ORPHAN_AFTER_CHECK)
     assert {*lost} == {*aside}
-    desk.core.reject(aside[0])
-    assert desk.core.restore(aside[1], desk.now) is None
+    desk.core.check_failed(aside[0])
+    assert desk.core.check_passed(aside[1], desk.now) is None
     assert desk.core.idle == []
     desk.discard(lost, "reclaimed")
-    desk.core.reject(aside[0])
-    assert desk.core.forget(lost, "broken") == []
+    desk.core.check_failed(aside[0])
+    assert desk.core.remove_closed(lost, "broken") == []
     assert desk.core.discarded == {"reclaimed": 2}
     agree(desk.core)
 
@@ -673,7 +673,7 @@ def test_a_recovered_slot_never_comes_back() -> None:
     checkout, conn = desk.hold()
     assert len(lost) == 1
     desk.discard(lost, "reclaimed")
-    assert desk.give_back(checkout, conn) is GONE
+    assert desk.give_back(checkout, conn) is NOT_HELD
     assert desk.idle == []
     agree(desk.core)
 
@@ -718,9 +718,9 @@ def test_a_stale_one_taken_counts_as_used_until_confirmed_or_withdrawn() -> None
     desk.connect()
     desk.now += STALE
     checkout = desk.ask()
-    desk.core.take(checkout)
+    desk.core.try_acquire_idle(checkout)
     assert (desk.core.used, desk.idle) == (1, [])
     desk.join()
     assert desk.claim() is None
-    desk.core.confirm(checkout, desk.now)
+    desk.core.accept(checkout, desk.now)
     assert desk.core.used == 1

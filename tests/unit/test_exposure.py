@@ -9,7 +9,7 @@ import pytest
 from psycopg2 import extensions
 
 from otel_pgpool.driver import exposure
-from otel_pgpool.driver.exposure import NOT_IN_CLEAR, OVER_TLS, PLAIN, is_exposed, ways
+from otel_pgpool.driver.exposure import NOT_IN_CLEAR, OVER_TLS, PLAIN, is_exposed, safe_options
 
 FAR = "host=db.example.com"
 
@@ -128,14 +128,14 @@ def test_variables(monkeypatch: pytest.MonkeyPatch, dsn: str, variables: dict[st
 )
 def test_ways(dsn: str, expected: object) -> None:
     """Nothing is added to what is safe, or what the program has decided; a Unix socket is safe."""
-    assert ways(read(dsn)) == expected
+    assert safe_options(read(dsn)) == expected
 
 
 def test_ways_of_the_environment_and_of_an_old_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
     """PGREQUIREAUTH is the program's own choice; before libpq 16 there is none."""
     monkeypatch.setenv("PGREQUIREAUTH", "scram-sha-256,password")
-    assert ways(read(FAR)) == PLAIN
+    assert safe_options(read(FAR)) == PLAIN
     monkeypatch.delenv("PGREQUIREAUTH")
-    assert ways(read(FAR)) != PLAIN
+    assert safe_options(read(FAR)) != PLAIN
     monkeypatch.setattr(exposure.extensions, "libpq_version", lambda: 150000)
-    assert ways(read(FAR)) == PLAIN
+    assert safe_options(read(FAR)) == PLAIN

@@ -22,7 +22,7 @@ from otel_pgpool.instrumentation.kind import Kind, Levels
 from otel_pgpool.instrumentation.ledger import LEDGER, LOUD, Ledger
 from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.pool import registry
-from otel_pgpool.pool.slot import NEVER
+from otel_pgpool.pool.checkout import NEVER
 from otel_pgpool.runtime.thread_cache import here
 from otel_pgpool.telemetry import SILENT
 
@@ -530,7 +530,7 @@ def test_fork(ledger: Ledger) -> None:
     """In a child nothing is out, nothing was done, and what the parent had is told as left behind."""
     lend(ledger, FakeConnection())
     lend_quietly(ledger, FakeConnection())
-    ledger._after_fork()
+    ledger.restart_after_fork()
     stats = ledger.stats()
     assert (sum(stats.checkouts.values()), stats.oldest_hold, stats.discarded) == (0, 0.0, {"forked": 3})
     assert recorder(ledger).told("attached") == [[ledger]]
@@ -539,7 +539,7 @@ def test_fork(ledger: Ledger) -> None:
 def test_fork_after_the_end(ledger: Ledger) -> None:
     """The connections of a pool that is not hooked any more are not ours to give up."""
     ledger.end("released")
-    ledger._after_fork()
+    ledger.restart_after_fork()
     assert ledger.discarded == {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from otel_pgpool.pool.checkout import Checkout, Loan, begin
-from otel_pgpool.pool.waiters import Queue, Sleeper, Waiter
+from otel_pgpool.pool.waiters import OneShotEvent, Queue, Waiter
 from tests.support.fakes import FakeConnection, awake
 
 
@@ -29,13 +29,13 @@ def test_requests_of_one_moment_keep_the_order_of_their_arrival() -> None:
 
 def test_a_sleeper_sleeps_until_it_is_woken() -> None:
     """With an error or without."""
-    quiet, failed = Sleeper(), Sleeper()
+    quiet, failed = OneShotEvent(), OneShotEvent()
     assert not awake(quiet)
-    quiet.wake()
+    quiet.set()
     assert awake(quiet)
     assert quiet.error is None
     error = OSError()
-    failed.wake(error)
+    failed.set(error)
     assert failed.error is error
 
 

@@ -12,7 +12,7 @@ import psycopg2.extras
 import pytest
 
 from otel_pgpool import ConnectionPool
-from otel_pgpool.driver.attempt import Opening
+from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.dsn import CONNECT_TIMEOUT, Target
 
 ME = getpass.getuser()
@@ -94,7 +94,7 @@ def test_arguments_for_psycopg2_are_handed_on(monkeypatch: pytest.MonkeyPatch) -
     calls = []
     monkeypatch.setattr(psycopg2, "connect", lambda *args, **kwargs: calls.append((args, kwargs)))
     factory = psycopg2.extras.RealDictCursor
-    target("postgresql://db/shop", None, factory, application_name="till").connect(Opening())
+    target("postgresql://db/shop", None, factory, application_name="till").connect(ConnectAttempt())
     assert calls == [
         (
             ("postgresql://db/shop", None, factory),
@@ -121,7 +121,7 @@ def test_a_connect_timeout_of_the_users_own_is_kept(
     monkeypatch.setattr(psycopg2, "connect", lambda *_args, **kwargs: calls.append(kwargs))
     if variable is not None:
         monkeypatch.setenv(variable, "3")
-    target(dsn).connect(Opening())
+    target(dsn).connect(ConnectAttempt())
     assert calls == [{}]
 
 
@@ -131,8 +131,8 @@ def test_credentials_are_asked_for_each_connect(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(psycopg2, "connect", lambda *_args, **kwargs: calls.append(kwargs))
     passwords = iter(["first", "second"])
     rotating = Target(("host=db connect_timeout=3",), {"password": "old"}, lambda: {"password": next(passwords)})
-    rotating.connect(Opening())
-    rotating.connect(Opening())
+    rotating.connect(ConnectAttempt())
+    rotating.connect(ConnectAttempt())
     assert [call["password"] for call in calls] == ["first", "second"]
 
 

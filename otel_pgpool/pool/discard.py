@@ -1,0 +1,63 @@
+"""The last step in the life of a connection: it is closed, and its slot is removed."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from otel_pgpool.driver.session import close
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from otel_pgpool.pool.checkout import Checkout, Slot
+    from otel_pgpool.pool.core import Core
+    from otel_pgpool.pool.notifier import Notifier
+
+
+class Discarder:
+    """Closes the connections that the core has set aside for closing."""
+
+    def __init__(self, core: Core, notifier: Notifier) -> None:
+        self._core = core
+        self._notifier = notifier
+        self._fill_room: Callable[[], Callable[[], None] | None] = lambda: None
+
+    def when_there_is_room(self, method: Callable[[], None]) -> None:
+        """Set the method to call after a connection was closed.
+
+        The reference to the method is weak: a strong one would close a circle, and an unclosed pool that the program
+        drops would keep its connections until the next run of the garbage collector.
+        """
+        self._fill_room = weakref.WeakMethod(method)
+
+    def discard(
+        self,
+        slots: Sequence[Slot],
+        reason: str,
+        error: BaseException | None = None,
+        checkout: Checkout | None = None,
+    ) -> None:
+        """Close connections, remove their slots, and notify the observer.
+
+        Args:
+            slots: slots that the core has set aside for closing.
+            reason: a `DiscardReason`.
+            error: the error that revealed the reason, if there was one.
+            checkout: the checkout that held one of the connections or found one of them dead, if there was one.
+        """
+        if not slots:
+            return
+        try:
+            for slot in slots:
+                conn, slot.conn = slot.conn, None
+                if conn is not None:
+                    close(conn)
+        finally:
+            closed = self._core.remove_closed(slots, reason)
+        fill_room = self._fill_room()
+        if fill_room is not None:
+            fill_room()
+        observer = self._notifier.observer
+        if closed and observer is not None:
+            self._notifier.tell(observer.discarded, closed, reason, error, checkout)

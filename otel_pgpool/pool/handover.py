@@ -1,0 +1,297 @@
+"""The mechanics of hand-overs: which caller gets which connection, and what a return does with a connection."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from otel_pgpool.errors import LONGEST_HOLDERS, PoolClosed, TooManyRequests
+from otel_pgpool.pool.checkout import NEVER, Attempt, Blocker, Checkout, Slot
+from otel_pgpool.pool.holds import HoldTable
+from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
+from otel_pgpool.pool.waiters import Queue, Waiter
+from otel_pgpool.types import CheckoutPath
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+NOT_HELD = "not_held"
+"""The answer of `Handover.release` if the checkout does not hold the connection any more."""
+
+IDLE, QUEUED, NEW = CheckoutPath.IDLE, CheckoutPath.QUEUED, CheckoutPath.NEW
+"""Globals, which cost a checkout less than members of an enumeration."""
+
+
+class State(enum.Enum):
+    """The state of a pool."""
+
+    NEW = "new"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Handover(HoldTable):
+    """The idle connections, the queue, and the steps of a checkout and of a return."""
+
+    __slots__ = (
+        "errors",
+        "growth_requested",
+        "max_waiting",
+        "name",
+        "queue",
+        "queued",
+        "retries",
+        "state",
+        "timeouts",
+        "wait_seconds",
+    )
+
+    def __init__(
+        self, minconn: int, maxconn: int, long_hold: float = NEVER, max_waiting: int = 0, name: str = ""
+    ) -> None:
+        super().__init__(minconn, maxconn, long_hold)
+        self.name = name  # for error messages
+        self.state = State.NEW
+        self.max_waiting = max_waiting
+        self.queue = Queue()  # empty while a slot is idle
+        self.growth_requested = False  # a caller with timeout 0 has asked for one more connection
+        self.queued = self.timeouts = self.errors = self.retries = 0
+        self.wait_seconds = 0.0
+
+    # Checkout
+
+    def try_acquire_idle(self, checkout: Checkout, again: bool = False) -> connection | None:  # noqa: FBT001, FBT002 - a keyword-only argument makes every call slower
+        """Take the idle connection that was used last, unless a caller is waiting in the queue.
+
+        ``checkout.path`` stays None if the connection has to be checked before use: it was last known alive more than
+        `CHECK_BYPASS_WINDOW` seconds ago, the maintenance thread is parked (the caller wakes it), or this is a repeated
+        attempt (``again``), whose clock reading is out of date. The caller then calls `accept` or `reject_taken`.
+        """
+        if self.queue:
+            return None
+        try:
+            slot = self.idle.pop()
+        except IndexError:
+            return None
+        checkout.slot = slot
+        started, seen = checkout.started, slot.seen
+        checkout.acquired = started if started > seen else seen  # noqa: FURB136 - a call of max costs 5 % of a checkout
+        checkout.lent = True
+        slot.checkout = checkout
+        conn = slot.conn
+        slot.conn = None
+        if (
+            conn is not None and started - seen < CHECK_BYPASS_WINDOW and not self.parked and not again
+        ):  # None: taken by `collect_orphans`
+            slot.idle_checkouts += 1
+            checkout.path = IDLE
+        return conn
+
+    def accept(self, checkout: Checkout, now: float) -> None:
+        """Hand over a taken connection that has proved to be alive."""
+        with self.lock:
+            slot = checkout.slot
+            if slot.seen >= checkout.started and not slot.idle_checkouts and not slot.hold_seconds:
+                checkout.path = NEW  # opened during this checkout, to replace a dead one
+            else:
+                checkout.path = IDLE if checkout.queued is None else QUEUED
+            checkout.acquired = slot.seen = now
+            self._count(checkout, now)
+
+    def reject_taken(
+        self, checkout: Checkout, attempt: Attempt | None = None, error: BaseException | None = None
+    ) -> None:
+        """Set aside, for closing, a taken connection that is too old or dead; count a dead one as a failed attempt."""
+        with self.lock:
+            del checkout.lent
+            checkout.slot.checkout = None
+            self.closing.add(checkout.slot)
+            if attempt is not None:
+                checkout.retried(attempt, error)
+                self.retries += 1
+
+    def join(self, checkout: Checkout, now: float) -> Waiter:
+        """Put a checkout into the queue; the returned waiter may have been served already.
+
+        Raises:
+            PoolClosed: the pool is closed.
+            TooManyRequests: the queue is full.
+        """
+        with self.lock:
+            if self.state is State.CLOSED:
+                raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
+            self._serve_waiters(now)
+            if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and not self.idle:
+                raise TooManyRequests(
+                    f"pool {self.name!r}: the queue is full: {len(self.queue)} waiting "
+                    f"(max_waiting={self.max_waiting}), {self.used} of {self.maxconn} connections in use"
+                )
+            if checkout.queued is None:
+                checkout.queued = now
+                if checkout.observed is not None:
+                    checkout.blockers = [Blocker.of(hold, now) for hold in self._holds()[:LONGEST_HOLDERS]]
+                self.queued += 1
+            checkout.waits_for = NEW if self.opening or len(self.members) < self.maxconn else QUEUED
+            waiter = self.queue.join(checkout)
+            self._serve_waiters(now)
+            return waiter
+
+    def _serve_waiters(self, now: float) -> None:
+        """Serve waiters from the idle connections.
+
+        A connection that was last known alive more than `CHECK_BYPASS_WINDOW` seconds ago has to be checked by the
+        waiter, as in `try_acquire_idle`.
+        """
+        while self.idle and (waiter := self.queue.first()) is not None:
+            try:
+                slot = self.idle.pop()
+            except IndexError:  # another thread has taken it
+                return
+            conn, slot.conn = slot.conn, None
+            if conn is not None:
+                self._hand_over(waiter, slot, conn, now, QUEUED if now - slot.seen < CHECK_BYPASS_WINDOW else None)
+
+    def leave(self, checkout: Checkout, waiter: Waiter | None) -> connection | None:
+        """Remove a checkout from the queue; return the connection if one was handed over before.
+
+        The waiter is looked up by its checkout, because an interrupt may have hit before the caller got the waiter.
+        """
+        with self.lock:
+            self.queue.leave(checkout)
+            return None if waiter is None else waiter.conn
+
+    def request_growth(self, checkout: Checkout) -> None:
+        """Request one more connection on behalf of a caller that does not wait for it."""
+        with self.lock:
+            self.growth_requested = self.remaining < self.maxconn
+            if self.growth_requested or self.opening:
+                checkout.waits_for = NEW
+
+    def count_failure(self, waited: float, *, timed_out: bool) -> None:
+        """Count a checkout that ended without a hold after ``waited`` seconds."""
+        with self.lock:
+            self.wait_seconds += waited
+            if timed_out:
+                self.timeouts += 1
+            else:
+                self.errors += 1
+
+    def _hand_over_or_keep(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+        """Hand a connection to the first waiter, or keep it idle if nobody waits."""
+        waiter = self.queue.first()
+        if waiter is not None:
+            self._hand_over(waiter, slot, conn, now, path)
+        else:
+            slot.conn = conn
+            self.idle.append(slot)
+
+    def _hand_over(self, waiter: Waiter, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+        """Hand a connection to the first waiter, and wake the waiter under the lock.
+
+        The waiter is removed from the queue last, so that an exception raised in between does not leave it unserved.
+        """
+        checkout = waiter.checkout
+        checkout.slot = slot
+        queued = checkout.started if checkout.queued is None else checkout.queued
+        checkout.acquired = now = max(now, queued)  # the waiter may have queued after the return began
+        checkout.path = path
+        checkout.lent = True
+        slot.checkout = checkout
+        if path is not None:
+            self._count(checkout, now)
+        waiter.serve(conn)
+        self.queue.leave(checkout)
+
+    def _count(self, checkout: Checkout, now: float) -> None:
+        self.wait_seconds += now - checkout.started
+        if checkout.path == IDLE:
+            checkout.slot.idle_checkouts += 1
+        else:
+            self.served[str(checkout.path)] += 1
+
+    # Return
+
+    def holds(self, checkout: Checkout) -> bool:
+        """Return whether a checkout still holds its connection."""
+        return checkout.is_held and checkout.slot in self.members
+
+    def release(self, checkout: Checkout, conn: connection, now: float, reason: str | None = None) -> str | None:
+        """Take back a connection.
+
+        Args:
+            checkout: the checkout that held the connection.
+            conn: the connection, with no transaction in progress.
+            now: reading of the clock in seconds.
+            reason: why the connection cannot be kept, if the caller knows of a reason.
+
+        Returns:
+            None if the connection is kept, otherwise the reason for which the caller has to close it; `NOT_HELD` if the
+            checkout does not hold the connection any more.
+        """
+        try:
+            del checkout.lent
+        except AttributeError:
+            return NOT_HELD
+        slot = checkout.slot
+        held = now - checkout.acquired
+        if reason is not None or self.queue or now >= slot.review_at or held >= self.bypass_below:
+            return self._release_locked(checkout, conn, now, reason)
+        slot.hold_seconds += held
+        slot.checkout = None
+        slot.seen = now
+        slot.conn = conn
+        self.idle.append(slot)
+        if self.queue or now >= slot.review_at:
+            return self._recheck(slot, now)
+        return None
+
+    def _release_locked(self, checkout: Checkout, conn: connection, now: float, reason: str | None) -> str | None:
+        slot = checkout.slot
+        with self.lock:
+            if slot not in self.members:
+                return NOT_HELD
+            held = now - checkout.acquired
+            if not checkout.flagged and now >= self.long_from(checkout):
+                self._flag(checkout, now)
+            slot.hold_seconds += held
+            slot.checkout = None
+            self._forget_key(slot)
+            if slot.ref() is None:  # the garbage collector cleared the weak reference, but the connection survived
+                slot.tie(conn)
+            if reason is None and now >= slot.review_at:
+                reason = self._evict_reason(slot, now)
+            if reason is not None:
+                self.closing.add(slot)
+                return reason
+            slot.seen, slot.returned = checkout.acquired, now
+            self._hand_over_or_keep(slot, conn, now, QUEUED if held < CHECK_BYPASS_WINDOW else None)
+            return None
+
+    def release_unused(self, checkout: Checkout, conn: connection, now: float) -> str | None:
+        """Take back a connection that was handed over but neither used nor checked; otherwise like `release`."""
+        with self.lock:
+            if not self.holds(checkout):
+                return NOT_HELD
+            del checkout.lent
+            slot = checkout.slot
+            slot.checkout = None
+            reason = self._evict_reason(slot, now) if now >= slot.review_at else None
+            if reason is not None:
+                self.closing.add(slot)
+            else:
+                self._hand_over_or_keep(slot, conn, now, None)
+            return reason
+
+    def _recheck(self, slot: Slot, now: float) -> str | None:
+        """Recheck a slot that has become idle while a caller queued, or while the slot was marked for eviction."""
+        with self.lock:
+            self._serve_waiters(now)
+            if now < slot.review_at or not self._move_from_idle(slot, self.checking):
+                return None
+            reason = self._evict_reason(slot, now)
+            self.checking.discard(slot)
+            if reason is None:
+                self.idle.append(slot)
+                return None
+            self.closing.add(slot)
+            return reason

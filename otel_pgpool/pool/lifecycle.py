@@ -1,0 +1,132 @@
+"""The operations on a whole pool: open, wait, close, drain, resize."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_pgpool.driver import session
+from otel_pgpool.errors import timeout_error
+from otel_pgpool.pool.core import State
+from otel_pgpool.pool.snapshot import take_snapshot
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.wakeup import wait_for
+from otel_pgpool.types import DiscardReason
+
+if TYPE_CHECKING:
+    from otel_pgpool.config import PoolConfig
+    from otel_pgpool.pool.acquire import Acquirer
+    from otel_pgpool.pool.connect import Connectors
+    from otel_pgpool.pool.core import Core
+    from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.maintenance_thread import MaintenanceThread
+    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.runtime.wakeup import Wakeup
+
+OPEN_TIMEOUT = 30.0
+"""Seconds that opening the pool may take if ``timeout``, the bound of a checkout, is 0."""
+
+MIN_JOIN = 0.1
+"""Seconds that `Lifecycle.wait_for_holders` waits at least for the maintenance thread to end."""
+
+
+class Lifecycle:
+    """Opens, fills, resizes and closes a pool."""
+
+    def __init__(
+        self,
+        *,
+        core: Core,
+        config: PoolConfig,
+        notifier: Notifier,
+        discarder: Discarder,
+        connectors: Connectors,
+        acquirer: Acquirer,
+        thread: MaintenanceThread,
+        wakeup: Wakeup,
+    ) -> None:
+        self._core = core
+        self._timeout = config.timeout
+        self._notifier = notifier
+        self._discarder = discarder
+        self._connectors = connectors
+        self._acquirer = acquirer
+        self._thread = thread
+        self._wakeup = wakeup
+
+    def open(self) -> None:
+        """Open ``minconn`` connections, unless the pool is open; the pool is not open if that fails."""
+        if self._core.state is State.OPEN:
+            return
+        try:
+            self.wait(None)
+        except BaseException:
+            self._discarder.discard(self._core.rollback_open(), DiscardReason.CLOSED)
+            self._connectors.stop()
+            raise
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait until ``minconn`` connections are open, for at most ``timeout`` seconds; None for the pool's."""
+        limit = (self._timeout or OPEN_TIMEOUT) if timeout is None else timeout
+        self._acquirer.ensure_open()
+        began = monotonic()
+        waiter = self._core.register_fill_waiter()
+        if waiter is None:
+            return
+        self._connectors.start_if_needed()
+        if not self._connectors.wait_for(waiter.lock, monotonic() + limit):
+            self._core.remove_fill_waiter(waiter)
+            outage, now = self._core.outage, monotonic()
+            cause, text = self._connectors.last_failure()
+            error = timeout_error(
+                f"{self._core.minconn} connections could not be opened within {limit:.3g} s",
+                take_snapshot(self._core),
+                waited=now - began,
+                retries=outage.attempts if outage else 0,
+                holders=[checkout.holder(now) for checkout in self._core.holds_now()],
+                own_holds=0,
+                last_failure=text,
+            )
+            raise error from cause
+        try:
+            if waiter.error is not None:
+                raise waiter.error
+        finally:
+            del waiter  # breaks a reference cycle: the error's traceback refers to this frame
+
+    def close(self) -> None:
+        """Refuse new checkouts, fail the waiters, and close the idle connections."""
+        idle = self._core.close()
+        self._connectors.stop()
+        self._wakeup.ring()
+        self._discarder.discard(idle, DiscardReason.CLOSED)
+
+    def wait_for_holders(self, deadline: float) -> None:
+        """Wait until no connection is checked out and the threads have ended, up to a reading of the clock."""
+        waiter = self._core.register_idle_waiter()
+        if waiter is not None:
+            wait_for(waiter.lock, deadline - monotonic())
+        self._wakeup.ring()
+        self._connectors.join(deadline - monotonic())
+        if not self._core.used:
+            self._thread.join(max(MIN_JOIN, deadline - monotonic()))
+
+    def close_held(self) -> None:
+        """Close the connections that are checked out."""
+        for slot in list(self._core.slots.values()):
+            conn = slot.ref()
+            if conn is not None and slot.checkout is not None:
+                session.close(conn)
+
+    def drain(self) -> None:
+        """Close the idle connections now, and the others when they are returned."""
+        self._discarder.discard(self._core.drain(DiscardReason.DRAINED), DiscardReason.DRAINED)
+
+    def resize(self, minconn: int, maxconn: int) -> None:
+        """Change the limits; close surplus connections."""
+        outage = self._core.outage
+        self._discarder.discard(self._core.resize(minconn, maxconn), DiscardReason.RESIZED)
+        self._connectors.start_if_needed()
+        has_outcome = outage is not None and not outage.is_refusal and self._core.outage is None
+        observer = self._notifier.observer
+        if outage is not None and has_outcome and observer is not None:
+            self._notifier.tell(observer.outage_ended, outage.attempts, monotonic() - outage.since)

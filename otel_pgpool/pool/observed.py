@@ -1,0 +1,82 @@
+"""The part of a pool that shows its state, to programs and to its observer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_pgpool.pool.core import State
+from otel_pgpool.pool.snapshot import take_snapshot
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.fork import renewed
+from otel_pgpool.stats import Holder, LastFigures, PoolStats, leave_figures
+
+if TYPE_CHECKING:
+    from otel_pgpool.pool.parts import Parts
+
+
+class ObservedByTelemetry:
+    """The base class of `ConnectionPool`: its state, as `ObservedPool` describes it. Nothing here takes a lock."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.last_figures = LastFigures()
+
+    @property
+    def name(self) -> str:
+        """Name of the pool, unique among the live pools of this process."""
+        return self._parts.core.name
+
+    @property
+    def minconn(self) -> int:
+        """Minimum number of connections, kept open at all times."""
+        return self._parts.core.minconn
+
+    @property
+    def maxconn(self) -> int:
+        """Maximum number of connections at any time."""
+        return self._parts.core.maxconn
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool is closed."""
+        return self._parts.core.state is State.CLOSED
+
+    @property
+    def address(self) -> str:
+        """Host of the server, or the folder of its Unix socket."""
+        return self._parts.target.address
+
+    @property
+    def port(self) -> int | None:
+        """Port of the server; None if the hosts of a multi-host DSN have different ports."""
+        return self._parts.target.port
+
+    @property
+    def namespace(self) -> str:
+        """Name of the database."""
+        return self._parts.target.namespace
+
+    @property
+    def long_hold(self) -> float:
+        """Hold time in seconds after which a checkout is reported as a long hold; infinite if switched off."""
+        return self._parts.config.long_hold
+
+    @renewed
+    def stats(self) -> PoolStats:
+        """Return the pool's levels and totals, read without a lock."""
+        return take_snapshot(self._parts.core)
+
+    @renewed
+    def holders(self) -> list[Holder]:
+        """Return a `Holder` for each connection that is checked out, the longest hold first."""
+        now = monotonic()
+        return [checkout.holder(now) for checkout in self._parts.core.holds_now()]
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return (
+            f"<{type(self).__name__} {stats.name!r} {stats.status}: {stats.used} of {stats.maxconn} in use, "
+            f"{stats.idle} idle, {stats.connecting} connecting, {stats.waiting} waiting>"
+        )
+
+    __del__ = leave_figures

@@ -1,0 +1,166 @@
+"""The collaborators of one pool, and how they are connected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_pgpool.driver.session import abandon
+from otel_pgpool.pool.acquire import Acquirer
+from otel_pgpool.pool.checkout import AT_ONCE
+from otel_pgpool.pool.collected import Dropped
+from otel_pgpool.pool.connect import Connectors
+from otel_pgpool.pool.core import Core
+from otel_pgpool.pool.discard import Discarder
+from otel_pgpool.pool.health import HealthCheck
+from otel_pgpool.pool.lifecycle import Lifecycle
+from otel_pgpool.pool.maintenance import Maintenance
+from otel_pgpool.pool.maintenance_thread import MaintenanceThread
+from otel_pgpool.pool.notifier import Notifier
+from otel_pgpool.pool.release import Releaser
+from otel_pgpool.runtime.wakeup import Wakeup
+from otel_pgpool.types import DiscardReason
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+    from otel_pgpool.config import PoolConfig
+    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.observer import PoolObserver
+    from otel_pgpool.pool.checkout import Checkout
+
+
+class Parts:
+    """The collaborators of one pool: the only place that knows them all.
+
+    Only `ConnectionPool` and `CheckoutContext` have this object. Each collaborator is given those that it calls.
+    Nothing here refers to the pool, and no collaborator refers to this object except weakly: when a program drops an
+    unclosed pool, the threads see the end of this object and end.
+
+    In a forked child `connect` replaces the collaborators, whose locks and threads belong to the parent.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "acquirer",
+        "config",
+        "connectors",
+        "core",
+        "discarder",
+        "health",
+        "lifecycle",
+        "maintenance",
+        "notifier",
+        "observer",
+        "releaser",
+        "reset",
+        "target",
+        "thread",
+    )
+
+    core: Core
+    discarder: Discarder
+    releaser: Releaser
+    health: HealthCheck
+    connectors: Connectors
+    acquirer: Acquirer
+    maintenance: Maintenance
+    thread: MaintenanceThread
+    lifecycle: Lifecycle
+
+    def __init__(self, config: PoolConfig, target: Target, observer: PoolObserver | None) -> None:
+        self.config = config
+        self.target = target
+        self.observer = observer
+        self.reset = config.reset
+        self.notifier = Notifier(observer)
+        self.connect(config.minconn, config.maxconn)
+
+    def connect(self, minconn: int, maxconn: int) -> None:
+        """Make the collaborators, and give each those that it calls."""
+        config, target, notifier = self.config, self.target, self.notifier
+        core = Core(
+            minconn,
+            maxconn,
+            max_waiting=config.max_waiting,
+            max_retries=config.max_retries,
+            long_hold=config.long_hold,
+            name=notifier.pool_name,
+        )
+        core.parked = True  # so that the first checkout starts the maintenance thread
+        wakeup = Wakeup()
+        dropped = Dropped(wakeup)
+        discarder = Discarder(core, notifier)
+        thread = MaintenanceThread(core, wakeup)
+        releaser = Releaser(
+            core=core, config=config, target=target, notifier=notifier, discarder=discarder, wakeup=wakeup
+        )
+        health = HealthCheck(core, config.check, target, discarder)
+        connectors = Connectors(
+            owner=self,
+            core=core,
+            config=config,
+            target=target,
+            notifier=notifier,
+            discarder=discarder,
+            maintenance=thread,
+            on_drop=dropped.append,
+        )
+        acquirer = Acquirer(
+            core=core,
+            config=config,
+            target=target,
+            notifier=notifier,
+            discarder=discarder,
+            connectors=connectors,
+            health=health,
+            maintenance=thread,
+        )
+        maintenance = Maintenance(
+            core=core,
+            config=config,
+            notifier=notifier,
+            discarder=discarder,
+            releaser=releaser,
+            connectors=connectors,
+            dropped=dropped,
+        )
+        lifecycle = Lifecycle(
+            core=core,
+            config=config,
+            notifier=notifier,
+            discarder=discarder,
+            connectors=connectors,
+            acquirer=acquirer,
+            thread=thread,
+            wakeup=wakeup,
+        )
+        discarder.when_there_is_room(connectors.start_if_needed)
+        thread.serve(maintenance)
+        self.core, self.discarder, self.thread, self.releaser, self.health = core, discarder, thread, releaser, health
+        self.connectors, self.acquirer, self.maintenance, self.lifecycle = connectors, acquirer, maintenance, lifecycle
+
+    def restart_after_fork(self) -> list[connection]:
+        """Start again in a forked child; return the connections that are checked out, which are the parent's.
+
+        Nothing is sent over the sockets inherited from the parent.
+        """
+        parents = self.core
+        for idle in [slot.conn for slot in parents.idle if slot.conn is not None]:
+            abandon(idle)
+        for slot in parents.members:
+            slot.mark_for_eviction(DiscardReason.FORKED)
+        held = [slot for slot in parents.members if slot.checkout is not None]
+        self.connect(parents.minconn, parents.maxconn)
+        self.core.state = parents.state
+        self.core.discarded[DiscardReason.FORKED] = len(parents.idle) + len(held)
+        return [conn for slot in held if (conn := slot.ref()) is not None]
+
+    def set_name(self, name: str) -> None:
+        """Set the pool's name, which log records and errors contain."""
+        self.core.name = self.notifier.pool_name = name
+
+    def expect_hold(self, checkout: Checkout, hold: float) -> None:
+        """Set the threshold in seconds after which this hold is reported as long."""
+        checkout.expected_hold = hold
+        checkout.slot.review_at = AT_ONCE  # so that even a short hold is compared with its threshold when it ends
+        self.thread.wake()
