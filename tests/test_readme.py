@@ -37,7 +37,6 @@ from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.config import PoolConfig, TelemetryConfig
 from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.telemetry import Telemetry
-from tests.stack.stack import compose
 from tests.support.documents import (
     DOCUMENTS,
     INSTRUMENTATION,
@@ -55,6 +54,7 @@ from tests.support.documents import (
     text_of,
 )
 from tests.support.receivers import GrpcReceiver, HttpReceiver
+from tests.support.stack_files import compose
 from tests.support.urls import url_of
 
 if TYPE_CHECKING:

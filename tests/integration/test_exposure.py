@@ -13,7 +13,9 @@ from psycopg2 import extensions
 
 from otel_pgpool.cli.postgres import PostgresServer
 from tests.chaos.proxy import Proxy
-from tests.support.helpers import PATIENCE, ask, make
+from tests.support.database import ask
+from tests.support.pools import make
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

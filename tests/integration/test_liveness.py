@@ -17,21 +17,9 @@ from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.session import is_readable
 from tests.chaos.frozen import frozen
-from tests.support.helpers import (
-    IDLE,
-    PATIENCE,
-    Recorder,
-    ask,
-    fill,
-    in_thread,
-    kill,
-    let_lie,
-    lives,
-    make,
-    pid_of_a_checkout,
-    wait_until,
-    wait_until_readable,
-)
+from tests.support.database import IDLE, ask, kill, lives, wait_until_readable
+from tests.support.pools import Recorder, fill, let_lie, make, pid_of_a_checkout
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

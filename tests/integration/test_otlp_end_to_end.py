@@ -14,7 +14,7 @@ from psycopg2.extensions import parse_dsn
 
 from otel_pgpool import __version__
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.integration.test_metrics import BOUNDS, GAUGE, HISTOGRAM, LEVEL, METRICS, POOL, TOTAL
+from tests.support.metric_names import BOUNDS, GAUGE, HISTOGRAM, LEVEL, METRICS, POOL, TOTAL
 from tests.support.receivers import GrpcReceiver, HttpReceiver, Receiver
 from tests.support.telemetry import assert_exactly, served, server_attributes, unserved, waited
 

@@ -12,7 +12,9 @@ import pytest
 from otel_pgpool import PoolTimeout
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.pool import connect as connecting
-from tests.support.helpers import PATIENCE, Recorder, ask, in_thread, make, pid_of_a_checkout, wait_until
+from tests.support.database import ask
+from tests.support.pools import Recorder, make, pid_of_a_checkout
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,10 @@ from otel_pgpool import PoolError, PoolTimeout, reset_session
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.pool import core
 from otel_pgpool.telemetry import Telemetry
-from tests.support.helpers import IDLE, PATIENCE, ask, make, wait_until
+from tests.support.database import IDLE, ask
+from tests.support.pools import make
 from tests.support.telemetry import Signals
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,18 +18,9 @@ from otel_pgpool import PoolError, reset_session
 from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.frozen import frozen
-from tests.support.helpers import (
-    IDLE,
-    PATIENCE,
-    Recorder,
-    ask,
-    fill,
-    in_thread,
-    kill,
-    lives,
-    make,
-    wait_until,
-)
+from tests.support.database import IDLE, ask, kill, lives
+from tests.support.pools import Recorder, fill, make
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

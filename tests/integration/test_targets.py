@@ -14,8 +14,10 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.support.helpers import PATIENCE, ask, make, pid_of_a_checkout, refused_port, wait_until
+from tests.support.database import ask, refused_port
+from tests.support.pools import make, pid_of_a_checkout
 from tests.support.urls import url_of
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

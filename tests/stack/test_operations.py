@@ -13,9 +13,9 @@ import psycopg2
 import pytest
 
 from otel_pgpool.cli.postgres import PostgresServer
-from tests.stack.stack import ROOT, load
 from tests.support.documents import read, table, text_of
-from tests.support.helpers import in_thread, wait_until
+from tests.support.stack_files import ROOT, load
+from tests.support.waiting import in_thread, wait_until
 
 OPERATIONS = "docs/operations.md"
 TEXT = text_of(OPERATIONS)

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from otel_pgpool.cli.postgres import PostgresServer, find_binaries
-from tests.stack.stack import ROOT
+from tests.support.stack_files import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
