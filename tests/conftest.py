@@ -1,7 +1,8 @@
-"""What every test shares: the server's version in the header, and a watch on threads left behind."""
+"""What every test shares: PostgreSQL servers, their version in the header, and a watch on threads left behind."""
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -9,12 +10,18 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 import pytest
 
 from otel_pgpool.cli.postgres import find_binaries, find_version
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from psycopg2.extensions import connection
+
+    from otel_pgpool.cli.postgres import PostgresServer
 
 THREAD_PREFIX = "otel_pgpool"
 THREADS_END_WITHIN = 20.0  # seconds
@@ -25,9 +32,12 @@ PASSWORD_IN_DSN = re.compile(r"(://\w*:|password=)[\w-]{32}\b")
 def pytest_configure() -> None:
     """Prepare for the programs that tests start.
 
-    A shell starts its background jobs with Ctrl-C ignored, and so would every program be.
+    A shell starts its background jobs with Ctrl-C ignored, and so would every program be. Where no bytecode is written,
+    each program would compile all that it imports, and each worker of pytest-xdist all tests.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     sys.addaudithook(_refuse_passwords_in_arguments)
 
 
@@ -58,3 +68,31 @@ def no_thread_left() -> Iterator[None]:
 def _is_ours(thread: threading.Thread) -> bool:
     """Return whether a thread is a pool's; the watchdog of I/O timeouts belongs to the process, and ends by itself."""
     return thread.name.startswith(THREAD_PREFIX) and thread.name != "otel_pgpool-deadlines"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[PostgresServer]:
+    """Shared by all tests: never stop it."""
+    with ClonedServer(settings={"max_connections": 200}) as server:
+        yield server
+
+
+@pytest.fixture
+def dsn(server: PostgresServer) -> str:
+    return server.dsn
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    """For one test alone, which may stop, restart or kill it."""
+    with ClonedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def admin(dsn: str) -> Iterator[connection]:
+    """Provide a connection outside the pool, in autocommit: for pg_terminate_backend and pg_stat_activity."""
+    conn = psycopg2.connect(dsn, application_name="admin")
+    conn.autocommit = True
+    yield conn
+    conn.close()

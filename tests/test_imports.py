@@ -34,7 +34,7 @@ def test_the_library_uses_the_api_alone(folder: str) -> None:
     users = [
         path
         for path, text in sources.items()
-        if re.search(r"^\s*(from|import) opentelemetry\.(sdk|exporter)", text, re.M)
+        if re.search(r"^\s*(from|import) opentelemetry\.(sdk|exporter)", text, re.MULTILINE)
     ]
     assert sources
     assert users == []

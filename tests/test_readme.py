@@ -33,11 +33,9 @@ from sqlalchemy import pool as sqlalchemy_pools
 
 import otel_pgpool
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.config import PoolConfig, TelemetryConfig
 from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.telemetry import Telemetry
-from tests.stack.stack import compose
 from tests.support.documents import (
     DOCUMENTS,
     INSTRUMENTATION,
@@ -55,6 +53,8 @@ from tests.support.documents import (
     text_of,
 )
 from tests.support.receivers import GrpcReceiver, HttpReceiver
+from tests.support.servers import ClonedServer
+from tests.support.stack_files import compose
 from tests.support.urls import url_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ SHELL = [(document, line) for document in DOCUMENTS for line in read(document).s
 
 @pytest.fixture(scope="module")
 def dsn() -> Iterator[str]:
-    with PostgresServer() as server:
+    with ClonedServer() as server:
         yield server.dsn
 
 

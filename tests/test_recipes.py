@@ -18,9 +18,9 @@ import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from otel_pgpool.cli.postgres import PostgresServer
 from tests.support.documents import EXTENDING, RECIPES, clean_environ, make_tables, read, run, write
 from tests.support.receivers import HttpReceiver
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ AT_ONCE = "50"
 
 @pytest.fixture(scope="module")
 def dsn() -> Iterator[str]:
-    with PostgresServer() as server:
+    with ClonedServer() as server:
         yield server.dsn
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool
-from otel_pgpool.cli.postgres import PostgresServer
 from tests.chaos.census import Census
 from tests.chaos.footprint import Footprint, at_rest
 from tests.chaos.quiet import silenced
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,7 +125,7 @@ def play(threads: int = 2_000) -> Crowded:
     """Let so many threads ask at once for one of ten connections."""
     with ExitStack() as stage:
         stage.enter_context(silenced())
-        server = stage.enter_context(PostgresServer())
+        server = stage.enter_context(ClonedServer())
         dsn = make_dsn(server.dsn, application_name=NAME)
         before = Footprint.now()
         pool = ConnectionPool(MAXCONN, MAXCONN, dsn, timeout=PATIENCE)

@@ -14,10 +14,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.footprint import Footprint, at_rest
 from tests.chaos.tally import Tally
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,7 @@ class Sailed:
 def play(pools: int = 500) -> Sailed:
     """Make so many pools, borrow from each, close them."""
     with ExitStack() as stage:
-        server = stage.enter_context(PostgresServer(settings={"max_connections": pools + OTHERS}))
+        server = stage.enter_context(ClonedServer(settings={"max_connections": pools + OTHERS}))
         dsn = make_dsn(server.dsn, application_name=NAME)
         tracers, meters = TracerProvider(), MeterProvider([InMemoryMetricReader()])
         tracers.add_span_processor(Tally())

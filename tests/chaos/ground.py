@@ -18,6 +18,7 @@ from psycopg2.extensions import parse_dsn
 from otel_pgpool.cli.postgres import PostgresServer, find_binaries
 from tests.chaos.application import TABLES
 from tests.chaos.proxy import Proxy
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -52,7 +53,7 @@ class Ground:
 
 def one_server(stage: ExitStack, **settings: str | float) -> Ground:
     """Provide a server that is connected directly."""
-    server = stage.enter_context(PostgresServer(settings=settings))
+    server = stage.enter_context(ClonedServer(settings=settings))
     execute(server, TABLES)
     return Ground(server, parse_dsn(server.dsn))
 
@@ -67,7 +68,7 @@ def over_a_network(stage: ExitStack) -> Ground:
 
 def with_a_password(stage: ExitStack) -> Ground:
     """Provide a server that requires a password, and a secret that can be rotated."""
-    server = stage.enter_context(PostgresServer(password=OLD_PASSWORD))
+    server = stage.enter_context(ClonedServer(password=OLD_PASSWORD))
     execute(server, TABLES)
     execute(server, f"create role app login password '{OLD_PASSWORD}'; grant all on all tables in schema public to app")
     dsn = {key: value for key, value in parse_dsn(server.dsn).items() if key != "password"} | {"user": "app"}
@@ -89,9 +90,9 @@ def over_tls(stage: ExitStack) -> Ground:
 
 def primary_and_standby(stage: ExitStack) -> Ground:
     """Provide a primary, a synchronous standby, and a DSN with both."""
-    primary = stage.enter_context(PostgresServer(settings=REPLICATES, password=OLD_PASSWORD))
+    primary = stage.enter_context(ClonedServer(settings=REPLICATES, password=OLD_PASSWORD))
     execute(primary, TABLES)
-    standby = stage.enter_context(PostgresServer(settings=REPLICATES, password=OLD_PASSWORD))
+    standby = stage.enter_context(ClonedServer(settings=REPLICATES, password=OLD_PASSWORD))
     standby.stop("immediate")
     copy(primary, Path(standby.socket_dir, "data"))
     standby.start()

@@ -21,10 +21,10 @@ import psycopg2
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool, PoolError
-from otel_pgpool.cli.postgres import PostgresServer
 from tests.chaos.prober import MARGIN, UNRULY, bounds, longest_silence
 from tests.chaos.proxy import Proxy
 from tests.chaos.quiet import silenced
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     import socket
@@ -172,7 +172,7 @@ def play(processes: int = 20, connections: int = 10, away: float = 10.0) -> Retu
     """Take the server away from all, and count how they come back."""
     with ExitStack() as stage:
         places = processes * connections + 20
-        server = stage.enter_context(PostgresServer(settings={"max_connections": places}))
+        server = stage.enter_context(ClonedServer(settings={"max_connections": places}))
         door = stage.enter_context(Door(server.port))
         dsn = make_dsn(server.dsn, port=door.port, application_name=NAME)
         herd = [Member(dsn, connections) for _ in range(processes)]

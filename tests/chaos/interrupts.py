@@ -21,7 +21,6 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import otel_pgpool
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.pool import slots
 from otel_pgpool.pool.context import CheckoutContext
@@ -30,6 +29,7 @@ from tests.chaos.footprint import Footprint, at_rest
 from tests.chaos.quiet import silenced
 from tests.chaos.tally import Tally
 from tests.chaos.ways import WAYS, use
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -310,7 +310,7 @@ def play(interrupts: int = 10_000, dsn: str | None = None) -> Struck:
         stage.enter_context(silenced())
         stage.enter_context(impatient())
         stage.enter_context(in_a_request())
-        dsn = dsn or stage.enter_context(PostgresServer()).dsn
+        dsn = dsn or stage.enter_context(ClonedServer()).dsn
         spans = Tally()
         tracers, meters = TracerProvider(), MeterProvider([InMemoryMetricReader()])
         tracers.add_span_processor(spans)

@@ -11,10 +11,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool import ConnectionPool, otlp
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import names
 from tests.chaos.footprint import Footprint, at_rest
 from tests.chaos.sink import Sink
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +117,7 @@ def play(checkouts: int = 1_000_000) -> Soaked:
     """Check out so often. It sets the process's providers: it needs one of its own."""
     soaked = Soaked(checkouts)
     with ExitStack() as stage:
-        server = stage.enter_context(PostgresServer())
+        server = stage.enter_context(ClonedServer())
         sink = stage.enter_context(Sink())
         os.environ.update(ENVIRONMENT, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
         before = Footprint.now()

@@ -18,7 +18,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry, names
 from tests.chaos.books import TABLE, Books, Word
 from tests.chaos.borrower import LONG_HOLD, TIMEOUT, Borrower, Shared
@@ -28,6 +27,7 @@ from tests.chaos.limits import Limits
 from tests.chaos.quiet import silenced
 from tests.chaos.stalls import Stalls
 from tests.chaos.tally import Tally
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -146,7 +146,7 @@ class Stress:
         self.counts: Counter[str] = Counter()
         self.latest: tuple[float, str] = (0.0, "")
         """The worst call: seconds beyond its timeout in which it could have run, and which it was."""
-        self.server = stage.enter_context(PostgresServer())
+        self.server = stage.enter_context(ClonedServer())
         self.tally, self.reader = Tally(), InMemoryMetricReader()
         self.books = Books()
         self._seed = seed

@@ -15,7 +15,7 @@ import pytest
 import otel_pgpool
 from tests.chaos.scene import MAXCONN, TIMEOUT, Outcome
 from tests.chaos.suspension import FAULTS
-from tests.support.chaos_programs import PATIENCE, run, started
+from tests.support.scripts import PATIENCE, run, started
 
 PACKAGE = Path(otel_pgpool.__file__).parent
 WALL_CLOCK = {"time", "time_ns", "localtime", "gmtime", "now", "utcnow", "today"}

@@ -14,9 +14,11 @@ from benchmarks.row import OURS
 from otel_pgpool import PoolClosed
 from tests.chaos.drops import FAULTS
 from tests.chaos.scene import play
-from tests.support.chaos_programs import run
-from tests.support.helpers import ask, in_thread, pool_threads
+from tests.support.database import ask
+from tests.support.pools import pool_threads
+from tests.support.scripts import run
 from tests.support.telemetry import PATIENCE, Signals, until
+from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection

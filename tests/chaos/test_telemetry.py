@@ -25,9 +25,9 @@ from otel_pgpool.telemetry import Telemetry
 from tests.chaos.collector import Answer, Collector, absent
 from tests.chaos.scene import TIMEOUT, WORKERS, play
 from tests.chaos.telemetry import EXPORT_TIMEOUT, FAULTS, Exporter, Told
-from tests.support.chaos_programs import run
-from tests.support.helpers import in_thread
+from tests.support.scripts import run
 from tests.support.telemetry import until
+from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

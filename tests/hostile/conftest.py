@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests that need no other."""
+"""A real PostgreSQL with a hostile password."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from otel_pgpool.cli.postgres import PostgresServer
 from tests.support.hostile import RIGHT, place
+from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from otel_pgpool.cli.postgres import PostgresServer
     from tests.support.hostile import Entered
-
-
-@pytest.fixture(scope="module")
-def dsn() -> Iterator[str]:
-    """Shared by the tests of a file."""
-    with PostgresServer() as server:
-        yield server.dsn
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[PostgresServer]:
     """Provide a server with a password that every quoting and encoding has to handle."""
-    with PostgresServer(password=RIGHT) as server:
+    with ClonedServer(password=RIGHT) as server:
         yield server
 
 

@@ -12,7 +12,6 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from tests.integration.hook.helpers import instrumented
 from tests.support.hostile import (
     INJECTED,
     MEGABYTE,
@@ -24,6 +23,7 @@ from tests.support.hostile import (
     logged,
 )
 from tests.support.hostile_server import HostileServer, error, fails, login, notice, says
+from tests.support.instrumentation import instrumented
 from tests.support.telemetry import Signals, until
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ import pytest
 from psycopg2 import errors
 
 from otel_pgpool import PoolError, PoolTimeout
-from tests.support.helpers import IDLE, PATIENCE, Recorder, ask, fill, in_thread, kill, make, wait_until
+from tests.support.database import IDLE, ask, kill
+from tests.support.pools import Recorder, fill, make
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,10 @@ import pytest
 from opentelemetry import trace
 
 from otel_pgpool.runtime.gc_state import is_collecting_here
-from tests.support.helpers import PATIENCE, Recorder, ask, in_thread, make, pid_of_a_checkout, wait_until
+from tests.support.database import ask
+from tests.support.pools import Recorder, make, pid_of_a_checkout
 from tests.support.telemetry import Signals
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

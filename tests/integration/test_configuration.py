@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from tests.support.helpers import PATIENCE, Gate, make, wait_until
+from tests.support.pools import Gate, make
+from tests.support.waiting import PATIENCE, wait_until
 
 NAN = float("nan")
 

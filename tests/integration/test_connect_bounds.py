@@ -14,7 +14,9 @@ from psycopg2 import extensions, extras
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.driver import dsn as dsn_module
 from otel_pgpool.pool import connect as connecting
-from tests.support.helpers import PATIENCE, Recorder, ask, in_thread, wait_until
+from tests.support.database import ask
+from tests.support.pools import Recorder
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -13,7 +13,9 @@ import psycopg2.pool
 import pytest
 
 from otel_pgpool import Holder, PoolStats, PoolTimeout
-from tests.support.helpers import PATIENCE, ask, fill, in_thread, make, wait_until
+from tests.support.database import ask
+from tests.support.pools import fill, make
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from otel_pgpool import ConnectionPool

@@ -14,7 +14,9 @@ import pytest
 from psycopg2 import extensions
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolError, PoolTimeout, TooManyRequests
-from tests.support.helpers import IDLE, PATIENCE, ask, in_thread, kill, make, refused_port, wait_until
+from tests.support.database import IDLE, ask, kill, refused_port
+from tests.support.pools import make
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.helpers import run_program
+from tests.support.scripts import run_program
 
 PATCH = """
 import eventlet

@@ -17,7 +17,7 @@ from psycopg2 import extensions
 from werkzeug.serving import make_server
 
 from otel_pgpool import PoolTimeout
-from tests.support.helpers import let_last
+from tests.support.pools import let_last
 from tests.support.telemetry import (
     MOMENT,
     NAME,

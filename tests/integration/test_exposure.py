@@ -11,12 +11,16 @@ import pytest
 import trustme
 from psycopg2 import extensions
 
-from otel_pgpool.cli.postgres import PostgresServer
 from tests.chaos.proxy import Proxy
-from tests.support.helpers import PATIENCE, ask, make
+from tests.support.database import ask
+from tests.support.pools import make
+from tests.support.servers import ClonedServer
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from otel_pgpool.cli.postgres import PostgresServer
 
 TOKEN = "t0ken"
 NOWHERE = "0.0.0.1"
@@ -41,7 +45,7 @@ def authenticate_by(method: str, server: PostgresServer) -> None:
 @pytest.fixture(scope="module")
 def in_clear() -> Iterator[dict[str, Any]]:
     """Where a server is that asks for passwords in clear, as those of clouds do for tokens."""
-    with PostgresServer(password=TOKEN) as server:
+    with ClonedServer(password=TOKEN) as server:
         authenticate_by("password", server)
         place = extensions.parse_dsn(server.dsn)
         del place["password"]
@@ -106,7 +110,7 @@ def test_over_tls(place: dict[str, Any], how: dict[str, str]) -> None:
 
 def test_other_ways_to_authenticate_need_no_tls() -> None:
     """SCRAM, and a server of one's own machine that trusts: neither shows a password to anybody."""
-    with PostgresServer(password=TOKEN) as server:
+    with ClonedServer(password=TOKEN) as server:
         there = extensions.make_dsn(server.dsn, password="")
         for method in ("scram-sha-256", "trust"):
             authenticate_by(method, server)

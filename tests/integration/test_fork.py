@@ -11,19 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_pgpool import PoolError
-from tests.support.helpers import (
-    IN_TRANSACTION,
-    PATIENCE,
-    ask,
-    fill,
-    fork_in_c,
-    in_child,
-    in_thread,
-    make,
-    pid_of_a_checkout,
-    run_program,
-    wait_until,
-)
+from tests.support.database import IN_TRANSACTION, ask
+from tests.support.pools import fill, make, pid_of_a_checkout
+from tests.support.processes import fork_in_c, in_child
+from tests.support.scripts import run_program
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,9 @@ import pytest
 from freezegun import freeze_time
 
 from otel_pgpool import PoolTimeout
-from tests.support.helpers import in_thread, make, run_program
+from tests.support.pools import make
+from tests.support.scripts import run_program
+from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
     from otel_pgpool import ConnectionPool

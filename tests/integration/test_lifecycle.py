@@ -14,19 +14,9 @@ import psycopg2
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout
-from tests.support.helpers import (
-    PATIENCE,
-    Gate,
-    Recorder,
-    ask,
-    fill,
-    in_thread,
-    lives,
-    make,
-    pid_of_a_checkout,
-    pool_threads,
-    wait_until,
-)
+from tests.support.database import ask, lives
+from tests.support.pools import Gate, Recorder, fill, make, pid_of_a_checkout, pool_threads
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection

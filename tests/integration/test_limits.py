@@ -13,7 +13,9 @@ from psycopg2 import extensions
 
 from otel_pgpool import PoolTimeout, TooManyRequests
 from otel_pgpool.pool import acquire
-from tests.support.helpers import PATIENCE, Gate, Recorder, ask, fill, in_thread, let_lie, make, wait_until
+from tests.support.database import ask
+from tests.support.pools import Gate, Recorder, fill, let_lie, make
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from otel_pgpool import ConnectionPool

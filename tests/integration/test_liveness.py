@@ -13,25 +13,13 @@ import pytest
 from psycopg2 import errors
 
 from otel_pgpool import PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.session import is_readable
 from tests.chaos.frozen import frozen
-from tests.support.helpers import (
-    IDLE,
-    PATIENCE,
-    Recorder,
-    ask,
-    fill,
-    in_thread,
-    kill,
-    let_lie,
-    lives,
-    make,
-    pid_of_a_checkout,
-    wait_until,
-    wait_until_readable,
-)
+from tests.support.database import IDLE, ask, kill, lives, wait_until_readable
+from tests.support.pools import Recorder, fill, let_lie, make, pid_of_a_checkout
+from tests.support.servers import ClonedServer
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +27,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool import ConnectionPool
+    from otel_pgpool.cli.postgres import PostgresServer
 
 
 # Death
@@ -487,7 +476,7 @@ def test_read_only_counts_in_blocks_alone(own_server: PostgresServer) -> None:
 
 def test_real_standby(tmp_path: Path) -> None:
     """On a standby a write is 25006 without any setting: each such block leaves the generation."""
-    with PostgresServer(settings={"wal_level": "replica", "max_wal_senders": 2}) as server:
+    with ClonedServer(settings={"wal_level": "replica", "max_wal_senders": 2}) as server:
         server.stop()
         signal_file = Path(server.socket_dir, "data", "standby.signal")
         signal_file.touch()

@@ -11,7 +11,19 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, Sum
 
 from otel_pgpool import ConnectionPool, PoolTimeout, TooManyRequests, __version__
 from otel_pgpool.telemetry import metrics
-from tests.support.helpers import let_lie
+from tests.support.metric_names import (
+    BOUNDS,
+    GAUGE,
+    HISTOGRAM,
+    LEVEL,
+    LEVELS,
+    METRICS,
+    OBSERVED,
+    POOL,
+    TOTAL,
+    TOTALS,
+)
+from tests.support.pools import let_lie
 from tests.support.telemetry import NAME, Signals, all_connects_told, queued, until
 
 if TYPE_CHECKING:
@@ -19,32 +31,6 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
     from psycopg2.extensions import connection
-
-POOL = "db.client.connection.pool.name"
-LEVEL, TOTAL, GAUGE, HISTOGRAM = "level", "total", "gauge", "histogram"
-METRICS = {
-    "db.client.connection.count": (LEVEL, "{connection}"),
-    "db.client.connection.max": (LEVEL, "{connection}"),
-    "db.client.connection.idle.min": (LEVEL, "{connection}"),
-    "db.client.connection.idle.max": (LEVEL, "{connection}"),
-    "db.client.connection.pending_requests": (LEVEL, "{request}"),
-    "db.client.connection.timeouts": (TOTAL, "{timeout}"),
-    "db.client.connection.wait_time": (HISTOGRAM, "s"),
-    "db.client.connection.use_time": (HISTOGRAM, "s"),
-    "db.client.connection.create_time": (HISTOGRAM, "s"),
-    "otel_pgpool.utilization": (GAUGE, "1"),
-    "otel_pgpool.oldest_hold": (GAUGE, "s"),
-    "otel_pgpool.checkouts": (TOTAL, "{checkout}"),
-    "otel_pgpool.retries": (TOTAL, "{retry}"),
-    "otel_pgpool.long_holds": (TOTAL, "{hold}"),
-    "otel_pgpool.connections.created": (TOTAL, "{connection}"),
-    "otel_pgpool.connections.discarded": (TOTAL, "{connection}"),
-}
-OBSERVED = [name for name, (kind, _unit) in METRICS.items() if kind != HISTOGRAM]
-LEVELS = [name for name, (kind, _unit) in METRICS.items() if kind in {LEVEL, GAUGE}]
-TOTALS = [name for name, (kind, _unit) in METRICS.items() if kind == TOTAL]
-WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30)
-BOUNDS = {"wait_time": WAIT_BOUNDS, "create_time": WAIT_BOUNDS, "use_time": (*WAIT_BOUNDS, 60, 300)}
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from otel_pgpool import __version__
-from otel_pgpool.cli.postgres import PostgresServer
-from tests.integration.test_metrics import BOUNDS, GAUGE, HISTOGRAM, LEVEL, METRICS, POOL, TOTAL
+from tests.support.metric_names import BOUNDS, GAUGE, HISTOGRAM, LEVEL, METRICS, POOL, TOTAL
 from tests.support.receivers import GrpcReceiver, HttpReceiver, Receiver
+from tests.support.servers import ClonedServer
 from tests.support.telemetry import assert_exactly, served, server_attributes, unserved, waited
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Run(NamedTuple):
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """One run of the program for each protocol, on a server that asks for a password."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    with PostgresServer() as server, request.param() as receiver:
+    with ClonedServer() as server, request.param() as receiver:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", PROGRAM],
             env={**inherited, **receiver.environ, "PYTHONPATH": str(ROOT), "DSN": server.dsn},

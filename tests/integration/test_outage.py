@@ -10,19 +10,23 @@ import psycopg2
 import pytest
 
 from otel_pgpool import PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.pool import backoff
-from tests.support.helpers import PATIENCE, Recorder, ask, in_thread, make, pid_of_a_checkout, wait_until
+from tests.support.database import ask
+from tests.support.pools import Recorder, make, pid_of_a_checkout
+from tests.support.servers import ClonedServer
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from otel_pgpool.cli.postgres import PostgresServer
 
 FIRST, LONGEST = 0.1, 5.0  # seconds: what the prober's delay doubles from, and to
 
 
 @pytest.fixture(scope="module")
 def restartable() -> Iterator[PostgresServer]:
-    with PostgresServer() as server:
+    with ClonedServer() as server:
         yield server
 
 

@@ -14,21 +14,10 @@ from psycopg2 import errors, extensions
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.pool import acquire
-from tests.support.helpers import (
-    IDLE,
-    PATIENCE,
-    Gate,
-    Recorder,
-    ask,
-    fill,
-    in_child,
-    in_thread,
-    kill,
-    let_lie,
-    make,
-    pid_of_a_checkout,
-    wait_until,
-)
+from tests.support.database import IDLE, ask, kill
+from tests.support.pools import Gate, Recorder, fill, let_lie, make, pid_of_a_checkout
+from tests.support.processes import in_child
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,9 @@ import wrapt
 
 from otel_pgpool import PoolError
 from otel_pgpool.pool import health
-from tests.support.helpers import IDLE, PATIENCE, ask, kill, make, wait_until
+from tests.support.database import IDLE, ask, kill
+from tests.support.pools import make
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection

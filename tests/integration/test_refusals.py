@@ -10,8 +10,9 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import PoolTimeout
-from tests.support.helpers import ask, wait_until
+from tests.support.database import ask
 from tests.support.telemetry import Signals
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,11 +14,13 @@ from psycopg2 import extensions
 from psycopg2.extras import DictCursor, NamedTupleCursor
 
 from otel_pgpool import PoolError, PoolTimeout, reset_session
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.pool import handover
 from otel_pgpool.telemetry import Telemetry
-from tests.support.helpers import IDLE, PATIENCE, ask, make, wait_until
+from tests.support.database import IDLE, ask
+from tests.support.pools import make
+from tests.support.servers import ClonedServer
 from tests.support.telemetry import Signals
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,7 +239,7 @@ def test_roles_and_settings_of_the_login(dsn: str, admin: connection) -> None:
 def test_two_phase_transactions(caplog: pytest.LogCaptureFixture) -> None:
     """One that is open is rolled back; one that is prepared stays, and its connection goes with a record."""
     with (
-        PostgresServer(settings={"max_prepared_transactions": 4}) as server,
+        ClonedServer(settings={"max_prepared_transactions": 4}) as server,
         make(1, 1, server.dsn, reset=reset_session, timeout=PATIENCE, observer=Telemetry()) as pool,
     ):
         with pool.connection() as conn:

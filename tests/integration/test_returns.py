@@ -15,21 +15,12 @@ from psycopg2 import extensions
 from psycopg2.extras import DictCursor
 
 from otel_pgpool import PoolError, reset_session
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.frozen import frozen
-from tests.support.helpers import (
-    IDLE,
-    PATIENCE,
-    Recorder,
-    ask,
-    fill,
-    in_thread,
-    kill,
-    lives,
-    make,
-    wait_until,
-)
+from tests.support.database import IDLE, ask, kill, lives
+from tests.support.pools import Recorder, fill, make
+from tests.support.servers import ClonedServer
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -278,7 +269,7 @@ def test_putconn_close_is_counted(dsn: str, admin: connection) -> None:
 @pytest.mark.parametrize("how", ["putconn", "exception"])
 def test_prepared_two_phase_transaction(how: str) -> None:
     """A transaction prepared for two-phase commit stays prepared: the pool neither ends it nor lends its session."""
-    with PostgresServer(settings={"max_prepared_transactions": 4}) as server:
+    with ClonedServer(settings={"max_prepared_transactions": 4}) as server:
 
         def prepare(conn: connection) -> None:
             conn.tpc_begin(conn.xid(1, "order", "shop"))

@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind
 from psycopg2.extensions import parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests, __version__
-from otel_pgpool.cli.postgres import PostgresServer
+from tests.support.servers import ClonedServer
 from tests.support.telemetry import (
     NAME,
     PATIENCE,
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link
     from opentelemetry.util.types import Attributes
     from psycopg2.extensions import connection
+
+    from otel_pgpool.cli.postgres import PostgresServer
 
 
 @pytest.fixture
@@ -551,7 +553,7 @@ def test_success_after_a_dead_connection(signals: Signals, dsn: str, admin: conn
 
 def test_password_is_in_no_span(signals: Signals) -> None:
     """Whatever libpq says of a connect with a wrong password, the password is in nothing that is emitted."""
-    with PostgresServer() as server:
+    with ClonedServer() as server:
         right, wrong = parse_dsn(server.dsn)["password"], "wr0ng-s3cret"
         with signals.pool(0, 1, url_of(server.dsn, password=wrong), open=False, max_retries=1) as pool:
             with pytest.raises(PoolTimeout):

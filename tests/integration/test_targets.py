@@ -13,12 +13,16 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
-from tests.support.helpers import PATIENCE, ask, make, pid_of_a_checkout, refused_port, wait_until
+from tests.support.database import ask, refused_port
+from tests.support.pools import make, pid_of_a_checkout
+from tests.support.servers import ClonedServer
 from tests.support.urls import url_of
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from otel_pgpool.cli.postgres import PostgresServer
 
 RIGHT = f"r1ght:p@ss/wörd{secrets.token_hex(16)}"
 WRONG = "wr0ng%p'ss"
@@ -28,7 +32,7 @@ PLACE = "127.0.0.1:{port}/postgres"
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[PostgresServer]:
     """Provide a server that requires a password."""
-    with PostgresServer(password=RIGHT) as server:
+    with ClonedServer(password=RIGHT) as server:
         yield server
 
 

@@ -14,7 +14,9 @@ import pytest
 from psycopg2 import extensions, extras
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from tests.support.helpers import kill, lives, run_program, wait_until
+from tests.support.database import kill, lives
+from tests.support.scripts import run_program
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

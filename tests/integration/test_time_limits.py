@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.helpers import ask, let_lie, make
+from tests.support.database import ask
+from tests.support.pools import let_lie, make
 from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:

@@ -10,34 +10,12 @@ import pytest
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.telemetry import series
-from tests.support.helpers import in_child
+from tests.support.processes import in_child
 from tests.support.telemetry import NAME, Signals, until
-from tests.support.totals import CHECKOUTS, DISCARDED, MAX, TIMEOUTS, Reader
+from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, until_collected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-CREATED = "otel_pgpool.connections.created"
-
-
-class Readers:
-    """One that is told increments, one that is told sums; each fails where a total goes down."""
-
-    def __init__(self, signals: Signals) -> None:
-        self.all = Reader(delta=True), Reader()
-        for reader in self.all:
-            signals.meter_provider.add_metric_reader(reader.inner)
-
-    def told(self, metric: str, name: str = NAME) -> int:
-        """Return what both readers get when they collect; collect again if something was counted in between."""
-        for _ in range(3):
-            for reader in self.all:
-                reader.ask()
-            totals = {reader.sum_of(metric, name) for reader in self.all}
-            if len(totals) == 1:
-                break
-        (total,) = totals
-        return total
 
 
 @pytest.fixture
@@ -53,16 +31,6 @@ def readers(signals: Signals) -> Readers:
 
 def pool_of(signals: Signals, dsn: str, **options: Any) -> ConnectionPool:
     return ConnectionPool(1, 1, dsn, name=NAME, observer=signals.telemetry(), **{"long_hold": None, **options})
-
-
-def until_collected(ref: weakref.ref[Any]) -> None:
-    """Wait until what it refers to is gone: a thread that looks after it may have it for a moment."""
-
-    def is_gone() -> bool:
-        gc.collect()
-        return ref() is None
-
-    until(is_gone)
 
 
 def borrow(pool: ConnectionPool, times: int = 1) -> None:

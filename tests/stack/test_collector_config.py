@@ -12,7 +12,7 @@ import yaml
 from opentelemetry.semconv._incubating.attributes import db_attributes
 
 from otel_pgpool.telemetry import names
-from tests.stack.collectors import BINARY, FILES, FOLDER, NEEDED, ROOT, TLS, backend_overlay, load
+from tests.support.collector import BINARY, FILES, FOLDER, NEEDED, ROOT, TLS, backend_overlay, load
 from tests.support.documents import TELEMETRY, table
 
 NETWORK_EXPORTERS = {"loadbalancing", "otlp_grpc", "otlp_http"}

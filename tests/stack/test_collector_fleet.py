@@ -9,9 +9,9 @@ from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from otel_pgpool.telemetry import names
-from tests.stack.collectors import BINARY, QUICK, Collector, wait_until
-from tests.stack.senders import program, trace_id
-from tests.stack.targets import Targets, open_targets
+from tests.support.collector import BINARY, QUICK, Collector, wait_until
+from tests.support.collector_targets import Targets, open_targets
+from tests.support.otlp_sender import program, trace_id
 from tests.support.receivers import GrpcReceiver
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import pytest
 from opentelemetry.trace import Status, StatusCode
 
 from otel_pgpool.telemetry import names
-from tests.stack.collectors import BINARY, QUICK, Collector, backend_overlay, wait_until
-from tests.stack.roles import PASSWORDS, make_roles, open_server
-from tests.stack.senders import program
-from tests.stack.targets import Targets, open_targets
+from tests.support.collector import BINARY, QUICK, Collector, backend_overlay, wait_until
+from tests.support.collector_targets import Targets, open_targets
+from tests.support.database_roles import PASSWORDS, make_roles, open_server
+from tests.support.otlp_sender import program
 from tests.support.receivers import HttpReceiver, Mode
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import pytest
 import trustme
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from tests.stack.collectors import BINARY, FOLDER, QUICK, Collector, load, wait_until
-from tests.stack.senders import program
-from tests.stack.targets import Targets, open_targets
+from tests.support.collector import BINARY, FOLDER, QUICK, Collector, load, wait_until
+from tests.support.collector_targets import Targets, open_targets
+from tests.support.otlp_sender import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.stack.docker import Docker
-from tests.stack.jaeger import asked_for
-from tests.stack.stack import ROOT, VARIABLE, compose, defaults, load
+from tests.support.docker import Docker
+from tests.support.jaeger import asked_for
+from tests.support.stack_files import ROOT, VARIABLE, compose, defaults, load
 
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
 SERVICES = compose()

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from otel_pgpool.telemetry import names
-from tests.stack.stack import ROOT, compose, load
+from tests.support.stack_files import ROOT, compose, load
 
 FILE = ROOT / "grafana/dashboards/otel-pgpool.json"
 DASHBOARD = json.loads(FILE.read_text(encoding="utf-8"))

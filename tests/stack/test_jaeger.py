@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from otel_pgpool.cli.endpoint import Endpoint
 from otel_pgpool.telemetry import names
-from tests.stack.docker import Docker
-from tests.stack.jaeger import BINARY, Jaeger
-from tests.stack.senders import trace_id
-from tests.stack.stack import ROOT
+from tests.support.docker import Docker
+from tests.support.jaeger import BINARY, Jaeger
+from tests.support.otlp_sender import trace_id
+from tests.support.stack_files import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.stack.collectors import BINARY, FOLDER
+from tests.support.collector import BINARY, FOLDER
 
 if TYPE_CHECKING:
     from types import ModuleType

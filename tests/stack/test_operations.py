@@ -12,10 +12,10 @@ from typing import Any
 import psycopg2
 import pytest
 
-from otel_pgpool.cli.postgres import PostgresServer
-from tests.stack.stack import ROOT, load
 from tests.support.documents import read, table, text_of
-from tests.support.helpers import in_thread, wait_until
+from tests.support.servers import ClonedServer
+from tests.support.stack_files import ROOT, load
+from tests.support.waiting import in_thread, wait_until
 
 OPERATIONS = "docs/operations.md"
 TEXT = text_of(OPERATIONS)
@@ -63,7 +63,7 @@ def test_the_statement_names_the_one_who_blocks() -> None:
     (statement,) = read(OPERATIONS).statements
     lock = "update product set stock = stock - 1"
     with ExitStack() as opened:
-        dsn = opened.enter_context(PostgresServer()).dsn
+        dsn = opened.enter_context(ClonedServer()).dsn
         holder, first, second, admin = (opened.enter_context(closing(psycopg2.connect(dsn))) for _ in range(4))
         first.autocommit = second.autocommit = admin.autocommit = True
         with admin.cursor() as cur:

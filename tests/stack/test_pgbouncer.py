@@ -17,14 +17,16 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, reset_session
-from otel_pgpool.cli.postgres import PostgresServer
-from tests.stack.programs import environment, find_program, free_ports
-from tests.support.helpers import wait_until
+from tests.support.external_programs import environment, find_program, free_ports
+from tests.support.servers import ClonedServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from psycopg2.extensions import connection
+
+    from otel_pgpool.cli.postgres import PostgresServer
 
     Bouncing = Callable[..., "PgBouncer"]
 
@@ -97,7 +99,7 @@ class PgBouncer:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
-    with PostgresServer() as server:
+    with ClonedServer() as server:
         yield server
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.stack import openmetrics
-from tests.stack.history import STEP, History, live_through
-from tests.stack.programs import find_program
-from tests.stack.prometheus import Prometheus, promtool
-from tests.stack.stack import ROOT, load
+from tests.support import openmetrics
 from tests.support.documents import read
-from tests.support.helpers import wait_until
+from tests.support.external_programs import find_program
+from tests.support.metric_history import STEP, History, live_through
+from tests.support.prometheus import Prometheus, promtool
+from tests.support.stack_files import ROOT, load
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ import psycopg2.errors
 import pytest
 from psycopg2.extensions import make_dsn
 
-from tests.stack.roles import PASSWORDS, SUPERUSERS, make_roles, open_server
-from tests.stack.stack import ROOT, compose
+from tests.support.database_roles import PASSWORDS, SUPERUSERS, make_roles, open_server
+from tests.support.stack_files import ROOT, compose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

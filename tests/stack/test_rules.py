@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.stack.prometheus import OTLP_SINCE, Prometheus, find_version, promtool
-from tests.stack.stack import ROOT, load
+from tests.support.prometheus import OTLP_SINCE, Prometheus, find_version, promtool
+from tests.support.stack_files import ROOT, load
 
 if TYPE_CHECKING:
     from pathlib import Path

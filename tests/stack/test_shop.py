@@ -18,11 +18,11 @@ from urllib.request import urlopen
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from tests.stack.programs import free_ports
-from tests.stack.stack import ROOT
-from tests.support.helpers import wait_until
+from tests.support.external_programs import free_ports
 from tests.support.processes import arguments_of_all
 from tests.support.receivers import GrpcReceiver
+from tests.support.stack_files import ROOT
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

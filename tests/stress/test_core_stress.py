@@ -18,7 +18,7 @@ from otel_pgpool.pool.core import NOT_HELD
 from otel_pgpool.pool.slots import ORPHAN_AFTER
 from otel_pgpool.runtime.wakeup import wait_for
 from tests.support.fakes import Desk, FakeConnection, agree
-from tests.support.helpers import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMet
 from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
 from otel_pgpool.telemetry import metrics
 from otel_pgpool.telemetry.metrics import Instruments
+from tests.support.telemetry import NAME as POOL_NAME
+from tests.support.telemetry import Signals, until
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Sequence
 
     import pytest
@@ -25,6 +29,7 @@ TIMEOUTS, CHECKOUTS, DISCARDED = (
     "otel_pgpool.checkouts",
     "otel_pgpool.connections.discarded",
 )
+CREATED = "otel_pgpool.connections.created"
 WAIT_TIME, MAX = "db.client.connection.wait_time", "db.client.connection.max"
 DELTA = dict.fromkeys((ObservableCounter, SyncCounter, Histogram), AggregationTemporality.DELTA)
 
@@ -103,6 +108,26 @@ class Reader:
         return sum(self.total[metric, name].values())
 
 
+class Readers:
+    """One that is told increments, one that is told sums; each fails where a total goes down."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.all = Reader(delta=True), Reader()
+        for reader in self.all:
+            signals.meter_provider.add_metric_reader(reader.inner)
+
+    def told(self, metric: str, name: str = POOL_NAME) -> int:
+        """Return what both readers get when they collect; collect again if something was counted in between."""
+        for _ in range(3):
+            for reader in self.all:
+                reader.ask()
+            totals = {reader.sum_of(metric, name) for reader in self.all}
+            if len(totals) == 1:
+                break
+        (total,) = totals
+        return total
+
+
 class Meter:
     """The instruments of one provider with these readers, and a clock set by hand."""
 
@@ -140,3 +165,13 @@ class Meter:
             for matches in storage._instrument_view_instrument_matches.values()
             for match in matches
         )
+
+
+def until_collected(ref: weakref.ref[Any]) -> None:
+    """Wait until what it refers to is gone: a thread that looks after it may have it for a moment."""
+
+    def is_gone() -> bool:
+        gc.collect()
+        return ref() is None
+
+    until(is_gone)

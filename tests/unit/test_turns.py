@@ -13,7 +13,7 @@ from psycopg2.pool import PoolError
 
 from otel_pgpool.instrumentation import turns as turns_module
 from otel_pgpool.instrumentation.turns import EXHAUSTED, Turns, is_exhausted
-from tests.support.helpers import PATIENCE, wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ import psycopg2
 import pytest
 from psycopg2.pool import AbstractConnectionPool
 
-from tests.integration.hook.helpers import instrumented
-from tests.integration.hook.sqlalchemy_helpers import Engines
+from tests.support.instrumentation import instrumented
+from tests.support.sqlalchemy_engines import Engines
 from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:

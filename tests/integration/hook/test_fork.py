@@ -12,9 +12,12 @@ import pytest
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from tests.integration.hook.helpers import EXHAUSTED, STOCK, instrumented, ledger_of, lent, name_of, quietly
-from tests.support.helpers import IN_TRANSACTION, PATIENCE, ask, in_child, in_thread, wait_until
+from tests.support.database import IN_TRANSACTION, ask
+from tests.support.forked_pools import DEEDS, states, use, warm
+from tests.support.instrumentation import EXHAUSTED, STOCK, instrumented, ledger_of, lent, name_of, quietly
+from tests.support.processes import in_child
 from tests.support.telemetry import MOMENT, assert_exactly, until
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,74 +25,6 @@ if TYPE_CHECKING:
     from tests.support.telemetry import Signals
 
 Pool = Any
-
-
-def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
-    """Return the server's last state of these sessions."""
-    with admin.cursor() as cur:
-        cur.execute(
-            "select pid, state, query, state_change from pg_stat_activity where pid = any(%s) order by 1", [pids]
-        )
-        return cur.fetchall()
-
-
-def warm(pool: Pool) -> list[int]:
-    """Let every idle connection of a pool speak once; their backends."""
-    for conn in pool._pool:
-        ask(conn, "select 1")
-        conn.rollback()
-    return [conn.get_backend_pid() for conn in pool._pool]
-
-
-def use(pool: Pool) -> int:
-    """Use the pool; return the backend."""
-    conn = pool.getconn()
-    pid = ask(conn, "select pg_backend_pid()")
-    pool.putconn(conn)
-    assert isinstance(pid, int)
-    return pid
-
-
-def end_by_exit(pool: Pool, held: connection) -> None:
-    pass
-
-
-def end_by_work(pool: Pool, held: connection) -> None:
-    for _ in range(3):
-        assert use(pool) != held.get_backend_pid()
-
-
-def end_by_putconn(pool: Pool, held: connection) -> None:
-    pool.putconn(held)
-    use(pool)
-
-
-def end_by_putconn_close(pool: Pool, held: connection) -> None:
-    pool.putconn(held, close=True)
-
-
-def end_by_putconn_key(pool: Pool, held: connection) -> None:
-    pool.putconn(held, "held")
-
-
-def end_by_closeall(pool: Pool, held: connection) -> None:
-    pool.closeall()
-
-
-def end_by_garbage(pool: Pool, held: connection) -> None:
-    del held, pool
-    gc.collect()
-
-
-DEEDS = [
-    end_by_exit,
-    end_by_work,
-    end_by_putconn,
-    end_by_putconn_close,
-    end_by_putconn_key,
-    end_by_closeall,
-    end_by_garbage,
-]
 
 
 @pytest.mark.parametrize("deed", DEEDS)

@@ -14,19 +14,20 @@ import pytest
 from psycopg2.pool import AbstractConnectionPool, PoolError, ThreadedConnectionPool
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from tests.integration.hook.helpers import STOCK, instrumented, ledger_of, quietly
-from tests.integration.hook.sqlalchemy_helpers import borrow, driver, hooked, ledger, select
-from tests.integration.hook.test_fork import DEEDS, states, use, warm
-from tests.integration.hook.test_sqlalchemy_company import fill
-from tests.support.helpers import IN_TRANSACTION, PATIENCE, ask, fork_in_c, in_child, in_thread
+from tests.support.database import IN_TRANSACTION, ask
+from tests.support.forked_pools import DEEDS, states, use, warm
+from tests.support.instrumentation import STOCK, instrumented, ledger_of, quietly
+from tests.support.processes import fork_in_c, in_child
+from tests.support.sqlalchemy_engines import borrow, driver, fill, hooked, ledger, select
 from tests.support.telemetry import until
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
 
-    from tests.integration.hook.sqlalchemy_helpers import Engines
+    from tests.support.sqlalchemy_engines import Engines
     from tests.support.telemetry import Signals
 
 FORKS = (os.fork, fork_in_c)

@@ -28,16 +28,10 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 
 import otel_pgpool
 from otel_pgpool import PgPoolInstrumentor, instrumentation
-from tests.integration.hook.helpers import (
-    instrumented,
-    ledger_of,
-    lent,
-    name_of,
-    quietly,
-    snapshot,
-)
-from tests.support.helpers import PATIENCE, ask, in_thread
+from tests.support.database import ask
+from tests.support.instrumentation import instrumented, ledger_of, lent, name_of, quietly, snapshot
 from tests.support.telemetry import assert_exactly, status_of, until
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

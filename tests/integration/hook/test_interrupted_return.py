@@ -11,9 +11,9 @@ import pytest
 from psycopg2.pool import ThreadedConnectionPool
 
 from otel_pgpool import PgPoolInstrumentor
-from tests.integration.hook.helpers import ledger_of
-from tests.support.helpers import wait_until
+from tests.support.instrumentation import ledger_of
 from tests.support.telemetry import Signals
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ import pytest
 from psycopg2.pool import ThreadedConnectionPool
 
 from otel_pgpool import PgPoolInstrumentor
-from tests.support.helpers import PATIENCE, in_thread, wait_until
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

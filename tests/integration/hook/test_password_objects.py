@@ -11,13 +11,13 @@ from psycopg2.pool import ThreadedConnectionPool
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 
-from tests.integration.hook.helpers import ledger_of
-from tests.integration.hook.sqlalchemy_helpers import borrow, hooked, ledger
+from tests.support.instrumentation import ledger_of
+from tests.support.sqlalchemy_engines import borrow, hooked, ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.hook.sqlalchemy_helpers import Engines
+    from tests.support.sqlalchemy_engines import Engines
     from tests.support.telemetry import Signals
 
 

@@ -11,25 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.integration.hook.running import (
-    PROGRAMS,
-    UNDER_OTEL,
-    backends,
-    database,
-    locked,
-    running,
-    until_held_up,
-)
-from tests.integration.hook.seen import (
-    COUNT,
-    Answer,
-    ask_shop,
-    assert_traced,
-    last,
-    logs,
-    points_of,
-    traces_of,
-)
+from tests.support.program_signals import COUNT, Answer, ask_shop, assert_traced, last, logs, points_of, traces_of
+from tests.support.programs import PROGRAMS, UNDER_OTEL, backends, database, locked, running, until_held_up
 from tests.support.receivers import HttpReceiver
 
 if TYPE_CHECKING:

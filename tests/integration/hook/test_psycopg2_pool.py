@@ -17,7 +17,8 @@ from psycopg2.extensions import connection
 from psycopg2.pool import PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from otel_pgpool import ConnectionPool, __version__
-from tests.integration.hook.helpers import (
+from tests.support.database import ask, kill, lives, refused_port
+from tests.support.instrumentation import (
     CLOSED,
     EXHAUSTED,
     STOCK,
@@ -29,8 +30,8 @@ from tests.integration.hook.helpers import (
     name_of,
     quietly,
 )
-from tests.support.helpers import PATIENCE, ask, in_thread, kill, lives, refused_port
 from tests.support.telemetry import assert_exactly, is_child, server_attributes, status_of, until
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,15 +13,15 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from otel_pgpool.telemetry import logs
-from tests.integration.hook.helpers import instrumented, ledger_of
-from tests.integration.hook.sqlalchemy_helpers import borrow, ledger
+from tests.support.instrumentation import instrumented, ledger_of
+from tests.support.sqlalchemy_engines import borrow, ledger
 from tests.support.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from otel_pgpool.cli.postgres import PostgresServer
-    from tests.integration.hook.sqlalchemy_helpers import Engines
+    from tests.support.sqlalchemy_engines import Engines
     from tests.support.telemetry import Signals
 
 

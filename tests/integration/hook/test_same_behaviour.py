@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from tests.integration.hook.helpers import STOCK, denied, instrumented, ledger_of, lent, name_of, quietly
+from tests.support.instrumentation import STOCK, denied, instrumented, ledger_of, lent, name_of, quietly
 from tests.support.telemetry import Signals, assert_exactly, until
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadP
 from sqlalchemy.schema import Column
 from sqlalchemy.types import Integer
 
-from tests.integration.hook.sqlalchemy_helpers import (
+from tests.support.database import ask, lives
+from tests.support.sqlalchemy_engines import (
     Engines,
     attribute,
     borrow,
@@ -36,7 +37,6 @@ from tests.integration.hook.sqlalchemy_helpers import (
     told,
     waits,
 )
-from tests.support.helpers import PATIENCE, ask, in_thread, lives
 from tests.support.telemetry import (
     Signals,
     assert_exactly,
@@ -45,6 +45,7 @@ from tests.support.telemetry import (
     status_of,
     until,
 )
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

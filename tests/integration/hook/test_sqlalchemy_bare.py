@@ -12,10 +12,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from tests.integration.hook.helpers import lent, name_of
-from tests.integration.hook.sqlalchemy_helpers import attribute, hooked, told
-from tests.support.helpers import PATIENCE, in_thread
+from tests.support.instrumentation import lent, name_of
+from tests.support.sqlalchemy_engines import attribute, hooked, told
 from tests.support.telemetry import assert_exactly, until
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,12 +19,15 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from sqlalchemy.util.queue import Queue
 
-from tests.integration.hook.sqlalchemy_helpers import (
+from tests.support.database import IN_TRANSACTION, ask, lives
+from tests.support.processes import in_child
+from tests.support.sqlalchemy_engines import (
     POOL_NAME,
     Engines,
     attribute,
     borrow,
     driver,
+    fill,
     hooked,
     ledger,
     listening,
@@ -32,8 +35,8 @@ from tests.integration.hook.sqlalchemy_helpers import (
     told,
     waits,
 )
-from tests.support.helpers import IN_TRANSACTION, PATIENCE, ask, in_child, in_thread, lives
 from tests.support.telemetry import Signals, is_child, until
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -268,12 +271,6 @@ def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
             "select pid, state, query, state_change from pg_stat_activity where pid = any(%s) order by 1", [pids]
         )
         return cur.fetchall()
-
-
-def fill(engine: Engine, count: int) -> list[int]:
-    """Let the pool have ``count`` idle connections, and return their backends."""
-    with ExitStack() as stack:
-        return [driver(stack.enter_context(engine.connect())).info.backend_pid for _ in range(count)]
 
 
 def work(engine: Engine) -> list[int]:

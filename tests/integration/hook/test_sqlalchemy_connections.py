@@ -13,8 +13,10 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
-from tests.integration.hook.helpers import instrumented
-from tests.integration.hook.sqlalchemy_helpers import (
+from tests.support.database import kill, lives, refused_port
+from tests.support.instrumentation import instrumented
+from tests.support.processes import in_child
+from tests.support.sqlalchemy_engines import (
     Engines,
     attribute,
     borrow,
@@ -28,7 +30,6 @@ from tests.integration.hook.sqlalchemy_helpers import (
     told,
     waits,
 )
-from tests.support.helpers import PATIENCE, in_child, in_thread, kill, lives, refused_port, wait_until
 from tests.support.telemetry import (
     MOMENT,
     Signals,
@@ -38,6 +39,7 @@ from tests.support.telemetry import (
     status_of,
     until,
 )
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection

@@ -19,13 +19,13 @@ from sqlalchemy.pool import QueuePool
 from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation import sqlalchemy_pool
 from otel_pgpool.instrumentation.ledger import Ledger
-from tests.integration.hook.helpers import quietly
-from tests.integration.hook.sqlalchemy_helpers import borrow, hooked
+from tests.support.instrumentation import quietly
+from tests.support.sqlalchemy_engines import borrow, hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.hook.sqlalchemy_helpers import Engines
+    from tests.support.sqlalchemy_engines import Engines
     from tests.support.telemetry import Signals
 
 IDLE = psycopg2.extensions.TRANSACTION_STATUS_IDLE

@@ -13,9 +13,10 @@ import pytest
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from tests.integration.hook.helpers import EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
-from tests.support.helpers import PATIENCE, ask, in_thread, wait_until
+from tests.support.database import ask
+from tests.support.instrumentation import EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
 from tests.support.telemetry import assert_exactly, is_child, until
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

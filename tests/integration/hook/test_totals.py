@@ -10,15 +10,14 @@ import pytest
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
 from otel_pgpool.telemetry import metrics
-from tests.integration.hook.helpers import instrumented, name_of
-from tests.integration.hook.sqlalchemy_helpers import borrow
-from tests.integration.test_totals import CREATED, Readers, until_collected
-from tests.support.helpers import in_child
+from tests.support.instrumentation import instrumented, name_of
+from tests.support.processes import in_child
+from tests.support.sqlalchemy_engines import borrow
 from tests.support.telemetry import until
-from tests.support.totals import CHECKOUTS, DISCARDED, MAX, TIMEOUTS
+from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, until_collected
 
 if TYPE_CHECKING:
-    from tests.integration.hook.sqlalchemy_helpers import Engines
+    from tests.support.sqlalchemy_engines import Engines
     from tests.support.telemetry import Signals
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.hook.running import BIN, backends, database, running
-from tests.support.helpers import PATIENCE, wait_until
+from tests.support.programs import BIN, backends, database, running
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(not (BIN / "uwsgi").exists(), reason="pyuwsgi is installed for Linux alone")
 

@@ -11,9 +11,10 @@ import psycopg2
 import pytest
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from tests.integration.hook.helpers import CLOSED, EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
-from tests.support.helpers import PATIENCE, ask, in_thread, refused_port, wait_until
+from tests.support.database import ask, refused_port
+from tests.support.instrumentation import CLOSED, EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
 from tests.support.telemetry import assert_exactly, is_child, status_of, until, waited
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

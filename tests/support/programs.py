@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from tests.support.helpers import wait_until
 from tests.support.urls import url_of
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     import socket
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.support.receivers import Receiver
 
-PROGRAMS = Path(__file__).parent / "programs"
+PROGRAMS = Path(__file__).parents[1] / "integration/hook/programs"
 BIN = Path(sys.executable).parent
 ENDS_WITHIN = 40.0  # seconds: reached only by a test that fails
 UNDER_OTEL = ("opentelemetry-instrument",)

@@ -13,8 +13,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import yaml
 
-from tests.stack.programs import find_program, free_ports
-from tests.stack.stack import ROOT, load
+from tests.support.external_programs import find_program, free_ports
+from tests.support.stack_files import ROOT, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,14 +5,14 @@ They run on SQLAlchemy 1.4 and 2 alike.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from psycopg2 import extensions
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import make_url
 
-from tests.integration.hook.helpers import instrumented
+from tests.support.instrumentation import instrumented
 from tests.support.telemetry import served, unserved
 from tests.support.urls import url_of
 
@@ -82,6 +82,12 @@ def driver(conn: Any) -> connection:
     """Return the psycopg2 connection of a connection of SQLAlchemy."""
     found: connection = conn.connection.dbapi_connection
     return found
+
+
+def fill(engine: Engine, count: int) -> list[int]:
+    """Let the pool have ``count`` idle connections, and return their backends."""
+    with ExitStack() as stack:
+        return [driver(stack.enter_context(engine.connect())).info.backend_pid for _ in range(count)]
 
 
 def ledger(engine: Engine) -> Ledger:

@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from tests.stack.stack import ROOT
+from tests.support.stack_files import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,8 @@ import psycopg2
 import pytest
 
 from otel_pgpool.cli.postgres import PostgresServer, find_binaries
-from tests.stack.stack import ROOT
+from tests.support.servers import ClonedServer
+from tests.support.stack_files import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ PSQL = find_binaries() / "psql"
 @contextmanager
 def open_server(**settings: int) -> Iterator[PostgresServer]:
     """PostgreSQL with the shop's database, as the image has made it when it comes to the script."""
-    with PostgresServer(settings=settings, password=SUPERUSERS) as server:
+    with ClonedServer(settings=settings, password=SUPERUSERS) as server:
         with closing(psycopg2.connect(server.dsn)) as admin, admin.cursor() as cur:
             admin.autocommit = True
             cur.execute("create database shop")

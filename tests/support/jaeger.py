@@ -18,7 +18,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import yaml
 
-from tests.stack.programs import HOST, free_ports
+from tests.support.external_programs import HOST, free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path

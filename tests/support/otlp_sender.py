@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from tests.stack.collectors import Collector
+    from tests.support.collector import Collector
 
 ORDINARY = {names.WAIT_TIME: 0.05, names.RETRIES: 0, names.LONG_HOLD: False}
 

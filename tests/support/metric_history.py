@@ -20,14 +20,18 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
-from tests.support.helpers import PATIENCE, ask, in_thread, let_lie, wait_until
+from tests.support.database import ask
+from tests.support.pools import let_lie
+from tests.support.servers import ClonedServer
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+    from otel_pgpool.cli.postgres import PostgresServer
 
 STEP = 15.0
 """Seconds between two exports."""
@@ -180,7 +184,7 @@ class Life:
 def live_through(end: float) -> History:
     """Play the whole history, which ends at a given time."""
     with ExitStack() as running:
-        postgres = running.enter_context(PostgresServer())
+        postgres = running.enter_context(ClonedServer())
         troubled = Process("shop-1", "orders", postgres.dsn, minconn=1, long_hold=0.1)
         running.callback(troubled.close)
         well = Process("shop-2", "reports", postgres.dsn, minconn=0, max_idle=None)

@@ -1,4 +1,4 @@
-"""Programs of their own, for what may not happen to the tests' process."""
+"""Programs given as text, run by a Python of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
@@ -36,3 +36,17 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
     with started(script, *arguments, **environment) as process:
         out, err = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_program(
+    dsn: str, program: str, *arguments: str, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a program's text in a Python of its own, which finds the DSN in ``DATABASE_URL``."""
+    return subprocess.run(
+        [sys.executable, *options, "-c", program, *arguments],
+        env={**os.environ, "DATABASE_URL": dsn},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )

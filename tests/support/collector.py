@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 import yaml
 
-from tests.stack.programs import free_ports
+from tests.support.external_programs import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
