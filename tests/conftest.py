@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_pgpool.cli.postgres import find_binaries, find_version
+from otel_pgpool.demo.postgres import find_binaries
+from tests.support.processes import find_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -33,8 +33,8 @@ from sqlalchemy import pool as sqlalchemy_pools
 
 import otel_pgpool
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
 from otel_pgpool.config import PoolConfig, TelemetryConfig
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.telemetry import Telemetry
 from tests.stack.stack import compose

@@ -18,7 +18,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.support.documents import EXTENDING, RECIPES, clean_environ, make_tables, read, run, write
 from tests.support.receivers import HttpReceiver
 

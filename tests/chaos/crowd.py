@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.chaos.census import Census
 from tests.chaos.footprint import Footprint, at_rest
 from tests.chaos.quiet import silenced

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.footprint import Footprint, at_rest
 from tests.chaos.tally import Tally

@@ -21,7 +21,7 @@ import psycopg2
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool, PoolError
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.chaos.prober import MARGIN, UNRULY, bounds, longest_silence
 from tests.chaos.proxy import Proxy
 from tests.chaos.quiet import silenced

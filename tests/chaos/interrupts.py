@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import otel_pgpool
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.pool import slots
 from otel_pgpool.pool.context import Block

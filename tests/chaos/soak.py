@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from otel_pgpool import ConnectionPool, otlp
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.telemetry import names
 from tests.chaos.footprint import Footprint, at_rest
 from tests.chaos.sink import Sink

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry, names
 from tests.chaos.books import TABLE, Books, Word
 from tests.chaos.borrower import LONG_HOLD, TIMEOUT, Borrower, Shared

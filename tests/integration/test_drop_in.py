@@ -19,7 +19,7 @@ from tests.support.helpers import IDLE, PATIENCE, ask, in_thread, kill, make, re
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 
 class MyConnection(extensions.connection):

@@ -11,7 +11,7 @@ import pytest
 import trustme
 from psycopg2 import extensions
 
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.chaos.proxy import Proxy
 from tests.support.helpers import PATIENCE, ask, make
 

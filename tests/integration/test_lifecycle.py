@@ -31,7 +31,7 @@ from tests.support.helpers import (
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 
 # Opening

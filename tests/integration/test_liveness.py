@@ -13,7 +13,7 @@ import pytest
 from psycopg2 import errors
 
 from otel_pgpool import PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.session import is_readable
 from tests.chaos.frozen import frozen

@@ -13,7 +13,7 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from otel_pgpool import __version__
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.integration.test_metrics import BOUNDS, GAUGE, HISTOGRAM, LEVEL, METRICS, POOL, TOTAL
 from tests.support.receivers import GrpcReceiver, HttpReceiver, Receiver
 from tests.support.telemetry import assert_exactly, served, server_attributes, unserved, waited

@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from otel_pgpool import PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.pool import connect as connecting
 from tests.support.helpers import PATIENCE, Recorder, ask, in_thread, make, pid_of_a_checkout, wait_until
 

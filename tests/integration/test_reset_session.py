@@ -14,7 +14,7 @@ from psycopg2 import extensions
 from psycopg2.extras import DictCursor, NamedTupleCursor
 
 from otel_pgpool import PoolError, PoolTimeout, reset_session
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.pool import core
 from otel_pgpool.telemetry import Telemetry
 from tests.support.helpers import IDLE, PATIENCE, ask, make, wait_until

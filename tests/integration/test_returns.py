@@ -15,7 +15,7 @@ from psycopg2 import extensions
 from psycopg2.extras import DictCursor
 
 from otel_pgpool import PoolError, reset_session
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.frozen import frozen
 from tests.support.helpers import (

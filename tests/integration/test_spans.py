@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind
 from psycopg2.extensions import parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests, __version__
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.support.telemetry import (
     NAME,
     PATIENCE,

@@ -13,7 +13,7 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.support.helpers import PATIENCE, ask, make, pid_of_a_checkout, refused_port, wait_until
 from tests.support.urls import url_of
 

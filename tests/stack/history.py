@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from otel_pgpool.telemetry import Telemetry
 from tests.support.helpers import PATIENCE, ask, in_thread, let_lie, wait_until
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.stack.stack import ROOT, load
 from tests.support.documents import read, table, text_of
 from tests.support.helpers import in_thread, wait_until

@@ -17,7 +17,7 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, reset_session
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.stack.programs import environment, find_program, free_ports
 from tests.support.helpers import wait_until
 

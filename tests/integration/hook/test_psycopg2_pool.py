@@ -35,7 +35,7 @@ from tests.support.telemetry import assert_exactly, is_child, server_attributes,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
     from tests.support.telemetry import Signals
 
 Pool = Any
