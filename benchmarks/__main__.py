@@ -14,7 +14,7 @@ from psycopg2.extensions import make_dsn
 from benchmarks import machine, report
 from benchmarks.contest import play
 from benchmarks.table import ROWS
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

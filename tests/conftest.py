@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from otel_pgpool.cli.postgres import find_binaries, find_version
+from otel_pgpool.demo.postgres import find_binaries
+from tests.support.processes import find_version
 from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 THREAD_PREFIX = "otel_pgpool"
 THREADS_END_WITHIN = 20.0  # seconds

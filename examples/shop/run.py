@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psycopg2
 
-from otel_pgpool.cli.endpoint import place
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.endpoint import place
+from otel_pgpool.demo.postgres import PostgresServer
 
 HERE = Path(__file__).parent
 

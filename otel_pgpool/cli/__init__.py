@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool.cli.interrupts import Interrupts
+from otel_pgpool.cli.errors import Interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,53 +1,83 @@
-"""The command, from its arguments to its exit status."""
+"""The command line, from its arguments to the exit status."""
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
+import re
 import sys
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-from otel_pgpool.cli.arguments import parse
-from otel_pgpool.cli.complaint import complain
-from otel_pgpool.cli.endpoint import ENDPOINT_VARIABLE, Endpoint
-from otel_pgpool.cli.errors import BrokenOff, CommandError
-from otel_pgpool.cli.interrupts import Interrupted
-from otel_pgpool.cli.native import escaped_stderr
-from otel_pgpool.cli.output import Output
+from otel_pgpool._version import __version__
+from otel_pgpool.cli.errors import Aborted, CommandError, Interrupted
+from otel_pgpool.cli.terminal import Output, escape, warn
+from otel_pgpool.demo.endpoint import ENDPOINT_VARIABLE, Endpoint
+from otel_pgpool.runtime.text import may_hold_password
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from otel_pgpool.cli.interrupts import Interrupts
+    from otel_pgpool.cli.errors import Interrupts
 
 USAGE_ERROR = 2
 OPTIONAL_PACKAGES = ("rich", "opentelemetry", "psycopg2")
+MAX_SECONDS = 600.0
+_CHOICE = re.compile(r"(?<=invalid choice): .*(?= \(choose from )", re.DOTALL)
+
+EPILOG = """\
+OTLP goes to --endpoint, else to OTEL_EXPORTER_OTLP_ENDPOINT, else nowhere. OTEL_EXPORTER_OTLP_PROTOCOL says how, grpc
+or http/protobuf; where it is not set the port does: 4318 is http/protobuf, any other is grpc.
+The other OTEL_* variables of the SDK hold too.
+"""
 
 
 def run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
-    """Run what the command line asks for, and return the exit status."""
+    """Run the command with these arguments, by default those of the process, and return the exit status."""
     stdout = Output(sys.stdout, "stdout")
     try:
         try:
-            options = parse(arguments)
+            options = _parse(arguments)
         finally:
-            stdout.check()  # --help and --version print inside `parse`
-        status = _run(options, interrupts, stdout)
+            stdout.check()  # --help and --version print inside `_parse`
+        run_subcommand = _run_report if options.command == "report" else _run_demo
+        status = run_subcommand(options, interrupts, stdout)
         stdout.check()
     except CommandError as error:
-        complain(str(error))
+        warn(str(error))
         return USAGE_ERROR
-    except BrokenOff as end:
+    except Aborted as end:
         if str(end):
-            complain(f"{end}; {end.kept}" if end.kept else str(end))
+            warn(f"{end}; {end.partial_output}" if end.partial_output else str(end))
         return end.status
     return status if interrupts.pending is None else Interrupted(interrupts.pending).status
 
 
-def _run(options: argparse.Namespace, interrupts: Interrupts, stdout: Output) -> int:
+def _run_report(options: argparse.Namespace, interrupts: Interrupts, stdout: Output) -> int:
+    with _missing_extra_as_error():
+        from otel_pgpool.cli.printing import print_recording  # noqa: PLC0415 - needs the extra
+
+    with interrupts.interruptible():
+        print_recording(options.folder, stdout, slowest=options.slowest, as_json=options.json)
+    return 0
+
+
+def _run_demo(options: argparse.Namespace, interrupts: Interrupts, stdout: Output) -> int:
+    with _missing_extra_as_error():
+        from otel_pgpool.demo.run import Options, run_demo  # noqa: PLC0415 - needs the extra
+
+    interrupts.check()  # a signal that came during the imports ends the command here, before anything is created
+    endpoint = options.endpoint or _endpoint_of_environment()
+    return run_demo(Options(options.seconds, options.dsn, endpoint, options.out, options.json), interrupts, stdout)
+
+
+@contextmanager
+def _missing_extra_as_error() -> Iterator[None]:
+    """Turn the failed import of an optional package into an error with the extra to install."""
     try:
-        from otel_pgpool.cli import demo, replay  # noqa: PLC0415 - they need the extra
+        yield
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing.partition(".")[0] not in OPTIONAL_PACKAGES:
@@ -55,15 +85,6 @@ def _run(options: argparse.Namespace, interrupts: Interrupts, stdout: Output) ->
         raise CommandError(
             f"{missing} is missing: install the extra 'demo' (pip install 'otel-pgpool[demo]')"
         ) from None
-    interrupts.check()  # a signal that came during the imports ends the command here, before anything is created
-    if options.command == "report":
-        with interrupts.exposed():
-            replay.replay(options.folder, stdout, slowest=options.slowest, as_json=options.json)
-        return 0
-    endpoint = options.endpoint or _endpoint_of_environment()
-    wanted = demo.Options(options.seconds, options.dsn, endpoint, options.out, options.json)
-    with escaped_stderr() if options.dsn else nullcontext():
-        return demo.Demo(wanted, interrupts, stdout).run()
 
 
 def _endpoint_of_environment() -> Endpoint | None:
@@ -74,3 +95,114 @@ def _endpoint_of_environment() -> Endpoint | None:
         return Endpoint.parse(url, os.environ, bare=False)
     except ValueError as error:
         raise CommandError(f"{ENDPOINT_VARIABLE}: {error}") from None
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments.
+
+    Raises:
+        SystemExit: the arguments are invalid, which is printed, or they are ``--help`` or ``--version``.
+    """
+    parser = _make_parser()
+    options, others = parser.parse_known_args(arguments)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(map(_without_value, others))}")
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors do not show other options' values, which may be a DSN with its password."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        super().error(escape(_CHOICE.sub("", message)))
+
+
+def _without_value(argument: str) -> str:
+    """Return an option without its value; a placeholder for any other argument."""
+    return argument.partition("=")[0] if argument.startswith("--") else "***"
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="otel-pgpool", description="A psycopg2 connection pool in which every checkout is an OpenTelemetry span."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", required=True)
+
+    summary = "run a small shop's traffic on a pool and report what its telemetry says"
+    demo = commands.add_parser("demo", help=summary, description=_sentence(summary), epilog=EPILOG)
+    demo.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=15.0,
+        metavar="N",
+        help=f"for how long, at most {MAX_SECONDS:g} (default: 15; the scenario needs at least 4)",
+    )
+    demo.add_argument(
+        "--dsn",
+        help="the PostgreSQL to use, in a scratch schema that is dropped at the end (default: an embedded one)",
+    )
+    demo.add_argument("--endpoint", type=_endpoint, metavar="URL", help="where OTLP goes, as http://host:port")
+    demo.add_argument(
+        "--out",
+        type=_folder,
+        default=Path("otel-pgpool-demo"),
+        metavar="DIR",
+        help="folder for the telemetry as OTLP JSON lines (default: %(default)s)",
+    )
+    demo.add_argument("--json", action="store_true", help="print the report as one JSON document")
+
+    summary = "print the report of a recorded run again"
+    report = commands.add_parser("report", help=summary, description=_sentence(summary))
+    report.add_argument(
+        "folder",
+        nargs="?",
+        type=_folder,
+        default=Path("otel-pgpool-demo"),
+        metavar="DIR",
+        help="the --out of that run (default: %(default)s)",
+    )
+    report.add_argument(
+        "--slowest", type=_count, default=3, metavar="N", help="how many checkouts to draw (default: %(default)s)"
+    )
+    report.add_argument("--json", action="store_true", help="print it as one JSON document")
+    return parser
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+def _quote(text: str) -> str:
+    """Quote a refused value, unless it may contain a password."""
+    return "what was given" if may_hold_password(text) else repr(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_SECONDS:  # NaN neither
+        raise argparse.ArgumentTypeError(f"{_quote(text)} is not a number of seconds above 0 and up to {MAX_SECONDS:g}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{_quote(text)} is not a whole number from 1 to 1000")
+    return int(text)
+
+
+def _endpoint(text: str) -> Endpoint:
+    try:
+        return Endpoint.parse(text, os.environ)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _folder(text: str) -> Path:
+    if not text or "\0" in text or may_hold_password(text):
+        raise argparse.ArgumentTypeError("the name of a folder is expected")
+    return Path(text)

@@ -1,60 +1,247 @@
-"""The output of the command: for people, and for programs."""
+"""The report in print: for people as figures and the slowest checkouts as bars on one scale, for programs as JSON."""
 
 from __future__ import annotations
 
 import json
-import os
-from typing import IO, TYPE_CHECKING, Any, cast
+import re
+import textwrap
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Group
 
 from otel_pgpool._version import __version__
-from otel_pgpool.cli.drawing import draw, glyphs_for
-from otel_pgpool.cli.lines import joined
+from otel_pgpool.cli.errors import CommandError
+from otel_pgpool.cli.recording import Recording
+from otel_pgpool.cli.report import read
+from otel_pgpool.cli.terminal import (
+    MAX_WIDTH,
+    UNICODE,
+    crop,
+    duration,
+    escape,
+    glyphs_for,
+    make_console,
+    make_line,
+    short_place,
+    warn,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
-    from otel_pgpool.cli.output import Output
-    from otel_pgpool.cli.report import Report
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+    from otel_pgpool.cli.report import Report, SlowCheckout, WaitedFor
+    from otel_pgpool.cli.terminal import Glyphs, Output
+
+INDENT = 4
+MAX_WAITED_FOR = 3
+MAX_MARKS = 32
+MAX_LISTED = 20
+MAX_NAME = 80
+"""Maximum number of characters of a name that shares its line with others."""
+NBSP = "\N{NO-BREAK SPACE}"
+SQLSTATE = re.compile("[0-9][0-9A-Z]{4}")
 
 
-def make_console(output: Output) -> Console:
-    """Create a console with colour and animation only if the output is a terminal that supports them.
+def print_recording(folder: Path, stdout: Output, *, slowest: int, as_json: bool) -> None:
+    """Print the report of the recording in ``folder``.
 
-    The variable FORCE_COLOR is ignored.
+    Raises:
+        CommandError: there is no recording in ``folder``.
     """
-    terminal = output.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
-    return Console(
-        file=cast("IO[str]", output),  # `Output` has the methods that rich uses
-        force_terminal=terminal,
-        force_interactive=terminal,
-        color_system="auto" if terminal else None,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
+    recording = Recording(folder)
+    try:
+        report = read(recording, slowest)
+    except OSError as error:
+        raise CommandError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        raise CommandError(f"{folder} does not hold OTLP JSON lines as the demo writes them") from None
+    if as_json:
+        print_json(stdout, report, {"files": [str(path) for path in recording.files]})
+    else:
+        print_report(make_console(stdout), report, str(folder))
+    stdout.check()
+    for path in sorted(recording.cut_short):
+        warn(f"warning: {path} is not complete: a line of it is cut short")
 
 
 def print_report(console: Console, report: Report, *run: str) -> None:
     """Print the report for people; the words of ``run`` identify the run."""
     glyphs = glyphs_for(console.encoding)
     facts = f" {glyphs.dot} ".join((f"{report.seconds:.1f} s", *run))
-    console.print(joined())
-    console.print(joined(("  otel-pgpool demo  ", "bold"), facts), soft_wrap=True)
-    console.print(joined())
+    console.print(make_line())
+    console.print(make_line(("  otel-pgpool demo  ", "bold"), facts), soft_wrap=True)
+    console.print(make_line())
     console.print(draw(report, console.width, glyphs))
-    console.print(joined())
-
-
-def print_further(console: Console, **places: str) -> None:
-    """Print where to look next, without wrapping, so that the lines can be copied."""
-    console.print(joined(("  Where to look next", "bold")))
-    for name, place in places.items():
-        console.print(joined((f"    {name:<7} ", "dim"), place), soft_wrap=True)
+    console.print(make_line())
 
 
 def print_json(output: Output, report: Report, facts: Mapping[str, Any]) -> None:
     """Print the report for programs, as one document."""
     text = json.dumps({"version": __version__, **report.as_dict(), **facts}, indent=2)
     output.write(text.replace("\x7f", "\\u007f") + "\n")  # the only control character that JSON does not escape
+
+
+def draw(report: Report, width: int, glyphs: Glyphs = UNICODE) -> RenderableType:
+    """Draw the report without its header and footer."""
+    width = max(40, min(width, MAX_WIDTH))
+    parts: list[RenderableType] = [*_totals(report, width, glyphs)]
+    if report.wait:
+        parts += [make_line(), *_percentiles(report)]
+    if report.slowest:
+        parts += [make_line(), crop(_legend(report.slowest, glyphs), width, glyphs)]
+        scale = report.slowest[0].total
+        for number, checkout in enumerate(report.slowest, 1):
+            parts += [make_line(), *_slow(number, checkout, scale, width, glyphs)]
+    return Group(*parts)
+
+
+def _totals(report: Report, width: int, glyphs: Glyphs) -> Iterable[Text]:
+    """Iterate over the lines of the totals: those of the counters, then those that only spans have."""
+    outcomes = _listed(report.outcomes, glyphs)
+    complete = report.sampled >= report.checkouts
+    rows = [
+        ("checkouts", report.checkouts, outcomes if complete else ""),
+        ("served", sum(report.paths.values()), f"by path: {_listed(report.paths, glyphs)}" if report.paths else ""),
+        ("timeouts", report.timeouts, "timed out waiting for a connection"),
+        ("retries", report.retries, "dead connections replaced before their callers saw them"),
+        ("long holds", report.long_holds, "flagged while the connection was still out"),
+        ("connects", report.created, f"discarded: {_listed(report.discarded, glyphs)}" if report.discarded else ""),
+    ]
+    if not complete:
+        rows.append(
+            ("sampled", report.sampled, f"left a span, as all below: {outcomes}" if outcomes else "left a span")
+        )
+    if report.sampled:
+        rows.append(("waited", report.waited, "in the queue, for a connection or in vain"))
+    if report.errors:
+        rows.append(("errors", sum(report.errors.values()), _listed(report.errors, glyphs)))
+    room = max(len(f"{value:,}") for _, value, _ in rows)
+    for name, value, details in rows:
+        for line in _row(f"  {name:<10}  ", f"{value:>{room},}  ", details, width):
+            yield crop(line, width, glyphs)
+
+
+def _row(name: str, figure: str, details: str, width: int) -> Iterable[Text]:
+    """Iterate over the lines of one total, whose details may need several."""
+    indent = len(name) + len(figure)
+    first, *others = textwrap.wrap(details, width - indent, break_long_words=False) or [""]
+    row = make_line((name, "dim"), figure, (first.replace(NBSP, " "), "dim"))
+    row.rstrip()
+    yield row
+    for line in others:
+        yield make_line((" " * indent + line.replace(NBSP, " "), "dim"))
+
+
+def _listed(counts: Mapping[str, int], glyphs: Glyphs) -> str:
+    """Return counts as ``idle 1,780 · queued 92``, which can be wrapped after the dots only."""
+    items = [f"{_named(name)} {count:,}".replace(" ", NBSP) for name, count in islice(counts.items(), MAX_LISTED)]
+    if len(counts) > MAX_LISTED:
+        items.append(f"and {len(counts) - MAX_LISTED:,} more".replace(" ", NBSP))
+    return f"{NBSP}{glyphs.dot} ".join(items)
+
+
+def _named(name: str) -> str:
+    return f"SQLSTATE {name}" if SQLSTATE.fullmatch(name) else escape(name, MAX_NAME).replace("_", " ")
+
+
+def _percentiles(report: Report) -> Iterable[Text]:
+    yield make_line((f"{'':7}" + "".join(f"{name:>11}" for name in ("p50", "p99", "max")), "dim"))
+    for name, spread in (("wait", report.wait), ("hold", report.hold)):
+        if spread:
+            figures = "".join(f"{duration(value):>11}" for value in (spread.p50, spread.p99, spread.max))
+            yield make_line((f"  {name:<5}", "dim"), figures)
+
+
+def _legend(slowest: Sequence[SlowCheckout], glyphs: Glyphs) -> Text:
+    title = "The slowest checkout" if len(slowest) == 1 else f"The {len(slowest)} slowest checkouts"
+    return make_line(
+        (f"  {title}", "bold"), "   ", (glyphs.wait * 2, "yellow"), " wait   ", (glyphs.hold * 2, "cyan"), " hold"
+    )
+
+
+def _slow(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Glyphs) -> Iterable[Text]:
+    room = width - INDENT
+    pad = " " * INDENT
+    dot = f" {glyphs.dot} "
+    head = make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _summary(slow))
+    yield crop(head, width, glyphs)
+    yield make_line(pad) + bar(slow, scale, room, glyphs)
+    for row in mark_rows(slow, scale, room, glyphs):
+        yield make_line((pad + row, "dim"))
+    fields = [
+        ("" if index else "waited for", _holder(one)) for index, one in enumerate(slow.waited_for[:MAX_WAITED_FOR])
+    ]
+    if len(slow.waited_for) > MAX_WAITED_FOR:
+        fields.append(("", f"and {len(slow.waited_for) - MAX_WAITED_FOR} more"))
+    if slow.checked_out_at:
+        state = (slow.transaction or "").replace("_", " ")
+        fields.append(("when flagged", f"{state}, checked out at {short_place(slow.checked_out_at)}"))
+    fields.append(("trace", slow.trace_id))
+    for name, value in fields:
+        yield crop(make_line(pad, (f"{name:<13}", "dim"), value), width, glyphs)
+
+
+def _summary(slow: SlowCheckout) -> str:
+    """Return a checkout's wait, hold and outcome in words."""
+    outcome = slow.outcome.replace("_", " ")
+    if slow.hold is None:
+        return f"waited {duration(slow.wait)}, then {outcome}"
+    return f"waited {duration(slow.wait)}, held {duration(slow.hold)}, {outcome}"
+
+
+def _holder(holder: WaitedFor) -> str:
+    """Return a holder in words, with the hold's duration when the wait began and in the end."""
+    thread = f" ({holder.thread})" if holder.thread else ""
+    who = f"{holder.request}{thread}" if holder.request else holder.thread or f"connection {holder.connection_id}"
+    in_all = f" of {duration(holder.held)}" if holder.held is not None else ""
+    return f"{who}, holding for {duration(holder.held_then)}{in_all}"
+
+
+def cells(checkout: SlowCheckout, scale: float, width: int) -> tuple[int, int]:
+    """Return the number of cells for the wait and for the hold, in a bar whose ``width`` cells are ``scale`` seconds.
+
+    Both edges are rounded, not both lengths, so that the end of the bar is exact to half a cell. A bar has at least one
+    cell.
+    """
+    if scale <= 0:
+        return 0, 1
+    edge = round(checkout.wait / scale * width)
+    end = max(1, round(checkout.total / scale * width))
+    return edge, end - edge
+
+
+def bar(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> Text:
+    """Return the bar of a checkout: its wait and its hold to scale."""
+    waited, held = cells(checkout, scale, width)
+    return make_line((glyphs.wait * waited, "yellow"), (glyphs.hold * held, "cyan"))
+
+
+def mark_rows(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
+    """Return the rows with the events below a bar, each with a tick at its time and a label where there is space.
+
+    Times are rounded as in the bar, so that the hand-over is marked where the hold begins.
+    """
+    rows: list[str] = []
+    for mark in checkout.marks[:MAX_MARKS]:
+        at = min(width - 1, round(mark.at / scale * width)) if scale > 0 else 0
+        label = f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}"
+        if at + 2 + len(label) <= width:
+            start, text = at, f"{glyphs.tick} {label}"
+        else:
+            start, text = max(0, at - len(label) - 1), f"{label} {glyphs.tick}"
+        _place(rows, start, text)
+    return rows
+
+
+def _place(rows: list[str], start: int, text: str) -> None:
+    """Put a text into the first row that is empty from ``start`` on; append a row if there is none."""
+    for index, row in enumerate(rows):
+        if not row or len(row) + 1 < start:
+            rows[index] = row.ljust(start) + text
+            return
+    rows.append(" " * start + text)

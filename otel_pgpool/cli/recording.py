@@ -1,4 +1,4 @@
-"""The recording of a run: three files of OTLP JSON lines, written by exporters and read for the report."""
+"""The recording of a run: three files of OTLP JSON lines, which exporters write, read here for the report."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILES = ("traces.jsonl", "metrics.jsonl", "logs.jsonl")
-LARGEST = 1 << 30
+MAX_SIZE = 1 << 30
 """Maximum size in bytes of a file; the longest demo writes less than half of it."""
-LONGEST_LINE = 1 << 26
+MAX_LINE = 1 << 26
 """Maximum size in bytes of a line, which is one batch of an exporter."""
-DEEPEST = 8
+MAX_DEPTH = 8
 """Maximum number of nested lists in an attribute's value."""
-LATEST = (1 << 64) - 1
-LARGEST_COUNT = (1 << 63) - 1
-OPENING = '{"resource'
+MAX_TIME = (1 << 64) - 1
+MAX_COUNT = (1 << 63) - 1
+LINE_START = '{"resource'
 """The beginning of every line, including one that was cut short."""
 
 
@@ -64,47 +64,14 @@ class Recording:
         """Set the paths of the files, without accessing them."""
         self.folder = folder
         self.files = self.traces, self.metrics, self.logs = tuple(folder / name for name in FILES)
-        self.begun = False
-        """Whether the run has begun to write to the files."""
         self.cut_short: set[Path] = set()
         """Files with a line cut short, as by a full disk, whose content is missing."""
-        self._made: list[Path] = []
-
-    def claim(self) -> None:
-        """Create the folder and the files if necessary, and check that they can be written.
-
-        Raises:
-            OSError: the folder or a file cannot be written.
-        """
-        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._made = missing
-        for path in self.files:
-            new = not path.exists()
-            path.open("ab").close()
-            if new:
-                self._made.insert(0, path)
-
-    def disclaim(self) -> None:
-        """Delete what `claim` created, unless the run has begun."""
-        for path in self._made:
-            try:
-                path.rmdir() if path.is_dir() else path.unlink()
-            except OSError:
-                return  # another process has put a file into the folder
-
-    def begin(self) -> None:
-        """Empty the files: the recording of an earlier run is replaced, and the files are kept from now on."""
-        self._made = []
-        self.begun = True
-        for path in self.files:
-            path.write_bytes(b"")
 
     def spans(self) -> Iterator[Span]:
         """Iterate over the spans, in the order in which they ended."""
         for scope in self._scopes(self.traces, "resourceSpans", "scopeSpans"):
             for span in scope.get("spans", ()):
-                yield _span(span)
+                yield _parse_span(span)
 
     def service(self) -> str:
         """Return ``service.name`` of the recorded program; empty if nothing was recorded."""
@@ -151,15 +118,15 @@ class Recording:
             yield from scope.get("metrics", ())
 
     def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
-        with _opened(path) as lines:
-            while line := lines.readline(LONGEST_LINE + 1):
-                if len(line) > LONGEST_LINE:
+        with _open(path) as lines:
+            while line := lines.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE:
                     raise ValueError("a line is too long")
                 if line.strip():
                     try:
                         yield json.loads(line)
                     except ValueError:
-                        if not OPENING.startswith(line.rstrip()[: len(OPENING)]):
+                        if not LINE_START.startswith(line.rstrip()[: len(LINE_START)]):
                             raise
                         self.cut_short.add(path)
 
@@ -169,7 +136,7 @@ class Recording:
                 yield from resource.get(scopes, ())
 
 
-def _opened(path: Path) -> IO[str]:
+def _open(path: Path) -> IO[str]:
     """Open a file of a recording.
 
     Raises:
@@ -179,12 +146,12 @@ def _opened(path: Path) -> IO[str]:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    if found.st_size > LARGEST:
+    if found.st_size > MAX_SIZE:
         raise ValueError("the file is too large")
     return path.open(encoding="utf-8", errors="replace")
 
 
-def _span(span: dict[str, Any]) -> Span:
+def _parse_span(span: dict[str, Any]) -> Span:
     return Span(
         name=str(span["name"]),
         trace_id=str(span["traceId"]),
@@ -206,7 +173,7 @@ def _points(metric: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _number(point: dict[str, Any]) -> int:
     number = int(point.get("asInt", point.get("asDouble", 0)))
-    if abs(number) > LARGEST_COUNT:
+    if abs(number) > MAX_COUNT:
         raise ValueError("a count is too large")
     return number
 
@@ -214,7 +181,7 @@ def _number(point: dict[str, Any]) -> int:
 def _time(text: str) -> int:
     """Return a time in nanoseconds since the epoch, which OTLP limits to 64 bits."""
     time = int(text)
-    if not 0 <= time <= LATEST:
+    if not 0 <= time <= MAX_TIME:
         raise ValueError("a time is not one")
     return time
 
@@ -225,7 +192,7 @@ def _attributes(holder: dict[str, Any]) -> dict[str, Any]:
 
 def _value(value: dict[str, Any], depth: int = 0) -> Any:
     """Return an attribute's value. OTLP JSON writes 64-bit integers as strings, and the type as the key."""
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise ValueError("a value is too deep")
     for kind, content in value.items():
         if kind == "intValue":

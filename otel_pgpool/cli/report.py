@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from otel_pgpool.cli.recording import Recording, Span
 
 NANOSECONDS = 1e9
-LONGEST = 1e9
+MAX_DURATION = 1e9
 """Maximum duration in seconds, about 30 years."""
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class WaitedFor:
 
 @dataclass(frozen=True)
 class SlowCheckout:
-    """One checkout, from the request to the return. Times are in seconds."""
+    """One checkout, from the request to the release. Times are in seconds."""
 
     request: str
     """Name of the caller's span."""
@@ -123,20 +123,20 @@ def read(recording: Recording, slowest: int = 3) -> Report:
     spans = {span.span_id: span for span in recording.spans()}
     checkouts = [span for span in spans.values() if span.name == "pool.checkout"]
     waits = {span.parent_id: span for span in spans.values() if span.name == "pool.wait"}
-    told = [span.attributes for span in checkouts]
+    recorded = [span.attributes for span in checkouts]
     paths = recording.totals("otel_pgpool.checkouts", "otel_pgpool.path")
     timeouts = sum(recording.totals("db.client.connection.timeouts").values())
-    failed = max(timeouts, sum("otel_pgpool.hold_time" not in attributes for attributes in told))
-    asked = max(sum(paths.values()) + failed, len(checkouts))
+    failed = max(timeouts, sum("otel_pgpool.hold_time" not in attributes for attributes in recorded))
+    total = max(sum(paths.values()) + failed, len(checkouts))
     return Report(
         service=recording.service(),
-        pool=next((str(attributes["db.client.connection.pool.name"]) for attributes in told), ""),
-        seconds=_duration(spans.values(), recording.traffic() if len(checkouts) < asked else None),
-        checkouts=asked,
+        pool=next((str(attributes["db.client.connection.pool.name"]) for attributes in recorded), ""),
+        seconds=_duration(spans.values(), recording.traffic() if len(checkouts) < total else None),
+        checkouts=total,
         sampled=len(checkouts),
         paths={path: count for path, count in paths.items() if count},
-        outcomes=_count(attributes.get("otel_pgpool.outcome") for attributes in told),
-        errors=_count(attributes.get("error.type") for attributes in told),
+        outcomes=_count(attributes.get("otel_pgpool.outcome") for attributes in recorded),
+        errors=_count(attributes.get("error.type") for attributes in recorded),
         waited=len(waits),
         timeouts=timeouts,
         retries=sum(recording.totals("otel_pgpool.retries").values()),
@@ -144,16 +144,16 @@ def read(recording: Recording, slowest: int = 3) -> Report:
         created=sum(recording.totals("otel_pgpool.connections.created").values()),
         discarded=recording.totals("otel_pgpool.connections.discarded", "otel_pgpool.reason"),
         logs=recording.log_events(),
-        wait=Spread.of(_seconds(attributes["otel_pgpool.wait_time"]) for attributes in told),
-        hold=Spread.of(_seconds(a["otel_pgpool.hold_time"]) for a in told if "otel_pgpool.hold_time" in a),
+        wait=Spread.of(_seconds(attributes["otel_pgpool.wait_time"]) for attributes in recorded),
+        hold=Spread.of(_seconds(a["otel_pgpool.hold_time"]) for a in recorded if "otel_pgpool.hold_time" in a),
         slowest=tuple(
-            _slow(span, waits.get(span.span_id), spans)
+            _slow_checkout(span, waits.get(span.span_id), spans)
             for span in heapq.nlargest(slowest, checkouts, key=lambda span: span.end - span.start)
         ),
     )
 
 
-def _slow(span: Span, wait: Span | None, spans: dict[str, Span]) -> SlowCheckout:
+def _slow_checkout(span: Span, wait: Span | None, spans: dict[str, Span]) -> SlowCheckout:
     attributes = span.attributes
     flagged = next((event.attributes for event in span.events if event.name == "pool.long_hold"), {})
     return SlowCheckout(
@@ -210,7 +210,7 @@ def _seconds(value: object) -> float:
     Raises:
         ValueError: the value is not a duration.
     """
-    if not isinstance(value, float | int) or not 0 <= value <= LONGEST:
+    if not isinstance(value, float | int) or not 0 <= value <= MAX_DURATION:
         raise ValueError("a duration is not one")
     return float(value)
 

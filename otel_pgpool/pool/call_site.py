@@ -23,14 +23,14 @@ A flat tuple costs half as much as a tuple of pairs.
 """
 
 OWN_PACKAGE = __name__.partition(".")[0]
-OWN_PROGRAM = f"{OWN_PACKAGE}.cli"
+OWN_PROGRAM = f"{OWN_PACKAGE}.demo"
 GETCONN_FRAMES = 4
 
 
 class LeftOut(dict[str, bool]):
     """A cache: module name -> True if its frames are skipped in the search for the application's call sites.
 
-    Modules of this package are skipped, except for the command line's.
+    Modules of this package are skipped, except for the demo's, which is an application.
 
     Args:
         packages: further top-level packages to skip.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from otel_pgpool import ConnectionPool, PoolStats
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 EVERY = 0.02
 """Seconds between two looks."""

@@ -10,7 +10,7 @@ from tests.chaos.scene import MAXCONN, OUTAGE, Fault
 from tests.chaos.symptoms import ENDED
 
 if TYPE_CHECKING:
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
     from tests.chaos.scene import Scene
 
 

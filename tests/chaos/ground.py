@@ -15,7 +15,7 @@ import psycopg2
 import trustme
 from psycopg2.extensions import parse_dsn
 
-from otel_pgpool.cli.postgres import PostgresServer, find_binaries
+from otel_pgpool.demo.postgres import PostgresServer, find_binaries
 from tests.chaos.application import TABLES
 from tests.chaos.proxy import Proxy
 from tests.support.servers import ClonedServer

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from otel_pgpool.cli.postgres import PostgresError
+from otel_pgpool.demo.postgres import PostgresError
 from tests.chaos.ground import FULL, RECOVERABLE
 from tests.chaos.scene import MAXCONN, OUTAGE, Fault
 from tests.chaos.symptoms import ENDED, IN_RECOVERY, REFUSED
 
 if TYPE_CHECKING:
-    from otel_pgpool.cli.postgres import StopMode
+    from otel_pgpool.demo.postgres import StopMode
     from tests.chaos.scene import Scene
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import machine
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 from tests.chaos import load
 from tests.chaos.catalogue import FAULTS
 from tests.chaos.findings import findings

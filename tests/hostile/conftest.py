@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
     from tests.support.hostile import Entered
 
 

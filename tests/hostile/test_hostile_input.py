@@ -32,7 +32,7 @@ from tests.support.telemetry import Signals, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
     from tests.support.hostile import Entered, Way
 
 

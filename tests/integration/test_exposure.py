@@ -20,7 +20,7 @@ from tests.support.waiting import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 TOKEN = "t0ken"
 NOWHERE = "0.0.0.1"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool import ConnectionPool
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 
 # Death

@@ -19,7 +19,7 @@ from tests.support.waiting import PATIENCE, in_thread, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 FIRST, LONGEST = 0.1, 5.0  # seconds: what the prober's delay doubles from, and to
 

@@ -17,7 +17,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from otel_pgpool.cli.postgres import PostgresError, PostgresServer, find_binaries, find_version
+from otel_pgpool.demo.postgres import PostgresError, PostgresServer, find_binaries
+from tests.support.processes import find_version
 from tests.support.urls import url_of
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.cli.postgres import StopMode
+    from otel_pgpool.demo.postgres import StopMode
 
 # Another program with a server, killed in several ways: it tells where its server lives, then waits.
 PROGRAM = """
 import time
-from otel_pgpool.cli.postgres import PostgresServer
+from otel_pgpool.demo.postgres import PostgresServer
 with PostgresServer() as server:
     print(server.socket_dir, server.pid, flush=True)
     time.sleep(60)
@@ -208,7 +209,7 @@ def test_where_the_password_is_not(server: PostgresServer) -> None:
 
 def test_an_account_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the account has no name, as in some containers, the socket asks for the password too."""
-    monkeypatch.setattr("otel_pgpool.cli.postgres._own_name", lambda: None)
+    monkeypatch.setattr("otel_pgpool.demo.postgres._own_name", lambda: None)
     with PostgresServer() as server:
         assert connects(server.dsn)
         assert connects(make_dsn(server.dsn, host=server.socket_dir))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 
 def test_waiters_are_served_first_come_first_served_by_direct_hand_off(dsn: str) -> None:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes
     from psycopg2.extensions import connection
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests.support.waiting import PATIENCE, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 RIGHT = f"r1ght:p@ss/wörd{secrets.token_hex(16)}"
 WRONG = "wr0ng%p'ss"

@@ -16,16 +16,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from otel_pgpool.cli import printing
-from otel_pgpool.cli.complaint import complain
+import otel_pgpool
 from otel_pgpool.cli.errors import CommandError
-from otel_pgpool.cli.foreign import LONGEST, shown
-from otel_pgpool.cli.lines import joined
-from otel_pgpool.cli.live import LiveView, PlainView
-from otel_pgpool.cli.monitor import Monitor
-from otel_pgpool.cli.output import Output
+from otel_pgpool.cli.printing import print_recording
 from otel_pgpool.cli.recording import FILES
-from otel_pgpool.cli.replay import replay
+from otel_pgpool.cli.terminal import MAX_TEXT, Output, escape, make_line, warn
+from otel_pgpool.demo.live import LiveView, Monitor, PlainView
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 """What rich itself writes in colour."""
@@ -75,14 +71,14 @@ def assert_harmless(text: str) -> None:
         assert unicodedata.category(character) not in {"Mn", "Me"}, f"{character!r} is in it"
 
 
-@given(st.one_of(TEXTS, HUGE), st.integers(20, LONGEST))
-def test_what_is_shown(text: str, limit: int) -> None:
+@given(st.one_of(TEXTS, HUGE), st.integers(20, MAX_TEXT))
+def test_what_is_escape(text: str, limit: int) -> None:
     """It is one harmless line, bounded, the same when it goes through again; what was harmless stays as it is."""
-    out = shown(text, limit)
+    out = escape(text, limit)
     assert_harmless(out)
     assert "\n" not in out
     assert len(out) <= limit
-    assert shown(out, limit) == out
+    assert escape(out, limit) == out
     out.encode("utf-8")
     if len(text) <= limit and text.isascii() and text.isprintable():
         assert out == text
@@ -92,22 +88,22 @@ def test_what_is_shown(text: str, limit: int) -> None:
 def test_a_line(parts: list[str | tuple[str, str]]) -> None:
     """On a terminal the parts stand as they are shown, styled by us alone: markup in them is text."""
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=10_000)
-    console.print(joined(*parts), soft_wrap=True)
+    console.print(make_line(*parts), soft_wrap=True)
     written: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert_harmless(written)
-    plain = "".join(shown(part if isinstance(part, str) else part[0]) for part in parts)
+    plain = "".join(escape(part if isinstance(part, str) else part[0]) for part in parts)
     assert STYLE.sub("", written) == f"{plain}\n"
 
 
 def test_letters_stay() -> None:
     """Names in any script are shown, accents included, however they were composed."""
-    assert shown("Zoë Zoe\u0308 Ελένη 東京 日本語 ├─ 😀") == "Zoë Zoë Ελένη 東京 日本語 ├─ 😀"
+    assert escape("Zoë Zoe\u0308 Ελένη 東京 日本語 ├─ 😀") == "Zoë Zoë Ελένη 東京 日本語 ├─ 😀"
 
 
 def test_the_middle_is_what_is_left_out() -> None:
     """A long error says at its end what it was."""
-    out = shown("start " + "x" * 100_000 + " end")
-    assert len(out) == LONGEST
+    out = escape("start " + "x" * 100_000 + " end")
+    assert len(out) == MAX_TEXT
     assert out.startswith("start x")
     assert out.endswith("x end")
     assert "x ... x" in out
@@ -115,15 +111,15 @@ def test_the_middle_is_what_is_left_out() -> None:
 
 @given(st.one_of(TEXTS, HUGE))
 @example(NASTY)
-def test_a_complaint(text: str) -> None:
+def test_a_warning(text: str) -> None:
     """Is one line of stderr."""
     with pytest.MonkeyPatch.context() as patch:
         stderr = io.StringIO()
         patch.setattr("sys.stderr", stderr)
-        complain(text)
+        warn(text)
     assert_harmless(stderr.getvalue())
     assert stderr.getvalue().count("\n") == 1
-    assert len(stderr.getvalue()) < LONGEST + 20
+    assert len(stderr.getvalue()) < MAX_TEXT + 20
 
 
 @given(st.one_of(TEXTS, HUGE), st.sampled_from(["otel_pgpool", "opentelemetry.exporter.otlp.proto.grpc"]))
@@ -133,7 +129,7 @@ def test_a_log_record_in_a_view(text: str, logger: str) -> None:
     for kind in (LiveView, PlainView):
         monitor = Monitor(15)
         monitor.emit(_record(logger, text))
-        assert all(len(line.text) <= LONGEST + 10 for line in monitor.lines)
+        assert all(len(line.text) <= MAX_TEXT + 10 for line in monitor.lines)
         console = Console(file=io.StringIO(), width=100)
         view = kind(console, monitor, 1.0) if kind is LiveView else kind(console, monitor)  # type: ignore[call-arg]
         if isinstance(view, LiveView):
@@ -222,7 +218,7 @@ def reported(files: dict[str, str], *, as_json: bool = False) -> str | None:
         for name in FILES:
             Path(folder, name).write_text(files.get(name, ""))
         try:
-            replay(Path(folder), Output(stream, "stdout"), slowest=10, as_json=as_json)
+            print_recording(Path(folder), Output(stream, "stdout"), slowest=10, as_json=as_json)
         except CommandError as error:
             assert_harmless(str(error))
             return None
@@ -313,17 +309,18 @@ def test_a_file_of_absurd_size(tmp_path: Path) -> None:
         with (tmp_path / where).open("r+b") as file:
             file.truncate(size)  # of zeros that take no room
         with pytest.raises(CommandError, match="does not hold OTLP JSON lines"):
-            replay(tmp_path, Output(None, "stdout"), slowest=3, as_json=False)
+            print_recording(tmp_path, Output(None, "stdout"), slowest=3, as_json=False)
         (tmp_path / where).write_bytes(b"")
     (tmp_path / "traces.jsonl").unlink()
     (tmp_path / "traces.jsonl").symlink_to("/dev/zero")
     with pytest.raises(CommandError, match="cannot be read: not a regular file"):
-        replay(tmp_path, Output(None, "stdout"), slowest=3, as_json=False)
+        print_recording(tmp_path, Output(None, "stdout"), slowest=3, as_json=False)
 
 
 def test_only_one_place_makes_lines() -> None:
-    """No other module of the command makes one of rich's texts, or prints for itself."""
-    folder = Path(printing.__file__).parent
-    makers = {path.name for path in folder.glob("*.py") if re.search(r"\bText[.(]", path.read_text())}
-    printers = {path.name for path in folder.glob("*.py") if re.search(r"(?<![.\w])print\(", path.read_text())}
-    assert (makers, printers) == ({"lines.py"}, {"complaint.py"})
+    """One function of the command and the demo makes rich's texts, one prints: there is no other call."""
+    package = Path(otel_pgpool.__file__).parent
+    modules = [path for folder in ("cli", "demo") for path in (package / folder).glob("*.py")]
+    makers = [path.name for path in modules for _ in re.findall(r"\bText[.(]", path.read_text())]
+    printers = [path.name for path in modules for _ in re.findall(r"(?<![.\w])print\(", path.read_text())]
+    assert (makers, printers) == (["terminal.py"], ["terminal.py"])

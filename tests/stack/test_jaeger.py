@@ -14,7 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from otel_pgpool.cli.endpoint import Endpoint
+from otel_pgpool.demo.endpoint import Endpoint
 from otel_pgpool.telemetry import names
 from tests.support.docker import Docker
 from tests.support.jaeger import BINARY, Jaeger

@@ -19,7 +19,7 @@ from tests.support.stack_files import ROOT, compose
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 
 THE_SHOPS_WORK = """

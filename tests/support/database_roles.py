@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from otel_pgpool.cli.postgres import PostgresServer, find_binaries
+from otel_pgpool.demo.postgres import PostgresServer, find_binaries
 from tests.support.servers import ClonedServer
 from tests.support.stack_files import ROOT
 

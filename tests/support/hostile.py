@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
     from tests.support.telemetry import Signals
 
     Way = Callable[[Path, pytest.MonkeyPatch, str], dict[str, Any]]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
 
 STEP = 15.0
 """Seconds between two exports."""

@@ -81,3 +81,9 @@ def in_child(function: Callable[[], Any], fork: Callable[[], int] | None = None)
         os.waitpid(child, 0)
     assert told.startswith(b"="), f"in the child: {told.decode() or 'no answer'}"
     return told.decode()[1:]
+
+
+def find_version() -> str:
+    """Return the version of the PostgreSQL that `PostgresServer` starts, for example `18.6`."""
+    command = [find_binaries() / "postgres", "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[2]

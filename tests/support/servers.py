@@ -16,8 +16,8 @@ from unittest.mock import patch
 import psycopg2
 from psycopg2.extensions import make_dsn
 
-from otel_pgpool.cli import postgres
-from otel_pgpool.cli.postgres import START_TIMEOUT, PostgresServer
+from otel_pgpool.demo import postgres
+from otel_pgpool.demo.postgres import START_TIMEOUT, PostgresServer
 
 MEMORY = Path("/dev/shm")  # nosec B108
 ROOM = 4 << 30

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from otel_pgpool.cli.monitor import Monitor
+from otel_pgpool.demo.live import Monitor
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from otel_pgpool.cli.output import Output, OutputFailed
+from otel_pgpool.cli.terminal import Output, OutputError
 
 
 class Stream(io.StringIO):
@@ -58,7 +58,7 @@ def test_a_failure_is_told_by_check_alone(kind: type[Stream]) -> None:
     thread.start()
     thread.join()
     for _ in range(2):
-        with pytest.raises(OutputFailed, match=f"stderr cannot be written: {os.strerror(errno.ENOSPC)}") as failure:
+        with pytest.raises(OutputError, match=f"stderr cannot be written: {os.strerror(errno.ENOSPC)}") as failure:
             output.check()
     assert failure.value.status == 1
 
@@ -80,7 +80,7 @@ def test_a_reader_that_has_gone_is_no_error_to_tell() -> None:
     stream.error = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     output = Output(stream, "stdout")
     output.write("lost")
-    with pytest.raises(OutputFailed, match=r"^$"):
+    with pytest.raises(OutputError, match=r"^$"):
         output.check()
 
 
@@ -90,5 +90,5 @@ def test_an_output_that_was_closed_from_the_start() -> None:
     assert not output.isatty()
     assert output.encoding
     output.write("lost")
-    with pytest.raises(OutputFailed, match="stdout cannot be written: "):
+    with pytest.raises(OutputError, match="stdout cannot be written: "):
         output.check()

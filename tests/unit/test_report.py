@@ -16,10 +16,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from rich.console import Console
 
-from otel_pgpool.cli import drawing
-from otel_pgpool.cli.endpoint import Endpoint, place
+from otel_pgpool.cli import printing, terminal
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import Mark, Report, SlowCheckout, Spread, WaitedFor, percentile, read
+from otel_pgpool.demo.endpoint import Endpoint, place
+from otel_pgpool.demo.export import RecordingFiles
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +40,9 @@ class Recorder:
 
     def __init__(self, folder: Path) -> None:
         self.recording = Recording(folder)
-        self.recording.claim()
-        self.recording.begin()
+        files = RecordingFiles(self.recording)
+        files.prepare()
+        files.begin()
         self._provider = TracerProvider(resource=Resource.create({"service.name": "till"}), shutdown_on_exit=False)
         self._provider.add_span_processor(SimpleSpanProcessor(FileSpanExporter(self.recording.traces)))
         self._tracer = self._provider.get_tracer("otel_pgpool")
@@ -115,7 +117,7 @@ def recorder(tmp_path: Path) -> Recorder:
 
 def drawn(report: Report, width: int = 80, encoding: str = "utf-8") -> list[str]:
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(drawing.draw(report, width, drawing.glyphs_for(encoding)))
+    console.print(printing.draw(report, width, terminal.glyphs_for(encoding)))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text.splitlines()
 
@@ -279,25 +281,25 @@ def slow(wait: float, hold: float | None, *marks: Mark) -> SlowCheckout:
 @pytest.mark.parametrize(("wait", "hold"), [(0.5, 1.5), (0.0, 2.0), (2.0, None), (0.33, 0.77), (0.001, 0.4)])
 def test_bars_are_to_scale(width: int, wait: float, hold: float | None) -> None:
     """The edge between wait and hold, and the end, are where they belong, to half a cell."""
-    waited, held = drawing.cells(slow(wait, hold), 2.0, width)
+    waited, held = printing.cells(slow(wait, hold), 2.0, width)
     assert abs(waited - wait / 2.0 * width) <= 0.5
     assert abs(waited + held - (wait + (hold or 0.0)) / 2.0 * width) <= 0.5
 
 
 def test_a_bar_is_never_empty_nor_longer_than_the_scale() -> None:
     """A microsecond is seen beside a minute, and a run of zeros does not divide by zero."""
-    assert drawing.cells(slow(0.0, 1e-6), 60.0, 40) == (0, 1)
-    assert drawing.cells(slow(0.0, 0.0), 0.0, 40) == (0, 1)
-    assert sum(drawing.cells(slow(30.0, 30.0), 60.0, 40)) == 40
+    assert printing.cells(slow(0.0, 1e-6), 60.0, 40) == (0, 1)
+    assert printing.cells(slow(0.0, 0.0), 0.0, 40) == (0, 1)
+    assert sum(printing.cells(slow(30.0, 30.0), 60.0, 40)) == 40
 
 
 @pytest.mark.parametrize("width", [40, 76])
 @pytest.mark.parametrize("time", [0.0, 0.5, 1.0, 1.99, 2.0])
 def test_ticks_stand_at_their_times(width: int, time: float) -> None:
     """The tick's column is the time's, whichever side its label is on."""
-    (row,) = drawing.mark_rows(slow(0.0, 2.0, Mark(time, "long_hold")), 2.0, width)
+    (row,) = printing.mark_rows(slow(0.0, 2.0, Mark(time, "long_hold")), 2.0, width)
     assert row.index("╵") == min(width - 1, round(time / 2.0 * width))
-    assert f"long_hold {drawing.duration(time)}" in row
+    assert f"long_hold {terminal.duration(time)}" in row
     assert len(row) <= width
 
 
@@ -305,22 +307,22 @@ def test_ticks_stand_at_their_times(width: int, time: float) -> None:
 def test_the_hand_over_is_marked_where_the_hold_begins(wait: float) -> None:
     """Bar and ticks are rounded alike."""
     checkout = slow(wait, 1.5, Mark(wait, "acquired"))
-    (row,) = drawing.mark_rows(checkout, 2.0, 76)
-    assert row.index("╵") == drawing.cells(checkout, 2.0, 76)[0]
+    (row,) = printing.mark_rows(checkout, 2.0, 76)
+    assert row.index("╵") == printing.cells(checkout, 2.0, 76)[0]
 
 
 def test_labels_do_not_run_into_each_other() -> None:
     """Two events close together take two rows, two far apart share one."""
-    near = drawing.mark_rows(slow(0.1, 1.9, Mark(0.1, "retry"), Mark(0.2, "acquired")), 2.0, 76)
+    near = printing.mark_rows(slow(0.1, 1.9, Mark(0.1, "retry"), Mark(0.2, "acquired")), 2.0, 76)
     assert [row.split()[1] for row in near] == ["retry", "acquired"]
-    (far,) = drawing.mark_rows(slow(0.1, 1.9, Mark(0.1, "acquired"), Mark(1.1, "long_hold")), 2.0, 76)
+    (far,) = printing.mark_rows(slow(0.1, 1.9, Mark(0.1, "acquired"), Mark(1.1, "long_hold")), 2.0, 76)
     assert far.index("acquired") < far.index("long_hold")
 
 
 def test_wait_and_hold_differ_without_colour() -> None:
     """By character, in Unicode and where the terminal has ASCII only."""
     for encoding, expected in (("utf-8", "░░██████"), ("ascii", "..######"), ("nonsense", "..######")):
-        assert drawing.bar(slow(0.5, 1.5), 2.0, 8, drawing.glyphs_for(encoding)).plain == expected
+        assert printing.bar(slow(0.5, 1.5), 2.0, 8, terminal.glyphs_for(encoding)).plain == expected
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ def test_wait_and_hold_differ_without_colour() -> None:
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     """Two or three digits, and the unit that suits."""
-    assert drawing.duration(seconds) == text
+    assert terminal.duration(seconds) == text
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120, 300])
@@ -348,7 +350,7 @@ def test_the_report_fits_the_terminal(recorder: Recorder, width: int, encoding: 
     holder = recorder.checkout(0, 0, 1.5, parent=recorder.request("GET /a/rather/long/route", 0, 2))
     recorder.checkout(0.4, 1.2, 2.0, waited_for={holder: 0.4}, events={"pool.acquired": (1.2, {})})
     lines = drawn(recorder.report(), width, encoding)
-    assert max(map(len, lines)) <= max(40, min(width, drawing.MAX_WIDTH))
+    assert max(map(len, lines)) <= max(40, min(width, terminal.MAX_WIDTH))
     if width >= 40:
         assert [line for line in lines if line != line.rstrip()] == []
     if encoding == "ascii":
@@ -371,21 +373,22 @@ def test_a_new_run_replaces_the_recording_and_nothing_else(tmp_path: Path) -> No
     for name in ("traces.jsonl", "notes.txt"):
         (tmp_path / name).write_text("old")
     recording = Recording(tmp_path)
-    recording.claim()
+    files = RecordingFiles(recording)
+    files.prepare()
     assert recording.traces.read_text() == "old"
-    recording.begin()
+    files.begin()
     assert [recording.traces.read_text(), (tmp_path / "notes.txt").read_text()] == ["", "old"]
 
 
 def test_a_run_that_never_began_leaves_no_trace(tmp_path: Path) -> None:
-    """What `claim` made is taken back, what was there before stays as it was."""
+    """What `prepare` made is taken back, what was there before stays as it was."""
     old = tmp_path / "old"
     old.mkdir()
     (old / "logs.jsonl").write_text("kept")
     for folder in (old, tmp_path / "new" / "deep"):
-        recording = Recording(folder)
-        recording.claim()
-        recording.disclaim()
+        files = RecordingFiles(Recording(folder))
+        files.prepare()
+        files.undo_prepare()
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert [path.name for path in old.iterdir()] == ["logs.jsonl"]
     assert (old / "logs.jsonl").read_text() == "kept"

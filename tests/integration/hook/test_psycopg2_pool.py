@@ -36,7 +36,7 @@ from tests.support.waiting import PATIENCE, in_thread
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
     from tests.support.telemetry import Signals
 
 Pool = Any

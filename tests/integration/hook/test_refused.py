@@ -20,7 +20,7 @@ from tests.support.urls import url_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.cli.postgres import PostgresServer
+    from otel_pgpool.demo.postgres import PostgresServer
     from tests.support.sqlalchemy_engines import Engines
     from tests.support.telemetry import Signals
 

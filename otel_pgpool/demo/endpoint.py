@@ -1,4 +1,4 @@
-"""The OTLP endpoint, its protocol, and the address of Jaeger's user interface."""
+"""The OTLP endpoint of the demo: its URL and protocol, and the address of Jaeger's user interface."""
 
 from __future__ import annotations
 
@@ -93,5 +93,6 @@ def place(url: str) -> str:
 
 
 def _refused(url: str) -> str:
-    shown = place(url)
-    return f", not {shown!r}" if shown else ""
+    """Return the end of an error: the refused URL, as far as it may be shown."""
+    safe = place(url)
+    return f", not {safe!r}" if safe else ""

@@ -1,4 +1,4 @@
-"""The exporters of the demo's telemetry: always into the recording, and to an OTLP endpoint if there is one."""
+"""The export of the demo's telemetry: always into a recording's files, and to an OTLP endpoint if there is one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from otel_pgpool import otlp
 from otel_pgpool.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from otel_pgpool.cli.endpoint import Endpoint
+    from pathlib import Path
+
     from otel_pgpool.cli.recording import Recording
+    from otel_pgpool.demo.endpoint import Endpoint
 
 SERVICE = "otel-pgpool-demo"
-# So that the files contain every span, and dashboards are updated while the demo runs. The user's own values remain.
+# With these values the files contain every span, and dashboards are updated while the demo runs. The user's own values
+# take precedence.
 SDK_DEFAULTS = {
     "OTEL_METRIC_EXPORT_INTERVAL": "1000",
     "OTEL_BSP_MAX_QUEUE_SIZE": "20000",
@@ -31,7 +34,48 @@ CUMULATIVE: dict[type, AggregationTemporality] = dict.fromkeys(
 )
 
 
-def refuse_disabled_sdk() -> None:
+class RecordingFiles:
+    """The files of a recording, as the demo creates, empties and keeps them."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.kept = False
+        """Whether the files are kept at the end, because the run has begun to write to them."""
+        self._recording = recording
+        self._created: list[Path] = []
+
+    def prepare(self) -> None:
+        """Create the folder and the files if necessary, and check that they can be written.
+
+        Raises:
+            OSError: the folder or a file cannot be written.
+        """
+        folder = self._recording.folder
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._created = missing
+        for path in self._recording.files:
+            new = not path.exists()
+            path.open("ab").close()
+            if new:
+                self._created.insert(0, path)
+
+    def undo_prepare(self) -> None:
+        """Delete what `prepare` created, unless the files are kept."""
+        for path in self._created:
+            try:
+                path.rmdir() if path.is_dir() else path.unlink()
+            except OSError:
+                return  # another process has put a file into the folder
+
+    def begin(self) -> None:
+        """Empty the files, which replaces the recording of an earlier run, and keep them from now on."""
+        self._created = []
+        self.kept = True
+        for path in self._recording.files:
+            path.write_bytes(b"")
+
+
+def check_sdk_enabled() -> None:
     """Check that telemetry is not switched off.
 
     Raises:
@@ -41,8 +85,8 @@ def refuse_disabled_sdk() -> None:
         raise CommandError("OTEL_SDK_DISABLED is set: the demo shows telemetry, and there would be none; unset it")
 
 
-def export(recording: Recording, endpoint: Endpoint | None) -> otlp.Providers:
-    """Set the providers of the process.
+def set_providers(recording: Recording, endpoint: Endpoint | None) -> otlp.Providers:
+    """Set the providers of the process, with the exporters of the recording and of the endpoint.
 
     Raises:
         CommandError: a variable that the SDK reads is invalid, or providers are set already.

@@ -31,8 +31,6 @@ CUSTOMERS = 50
 DELETED_CUSTOMER = -1
 FORECAST = 20.0
 """Seconds that the forecast's query would take if it were not killed."""
-
-
 UNAVAILABLE = 503
 """HTTP status if no connection was available."""
 
@@ -121,7 +119,7 @@ class Shop:
         return reply.status
 
     def export(self) -> int:
-        """Run old code that forgets to return its connection."""
+        """Run old code that drops its connection instead of releasing it."""
         with self._request("GET", "/export") as reply:
             conn = self._pool.getconn()
             with conn.cursor() as cur:

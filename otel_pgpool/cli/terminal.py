@@ -1,0 +1,203 @@
+"""Output to a terminal: escaped texts and lines, the streams that take them, and how a failure to write is noticed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, cast
+from unicodedata import category, normalize
+
+from otel_pgpool.cli.errors import Aborted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    Part = str | tuple[str, str] | Text
+    """A text, a text with its style, or a line from `make_line`. None of them is parsed for markup."""
+
+MAX_TEXT = 1000
+"""Maximum number of characters of one text."""
+MAX_WIDTH = 110
+_GAP = " ... "
+_FILLERS = {"\u115f", "\u3164", "\uffa0", *map(chr, range(0x1160, 0x1200))}
+"""Letters without width, or without a visible shape."""
+
+
+def escape(text: object, limit: int = MAX_TEXT) -> str:
+    """Escape the characters of a text that a terminal interprets or hides, and shorten the text in its middle.
+
+    These are control characters, line ends, tabs, marks of direction, and characters without width. The function does
+    not change its own result.
+    """
+    text = _shorten(str(text), limit)
+    if text.isascii() and text.isprintable():
+        return text
+    return _shorten("".join(map(_escape_character, normalize("NFC", text))), limit)
+
+
+def _escape_character(character: str) -> str:
+    visible = character.isprintable() and category(character) not in {"Mn", "Me"} and character not in _FILLERS
+    return character if visible else character.encode("unicode_escape").decode("ascii")
+
+
+def _shorten(text: str, limit: int) -> str:
+    """Shorten a text in its middle: the beginning and the end say more."""
+    if len(text) <= limit:
+        return text
+    end = (limit - len(_GAP)) // 2
+    return f"{text[: limit - len(_GAP) - end]}{_GAP}{text[len(text) - end :]}"
+
+
+def warn(text: str) -> None:
+    """Print a warning or an error on stderr, as one line, unless stderr cannot be written."""
+    with suppress(OSError):
+        print(f"otel-pgpool: {escape(text)}", file=sys.stderr, flush=True)
+
+
+class OutputError(Aborted):
+    """The output cannot be written any more, as on a full disk. The message is empty for a closed pipe."""
+
+
+class Output:
+    """stdout or stderr. Any thread may write; only `check` raises a failure.
+
+    So the threads of a view do not have to handle failures, and the main thread ends the run where that is safe.
+    """
+
+    def __init__(self, stream: IO[str] | None, name: str) -> None:
+        """Wrap a stream, which is None if Python found it closed."""
+        self._stream = stream
+        self._name = name
+        self._failure = OSError(errno.EBADF, os.strerror(errno.EBADF)) if stream is None else None
+
+    @property
+    def encoding(self) -> str:
+        """Encoding of the stream."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self._stream is not None and self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Write a text, unless an earlier write has failed."""
+        if self._stream is not None and self._failure is None:
+            try:
+                self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+            except OSError as error:
+                self._fail(self._stream, error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream's buffer."""
+        if self._stream is not None and self._failure is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._fail(self._stream, error)
+
+    def check(self) -> None:
+        """Check that everything could be written so far.
+
+        Raises:
+            OutputError: something could not be written.
+        """
+        self.flush()
+        if isinstance(self._failure, BrokenPipeError):
+            raise OutputError
+        if self._failure is not None:
+            raise OutputError(f"{self._name} cannot be written: {self._failure.strerror}")
+
+    def _fail(self, stream: IO[str], error: OSError) -> None:
+        self._failure = error
+        with suppress(OSError):  # /dev/null takes what Python has buffered, which would raise at the exit otherwise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def make_console(output: Output) -> Console:
+    """Create a console with colour and animation only if the output is a terminal that supports them.
+
+    The variable FORCE_COLOR is ignored.
+    """
+    from rich.console import Console  # noqa: PLC0415 - errors and --help are printed without the extra, too
+
+    terminal = output.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
+    return Console(
+        file=cast("IO[str]", output),  # `Output` has the methods that rich uses
+        force_terminal=terminal,
+        force_interactive=terminal,
+        color_system="auto" if terminal else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def make_line(*parts: Part) -> Text:
+    """Join the parts to one line, each of them escaped and bounded.
+
+    No other function creates a line, so that no line contains an unescaped control character.
+    """
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    line = Text()
+    for part in parts:
+        if isinstance(part, Text):
+            line.append_text(part)
+        else:
+            text, style = part if isinstance(part, tuple) else (part, None)
+            line.append(escape(text), style)
+    return line
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """The characters of the bars; wait and hold can be distinguished without colour."""
+
+    wait: str
+    hold: str
+    empty: str
+    tick: str
+    dot: str
+    more: str
+
+
+UNICODE = Glyphs(wait="░", hold="█", empty="·", tick="╵", dot="·", more="…")
+ASCII = Glyphs(wait=".", hold="#", empty="-", tick="^", dot="-", more="...")
+
+
+def glyphs_for(encoding: str) -> Glyphs:
+    """Return `UNICODE` if the output's encoding has these characters, otherwise `ASCII`."""
+    try:
+        "".join(vars(UNICODE).values()).encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return ASCII
+    return UNICODE
+
+
+def crop(line: Text, width: int, glyphs: Glyphs) -> Text:
+    """Cut a line at the terminal's width, with a sign that something is missing."""
+    line.no_wrap, line.overflow = True, "crop"
+    if line.cell_len > width:
+        line.truncate(width - len(glyphs.more))
+        line.append(glyphs.more)
+    return line
+
+
+def duration(seconds: float) -> str:
+    """Return a duration with two or three digits and a suitable unit: ``0.42 ms``, ``46 ms``, ``1.31 s``."""
+    milliseconds = seconds * 1000
+    if milliseconds < 0.005:
+        return "0 ms" if milliseconds <= 0 else "<0.01 ms"
+    if milliseconds < 9.995:
+        return f"{milliseconds:.2f} ms"
+    return f"{milliseconds:.0f} ms" if milliseconds < 999.5 else f"{seconds:.2f} s"
+
+
+def short_place(where: str) -> str:
+    """Return a call site, ``file:line function``, without the folders."""
+    return where.rpartition("/")[2]

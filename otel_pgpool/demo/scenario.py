@@ -1,0 +1,243 @@
+"""The scenario of the demo, and the workers that run it: orders, slow reports, a rush, killed backends."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from otel_pgpool.demo.shop import UNAVAILABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from otel_pgpool import ConnectionPool
+    from otel_pgpool.demo.database import Database
+    from otel_pgpool.demo.shop import Shop
+
+MAX_DAY = 20.0
+"""Maximum duration of a day in seconds; a longer run has several days."""
+CHECKED_AFTER = 0.1
+"""Seconds after which an idle connection is checked before use."""
+SESSION_END_TIMEOUT = 1.0
+"""Maximum wait in seconds for the end of killed sessions."""
+STEP_TIMEOUT = 5.0
+"""Maximum wait in seconds for each of the other steps."""
+IDLE_PAUSE = 0.02
+"""Pause in seconds of a worker that has nothing to do."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The jobs among which the workers choose at random, and the pause after each, from and to, in seconds."""
+
+    jobs: Sequence[Callable[[], object]] = ()
+    pause: tuple[float, float] = (IDLE_PAUSE, IDLE_PAUSE)
+
+
+@dataclass
+class OneOffJob:
+    """A job that is run once, by the first worker that is free."""
+
+    job: Callable[[], object]
+    thread: str = ""
+    """Name of the worker that runs the job; empty until one has begun."""
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Workers:
+    """Threads that run the jobs of the present workload, and one-off jobs in between, until ``closing`` is set."""
+
+    def __init__(self, count: int, closing: threading.Event) -> None:
+        self.workload = Workload()
+        self.failures: list[BaseException] = []
+        """Exceptions of the jobs: none, unless the demo itself has a fault."""
+        self._closing = closing
+        self._one_off_jobs: queue.SimpleQueue[OneOffJob] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"worker-{number:02}", daemon=True)
+            for number in range(1, count + 1)
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Wait for all workers to end their requests, for at most ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread.ident is not None:  # started
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def submit(self, job: Callable[[], object]) -> OneOffJob:
+        """Queue a job for the first worker that is free."""
+        one_off = OneOffJob(job)
+        self._one_off_jobs.put(one_off)
+        return one_off
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._run_next_job()
+            except Exception as error:  # noqa: BLE001 - stored, and printed at the end
+                self.failures.append(error)
+                self._closing.wait(IDLE_PAUSE)
+
+    def _run_next_job(self) -> None:
+        try:
+            one_off = self._one_off_jobs.get_nowait()
+        except queue.Empty:
+            workload = self.workload
+            if workload.jobs:
+                random.choice(workload.jobs)()  # nosec B311 # chance, no secret
+            self._closing.wait(random.uniform(*workload.pause))  # nosec B311 # chance, no secret
+            return
+        one_off.thread = threading.current_thread().name
+        try:
+            one_off.job()
+        finally:
+            one_off.done.set()
+
+
+class Scenario:
+    """One or several days of work, which take ``seconds`` together; each problem has its real cause.
+
+    Each step waits for the event that it needs, so that a day takes at least about 3 s.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        pool: ConnectionPool,
+        database: Database,
+        shop: Shop,
+        workers: Workers,
+        closing: threading.Event,
+        show_step: Callable[[str], None],
+        long_hold: float,
+    ) -> None:
+        self._days = max(1, round(seconds / MAX_DAY))
+        self._day = seconds / self._days
+        self._pool = pool
+        self._database = database
+        self._workers = workers
+        self._shop = shop
+        self._closing = closing
+        self._show_step = show_step
+        self._report_time = max(1.2 * long_hold, 0.11 * self._day)
+        self._orders = Workload((shop.browse, shop.browse, shop.order, shop.order, shop.order_status), (0.02, 0.12))
+        self._rush = Workload((shop.till,), (0.05, 0.15))
+
+    def run(self) -> None:
+        """Run all days."""
+        for _ in range(self._days):
+            self._run_day()
+
+    def _run_day(self) -> None:
+        began = time.monotonic()
+        self._set_workload("short orders", self._orders)
+        self._wait_for_time(began, 0.18)
+        self._show_step("a report with a slow query")
+        self._submit(self._report_turnover)
+        self._wait_for_time(began, 0.36)
+        reports = self._start_rush()
+        self._wait_for_time(began, 0.62)
+        self._set_workload("short orders, while the reports go on", self._orders)
+        for report in reports:
+            report.done.wait(self._report_time + STEP_TIMEOUT)
+        self._wait_for_time(began, 0.72)
+        self._kill_idle()
+        self._wait_for_time(began, 0.80)
+        self._kill_in_use()
+        self._wait_for_time(began, 0.88)
+        self._drop_connection_and_fail_commit()
+        self._wait_for_time(began, 1.0)
+
+    def _start_rush(self) -> list[OneOffJob]:
+        """Let more customers come than there are connections; two reports are requested meanwhile, and queue."""
+        self._set_workload("rush: everyone at the till", self._rush)
+        self._pause(0.2)
+        reports = [self._submit(self._report_stock)]
+        self._pause(0.1)
+        reports.append(self._submit(self._report_turnover))
+        return reports
+
+    def _kill_idle(self) -> None:
+        """Pause the work, and end the sessions of all idle connections meanwhile."""
+        self._set_workload("quiet", Workload())
+        wait_until(lambda: not self._pool.stats().used, STEP_TIMEOUT)
+        self._pause(CHECKED_AFTER)
+        killed = self._database.kill_idle()
+        wait_until(lambda: not self._database.count_sessions(), SESSION_END_TIMEOUT)
+        self._pause(CHECKED_AFTER)
+        self._set_workload(f"{killed} idle backends killed; orders go on", self._orders)
+
+    def _kill_in_use(self) -> None:
+        """End the session of a forecast in the middle of its query."""
+        forecast = self._submit(self._shop.forecast)
+        if wait_until(lambda: self._pid_of(forecast) is not None, STEP_TIMEOUT):
+            self._pause(CHECKED_AFTER)
+            pid = self._pid_of(forecast)
+            if pid is not None:
+                self._show_step("a backend killed in the middle of a query")
+                self._database.kill(pid)
+        forecast.done.wait(STEP_TIMEOUT)
+
+    def _drop_connection_and_fail_commit(self) -> None:
+        self._show_step("a connection forgotten, a commit refused")
+        before = self._count_reclaimed()
+        for one_off in (self._submit(self._shop.export), self._submit(self._shop.order_of_deleted_customer)):
+            one_off.done.wait(STEP_TIMEOUT)
+        wait_until(lambda: self._count_reclaimed() > before, STEP_TIMEOUT)
+
+    def _count_reclaimed(self) -> int:
+        return self._pool.stats().discarded.get("reclaimed", 0)
+
+    def _pid_of(self, one_off: OneOffJob) -> int | None:
+        """Return the process id of the backend that serves a job, once there is one."""
+        if not one_off.thread:
+            return None
+        return next((holder.pid for holder in self._pool.holders() if holder.thread == one_off.thread), None)
+
+    def _report_turnover(self) -> int:
+        return self._shop.turnover_report(self._report_time)
+
+    def _report_stock(self) -> int:
+        return self._shop.stock_report(1.2 * self._report_time)
+
+    def _submit(self, request: Callable[[], int]) -> OneOffJob:
+        """Let a worker make a request, repeatedly as long as there is no connection."""
+
+        def retry() -> None:
+            while request() == UNAVAILABLE and not self._closing.wait(CHECKED_AFTER):
+                pass
+
+        return self._workers.submit(retry)
+
+    def _set_workload(self, title: str, workload: Workload) -> None:
+        self._workers.workload = workload
+        self._show_step(title)
+
+    def _wait_for_time(self, began: float, fraction: float) -> None:
+        """Wait until a fraction of the day has passed."""
+        self._pause(began + fraction * self._day - time.monotonic())
+
+    def _pause(self, seconds: float) -> None:
+        if seconds > 0:
+            self._closing.wait(seconds)
+
+
+def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+    """Wait for ``condition()`` to become true; return whether it did within ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(IDLE_PAUSE)
+    return True
