@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import context as contexts
-
 from otel_pgpool.config import TelemetryConfig
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.refusal import is_refusal
@@ -16,7 +14,8 @@ from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import Logs
-from otel_pgpool.telemetry.metrics import Silence, instruments
+from otel_pgpool.telemetry.metrics import instruments
+from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY
 from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
 
 if TYPE_CHECKING:
@@ -30,17 +29,17 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.slot import Slot
     from otel_pgpool.stats import PoolStats
+    from otel_pgpool.telemetry.sdk_internals import RecordingGate
 
-SILENT = Silence()
-"""The gate of a pool that records neither spans nor waits and holds."""
-
-SUPPRESSION_KEY: str = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", "")
+SILENT = CLOSED
+"""The name by which the instrumentation's tests know the gate."""
 
 
 class Telemetry:
     """The telemetry of one pool, to be passed as its ``observer``.
 
-    ``silence`` lets the instrumentation skip an ordinary checkout that would record nothing: see `Silence`.
+    ``recording_gate`` lets the instrumentation skip an ordinary checkout that would record nothing: see
+    `RecordingGate`.
 
     Args:
         tracer_provider: the tracer provider; by default the global one, whether set now or later.
@@ -75,14 +74,14 @@ class Telemetry:
         self._wait_time = self._instruments.wait_time if "wait_time" in recorded else None
         self._use_time = self._instruments.use_time if "use_time" in recorded else None
         self._create_time = self._instruments.create_time if "create_time" in recorded else None
-        self.silence = self._silence()
+        self.recording_gate = self.silence = self._gate()
         self._pool_name: str | None = None
         self._error_types = ErrorTypes()
 
-    def _silence(self) -> Silence | None:
+    def _gate(self) -> RecordingGate | None:
         if self._config.spans != "off":
             return None
-        return self._instruments.silence if self._wait_time is not None or self._use_time is not None else SILENT
+        return self._instruments.recording_gate if self._wait_time is not None or self._use_time is not None else CLOSED
 
     def attached(self, pool: ObservedPool) -> None:
         """Prepare the telemetry of a pool; called again in a forked child.

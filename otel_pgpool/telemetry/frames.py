@@ -35,7 +35,7 @@ def frame_of(thread: threading.Thread) -> FrameType | None:
             if was_enabled:
                 _has_stopped_the_collector = True
                 gc.disable()
-            return sys._current_frames().get(thread.ident or 0)
+            return sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - Python has no public function for the frames of other threads
         finally:
             if was_enabled:
                 gc.enable()

@@ -14,7 +14,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, Status
 from otel_pgpool._version import __version__
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import thread_names
-from otel_pgpool.telemetry import names
+from otel_pgpool.telemetry import names, sdk_internals
 from otel_pgpool.telemetry.context import CheckoutContext, detach
 from otel_pgpool.telemetry.names import (
     CHECKOUT,
@@ -32,7 +32,7 @@ from otel_pgpool.telemetry.names import (
 from otel_pgpool.telemetry.stacks import stack_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from opentelemetry.trace import Span, TracerProvider
     from opentelemetry.util.types import AttributeValue
@@ -103,10 +103,8 @@ class Spans:
         self, provider: TracerProvider | None, config: TelemetryConfig, pool: ObservedPool, error_types: ErrorTypes
     ) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, __version__, provider, names.SCHEMA_URL)
-        # True until a provider is set. Testing for the provider costs a tenth of a span that is not exported.
-        self._is_inert = isinstance(self._tracer, trace.ProxyTracer) and hasattr(trace, "_TRACER_PROVIDER")
         self._mode = config.spans
-        self._is_choosy = self._is_inert or self._mode != "always"
+        self._wants = self._filter()
         self._is_late = config.spans == "slow"  # a span is created when its checkout has ended
         self._slow = config.slow
         self._pool_name = pool.name
@@ -123,7 +121,7 @@ class Spans:
 
     def start(self, checkout: Checkout, context: Context) -> None:
         """Start the span of a checkout in the caller's context. A checkout without a span keeps no data."""
-        if self._is_choosy and not self._wants(context):
+        if self._wants is not None and not self._wants(context):
             return
         observed = Observed()
         observed.token = observed.span = None
@@ -142,10 +140,13 @@ class Spans:
         else:
             observed.context = CheckoutContext.of(context, span)
 
-    def _wants(self, context: Context) -> bool:
-        if self._mode == "off" or (self._is_inert and trace._TRACER_PROVIDER is None):
-            return False
-        return self._mode != "parent" or trace.get_current_span(context).is_recording()
+    def _filter(self) -> Callable[[Context], bool] | None:
+        """Return the function that decides whether a checkout in a context gets a span; None if each gets one."""
+        if self._mode == "off":
+            return _never
+        if self._mode == "parent":
+            return _is_recorded
+        return sdk_internals.has_provider if sdk_internals.waits_for_provider(self._tracer) else None
 
     def acquired(self, checkout: Checkout, observed: Observed) -> None:
         """Record the wait in the checkout's span: failed attempts, the time in the queue, the hand-over."""
@@ -274,6 +275,15 @@ class Spans:
         finally:
             span.end(began + int((connect.ended - connect.began) * 1e9))
         return set_span_in_context(span, parent)
+
+
+def _never(_caller: Context) -> bool:
+    return False
+
+
+def _is_recorded(caller: Context) -> bool:
+    span: Any = caller.get(sdk_internals.SPAN_KEY)
+    return span is not None and span.is_recording()
 
 
 def long_hold_attributes(checkout: Checkout, threshold: float, skipped: Collection[str]) -> dict[str, AttributeValue]:
