@@ -30,6 +30,7 @@ from otel_pgpool.telemetry.names import (
     WAIT_TIME,
 )
 from otel_pgpool.telemetry.stacks import stack_of
+from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 INTERNAL = SpanKind.INTERNAL
 NO_CONTEXT = Context()
-TRANSACTION_STATUSES = ("idle", "active", "in_transaction", "in_error", "unknown")
 
 
 class Observed:
@@ -286,13 +286,18 @@ def _is_recorded(caller: Context) -> bool:
     return span is not None and span.is_recording()
 
 
-def long_hold_attributes(checkout: Checkout, threshold: float, skipped: Collection[str]) -> dict[str, AttributeValue]:
+def long_hold_attributes(
+    checkout: Checkout,
+    threshold: float,
+    skipped: Collection[str],
+    transaction_status: Callable[[Any], TransactionStatus],
+) -> dict[str, AttributeValue]:
     """Return the attributes of a hold in progress, such as whether a query runs and the stack of its thread."""
     conn = checkout.slot.ref()
-    status = "unknown"
+    status = TransactionStatus.UNKNOWN
     if conn is not None:
         with suppress(Exception):  # an instrumented pool's connections may be of any kind
-            status = TRANSACTION_STATUSES[conn.get_transaction_status()]
+            status = transaction_status(conn)
     attributes: dict[str, AttributeValue] = {
         names.THRESHOLD: round(threshold if checkout.expected_hold is None else checkout.expected_hold, DIGITS),
         names.HELD: round(monotonic() - checkout.acquired, DIGITS),
