@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg2 import extensions
 
 from otel_pgpool.runtime.text import text_of
+from otel_pgpool.types import LogEvent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +72,7 @@ def warn(pool_name: str) -> None:
         "pool %s: what `credentials` gives is sent to another machine, and nothing makes sure that the connection is "
         "encrypted: set sslmode=verify-full, or at least sslmode=require",
         pool_name,
-        extra={"otel_pgpool.event": "credentials_exposed", "db.client.connection.pool.name": pool_name},
+        extra={"otel_pgpool.event": LogEvent.CREDENTIALS_EXPOSED.value, "db.client.connection.pool.name": pool_name},
     )
 
 

@@ -51,19 +51,19 @@ class Instruments:
         self._accounts = Accounts()
         self._reader: Any = None  # the reader that collects; None if unknown
         self.wait_time = meter.create_histogram(
-            names.WAIT_TIME_METRIC,
+            names.METRIC_WAIT_TIME,
             "s",
             "The time it took to obtain an open connection from the pool.",
             explicit_bucket_boundaries_advisory=WAIT_BOUNDARIES,
         )
         self.use_time = meter.create_histogram(
-            names.USE_TIME_METRIC,
+            names.METRIC_USE_TIME,
             "s",
             "The time between borrowing a connection and returning it to the pool.",
             explicit_bucket_boundaries_advisory=USE_BOUNDARIES,
         )
         self.create_time = meter.create_histogram(
-            names.CREATE_TIME_METRIC,
+            names.METRIC_CREATE_TIME,
             "s",
             "The time it took to create a new connection.",
             explicit_bucket_boundaries_advisory=WAIT_BOUNDARIES,
@@ -105,7 +105,7 @@ class Instruments:
         for account in self._accounts.shown:
             if account.levels is not None:
                 for value, attributes in observable.read(account.levels):
-                    yield Observation(value, {names.POOL_NAME: account.name, **attributes})
+                    yield Observation(value, {names.ATTR_POOL_NAME: account.name, **attributes})
 
     def _observe_totals(self, observable: Observable) -> Iterable[Observation]:
         accounts = self._accounts.shown
@@ -113,12 +113,14 @@ class Instruments:
             accounts = self._accounts.all_that_were()
         for account in accounts:
             for attributes, value in account.totals[observable.name].items():
-                yield Observation(value, {names.POOL_NAME: account.name, **dict(attributes)})
+                yield Observation(value, {names.ATTR_POOL_NAME: account.name, **dict(attributes)})
 
     def _merges(self, observable: Observable) -> bool:
         """Return whether the reader has a view that drops the attribute with the pool's name."""
         instrument = self._observables.get(observable.name)
-        return self._reader is not None and sdk_internals.drops_attribute(self._reader, instrument, names.POOL_NAME)
+        return self._reader is not None and sdk_internals.drops_attribute(
+            self._reader, instrument, names.ATTR_POOL_NAME
+        )
 
     def _begin(self) -> None:
         """Begin a collection: find pools that have ended, and drop names that need no further export."""
@@ -140,7 +142,7 @@ class Instruments:
 
 
 def _of_pools(over: Collection[str]) -> Callable[[dict[str, Any]], bool]:
-    return lambda attributes: attributes.get(names.POOL_NAME) in over
+    return lambda attributes: attributes.get(names.ATTR_POOL_NAME) in over
 
 
 _lock = threading.Lock()  # guards the creation of instruments; taken neither by callbacks nor by finalizers

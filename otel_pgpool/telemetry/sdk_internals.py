@@ -1,8 +1,8 @@
 """The private parts of OpenTelemetry's API and SDK that this package uses; no other module touches one.
 
 Each use says why there is no public way, and what happens in a release without the part: telemetry goes on. All of them
-were checked on the releases 1.36 and 1.45 of API and SDK, those that ``configure()`` uses on 1.45. This module imports the API only; the SDK's objects reach
-it through the API.
+were checked on the releases 1.36 and 1.45 of API and SDK; those that ``configure()`` uses on 1.45, the first one that
+the extra ``otlp`` accepts. This module imports the API only; the SDK's objects reach it through the API.
 
 Modules such as ``opentelemetry._logs`` and ``opentelemetry.sdk._logs`` are no private parts, despite their names: they
 are the documented ones for logs.
