@@ -28,7 +28,7 @@ class Value(str, Enum):
 
     description: str
 
-    def __new__(cls, text: str, description: str) -> Self:
+    def __new__(cls, text: str, description: str = "") -> Self:
         """Create the value from its text and its meaning."""
         value = str.__new__(cls, text)
         value._value_ = text
@@ -66,7 +66,7 @@ class DiscardReason(Value):
     is_loss: bool
     """Whether the reason is a failure, which is logged as a warning."""
 
-    def __new__(cls, text: str, description: str, is_loss: bool = False) -> Self:  # noqa: FBT001, FBT002 - the members below are tuples
+    def __new__(cls, text: str, description: str = "", is_loss: bool = False) -> Self:  # noqa: FBT001, FBT002 - the members below are tuples
         """Create the reason from its text, its meaning, and whether it is a failure."""
         value = str.__new__(cls, text)
         value._value_ = text
@@ -126,7 +126,7 @@ class PoolErrorType(Value):
 
 
 class LogEvent(Value):
-    """The events that log records tell: ``otel_pgpool.event``."""
+    """The events of log records: ``otel_pgpool.event``."""
 
     LONG_HOLD = "long_hold", "a hold has passed its threshold and continues"
     LONG_HOLD_RETURNED = "long_hold_returned", "a long hold has ended"

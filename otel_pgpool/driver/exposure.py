@@ -72,7 +72,7 @@ def warn(pool_name: str) -> None:
         "pool %s: what `credentials` gives is sent to another machine, and nothing makes sure that the connection is "
         "encrypted: set sslmode=verify-full, or at least sslmode=require",
         pool_name,
-        extra={"otel_pgpool.event": LogEvent.CREDENTIALS_EXPOSED, "db.client.connection.pool.name": pool_name},
+        extra={"otel_pgpool.event": LogEvent.CREDENTIALS_EXPOSED.value, "db.client.connection.pool.name": pool_name},
     )
 
 

@@ -53,7 +53,7 @@ class Guard:
 
 
 def log_failure(what: str, error: BaseException, level: int = logging.ERROR) -> None:
-    """Log a failure of this package, with the class of its error and the call sites of its traceback.
+    """Log a failure of this package in one line, with the class of its error and the call sites of its traceback.
 
     The record has neither the error's text nor source lines, because both may contain SQL or a secret. It does not have
     the error object either: a record may be kept, and the frames of the error's traceback would keep the pool's
@@ -65,7 +65,7 @@ def log_failure(what: str, error: BaseException, level: int = logging.ERROR) -> 
         level: level of the record.
     """
     frames = [*traceback.walk_tb(error.__traceback__)][-MOST_FRAMES:]
-    places = "".join(f"\n  {place_of(frame.f_code, line)}" for frame, line in frames)
+    places = "".join(f"; {place_of(frame.f_code, line)}" for frame, line in frames)
     log_safely(level, "%s: %s%s", printable(what), class_of(error), places)
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import context as contexts
-
 from otel_pgpool.config import TelemetryConfig
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.driver.session import transaction_status
 from otel_pgpool.errors import PoolTimeout, error_type
 from otel_pgpool.runtime.text import class_of, text_of, thread_names
 from otel_pgpool.telemetry import names
+from otel_pgpool.telemetry.checkout_state import SUPPRESSED
 from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import Logs
-from otel_pgpool.telemetry.metrics import Silence, instruments
-from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
+from otel_pgpool.telemetry.long_hold import long_hold_attributes
+from otel_pgpool.telemetry.metrics import instruments
+from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY
+from otel_pgpool.telemetry.spans import Spans
+from otel_pgpool.types import CheckoutPath, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import MeterProvider
@@ -29,17 +32,21 @@ if TYPE_CHECKING:
     from otel_pgpool.observer import Connect, ObservedPool
     from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.stats import PoolStats
+    from otel_pgpool.telemetry.checkout_state import CheckoutState
+    from otel_pgpool.telemetry.sdk_internals import RecordingGate
+    from otel_pgpool.types import TransactionStatus
 
-SILENT = Silence()
-"""The gate of a pool that records neither spans nor waits and holds."""
+IDLE = CheckoutPath.IDLE.value
 
-SUPPRESSION_KEY: str = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", "")
+SILENT = CLOSED
+"""The name by which the instrumentation's tests know the gate."""
 
 
 class Telemetry:
     """The telemetry of one pool, to be passed as its ``observer``.
 
-    ``silence`` lets the instrumentation skip an ordinary checkout that would record nothing: see `Silence`.
+    ``recording_gate`` lets the instrumentation skip an ordinary checkout that would record nothing: see
+    `RecordingGate`.
 
     Args:
         tracer_provider: the tracer provider; by default the global one, whether set now or later.
@@ -74,14 +81,16 @@ class Telemetry:
         self._wait_time = self._instruments.wait_time if "wait_time" in recorded else None
         self._use_time = self._instruments.use_time if "use_time" in recorded else None
         self._create_time = self._instruments.create_time if "create_time" in recorded else None
-        self.silence = self._silence()
+        self.recording_gate = self.silence = self._gate()
+        self.transaction_status: Callable[[Any], TransactionStatus] = transaction_status
+        """Function that reads the status of a connection's transaction; the instrumentation sets its own."""
         self._pool_name: str | None = None
         self._error_types = ErrorTypes()
 
-    def _silence(self) -> Silence | None:
+    def _gate(self) -> RecordingGate | None:
         if self._config.spans != "off":
             return None
-        return self._instruments.silence if self._wait_time is not None or self._use_time is not None else SILENT
+        return self._instruments.recording_gate if self._wait_time is not None or self._use_time is not None else CLOSED
 
     def attached(self, pool: ObservedPool) -> None:
         """Prepare the telemetry of a pool; called again in a forked child.
@@ -93,7 +102,7 @@ class Telemetry:
             raise ValueError(f"observer belongs to pool {self._pool_name!r}: each pool needs a Telemetry of its own")
         self._pool_name = pool.name
         self._threshold = pool.long_hold
-        self._attributes = {names.POOL_NAME: pool.name}
+        self._attributes = {names.ATTR_POOL_NAME: pool.name}
         self._spans = Spans(self._tracer_provider, self._config, pool, self._error_types)
         self._logs = Logs(pool.name)
         # Taken for long holds only, so that a span does not end while its event is being added. Reentrant, because the
@@ -113,33 +122,33 @@ class Telemetry:
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""
-        observed: Observed | None = checkout.observed
-        if observed is None:
+        state: CheckoutState | None = checkout.observed
+        if state is None:
             context = None
-        elif observed is SUPPRESSED:
+        elif state is SUPPRESSED:
             return
         else:
-            if checkout.path != "idle" or checkout.queued is not None or checkout.retries:
-                self._spans.acquired(checkout, observed)
-            context = observed.context
+            if checkout.path != IDLE or checkout.queued is not None or checkout.retries:
+                self._spans.acquired(checkout, state)
+            context = state.context
         if self._wait_time is not None:
             self._wait_time.record(checkout.acquired - checkout.started, self._attributes, context)
-        if checkout.block and observed is not None and observed.span is not None:
-            observed.enter()
+        if checkout.block and state is not None and state.span is not None:
+            state.enter()
 
     def failed(self, checkout: Checkout, error: BaseException) -> None:
         """End the span of a checkout that received no connection, and record its wait."""
-        observed: Observed | None = checkout.observed
+        state: CheckoutState | None = checkout.observed
         context = None
         checkout.error_type = self._error_types.of(checkout.error_type or class_of(error))
-        if observed is not None and observed is not SUPPRESSED:
-            observed.leave()  # an interrupt may have hit after the hand-over, when the span was current
-            context = observed.context
-            self._spans.fail(checkout, observed)
-        if self._wait_time is not None and observed is not SUPPRESSED:
-            attributes = {**self._attributes, names.ERROR_TYPE: checkout.error_type}
+        if state is not None and state is not SUPPRESSED:
+            state.leave()  # an interrupt may have hit after the hand-over, when the span was current
+            context = state.context
+            self._spans.fail(checkout, state)
+        if self._wait_time is not None and state is not SUPPRESSED:
+            attributes = {**self._attributes, names.ATTR_ERROR_TYPE: checkout.error_type}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)
-        if isinstance(error, PoolTimeout) and checkout.outcome == "timeout":
+        if isinstance(error, PoolTimeout) and checkout.outcome == Outcome.TIMEOUT:
             self._logs.timeout(error, context)
 
     def released(self, checkout: Checkout) -> None:
@@ -147,44 +156,47 @@ class Telemetry:
 
         In this order the histogram's code is still in the cache from the wait.
         """
-        observed: Observed | None = checkout.observed
-        if observed is None:
+        state: CheckoutState | None = checkout.observed
+        if state is None:
             context = None
         else:
-            if observed.token is not None:
-                observed.leave()
-            context = observed.context
+            if state.token is not None:
+                state.leave()
+            context = state.context
         if checkout.flagged:
             self._long_hold_ended(checkout, context)
-        if observed is SUPPRESSED:
+        if state is SUPPRESSED:
             return
         try:
             if self._use_time is not None:
                 self._use_time.record(checkout.released - checkout.acquired, self._attributes, context)
         finally:
-            if observed is not None:
-                self._spans.end(checkout, observed)
+            if state is not None:
+                self._spans.end(checkout, state)
 
-    def tells_timeouts(self) -> bool:
+    def will_log_timeout(self) -> bool:
         """Return whether the next timeout will be logged, so that its diagnosis is worth composing."""
-        return self._logs.timeout_is_due()
+        return self._logs.will_log_timeout()
+
+    tells_timeouts = will_log_timeout
+    """The name by which the instrumentation calls the method."""
 
     def abandoned(self, checkout: Checkout) -> None:
         """Detach the context of a checkout whose span this process must not end."""
-        observed: Observed | None = checkout.observed
-        if observed is not None:
-            observed.leave()
+        state: CheckoutState | None = checkout.observed
+        if state is not None:
+            state.leave()
 
     # Long holds
 
     def held_long(self, checkout: Checkout) -> None:
         """Add the event and log the record of a long hold while the connection is still held."""
         with self._lock:
-            attributes = self._tell_long_hold(checkout)
+            attributes = self._report_long_hold(checkout)
         if attributes is not None:
             self._logs.long_hold(attributes, _context(checkout))
 
-    def _tell_long_hold(self, checkout: Checkout) -> dict[str, object] | None:
+    def _report_long_hold(self, checkout: Checkout) -> dict[str, object] | None:
         """Add the event of a long hold, once: the maintenance thread and the returning thread may both come here.
 
         The caller holds the lock.
@@ -193,24 +205,27 @@ class Telemetry:
             return None
         checkout.told = True
         attributes = self._long_hold_attributes(checkout)
-        observed: Observed | None = checkout.observed
-        if observed is not None and observed is not SUPPRESSED:
-            self._spans.long_hold(observed, attributes)
-        return {**attributes, names.THREAD_NAME: thread_names[checkout.thread.name]}
+        state: CheckoutState | None = checkout.observed
+        if state is not None and state is not SUPPRESSED:
+            self._spans.long_hold(state, attributes)
+        return {**attributes, names.ATTR_THREAD_NAME: thread_names[checkout.thread.name]}
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
-        return long_hold_attributes(checkout, self._threshold, self._config.stack_skip)
+        return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
 
     def _long_hold_ended(self, checkout: Checkout, context: Context | None) -> None:
         with self._lock:
-            attributes = self._tell_long_hold(checkout)
+            attributes = self._report_long_hold(checkout)
         if attributes is not None:
             self._logs.long_hold(attributes, context)
         self._logs.long_hold_returned(checkout, context)
 
     def reclaimed(self, checkout: Checkout) -> None:
         """End the span of a checkout whose connection was dropped, and log which thread dropped it."""
-        attributes = {**self._long_hold_attributes(checkout), names.THREAD_NAME: thread_names[checkout.thread.name]}
+        attributes = {
+            **self._long_hold_attributes(checkout),
+            names.ATTR_THREAD_NAME: thread_names[checkout.thread.name],
+        }
         self._logs.reclaimed(attributes, _context(checkout))
         self.released(checkout)
 
@@ -235,7 +250,7 @@ class Telemetry:
     def _connect(self, connect: Connect, failure: str | None) -> None:
         context = self._spans.connect(connect, failure)
         if self._create_time is not None:
-            attributes = self._attributes if failure is None else {**self._attributes, names.ERROR_TYPE: failure}
+            attributes = self._attributes if failure is None else {**self._attributes, names.ATTR_ERROR_TYPE: failure}
             self._create_time.record(connect.ended - connect.began, attributes, context)
 
     def discarded(

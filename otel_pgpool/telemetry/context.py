@@ -6,13 +6,8 @@ import contextvars
 from typing import Any
 
 from opentelemetry import context
-from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 
-SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, context.Context())), "")
-"""Key of the span in a context, which has no public name.
-
-``{**caller, SPAN_KEY: span}`` equals the result of ``set_span_in_context`` without its three calls and two copies.
-"""
+from otel_pgpool.telemetry.sdk_internals import SPAN_KEY
 
 
 class CheckoutContext(context.Context):

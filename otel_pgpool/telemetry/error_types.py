@@ -5,20 +5,21 @@ from __future__ import annotations
 import psycopg2
 from psycopg2 import errorcodes
 
+from otel_pgpool.types import PoolErrorType
+
 OTHER = "_OTHER"
 """The value that the semantic conventions define for errors without a value of their own."""
 
 MOST_TYPES = 50
 """Maximum number of different classes, and of SQLSTATEs unknown to PostgreSQL, for each pool."""
 
-OF_POOLS = ("timeout", "closed", "too_many_requests")
 SQLSTATES = frozenset(
     value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == len("00000")
 )
 
 
 OF_PSYCOPG2 = frozenset(name for name, value in vars(psycopg2).items() if isinstance(value, type))
-EXPECTED = frozenset((*OF_POOLS, *OF_PSYCOPG2)) | SQLSTATES
+EXPECTED = frozenset((*PoolErrorType, *OF_PSYCOPG2)) | SQLSTATES
 """Values that do not count against `MOST_TYPES`."""
 
 

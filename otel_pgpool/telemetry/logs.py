@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from otel_pgpool.runtime.failures import is_asynchronous
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
+from otel_pgpool.types import DiscardReason, LogEvent, UtilizationLevel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,8 +31,6 @@ logger = logging.getLogger("otel_pgpool")
 LONGEST_RECORD = 8000
 """Maximum number of characters of a record's text."""
 
-_CONTINUED = re.compile("\n(?!  )")
-
 TIMEOUT_INTERVAL = 1.0
 """Minimum number of seconds between two records about timeouts of one pool."""
 
@@ -44,10 +42,12 @@ REFUSAL_INTERVAL = 60.0
 _refused_again: dict[str, float] = {}
 """When a refusal is logged again, by pool name: applications that probe for a database create a pool each time."""
 
-LOST = ("broken", "reset_failed", "check_failed", "read_only")
-"""Reasons of a discard that are logged as a warning."""
-
-UTILIZATION_LEVELS = {"normal": logging.INFO, "high": logging.WARNING, "critical": logging.ERROR}
+UTILIZATION_EVENTS = {
+    UtilizationLevel.NORMAL: (logging.INFO, LogEvent.UTILIZATION_NORMAL),
+    UtilizationLevel.HIGH: (logging.WARNING, LogEvent.UTILIZATION_HIGH),
+    UtilizationLevel.CRITICAL: (logging.ERROR, LogEvent.UTILIZATION_CRITICAL),
+}
+"""Level and event of the record about each utilization level."""
 
 
 class Logs:
@@ -56,15 +56,15 @@ class Logs:
     def __init__(self, pool_name: str) -> None:
         self._pool_name = pool_name
         self._next_timeout = float("-inf")
-        self._left_out = 0
+        self._suppressed = 0
 
     def _write(
-        self, level: int, event: str, text: str, attributes: Mapping[str, Any], context: Context | None = None
+        self, level: int, event: LogEvent, text: str, attributes: Mapping[str, Any], context: Context | None = None
     ) -> None:
         if not logger.isEnabledFor(level):
             return
-        extra = {names.EVENT: event, names.POOL_NAME: self._pool_name, **attributes}
-        shown = _CONTINUED.sub("\n  ", printable(text, LONGEST_RECORD, keep="\n"))
+        extra = {names.ATTR_EVENT: event.value, names.ATTR_POOL_NAME: self._pool_name, **attributes}
+        shown = printable("; ".join(map(str.strip, text.split("\n"))), LONGEST_RECORD)
         try:
             copy_context().run(self._log, level, shown, extra, context)  # whatever is raised inside, ours is as before
         except Exception as failure:  # a handler that raises costs its record, and nothing else
@@ -82,53 +82,53 @@ class Logs:
     def long_hold(self, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Log that a hold has passed its threshold and continues."""
         text = (
-            f"connection held for {attributes[names.HELD]:.3f} s by thread {attributes[names.THREAD_NAME]!r} "
-            f"({attributes[names.TRANSACTION_STATUS]}), checked out at {attributes[names.CHECKED_OUT_AT]}"
+            f"connection held for {attributes[names.ATTR_HELD]:.3f} s by thread {attributes[names.ATTR_THREAD_NAME]!r} "
+            f"({attributes[names.ATTR_TRANSACTION_STATUS]}), checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
         )
-        self._write(logging.WARNING, "long_hold", text, attributes, context)
+        self._write(logging.WARNING, LogEvent.LONG_HOLD, text, attributes, context)
 
     def long_hold_returned(self, checkout: Checkout, context: Context | None) -> None:
         """Log the end of a long hold."""
         held = round(checkout.released - checkout.acquired, names.DIGITS)
-        attributes = {names.HOLD_TIME: held, names.CONNECTION_PID: checkout.slot.pid}
+        attributes = {names.ATTR_HOLD_TIME: held, names.ATTR_CONNECTION_PID: checkout.slot.pid}
         text = f"connection came back after {held:.3f} s"
-        self._write(logging.INFO, "long_hold_returned", text, attributes, context)
+        self._write(logging.INFO, LogEvent.LONG_HOLD_RETURNED, text, attributes, context)
 
     def reclaimed(self, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Log that a dropped connection was reclaimed."""
         text = (
-            f"connection dropped without being given back by thread {attributes[names.THREAD_NAME]!r} after "
-            f"{attributes[names.HELD]:.3f} s, checked out at {attributes[names.CHECKED_OUT_AT]}"
+            f"connection dropped without being given back by thread {attributes[names.ATTR_THREAD_NAME]!r} after "
+            f"{attributes[names.ATTR_HELD]:.3f} s, checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
         )
-        self._write(logging.WARNING, "reclaimed", text, attributes, context)
+        self._write(logging.WARNING, LogEvent.RECLAIMED, text, attributes, context)
 
-    def timeout_is_due(self) -> bool:
+    def will_log_timeout(self) -> bool:
         """Return whether a timeout would be logged now."""
         return monotonic() >= self._next_timeout
 
     def timeout(self, error: PoolTimeout, context: Context | None) -> None:
         """Log that a checkout timed out, at most once a second, and only with its diagnosis."""
-        if not self.timeout_is_due() or not hasattr(error, "waited"):
-            self._left_out += 1
+        if not self.will_log_timeout() or not hasattr(error, "waited"):
+            self._suppressed += 1
             return
         self._next_timeout = monotonic() + TIMEOUT_INTERVAL
-        left_out, self._left_out = self._left_out, 0
+        suppressed, self._suppressed = self._suppressed, 0
         attributes = {
-            names.WAIT_TIME: error.waited,
-            names.RETRIES: error.retries,
-            names.SIZE: error.size,
-            names.USED: error.used,
-            names.IDLE: error.idle,
-            names.CONNECTING: error.connecting,
-            names.WAITING: error.waiting,
-            names.MAXIMUM: error.maxconn,
-            names.UTILIZATION: error.utilization,
-            names.OLDEST_HOLD: error.oldest_hold,
-            names.HOLDERS: tuple(str(holder) for holder in error.holders),
-            names.LEFT_OUT: left_out,
+            names.ATTR_WAIT_TIME: error.waited,
+            names.ATTR_RETRIES: error.retries,
+            names.ATTR_SIZE: error.size,
+            names.ATTR_USED: error.used,
+            names.ATTR_IDLE: error.idle,
+            names.ATTR_CONNECTING: error.connecting,
+            names.ATTR_WAITING: error.waiting,
+            names.ATTR_MAX: error.maxconn,
+            names.ATTR_UTILIZATION: error.utilization,
+            names.ATTR_OLDEST_HOLD: error.oldest_hold,
+            names.ATTR_HOLDERS: tuple(str(holder) for holder in error.holders),
+            names.ATTR_LEFT_OUT: suppressed,
         }
-        unsaid = f" ({left_out} more timeouts since the last such record)" if left_out else ""
-        self._write(logging.ERROR, "timeout", f"{error}{unsaid}", attributes, context)
+        more = f" ({suppressed} more timeouts since the last such record)" if suppressed else ""
+        self._write(logging.ERROR, LogEvent.TIMEOUT, f"{error}{more}", attributes, context)
 
     def discarded(
         self,
@@ -139,35 +139,35 @@ class Logs:
         message: str = "",
     ) -> None:
         """Log that connections were closed together."""
-        is_lost = reason in LOST
-        if not logger.isEnabledFor(logging.WARNING if is_lost else logging.DEBUG):  # a pid may have to be asked for
+        is_loss = DiscardReason(reason).is_loss
+        if not logger.isEnabledFor(logging.WARNING if is_loss else logging.DEBUG):  # a pid may have to be asked for
             return
         pids = [slot.pid for slot in slots]
         attributes: dict[str, Any] = {
-            names.REASON: reason,
-            names.CONNECTION_PID: pids[0] if len(pids) == 1 else pids,
-            names.CONNECTIONS: len(pids),
+            names.ATTR_REASON: reason,
+            names.ATTR_CONNECTION_PID: pids[0] if len(pids) == 1 else pids,
+            names.ATTR_CONNECTIONS: len(pids),
         }
         if error_type is not None:
-            attributes[names.ERROR_TYPE] = error_type
+            attributes[names.ATTR_ERROR_TYPE] = error_type
         cause = f" ({message or error_type})" if error_type else ""
         shown = ", ".join(map(str, pids))
-        if is_lost:
+        if is_loss:
             text = f"{len(pids)} connection{'s' if len(pids) > 1 else ''} lost: {reason}{cause}, pid {shown}"
-            self._write(logging.WARNING, "connection_lost", text, attributes, context)
+            self._write(logging.WARNING, LogEvent.CONNECTION_LOST, text, attributes, context)
         else:
-            self._write(logging.DEBUG, "discarded", f"discarded as {reason}: pid {shown}", attributes, context)
+            self._write(logging.DEBUG, LogEvent.DISCARDED, f"discarded as {reason}: pid {shown}", attributes, context)
 
     def connected(self, connect: Connect) -> None:
         """Log a successful attempt to connect."""
         text = f"connected in {connect.ended - connect.began:.3f} s"
-        self._write(logging.DEBUG, "connected", text, {names.ATTEMPT: connect.attempt})
+        self._write(logging.DEBUG, LogEvent.CONNECTED, text, {names.ATTR_ATTEMPT: connect.attempt})
 
     def connect_failed(self, connect: Connect, error_type: str) -> None:
         """Log a failed attempt to connect."""
-        attributes = {names.ATTEMPT: connect.attempt, names.ERROR_TYPE: error_type}
+        attributes = {names.ATTR_ATTEMPT: connect.attempt, names.ATTR_ERROR_TYPE: error_type}
         text = f"attempt {connect.attempt} to connect failed: {error_type}"
-        self._write(logging.DEBUG, "connect_failed", text, attributes)
+        self._write(logging.DEBUG, LogEvent.CONNECT_FAILED, text, attributes)
 
     def connect_refused(self, connect: Connect, error_type: str) -> None:
         """Log that the server is up and refuses the connection, at most once a minute for all pools of one name."""
@@ -180,27 +180,28 @@ class Logs:
         is_connected = sqlstate(connect.error) is not None  # `configure` was refused something then
         what = "a new connection cannot be used" if is_connected else CANNOT_BE_REACHED
         text = f"{what}: {connect.message or error_type}"
-        self._write(logging.WARNING, "connect_refused", text, {names.ERROR_TYPE: error_type})
+        self._write(logging.WARNING, LogEvent.CONNECT_REFUSED, text, {names.ATTR_ERROR_TYPE: error_type})
 
     def outage_started(self, connect: Connect, error_type: str) -> None:
         """Log that no connection can be opened."""
-        attributes = {names.ERROR_TYPE: error_type, names.ATTEMPTS: connect.attempt, names.DURATION: 0.0}
+        attributes = {names.ATTR_ERROR_TYPE: error_type, names.ATTR_ATTEMPTS: connect.attempt, names.ATTR_DURATION: 0.0}
         text = f"no connection can be made: {connect.message or error_type}"
-        self._write(logging.ERROR, "outage_started", text, attributes)
+        self._write(logging.ERROR, LogEvent.OUTAGE_STARTED, text, attributes)
 
     def outage_ended(self, attempts: int, duration: float) -> None:
         """Log that the server was reached again."""
-        attributes = {names.ATTEMPTS: attempts, names.DURATION: round(duration, names.DIGITS)}
+        attributes = {names.ATTR_ATTEMPTS: attempts, names.ATTR_DURATION: round(duration, names.DIGITS)}
         text = f"connections can be made again after {duration:.1f} s; attempts that failed: {attempts}"
-        self._write(logging.INFO, "outage_ended", text, attributes)
+        self._write(logging.INFO, LogEvent.OUTAGE_ENDED, text, attributes)
 
     def utilization(self, level: str, stats: PoolStats) -> None:
         """Log that the utilization crossed a threshold."""
         attributes = {
-            names.UTILIZATION: stats.utilization,
-            names.USED: stats.used,
-            names.MAXIMUM: stats.maxconn,
-            names.WAITING: stats.waiting,
+            names.ATTR_UTILIZATION: stats.utilization,
+            names.ATTR_USED: stats.used,
+            names.ATTR_MAX: stats.maxconn,
+            names.ATTR_WAITING: stats.waiting,
         }
         text = f"utilization {level}: {stats.used} of {stats.maxconn} in use, {stats.waiting} waiting"
-        self._write(UTILIZATION_LEVELS[level], f"utilization_{level}", text, attributes)
+        severity, event = UTILIZATION_EVENTS[UtilizationLevel(level)]
+        self._write(severity, event, text, attributes)

@@ -13,7 +13,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from otel_pgpool._version import __version__
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.telemetry import names, series
+from otel_pgpool.telemetry import names, sdk_internals
 from otel_pgpool.telemetry.accounts import Accounts
 from otel_pgpool.telemetry.readings import OBSERVABLES, TOTAL
 
@@ -33,14 +33,8 @@ KEPT_FOR_ANYBODY = 600.0
 """Seconds for which every reader gets the end of a pool if the readers cannot be distinguished."""
 
 
-class Silence:
-    """A gate: while ``_real_instrument`` is None, ordinary checkouts record nothing.
-
-    The API's own proxy histograms have this attribute until the global provider is set, and serve as gates themselves.
-    The caller reads an attribute, because a method call would cost a tenth of what the gate saves.
-    """
-
-    _real_instrument: Any = None
+Silence = sdk_internals.RecordingGate
+"""The name by which the instrumentation imports the gate."""
 
 
 class Instruments:
@@ -57,24 +51,24 @@ class Instruments:
         self._accounts = Accounts()
         self._reader: Any = None  # the reader that collects; None if unknown
         self.wait_time = meter.create_histogram(
-            names.WAIT_TIME_METRIC,
+            names.METRIC_WAIT_TIME,
             "s",
             "The time it took to obtain an open connection from the pool.",
             explicit_bucket_boundaries_advisory=WAIT_BOUNDARIES,
         )
         self.use_time = meter.create_histogram(
-            names.USE_TIME_METRIC,
+            names.METRIC_USE_TIME,
             "s",
             "The time between borrowing a connection and returning it to the pool.",
             explicit_bucket_boundaries_advisory=USE_BOUNDARIES,
         )
         self.create_time = meter.create_histogram(
-            names.CREATE_TIME_METRIC,
+            names.METRIC_CREATE_TIME,
             "s",
             "The time it took to create a new connection.",
             explicit_bucket_boundaries_advisory=WAIT_BOUNDARIES,
         )
-        self.silence: Any = self.wait_time if hasattr(self.wait_time, "_real_instrument") else None
+        self.recording_gate = sdk_internals.recording_gate(self.wait_time)
         self._histograms = (self.wait_time, self.use_time, self.create_time)
         self._observables: dict[str, Any] = {}
         for each in OBSERVABLES:
@@ -91,7 +85,7 @@ class Instruments:
 
     def start_afresh(self) -> None:
         """Drop what was collected in the parent process, in a forked child."""
-        self._accounts.start_afresh(forgotten=series.forget_all(self._all()))
+        self._accounts.start_afresh(forgotten=sdk_internals.drop_all_series(self._all()))
 
     def _all(self) -> tuple[Any, ...]:
         return (*self._histograms, *self._observables.values())
@@ -111,7 +105,7 @@ class Instruments:
         for account in self._accounts.shown:
             if account.levels is not None:
                 for value, attributes in observable.read(account.levels):
-                    yield Observation(value, {names.POOL_NAME: account.name, **attributes})
+                    yield Observation(value, {names.ATTR_POOL_NAME: account.name, **attributes})
 
     def _observe_totals(self, observable: Observable) -> Iterable[Observation]:
         accounts = self._accounts.shown
@@ -119,18 +113,21 @@ class Instruments:
             accounts = self._accounts.all_that_were()
         for account in accounts:
             for attributes, value in account.totals[observable.name].items():
-                yield Observation(value, {names.POOL_NAME: account.name, **dict(attributes)})
+                yield Observation(value, {names.ATTR_POOL_NAME: account.name, **dict(attributes)})
 
     def _merges(self, observable: Observable) -> bool:
         """Return whether the reader has a view that drops the attribute with the pool's name."""
         instrument = self._observables.get(observable.name)
-        return self._reader is not None and series.leaves_out(self._reader, instrument, names.POOL_NAME)
+        return self._reader is not None and sdk_internals.drops_attribute(
+            self._reader, instrument, names.ATTR_POOL_NAME
+        )
 
     def _begin(self) -> None:
         """Begin a collection: find pools that have ended, and drop names that need no further export."""
         if not fork.is_here:
             fork.renew()  # otherwise the parent's totals would be exported as this process's
-        reader, readers = series.collecting(sys._getframe(1)), series.readers(self._all())
+        reader = sdk_internals.collecting_reader(sys._getframe(1))  # noqa: SLF001 - the reader is found by its frame
+        readers = sdk_internals.all_readers(self._all())
         self._reader = reader
         now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_FOR_ANYBODY
         self._accounts.begin(self if reader is None else reader, now, kept)
@@ -138,14 +135,14 @@ class Instruments:
             return
         over = set(self._accounts.told([reader], now, kept))
         if over:
-            series.forget_exported(reader, self._histograms, _of_pools(over))
+            sdk_internals.drop_exported_series(reader, self._histograms, _of_pools(over))
         surplus = self._accounts.surplus(readers, now, kept)
-        if surplus and series.forget(readers, self._all(), _of_pools(surplus)):
+        if surplus and sdk_internals.drop_series(readers, self._all(), _of_pools(surplus)):
             self._accounts.forget(surplus)
 
 
 def _of_pools(over: Collection[str]) -> Callable[[dict[str, Any]], bool]:
-    return lambda attributes: attributes.get(names.POOL_NAME) in over
+    return lambda attributes: attributes.get(names.ATTR_POOL_NAME) in over
 
 
 _lock = threading.Lock()  # guards the creation of instruments; taken neither by callbacks nor by finalizers

@@ -12,85 +12,97 @@ SCHEMA_URL: str | None = getattr(getattr(Schemas, "V1_44_0", None), "value", Non
 
 # Spans and their events
 
-CHECKOUT = "pool.checkout"
-WAIT = "pool.wait"
-CONNECT = "pool.connect"
+SPAN_CHECKOUT = "pool.checkout"
+SPAN_WAIT = "pool.wait"
+SPAN_CONNECT = "pool.connect"
 
-ACQUIRED = "pool.acquired"
-RETRY = "pool.retry"
-LONG_HOLD_EVENT = "pool.long_hold"
+EVENT_ACQUIRED = "pool.acquired"
+EVENT_RETRY = "pool.retry"
+EVENT_LONG_HOLD = "pool.long_hold"
 
 # Attributes of the semantic conventions
 
-DB_SYSTEM_NAME = "db.system.name"
-POSTGRESQL = "postgresql"
-DB_NAMESPACE = db_attributes.DB_NAMESPACE
-POOL_NAME = db_attributes.DB_CLIENT_CONNECTION_POOL_NAME
-CONNECTION_STATE = db_attributes.DB_CLIENT_CONNECTION_STATE
-SERVER_ADDRESS = server_attributes.SERVER_ADDRESS
-SERVER_PORT = server_attributes.SERVER_PORT
-ERROR_TYPE = error_attributes.ERROR_TYPE
-THREAD_NAME = thread_attributes.THREAD_NAME
-CODE_STACKTRACE = code_attributes.CODE_STACKTRACE
+ATTR_DB_SYSTEM_NAME = "db.system.name"
+VALUE_POSTGRESQL = "postgresql"
+ATTR_DB_NAMESPACE = db_attributes.DB_NAMESPACE
+ATTR_POOL_NAME = db_attributes.DB_CLIENT_CONNECTION_POOL_NAME
+ATTR_CONNECTION_STATE = db_attributes.DB_CLIENT_CONNECTION_STATE
+VALUE_USED = db_attributes.DbClientConnectionStateValues.USED.value
+VALUE_IDLE = db_attributes.DbClientConnectionStateValues.IDLE.value
+ATTR_SERVER_ADDRESS = server_attributes.SERVER_ADDRESS
+ATTR_SERVER_PORT = server_attributes.SERVER_PORT
+ATTR_ERROR_TYPE = error_attributes.ERROR_TYPE
+ATTR_THREAD_NAME = thread_attributes.THREAD_NAME
+ATTR_CODE_STACKTRACE = code_attributes.CODE_STACKTRACE
 
 # Attributes of this package
 
-WAIT_TIME = "otel_pgpool.wait_time"
-HOLD_TIME = "otel_pgpool.hold_time"
-RETRIES = "otel_pgpool.retries"
-PATH = "otel_pgpool.path"
-LONG_HOLD = "otel_pgpool.long_hold"
-OUTCOME = "otel_pgpool.outcome"
-CONNECTION_ID = "otel_pgpool.connection.id"
-CONNECTION_PID = "otel_pgpool.connection.pid"
-ATTEMPT = "otel_pgpool.attempt"
-DELAY = "otel_pgpool.delay"
-THRESHOLD = "otel_pgpool.long_hold.threshold"
-HELD = "otel_pgpool.held"
-BLOCKER_HELD = "otel_pgpool.blocker.held"
-BLOCKER_PID = "otel_pgpool.blocker.connection.pid"
-BLOCKER_CHECKED_OUT_AT = "otel_pgpool.blocker.checked_out_at"
-BLOCKER_TRACE_ID = "otel_pgpool.blocker.trace_id"
-BLOCKER_COUNT = "otel_pgpool.blocker.count"
-TRANSACTION_STATUS = "otel_pgpool.transaction.status"
-CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
-REASON = "otel_pgpool.reason"
+ATTR_WAIT_TIME = "otel_pgpool.wait_time"
+ATTR_HOLD_TIME = "otel_pgpool.hold_time"
+ATTR_RETRIES = "otel_pgpool.retries"
+ATTR_PATH = "otel_pgpool.path"
+ATTR_LONG_HOLD = "otel_pgpool.long_hold"
+ATTR_OUTCOME = "otel_pgpool.outcome"
+ATTR_CONNECTION_ID = "otel_pgpool.connection.id"
+ATTR_CONNECTION_PID = "otel_pgpool.connection.pid"
+ATTR_ATTEMPT = "otel_pgpool.attempt"
+ATTR_DELAY = "otel_pgpool.delay"
+ATTR_LONG_HOLD_THRESHOLD = "otel_pgpool.long_hold.threshold"
+ATTR_HELD = "otel_pgpool.held"
+ATTR_BLOCKER_HELD = "otel_pgpool.blocker.held"
+ATTR_BLOCKER_PID = "otel_pgpool.blocker.connection.pid"
+ATTR_BLOCKER_CHECKED_OUT_AT = "otel_pgpool.blocker.checked_out_at"
+ATTR_BLOCKER_TRACE_ID = "otel_pgpool.blocker.trace_id"
+ATTR_BLOCKER_COUNT = "otel_pgpool.blocker.count"
+ATTR_TRANSACTION_STATUS = "otel_pgpool.transaction.status"
+ATTR_CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
+ATTR_REASON = "otel_pgpool.reason"
 
 DIGITS = 6
 """Decimal digits of a duration in seconds: clocks are not exact beyond microseconds."""
 
 # Metrics of the semantic conventions
 
-COUNT = db_metrics.DB_CLIENT_CONNECTION_COUNT
-MAX = db_metrics.DB_CLIENT_CONNECTION_MAX
-IDLE_MIN = db_metrics.DB_CLIENT_CONNECTION_IDLE_MIN
-IDLE_MAX = db_metrics.DB_CLIENT_CONNECTION_IDLE_MAX
-PENDING_REQUESTS = db_metrics.DB_CLIENT_CONNECTION_PENDING_REQUESTS
-TIMEOUTS = db_metrics.DB_CLIENT_CONNECTION_TIMEOUTS
-WAIT_TIME_METRIC = db_metrics.DB_CLIENT_CONNECTION_WAIT_TIME
-USE_TIME_METRIC = db_metrics.DB_CLIENT_CONNECTION_USE_TIME
-CREATE_TIME_METRIC = db_metrics.DB_CLIENT_CONNECTION_CREATE_TIME
+METRIC_COUNT = db_metrics.DB_CLIENT_CONNECTION_COUNT
+METRIC_MAX = db_metrics.DB_CLIENT_CONNECTION_MAX
+METRIC_IDLE_MIN = db_metrics.DB_CLIENT_CONNECTION_IDLE_MIN
+METRIC_IDLE_MAX = db_metrics.DB_CLIENT_CONNECTION_IDLE_MAX
+METRIC_PENDING_REQUESTS = db_metrics.DB_CLIENT_CONNECTION_PENDING_REQUESTS
+METRIC_TIMEOUTS = db_metrics.DB_CLIENT_CONNECTION_TIMEOUTS
+METRIC_WAIT_TIME = db_metrics.DB_CLIENT_CONNECTION_WAIT_TIME
+METRIC_USE_TIME = db_metrics.DB_CLIENT_CONNECTION_USE_TIME
+METRIC_CREATE_TIME = db_metrics.DB_CLIENT_CONNECTION_CREATE_TIME
 
-# Metrics of this package; two share their name with an attribute
+# Metrics of this package
 
-UTILIZATION = "otel_pgpool.utilization"
-OLDEST_HOLD = "otel_pgpool.oldest_hold"
-CHECKOUTS = "otel_pgpool.checkouts"
-LONG_HOLDS = "otel_pgpool.long_holds"
-CREATED = "otel_pgpool.connections.created"
-DISCARDED = "otel_pgpool.connections.discarded"
+METRIC_UTILIZATION = "otel_pgpool.utilization"
+METRIC_OLDEST_HOLD = "otel_pgpool.oldest_hold"
+METRIC_RETRIES = "otel_pgpool.retries"
+METRIC_CHECKOUTS = "otel_pgpool.checkouts"
+METRIC_LONG_HOLDS = "otel_pgpool.long_holds"
+METRIC_CREATED = "otel_pgpool.connections.created"
+METRIC_DISCARDED = "otel_pgpool.connections.discarded"
 
-# Log records
+# Attributes of log records, some of which share their name with a metric
 
-EVENT = "otel_pgpool.event"
-SIZE = "otel_pgpool.size"
-USED = "otel_pgpool.used"
-IDLE = "otel_pgpool.idle"
-CONNECTING = "otel_pgpool.connecting"
-WAITING = "otel_pgpool.waiting"
-MAXIMUM = "otel_pgpool.max"
-HOLDERS = "otel_pgpool.holders"
-LEFT_OUT = "otel_pgpool.left_out"
-ATTEMPTS = "otel_pgpool.attempts"
-DURATION = "otel_pgpool.duration"
-CONNECTIONS = "otel_pgpool.connections"
+ATTR_EVENT = "otel_pgpool.event"
+ATTR_SIZE = "otel_pgpool.size"
+ATTR_USED = "otel_pgpool.used"
+ATTR_IDLE = "otel_pgpool.idle"
+ATTR_CONNECTING = "otel_pgpool.connecting"
+ATTR_WAITING = "otel_pgpool.waiting"
+ATTR_MAX = "otel_pgpool.max"
+ATTR_UTILIZATION = METRIC_UTILIZATION
+ATTR_OLDEST_HOLD = METRIC_OLDEST_HOLD
+ATTR_HOLDERS = "otel_pgpool.holders"
+ATTR_LEFT_OUT = "otel_pgpool.left_out"
+ATTR_ATTEMPTS = "otel_pgpool.attempts"
+ATTR_DURATION = "otel_pgpool.duration"
+ATTR_CONNECTIONS = "otel_pgpool.connections"
+
+# Names without a prefix, by which the fault suite imports some of those above
+
+CHECKOUT, WAIT = SPAN_CHECKOUT, SPAN_WAIT
+WAIT_TIME_METRIC, USE_TIME_METRIC = METRIC_WAIT_TIME, METRIC_USE_TIME
+TIMEOUTS, CREATED = METRIC_TIMEOUTS, METRIC_CREATED
+OUTCOME, HOLD_TIME, PATH = ATTR_OUTCOME, ATTR_HOLD_TIME, ATTR_PATH

@@ -46,45 +46,60 @@ def _utilization(stats: PoolStats) -> Values:
 
 
 def _states(stats: PoolStats) -> Values:
-    return (stats.used, {names.CONNECTION_STATE: "used"}), (stats.idle, {names.CONNECTION_STATE: "idle"})
+    return (stats.used, {names.ATTR_CONNECTION_STATE: names.VALUE_USED}), (
+        stats.idle,
+        {names.ATTR_CONNECTION_STATE: names.VALUE_IDLE},
+    )
 
 
 def _checkouts(stats: PoolStats) -> Values:
-    return ((count, {names.PATH: path}) for path, count in stats.checkouts.items())
+    return ((count, {names.ATTR_PATH: path}) for path, count in stats.checkouts.items())
 
 
 def _discarded(stats: PoolStats) -> Values:
-    return ((count, {names.REASON: reason}) for reason, count in stats.discarded.items())
+    return ((count, {names.ATTR_REASON: reason}) for reason, count in stats.discarded.items())
 
 
 OBSERVABLES = tuple(
     Observable(*each)
     for each in (
-        (LEVEL, names.COUNT, "{connection}", "Connections that are in the state that the attribute names.", _states),
-        (LEVEL, names.MAX, "{connection}", "The maximum number of open connections allowed.", _maximum),
         (
             LEVEL,
-            names.IDLE_MIN,
+            names.METRIC_COUNT,
+            "{connection}",
+            "Connections that are in the state that the attribute names.",
+            _states,
+        ),
+        (LEVEL, names.METRIC_MAX, "{connection}", "The maximum number of open connections allowed.", _maximum),
+        (
+            LEVEL,
+            names.METRIC_IDLE_MIN,
             "{connection}",
             "The minimum number of idle open connections allowed.",
             _figure("minconn"),
         ),
-        (LEVEL, names.IDLE_MAX, "{connection}", "The maximum number of idle open connections allowed.", _maximum_idle),
-        (LEVEL, names.PENDING_REQUESTS, "{request}", "Requests that wait for a connection.", _figure("waiting")),
-        (TOTAL, names.TIMEOUTS, "{timeout}", "Requests that got no connection in time.", _figure("timeouts")),
-        (GAUGE, names.UTILIZATION, "1", "Fraction of the maximum that is in use.", _utilization),
-        (GAUGE, names.OLDEST_HOLD, "s", "Age of the oldest hold still out, 0 if none.", _figure("oldest_hold")),
-        (TOTAL, names.CHECKOUTS, "{checkout}", "Checkouts served, by the path that they took.", _checkouts),
+        (
+            LEVEL,
+            names.METRIC_IDLE_MAX,
+            "{connection}",
+            "The maximum number of idle open connections allowed.",
+            _maximum_idle,
+        ),
+        (LEVEL, names.METRIC_PENDING_REQUESTS, "{request}", "Requests that wait for a connection.", _figure("waiting")),
+        (TOTAL, names.METRIC_TIMEOUTS, "{timeout}", "Requests that got no connection in time.", _figure("timeouts")),
+        (GAUGE, names.METRIC_UTILIZATION, "1", "Fraction of the maximum that is in use.", _utilization),
+        (GAUGE, names.METRIC_OLDEST_HOLD, "s", "Age of the oldest hold still out, 0 if none.", _figure("oldest_hold")),
+        (TOTAL, names.METRIC_CHECKOUTS, "{checkout}", "Checkouts served, by the path that they took.", _checkouts),
         (
             TOTAL,
-            names.RETRIES,
+            names.METRIC_RETRIES,
             "{retry}",
             "Failed attempts within checkouts: dead connections and failed connects.",
             _figure("retries"),
         ),
-        (TOTAL, names.LONG_HOLDS, "{hold}", "Holds that passed the threshold.", _figure("long_holds")),
-        (TOTAL, names.CREATED, "{connection}", "Physical connections made.", _figure("created")),
-        (TOTAL, names.DISCARDED, "{connection}", "Physical connections closed, by reason.", _discarded),
+        (TOTAL, names.METRIC_LONG_HOLDS, "{hold}", "Holds that passed the threshold.", _figure("long_holds")),
+        (TOTAL, names.METRIC_CREATED, "{connection}", "Physical connections made.", _figure("created")),
+        (TOTAL, names.METRIC_DISCARDED, "{connection}", "Physical connections closed, by reason.", _discarded),
     )
 )
 TOTALS = {each.name: each.read for each in OBSERVABLES if each.kind == TOTAL}

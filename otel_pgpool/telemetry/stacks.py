@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.runtime.text import MOST_FRAMES, place_of
-from otel_pgpool.telemetry.frames import frame_of
+from otel_pgpool.telemetry.thread_frames import current_frame
 
 if TYPE_CHECKING:
     import threading
@@ -42,7 +42,7 @@ def stack_of(thread: threading.Thread, skipped: Collection[str] = ()) -> str:
         thread: a thread of the application.
         skipped: packages that are not the application's, in addition to the built-in list.
     """
-    frame = frame_of(thread)
+    frame = current_frame(thread)
     packages: list[str] = []
     places: list[tuple[CodeType, int]] = []  # not the frames, which would keep the objects in their variables
     while frame is not None:

@@ -49,5 +49,5 @@ class Tally(SpanProcessor):
             self.open.pop(span.context.span_id if span.context else 0, None)
             if span.name == names.CHECKOUT:
                 self.outcomes[str(attributes[names.OUTCOME])] += 1
-                if names.HOLD_TIME in attributes:
-                    self.paths[str(attributes[names.PATH])] += 1
+                if names.ATTR_HOLD_TIME in attributes:
+                    self.paths[str(attributes[names.ATTR_PATH])] += 1

@@ -175,5 +175,4 @@ def test_a_hostile_server(
     assert records
     for record in records:
         assert len(record) < LONGEST_RECORD
-        assert record.replace("\n", "").isprintable()
-        assert all(line.startswith("  ") for line in record.splitlines()[1:])
+        assert record.isprintable()

@@ -31,10 +31,10 @@ from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import read
-from tests.support.helpers import wait_until
 from tests.support.processes import arguments_of_all
 from tests.support.receivers import HttpReceiver, closed_endpoint
 from tests.support.urls import url_of
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

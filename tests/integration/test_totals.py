@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.telemetry import series
+from otel_pgpool.telemetry import sdk_internals
 from tests.support.processes import in_child
 from tests.support.telemetry import NAME, Signals, until
 from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, until_collected
@@ -139,7 +139,7 @@ def test_a_forked_child(
             return [reader.sum_of(CHECKOUTS) for reader in readers.all]
 
         if not is_known:
-            monkeypatch.setattr(series, "_real", lambda _instrument: object())
+            monkeypatch.setattr(sdk_internals, "_real", lambda _instrument: object())
         until(lambda: not pool._parts.connectors._threads)
         assert in_child(child) == str([1, 1 if is_known else 9])
         monkeypatch.undo()

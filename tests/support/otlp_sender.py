@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.support.collector import Collector
 
-ORDINARY = {names.WAIT_TIME: 0.05, names.RETRIES: 0, names.LONG_HOLD: False}
+ORDINARY = {names.ATTR_WAIT_TIME: 0.05, names.ATTR_RETRIES: 0, names.ATTR_LONG_HOLD: False}
 
 
 class Program:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.sdk.metrics.view import DropAggregation, ExponentialBucketHistogramAggregation, View
 
-from otel_pgpool.telemetry import accounts, metrics, series
+from otel_pgpool.telemetry import accounts, metrics, sdk_internals
 from tests.support.totals import CHECKOUTS, DISCARDED, MAX, PATH, TIMEOUTS, WAIT_TIME, Meter, Reader
 
 if TYPE_CHECKING:
@@ -321,8 +321,8 @@ class Opaque:
     """An SDK whose inside looks otherwise."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(series, "_real", lambda _instrument: object())
-        monkeypatch.setattr(series, "collecting", lambda _frame: None)
+        monkeypatch.setattr(sdk_internals, "_real", lambda _instrument: object())
+        monkeypatch.setattr(sdk_internals, "collecting_reader", lambda _frame: None)
 
 
 def test_a_forked_child_of_an_sdk_that_forgets_nothing(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +402,7 @@ def test_a_reader_that_comes_late(meter: Meter) -> None:
     late = Reader()
     meter.provider.add_metric_reader(late.inner)
     assert late.ask()[TIMEOUTS] == {"shop": 7}
-    (*_others, storage) = series.readers([meter.instruments.wait_time])
+    (*_others, storage) = sdk_internals.all_readers([meter.instruments.wait_time])
     kept = weakref.ref(storage)
     del storage, _others
     meter.provider.remove_metric_reader(late.inner)
@@ -421,10 +421,10 @@ def test_an_inside_without_what_we_look_for(meter: Meter, broken: str, monkeypat
                 raise AttributeError(name)
             return Without() if name == "_measurement_consumer" else {Without(): Without()}
 
-    real: Callable[[Any], Any] = series._real
-    assert series.readers([meter.instruments.wait_time]) != []
-    monkeypatch.setattr(series, "_real", lambda _instrument: Without())
-    assert series.forget_all([meter.instruments.wait_time]) is False
-    assert series.forget([Without()], [meter.instruments.wait_time], bool) is (broken == "_reader_storages")
-    assert series.leaves_out(Without(), None, "x") is False
+    real: Callable[[Any], Any] = sdk_internals._real
+    assert sdk_internals.all_readers([meter.instruments.wait_time]) != []
+    monkeypatch.setattr(sdk_internals, "_real", lambda _instrument: Without())
+    assert sdk_internals.drop_all_series([meter.instruments.wait_time]) is False
+    assert sdk_internals.drop_series([Without()], [meter.instruments.wait_time], bool) is (broken == "_reader_storages")
+    assert sdk_internals.drops_attribute(Without(), None, "x") is False
     assert real(None) is None

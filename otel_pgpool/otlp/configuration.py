@@ -1,0 +1,131 @@
+"""The function ``configure()``, and the validation of its arguments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry._logs import get_logger_provider, set_logger_provider
+from opentelemetry.metrics import get_meter_provider, set_meter_provider
+from opentelemetry.sdk.resources import Resource
+
+from otel_pgpool.config import refuse
+from otel_pgpool.otlp.counting_exporter import CountingExporter, CountingMetricExporter
+from otel_pgpool.otlp.environment import is_disabled, otlp_exporters
+from otel_pgpool.otlp.providers import Providers
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+    from opentelemetry.sdk.metrics.export import MetricExporter
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+_log = logging.getLogger("otel_pgpool.otlp")
+
+
+def configure(
+    service_name: str | None = None,
+    *,
+    span_exporters: Iterable[SpanExporter] = (),
+    metric_exporters: Iterable[MetricExporter] = (),
+    log_exporters: Iterable[LogRecordExporter] = (),
+    otlp: bool = True,
+) -> Providers:
+    """Set the global tracer, meter and logger providers, which export over OTLP as the ``OTEL_*`` variables say.
+
+    This is for applications that have no provider yet. The SDK and its exporters read most of the variables of
+    OpenTelemetry's specification themselves: endpoints, headers, timeouts, compression, intervals, queues, sampler,
+    limits, resource. This function reads those that the SDK leaves to the code that builds the providers:
+    ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its forms for one signal (``grpc``, the default, or ``http/protobuf``);
+    ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` and ``OTEL_LOGS_EXPORTER`` (``otlp``, the default, or ``none``);
+    and ``OTEL_SDK_DISABLED``. Another value, such as one meant for ``opentelemetry-instrument``, does not raise: a
+    warning contains the variable, its value, and what happens instead.
+
+    Records of the logger ``otel_pgpool`` are exported too, with the trace that was active when they were logged, and
+    still reach the application's own handlers. If that logger has no level, its level is set to INFO.
+
+    A server that forks its workers has to call this function in each worker, after the fork (gunicorn: ``post_fork``).
+    A process forked later continues to export, with connections and counts of its own, but over ``http/protobuf`` only,
+    and without metrics if the fork happened during an export of metrics. A child that ends by ``os._exit``, as those of
+    multiprocessing do, has to call ``flush()`` itself.
+
+    While an endpoint does not answer, the exporters' loggers report it once for each signal, not at each retry;
+    ``Providers.undelivered`` is the number of items not delivered.
+
+    Args:
+        service_name: the resource's ``service.name``, which overrides ``OTEL_SERVICE_NAME``; None to use the variables.
+        span_exporters: span exporters to use alongside OTLP; they are shut down with the providers.
+        metric_exporters: metric exporters to use alongside OTLP; they are shut down with the providers.
+        log_exporters: log exporters to use alongside OTLP; they are shut down with the providers.
+        otlp: False to send nothing over OTLP, whatever the variables say.
+
+    Returns:
+        The providers, to ``flush()`` and to ``shutdown()``, or to use as a context manager. They are shut down at the
+        interpreter's exit if the application has not done so.
+
+    Raises:
+        RuntimeError: a provider is set already; nothing is changed then.
+        ValueError: an argument is invalid; nothing is changed then.
+        ModuleNotFoundError: the exporter of the chosen protocol is not installed.
+    """
+    _refuse_to_replace()
+    resource = Resource.create(_service(service_name))
+    given = (
+        _exporters("span_exporters", span_exporters),
+        _exporters("metric_exporters", metric_exporters),
+        _exporters("log_exporters", log_exporters),
+    )
+    exporters, warnings = otlp_exporters() if _boolean("otlp", otlp) and not is_disabled() else ({}, [])
+    counting = {
+        signal: (CountingMetricExporter if signal == "metrics" else CountingExporter)(create)
+        for signal, create in exporters.items()
+    }
+    providers = Providers(resource, counting, *given)
+    trace.set_tracer_provider(providers.tracer_provider)
+    set_meter_provider(providers.meter_provider)
+    set_logger_provider(providers.logger_provider)
+    for warning in warnings:
+        _log.warning(warning)
+    return providers
+
+
+def _refuse_to_replace() -> None:
+    providers = {"tracer": trace.get_tracer_provider(), "meter": get_meter_provider(), "logger": get_logger_provider()}
+    taken = [signal for signal, provider in providers.items() if not _is_placeholder(provider)]
+    if taken:
+        raise RuntimeError(
+            f"OpenTelemetry's {' and '.join(taken)} provider is set already, which a process can do only once. Either "
+            "leave configure() out, since otel_pgpool uses the providers that are set, or leave out what set them"
+        )
+
+
+def _is_placeholder(provider: object) -> bool:
+    """Return whether a provider is the one that the API returns until another is set.
+
+    The classes of these providers are not public; the API's other classes, which a program may set, are NoOps.
+    """
+    kind = type(provider)
+    is_of_the_api = kind.__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics", "opentelemetry._logs"))
+    return is_of_the_api and not kind.__name__.startswith("NoOp")
+
+
+def _service(name: object) -> dict[str, str]:
+    if name is None:
+        return {}
+    if not isinstance(name, str) or not name.strip():
+        raise refuse("service_name", name, "a non-empty string or None")
+    return {"service.name": name}
+
+
+def _exporters(option: str, given: object) -> list[Any]:
+    exporters = list(given) if isinstance(given, Iterable) else [None]
+    if not all(callable(getattr(exporter, "export", None)) for exporter in exporters):
+        raise refuse(option, given, "a list of exporters, each with a method export()")
+    return exporters
+
+
+def _boolean(option: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise refuse(option, value, "True or False")
+    return value

@@ -1,0 +1,72 @@
+"""Limits for the records that the SDK and its exporters log: they repeat them at each retry, export and collection."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import LAMENT_INTERVAL
+from otel_pgpool.runtime.text import LONGEST_TEXT, cut
+from otel_pgpool.telemetry.sdk_internals import REPEATING_LOGGERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_should_report: ContextVar[Callable[[], bool] | None] = ContextVar("otel_pgpool_should_report", default=None)
+
+
+@contextmanager
+def reporting(should_report: Callable[[], bool]) -> Iterator[None]:
+    """Let ``should_report`` decide whether an exporter's log record passes while the block runs."""
+    token = _should_report.set(should_report)
+    try:
+        yield
+    finally:
+        _should_report.reset(token)
+
+
+def rate_limit_exporter(exporter: type) -> None:
+    """Limit the records of an OTLP exporter's loggers, which would otherwise log each retry of each batch."""
+    for kind in exporter.__mro__:
+        if kind.__module__.startswith("opentelemetry.exporter.otlp."):
+            logging.getLogger(kind.__module__).addFilter(_passes)
+
+
+def _passes(_record: logging.LogRecord) -> bool:
+    should_report = _should_report.get()
+    return should_report is None or should_report()
+
+
+MAX_REMEMBERED = 1000
+"""Maximum number of different records that are remembered within a minute."""
+
+
+class RateLimitFilter(logging.Filter):
+    """A filter that passes each record once a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record like this one has not passed within the last minute."""
+        key, now = (cut(str(record.msg), LONGEST_TEXT), cut(str(record.args), LONGEST_TEXT)), monotonic()
+        if now < self._next.get(key, 0.0):
+            return False
+        if len(self._next) >= MAX_REMEMBERED:  # records may contain an endpoint's answers, all different
+            with suppress(StopIteration, KeyError, RuntimeError):  # another thread may be here too
+                del self._next[next(iter(self._next))]
+        self._next[key] = now + LAMENT_INTERVAL
+        return True
+
+
+_once_a_minute = RateLimitFilter()
+
+
+def rate_limit_sdk_loggers() -> None:
+    """Limit the records of the SDK's loggers; a second call changes nothing."""
+    for name in REPEATING_LOGGERS:
+        logging.getLogger(name).addFilter(_once_a_minute)

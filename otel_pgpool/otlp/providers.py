@@ -1,0 +1,165 @@
+"""The providers that ``configure()`` sets, to flush and to shut down together."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from otel_pgpool.config import seconds
+from otel_pgpool.otlp.log_handler import LogHandler
+from otel_pgpool.otlp.log_limits import rate_limit_sdk_loggers
+from otel_pgpool.otlp.processors import OtlpLogProcessor, OtlpMetricReader, OtlpSpanProcessor, ShutdownDeadline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+    from opentelemetry.sdk.metrics.export import MetricExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from typing_extensions import Self
+
+    from otel_pgpool.otlp.counting_exporter import CountingExporter
+
+_log = logging.getLogger("otel_pgpool.otlp")
+
+_LONGEST_FLUSH = 86_400.0  # s; the SDK and ``Thread.join`` do not accept infinity
+
+
+class Undelivered(NamedTuple):
+    """Numbers of items recorded for OTLP that did not arrive: queued, dropped from a full queue, refused, given up."""
+
+    spans: int
+    metric_points: int
+    log_records: int
+
+
+class Providers:
+    """The three providers that ``configure()`` has set, to flush and to shut down together."""
+
+    tracer_provider: TracerProvider
+    meter_provider: MeterProvider
+    logger_provider: LoggerProvider
+
+    def __init__(
+        self,
+        resource: Resource,
+        otlp_exporters: dict[str, CountingExporter],
+        span_exporters: Iterable[SpanExporter],
+        metric_exporters: Iterable[MetricExporter],
+        log_exporters: Iterable[LogRecordExporter],
+    ) -> None:
+        self._otlp_exporters = otlp_exporters
+        self._deadline = ShutdownDeadline()
+        self._shutdown_once = threading.Lock()
+        self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+        # The given exporters are always added first, so that an OTLP endpoint that hangs does not delay their shutdown.
+        readers = [PeriodicExportingMetricReader(exporter) for exporter in metric_exporters]
+        if exporter := otlp_exporters.get("metrics"):
+            readers.append(OtlpMetricReader(exporter, self._deadline))
+        self.meter_provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+        for span_exporter in span_exporters:
+            self.tracer_provider.add_span_processor(BatchSpanProcessor(span_exporter))
+        if exporter := otlp_exporters.get("traces"):
+            self.tracer_provider.add_span_processor(OtlpSpanProcessor(exporter, self._deadline))
+        for log_exporter in log_exporters:
+            self.logger_provider.add_log_record_processor(BatchLogRecordProcessor(log_exporter))
+        if exporter := otlp_exporters.get("logs"):
+            self.logger_provider.add_log_record_processor(OtlpLogProcessor(exporter, self._deadline))
+        self._handler = LogHandler(self.logger_provider)
+        self._handler.attach()
+        rate_limit_sdk_loggers()
+        atexit.register(self.shutdown)
+
+    @property
+    def undelivered(self) -> Undelivered:
+        """Items that OTLP has not delivered so far; final after ``shutdown()``. A forked child counts its own."""
+        exporters = (self._otlp_exporters.get(signal) for signal in ("traces", "metrics", "logs"))
+        return Undelivered(*(exporter.undelivered if exporter else 0 for exporter in exporters))
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Export what was recorded so far; return True if the endpoints accepted all of it in time.
+
+        An export that is still in progress when the time is over is not cancelled. Not for ``atexit`` callbacks, in
+        which Python 3.12 and later start no thread: use ``shutdown()`` there, which flushes too.
+
+        Args:
+            timeout: longest wait in seconds.
+
+        Raises:
+            ValueError: ``timeout`` is not a number of seconds.
+        """
+        timeout = min(seconds("timeout", timeout), _LONGEST_FLUSH)
+        failures = self._failures()
+        flushed: list[bool] = []
+        deadline = time.monotonic() + timeout
+        threads = [
+            threading.Thread(target=lambda p=provider: flushed.append(_flush(p, timeout)), daemon=True)
+            for provider in self._providers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return flushed == [True] * len(threads) and self._failures() == failures
+
+    def shutdown(self, timeout: float = 5.0) -> None:
+        """Flush, stop exporting and close the exporters; a second call does nothing.
+
+        Items that OTLP has not delivered in time are given up and counted in ``undelivered``. The exporters given to
+        ``configure()`` are flushed regardless of OTLP.
+
+        Args:
+            timeout: seconds for OTLP, shared by the three signals.
+
+        Raises:
+            ValueError: ``timeout`` is not a number of seconds.
+        """
+        timeout = seconds("timeout", timeout)
+        if not self._shutdown_once.acquire(blocking=False):
+            return
+        atexit.unregister(self.shutdown)
+        self._handler.detach()
+        start = time.monotonic()
+        for share, provider in enumerate(self._providers, 1):
+            self._deadline.at = start + timeout * share / len(self._providers)
+            try:
+                provider.shutdown()
+            except Exception:  # noqa: BLE001 - the other providers have to shut down too
+                _log.exception("%s did not shut down cleanly", type(provider).__name__)
+        if any(exporter.has_unreported_loss() for exporter in self._otlp_exporters.values()):
+            _log.warning("not delivered: %d spans, %d metric points, %d log records", *self.undelivered)
+
+    @property
+    def _providers(self) -> tuple[TracerProvider | MeterProvider | LoggerProvider, ...]:
+        return self.meter_provider, self.tracer_provider, self.logger_provider
+
+    def _failures(self) -> int:
+        return sum(exporter.failures for exporter in self._otlp_exporters.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def _flush(provider: TracerProvider | MeterProvider | LoggerProvider, timeout: float) -> bool:
+    try:
+        return provider.force_flush(int(timeout * 1000))
+    except Exception:  # noqa: BLE001 - the meter provider raises a bare Exception if a reader was too slow
+        return False

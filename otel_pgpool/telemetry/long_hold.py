@@ -1,0 +1,46 @@
+"""The attributes of a long hold, of which the event of its span and its log record tell."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.telemetry import names
+from otel_pgpool.telemetry.names import DIGITS
+from otel_pgpool.telemetry.stacks import stack_of
+from otel_pgpool.types import TransactionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from opentelemetry.util.types import AttributeValue
+
+    from otel_pgpool.pool.checkout import Checkout
+
+
+def long_hold_attributes(
+    checkout: Checkout,
+    threshold: float,
+    skipped: Collection[str],
+    transaction_status: Callable[[Any], TransactionStatus],
+) -> dict[str, AttributeValue]:
+    """Return the attributes of a hold in progress, such as whether a query runs and the stack of its thread."""
+    conn = checkout.slot.ref()
+    status = TransactionStatus.UNKNOWN
+    if conn is not None:
+        with suppress(Exception):  # an instrumented pool's connections may be of any kind
+            status = transaction_status(conn)
+    attributes: dict[str, AttributeValue] = {
+        names.ATTR_LONG_HOLD_THRESHOLD: round(
+            threshold if checkout.expected_hold is None else checkout.expected_hold, DIGITS
+        ),
+        names.ATTR_HELD: round(monotonic() - checkout.acquired, DIGITS),
+        names.ATTR_CONNECTION_PID: checkout.slot.pid,
+        names.ATTR_TRANSACTION_STATUS: status.value,
+        names.ATTR_CHECKED_OUT_AT: checkout.path_to,
+    }
+    stack = stack_of(checkout.thread, skipped)
+    if stack:
+        attributes[names.ATTR_CODE_STACKTRACE] = stack
+    return attributes
