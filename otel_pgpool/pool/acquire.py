@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.maintenance_thread import MaintenanceThread
     from otel_pgpool.pool.notifier import Notifier
 
-ERROR_TYPES: dict[type[BaseException], PoolErrorType] = {
-    PoolTimeout: PoolErrorType.TIMEOUT,
-    PoolClosed: PoolErrorType.CLOSED,
-    TooManyRequests: PoolErrorType.TOO_MANY_REQUESTS,
+ERROR_TYPES: dict[type[BaseException], str] = {
+    PoolTimeout: PoolErrorType.TIMEOUT.value,
+    PoolClosed: PoolErrorType.CLOSED.value,
+    TooManyRequests: PoolErrorType.TOO_MANY_REQUESTS.value,
 }
 """Values of ``error.type`` for the pool's own errors."""
 

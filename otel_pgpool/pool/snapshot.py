@@ -20,7 +20,7 @@ def take_snapshot(core: Core) -> PoolStats:
     utilization = used / core.maxconn
     return PoolStats(
         name=core.name,
-        status=_status(core, utilization),
+        status=_status(core, utilization).value,
         minconn=core.minconn,
         maxconn=core.maxconn,
         size=len(core.members),
@@ -37,7 +37,7 @@ def take_snapshot(core: Core) -> PoolStats:
         retries=core.retries,
         long_holds=core.long_holds,
         created=core.created,
-        discarded=dict(core.discarded),
+        discarded={str(reason): count for reason, count in core.discarded.copy().items()},
         wait_seconds=core.wait_seconds,
         hold_seconds=core.total_hold(),
     )

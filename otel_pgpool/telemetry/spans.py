@@ -127,9 +127,9 @@ class Spans:
                 ATTR_WAIT_TIME: ((checkout.acquired - checkout.started) * 1e6 + 0.5) // 1.0 / 1e6,
                 ATTR_HOLD_TIME: ((checkout.released - checkout.acquired) * 1e6 + 0.5) // 1.0 / 1e6,
                 ATTR_RETRIES: checkout.retries,
-                ATTR_PATH: checkout.path or checkout.waits_for,
+                ATTR_PATH: str(checkout.path or checkout.waits_for),
                 ATTR_LONG_HOLD: checkout.flagged,
-                ATTR_OUTCOME: checkout.outcome,
+                ATTR_OUTCOME: str(checkout.outcome),
                 ATTR_CONNECTION_ID: slot.serial,
                 ATTR_CONNECTION_PID: slot.pid,
                 ATTR_THREAD_NAME: thread_names[checkout.thread.name],
@@ -152,8 +152,8 @@ class Spans:
             {
                 ATTR_WAIT_TIME: round(checkout.released - checkout.started, DIGITS),
                 ATTR_RETRIES: checkout.retries,
-                ATTR_PATH: checkout.waits_for,
-                ATTR_OUTCOME: checkout.outcome,
+                ATTR_PATH: str(checkout.waits_for),
+                ATTR_OUTCOME: str(checkout.outcome),
                 ATTR_THREAD_NAME: thread_names[checkout.thread.name],
             }
         )
