@@ -129,9 +129,14 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", required=True)
-
     summary = "run a small shop's traffic on a pool and report what its telemetry says"
-    demo = commands.add_parser("demo", help=summary, description=_sentence(summary), epilog=EPILOG)
+    _add_demo_options(commands.add_parser("demo", help=summary, description=_sentence(summary), epilog=EPILOG))
+    summary = "print the report of a recorded run again"
+    _add_report_options(commands.add_parser("report", help=summary, description=_sentence(summary)))
+    return parser
+
+
+def _add_demo_options(demo: argparse.ArgumentParser) -> None:
     demo.add_argument(
         "--seconds",
         type=_seconds,
@@ -153,8 +158,8 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--json", action="store_true", help="print the report as one JSON document")
 
-    summary = "print the report of a recorded run again"
-    report = commands.add_parser("report", help=summary, description=_sentence(summary))
+
+def _add_report_options(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "folder",
         nargs="?",
@@ -167,7 +172,6 @@ def _make_parser() -> argparse.ArgumentParser:
         "--slowest", type=_count, default=3, metavar="N", help="how many checkouts to draw (default: %(default)s)"
     )
     report.add_argument("--json", action="store_true", help="print it as one JSON document")
-    return parser
 
 
 def _sentence(summary: str) -> str:

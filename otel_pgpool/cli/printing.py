@@ -96,21 +96,23 @@ def draw(report: Report, width: int, glyphs: Glyphs = UNICODE) -> RenderableType
         parts += [make_line(), crop(_legend(report.slowest, glyphs), width, glyphs)]
         scale = report.slowest[0].total
         for number, checkout in enumerate(report.slowest, 1):
-            parts += [make_line(), *_slow(number, checkout, scale, width, glyphs)]
+            parts += [make_line(), *_checkout_lines(number, checkout, scale, width, glyphs)]
     return Group(*parts)
 
 
 def _totals(report: Report, width: int, glyphs: Glyphs) -> Iterable[Text]:
     """Iterate over the lines of the totals: those of the counters, then those that only spans have."""
-    outcomes = _listed(report.outcomes, glyphs)
+    outcomes, paths, discarded = (
+        _join_counts(counts, glyphs) for counts in (report.outcomes, report.paths, report.discarded)
+    )
     complete = report.sampled >= report.checkouts
     rows = [
         ("checkouts", report.checkouts, outcomes if complete else ""),
-        ("served", sum(report.paths.values()), f"by path: {_listed(report.paths, glyphs)}" if report.paths else ""),
+        ("served", sum(report.paths.values()), f"by path: {paths}" if paths else ""),
         ("timeouts", report.timeouts, "timed out waiting for a connection"),
         ("retries", report.retries, "dead connections replaced before their callers saw them"),
         ("long holds", report.long_holds, "flagged while the connection was still out"),
-        ("connects", report.created, f"discarded: {_listed(report.discarded, glyphs)}" if report.discarded else ""),
+        ("connects", report.created, f"discarded: {discarded}" if discarded else ""),
     ]
     if not complete:
         rows.append(
@@ -119,7 +121,7 @@ def _totals(report: Report, width: int, glyphs: Glyphs) -> Iterable[Text]:
     if report.sampled:
         rows.append(("waited", report.waited, "in the queue, for a connection or in vain"))
     if report.errors:
-        rows.append(("errors", sum(report.errors.values()), _listed(report.errors, glyphs)))
+        rows.append(("errors", sum(report.errors.values()), _join_counts(report.errors, glyphs)))
     room = max(len(f"{value:,}") for _, value, _ in rows)
     for name, value, details in rows:
         for line in _row(f"  {name:<10}  ", f"{value:>{room},}  ", details, width):
@@ -137,15 +139,15 @@ def _row(name: str, figure: str, details: str, width: int) -> Iterable[Text]:
         yield make_line((" " * indent + line.replace(NBSP, " "), "dim"))
 
 
-def _listed(counts: Mapping[str, int], glyphs: Glyphs) -> str:
+def _join_counts(counts: Mapping[str, int], glyphs: Glyphs) -> str:
     """Return counts as ``idle 1,780 · queued 92``, which can be wrapped after the dots only."""
-    items = [f"{_named(name)} {count:,}".replace(" ", NBSP) for name, count in islice(counts.items(), MAX_LISTED)]
+    items = [f"{_readable(name)} {count:,}".replace(" ", NBSP) for name, count in islice(counts.items(), MAX_LISTED)]
     if len(counts) > MAX_LISTED:
         items.append(f"and {len(counts) - MAX_LISTED:,} more".replace(" ", NBSP))
     return f"{NBSP}{glyphs.dot} ".join(items)
 
 
-def _named(name: str) -> str:
+def _readable(name: str) -> str:
     return f"SQLSTATE {name}" if SQLSTATE.fullmatch(name) else escape(name, MAX_NAME).replace("_", " ")
 
 
@@ -164,17 +166,18 @@ def _legend(slowest: Sequence[SlowCheckout], glyphs: Glyphs) -> Text:
     )
 
 
-def _slow(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Glyphs) -> Iterable[Text]:
+def _checkout_lines(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Glyphs) -> Iterable[Text]:
     room = width - INDENT
     pad = " " * INDENT
     dot = f" {glyphs.dot} "
-    head = make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _summary(slow))
+    head = make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _describe_checkout(slow))
     yield crop(head, width, glyphs)
     yield make_line(pad) + bar(slow, scale, room, glyphs)
     for row in mark_rows(slow, scale, room, glyphs):
         yield make_line((pad + row, "dim"))
     fields = [
-        ("" if index else "waited for", _holder(one)) for index, one in enumerate(slow.waited_for[:MAX_WAITED_FOR])
+        ("" if index else "waited for", _describe_holder(one))
+        for index, one in enumerate(slow.waited_for[:MAX_WAITED_FOR])
     ]
     if len(slow.waited_for) > MAX_WAITED_FOR:
         fields.append(("", f"and {len(slow.waited_for) - MAX_WAITED_FOR} more"))
@@ -186,7 +189,7 @@ def _slow(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Gly
         yield crop(make_line(pad, (f"{name:<13}", "dim"), value), width, glyphs)
 
 
-def _summary(slow: SlowCheckout) -> str:
+def _describe_checkout(slow: SlowCheckout) -> str:
     """Return a checkout's wait, hold and outcome in words."""
     outcome = slow.outcome.replace("_", " ")
     if slow.hold is None:
@@ -194,7 +197,7 @@ def _summary(slow: SlowCheckout) -> str:
     return f"waited {duration(slow.wait)}, held {duration(slow.hold)}, {outcome}"
 
 
-def _holder(holder: WaitedFor) -> str:
+def _describe_holder(holder: WaitedFor) -> str:
     """Return a holder in words, with the hold's duration when the wait began and in the end."""
     thread = f" ({holder.thread})" if holder.thread else ""
     who = f"{holder.request}{thread}" if holder.request else holder.thread or f"connection {holder.connection_id}"

@@ -180,6 +180,7 @@ class Database:
             raise CommandError(f"{self._option}: sessions cannot be ended: {self._safe_text(error)}") from None
 
     def _execute(self, statement: str | sql.Composable, *arguments: object) -> int:
+        """Execute a statement and return the number of its rows."""
         if self._admin is None:
             raise psycopg2.InterfaceError("not connected")
         with self._admin.cursor() as cur:

@@ -713,7 +713,7 @@ class Terminal:
 def test_without_the_extra_it_says_so(folder: Path) -> None:
     """No rich, say: one line that names what to install; `--version` and `--help` need nothing."""
     hidden = "import sys; sys.modules['rich'] = None; from otel_pgpool.cli import main; sys.exit(main())"
-    for arguments, status in ((["demo"], 2), (["--version"], 0), (["demo", "--help"], 0)):
+    for arguments, status in ((["demo"], 2), (["report"], 2), (["--version"], 0), (["demo", "--help"], 0)):
         done = subprocess.run(
             [sys.executable, "-c", hidden, *arguments],
             cwd=folder,
