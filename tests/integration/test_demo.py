@@ -33,6 +33,7 @@ from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import read
 from tests.support.processes import arguments_of_all
 from tests.support.receivers import HttpReceiver, closed_endpoint
+from tests.support.servers import servers_folder
 from tests.support.urls import url_of
 from tests.support.waiting import wait_until
 
@@ -128,7 +129,7 @@ def make_folder(parent: Path) -> Path:
 @pytest.fixture(scope="module")
 def parent() -> Iterator[Path]:
     """Not one of pytest's own, into which other users cannot look."""
-    with tempfile.TemporaryDirectory(prefix="demo-") as name:
+    with tempfile.TemporaryDirectory(prefix="demo-", dir=servers_folder()) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 

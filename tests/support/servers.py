@@ -39,7 +39,7 @@ class ClonedServer(PostgresServer):
                 raise
 
     def _create(self) -> None:
-        folder = _folder()
+        folder = servers_folder()
         with patch.object(postgres, "_base_folder", lambda _account: folder):
             super()._create()
 
@@ -69,8 +69,8 @@ def _delete(server: PostgresServer, process: int) -> None:
 
 
 @cache
-def _folder() -> str:
-    """Return the folder for the servers' files."""
+def servers_folder() -> str:
+    """Return the folder for the servers' files: in memory if there is room."""
     account = postgres._unprivileged()
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
         return str(MEMORY)

@@ -16,7 +16,7 @@ patch_psycopg()
 
 CONNECTIONS = 5
 GREENLETS = 200
-ROUNDS = 5
+ROUNDS = 3
 
 
 def run(pool: Any) -> None:
