@@ -1,0 +1,1 @@
+"""Former names of private modules, which lead to the present ones."""

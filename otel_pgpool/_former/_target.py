@@ -1,0 +1,7 @@
+"""The former name of `otel_pgpool.driver.dsn`."""
+
+import sys
+
+from otel_pgpool.driver import dsn
+
+sys.modules[__name__] = dsn
