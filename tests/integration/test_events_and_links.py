@@ -260,6 +260,9 @@ def test_held_for_ever(signals: Signals, dsn: str) -> None:
                     "otel_pgpool.connection.pid": conn.get_backend_pid(),
                     "otel_pgpool.transaction.status": "idle",
                     "otel_pgpool.checked_out_at": str,
+                    "code.file.path": str,
+                    "code.line.number": int,
+                    "code.function.name": str,
                     "code.stacktrace": str,
                 },
             )
@@ -432,7 +435,7 @@ def test_no_stacktrace_of_a_thread_that_ended(signals: Signals, dsn: str) -> Non
         let_last(pool)
         with held_long(signals, pool, taken.pop()) as attributes:
             assert "code.stacktrace" not in attributes
-            assert len(attributes) == 5
+            assert len(attributes) == 8
 
 
 def test_told_once(signals: Signals, dsn: str) -> None:

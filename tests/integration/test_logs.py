@@ -58,6 +58,9 @@ LONG_HOLD = {
     "otel_pgpool.connection.pid": int,
     "otel_pgpool.transaction.status": "idle",
     "otel_pgpool.checked_out_at": str,
+    "code.file.path": str,
+    "code.line.number": int,
+    "code.function.name": str,
     "code.stacktrace": str,
     "thread.name": "MainThread",
 }
@@ -70,6 +73,10 @@ def test_long_hold_and_its_return(signals: Signals, dsn: str) -> None:
         record = the(signals, "long_hold")
         assert pool.stats().used == 1
         assert_record(record, logging.WARNING, "long_hold", **LONG_HOLD)
+        path, line, function = (
+            record.attributes[f"code.{part}"] for part in ("file.path", "line.number", "function.name")
+        )
+        assert f"{path}:{line} {function}" == record.attributes["otel_pgpool.checked_out_at"].splitlines()[0]
         pool.putconn(conn)
         span, returned = signals.checkout(), the(signals, "long_hold_returned")
         assert_record(

@@ -180,6 +180,9 @@ def test_events(run: Run) -> None:
             "otel_pgpool.connection.pid": run.told["pid"],
             "otel_pgpool.transaction.status": "in_transaction",
             "otel_pgpool.checked_out_at": str,
+            "code.file.path": str,
+            "code.line.number": int,
+            "code.function.name": str,
             "code.stacktrace": str,
         },
     )
