@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.stack.collectors import Collector
 
-ORDINARY = {names.WAIT_TIME: 0.05, names.RETRIES: 0, names.LONG_HOLD: False}
+ORDINARY = {names.ATTR_WAIT_TIME: 0.05, names.ATTR_RETRIES: 0, names.ATTR_LONG_HOLD: False}
 
 
 class Program:
@@ -47,7 +47,7 @@ class Program:
     def checkout(self, parent: Context | None = None, **changed: Any) -> str:
         """One checkout's span, ended; the id of its trace."""
         changes = {f"otel_pgpool.{name}": value for name, value in changed.items()}
-        span = self.span(names.CHECKOUT, {**ORDINARY, **changes}, parent=parent)
+        span = self.span(names.SPAN_CHECKOUT, {**ORDINARY, **changes}, parent=parent)
         span.end()
         return trace_id(span)
 

@@ -187,18 +187,18 @@ def test_the_tail_policies_keep_what_the_readme_promises() -> None:
         "long hold": {
             "name": "long hold",
             "type": "boolean_attribute",
-            "boolean_attribute": {"key": names.LONG_HOLD, "value": True},
+            "boolean_attribute": {"key": names.ATTR_LONG_HOLD, "value": True},
         },
         "error": {"name": "error", "type": "status_code", "status_code": {"status_codes": ["ERROR"]}},
         "retries": {
             "name": "retries",
             "type": "numeric_attribute",
-            "numeric_attribute": {"key": names.RETRIES, "min_value": 1},
+            "numeric_attribute": {"key": names.ATTR_RETRIES, "min_value": 1},
         },
         "wait": {
             "name": "wait",
             "type": "ottl_condition",
-            "ottl_condition": {"error_mode": "ignore", "span": [f'span.attributes["{names.WAIT_TIME}"] > 0.1']},
+            "ottl_condition": {"error_mode": "ignore", "span": [f'span.attributes["{names.ATTR_WAIT_TIME}"] > 0.1']},
         },
         "5 % of the rest": {
             "name": "5 % of the rest",
@@ -210,7 +210,11 @@ def test_the_tail_policies_keep_what_the_readme_promises() -> None:
 
 def test_the_tail_policies_name_attributes_of_the_type_that_they_read() -> None:
     types = {row[0].strip("`"): row[1] for row in table(TELEMETRY, "attributes of pool.checkout")}
-    assert (types[names.LONG_HOLD], types[names.RETRIES], types[names.WAIT_TIME]) == ("bool", "int", "double")
+    assert (types[names.ATTR_LONG_HOLD], types[names.ATTR_RETRIES], types[names.ATTR_WAIT_TIME]) == (
+        "bool",
+        "int",
+        "double",
+    )
 
 
 def test_a_trace_that_was_let_go_is_forgotten() -> None:

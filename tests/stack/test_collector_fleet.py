@@ -42,7 +42,9 @@ def test_a_gateway_keeps_what_tells_something_and_5_percent_of_the_rest(targets:
             "retries": sender.checkout(retries=2),
             "wait": sender.checkout(wait_time=0.11),
         }
-        failed = sender.span(names.CHECKOUT, {names.WAIT_TIME: 0.01, names.RETRIES: 0})  # such a one has no long_hold
+        failed = sender.span(
+            names.SPAN_CHECKOUT, {names.ATTR_WAIT_TIME: 0.01, names.ATTR_RETRIES: 0}
+        )  # such a one has no long_hold
         failed.set_status(Status(StatusCode.ERROR))
         failed.end()
         kept["error"] = trace_id(failed)
@@ -74,7 +76,7 @@ def test_a_long_hold_is_kept_though_its_queries_have_gone(targets: Targets, tmp_
         for request in requests:
             sender.checkout(trace.set_span_in_context(request), long_hold=True)
         sender.flush()
-        targets.jaeger.wait_for(lambda r: len([span for span in r.spans if span.name == names.CHECKOUT]) == 20)
+        targets.jaeger.wait_for(lambda r: len([span for span in r.spans if span.name == names.SPAN_CHECKOUT]) == 20)
         for request in requests:
             request.end()
         sender.flush()
@@ -85,9 +87,11 @@ def test_metrics_are_not_sampled(targets: Targets, tmp_path: Path) -> None:
     with Collector("gateway.yaml", tmp_path, **targets.environ) as gateway, program(gateway) as sender:
         counter = sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent")
         for pool in range(200):
-            counter.add(1, {names.POOL_NAME: str(pool)})
+            counter.add(1, {names.ATTR_POOL_NAME: str(pool)})
         sender.flush()
-        targets.prometheus.wait_for(lambda r: len({point.attributes[names.POOL_NAME] for point in r.metrics}) == 200)
+        targets.prometheus.wait_for(
+            lambda r: len({point.attributes[names.ATTR_POOL_NAME] for point in r.metrics}) == 200
+        )
 
 
 def test_from_an_agent_through_a_gateway(targets: Targets, tmp_path: Path) -> None:
@@ -96,9 +100,9 @@ def test_from_an_agent_through_a_gateway(targets: Targets, tmp_path: Path) -> No
         port = gateway.grpc.partition(":")[2]
         with Collector("agent.yaml", tmp_path / "agent", GATEWAY_PORT=port) as agent, program(agent) as sender:
             sent = sender.checkout(long_hold=True, sql=0)
-            sender.span("SELECT", {"db.statement": SECRET, names.WAIT_TIME: 0.2}, scope="dbapi").end()
+            sender.span("SELECT", {"db.statement": SECRET, names.ATTR_WAIT_TIME: 0.2}, scope="dbapi").end()
             sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
-            sender.log(names.SCOPE, "held for long", {names.EVENT: "long_hold"})
+            sender.log(names.SCOPE, "held for long", {names.ATTR_EVENT: "long_hold"})
             sender.flush()
             targets.jaeger.wait_for(lambda r: len(r.spans) == 2)
             targets.prometheus.wait_for(lambda r: [point.name for point in r.metrics] == ["otel_pgpool.sent"])

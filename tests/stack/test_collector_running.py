@@ -46,7 +46,7 @@ def test_what_a_program_sends_arrives(targets: Targets, tmp_path: Path) -> None:
     with Collector("collector.yaml", tmp_path, **targets.environ) as collector, program(collector) as sender:
         sent = sender.checkout()
         sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
-        sender.log(names.SCOPE, "held for long", {names.EVENT: "long_hold"})
+        sender.log(names.SCOPE, "held for long", {names.ATTR_EVENT: "long_hold"})
         sender.flush()
         targets.jaeger.wait_for(lambda r: [span.trace_id for span in r.spans] == [sent])
         targets.prometheus.wait_for(lambda r: [point.name for point in r.metrics] == ["otel_pgpool.sent"])
@@ -87,7 +87,7 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
         other.record_exception(ValueError("no page 0"))
         other.set_status(Status(StatusCode.ERROR, "ValueError: no page 0"))
         other.end()
-        pool = sender.span(names.CHECKOUT, {names.DB_SYSTEM_NAME: "postgresql"})
+        pool = sender.span(names.SPAN_CHECKOUT, {names.ATTR_DB_SYSTEM_NAME: "postgresql"})
         pool.set_status(Status(StatusCode.ERROR, "no connection within 5 s"))
         pool.end()
         sender.meters.get_meter("dbapi").create_counter("queries").add(1, {"db.query.text": SECRET, "ok": True})

@@ -44,7 +44,9 @@ def send(jaeger: Jaeger) -> set[str]:
         provider = TracerProvider(resource=Resource.create({"service.name": service}))
         provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=jaeger.otlp, insecure=True)))
         for held_long in (True, False):
-            span = provider.get_tracer(names.SCOPE).start_span(names.CHECKOUT, attributes={names.LONG_HOLD: held_long})
+            span = provider.get_tracer(names.SCOPE).start_span(
+                names.SPAN_CHECKOUT, attributes={names.ATTR_LONG_HOLD: held_long}
+            )
             span.end()
             if service == "shop" and held_long:
                 long.add(trace_id(span))
