@@ -312,7 +312,10 @@ def variable(name: str, label: str, values: str) -> QueryVariable:
 
 
 def jaeger() -> TextBoxVariable:
-    """Where a browser finds Jaeger. Who only looks may not go to Explore, where a data source would show its traces."""
+    """Return the variable with Jaeger's address for a browser.
+
+    A viewer may not open Explore, where a data source would show its traces.
+    """
     address = "http://127.0.0.1:16686"
     chosen = VariableOption(selected=True, text=address, value=address)
     return TextBoxVariable("jaeger").label("Jaeger").default_value(address).current(chosen)

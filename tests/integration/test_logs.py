@@ -1,4 +1,4 @@
-"""The log records: every event at its level, with its attributes, in the trace of the checkout that it speaks of."""
+"""The log records: every event at its level, with its attributes, in the trace of its checkout."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_timeouts_are_limited(signals: Signals, dsn: str) -> None:
 
 
 def test_connection_lost_while_idle(signals: Signals, dsn: str, admin: connection) -> None:
-    """The dead of one sweep are told together, in the trace of the checkout that met the first of them."""
+    """Dead connections that are found together have one record, in the trace of the checkout that found the first."""
     with signals.pool(3, 3, dsn) as pool:
         conns = [pool.getconn() for _ in range(3)]
         pids = [conn.get_backend_pid() for conn in conns]
@@ -190,7 +190,7 @@ def test_connection_lost_while_idle(signals: Signals, dsn: str, admin: connectio
 
 
 def test_connection_lost_in_use(signals: Signals, dsn: str, admin: connection) -> None:
-    """One that died in use is told with its pid and SQLSTATE or error, in the trace of its checkout."""
+    """The record of a connection that died in use has its pid and SQLSTATE or error, in the trace of its checkout."""
     with signals.pool(1, 1, dsn) as pool:
         with suppress(psycopg2.Error), pool.connection() as conn:
             pid = conn.get_backend_pid()

@@ -1,4 +1,4 @@
-"""What a thread is doing."""
+"""The frames of other threads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_running_thread() -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # that is the subject
 def test_a_fork_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child of a fork in the middle of a look can look too, and has its collector."""
+    """The child of a fork during a read of the frames can read them too, and its garbage collector is on."""
     inside, forking = threading.Event(), threading.Event()
     real = sys._current_frames
 
