@@ -243,7 +243,7 @@ CONNECTING = (
     ),
     graph(
         "Retries",
-        "Failed attempts that checkouts lived through within five minutes: dead connections that were replaced, and "
+        "Failed attempts of checkouts within five minutes: dead connections that were replaced, and "
         "connects that were tried again. Where another attempt got through in time, callers saw a wait and no error; "
         "in an outage they time out all the same.",
         "short",
@@ -259,8 +259,8 @@ FLEET = (
     graph(
         "Fleet against max_connections",
         "All pools of all services, whatever is chosen above: connections that are open, those that there may be if "
-        "every pool fills up, and the server's max_connections, as the Collector's postgresql receiver tells it. What "
-        "may be above max_connections: one day some will get FATAL: sorry, too many clients already.",
+        "every pool fills up, and the server's max_connections, as the Collector's postgresql receiver reports it. "
+        "What may be above max_connections: one day some will get FATAL: sorry, too many clients already.",
         "short",
         [
             query(OPEN, "open"),
@@ -312,7 +312,10 @@ def variable(name: str, label: str, values: str) -> QueryVariable:
 
 
 def jaeger() -> TextBoxVariable:
-    """Where a browser finds Jaeger. Who only looks may not go to Explore, where a data source would show its traces."""
+    """Return the variable with Jaeger's address for a browser.
+
+    A viewer may not open Explore, where a data source would show its traces.
+    """
     address = "http://127.0.0.1:16686"
     chosen = VariableOption(selected=True, text=address, value=address)
     return TextBoxVariable("jaeger").label("Jaeger").default_value(address).current(chosen)

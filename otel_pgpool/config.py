@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
+from otel_pgpool import environment
 from otel_pgpool.runtime.text import LONGEST_NAME, cut, may_hold_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from psycopg2.extensions import connection
+
+    from otel_pgpool.environment import Variable
 
     Check = Callable[[connection], object] | Literal["auto"] | None
 
@@ -115,16 +118,20 @@ def environment_seconds(variable: str, default: float, environ: Mapping[str, str
     return number
 
 
-def environment_choice(variable: str, choices: tuple[str, ...], environ: Mapping[str, str]) -> str:
-    """Read one of ``choices`` from the environment. An unset or empty variable means the first choice.
+def _seconds(variable: Variable, environ: Mapping[str, str]) -> float:
+    return environment_seconds(variable.name, float(variable.default), environ)
+
+
+def environment_choice(variable: Variable, choices: tuple[str, ...], environ: Mapping[str, str]) -> str:
+    """Read one of ``choices`` from the environment. An unset or empty variable means the default.
 
     Raises:
         ValueError: the value is not one of the choices.
     """
-    text = environ.get(variable, "").strip().lower()
+    text = environ.get(variable.name, "").strip().lower()
     if text and text not in choices:
-        raise refuse(variable, environ[variable], f"one of {', '.join(choices)}")
-    return text or choices[0]
+        raise refuse(variable.name, environ[variable.name], f"one of {', '.join(choices)}")
+    return text or variable.default
 
 
 def _name(value: object) -> str | None:
@@ -185,9 +192,7 @@ class PoolConfig:
             maxconn=most,
             name=_name(name),
             timeout=(
-                environment_seconds("DB_CONNECTION_TIMEOUT", 30.0, environ)
-                if timeout is None
-                else seconds("timeout", timeout, none=True)
+                _seconds(environment.TIMEOUT, environ) if timeout is None else seconds("timeout", timeout, none=True)
             ),
             max_waiting=whole("max_waiting", max_waiting),
             max_retries=None if max_retries is None else whole("max_retries", max_retries, none=True),
@@ -216,7 +221,7 @@ def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
         ValueError: the value is not a duration.
     """
     if value is ...:
-        threshold = environment_seconds("OTEL_PGPOOL_LONG_HOLD", 1.0, environ)
+        threshold = _seconds(environment.LONG_HOLD, environ)
     else:
         threshold = 0.0 if value is None else seconds("long_hold", value, none=True)
     return threshold or math.inf
@@ -274,7 +279,7 @@ def span_mode(value: object, environ: Mapping[str, str]) -> str:
         ValueError: the value is not a known mode.
     """
     if value is None:
-        return environment_choice("OTEL_PGPOOL_SPANS", SPAN_MODES, environ)
+        return environment_choice(environment.SPANS, SPAN_MODES, environ)
     if isinstance(value, str) and value in SPAN_MODES:
         return value
     raise refuse("spans", value, f"one of {', '.join(SPAN_MODES)}")
@@ -286,7 +291,7 @@ def slow_threshold(value: object, environ: Mapping[str, str]) -> float:
     Raises:
         ValueError: the value is not a duration.
     """
-    return environment_seconds("OTEL_PGPOOL_SLOW", 0.1, environ) if value is None else seconds("slow", value)
+    return _seconds(environment.SLOW, environ) if value is None else seconds("slow", value)
 
 
 def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[str]:
@@ -296,14 +301,18 @@ def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[
         ValueError: a name is not that of a histogram.
     """
     if value is None:
-        words = _words("OTEL_PGPOOL_HISTOGRAMS", environ)
-        return _histograms("OTEL_PGPOOL_HISTOGRAMS", [] if words == ["none"] else words or HISTOGRAMS)
+        words = _words(environment.HISTOGRAMS, environ)
+        return _histograms(environment.HISTOGRAMS.name, [] if words == ["none"] else words)
     return _histograms("histograms", value)
 
 
-def _words(variable: str, environ: Mapping[str, str]) -> list[str]:
-    """Read a comma-separated list from the environment, without empty items."""
-    return [word.strip() for word in environ.get(variable, "").split(",") if word.strip()]
+def _words(variable: Variable, environ: Mapping[str, str]) -> list[str]:
+    """Read a comma-separated list from the environment. An unset or empty variable means the default."""
+    return _split(environ.get(variable.name, "")) or _split(variable.default)
+
+
+def _split(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _histograms(option: str, chosen: object) -> frozenset[str]:
@@ -324,7 +333,7 @@ def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str
         ValueError: an item is not the name of a top-level package.
     """
     if value is None:
-        return _packages("OTEL_PGPOOL_STACK_SKIP", _words("OTEL_PGPOOL_STACK_SKIP", environ))
+        return _packages(environment.STACK_SKIP.name, _words(environment.STACK_SKIP, environ))
     return _packages("stack_skip", value)
 
 

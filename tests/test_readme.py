@@ -34,6 +34,7 @@ from sqlalchemy import pool as sqlalchemy_pools
 import otel_pgpool
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
 from otel_pgpool.config import PoolConfig, TelemetryConfig
+from otel_pgpool.environment import ENVIRONMENT
 from otel_pgpool.instrumentation.settings import Settings
 from otel_pgpool.telemetry import Telemetry
 from tests.support.documents import (
@@ -271,11 +272,14 @@ def test_extras_are_those_of_the_package() -> None:
 
 
 def test_variables_are_those_that_are_read() -> None:
-    """Every variable of our own that the code reads, with its default."""
-    told = {code(name)[0]: (*code(default), "")[0] for name, default, _ in table(REFERENCE, "variables")}
-    assert told.pop("OTEL_*") == ""
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "otel_pgpool").rglob("*.py"))
-    assert told.keys() == set(re.findall(r'"(OTEL_PGPOOL_\w+|DB_\w+)"', sources))
+    """Every variable that the package reads, in the order of its table, with default and description."""
+    *rows, others = table(REFERENCE, "variables")
+    assert code(others[0]) == ["OTEL_*"]
+    assert rows == [
+        [f"`{variable.name}`", f"`{variable.default}`" if variable.default else "", variable.description]
+        for variable in ENVIRONMENT
+    ]
+    told = {variable.name: variable.default for variable in ENVIRONMENT}
     pool, telemetry = PoolConfig.of(1, 1, environ={}), TelemetryConfig.of(environ={})
     assert float(told["DB_CONNECTION_TIMEOUT"]) == pool.timeout
     assert float(told["OTEL_PGPOOL_LONG_HOLD"]) == pool.long_hold
@@ -285,6 +289,21 @@ def test_variables_are_those_that_are_read() -> None:
     assert told["OTEL_PGPOOL_STACK_SKIP"] == ",".join(telemetry.stack_skip) == ""
     assert told["OTEL_PGPOOL_WAIT_TIMEOUT"] == ""
     assert Settings.of(environ={}).wait_timeout is None
+
+
+def test_no_variable_is_read_beside_the_table() -> None:
+    """The package names no other variable, but for the command line, which sets up OpenTelemetry for itself."""
+    sources = [path for path in (ROOT / "otel_pgpool").rglob("*.py") if not {"cli", "demo"} & set(path.parts)]
+    texts = "".join(path.read_text(encoding="utf-8") for path in sources)
+    named = set(re.findall(r"[\"'`]((?:OTEL|DB)_[A-Z_]*[A-Z])[\"'`]", texts))
+    read_by_the_sdk = {"OTEL_SERVICE_NAME"}
+    assert named - read_by_the_sdk <= {variable.name for variable in ENVIRONMENT}
+
+
+def test_variables_of_the_readme_exist() -> None:
+    """The README has no table of variables; those of our own that it names are in the package's table."""
+    named = set(re.findall(r"\b(OTEL_PGPOOL_[A-Z_]+|DB_[A-Z_]+)\b", text_of(README)))
+    assert named <= {variable.name for variable in ENVIRONMENT}
 
 
 @pytest.fixture(scope="module")
@@ -404,29 +423,6 @@ def test_levels_are_those_of_instrumented_pools(dsn: str) -> None:
         for point in metric.data.data_points
     }
     assert seen == told
-
-
-def test_reasons_are_those_of_the_code() -> None:
-    """Each reason stands in the code, and each that the code gives stands in the table."""
-    told = {code(row[0])[0] for row in table(TELEMETRY, "reasons")}
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "otel_pgpool").glob("*.py"))
-    assert {reason for reason in told if f'"{reason}"' not in sources} == set()
-    given = re.findall(r'(?:_discard|drain|condemn|_drop)\([^\n]*?"(\w+)"', sources)
-    assert given
-    assert set(given) <= told
-
-
-def test_log_events_are_those_that_are_written() -> None:
-    """Every event with its level."""
-    source = text_of("otel_pgpool/telemetry/logs.py")
-    written = {event: level for level, event in re.findall(r'_write\(logging\.(\w+), "(\w+)"', source)}
-    direct = r'logger\.(\w+)\((?:(?!logger\.).)*?"otel_pgpool\.event": "(\w+)"'
-    exposure = text_of("otel_pgpool/driver/exposure.py")
-    written |= {event: level.upper() for level, event in re.findall(direct, exposure, re.DOTALL)}
-    levels = re.search(r"UTILIZATION_LEVELS = {(.*?)}", source, re.DOTALL)
-    assert levels is not None
-    written |= {f"utilization_{name}": level for name, level in re.findall(r'"(\w+)": logging\.(\w+)', levels[1])}
-    assert {code(event)[0]: level for level, event, *_ in table(TELEMETRY, "logs")} == written
 
 
 def test_versions_are_those_that_are_tested() -> None:

@@ -6,14 +6,18 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from otel_pgpool.environment import EXPORTERS, PROTOCOL, PROTOCOLS, SDK_DISABLED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from otel_pgpool.environment import Variable
 
 _PACKAGES = {
     "grpc": "opentelemetry.exporter.otlp.proto.grpc",
     "http/protobuf": "opentelemetry.exporter.otlp.proto.http",
 }
-_EXPORTERS = {
+_CLASSES = {
     "traces": ("trace_exporter", "OTLPSpanExporter"),
     "metrics": ("metric_exporter", "OTLPMetricExporter"),
     "logs": ("_log_exporter", "OTLPLogExporter"),
@@ -24,8 +28,8 @@ _OTLP = {"otlp": None, "otlp_proto_grpc": "grpc", "otlp_proto_http": "http/proto
 
 
 def is_disabled() -> bool:
-    """Return whether ``OTEL_SDK_DISABLED`` switches the SDK off."""
-    return _variable("OTEL_SDK_DISABLED").lower() == "true"
+    """Return whether the environment switches the SDK off."""
+    return _value(SDK_DISABLED).lower() == "true"
 
 
 def otlp_exporters() -> tuple[dict[str, Callable[[], Any]], list[str]]:
@@ -37,13 +41,13 @@ def otlp_exporters() -> tuple[dict[str, Callable[[], Any]], list[str]]:
         ModuleNotFoundError: the exporter of a chosen protocol is not installed.
     """
     warnings: dict[str, None] = {}  # used as an ordered set: a variable may concern all three signals
-    protocols = {signal: _protocol(signal, warnings) for signal in _EXPORTERS}
+    protocols = {signal: _protocol(signal, warnings) for signal in _CLASSES}
     exporters = {signal: _exporter_class(signal, protocol) for signal, protocol in protocols.items() if protocol}
     return exporters, list(warnings)
 
 
 def _exporter_class(signal: str, protocol: str) -> Callable[[], Any]:
-    module, name = _EXPORTERS[signal]
+    module, name = _CLASSES[signal]
     try:
         exporter: Callable[[], Any] = getattr(importlib.import_module(f"{_PACKAGES[protocol]}.{module}"), name)
     except ModuleNotFoundError as error:
@@ -54,28 +58,27 @@ def _exporter_class(signal: str, protocol: str) -> Callable[[], Any]:
 
 def _protocol(signal: str, warnings: dict[str, None]) -> str | None:
     """Return the protocol in which a signal is sent over OTLP; None if other exporters or none are named."""
-    variable = f"OTEL_{signal.upper()}_EXPORTER"
-    names = [name.strip().lower() for name in (_variable(variable) or "otlp").split(",")]
+    variable = EXPORTERS[signal]
+    names = [name.strip().lower() for name in _value(variable).split(",")]
     served = [name for name in names if name in _OTLP]
     if any(name not in _OTLP and name not in ("none", "") for name in names):
         instead = f"{signal} go over OTLP alone" if served else f"no {signal} are exported by it"
         warnings[
-            f"{variable}={_variable(variable)}: configure() knows otlp and none, and the exporters that it is given; "
+            f"{variable.name}={_value(variable)}: configure() knows otlp and none, and the exporters that it is given; "
             f"{instead}"
         ] = None
     return (_OTLP[served[0]] or _default_protocol(signal, warnings)) if served else None
 
 
 def _default_protocol(signal: str, warnings: dict[str, None]) -> str:
-    for variable in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if protocol := _variable(variable).lower():
-            if protocol in _PACKAGES:
-                return protocol
-            instead = "http/protobuf" if protocol.startswith("http") else "grpc"
-            warnings[f"{variable}={protocol}: configure() knows {' and '.join(_PACKAGES)}; {instead} is used"] = None
-            return instead
-    return "grpc"
+    variable = PROTOCOLS[signal] if _value(PROTOCOLS[signal]) else PROTOCOL
+    protocol = _value(variable).lower()
+    if protocol in _PACKAGES:
+        return protocol
+    instead = "http/protobuf" if protocol.startswith("http") else PROTOCOL.default
+    warnings[f"{variable.name}={protocol}: configure() knows {' and '.join(_PACKAGES)}; {instead} is used"] = None
+    return instead
 
 
-def _variable(name: str) -> str:
-    return os.environ.get(name, "").strip()
+def _value(variable: Variable) -> str:
+    return os.environ.get(variable.name, "").strip() or variable.default

@@ -98,3 +98,11 @@ def file_of(code: CodeType) -> str:
 def function_of(code: CodeType) -> str:
     """Return the qualified name of a function; on Python 3.10 its plain name."""
     return printable(getattr(code, "co_qualname", code.co_name), LONGEST_NAME)
+
+
+def line_of(code: CodeType, instruction: int) -> int:
+    """Return the line of an instruction of a code object."""
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return line
+    return code.co_firstlineno

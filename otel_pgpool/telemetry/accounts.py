@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     Totals = dict[str, Counter[Attributes]]
     """Counts by metric, then by attributes."""
 
-MOST_UNTOLD = 1_000
+MAX_UNREPORTED = 1_000
 """Maximum number of names of ended pools kept for readers that have not collected since; some may never collect."""
 
-MOST_TOLD = 100
+MAX_REPORTED = 100
 """Maximum number of names of ended pools kept for future pools after every reader has exported their end."""
 
 
-class Reported:
+class ReportedPool:
     """A pool that reports its figures, referenced weakly, and the final figures that it leaves."""
 
     def __init__(self, pool: ObservedPool) -> None:
@@ -65,7 +65,7 @@ class Reported:
             return False
         return True
 
-    def start_afresh(self) -> None:
+    def reset_after_fork(self) -> None:
         """Drop figures that were read in another process."""
         self._seen = None
 
@@ -75,29 +75,29 @@ class Account:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._pools: dict[int, Reported] = {}  # by id of the container of their final figures
+        self._pools: dict[int, ReportedPool] = {}  # by id of the container of their final figures
         self._past = _nothing()  # totals of collected pools
         self.levels: PoolStats | None = None
         """Figures of the open pool, or None."""
         self.totals = _nothing()
         """Totals of all pools of this name; never less than reported before."""
         # When each reader first collected the end. Weak references, because a removed reader holds a lot of memory.
-        self._asked: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        self._first_collections: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
-    def enter(self, reported: Reported) -> None:
+    def add(self, reported: ReportedPool) -> None:
         """Add a pool, or a pool that a forked child reports again."""
         self._pools[id(reported.last)] = reported
-        self._asked.clear()
+        self._first_collections.clear()
 
     def merge(self, other: Account) -> None:
         """Add the pools of another account of the same name."""
         for reported in other._pools.values():
-            self.enter(reported)
+            self.add(reported)
         for metric, past in other._past.items():
             self._past[metric].update(past)
-        self._asked.clear()
+        self._first_collections.clear()
 
-    def settle(self) -> None:
+    def merge_collected(self) -> None:
         """Replace collected pools by their totals."""
         for key, reported in [each for each in self._pools.items() if each[1].is_gone()]:
             stats = reported.stats()
@@ -109,7 +109,7 @@ class Account:
         """Return whether a pool of this name is open."""
         return any(not pool.closed for pool in self._live())
 
-    def goes_on(self) -> bool:
+    def is_active(self) -> bool:
         """Return whether a pool of this name is open, or has connections that are still checked out."""
         return any(not pool.closed or _holds(pool.stats()) for pool in self._live())
 
@@ -127,34 +127,34 @@ class Account:
                 if pool is not None and not pool.closed:
                     self.levels = stats
         for metric, counts in counted.items():
-            told = self.totals[metric]
+            reported = self.totals[metric]
             for attributes, value in counts.items():
-                told[attributes] = max(told[attributes], value)
+                reported[attributes] = max(reported[attributes], value)
 
-    def tell_end(self, reader: object, now: float) -> None:
+    def note_end(self, reader: object, now: float) -> None:
         """Note that a reader collects after the end of this name's pools."""
-        self._asked.setdefault(reader, now)
+        self._first_collections.setdefault(reader, now)
 
-    def has_told(self, reader: object, now: float, kept: float) -> bool:
+    def has_exported_end(self, reader: object, now: float, kept: float) -> bool:
         """Return whether a reader has exported the end for at least ``kept`` seconds."""
-        first = self._asked.get(reader, now)
+        first = self._first_collections.get(reader, now)
         return first < now and now - first >= kept
 
-    def take_over(self, other: Account) -> None:
+    def add_totals(self, other: Account) -> None:
         """Add the totals that another account has reported."""
-        for metric, told in other.totals.items():
-            self._past[metric].update(told)
+        for metric, counts in other.totals.items():
+            self._past[metric].update(counts)
         self.read()
 
-    def start_afresh(self, *, forgotten: bool) -> None:
+    def reset_after_fork(self, *, totals_dropped: bool) -> None:
         """Reset the totals in a forked child: to 0 if the SDK has dropped the parent's, or else to those reported."""
         self._pools = {key: known for key, known in self._pools.items() if known.pool is not None}
         for reported in self._pools.values():
-            reported.start_afresh()
-        if forgotten:
+            reported.reset_after_fork()
+        if totals_dropped:
             self.totals = _nothing()
-        self._past = {metric: Counter(told) for metric, told in self.totals.items()}
-        self._asked.clear()
+        self._past = {metric: Counter(counts) for metric, counts in self.totals.items()}
+        self._first_collections.clear()
 
 
 def _holds(stats: PoolStats) -> bool:
@@ -179,86 +179,86 @@ class Accounts:
     """
 
     def __init__(self) -> None:
-        self._arrived: dict[int, Account] = {}  # accounts of pools added since the last collection, in order
+        self._new: dict[int, Account] = {}  # accounts of pools added since the last collection, in order
         self._numbers = count()
-        self._room = MOST_UNTOLD
+        self._limit = MAX_UNREPORTED
         self._open: dict[str, Account] = {}
         self._ended: dict[str, Account] = {}  # the earliest ended first
-        self._forgotten = Account("")
+        self._dropped = Account("")
         self.shown: list[Account] = []
         """The accounts that the present collection reports."""
 
     def report(self, pool: ObservedPool) -> None:
         """Report a pool in all further collections."""
-        if len(self._arrived) >= self._room:
-            self._make_room()
-        arrived = Account(pool.name)
-        arrived.enter(Reported(pool))
-        self._arrived[next(self._numbers)] = arrived
+        if len(self._new) >= self._limit:
+            self._compact()
+        new = Account(pool.name)
+        new.add(ReportedPool(pool))
+        self._new[next(self._numbers)] = new
 
-    def _make_room(self) -> None:
+    def _compact(self) -> None:
         """Reduce collected pools to one account per name, and bound the number of names, while no reader collects."""
         gone: dict[str, Account] = {}
-        for number, arrived in list(self._arrived.items()):
+        for number, new in list(self._new.items()):
             # Another thread may do the same at this moment. The thread that pops an entry processes it.
-            if not arrived.goes_on() and self._arrived.pop(number, None) is not None:
-                gone.setdefault(arrived.name, Account(arrived.name)).merge(arrived)
-        for account in list(gone.values())[-MOST_UNTOLD:]:
-            account.settle()
-            self._arrived[next(self._numbers)] = account
-        self._room = 2 * max(MOST_UNTOLD, len(self._arrived))
+            if not new.is_active() and self._new.pop(number, None) is not None:
+                gone.setdefault(new.name, Account(new.name)).merge(new)
+        for account in list(gone.values())[-MAX_UNREPORTED:]:
+            account.merge_collected()
+            self._new[next(self._numbers)] = account
+        self._limit = 2 * max(MAX_UNREPORTED, len(self._new))
 
     def begin(self, reader: object, now: float, kept: float) -> None:
         """Begin the collection of a reader, which gets the end of each name once, and again for ``kept`` seconds."""
-        self._enter_arrived()
+        self._add_new()
         for name, account in list(self._open.items()):
-            account.settle()
-            if not account.goes_on():
+            account.merge_collected()
+            if not account.is_active():
                 self._ended[name] = self._open.pop(name)
         for account in self._ended.values():
-            account.settle()
-            account.tell_end(reader, now)
-        shown = [account for account in self._ended.values() if not account.has_told(reader, now, kept)]
+            account.merge_collected()
+            account.note_end(reader, now)
+        shown = [account for account in self._ended.values() if not account.has_exported_end(reader, now, kept)]
         self.shown = [*self._open.values(), *shown]
         for account in self.shown:
             account.read()
 
-    def _enter_arrived(self) -> None:
-        for number in list(self._arrived):
-            arrived = self._arrived.pop(number, None)
-            if arrived is not None:
-                name = arrived.name
+    def _add_new(self) -> None:
+        for number in list(self._new):
+            new = self._new.pop(number, None)
+            if new is not None:
+                name = new.name
                 account = self._open.get(name) or self._ended.pop(name, None) or Account(name)
                 self._open[name] = account
-                account.merge(arrived)
+                account.merge(new)
 
-    def all_that_were(self) -> list[Account]:
+    def all_accounts(self) -> list[Account]:
         """Return every account, including those that this collection leaves out and that of dropped names."""
-        return [*self._open.values(), *self._ended.values(), self._forgotten]
+        return [*self._open.values(), *self._ended.values(), self._dropped]
 
-    def told(self, readers: Collection[object], now: float, kept: float) -> Iterator[str]:
+    def ended_names(self, readers: Collection[object], now: float, kept: float) -> Iterator[str]:
         """Iterate over the names whose end all given readers have exported, the earliest ended first."""
         for name, account in self._ended.items():
-            if all(account.has_told(reader, now, kept) for reader in readers):
+            if all(account.has_exported_end(reader, now, kept) for reader in readers):
                 yield name
 
     def surplus(self, readers: Collection[object], now: float, kept: float) -> set[str]:
-        """Return the names above the limits `MOST_TOLD` and `MOST_UNTOLD`."""
-        told = list(self.told(readers, now, kept))
-        kept_back = {*told, *(account.name for account in self.shown)}
-        untold = [name for name in self._ended if name not in kept_back]
-        return {*told[:-MOST_TOLD], *untold[:-MOST_UNTOLD]}
+        """Return the names above the limits `MAX_REPORTED` and `MAX_UNREPORTED`."""
+        exported = list(self.ended_names(readers, now, kept))
+        kept_back = {*exported, *(account.name for account in self.shown)}
+        unexported = [name for name in self._ended if name not in kept_back]
+        return {*exported[:-MAX_REPORTED], *unexported[:-MAX_UNREPORTED]}
 
-    def forget(self, names: Collection[str]) -> None:
+    def drop(self, names: Collection[str]) -> None:
         """Drop names. The SDK must have dropped their series before, because it would see their totals decrease."""
         for name in names:
-            self._forgotten.take_over(self._ended.pop(name))
+            self._dropped.add_totals(self._ended.pop(name))
 
-    def start_afresh(self, *, forgotten: bool) -> None:
+    def reset_after_fork(self, *, totals_dropped: bool) -> None:
         """Reset the accounts in a forked child, without the parent's totals and without pools that ended there."""
-        for account in [*self._arrived.values(), *self.all_that_were()]:
-            account.start_afresh(forgotten=forgotten)
-        self._arrived = {number: arrived for number, arrived in self._arrived.items() if arrived.is_open()}
-        if forgotten:
+        for account in [*self._new.values(), *self.all_accounts()]:
+            account.reset_after_fork(totals_dropped=totals_dropped)
+        self._new = {number: new for number, new in self._new.items() if new.is_open()}
+        if totals_dropped:
             self._open = {name: account for name, account in self._open.items() if account.is_open()}
             self._ended.clear()

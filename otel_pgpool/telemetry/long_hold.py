@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.text import file_of, function_of, line_of
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.names import DIGITS
 from otel_pgpool.telemetry.stacks import stack_of
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.util.types import AttributeValue
 
+    from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.checkout import Checkout
 
 
@@ -39,8 +41,21 @@ def long_hold_attributes(
         names.ATTR_CONNECTION_PID: checkout.slot.pid,
         names.ATTR_TRANSACTION_STATUS: status.value,
         names.ATTR_CHECKED_OUT_AT: checkout.path_to,
+        **_code_attributes(checkout.stack),
     }
     stack = stack_of(checkout.thread, skipped)
     if stack:
         attributes[names.ATTR_CODE_STACKTRACE] = stack
     return attributes
+
+
+def _code_attributes(stack: Stack) -> dict[str, AttributeValue]:
+    """Return the attributes of the semantic conventions for the innermost call site; empty if there is none."""
+    if not stack:
+        return {}
+    code, instruction = stack[0], stack[1]
+    return {
+        names.ATTR_CODE_FILE_PATH: file_of(code),
+        names.ATTR_CODE_LINE_NUMBER: line_of(code, instruction),
+        names.ATTR_CODE_FUNCTION_NAME: function_of(code),
+    }

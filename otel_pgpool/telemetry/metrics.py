@@ -29,7 +29,7 @@ USE_BOUNDARIES = (*WAIT_BOUNDARIES, 60.0, 300.0)
 KEPT_AFTER_THE_END = 150.0
 """Seconds for which a reader gets the end of a pool: 2.5 times the SDK's default interval, as an export may fail."""
 
-KEPT_FOR_ANYBODY = 600.0
+KEPT_IF_READER_UNKNOWN = 600.0
 """Seconds for which every reader gets the end of a pool if the readers cannot be distinguished."""
 
 
@@ -83,9 +83,9 @@ class Instruments:
         if not pool.closed:  # a forked child attaches closed pools too
             self._accounts.report(pool)
 
-    def start_afresh(self) -> None:
+    def reset_after_fork(self) -> None:
         """Drop what was collected in the parent process, in a forked child."""
-        self._accounts.start_afresh(forgotten=sdk_internals.drop_all_series(self._all()))
+        self._accounts.reset_after_fork(totals_dropped=sdk_internals.drop_all_series(self._all()))
 
     def _all(self) -> tuple[Any, ...]:
         return (*self._histograms, *self._observables.values())
@@ -110,7 +110,7 @@ class Instruments:
     def _observe_totals(self, observable: Observable) -> Iterable[Observation]:
         accounts = self._accounts.shown
         if self._merges(observable):  # the sum over all names must include the totals of dropped names
-            accounts = self._accounts.all_that_were()
+            accounts = self._accounts.all_accounts()
         for account in accounts:
             for attributes, value in account.totals[observable.name].items():
                 yield Observation(value, {names.ATTR_POOL_NAME: account.name, **dict(attributes)})
@@ -129,19 +129,19 @@ class Instruments:
         reader = sdk_internals.collecting_reader(sys._getframe(1))  # noqa: SLF001 - the reader is found by its frame
         readers = sdk_internals.all_readers(self._all())
         self._reader = reader
-        now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_FOR_ANYBODY
+        now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_IF_READER_UNKNOWN
         self._accounts.begin(self if reader is None else reader, now, kept)
         if reader is None or not readers:
             return
-        over = set(self._accounts.told([reader], now, kept))
+        over = set(self._accounts.ended_names([reader], now, kept))
         if over:
-            sdk_internals.drop_exported_series(reader, self._histograms, _of_pools(over))
+            sdk_internals.drop_exported_series(reader, self._histograms, _is_of(over))
         surplus = self._accounts.surplus(readers, now, kept)
-        if surplus and sdk_internals.drop_series(readers, self._all(), _of_pools(surplus)):
-            self._accounts.forget(surplus)
+        if surplus and sdk_internals.drop_series(readers, self._all(), _is_of(surplus)):
+            self._accounts.drop(surplus)
 
 
-def _of_pools(over: Collection[str]) -> Callable[[dict[str, Any]], bool]:
+def _is_of(over: Collection[str]) -> Callable[[dict[str, Any]], bool]:
     return lambda attributes: attributes.get(names.ATTR_POOL_NAME) in over
 
 
@@ -166,7 +166,7 @@ def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - the parent may have held it at the moment of the fork
     _lock = threading.Lock()
     for known in [*_default, *_instruments.values()]:
-        known.start_afresh()
+        known.reset_after_fork()
 
 
 fork.register(_after_fork)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from opentelemetry.semconv._incubating.attributes import code_attributes, db_attributes, thread_attributes
+from opentelemetry.semconv._incubating.attributes import db_attributes, thread_attributes
 from opentelemetry.semconv._incubating.metrics import db_metrics
-from opentelemetry.semconv.attributes import error_attributes, server_attributes
+from opentelemetry.semconv.attributes import code_attributes, error_attributes, server_attributes
 from opentelemetry.semconv.schemas import Schemas
 
 SCOPE = "otel_pgpool"
@@ -33,6 +33,9 @@ ATTR_SERVER_ADDRESS = server_attributes.SERVER_ADDRESS
 ATTR_SERVER_PORT = server_attributes.SERVER_PORT
 ATTR_ERROR_TYPE = error_attributes.ERROR_TYPE
 ATTR_THREAD_NAME = thread_attributes.THREAD_NAME
+ATTR_CODE_FILE_PATH = code_attributes.CODE_FILE_PATH
+ATTR_CODE_LINE_NUMBER = code_attributes.CODE_LINE_NUMBER
+ATTR_CODE_FUNCTION_NAME = code_attributes.CODE_FUNCTION_NAME
 ATTR_CODE_STACKTRACE = code_attributes.CODE_STACKTRACE
 
 # Attributes of this package

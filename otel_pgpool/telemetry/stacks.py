@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.runtime.text import MOST_FRAMES, place_of
-from otel_pgpool.telemetry.thread_frames import current_frame
+from otel_pgpool.telemetry.frames import current_frame
 
 if TYPE_CHECKING:
     import threading

@@ -1,4 +1,4 @@
-"""What a checkout's span tells of its course: events at their times, long holds while they last, whom it waited for."""
+"""The course of a checkout in its span: events at their times, long holds while they last, links to the holders."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_retries(signals: Signals, dsn: str) -> None:
 
 
 def test_retries_of_a_failed_checkout(signals: Signals) -> None:
-    """A checkout that never got a connection tells its failed attempts too."""
+    """A checkout without a connection has events of its failed attempts too."""
     dsn = "postgresql://postgres@127.0.0.1:1/postgres"
     with signals.pool(0, 1, dsn, open=False, max_retries=2) as pool, pytest.raises(PoolTimeout):
         pool.getconn()
@@ -244,7 +244,7 @@ def held_long(signals: Signals, pool: ConnectionPool, conn: connection) -> Itera
 
 
 def test_held_for_ever(signals: Signals, dsn: str) -> None:
-    """A hold that never ends is told by all three signals while it lasts: event on the living span, record, counter."""
+    """All three signals report a hold while it lasts: an event on the open span, a record, a counter."""
     with signals.pool(1, 1, dsn, long_hold=THRESHOLD) as pool:
         before, began = time_ns(), monotonic()
         conn = pool.getconn()
@@ -260,6 +260,9 @@ def test_held_for_ever(signals: Signals, dsn: str) -> None:
                     "otel_pgpool.connection.pid": conn.get_backend_pid(),
                     "otel_pgpool.transaction.status": "idle",
                     "otel_pgpool.checked_out_at": str,
+                    "code.file.path": str,
+                    "code.line.number": int,
+                    "code.function.name": str,
                     "code.stacktrace": str,
                 },
             )
@@ -308,7 +311,7 @@ def test_transaction_status(signals: Signals, dsn: str, make: Any) -> None:
 
 
 def test_transaction_status_active(signals: Signals, dsn: str) -> None:
-    """A query that runs is told from a transaction left open: the state is read while the query goes on."""
+    """A running query differs from a transaction left open: the status is read while the query runs."""
     with signals.pool(1, 1, dsn, long_hold=60) as pool:
         conn = pool.getconn()
         status_in_transaction(conn)  # the BEGIN would look active too, and end before the query begins
@@ -432,7 +435,7 @@ def test_no_stacktrace_of_a_thread_that_ended(signals: Signals, dsn: str) -> Non
         let_last(pool)
         with held_long(signals, pool, taken.pop()) as attributes:
             assert "code.stacktrace" not in attributes
-            assert len(attributes) == 5
+            assert len(attributes) == 8
 
 
 def test_told_once(signals: Signals, dsn: str) -> None:
@@ -509,7 +512,7 @@ def test_links_of_a_wait_that_failed(signals: Signals, dsn: str) -> None:
 
 
 def test_a_holder_that_leaves_no_span(signals: Signals, dsn: str) -> None:
-    """There is no link to it, nor a trace; how long it holds, where, and its backend are told all the same."""
+    """The wait has no link to it and no trace, but how long it has held, where it was checked out, and its backend."""
     with signals.pool(1, 1, dsn) as pool:
         with suppress_instrumentation():
             conn = pool.getconn()
@@ -559,7 +562,7 @@ def test_durations_are_told_to_the_microsecond(signals: Signals, dsn: str, mode:
 
 
 def test_no_links_when_nobody_holds(signals: Signals, dsn: str) -> None:
-    """One that waits for the pool's first connection waits for nobody."""
+    """A checkout that waits for the pool's first connection waits for no holder."""
     with signals.pool(0, 1, dsn) as pool, pool.connection():
         pass
     assert signals.one("pool.wait").links == ()

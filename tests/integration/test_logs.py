@@ -1,4 +1,4 @@
-"""The log records: every event at its level, with its attributes, in the trace of the checkout that it speaks of."""
+"""The log records: every event at its level, with its attributes, in the trace of its checkout."""
 
 from __future__ import annotations
 
@@ -58,6 +58,9 @@ LONG_HOLD = {
     "otel_pgpool.connection.pid": int,
     "otel_pgpool.transaction.status": "idle",
     "otel_pgpool.checked_out_at": str,
+    "code.file.path": str,
+    "code.line.number": int,
+    "code.function.name": str,
     "code.stacktrace": str,
     "thread.name": "MainThread",
 }
@@ -70,6 +73,10 @@ def test_long_hold_and_its_return(signals: Signals, dsn: str) -> None:
         record = the(signals, "long_hold")
         assert pool.stats().used == 1
         assert_record(record, logging.WARNING, "long_hold", **LONG_HOLD)
+        path, line, function = (
+            record.attributes[f"code.{part}"] for part in ("file.path", "line.number", "function.name")
+        )
+        assert f"{path}:{line} {function}" == record.attributes["otel_pgpool.checked_out_at"].splitlines()[0]
         pool.putconn(conn)
         span, returned = signals.checkout(), the(signals, "long_hold_returned")
         assert_record(
@@ -154,7 +161,7 @@ def test_timeouts_are_limited(signals: Signals, dsn: str) -> None:
 
 
 def test_connection_lost_while_idle(signals: Signals, dsn: str, admin: connection) -> None:
-    """The dead of one sweep are told together, in the trace of the checkout that met the first of them."""
+    """Dead connections that are found together have one record, in the trace of the checkout that found the first."""
     with signals.pool(3, 3, dsn) as pool:
         conns = [pool.getconn() for _ in range(3)]
         pids = [conn.get_backend_pid() for conn in conns]
@@ -183,7 +190,7 @@ def test_connection_lost_while_idle(signals: Signals, dsn: str, admin: connectio
 
 
 def test_connection_lost_in_use(signals: Signals, dsn: str, admin: connection) -> None:
-    """One that died in use is told with its pid and SQLSTATE or error, in the trace of its checkout."""
+    """The record of a connection that died in use has its pid and SQLSTATE or error, in the trace of its checkout."""
     with signals.pool(1, 1, dsn) as pool:
         with suppress(psycopg2.Error), pool.connection() as conn:
             pid = conn.get_backend_pid()

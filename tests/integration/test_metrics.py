@@ -54,7 +54,7 @@ def histogram(signals: Signals, name: str, **rest: str) -> Any:
 
 
 def test_the_sixteen(signals: Signals, dsn: str) -> None:
-    """A pool that has lived has exactly sixteen metrics, each of its kind and unit, with a description and the name."""
+    """A used pool has exactly sixteen metrics, each of its kind and unit, with a description and the name."""
     with signals.pool(1, 1, dsn) as pool:
         with pool.connection():
             pass
@@ -262,7 +262,7 @@ def test_histograms_of_a_closed_pool_end_too(signals: Signals, dsn: str, monkeyp
 
 
 def test_each_pool_has_its_own_series(signals: Signals, dsn: str) -> None:
-    """Pools of one provider are told apart by their names, also where they were given the same one."""
+    """Pools of one provider differ in their names, even if they were created with the same one."""
     with signals.pool(1, 1, dsn) as first, signals.pool(2, 3, dsn) as second:
         assert (first.name, second.name) == (NAME, f"{NAME} #2")
         with second.connection():
@@ -276,7 +276,7 @@ def test_each_pool_has_its_own_series(signals: Signals, dsn: str) -> None:
 
 
 def test_a_dropped_pool_is_forgotten(signals: Signals, dsn: str) -> None:
-    """A pool that is garbage-collected without close() is not kept alive by its telemetry; its totals are told."""
+    """A pool that is garbage-collected without close() is not kept alive by its telemetry; its totals are reported."""
     pool = ConnectionPool(1, 1, dsn, name=NAME, observer=signals.telemetry())
     with pool.connection():
         pass

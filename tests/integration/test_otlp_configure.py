@@ -89,7 +89,7 @@ def started(script: str, environ: dict[str, str], *, patient: bool = True) -> It
 
 
 def run(script: str, environ: dict[str, str] | None = None, *, patient: bool = True) -> tuple[dict[str, Any], str]:
-    """Run a program to its end; return what it told, and what it wrote to stderr beside the records of ``work()``."""
+    """Run a program to its end; return what it printed, and its stderr without the records of ``work()``."""
     with started(script, environ or {}, patient=patient) as process:
         out, err = process.communicate(timeout=40)
     assert process.returncode == 0, err
@@ -395,7 +395,7 @@ def test_missing_packages_name_the_extra(missing: str, environ: dict[str, str]) 
 
 
 def test_importing_the_package_imports_neither_this_nor_the_sdk() -> None:
-    """The pool costs nobody an SDK."""
+    """A pool without ``otlp`` needs no SDK."""
     program = "import sys, otel_pgpool; print(*sys.modules)"
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
@@ -439,7 +439,7 @@ def test_other_exporters_work_beside_otlp_or_alone() -> None:
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_endpoint_that_refuses_is_counted_and_bounded(protocol: str) -> None:
-    """Where nobody listens, shutdown ends in its time, every item is counted, and each signal says so once."""
+    """Without an endpoint, shutdown ends in its time, every item is counted, and each signal logs one record."""
     with closed_endpoint() as endpoint:
         told, err = run(
             """

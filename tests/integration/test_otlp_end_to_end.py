@@ -180,13 +180,16 @@ def test_events(run: Run) -> None:
             "otel_pgpool.connection.pid": run.told["pid"],
             "otel_pgpool.transaction.status": "in_transaction",
             "otel_pgpool.checked_out_at": str,
+            "code.file.path": str,
+            "code.line.number": int,
+            "code.function.name": str,
             "code.stacktrace": str,
         },
     )
 
 
 def test_waits(run: Run) -> None:
-    """The one that queued behind a holder links to the holder's span; those that waited for a new one to nobody's."""
+    """A checkout that queued behind a holder links to its span; one that waited for a new connection has no link."""
     new, queued = run.spans("pool.checkout")[:2]
     waits = {wait.parent_span_id: wait for wait in run.spans("pool.wait")}
     (link,) = waits[queued.span_id].links

@@ -426,7 +426,7 @@ def test_closed_before(signals: Signals, dsn: str) -> None:
 
 
 def test_closed_while_waiting(signals: Signals, dsn: str) -> None:
-    """One that waits when the pool closes fails at once, and its wait is told."""
+    """A checkout that waits when the pool closes fails at once, and has a span of its wait."""
     with signals.pool(1, 1, dsn) as pool:
         held = pool.getconn()
 
@@ -443,7 +443,7 @@ def test_closed_while_waiting(signals: Signals, dsn: str) -> None:
 
 
 def test_interrupted_wait(signals: Signals, dsn: str) -> None:
-    """A wait that is interrupted is `error` with the exception's name, and its wait is told."""
+    """An interrupted wait has the outcome `error`, the exception's name, and a span of the wait."""
 
     class Interruptedly(BaseException):
         """What a handler of signals may raise."""
@@ -552,7 +552,7 @@ def test_success_after_a_dead_connection(signals: Signals, dsn: str, admin: conn
 
 
 def test_password_is_in_no_span(signals: Signals) -> None:
-    """Whatever libpq says of a connect with a wrong password, the password is in nothing that is emitted."""
+    """Whatever libpq's message about a wrong password is, no signal contains the password."""
     with ClonedServer() as server:
         right, wrong = parse_dsn(server.dsn)["password"], "wr0ng-s3cret"
         with signals.pool(0, 1, url_of(server.dsn, password=wrong), open=False, max_retries=1) as pool:

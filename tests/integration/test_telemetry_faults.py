@@ -173,7 +173,7 @@ def provider_with(processor: SpanProcessor) -> TracerProvider:
 
 @pytest.fixture
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Keep what the SDK says of the faults out of the way."""
+    """Suppress the SDK's own records about the faults."""
     caplog.set_level(logging.CRITICAL, "opentelemetry")
 
 
@@ -221,7 +221,7 @@ def test_broken_log_handler(dsn: str, admin: connection) -> None:
 
 
 def test_observer_that_raises_everywhere(dsn: str, admin: connection) -> None:
-    """A program's own observer that raises in every method but the introduction is lamented, once a minute."""
+    """The errors of an observer that raises in every method but ``attached`` are logged once a minute."""
     observer = raising_in(*(name for name in METHODS if name != "attached"))
     with Signals() as signals, observed_by(dsn, observer) as pool:
         work_through(pool, admin)

@@ -1,4 +1,4 @@
-"""Totals of our own pool, as readers of two kinds are told them: none goes down, none is lost with its pool."""
+"""Totals of our own pool, as readers of two kinds receive them: none goes down, none is lost with its pool."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def time_out(pool: ConnectionPool) -> None:
 
 
 def test_a_short_job(signals: Signals, readers: Readers, dsn: str) -> None:
-    """One that ends before the first collection is told whole: its checkouts, timeouts and connections."""
+    """All checkouts, timeouts and connections of a pool that ends before the first collection are reported."""
     with pool_of(signals, dsn) as pool:
         borrow(pool, 3)
         time_out(pool)
@@ -54,7 +54,7 @@ def test_a_short_job(signals: Signals, readers: Readers, dsn: str) -> None:
 
 
 def test_one_job_after_the_other(signals: Signals, readers: Readers, dsn: str) -> None:
-    """Each has a pool of the same name, whose own figures begin at 0; some are told in between."""
+    """Each has a pool of the same name, whose own figures begin at 0; readers collect between some of them."""
     for number in range(1, 5):
         with pool_of(signals, dsn) as pool:
             assert sum(pool.stats().checkouts.values()) == 0
@@ -105,7 +105,7 @@ def test_a_pool_that_was_never_whole(signals: Signals, readers: Readers, dsn: st
 
 
 def test_a_return_after_the_end_counts(signals: Signals, readers: Readers, dsn: str) -> None:
-    """A connection that comes back to a closed pool is closed, which is told; so is how its checkout began."""
+    """A connection that is released to a closed pool is closed, and counts as discarded; its checkout counts too."""
     pool = pool_of(signals, dsn)
     conn = pool.getconn()
     pool.close(0)

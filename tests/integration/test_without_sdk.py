@@ -27,7 +27,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def run(script: str, dsn: str, **environ: str) -> dict[str, Any]:
-    """Run a program in which every warning is an error; what it told."""
+    """Run a program in which every warning is an error; return what it printed."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],

@@ -36,7 +36,7 @@ class Machine(RuleBasedStateMachine):
         self.expected: dict[str, Counter[str]] = {TIMEOUTS: Counter(), CHECKOUTS: Counter()}
         self.patches = [
             mock.patch.object(metrics, "monotonic", side_effect=lambda: self.meter.now),
-            mock.patch.object(accounts, "MOST_TOLD", 2),
+            mock.patch.object(accounts, "MAX_REPORTED", 2),
         ]
         if opaque:
             self.patches.append(mock.patch.object(metrics.series, "collecting", return_value=None))

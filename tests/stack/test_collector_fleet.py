@@ -43,7 +43,7 @@ def test_a_gateway_keeps_what_tells_something_and_5_percent_of_the_rest(targets:
             "wait": sender.checkout(wait_time=0.11),
         }
         failed = sender.span(
-            names.CHECKOUT, {names.ATTR_WAIT_TIME: 0.01, names.ATTR_RETRIES: 0}
+            names.SPAN_CHECKOUT, {names.ATTR_WAIT_TIME: 0.01, names.ATTR_RETRIES: 0}
         )  # such a one has no long_hold
         failed.set_status(Status(StatusCode.ERROR))
         failed.end()
@@ -76,7 +76,7 @@ def test_a_long_hold_is_kept_though_its_queries_have_gone(targets: Targets, tmp_
         for request in requests:
             sender.checkout(trace.set_span_in_context(request), long_hold=True)
         sender.flush()
-        targets.jaeger.wait_for(lambda r: len([span for span in r.spans if span.name == names.CHECKOUT]) == 20)
+        targets.jaeger.wait_for(lambda r: len([span for span in r.spans if span.name == names.SPAN_CHECKOUT]) == 20)
         for request in requests:
             request.end()
         sender.flush()

@@ -87,7 +87,7 @@ def test_no_sql_and_no_parameter_leaves(targets: Targets, tmp_path: Path) -> Non
         other.record_exception(ValueError("no page 0"))
         other.set_status(Status(StatusCode.ERROR, "ValueError: no page 0"))
         other.end()
-        pool = sender.span(names.CHECKOUT, {names.ATTR_DB_SYSTEM_NAME: "postgresql"})
+        pool = sender.span(names.SPAN_CHECKOUT, {names.ATTR_DB_SYSTEM_NAME: "postgresql"})
         pool.set_status(Status(StatusCode.ERROR, "no connection within 5 s"))
         pool.end()
         sender.meters.get_meter("dbapi").create_counter("queries").add(1, {"db.query.text": SECRET, "ok": True})

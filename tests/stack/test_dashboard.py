@@ -19,7 +19,7 @@ ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 SOURCES = {source["uid"]: source for source in load("grafana/provisioning/datasources/datasources.yaml")["datasources"]}
 VERDICTS = ["Utilization now", "Backlog", "Leak", "Connect failure", "Slow use"]
-SPANS = {names.CHECKOUT, names.SPAN_CONNECT}
+SPANS = {names.SPAN_CHECKOUT, names.SPAN_CONNECT}
 KNOWN = {value for name, value in vars(names).items() if name.isupper()} | {"error"}
 """What spans can be searched for; `error` is how Jaeger shows the status."""
 

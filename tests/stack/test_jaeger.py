@@ -45,7 +45,7 @@ def send(jaeger: Jaeger) -> set[str]:
         provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=jaeger.otlp, insecure=True)))
         for held_long in (True, False):
             span = provider.get_tracer(names.SCOPE).start_span(
-                names.CHECKOUT, attributes={names.ATTR_LONG_HOLD: held_long}
+                names.SPAN_CHECKOUT, attributes={names.ATTR_LONG_HOLD: held_long}
             )
             span.end()
             if service == "shop" and held_long:

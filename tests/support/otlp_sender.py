@@ -47,7 +47,7 @@ class Program:
     def checkout(self, parent: Context | None = None, **changed: Any) -> str:
         """One checkout's span, ended; the id of its trace."""
         changes = {f"otel_pgpool.{name}": value for name, value in changed.items()}
-        span = self.span(names.CHECKOUT, {**ORDINARY, **changes}, parent=parent)
+        span = self.span(names.SPAN_CHECKOUT, {**ORDINARY, **changes}, parent=parent)
         span.end()
         return trace_id(span)
 

@@ -1,4 +1,4 @@
-"""Texts that others wrote, as they are told."""
+"""Third-party texts, as they are reported."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_bounds(text: str) -> None:
     ],
 )
 def test_may_hold_password(text: str, may: bool) -> None:
-    """A connection string is known by its look."""
+    """A connection string is recognized by its form."""
     assert may_hold_password(text) is may
 
 
 @pytest.mark.parametrize("piece", ["://", "passw", "password ", "passw'", "@://"])
 def test_guard_against_passwords_is_linear(piece: str) -> None:
-    """A text of a megabyte is looked at once, not once for each of its characters."""
+    """A text of a megabyte is read once, not once for each of its characters."""
     may_hold_password(piece * (1_000_000 // len(piece)))
 
 
@@ -77,7 +77,7 @@ def test_names() -> None:
 
 
 def test_code() -> None:
-    """A file and a function may be named by anybody who compiles code; of a long path the end is told."""
+    """A program may give a file and a function any name; of a long path the end is reported."""
     long = f"/{'folder/' * 100}app.py"
     made: dict[str, object] = {}
     exec(compile("def f(): pass", f"x\nERROR\x1b{long}", "exec"), made)  # noqa: S102 - to give it a name
@@ -89,7 +89,7 @@ def test_code() -> None:
 
 
 def test_error_types() -> None:
-    """SQLSTATEs of PostgreSQL's are told as they are, and fifty others; the rest has one name."""
+    """PostgreSQL's SQLSTATEs are reported as they are, and fifty others; the rest has one name."""
     types = ErrorTypes()
     assert {types.of(f"Error{number}") for number in range(1000)} == {*(f"Error{n}" for n in range(MOST_TYPES)), OTHER}
     assert (types.of("Error0"), types.of("Error999")) == ("Error0", OTHER)

@@ -1,4 +1,4 @@
-"""What a thread is doing."""
+"""The frames of other threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from otel_pgpool.telemetry import thread_frames
+from otel_pgpool.telemetry import frames
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 def test_a_running_thread() -> None:
     """Its innermost frame; of one that has ended there is none, and the collector goes on."""
-    frame = thread_frames.current_frame(threading.current_thread())
+    frame = frames.current_frame(threading.current_thread())
     assert frame is not None
     assert frame.f_code.co_name == "current_frame"
     ended = threading.Thread(target=int)
     ended.start()
     ended.join()
-    assert thread_frames.current_frame(ended) is None
+    assert frames.current_frame(ended) is None
     assert gc.isenabled()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # that is the subject
 def test_a_fork_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child of a fork in the middle of a look can look too, and has its collector."""
+    """The child of a fork during a read of the frames can read them too, and its garbage collector is on."""
     inside, forking = threading.Event(), threading.Event()
     real = sys._current_frames
 
@@ -40,14 +40,14 @@ def test_a_fork_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
         return real()
 
     monkeypatch.setattr(sys, "_current_frames", slowly)
-    looking = threading.Thread(target=thread_frames.current_frame, args=(threading.current_thread(),))
+    looking = threading.Thread(target=frames.current_frame, args=(threading.current_thread(),))
     looking.start()
     assert inside.wait(10)
     threading.Timer(0.05, forking.set).start()
     pid = os.fork()
     if pid == 0:
         forking.set()
-        looked = threading.Thread(target=thread_frames.current_frame, args=(threading.current_thread(),), daemon=True)
+        looked = threading.Thread(target=frames.current_frame, args=(threading.current_thread(),), daemon=True)
         looked.start()
         looked.join(10)
         os._exit(0 if gc.isenabled() and not looked.is_alive() else 1)

@@ -1,4 +1,4 @@
-"""Totals go up, whatever becomes of pools, and are told to every reader to the end; then everything is let go."""
+"""Totals never go down, every reader receives them to the end, and then nothing of a pool is kept."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ KEPT = metrics.KEPT_AFTER_THE_END
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
-    """Two readers: one that adds up what it is told, one that is told sums."""
+    """Provide two readers: one of increments, which it adds up, and one of sums."""
     return Meter(monkeypatch, Reader(delta=True), Reader())
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds that are reached soon."""
-    monkeypatch.setattr(accounts, "MOST_UNTOLD", 100)
-    monkeypatch.setattr(accounts, "MOST_TOLD", 10)
+    monkeypatch.setattr(accounts, "MAX_UNREPORTED", 100)
+    monkeypatch.setattr(accounts, "MAX_REPORTED", 10)
 
 
 def all_told(meter: Meter, metric: str, expected: int, name: str = "shop") -> None:
@@ -49,7 +49,7 @@ def close(pool: Pool) -> None:
 
 @pytest.mark.parametrize("seconds", [0, 2 * KEPT])
 def test_a_pool_made_anew_goes_on_where_its_name_ended(meter: Meter, seconds: float) -> None:
-    """At once, or when everybody has been told of the end; its own figures begin at 0."""
+    """It continues the totals at once, or after every reader has exported the end; its own figures begin at 0."""
     first = meter.pool(timeouts=7, served=3)
     all_told(meter, TIMEOUTS, 7)
     close(first)
@@ -85,7 +85,7 @@ def test_a_pool_that_introduces_itself_again_counts_once(meter: Meter) -> None:
 
 
 def test_a_figure_that_falls_for_a_moment(meter: Meter) -> None:
-    """A reader between two steps of a count sees less than there is: it is told what was true before."""
+    """A reader that collects between two steps of a count gets the earlier, higher figure."""
     pool = meter.pool(timeouts=5, closed_connections={"idle": 2})
     all_told(meter, TIMEOUTS, 5)
     pool.timeouts, pool.closed_connections = 3, {}  # type: ignore[assignment]
@@ -99,7 +99,7 @@ def test_a_figure_that_falls_for_a_moment(meter: Meter) -> None:
 
 
 def test_a_pool_closed_before_the_first_collection(meter: Meter) -> None:
-    """Its totals are told, its levels are not."""
+    """Its totals are reported, its levels are not."""
     close(meter.pool(timeouts=4, served=6))
     told = meter.ask()
     assert [each[TIMEOUTS] for each in told] == [{"shop": 4}] * 2
@@ -109,7 +109,7 @@ def test_a_pool_closed_before_the_first_collection(meter: Meter) -> None:
 
 @pytest.mark.parametrize("in_a_cycle", [False, True])
 def test_a_pool_that_was_dropped(meter: Meter, in_a_cycle: bool) -> None:
-    """Whichever way it was collected, all that it had counted is told."""
+    """Whichever way it was collected, all that it had counted is reported."""
     pool = meter.pool(timeouts=1)
     all_told(meter, TIMEOUTS, 1)
     pool.timeouts = 5
@@ -135,7 +135,7 @@ def test_a_pool_that_leaves_no_figures(meter: Meter) -> None:
 
 
 def test_a_return_after_the_end_counts(meter: Meter) -> None:
-    """While something is out of a closed pool its totals may grow; they are told until it has come back."""
+    """The totals of a closed pool may grow while a connection is checked out; they are reported until its release."""
     pool = meter.pool(timeouts=1, oldest_hold=0.5)
     close(pool)
     for _ in range(3):
@@ -147,7 +147,7 @@ def test_a_return_after_the_end_counts(meter: Meter) -> None:
 
 
 def test_each_reader_gets_the_end_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that asks every 5 s, one that asks every 300 s: from its own first time on, at least once; then no more."""
+    """Readers that collect every 5 s and every 300 s get the end from their own first collection, at least once."""
     often, seldom = Reader(delta=True), Reader()
     meter = Meter(monkeypatch, often, seldom)
     pool = meter.pool(timeouts=7)
@@ -183,7 +183,7 @@ def test_one_that_nobody_reads_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("aggregation", [None, ExponentialBucketHistogramAggregation()])
 def test_histograms_end_for_each_reader(monkeypatch: pytest.MonkeyPatch, aggregation: Any) -> None:
-    """A while after it has exported the end; one that asks seldom still gets all of it."""
+    """A while after it has exported the end; a reader that collects rarely still gets all of it."""
     views = [] if aggregation is None else [View(instrument_name=WAIT_TIME, aggregation=aggregation)]
     often, seldom = Reader(), Reader()
     meter = Meter(monkeypatch, often, seldom, views=views)
@@ -231,12 +231,12 @@ def test_histograms_of_a_pool_made_anew_stay(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_nothing_grows_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of names that have ended leave a bounded number of series and totals, though one reader never asks."""
+    """Thousands of ended names leave a bounded number of series and totals, though a reader never collects."""
     read, unread = Reader(delta=True), Reader()
     meter = Meter(monkeypatch, read, unread)
     sizes = []
     for number in range(6):
-        for each in range(accounts.MOST_UNTOLD):
+        for each in range(accounts.MAX_UNREPORTED):
             name = f"{number}-{each}"
             meter.wait(name)
             close(meter.pool(name, timeouts=1))
@@ -246,19 +246,19 @@ def test_nothing_grows_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
         read.ask()
         sizes.append((meter.kept_by_the_sdk(), len(meter.instruments._accounts._ended)))
     told = [name for metric, name in read.total if metric == TIMEOUTS]
-    assert sum(read.sum_of(TIMEOUTS, name) for name in told) == 6 * accounts.MOST_UNTOLD
+    assert sum(read.sum_of(TIMEOUTS, name) for name in told) == 6 * accounts.MAX_UNREPORTED
     assert sizes[1:] == [sizes[1]] * 5
-    assert sizes[0][1] == accounts.MOST_UNTOLD
+    assert sizes[0][1] == accounts.MAX_UNREPORTED
 
 
 def test_some_names_are_kept_when_all_have_been_told(meter: Meter) -> None:
     """Those that ended last; of the others the SDK has forgotten everything too, so that a delta does not fall."""
-    for number in range(accounts.MOST_TOLD + 1):
+    for number in range(accounts.MAX_REPORTED + 1):
         close(meter.pool(f"shop-{number}", timeouts=7))
     meter.ask()
     meter.pass_on(KEPT)
     meter.ask()
-    assert len(meter.instruments._accounts._ended) == accounts.MOST_TOLD
+    assert len(meter.instruments._accounts._ended) == accounts.MAX_REPORTED
     before = meter.kept_by_the_sdk()
     anew = [meter.pool("shop-0", timeouts=1), meter.pool("shop-1", timeouts=1)]
     often, _seldom = meter.readers
@@ -271,20 +271,20 @@ def test_nothing_grows_where_nobody_collects(monkeypatch: pytest.MonkeyPatch) ->
     """A program without the SDK, or without a reader, may make as many pools as it likes."""
     meter = Meter(monkeypatch)
     alive = [meter.pool() for _ in range(10)]
-    for number in range(5 * accounts.MOST_UNTOLD):
+    for number in range(5 * accounts.MAX_UNREPORTED):
         meter.pool(f"shop-{number}", timeouts=1)
-    assert len(meter.instruments._accounts._arrived) <= 2 * (accounts.MOST_UNTOLD + len(alive))
+    assert len(meter.instruments._accounts._new) <= 2 * (accounts.MAX_UNREPORTED + len(alive))
     late = Reader()
     meter.provider.add_metric_reader(late.inner)
     assert late.ask()[MAX] == {"shop": 5}
-    assert late.sum_of(TIMEOUTS, f"shop-{5 * accounts.MOST_UNTOLD - 1}") == 1
+    assert late.sum_of(TIMEOUTS, f"shop-{5 * accounts.MAX_UNREPORTED - 1}") == 1
 
 
 def test_thousands_of_one_name_between_two_collections(meter: Meter) -> None:
     """A program that makes a pool for each request loses none of their totals."""
-    for _ in range(5 * accounts.MOST_UNTOLD):
+    for _ in range(5 * accounts.MAX_UNREPORTED):
         meter.pool(timeouts=1)
-    all_told(meter, TIMEOUTS, 5 * accounts.MOST_UNTOLD)
+    all_told(meter, TIMEOUTS, 5 * accounts.MAX_UNREPORTED)
 
 
 # A forked child
@@ -296,11 +296,11 @@ def forked(meter: Meter, *pools: Pool) -> None:
         pool.timeouts = pool.served = 0
         pool.oldest_hold = 0.0
         meter.instruments.report(pool)
-    meter.instruments.start_afresh()
+    meter.instruments.reset_after_fork()
 
 
 def test_a_forked_child_counts_from_zero(meter: Meter) -> None:
-    """Though its parent has collected, closed and dropped pools: no total falls, and nothing of it is told again."""
+    """Its parent has collected, closed and dropped pools: no total goes down, and nothing is reported again."""
     pool, ended = meter.pool(timeouts=8), meter.pool("ended", timeouts=3)
     meter.pool("dropped", timeouts=2)
     meter.ask()
@@ -318,7 +318,7 @@ def test_a_forked_child_counts_from_zero(meter: Meter) -> None:
 
 
 class Opaque:
-    """An SDK whose inside looks otherwise."""
+    """An SDK whose private parts differ."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sdk_internals, "_real", lambda _instrument: object())
@@ -340,7 +340,7 @@ def test_a_forked_child_of_an_sdk_that_forgets_nothing(meter: Meter, monkeypatch
 
 
 def test_an_sdk_that_does_not_tell_its_readers_apart(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end is told to whoever asks, for long enough that the slowest has asked; nothing falls afterwards either."""
+    """Every collection gets the end, until the slowest reader has collected; no total goes down afterwards."""
     Opaque(monkeypatch)
     pool = meter.pool(timeouts=7)
     meter.ask()
@@ -350,9 +350,9 @@ def test_an_sdk_that_does_not_tell_its_readers_apart(meter: Meter, monkeypatch: 
         meter.pass_on(5)
         often.ask()
     assert seldom.ask()[TIMEOUTS] == {"shop": 7}
-    meter.pass_on(metrics.KEPT_FOR_ANYBODY)
+    meter.pass_on(metrics.KEPT_IF_READER_UNKNOWN)
     assert TIMEOUTS not in often.ask()
-    for number in range(2 * accounts.MOST_UNTOLD):
+    for number in range(2 * accounts.MAX_UNREPORTED):
         close(meter.pool(f"other-{number}"))
     meter.ask()
     again = meter.pool(timeouts=1)
@@ -365,21 +365,21 @@ def test_a_view_without_the_pools_name(monkeypatch: pytest.MonkeyPatch) -> None:
     views = [View(instrument_name=CHECKOUTS, attribute_keys={PATH})]
     meter = Meter(monkeypatch, Reader(delta=True), Reader(), views=views)
     stays = meter.pool("stays", served=1)
-    for number in range(accounts.MOST_TOLD + 20):
+    for number in range(accounts.MAX_REPORTED + 20):
         pool = meter.pool(f"shop-{number}", served=2)
         meter.ask()
         close(pool)
     for _ in range(3):
         meter.pass_on(KEPT)
-        all_told(meter, CHECKOUTS, 1 + 2 * (accounts.MOST_TOLD + 20), "")
+        all_told(meter, CHECKOUTS, 1 + 2 * (accounts.MAX_REPORTED + 20), "")
     anew = [meter.pool("shop-0", served=5), meter.pool("shop-29", served=5)]
     stays.served += 1
-    all_told(meter, CHECKOUTS, 12 + 2 * (accounts.MOST_TOLD + 20), "")
+    all_told(meter, CHECKOUTS, 12 + 2 * (accounts.MAX_REPORTED + 20), "")
     assert not anew[0].closed
 
 
 def test_instruments_that_a_view_drops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are told as always, and end as always."""
+    """The others are reported as always, and end as always."""
     reader = Reader()
     dropped = ["db.client.connection.count", CHECKOUTS, WAIT_TIME]
     meter = Meter(

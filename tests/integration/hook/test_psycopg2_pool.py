@@ -396,6 +396,9 @@ def test_never_returned(signals: Signals, dsn: str) -> None:
                 "otel_pgpool.connection.pid": conn.get_backend_pid(),
                 "otel_pgpool.transaction.status": "idle",
                 "otel_pgpool.checked_out_at": str,
+                "code.file.path": str,
+                "code.line.number": int,
+                "code.function.name": str,
                 "code.stacktrace": str,
             },
         )

@@ -1,0 +1,89 @@
+"""The environment variables that this package reads. libpq, the SDK and its exporters read others of their own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Variable(NamedTuple):
+    """An environment variable."""
+
+    name: str
+    option: str
+    """The option whose default the variable is, or the function that reads the variable."""
+    default: str
+    """What an unset or empty variable means, as it would be set; empty for nothing."""
+    description: str
+
+
+TIMEOUT = Variable("DB_CONNECTION_TIMEOUT", "timeout", "30", "default of `timeout`, in seconds")
+LONG_HOLD = Variable("OTEL_PGPOOL_LONG_HOLD", "long_hold", "1.0", "default of `long_hold`, in seconds; 0: never")
+SPANS = Variable(
+    "OTEL_PGPOOL_SPANS",
+    "spans",
+    "always",
+    "`always`; `parent`: only inside a recording span; `slow`; `off`. Metrics and logs are not affected",
+)
+SLOW = Variable(
+    "OTEL_PGPOOL_SLOW",
+    "slow",
+    "0.1",
+    "with `slow`: a checkout leaves a span only if it waited or held for this many seconds, failed or was retried",
+)
+HISTOGRAMS = Variable(
+    "OTEL_PGPOOL_HISTOGRAMS",
+    "histograms",
+    "wait_time,use_time,create_time",
+    "the histograms to record; `none` for none",
+)
+STACK_SKIP = Variable(
+    "OTEL_PGPOOL_STACK_SKIP",
+    "stack_skip",
+    "",
+    "comma-separated packages of servers and frameworks that a long hold's stack leaves out, in addition to the known "
+    "ones",
+)
+WAIT_TIMEOUT = Variable(
+    "OTEL_PGPOOL_WAIT_TIMEOUT",
+    "PgPoolInstrumentor.instrument",
+    "",
+    "seconds that an exhausted, instrumented `ThreadedConnectionPool` of psycopg2 waits; not set: it raises at once",
+)
+
+SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing over OTLP")
+EXPORTERS = {
+    signal: Variable(
+        f"OTEL_{signal.upper()}_EXPORTER",
+        "configure",
+        "otlp",
+        f"`none`: `configure()` exports no {signal} over OTLP",
+    )
+    for signal in ("traces", "metrics", "logs")
+}
+"""Variables of the three signals, by signal."""
+
+PROTOCOL = Variable(
+    "OTEL_EXPORTER_OTLP_PROTOCOL", "configure", "grpc", "the protocol of `configure()`: `grpc` or `http/protobuf`"
+)
+PROTOCOLS = {
+    signal: Variable(
+        f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "configure", "", f"the same for {signal} alone; comes first"
+    )
+    for signal in EXPORTERS
+}
+"""Variables of the three signals, by signal."""
+
+ENVIRONMENT = (
+    TIMEOUT,
+    LONG_HOLD,
+    SPANS,
+    SLOW,
+    HISTOGRAMS,
+    STACK_SKIP,
+    WAIT_TIMEOUT,
+    SDK_DISABLED,
+    *EXPORTERS.values(),
+    PROTOCOL,
+    *PROTOCOLS.values(),
+)
+"""All of the above, in the order of the documentation."""
