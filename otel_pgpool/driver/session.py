@@ -13,6 +13,7 @@ from otel_pgpool.driver.deadline import IO_DEADLINE, Deadline, sever
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.errors import PoolError, sqlstate
 from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ IDLE = extensions.TRANSACTION_STATUS_IDLE
 ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 IN_ERROR = extensions.TRANSACTION_STATUS_INERROR
 UNKNOWN = extensions.TRANSACTION_STATUS_UNKNOWN
+TRANSACTION_STATUSES = tuple(TransactionStatus)
+"""The statuses in the order of libpq's numbers."""
 UNUSABLE = (ACTIVE, UNKNOWN)
 """States in which no transaction can be ended: another thread or a COPY uses the connection, or the session is gone."""
 BROKEN = 2
@@ -47,6 +50,11 @@ settings = attrgetter("status", "autocommit", *LEVELS)
 def is_clean(conn: connection, slot: Slot) -> bool:
     """Return whether the connection is open, in no transaction, and has the settings of its hand-over."""
     return conn.get_transaction_status() == IDLE and settings(conn) == slot.baseline
+
+
+def transaction_status(conn: connection) -> TransactionStatus:
+    """Return the status of a connection's transaction, as libpq knows it."""
+    return TRANSACTION_STATUSES[conn.get_transaction_status()]
 
 
 # Liveness

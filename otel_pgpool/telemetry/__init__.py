@@ -10,6 +10,7 @@ from opentelemetry import context as contexts
 from otel_pgpool.config import TelemetryConfig
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.driver.session import transaction_status
 from otel_pgpool.errors import PoolTimeout, error_type
 from otel_pgpool.runtime.text import class_of, text_of, thread_names
 from otel_pgpool.telemetry import names
@@ -20,7 +21,7 @@ from otel_pgpool.telemetry.metrics import Silence, instruments
 from otel_pgpool.telemetry.spans import SUPPRESSED, Observed, Spans, long_hold_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import MeterProvider
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.slot import Slot
     from otel_pgpool.stats import PoolStats
+    from otel_pgpool.types import TransactionStatus
 
 SILENT = Silence()
 """The gate of a pool that records neither spans nor waits and holds."""
@@ -76,6 +78,8 @@ class Telemetry:
         self._use_time = self._instruments.use_time if "use_time" in recorded else None
         self._create_time = self._instruments.create_time if "create_time" in recorded else None
         self.silence = self._silence()
+        self.transaction_status: Callable[[Any], TransactionStatus] = transaction_status
+        """Function that reads the status of a connection's transaction; the instrumentation sets its own."""
         self._pool_name: str | None = None
         self._error_types = ErrorTypes()
 
@@ -200,7 +204,7 @@ class Telemetry:
         return {**attributes, names.THREAD_NAME: thread_names[checkout.thread.name]}
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
-        return long_hold_attributes(checkout, self._threshold, self._config.stack_skip)
+        return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
 
     def _long_hold_ended(self, checkout: Checkout, context: Context | None) -> None:
         with self._lock:

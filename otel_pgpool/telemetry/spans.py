@@ -30,9 +30,10 @@ from otel_pgpool.telemetry.names import (
     WAIT_TIME,
 )
 from otel_pgpool.telemetry.stacks import stack_of
+from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from opentelemetry.trace import Span, TracerProvider
     from opentelemetry.util.types import AttributeValue
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 INTERNAL = SpanKind.INTERNAL
 NO_CONTEXT = Context()
-TRANSACTION_STATUSES = ("idle", "active", "in_transaction", "in_error", "unknown")
 
 
 class Observed:
@@ -276,18 +276,23 @@ class Spans:
         return set_span_in_context(span, parent)
 
 
-def long_hold_attributes(checkout: Checkout, threshold: float, skipped: Collection[str]) -> dict[str, AttributeValue]:
+def long_hold_attributes(
+    checkout: Checkout,
+    threshold: float,
+    skipped: Collection[str],
+    transaction_status: Callable[[Any], TransactionStatus],
+) -> dict[str, AttributeValue]:
     """Return the attributes of a hold in progress, such as whether a query runs and the stack of its thread."""
     conn = checkout.slot.ref()
-    status = "unknown"
+    status = TransactionStatus.UNKNOWN
     if conn is not None:
         with suppress(Exception):  # an instrumented pool's connections may be of any kind
-            status = TRANSACTION_STATUSES[conn.get_transaction_status()]
+            status = transaction_status(conn)
     attributes: dict[str, AttributeValue] = {
         names.THRESHOLD: round(threshold if checkout.expected_hold is None else checkout.expected_hold, DIGITS),
         names.HELD: round(monotonic() - checkout.acquired, DIGITS),
         names.CONNECTION_PID: checkout.slot.pid,
-        names.TRANSACTION_STATUS: status,
+        names.TRANSACTION_STATUS: str(status),
         names.CHECKED_OUT_AT: checkout.path_to,
     }
     stack = stack_of(checkout.thread, skipped)
