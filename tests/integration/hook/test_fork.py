@@ -12,7 +12,7 @@ import pytest
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from tests.integration.hook.helpers import EXHAUSTED, STOCK, instrumented, ledger_of, lent, name_of, quietly
+from tests.integration.hook.helpers import EXHAUSTED, STOCK, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.helpers import IN_TRANSACTION, PATIENCE, ask, in_child, in_thread, wait_until
 from tests.support.telemetry import MOMENT, assert_exactly, until
 
@@ -136,7 +136,7 @@ def test_quiet_hook(dsn: str, admin: connection) -> None:
 
         def child() -> list[int]:
             pool.putconn(held)
-            return [use(pool), len(pool._used), ledger_of(pool).stats().checkouts["new"]]
+            return [use(pool), len(pool._used), tracker_of(pool).stats().checkouts["new"]]
 
         pid, used, new = json.loads(in_child(child))
         assert pid not in pids
@@ -299,7 +299,7 @@ def test_waiters_are_the_parents(signals: Signals, dsn: str, monkeypatch: pytest
         pool = ThreadedConnectionPool(1, 1, dsn)
         conn = pool.getconn()
         future = in_thread(pool.getconn)
-        until(lambda: len(ledger_of(pool).waiting) == 1)
+        until(lambda: len(tracker_of(pool).waiting) == 1)
 
         def child() -> int:
             assert signals.values("db.client.connection.pending_requests", name_of(dsn)) == {(): 0}

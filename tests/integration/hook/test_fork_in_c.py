@@ -14,8 +14,8 @@ import pytest
 from psycopg2.pool import AbstractConnectionPool, PoolError, ThreadedConnectionPool
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from tests.integration.hook.helpers import STOCK, instrumented, ledger_of, quietly
-from tests.integration.hook.sqlalchemy_helpers import borrow, driver, hooked, ledger, select
+from tests.integration.hook.helpers import STOCK, instrumented, quietly, tracker_of
+from tests.integration.hook.sqlalchemy_helpers import borrow, driver, engine_tracker, hooked, select
 from tests.integration.hook.test_fork import DEEDS, states, use, warm
 from tests.integration.hook.test_sqlalchemy_company import fill
 from tests.support.helpers import IN_TRANSACTION, PATIENCE, ask, fork_in_c, in_child, in_thread
@@ -96,7 +96,7 @@ def test_figures_are_the_childs_own(signals: Signals, dsn: str) -> None:
         held = pool.getconn()
 
         def levels() -> Any:
-            stats = ledger_of(pool).stats()
+            stats = tracker_of(pool).stats()
             return stats.used, stats.idle, stats.created, dict(stats.discarded)
 
         assert in_child(levels, fork_in_c) == str((0, 0, 0, {"forked": 2}))
@@ -136,7 +136,7 @@ def test_waiters_are_the_parents(signals: Signals, dsn: str, monkeypatch: pytest
         pool = ThreadedConnectionPool(1, 1, dsn)
         conn = pool.getconn()
         future = in_thread(pool.getconn)
-        until(lambda: len(ledger_of(pool).waiting) == 1)
+        until(lambda: len(tracker_of(pool).waiting) == 1)
         assert int(in_child(lambda: use(pool), fork_in_c)) != conn.get_backend_pid()
         pool.putconn(conn)
         pool.putconn(future.result(PATIENCE))
@@ -272,7 +272,7 @@ def test_what_comes_back_is_not_lent(
 
         def child() -> Any:
             raw.close()
-            return borrow(engine), borrow(engine), ledger(engine).stats().discarded["forked"]
+            return borrow(engine), borrow(engine), engine_tracker(engine).stats().discarded["forked"]
 
         first, second, forked = in_child(child, fork).strip("()").split(", ")
         assert first == second != str(pid)

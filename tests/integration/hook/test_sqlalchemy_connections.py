@@ -20,8 +20,8 @@ from tests.integration.hook.sqlalchemy_helpers import (
     borrow,
     denied,
     driver,
+    engine_tracker,
     hooked,
-    ledger,
     listening,
     parameters_of,
     select,
@@ -65,7 +65,7 @@ def test_connect_that_fails(signals: Signals, hook: None, engines: Engines, pool
         engine = engines(f"postgresql+psycopg2://postgres:s3cret@127.0.0.1:{port}/postgres", poolclass=poolclass)
         with pytest.raises(exc.OperationalError, match="refused") as failure:
             engine.connect()
-    name = ledger(engine).name
+    name = engine_tracker(engine).name
     dsn = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     failed = signals.checkout()
     assert_exactly(failed.attributes, denied(dsn, name, "new", "error", "OperationalError", retries=1))
@@ -80,7 +80,7 @@ def test_connect_that_fails(signals: Signals, hook: None, engines: Engines, pool
     assert created.attributes["error.type"] == "OperationalError"
     (started,) = signals.logged("outage_started")
     assert started.record.levelname == "ERROR"
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert (stats.used, stats.idle, stats.connecting, stats.errors, stats.created) == (0, 0, 0, 1, 0)
     assert "s3cret" not in signals.everything()
 
@@ -120,7 +120,7 @@ def test_first_connect_that_is_refused_by_the_program(signals: Signals, hook: No
     assert (failed.attributes or {})["error.type"] == "ValueError"
     assert attribute(failed, "outcome") == "error"
     borrow(engine)
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
     assert signals.live() == []
 
 
@@ -172,9 +172,9 @@ def test_wait_of_a_creator_is_no_connect(signals: Signals, hook: None, engines: 
     held = engine.connect()
     waiter = threading.Thread(target=borrow, args=[engine])
     waiter.start()
-    until(lambda: ledger(engine).stats().waiting == 1)
-    so_far = ledger(engine).stats().oldest_hold
-    until(lambda: ledger(engine).stats().oldest_hold > so_far + 2 * MOMENT)
+    until(lambda: engine_tracker(engine).stats().waiting == 1)
+    so_far = engine_tracker(engine).stats().oldest_hold
+    until(lambda: engine_tracker(engine).stats().oldest_hold > so_far + 2 * MOMENT)
     held.invalidate()
     held.close()
     waiter.join(PATIENCE)
@@ -223,7 +223,7 @@ def test_invalidated_by_the_program(signals: Signals, hook: None, engines: Engin
         assert attribute(gone, "outcome") == "discarded"
         assert (gone.attributes or {}).get("error.type") is None
         assert attribute(gone, "connection.pid") == pid
-        assert ledger(engine).stats().used == 0
+        assert engine_tracker(engine).stats().used == 0
         if conn.in_transaction():
             conn.get_transaction().rollback()
         assert select(conn, "select pg_backend_pid()") != pid
@@ -263,7 +263,7 @@ def test_disconnect_in_a_query(
     assert discarded(signals, engines.name) == {"broken": 1}
     (lost,) = signals.logged("connection_lost")
     assert lost.attributes["otel_pgpool.connection.pid"] == pid
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
     borrow(engine)
     assert told(signals, "path") == ["new", "new"]
 
@@ -283,7 +283,7 @@ def test_disconnect_seen_on_return(signals: Signals, hook: None, engines: Engine
     (lost,) = signals.logged("connection_lost")
     assert lost.attributes["otel_pgpool.connection.pid"] == pid
     assert lost.attributes["error.type"]
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
 
 
 def test_pre_ping(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
@@ -322,7 +322,7 @@ def test_pre_ping_without_a_server(signals: Signals, hook: None, engines: Engine
     _served, failed = signals.named("pool.checkout")
     assert retries(failed) == ["InvalidatePoolError", "OperationalError"]
     assert (attribute(failed, "outcome"), attribute(failed, "path")) == ("error", "new")
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert (stats.used, stats.connecting) == (0, 0)
 
 
@@ -407,7 +407,7 @@ def test_listener_that_refuses(signals: Signals, hook: None, engines: Engines, t
     assert (span.attributes or {}).get("error.type") == (None if times == 1 else "InvalidRequestError")
     assert discarded(signals, engines.name)["check_failed"] == times
     assert len(signals.named("pool.connect")) == times + 1
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert stats.used == 0
     assert stats.created - sum(stats.discarded.values()) == stats.idle
 
@@ -423,7 +423,7 @@ def test_listener_with_an_error_of_its_own(signals: Signals, hook: None, engines
         engine.connect()
     failed = signals.checkout()
     assert (attribute(failed, "outcome"), (failed.attributes or {})["error.type"]) == ("error", "ValueError")
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert (stats.used, stats.idle) == (0, 0)
     assert sum(stats.discarded.values()) == stats.created == 1
 
@@ -446,7 +446,7 @@ def test_listener_that_asks_another_engine(signals: Signals, hook: None, engines
     assert sorted(names) == sorted([engines.name] * 2 + ["other"] * 3)
     assert signals.live() == []
     for each, created in ((engine, 1), (other, 1)):
-        stats = ledger(each).stats()
+        stats = engine_tracker(each).stats()
         assert (stats.created, stats.used, stats.idle, stats.connecting) == (created, 0, 1, 0)
 
 
@@ -463,7 +463,7 @@ def test_detach(signals: Signals, hook: None, engines: Engines, overflow: int) -
         span = signals.checkout()
         assert attribute(span, "outcome") == "discarded"
         assert attribute(span, "connection.pid") == pid
-        assert ledger(engine).stats().used == 0
+        assert engine_tracker(engine).stats().used == 0
         assert borrow(engine) != pid
         assert select(conn, "select pg_backend_pid()") == pid
     assert told(signals, "outcome") == ["discarded", "released"]
@@ -480,7 +480,7 @@ def test_detach_from_a_pool_that_keeps_nothing_else(
         pid = select(conn, "select pg_backend_pid()")
         conn.detach()
         assert told(signals, "outcome") == ["discarded"]
-        assert ledger(engine).stats().used == 0
+        assert engine_tracker(engine).stats().used == 0
         assert borrow(engine) != pid
     assert told(signals, "outcome") == ["discarded", "released"]
     assert discarded(signals, engines.name)["returned_closed"] == 1
@@ -496,7 +496,7 @@ def test_detach_for_somebody_who_waits(signals: Signals, hook: None, engines: En
         assert waiter.result(PATIENCE) != select(conn, "select pg_backend_pid()")
     assert told(signals, "outcome") == ["discarded", "released"]
     assert len(signals.one("pool.wait").links) == 1
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert (stats.used, stats.waiting, stats.idle) == (0, 0, 1)
 
 
@@ -505,7 +505,7 @@ def drop(engine: Engine) -> tuple[int, int]:
     conn = engine.connect()
     select(conn)
     pid = driver(conn).info.backend_pid
-    (hold,) = ledger(engine).holds
+    (hold,) = engine_tracker(engine).held
     return pid, hold.slot.serial
 
 
@@ -523,7 +523,7 @@ def test_leak(signals: Signals, hook: None, engines: Engines, poolclass: type) -
     assert record.record.levelname == "WARNING"
     assert record.attributes["otel_pgpool.checked_out_at"].splitlines()[0].endswith(" drop")
     assert record.span_context.span_id == span.get_span_context().span_id
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
     borrow(engine)
     assert told(signals, "outcome") == ["reclaimed", "released"]
 
@@ -567,7 +567,7 @@ def test_leak_of_a_dead_one(signals: Signals, hook: None, engines: Engines, admi
     assert told(signals, "outcome") == ["reclaimed"]
     assert discarded(signals, engines.name) == {"broken": 1}
     assert {*tellers} == {"otel_pgpool-watch"}
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
 
 
 def test_leaks_do_not_gather(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
@@ -595,7 +595,7 @@ def test_dead_thread(signals: Signals, engines: Engines) -> None:
         thread = threading.Thread(target=lambda: kept.append(engine.connect()), name="gone")
         thread.start()
         thread.join(PATIENCE)
-        ledger(engine).long_hold = 0.0
+        engine_tracker(engine).long_hold = 0.0
         (record,) = until(lambda: signals.logged("long_hold"))
         assert record.attributes["thread.name"] == "gone"
         assert "code.stacktrace" not in record.attributes
