@@ -53,7 +53,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
     instrumentor = PgPoolInstrumentor()
     instrumentor.instrument(meter_provider=MeterProvider([reader]), spans="always")
     pools = [ThreadedConnectionPool(1, 5, f"host=localhost dbname=shop{number}") for number in range(COUNTS[name])]
-    hook: Any = instrumentor._hook
+    watch: Any = instrumentor._session.watch  # type: ignore[union-attr]
 
     def check_out() -> None:
         for _ in range(CHECKOUTS // len(pools)):
@@ -61,8 +61,8 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
                 pool.putconn(pool.getconn())
 
     def tick() -> None:
-        for ledger in hook.ledgers:
-            ledger._level._looked = 0.0
+        for tracker in watch.trackers:
+            tracker._level._looked = 0.0
 
     played = {
         "checkout": _each(check_out, CHECKOUTS),
@@ -70,7 +70,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
     }
     for pool in pools:
         pool.getconn()
-    return {name: {**played, "look": _each(lambda: hook._watch._look(hook), len(pools), tick)}}
+    return {name: {**played, "look": _each(lambda: watch._thread._look(watch), len(pools), tick)}}
 
 
 def _each(work: Callable[[], Any], times: int, prepare: Callable[[], None] = lambda: None) -> float:

@@ -35,7 +35,7 @@ import otel_pgpool
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
 from otel_pgpool.config import PoolConfig, TelemetryConfig
 from otel_pgpool.environment import ENVIRONMENT
-from otel_pgpool.instrumentation.settings import Settings
+from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.telemetry import Telemetry
 from tests.support.documents import (
     DOCUMENTS,
@@ -288,7 +288,7 @@ def test_variables_are_those_that_are_read() -> None:
     assert set(told["OTEL_PGPOOL_HISTOGRAMS"].split(",")) == telemetry.histograms
     assert told["OTEL_PGPOOL_STACK_SKIP"] == ",".join(telemetry.stack_skip) == ""
     assert told["OTEL_PGPOOL_WAIT_TIMEOUT"] == ""
-    assert Settings.of(environ={}).wait_timeout is None
+    assert InstrumentationOptions.of(environ={}).wait_timeout is None
 
 
 def test_no_variable_is_read_beside_the_table() -> None:

@@ -344,23 +344,22 @@ def test_django(processes: int, environ: dict[str, str], receiver: HttpReceiver,
 
 
 SHELF = """
-import sys
-
+from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otel_pgpool import PgPoolInstrumentor, instrumentation
+from otel_pgpool import PgPoolInstrumentor
 
-instrumentation.__path__.append("kinds")
-instrumentation.KINDS["shelf"] = "shelf_pool"
 memory, reader = InMemorySpanExporter(), InMemoryMetricReader()
 tracers = TracerProvider()
 tracers.add_span_processor(SimpleSpanProcessor(memory))
-PgPoolInstrumentor().instrument(tracer_provider=tracers, meter_provider=MeterProvider([reader]))
+trace.set_tracer_provider(tracers)
+metrics.set_meter_provider(MeterProvider([reader]))
 
+import main
 import os
 import shelf
 
@@ -372,7 +371,7 @@ def told():
 
 
 pool = shelf.Shelf(1, os.environ["DATABASE_URL"])
-take, conn = shelf.Shelf.take, pool.take(1)
+take, conn = vars(shelf.Shelf)["take"], pool.take(1)
 try:
     pool.take(0.01)
 except TimeoutError:
@@ -380,9 +379,9 @@ except TimeoutError:
 assert told() == ["pool.connect", "pool.wait", "pool.checkout timeout", "pool.checkout released"], told()
 assert pool.take(1) is conn
 
-metrics = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+collected = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
 for name, values in (("db.client.connection.count", [1, 0]), ("otel_pgpool.utilization", [1.0])):
-    assert [point.value for metric in metrics if metric.name == name for point in metric.data.data_points] == values
+    assert [point.value for metric in collected if metric.name == name for point in metric.data.data_points] == values
 
 child = os.fork()
 if child == 0:
@@ -396,17 +395,15 @@ with conn.cursor() as cur:
     cur.execute("select 1")
 
 PgPoolInstrumentor().uninstrument()
-assert shelf.Shelf.take is not take
+assert vars(shelf.Shelf)["take"] is not take
 pool.put(conn)
 assert told() == ["pool.checkout released"]
 """
 
 
 def test_another_kind_of_pool(environ: dict[str, str], tmp_path: Path) -> None:
-    """The kind as it is shown tells of waits, holds, timeouts and connects, survives a fork, and comes off."""
-    lay_out("Another kind of pool", tmp_path, "shelf.py")
-    (tmp_path / "kinds").mkdir()
-    lay_out("Another kind of pool", tmp_path / "kinds", "shelf_pool.py")
+    """The adapter as it is shown reports waits, holds, timeouts and connects, survives a fork, and comes off."""
+    lay_out("Another kind of pool", tmp_path)
     done = subprocess.run(
         ["python", "-c", SHELF],
         cwd=tmp_path,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import weakref
 from functools import partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -16,22 +16,28 @@ except ModuleNotFoundError as error:
     message = "PgPoolInstrumentor needs the extra 'instrument': pip install 'otel-pgpool[instrument]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from otel_pgpool.instrumentation.hook import Hook
-from otel_pgpool.instrumentation.settings import Settings
+from otel_pgpool.instrumentation.options import InstrumentationOptions
+from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
+    from types import ModuleType
+
+    from otel_pgpool.instrumentation.adapters.base import PoolAdapter
 
 logger = logging.getLogger("otel_pgpool")
 
-KINDS = {
-    "psycopg2.pool": "psycopg2_pool",
-    "sqlalchemy": "sqlalchemy_pool",
+ADAPTERS = {
+    "psycopg2.pool": "otel_pgpool.instrumentation.adapters.psycopg2.install:Psycopg2Adapter",
+    "sqlalchemy": "otel_pgpool.instrumentation.adapters.sqlalchemy.install:SqlalchemyAdapter",
 }
-"""By module: the submodule that instruments its pools, imported once the module itself has been imported."""
+"""By module of a library: the class of the adapter, imported once the library's module has been imported.
 
-FLAVOURS = {"psycopg2": "psycopg2 >= 2.9", "psycopg2-binary": "psycopg2-binary >= 2.9"}
+Another kind of pool is added before ``instrument()``: see ``docs/extending.md``.
+"""
+
+DISTRIBUTIONS = {"psycopg2": "psycopg2 >= 2.9", "psycopg2-binary": "psycopg2-binary >= 2.9"}
 
 
 class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is not typed
@@ -52,14 +58,14 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
             default ``OTEL_PGPOOL_LONG_HOLD``, or 1 if that is not set.
     """
 
-    _hook: Hook | None = None
-    _undo: list[Callable[[], None]]
+    _session: InstrumentationSession | None = None
+    _adapters: list[PoolAdapter]
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the requirement for the installed distribution of psycopg2, or nothing if there is none."""
-        for flavour, requirement in FLAVOURS.items():
+        for name, requirement in DISTRIBUTIONS.items():
             try:
-                distribution(flavour)
+                distribution(name)
             except PackageNotFoundError:
                 continue
             return (requirement,)
@@ -67,35 +73,42 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
 
     def _instrument(self, **options: Any) -> None:
         try:
-            self._turn_on(options)
+            self._start(options)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             log_failure("failed to instrument connection pools; they stay uninstrumented", error)
             self._uninstrument()
 
-    def _turn_on(self, options: dict[str, Any]) -> None:
+    def _start(self, options: dict[str, Any]) -> None:
         known = ("tracer_provider", "meter_provider", "spans", "long_hold")
         for option in options.keys() - {*known}:
             logger.debug("PgPoolInstrumentor has no option %r", option)
-        hook = Hook(Settings.of(**{option: options[option] for option in known if option in options}))
-        self._hook, self._undo = hook, []
-        for module, kind in KINDS.items():
-            register_post_import_hook(partial(self._hook_on, weakref.ref(hook), kind), module)
+        given = {option: options[option] for option in known if option in options}
+        session = InstrumentationSession(InstrumentationOptions.of(**given))
+        self._session, self._adapters = session, []
+        for module, adapter in ADAPTERS.items():
+            register_post_import_hook(partial(self._install, weakref.ref(session), adapter), module)
 
-    def _hook_on(self, hook_ref: weakref.ref[Hook], kind: str, _module: object) -> None:
-        hook = hook_ref()
-        if hook is None or not hook.is_on:  # wrapt cannot unregister a post-import hook
+    def _install(self, session_ref: weakref.ref[InstrumentationSession], name: str, module: ModuleType) -> None:
+        session = session_ref()
+        if session is None or not session.is_on:  # wrapt cannot unregister a post-import hook
             return
         try:
-            self._undo.append(import_module(f"{__name__}.{kind}").hook_on(hook))
+            adapter: PoolAdapter = resolve_name(name)(session)
+            try:
+                adapter.install()
+            except BaseException:
+                adapter.uninstall()
+                raise
+            self._adapters.append(adapter)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-            log_failure(f"failed to instrument {kind}; its pools stay uninstrumented", error)
+            log_failure(f"failed to instrument the pools of {module.__name__}; they stay uninstrumented", error)
 
     def _uninstrument(self, **_options: Any) -> None:
-        hook, self._hook = self._hook, None
-        if hook is None:
+        session, self._session = self._session, None
+        if session is None:
             return
-        undos, self._undo = self._undo, []
-        for undo in (*reversed(undos), hook.end):
+        adapters, self._adapters = self._adapters, []
+        for undo in (*(adapter.uninstall for adapter in reversed(adapters)), session.end):
             try:
                 undo()
             except Exception as error:  # noqa: BLE001 - the other parts have to be undone too

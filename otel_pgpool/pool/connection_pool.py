@@ -335,9 +335,9 @@ class ConnectionPool(ObservedByTelemetry):
 
     __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy
 
-    def restart_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """Restart the pool in a forked child, without sending anything over the sockets inherited from the parent."""
-        self._inherited.update(self._parts.restart_after_fork())
+        self._inherited.update(self._parts.reset_after_fork())
         if self._parts.observer is not None:
             self._parts.notifier.tell(self._parts.observer.attached, self)
 

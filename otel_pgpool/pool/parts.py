@@ -139,7 +139,7 @@ class Parts:
         self.core, self.discarder, self.thread, self.releaser, self.health = core, discarder, thread, releaser, health
         self.connectors, self.acquirer, self.maintenance, self.lifecycle = connectors, acquirer, maintenance, lifecycle
 
-    def restart_after_fork(self) -> list[connection]:
+    def reset_after_fork(self) -> list[connection]:
         """Start again in a forked child; return the connections that are checked out, which are the parent's.
 
         Nothing is sent over the sockets inherited from the parent.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Forked(Protocol):
     """A pool that has to be reset in a forked child."""
 
-    def restart_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """Reset the pool."""
 
 
@@ -87,7 +87,7 @@ def _after_fork() -> None:
     _lock = threading.RLock()
     for pool in list(_pools):
         try:
-            pool.restart_after_fork()
+            pool.reset_after_fork()
         except Exception as error:  # noqa: BLE001 - a subclass may raise anything; the other pools still have to be reset
             log_failure("could not reset a pool in the forked child", error)
 

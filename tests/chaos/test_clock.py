@@ -57,7 +57,7 @@ def test_only_spans_look_at_the_time_of_day() -> None:
     """The start of a span does, and the hook, as SQLAlchemy dates its connections so; cli and demo are not meant."""
     files = [file for file in PACKAGE.rglob("*.py") if not {"cli", "demo"} & set(file.parts)]
     looking = {file.relative_to(PACKAGE).as_posix() for file in files if clocks(file) & WALL_CLOCK}
-    assert looking == {"telemetry/spans.py", "instrumentation/sqlalchemy_pool.py"}
+    assert looking == {"telemetry/spans.py", "instrumentation/adapters/sqlalchemy/wrappers.py"}
 
 
 STEPPING = """

@@ -19,13 +19,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.driver.dsn import UnknownTarget
-from otel_pgpool.instrumentation.hook import Hook
-from otel_pgpool.instrumentation.kind import Kind, Levels
-from otel_pgpool.instrumentation.settings import Settings
-from otel_pgpool.instrumentation.sqlalchemy_engine import name_of, target_of_engine
+from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import engine_name, engine_target
+from otel_pgpool.instrumentation.options import InstrumentationOptions
+from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.runtime.text import LONGEST_TEXT
 from otel_pgpool.telemetry.error_types import MOST_TYPES
+from otel_pgpool.types import Outcome, PoolErrorType
+from tests.support.adapters import FakeAdapter
 from tests.support.fakes import FakeConnection
 from tests.support.telemetry import Signals
 
@@ -207,7 +207,7 @@ def test_passwords_that_are_not_escaped(pieces: list[str], place: str) -> None:
     if SECRET in str(parsed.username):  # a user's name is no secret
         return
     engine = create_engine(parsed)
-    target, name = target_of_engine(engine), name_of(engine)
+    target, name = engine_target(engine), engine_name(engine)
     engine.dispose()
     assert_fit([target.address, target.namespace, name, *target.public, ""])
 
@@ -227,33 +227,33 @@ def test_an_instrumented_pool(name: str, thread: str, error: Exception, state: s
         restore: Any = error.__setstate__  # type: ignore[attr-defined]
         restore({"pgcode": state.replace("\0", "")})
     with Signals() as signals:
-        hook = Hook(
-            Settings.of(
+        session = InstrumentationSession(
+            InstrumentationOptions.of(
                 tracer_provider=signals.tracer_provider,
                 meter_provider=signals.meter_provider,
                 long_hold=1e-9,
                 environ={},
             )
         )
-        hook.parked = False  # no thread is started
+        session.watch.parked = False  # no thread is started
         theirs = Theirs()
-        ledger = hook.adopt(theirs, Kind(lambda _pool: Levels(0, 1, 0, 0, 1), lambda _pool: 0), name, UnknownTarget())
-        assert ledger is not None
+        tracker = session.track(theirs, FakeAdapter(), name=name)
+        assert tracker is not None
 
         def run() -> None:
-            ledger.connect_failed(0.0, error)
+            tracker.connect_failed(0.0, error)
             frame = sys._getframe()
-            ledger.refuse(ledger.ask((frame.f_code, frame.f_lasti)), error, "timeout")
-            ledger.refuse(ledger.ask((frame.f_code, frame.f_lasti)), error)
-            held = ledger.ask((frame.f_code, frame.f_lasti))
-            ledger.lend(held, FakeConnection())
-            ledger.give_back(held, "discarded", error)
+            tracker.failed(tracker.start((frame.f_code, frame.f_lasti)), error, PoolErrorType.TIMEOUT)
+            tracker.failed(tracker.start((frame.f_code, frame.f_lasti)), error)
+            held = tracker.start((frame.f_code, frame.f_lasti))
+            tracker.acquired(held, FakeConnection())
+            tracker.released(held, Outcome.DISCARDED, error)
 
         runner = threading.Thread(target=run, name=thread)
         runner.start()
         runner.join()
-        texts = told(signals, ledger.stats())
-        hook.end()
+        texts = told(signals, tracker.stats())
+        session.end()
         secrets = SECRET if SECRET not in thread else "\0"
         assert_fit(texts, secrets)
         assert max(map(len, texts)) <= 8 * LONGEST_TEXT
@@ -262,20 +262,22 @@ def test_an_instrumented_pool(name: str, thread: str, error: Exception, state: s
 def test_classes_without_bound() -> None:
     """Error classes made on the fly do not make series without bound, and a timeout keeps its name."""
     with Signals() as signals:
-        hook = Hook(
-            Settings.of(tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, environ={})
+        session = InstrumentationSession(
+            InstrumentationOptions.of(
+                tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, environ={}
+            )
         )
-        hook.parked = False  # no thread is started
+        session.watch.parked = False  # no thread is started
         theirs = Theirs()
-        ledger = hook.adopt(
-            theirs, Kind(lambda _pool: Levels(0, 1, 0, 0, 1), lambda _pool: 0), "theirs", UnknownTarget()
-        )
-        assert ledger is not None
+        tracker = session.track(theirs, FakeAdapter(), name="theirs")
+        assert tracker is not None
         frame = sys._getframe()
         for number in range(2 * MOST_TYPES):
-            ledger.connect_failed(0.0, type(f"Error{number}", (Exception,), {})())
-        ledger.refuse(ledger.ask((frame.f_code, frame.f_lasti)), PoolError("connection pool exhausted"), "timeout")
+            tracker.connect_failed(0.0, type(f"Error{number}", (Exception,), {})())
+        tracker.failed(
+            tracker.start((frame.f_code, frame.f_lasti)), PoolError("connection pool exhausted"), PoolErrorType.TIMEOUT
+        )
         texts = told(signals)
-        hook.end()
+        session.end()
     assert len({text for text in texts if re.fullmatch(r"Error\d+|_OTHER", text)}) == MOST_TYPES + 1
     assert "timeout" in texts

@@ -20,7 +20,7 @@ from tests.support.telemetry import served, unserved
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.instrumentation.tracker import PoolTracker
     from tests.support.telemetry import Signals
 
 EXHAUSTED = "connection pool exhausted"
@@ -68,10 +68,10 @@ def denied(dsn: str, outcome: str, error: str, path: str = "idle", **changes: An
     return {**unserved(dsn, path, outcome, error, **changes), "db.client.connection.pool.name": name_of(dsn)}
 
 
-def ledger_of(pool: Any) -> Ledger:
-    """Return the ledger of an instrumented pool."""
-    ledger: Ledger = vars(pool)["_otel_pgpool"]
-    return ledger
+def tracker_of(pool: Any) -> PoolTracker:
+    """Return the tracker of an instrumented pool."""
+    tracker: PoolTracker = vars(pool)["_otel_pgpool"]
+    return tracker
 
 
 def snapshot() -> dict[tuple[type, str], Any]:

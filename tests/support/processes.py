@@ -13,6 +13,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from otel_pgpool.demo.postgres import find_binaries
 from otel_pgpool.runtime import fork as forking
 from tests.support.waiting import PATIENCE
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from otel_pgpool import PgPoolInstrumentor
-    from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.instrumentation.tracker import PoolTracker
     from tests.support.telemetry import Signals
 
 POOL_NAME = "db.client.connection.pool.name"
@@ -90,15 +90,15 @@ def fill(engine: Engine, count: int) -> list[int]:
         return [driver(stack.enter_context(engine.connect())).info.backend_pid for _ in range(count)]
 
 
-def ledger(engine: Engine) -> Ledger:
-    """Return the ledger of an engine's pool."""
-    found: Ledger = vars(engine.pool)["_otel_pgpool"]
+def engine_tracker(engine: Engine) -> PoolTracker:
+    """Return the tracker of an engine's pool."""
+    found: PoolTracker = vars(engine.pool)["_otel_pgpool"]
     return found
 
 
 def waits(engine: Engine) -> Callable[[], bool]:
     """Whether somebody waits for a connection."""
-    return lambda: "_otel_pgpool" in vars(engine.pool) and ledger(engine).stats().waiting > 0
+    return lambda: "_otel_pgpool" in vars(engine.pool) and engine_tracker(engine).stats().waiting > 0
 
 
 def lent(dsn: str, name: str, **changes: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 class FakePool:
     forked = 0
 
-    def restart_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         self.forked += 1
 
 
@@ -116,8 +116,8 @@ def test_one_pool_that_fails_in_a_child_costs_the_others_nothing(caplog: pytest.
     """All are told of the fork; what one raised is logged."""
 
     class Failing(FakePool):
-        def restart_after_fork(self) -> None:
-            super().restart_after_fork()
+        def reset_after_fork(self) -> None:
+            super().reset_after_fork()
             raise LookupError
 
     pools = [FakePool(), Failing(), FakePool(), Failing(), FakePool()]

@@ -11,9 +11,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from otel_pgpool.driver.dsn import UnknownTarget
-from otel_pgpool.instrumentation.kind import Levels
-from otel_pgpool.instrumentation.sqlalchemy_engine import name_of, read_levels
-from otel_pgpool.instrumentation.sqlalchemy_pool import BETWEEN
+from otel_pgpool.instrumentation.adapters.base import Levels
+from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import engine_name, read_levels
+from otel_pgpool.instrumentation.adapters.sqlalchemy.wrappers import BETWEEN
 from otel_pgpool.pool.call_site import describe, places, stack_of
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 )
 def test_name_of_an_engine(url: str, name: str) -> None:
     """The URL without its password, and of its query only what tells where it leads."""
-    assert name_of(create_engine(url)) == name
+    assert engine_name(create_engine(url)) == name
 
 
 def test_name_that_the_program_gave() -> None:
     """The pool's logging name comes first."""
-    assert name_of(create_engine("postgresql+psycopg2://db/shop", pool_logging_name="orders")) == "orders"
+    assert engine_name(create_engine("postgresql+psycopg2://db/shop", pool_logging_name="orders")) == "orders"
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_levels_of_a_pool_at_rest(options: dict[str, Any], levels: Levels) -> No
 
 @pytest.mark.parametrize(("poolclass", "maximum"), [(NullPool, 0), (StaticPool, 1)])
 def test_levels_of_a_pool_without_figures(poolclass: type, maximum: int) -> None:
-    """A pool that counts nothing itself is read from its ledger."""
+    """A pool that counts nothing itself is read from its tracker."""
 
     class Counted:
-        holds = ("one", "two")
+        held = ("one", "two")
 
     pool = create_engine("postgresql+psycopg2://db/shop", poolclass=poolclass).pool
     vars(pool)["_otel_pgpool"] = Counted()

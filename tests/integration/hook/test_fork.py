@@ -14,7 +14,7 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 
 from tests.support.database import IN_TRANSACTION, ask
 from tests.support.forked_pools import DEEDS, states, use, warm
-from tests.support.instrumentation import EXHAUSTED, STOCK, instrumented, ledger_of, lent, name_of, quietly
+from tests.support.instrumentation import EXHAUSTED, STOCK, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.processes import in_child
 from tests.support.telemetry import MOMENT, assert_exactly, until
 from tests.support.waiting import PATIENCE, in_thread, wait_until
@@ -71,7 +71,7 @@ def test_quiet_hook(dsn: str, admin: connection) -> None:
 
         def child() -> list[int]:
             pool.putconn(held)
-            return [use(pool), len(pool._used), ledger_of(pool).stats().checkouts["new"]]
+            return [use(pool), len(pool._used), tracker_of(pool).stats().checkouts["new"]]
 
         pid, used, new = json.loads(in_child(child))
         assert pid not in pids
@@ -234,7 +234,7 @@ def test_waiters_are_the_parents(signals: Signals, dsn: str, monkeypatch: pytest
         pool = ThreadedConnectionPool(1, 1, dsn)
         conn = pool.getconn()
         future = in_thread(pool.getconn)
-        until(lambda: len(ledger_of(pool).waiting) == 1)
+        until(lambda: len(tracker_of(pool).waiting) == 1)
 
         def child() -> int:
             assert signals.values("db.client.connection.pending_requests", name_of(dsn)) == {(): 0}

@@ -16,9 +16,9 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from tests.support.database import IN_TRANSACTION, ask
 from tests.support.forked_pools import DEEDS, states, use, warm
-from tests.support.instrumentation import STOCK, instrumented, ledger_of, quietly
+from tests.support.instrumentation import STOCK, instrumented, quietly, tracker_of
 from tests.support.processes import fork_in_c, in_child
-from tests.support.sqlalchemy_engines import borrow, driver, fill, hooked, ledger, select
+from tests.support.sqlalchemy_engines import borrow, driver, engine_tracker, fill, hooked, select
 from tests.support.telemetry import until
 from tests.support.waiting import PATIENCE, in_thread
 
@@ -97,7 +97,7 @@ def test_figures_are_the_childs_own(signals: Signals, dsn: str) -> None:
         held = pool.getconn()
 
         def levels() -> Any:
-            stats = ledger_of(pool).stats()
+            stats = tracker_of(pool).stats()
             return stats.used, stats.idle, stats.created, dict(stats.discarded)
 
         assert in_child(levels, fork_in_c) == str((0, 0, 0, {"forked": 2}))
@@ -137,7 +137,7 @@ def test_waiters_are_the_parents(signals: Signals, dsn: str, monkeypatch: pytest
         pool = ThreadedConnectionPool(1, 1, dsn)
         conn = pool.getconn()
         future = in_thread(pool.getconn)
-        until(lambda: len(ledger_of(pool).waiting) == 1)
+        until(lambda: len(tracker_of(pool).waiting) == 1)
         assert int(in_child(lambda: use(pool), fork_in_c)) != conn.get_backend_pid()
         pool.putconn(conn)
         pool.putconn(future.result(PATIENCE))
@@ -273,7 +273,7 @@ def test_what_comes_back_is_not_lent(
 
         def child() -> Any:
             raw.close()
-            return borrow(engine), borrow(engine), ledger(engine).stats().discarded["forked"]
+            return borrow(engine), borrow(engine), engine_tracker(engine).stats().discarded["forked"]
 
         first, second, forked = in_child(child, fork).strip("()").split(", ")
         assert first == second != str(pid)

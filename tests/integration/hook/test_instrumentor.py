@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -29,7 +30,7 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 import otel_pgpool
 from otel_pgpool import PgPoolInstrumentor, instrumentation
 from tests.support.database import ask
-from tests.support.instrumentation import instrumented, ledger_of, lent, name_of, quietly, snapshot
+from tests.support.instrumentation import instrumented, lent, name_of, quietly, snapshot, tracker_of
 from tests.support.telemetry import assert_exactly, status_of, until
 from tests.support.waiting import PATIENCE, in_thread
 
@@ -141,7 +142,7 @@ def test_again_with_other_options(signals: Signals, dsn: str) -> None:
     with instrumented(signals, spans="off"):
         pool.putconn(pool.getconn())
         assert signals.value("otel_pgpool.checkouts", "idle", pool_name=name_of(dsn)) == 2
-        assert ledger_of(pool).served == 1
+        assert tracker_of(pool).handed_out == 1
     with instrumented(signals, long_hold=None):
         pool.putconn(pool.getconn())
     for span in signals.named("pool.checkout"):
@@ -213,12 +214,12 @@ def test_wrapped_by_somebody_else(signals: Signals, dsn: str, monkeypatch: pytes
                 setattr(ThreadedConnectionPool, name, around(getattr(ThreadedConnectionPool, name)))
             pool = ThreadedConnectionPool(1, 1, dsn)
             pool.putconn(pool.getconn())
-            assert sum(ledger_of(pool).stats().checkouts.values()) == 1
+            assert sum(tracker_of(pool).stats().checkouts.values()) == 1
         pool.putconn(pool.getconn())
         assert "_otel_pgpool" not in vars(AbstractConnectionPool)
         with instrumented(None if quiet else signals, **({"spans": "off"} if quiet else {})):
             pool.putconn(pool.getconn(), close=True)
-            stats = ledger_of(pool).stats()
+            stats = tracker_of(pool).stats()
             assert sum(stats.checkouts.values()) == 1
             assert stats.discarded == {"returned_closed": 1}
         assert calls == ["getconn", "putconn"] * 3
@@ -260,7 +261,7 @@ def test_leaves_nothing(signals: Signals, dsn: str) -> None:
     with instrumented(signals):
         pool = ThreadedConnectionPool(1, 1, dsn)
         pool.putconn(pool.getconn())
-        gone = [weakref.ref(ledger_of(pool)), weakref.ref(ledger_of(pool).hook)]
+        gone = [weakref.ref(tracker_of(pool)), weakref.ref(tracker_of(pool).watch)]
     until(lambda: gc.collect() >= 0 and [ref() for ref in gone] == [None, None])
 
 
@@ -279,10 +280,10 @@ def test_watch_rests(signals: Signals, dsn: str) -> None:
     with instrumented(signals, long_hold=None):
         pool = ThreadedConnectionPool(1, 1, dsn)
         pool.getconn()
-        hook = ledger_of(pool).hook
+        watch = tracker_of(pool).watch
         until(lambda: signals.logged("utilization_critical"))
         pool.closeall()
-        assert until(lambda: hook.parked)
+        assert until(lambda: watch.parked)
 
 
 # How it is reached
@@ -464,7 +465,7 @@ def test_kind_that_is_imported_later(
     name = f"a_kind_of_pool_{'on' if on else 'off'}"
     (tmp_path / f"{name}.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(instrumentation, "KINDS", {name: "psycopg2_pool"})
+    monkeypatch.setattr(instrumentation, "ADAPTERS", {name: instrumentation.ADAPTERS["psycopg2.pool"]})
     before = snapshot()
     with instrumented(signals) as instrumentor:
         assert snapshot() == before
@@ -485,7 +486,7 @@ def test_hook_that_cannot_be_taken_off(signals: Signals, dsn: str, monkeypatch: 
 
     before = snapshot()
     with instrumented(signals) as instrumentor:
-        instrumentor._undo.append(broken)
+        instrumentor._adapters.append(SimpleNamespace(uninstall=broken))
         pool = ThreadedConnectionPool(1, 1, dsn)
     assert snapshot() == before
     assert "_otel_pgpool" not in vars(pool)
@@ -499,7 +500,7 @@ def test_options(signals: Signals, dsn: str) -> None:
     """Providers, span mode and threshold come from the arguments before the environment."""
     with instrumented(signals, spans="off", long_hold=7):
         pool = ThreadedConnectionPool(1, 1, dsn)
-        assert (ledger_of(pool).long_hold, ledger_of(pool)._observer._config.spans) == (7.0, "off")
+        assert (tracker_of(pool).long_hold, tracker_of(pool)._observer._config.spans) == (7.0, "off")
 
 
 def test_environment(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,10 +513,10 @@ def test_environment(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch
     with instrumented(signals):
         monkeypatch.setenv("OTEL_PGPOOL_SPANS", "off")
         pool = ThreadedConnectionPool(1, 1, dsn)
-        config = ledger_of(pool)._observer._config
+        config = tracker_of(pool)._observer._config
         assert (config.spans, config.slow, config.histograms) == ("slow", 0.5, frozenset())
-        settings = ledger_of(pool).hook.settings
-        assert (settings.long_hold, settings.wait_timeout) == (12.0, 3.0)
+        tracker = tracker_of(pool)
+        assert (tracker.long_hold, tracker.wait_timeout) == (12.0, 3.0)
     assert errors(signals) == []
 
 
@@ -527,11 +528,11 @@ def test_bad_environment(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyP
         pools = [ThreadedConnectionPool(1, 1, dsn) for _ in range(3)]
         for pool in pools:
             pool.putconn(pool.getconn())
-        ledger = ledger_of(pools[0])
-        config = ledger._observer._config
+        tracker = tracker_of(pools[0])
+        config = tracker._observer._config
         assert (config.spans, config.slow) == ("always", 0.1)
         assert config.histograms == {"wait_time", "use_time", "create_time"}
-        assert (ledger.long_hold, ledger.turns) == (1.0, None)
+        assert (tracker.long_hold, tracker.queue) == (1.0, None)
         assert len(signals.named("pool.checkout")) == 3
     said = errors(signals)
     assert len(said) == len(VARIABLES)
@@ -556,7 +557,7 @@ def test_bad_options(signals: Signals, dsn: str, options: dict[str, Any]) -> Non
         pool = ThreadedConnectionPool(1, 1, dsn)
         pool.putconn(pool.getconn())
         assert_exactly(signals.checkout().attributes, lent(dsn))
-        assert ledger_of(pool).long_hold == 1.0
+        assert tracker_of(pool).long_hold == 1.0
     assert len(errors(signals)) == 1
 
 
@@ -579,7 +580,9 @@ def test_instrument_never_raises(dsn: str, options: dict[str, Any]) -> None:
     assert snapshot() == before
 
 
-@pytest.mark.parametrize("where", ["Hook", "Settings", "register_post_import_hook", "import_module"])
+@pytest.mark.parametrize(
+    "where", ["InstrumentationSession", "InstrumentationOptions", "register_post_import_hook", "resolve_name"]
+)
 def test_instrument_never_raises_of_itself(
     signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -605,7 +608,7 @@ def test_instrument_never_raises_of_itself(
 
 def test_hook_that_fails_half_way(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the classes cannot all be wrapped, none is left so."""
-    from otel_pgpool.instrumentation import psycopg2_pool
+    from otel_pgpool.instrumentation.adapters.psycopg2.install import Psycopg2Adapter
 
     before = snapshot()
 
@@ -613,7 +616,7 @@ def test_hook_that_fails_half_way(signals: Signals, dsn: str, monkeypatch: pytes
         raise RuntimeError("broken")
 
     with ExitStack() as stack:
-        monkeypatch.setattr(psycopg2_pool.Hooked, "_init_subclass", broken)
+        monkeypatch.setattr(Psycopg2Adapter, "_make_init_subclass", broken)
         stack.enter_context(instrumented(signals))
         monkeypatch.undo()
         assert snapshot() == before

@@ -11,14 +11,14 @@ import pytest
 from psycopg2.pool import ThreadedConnectionPool
 
 from otel_pgpool import PgPoolInstrumentor
-from tests.support.instrumentation import ledger_of
+from tests.support.instrumentation import tracker_of
 from tests.support.telemetry import Signals
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otel_pgpool.instrumentation.ledger import Ledger
+    from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.checkout import Checkout
 
 
@@ -83,9 +83,9 @@ def test_the_hold_has_ended(signals: Signals, dsn: str) -> None:
 
 
 @contextmanager
-def struck(ledger: Ledger, strike: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def struck(tracker: PoolTracker, strike: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Call ``strike`` inside the first notification about a return."""
-    released, calls = ledger._observer.released, count()
+    released, calls = tracker._observer.released, count()
 
     def told(loan: Checkout) -> None:
         if next(calls) == 0:
@@ -93,7 +93,7 @@ def struck(ledger: Ledger, strike: Callable[[], object], monkeypatch: pytest.Mon
         released(loan)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger._observer, "released", told)
+        patch.setattr(tracker._observer, "released", told)
         yield
 
 
@@ -101,11 +101,11 @@ def test_what_was_left_undone_is_done(signals: Signals, dsn: str, monkeypatch: p
     """An interrupt inside the telemetry itself costs neither the hold's end nor its span."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = pool.getconn()
-    ledger = ledger_of(pool)
-    with struck(ledger, Interrupted().acquire, monkeypatch), pytest.raises(KeyboardInterrupt):
+    tracker = tracker_of(pool)
+    with struck(tracker, Interrupted().acquire, monkeypatch), pytest.raises(KeyboardInterrupt):
         pool.putconn(conn)
     assert (signals.checkout().attributes or {})["otel_pgpool.outcome"] == "released"
-    assert (len(ledger.holds), signals.live()) == (0, [])
+    assert (len(tracker.held), signals.live()) == (0, [])
     pool.closeall()
 
 
@@ -136,11 +136,11 @@ def test_a_time_limit_reaches_the_program(
     try:
         pool = ThreadedConnectionPool(1, 1, dsn)
         conn = pool.getconn()
-        ledger = ledger_of(pool)
+        tracker = tracker_of(pool)
         raised = pytest.raises(SoftTimeLimitExceeded)
-        with struck(ledger, lambda: signal.raise_signal(signal.SIGUSR1), monkeypatch), raised:
+        with struck(tracker, lambda: signal.raise_signal(signal.SIGUSR1), monkeypatch), raised:
             pool.putconn(conn)
-        assert (len(ledger.holds), signals.live()) == (0, [])
+        assert (len(tracker.held), signals.live()) == (0, [])
         pool.closeall()
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -149,15 +149,15 @@ def test_a_time_limit_reaches_the_program(
 def test_the_watch_is_woken_by_the_next(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt on the way to the watch leaves it to the next checkout to wake it."""
     pool = ThreadedConnectionPool(2, 2, dsn)
-    hook = ledger_of(pool).hook
+    watch = tracker_of(pool).watch
     with monkeypatch.context() as patch:
-        patch.setattr(hook._watch, "wake", Interrupted().acquire)
+        patch.setattr(watch._thread, "wake", Interrupted().acquire)
         with pytest.raises(KeyboardInterrupt):
             pool.getconn()
-    assert hook.parked
+    assert watch.parked
     conn = pool.getconn()
-    assert not hook.parked
-    assert wait_until(lambda: ledger_of(pool).long_holds)
+    assert not watch.parked
+    assert wait_until(lambda: tracker_of(pool).long_holds)
     pool.putconn(conn)
     assert signals.live() == []
     pool.closeall()

@@ -28,7 +28,7 @@ def test_the_return_of_one_that_is_not_known_serves_who_waits(instrumentor: PgPo
     conn = pool.getconn()
     instrumentor.instrument()
     waiter = in_thread(pool.getconn)
-    assert wait_until(lambda: getattr(pool, "_otel_pgpool", None) and pool._otel_pgpool.turns)
+    assert wait_until(lambda: getattr(pool, "_otel_pgpool", None) and pool._otel_pgpool.queue)
     pool.putconn(conn)
     assert waiter.result(PATIENCE) is conn
     pool.putconn(conn)

@@ -11,8 +11,8 @@ from psycopg2.pool import ThreadedConnectionPool
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 
-from tests.support.instrumentation import ledger_of
-from tests.support.sqlalchemy_engines import borrow, hooked, ledger
+from tests.support.instrumentation import tracker_of
+from tests.support.sqlalchemy_engines import borrow, engine_tracker, hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,7 @@ def test_place_that_is_an_object(signals: Signals, dsn: str) -> None:
     host = Host("")
     with hooked(signals):
         pool = ThreadedConnectionPool(1, 1, **{**place, "host": host})
-        assert ledger_of(pool).name == "unknown"
+        assert tracker_of(pool).name == "unknown"
         pool.putconn(pool.getconn())
         pool.closeall()
     assert host.asked == 1
@@ -136,7 +136,7 @@ def test_dialect_that_is_asked_how_to_connect(signals: Signals, engines: Engines
     with hooked(signals):
         engine = engines(engines.url.replace("+psycopg2", "+counting"))
         borrow(engine)
-        assert ledger(engine).target.address
+        assert engine_tracker(engine).target.address
         engine.dispose()
         borrow(engine)
     assert len(asked) == 1

@@ -25,10 +25,10 @@ from tests.support.instrumentation import (
     UNKEYED,
     denied,
     instrumented,
-    ledger_of,
     lent,
     name_of,
     quietly,
+    tracker_of,
 )
 from tests.support.telemetry import assert_exactly, is_child, server_attributes, status_of, until
 from tests.support.waiting import PATIENCE, in_thread
@@ -100,7 +100,7 @@ def test_idle_beside_the_new_one_of_another(signals: Signals, dsn: str, quiet: b
         pool = ThreadedConnectionPool(1, 3, dsn)
         in_thread(pool._connect).result(PATIENCE)  # it has made one, and has not come back yet
         pool.putconn(pool.getconn())
-        assert ledger_of(pool).stats().checkouts == {"idle": 1, "queued": 0, "new": 0}
+        assert tracker_of(pool).stats().checkouts == {"idle": 1, "queued": 0, "new": 0}
 
 
 def test_connections_of_the_constructor_are_nobodys(signals: Signals, hook: None, dsn: str) -> None:
@@ -245,10 +245,10 @@ def test_rollback_that_fails(signals: Signals, dsn: str, admin: connection, quie
         kill(admin, [conn.get_backend_pid()])
         with pytest.raises(psycopg2.OperationalError) as caught:
             pool.putconn(conn)
-        stats = ledger_of(pool).stats()
-        assert (stats.used, stats.oldest_hold, list(ledger_of(pool).holds)) == (1, 0.0, [])
+        stats = tracker_of(pool).stats()
+        assert (stats.used, stats.oldest_hold, list(tracker_of(pool).held)) == (1, 0.0, [])
         pool.putconn(conn)  # which the stock pool accepts now, as the connection is closed
-        stats = ledger_of(pool).stats()
+        stats = tracker_of(pool).stats()
         assert (stats.used, stats.discarded) == (0, {"broken": 1})
     if not quiet:
         span = signals.checkout()
@@ -329,7 +329,7 @@ def test_refused_return_is_none(signals: Signals, dsn: str, quiet: bool) -> None
             pool.putconn(key="key")
         with pytest.raises(KeyError):
             pool.putconn(conn, "another key")
-        assert ledger_of(pool).stats().oldest_hold > 0
+        assert tracker_of(pool).stats().oldest_hold > 0
         assert signals.named("pool.checkout") == []
 
 
@@ -427,10 +427,10 @@ def test_never_returned_and_quiet(signals: Signals, dsn: str) -> None:
         (record,) = until(lambda: signals.logged("long_hold"))
         assert record.attributes["otel_pgpool.checked_out_at"].splitlines()[0].endswith("test_never_returned_and_quiet")
         assert record.attributes["otel_pgpool.connection.pid"] == conn.get_backend_pid()
-        assert ledger_of(pool).stats().long_holds == 1
+        assert tracker_of(pool).stats().long_holds == 1
         pool.putconn(conn)
         assert len(signals.logged("long_hold_returned")) == 1
-        assert ledger_of(pool).stats().oldest_hold == 0.0
+        assert tracker_of(pool).stats().oldest_hold == 0.0
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -589,7 +589,7 @@ def test_connection_factory(signals: Signals, dsn: str, quiet: bool) -> None:
         assert type(first) is type(second) is Own
         pool.putconn(first)
         pool.putconn(second)
-        assert sum(ledger_of(pool).stats().checkouts.values()) == 2
+        assert sum(tracker_of(pool).stats().checkouts.values()) == 2
         assert pool.getconn() is first
         pool.putconn(first)
 
@@ -657,9 +657,9 @@ def test_many_threads(signals: Signals, hook: None, dsn: str) -> None:
     assert signals.live() == []
     assert signals.values("otel_pgpool.checkouts", name_of(dsn)) == {("idle",): 400, ("queued",): 0, ("new",): 0}
     assert signals.values("db.client.connection.count", name_of(dsn)) == {("used",): 0, ("idle",): 4}
-    stats = ledger_of(pool).stats()
+    stats = tracker_of(pool).stats()
     assert stats.oldest_hold == 0.0
-    assert (ledger_of(pool).holds, ledger_of(pool).quiet) == ({}, {})
+    assert (tracker_of(pool).held, tracker_of(pool).light) == ({}, {})
 
 
 def test_many_threads_quietly(dsn: str) -> None:
@@ -675,9 +675,9 @@ def test_many_threads_quietly(dsn: str) -> None:
 
         for future in [in_thread(work) for _ in range(8)]:
             future.result(PATIENCE)
-        stats = ledger_of(pool).stats()
+        stats = tracker_of(pool).stats()
         assert (sum(stats.checkouts.values()), stats.used, stats.oldest_hold) == (800, 0, 0.0)
-        assert (ledger_of(pool).holds, ledger_of(pool).quiet) == ({}, {})
+        assert (tracker_of(pool).held, tracker_of(pool).light) == ({}, {})
 
 
 def test_first_checkouts_of_many_threads(signals: Signals, dsn: str) -> None:

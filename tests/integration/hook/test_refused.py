@@ -13,8 +13,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from otel_pgpool.telemetry import logs
-from tests.support.instrumentation import instrumented, ledger_of
-from tests.support.sqlalchemy_engines import borrow, ledger
+from tests.support.instrumentation import instrumented, tracker_of
+from tests.support.sqlalchemy_engines import borrow, engine_tracker
 from tests.support.urls import url_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_stock_pool(signals: Signals, dsn: str) -> None:
         (record,) = signals.logged("connect_refused")
         assert 'database "..." does not exist' in record.record.getMessage()
         assert record.attributes["error.type"] == "OperationalError"
-        assert ledger_of(pool).stats().status == "ok"
+        assert tracker_of(pool).stats().status == "ok"
         del pool._kwargs["dbname"]
         pool.putconn(pool.getconn())
         assert len(told(signals)) == 1
@@ -74,7 +74,7 @@ def test_probe_for_a_database(signals: Signals, hook: None, engines: Engines, ds
         engine = engines(url, poolclass=NullPool)
         with pytest.raises(OperationalError):
             engine.connect()
-        assert ledger(engine).stats().status == "ok"
+        assert engine_tracker(engine).stats().status == "ok"
         engines._made.clear()
         del engine
         gc.collect()
@@ -88,12 +88,12 @@ def test_outage_that_ends_with_a_refusal(signals: Signals, own_server: PostgresS
         own_server.stop()
         with pytest.raises(psycopg2.OperationalError):
             pool.getconn()
-        assert ledger_of(pool).stats().status == "unreachable"
+        assert tracker_of(pool).stats().status == "unreachable"
         own_server.start()
         pool._args = (url_of(own_server.dsn, user="nobody_knows_me"),)
         with pytest.raises(psycopg2.OperationalError):
             pool.getconn()
-        assert ledger_of(pool).stats().status == "ok"
+        assert tracker_of(pool).stats().status == "ok"
         pool._args = (own_server.dsn,)
         pool.putconn(pool.getconn())
         pool.closeall()
@@ -106,7 +106,7 @@ def test_server_that_serves_nobody(signals: Signals, own_server: PostgresServer)
         pool = ThreadedConnectionPool(0, 200, own_server.dsn)
         with pytest.raises(psycopg2.OperationalError, match=r"slots|too many"):
             exhaust(pool)
-        assert ledger_of(pool).stats().status == "unreachable"
+        assert tracker_of(pool).stats().status == "unreachable"
         assert [event for _level, event in told(signals) if not event.startswith("utilization")] == ["outage_started"]
         pool.closeall()
 
@@ -120,5 +120,5 @@ def test_engine(signals: Signals, hook: None, engines: Engines, dsn: str) -> Non
     ):
         with pytest.raises((OperationalError, psycopg2.OperationalError)):
             borrow(engine)
-        assert ledger(engine).stats().status == "ok"
+        assert engine_tracker(engine).stats().status == "ok"
     assert told(signals) == [(logging.WARNING, "connect_refused")] * 2

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
-from tests.support.instrumentation import STOCK, denied, instrumented, ledger_of, lent, name_of, quietly
+from tests.support.instrumentation import STOCK, denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.telemetry import Signals, assert_exactly, until
 
 if TYPE_CHECKING:
@@ -268,12 +268,12 @@ def test_called_by_nobody(signals: Signals, dsn: str, cls: type[Pool], quiet: bo
         pool.putconn(pool.getconn())  # so that it is not that thread which starts the watch
         _thread.start_new_thread(pool.getconn, ())
         (conn,) = until(lambda: list(pool._used.values()))
-        ledger = ledger_of(pool)
-        until(lambda: ledger.holds or ledger.quiet)
+        tracker = tracker_of(pool)
+        until(lambda: tracker.held or tracker.light)
         pool.putconn(conn)
 
         def figures() -> tuple[float, ...]:
-            stats = ledger.stats()
+            stats = tracker.stats()
             return sum(stats.checkouts.values()), stats.used, stats.oldest_hold
 
         until(lambda: figures() == (2, 0, 0.0))  # its getconn may not have ended yet
@@ -373,7 +373,7 @@ def test_interrupt_before_the_connection(dsn: str, cls: type[Pool]) -> None:
             pool.getconn()
         assert len(pool._used) == 0
         pool.putconn(pool.getconn())
-        assert sum(ledger_of(pool).stats().checkouts.values()) == 1
+        assert sum(tracker_of(pool).stats().checkouts.values()) == 1
 
 
 @pytest.mark.parametrize("cls", [ThreadedConnectionPool, SimpleConnectionPool, SemaphorePool])
@@ -381,19 +381,19 @@ def test_interrupt_after_the_connection(signals: Signals, dsn: str, cls: type[Po
     """One that arrives between the pool's gift and the caller's hand gives the connection back."""
     with instrumented(signals):
         pool = cls(1, 1, dsn)
-        ledger = ledger_of(pool)
-        histogram = ledger._observer._wait_time
+        tracker = tracker_of(pool)
+        histogram = tracker._observer._wait_time
 
         class Interrupted:
             def record(self, *_args: object) -> None:
-                ledger._observer._wait_time = histogram
+                tracker._observer._wait_time = histogram
                 raise KeyboardInterrupt
 
-        ledger._observer._wait_time = Interrupted()  # type: ignore[assignment]
+        tracker._observer._wait_time = Interrupted()  # type: ignore[assignment]
         with pytest.raises(KeyboardInterrupt):
             pool.getconn()
         assert len(pool._used) == 0
-        assert ledger.holds == {}
+        assert tracker.held == {}
         assert signals.live() == []
         assert len(signals.named("pool.checkout")) == 1
         conn = pool.getconn()  # and the thread's next checkout is seen
@@ -405,18 +405,18 @@ def test_interrupt_in_the_quiet_path(dsn: str, monkeypatch: pytest.MonkeyPatch) 
     """The same where a checkout leaves nothing."""
     with quietly():
         pool = ThreadedConnectionPool(1, 1, dsn)
-        hook = ledger_of(pool).hook
+        watch = tracker_of(pool).watch
 
         def interrupted() -> None:
             monkeypatch.undo()
             raise KeyboardInterrupt
 
-        hook.parked = True
-        monkeypatch.setattr(hook, "wake", interrupted)
+        watch.parked = True
+        monkeypatch.setattr(watch, "wake", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pool.getconn()
         assert len(pool._used) == 0
-        assert ledger_of(pool).quiet == {}
+        assert tracker_of(pool).light == {}
         pool.putconn(pool.getconn())
 
 
@@ -484,7 +484,7 @@ def test_only_slow_ones(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPa
         pool = ThreadedConnectionPool(1, 1, dsn)
         pool.putconn(pool.getconn())
         assert signals.named("pool.checkout") == []
-        ledger_of(pool).long_hold = 0.02
+        tracker_of(pool).long_hold = 0.02
         conn = pool.getconn()
         with pytest.raises(PoolError):
             pool.getconn()
@@ -519,7 +519,7 @@ def test_no_spans_and_no_records(signals: Signals, dsn: str, monkeypatch: pytest
     with instrumented(signals, spans="off", long_hold=0.02):
         pool = ThreadedConnectionPool(0, 1, dsn)
         conn = pool.getconn()
-        assert ledger_of(pool).quiet != {}
+        assert tracker_of(pool).light != {}
         assert signals.value("db.client.connection.count", "used", pool_name=name_of(dsn)) == 1
         with pytest.raises(PoolError):
             pool.getconn()

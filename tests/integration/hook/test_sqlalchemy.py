@@ -28,8 +28,8 @@ from tests.support.sqlalchemy_engines import (
     borrow,
     denied,
     driver,
+    engine_tracker,
     hooked,
-    ledger,
     lent,
     listening,
     parameters_of,
@@ -131,7 +131,7 @@ def test_engine_made_before(signals: Signals, engines: Engines, poolclass: type)
         assert len(signals.named("pool.checkout")) == 2
         path = "new" if poolclass is NullPool else "idle"
         assert told(signals, "path") == [path, path]
-        assert ledger(engine).stats().used == 0
+        assert engine_tracker(engine).stats().used == 0
         assert signals.live() == []
 
 
@@ -272,7 +272,7 @@ def test_timeout(signals: Signals, hook: None, engines: Engines, dsn: str, timeo
     ]
     assert failed_wait.attributes["error.type"] == "timeout"
     held.close()
-    assert ledger(engine).stats().waiting == 0
+    assert engine_tracker(engine).stats().waiting == 0
 
 
 def test_interrupted_wait(signals: Signals, hook: None, engines: Engines) -> None:
@@ -293,7 +293,7 @@ def test_interrupted_wait(signals: Signals, hook: None, engines: Engines) -> Non
     failed, _served = signals.named("pool.checkout")
     assert failed.attributes is not None
     assert (attribute(failed, "outcome"), failed.attributes["error.type"]) == ("error", "Impatience")
-    assert ledger(engine).stats().waiting == 0
+    assert engine_tracker(engine).stats().waiting == 0
 
 
 @pytest.mark.parametrize("pre_ping", [False, True])
@@ -420,7 +420,7 @@ def test_unlimited(signals: Signals, hook: None, engines: Engines, size: int) ->
         assert signals.values("db.client.connection.count", engines.name) == {("used",): 4, ("idle",): 0}
         assert signals.values("db.client.connection.max", engines.name) == {}
         assert signals.values("otel_pgpool.utilization", engines.name) == {}
-        assert ledger(engine).stats().maxconn == 0
+        assert engine_tracker(engine).stats().maxconn == 0
     kept = size or 4
     assert signals.values("db.client.connection.count", engines.name) == {("used",): 0, ("idle",): kept}
     assert signals.values("db.client.connection.idle.max", engines.name) == ({(): size} if size else {})
@@ -457,7 +457,7 @@ def test_static_pool_lends_twice(signals: Signals, hook: None, engines: Engines,
         conn.close()
     assert len(signals.named("pool.checkout")) == 2
     assert signals.live() == []
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
 
 
 def test_pool_that_hands_out_the_same_twice(signals: Signals, hook: None, engines: Engines) -> None:
@@ -468,7 +468,7 @@ def test_pool_that_hands_out_the_same_twice(signals: Signals, hook: None, engine
     borrow(engine)
     assert signals.live() == []
     assert told(signals, "outcome").count("released") == len(told(signals, "outcome"))
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
 
 
 def test_pool_that_refuses(signals: Signals, hook: None, engines: Engines) -> None:
@@ -537,8 +537,8 @@ def test_two_engines_on_one_url(signals: Signals, hook: None, engines: Engines) 
     one, two = engines(), engines()
     with one.connect(), two.connect():
         pass
-    assert ledger(one).name == engines.name
-    assert ledger(two).name == f"{engines.name} #2"
+    assert engine_tracker(one).name == engines.name
+    assert engine_tracker(two).name == f"{engines.name} #2"
 
 
 def test_engines_of_execution_options(signals: Signals, hook: None, engines: Engines) -> None:
@@ -595,7 +595,7 @@ def test_dispose_in_contention(signals: Signals, hook: None, engines: Engines) -
     assert len(signals.named("pool.checkout")) == 160
     assert sum(signals.values("otel_pgpool.checkouts", engines.name).values()) == 160
     assert {point.attributes["db.client.connection.pool.name"] for point in every_point(signals)} == {engines.name}
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
 
 
 def test_held_across_dispose(signals: Signals, hook: None, engines: Engines) -> None:
@@ -680,7 +680,7 @@ def test_query_that_goes_on(signals: Signals, engines: Engines, admin: connectio
     with hooked(signals, long_hold=PATIENCE):
         sleeper = in_thread(query, engine, "select pg_sleep(60)")
         until(lambda: ask(admin, running, pid))
-        ledger(engine).long_hold = 0.0
+        engine_tracker(engine).long_hold = 0.0
         (record,) = until(lambda: signals.logged("long_hold"))
         assert record.attributes["otel_pgpool.connection.pid"] == pid
         assert record.attributes["otel_pgpool.transaction.status"] == "active"
@@ -716,7 +716,7 @@ def test_contention(signals: Signals, hook: None, engines: Engines) -> None:
     assert checkouts == {(path,): paths.count(path) for path in ("idle", "queued", "new")}
     waited = {span.parent.span_id for span in signals.named("pool.wait") if span.parent}
     assert {span.context.span_id for span in spans if span.context and attribute(span, "path") == "queued"} <= waited
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert (stats.used, stats.waiting, stats.connecting, stats.oldest_hold) == (0, 0, 0, 0.0)
     assert stats.created == paths.count("new") == len(signals.named("pool.connect"))
     assert set(stats.discarded) <= {"idle"}

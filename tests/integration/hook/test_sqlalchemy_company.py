@@ -27,9 +27,9 @@ from tests.support.sqlalchemy_engines import (
     attribute,
     borrow,
     driver,
+    engine_tracker,
     fill,
     hooked,
-    ledger,
     listening,
     select,
     told,
@@ -115,7 +115,7 @@ def test_beside_other_instrumentors(signals: Signals, engines: Engines, order: t
         signals.records.all.clear()
         with signals.tracer.start_as_current_span("order") as root, engine.connect() as conn:
             select(conn)
-            ledger(engine).long_hold = 0.0
+            engine_tracker(engine).long_hold = 0.0
             (record,) = until(lambda: signals.logged("long_hold"))
         assert signals.live() == []
         # The queries' spans are both instrumentors' own: the one for psycopg2 and the one for SQLAlchemy.
@@ -177,7 +177,7 @@ def test_span_modes(signals: Signals, engines: Engines, monkeypatch: pytest.Monk
         (waits_of_all,) = signals.points("db.client.connection.wait_time", engines.name)
         assert waits_of_all.count == 3
         assert signals.values("otel_pgpool.checkouts", engines.name) == {("idle",): 2, ("queued",): 0, ("new",): 1}
-        stats = ledger(engine).stats()
+        stats = engine_tracker(engine).stats()
         assert (stats.used, stats.idle) == (0, 1)
 
 
@@ -227,14 +227,14 @@ def test_telemetry_that_raises(signals: Signals, hook: None, engines: Engines) -
     assert len([record for record in signals.records.all if "the observer raised" in record.record.msg]) <= 2
 
 
-def test_ledger_that_cannot_be_opened(signals: Signals, hook: None, engines: Engines) -> None:
+def test_tracker_that_cannot_be_opened(signals: Signals, hook: None, engines: Engines) -> None:
     """A program whose pools cannot be watched goes on without."""
 
     def fail(*_args: Any, **_options: Any) -> Any:
         raise RuntimeError("telemetry fails")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("otel_pgpool.instrumentation.ledger.Telemetry", fail)
+        patch.setattr("otel_pgpool.instrumentation.reported_pool.Telemetry", fail)
         story(engines(pool_size=1, max_overflow=1, pool_timeout=0))
     assert names(signals) == []
 
@@ -417,7 +417,7 @@ def test_fork_while_others_wait(signals: Signals, hook: None, engines: Engines) 
 
     def child() -> Any:
         borrow(engine)
-        stats = ledger(engine).stats()
+        stats = engine_tracker(engine).stats()
         return stats.used, stats.waiting, stats.idle
 
     assert in_child(child) == str((0, 0, 1))
@@ -507,7 +507,7 @@ def test_on_again(signals: Signals, engines: Engines) -> None:
             borrow(engine)
             checkouts = signals.values("otel_pgpool.checkouts", engines.name)
             assert sum(checkouts.values()) == number + 1
-            assert ledger(engine).served == 1
+            assert engine_tracker(engine).handed_out == 1
     assert told(signals, "path") == ["new", "idle", "idle"]
 
 

@@ -22,8 +22,8 @@ from tests.support.sqlalchemy_engines import (
     borrow,
     denied,
     driver,
+    engine_tracker,
     hooked,
-    ledger,
     listening,
     parameters_of,
     select,
@@ -67,7 +67,7 @@ def test_connect_that_fails(signals: Signals, hook: None, engines: Engines, pool
         engine = engines(f"postgresql+psycopg2://postgres:s3cret@127.0.0.1:{port}/postgres", poolclass=poolclass)
         with pytest.raises(exc.OperationalError, match="refused") as failure:
             engine.connect()
-    name = ledger(engine).name
+    name = engine_tracker(engine).name
     dsn = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     failed = signals.checkout()
     assert_exactly(failed.attributes, denied(dsn, name, "new", "error", "OperationalError", retries=1))
@@ -82,7 +82,7 @@ def test_connect_that_fails(signals: Signals, hook: None, engines: Engines, pool
     assert created.attributes["error.type"] == "OperationalError"
     (started,) = signals.logged("outage_started")
     assert started.record.levelname == "ERROR"
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert (stats.used, stats.idle, stats.connecting, stats.errors, stats.created) == (0, 0, 0, 1, 0)
     assert "s3cret" not in signals.everything()
 
@@ -122,7 +122,7 @@ def test_first_connect_that_is_refused_by_the_program(signals: Signals, hook: No
     assert (failed.attributes or {})["error.type"] == "ValueError"
     assert attribute(failed, "outcome") == "error"
     borrow(engine)
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
     assert signals.live() == []
 
 
@@ -174,9 +174,9 @@ def test_wait_of_a_creator_is_no_connect(signals: Signals, hook: None, engines: 
     held = engine.connect()
     waiter = threading.Thread(target=borrow, args=[engine])
     waiter.start()
-    until(lambda: ledger(engine).stats().waiting == 1)
-    so_far = ledger(engine).stats().oldest_hold
-    until(lambda: ledger(engine).stats().oldest_hold > so_far + 2 * MOMENT)
+    until(lambda: engine_tracker(engine).stats().waiting == 1)
+    so_far = engine_tracker(engine).stats().oldest_hold
+    until(lambda: engine_tracker(engine).stats().oldest_hold > so_far + 2 * MOMENT)
     held.invalidate()
     held.close()
     waiter.join(PATIENCE)
@@ -225,7 +225,7 @@ def test_invalidated_by_the_program(signals: Signals, hook: None, engines: Engin
         assert attribute(gone, "outcome") == "discarded"
         assert (gone.attributes or {}).get("error.type") is None
         assert attribute(gone, "connection.pid") == pid
-        assert ledger(engine).stats().used == 0
+        assert engine_tracker(engine).stats().used == 0
         if conn.in_transaction():
             conn.get_transaction().rollback()
         assert select(conn, "select pg_backend_pid()") != pid
@@ -265,7 +265,7 @@ def test_disconnect_in_a_query(
     assert discarded(signals, engines.name) == {"broken": 1}
     (lost,) = signals.logged("connection_lost")
     assert lost.attributes["otel_pgpool.connection.pid"] == pid
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
     borrow(engine)
     assert told(signals, "path") == ["new", "new"]
 
@@ -285,7 +285,7 @@ def test_disconnect_seen_on_return(signals: Signals, hook: None, engines: Engine
     (lost,) = signals.logged("connection_lost")
     assert lost.attributes["otel_pgpool.connection.pid"] == pid
     assert lost.attributes["error.type"]
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
 
 
 def test_pre_ping(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
@@ -324,7 +324,7 @@ def test_pre_ping_without_a_server(signals: Signals, hook: None, engines: Engine
     _served, failed = signals.named("pool.checkout")
     assert retries(failed) == ["InvalidatePoolError", "OperationalError"]
     assert (attribute(failed, "outcome"), attribute(failed, "path")) == ("error", "new")
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert (stats.used, stats.connecting) == (0, 0)
 
 
@@ -409,7 +409,7 @@ def test_listener_that_refuses(signals: Signals, hook: None, engines: Engines, t
     assert (span.attributes or {}).get("error.type") == (None if times == 1 else "InvalidRequestError")
     assert discarded(signals, engines.name)["check_failed"] == times
     assert len(signals.named("pool.connect")) == times + 1
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert stats.used == 0
     assert stats.created - sum(stats.discarded.values()) == stats.idle
 
@@ -425,7 +425,7 @@ def test_listener_with_an_error_of_its_own(signals: Signals, hook: None, engines
         engine.connect()
     failed = signals.checkout()
     assert (attribute(failed, "outcome"), (failed.attributes or {})["error.type"]) == ("error", "ValueError")
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert (stats.used, stats.idle) == (0, 0)
     assert sum(stats.discarded.values()) == stats.created == 1
 
@@ -448,7 +448,7 @@ def test_listener_that_asks_another_engine(signals: Signals, hook: None, engines
     assert sorted(names) == sorted([engines.name] * 2 + ["other"] * 3)
     assert signals.live() == []
     for each, created in ((engine, 1), (other, 1)):
-        stats = ledger(each).stats()
+        stats = engine_tracker(each).stats()
         assert (stats.created, stats.used, stats.idle, stats.connecting) == (created, 0, 1, 0)
 
 
@@ -465,7 +465,7 @@ def test_detach(signals: Signals, hook: None, engines: Engines, overflow: int) -
         span = signals.checkout()
         assert attribute(span, "outcome") == "discarded"
         assert attribute(span, "connection.pid") == pid
-        assert ledger(engine).stats().used == 0
+        assert engine_tracker(engine).stats().used == 0
         assert borrow(engine) != pid
         assert select(conn, "select pg_backend_pid()") == pid
     assert told(signals, "outcome") == ["discarded", "released"]
@@ -482,7 +482,7 @@ def test_detach_from_a_pool_that_keeps_nothing_else(
         pid = select(conn, "select pg_backend_pid()")
         conn.detach()
         assert told(signals, "outcome") == ["discarded"]
-        assert ledger(engine).stats().used == 0
+        assert engine_tracker(engine).stats().used == 0
         assert borrow(engine) != pid
     assert told(signals, "outcome") == ["discarded", "released"]
     assert discarded(signals, engines.name)["returned_closed"] == 1
@@ -498,7 +498,7 @@ def test_detach_for_somebody_who_waits(signals: Signals, hook: None, engines: En
         assert waiter.result(PATIENCE) != select(conn, "select pg_backend_pid()")
     assert told(signals, "outcome") == ["discarded", "released"]
     assert len(signals.one("pool.wait").links) == 1
-    stats = ledger(engine).stats()
+    stats = engine_tracker(engine).stats()
     assert (stats.used, stats.waiting, stats.idle) == (0, 0, 1)
 
 
@@ -507,7 +507,7 @@ def drop(engine: Engine) -> tuple[int, int]:
     conn = engine.connect()
     select(conn)
     pid = driver(conn).info.backend_pid
-    (hold,) = ledger(engine).holds
+    (hold,) = engine_tracker(engine).held
     return pid, hold.slot.serial
 
 
@@ -525,7 +525,7 @@ def test_leak(signals: Signals, hook: None, engines: Engines, poolclass: type) -
     assert record.record.levelname == "WARNING"
     assert record.attributes["otel_pgpool.checked_out_at"].splitlines()[0].endswith(" drop")
     assert record.span_context.span_id == span.get_span_context().span_id
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
     borrow(engine)
     assert told(signals, "outcome") == ["reclaimed", "released"]
 
@@ -569,7 +569,7 @@ def test_leak_of_a_dead_one(signals: Signals, hook: None, engines: Engines, admi
     assert told(signals, "outcome") == ["reclaimed"]
     assert discarded(signals, engines.name) == {"broken": 1}
     assert {*tellers} == {"otel_pgpool-watch"}
-    assert ledger(engine).stats().used == 0
+    assert engine_tracker(engine).stats().used == 0
 
 
 def test_leaks_do_not_gather(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
@@ -597,7 +597,7 @@ def test_dead_thread(signals: Signals, engines: Engines) -> None:
         thread = threading.Thread(target=lambda: kept.append(engine.connect()), name="gone")
         thread.start()
         thread.join(PATIENCE)
-        ledger(engine).long_hold = 0.0
+        engine_tracker(engine).long_hold = 0.0
         (record,) = until(lambda: signals.logged("long_hold"))
         assert record.attributes["thread.name"] == "gone"
         assert "code.stacktrace" not in record.attributes

@@ -17,8 +17,9 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
 
 from otel_pgpool.errors import error_type
-from otel_pgpool.instrumentation import sqlalchemy_pool
-from otel_pgpool.instrumentation.ledger import Ledger
+from otel_pgpool.instrumentation.adapters.sqlalchemy import events, install, wrappers
+from otel_pgpool.instrumentation.pending_connects import PendingConnect
+from otel_pgpool.instrumentation.tracker import PoolTracker
 from tests.support.instrumentation import quietly
 from tests.support.sqlalchemy_engines import borrow, hooked
 
@@ -221,9 +222,12 @@ def test_pools_without_what_stock_pools_have(signals: Signals, dsn: str) -> None
             pool.closeall()
 
 
-@pytest.mark.parametrize("step", ["_diagnose", "enter", "_end_hold", "_tell_connect"])
-def test_a_ledger_that_raises(
-    signals: Signals, dsn: str, engines: Engines, step: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "step",
+    [(PoolTracker, "_diagnosis"), (PoolTracker, "register"), (PoolTracker, "_end_hold"), (PendingConnect, "report")],
+)
+def test_a_tracker_that_raises(
+    signals: Signals, dsn: str, engines: Engines, step: tuple[type, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever raises inside its guarded steps is logged once a minute, and the program has its connection."""
 
@@ -231,7 +235,7 @@ def test_a_ledger_that_raises(
         raise UnexpectedError("of ours")
 
     with hooked(signals):
-        monkeypatch.setattr(Ledger, step, raising)
+        monkeypatch.setattr(*step, raising)
         pool, engine = ThreadedConnectionPool(1, 1, dsn), engines()
         for _ in range(3):
             conn = pool.getconn()
@@ -243,7 +247,7 @@ def test_a_ledger_that_raises(
         monkeypatch.undo()
 
 
-@pytest.mark.parametrize("name", ["name_of", "target_of_engine", "owner_of_the_pool"])
+@pytest.mark.parametrize("name", ["engine_name", "engine_target", "pool_owner"])
 @pytest.mark.parametrize("error", [UnexpectedError("of ours"), KeyboardInterrupt()])
 def test_adoption_of_an_engine_that_fails(
     signals: Signals, engines: Engines, name: str, error: BaseException, caplog: pytest.LogCaptureFixture
@@ -255,7 +259,7 @@ def test_adoption_of_an_engine_that_fails(
 
     engine = engines()
     with hooked(signals), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sqlalchemy_pool, name, raising)
+        patch.setattr(install, name, raising)
         if isinstance(error, KeyboardInterrupt):
             with pytest.raises(KeyboardInterrupt):
                 borrow(engine)
@@ -276,9 +280,10 @@ def test_listeners_that_raise(signals: Signals, engines: Engines, monkeypatch: p
     def raising(*_: Any, **__: Any) -> Any:
         raise UnexpectedError("of ours")
 
-    for known in ("own_of", "place_of", "parameters_of", "partial", "closed_of"):
-        monkeypatch.setattr(sqlalchemy_pool, known, raising)
-    monkeypatch.setattr(Ledger, "discard", raising)
+    for known in ("target_of_arguments", "parameters_of", "partial", "closed_of"):
+        monkeypatch.setattr(events, known, raising)
+    monkeypatch.setattr(wrappers, "own_connection", raising)
+    monkeypatch.setattr(PoolTracker, "discarded", raising)
     with hooked(signals):
         engine = engines()
         borrow(engine)

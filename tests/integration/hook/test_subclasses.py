@@ -14,7 +14,7 @@ from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from tests.support.database import ask
-from tests.support.instrumentation import EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
+from tests.support.instrumentation import EXHAUSTED, denied, instrumented, lent, name_of, tracker_of
 from tests.support.telemetry import assert_exactly, is_child, until
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
@@ -296,7 +296,7 @@ def test_with_keys(signals: Signals, define: Any, dsn: str, parameter: str) -> N
     assert pool.getconn("me") is conn
     pool.putconn(conn, "me")
     assert_exactly(signals.checkout().attributes, lent(dsn))
-    assert ledger_of(pool).holds == {}
+    assert tracker_of(pool).held == {}
     assert sum(signals.values("otel_pgpool.checkouts", name_of(dsn)).values()) == 1
 
 
@@ -320,7 +320,7 @@ def test_that_raises_after_it_was_served(signals: Signals, define: Any, dsn: str
     with pytest.raises(psycopg2.errors.UndefinedTable):
         pool.getconn()
     assert_exactly(signals.checkout().attributes, denied(dsn, "error", "42P01"))
-    assert ledger_of(pool).holds == {}
+    assert tracker_of(pool).held == {}
     assert "secret-word" not in signals.everything()
 
 
@@ -655,8 +655,8 @@ def test_pool_that_shows_what_another_has(signals: Signals, define: Any, dsn: st
     pool = cls(1, 2, dsn)
     pool.behind = ThreadedConnectionPool(1, 2, dsn)
     pool.putconn(pool.getconn())
-    assert ledger_of(pool).stats().checkouts["idle"] == 1
-    assert ledger_of(pool.behind).stats().checkouts["idle"] == 0
+    assert tracker_of(pool).stats().checkouts["idle"] == 1
+    assert tracker_of(pool.behind).stats().checkouts["idle"] == 0
     pool.behind.closeall()
 
 
@@ -688,12 +688,12 @@ def test_threads_in_a_subclass(signals: Signals, define: Any, dsn: str) -> None:
     spans = signals.named("pool.checkout")
     assert len(spans) == 150
     assert signals.live() == []
-    stats = ledger_of(pool).stats()
+    stats = tracker_of(pool).stats()
     assert sum(stats.checkouts.values()) == 150
     assert stats.created - sum(stats.discarded.values()) == stats.size == stats.idle
     paths = [span.attributes["otel_pgpool.path"] for span in spans]  # type: ignore[index]
     assert paths.count("new") == stats.created - 2
-    assert (ledger_of(pool).holds, ledger_of(pool).waiting) == ({}, {})
+    assert (tracker_of(pool).held, tracker_of(pool).waiting) == ({}, {})
 
 
 def test_exhausted_subclass_raises_as_ever(signals: Signals, define: Any, dsn: str) -> None:
@@ -743,7 +743,7 @@ def test_that_lends_a_thread_its_own_once_more(signals: Signals, define: Any, ds
         assert inner is outer
         pool.putconn(inner)
         pool.putconn(outer)
-    assert (len(ledger_of(pool).holds), signals.live()) == (0, [])
+    assert (len(tracker_of(pool).held), signals.live()) == (0, [])
 
 
 class Releasing(ThreadedConnectionPool):
@@ -760,11 +760,11 @@ def test_that_gives_back_in_its_own_way(signals: Signals, dsn: str) -> None:
         pool = Releasing(1, 1, dsn)
         for _ in range(3):
             pool.release(pool.getconn())
-        assert len(ledger_of(pool).holds) <= 1
-        ledger_of(pool).long_hold = 0.001
-        assert wait_until(lambda: not ledger_of(pool).holds)
+        assert len(tracker_of(pool).held) <= 1
+        tracker_of(pool).long_hold = 0.001
+        assert wait_until(lambda: not tracker_of(pool).held)
         assert signals.live() == []
-        assert ledger_of(pool).long_holds == 0
+        assert tracker_of(pool).long_holds == 0
         assert len(signals.named("pool.checkout")) == 3
         pool.closeall()
 
@@ -776,7 +776,7 @@ def test_that_gives_back_in_its_own_way_and_waits(signals: Signals, dsn: str, mo
         pool = Releasing(1, 1, dsn)
         conn = pool.getconn()
         waiting = in_thread(lambda: pool.putconn(pool.getconn()))
-        assert wait_until(lambda: ledger_of(pool).stats().waiting)
+        assert wait_until(lambda: tracker_of(pool).stats().waiting)
         pool.release(conn)
         waiting.result(PATIENCE)
         pool.closeall()
@@ -799,12 +799,12 @@ def test_that_waits_in_its_own_way(signals: Signals, define: Any, dsn: str) -> N
     pool = define(make)(1, 1, dsn)
     conn = pool.getconn()
     waiting = in_thread(lambda: pool.putconn(pool.getconn()))
-    assert wait_until(lambda: ledger_of(pool).stats().waiting)
+    assert wait_until(lambda: tracker_of(pool).stats().waiting)
     pool.putconn(conn)
     waiting.result(PATIENCE)
     checkouts = sorted(signals.named("pool.checkout"), key=lambda span: span.start_time or 0)  # either may end first
     assert [(span.attributes or {})["otel_pgpool.path"] for span in checkouts] == ["idle", "queued"]
-    assert ledger_of(pool).stats().waiting == 0
+    assert tracker_of(pool).stats().waiting == 0
 
 
 def test_whose_overflow_is_closed_by_the_borrower(signals: Signals, define: Any, dsn: str) -> None:
@@ -819,10 +819,10 @@ def test_whose_overflow_is_closed_by_the_borrower(signals: Signals, define: Any,
 
     pool = define(make)(0, 0, dsn)
     conn = pool.getconn()
-    assert len(ledger_of(pool).holds) == 1
+    assert len(tracker_of(pool).held) == 1
     conn.close()
     del conn
-    assert wait_until(lambda: not ledger_of(pool).holds)
+    assert wait_until(lambda: not tracker_of(pool).held)
     assert signals.checkout().attributes["otel_pgpool.outcome"] == "reclaimed"  # type: ignore[index]
 
 
@@ -840,7 +840,7 @@ def test_that_gives_something_else(signals: Signals, define: Any, dsn: str, give
     pool = define(make)(0, 1, dsn)
     assert pool.getconn() is given
     is_one_checkout(signals, dsn, **{"connection.pid": 0})
-    assert ledger_of(pool).slots == {}
+    assert tracker_of(pool).slots == {}
 
 
 def test_with_a_parameter_called_pool(signals: Signals, define: Any, dsn: str) -> None:
@@ -880,7 +880,7 @@ def test_that_cannot_be_made(signals: Signals, define: Any, dsn: str) -> None:
             cls(1, 1, dsn)
         errors.append(refused.value)
     pool = cls(1, 1, dsn)
-    assert ledger_of(pool).name == name_of(dsn)
+    assert tracker_of(pool).name == name_of(dsn)
     assert signals.points("db.client.connection.max", f"{name_of(dsn)} #2") == []
 
 
@@ -900,12 +900,12 @@ def test_that_cannot_be_read(signals: Signals, dsn: str, caplog: pytest.LogCaptu
         odd, well = Unreadable(0, 1, dsn), ThreadedConnectionPool(1, 3, dsn)
         conn = well.getconn()
         for _ in range(3):
-            assert signals.value("db.client.connection.max", pool_name=ledger_of(well).name) == 3
-        assert wait_until(lambda: ledger_of(well).long_holds)
+            assert signals.value("db.client.connection.max", pool_name=tracker_of(well).name) == 3
+        assert wait_until(lambda: tracker_of(well).long_holds)
         well.putconn(conn)
         errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert len(errors) == 1
-        assert ledger_of(odd).name in errors[0]
+        assert tracker_of(odd).name in errors[0]
         well.closeall()
         odd._pool = []
         odd.closeall()

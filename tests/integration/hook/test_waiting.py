@@ -12,7 +12,7 @@ import pytest
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from tests.support.database import ask, refused_port
-from tests.support.instrumentation import CLOSED, EXHAUSTED, denied, instrumented, ledger_of, lent, name_of
+from tests.support.instrumentation import CLOSED, EXHAUSTED, denied, instrumented, lent, name_of, tracker_of
 from tests.support.telemetry import assert_exactly, is_child, status_of, until, waited
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
@@ -42,7 +42,7 @@ def patient(monkeypatch: pytest.MonkeyPatch, signals: Signals) -> Iterator[Any]:
 
 
 def waiting(pool: Pool) -> int:
-    return len(ledger_of(pool).waiting)
+    return len(tracker_of(pool).waiting)
 
 
 def queue(pool: Pool, work: Any = None) -> Future[Any]:
@@ -93,7 +93,7 @@ def test_unset_it_raises_at_once(signals: Signals, hook: None, dsn: str) -> None
     pool.getconn()
     with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
         pool.getconn()
-    assert ledger_of(pool).turns is None
+    assert tracker_of(pool).queue is None
 
 
 def test_zero_raises_at_once(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_interrupted_wait(signals: Signals, patient: None, dsn: str, monkeypatch
     """An interrupt ends the wait, whose place in the queue is free: the next one is served."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = pool.getconn()
-    turns = ledger_of(pool).turns
+    turns = tracker_of(pool).queue
     assert turns is not None
 
     def interrupted() -> Any:
@@ -360,9 +360,9 @@ def test_many_threads(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatc
             return 10
 
         assert sum(future.result(3 * PATIENCE) for future in [in_thread(work) for _ in range(40)]) == 400
-        stats = ledger_of(pool).stats()
+        stats = tracker_of(pool).stats()
         assert (sum(stats.checkouts.values()), stats.timeouts, stats.waiting, stats.used) == (400, 0, 0, 0)
-        assert not ledger_of(pool).turns
+        assert not tracker_of(pool).queue
 
 
 def test_bad_value(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Callers of a pool that can only say no, and take turns."""
+"""Callers of a pool that can only say no, and take queue."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import psycopg2
 import pytest
 from psycopg2.pool import PoolError
 
-from otel_pgpool.instrumentation import turns as turns_module
-from otel_pgpool.instrumentation.turns import EXHAUSTED, Turns, is_exhausted
+from otel_pgpool.instrumentation import fair_queue
+from otel_pgpool.instrumentation.adapters.psycopg2.results import EXHAUSTED, is_exhausted
+from otel_pgpool.instrumentation.fair_queue import FairQueue
 from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
@@ -48,10 +49,14 @@ class Line(deque[Any]):
         self.come += 1
 
 
+def make_queue() -> FairQueue:
+    return FairQueue(is_exhausted, lambda: PoolError(EXHAUSTED))
+
+
 @pytest.fixture(autouse=True)
 def called_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is first asks when it is called, and never unasked."""
-    monkeypatch.setattr(turns_module, "AGAIN", 10 * PATIENCE)
+    monkeypatch.setattr(fair_queue, "RETRY_INTERVAL", 10 * PATIENCE)
 
 
 @pytest.fixture
@@ -60,12 +65,12 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-def queue(threads: ThreadPoolExecutor, turns: Turns, ask: Any, seconds: float = PATIENCE) -> Future[object]:
+def wait(threads: ThreadPoolExecutor, queue: FairQueue, ask: Any, seconds: float = PATIENCE) -> Future[object]:
     """Let a thread wait, and go on once it stands in the queue."""
-    if not isinstance(turns._queue, Line):
-        turns._queue = Line(turns._queue)
-    line, before = turns._queue, turns._queue.come
-    future = threads.submit(turns.wait_for, ask, seconds)
+    if not isinstance(queue._waiters, Line):
+        queue._waiters = Line(queue._waiters)
+    line, before = queue._waiters, queue._waiters.come
+    future = threads.submit(queue.wait_for, ask, seconds)
     assert wait_until(lambda: line.come > before)
     return future
 
@@ -86,96 +91,96 @@ def test_exhausted(error: BaseException, expected: bool) -> None:
 
 def test_served_at_once() -> None:
     """Who comes first and finds something does not wait."""
-    turns = Turns()
-    assert turns.wait_for(Shelf("thing").ask, 0) == "thing"
-    assert not turns
+    queue = make_queue()
+    assert queue.wait_for(Shelf("thing").ask, 0) == "thing"
+    assert not queue
 
 
 def test_no_time() -> None:
     """Without time it asks once, and says what the pool says."""
-    turns, shelf = Turns(), Shelf()
+    queue, shelf = make_queue(), Shelf()
     with pytest.raises(PoolError, match=EXHAUSTED):
-        turns.wait_for(shelf.ask, -1)
-    assert (shelf.asked, bool(turns)) == (1, False)
+        queue.wait_for(shelf.ask, -1)
+    assert (shelf.asked, bool(queue)) == (1, False)
 
 
 def test_in_the_order_of_coming(threads: ThreadPoolExecutor) -> None:
     """Each call serves the one who has waited longest, and nobody else asks."""
-    turns, shelf = Turns(), Shelf()
-    futures = [queue(threads, turns, shelf.ask) for _ in range(5)]
+    queue, shelf = make_queue(), Shelf()
+    futures = [wait(threads, queue, shelf.ask) for _ in range(5)]
     assert wait_until(lambda: shelf.asked)
     assert shelf.asked == 1  # the others do not: it is not their turn
     for number, future in enumerate(futures):
         shelf.things.append(number)
-        turns.call()
+        queue.wake_next()
         assert future.result(PATIENCE) == number
-    assert not turns
+    assert not queue
 
 
 def test_one_call_for_several_returns(threads: ThreadPoolExecutor) -> None:
     """Who is served lets the next one ask, so that no return is lost on a call that came too early."""
-    turns, shelf = Turns(), Shelf()
-    futures = [queue(threads, turns, shelf.ask) for _ in range(5)]
+    queue, shelf = make_queue(), Shelf()
+    futures = [wait(threads, queue, shelf.ask) for _ in range(5)]
     shelf.things += range(5)
-    turns.call()
+    queue.wake_next()
     assert sorted(future.result(PATIENCE) for future in futures) == list(range(5))  # type: ignore[type-var]
 
 
-def test_call_in_vain(threads: ThreadPoolExecutor) -> None:
+def test_wake_in_vain(threads: ThreadPoolExecutor) -> None:
     """Somebody outside the queue may have been faster: the first goes on waiting, as the first."""
-    turns, shelf = Turns(), Shelf()
-    future = queue(threads, turns, shelf.ask)
-    turns.call()
+    queue, shelf = make_queue(), Shelf()
+    future = wait(threads, queue, shelf.ask)
+    queue.wake_next()
     assert wait_until(lambda: shelf.asked == 2)
     assert not future.done()
     shelf.things.append("thing")
-    turns.call()
+    queue.wake_next()
     assert future.result(PATIENCE) == "thing"
 
 
 def test_timeout_of_the_first(threads: ThreadPoolExecutor) -> None:
     """Who gives up lets the next one ask."""
-    turns, shelf = Turns(), Shelf()
-    first = queue(threads, turns, shelf.ask, 0.2)
-    second = queue(threads, turns, shelf.ask)
+    queue, shelf = make_queue(), Shelf()
+    first = wait(threads, queue, shelf.ask, 0.2)
+    second = wait(threads, queue, shelf.ask)
     with pytest.raises(PoolError, match=EXHAUSTED):
         first.result(PATIENCE)
     assert wait_until(lambda: shelf.asked >= 2)
     shelf.things.append("thing")
-    turns.call()
+    queue.wake_next()
     assert second.result(PATIENCE) == "thing"
 
 
 def test_timeout_behind_the_first(threads: ThreadPoolExecutor) -> None:
     """One that was never first has not asked, and leaves no gap."""
-    turns, shelf = Turns(), Shelf()
-    first = queue(threads, turns, shelf.ask)
+    queue, shelf = make_queue(), Shelf()
+    first = wait(threads, queue, shelf.ask)
     with pytest.raises(PoolError, match=EXHAUSTED):
-        turns.wait_for(shelf.ask, 0.02)
+        queue.wait_for(shelf.ask, 0.02)
     assert threading.current_thread() not in shelf.askers
     shelf.things.append("thing")
-    turns.call()
+    queue.wake_next()
     assert first.result(PATIENCE) == "thing"
 
 
 @pytest.mark.parametrize("error", [PoolError("connection pool is closed"), KeyboardInterrupt(), ValueError("other")])
 def test_other_errors(threads: ThreadPoolExecutor, error: BaseException) -> None:
     """Whatever else the pool raises ends the wait of the one who asked, and the next one asks."""
-    turns, answers = Turns(), [PoolError(EXHAUSTED), error]
+    queue, answers = make_queue(), [PoolError(EXHAUSTED), error]
 
     def ask() -> object:
         raise answers.pop(0)
 
-    first = queue(threads, turns, ask)
-    second = queue(threads, turns, lambda: "thing")
-    turns.call()
+    first = wait(threads, queue, ask)
+    second = wait(threads, queue, lambda: "thing")
+    queue.wake_next()
     assert type(first.exception(PATIENCE)) is type(error)
     assert second.result(PATIENCE) == "thing"
 
 
 def test_interrupt_before_the_queue() -> None:
     """It leaves no place that nobody stands in."""
-    turns = Turns()
+    queue = make_queue()
 
     class Interrupted:
         def append(self, _turn: object) -> None:
@@ -187,32 +192,32 @@ def test_interrupt_before_the_queue() -> None:
         def __len__(self) -> int:
             return 0
 
-    queue, turns._queue = turns._queue, Interrupted()  # type: ignore[assignment]
+    waiters, queue._waiters = queue._waiters, Interrupted()  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
-        turns.wait_for(Shelf().ask, PATIENCE)
-    turns._queue = queue
-    assert turns.wait_for(Shelf("thing").ask, 0) == "thing"
+        queue.wait_for(Shelf().ask, PATIENCE)
+    queue._waiters = waiters
+    assert queue.wait_for(Shelf("thing").ask, 0) == "thing"
 
 
 def test_end(threads: ThreadPoolExecutor) -> None:
     """Each asks once more, in turn, and takes the answer: some are served, the others hear the pool's own words."""
-    turns, shelf = Turns(), Shelf()
-    futures = [queue(threads, turns, shelf.ask) for _ in range(4)]
+    queue, shelf = make_queue(), Shelf()
+    futures = [wait(threads, queue, shelf.ask) for _ in range(4)]
     shelf.things += ["a", "b"]
-    turns.end()
+    queue.end()
     assert [future.result(PATIENCE) for future in futures[:2]] == ["b", "a"]
     for future in futures[2:]:
         with pytest.raises(PoolError, match=EXHAUSTED):
             future.result(PATIENCE)
     with pytest.raises(PoolError, match=EXHAUSTED):
-        turns.wait_for(shelf.ask, PATIENCE)  # nobody would call
+        queue.wait_for(shelf.ask, PATIENCE)  # nobody would call
 
 
-def test_call_inside_the_queue() -> None:
+def test_wake_inside_the_queue() -> None:
     """The garbage collector may return a connection while the queue is being changed: the same thread may call then."""
-    turns = Turns()
-    with turns._lock:
+    queue = make_queue()
+    with queue._lock:
         done = threading.Event()
-        turns.call()
+        queue.wake_next()
         done.set()
     assert done.is_set()

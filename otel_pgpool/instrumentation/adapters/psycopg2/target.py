@@ -1,4 +1,4 @@
-"""Reading of where the arguments of a connect lead, without calling objects of the application.
+"""The target of a connect, read from its arguments without calling objects of the application.
 
 A password may be an object that fetches the password when its text is requested; so may a host.
 """
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PLAIN = (str, int, float, bool, type(None))
-LEADING = (*PLACES, "port", "service", "dsn")
+DECISIVE = (*PLACES, "port", "service", "dsn")
 
 
-def place_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
-    """Return where the arguments lead, without raising; unknown if a deciding argument is not a plain value."""
+def target_of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
+    """Return where the arguments lead, without raising; unknown if a decisive argument is not a plain value."""
     plain = {key: value for key, value in kwargs.items() if type(value) in PLAIN}
-    if any(type(arg) not in PLAIN for arg in args[:1]) or any(key in LEADING for key in kwargs.keys() - plain.keys()):
+    if any(type(arg) not in PLAIN for arg in args[:1]) or any(key in DECISIVE for key in kwargs.keys() - plain.keys()):
         return UnknownTarget()
     return target_of(args, plain)

@@ -9,37 +9,33 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from otel_pgpool.driver.dsn import Target, UnknownTarget, target_of
-from otel_pgpool.instrumentation.driver import parameters_of
-from otel_pgpool.instrumentation.kind import Levels
-from otel_pgpool.instrumentation.ledger import LEDGER
-from otel_pgpool.instrumentation.lenient import lenient
-from otel_pgpool.instrumentation.places import place_of
+from otel_pgpool.instrumentation.adapters.base import Levels
+from otel_pgpool.instrumentation.adapters.psycopg2.driver import parameters_of
+from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import creator_of, engine_behind, queue_of
+from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.text import may_hold_password
 
 if TYPE_CHECKING:
-    Record = Any
-    """SQLAlchemy's ``_ConnectionRecord``: a slot in the pool that outlives the DBAPI connection in it."""
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
 
 DRIVER = "psycopg2"
-PLACED_IN_QUERY = ("host", "port", "dbname", "user")
-"""Keys of a URL's query that tell where it leads; the others may hold secrets."""
+TARGET_KEYS = ("host", "port", "dbname", "user")
+"""Keys of a URL's query that say where it leads; the others may hold secrets."""
 
 
 def read_levels(pool: Any) -> Levels:
-    """Return the levels of a pool, or those of its ledger if the pool keeps none.
-
-    The methods of `QueuePool` are not used: they take the lock of its queue, and count slots that have lost their
-    connection as idle.
-    """
+    """Return the levels of a pool, or those of its tracker if the pool keeps none."""
     if isinstance(pool, QueuePool):
-        queue = list(pool._pool.queue)  # type: ignore[attr-defined]  # an attribute of every queue except asyncio's
-        size, overflow = pool.size(), pool._max_overflow  # -1 for no limit
-        limit = 0 if overflow < 0 else size + overflow
-        idle = sum(is_connected(record) for record in queue)
-        used = max(0, size - len(queue) + pool._overflow)  # negative for a pool that was disposed of
+        records, max_overflow, overflow = queue_of(pool)
+        size = pool.size()
+        limit = 0 if max_overflow < 0 else size + max_overflow
+        idle = sum(is_connected(record) for record in records)
+        used = max(0, size - len(records) + overflow)  # negative for a pool that was disposed of
         return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
-    ledger = getattr(pool, LEDGER, None)  # None for a pool that is not tracked yet
-    held = 0 if ledger is None else len(ledger.holds)
+    tracker = getattr(pool, TRACKER_ATTR, None)  # None for a pool that is not tracked yet
+    held = 0 if tracker is None else len(tracker.held)
     if isinstance(pool, StaticPool):
         idle = not held and is_connected(pool.__dict__.get("connection"))
         return Levels(0, 1, min(held, 1), int(idle), 1)
@@ -51,40 +47,40 @@ def is_connected(record: Record) -> bool:
     return getattr(record, "dbapi_connection", None) is not None
 
 
-def owner_of_the_pool(engine: Engine) -> Engine:
+def pool_owner(engine: Engine) -> Engine:
     """Return the engine behind those that ``execution_options`` makes, which may be collected earlier."""
-    while (behind := getattr(engine, "_proxied", None)) is not None:
+    while (behind := engine_behind(engine)) is not None:
         engine = behind
     return engine
 
 
-def target_of_engine(engine: Engine) -> Target:
+def engine_target(engine: Engine) -> Target:
     """Return where the engine's URL leads. Its password is not read, because reading may fetch it.
 
     With a ``creator`` of the application the URL may be wrong, and is often empty; the target is then unknown.
     """
-    if not is_an_engines(engine.pool):
+    if not made_by_create_engine(engine.pool):
         return UnknownTarget()
-    with lenient:  # an engine that the application has built itself may have any object as its URL
-        if not _is_torn(engine.url):
-            return place_of((), _parameters_of(engine.url))
+    with ignore_errors:  # an engine that the application has built itself may have any object as its URL
+        if not _contains_password(engine.url):
+            return target_of_arguments((), _parameters_of(engine.url))
     return UnknownTarget()
 
 
-def is_an_engines(pool: Any) -> bool:
+def made_by_create_engine(pool: Any) -> bool:
     """Return whether ``create_engine`` has created a pool, and so determines how it connects."""
-    return getattr(getattr(pool, "_creator", None), "__module__", None) == create_engine.__module__
+    return getattr(creator_of(pool), "__module__", None) == create_engine.__module__
 
 
-def _is_torn(url: URL) -> bool:
-    """Return whether another part of the URL contains the rest of a password with an unescaped character."""
+def _contains_password(url: URL) -> bool:
+    """Return whether another part of the URL contains the end of a password with an unescaped character."""
     parts = (url.host, url.database, *url.query, *url.query.values())
     return any("@" in str(part) for part in parts if part)
 
 
 def _parameters_of(url: URL) -> dict[str, Any]:
     parameters: dict[str, Any] = {"host": url.host, "port": url.port, "dbname": url.database, "user": url.username}
-    parameters |= {key: url.query[key] for key in PLACED_IN_QUERY if key in url.query}
+    parameters |= {key: url.query[key] for key in TARGET_KEYS if key in url.query}
     hosts = parameters["host"]
     if isinstance(hosts, tuple):  # each with its port, or none
         pairs = [host.rpartition(":") if host.rpartition(":")[2].isdecimal() else (host, "", "") for host in hosts]
@@ -93,12 +89,12 @@ def _parameters_of(url: URL) -> dict[str, Any]:
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def name_of_pool(pool: Any, conn: Any) -> str:
+def pool_name(pool: Any, conn: Any) -> str:
     """Return a name for a pool without an engine: its ``logging_name``, or where a connection of it leads."""
-    return logging_name_of(pool) or target_of((), parameters_of(conn)).name
+    return _logging_name(pool) or target_of((), parameters_of(conn)).name
 
 
-def logging_name_of(pool: Any) -> str:
+def _logging_name(pool: Any) -> str:
     """Return the name that the application has given to its pool; empty if there is none.
 
     The name is also empty if it is a connection string by mistake, which may contain a password.
@@ -107,17 +103,17 @@ def logging_name_of(pool: Any) -> str:
     return "" if may_hold_password(name) else name
 
 
-def name_of(engine: Engine) -> str:
+def engine_name(engine: Engine) -> str:
     """Return an engine's ``pool_logging_name``, or its URL without the password, or the driver's name."""
-    name = logging_name_of(engine.pool)
+    name = _logging_name(engine.pool)
     if name:
         return name
     try:
         url = engine.url
-        if _is_torn(url):
+        if _contains_password(url):
             return DRIVER
         Target((), _parameters_of(url))  # raises if a parameter may contain a part of the password
-        query = {key: value for key, value in url.query.items() if key in PLACED_IN_QUERY}
+        query = {key: value for key, value in url.query.items() if key in TARGET_KEYS}
         return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
     except Exception:  # noqa: BLE001 - an engine that the application has built itself may have any object as its URL
         return DRIVER

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from otel_pgpool.config import HISTOGRAMS
-from otel_pgpool.instrumentation.settings import Settings
+from otel_pgpool.instrumentation.options import InstrumentationOptions
 
 
-def of(environ: dict[str, str] | None = None, **options: Any) -> Settings:
-    return Settings.of(environ=environ or {}, **options)
+def of(environ: dict[str, str] | None = None, **options: Any) -> InstrumentationOptions:
+    return InstrumentationOptions.of(environ=environ or {}, **options)
 
 
 def test_defaults(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,26 +8,29 @@ import weakref
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.instrumentation.ledger import LEDGER
-from otel_pgpool.instrumentation.lenient import lenient
-from otel_pgpool.instrumentation.sqlalchemy_engine import is_connected
+from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import is_connected
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import idle_records
+from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.fork import is_here, renew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from otel_pgpool.instrumentation.sqlalchemy_engine import Record
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
 
 ENDING = ("do_rollback", "do_close", "do_terminate")
-"""Methods of a dialect by which a pool ends a transaction or a connection at its return."""
+"""Methods of a dialect by which a pool ends a transaction or a connection at its release."""
 
 
-class Inherited:
-    """The parent's connections that may still be returned in a forked child.
+class InheritedConnections:
+    """The parent's connections that may still be released in a forked child.
 
-    At a return a pool calls its dialect to roll back or to close. The dialect's methods are wrapped so that they leave
-    the parent's connections alone. A connection returned this way gets a dead socket, because the next commit would
+    At a release a pool calls its dialect to roll back or to close. The dialect's methods are wrapped so that they leave
+    the parent's connections alone. A connection released this way gets a dead socket, because the next commit would
     otherwise commit what should have been rolled back.
+
+    The wrappers are plain functions, because each release calls one: the benchmark ``hooked-sqlalchemy`` measures them.
     """
 
     def __init__(self) -> None:
@@ -39,11 +42,11 @@ class Inherited:
         return id(conn) in self._conns
 
     def add(self, record: Record, conn: Any) -> None:
-        """Keep a record, whose connection was checked out in the parent, from being returned to its pool."""
+        """Keep a record, whose connection was checked out in the parent, from being released to its pool."""
         self._conns[id(conn)] = conn
         record.fairy_ref = None
 
-    def watch_over(self, dialect: Any) -> None:
+    def protect(self, dialect: Any) -> None:
         """Wrap the methods of a dialect."""
         if dialect not in self._dialects:
             self._dialects.add(dialect)
@@ -52,7 +55,7 @@ class Inherited:
                 if original is not None:
                     setattr(dialect, name, self._unless_inherited(original, vars(dialect).get(name)))
 
-    def leave(self) -> None:
+    def restore_dialects(self) -> None:
         """Restore the dialects' methods, except where third-party code has wrapped them since."""
         for dialect in [*self._dialects]:
             for name in ENDING:
@@ -71,33 +74,33 @@ class Inherited:
             if not is_here:
                 renew()
             if conns:
-                driven = getattr(conn, "dbapi_connection", conn)
-                if id(driven) in conns:
-                    _cut(driven)
+                own = getattr(conn, "dbapi_connection", conn)
+                if id(own) in conns:
+                    _replace_socket(own)
                     return None
             return original(conn)
 
-        end.inherited, end.before = self, before  # type: ignore[attr-defined]  # read in `leave`
+        end.inherited, end.before = self, before  # type: ignore[attr-defined]  # read in `restore_dialects`
         return end
 
 
-def empty(pool: Any) -> list[Record]:
+def reset_pool(pool: Any) -> list[Record]:
     """Replace a pool's state by that of a new pool; return the former idle records, whose sockets are closed here."""
-    idle = [record for record in getattr(getattr(pool, "_pool", None), "queue", ()) if is_connected(record)]
+    idle = [record for record in idle_records(pool) if is_connected(record)]
     own = vars(pool)
-    alone = own.pop("connection", None)  # of a StaticPool
-    own.update({name: value for name, value in vars(pool.recreate()).items() if name not in ("dispatch", LEDGER)})
+    single = own.pop("connection", None)  # of a StaticPool
+    own.update({name: value for name, value in vars(pool.recreate()).items() if name not in ("dispatch", TRACKER_ATTR)})
     _close_here(record.dbapi_connection for record in idle)
-    return [*idle, alone] if is_connected(alone) else idle
+    return [*idle, single] if is_connected(single) else idle
 
 
 def _close_here(conns: Iterable[Any]) -> None:
     for conn in conns:
-        with lenient:  # closed already
+        with ignore_errors:  # closed already
             os.close(conn.fileno())
 
 
-def _cut(conn: Any) -> None:
+def _replace_socket(conn: Any) -> None:
     """Replace a connection's socket, in this process, by one that is not connected."""
-    with lenient, socket.socket() as dead:
+    with ignore_errors, socket.socket() as dead:
         os.dup2(dead.fileno(), conn.fileno(), inheritable=False)

@@ -31,7 +31,7 @@ logger = logging.getLogger("otel_pgpool")
 
 
 @dataclass(frozen=True)
-class Settings:
+class InstrumentationOptions:
     """Validated options of the instrumentation. Durations are in seconds."""
 
     tracer_provider: TracerProvider | None
@@ -40,7 +40,7 @@ class Settings:
     long_hold: float
     """Threshold of a long hold; infinite if switched off."""
     wait_timeout: float | None
-    """How long a caller of an exhausted psycopg2 pool waits; None if the pool raises at once, as psycopg2's do."""
+    """How long callers wait for an exhausted pool that does not wait itself; None if its error reaches them at once."""
 
     @classmethod
     def of(
@@ -51,23 +51,34 @@ class Settings:
         spans: object = None,
         long_hold: object = ...,
         environ: Mapping[str, str] = os.environ,
-    ) -> Settings:
+    ) -> InstrumentationOptions:
         """Read the options. An argument overrides its environment variable, which overrides the default."""
         return cls(
             tracer_provider,
             meter_provider,
             TelemetryConfig(
-                _lenient(span_mode, spans, None, environ),
-                _lenient(slow_threshold, None, None, environ),
-                _lenient(recorded_histograms, None, None, environ),
-                _lenient(skipped_packages, None, None, environ),
+                _read_or_default(span_mode, spans, None, environ),
+                _read_or_default(slow_threshold, None, None, environ),
+                _read_or_default(recorded_histograms, None, None, environ),
+                _read_or_default(skipped_packages, None, None, environ),
             ),
-            _lenient(long_hold_threshold, long_hold, ..., environ),
-            _lenient(_wait_timeout, None, None, environ),
+            _read_or_default(long_hold_threshold, long_hold, ..., environ),
+            _read_or_default(wait_timeout, None, None, environ),
         )
 
 
-def _lenient(
+def wait_timeout(_value: object, environ: Mapping[str, str]) -> float | None:
+    """Read ``OTEL_PGPOOL_WAIT_TIMEOUT``, for which there is no argument.
+
+    Raises:
+        ValueError: the variable is invalid.
+    """
+    if not environ.get(WAIT_TIMEOUT, "").strip():
+        return None
+    return environment_seconds(WAIT_TIMEOUT, 0.0, environ)
+
+
+def _read_or_default(
     read: Callable[[object, Mapping[str, str]], Value], value: object, unset: object, environ: Mapping[str, str]
 ) -> Value:
     try:
@@ -75,9 +86,3 @@ def _lenient(
     except ValueError as error:
         logger.error("%s; the default is used instead", error)  # noqa: TRY400 - the message is enough
     return read(unset, {})
-
-
-def _wait_timeout(_value: object, environ: Mapping[str, str]) -> float | None:
-    if not environ.get(WAIT_TIMEOUT, "").strip():
-        return None
-    return environment_seconds(WAIT_TIMEOUT, 0.0, environ)

@@ -1,0 +1,136 @@
+"""The interface between the instrumentation and one kind of pool, which assumes no driver and no library."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from otel_pgpool.types import TransactionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+
+class Levels(NamedTuple):
+    """The levels of an instrumented pool, read without a lock."""
+
+    minconn: int
+    maxconn: int
+    """Maximum number of connections; 0 for no limit."""
+    used: int
+    idle: int
+    maxidle: int | None
+    """Maximum number of idle connections; None for no limit."""
+    closed: bool = False
+
+
+class Target(Protocol):
+    """The server and the database that a pool connects to, without secrets."""
+
+    @property
+    def name(self) -> str:
+        """Name of a pool that the application has not named, such as ``host:port/dbname``."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Host of the server, or the folder of its Unix socket; empty if unknown."""
+        ...
+
+    @property
+    def port(self) -> int | None:
+        """Port of the server; None if unknown, or if several hosts have different ports."""
+        ...
+
+    @property
+    def namespace(self) -> str:
+        """Name of the database; empty if unknown."""
+        ...
+
+    @property
+    def public(self) -> Collection[str]:
+        """Names that the text of an error may quote."""
+        ...
+
+
+class PoolAdapter(ABC):
+    """A base class for what the instrumentation knows about one kind of pool.
+
+    Each class of adapters stands in ``otel_pgpool.instrumentation.ADAPTERS``. ``instrument()`` creates one object of
+    it, with the `InstrumentationSession` as the only argument, as soon as the library of the pools is imported, and
+    calls `install`. From then on, the adapter notifies the trackers of what the pools do. It gets the tracker of a pool
+    by ``session.track(pool, self)``.
+
+    The instrumentation calls the methods below `uninstall`. Those that get a pool may be called by any thread, at any
+    time, and must neither wait nor take a lock of the pool. Those that get a connection must not change it.
+    """
+
+    @abstractmethod
+    def install(self) -> None:
+        """Wrap the methods of the pools, or add listeners; start to track pools that exist already."""
+
+    @abstractmethod
+    def uninstall(self) -> None:
+        """Undo `install`, even one that has failed half-way. Wrappers that the application still refers to pass on."""
+
+    @abstractmethod
+    def levels(self, pool: Any) -> Levels:
+        """Return the levels of a pool. Called whenever metrics are collected."""
+
+    @abstractmethod
+    def target(self, pool: Any) -> Target:
+        """Return where a pool connects to, without calling code of the application."""
+
+    @abstractmethod
+    def forget_inherited(self, pool: Any) -> int:
+        """Remove the parent's connections from a pool in a forked child; return their number.
+
+        Nothing may be sent to the server, because the parent continues to use the connections. The pool's locks may
+        have been held at the fork.
+        """
+
+    def is_idle(self, pool: Any, conn: Any) -> bool:  # noqa: ARG002 - the interface
+        """Return whether a connection that counts as held is idle, released by a method that is not wrapped."""
+        return False
+
+    def can_wait(self, pool: Any) -> bool:  # noqa: ARG002 - the interface
+        """Return whether callers wait for an exhausted pool, which does not wait itself, if a wait timeout is set."""
+        return False
+
+    def is_exhausted(self, error: BaseException) -> bool:  # noqa: ARG002 - the interface
+        """Return whether the pool raised an error because all of its connections are held."""
+        return False
+
+    def exhausted_error(self) -> Exception:
+        """Create the pool's error for a caller that has waited in vain. Needed if a pool `can_wait`."""
+        raise NotImplementedError
+
+    def backend_pid(self, conn: Any) -> int:  # noqa: ARG002 - the interface
+        """Return the process id of a connection's backend; 0 if it is unknown or only `ask_backend_pid` tells it.
+
+        Called as soon as the connection is known, so that the id is known when the connection is not there any more.
+        """
+        return 0
+
+    def ask_backend_pid(self, conn: Any) -> int:  # noqa: ARG002 - the interface
+        """Return the id that `backend_pid` could not tell, at the moment at which it is reported; 0 if unknown.
+
+        Unlike `backend_pid`, it may call a connection of the application's own class.
+        """
+        return 0
+
+    def transaction_status(self, conn: Any) -> TransactionStatus:  # noqa: ARG002 - the interface
+        """Return the status of a connection's transaction, as the client knows it."""
+        return TransactionStatus.UNKNOWN
+
+    def server_address(self, conn: Any) -> tuple[str | None, int | None]:  # noqa: ARG002 - the interface
+        """Return the host and the port that a connection was made to; None for what is unknown."""
+        return None, None
+
+    def is_refusal(self, error: BaseException) -> bool:  # noqa: ARG002 - the interface
+        """Return whether a failed connect has reached a server, which refused it, so that there is no outage."""
+        return False
+
+    def error_text(self, error: BaseException, target: Target) -> str:  # noqa: ARG002 - the interface
+        """Return the text of a driver's error, one line without secrets, SQL or values; empty if it cannot be shown."""
+        return ""

@@ -1,0 +1,87 @@
+"""Access to psycopg2's connections by psycopg2's own code only.
+
+An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. None of
+that is called, so that it sees no call that the pool itself did not make.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from psycopg2.extensions import connection
+
+from otel_pgpool.driver.error_text import describe
+from otel_pgpool.driver.proxy import unwrapped
+from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.driver.session import transaction_status
+from otel_pgpool.instrumentation.adapters.base import PoolAdapter
+from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
+from otel_pgpool.runtime.text import printable
+
+if TYPE_CHECKING:
+    from otel_pgpool.instrumentation.adapters.base import Target
+    from otel_pgpool.types import TransactionStatus
+
+
+def own_connection(conn: Any) -> connection | None:
+    """Return psycopg2's connection inside the proxies of agents; None if there is none."""
+    own = unwrapped(conn)
+    return own if issubclass(type(own), connection) else None
+
+
+def parameters_of(conn: Any) -> dict[str, Any]:
+    """Return a connection's parameters, as libpq knows them, without the password."""
+    with ignore_errors:
+        info = _info_of(conn)
+        if info is not None:
+            return {**info.dsn_parameters}
+    return {}
+
+
+def _info_of(conn: Any) -> Any:
+    own = own_connection(conn)
+    return None if own is None else connection.info.__get__(own)
+
+
+def closed_of(conn: Any) -> int:
+    """Return a connection's ``closed``, which pools read too; 0 if it has none."""
+    try:
+        return conn.closed  # type: ignore[no-any-return]  # a number or a truth
+    except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
+        raise_if_asynchronous(error)
+        return 0
+
+
+class Psycopg2Driver(PoolAdapter):
+    """The part of an adapter that is the same for all pools of psycopg2's connections."""
+
+    def backend_pid(self, conn: Any) -> int:
+        """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg2's."""
+        with ignore_errors:
+            own = own_connection(conn)
+            return 0 if own is None else connection.get_backend_pid(own)
+        return 0
+
+    def ask_backend_pid(self, conn: Any) -> int:
+        """Return the process id as a connection of the application's own class tells it."""
+        return int(conn.get_backend_pid())
+
+    def transaction_status(self, conn: Any) -> TransactionStatus:
+        """Return the status of a connection's transaction, as libpq knows it."""
+        return transaction_status(conn)
+
+    def server_address(self, conn: Any) -> tuple[str | None, int | None]:
+        """Return the host and the port that a connection was made to."""
+        with ignore_errors:
+            info = _info_of(conn)
+            if info is not None:
+                return printable(info.host), info.port
+        return None, None
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Return whether the server is up and refused the connection."""
+        return is_refusal(error)
+
+    def error_text(self, error: BaseException, target: Target) -> str:
+        """Return the known part of a psycopg2 error's text."""
+        return describe(target, error)  # type: ignore[arg-type]  # reads only the public names

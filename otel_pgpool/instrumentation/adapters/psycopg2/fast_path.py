@@ -1,0 +1,239 @@
+"""The wrappers of ``getconn`` and ``putconn`` of psycopg2's two classes, for ordinary checkouts of their own objects.
+
+They are measured by the benchmark ``hooked``: plain functions, because one of wrapt is slower, and in one piece each,
+because a call would cost 4 %. There are two pairs. The light pair, for ``spans="off"``, makes no record of
+a checkout as long as nothing is recorded. All else goes the slow path of `PoolCalls`.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from sys import _getframe
+from typing import TYPE_CHECKING, Any
+
+from psycopg2.pool import SimpleConnectionPool
+
+from otel_pgpool.instrumentation.adapters.psycopg2.driver import closed_of
+from otel_pgpool.instrumentation.adapters.psycopg2.results import (
+    handle_failed_getconn,
+    handle_failed_putconn,
+    record_discard,
+    record_failure,
+    release_unused,
+    still_checked_out,
+)
+from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.pool.call_site import stack_around, whole_stack_of
+from otel_pgpool.pool.checkout import Loan
+from otel_pgpool.runtime import thread_cache
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.fork import is_here, renew
+from otel_pgpool.types import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_pgpool.instrumentation.adapters.psycopg2.wrappers import PoolCalls
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+    from otel_pgpool.instrumentation.watch import Watch
+
+    Method = Callable[..., Any]
+
+
+def wrap_getconn(calls: PoolCalls, original: Method) -> Method:
+    """Wrap ``getconn``."""
+    slow_path = calls.check_out
+
+    @wraps(original)
+    def getconn(self: Any, key: Any = None) -> Any:
+        if not is_here:
+            renew()
+        try:
+            tracker: PoolTracker | None = self._otel_pgpool
+        except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+            tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_asynchronous(error)
+            tracker = None
+        if tracker is None or key is not None or tracker.fast_path_owner is not calls:
+            return slow_path(self, original, key, _getframe())
+        checkout = conn = None
+        try:
+            try:
+                frame = _getframe(1)
+            except ValueError:  # no Python caller, as for a greenlet's first function
+                frame = _getframe()
+            checkout = Loan()
+            tracker.start_with(checkout, whole_stack_of(frame))
+            conn = original(self, None)
+            tracker.acquired(checkout, conn)
+        except BaseException as error:
+            handle_failed_getconn(tracker, self, checkout, conn, error)
+            raise
+        return conn
+
+    return getconn
+
+
+def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:
+    """Wrap ``putconn``."""
+    slow_path = calls.release
+
+    @wraps(original)
+    def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
+        if not is_here:
+            renew()
+        try:
+            tracker: PoolTracker | None = self._otel_pgpool
+        except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+            tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_asynchronous(error)
+            tracker = None
+        slot = None
+        if tracker is not None and key is None and tracker.fast_path_owner is calls:
+            slot = tracker.slots.get(id(conn))
+        checkout: Any = None if slot is None else slot.checkout
+        if tracker is None or slot is None or checkout is None:
+            slow_path(self, original, (conn, key, close), {})
+            return
+        try:
+            was_closed = conn.closed
+        except Exception as error:  # noqa: BLE001 - a connection of an application's factory may raise anything
+            raise_if_asynchronous(error)
+            was_closed = 0
+        try:
+            original(self, conn, None, close)
+            if closed_of(conn):
+                record_discard(tracker, slot, was_closed, close=close, checkout=checkout)
+            else:
+                tracker.released(checkout)
+        except BaseException as error:
+            handle_failed_putconn(tracker, self, conn, checkout, error)
+            raise
+
+    return with_defaults_of(owner, putconn)
+
+
+def wrap_getconn_lightly(calls: PoolCalls, watch: Watch, original: Method) -> Method:  # noqa: C901 - see above
+    """Wrap ``getconn`` for ``spans="off"``."""
+    slow_path = calls.check_out
+
+    @wraps(original)
+    def getconn(self: Any, key: Any = None) -> Any:  # noqa: C901 - see above
+        if not is_here:
+            renew()
+        try:
+            tracker: PoolTracker | None = self._otel_pgpool
+        except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+            tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_asynchronous(error)
+            tracker = None
+        if (
+            tracker is None
+            or key is not None
+            or tracker.fast_path_owner is not calls
+            or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `Silence`
+        ):
+            return slow_path(self, original, key, _getframe())
+        conn: Any = None
+        started = monotonic()
+        try:
+            conn = original(self, None)  # passing None explicitly is faster than the default
+            if tracker.pending and tracker.report_connects():
+                started = monotonic()
+                tracker.new_checkouts += 1
+            else:
+                tracker.idle_checkouts += 1
+            try:
+                first = _getframe(1)
+            except ValueError:  # no Python caller, as for a greenlet's first function
+                first = _getframe()
+            if (second := first.f_back) is None:
+                second = first
+            if (third := second.f_back) is None:
+                third = second
+            connection_key = id(conn)
+            if connection_key not in tracker.slots:
+                tracker.register(conn)
+            tracker.light[connection_key] = (
+                started,
+                thread_cache.here.thread,
+                first.f_code,
+                first.f_lasti,
+                second.f_code,
+                second.f_lasti,
+                third.f_code,
+                third.f_lasti,
+            )
+            if watch.parked:
+                watch.wake()
+        except BaseException as error:
+            _handle_failed_light_getconn(tracker, self, conn, started, error)
+            raise
+        return conn
+
+    return getconn
+
+
+def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Method:  # noqa: C901 - see above
+    """Wrap ``putconn`` for ``spans="off"``."""
+    slow_path = calls.release
+
+    @wraps(original)
+    def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002, C901 - its signature; see above
+        if not is_here:
+            renew()
+        try:
+            tracker: PoolTracker | None = self._otel_pgpool
+        except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+            tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_asynchronous(error)
+            tracker = None
+        if tracker is None or key is not None or (light := tracker.light.pop(id(conn), None)) is None:
+            slow_path(self, original, (conn, key, close), {})
+            return
+        try:
+            was_closed = conn.closed
+        except Exception as error:  # noqa: BLE001 - a connection of an application's factory may raise anything
+            raise_if_asynchronous(error)
+            was_closed = 0
+        try:
+            original(self, conn, None, close)
+        except BaseException as error:
+            if not closed_of(self):
+                tracker.light[id(conn)] = light
+                is_over = not still_checked_out(self, conn, error)
+                if is_over and (checkout := tracker.promote_checkout_of(conn)) is not None:
+                    tracker.released(checkout, Outcome.DISCARDED, error)
+            raise
+        try:
+            is_closed = conn.closed
+        except Exception as error:  # noqa: BLE001 - a connection of an application's factory may raise anything
+            raise_if_asynchronous(error)
+            return
+        if is_closed:
+            record_discard(tracker, tracker.slot_of(conn), was_closed, close=close)
+
+    return with_defaults_of(owner, putconn)
+
+
+def _handle_failed_light_getconn(
+    tracker: PoolTracker, pool: Any, conn: Any, started: float, error: BaseException
+) -> None:
+    """Record a failed checkout, or release the connection that was not delivered."""
+    if conn is None:
+        checkout = tracker.start(stack_around(_getframe(1)))
+        checkout.started = started
+        record_failure(tracker, pool, checkout, error)
+    else:
+        release_unused(pool, conn)
+
+
+def with_defaults_of(owner: type, putconn: Any) -> Method:
+    """Give a wrapper of ``putconn`` the defaults of its class: in one of the two, ``conn`` is required."""
+    if owner is SimpleConnectionPool:
+        putconn.__defaults__ = (None, False)
+    return putconn  # type: ignore[no-any-return]

@@ -1,0 +1,73 @@
+"""The records of checkouts from SQLAlchemy's pools, by what its events know them by."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import record_of
+from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.pool.checkout import Loan
+
+if TYPE_CHECKING:
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+
+
+class EngineCheckout(Loan):
+    """A call of ``Engine.raw_connection`` or ``Pool.connect``, and its connection until the release."""
+
+    __slots__ = ("fairy", "tracker")
+
+    tracker: PoolTracker
+    fairy: weakref.ref[Any]
+    """SQLAlchemy's ``_ConnectionFairy``, which the caller received; set just before the hand-over."""
+
+    # Defaults of the attributes that few checkouts set.
+    wait_ended: float | None = None
+    """When the wait for a released connection ended."""
+    connect_began: float | None = None
+    """When the connect in progress began."""
+    connected = False
+    """Whether a connection was opened for this checkout and not lost since."""
+    lost: BaseException | None = None
+    """The error for which SQLAlchemy replaces the connection; reset afterwards, as an error keeps its frames."""
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the garbage collector releases the connection, because its holder dropped it.
+
+        The release is then deferred, because the garbage collector may run under any lock, including the telemetry's.
+        """
+        return self.fairy() is None
+
+
+class CheckoutTable:
+    """The checkouts in progress. The dictionaries are never replaced, so that others may refer to them."""
+
+    def __init__(self) -> None:
+        self.requests: dict[int, EngineCheckout] = {}  # that have no connection yet, by thread
+        self.held: dict[int, EngineCheckout] = {}  # by id of the connection
+        self.closed_while_held: dict[int, EngineCheckout] = {}  # by id of the record, which outlives its connection
+        self.trackers: weakref.WeakKeyDictionary[Record, PoolTracker] = weakref.WeakKeyDictionary()
+
+    def mark_closed_while_held(self, checkout: EngineCheckout, conn: Any, record: Record) -> None:
+        """Look up a checkout by its record from now on, because its connection is closed before the release."""
+        self.closed_while_held[id(record)] = checkout
+        self.held.pop(id(conn), None)
+
+    def leave_to_parent(self, pool: Any, idle: list[Record], inherited: InheritedConnections) -> None:
+        """Drop, in a forked child, all connections of a pool that are checked out, or were at the fork."""
+        for record, tracker in [*self.trackers.items()]:
+            if tracker.pool is pool and record not in idle and record.dbapi_connection is not None:
+                inherited.add(record, record.dbapi_connection)  # was being checked out or released at the fork
+
+    def leave_held_to_parent(self, inherited: InheritedConnections) -> None:
+        """Drop, in a forked child, every checkout of the parent."""
+        for checkout in self.held.values():
+            with ignore_errors:
+                fairy: Any = checkout.fairy()
+                inherited.add(record_of(fairy), fairy.dbapi_connection)
+        for known in (self.requests, self.held, self.closed_while_held):
+            known.clear()

@@ -1,0 +1,190 @@
+"""The listeners to SQLAlchemy's public events, from which connects, releases and closed connections are known."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import NullPool, Pool, QueuePool
+
+from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.errors import error_type
+from otel_pgpool.instrumentation.adapters.psycopg2.driver import closed_of, parameters_of
+from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import is_invalidated, keep_has_events, reset_has_events
+from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.fork import is_here, renew
+from otel_pgpool.runtime.gc_state import is_collecting_here
+from otel_pgpool.types import DiscardReason, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
+    from otel_pgpool.instrumentation.session import InstrumentationSession
+
+
+class EventListeners:
+    """The listeners; each has the arguments of SQLAlchemy's event.
+
+    Args:
+        session: the session of the instrumentation.
+        table: the checkouts in progress.
+        inherited: the connections of a parent process.
+        engine_disposed: called with an engine that has replaced its pool.
+    """
+
+    def __init__(
+        self,
+        session: InstrumentationSession,
+        table: CheckoutTable,
+        inherited: InheritedConnections,
+        engine_disposed: Callable[[Engine], object],
+    ) -> None:
+        self.guard = session.guard
+        self._session = session
+        self._table = table
+        self._requests = table.requests
+        self._held = table.held
+        self._closed_while_held = table.closed_while_held
+        self._inherited = inherited
+        self._engine_disposed = engine_disposed
+        self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()  # those with a listener for connects
+        self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
+            (Engine, "engine_disposed", self._disposed),
+            (Pool, "connect", self._connected),
+            (Pool, "checkin", self._checked_in),
+            (Pool, "invalidate", self._invalidated),
+            (Pool, "detach", self._detached),
+            (Pool, "close", self._closing),
+        ]
+
+    def add(self) -> None:
+        """Add the listeners for all engines and pools."""
+        with keep_has_events():
+            for target, name, listener in self._listeners:
+                event.listen(target, name, listener)
+
+    def add_to_dialect(self, dialect: Any) -> None:
+        """Add the listener for connects to one dialect, because only psycopg2's are listened to."""
+        if dialect not in self._dialects:
+            event.listen(dialect, "do_connect", self._connecting)
+            self._dialects.add(dialect)
+
+    def remove(self) -> None:
+        """Remove all listeners."""
+        for target, name, listener in self._listeners:
+            if event.contains(target, name, listener):
+                event.remove(target, name, listener)
+        for dialect in [*self._dialects]:
+            event.remove(dialect, "do_connect", self._connecting)
+            reset_has_events(dialect)
+
+    @never_raise
+    def _disposed(self, engine: Engine) -> None:
+        self._engine_disposed(engine)
+
+    @never_raise
+    def _connecting(self, _dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
+        request = self._requests.get(threading.get_ident())
+        if request is not None:
+            # These include connect_args, which are not in the URL.
+            request.tracker.target_known(target_of_arguments(tuple(args), parameters))
+            request.connect_began = monotonic()
+            request.tracker.connects.connecting.add(threading.get_ident())
+
+    @never_raise
+    def _connected(self, conn: Any, record: Record) -> None:
+        before = self._closed_while_held.pop(id(record), None)
+        if before is not None:  # a StaticPool has replaced its connection: no release of the former will be seen
+            before.tracker.released(before, Outcome.DISCARDED)
+        request = self._requests.get(threading.get_ident())
+        if request is not None:
+            began, request.connect_began, request.connected, request.lost = request.connect_began, None, True, None
+            if began is None:
+                began = request.wait_ended or request.started
+                request.tracker.target_known(UnknownTarget(parameters_of(conn)))
+            request.tracker.connects.connecting.discard(threading.get_ident())
+            request.tracker.connected(began, conn)
+            self._table.trackers[record] = request.tracker
+
+    def _checked_in(self, conn: Any, record: Record) -> None:
+        try:
+            if not is_here:
+                renew()
+            checkout = self._held.pop(id(conn), None) or self._closed_while_held.pop(id(record), None)
+            if checkout is None:
+                if conn in self._inherited:  # such a connection must not return to the pool
+                    record.dbapi_connection = None
+            elif checkout.fairy() is None:  # `is_dropped`
+                self._session.defer(partial(checkout.tracker.released, checkout, Outcome.RECLAIMED))
+            elif conn is None or closed_of(conn):
+                checkout.tracker.released(checkout, Outcome.DISCARDED)
+            else:
+                checkout.tracker.released(checkout)
+        except Exception as error:  # noqa: BLE001 - as in `never_raise`, which would cost another call
+            self.guard.lament(error)
+
+    @never_raise
+    def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
+        held, request = self._held.get(id(conn)), self._requests.get(threading.get_ident())
+        cause = getattr(error, "orig", None) or error
+        reason = _reason_of(cause, is_held=held is not None)
+        if held is not None:
+            self._table.mark_closed_while_held(held, conn, record)
+            slot = held.tracker.slot_of(conn)
+            held.tracker.slots.pop(slot.key, None)
+            discarded = partial(held.tracker.discarded, slot, reason, cause, held)
+            self._session.defer(discarded) if held.is_dropped else discarded()
+        elif request is not None:
+            if cause is not None:
+                request.connected, request.lost, request.wait_ended = False, cause, monotonic()
+            if isinstance(cause, DisconnectionError):  # only after this error SQLAlchemy tries another connection
+                request.retried(Attempt(monotonic(), error_type(cause), 0.0), None)
+                request.tracker.retries += 1
+            request.tracker.discarded(request.tracker.slot_of(conn), reason, cause, request)
+
+    @never_raise
+    def _detached(self, conn: Any, _record: Record) -> None:
+        held = self._held.pop(id(conn), None)
+        if held is not None:
+            held.tracker.released(held, Outcome.DISCARDED)
+            held.tracker.discarded(held.tracker.slot_of(conn), DiscardReason.RETURNED_CLOSED, None, held)
+
+    @never_raise
+    def _closing(self, conn: Any, record: Record) -> None:
+        held = self._held.get(id(conn))
+        if held is not None:  # a StaticPool may close a connection that is checked out
+            self._table.mark_closed_while_held(held, conn, record)
+        tracker = self._table.trackers.get(record)
+        slot = None if tracker is None else tracker.slots.get(id(conn))
+        if tracker is None or slot is None:  # discarded as broken before
+            return
+        discarded = partial(tracker.discarded, slot, self._why_closed(tracker.pool, record))
+        self._session.defer(discarded) if is_collecting_here() else discarded()
+
+    def _why_closed(self, pool: Any, record: Record) -> DiscardReason:
+        if isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin()):
+            return DiscardReason.IDLE  # released to a pool that was full
+        if threading.get_ident() not in self._requests:
+            return DiscardReason.DRAINED  # by ``dispose``
+        return DiscardReason.DRAINED if is_invalidated(record) else DiscardReason.EXPIRED
+
+
+def _reason_of(cause: BaseException | None, *, is_held: bool) -> DiscardReason:
+    """Return why SQLAlchemy has invalidated a connection."""
+    if cause is None:  # the application asked to close it
+        return DiscardReason.RETURNED_CLOSED
+    if type(cause) is DisconnectionError or not (is_held or isinstance(cause, (psycopg2.Error, DisconnectionError))):
+        return DiscardReason.CHECK_FAILED  # raised by a listener of the application that checks connections
+    return DiscardReason.BROKEN

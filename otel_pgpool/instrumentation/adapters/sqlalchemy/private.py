@@ -1,0 +1,79 @@
+"""The private attributes of SQLAlchemy that have no public counterpart.
+
+Checked on SQLAlchemy 1.4.54, 2.0.51 and 2.1.9. An application's own classes may lack any of them, so each function may
+raise anything.
+"""
+# ruff: noqa: SLF001 - this file is the one place of these accesses
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.engine.events import DialectEvents
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.pool import QueuePool
+
+    Record = Any
+    """SQLAlchemy's ``_ConnectionRecord``: a slot in the pool that outlives the DBAPI connection in it."""
+
+DIALECT_EVENTS = [name for name in dir(DialectEvents) if name.startswith(("do_", "handle_"))]
+
+
+@contextmanager
+def keep_has_events() -> Iterator[None]:
+    """Restore the flag of all engines that statements have listeners.
+
+    A listener for ``engine_disposed`` sets it. True would slow down each statement, and ``dispose`` does not need it.
+    """
+    had_events = Engine._has_events
+    yield
+    Engine._has_events = had_events
+
+
+def reset_has_events(dialect: Any) -> None:
+    """Reset the same flag of a dialect from which the last listener was removed."""
+    if not any(getattr(dialect.dispatch, name, ()) for name in DIALECT_EVENTS):
+        dialect.__dict__.pop("_has_events", None)
+
+
+def engine_behind(engine: Engine) -> Engine | None:
+    """Return the engine from which ``execution_options`` has made another; None if this is the first."""
+    return getattr(engine, "_proxied", None)
+
+
+def creator_of(pool: Any) -> Any:
+    """Return the function with which a pool connects, or None."""
+    return getattr(pool, "_creator", None)
+
+
+def dialect_of(pool: Any) -> Any:
+    """Return the dialect of a pool."""
+    return pool._dialect
+
+
+def queue_of(pool: QueuePool) -> tuple[list[Record], int, int]:
+    """Return the idle records of a pool, the maximum of its overflow (-1 for no limit), and its overflow.
+
+    The public methods take the lock of the pool's queue, and count slots that have lost their connection as idle.
+    """
+    return list(pool._pool.queue), pool._max_overflow, pool._overflow  # type: ignore[attr-defined]  # every queue has it except asyncio's
+
+
+def idle_records(pool: Any) -> list[Record]:
+    """Return the records in a pool's queue, if there is a queue."""
+    return list(getattr(getattr(pool, "_pool", None), "queue", ()))
+
+
+def record_of(fairy: Any) -> Record:
+    """Return the record of a connection that is checked out."""
+    return fairy._connection_record
+
+
+def is_invalidated(record: Record) -> bool:
+    """Return whether a record's connection was invalidated, or its whole pool since the connection was opened."""
+    return bool(record._is_hard_or_soft_invalidated())

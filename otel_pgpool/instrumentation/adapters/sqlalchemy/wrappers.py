@@ -1,0 +1,256 @@
+"""The wrappers of SQLAlchemy's methods by which connections are requested and waited for.
+
+SQLAlchemy has no event for a request nor for a failed one, so that events cannot tell how long a caller waited. Every
+connection of an engine is requested by ``Engine.raw_connection``, which also knows the URL. ``Pool.connect`` is for
+pools without an engine, which are recognised by their first connection. Neither method distinguishes a wait for a
+release from a slow check of an idle connection (``pool_pre_ping``, a listener of the application). A pool waits in the
+``get`` of its queue and nowhere else.
+
+The wrappers are plain functions: the benchmark ``hooked-sqlalchemy`` measures them, and one of wrapt is slower.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from functools import partial, wraps
+from sys import _getframe
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
+from sqlalchemy.util.queue import Empty
+
+from otel_pgpool.instrumentation.adapters.psycopg2.driver import own_connection
+from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import EngineCheckout
+from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_create_engine
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import record_of
+from otel_pgpool.instrumentation.guards import never_raise, raise_if_asynchronous
+from otel_pgpool.pool.call_site import LeftOut, whole_stack_past
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.fork import is_here, renew
+from otel_pgpool.types import PoolErrorType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from sqlalchemy.engine import Engine
+
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
+    from otel_pgpool.instrumentation.session import InstrumentationSession
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+
+BETWEEN = LeftOut("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
+"""Modules to skip between a request and the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
+
+
+class EngineCalls:
+    """The calls of wrapped methods. Each ``wrap_`` method returns the wrapper of one.
+
+    Args:
+        session: the session of the instrumentation.
+        table: the checkouts in progress.
+        track_engine: return the tracker of an engine's pool, or None.
+        track_pool: return the tracker of a pool without an engine, given its first connection, or None.
+    """
+
+    def __init__(
+        self,
+        session: InstrumentationSession,
+        table: CheckoutTable,
+        track_engine: Callable[[Engine], PoolTracker | None],
+        track_pool: Callable[[Any, Any], PoolTracker | None],
+    ) -> None:
+        self.guard = session.guard
+        self._session = session
+        self._table = table
+        self._requests = table.requests
+        self._held = table.held
+        self._track_engine = track_engine
+        self._track_pool = track_pool
+
+    def wrap_raw_connection(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap ``Engine.raw_connection``."""
+        calls = self
+        track_engine, check_out, call_untracked = self._track_engine, self._check_out, self._call_untracked
+
+        @wraps(original)
+        def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+            if not is_here:
+                renew()
+            try:
+                tracker: PoolTracker | None = engine.pool._otel_pgpool  # type: ignore[attr-defined]  # noqa: SLF001 - set by `PoolTracker`
+            except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+                tracker = None
+            except Exception as error:  # noqa: BLE001 - an engine that the application has built itself
+                raise_if_asynchronous(error)
+                tracker = None
+            if tracker is None or tracker.fast_path_owner is not calls:
+                tracker = track_engine(engine)
+                if tracker is None:
+                    return call_untracked(partial(original, engine, *args, **kwargs))
+            try:
+                frame = _getframe(1)
+            except ValueError:  # no Python caller, as for a greenlet's first function
+                frame = _getframe()
+            if args or kwargs:  # of SQLAlchemy 1.4
+                return check_out(tracker, frame, lambda engine: original(engine, *args, **kwargs), engine)
+            return check_out(tracker, frame, original, engine)
+
+        return raw_connection
+
+    def wrap_pool_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap ``Pool.connect``."""
+        calls, requests = self, self._requests
+        check_out, check_out_from_unknown = self._check_out, self._check_out_from_unknown
+
+        @wraps(original)
+        def connect(pool: Any) -> Any:
+            try:
+                tracker: PoolTracker | None = pool._otel_pgpool  # noqa: SLF001 - set by `PoolTracker`
+            except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+                tracker = None
+            except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+                raise_if_asynchronous(error)
+                tracker = None
+            if tracker is not None and tracker.fast_path_owner is calls:  # its engine's ``raw_connection`` tracks this
+                return original(pool)
+            request = requests.get(threading.get_ident())
+            if (request is not None and request.tracker is tracker) or made_by_create_engine(pool):
+                return original(pool)
+            if not is_here:
+                renew()
+            try:
+                frame = _getframe(1)
+            except ValueError:
+                frame = _getframe()
+            if tracker is None:
+                return check_out_from_unknown(pool, original, frame)
+            return check_out(tracker, frame, original, pool)
+
+        return connect
+
+    def wrap_queue_get(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap the ``get`` of a pool's queue."""
+        requests = self._requests
+
+        @wraps(original)
+        def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
+            if not block:
+                return original(queue, block, timeout)
+            request = requests.get(threading.get_ident())
+            if request is None or request.queued is not None:
+                return original(queue, block, timeout)
+            try:
+                return original(queue, False)  # noqa: FBT003 - its signature
+            except Empty:  # without a context manager, which would cost a tenth of the whole checkout
+                pass
+            request.tracker.enqueued(request)
+            try:
+                return original(queue, block, timeout)
+            finally:
+                request.wait_ended = monotonic()
+
+        return get
+
+    def _check_out(self, tracker: PoolTracker, frame: FrameType, request: Callable[[Any], Any], subject: Any) -> Any:
+        """Record a checkout by a call of ``request`` with an engine or a pool."""
+        requests, held = self._requests, self._held
+        checkout = EngineCheckout()
+        tracker.start_with(checkout, whole_stack_past(frame, BETWEEN))
+        checkout.tracker = tracker
+        thread = threading.get_ident()
+        outer = requests.get(thread)
+        requests[thread] = checkout
+        try:
+            try:
+                fairy = request(subject)
+            finally:
+                if outer is None:
+                    requests.pop(thread, None)
+                else:
+                    requests[thread] = outer
+            try:
+                conn, checkout.fairy = fairy.dbapi_connection, weakref.ref(fairy)
+            except Exception as error:  # noqa: BLE001 - third-party code may return any object
+                raise_if_asynchronous(error)
+                conn = None
+            key = id(conn)
+            if conn is None or key in held:
+                self._acquired_again(checkout, fairy, conn)
+            else:
+                held[key] = checkout
+                tracker.acquired(checkout, conn)
+        except BaseException as error:
+            self._failed(checkout, error)
+            raise
+        return fairy
+
+    def _acquired_again(self, checkout: EngineCheckout, fairy: Any, conn: Any) -> None:
+        """Record a checkout of a connection that is checked out already, or is not one of SQLAlchemy's."""
+        tracker, before = checkout.tracker, self._held.get(id(conn))
+        if conn is None or (before is not None and before.fairy() is fairy):
+            # No release will be seen for the former; a thread releases its own connection only once.
+            tracker.acquired(checkout, fairy if conn is None else conn)
+            tracker.released(checkout)
+            return
+        if before is not None:  # a StaticPool hands out its only connection any number of times
+            before.tracker.released(before)
+        self._held[id(conn)] = checkout
+        tracker.acquired(checkout, conn)
+
+    def _check_out_from_unknown(self, pool: Any, request: Callable[[Any], Any], frame: FrameType) -> Any:
+        """Check out from an unknown pool without an engine; track the pool if its connections are psycopg2's."""
+        started, started_at = monotonic(), time()
+        fairy = request(pool)
+        try:
+            conn = fairy.dbapi_connection
+            is_ours = own_connection(conn) is not None and self._session.is_on
+            tracker = self._track_pool(pool, conn) if is_ours else None
+            if tracker is not None:
+                record = record_of(fairy)
+                self._table.trackers[record] = tracker
+                if record.starttime >= started_at:
+                    tracker.connected(started, conn)
+                self._check_out(tracker, frame, lambda _pool: fairy, pool)
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+            self.guard.lament(error)
+        return fairy
+
+    def _call_untracked(self, request: Callable[[], Any]) -> Any:
+        """Check out from an engine that is not instrumented.
+
+        The request in progress is hidden meanwhile, so that the other engine's pool events are not attributed to it.
+        """
+        thread = threading.get_ident()
+        outer = self._requests.pop(thread, None)
+        try:
+            return request()
+        finally:
+            if outer is not None:
+                self._requests[thread] = outer
+
+    @never_raise
+    def _failed(self, checkout: EngineCheckout, error: BaseException) -> None:
+        """Record a failed request. The driver's error is recorded without SQLAlchemy's wrapper around it."""
+        if hasattr(checkout, "acquired"):  # an interrupt hit after the hand-over; the release will be recorded
+            return
+        tracker = checkout.tracker
+        cause = getattr(error, "orig", None) or error
+        began = checkout.connect_began
+        if (
+            began is None
+            and not checkout.connected
+            and isinstance(cause, psycopg2.Error)
+            and cause is not checkout.lost
+        ):
+            began = checkout.wait_ended or checkout.started  # a creator of the application, for which there is no event
+        if began is not None:
+            tracker.connect_failed(began, cause)
+            tracker.connects.connecting.discard(threading.get_ident())
+        timed_out = isinstance(error, QueuePoolTimeout)
+        if timed_out and checkout.queued is None:
+            tracker.enqueued_at(checkout, checkout.started)
+        tracker.failed(checkout, cause, PoolErrorType.TIMEOUT if timed_out else None)

@@ -1,0 +1,63 @@
+"""Protection of the application from errors of the instrumentation, and of the objects that it reads."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from otel_pgpool.runtime.failures import is_asynchronous
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from otel_pgpool.runtime.failures import Guard
+
+
+class Guarded(Protocol):
+    """An object whose errors are logged by its guard."""
+
+    guard: Guard
+
+
+AnyGuarded = TypeVar("AnyGuarded", bound=Guarded)
+
+
+def never_raise(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a method so that its errors are logged, at most once a minute, and not raised."""
+
+    @wraps(method)
+    def guarded(self: AnyGuarded, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+            self.guard.lament(error)
+            return None
+
+    return guarded
+
+
+class _IgnoreErrors:
+    """A context manager that suppresses an ``Exception``, unless a signal handler raised it for the application."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> bool:
+        return error is not None and not is_asynchronous(error)
+
+
+ignore_errors = _IgnoreErrors()
+"""The context manager in which objects of the application are read."""
+
+
+def raise_if_asynchronous(error: Exception) -> None:
+    """Suppress an error that an object of the application raised, for the hot path, which avoids `ignore_errors`.
+
+    Raises:
+        Exception: the error, if a signal handler raised it.
+    """
+    if is_asynchronous(error):
+        raise error

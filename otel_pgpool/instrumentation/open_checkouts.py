@@ -1,0 +1,174 @@
+"""The connections of an instrumented pool, and the checkouts that wait for one or hold one.
+
+A checkout that leaves neither span nor record is kept in a light form until there is something to report about it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.pool.call_site import places
+from otel_pgpool.pool.checkout import NEVER, Slot, begin
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.types import CheckoutPath
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from otel_pgpool.instrumentation.adapters.base import PoolAdapter
+    from otel_pgpool.pool.checkout import Loan
+
+LightCheckout = tuple[Any, ...]
+"""The time of the hand-over, the thread, and code and instruction of three call sites, innermost first."""
+
+
+def from_light(light: LightCheckout, slot: Slot) -> Loan:
+    """Return the record of a checkout in the light form."""
+    acquired, thread, *stack = light
+    frames = dict.fromkeys(places(tuple(stack)))  # a short stack contains its last call site several times
+    checkout = begin(acquired, tuple(chain.from_iterable(frames)))
+    checkout.thread = thread
+    checkout.heard = False
+    checkout.path = CheckoutPath.IDLE.value
+    checkout.acquired = acquired
+    checkout.slot = slot
+    checkout.lent = True
+    return checkout
+
+
+class TrackedSlot(Slot):
+    """The slot of an instrumented pool's connection."""
+
+    __slots__ = ("_adapter", "_pid")
+
+    def __init__(self, conn: Any, serial: int, adapter: PoolAdapter) -> None:
+        super().__init__()
+        self.serial = serial
+        self.key = id(conn)
+        self._adapter = adapter
+        self._pid = adapter.backend_pid(conn)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the backend; 0 if it cannot be determined."""
+        if not self._pid:
+            with ignore_errors:
+                conn = self.ref()
+                self._pid = 0 if conn is None else self._adapter.ask_backend_pid(conn)
+        return self._pid
+
+    @pid.setter
+    def pid(self, pid: int) -> None:
+        self._pid = pid
+
+
+class OpenCheckouts:
+    """The connections and the open checkouts of one pool.
+
+    There is no lock: after each step the state is consistent for other threads.
+    """
+
+    __slots__ = ("_adapter", "_last_serial", "_pool", "held", "light", "slots", "waiting")
+
+    _adapter: PoolAdapter
+    _pool: weakref.ref[Any]
+
+    def reset(self) -> None:
+        """Drop all checkouts and connections."""
+        self._last_serial = 0
+        self.slots: dict[int, Slot] = {}  # slots of the known connections, by id of the connection
+        self.held: dict[Loan, None] = {}  # checkouts that hold a connection, in the order of their acquisition
+        self.light: dict[int, LightCheckout] = {}  # the same in the light form, by id of the connection
+        self.waiting: dict[Loan, None] = {}
+
+    @property
+    def pool(self) -> Any:
+        """The pool, or None if it was collected."""
+        return self._pool()
+
+    # Connections
+
+    def register(self, conn: Any) -> Slot:
+        """Register a connection, and return its slot."""
+        self._last_serial += 1
+        slot = TrackedSlot(conn, self._last_serial, self._adapter)
+        try:
+            slot.ref = weakref.ref(conn, partial(_collected, weakref.ref(self), slot.key))
+        except Exception:  # noqa: BLE001 - a connection of the application's factory may not allow weak references
+            slot.ref = lambda: None  # type: ignore[assignment]
+        self.slots[slot.key] = slot
+        return slot
+
+    def slot_of(self, conn: Any) -> Slot:
+        """Return the slot of a connection, which is registered if necessary."""
+        return self.slots.get(id(conn)) or self.register(conn)
+
+    def connection_collected(self, slot: Slot) -> None:
+        """Handle a registered connection that was collected. Finalizers call this, so it may only defer."""
+
+    # Checkouts
+
+    def promote_checkout_of(self, conn: Any) -> Loan | None:
+        """Turn the light checkout of a connection into a record, and return that."""
+        return self.promote(self.slot_of(conn))
+
+    def promote(self, slot: Slot) -> Loan | None:
+        """Turn a light checkout into a record and return that; None if the hold has ended in the meantime."""
+        light = self.light.get(slot.key)
+        if light is None:
+            return None
+        checkout = from_light(light, slot)
+        slot.checkout = checkout  # before the light form is removed, so that a concurrent release finds one of the two
+        self.held[checkout] = None
+        removed = self.light.pop(slot.key, None)
+        if removed is None:  # the connection was released in between
+            if slot.checkout is checkout:
+                slot.checkout = None
+            self.held.pop(checkout, None)
+            return None
+        if removed is not light:  # the connection was released and checked out again in between
+            checkout.acquired = checkout.started = removed[0]
+            checkout.thread = removed[1]
+        return checkout
+
+    def promote_all(self, acquired_before: float = NEVER) -> None:
+        """Turn every light checkout that is so old into a record."""
+        for key, light in self.light.copy().items():
+            slot = self.slots.get(key) if light[0] <= acquired_before else None
+            if slot is not None:
+                self.promote(slot)
+
+    def all_held(self) -> list[Loan]:
+        """Return every checkout that holds a connection, the longest hold first."""
+        self.promote_all()
+        return sorted(self.held.copy(), key=_acquired)
+
+    def oldest_hold(self) -> float:
+        """Return the age of the oldest hold in seconds; 0 if there is none."""
+        now = monotonic()
+        return max(0.0, now - min(self.hold_starts(self.held.copy()), default=now))
+
+    def hold_starts(self, checkouts: Iterable[Loan]) -> list[float]:
+        """Return when the holds of these checkouts and of the light ones began, in no particular order.
+
+        A former light checkout comes after younger ones in `held`.
+        """
+        return [checkout.acquired for checkout in checkouts] + [light[0] for light in self.light.copy().values()]
+
+
+def _acquired(checkout: Loan) -> float:
+    return checkout.acquired
+
+
+def _collected(known_ref: weakref.ref[OpenCheckouts], key: int, ref: weakref.ref[Any]) -> None:
+    """Drop the slot of a collected connection. A finalizer, so it does nothing else than defer."""
+    known = known_ref()
+    slot = None if known is None else known.slots.get(key)
+    if known is None or slot is None or slot.ref is not ref or key in known.light:  # light: collected with its pool
+        return
+    known.slots.pop(key, None)
+    known.connection_collected(slot)

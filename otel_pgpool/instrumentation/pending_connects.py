@@ -1,0 +1,101 @@
+"""A buffer for the connects of an instrumented pool.
+
+A pool connects under its own locks, where the observer must not be called. The observer is notified later.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from otel_pgpool.observer import Connect
+from otel_pgpool.runtime.clock import monotonic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_pgpool.observer import PoolObserver
+    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.runtime.failures import Guard
+
+
+REPORT_AFTER = 30.0
+"""Seconds after which the observer is notified of a connect that no checkout has claimed.
+
+Until then the connecting thread may still be preparing the connection for its checkout.
+"""
+
+
+class Outage(NamedTuple):
+    """A period in which the server cannot be reached."""
+
+    since: float
+    attempts: int
+
+
+class PendingConnect(NamedTuple):
+    """A connect of which the observer has not been notified yet."""
+
+    thread: int
+    """Identity of the thread that connected."""
+    connect: Connect
+    outage: Outage | None
+    """The outage that was in progress before the connect."""
+    reached_server: bool
+    """Whether the connect succeeded, or the server refused it."""
+
+    def report(self, observer: PoolObserver, guard: Guard, checkout: Checkout | None) -> None:
+        """Notify the observer of the connect, made for ``checkout`` if for any, and of an outage's start or end."""
+        connect, outage = replace(self.connect, asked_by=checkout), self.outage
+        guard.tell(observer.connected if connect.error is None else observer.connect_failed, connect)
+        if self.reached_server:
+            if outage is not None:
+                guard.tell(observer.outage_ended, outage.attempts, connect.ended - outage.since)
+        elif outage is None and isinstance(connect.error, Exception):
+            guard.tell(observer.outage_started, connect)
+
+
+class PendingConnects:
+    """The connects of one instrumented pool."""
+
+    __slots__ = ("connecting", "outage", "pending")
+
+    def __init__(self) -> None:
+        self.outage: Outage | None = None
+        self.connecting: set[int] = set()  # threads, by identity
+        self.pending: deque[PendingConnect] = deque()
+
+    def succeeded(self, began: float, address: str | None, port: int | None) -> None:
+        """Add a successful connect, which ends an outage."""
+        now = monotonic()
+        ended, self.outage = self.outage, None
+        connect = Connect(1 + (ended.attempts if ended else 0), began, now, None, address=address, port=port)
+        self.pending.append(PendingConnect(threading.get_ident(), connect, ended, reached_server=True))
+
+    def failed(self, began: float, error: BaseException, message: str, *, is_refusal: bool) -> None:
+        """Add a failed connect, which starts or continues an outage; a refusal ends it, as the server was reached."""
+        now = monotonic()
+        before = self.outage
+        since, attempts = before or Outage(now, 0)
+        if is_refusal:
+            self.outage = None
+        elif isinstance(error, Exception):  # an interrupt does not mean that the server is down
+            self.outage = Outage(since, attempts + 1)
+        connect = Connect(attempts + 1, began, now, None, error, message)
+        self.pending.append(PendingConnect(threading.get_ident(), connect, before, reached_server=is_refusal))
+
+    def pop_of(self, thread: int) -> Iterator[PendingConnect]:
+        """Remove and yield the connects of a thread, each once."""
+        for each in self.pending.copy():
+            if each.thread == thread:
+                try:
+                    self.pending.remove(each)
+                except ValueError:  # another thread has removed it
+                    continue
+                yield each
+
+    def overdue_threads(self, now: float) -> list[int]:
+        """Return the threads with a connect older than `REPORT_AFTER`, in the order of their connects."""
+        return [*dict.fromkeys(each.thread for each in self.pending.copy() if now - each.connect.ended > REPORT_AFTER)]

@@ -1,0 +1,219 @@
+"""An instrumented pool as its observer sees it: its name, target and figures, its connects and closed connections."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.instrumentation.adapters.base import Levels
+from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.instrumentation.pending_connects import PendingConnects
+from otel_pgpool.instrumentation.totals import Totals
+from otel_pgpool.pool import registry
+from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.runtime.failures import Guard
+from otel_pgpool.runtime.fork import renewed
+from otel_pgpool.runtime.text import class_of
+from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
+from otel_pgpool.telemetry import Telemetry
+from otel_pgpool.telemetry.metrics import Silence
+from otel_pgpool.types import CheckoutPath, DiscardReason
+
+if TYPE_CHECKING:
+    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, Target
+    from otel_pgpool.instrumentation.options import InstrumentationOptions
+    from otel_pgpool.instrumentation.watch import Watch
+    from otel_pgpool.pool.checkout import Loan, Slot
+
+
+class _OpenGate(Silence):
+    """The gate of a pool whose observer is notified of every checkout."""
+
+    def __init__(self) -> None:
+        self._real_instrument = True
+
+
+OPEN_GATE = _OpenGate()
+
+
+class ReportedPool(Totals):
+    """An instrumented pool with its observer: an `ObservedPool`."""
+
+    __slots__ = (
+        "__weakref__",
+        "_observer",
+        "_stopped",
+        "connects",
+        "guard",
+        "last_figures",
+        "long_hold",
+        "name",
+        "pending",
+        "target",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        adapter: PoolAdapter,
+        name: str,
+        target: Target,
+        *,
+        options: InstrumentationOptions,
+        watch: Watch,
+        predecessor: ReportedPool | None,
+    ) -> None:
+        super().__init__()
+        self.last_figures = LastFigures()
+        self.watch = watch
+        self._adapter = adapter
+        self._stopped = False
+        self.target = target
+        self.long_hold = options.long_hold
+        if predecessor is not None:
+            predecessor.stop_reporting()
+            self.continue_from(predecessor)
+            name = predecessor.name
+        telemetry = options.telemetry
+        self._observer = Telemetry(
+            options.tracer_provider,
+            options.meter_provider,
+            telemetry.spans,
+            telemetry.slow,
+            tuple(telemetry.histograms),
+            stack_skip=telemetry.stack_skip,
+        )
+        self._observer.transaction_status = adapter.transaction_status
+        self.name: str = registry.register(self, name)
+        self.guard = Guard(self.name)
+
+    def reset(self) -> None:
+        """Reset all totals, and drop all checkouts, connections and connects."""
+        super().reset()
+        self.connects = PendingConnects()
+        self.pending = self.connects.pending  # an attribute of its own, because every checkout reads it
+
+    def stop_reporting(self) -> None:
+        """End the reports of this pool and free its name; holds in progress are still watched."""
+        self._stopped = True
+        registry.release_name(self.name, self)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the pool is not reported any more: it is closed, collected, replaced or no longer instrumented."""
+        return self._stopped
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy the tracker as None, so that its pool can still be pickled or copied."""
+        return _no_tracker, ()
+
+    __del__ = leave_figures
+
+    def reset_after_fork(self) -> None:
+        """Reset all in a forked child, to which the parent's checkouts, connections and totals do not belong."""
+        self.watch.drop_deferred()
+        self.reset()
+        pool = self._pool()
+        if pool is not None and not self._stopped:
+            try:
+                self.discards[DiscardReason.FORKED.value] = self._adapter.forget_inherited(pool)
+            finally:
+                self.guard.tell(self._observer.attached, self)
+
+    # What the observer reads
+
+    @property
+    def address(self) -> str:
+        """Host of the server, or the folder of its Unix socket."""
+        return self.target.address
+
+    @property
+    def port(self) -> int | None:
+        """Port of the server; None if the hosts of a multi-host DSN have different ports."""
+        return self.target.port
+
+    @property
+    def namespace(self) -> str:
+        """Name of the database."""
+        return self.target.namespace
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool is closed, or not reported any more."""
+        return self._stopped or self._levels().closed
+
+    def _levels(self) -> Levels:
+        pool = self._pool()
+        if pool is None:
+            return Levels(0, 0, 0, 0, 0, closed=True)
+        try:
+            return self._adapter.levels(pool)
+        except Exception as error:  # noqa: BLE001 - a subclass may raise anything
+            self.guard.lament(error)
+            return Levels(0, 0, len(self.held), 0, None)
+
+    @renewed
+    def stats(self) -> PoolStats:
+        """Return the levels, read from the pool, and the totals, which are 0 once a successor's include them."""
+        is_unreachable = self.connects.outage is not None
+        return self.statistics(
+            self.name, self._levels(), connecting=len(self.connects.connecting), is_unreachable=is_unreachable
+        )
+
+    # Connections
+
+    @never_raise
+    def target_known(self, target: Target) -> None:
+        """Set where the pool connects to, once that is known."""
+        before, self.target = self.target, target
+        reported = before.address, before.port, before.namespace
+        if target.address and (target.address, target.port, target.namespace) != reported:
+            self.guard.tell(self._observer.attached, self)
+
+    @never_raise
+    def connected(self, began: float, conn: Any) -> None:
+        """Note that a connection was opened; the observer is notified later, outside the pool's locks."""
+        self.created += 1
+        self.register(conn)
+        self.connects.succeeded(began, *self._adapter.server_address(conn))
+
+    @never_raise
+    def connect_failed(self, began: float, error: BaseException) -> None:
+        """Note that an attempt to connect failed; the observer is notified later."""
+        text = self._adapter.error_text(error, self.target)
+        self.connects.failed(began, error, text, is_refusal=self._adapter.is_refusal(error))
+
+    @never_raise
+    def report_connects(self, checkout: Loan | None = None, thread: int | None = None) -> bool:
+        """Notify the observer of the connects that a thread made; return whether one succeeded.
+
+        Args:
+            checkout: the checkout for which the connects were made, if any.
+            thread: identity of the thread; by default the calling thread's.
+        """
+        any_succeeded = False
+        for each in self.connects.pop_of(threading.get_ident() if thread is None else thread):
+            error = each.connect.error
+            if error is None:
+                any_succeeded = True
+            elif checkout is not None:
+                self.retries += 1
+                checkout.waits_for = CheckoutPath.NEW.value
+                failed = Attempt(each.connect.ended, class_of(error), 0.0)
+                checkout.retried(failed, None)  # without the error, which would keep its frames
+            each.report(self._observer, self.guard, checkout)
+        return any_succeeded
+
+    @never_raise
+    def discarded(
+        self, slot: Slot, reason: DiscardReason, error: BaseException | None = None, checkout: Loan | None = None
+    ) -> None:
+        """Record that a connection was closed."""
+        if self.slots.get(slot.key) is slot:
+            del self.slots[slot.key]
+        self.discards[reason.value] += 1
+        self.guard.tell(self._observer.discarded, [slot], reason.value, error, checkout)
+
+
+def _no_tracker() -> None:
+    return None

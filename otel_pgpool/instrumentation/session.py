@@ -1,0 +1,128 @@
+"""The state of the instrumentation between ``instrument()`` and ``uninstrument()``."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
+from otel_pgpool.instrumentation.watch import Watch
+from otel_pgpool.runtime import fork
+from otel_pgpool.runtime.failures import Guard
+from otel_pgpool.runtime.text import LONGEST_NAME, printable
+from otel_pgpool.runtime.thread_cache import renew_here
+from otel_pgpool.types import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, Target
+    from otel_pgpool.instrumentation.options import InstrumentationOptions
+
+
+def find_instances(classes: Collection[type]) -> Iterator[Any]:
+    """Iterate over the objects of these classes that the garbage collector knows."""
+    for found in gc.get_referrers(*classes):  # an object refers to its class
+        if type(found) in classes:
+            yield found
+
+
+class InstrumentationSession:
+    """The pools tracked between ``instrument()`` and ``uninstrument()``; each adapter is created with its session.
+
+    Attributes:
+        options: the options of ``instrument()`` and of the environment.
+        watch: the background thread.
+        guard: the log for errors of an adapter, at most one record a minute.
+    """
+
+    def __init__(self, options: InstrumentationOptions) -> None:
+        self.options = options
+        self.guard = Guard("<not yet tracked>")
+        self.watch = Watch(options.long_hold)
+        self._lock = (
+            threading.RLock()
+        )  # guards the creation of trackers; reentrant, as a pool may be collected under it
+        _sessions.add(self)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether pools are tracked: False after ``uninstrument()``."""
+        return self.watch.is_on
+
+    def owns(self, tracker: PoolTracker) -> bool:
+        """Return whether a tracker was created by this session, and not by an earlier or a later one."""
+        return tracker.watch is self.watch
+
+    def track(
+        self,
+        pool: Any,
+        adapter: PoolAdapter,
+        *,
+        name: str | None = None,
+        target: Target | None = None,
+        predecessor: PoolTracker | None = None,
+    ) -> PoolTracker | None:
+        """Return the tracker of a pool, created if necessary; None if that fails or the instrumentation has ended.
+
+        Args:
+            pool: the pool.
+            adapter: the adapter of this kind of pool.
+            name: name of the pool, unless another pool has that name; by default the target's.
+            target: where the pool connects to; by default as the adapter says.
+            predecessor: tracker of the pool that this one replaces; its name and totals are taken over.
+        """
+        try:
+            self.watch.run_deferred()  # so that a pool that replaces a collected one gets its name
+            with self._lock:
+                if not self.is_on:
+                    return None
+                known: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+                if known is not None and self.owns(known):  # another thread has created it
+                    return known
+                renew_here()
+                target = adapter.target(pool) if target is None else target
+                name = printable(target.name if name is None else name, LONGEST_NAME)
+                tracker = PoolTracker(
+                    pool, adapter, name, target, options=self.options, watch=self.watch, predecessor=predecessor
+                )
+                self.watch.trackers[tracker] = None
+                return tracker
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+            self.guard.lament(error)
+            return None
+
+    def defer(self, action: Callable[[], object]) -> None:
+        """Leave a call to the background thread. For finalizers, which must do nothing else."""
+        self.watch.defer(action)
+
+    def end(self) -> None:
+        """End every tracker and the background thread."""
+        with self._lock:  # no tracker is created after this
+            self.watch.is_on = False
+        self.watch.run_deferred()
+        for tracker in list(self.watch.trackers):
+            tracker.end(Outcome.RELEASED)
+            with suppress(AttributeError):  # the pool is collected, or does not allow it
+                delattr(tracker.pool, TRACKER_ATTR)
+        self.watch.trackers.clear()
+        self.watch.end()
+
+    def reset_after_fork(self) -> None:
+        """Replace the lock and the thread in a forked child."""
+        self._lock = threading.RLock()
+        self.watch.reset_thread()
+
+
+_sessions: weakref.WeakSet[InstrumentationSession] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session.reset_after_fork()
+
+
+fork.register(_after_fork)  # after the trackers' own, which the registry of pools has registered

@@ -1,0 +1,342 @@
+"""The tracker of an instrumented pool: who holds which connection since when, and totals, reported by `Telemetry`."""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
+from otel_pgpool.instrumentation.fair_queue import FairQueue
+from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.instrumentation.reported_pool import OPEN_GATE, ReportedPool
+from otel_pgpool.pool.checkout import NEVER, Blocker, Loan
+from otel_pgpool.pool.utilization import Level
+from otel_pgpool.runtime import thread_cache
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.runtime.text import class_of
+from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorType
+
+if TYPE_CHECKING:
+    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, Target
+    from otel_pgpool.instrumentation.options import InstrumentationOptions
+    from otel_pgpool.instrumentation.watch import Watch
+    from otel_pgpool.pool.call_site import Stack
+    from otel_pgpool.pool.checkout import Slot
+
+AnyLoan = TypeVar("AnyLoan", bound=Loan)
+
+TRACKER_ATTR = "_otel_pgpool"
+"""Name of the attribute with which a pool refers to its tracker, so that both are collected together.
+
+The pool's class has no attribute of that name: since Python 3.12, reading an attribute that both have is slow.
+"""
+
+# Records hold plain texts, as exporters may accept no subclass of ``str``. The hot path reads them from this module,
+# because to look up the value of an enumeration's member costs a call.
+IDLE, QUEUED, NEW = (path.value for path in CheckoutPath)
+RELEASED, RECLAIMED = Outcome.RELEASED, Outcome.RECLAIMED
+RELEASED_TEXT: str = RELEASED.value
+
+
+class PoolTracker(ReportedPool):
+    """The tracker of one instrumented pool, which its adapter notifies.
+
+    A checkout is reported by `start`, perhaps `enqueued`, then either `failed`, or `acquired` and `released`. Each
+    takes the record that `start` has returned. None of these raises an error of its own: it is logged, at most once a
+    minute.
+
+    The tracker refers to the pool weakly, and outlives the pool only until its checkouts have ended. There is no lock.
+    """
+
+    __slots__ = (  # CPython stores so many attributes outside the object otherwise, which makes access slower
+        "_ended",
+        "_level",
+        "fast_path_owner",
+        "gate",
+        "queue",
+        "wait_timeout",
+    )
+
+    def __init__(
+        self,
+        pool: Any,
+        adapter: PoolAdapter,
+        name: str,
+        target: Target,
+        *,
+        options: InstrumentationOptions,
+        watch: Watch,
+        predecessor: PoolTracker | None = None,
+    ) -> None:
+        self._ended = False
+        self._adapter = adapter
+        self.wait_timeout = options.wait_timeout if adapter.can_wait(pool) else None
+        self.fast_path_owner: object = None  # the adapter that may use its fast path, until the tracker ends
+        super().__init__(adapter, name, target, options=options, watch=watch, predecessor=predecessor)
+        self._pool = weakref.ref(pool, self._pool_collected)
+        # A pool whose callers wait needs full records: a light checkout has no wait.
+        self.gate = OPEN_GATE if self.queue is not None else self._observer.silence or OPEN_GATE
+        try:
+            self._observer.attached(self)
+            setattr(pool, TRACKER_ATTR, self)
+        except BaseException:
+            self.stop_reporting()
+            raise
+
+    def reset(self) -> None:
+        """Reset all totals, and drop all checkouts, connections, connects and waiters."""
+        super().reset()
+        self._level = Level(monotonic())
+        self.queue: FairQueue | None = None
+        if self.wait_timeout is not None:
+            self.queue = FairQueue(self._adapter.is_exhausted, self._adapter.exhausted_error)
+
+    # A checkout
+
+    def start(self, stack: Stack) -> Loan:
+        """Start a checkout that was requested at these call sites, and return its record."""
+        return self.start_with(Loan(), stack)
+
+    def start_with(self, checkout: AnyLoan, stack: Stack) -> AnyLoan:
+        """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `begin`."""
+        checkout.stack = stack
+        checkout.thread = thread_cache.here.thread
+        checkout.path = checkout.observed = checkout.queued = checkout.error_type = None
+        checkout.block = checkout.flagged = False
+        checkout.retries = 0
+        if self.gate._real_instrument is None:  # noqa: SLF001 - the attribute is the gate: see `Silence`
+            checkout.heard = False
+        else:
+            checkout.heard = True
+            try:
+                self._observer.started(checkout)
+            except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+                self.guard.lament(error)
+        checkout.started = monotonic()
+        return checkout
+
+    def enqueued(self, checkout: Loan) -> None:
+        """Record that a checkout waits from now on for the present holders."""
+        self.enqueued_at(checkout, monotonic())
+        self.waiting[checkout] = None
+
+    @never_raise
+    def enqueued_at(self, checkout: Loan, since: float) -> None:
+        """Record that a checkout has been queued since then."""
+        checkout.queued = since
+        checkout.waits_for = QUEUED
+        self.queued += 1
+        if checkout.observed is not None:
+            checkout.blockers = [Blocker.of(holder, since) for holder in self.all_held()[:LONGEST_HOLDERS]]
+
+    def acquired(self, checkout: Loan, conn: Any) -> None:
+        """Record that a checkout received ``conn``."""
+        try:
+            slot = self.slots.get(id(conn)) or self.register(conn)
+            before: Any = slot.checkout
+            if before is not None:  # released by a method that is not wrapped, or checked out again by the same key
+                self.released(before)
+            checkout.slot = slot
+            checkout.acquired = now = monotonic()
+            checkout.lent = True
+            slot.checkout = checkout
+            self.wait_seconds += now - checkout.started
+            if checkout.queued is None and not self.pending:
+                checkout.path = IDLE
+                self.idle_checkouts += 1
+            else:
+                self._set_path(checkout)
+            if checkout.heard:  # before the hold is added, so that the watching thread cannot report it first
+                try:
+                    self._observer.acquired(checkout)
+                except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+                    self.guard.lament(error)
+            self.held[checkout] = None
+            if self.watch.parked and not self._ended:
+                self.watch.wake()
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+            self.guard.lament(error)
+        if self._ended:  # during this call
+            self.released(checkout)
+
+    def passed_through(self, checkout: Loan, given: Any) -> None:
+        """Record a checkout that received something other than a pool's connection; it ends now, without a release."""
+        self.acquired(checkout, given)
+        self.released(checkout)
+        self.slots.pop(id(given), None)
+
+    def _set_path(self, checkout: Loan) -> None:
+        """Set the path of a checkout that waited, or during which a connection was opened."""
+        self.waiting.pop(checkout, None)
+        if self.report_connects(checkout):
+            checkout.path = NEW
+            self.new_checkouts += 1
+        elif checkout.queued is not None:
+            checkout.path = QUEUED
+            self.queued_checkouts += 1
+        else:
+            checkout.path = IDLE
+            self.idle_checkouts += 1
+
+    @never_raise
+    def failed(self, checkout: Loan, error: BaseException, refusal: PoolErrorType | None = None) -> None:
+        """Record that a checkout received no connection.
+
+        Args:
+            checkout: the checkout.
+            error: the error that the caller gets.
+            refusal: ``TIMEOUT`` or ``CLOSED`` if the pool had no connection to give; None for any other error.
+        """
+        checkout.released = now = monotonic()
+        self.waiting.pop(checkout, None)
+        self.wait_seconds += max(0.0, now - checkout.started)
+        if self.pending and self.report_connects(checkout):
+            checkout.waits_for = NEW
+        text = self._adapter.error_text(error, self.target)
+        checkout.fail(error_type(error) if refusal is None else refusal.value, text)
+        if refusal is PoolErrorType.TIMEOUT:
+            checkout.outcome = Outcome.TIMEOUT.value
+            self.timeouts += 1
+            is_logged = self._observer.tells_timeouts()
+            error = self._diagnosis(checkout, error, now) if is_logged else PoolTimeout(text)
+        else:
+            checkout.outcome = Outcome.ERROR.value
+            self.errors += 1
+        self.guard.tell(self._observer.failed, checkout, error)
+
+    def _diagnosis(self, checkout: Loan, error: BaseException, now: float) -> PoolTimeout:
+        holders = self.all_held()
+        return timeout_error(
+            checkout.error_message or class_of(error),
+            self.stats(),
+            waited=now - checkout.started,
+            retries=checkout.retries,
+            holders=[each.holder(now) for each in holders[:LONGEST_HOLDERS]],
+            own_holds=sum(each.thread is checkout.thread for each in holders),
+        )
+
+    def released(
+        self, checkout: Loan, outcome: Outcome = RELEASED, error: BaseException | None = None, at: float | None = None
+    ) -> None:
+        """Record the end of a hold. A second call does nothing.
+
+        Args:
+            checkout: the checkout.
+            outcome: how the hold ended.
+            error: an error of the pool's own work on the connection, such as its rollback.
+            at: when the hold ended, if not now.
+        """
+        now = monotonic() if at is None else at
+        try:
+            del checkout.lent
+        except AttributeError:
+            return
+        try:
+            self._end_hold(checkout, now, outcome, error)
+        except BaseException as raised:
+            if is_asynchronous(raised):
+                self._end_hold(checkout, now, outcome, error)  # completes what the exception cut short
+                raise
+            self.guard.lament(raised)  # type: ignore[arg-type]  # an ``Exception``
+
+    def _end_hold(self, checkout: Loan, now: float, outcome: Outcome, error: BaseException | None) -> None:
+        """End a hold. Each step may be repeated after an interrupt."""
+        slot = checkout.slot
+        following = slot.checkout
+        if following is checkout:
+            slot.checkout = None
+        elif following is not None:  # checked out again before this release was complete
+            now = min(now, following.acquired)
+        if checkout in self.held:
+            del self.held[checkout]
+            duration = now - checkout.acquired
+            self.hold_seconds += duration
+            if duration >= self.long_hold and not checkout.flagged:
+                self._flag(checkout, now)
+        checkout.released = now
+        checkout.outcome = RELEASED_TEXT if outcome is RELEASED else outcome.value
+        if error is not None:
+            checkout.fail(error_type(error), self._adapter.error_text(error, self.target))
+        if hasattr(checkout, "ended"):
+            return
+        if outcome is RECLAIMED:
+            self._observer.reclaimed(checkout)
+        elif checkout.heard or checkout.flagged or error is not None:
+            self._observer.released(checkout)
+        checkout.ended = True
+
+    # What was collected
+
+    def _pool_collected(self, _ref: object) -> None:
+        """Note that the pool was collected. A finalizer, so it only defers."""
+        self.watch.pool_collected(self)
+
+    def connection_collected(self, slot: Slot) -> None:
+        """Reclaim a connection that was collected without being closed. A finalizer, so it only defers."""
+        if slot.checkout is not None:
+            self.watch.defer(partial(self.reclaim, slot))
+        elif self.is_replaced:  # collected with a replaced pool, to which it had been released
+            self.watch.defer(partial(self.discarded, slot, DiscardReason.DRAINED))
+
+    @never_raise
+    def reclaim(self, slot: Slot) -> None:
+        """Record that a connection was dropped by its holder, and that the pool had no strong reference to it."""
+        checkout: Any = slot.checkout
+        if checkout is not None and hasattr(checkout, "lent"):
+            self.released(checkout, RECLAIMED)
+            self.discarded(slot, DiscardReason.RECLAIMED, None, checkout)
+
+    # The watching thread
+
+    @never_raise
+    def report_due(self, now: float) -> float:
+        """Report long holds and the utilization; return when the next call is due, as a reading of the clock."""
+        self.promote_all(now - self.long_hold)
+        shorter = []
+        for checkout in self.held.copy():
+            if not checkout.flagged and checkout.acquired + self.long_hold > now:
+                shorter.append(checkout)
+            elif self._is_idle(checkout):
+                self.released(checkout, at=checkout.acquired)  # the time is unknown: count a hold of 0 s
+            elif not checkout.flagged:
+                self._flag(checkout, now)
+                self.guard.tell(self._observer.held_long, checkout)
+        change = None if self._stopped else self._level.look(now, self.stats)
+        if change is not None:
+            self.guard.tell(self._observer.utilization_changed, *change)
+        for thread in self.connects.overdue_threads(now):
+            self.report_connects(thread=thread)
+        return min(self.hold_starts(shorter), default=NEVER) + self.long_hold
+
+    def _is_idle(self, checkout: Loan) -> bool:
+        pool, conn = self._pool(), checkout.slot.ref()
+        return pool is not None and conn is not None and self._adapter.is_idle(pool, conn)
+
+    def _flag(self, checkout: Loan, now: float) -> None:
+        checkout.flagged = True
+        checkout.flagged_at = now
+        self.long_holds += 1
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether there is nothing to watch."""
+        return not (self.held or self.light or self.pending) and (self._stopped or self._level.settled)
+
+    # The end
+
+    @never_raise
+    def end(self, outcome: Outcome, reason: DiscardReason | None = None) -> None:
+        """End the reports and every hold in progress, as the pool is closed, collected or no longer instrumented."""
+        self._ended = True
+        self.fast_path_owner = None
+        self.stop_reporting()
+        for checkout in self.all_held():
+            slot = checkout.slot
+            self.released(checkout, outcome)
+            if reason is not None:
+                self.discarded(slot, reason, None, checkout)
+        self.report_connects()
+        if self.queue is not None:
+            self.queue.end()
