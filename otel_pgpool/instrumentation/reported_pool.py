@@ -16,7 +16,6 @@ from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.runtime.text import class_of
 from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
 from otel_pgpool.telemetry import Telemetry
-from otel_pgpool.telemetry.metrics import Silence
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
     from otel_pgpool.pool.checkout import Loan, Slot
-
-
-class _OpenGate(Silence):
-    """The gate of a pool whose observer is notified of every checkout."""
-
-    def __init__(self) -> None:
-        self._real_instrument = True
-
-
-OPEN_GATE = _OpenGate()
 
 
 class ReportedPool(Totals):

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
 from otel_pgpool.instrumentation.fair_queue import FairQueue
 from otel_pgpool.instrumentation.guards import never_raise
-from otel_pgpool.instrumentation.reported_pool import OPEN_GATE, ReportedPool
+from otel_pgpool.instrumentation.reported_pool import ReportedPool
 from otel_pgpool.pool.checkout import NEVER, Blocker, Loan
 from otel_pgpool.pool.utilization import Level
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_asynchronous
 from otel_pgpool.runtime.text import class_of
+from otel_pgpool.telemetry.sdk_internals import OPEN
 from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class PoolTracker(ReportedPool):
         super().__init__(adapter, name, target, options=options, watch=watch, predecessor=predecessor)
         self._pool = weakref.ref(pool, self._pool_collected)
         # A pool whose callers wait needs full records: a light checkout has no wait.
-        self.gate = OPEN_GATE if self.queue is not None else self._observer.silence or OPEN_GATE
+        self.gate = OPEN if self.queue is not None else self._observer.recording_gate or OPEN
         try:
             self._observer.attached(self)
             setattr(pool, TRACKER_ATTR, self)
@@ -106,7 +107,7 @@ class PoolTracker(ReportedPool):
         checkout.path = checkout.observed = checkout.queued = checkout.error_type = None
         checkout.block = checkout.flagged = False
         checkout.retries = 0
-        if self.gate._real_instrument is None:  # noqa: SLF001 - the attribute is the gate: see `Silence`
+        if self.gate._real_instrument is None:  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
             checkout.heard = False
         else:
             checkout.heard = True

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 IDLE = CheckoutPath.IDLE.value
 
-SILENT = CLOSED
-"""The name by which the instrumentation's tests know the gate."""
-
 
 class Telemetry:
     """The telemetry of one pool, to be passed as its ``observer``.
@@ -81,7 +78,7 @@ class Telemetry:
         self._wait_time = self._instruments.wait_time if "wait_time" in recorded else None
         self._use_time = self._instruments.use_time if "use_time" in recorded else None
         self._create_time = self._instruments.create_time if "create_time" in recorded else None
-        self.recording_gate = self.silence = self._gate()
+        self.recording_gate = self._gate()
         self.transaction_status: Callable[[Any], TransactionStatus] = transaction_status
         """Function that reads the status of a connection's transaction; the instrumentation sets its own."""
         self._pool_name: str | None = None

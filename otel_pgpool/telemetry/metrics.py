@@ -33,7 +33,6 @@ KEPT_IF_READER_UNKNOWN = 600.0
 """Seconds for which every reader gets the end of a pool if the readers cannot be distinguished."""
 
 
-Silence = sdk_internals.RecordingGate
 """The name by which the instrumentation imports the gate."""
 
 

@@ -18,13 +18,12 @@ from psycopg2.pool import PoolError
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.pending_connects import REPORT_AFTER
-from otel_pgpool.instrumentation.reported_pool import OPEN_GATE
 from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.checkout import NEVER
 from otel_pgpool.runtime.thread_cache import here
-from otel_pgpool.telemetry import SILENT
+from otel_pgpool.telemetry.sdk_internals import CLOSED, OPEN
 from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
 from tests.support.adapters import FakeAdapter
 
@@ -151,7 +150,7 @@ def acquire_lightly(tracker: PoolTracker, conn: object, since: float = 0.0) -> f
 
 def test_one_checkout(tracker: PoolTracker, pool: FakePool) -> None:
     """From the request to the return: counted, held, and no more."""
-    tracker.gate = OPEN_GATE
+    tracker.gate = OPEN
     conn = FakeConnection(41)
     checkout = acquire(tracker, conn)
     assert list(tracker.held) == [checkout]
@@ -168,7 +167,7 @@ def test_one_checkout(tracker: PoolTracker, pool: FakePool) -> None:
 
 def test_given_back_twice(tracker: PoolTracker) -> None:
     """The second time nothing happens, whatever it says."""
-    tracker.gate = OPEN_GATE
+    tracker.gate = OPEN
     checkout = acquire(tracker, FakeConnection())
     tracker.released(checkout)
     tracker.released(checkout, Outcome.DISCARDED, ValueError())
@@ -190,7 +189,7 @@ def test_lent_again_before_its_return_was_done(tracker: PoolTracker) -> None:
 
 def test_served_while_it_ends(tracker: PoolTracker) -> None:
     """A checkout that is lent after the end of the tracker ends with it."""
-    tracker.gate = OPEN_GATE
+    tracker.gate = OPEN
     checkout = start(tracker)
     tracker.end(Outcome.RELEASED)
     tracker.acquired(checkout, FakeConnection())
@@ -211,7 +210,7 @@ def test_after_the_end_of_its_series_a_hold_goes_on(tracker: PoolTracker) -> Non
 
 def test_nobody_listens(tracker: PoolTracker) -> None:
     """Where checkouts leave nothing, an ordinary one is told to nobody; one that fails is."""
-    tracker.gate = SILENT
+    tracker.gate = CLOSED
     tracker.released(acquire(tracker, FakeConnection()))
     assert recorder(tracker).names == []
     tracker.released(acquire(tracker, FakeConnection()), "discarded", ValueError())
@@ -221,7 +220,7 @@ def test_nobody_listens(tracker: PoolTracker) -> None:
 
 def test_refused(tracker: PoolTracker, pool: FakePool) -> None:
     """A timeout is diagnosed; any other error is counted as one."""
-    tracker.gate = OPEN_GATE
+    tracker.gate = OPEN
     pool.used = 2
     held = FakeConnection(99)
     holder = acquire(tracker, held)
@@ -244,7 +243,7 @@ def test_refused(tracker: PoolTracker, pool: FakePool) -> None:
 
 def test_queued(tracker: PoolTracker) -> None:
     """Who waits is counted while it waits, with those who hold, the longest first."""
-    tracker.gate = OPEN_GATE
+    tracker.gate = OPEN
     holders = [acquire(tracker, FakeConnection(pid)) for pid in range(7)]
     waiter = start(tracker)
     waiter.observed = object()
@@ -368,7 +367,7 @@ def test_utilization(tracker: PoolTracker, pool: FakePool) -> None:
 
 def test_connect(tracker: PoolTracker) -> None:
     """Told after it was made, as the checkout's that it was made for: path `new`."""
-    tracker.gate = OPEN_GATE
+    tracker.gate = OPEN
     checkout, conn = start(tracker), FakeConnection()
     tracker.connected(monotonic(), conn)
     assert recorder(tracker).told("connected") == []
@@ -565,7 +564,7 @@ def test_fork_after_the_end(tracker: PoolTracker) -> None:
 @pytest.mark.parametrize("where", ["started", "acquired", "released", "failed", "discarded", "connected"])
 def test_observer_that_raises(tracker: PoolTracker, caplog: pytest.LogCaptureFixture, where: str) -> None:
     """It is logged once, and the figures stay true."""
-    tracker.gate = OPEN_GATE
+    tracker.gate = OPEN
     tracker._observer = Recorder(where)  # type: ignore[assignment]
     for _ in range(2):
         checkout, conn = start(tracker), FakeConnection()
@@ -593,11 +592,11 @@ def test_loud_and_silent(session: InstrumentationSession, pool: FakePool) -> Non
     provider = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
     settings = InstrumentationOptions.of(environ={"OTEL_PGPOOL_SPANS": "off"}, meter_provider=provider)
     session.options = settings
-    assert session.track(FakePool(), ADAPTER, name="recorded").gate is OPEN_GATE  # type: ignore[union-attr]
+    assert session.track(FakePool(), ADAPTER, name="recorded").gate is OPEN  # type: ignore[union-attr]
     session.options = InstrumentationOptions.of(environ={"OTEL_PGPOOL_SPANS": "off", "OTEL_PGPOOL_WAIT_TIMEOUT": "1"})
     patient, other = FakePool(5), FakePool(6)
     tracker = session.track(patient, ADAPTER, name="patient")
     assert tracker is not None
-    assert (tracker.gate, tracker.queue is not None) == (OPEN_GATE, True)
+    assert (tracker.gate, tracker.queue is not None) == (OPEN, True)
     assert session.track(other, ADAPTER, name="other").queue is None  # type: ignore[union-attr]
     provider.shutdown()

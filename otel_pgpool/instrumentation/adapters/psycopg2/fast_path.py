@@ -134,7 +134,7 @@ def wrap_getconn_lightly(calls: PoolCalls, watch: Watch, original: Method) -> Me
             tracker is None
             or key is not None
             or tracker.fast_path_owner is not calls
-            or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `Silence`
+            or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
         ):
             return slow_path(self, original, key, _getframe())
         conn: Any = None
