@@ -36,6 +36,8 @@ FILE_EXPORTERS = "opentelemetry.exporter.otlp.json.file"
 OTLP_EXPORTERS = "opentelemetry.exporter.otlp.proto"
 FOLDERS = re.compile(r"(?<= at )/\S*/(?=[^/\s]+:\d+ )")
 """Folders in a call site, as in ``at /srv/shop/web.py:12 serve``."""
+DETAILS = re.compile(r"\n|; ")
+"""What separates the first sentence of a record from the details."""
 LOGGERS = {"otel_pgpool": logging.INFO, "opentelemetry": logging.WARNING}
 REFRESH_PER_SECOND = 8
 HOLD_ROWS = 3
@@ -122,8 +124,8 @@ class Monitor(logging.Handler):
         return sorted((holder for holder in holders if holder.held >= threshold), key=lambda holder: -holder.held)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Store the first line of a record's message; exporters' tracebacks are not displayed."""
-        text = FOLDERS.sub("", escape(record.getMessage().partition("\n")[0]).removeprefix(self._prefix))
+        """Store the beginning of a record's message, without its list of holders or places, and without a traceback."""
+        text = FOLDERS.sub("", escape(DETAILS.split(record.getMessage(), maxsplit=1)[0]).removeprefix(self._prefix))
         if record.name.startswith(OTLP_EXPORTERS):
             text = f"OTLP: {text}"
         if record.name.startswith(FILE_EXPORTERS):

@@ -16,6 +16,7 @@ from otel_pgpool.config import (
     slow_threshold,
     span_mode,
 )
+from otel_pgpool.environment import WAIT_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-WAIT_TIMEOUT = "OTEL_PGPOOL_WAIT_TIMEOUT"
 
 logger = logging.getLogger("otel_pgpool")
 
@@ -73,9 +73,9 @@ def wait_timeout(_value: object, environ: Mapping[str, str]) -> float | None:
     Raises:
         ValueError: the variable is invalid.
     """
-    if not environ.get(WAIT_TIMEOUT, "").strip():
+    if not environ.get(WAIT_TIMEOUT.name, "").strip():
         return None
-    return environment_seconds(WAIT_TIMEOUT, 0.0, environ)
+    return environment_seconds(WAIT_TIMEOUT.name, 0.0, environ)
 
 
 def _read_or_default(

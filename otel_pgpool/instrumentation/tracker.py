@@ -200,7 +200,7 @@ class PoolTracker(ReportedPool):
         if refusal is PoolErrorType.TIMEOUT:
             checkout.outcome = Outcome.TIMEOUT.value
             self.timeouts += 1
-            is_logged = self._observer.tells_timeouts()
+            is_logged = self._observer.will_log_timeout()
             error = self._diagnosis(checkout, error, now) if is_logged else PoolTimeout(text)
         else:
             checkout.outcome = Outcome.ERROR.value

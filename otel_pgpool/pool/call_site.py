@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.runtime.text import file_of, function_of
+from otel_pgpool.runtime.text import file_of, function_of, line_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,11 +127,4 @@ def path_to(stack: Stack) -> str:
 def describe(place: Place) -> str:
     """Return a call site as ``file:line function``."""
     code, instruction = place
-    return f"{file_of(code)}:{_line(code, instruction)} {function_of(code)}"
-
-
-def _line(code: CodeType, instruction: int) -> int:
-    for start, end, line in code.co_lines():
-        if start <= instruction < end and line is not None:
-            return line
-    return code.co_firstlineno
+    return f"{file_of(code)}:{line_of(code, instruction)} {function_of(code)}"

@@ -175,9 +175,6 @@ class Telemetry:
         """Return whether the next timeout will be logged, so that its diagnosis is worth composing."""
         return self._logs.will_log_timeout()
 
-    tells_timeouts = will_log_timeout
-    """The name by which the instrumentation calls the method."""
-
     def abandoned(self, checkout: Checkout) -> None:
         """Detach the context of a checkout whose span this process must not end."""
         state: CheckoutState | None = checkout.observed

@@ -144,7 +144,7 @@ class Logs:
             return
         pids = [slot.pid for slot in slots]
         attributes: dict[str, Any] = {
-            names.ATTR_REASON: str(reason),
+            names.ATTR_REASON: DiscardReason(reason).value,
             names.ATTR_CONNECTION_PID: pids[0] if len(pids) == 1 else pids,
             names.ATTR_CONNECTIONS: len(pids),
         }

@@ -102,10 +102,3 @@ ATTR_LEFT_OUT = "otel_pgpool.left_out"
 ATTR_ATTEMPTS = "otel_pgpool.attempts"
 ATTR_DURATION = "otel_pgpool.duration"
 ATTR_CONNECTIONS = "otel_pgpool.connections"
-
-# Names without a prefix, by which the fault suite imports some of those above
-
-CHECKOUT, WAIT = SPAN_CHECKOUT, SPAN_WAIT
-WAIT_TIME_METRIC, USE_TIME_METRIC = METRIC_WAIT_TIME, METRIC_USE_TIME
-TIMEOUTS, CREATED = METRIC_TIMEOUTS, METRIC_CREATED
-OUTCOME, HOLD_TIME, PATH = ATTR_OUTCOME, ATTR_HOLD_TIME, ATTR_PATH

@@ -138,7 +138,7 @@ class Spans:
         if checkout.error_type is not None:
             checkout.error_type = self._error_types.of(checkout.error_type)
             _report_error(checkout, span)
-        span.end(state.began_ns + int((checkout.released - state.began) * 1e9))  # `Observed.at` inline
+        span.end(state.began_ns + int((checkout.released - state.began) * 1e9))  # `CheckoutState.at` inline
 
     def fail(self, checkout: Checkout, state: CheckoutState) -> None:
         """End the span of a checkout that received no connection. A second call, after an interrupt, does nothing."""

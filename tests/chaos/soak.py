@@ -130,7 +130,7 @@ def play(checkouts: int = 1_000_000) -> Soaked:
             pool.close()
         providers.shutdown(30)
         counts = sink.counts()
-        soaked.spans, soaked.undelivered = counts["spans"].get(names.CHECKOUT, 0), providers.undelivered.spans
+        soaked.spans, soaked.undelivered = counts["spans"].get(names.SPAN_CHECKOUT, 0), providers.undelivered.spans
         soaked.series_twice, soaked.exports = counts["twice"], counts["exports"]
         after = at_rest(before)
         soaked.threads_left = max(0, after.threads - before.threads)

@@ -248,17 +248,17 @@ class Stress:
             "asked": (
                 seen["asked"],
                 held + stats.timeouts + stats.errors,
-                spans.started[names.CHECKOUT],
-                spans.ended[names.CHECKOUT],
-                points[names.WAIT_TIME_METRIC],
+                spans.started[names.SPAN_CHECKOUT],
+                spans.ended[names.SPAN_CHECKOUT],
+                points[names.METRIC_WAIT_TIME],
             ),
-            "served": (seen["served"], held, spans.paths.total(), points[names.USE_TIME_METRIC]),
+            "served": (seen["served"], held, spans.paths.total(), points[names.METRIC_USE_TIME]),
             "by path": (dict(+Counter(stats.checkouts)), dict(spans.paths)),
-            "timeouts": (seen["timeouts"], stats.timeouts, spans.outcomes["timeout"], points[names.TIMEOUTS]),
+            "timeouts": (seen["timeouts"], stats.timeouts, spans.outcomes["timeout"], points[names.METRIC_TIMEOUTS]),
             "errors": (seen["too many requests"], stats.errors, spans.outcomes["error"]),
             "committed": (seen["committed"], spans.outcomes["committed"]),
-            "queued": (stats.queued, spans.ended[names.WAIT]),
-            "connections": (stats.created, sum(stats.discarded.values()) + stats.size, points[names.CREATED]),
+            "queued": (stats.queued, spans.ended[names.SPAN_WAIT]),
+            "connections": (stats.created, sum(stats.discarded.values()) + stats.size, points[names.METRIC_CREATED]),
         }
         for what, told in stories.items():
             if any(each != told[0] for each in told):

@@ -47,7 +47,7 @@ class Tally(SpanProcessor):
         with self._lock:
             self.ended[span.name] += 1
             self.open.pop(span.context.span_id if span.context else 0, None)
-            if span.name == names.CHECKOUT:
+            if span.name == names.SPAN_CHECKOUT:
                 self.outcomes[str(attributes[names.OUTCOME])] += 1
                 if names.ATTR_HOLD_TIME in attributes:
                     self.paths[str(attributes[names.ATTR_PATH])] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool.telemetry.names import CHECKOUT
+from otel_pgpool.telemetry.names import SPAN_CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +31,8 @@ def judge(scene: Scene, stall: float) -> Iterator[str]:
     told = {
         "blocks": len(app.asked),
         "checkouts": sum(stats.checkouts.values()) + stats.timeouts + stats.errors,
-        "spans begun": scene.ours.spans.started[CHECKOUT],
-        "spans ended": scene.ours.spans.ended[CHECKOUT],
+        "spans begun": scene.ours.spans.started[SPAN_CHECKOUT],
+        "spans ended": scene.ours.spans.ended[SPAN_CHECKOUT],
     }
     if len({*told.values()}) > 1:
         yield f"of one number: {told}"

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from otel_pgpool.telemetry import accounts, metrics
+from otel_pgpool.telemetry import accounts, metrics, sdk_internals
 from tests.support.totals import CHECKOUTS, TIMEOUTS, Meter, Reader
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Machine(RuleBasedStateMachine):
             mock.patch.object(accounts, "MAX_REPORTED", 2),
         ]
         if opaque:
-            self.patches.append(mock.patch.object(metrics.series, "collecting", return_value=None))
+            self.patches.append(mock.patch.object(sdk_internals, "collecting_reader", return_value=None))
         for patch in self.patches:
             patch.start()
 

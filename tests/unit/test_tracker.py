@@ -71,7 +71,7 @@ class Recorder:
 
         return note
 
-    def tells_timeouts(self) -> bool:
+    def will_log_timeout(self) -> bool:
         return True
 
     def told(self, name: str) -> list[tuple[Any, ...]]:
