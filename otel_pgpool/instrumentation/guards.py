@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from otel_pgpool.runtime.failures import is_asynchronous
 
@@ -20,14 +20,11 @@ class Guarded(Protocol):
     guard: Guard
 
 
-AnyGuarded = TypeVar("AnyGuarded", bound=Guarded)
-
-
 def never_raise(method: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a method so that its errors are logged, at most once a minute, and not raised."""
 
     @wraps(method)
-    def guarded(self: AnyGuarded, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: Guarded, *args: Any, **kwargs: Any) -> Any:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry

@@ -53,10 +53,6 @@ class InstrumentationSession:
         """Whether pools are tracked: False after ``uninstrument()``."""
         return self.watch.is_on
 
-    def owns(self, tracker: PoolTracker) -> bool:
-        """Return whether a tracker was created by this session, and not by an earlier or a later one."""
-        return tracker.watch is self.watch
-
     def track(
         self,
         pool: Any,
@@ -81,7 +77,7 @@ class InstrumentationSession:
                 if not self.is_on:
                     return None
                 known: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
-                if known is not None and self.owns(known):  # another thread has created it
+                if known is not None and known.watch is self.watch:  # another thread has created it
                     return known
                 renew_here()
                 target = adapter.target(pool) if target is None else target

@@ -213,7 +213,7 @@ def test_nobody_listens(tracker: PoolTracker) -> None:
     tracker.gate = CLOSED
     tracker.released(acquire(tracker, FakeConnection()))
     assert recorder(tracker).names == []
-    tracker.released(acquire(tracker, FakeConnection()), "discarded", ValueError())
+    tracker.released(acquire(tracker, FakeConnection()), Outcome.DISCARDED, ValueError())
     tracker.failed(start(tracker), ValueError())
     assert recorder(tracker).names == ["released", "failed"]
 
