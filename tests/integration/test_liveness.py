@@ -15,9 +15,9 @@ from psycopg2 import errors
 from otel_pgpool import PoolTimeout
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.session import is_readable
-from tests.chaos.frozen import frozen
 from tests.support.database import IDLE, ask, kill, lives, wait_until_readable
 from tests.support.pools import Recorder, fill, let_lie, make, pid_of_a_checkout
+from tests.support.processes import frozen
 from tests.support.servers import ClonedServer
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 

@@ -17,7 +17,7 @@ from otel_pgpool.runtime import fork as forking
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def arguments_of_all() -> str:
@@ -81,3 +81,16 @@ def in_child(function: Callable[[], Any], fork: Callable[[], int] | None = None)
         os.waitpid(child, 0)
     assert told.startswith(b"="), f"in the child: {told.decode() or 'no answer'}"
     return told.decode()[1:]
+
+
+@contextlib.contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Stop these processes; inside the block they exist and neither answer nor end."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
