@@ -409,7 +409,7 @@ def test_levels_are_those_of_instrumented_pools(dsn: str) -> None:
 def test_reasons_are_those_of_the_code() -> None:
     """Each reason stands in the code, and each that the code gives stands in the table."""
     told = {code(row[0])[0] for row in table(TELEMETRY, "reasons")}
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "otel_pgpool").glob("*.py"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "otel_pgpool").rglob("*.py"))
     assert {reason for reason in told if f'"{reason}"' not in sources} == set()
     given = re.findall(r'(?:_discard|drain|condemn|_drop)\([^\n]*?"(\w+)"', sources)
     assert given

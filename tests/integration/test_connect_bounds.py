@@ -12,6 +12,7 @@ import pytest
 from psycopg2 import extensions, extras
 
 from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.driver import dsn as targets
 from otel_pgpool.pool import connect as connecting
 from tests.support.database import ask
 from tests.support.pools import Recorder
@@ -106,7 +107,7 @@ def test_factories_under_a_wait_callback(dsn: str, factory: Any, by_place: bool)
 
 def test_credentials_that_hang(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are given up, and asked again; what the first ones give at last is closed."""
-    monkeypatch.setattr(dsn, "CREDENTIALS_TIMEOUT", 0.2)
+    monkeypatch.setattr(targets, "CREDENTIALS_TIMEOUT", 0.2)
     recorder, asked = Recorder(), []
 
     def credentials() -> Mapping[str, str]:
@@ -137,7 +138,7 @@ def backends(dsn: str, name: str) -> int:
 
 def test_a_connect_that_hangs(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a name server that does not answer, which libpq does not bound."""
-    monkeypatch.setattr(dsn.Patience, "of_libpq", 0.2)
+    monkeypatch.setattr(targets.Patience, "of_libpq", 0.2)
     connect, calls = psycopg2.connect, []
 
     def slow_connect(*args: Any, **kwargs: Any) -> connection:
@@ -173,7 +174,7 @@ def test_attempts_that_never_end(
     dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There are never more than some of them; the log says so; once one ends, the pool serves again."""
-    monkeypatch.setattr(dsn, "CREDENTIALS_TIMEOUT", 0.05)
+    monkeypatch.setattr(targets, "CREDENTIALS_TIMEOUT", 0.05)
     monkeypatch.setattr(connecting, "MOST_STUCK", 3)
 
     def credentials() -> Mapping[str, str]:
@@ -191,7 +192,7 @@ def test_attempts_that_never_end(
 
 def test_closing_while_an_attempt_hangs(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """`close` waits for no attempt that was given up; `wait` and the constructor raise what the attempt ended with."""
-    monkeypatch.setattr(dsn, "CREDENTIALS_TIMEOUT", 0.2)
+    monkeypatch.setattr(targets, "CREDENTIALS_TIMEOUT", 0.2)
 
     def credentials() -> Mapping[str, str]:
         gate.pass_through()

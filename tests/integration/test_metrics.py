@@ -54,7 +54,7 @@ def histogram(signals: Signals, name: str, **rest: str) -> Any:
 
 
 def test_the_sixteen(signals: Signals, dsn: str) -> None:
-    """A pool that has lived has exactly sixteen metrics, each of its kind and unit, with a description and the name."""
+    """A pool that was used has exactly sixteen metrics, each of its kind and unit, with a description and the name."""
     with signals.pool(1, 1, dsn) as pool:
         with pool.connection():
             pass
