@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(otel_pgpool.__file__).parent
 MAXCONN = 2
-PATIENCE = 2.0
+PATIENCE = 10.0
 """Seconds within which the pool must be as before."""
 MAX_LOSSES = 50
 """Losses, each of which needs a new pool, after which the run ends."""

@@ -31,7 +31,7 @@ WEIGHTS = {
     "hold": 200,
     "give_up": 200,
     "fail": 100,
-    "borrow_by_hand": 100,
+    "getconn_putconn": 100,
     "drop": 12,
     "drop_in_a_cycle": 4,
     "drop_a_generator": 4,

@@ -116,13 +116,13 @@ def test_the_application_goes_on(name: str, said: Said) -> None:
 
     with Standstill() as standstill:
         outcome = play(replace(fault, environment=environment), OURS, 0.2)
-    stood = standstill.total > TIMEOUT / 2  # then callers may be served, or time out, later than the scene excuses
+    stood = standstill.total > TIMEOUT / 2  # then callers may be served, or time out, later than the run excuses
     assert [wrong for wrong in outcome.failures() if not (stood and wrong.startswith("a caller was inside"))] == []
     assert set(outcome.errors) <= ({"PoolTimeout"} if stood else set())
     assert outcome.longest_work < 1 + standstill.total
     (told,) = environments
     assert isinstance(told, TelemetryEnvironment)
-    lost, counted = told.piece.lost, said.count()
+    lost, counted = told.component.lost, said.count()
     full = counted.pop(QUEUE_FULL, 0)
     assert full <= WORKERS * said.periods
     if name == "queue-full":
@@ -206,14 +206,14 @@ def test_a_simple_processor_whose_exporter_hangs(dsn: str) -> None:
             with pool.connection():
                 pass
 
-        exporter.flows.clear()
+        exporter.unblocked.clear()
         stuck = in_thread(work, pool)
         until(lambda: pool.stats().checkouts["idle"] == 1 and pool.stats().used == 0)
         for _ in range(10):
             work(other)
         conn = pool.getconn()  # its span has begun, and is not exported yet
         assert not stuck.done()
-        exporter.flows.set()
+        exporter.unblocked.set()
         stuck.result(5)
         pool.putconn(conn)
         assert pool.stats().used == 0
