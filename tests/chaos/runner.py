@@ -254,7 +254,7 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
 
 
 def broken_promises(run: FaultRun, stall: float) -> Iterator[str]:
-    """Return what otel_pgpool alone promises, or the fault requires, and what did not hold; nothing for other pools.
+    """Return the promises of otel_pgpool and the requirements of the fault that were broken; none for other pools.
 
     Args:
         run: the run, after all work, with the pool still open.
@@ -263,20 +263,20 @@ def broken_promises(run: FaultRun, stall: float) -> Iterator[str]:
     if run.ours is None:
         return
     fault, app, stats = run.fault, run.app, run.ours.pool.stats()
-    yield from (f"the fault did not happen: nobody met {pattern!r}" for pattern in run.missing_evidence())
+    yield from (f"the fault did not happen: no error matches {pattern!r}" for pattern in run.missing_evidence())
     if (stats.used, stats.waiting, stats.size) != (0, 0, stats.idle):
         yield f"at rest: {stats.used} used, {stats.idle} idle of {stats.size}, {stats.waiting} waiting"
-    told = {
+    counts = {
         "blocks": len(app.asked),
         "checkouts": sum(stats.checkouts.values()) + stats.timeouts + stats.errors,
         "spans begun": run.ours.spans.started[CHECKOUT],
         "spans ended": run.ours.spans.ended[CHECKOUT],
     }
-    if len({*told.values()}) > 1:
-        yield f"of one number: {told}"
+    if len({*counts.values()}) > 1:
+        yield f"counts differ: {counts}"
     for what, took, bound in run.took:
         if took > bound + GRACE + stall:
-            yield f"{what}: {took:.3f} s of {bound:g}, where nobody stood still for {stall:.3f} s"
+            yield f"{what}: {took:.3f} s of {bound:g}, with a stall of {stall:.3f} s"
     errors = app.errors()
     if fault.shut_out:
         del errors["PoolTimeout"]
