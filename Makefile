@@ -63,9 +63,10 @@ passwords:
 dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/otel-pgpool.json
 	@$(BIN)/python -m grafana.dashboard
 
-# Three at a time on any machine: most tests wait for a server most of their time.
+# Three at a time on any machine: most tests wait for a server most of their time. With worksteal the tests of a file mostly stay on one
+# worker, so that the servers and programs which they share start once.
 test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp $(ENV)/debian.stamp ## every test
-	@$(BIN)/python -m pytest -n 3 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 coverage: ## every test, with branch coverage, which makes them slower
 	@$(MAKE) test ARGS="--cov=otel_pgpool $(ARGS)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -97,3 +98,12 @@ def admin(dsn: str) -> Iterator[connection]:
     conn.autocommit = True
     yield conn
     conn.close()
+
+
+@pytest.fixture(scope="module")
+def small_heap() -> Iterator[None]:
+    """Hide other tests' objects from the search for pools in the heap when the instrumentation begins."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 from tests.chaos import load, report
 from tests.chaos.catalogue import FAULTS
 from tests.chaos.pools import POOLS
-from tests.chaos.scene import Outcome, play
+from tests.chaos.runner import Outcome, play
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
 AWAY = 10.0
 PATIENCE = 120.0
-"""Seconds for one fault on one pool; some peers never come back."""
+"""Seconds for one fault on one pool; some pools hang for ever."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,7 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Play, and write down what came of it."""
+    """Play the faults, and write the document."""
     options = parse()
     names, pools = options.names or list(FAULTS), options.pool or list(POOLS)
     if options.json:
@@ -47,7 +48,7 @@ def main() -> int:
             outcome = outcomes[name, pool] = play_apart(name, pool, options.away)
             print(f"{name:18} {pool:20} {report.in_short(outcome)}", flush=True)
     ours = [outcome for (_, pool), outcome in outcomes.items() if pool == POOLS[0]]
-    violated = any(isinstance(outcome, str) or outcome.wrongs() for outcome in ours)
+    violated = any(isinstance(outcome, str) or outcome.failures() for outcome in ours)
     if not options.names and not options.pool:
         figures = load.play()
         report.write(outcomes, options.away, figures)
@@ -57,7 +58,7 @@ def main() -> int:
 
 
 def play_apart(name: str, pool: str, away: float) -> Outcome | str:
-    """Play in a process of its own, which can be ended; a word where nothing came of it."""
+    """Play in a process of its own, which can be ended; return a text if there is no outcome."""
     command = [sys.executable, "-m", "tests.chaos", name, "--pool", pool, "--away", str(away), "--json"]
     try:
         played = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE + away, check=True)

@@ -1,4 +1,4 @@
-"""An application on a pool: workers that write rows, and remember what they were told of each."""
+"""An application on a pool: workers that write rows, and a record of each commit as the connections saw it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,88 @@ import threading
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
+from enum import Enum
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+import psycopg2.extensions
 
-from tests.chaos.commits import Commit, here
-from tests.chaos.owners import Owners
+from benchmarks.delay import Delay
+from tests.chaos.checks import HolderCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+
+    import psycopg
+
+
+class Commit(Enum):
+    """How far the commit of a piece of work has come."""
+
+    UNTRIED = "nobody has asked for it"
+    IN_DOUBT = "asked for, and the connection died before the answer"
+    REFUSED = "asked for, and the server said no"
+    DONE = "the server said yes"
+
+
+class CurrentWork(threading.local):
+    """The attempt that the calling thread works on."""
+
+    attempt: Any = None
+
+
+current = CurrentWork()
+
+
+class RecordingConnection:
+    """A connection that records each commit in the attempt of the calling thread.
+
+    Neither a pool nor its application can be mistaken about these.
+    """
+
+    closed: Any
+
+    def commit(self) -> None:
+        """Commit, and record the result."""
+        attempt = current.attempt
+        if attempt is None:
+            super().commit()  # type: ignore[misc]  # the driver's
+            return
+        attempt.commit = Commit.IN_DOUBT
+        try:
+            super().commit()  # type: ignore[misc]
+            attempt.commit = Commit.DONE
+        except BaseException:
+            if not self.closed:
+                attempt.commit = Commit.REFUSED
+            raise
+        finally:
+            attempt.leaving = monotonic()  # what follows the commit is the pool's own time
+
+
+class RecordingPsycopg2(RecordingConnection, psycopg2.extensions.connection):
+    """A recording connection of psycopg2."""
+
+
+class CommitRecording(Delay):
+    """Makes a pool use recording connections, in the place where the benchmarks put slow ones."""
+
+    def psycopg2_factory(self) -> type[psycopg2.extensions.connection]:
+        """Return the class for psycopg2."""
+        return RecordingPsycopg2
+
+    def psycopg_class(self) -> type[psycopg.Connection[Any]]:
+        """Return the class for psycopg_pool."""
+        import psycopg
+
+        class RecordingPsycopg(RecordingConnection, psycopg.Connection[Any]):
+            """A recording connection of psycopg."""
+
+        return RecordingPsycopg
+
 
 TABLES = """
 create table work (id int primary key);
@@ -34,32 +104,32 @@ PAUSE = 0.002
 
 
 class Abandoned(Exception):  # noqa: N818 - the application's own, and no failure
-    """What the application raises inside a block, to have its work rolled back."""
+    """Raised by the application inside a block, so that its work is rolled back."""
 
 
 @dataclass
 class Attempt:
-    """One piece of work, as the application saw it; but for the commit, of which its connection tells."""
+    """One piece of work, as the application saw it; its commit, as the connection saw it."""
 
     number: int
     began: float
     acquired: float | None = None
     leaving: float | None = None
-    """When the block had nothing left to do but to give the connection back: after its body, or its commit."""
+    """When the release began: after the body of the block, or after its commit."""
     ended: float | None = None
     stopped: bool = False
-    """Whether it was made to stop while it held."""
+    """Whether the worker was stopped while it held the connection."""
     done: bool = False
-    """Whether the body came to its end, so that the block has to commit."""
+    """Whether the body ended without an error, so that the block has to commit."""
     commit: Commit = Commit.UNTRIED
     committed: bool = False
-    """Whether the application may take it for that: the block was left without an error."""
+    """Whether the block was left without an error, so that the application takes its work for committed."""
     error: str | None = None
-    told: str = ""
-    """At what moment the error came, and what it said."""
+    message: str = ""
+    """The moment of the error, and its text."""
 
     def fail(self, error: Exception) -> None:
-        """Remember what the application gets to see."""
+        """Record the error that the application gets."""
         self.error = code_of(error) or type(error).__name__
         if self.acquired is None:
             moment = "while it waited"
@@ -69,7 +139,7 @@ class Attempt:
             moment = "in the commit"
         else:
             moment = "at the return"
-        self.told = f"{moment}: {text_of(error)}"
+        self.message = f"{moment}: {text_of(error)}"
 
 
 def code_of(error: BaseException) -> str | None:
@@ -85,22 +155,22 @@ def text_of(error: BaseException | None) -> str:
 class Application:
     """Workers on a pool, whose blocks commit.
 
-    ``statement`` is what they run; ``abandons`` makes them raise inside the block. `stop_at_hold` lets those who hold a
-    connection wait until `go_on`.
+    They run ``statement``; ``abandons`` makes them raise inside the block. `stop_at_hold` makes the holders of
+    connections wait until `go_on`.
     """
 
     def __init__(self, borrow: Callable[[], AbstractContextManager[Any]], workers: int) -> None:
         self.statement = QUICK
         self.abandons = False
         self.attempts: list[Attempt] = []
-        """Those that have ended."""
-        self.at_work: dict[str, Attempt] = {}
-        """The latest of each worker."""
+        """Attempts that have ended."""
+        self.current_attempts: dict[str, Attempt] = {}
+        """The latest attempt of each worker."""
         self.asked: list[float] = []
-        """When a block was asked for, by whomsoever."""
+        """When each block was requested, by a worker or by a fault."""
         self.violations: list[str] = []
         self._borrow = borrow
-        self._owners = Owners()
+        self._holders = HolderCheck()
         self._numbers = count(1)
         self._over = threading.Event()
         self._pause = threading.Event()
@@ -110,32 +180,32 @@ class Application:
         self.threads = [threading.Thread(target=self._work, name=f"worker-{n}", daemon=True) for n in range(workers)]
 
     def start(self) -> None:
-        """Let them work."""
+        """Start the workers."""
         for thread in self.threads:
             thread.start()
 
     def pause(self) -> None:
-        """Let them finish what they are at, and rest."""
+        """Let the workers finish their attempts, and rest."""
         self._pause.set()
         for _ in self.threads:
             self._idle.acquire()
 
     def resume(self) -> None:
-        """Let those who rest go on."""
+        """Let resting workers continue."""
         self._pause.clear()
 
     def stop_at_hold(self) -> None:
-        """From now on, whoever holds a connection stops between two statements."""
+        """Stop each worker that holds a connection, between two statements, from now on."""
         self._go.clear()
         self._stop_at_hold = True
 
     def go_on(self) -> None:
-        """Let them go on."""
+        """Let stopped workers continue."""
         self._stop_at_hold = False
         self._go.set()
 
     def stop(self, patience: float) -> int:
-        """End all work; how many workers hang."""
+        """End all work; return how many workers hang."""
         self._over.set()
         self.go_on()
         self.resume()
@@ -145,7 +215,7 @@ class Application:
         return sum(thread.is_alive() for thread in self.threads)
 
     def borrow(self) -> AbstractContextManager[Any]:
-        """Ask the pool for a connection, for a block."""
+        """Request a block with a connection from the pool."""
         self.asked.append(monotonic())
         return self._borrow()
 
@@ -156,8 +226,8 @@ class Application:
                 while self._pause.is_set() and not self._over.is_set():
                     self._over.wait(PAUSE)
                 continue
-            here.attempt = attempt = Attempt(next(self._numbers), monotonic())
-            self.at_work[threading.current_thread().name] = attempt
+            current.attempt = attempt = Attempt(next(self._numbers), monotonic())
+            self.current_attempts[threading.current_thread().name] = attempt
             self._attempt(attempt)
 
     def _attempt(self, attempt: Attempt) -> None:
@@ -165,7 +235,7 @@ class Application:
             with self.borrow() as conn:
                 attempt.acquired = monotonic()
                 try:
-                    with self._owners.hold(getattr(conn, "dbapi_connection", conn)):
+                    with self._holders.hold(getattr(conn, "dbapi_connection", conn)):
                         self._use(conn, attempt)
                 finally:
                     attempt.leaving = monotonic()
@@ -187,52 +257,54 @@ class Application:
             raise Abandoned
         attempt.done = True
 
-    # What they are at
+    # Attempts in progress
 
     def waiting(self) -> list[Attempt]:
-        """Those that have asked for a connection."""
-        return [each for each in [*self.at_work.values()] if each.acquired is None and each.ended is None]
+        """Return the attempts that wait for a connection."""
+        return [each for each in [*self.current_attempts.values()] if each.acquired is None and each.ended is None]
 
     def holding(self) -> list[Attempt]:
-        """Those that are inside of the block."""
-        return [each for each in [*self.at_work.values()] if each.acquired is not None and each.leaving is None]
+        """Return the attempts whose block is running."""
+        return [
+            each for each in [*self.current_attempts.values()] if each.acquired is not None and each.leaving is None
+        ]
 
     def stopped(self) -> list[Attempt]:
-        """Of these, the ones that wait until they may go on."""
+        """Return the attempts that hold a connection and are stopped."""
         return [each for each in self.holding() if each.stopped]
 
     def returning(self) -> list[Attempt]:
-        """Those that are on their way out of it."""
-        return [each for each in [*self.at_work.values()] if each.leaving is not None and each.ended is None]
+        """Return the attempts whose release is in progress."""
+        return [each for each in [*self.current_attempts.values()] if each.leaving is not None and each.ended is None]
 
-    # What came of it
+    # Results
 
     def errors(self) -> Counter[str]:
         """Return the errors that the application got, by SQLSTATE or class name."""
         return Counter(attempt.error for attempt in self.attempts if attempt.error is not None)
 
     def in_doubt(self) -> int:
-        """How many of these leave open whether the work was committed."""
+        """Return how many errors leave open whether the work was committed."""
         return sum(each.error is not None and each.commit is Commit.IN_DOUBT for each in self.attempts)
 
     def first_good(self, since: float) -> float | None:
-        """Seconds from then to the end of the first work that began after it and was committed."""
+        """Return the seconds from a time to the end of the first work that began after it and was committed."""
         ends = [each.ended for each in [*self.attempts] if each.committed and each.began >= since and each.ended]
         return min(ends) - since if ends else None
 
     def longest_wait(self) -> float:
-        """Seconds that a caller was inside of the pool, served or not, at most."""
+        """Return the seconds of the longest checkout, whether it got a connection or not."""
         return max(((each.acquired or each.ended or 0.0) - each.began for each in self.attempts), default=0.0)
 
     def longest_return(self) -> float:
-        """Seconds from the end of the body, or of the commit, to the end of the block, at most."""
+        """Return the seconds of the longest release, from the end of the body or of the commit."""
         return max((each.ended - each.leaving for each in self.attempts if each.ended and each.leaving), default=0.0)
 
     def longest_work(self) -> float:
-        """Seconds from the request to the end of the work, at most."""
+        """Return the seconds of the longest work, from the request to the end."""
         return max((each.ended - each.began for each in self.attempts if each.ended), default=0.0)
 
-    def check_the_books(self, dsn: str) -> None:
+    def check_commits(self, dsn: str) -> None:
         """Compare what the application was told with what the connections saw and what the database has."""
         with closing(psycopg2.connect(dsn)) as conn, conn.cursor() as cursor:
             cursor.execute("select id from work union select id from slow_work")
@@ -240,7 +312,7 @@ class Application:
         kept = [each for each in self.attempts if each.number in stored]
         lost = [each for each in self.attempts if each.committed and each.number not in stored]
         found = {
-            "a connection was lent to two": len(self._owners.violations),
+            "a connection had two holders": len(self._holders.violations),
             "reported as committed and lost": len(lost),
             "silently committed": sum(not each.done or each.commit is Commit.UNTRIED for each in kept),
             "committed and reported as failed": sum(

@@ -1,16 +1,16 @@
-"""The faults."""
+"""All faults, by their names on the command line."""
 
-from tests.chaos import drops, failover, forks, freezes, kills, network, outages, suspension, telemetry, trust
+from tests.chaos import credentials, network, process, server, telemetry
 
 OUTSIDE = {
-    **kills.FAULTS,
-    **outages.FAULTS,
-    **freezes.FAULTS,
+    **server.KILLS,
+    **server.OUTAGES,
+    **server.FREEZES,
     **network.FAULTS,
-    **failover.FAULTS,
-    **trust.FAULTS,
-    **forks.FAULTS,
+    **server.FAILOVERS,
+    **credentials.FAULTS,
+    **process.FORKS,
 }
 """What happens to the server, to the network, and to the process."""
 
-FAULTS = {**OUTSIDE, **drops.FAULTS, **suspension.FAULTS, **telemetry.FAULTS}
+FAULTS = {**OUTSIDE, **process.DROPS, **process.SUSPENSIONS, **telemetry.FAULTS}

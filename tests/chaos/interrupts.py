@@ -1,4 +1,4 @@
-"""Ctrl-C at every line of the ways in and out of the pool: nothing is lost."""
+"""A KeyboardInterrupt at every line of the operations of the pool: nothing is lost."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.pool import slots
 from otel_pgpool.pool.context import CheckoutContext
 from otel_pgpool.telemetry import Telemetry
-from tests.chaos.footprint import Footprint, at_rest
-from tests.chaos.quiet import silenced
-from tests.chaos.tally import Tally
-from tests.chaos.ways import WAYS, use
+from tests.chaos.checks import ProcessUsage, SpanCounter, usage_at_rest
+from tests.chaos.pools import OPERATIONS, silence_logs, use
+from tests.support.internals import core_of
 from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
@@ -37,32 +36,33 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    Way = Callable[[ConnectionPool], None]
+    Operation = Callable[[ConnectionPool], None]
+
 
 PACKAGE = Path(otel_pgpool.__file__).parent
 MAXCONN = 2
-PATIENCE = 2.0
-"""Seconds within which all must be as before."""
-MOST_LOSSES = 50
-"""After so many, each of which takes a new pool, enough is known."""
-LINGERS = IO_DEADLINE + 1.0
-"""Seconds for which a descriptor may stay open: the watch over deadlines has it for as long."""
-IMPATIENCE = 0.01
-"""Seconds after which the pool takes for lost what is in nobody's hands: it would give it longer, for a slow thread."""
+PATIENCE = 10.0
+"""Seconds within which the pool must be as before."""
+MAX_LOSSES = 50
+"""Losses, each of which needs a new pool, after which the run ends."""
+FD_GRACE = IO_DEADLINE + 1.0
+"""Seconds for which a descriptor may stay open: the watch over deadlines keeps it for as long."""
+ORPHAN_AFTER = 0.01
+"""Seconds after which the pool collects orphans; its own figure leaves time for slow threads."""
 
 
 class Interrupter:
-    """Raises `KeyboardInterrupt` inside the package, in the thread that it is used in, where it has not yet been.
+    """Raises `KeyboardInterrupt` once in the current thread, at a line of the package not yet interrupted.
 
     Args:
-        struck: where it has been; it adds to them.
-        thorough: come to each line as often as it is run, and not once.
+        interrupted: the lines, or visits of lines, that were interrupted; the new one is added.
+        thorough: interrupt a line at each of its visits, and not once.
     """
 
-    def __init__(self, struck: set[Hashable], *, thorough: bool) -> None:
+    def __init__(self, interrupted: set[Hashable], *, thorough: bool) -> None:
         self.place: str | None = None
-        """Where it struck now."""
-        self._struck = struck
+        """The line that was interrupted."""
+        self._interrupted = interrupted
         self._thorough = thorough
         self._visits: Counter[tuple[str, int]] = Counter()
 
@@ -81,15 +81,15 @@ class Interrupter:
             line = frame.f_code.co_filename, frame.f_lineno
             self._visits[line] += 1
             visit = (line, self._visits[line]) if self._thorough else line
-            if visit not in self._struck and not leaves_a_block(frame) and not enters_exit(frame):
-                self._struck.add(visit)
+            if visit not in self._interrupted and not leaves_a_block(frame) and not enters_exit(frame):
+                self._interrupted.add(visit)
                 self.place = f"{Path(line[0]).relative_to(PACKAGE)}:{line[1]} {frame.f_code.co_name}"
                 raise KeyboardInterrupt
         return self._step
 
 
 def is_finalizer(frame: FrameType | None) -> bool:
-    """Whether it belongs to a finalizer: what is raised there, Python only prints."""
+    """Return whether a frame belongs to a finalizer, whose errors Python only prints."""
     while frame is not None and frame.f_code not in finalizers():
         frame = frame.f_back
     return frame is not None
@@ -105,27 +105,27 @@ def finalizers() -> set[object]:
 
 
 def leaves_a_block(frame: FrameType) -> bool:
-    """Whether the step is the end of a ``with``, before its ``__exit__``, where CPython lets no signal in."""
+    """Return whether the step is the end of a ``with``, before its ``__exit__``, where CPython handles no signal."""
     if frame.f_lineno not in with_lines(frame.f_code.co_filename):
         return False
     return frame.f_lasti > min(start for start, _end, line in frame.f_code.co_lines() if line == frame.f_lineno)
 
 
 def enters_exit(frame: FrameType) -> bool:
-    """Whether the step is the first of a block's ``__exit__``: signals are handled before it, where nothing guards."""
+    """Return whether the step is the first of a block's ``__exit__``, before which nothing can guard."""
     code = frame.f_code
     if code is not CheckoutContext.__exit__.__code__:
         return False
     return frame.f_lineno == min(line for *_, line in code.co_lines() if line and line > code.co_firstlineno)
 
 
-def apart(way: Way, pool: ConnectionPool) -> Iterator[None]:
-    """Do it in a frame that has a stack of handled errors of its own, as a generator has.
+def in_own_frame(operation: Operation, pool: ConnectionPool) -> Iterator[None]:
+    """Run an operation in a generator, whose frame has a stack of handled errors of its own.
 
-    A tracer may raise where CPython lets no signal in, between a handler's last line and the end of the handling: that
-    error would be taken for handled still by all that comes later in the thread.
+    A tracer may raise where CPython handles no signal, between a handler's last line and the end of the handling: later
+    code of the thread would still take that error for the handled one.
     """
-    way(pool)
+    operation(pool)
     yield
 
 
@@ -137,26 +137,26 @@ def with_lines(path: str) -> set[int]:
 
 
 @dataclass(frozen=True)
-class Struck:
-    """What came of many interrupts."""
+class InterruptResult:
+    """The result of many interrupts."""
 
     interrupts: int
-    lines_struck: int
-    """Different ones."""
+    lines_interrupted: int
+    """Different lines."""
     spans: int
-    """Started, meanwhile."""
+    """Spans that were started."""
     discarded: dict[str, int]
     violations: list[str]
 
     def lines(self) -> Iterator[str]:
-        """For docs/reliability.md."""
+        """Return the section of docs/reliability.md."""
         yield "### Interrupts"
         yield ""
         lost = ", ".join(f"{number:,} {reason}" for reason, number in sorted(self.discarded.items()))
         yield (
             f"A KeyboardInterrupt is raised {self.interrupts:,} times inside the pool and its telemetry, at each of "
-            f"{self.lines_struck} lines that a checkout and its release may run through. Waits, timeouts, dead and "
-            "aged connections, failing blocks and commits are among them. Each time, the interrupt reaches the "
+            f"{self.lines_interrupted} lines that a checkout and its release may run through. Waits, timeouts, dead "
+            "and aged connections, failing blocks and commits are among them. Each time, the interrupt reaches the "
             f"program, all {MAXCONN} connections can be checked out again, no checkout or waiter is left, the "
             "OpenTelemetry context is the one from before, no file descriptor is left, and the garbage collector is "
             f"on. Each of {self.spans:,} spans has ended when the pool is closed. Connections replaced: {lost}. "
@@ -164,27 +164,27 @@ class Struck:
         )
         yield ""
         yield (
-            f"The pool closes what an interrupt has orphaned after {IMPATIENCE:g} s here; elsewhere after "
+            f"The pool closes what an interrupt has orphaned after {ORPHAN_AFTER:g} s here; elsewhere after "
             f"{slots.ORPHAN_AFTER:g} s, or {slots.ORPHAN_AFTER_CHECK:g} s for one that was to be checked or closed. "
             "Not tried are the lines where CPython handles no signal, the callbacks of weak references, and the first "
             "line of a block's `__exit__`, which [cannot be guarded](design/concurrency.md#interrupts)."
         )
 
 
-class Strikes:
-    """Interrupts of a pool, and what each has left behind."""
+class InterruptRun:
+    """Interrupts of a pool, and what each has left."""
 
-    def __init__(self, make: Callable[[], ConnectionPool], spans: Tally) -> None:
+    def __init__(self, make: Callable[[], ConnectionPool], spans: SpanCounter) -> None:
         self.places: list[str] = []
-        """Where it struck, each time."""
-        self.wrongs: Counter[str] = Counter()
+        """The line of each interrupt."""
+        self.failures: Counter[str] = Counter()
         self.discarded: Counter[str] = Counter()
         self.losses = 0
-        """After which the pool could not go on."""
+        """Interrupts after which the pool had to be replaced."""
         self._make = make
         self._spans = spans
-        self._unended: dict[int, str] = {}  # spans, and the strike that they were begun in
-        self._last = "no strike"
+        self._unended: dict[int, str] = {}  # spans, and the interrupt during which they were started
+        self._last = "no interrupt"
         self._ignored: list[str] = []
         self._context = contexts.get_current()
         self._begin()
@@ -199,36 +199,36 @@ class Strikes:
 
     def _begin(self) -> None:
         self._pool = self._make()
-        for way in WAYS:  # so that what each brings with it, once, is there
-            way(self._pool)
+        for operation in OPERATIONS:  # so that what each opens once is open
+            operation(self._pool)
         self._all_can_be_had()
-        self._descriptors = Footprint.now().descriptors
+        self._descriptors = ProcessUsage.now().descriptors
 
-    def strike(self, way: Way, struck: set[Hashable], *, thorough: bool) -> None:
-        """Interrupt one way at each of its lines in turn."""
-        while self.losses < MOST_LOSSES:
-            interrupter = Interrupter(struck, thorough=thorough)
+    def interrupt(self, operation: Operation, interrupted: set[Hashable], *, thorough: bool) -> None:
+        """Interrupt an operation at each of its lines in turn."""
+        while self.losses < MAX_LOSSES:
+            interrupter = Interrupter(interrupted, thorough=thorough)
             came = None
             try:
                 with interrupter:
-                    next(apart(way, self._pool))
-            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - another than ours is what is looked for
+                    next(in_own_frame(operation, self._pool))
+            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - any other error is a violation
                 came = repr(error)
             if interrupter.place is not None:
                 self.places.append(interrupter.place)
-                self._last = f"{interrupter.place}, in {way.__name__}"
-            self._judge(came, repr(KeyboardInterrupt()) if interrupter.place is not None else None)
+                self._last = f"{interrupter.place}, in {operation.__name__}"
+            self._check(came, repr(KeyboardInterrupt()) if interrupter.place is not None else None)
             if interrupter.place is None:
                 return
 
-    def _judge(self, came: str | None, expected: str | None) -> None:
-        """Look at what the last strike has left, or what a way in which there was none has found of it."""
+    def _check(self, came: str | None, expected: str | None) -> None:
+        """Check what the last interrupt has left, or what an operation without one has found."""
         gc.collect(0)
         lost = [] if came == expected else [f"{came} came out, and not {expected}"]
         left = [*self._unsettled()]
         lost += self._lost()
         left += self._unsettled("of a later checkout")
-        self.wrongs.update(f"{self._last}: {each}" for each in (*lost, *left))
+        self.failures.update(f"{self._last}: {each}" for each in (*lost, *left))
         for span in self._spans.open.keys() - self._unended.keys():
             self._unended[span] = self._last
         if lost:
@@ -237,18 +237,18 @@ class Strikes:
             self._begin()
 
     def end(self) -> None:
-        """Close the pool: what has not ended by now never will."""
+        """Close the pool; report the spans that have not ended."""
         gc.collect()
-        self.wrongs.update(self._open_files())
+        self.failures.update(self._open_files())
         self._pool.close(0)
         self.discarded += Counter(self._pool.stats().discarded)
         for span, name in self._spans.open.items():
-            self.wrongs[f"{self._unended.get(span, self._last)}: a span {name} has not ended"] += 1
+            self.failures[f"{self._unended.get(span, self._last)}: a span {name} has not ended"] += 1
         self._spans.open.clear()
 
     def _lost(self) -> Iterator[str]:
         """Return a description of connections that cannot be checked out any more."""
-        core = self._pool._parts.core
+        core = core_of(self._pool)
         deadline = monotonic() + PATIENCE
         while (core.used or core.queue) and monotonic() < deadline:
             time.sleep(0.001)
@@ -261,12 +261,12 @@ class Strikes:
                 yield f"not all {MAXCONN} can be had"
 
     def _all_can_be_had(self) -> None:
-        with ExitStack() as lent:
+        with ExitStack() as held:
             for _ in range(MAXCONN):
-                use(lent.enter_context(self._pool.connection()))
+                use(held.enter_context(self._pool.connection()))
 
     def _unsettled(self, whose: str = "of the checkout") -> Iterator[str]:
-        """Return what the thread and the interpreter are left with, and restore it for the next strike."""
+        """Return what the thread and the interpreter are left with, and restore it for the next interrupt."""
         if contexts.get_current() is not self._context:
             yield f"the context {whose} is still current"
             contexts.attach(self._context)
@@ -277,17 +277,17 @@ class Strikes:
             yield f"a finalizer raised {self._ignored.pop()}"
 
     def _open_files(self) -> Iterator[str]:
-        before = Footprint(sys.maxsize, self._descriptors, 0.0)  # threads come and go
-        after = at_rest(before, LINGERS)
+        before = ProcessUsage(sys.maxsize, self._descriptors, 0.0)  # threads are not counted here
+        after = usage_at_rest(before, FD_GRACE)
         if after.descriptors > self._descriptors:
             yield f"{after.descriptors - self._descriptors} file descriptors are left"
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
+def orphans_found_at_once() -> Iterator[None]:
     """Shorten the pool's waits, so that slots lost by an interrupt are found at once."""
     before = slots.ORPHAN_AFTER, slots.ORPHAN_AFTER_CHECK
-    slots.ORPHAN_AFTER = slots.ORPHAN_AFTER_CHECK = IMPATIENCE
+    slots.ORPHAN_AFTER = slots.ORPHAN_AFTER_CHECK = ORPHAN_AFTER
     try:
         yield
     finally:
@@ -296,7 +296,7 @@ def impatient() -> Iterator[None]:
 
 @contextmanager
 def in_a_request() -> Iterator[None]:
-    """In a context of the application's, which must be current again whatever happens."""
+    """Set a context of the application, which must be current again after each interrupt."""
     token = contexts.attach(contexts.set_value("request", "one"))
     try:
         yield
@@ -304,14 +304,14 @@ def in_a_request() -> Iterator[None]:
         contexts.detach(token)
 
 
-def play(interrupts: int = 10_000, dsn: str | None = None) -> Struck:
-    """Interrupt at each line once, and then all ways at each step, at least so many times."""
+def play(interrupts: int = 10_000, dsn: str | None = None) -> InterruptResult:
+    """Interrupt at each line once, then all operations at each step, until there were so many interrupts."""
     with ExitStack() as stage:
-        stage.enter_context(silenced())
-        stage.enter_context(impatient())
+        stage.enter_context(silence_logs())
+        stage.enter_context(orphans_found_at_once())
         stage.enter_context(in_a_request())
         dsn = dsn or stage.enter_context(ClonedServer()).dsn
-        spans = Tally()
+        spans = SpanCounter()
         tracers, meters = TracerProvider(), MeterProvider([InMemoryMetricReader()])
         tracers.add_span_processor(spans)
         stage.callback(meters.shutdown)
@@ -324,22 +324,22 @@ def play(interrupts: int = 10_000, dsn: str | None = None) -> Struck:
                 dsn,
                 timeout=PATIENCE,
                 max_waiting=1,
-                long_hold=IMPATIENCE,
+                long_hold=ORPHAN_AFTER,
                 observer=Telemetry(tracers, meters),
             )
 
-        strikes = stage.enter_context(Strikes(make, spans))
-        struck: set[Hashable] = set()
-        for way in WAYS:
-            strikes.strike(way, struck, thorough=False)
-        while len(strikes.places) < interrupts and strikes.losses < MOST_LOSSES:
-            for way in WAYS:
-                strikes.strike(way, set(), thorough=True)
-        strikes.end()
-        return Struck(
-            interrupts=len(strikes.places),
-            lines_struck=len(set(strikes.places)),
+        run = stage.enter_context(InterruptRun(make, spans))
+        interrupted: set[Hashable] = set()
+        for operation in OPERATIONS:
+            run.interrupt(operation, interrupted, thorough=False)
+        while len(run.places) < interrupts and run.losses < MAX_LOSSES:
+            for operation in OPERATIONS:
+                run.interrupt(operation, set(), thorough=True)
+        run.end()
+        return InterruptResult(
+            interrupts=len(run.places),
+            lines_interrupted=len(set(run.places)),
             spans=spans.started.total(),
-            discarded=dict(strikes.discarded),
-            violations=[f"{wrong} ({number} times)" for wrong, number in sorted(strikes.wrongs.items())],
+            discarded=dict(run.discarded),
+            violations=[f"{wrong} ({number} times)" for wrong, number in sorted(run.failures.items())],
         )

@@ -1,4 +1,4 @@
-"""``python -m tests.chaos.load``: interrupts, load and long runs, each in a process of its own; their figures as JSON."""
+"""``python -m tests.chaos.load``: interrupts, load and long runs, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,91 +13,104 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.chaos import crowd, fleet, herd, interrupts, soak, stress
+from tests.chaos import interrupts, scale, soak, stress, thundering_herd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-Figure = interrupts.Struck | stress.Stressed | soak.Soaked | crowd.Crowded | fleet.Sailed | herd.Returned
+
+Figure = (
+    interrupts.InterruptResult
+    | stress.StressResult
+    | soak.SoakResult
+    | scale.WaitersResult
+    | scale.PoolsResult
+    | thundering_herd.HerdResult
+)
 
 HANGS_AFTER = 1800.0
-"""Seconds beyond those of the stress after which one that does not end says where it stands, and is ended."""
+"""Seconds, beyond those of the stress, after which a run that does not end prints its stacks and is ended."""
 WIDTH = 118
 """Characters of a line of prose in docs/reliability.md, at most."""
 
 
-class Play(NamedTuple):
-    """One of them."""
+class Run(NamedTuple):
+    """A kind of run."""
 
     figure: Callable[..., Figure]
-    """What comes of it."""
+    """The class of its result."""
     begin: Callable[[argparse.Namespace], Figure]
 
 
-PLAYS = {
-    "interrupts": Play(interrupts.Struck, lambda options: interrupts.play(options.interrupts)),
-    "stress": Play(stress.Stressed, lambda options: stress.play(options.seconds, options.seed)),
-    "soak": Play(soak.Soaked, lambda options: soak.play(options.checkouts)),
-    "crowd": Play(crowd.Crowded, lambda options: crowd.play(options.threads)),
-    "fleet": Play(fleet.Sailed, lambda options: fleet.play(options.pools)),
-    "herd": Play(herd.Returned, lambda options: herd.play(options.processes, away=options.away)),
+RUNS = {
+    "interrupts": Run(interrupts.InterruptResult, lambda options: interrupts.play(options.interrupts)),
+    "stress": Run(stress.StressResult, lambda options: stress.play(options.seconds, options.seed)),
+    "soak": Run(soak.SoakResult, lambda options: soak.play(options.checkouts)),
+    "many-waiters": Run(scale.WaitersResult, lambda options: scale.play_waiters(options.threads)),
+    "many-pools": Run(scale.PoolsResult, lambda options: scale.play_pools(options.pools)),
+    "thundering-herd": Run(
+        thundering_herd.HerdResult, lambda options: thundering_herd.play(options.processes, away=options.away)
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Unplayed:
-    """One that ended before it could tell anything."""
+    """A run that ended without a result."""
 
     name: str
     status: int
 
     @property
     def violations(self) -> list[str]:
-        """That it did."""
+        """Say that the run could not be played."""
         return [f"could not be played: status {self.status}"]
 
     def lines(self) -> Iterator[str]:
-        """For docs/reliability.md."""
-        yield f"### {self.name.capitalize()}"
+        """Return the section of docs/reliability.md."""
+        title = self.name.replace("-", " ").capitalize()
+        yield f"### {title}"
         yield ""
         yield f"It could not be played: status {self.status}."
 
 
 class Figures(dict[str, "Figure | Unplayed"]):
-    """What came of each that was played, by its name."""
+    """The results of runs, by name."""
 
     @property
     def violations(self) -> list[str]:
-        """Of all."""
+        """Return the violations of all runs."""
         return [f"{name}: {each}" for name, figure in self.items() for each in figure.violations]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.load", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=PLAYS, default=[*PLAYS], help="some of them")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=[*RUNS], help="some of the runs")
     parser.add_argument("--interrupts", type=int, default=10_000, help="at least")
     parser.add_argument("--seconds", type=float, default=600.0, help="of stress")
-    parser.add_argument("--seed", type=int, help="of the stress, to do the same again")
+    parser.add_argument("--seed", type=int, help="of the stress, to repeat its random choices")
     parser.add_argument("--checkouts", type=int, default=1_000_000, help="of the soak")
-    parser.add_argument("--threads", type=int, default=2_000, help="of the crowd")
-    parser.add_argument("--pools", type=int, default=500, help="of the fleet")
-    parser.add_argument("--processes", type=int, default=20, help="of the herd")
-    parser.add_argument("--away", type=float, default=10.0, help="seconds that the herd's server is away")
+    parser.add_argument("--threads", type=int, default=2_000, help="of many-waiters")
+    parser.add_argument("--pools", type=int, default=500, help="of many-pools")
+    parser.add_argument("--processes", type=int, default=20, help="of thundering-herd")
+    parser.add_argument("--away", type=float, default=10.0, help="seconds that the server of thundering-herd is away")
     parser.add_argument("--out", type=Path, help="file for the figures")
     parser.add_argument("--json", action="store_true", help="in this process, with the figures as the last line")
     return parser.parse_args(arguments)
 
 
 def main() -> int:
-    """Play, and write down what came of it."""
+    """Play the runs, and print their results."""
     options = parse()
     if options.json:
         faulthandler.dump_traceback_later(options.seconds + HANGS_AFTER, exit=True)
         for name in options.only:
-            print(json.dumps(asdict(PLAYS[name].begin(options))))
+            print(json.dumps(asdict(RUNS[name].begin(options))))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what it has started ends with it
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # the processes that it has started end with it
     figures = play(options.only, sys.argv[1:])
     if options.out is not None:
         options.out.write_text(json.dumps(figures, default=asdict, indent=2) + "\n")
@@ -105,26 +118,26 @@ def main() -> int:
     return int(bool(figures.violations))
 
 
-def play(names: Sequence[str] = tuple(PLAYS), arguments: Sequence[str] = ()) -> Figures:
-    """Play some, each in a process of its own, with options of the command line."""
+def play(names: Sequence[str] = tuple(RUNS), arguments: Sequence[str] = ()) -> Figures:
+    """Play some runs, each in a process of its own, with options of the command line."""
     return Figures({name: play_apart(name, arguments) for name in names})
 
 
 def play_apart(name: str, arguments: Sequence[str]) -> Figure | Unplayed:
-    """Play one, and pass on what it says meanwhile."""
+    """Play one run, and print its output meanwhile."""
     command = [sys.executable, "-m", "tests.chaos.load", *arguments, "--only", name, "--json"]
-    said = ""
+    line = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            for said in process.stdout:
-                if not said.startswith("{"):
-                    print(f"{name}: {said}", end="", flush=True)
+            for line in process.stdout:
+                if not line.startswith("{"):
+                    print(f"{name}: {line}", end="", flush=True)
         except BaseException:
             process.terminate()
             raise
     try:
-        return PLAYS[name].figure(**json.loads(said))
+        return RUNS[name].figure(**json.loads(line))
     except ValueError:  # no figures came
         return Unplayed(name, process.returncode)
 

@@ -1,60 +1,60 @@
-"""The network between the pool and its server: cut, silent, slow."""
+"""Faults of the network between the pool and its server: cut, silent, slow."""
 
 from __future__ import annotations
 
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from tests.chaos.ground import over_a_network
-from tests.chaos.proxy import Proxy, Weather
-from tests.chaos.scene import MAXCONN, OUTAGE, Fault
-from tests.chaos.symptoms import ENDED
+from tests.chaos.checks import ENDED
+from tests.chaos.environment import over_a_network
+from tests.chaos.runner import MAXCONN, OUTAGE, Fault
+from tests.support.proxy import Condition, Proxy
 
 if TYPE_CHECKING:
-    from tests.chaos.scene import Scene
+    from tests.chaos.runner import FaultRun
 
 
-def network(scene: Scene) -> Proxy:
-    assert scene.ground.proxy is not None
-    return scene.ground.proxy
+def network(run: FaultRun) -> Proxy:
+    assert run.environment.proxy is not None
+    return run.environment.proxy
 
 
-def cut(scene: Scene) -> float:
-    network(scene).cut()
+def cut(run: FaultRun) -> float:
+    network(run).cut()
     return monotonic()
 
 
-def under(scene: Scene, weather: Weather, *, cut_first: bool = False) -> float:
-    proxy = network(scene)
-    proxy.weather = weather
+def under(run: FaultRun, condition: Condition, *, cut_first: bool = False) -> float:
+    proxy = network(run)
+    proxy.condition = condition
     if cut_first:
         proxy.cut()
-    scene.stay_away()
-    scene.wait_for(lambda: proxy.struck[weather])
-    proxy.weather = Weather.FAIR
-    if weather in (Weather.SILENT, Weather.BLACK_HOLE):
-        proxy.cut()  # who was never answered will not be
+    run.stay_away()
+    run.wait_for(lambda: proxy.felt[condition])
+    proxy.condition = Condition.NORMAL
+    if condition in (Condition.SILENT, Condition.BLACK_HOLE):
+        proxy.cut()  # unanswered clients are never answered
     return monotonic()
 
 
-def black_holed(scene: Scene) -> float:
-    return under(scene, Weather.BLACK_HOLE)
+def black_holed(run: FaultRun) -> float:
+    return under(run, Condition.BLACK_HOLE)
 
 
-def slower(scene: Scene) -> float:
-    return under(scene, Weather.SLOW)
+def slower(run: FaultRun) -> float:
+    return under(run, Condition.SLOW)
 
 
-def byte_by_byte(scene: Scene) -> float:
-    return under(scene, Weather.DRIP)
+def byte_by_byte(run: FaultRun) -> float:
+    return under(run, Condition.BYTE_BY_BYTE)
 
 
-def reset_during_connect(scene: Scene) -> float:
-    return under(scene, Weather.RESETTING, cut_first=True)
+def reset_during_connect(run: FaultRun) -> float:
+    return under(run, Condition.RESETTING, cut_first=True)
 
 
-def silent_port(scene: Scene) -> float:
-    return under(scene, Weather.SILENT, cut_first=True)
+def silent_port(run: FaultRun) -> float:
+    return under(run, Condition.SILENT, cut_first=True)
 
 
 FAULTS = {
@@ -62,35 +62,37 @@ FAULTS = {
         "network cut",
         "every connection reset",
         cut,
-        ground=over_a_network,
-        meets=(ENDED,),
+        environment=over_a_network,
+        evidence=(ENDED,),
         errors=MAXCONN,
     ),
     "black-hole": Fault(
         "network black-holed",
-        "nothing passes, nothing is said",
+        "no data passes, and no connection is reset",
         black_holed,
-        ground=over_a_network,
+        environment=over_a_network,
         errors=MAXCONN,
         shut_out=True,
     ),
-    "slow": Fault("network 200 ms slower", "100 ms each way", slower, ground=over_a_network),
-    "drip": Fault("network passes one byte at a time", "each byte sent by itself", byte_by_byte, ground=over_a_network),
+    "slow": Fault("network 200 ms slower", "100 ms each way", slower, environment=over_a_network),
+    "drip": Fault(
+        "network passes one byte at a time", "each byte sent by itself", byte_by_byte, environment=over_a_network
+    ),
     "connect-reset": Fault(
         "connections reset while they are made",
         "all cut, new ones accepted and reset",
         reset_during_connect,
-        ground=over_a_network,
-        meets=("while it connected: .*(reset by peer|closed the connection)",),
+        environment=over_a_network,
+        evidence=("while it connected: .*(reset by peer|closed the connection)",),
         errors=MAXCONN,
         shut_out=True,
         within=OUTAGE,
     ),
     "silent-port": Fault(
-        "a port that accepts and says nothing",
+        "a port that accepts and never answers",
         "all cut, new ones accepted and never answered",
         silent_port,
-        ground=over_a_network,
+        environment=over_a_network,
         errors=MAXCONN,
         shut_out=True,
         within=OUTAGE,

@@ -1,4 +1,4 @@
-"""What came of the faults, as docs/reliability.md."""
+"""The results of the faults, as docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from benchmarks import machine
 from otel_pgpool.demo.postgres import PostgresServer
 from tests.chaos import load
 from tests.chaos.catalogue import FAULTS
-from tests.chaos.findings import findings
 from tests.chaos.pools import POOLS
-from tests.chaos.scene import MAXCONN, OUTAGE, RETURN, TIMEOUT, WORKERS
-from tests.chaos.verdict import GRACE
+from tests.chaos.runner import GRACE, MAXCONN, OUTAGE, RETURN, TIMEOUT, WORKERS, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from tests.chaos.scene import Fault, Outcome
+    from tests.chaos.runner import Fault
+
 
 Outcomes = dict[tuple[str, str], "Outcome | str"]
-"""By fault and pool; a word where there is none."""
+"""Outcomes by fault and pool; a text if there is none."""
 DOCUMENT = "docs/reliability.md"
 ROOT = Path(__file__).parents[2]
+OURS = POOLS[0]
 
 HEAD = f"""\
 Each fault happens to a real PostgreSQL while {WORKERS} workers insert and commit rows through a pool of {MAXCONN}
@@ -56,11 +56,11 @@ pool with a longer reconnect delay may still recover it later."""
 
 
 def in_short(outcome: Outcome | str) -> str:
-    """One line."""
+    """Return an outcome in one line."""
     if isinstance(outcome, str):
         return outcome
-    good = f"good again after {moment(outcome.first_good)} s"
-    return "; ".join([f"errors: {errors_of(outcome)}", good, *outcome.wrongs()])
+    good = f"good again after {in_seconds(outcome.first_good)} s"
+    return "; ".join([f"errors: {errors_of(outcome)}", good, *outcome.failures()])
 
 
 def write(outcomes: Outcomes, away: float, figures: load.Figures) -> None:
@@ -70,7 +70,7 @@ def write(outcomes: Outcomes, away: float, figures: load.Figures) -> None:
 
 
 def head(outcomes: Outcomes) -> Iterator[str]:
-    """Say what came of it, what was done, and where."""
+    """Return the findings, the method and the machine."""
     yield "# Reliability"
     yield ""
     yield f"Written by `make faults` on {datetime.now(timezone.utc):%d %B %Y}."
@@ -89,7 +89,7 @@ def head(outcomes: Outcomes) -> Iterator[str]:
 
 
 def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
-    """Our pool's table, then all pools beside each other."""
+    """Return the table of our pool, then the table of all pools."""
     yield "## What the application saw"
     yield ""
     yield f"Each outage lasts {away:g} s. Times are in seconds. Recovery is the time from the end of the fault until"
@@ -101,7 +101,7 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     )
     yield "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, fault in FAULTS.items():
-        yield f"| {fault.title} | {fault.cause} | {ours(fault, outcomes[name, POOLS[0]])} |"
+        yield f"| {fault.title} | {fault.cause} | {own_cells(fault, outcomes[name, POOLS[0]])} |"
     yield ""
     yield "## Compared with other pools"
     yield ""
@@ -135,13 +135,13 @@ These are checked by tests only, all of them in `make test`:
 """
 
 
-def ours(fault: Fault, outcome: Outcome | str) -> str:
+def own_cells(fault: Fault, outcome: Outcome | str) -> str:
     """Return the cells of a fault in the table of otel_pgpool."""
     if isinstance(outcome, str):
         return f"{outcome} | | | | | | | |"
     allowed = f"{fault.errors}, timeouts" if fault.shut_out else f"{fault.errors}"
     return (
-        f"{errors_of(outcome)} | {allowed} | {moment(outcome.first_good)} | {fault.within:g} | "
+        f"{errors_of(outcome)} | {allowed} | {in_seconds(outcome.first_good)} | {fault.within:g} | "
         f"{outcome.longest_wait:.3f} | {outcome.longest_return:.3f} | "
         f"{outcome.most_backends} / {outcome.most_backends_at_all} | {outcome.lost} | "
         f"{outcome.threads} / {outcome.descriptors}"
@@ -149,21 +149,89 @@ def ours(fault: Fault, outcome: Outcome | str) -> str:
 
 
 def errors_of(outcome: Outcome) -> str:
-    """By SQLSTATE or name."""
+    """Return the errors by SQLSTATE or name."""
     errors = ", ".join(f"{number} {name}" for name, number in sorted(outcome.errors.items())) or "none"
     return errors + (f" ({outcome.in_doubt} in doubt)" if outcome.in_doubt else "")
 
 
-def moment(seconds: float | None) -> str:
-    """Or never."""
+def in_seconds(seconds: float | None) -> str:
+    """Return seconds as text, or never."""
     return "never" if seconds is None else f"{seconds:.3f}"
 
 
 def cell(outcome: Outcome | str) -> str:
-    """Errors, time, losses."""
+    """Return the cell of an outcome: errors, times, losses."""
     if isinstance(outcome, str):
         return outcome
-    good = moment(outcome.first_good)
+    good = in_seconds(outcome.first_good)
     text = f"{sum(outcome.errors.values())} / {good} / {outcome.longest_work:.1f} / {outcome.lost}"
     hung = f", {outcome.hung} workers hung" if outcome.hung else ""
     return text + hung + "".join(f", {note}" for note in outcome.notes)
+
+
+def errors(outcome: Outcome) -> str:
+    """Count the errors that the application saw."""
+    return f"{sum(outcome.errors.values()):,}"
+
+
+def recovery(outcome: Outcome) -> str:
+    """Return when work first succeeded after the end of the fault."""
+    return "never" if outcome.first_good is None else f"{outcome.first_good:.3f} s"
+
+
+def longest_work(outcome: Outcome) -> str:
+    """Return how long the longest piece of work took."""
+    return f"{outcome.longest_work:.1f} s"
+
+
+def child_work(outcome: Outcome) -> str:
+    """Return the result of the forked child's work."""
+    return ", ".join(note.removeprefix("the child ") for note in outcome.notes) or "succeeded"
+
+
+COMPARED: tuple[tuple[str, str, str, Callable[[Outcome], str]], ...] = (
+    ("idle-killed", "PostgreSQL ends every idle connection", "errors", errors),
+    ("stopped-fast", "PostgreSQL restarts, and callers try again", "errors", errors),
+    ("demotion", "the primary becomes read-only while its sessions live", "time until work succeeds", recovery),
+    ("return-frozen", "two of four server processes freeze", "longest piece of work", longest_work),
+    ("forked-holding", "the program forks while connections are in use", "the child's work", child_work),
+)
+"""Fault, what happens, what is compared, how to read it from an outcome."""
+TELEMETRY = ("collector-", "exporter-", "processor-", "start-", "sampler-", "queue-")
+"""The first parts of the names of the faults of telemetry."""
+
+
+def findings(outcomes: Mapping[tuple[str, str], Outcome | str]) -> Iterator[str]:
+    """Return the most important results as sentences and one small table."""
+    ours = {name: outcomes[name, OURS] for name in FAULTS}
+    kept = sum(recovered(outcome) for outcome in ours.values())
+    yield f"- After {kept} of {len(FAULTS)} faults, otel_pgpool worked again, had every connection, and had left"
+    yield "  neither a thread nor a file descriptor."
+    of_telemetry = [outcome for name, outcome in ours.items() if name.startswith(TELEMETRY)]
+    seen = sum(sum(outcome.errors.values()) for outcome in of_telemetry if isinstance(outcome, Outcome))
+    yield f"- Telemetry failed in {len(of_telemetry)} ways. The application saw {seen} errors."
+    for name, outcome in ours.items():
+        yield from (f"- Violated: {FAULTS[name].title}: {wrong}." for wrong in violations(outcome))
+    yield ""
+    yield f"| what happens | compared | {' | '.join(POOLS)} |"
+    yield f"| --- | --- | {' | '.join('---' for _ in POOLS)} |"
+    for name, what, compared, read in COMPARED:
+        cells = (read_or_word(outcomes[name, pool], read) for pool in POOLS)
+        yield f"| {what} | {compared} | {' | '.join(cells)} |"
+
+
+def recovered(outcome: Outcome | str) -> bool:
+    """Return whether the pool works again and nothing is left."""
+    if isinstance(outcome, str) or outcome.first_good is None:
+        return False
+    return not (outcome.lost or outcome.hung or outcome.threads or outcome.descriptors)
+
+
+def violations(outcome: Outcome | str) -> list[str]:
+    """List the invariants that were not kept."""
+    return [] if isinstance(outcome, str) else outcome.violations
+
+
+def read_or_word(outcome: Outcome | str, read: Callable[[Outcome], str]) -> str:
+    """Return a figure of an outcome, or the text in its place."""
+    return f"({outcome})" if isinstance(outcome, str) else read(outcome)

@@ -1,4 +1,4 @@
-"""A million checkouts with telemetry exporting: what grows with them?"""
+"""A million checkouts whose telemetry is exported: what grows with them?"""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool import ConnectionPool, otlp
 from otel_pgpool.telemetry import names
-from tests.chaos.footprint import Footprint, at_rest
-from tests.chaos.sink import Sink
+from tests.chaos.checks import ProcessUsage, usage_at_rest
+from tests.chaos.otlp_receiver import CountingReceiver
 from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 POOLS, THREADS, MAXCONN = 2, 2, 1
-"""Two pools, so that each has series of its own; more threads than connections, so that some queue."""
+"""Two pools, so that each has series of its own; more threads than connections, so that some wait."""
 LOOKS = 10
 LONGEST_TENTH = 600.0
-"""Seconds between two looks."""
-MOST_GROWN = 3.0
-"""MB: what the memory of a process at rest comes and goes by."""
-MOST_BEHIND = 1_500
-"""Spans that may wait for their export; the SDK throws away what is over 2,048."""
+"""Seconds between two measurements, at most."""
+MAX_GROWTH = 3.0
+"""MB: by as much the memory of a process at rest varies."""
+MAX_UNDELIVERED = 1_500
+"""Spans that may wait for their export; the SDK drops what exceeds 2,048."""
 EXPORTERS = 3
-"""Of spans, metrics and logs: each opens a connection, sooner or later."""
+"""Exporters of spans, metrics and logs, each of which opens a connection."""
 ENVIRONMENT = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_METRIC_EXPORT_INTERVAL": "1000"}
 
 
 @dataclass
-class Soaked:
-    """What came of it."""
+class SoakResult:
+    """The result of the soak."""
 
     checkouts: int
     seconds: float = 0.0
     at: list[int] = field(default_factory=list)
-    """Checkouts after which the following were looked at."""
+    """Checkouts at each measurement of the following."""
     resident: list[float] = field(default_factory=list)
-    """MB."""
+    """MB of memory."""
     threads: list[int] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
     series: list[int] = field(default_factory=list)
@@ -50,19 +51,19 @@ class Soaked:
     series_twice: int = 0
     """Points of one export that had the metric and the attributes of another."""
     exports: int = 0
-    """Of metrics."""
+    """Exports of metrics."""
     spans: int = 0
-    """Of checkouts, that have arrived."""
+    """Spans of checkouts that have arrived."""
     undelivered: int = 0
-    """Spans that have not."""
+    """Spans that have not arrived."""
     threads_left: int = 0
     descriptors_left: int = 0
     found: list[str] = field(default_factory=list)
-    """What was seen meanwhile that should not be."""
+    """Violations that were found during the run."""
 
-    def look(self, done: int, series: int) -> None:
-        """Look at this process."""
-        now = Footprint.now()
+    def measure(self, done: int, series: int) -> None:
+        """Measure this process."""
+        now = ProcessUsage.now()
         self.at.append(done)
         self.resident.append(now.resident)
         self.threads.append(now.threads)
@@ -71,20 +72,20 @@ class Soaked:
 
     @property
     def grown(self) -> float:
-        """MB that came after the first look."""
+        """MB that were added after the first measurement."""
         return self.resident[-1] - self.resident[0]
 
     @property
     def violations(self) -> list[str]:
-        """What should not be."""
+        """Return what must not happen, and did."""
         found = [*self.found]
-        if self.grown > MOST_GROWN:
+        if self.grown > MAX_GROWTH:
             found.append(f"{self.grown:.1f} MB more after the last checkouts than after the first")
         if len(set(self.threads)) > 1:
             found.append(f"threads come and go: {self.threads}")
         if max(self.descriptors) > self.descriptors[0] + EXPORTERS:
             found.append(f"descriptors: {self.descriptors}")
-        # Before the first export there are none.
+        # Before the first export there are no series.
         if len({series for series in self.series if series}) != 1 or not self.series[-1] or not self.exports:
             found.append(f"series come and go, or never come: {self.series} in {self.exports} exports")
         if self.series_twice:
@@ -96,7 +97,7 @@ class Soaked:
         return found
 
     def lines(self) -> Iterator[str]:
-        """For docs/reliability.md."""
+        """Return the section of docs/reliability.md."""
         yield "### Soak"
         yield ""
         yield (
@@ -113,41 +114,43 @@ class Soaked:
             yield "| {:,} | {:.1f} | {} | {} | {} |".format(at, *rest)
 
 
-def play(checkouts: int = 1_000_000) -> Soaked:
-    """Check out so often. It sets the process's providers: it needs one of its own."""
-    soaked = Soaked(checkouts)
+def play(checkouts: int = 1_000_000) -> SoakResult:
+    """Run the soak. It sets the process's providers, so it needs a process of its own."""
+    result = SoakResult(checkouts)
     with ExitStack() as stage:
         server = stage.enter_context(ClonedServer())
-        sink = stage.enter_context(Sink())
-        os.environ.update(ENVIRONMENT, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
-        before = Footprint.now()
+        receiver = stage.enter_context(CountingReceiver())
+        os.environ.update(ENVIRONMENT, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+        before = ProcessUsage.now()
         providers = stage.enter_context(otlp.configure("soak"))
         pools = [ConnectionPool(1, MAXCONN, server.dsn, name=f"soak-{n}") for n in range(POOLS)]
         began = monotonic()
-        work(soaked, pools, providers, sink)
-        soaked.seconds = monotonic() - began
+        work(result, pools, providers, receiver)
+        result.seconds = monotonic() - began
         for pool in pools:
             pool.close()
         providers.shutdown(30)
-        counts = sink.counts()
-        soaked.spans, soaked.undelivered = counts["spans"].get(names.SPAN_CHECKOUT, 0), providers.undelivered.spans
-        soaked.series_twice, soaked.exports = counts["twice"], counts["exports"]
-        after = at_rest(before)
-        soaked.threads_left = max(0, after.threads - before.threads)
-        soaked.descriptors_left = max(0, after.descriptors - before.descriptors)
-    return soaked
+        counts = receiver.counts()
+        result.spans, result.undelivered = counts["spans"].get(names.SPAN_CHECKOUT, 0), providers.undelivered.spans
+        result.series_twice, result.exports = counts["twice"], counts["exports"]
+        after = usage_at_rest(before)
+        result.threads_left = max(0, after.threads - before.threads)
+        result.descriptors_left = max(0, after.descriptors - before.descriptors)
+    return result
 
 
-def work(soaked: Soaked, pools: list[ConnectionPool], providers: otlp.Providers, sink: Sink) -> None:
-    """Let all borrow until enough is done, and look at the process after each tenth of it."""
-    goal, over = soaked.checkouts, threading.Event()
+def work(
+    result: SoakResult, pools: list[ConnectionPool], providers: otlp.Providers, receiver: CountingReceiver
+) -> None:
+    """Let all threads check out until the goal is reached, and measure the process after each tenth."""
+    goal, over = result.checkouts, threading.Event()
 
     def borrow(pool: ConnectionPool) -> None:
         try:
             while not over.is_set():
                 use(pool, providers)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others need not go on
-            soaked.found.append(repr(error))
+        except Exception as error:  # noqa: BLE001 - any error ends the soak
+            result.found.append(repr(error))
             over.set()
 
     threads = [threading.Thread(target=borrow, args=(pool,)) for pool in pools for _ in range(THREADS)]
@@ -158,21 +161,21 @@ def work(soaked: Soaked, pools: list[ConnectionPool], providers: otlp.Providers,
         while served(pools) < goal * look // LOOKS and monotonic() < deadline and not over.wait(0.02):
             pass
         if monotonic() > deadline:
-            soaked.found.append(f"{served(pools):,} checkouts, and no tenth more in {LONGEST_TENTH:g} s")
+            result.found.append(f"{served(pools):,} checkouts, and no tenth more in {LONGEST_TENTH:g} s")
             over.set()
-        soaked.look(served(pools), len(sink.counts()["series"]))
-        print(f"{soaked.at[-1]:,} checkouts, {soaked.resident[-1]:.1f} MB", flush=True)
+        result.measure(served(pools), len(receiver.counts()["series"]))
+        print(f"{result.at[-1]:,} checkouts, {result.resident[-1]:.1f} MB", flush=True)
         if over.is_set():
             break
     over.set()
     for thread in threads:
         thread.join()
-    soaked.checkouts = served(pools)
+    result.checkouts = served(pools)
 
 
 def use(pool: ConnectionPool, providers: otlp.Providers) -> None:
-    """Borrow once, unless too many spans wait for their export."""
-    if providers.undelivered.spans > MOST_BEHIND:
+    """Check out once, unless too many spans wait for their export."""
+    if providers.undelivered.spans > MAX_UNDELIVERED:
         time.sleep(0.002)
     else:
         with pool.connection() as conn, conn.cursor() as cursor:
@@ -180,5 +183,5 @@ def use(pool: ConnectionPool, providers: otlp.Providers) -> None:
 
 
 def served(pools: list[ConnectionPool]) -> int:
-    """How many checkouts."""
+    """Return the number of checkouts of all pools."""
     return sum(sum(pool.stats().checkouts.values()) for pool in pools)

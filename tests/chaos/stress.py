@@ -1,4 +1,4 @@
-"""Many threads on one pool, each doing whatever comes to its mind; a seed throws the same dice again."""
+"""Many threads on one pool, each doing random actions; a seed repeats the random choices."""
 
 from __future__ import annotations
 
@@ -19,14 +19,10 @@ from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.telemetry import Telemetry, names
-from tests.chaos.books import TABLE, Books, Word
-from tests.chaos.borrower import LONG_HOLD, TIMEOUT, Borrower, Shared
-from tests.chaos.census import Census
-from tests.chaos.footprint import Footprint, at_rest, give_back
-from tests.chaos.limits import Limits
-from tests.chaos.quiet import silenced
-from tests.chaos.stalls import Stalls
-from tests.chaos.tally import Tally
+from tests.chaos.checks import TABLE, CommitLog, ProcessUsage, Result, SpanCounter, trim_memory, usage_at_rest
+from tests.chaos.monitors import BackendMonitor, LimitMonitor, StallMonitor
+from tests.chaos.pools import silence_logs
+from tests.chaos.stress_actions import LONG_HOLD, TIMEOUT, Shared, StressThread
 from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
@@ -34,75 +30,76 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
+
 NAME = "otel_pgpool stress"
 THREADS, MINCONN, MAXCONN, MAX_WAITING = 64, 2, 8, 60
-LEISURES = 0.02, 0.4
-"""Seconds that each rests, at most, lap by lap: in one all are lent all the time, in the next some lie idle."""
+LONGEST_RESTS = 0.02, 0.4
+"""Seconds of the longest rest, lap by lap: in one all connections are held all the time, in the next some are idle."""
 LAPS = 10
-LEAST_LAP = 2.5
-"""Seconds."""
+MIN_LAP = 2.5
+"""Seconds of the shortest lap."""
 GRACE = 0.25
-"""Seconds beyond its timeout after which a caller has been forgotten."""
+"""Seconds beyond its timeout from which a caller is late."""
 PATIENCE = 10.0
-"""Seconds within which all come to rest."""
-MOST_GROWN = 10.0
-"""MB, from lap to lap: what 64 threads leave in the allocator comes and goes."""
+"""Seconds within which the threads and the pool come to rest."""
+MAX_GROWTH = 10.0
+"""MB between the first lap and the last: what 64 threads leave in the allocator varies."""
 
 
 @dataclass(frozen=True)
-class Stressed:
-    """What came of it."""
+class StressResult:
+    """The result of the stress test."""
 
     seed: int
     seconds: float
     threads: int
     maxconn: int
     counts: dict[str, int]
-    """What the threads did, and what came of that, as they saw it."""
+    """Actions of the threads and their results, as the threads saw them."""
     discarded: dict[str, int]
     """Connections closed by the pool, by reason."""
     created: int
     in_doubt: int
     """Commits that failed because the connection was lost."""
     in_doubt_stored: int
-    """Of these, what the server had committed all the same."""
+    """Of these, the ones that the server had committed."""
     most_backends: int
-    """Server processes whose client was there."""
+    """Server processes whose client was connected, at most."""
     most_backends_at_all: int
     longest_late: float
-    """Seconds that a caller was inside beyond its timeout, at most, but for those in which nobody could run."""
+    """Seconds of the longest call beyond its timeout, without stalls."""
     latest: str
-    """Which that was."""
+    """The description of that call."""
     longest_stall: float
-    """Seconds that a thread which does nothing came late meanwhile, at most."""
+    """Seconds by which an idle thread was late, at most."""
     resident: list[float]
-    """MB, at rest after each lap, without what the allocator keeps for later."""
+    """MB at rest after each lap, with the allocator's memory trimmed."""
     threads_left: int
     descriptors_left: int
     found: list[str]
-    """What was seen meanwhile that should not be."""
+    """Violations that were found during the run."""
 
     @property
     def grown(self) -> float:
-        """MB that came after the first lap."""
+        """MB that were added after the first lap."""
         return self.resident[-1] - self.resident[0]
 
     @property
     def violations(self) -> list[str]:
-        """What should not be."""
+        """Return what must not happen, and did."""
         found = [*self.found]
         if self.most_backends > self.maxconn:
             found.append(f"{self.most_backends} server processes of at most {self.maxconn}")
         if self.longest_late > GRACE:
             found.append(f"a caller came {self.longest_late:.3f} s late: {self.latest}")
-        if self.grown > MOST_GROWN:
+        if self.grown > MAX_GROWTH:
             found.append(f"{self.grown:.1f} MB more after the last lap than after the first")
         if self.threads_left or self.descriptors_left:
             found.append(f"{self.threads_left} threads and {self.descriptors_left} descriptors are left")
         return found
 
     def lines(self) -> Iterator[str]:
-        """For docs/reliability.md."""
+        """Return the section of docs/reliability.md."""
         seen = self.counts
         yield "### Stress"
         yield ""
@@ -139,25 +136,25 @@ def numbers(counts: Mapping[str, int], *names: str) -> str:
 
 
 class Stress:
-    """A pool, those who use it, and those who look on."""
+    """A pool, its threads and its monitors."""
 
     def __init__(self, stage: ExitStack, seed: int) -> None:
         self.found: list[str] = []
         self.counts: Counter[str] = Counter()
         self.latest: tuple[float, str] = (0.0, "")
-        """The worst call: seconds beyond its timeout in which it could have run, and which it was."""
+        """The latest call: seconds beyond its timeout, without stalls, and its description."""
         self.server = stage.enter_context(ClonedServer())
-        self.tally, self.reader = Tally(), InMemoryMetricReader()
-        self.books = Books()
+        self.span_counter, self.reader = SpanCounter(), InMemoryMetricReader()
+        self.commit_log = CommitLog()
         self._seed = seed
         self._admin = stage.enter_context(closing(psycopg2.connect(self.server.dsn, application_name="admin")))
         self._admin.autocommit = True
         execute(self._admin, TABLE)
         tracers, meters = TracerProvider(), MeterProvider([self.reader])
-        tracers.add_span_processor(self.tally)
+        tracers.add_span_processor(self.span_counter)
         stage.callback(meters.shutdown)
         stage.callback(tracers.shutdown)
-        self.before = Footprint.now()
+        self.before = ProcessUsage.now()
         self.pool = stage.enter_context(
             ConnectionPool(
                 MINCONN,
@@ -170,29 +167,31 @@ class Stress:
                 observer=Telemetry(tracers, meters),
             )
         )
-        self.stalls = stage.enter_context(Stalls())
-        self.census = stage.enter_context(Census(self.server, NAME, self.pool, MAXCONN))
-        self.limits = stage.enter_context(Limits(self.pool, self.census.count))
+        self.stalls = stage.enter_context(StallMonitor())
+        self.backend_monitor = stage.enter_context(BackendMonitor(self.server, NAME, self.pool, MAXCONN))
+        self.limits = stage.enter_context(LimitMonitor(self.pool, self.backend_monitor.count))
 
     def lap(self, number: int, seconds: float) -> None:
-        """Let all do as they please for a while, and look at what they leave behind."""
+        """Run all threads for a while, and check what they leave."""
         self.resize(MAXCONN)
-        shared = Shared(self.pool, MAXCONN, self.limits, self.kill, self.books, LEISURES[number % len(LEISURES)])
-        dice = (random.Random(f"{self._seed} {number} {n}") for n in range(THREADS))  # nosec B311
-        borrowers = [Borrower(shared, each) for each in dice]
-        for borrower in borrowers:
-            borrower.start()
+        shared = Shared(
+            self.pool, MAXCONN, self.limits, self.kill, self.commit_log, LONGEST_RESTS[number % len(LONGEST_RESTS)]
+        )
+        rngs = (random.Random(f"{self._seed} {number} {n}") for n in range(THREADS))  # nosec B311
+        threads = [StressThread(shared, each) for each in rngs]
+        for thread in threads:
+            thread.start()
         shared.over.wait(seconds)
         shared.over.set()
         deadline = monotonic() + TIMEOUT + PATIENCE
-        for borrower in borrowers:
-            borrower.join(max(0.0, deadline - monotonic()))
-        self.found += shared.owners.violations
-        self.found += [f"{borrower.name} hangs" for borrower in borrowers if borrower.is_alive()]
-        for borrower in borrowers:
-            self.found += borrower.violations
-            self.counts += borrower.counts
-            for what, asked, due, came in borrower.late:
+        for thread in threads:
+            thread.join(max(0.0, deadline - monotonic()))
+        self.found += shared.holders.violations
+        self.found += [f"{thread.name} hangs" for thread in threads if thread.is_alive()]
+        for thread in threads:
+            self.found += thread.violations
+            self.counts += thread.counts
+            for what, asked, due, came in thread.late:
                 self.latest = max(self.latest, (came - due - self.stalls.within(asked, came), what))
         self.found += [f"after lap {number}: {each}" for each in (*self.unrest(), *self.disagreements())]
 
@@ -202,23 +201,23 @@ class Stress:
             self.pool.resize(MINCONN, maxconn)
 
     def kill(self, number: int) -> int:
-        """End one of the pool's server processes, as an administrator does; how many that were."""
+        """End one of the pool's server processes, as an administrator does; return how many were ended."""
         return execute(
             self._admin,
             "select pg_terminate_backend(pid) from (select pid from pg_stat_activity where application_name = %s "
-            "order by pid offset %s limit 1) as victim",  # one that was skipped would be ended too, without the inner
+            "order by pid offset %s limit 1) as victim",  # without the inner query the skipped ones would be ended too
             NAME,
             number,
         )
 
     def unrest(self) -> Iterator[str]:
-        """Return what does not settle, and then which surplus connections remain after the limit was lowered."""
+        """Return what does not come to rest, and which surplus connections remain after the limit is lowered."""
         self.resize(MAXCONN)
         yield from self._unrest(range(MAXCONN + 1))
         try:
-            with ExitStack() as all_lent:
+            with ExitStack() as all_held:
                 for _ in range(MAXCONN):
-                    all_lent.enter_context(self.pool.connection())
+                    all_held.enter_context(self.pool.connection())
                 self.counts += Counter(asked=MAXCONN, served=MAXCONN, committed=MAXCONN)
                 self.resize(MINCONN)
         except PoolTimeout as error:
@@ -226,13 +225,13 @@ class Stress:
         yield from self._unrest([MINCONN])
 
     def _unrest(self, sizes: Collection[int]) -> Iterator[str]:
-        """All must be idle, so many, and each have its server process."""
+        """Wait until all connections are idle, as many as given, and each has its server process."""
         deadline = monotonic() + PATIENCE
         while monotonic() < deadline:
-            gc.collect()  # which is where some have been dropped
-            self.pool.check()  # and some were killed while they were idle
+            gc.collect()  # finds dropped connections
+            self.pool.check()  # finds connections that were killed while they were idle
             stats = self.pool.stats()
-            backends = self.census.count()
+            backends = self.backend_monitor.count()
             at_work = stats.used, stats.waiting, stats.connecting
             if at_work == (0, 0, 0) and stats.size == stats.idle == backends and backends in sizes:
                 return
@@ -240,11 +239,11 @@ class Stress:
         yield f"{self.pool!r}, {stats.size} in all, {backends} server processes"
 
     def disagreements(self) -> Iterator[str]:
-        """Where the threads, the pool, its spans and its metrics tell different stories."""
-        stats, spans, seen = self.pool.stats(), self.tally, self.counts
+        """Return the figures in which the threads, the pool, its spans and its metrics differ."""
+        stats, spans, seen = self.pool.stats(), self.span_counter, self.counts
         points = self.points()
         held = sum(stats.checkouts.values())
-        stories: dict[str, tuple[object, ...]] = {
+        figures: dict[str, tuple[object, ...]] = {
             "asked": (
                 seen["asked"],
                 held + stats.timeouts + stats.errors,
@@ -260,7 +259,7 @@ class Stress:
             "queued": (stats.queued, spans.ended[names.SPAN_WAIT]),
             "connections": (stats.created, sum(stats.discarded.values()) + stats.size, points[names.METRIC_CREATED]),
         }
-        for what, told in stories.items():
+        for what, told in figures.items():
             if any(each != told[0] for each in told):
                 yield f"{what}: {told}"
         if seen["lost"] > seen["killed"]:
@@ -278,30 +277,33 @@ class Stress:
         return sums
 
 
-def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
-    """Let them loose for so long, in laps."""
+def play(seconds: float = 600.0, seed: int | None = None) -> StressResult:
+    """Run the stress test in laps."""
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-    print(f"the same dice again: --seed {seed} --seconds {seconds:g}, or STRESS_SEED={seed} in make test", flush=True)
-    laps = max(1, min(LAPS, int(seconds / LEAST_LAP)))
+    print(
+        f"the same random choices again: --seed {seed} --seconds {seconds:g}, or STRESS_SEED={seed} in make test",
+        flush=True,
+    )
+    laps = max(1, min(LAPS, int(seconds / MIN_LAP)))
     resident = []
     with ExitStack() as stage:
-        stage.enter_context(silenced())
+        stage.enter_context(silence_logs())
         stress = Stress(stage, seed)
         for number in range(laps):
             stress.lap(number, seconds / laps)
-            give_back()
-            resident.append(Footprint.now().resident)
+            trim_memory()
+            resident.append(ProcessUsage.now().resident)
         stats = stress.pool.stats()
-        lookouts = stress.limits, stress.census, stress.stalls
-        for lookout in lookouts:
-            lookout.__exit__()
+        monitors = stress.limits, stress.backend_monitor, stress.stalls
+        for monitor in monitors:
+            monitor.__exit__()
         stress.pool.close()
-        after = at_rest(stress.before)
-        stored = stress.books.stored(stress.server.dsn)
-        stress.found += stress.books.violations(stored)
-        stress.found += [violation for lookout in lookouts for violation in lookout.violations]
+        after = usage_at_rest(stress.before)
+        stored = stress.commit_log.stored(stress.server.dsn)
+        stress.found += stress.commit_log.violations(stored)
+        stress.found += [violation for monitor in monitors for violation in monitor.violations]
         longest_late, latest = stress.latest
-        return Stressed(
+        return StressResult(
             seed=seed,
             seconds=seconds,
             threads=THREADS,
@@ -309,10 +311,10 @@ def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
             counts=dict(stress.counts),
             discarded=dict(stats.discarded),
             created=stats.created,
-            in_doubt=stress.books.count(Word.IN_DOUBT),
-            in_doubt_stored=stress.books.count(Word.IN_DOUBT, stored),
-            most_backends=stress.census.most,
-            most_backends_at_all=stress.census.most_at_all,
+            in_doubt=stress.commit_log.count(Result.IN_DOUBT),
+            in_doubt_stored=stress.commit_log.count(Result.IN_DOUBT, stored),
+            most_backends=stress.backend_monitor.most,
+            most_backends_at_all=stress.backend_monitor.most_at_all,
             longest_late=longest_late,
             latest=latest,
             longest_stall=stress.stalls.longest,
@@ -324,7 +326,7 @@ def play(seconds: float = 600.0, seed: int | None = None) -> Stressed:
 
 
 def execute(conn: connection, statement: str, *parameters: object) -> int:
-    """How many rows it gives that say yes."""
+    """Run a statement; return how many rows are true."""
     with conn.cursor() as cursor:
         cursor.execute(statement, parameters or None)
         return sum(bool(yes) for (yes,) in cursor.fetchall()) if cursor.description else 0

@@ -1,4 +1,4 @@
-"""Telemetry that fails: the collector, the exporter, the queue, a span processor, the sampler."""
+"""Faults of telemetry: the receiver, the exporter, the queue, a span processor, the sampler."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 
 from tests.chaos import pools
-from tests.chaos.collector import Answer, Collector, absent
-from tests.chaos.ground import Ground, one_server
-from tests.chaos.scene import WORKERS, Fault
-from tests.chaos.tally import Tally
+from tests.chaos.checks import SpanCounter
+from tests.chaos.environment import Environment, one_server
+from tests.chaos.otlp_receiver import Answer, ControlledReceiver, closed_endpoint
+from tests.chaos.runner import WORKERS, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,87 +30,88 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Span
     from opentelemetry.util.types import Attributes
 
-    from tests.chaos.scene import Scene
+    from tests.chaos.runner import FaultRun
+
 
 QUEUE = 64
 """Spans that wait to be exported, at most."""
 EXPORT_TIMEOUT = 0.5
-"""Seconds that an export may take. Its first retry would come later than that, so that it fails at once, and once."""
+"""Seconds that an export may take: less than the pause before a retry, so that an export fails at once, and once."""
 
 
 class BrokenError(Exception):
-    """What a broken piece of telemetry raises."""
+    """Raised by a broken component of telemetry."""
 
 
 @dataclass
-class Piece:
-    """A part of telemetry that can be broken, or held up."""
+class Component:
+    """A component of telemetry that can raise, or block."""
 
     broken: bool = False
-    flows: Event = field(default_factory=Event)
+    unblocked: Event = field(default_factory=Event)
     lost: int = 0
-    """How often it has raised; exact where one thread calls it."""
+    """How often the component has raised; exact if one thread calls it."""
 
     def __post_init__(self) -> None:
-        self.flows.set()
+        self.unblocked.set()
 
     def work(self) -> None:
-        """Do it, or raise."""
-        self.flows.wait()
+        """Wait while blocked; raise if broken."""
+        self.unblocked.wait()
         if self.broken:
             self.lost += 1
             raise BrokenError
 
     def shutdown(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def force_flush(self, timeout_millis: int = 0) -> bool:
-        """Nothing to do."""
+        """Do nothing."""
         return True
 
 
-class Exporter(Piece, SpanExporter):
-    """It exports to nowhere."""
+class Exporter(Component, SpanExporter):
+    """An exporter that drops its spans."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Take them, or raise."""
+        """Drop the spans, or raise."""
         self.work()
         return SpanExportResult.SUCCESS
 
 
-class AtEnd(Piece, SpanProcessor):
-    """It is there when a span ends."""
+class EndProcessor(Component, SpanProcessor):
+    """A span processor that can raise when a span ends."""
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Take it, or raise."""
+        """Do nothing, or raise."""
         self.work()
 
 
 @dataclass
-class Refusing(Piece):
-    """It is there when a span starts, and can refuse it. Such a span ends nowhere; here it is counted all the same."""
+class RefusingComponent(Component):
+    """A component that can refuse a span at its start. Such a span never ends; here its end is counted all the same."""
 
-    tally: Tally = field(default_factory=Tally)
+    span_counter: SpanCounter = field(default_factory=SpanCounter)
 
-    def refuse(self, name: str, *, begun: bool) -> None:
-        """Or not."""
+    def work_or_refuse(self, name: str, *, begun: bool) -> None:
+        """Work; count a span that is refused."""
         try:
             self.work()
         except BrokenError:
-            self.tally.refused(name, begun=begun)
+            self.span_counter.refused(name, begun=begun)
             raise
 
 
-class AtStart(Refusing, SpanProcessor):
-    """A span processor."""
+class StartProcessor(RefusingComponent, SpanProcessor):
+    """A span processor that can raise when a span starts."""
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Let it start, or raise."""
-        self.refuse(span.name, begun=True)
+        """Do nothing, or raise."""
+        self.work_or_refuse(span.name, begun=True)
 
 
-class Choosing(Refusing, Sampler):
-    """A sampler."""
+class RefusingSampler(RefusingComponent, Sampler):
+    """A sampler that can raise."""
 
     def should_sample(
         self,
@@ -122,161 +123,169 @@ class Choosing(Refusing, Sampler):
         *args: Any,
         **kwargs: Any,
     ) -> SamplingResult:
-        """Take it, or raise."""
-        self.refuse(name, begun=False)
+        """Sample the span, or raise."""
+        self.work_or_refuse(name, begun=False)
         return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes, *args, **kwargs)
 
     def get_description(self) -> str:
-        """For the SDK."""
-        return "choosing"
+        """Return a name for the SDK."""
+        return "refusing"
 
 
-class Exports(OTLPSpanExporter):
-    """Over OTLP; it counts the batches that were not taken."""
+class CountingExporter(OTLPSpanExporter):
+    """An OTLP exporter that counts the batches that it could not deliver."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(f"{endpoint}/v1/traces", timeout=EXPORT_TIMEOUT)
         self.lost = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send them."""
+        """Send the spans."""
         result = super().export(spans)
         self.lost += result is not SpanExportResult.SUCCESS
         return result
 
 
 @dataclass
-class Told(Ground):
-    """A server, and somebody to tell of the checkouts."""
+class TelemetryEnvironment(Environment):
+    """A server, and the component of telemetry that fails."""
 
-    piece: Piece | Exports = field(default_factory=Piece)
-    collector: Collector | None = None
+    component: Component | CountingExporter = field(default_factory=Component)
+    receiver: ControlledReceiver | None = None
 
 
-def told(stage: ExitStack, piece: Piece | Exports, *processors: SpanProcessor) -> Told:
+def with_telemetry(
+    stage: ExitStack, component: Component | CountingExporter, *processors: SpanProcessor
+) -> TelemetryEnvironment:
     """Provide a server, and processors that receive all spans."""
-    ground = one_server(stage)
-    return Told(ground.server, ground.dsn, options={"span_processors": processors}, piece=piece)
+    environment = one_server(stage)
+    return TelemetryEnvironment(
+        environment.server, environment.dsn, options={"span_processors": processors}, component=component
+    )
 
 
 def batched(exporter: SpanExporter) -> SpanProcessor:
-    """As programs export, only sooner."""
+    """Return a batch processor as programs use it, with a shorter delay."""
     return BatchSpanProcessor(exporter, QUEUE, schedule_delay_millis=20, max_export_batch_size=QUEUE // 2)
 
 
-def to_a_collector(stage: ExitStack) -> Ground:
-    """Over OTLP."""
-    collector = stage.enter_context(Collector())
-    exports = Exports(collector.endpoint)
-    ground = told(stage, exports, batched(exports))
-    ground.collector = collector
-    return ground
+def to_a_receiver(stage: ExitStack) -> Environment:
+    """Export over OTLP to a receiver."""
+    receiver = stage.enter_context(ControlledReceiver())
+    exports = CountingExporter(receiver.endpoint)
+    environment = with_telemetry(stage, exports, batched(exports))
+    environment.receiver = receiver
+    return environment
 
 
-def to_nobody(stage: ExitStack) -> Ground:
-    """Over OTLP, to a port where nobody listens."""
-    exports = Exports(stage.enter_context(absent()))
-    return told(stage, exports, batched(exports))
+def to_nobody(stage: ExitStack) -> Environment:
+    """Export over OTLP to a port on which nothing listens."""
+    exports = CountingExporter(stage.enter_context(closed_endpoint()))
+    return with_telemetry(stage, exports, batched(exports))
 
 
-def by_an_exporter(stage: ExitStack) -> Ground:
-    """In batches, to an exporter of the program's own."""
+def by_an_exporter(stage: ExitStack) -> Environment:
+    """Export in batches to an exporter of the program's own."""
     exporter = Exporter()
-    return told(stage, exporter, batched(exporter))
+    return with_telemetry(stage, exporter, batched(exporter))
 
 
-def by_a_processor(stage: ExitStack) -> Ground:
-    """To a span processor of the program's own."""
-    processor = AtEnd()
-    return told(stage, processor, processor)
+def by_a_processor(stage: ExitStack) -> Environment:
+    """Use a span processor of the program's own, which raises at the end of spans."""
+    processor = EndProcessor()
+    return with_telemetry(stage, processor, processor)
 
 
-def by_a_processor_at_the_start(stage: ExitStack) -> Ground:
-    """Likewise."""
-    processor = AtStart()
-    return refused(stage, processor, processor)
+def by_a_processor_at_the_start(stage: ExitStack) -> Environment:
+    """Use a span processor of the program's own, which raises at the start of spans."""
+    processor = StartProcessor()
+    return with_refusals(stage, processor, processor)
 
 
-def by_a_sampler(stage: ExitStack) -> Ground:
-    """By a sampler of the program's own."""
-    sampler = Choosing()
+def by_a_sampler(stage: ExitStack) -> Environment:
+    """Use a sampler of the program's own."""
+    sampler = RefusingSampler()
     stage.enter_context(patch.object(pools, "TracerProvider", partial(TracerProvider, sampler)))
-    return refused(stage, sampler)
+    return with_refusals(stage, sampler)
 
 
-def refused(stage: ExitStack, piece: Refusing, *processors: SpanProcessor) -> Told:
-    """Provide a server; a slow checkout whose span was refused gets another one, unless none counts as slow."""
-    stage.enter_context(patch.object(pools, "Tally", lambda: piece.tally))
+def with_refusals(stage: ExitStack, component: RefusingComponent, *processors: SpanProcessor) -> TelemetryEnvironment:
+    """Provide a server; no checkout counts as slow, since a slow one whose span was refused gets another span."""
+    stage.enter_context(patch.object(pools, "SpanCounter", lambda: component.span_counter))
     stage.enter_context(patch.dict(os.environ, OTEL_PGPOOL_SLOW="3600"))
-    ground = told(stage, piece, *processors)
-    ground.options["long_hold"] = None
-    return ground
+    environment = with_telemetry(stage, component, *processors)
+    environment.options["long_hold"] = None
+    return environment
 
 
-def telling(scene: Scene) -> Told:
-    assert isinstance(scene.ground, Told)
-    return scene.ground
+def telemetry_of(run: FaultRun) -> TelemetryEnvironment:
+    assert isinstance(run.environment, TelemetryEnvironment)
+    return run.environment
 
 
-def piece_of(scene: Scene) -> Piece:
-    piece = telling(scene).piece
-    assert isinstance(piece, Piece)
-    return piece
+def component_of(run: FaultRun) -> Component:
+    component = telemetry_of(run).component
+    assert isinstance(component, Component)
+    return component
 
 
-def collector_answers(scene: Scene, answer: Answer) -> float:
-    """For a while, and until something is lost, where the exporter can know of it."""
-    collector = telling(scene).collector
-    assert collector is not None
-    collector.answer = answer
-    time.sleep(scene.away)
+def collector_answers(run: FaultRun, answer: Answer) -> float:
+    """Give an answer for a while, and until spans are lost, if the exporter can know of the loss."""
+    receiver = telemetry_of(run).receiver
+    assert receiver is not None
+    receiver.answer = answer
+    time.sleep(run.away)
     if answer is not Answer.GARBAGE:
-        something_is_lost(scene)
-    collector.answer = Answer.ACCEPTED
+        wait_for_a_loss(run)
+    receiver.answer = Answer.ACCEPTED
     return monotonic()
 
 
-def collector_absent(scene: Scene) -> float:
-    time.sleep(scene.away)
-    something_is_lost(scene)
+def collector_absent(run: FaultRun) -> float:
+    time.sleep(run.away)
+    wait_for_a_loss(run)
     return monotonic()
 
 
-def raises(scene: Scene) -> float:
-    piece = piece_of(scene)
-    piece.broken = True
-    time.sleep(scene.away)
-    something_is_lost(scene)
-    piece.broken = False
+def raises(run: FaultRun) -> float:
+    component = component_of(run)
+    component.broken = True
+    time.sleep(run.away)
+    wait_for_a_loss(run)
+    component.broken = False
     return monotonic()
 
 
-def something_is_lost(scene: Scene) -> None:
-    piece = telling(scene).piece
-    scene.wait_for(lambda: piece.lost > 0)
+def wait_for_a_loss(run: FaultRun) -> None:
+    component = telemetry_of(run).component
+    run.wait_for(lambda: component.lost > 0)
 
 
-def queue_is_full(scene: Scene) -> float:
-    """Let the exporter hang until more was done than its queue can hold."""
-    piece = piece_of(scene)
-    piece.flows.clear()
-    done = len(scene.app.attempts)
-    scene.wait_for(lambda: len(scene.app.attempts) > done + 2 * QUEUE + WORKERS)
-    time.sleep(scene.away)
-    piece.flows.set()
+def queue_is_full(run: FaultRun) -> float:
+    """Block the exporter until more spans have ended than its queue can hold."""
+    component = component_of(run)
+    component.unblocked.clear()
+    done = len(run.app.attempts)
+    run.wait_for(lambda: len(run.app.attempts) > done + 2 * QUEUE + WORKERS)
+    time.sleep(run.away)
+    component.unblocked.set()
     return monotonic()
 
 
 FAULTS = {
     "collector-absent": Fault(
-        "no collector", "spans are exported to a port that refuses", collector_absent, ground=to_nobody, ours_alone=True
+        "no collector",
+        "spans are exported to a port that refuses",
+        collector_absent,
+        environment=to_nobody,
+        ours_alone=True,
     ),
     **{
         f"collector-{name}": Fault(
             f"collector {title}",
             f"{cause}, for a while",
             partial(collector_answers, answer=answer),
-            ground=to_a_collector,
+            environment=to_a_receiver,
             ours_alone=True,
         )
         for name, title, cause, answer in (
@@ -284,34 +293,34 @@ FAULTS = {
             ("unavailable", "that is unavailable", "HTTP 503", Answer.UNAVAILABLE),
             ("hangs", "that hangs", "it accepts and never answers", Answer.NONE),
             ("garbage", "that answers garbage", "success, with a body that is no message", Answer.GARBAGE),
-            ("no-http", "that is none", "an answer that is no HTTP", Answer.NO_HTTP),
+            ("no-http", "that does not speak HTTP", "an answer that is no HTTP", Answer.NO_HTTP),
         )
     },
     "exporter-raises": Fault(
         "an exporter that raises",
         "in a batch processor, at each export",
         raises,
-        ground=by_an_exporter,
+        environment=by_an_exporter,
         ours_alone=True,
     ),
     "processor-raises": Fault(
-        "a span processor that raises", "at the end of each span", raises, ground=by_a_processor, ours_alone=True
+        "a span processor that raises", "at the end of each span", raises, environment=by_a_processor, ours_alone=True
     ),
     "start-raises": Fault(
         "a span processor that raises at the start",
-        "at the start of each span, which so begins nowhere",
+        "at the start of each span, so that no span begins",
         raises,
-        ground=by_a_processor_at_the_start,
+        environment=by_a_processor_at_the_start,
         ours_alone=True,
     ),
     "sampler-raises": Fault(
-        "a sampler that raises", "at each span that it is asked for", raises, ground=by_a_sampler, ours_alone=True
+        "a sampler that raises", "at each span that it is asked for", raises, environment=by_a_sampler, ours_alone=True
     ),
     "queue-full": Fault(
         "a full batch queue",
         f"the exporter hangs while more than {QUEUE} spans end",
         queue_is_full,
-        ground=by_an_exporter,
+        environment=by_an_exporter,
         ours_alone=True,
     ),
 }

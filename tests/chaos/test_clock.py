@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import otel_pgpool
-from tests.chaos.scene import MAXCONN, TIMEOUT, Outcome
-from tests.chaos.suspension import FAULTS
+from tests.chaos.process import SUSPENSIONS
+from tests.chaos.runner import MAXCONN, TIMEOUT, Outcome
 from tests.support.scripts import PATIENCE, run, started
 
 PACKAGE = Path(otel_pgpool.__file__).parent
@@ -301,21 +301,21 @@ PLAY = """
 import json, sys
 from dataclasses import asdict
 from benchmarks.row import OURS
-from tests.chaos.scene import play
-from tests.chaos.suspension import FAULTS
-print(json.dumps([asdict(play(FAULTS[sys.argv[1]], OURS, float(sys.argv[2]))), gaps]))
+from tests.chaos.process import SUSPENSIONS
+from tests.chaos.runner import play
+print(json.dumps([asdict(play(SUSPENSIONS[sys.argv[1]], OURS, float(sys.argv[2]))), gaps]))
 """
 AWAY = 0.2
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", SUSPENSIONS)
 def test_the_application_goes_on(name: str) -> None:
     """Only those who waited see an error, if any; played apart, as a shell takes note of who stands still."""
     played = run(TICKING + PLAY, name, str(AWAY))
     assert played.returncode == 0, played.stderr
     told, gaps = json.loads(played.stdout)
     outcome, stood = Outcome(**told), max(0.0, stood_still(gaps) - TIMEOUT - AWAY)
-    assert outcome.wrongs() == []
+    assert outcome.failures() == []
     assert outcome.first_good is not None
     assert outcome.first_good < 1 + stood
     assert set(outcome.errors) <= {"PoolTimeout"}

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.row import OURS
 from otel_pgpool import PoolClosed
-from tests.chaos.drops import FAULTS
-from tests.chaos.scene import play
+from tests.chaos.process import DROPS
+from tests.chaos.runner import play
 from tests.support.database import ask
 from tests.support.pools import pool_threads
 from tests.support.scripts import run
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", DROPS)
 def test_the_application_goes_on(name: str) -> None:
     """Nobody sees an error, and the places of the dropped are free again at once."""
-    outcome = play(FAULTS[name], OURS, 0.0)
-    assert (outcome.wrongs(), outcome.errors) == ([], {})
+    outcome = play(DROPS[name], OURS, 0.0)
+    assert (outcome.failures(), outcome.errors) == ([], {})
 
 
 def test_a_dead_threads_connection_that_somebody_keeps(dsn: str) -> None:

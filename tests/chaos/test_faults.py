@@ -9,10 +9,9 @@ import pytest
 from benchmarks.row import OURS
 from tests.chaos import __main__ as faults
 from tests.chaos.catalogue import FAULTS, OUTSIDE
-from tests.chaos.findings import findings
 from tests.chaos.pools import POOLS
-from tests.chaos.report import lines
-from tests.chaos.scene import WORKERS, Outcome, play
+from tests.chaos.report import findings, lines
+from tests.chaos.runner import WORKERS, Outcome, play
 
 AWAY = 0.5
 
@@ -21,7 +20,7 @@ AWAY = 0.5
 def test_the_application_goes_on(name: str) -> None:
     """Whoever held a connection that was broken sees one error; nobody else does, and all is as before afterwards."""
     outcome = play(OUTSIDE[name], OURS, AWAY)
-    assert outcome.wrongs() == []
+    assert outcome.failures() == []
     assert outcome.attempts > WORKERS
 
 

@@ -16,8 +16,8 @@ def test_an_interrupt_anywhere_loses_nothing(dsn: str) -> None:
     A tracer goes on, and the thread handles no error any more.
     """
     tracer = sys.gettrace()
-    struck = interrupts.play(1, dsn)
-    assert struck.violations == []
-    assert struck.lines_struck > 400
+    interrupted = interrupts.play(1, dsn)
+    assert interrupted.violations == []
+    assert interrupted.lines_interrupted > 400
     assert sys.gettrace() is tracer
     assert sys.exc_info() == (None, None, None)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.chaos import crowd, fleet, herd, load, soak
-from tests.chaos.lookout import Lookout
+from tests.chaos import load, scale, soak, thundering_herd
+from tests.chaos.monitors import Monitor
 
 
 def test_nothing_grows_with_the_checkouts() -> None:
     """Each checkout's span arrives, no series comes twice, threads stay as many; memory is judged by a million."""
-    soaked = load.play(["soak"], ["--checkouts", "4000"])["soak"]
-    assert isinstance(soaked, soak.Soaked)
-    assert [each for each in soaked.violations if "MB more" not in each] == []
-    assert soaked.checkouts >= 4000
-    assert soaked.grown < 10.0
+    result = load.play(["soak"], ["--checkouts", "4000"])["soak"]
+    assert isinstance(result, soak.SoakResult)
+    assert [each for each in result.violations if "MB more" not in each] == []
+    assert result.checkouts >= 4000
+    assert result.grown < 10.0
 
 
 def test_a_soak_whose_workers_die_ends() -> None:
     """What a worker raises is a violation, as is that nothing was exported."""
-    dead = soak.Soaked(10, resident=[1.0], threads=[1], descriptors=[1], series=[0], found=["ValueError()"])
+    dead = soak.SoakResult(10, resident=[1.0], threads=[1], descriptors=[1], series=[0], found=["ValueError()"])
     assert dead.violations == [
         "ValueError()",
         "series come and go, or never come: [0] in 0 exports",
@@ -27,31 +27,31 @@ def test_a_soak_whose_workers_die_ends() -> None:
     ]
 
 
-def test_a_crowd_is_served() -> None:
+def test_many_waiters_are_served() -> None:
     """All wait at once for few connections, and all are served."""
-    crowded = crowd.play(400)
-    assert crowded.violations == []
-    assert (crowded.waiting, crowded.served) == (400, 400)
+    result = scale.play_waiters(400)
+    assert result.violations == []
+    assert (result.waiting, result.served) == (400, 400)
 
 
 def test_many_pools_cost_a_thread_each_and_leave_nothing() -> None:
     """None before the first connection, one from then on, none when they are closed."""
-    sailed = fleet.play(40)
-    assert sailed.violations == []
+    result = scale.play_pools(40)
+    assert result.violations == []
 
 
-def test_a_herd_comes_back_without_a_stampede() -> None:
+def test_a_thundering_herd_is_held_back() -> None:
     """While the server is away each process tries alone; when it is back each makes its connections once."""
-    returned = herd.play(processes=4, connections=3, away=0.5)
-    assert returned.violations == []
+    result = thundering_herd.play(processes=4, connections=3, away=0.5)
+    assert result.violations == []
 
 
-def test_a_stampede_is_seen() -> None:
-    """Pools that do not pause, or come back all at once, or one short, or not at all, pass for no herd."""
+def test_a_herd_without_restraint_is_seen() -> None:
+    """Pools that do not pause, or come back all at once, or one short, or not at all, are violations."""
     seconds = [130, 20, 12, 9, 9, 7, 7, 8, 8, 8, 1]
-    good = herd.Returned(20, 10, 10.2, seconds, 1.0, [70, 60, 40, 20, 10], 0.1, 4.0, 4.5, {}, 200)
+    good = thundering_herd.HerdResult(20, 10, 10.2, seconds, 1.0, [70, 60, 40, 20, 10], 0.1, 4.0, 4.5, {}, 200)
     assert good.violations == []
-    for stampede in (
+    for result in (
         replace(good, while_away=[200] * 11),
         replace(good, while_away=[3 * number for number in seconds]),
         replace(good, while_away=[*seconds[:2], *(2 * number for number in seconds[2:])]),
@@ -61,13 +61,13 @@ def test_a_stampede_is_seen() -> None:
         replace(good, most_backends=201),
         replace(good, all_work=None),
     ):
-        assert len(stampede.violations) >= 1, stampede
+        assert len(result.violations) >= 1, result
 
 
-def test_what_is_left_of_a_crowd_is_told() -> None:
+def test_what_many_waiters_leave_is_reported() -> None:
     """Errors, threads that never waited, or were never served, and threads and descriptors that are left."""
-    crowded = crowd.Crowded(9, 2, {"served": 7, "PoolTimeout": 1}, 1.0, 8, 1.0, 3, 1, 1, ["found"])
-    assert crowded.violations == [
+    result = scale.WaitersResult(9, 2, {"served": 7, "PoolTimeout": 1}, 1.0, 8, 1.0, 3, 1, 1, ["found"])
+    assert result.violations == [
         "found",
         "8 of 9 threads wait",
         "of 9 threads: {'served': 7, 'PoolTimeout': 1}",
@@ -77,23 +77,26 @@ def test_what_is_left_of_a_crowd_is_told() -> None:
 
 
 def test_one_that_cannot_be_played_is_a_violation_of_the_whole() -> None:
-    """The next is tried all the same, and the document says which has no figures."""
-    figures = load.play(["fleet", "crowd"], ["--pools", "none", "--threads", "20"])
-    assert figures.violations == ["fleet: could not be played: status 2", "crowd: could not be played: status 2"]
+    """The next run is tried all the same, and the document says which has no figures."""
+    figures = load.play(["many-pools", "many-waiters"], ["--pools", "none", "--threads", "20"])
+    assert figures.violations == [
+        "many-pools: could not be played: status 2",
+        "many-waiters: could not be played: status 2",
+    ]
     told = "\n".join(load.lines(figures))
-    assert "### Fleet\n\nIt could not be played: status 2.\n" in told
-    assert "### Crowd\n\nIt could not be played: status 2." in told
+    assert "### Many pools\n\nIt could not be played: status 2.\n" in told
+    assert "### Many waiters\n\nIt could not be played: status 2." in told
 
 
-class Blind(Lookout):
-    """One that sees nothing."""
+class Blind(Monitor):
+    """A monitor that fails."""
 
-    def _look_on(self) -> None:
+    def _watch(self) -> None:
         raise ValueError("nothing to see")
 
 
-def test_who_looks_on_no_more_says_so() -> None:
-    """What ends a lookout before its time is a violation, and no silence."""
+def test_a_monitor_that_ends_early_says_so() -> None:
+    """An error in a monitor is a violation."""
     with Blind() as blind:
         pass
     assert blind.violations == {"blind was ended by ValueError('nothing to see')"}

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SECRET = "s3cr3t-w0rd"
 LONGEST_RECORD = 10_000
+pytestmark = pytest.mark.usefixtures("small_heap")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from opentelemetry import trace
 
 from otel_pgpool.runtime.gc_state import is_collecting_here
 from tests.support.database import ask
+from tests.support.internals import core_of
 from tests.support.pools import Recorder, make, pid_of_a_checkout
 from tests.support.telemetry import Signals
 from tests.support.waiting import PATIENCE, in_thread, wait_until
@@ -94,7 +95,7 @@ def test_what_the_collector_returns_under_the_lock_blocks_nobody(dsn: str) -> No
 
     with make(2, 2, dsn, timeout=PATIENCE, reset=reset) as pool, no_collection_but_ours():
         abandon(rows_in_a_transaction(pool))
-        with pool._parts.core.lock:
+        with core_of(pool).lock:
             gc.collect()
         assert wait_until(lambda: pool.stats().used == 0)
         assert pool.stats().idle == 2

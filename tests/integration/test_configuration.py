@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolTimeout
+from tests.support.internals import config_of
 from tests.support.pools import Gate, make
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -151,12 +152,12 @@ def test_defaults(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DB_CONNECTION_TIMEOUT", raising=False)
     monkeypatch.setenv("OTEL_PGPOOL_LONG_HOLD", "")
     with make(0, 1, dsn) as pool:
-        assert pool._parts.config.timeout == 30
+        assert config_of(pool).timeout == 30
         assert pool.long_hold == 1
-        assert pool._parts.config.max_lifetime == 3600
-        assert pool._parts.config.max_idle == 600
-        assert pool._parts.config.max_waiting == 0
-        assert pool._parts.config.max_retries is None
+        assert config_of(pool).max_lifetime == 3600
+        assert config_of(pool).max_idle == 600
+        assert config_of(pool).max_waiting == 0
+        assert config_of(pool).max_retries is None
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import pytest
 from psycopg2 import extensions, extras
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.driver import dsn as dsn_module
+from otel_pgpool.driver import dsn as targets
 from otel_pgpool.pool import connect as connecting
 from tests.support.database import ask
+from tests.support.internals import connectors_of
 from tests.support.pools import Recorder
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
@@ -107,7 +108,7 @@ def test_factories_under_a_wait_callback(dsn: str, factory: Any, by_place: bool)
 
 def test_credentials_that_hang(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are given up, and asked again; what the first ones give at last is closed."""
-    monkeypatch.setattr(dsn_module, "CREDENTIALS_TIMEOUT", 0.2)
+    monkeypatch.setattr(targets, "CREDENTIALS_TIMEOUT", 0.2)
     recorder, asked = Recorder(), []
 
     def credentials() -> Mapping[str, str]:
@@ -121,7 +122,7 @@ def test_credentials_that_hang(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyP
         ((connect,),) = recorder.calls("outage_started")
         assert connect.message == "credentials was given up after 0.2 s"
         gate.is_open.set()
-        assert wait_until(lambda: not pool._parts.connectors._stuck)
+        assert wait_until(lambda: not connectors_of(pool)._stuck)
         assert wait_until(lambda: backends(dsn, "credentials_that_hang") == 1)
         assert (pool.stats().created, pool.stats().size) == (1, 1)
 
@@ -138,7 +139,7 @@ def backends(dsn: str, name: str) -> int:
 
 def test_a_connect_that_hangs(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a name server that does not answer, which libpq does not bound."""
-    monkeypatch.setattr(dsn_module.Patience, "of_libpq", 0.2)
+    monkeypatch.setattr(targets.Patience, "of_libpq", 0.2)
     connect, calls = psycopg2.connect, []
 
     def slow_connect(*args: Any, **kwargs: Any) -> connection:
@@ -174,7 +175,7 @@ def test_attempts_that_never_end(
     dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There are never more than some of them; the log says so; once one ends, the pool serves again."""
-    monkeypatch.setattr(dsn_module, "CREDENTIALS_TIMEOUT", 0.05)
+    monkeypatch.setattr(targets, "CREDENTIALS_TIMEOUT", 0.05)
     monkeypatch.setattr(connecting, "MAX_STUCK", 3)
 
     def credentials() -> Mapping[str, str]:
@@ -192,7 +193,7 @@ def test_attempts_that_never_end(
 
 def test_closing_while_an_attempt_hangs(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """`close` waits for no attempt that was given up; `wait` and the constructor raise what the attempt ended with."""
-    monkeypatch.setattr(dsn_module, "CREDENTIALS_TIMEOUT", 0.2)
+    monkeypatch.setattr(targets, "CREDENTIALS_TIMEOUT", 0.2)
 
     def credentials() -> Mapping[str, str]:
         gate.pass_through()

@@ -11,9 +11,9 @@ import pytest
 import trustme
 from psycopg2 import extensions
 
-from tests.chaos.proxy import Proxy
 from tests.support.database import ask
 from tests.support.pools import make
+from tests.support.proxy import Proxy
 from tests.support.servers import ClonedServer
 from tests.support.waiting import PATIENCE
 

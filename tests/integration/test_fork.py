@@ -12,6 +12,7 @@ import pytest
 
 from otel_pgpool import PoolError
 from tests.support.database import IN_TRANSACTION, ask
+from tests.support.internals import core_of
 from tests.support.pools import fill, make, pid_of_a_checkout
 from tests.support.processes import fork_in_c, in_child
 from tests.support.scripts import run_program
@@ -211,9 +212,8 @@ def test_child_that_has_threads_already(dsn: str) -> None:
     """A child whose first checkout comes when it has threads of its own, several of which check out at once."""
     with make(1, 4, dsn, timeout=PATIENCE) as pool:
         (pid,) = fill(pool, 1)
-        assert wait_until(
-            lambda: pool._parts.core.parked
-        )  # a thread that runs at a fork made in C costs the child its GIL
+        # A thread that runs at a fork made in C costs the child its GIL.
+        assert wait_until(lambda: core_of(pool).parked)
 
         def work() -> list[int]:
             together = threading.Barrier(4)

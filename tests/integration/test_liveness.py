@@ -15,9 +15,10 @@ from psycopg2 import errors
 from otel_pgpool import PoolTimeout
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.session import is_readable
-from tests.chaos.frozen import frozen
 from tests.support.database import IDLE, ask, kill, lives, wait_until_readable
+from tests.support.internals import core_of
 from tests.support.pools import Recorder, fill, let_lie, make, pid_of_a_checkout
+from tests.support.processes import frozen
 from tests.support.servers import ClonedServer
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
@@ -193,7 +194,7 @@ def test_many_that_were_told_something_and_froze(dsn: str, admin: connection) ->
         pids = fill(pool, 100)
         let_lie(pool)
         ask(admin, "notify news")
-        for slot in list(pool._parts.core.idle):
+        for slot in list(core_of(pool).idle):
             wait_until_readable(slot.conn)
         with frozen(*pids):
             with pytest.raises(PoolTimeout) as caught:
@@ -333,7 +334,7 @@ def test_lifetime_at_checkout(dsn: str) -> None:
     with make(2, 2, dsn, observer=recorder) as pool:
         pids = fill(pool, 2)
         let_lie(pool)
-        for slot in pool._parts.core.idle:
+        for slot in core_of(pool).idle:
             slot.expires = slot.review_at = time.monotonic() - 1
         assert pid_of_a_checkout(pool) not in pids
         assert recorder.calls("acquired")[-1][0].retries == 0
@@ -343,7 +344,7 @@ def test_lifetime_at_checkout(dsn: str) -> None:
 def test_lifetime_is_jittered(dsn: str) -> None:
     """Connections of one age do not go together: each lifetime is up to 10 % shorter, never longer."""
     with make(8, 8, dsn, max_lifetime=1000) as pool:
-        left = [slot.expires - time.monotonic() for slot in pool._parts.core.idle]
+        left = [slot.expires - time.monotonic() for slot in core_of(pool).idle]
         assert all(890 < seconds <= 1000 for seconds in left)
         assert max(left) - min(left) > 1
 

@@ -11,6 +11,7 @@ import psycopg2
 import pytest
 
 from otel_pgpool import PoolTimeout
+from tests.support.internals import core_of
 from tests.support.telemetry import NAME, Record, Signals, assert_exactly, until
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def test_utilization(signals: Signals, dsn: str) -> None:
             "utilization_critical",
             **{"otel_pgpool.utilization": 1.0, "otel_pgpool.used": 5, "otel_pgpool.max": 5, "otel_pgpool.waiting": 0},
         )
-        with pool._parts.core.lock:  # the watch sees all of them come back at once
+        with core_of(pool).lock:  # the watch sees all of them come back at once
             for conn in conns:
                 pool.putconn(conn)
         normal = the(signals, "utilization_normal")

@@ -11,6 +11,7 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, Sum
 
 from otel_pgpool import ConnectionPool, PoolTimeout, TooManyRequests, __version__
 from otel_pgpool.telemetry import metrics
+from tests.support.internals import start_pass
 from tests.support.metric_names import (
     BOUNDS,
     GAUGE,
@@ -54,7 +55,7 @@ def histogram(signals: Signals, name: str, **rest: str) -> Any:
 
 
 def test_the_sixteen(signals: Signals, dsn: str) -> None:
-    """A used pool has exactly sixteen metrics, each of its kind and unit, with a description and the name."""
+    """A pool that was used has exactly sixteen metrics, each of its kind and unit, with a description and the name."""
     with signals.pool(1, 1, dsn) as pool:
         with pool.connection():
             pass
@@ -151,7 +152,7 @@ def test_discards_by_reason(signals: Signals, dsn: str) -> None:
         until(lambda: pool.stats().discarded.get("reclaimed"))
         pool.putconn(pool.getconn())
         let_lie(pool, 60)
-        pool._parts.thread._wakeup.ring()  # the maintenance looks now
+        start_pass(pool)  # the maintenance looks now
         until(lambda: pool.stats().discarded.get("idle"))
         expected = {("drained",): 2, ("resized",): 1, ("reclaimed",): 1, ("idle",): 1}
         assert signals.values("otel_pgpool.connections.discarded") == expected

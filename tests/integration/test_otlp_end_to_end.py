@@ -33,6 +33,7 @@ import json, os, threading, time
 import psycopg2
 from opentelemetry import trace
 from otel_pgpool import ConnectionPool, PoolTimeout
+from tests.support.internals import core_of
 from otel_pgpool.otlp import configure
 
 def until(condition):
@@ -59,7 +60,7 @@ with configure("shop") as providers:
                 pool.getconn(timeout=0)
             except PoolTimeout:
                 pass
-            pool._parts.core.holds_now()[0].acquired -= 60  # as if it had been held for a minute
+            core_of(pool).holds_now()[0].acquired -= 60  # as if it had been held for a minute
             until(lambda: pool.stats().long_holds)
             time.sleep(0.01)
         waiter.join()

@@ -67,7 +67,7 @@ def test_one_prober_with_jitter(own_server: PostgresServer) -> None:
 
 
 def test_retries_of_a_checkout(own_server: PostgresServer) -> None:
-    """`retries` counts the failed connects that a checkout lived through; it carries no error when it succeeds."""
+    """`retries` counts the failed connects that happened during a checkout; it carries no error when it succeeds."""
     recorder = Recorder()
     with make(0, 2, own_server.dsn, observer=recorder, timeout=30) as pool:
         own_server.stop()

@@ -15,6 +15,7 @@ from psycopg2 import errors, extensions
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.pool import acquire
 from tests.support.database import IDLE, ask, kill
+from tests.support.internals import start_pass
 from tests.support.pools import Gate, Recorder, fill, let_lie, make, pid_of_a_checkout
 from tests.support.processes import in_child
 from tests.support.waiting import PATIENCE, in_thread, wait_until
@@ -297,7 +298,7 @@ def test_connections_above_minconn_are_kept_until_idle_too_long(dsn: str) -> Non
         assert {*fill(pool, 4)} == pids
         assert pool.stats().created == 4
         let_lie(pool, 60)
-        pool._parts.thread._wakeup.ring()  # the maintenance looks now
+        start_pass(pool)  # the maintenance looks now
         assert wait_until(lambda: pool.stats().discarded == {"idle": 3})
         assert pool.stats().size == 1
 

@@ -16,9 +16,9 @@ from psycopg2.extras import DictCursor
 
 from otel_pgpool import PoolError, reset_session
 from otel_pgpool.telemetry import Telemetry
-from tests.chaos.frozen import frozen
 from tests.support.database import IDLE, ask, kill, lives
 from tests.support.pools import Recorder, fill, make
+from tests.support.processes import frozen
 from tests.support.servers import ClonedServer
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 

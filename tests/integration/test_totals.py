@@ -10,6 +10,7 @@ import pytest
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.telemetry import sdk_internals
+from tests.support.internals import connectors_of, maintenance_of
 from tests.support.processes import in_child
 from tests.support.telemetry import NAME, Signals, until
 from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, until_collected
@@ -112,7 +113,7 @@ def test_a_return_after_the_end_counts(signals: Signals, readers: Readers, dsn: 
     assert (readers.told(CHECKOUTS), readers.told(DISCARDED)) == (1, 0)
     pool.putconn(conn)
     assert readers.told(DISCARDED) == 1
-    until(lambda: not pool._parts.thread._runs())
+    until(lambda: not maintenance_of(pool)._runs())
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -140,7 +141,7 @@ def test_a_forked_child(
 
         if not is_known:
             monkeypatch.setattr(sdk_internals, "_real", lambda _instrument: object())
-        until(lambda: not pool._parts.connectors._threads)
+        until(lambda: not connectors_of(pool)._threads)
         assert in_child(child) == str([1, 1 if is_known else 9])
         monkeypatch.undo()
         borrow(pool)

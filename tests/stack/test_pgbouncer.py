@@ -18,6 +18,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, reset_session
 from tests.support.external_programs import environment, find_program, free_ports
+from tests.support.internals import core_of
 from tests.support.servers import ClonedServer
 from tests.support.waiting import wait_until
 
@@ -231,7 +232,7 @@ def test_connections_that_pgbouncer_closes_for_idleness_are_replaced(bouncing: B
     """`client_idle_timeout` ends idle clients: the next caller gets a new connection, and no error."""
     bouncer = bouncing(mode, client_idle_timeout=1)
     with pool_of(bouncer, 2, 2) as pool:
-        assert wait_until(lambda: all(is_ended(slot.conn) for slot in tuple(pool._parts.core.idle)), timeout=10)
+        assert wait_until(lambda: all(is_ended(slot.conn) for slot in tuple(core_of(pool).idle)), timeout=10)
         bouncer.command("set client_idle_timeout = 0")  # the next one may lie for a second before it is asked
         with pool.connection() as conn:
             assert ask(conn, "select 1") == 1

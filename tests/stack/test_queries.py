@@ -14,7 +14,7 @@ import pytest
 from tests.support import openmetrics
 from tests.support.documents import read
 from tests.support.external_programs import find_program
-from tests.support.metric_history import STEP, History, live_through
+from tests.support.metric_history import STEP, History, play_history
 from tests.support.prometheus import Prometheus, promtool
 from tests.support.stack_files import ROOT, load
 from tests.support.waiting import wait_until
@@ -65,7 +65,7 @@ class Told:
 @pytest.fixture(scope="module")
 def history() -> History:
     find_program("prometheus")  # before anything is done in vain
-    return live_through(end=time.time() - 120)
+    return play_history(end=time.time() - 120)
 
 
 @pytest.fixture(scope="module")

@@ -107,6 +107,56 @@ def receiver() -> Iterator[GrpcReceiver]:
         yield receiver
 
 
+# First the tests that do not share the shop, which would be busy with its customers meanwhile
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes tell their environment here alone")
+def test_the_servers_password_is_told_nowhere(receiver: GrpcReceiver) -> None:
+    """Gunicorn has it, in its environment; it is in no argument of a process, neither printed nor sent."""
+    with open_shop(receiver) as shop:
+        shop.post("/", b"product=3")
+        told = [(command, find_url(environment)) for command, environment in children_of(shop.pid)]
+        arguments = arguments_of_all()
+        status, printed = shop.close()
+    assert status == 0, printed
+    ((command, url),) = [each for each in told if each[1]]
+    assert "gunicorn" in command
+    password = parse_dsn(url)["password"]
+    assert any("load.py" in command for command, _none in told)
+    assert receiver.spans
+    for text in (arguments, printed, f"{receiver.spans}{receiver.metrics}{receiver.logs}"):
+        assert password not in text
+
+
+def children_of(pid: int) -> Iterator[tuple[str, str]]:
+    """Arguments and environment of each process that this one has started."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                yield (process / "cmdline").read_text(), (process / "environ").read_text()
+
+
+def find_url(environment: str) -> str:
+    return "".join(re.findall(r"(?:^|\0)DATABASE_URL=([^\0]*)", environment))
+
+
+def test_a_port_that_is_taken_ends_it() -> None:
+    """The shop says so and ends, and leaves no customers behind."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {**os.environ, "BIND": f"127.0.0.1:{taken.getsockname()[1]}"}
+        ended = subprocess.run(
+            [sys.executable, ROOT / "examples/shop/run.py"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+    assert ended.returncode != 0
+    assert "in use" in ended.stderr
+
+
 @pytest.fixture(scope="module")
 def shop(receiver: GrpcReceiver) -> Iterator[Shop]:
     with open_shop(receiver) as shop:
@@ -199,50 +249,3 @@ def test_the_leak_shows_until_it_is_switched_off(shop: Shop, receiver: GrpcRecei
         shop.post("/leak")
     receiver.clear()
     receiver.wait_for(lambda r: oldest_hold(r)[-1:] and oldest_hold(r)[-1] < 3)
-
-
-@pytest.mark.skipif(not Path("/proc").exists(), reason="processes tell their environment here alone")
-def test_the_servers_password_is_told_nowhere(receiver: GrpcReceiver) -> None:
-    """Gunicorn has it, in its environment; it is in no argument of a process, neither printed nor sent."""
-    with open_shop(receiver) as shop:
-        shop.post("/", b"product=3")
-        told = [(command, find_url(environment)) for command, environment in children_of(shop.pid)]
-        arguments = arguments_of_all()
-        status, printed = shop.close()
-    assert status == 0, printed
-    ((command, url),) = [each for each in told if each[1]]
-    assert "gunicorn" in command
-    password = parse_dsn(url)["password"]
-    assert any("load.py" in command for command, _none in told)
-    assert receiver.spans
-    for text in (arguments, printed, f"{receiver.spans}{receiver.metrics}{receiver.logs}"):
-        assert password not in text
-
-
-def children_of(pid: int) -> Iterator[tuple[str, str]]:
-    """Arguments and environment of each process that this one has started."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid:
-                yield (process / "cmdline").read_text(), (process / "environ").read_text()
-
-
-def find_url(environment: str) -> str:
-    return "".join(re.findall(r"(?:^|\0)DATABASE_URL=([^\0]*)", environment))
-
-
-def test_a_port_that_is_taken_ends_it() -> None:
-    """The shop says so and ends, and leaves no customers behind."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        environment = {**os.environ, "BIND": f"127.0.0.1:{taken.getsockname()[1]}"}
-        ended = subprocess.run(
-            [sys.executable, ROOT / "examples/shop/run.py"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=50,
-            check=False,
-        )
-    assert ended.returncode != 0
-    assert "in use" in ended.stderr

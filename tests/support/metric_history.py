@@ -1,7 +1,7 @@
-"""Forty minutes in the life of two processes and their PostgreSQL, lived in a few seconds and exported by the real SDK.
+"""Forty minutes of metrics of two processes and their PostgreSQL, played in a few seconds and exported by the real SDK.
 
-The pools, the server and what befalls them are real; only the time between two exports is not waited for: holds are
-made older by as much, and the exports get the times at which they would have been made.
+The pools, the server and the faults are real; only the time between two exports is not waited for: holds are made
+older by as much, and the exports get the times at which they would have been made.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.telemetry import Telemetry
 from tests.support.database import ask
+from tests.support.internals import core_of
 from tests.support.pools import let_lie
 from tests.support.servers import ClonedServer
 from tests.support.waiting import PATIENCE, in_thread, wait_until
@@ -41,7 +42,7 @@ MAXCONN = 4
 
 
 class Process:
-    """One with a pool, and with providers of its own."""
+    """A process with a pool and providers of its own."""
 
     def __init__(self, instance: str, pool: str, dsn: str, minconn: int, **options: Any) -> None:
         resource = Resource({"service.name": "shop", "service.instance.id": instance})
@@ -71,7 +72,7 @@ class Process:
 
 
 class Server:
-    """What the Collector's postgresql receiver tells of it: one gauge, of a resource that is no service."""
+    """The server as the Collector's postgresql receiver reports it: one gauge, of a resource that is no service."""
 
     def __init__(self, dsn: str) -> None:
         with ConnectionPool(0, 1, dsn, observer=None) as pool, pool.connection() as conn:
@@ -105,8 +106,8 @@ class History:
         return next(name for name, (begin, end) in self.phases.items() if begin <= at <= end)
 
 
-class Life:
-    """The processes and the server, and their history so far."""
+class Recorder:
+    """Plays the phases, and records what the processes and the server export."""
 
     def __init__(self, begin: float, troubled: Process, well: Process, server: Server) -> None:
         self.history = History(begin)
@@ -121,7 +122,7 @@ class Life:
         self.history.phases[name] = begin, self._now
 
     def export(self) -> None:
-        """Let all of them export, and the time go on."""
+        """Let all export, and advance the time."""
         self._now += STEP
         for reader in (self.troubled.reader, self.well.reader, self._server.reader):
             data = reader.get_metrics_data()
@@ -136,7 +137,7 @@ class Life:
                 self.export()
 
     def exhaustion(self) -> None:
-        """All connections are out, taken by others each time, callers queue, and some give up."""
+        """Hold all connections: callers queue, and some time out."""
         pool = self.troubled.pool
         with self.phase("exhaustion") as exports:
             held = [pool.getconn() for _ in range(MAXCONN)]
@@ -153,7 +154,7 @@ class Life:
                 each.result(PATIENCE)
 
     def leak(self) -> None:
-        """One connection does not come back, until its borrower is found."""
+        """Hold one connection until its hold is reported as long."""
         pool = self.troubled.pool
         noticed = pool.stats().long_holds
         with self.phase("leak") as exports:
@@ -161,7 +162,7 @@ class Life:
             for _ in exports:
                 self.troubled.work()
                 self.well.work()
-                for hold in pool._parts.core.holds_now():
+                for hold in core_of(pool).holds_now():
                     hold.started -= STEP
                     hold.acquired -= STEP
                 assert wait_until(lambda: pool.stats().long_holds > noticed)
@@ -172,7 +173,7 @@ class Life:
         """Stop the server and start it again, while a caller waits."""
         with self.phase("outage") as exports:
             postgres.stop()
-            let_lie(self.troubled.pool)  # one used within the last 50 ms would be lent without a look
+            let_lie(self.troubled.pool)  # one used within the last 50 ms would be handed out without a check
             waiting = in_thread(self.troubled.work)
             for failures in (1, 2, *[3] * (len(exports) - 2)):
                 assert wait_until(lambda least=failures: self.troubled.failed_connects() >= least)
@@ -181,7 +182,7 @@ class Life:
             waiting.result(PATIENCE)
 
 
-def live_through(end: float) -> History:
+def play_history(end: float) -> History:
     """Play the whole history, which ends at a given time."""
     with ExitStack() as running:
         postgres = running.enter_context(ClonedServer())
@@ -191,18 +192,18 @@ def live_through(end: float) -> History:
         running.callback(well.close)
         server = Server(postgres.dsn)
         running.callback(server.close)
-        life = Life(end - LENGTH, troubled, well, server)
-        life.calm("calm")
-        life.exhaustion()
-        life.calm("after it")
-        life.leak()
-        life.calm("after that")
-        life.outage(postgres)
-        life.calm("at last")
+        recorder = Recorder(end - LENGTH, troubled, well, server)
+        recorder.calm("calm")
+        recorder.exhaustion()
+        recorder.calm("after it")
+        recorder.leak()
+        recorder.calm("after that")
+        recorder.outage(postgres)
+        recorder.calm("at last")
         for process in (troubled, well):
             contexts = [span.get_span_context() for span in process.spans.get_finished_spans()]
-            life.history.traces |= {f"{context.trace_id:032x}" for context in contexts if context is not None}
-        return life.history
+            recorder.history.traces |= {f"{context.trace_id:032x}" for context in contexts if context is not None}
+        return recorder.history
 
 
 def _dated(request: ExportMetricsServiceRequest, begin: float, at: float) -> ExportMetricsServiceRequest:

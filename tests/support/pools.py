@@ -9,6 +9,7 @@ from psycopg2 import extensions
 
 from otel_pgpool import ConnectionPool
 from tests.support.database import ask
+from tests.support.internals import core_of, start_pass
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
@@ -41,16 +42,16 @@ def fill(pool: ConnectionPool, count: int) -> list[int]:
 
 def let_lie(pool: ConnectionPool, seconds: float = 1.0) -> None:
     """As if every idle connection had been idle for so much longer."""
-    for slot in list(pool._parts.core.idle):
+    for slot in list(core_of(pool).idle):
         slot.seen -= seconds
         slot.returned -= seconds
 
 
 def let_last(pool: ConnectionPool, seconds: float = 60.0) -> None:
     """As if every hold had lasted so much longer."""
-    for hold in pool._parts.core.holds_now():
+    for hold in core_of(pool).holds_now():
         hold.acquired -= seconds
-    pool._parts.thread._wakeup.ring()  # the maintenance looks now
+    start_pass(pool)  # the maintenance looks now
 
 
 def pool_threads() -> list[threading.Thread]:

@@ -18,7 +18,7 @@ from otel_pgpool.runtime import fork as forking
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def arguments_of_all() -> str:
@@ -88,3 +88,16 @@ def find_version() -> str:
     """Return the version of the PostgreSQL that `PostgresServer` starts, for example `18.6`."""
     command = [find_binaries() / "postgres", "--version"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[2]
+
+
+@contextlib.contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Stop these processes; inside the block they exist and neither answer nor end."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)

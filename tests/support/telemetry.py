@@ -22,6 +22,7 @@ from psycopg2 import extensions
 
 from otel_pgpool import ConnectionPool
 from otel_pgpool.telemetry import Telemetry, logs
+from tests.support.internals import connectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -290,7 +291,7 @@ def until(condition: Callable[[], Any], what: str = "") -> Any:
 
 def all_connects_told(pool: ConnectionPool) -> None:
     """Wait until no connect goes on: one is told only when its connection may have been used, and returned, already."""
-    pool._parts.connectors.join(PATIENCE)
+    connectors_of(pool).join(PATIENCE)
 
 
 class Worker(threading.Thread):

@@ -108,7 +108,7 @@ def test_connections_are_numbered() -> None:
     assert desk.core.created == 3
 
 
-def test_a_failed_connect_is_lived_through_by_everyone_who_waits() -> None:
+def test_a_failed_connect_is_counted_by_every_waiter() -> None:
     """Each waiter's retries and last error, and the pool's total; the place is free again."""
     desk = Desk(0, 2)
     waiters = [desk.join() for _ in range(3)]

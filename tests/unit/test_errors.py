@@ -56,7 +56,7 @@ def test_existing_except_clauses_hold(kind: type[PoolError]) -> None:
 
 
 def test_the_message_of_a_timeout_is_a_diagnosis() -> None:
-    """Reason, levels, what was waited for and lived through, then the five longest holders, a line each."""
+    """Reason, levels, the wait and the retries, then the five longest holders, a line each."""
     first, *lines = str(diagnosis()).split("\n")
     assert first == (
         "no connection within 30 s (pool 'shop': 3 of 4 in use, 0 idle, 1 connecting, "

@@ -39,12 +39,8 @@ def engines(dsn: str) -> Iterator[Engines]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_heap() -> Iterator[None]:
-    """Hide other tests' objects from the search for pools in the heap when the instrumentation begins."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def on_a_small_heap(small_heap: None) -> None:
+    """Let all these tests instrument on a small heap."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,34 +1,34 @@
-"""A password that is not believed any more, and a certificate that is not believed at all."""
+"""Faults of credentials: a password that is rotated, and a certificate that does not verify."""
 
 from __future__ import annotations
 
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from tests.chaos.ground import NEW_PASSWORD, execute, over_tls, with_a_password
+from tests.chaos.environment import NEW_PASSWORD, execute, over_tls, with_a_password
 from tests.chaos.network import network
-from tests.chaos.scene import MAXCONN, OUTAGE, Fault
+from tests.chaos.runner import MAXCONN, OUTAGE, Fault
 
 if TYPE_CHECKING:
-    from tests.chaos.scene import Scene
+    from tests.chaos.runner import FaultRun
 
 
-def rotated(scene: Scene) -> float:
+def rotated(run: FaultRun) -> float:
     """Let the server refuse the old password; the application gets the new one later."""
-    secret = scene.ground.options["credentials"]()
-    execute(scene.server, f"alter role app password '{NEW_PASSWORD}'")
-    scene.kill(scene.backends())
-    scene.stay_away()
+    secret = run.environment.options["credentials"]()
+    execute(run.server, f"alter role app password '{NEW_PASSWORD}'")
+    run.kill(run.backends())
+    run.stay_away()
     secret["password"] = NEW_PASSWORD
     return monotonic()
 
 
-def unverified(scene: Scene) -> float:
+def unverified(run: FaultRun) -> float:
     """Let the server present an unknown certificate for a while."""
-    proxy, certificates = network(scene), scene.ground.certificates
+    proxy, certificates = network(run), run.environment.certificates
     proxy.certify(certificates["stranger"])
     proxy.cut()
-    scene.stay_away()
+    run.stay_away()
     proxy.certify(certificates["trusted"])
     return monotonic()
 
@@ -38,9 +38,9 @@ FAULTS = {
         "password rotated, the application's secret follows",
         "`alter role`, all killed; `credentials` returns the new one later",
         rotated,
-        ground=with_a_password,
+        environment=with_a_password,
         ours_alone=True,
-        meets=("while it connected: .*password authentication failed",),
+        evidence=("while it connected: .*password authentication failed",),
         errors=MAXCONN,
         shut_out=True,
         within=OUTAGE,
@@ -49,8 +49,8 @@ FAULTS = {
         "certificate that does not verify",
         "all cut, another authority's certificate shown for a while; `sslmode=verify-full`",
         unverified,
-        ground=over_tls,
-        meets=("while it connected: .*certificate verify failed",),
+        environment=over_tls,
+        evidence=("while it connected: .*certificate verify failed",),
         errors=MAXCONN,
         shut_out=True,
         within=OUTAGE,

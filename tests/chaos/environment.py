@@ -17,84 +17,85 @@ from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.demo.postgres import PostgresServer, find_binaries
 from tests.chaos.application import TABLES
-from tests.chaos.proxy import Proxy
+from tests.support.proxy import Proxy
 from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
+
 
 REPLICATES: dict[str, str | float] = {"wal_level": "replica", "max_wal_senders": 4}
 OLD_PASSWORD, NEW_PASSWORD = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
 
 
 @dataclass
-class Ground:
-    """What there is before the fault."""
+class Environment:
+    """The server of a fault, and how the pool connects to it."""
 
     server: PostgresServer
     dsn: dict[str, Any]
-    """What the pool connects by."""
+    """The parameters of the pool's connections."""
     proxy: Proxy | None = None
     standby: PostgresServer | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    """Of our pool."""
+    """Options of our pool."""
     certificates: dict[str, trustme.CA] = field(default_factory=dict)
 
     @property
-    def books(self) -> PostgresServer:
-        """The server whose tables count in the end."""
+    def audited(self) -> PostgresServer:
+        """The server whose tables are compared with the application's results."""
         return self.standby or self.server
 
     @property
-    def forsaken(self) -> list[PostgresServer]:
-        """The one that nobody may be connected to in the end."""
+    def old_primaries(self) -> list[PostgresServer]:
+        """The server to which no connection may lead in the end, if there is one."""
         return [self.server] if self.standby else []
 
 
-def one_server(stage: ExitStack, **settings: str | float) -> Ground:
+def one_server(stage: ExitStack, **settings: str | float) -> Environment:
     """Provide a server that is connected directly."""
     server = stage.enter_context(ClonedServer(settings=settings))
     execute(server, TABLES)
-    return Ground(server, parse_dsn(server.dsn))
+    return Environment(server, parse_dsn(server.dsn))
 
 
-def over_a_network(stage: ExitStack) -> Ground:
+def over_a_network(stage: ExitStack) -> Environment:
     """Provide a server behind a `Proxy`."""
-    ground = one_server(stage)
-    ground.proxy = stage.enter_context(Proxy(ground.server.port))
-    ground.dsn["port"] = ground.proxy.port
-    return ground
+    environment = one_server(stage)
+    environment.proxy = stage.enter_context(Proxy(environment.server.port))
+    environment.dsn["port"] = environment.proxy.port
+    return environment
 
 
-def with_a_password(stage: ExitStack) -> Ground:
+def with_a_password(stage: ExitStack) -> Environment:
     """Provide a server that requires a password, and a secret that can be rotated."""
     server = stage.enter_context(ClonedServer(password=OLD_PASSWORD))
     execute(server, TABLES)
     execute(server, f"create role app login password '{OLD_PASSWORD}'; grant all on all tables in schema public to app")
     dsn = {key: value for key, value in parse_dsn(server.dsn).items() if key != "password"} | {"user": "app"}
     secret = {"password": OLD_PASSWORD}
-    return Ground(server, dsn, options={"credentials": lambda: secret, "name": "secret"})
+    return Environment(server, dsn, options={"credentials": lambda: secret, "name": "secret"})
 
 
-def over_tls(stage: ExitStack) -> Ground:
+def over_tls(stage: ExitStack) -> Environment:
     """Provide a server behind a proxy with TLS, and a pool that verifies the certificate."""
-    ground = over_a_network(stage)
-    folder = Path(ground.server.socket_dir)
-    ground.certificates = {"trusted": trustme.CA(), "stranger": trustme.CA()}
-    ground.certificates["trusted"].cert_pem.write_to_path(str(folder / "ca.pem"))
-    assert ground.proxy is not None
-    ground.proxy.certify(ground.certificates["trusted"])
-    ground.dsn |= {"sslmode": "verify-full", "sslrootcert": str(folder / "ca.pem")}
-    return ground
+    environment = over_a_network(stage)
+    folder = Path(environment.server.socket_dir)
+    environment.certificates = {"trusted": trustme.CA(), "stranger": trustme.CA()}
+    environment.certificates["trusted"].cert_pem.write_to_path(str(folder / "ca.pem"))
+    assert environment.proxy is not None
+    environment.proxy.certify(environment.certificates["trusted"])
+    environment.dsn |= {"sslmode": "verify-full", "sslrootcert": str(folder / "ca.pem")}
+    return environment
 
 
-def primary_and_standby(stage: ExitStack) -> Ground:
+def primary_and_standby(stage: ExitStack) -> Environment:
     """Provide a primary, a synchronous standby, and a DSN with both."""
     primary = stage.enter_context(ClonedServer(settings=REPLICATES, password=OLD_PASSWORD))
     execute(primary, TABLES)
     standby = stage.enter_context(ClonedServer(settings=REPLICATES, password=OLD_PASSWORD))
     standby.stop("immediate")
-    copy(primary, Path(standby.socket_dir, "data"))
+    copy_cluster(primary, Path(standby.socket_dir, "data"))
     standby.start()
     execute(primary, "alter system set synchronous_standby_names = '*'")
     execute(primary, "select pg_reload_conf()")
@@ -103,10 +104,10 @@ def primary_and_standby(stage: ExitStack) -> Ground:
         "port": f"{primary.port},{standby.port}",
         "target_session_attrs": "read-write",
     }
-    return Ground(primary, dsn, standby=standby)
+    return Environment(primary, dsn, standby=standby)
 
 
-def copy(primary: PostgresServer, data: Path) -> None:
+def copy_cluster(primary: PostgresServer, data: Path) -> None:
     """Make a standby's data folder, as `pg_basebackup` makes it."""
     owner = data.stat()
     shutil.rmtree(data)
@@ -118,7 +119,7 @@ def copy(primary: PostgresServer, data: Path) -> None:
 
 
 def execute(server: PostgresServer, statement: str) -> None:
-    """Run it past everything."""
+    """Run a statement without the pool and the proxy."""
     conn = psycopg2.connect(server.dsn)
     conn.autocommit = True
     with conn.cursor() as cursor:
@@ -126,5 +127,5 @@ def execute(server: PostgresServer, statement: str) -> None:
     conn.close()
 
 
-FULL = partial(one_server, max_connections=12, superuser_reserved_connections=0)
-RECOVERABLE = partial(one_server, wal_level="replica", max_wal_senders=4)
+FULL_SERVER = partial(one_server, max_connections=12, superuser_reserved_connections=0)
+RECOVERABLE_SERVER = partial(one_server, wal_level="replica", max_wal_senders=4)

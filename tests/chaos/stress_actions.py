@@ -1,4 +1,4 @@
-"""A thread of the stress test: whatever a program may do with a pool, by chance."""
+"""A thread of the stress test, and the actions that it draws at random."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg2
 
 from otel_pgpool import PoolTimeout, TooManyRequests
-from tests.chaos.books import INSERT, Word
-from tests.chaos.owners import Owners
+from tests.chaos.checks import INSERT, HolderCheck, Result
 
 if TYPE_CHECKING:
     import random
@@ -23,15 +22,16 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool import ConnectionPool
-    from tests.chaos.books import Books
-    from tests.chaos.limits import Limits
+    from tests.chaos.checks import CommitLog
+    from tests.chaos.monitors import LimitMonitor
+
 
 WEIGHTS = {
     "check_out": 300,
     "hold": 200,
     "give_up": 200,
     "fail": 100,
-    "borrow_by_hand": 100,
+    "getconn_putconn": 100,
     "drop": 12,
     "drop_in_a_cycle": 4,
     "drop_a_generator": 4,
@@ -40,124 +40,124 @@ WEIGHTS = {
     "drain": 3,
     "check": 3,
 }
-"""How often each action is drawn, beside the others."""
+"""The weight of each action in the draw."""
 
 TIMEOUT = 2.0
-"""Seconds that a caller waits if it says nothing else."""
+"""Seconds that a caller waits by default."""
 LONG_HOLD = 0.04
-"""Seconds; the longest holds here pass them."""
+"""Seconds; the longest holds of these actions exceed them."""
 
 
 NOTED = 0.05
-"""Seconds beyond its timeout from which on a call is noted."""
+"""Seconds beyond its timeout from which a call is recorded."""
 
 
 class Late(NamedTuple):
     """A call that took longer than its timeout. Times are readings of the monotonic clock."""
 
     what: str
-    """And its timeout."""
+    """The result of the call, and its timeout."""
     asked: float
     due: float
     came: float
 
 
 class Abandoned(Exception):  # noqa: N818 - the application's own, and no failure
-    """Raised inside a block, to have its work rolled back."""
+    """Raised inside a block, so that its work is rolled back."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all borrowers have in common."""
+    """What all threads share."""
 
     pool: ConnectionPool
     most: int
-    """Connections that they may resize it to."""
-    limits: Limits
+    """The highest limit of connections."""
+    limits: LimitMonitor
     kill: Callable[[int], int]
-    """Ends one of the pool's server processes, the so-and-so-many-th; how many it has ended."""
-    books: Books
-    leisure: float
-    """Seconds that they rest between two actions, at most."""
-    owners: Owners = field(default_factory=Owners)
+    """Ends one of the pool's server processes, by its number; returns how many were ended."""
+    commit_log: CommitLog
+    longest_rest: float
+    """Seconds between two actions, at most."""
+    holders: HolderCheck = field(default_factory=HolderCheck)
     over: threading.Event = field(default_factory=threading.Event)
 
 
-class Borrower(threading.Thread):
-    """Draws one action after the other until it is told that it is over."""
+class StressThread(threading.Thread):
+    """Runs one random action after the other until the lap is over."""
 
-    def __init__(self, shared: Shared, dice: random.Random) -> None:
+    def __init__(self, shared: Shared, rng: random.Random) -> None:
         super().__init__(name="borrower", daemon=True)
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
-        """What came of it: asked, served, committed, and so on, and each action."""
+        """How often each action was run, and each result occurred."""
         self.late: list[Late] = []
-        """Calls, served or not."""
+        """Calls that were late, whether they got a connection or not."""
         self._shared = shared
         self._pool = shared.pool
-        self._books = shared.books
-        self._owners = shared.owners
-        self._dice = dice
+        self._commit_log = shared.commit_log
+        self._holders = shared.holders
+        self._rng = rng
 
     def run(self) -> None:
-        """Do as it pleases."""
+        """Run random actions."""
         names, weights = list(WEIGHTS), list(WEIGHTS.values())
-        while not self._shared.over.wait(self._dice.choice((0.0, self._dice.uniform(0, self._shared.leisure)))):
-            [name] = self._dice.choices(names, weights)
+        while not self._shared.over.wait(self._rng.choice((0.0, self._rng.uniform(0, self._shared.longest_rest)))):
+            [name] = self._rng.choices(names, weights)
             self.counts[name] += 1
             try:
                 getattr(self, name)()
-            except Exception as error:  # noqa: BLE001 - nothing but what the actions expect may come
+            except Exception as error:  # noqa: BLE001 - the actions handle the errors that may occur
                 self.violations.append(f"{name}: {error!r}")
 
-    # What it does with one connection
+    # Actions on one connection
 
     def check_out(self) -> None:
-        """Work a moment."""
+        """Work without a pause."""
         self._work(lambda: None)
 
     def hold(self) -> None:
-        """Work, and think about it."""
+        """Work, and hold the connection for a while."""
         self._work(lambda: self._pause(0.05))
 
     def fail(self) -> None:
-        """Raise inside the block, for which the work must not be there."""
+        """Raise inside the block; the work must not be stored."""
         self._work(self._abandon)
 
     def give_up(self) -> None:
-        """Have little patience."""
-        self._work(lambda: None, timeout=self._dice.choice((0.0, 0.001, 0.01, 0.05)))
+        """Work with a short timeout."""
+        self._work(lambda: None, timeout=self._rng.choice((0.0, 0.001, 0.01, 0.05)))
 
-    def borrow_by_hand(self) -> None:
-        """Take and give back, having committed or not; the connection may be given back to be closed."""
-        number = self._books.open()
-        conn = self._lend(number if self._chance(0.2) else None)
+    def getconn_putconn(self) -> None:
+        """Use `getconn` and `putconn`, with or without a commit, with or without closing."""
+        number = self._commit_log.open()
+        conn = self._getconn(number if self._chance(0.2) else None)
         if conn is None:
             return
         try:
-            with self._losing(conn), self._owners.hold(conn):
+            with self._losing(conn), self._holders.hold(conn):
                 self._insert(conn, number)
                 if self._chance(0.7):
-                    self._books.say(number, Word.IN_DOUBT)
+                    self._commit_log.record(number, Result.IN_DOUBT)
                     conn.commit()
-                    self._books.say(number, Word.COMMITTED)
+                    self._commit_log.record(number, Result.COMMITTED)
                     self.counts["committed by hand"] += 1
         finally:
             self._pool.putconn(conn, close=self._chance(0.02))
 
     def _work(self, think: Callable[[], None], timeout: float | None = None) -> None:
-        """One piece of work in a block."""
-        number = self._books.open()
+        """Do one piece of work in a block."""
+        number = self._commit_log.open()
         conn = None
         with self._asking(timeout) as asked:
             try:
                 with self._pool.connection(timeout) as conn:
                     self._served(asked, timeout)
-                    with self._owners.hold(conn):
+                    with self._holders.hold(conn):
                         self._insert(conn, number)
                         think()
-                    self._books.say(number, Word.IN_DOUBT)
-                self._books.say(number, Word.COMMITTED)
+                    self._commit_log.record(number, Result.IN_DOUBT)
+                self._commit_log.record(number, Result.COMMITTED)
                 self.counts["committed"] += 1
             except Abandoned:
                 pass
@@ -167,77 +167,77 @@ class Borrower(threading.Thread):
                 self._lost(conn, error)
 
     def _chance(self, of: float) -> bool:
-        return self._dice.random() < of
+        return self._rng.random() < of
 
     def _insert(self, conn: connection, number: int) -> None:
         with conn.cursor() as cursor:
             cursor.execute(INSERT, (number,))
 
     def _pause(self, most: float) -> None:
-        self._shared.over.wait(self._dice.uniform(0, most))
+        self._shared.over.wait(self._rng.uniform(0, most))
 
     def _abandon(self) -> None:
         raise Abandoned
 
-    # Connections that it drops
+    # Actions that drop a connection
 
     def drop(self) -> None:
-        """Forget to give it back: the last reference goes."""
+        """Drop the last reference to a connection."""
         self._drop_by(lambda _conn: None)
 
     def drop_in_a_cycle(self) -> None:
-        """Forget it in a cycle, which the garbage collector finds."""
-        self._drop_by(_tie_a_knot)
+        """Drop a connection in a cycle, which the garbage collector finds."""
+        self._drop_by(_put_in_cycle)
         gc.collect()
 
     def drop_a_generator(self) -> None:
-        """Never finish a generator that holds one, in a cycle: the collector leaves its block."""
-        knot: list[Iterator[None]] = []
+        """Drop a generator that holds a connection, in a cycle: the garbage collector ends its block."""
+        cycle: list[Iterator[None]] = []
         with self._asking(None) as asked:
-            knot.append(self._generate(asked, knot))
-            next(knot[0])
-        del knot
+            cycle.append(self._generate(asked, cycle))
+            next(cycle[0])
+        del cycle
         gc.collect()
 
-    def _generate(self, asked: float, knot: list[Iterator[None]]) -> Iterator[None]:
-        with self._pool.connection() as conn, self._owners.hold(conn):
+    def _generate(self, asked: float, cycle: list[Iterator[None]]) -> Iterator[None]:
+        with self._pool.connection() as conn, self._holders.hold(conn):
             self._served(asked, None)
             with self._losing(conn):
-                self._insert(conn, self._books.open())
+                self._insert(conn, self._commit_log.open())
             yield
-            knot.clear()  # never, but for this it is kept
+            cycle.clear()  # never reached: keeps the cycle alive
 
     def _drop_by(self, leave: Callable[[connection], None]) -> None:
-        conn = self._lend(None)
+        conn = self._getconn(None)
         if conn is not None:
-            self._owners.hold_until_gone(conn)
+            self._holders.hold_until_collected(conn)
             with self._losing(conn):
-                self._insert(conn, self._books.open())
+                self._insert(conn, self._commit_log.open())
             leave(conn)
 
-    # What it does with the whole pool
+    # Actions on the whole pool
 
     def kill(self) -> None:
-        """End one of its server processes."""
-        self.counts["killed"] += self._shared.kill(self._dice.randrange(self._shared.most))
+        """End one of the pool's server processes."""
+        self.counts["killed"] += self._shared.kill(self._rng.randrange(self._shared.most))
 
     def resize(self) -> None:
-        """Change its limits."""
-        most = self._dice.choice((self._shared.most, self._dice.randint(1, self._shared.most)))
+        """Change the limits."""
+        most = self._rng.choice((self._shared.most, self._rng.randint(1, self._shared.most)))
         with self._shared.limits.change(most):
-            self._pool.resize(self._dice.randint(0, most), most)
+            self._pool.resize(self._rng.randint(0, most), most)
 
     def drain(self) -> None:
-        """Replace all."""
+        """Replace all connections."""
         self._pool.drain()
 
     def check(self) -> None:
-        """Ask all that are idle."""
+        """Check all idle connections."""
         self._pool.check()
 
-    # What came of it
+    # Results
 
-    def _lend(self, key: object) -> connection | None:
+    def _getconn(self, key: object) -> connection | None:
         conn = None
         with self._asking(None) as asked:
             conn = self._pool.getconn(key)
@@ -246,7 +246,7 @@ class Borrower(threading.Thread):
 
     @contextmanager
     def _asking(self, timeout: float | None) -> Iterator[float]:
-        """Ask for a connection, at the moment given; being refused in time is all right."""
+        """Request a connection; a timeout or a refusal in time is no violation."""
         self.counts["asked"] += 1
         asked = monotonic()
         try:
@@ -268,7 +268,7 @@ class Borrower(threading.Thread):
 
     @contextmanager
     def _losing(self, conn: connection) -> Iterator[None]:
-        """Use a connection, whose server process may be killed meanwhile."""
+        """Use a connection whose server process may be killed."""
         try:
             yield
         except psycopg2.Error as error:
@@ -280,6 +280,6 @@ class Borrower(threading.Thread):
             self.violations.append(f"on a living connection: {error!r}")
 
 
-def _tie_a_knot(conn: Any) -> None:
-    knot = [conn]
-    knot.append(knot)
+def _put_in_cycle(conn: Any) -> None:
+    cycle = [conn]
+    cycle.append(cycle)

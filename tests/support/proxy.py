@@ -17,34 +17,34 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
-CHUNK = 65_536  # more than a record of TLS: nothing is left inside of it that a select would not see
+CHUNK = 65_536  # more than a record of TLS, so that nothing stays in its buffer, which select does not see
 GREETING = 5.0
 """Seconds that a client may take to begin TLS."""
 
 
-class Weather(Enum):
-    """What the network does to whatever passes."""
+class Condition(Enum):
+    """What the network does to the data."""
 
-    FAIR = "passes everything on"
+    NORMAL = "passes everything on"
     BLACK_HOLE = "passes nothing on and says nothing"
     SLOW = "takes 100 ms each way"
-    DRIP = "passes one byte at a time"
+    BYTE_BY_BYTE = "passes one byte at a time"
     RESETTING = "resets new connections"
     SILENT = "accepts new connections, and says nothing"
 
 
 class Proxy:
-    """Listens on the loopback, and passes on what it gets, as the weather lets it."""
+    """Listens on the loopback, and passes data on as the condition of the network allows."""
 
     def __init__(self, port: int) -> None:
         self.target = "127.0.0.1", port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.weather = Weather.FAIR
-        self.struck: Counter[Weather] = Counter()
-        """How often it was felt."""
+        self.condition = Condition.NORMAL
+        self.felt: Counter[Condition] = Counter()
+        """How often each condition had an effect."""
         self.tls: ssl.SSLContext | None = None
-        self.passages: set[Passage] = set()
+        self.connections: set[ProxiedConnection] = set()
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
@@ -57,15 +57,15 @@ class Proxy:
         self.cut()
 
     def certify(self, authority: trustme.CA) -> None:
-        """Speak TLS with whoever connects from now on, under a certificate of this authority's."""
+        """Speak TLS with new clients, with a certificate of this authority."""
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("127.0.0.1").configure_cert(tls)
         self.tls = tls
 
     def cut(self) -> None:
-        """Reset every connection that passes through, on both sides."""
-        for passage in [*self.passages]:
-            passage.cut()
+        """Reset every connection, on both sides."""
+        for connection in [*self.connections]:
+            connection.cut()
 
     def _accept(self) -> None:
         while True:
@@ -76,13 +76,13 @@ class Proxy:
             self._connect(client)
 
     def _connect(self, client: socket.socket) -> None:
-        passage = Passage(self, client)
-        self.passages.add(passage)
-        passage.start()
+        connection = ProxiedConnection(self, client)
+        self.connections.add(connection)
+        connection.start()
 
 
-class Passage(threading.Thread):
-    """One connection that passes through, both ways in one thread: two must not use a TLS socket at a time."""
+class ProxiedConnection(threading.Thread):
+    """One connection, both ways in one thread, as two threads must not use a TLS socket at a time."""
 
     def __init__(self, proxy: Proxy, client: socket.socket) -> None:
         super().__init__(name="proxy", daemon=True)
@@ -91,14 +91,14 @@ class Passage(threading.Thread):
         self._cut = threading.Event()
 
     def cut(self) -> None:
-        """Let it end by a reset, now."""
+        """Reset the connection now."""
         self._cut.set()
         for end in [*self._ends]:
             with suppress(OSError):
-                socket.socket.shutdown(end, socket.SHUT_RD)  # wakes who reads it; not TLS's own, which forgets its keys
+                socket.socket.shutdown(end, socket.SHUT_RD)  # wakes the reader; TLS's own shutdown would drop its keys
 
     def run(self) -> None:
-        """Pass on, until one side ends it or it is cut."""
+        """Pass data on until one side ends the connection or it is cut."""
         with suppress(OSError):
             self._begin()
             while not self._cut.is_set() and self._pass_on():
@@ -108,15 +108,15 @@ class Passage(threading.Thread):
                 if self._cut.is_set():
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 end.close()
-        self._proxy.passages.discard(self)
+        self._proxy.connections.discard(self)
 
     def _begin(self) -> None:
-        weather = self._proxy.weather
-        if weather is Weather.RESETTING:
-            self._proxy.struck[weather] += 1
+        condition = self._proxy.condition
+        if condition is Condition.RESETTING:
+            self._proxy.felt[condition] += 1
             self.cut()
-        elif weather in {Weather.SILENT, Weather.BLACK_HOLE}:
-            self._proxy.struck[weather] += 1
+        elif condition in {Condition.SILENT, Condition.BLACK_HOLE}:
+            self._proxy.felt[condition] += 1
             self._cut.wait()
         else:
             if self._proxy.tls is not None:
@@ -136,23 +136,23 @@ class Passage(threading.Thread):
         greeted.settimeout(None)
 
     def _pass_on(self) -> bool:
-        """Whatever there is now, in the weather that there is; whether more can come."""
+        """Pass on the present data under the present condition; return whether more can come."""
         client, server = self._ends
         for source in select.select(self._ends, [], [])[0]:
             data = b"" if self._cut.is_set() else source.recv(CHUNK)  # TLS would answer the end with an alert
             if not data:
                 return False
-            for piece in self._weathered(data):
+            for piece in self._apply_condition(data):
                 (server if source is client else client).sendall(piece)
         return True
 
-    def _weathered(self, data: bytes) -> list[bytes]:
-        weather = self._proxy.weather
-        self._proxy.struck[weather] += 1
-        while self._proxy.weather is Weather.BLACK_HOLE and not self._cut.wait(0.01):
+    def _apply_condition(self, data: bytes) -> list[bytes]:
+        condition = self._proxy.condition
+        self._proxy.felt[condition] += 1
+        while self._proxy.condition is Condition.BLACK_HOLE and not self._cut.wait(0.01):
             pass
-        if weather is Weather.SLOW:
+        if condition is Condition.SLOW:
             self._cut.wait(0.1)
         if self._cut.is_set():
             raise ConnectionResetError
-        return [bytes([byte]) for byte in data] if weather is Weather.DRIP else [data]
+        return [bytes([byte]) for byte in data] if condition is Condition.BYTE_BY_BYTE else [data]
