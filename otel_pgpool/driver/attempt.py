@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2 import extensions
 
-from otel_pgpool.driver.deadline import sever
+from otel_pgpool.driver.deadline import shutdown_socket
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.runtime.clock import monotonic
 
@@ -138,4 +138,4 @@ class ConnectAttempt:
         if now >= self._next_cut and (conn := self._polled) is not None:
             self._next_cut = now + self._host_seconds
             self.was_cut = True
-            sever(conn)
+            shutdown_socket(conn)

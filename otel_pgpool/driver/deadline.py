@@ -97,7 +97,7 @@ class Deadline:
                     borrowed.detach()
 
 
-def sever(conn: connection) -> None:
+def shutdown_socket(conn: connection) -> None:
     """Shut the socket of a connection down, so that a call in another thread returns and closing does not block."""
     with suppress(psycopg2.Error, OSError):
         number = conn.fileno()
@@ -131,7 +131,7 @@ class _Watch:
         if thread is not None:
             self._start(thread)
         elif sooner:
-            self._wakeup.ring()
+            self._wakeup.set()
 
     def _start(self, thread: threading.Thread) -> None:
         try:
@@ -156,7 +156,7 @@ class _Watch:
             if self._deadlines or self._thread is None:
                 return
             thread, self._thread = self._thread, None
-            self._wakeup.ring()
+            self._wakeup.set()
         if thread.ident is not None and thread is not threading.current_thread():
             thread.join(1.0)
 

@@ -53,7 +53,7 @@ def _is_raised_by_a_function(error: psycopg2.Error) -> bool:
     return (error.diag.source_file or "pl").startswith("pl")
 
 
-def lean(error: BaseException) -> BaseException:
+def without_traceback(error: BaseException) -> BaseException:
     """Return the error without its frames, which would keep the pool's connections alive, and without a long text."""
     text = text_of(error)
     if len(text) <= LONGEST_KEPT:

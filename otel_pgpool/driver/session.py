@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2 import extensions
 
-from otel_pgpool.driver.deadline import IO_DEADLINE, Deadline, sever
+from otel_pgpool.driver.deadline import IO_DEADLINE, Deadline, shutdown_socket
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.errors import PoolError, sqlstate
-from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
@@ -271,10 +271,10 @@ def abandon(conn: connection) -> None:
 def close(conn: connection) -> None:
     """Close a connection, even if it is in use, within the time limit."""
     if conn.get_transaction_status() == ACTIVE:
-        sever(conn)
+        shutdown_socket(conn)
     with Deadline(conn):
         try:
             conn.close()
         except Exception as failure:  # a subclass of the user's may raise anything
-            if is_asynchronous(failure):
+            if is_external(failure):
                 raise

@@ -88,4 +88,4 @@ class FairQueue:
         """Wake the first waiter, because a connection may be free."""
         with self._lock:
             if self._waiters:
-                self._waiters[0].ring()
+                self._waiters[0].set()

@@ -5,19 +5,19 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol
 
-from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.runtime.failures import is_external
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from otel_pgpool.runtime.failures import Guard
+    from otel_pgpool.runtime.failures import ObserverGuard
 
 
 class Guarded(Protocol):
     """An object whose errors are logged by its guard."""
 
-    guard: Guard
+    guard: ObserverGuard
 
 
 def never_raise(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +28,7 @@ def never_raise(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-            self.guard.lament(error)
+            self.guard.log_error(error)
             return None
 
     return guarded
@@ -43,7 +43,7 @@ class _IgnoreErrors:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> bool:
-        return error is not None and not is_asynchronous(error)
+        return error is not None and not is_external(error)
 
 
 ignore_errors = _IgnoreErrors()
@@ -56,5 +56,5 @@ def raise_if_asynchronous(error: Exception) -> None:
     Raises:
         Exception: the error, if a signal handler raised it.
     """
-    if is_asynchronous(error):
+    if is_external(error):
         raise error

@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from otel_pgpool.instrumentation.adapters.base import PoolAdapter
-    from otel_pgpool.pool.checkout import Loan
+    from otel_pgpool.pool.checkout import ManualCheckout
 
 LightCheckout = tuple[Any, ...]
 """The time of the hand-over, the thread, and code and instruction of three call sites, innermost first."""
 
 
-def from_light(light: LightCheckout, slot: Slot) -> Loan:
+def from_light(light: LightCheckout, slot: Slot) -> ManualCheckout:
     """Return the record of a checkout in the light form."""
     acquired, thread, *stack = light
     frames = dict.fromkeys(places(tuple(stack)))  # a short stack contains its last call site several times
     checkout = begin(acquired, tuple(chain.from_iterable(frames)))
     checkout.thread = thread
-    checkout.heard = False
+    checkout.is_observed = False
     checkout.path = CheckoutPath.IDLE.value
     checkout.acquired = acquired
     checkout.slot = slot
-    checkout.lent = True
+    checkout.held = True
     return checkout
 
 
@@ -81,9 +81,11 @@ class OpenCheckouts:
         """Drop all checkouts and connections."""
         self._last_serial = 0
         self.slots: dict[int, Slot] = {}  # slots of the known connections, by id of the connection
-        self.held: dict[Loan, None] = {}  # checkouts that hold a connection, in the order of their acquisition
+        self.held: dict[
+            ManualCheckout, None
+        ] = {}  # checkouts that hold a connection, in the order of their acquisition
         self.light: dict[int, LightCheckout] = {}  # the same in the light form, by id of the connection
-        self.waiting: dict[Loan, None] = {}
+        self.waiting: dict[ManualCheckout, None] = {}
 
     @property
     def pool(self) -> Any:
@@ -112,11 +114,11 @@ class OpenCheckouts:
 
     # Checkouts
 
-    def promote_checkout_of(self, conn: Any) -> Loan | None:
+    def promote_checkout_of(self, conn: Any) -> ManualCheckout | None:
         """Turn the light checkout of a connection into a record, and return that."""
         return self.promote(self.slot_of(conn))
 
-    def promote(self, slot: Slot) -> Loan | None:
+    def promote(self, slot: Slot) -> ManualCheckout | None:
         """Turn a light checkout into a record and return that; None if the hold has ended in the meantime."""
         light = self.light.get(slot.key)
         if light is None:
@@ -142,7 +144,7 @@ class OpenCheckouts:
             if slot is not None:
                 self.promote(slot)
 
-    def all_held(self) -> list[Loan]:
+    def all_held(self) -> list[ManualCheckout]:
         """Return every checkout that holds a connection, the longest hold first."""
         self.promote_all()
         return sorted(self.held.copy(), key=_acquired)
@@ -152,7 +154,7 @@ class OpenCheckouts:
         now = monotonic()
         return max(0.0, now - min(self.hold_starts(self.held.copy()), default=now))
 
-    def hold_starts(self, checkouts: Iterable[Loan]) -> list[float]:
+    def hold_starts(self, checkouts: Iterable[ManualCheckout]) -> list[float]:
         """Return when the holds of these checkouts and of the light ones began, in no particular order.
 
         A former light checkout comes after younger ones in `held`.
@@ -160,7 +162,7 @@ class OpenCheckouts:
         return [checkout.acquired for checkout in checkouts] + [light[0] for light in self.light.copy().values()]
 
 
-def _acquired(checkout: Loan) -> float:
+def _acquired(checkout: ManualCheckout) -> float:
     return checkout.acquired
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.runtime.failures import Guard
+    from otel_pgpool.runtime.failures import ObserverGuard
 
 
 REPORT_AFTER = 30.0
@@ -46,15 +46,15 @@ class PendingConnect(NamedTuple):
     reached_server: bool
     """Whether the connect succeeded, or the server refused it."""
 
-    def report(self, observer: PoolObserver, guard: Guard, checkout: Checkout | None) -> None:
+    def report(self, observer: PoolObserver, guard: ObserverGuard, checkout: Checkout | None) -> None:
         """Notify the observer of the connect, made for ``checkout`` if for any, and of an outage's start or end."""
         connect, outage = replace(self.connect, asked_by=checkout), self.outage
-        guard.tell(observer.connected if connect.error is None else observer.connect_failed, connect)
+        guard.notify(observer.connected if connect.error is None else observer.connect_failed, connect)
         if self.reached_server:
             if outage is not None:
-                guard.tell(observer.outage_ended, outage.attempts, connect.ended - outage.since)
+                guard.notify(observer.outage_ended, outage.attempts, connect.ended - outage.since)
         elif outage is None and isinstance(connect.error, Exception):
-            guard.tell(observer.outage_started, connect)
+            guard.notify(observer.outage_started, connect)
 
 
 class PendingConnects:

@@ -11,7 +11,7 @@ from otel_pgpool.instrumentation.pending_connects import PendingConnects
 from otel_pgpool.instrumentation.totals import Totals
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.checkout import Attempt
-from otel_pgpool.runtime.failures import Guard
+from otel_pgpool.runtime.failures import ObserverGuard
 from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.runtime.text import class_of
 from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import PoolAdapter, Target
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
-    from otel_pgpool.pool.checkout import Loan, Slot
+    from otel_pgpool.pool.checkout import ManualCheckout, Slot
 
 
 class ReportedPool(Totals):
@@ -74,7 +74,7 @@ class ReportedPool(Totals):
         )
         self._observer.transaction_status = adapter.transaction_status
         self.name: str = registry.register(self, name)
-        self.guard = Guard(self.name)
+        self.guard = ObserverGuard(self.name)
 
     def reset(self) -> None:
         """Reset all totals, and drop all checkouts, connections and connects."""
@@ -107,7 +107,7 @@ class ReportedPool(Totals):
             try:
                 self.discards[DiscardReason.FORKED.value] = self._adapter.forget_inherited(pool)
             finally:
-                self.guard.tell(self._observer.attached, self)
+                self.guard.notify(self._observer.attached, self)
 
     # What the observer reads
 
@@ -138,7 +138,7 @@ class ReportedPool(Totals):
         try:
             return self._adapter.levels(pool)
         except Exception as error:  # noqa: BLE001 - a subclass may raise anything
-            self.guard.lament(error)
+            self.guard.log_error(error)
             return Levels(0, 0, len(self.held), 0, None)
 
     @renewed
@@ -157,7 +157,7 @@ class ReportedPool(Totals):
         before, self.target = self.target, target
         reported = before.address, before.port, before.namespace
         if target.address and (target.address, target.port, target.namespace) != reported:
-            self.guard.tell(self._observer.attached, self)
+            self.guard.notify(self._observer.attached, self)
 
     @never_raise
     def connected(self, began: float, conn: Any) -> None:
@@ -173,7 +173,7 @@ class ReportedPool(Totals):
         self.connects.failed(began, error, text, is_refusal=self._adapter.is_refusal(error))
 
     @never_raise
-    def report_connects(self, checkout: Loan | None = None, thread: int | None = None) -> bool:
+    def report_connects(self, checkout: ManualCheckout | None = None, thread: int | None = None) -> bool:
         """Notify the observer of the connects that a thread made; return whether one succeeded.
 
         Args:
@@ -187,7 +187,7 @@ class ReportedPool(Totals):
                 any_succeeded = True
             elif checkout is not None:
                 self.retries += 1
-                checkout.waits_for = CheckoutPath.NEW.value
+                checkout.expected_path = CheckoutPath.NEW.value
                 failed = Attempt(each.connect.ended, class_of(error), 0.0)
                 checkout.retried(failed, None)  # without the error, which would keep its frames
             each.report(self._observer, self.guard, checkout)
@@ -195,13 +195,17 @@ class ReportedPool(Totals):
 
     @never_raise
     def discarded(
-        self, slot: Slot, reason: DiscardReason, error: BaseException | None = None, checkout: Loan | None = None
+        self,
+        slot: Slot,
+        reason: DiscardReason,
+        error: BaseException | None = None,
+        checkout: ManualCheckout | None = None,
     ) -> None:
         """Record that a connection was closed."""
         if self.slots.get(slot.key) is slot:
             del self.slots[slot.key]
         self.discards[reason.value] += 1
-        self.guard.tell(self._observer.discarded, [slot], reason.value, error, checkout)
+        self.guard.notify(self._observer.discarded, [slot], reason.value, error, checkout)
 
 
 def _no_tracker() -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
 from otel_pgpool.instrumentation.watch import Watch
 from otel_pgpool.runtime import fork
-from otel_pgpool.runtime.failures import Guard
+from otel_pgpool.runtime.failures import ObserverGuard
 from otel_pgpool.runtime.text import LONGEST_NAME, printable
-from otel_pgpool.runtime.thread_cache import renew_here
+from otel_pgpool.runtime.thread_cache import reset_thread_cache
 from otel_pgpool.types import Outcome
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class InstrumentationSession:
 
     def __init__(self, options: InstrumentationOptions) -> None:
         self.options = options
-        self.guard = Guard("<not yet tracked>")
+        self.guard = ObserverGuard("<not yet tracked>")
         self.watch = Watch(options.long_hold)
         self._lock = (
             threading.RLock()
@@ -79,7 +79,7 @@ class InstrumentationSession:
                 known: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
                 if known is not None and known.watch is self.watch:  # another thread has created it
                     return known
-                renew_here()
+                reset_thread_cache()
                 target = adapter.target(pool) if target is None else target
                 name = printable(target.name if name is None else name, LONGEST_NAME)
                 tracker = PoolTracker(
@@ -88,7 +88,7 @@ class InstrumentationSession:
                 self.watch.trackers[tracker] = None
                 return tracker
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-            self.guard.lament(error)
+            self.guard.log_error(error)
             return None
 
     def defer(self, action: Callable[[], object]) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
-from otel_pgpool.pool.utilization import level_name
+from otel_pgpool.pool.utilization import status_of
 from otel_pgpool.stats import PoolStats
 from otel_pgpool.types import CheckoutPath, PoolStatus
 
@@ -92,7 +92,7 @@ class Totals(OpenCheckouts):
             return sum(getattr(part, counter) for part in parts)
 
         utilization = levels.used / levels.maxconn if levels.maxconn else 0.0
-        status: str = PoolStatus.UNREACHABLE.value if is_unreachable else level_name(utilization)
+        status: str = PoolStatus.UNREACHABLE.value if is_unreachable else status_of(utilization)
         return PoolStats(
             name=name,
             status=PoolStatus.CLOSED.value if levels.closed else status,

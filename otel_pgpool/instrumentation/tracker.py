@@ -10,11 +10,11 @@ from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout
 from otel_pgpool.instrumentation.fair_queue import FairQueue
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.instrumentation.reported_pool import ReportedPool
-from otel_pgpool.pool.checkout import NEVER, Blocker, Loan
-from otel_pgpool.pool.utilization import Level
+from otel_pgpool.pool.checkout import NEVER, Blocker, ManualCheckout
+from otel_pgpool.pool.utilization import UtilizationAlarm
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.runtime.text import class_of
 from otel_pgpool.telemetry.sdk_internals import OPEN
 from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorType
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.checkout import Slot
 
-AnyLoan = TypeVar("AnyLoan", bound=Loan)
+AnyLoan = TypeVar("AnyLoan", bound=ManualCheckout)
 
 TRACKER_ATTR = "_otel_pgpool"
 """Name of the attribute with which a pool refers to its tracker, so that both are collected together.
@@ -89,50 +89,50 @@ class PoolTracker(ReportedPool):
     def reset(self) -> None:
         """Reset all totals, and drop all checkouts, connections, connects and waiters."""
         super().reset()
-        self._level = Level(monotonic())
+        self._level = UtilizationAlarm(monotonic())
         self.queue: FairQueue | None = None
         if self.wait_timeout is not None:
             self.queue = FairQueue(self._adapter.is_exhausted, self._adapter.exhausted_error)
 
     # A checkout
 
-    def start(self, stack: Stack) -> Loan:
+    def start(self, stack: Stack) -> ManualCheckout:
         """Start a checkout that was requested at these call sites, and return its record."""
-        return self.start_with(Loan(), stack)
+        return self.start_with(ManualCheckout(), stack)
 
     def start_with(self, checkout: AnyLoan, stack: Stack) -> AnyLoan:
         """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `begin`."""
         checkout.stack = stack
         checkout.thread = thread_cache.here.thread
-        checkout.path = checkout.observed = checkout.queued = checkout.error_type = None
+        checkout.path = checkout.observer_data = checkout.queued = checkout.error_type = None
         checkout.block = checkout.flagged = False
         checkout.retries = 0
         if self.gate._real_instrument is None:  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
-            checkout.heard = False
+            checkout.is_observed = False
         else:
-            checkout.heard = True
+            checkout.is_observed = True
             try:
                 self._observer.started(checkout)
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-                self.guard.lament(error)
+                self.guard.log_error(error)
         checkout.started = monotonic()
         return checkout
 
-    def enqueued(self, checkout: Loan) -> None:
+    def enqueued(self, checkout: ManualCheckout) -> None:
         """Record that a checkout waits from now on for the present holders."""
         self.enqueued_at(checkout, monotonic())
         self.waiting[checkout] = None
 
     @never_raise
-    def enqueued_at(self, checkout: Loan, since: float) -> None:
+    def enqueued_at(self, checkout: ManualCheckout, since: float) -> None:
         """Record that a checkout has been queued since then."""
         checkout.queued = since
-        checkout.waits_for = QUEUED
+        checkout.expected_path = QUEUED
         self.queued += 1
-        if checkout.observed is not None:
+        if checkout.observer_data is not None:
             checkout.blockers = [Blocker.of(holder, since) for holder in self.all_held()[:LONGEST_HOLDERS]]
 
-    def acquired(self, checkout: Loan, conn: Any) -> None:
+    def acquired(self, checkout: ManualCheckout, conn: Any) -> None:
         """Record that a checkout received ``conn``."""
         try:
             slot = self.slots.get(id(conn)) or self.register(conn)
@@ -141,7 +141,7 @@ class PoolTracker(ReportedPool):
                 self.released(before)
             checkout.slot = slot
             checkout.acquired = now = monotonic()
-            checkout.lent = True
+            checkout.held = True
             slot.checkout = checkout
             self.wait_seconds += now - checkout.started
             if checkout.queued is None and not self.pending:
@@ -149,26 +149,26 @@ class PoolTracker(ReportedPool):
                 self.idle_checkouts += 1
             else:
                 self._set_path(checkout)
-            if checkout.heard:  # before the hold is added, so that the watching thread cannot report it first
+            if checkout.is_observed:  # before the hold is added, so that the watching thread cannot report it first
                 try:
                     self._observer.acquired(checkout)
                 except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-                    self.guard.lament(error)
+                    self.guard.log_error(error)
             self.held[checkout] = None
             if self.watch.parked and not self._ended:
                 self.watch.wake()
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-            self.guard.lament(error)
+            self.guard.log_error(error)
         if self._ended:  # during this call
             self.released(checkout)
 
-    def passed_through(self, checkout: Loan, given: Any) -> None:
+    def passed_through(self, checkout: ManualCheckout, given: Any) -> None:
         """Record a checkout that received something other than a pool's connection; it ends now, without a release."""
         self.acquired(checkout, given)
         self.released(checkout)
         self.slots.pop(id(given), None)
 
-    def _set_path(self, checkout: Loan) -> None:
+    def _set_path(self, checkout: ManualCheckout) -> None:
         """Set the path of a checkout that waited, or during which a connection was opened."""
         self.waiting.pop(checkout, None)
         if self.report_connects(checkout):
@@ -182,7 +182,7 @@ class PoolTracker(ReportedPool):
             self.idle_checkouts += 1
 
     @never_raise
-    def failed(self, checkout: Loan, error: BaseException, refusal: PoolErrorType | None = None) -> None:
+    def failed(self, checkout: ManualCheckout, error: BaseException, refusal: PoolErrorType | None = None) -> None:
         """Record that a checkout received no connection.
 
         Args:
@@ -194,7 +194,7 @@ class PoolTracker(ReportedPool):
         self.waiting.pop(checkout, None)
         self.wait_seconds += max(0.0, now - checkout.started)
         if self.pending and self.report_connects(checkout):
-            checkout.waits_for = NEW
+            checkout.expected_path = NEW
         text = self._adapter.error_text(error, self.target)
         checkout.fail(error_type(error) if refusal is None else refusal.value, text)
         if refusal is PoolErrorType.TIMEOUT:
@@ -205,9 +205,9 @@ class PoolTracker(ReportedPool):
         else:
             checkout.outcome = Outcome.ERROR.value
             self.errors += 1
-        self.guard.tell(self._observer.failed, checkout, error)
+        self.guard.notify(self._observer.failed, checkout, error)
 
-    def _diagnosis(self, checkout: Loan, error: BaseException, now: float) -> PoolTimeout:
+    def _diagnosis(self, checkout: ManualCheckout, error: BaseException, now: float) -> PoolTimeout:
         holders = self.all_held()
         return timeout_error(
             checkout.error_message or class_of(error),
@@ -219,7 +219,11 @@ class PoolTracker(ReportedPool):
         )
 
     def released(
-        self, checkout: Loan, outcome: Outcome = RELEASED, error: BaseException | None = None, at: float | None = None
+        self,
+        checkout: ManualCheckout,
+        outcome: Outcome = RELEASED,
+        error: BaseException | None = None,
+        at: float | None = None,
     ) -> None:
         """Record the end of a hold. A second call does nothing.
 
@@ -231,18 +235,18 @@ class PoolTracker(ReportedPool):
         """
         now = monotonic() if at is None else at
         try:
-            del checkout.lent
+            del checkout.held
         except AttributeError:
             return
         try:
             self._end_hold(checkout, now, outcome, error)
         except BaseException as raised:
-            if is_asynchronous(raised):
+            if is_external(raised):
                 self._end_hold(checkout, now, outcome, error)  # completes what the exception cut short
                 raise
-            self.guard.lament(raised)  # type: ignore[arg-type]  # an ``Exception``
+            self.guard.log_error(raised)  # type: ignore[arg-type]  # an ``Exception``
 
-    def _end_hold(self, checkout: Loan, now: float, outcome: Outcome, error: BaseException | None) -> None:
+    def _end_hold(self, checkout: ManualCheckout, now: float, outcome: Outcome, error: BaseException | None) -> None:
         """End a hold. Each step may be repeated after an interrupt."""
         slot = checkout.slot
         following = slot.checkout
@@ -260,13 +264,13 @@ class PoolTracker(ReportedPool):
         checkout.outcome = RELEASED_TEXT if outcome is RELEASED else outcome.value
         if error is not None:
             checkout.fail(error_type(error), self._adapter.error_text(error, self.target))
-        if hasattr(checkout, "ended"):
+        if checkout.is_reported:
             return
         if outcome is RECLAIMED:
             self._observer.reclaimed(checkout)
-        elif checkout.heard or checkout.flagged or error is not None:
+        elif checkout.is_observed or checkout.flagged or error is not None:
             self._observer.released(checkout)
-        checkout.ended = True
+        checkout.end_reported = True
 
     # What was collected
 
@@ -285,7 +289,7 @@ class PoolTracker(ReportedPool):
     def reclaim(self, slot: Slot) -> None:
         """Record that a connection was dropped by its holder, and that the pool had no strong reference to it."""
         checkout: Any = slot.checkout
-        if checkout is not None and hasattr(checkout, "lent"):
+        if checkout is not None and checkout.is_held:
             self.released(checkout, RECLAIMED)
             self.discarded(slot, DiscardReason.RECLAIMED, None, checkout)
 
@@ -303,19 +307,19 @@ class PoolTracker(ReportedPool):
                 self.released(checkout, at=checkout.acquired)  # the time is unknown: count a hold of 0 s
             elif not checkout.flagged:
                 self._flag(checkout, now)
-                self.guard.tell(self._observer.held_long, checkout)
+                self.guard.notify(self._observer.held_long, checkout)
         change = None if self._stopped else self._level.look(now, self.stats)
         if change is not None:
-            self.guard.tell(self._observer.utilization_changed, *change)
+            self.guard.notify(self._observer.utilization_changed, *change)
         for thread in self.connects.overdue_threads(now):
             self.report_connects(thread=thread)
         return min(self.hold_starts(shorter), default=NEVER) + self.long_hold
 
-    def _is_idle(self, checkout: Loan) -> bool:
+    def _is_idle(self, checkout: ManualCheckout) -> bool:
         pool, conn = self._pool(), checkout.slot.ref()
         return pool is not None and conn is not None and self._adapter.is_idle(pool, conn)
 
-    def _flag(self, checkout: Loan, now: float) -> None:
+    def _flag(self, checkout: ManualCheckout, now: float) -> None:
         checkout.flagged = True
         checkout.flagged_at = now
         self.long_holds += 1

@@ -8,10 +8,10 @@ from logging import DEBUG
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from otel_pgpool.pool.checkout import NEVER
-from otel_pgpool.pool.utilization import TICK
-from otel_pgpool.runtime.background import Watcher
+from otel_pgpool.pool.utilization import SAMPLE_INTERVAL
+from otel_pgpool.runtime.background import BackgroundThread
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.failures import is_asynchronous, log_failure
+from otel_pgpool.runtime.failures import is_external, log_failure
 from otel_pgpool.runtime.wakeup import Wakeup
 from otel_pgpool.types import DiscardReason, Outcome
 
@@ -74,13 +74,13 @@ class Watch:
     def defer(self, action: Callable[[], object]) -> None:
         """Leave a call to the thread."""
         self._deferred.append(action)
-        self._wakeup.ring()
+        self._wakeup.set()
 
     def pool_collected(self, tracker: Watched) -> None:
         """Leave the end of a collected pool's tracker to the thread."""
         if self.is_on:
             self._collected.append(tracker)
-        self._wakeup.ring()
+        self._wakeup.set()
 
     def run_deferred(self) -> None:
         """Do what finalizers have deferred, and end the trackers of collected pools."""
@@ -103,27 +103,28 @@ class Watch:
             self._thread.wake()
         except BaseException as error:  # the next checkout tries again
             self.parked = True
-            if is_asynchronous(error):
+            if is_external(error):
                 raise
             log_failure("the thread that watches instrumented pools could not be started", error, DEBUG)
 
     def end(self) -> None:
         """End the thread."""
-        self._wakeup.ring()
+        self._wakeup.set()
         self._thread.join(1.0)
 
 
-class WatchThread(Watcher[Watch]):
+class WatchThread(BackgroundThread[Watch]):
     """The thread of a `Watch`.
 
-    The thread sleeps until the next long hold is due, for at most a `TICK`. When nothing was checked out for a `TICK`,
-    and nothing is held, it parks: the next checkout wakes it, which costs that checkout some 100 us.
+    The thread sleeps until the next long hold is due, for at most a `SAMPLE_INTERVAL`. When nothing was checked out for
+    a `SAMPLE_INTERVAL`, and nothing is held, it parks: the next checkout wakes it, which costs that checkout some 100
+    us.
     """
 
     _handed_out = 0
     """Number of checkouts at the last pass."""
 
-    def _look(self, watch: Watch) -> float | None:
+    def _run_once(self, watch: Watch) -> float | None:
         watch.run_deferred()
         if not watch.is_on:
             return None
@@ -138,7 +139,7 @@ class WatchThread(Watcher[Watch]):
             if all(tracker.is_at_rest for tracker in trackers):
                 return NEVER
             watch.parked = False
-        return max(MIN_PAUSE, min(due - monotonic(), TICK, watch.long_hold))
+        return max(MIN_PAUSE, min(due - monotonic(), SAMPLE_INTERVAL, watch.long_hold))
 
 
 def _popped(items: deque[Item]) -> Iterator[Item]:

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.failures import LAMENT_INTERVAL
+from otel_pgpool.runtime.failures import ERROR_LOG_INTERVAL
 from otel_pgpool.runtime.text import LONGEST_TEXT, cut
 from otel_pgpool.telemetry.sdk_internals import REPEATING_LOGGERS
 
@@ -59,7 +59,7 @@ class RateLimitFilter(logging.Filter):
         if len(self._next) >= MAX_REMEMBERED:  # records may contain an endpoint's answers, all different
             with suppress(StopIteration, KeyError, RuntimeError):  # another thread may be here too
                 del self._next[next(iter(self._next))]
-        self._next[key] = now + LAMENT_INTERVAL
+        self._next[key] = now + ERROR_LOG_INTERVAL
         return True
 
 

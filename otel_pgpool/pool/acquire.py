@@ -80,7 +80,7 @@ class Acquirer:
                 try:
                     observer.started(checkout)
                 except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
-                    self._notifier.lament(error)
+                    self._notifier.log_error(error)
                 checkout.started = monotonic()
             if taken is None:
                 conn = self._core.try_acquire_idle(checkout)
@@ -91,7 +91,7 @@ class Acquirer:
                 try:
                     observer.acquired(checkout)
                 except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
-                    self._notifier.lament(error)
+                    self._notifier.log_error(error)
             return conn  # type: ignore[return-value]  # noqa: TRY300 - not None if a path is set; an interrupt may hit here
         except BaseException as error:
             self.record_failure(checkout, conn, error)
@@ -116,8 +116,8 @@ class Acquirer:
             checkout.outcome = Outcome.TIMEOUT if timed_out else Outcome.ERROR
             self._core.count_failure(checkout.released - checkout.started, timed_out=timed_out)
         if self._notifier.observer is not None:
-            self._notifier.tell(self._notifier.observer.failed, checkout, error)
-        checkout.ended = True
+            self._notifier.notify(self._notifier.observer.failed, checkout, error)
+        checkout.end_reported = True
 
     def ensure_open(self) -> None:
         """Open the pool if it is not open yet, and start to fill it.

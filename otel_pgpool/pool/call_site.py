@@ -27,7 +27,7 @@ OWN_PROGRAM = f"{OWN_PACKAGE}.demo"
 GETCONN_FRAMES = 4
 
 
-class LeftOut(dict[str, bool]):
+class SkippedModules(dict[str, bool]):
     """A cache: module name -> True if its frames are skipped in the search for the application's call sites.
 
     Modules of this package are skipped, except for the demo's, which is an application.
@@ -46,10 +46,10 @@ class LeftOut(dict[str, bool]):
         return left_out
 
 
-OWN = LeftOut()
+OWN = SkippedModules()
 
 
-def stack_of(frame: FrameType | None, left_out: LeftOut = OWN) -> Stack:
+def stack_of(frame: FrameType | None, left_out: SkippedModules = OWN) -> Stack:
     """Return up to four call sites from ``frame`` outwards, innermost first."""
     stack: list[Any] = []
     while frame is not None and len(stack) < 2 * GETCONN_FRAMES:
@@ -59,7 +59,7 @@ def stack_of(frame: FrameType | None, left_out: LeftOut = OWN) -> Stack:
     return tuple(stack)
 
 
-def stack_around(wrapper: FrameType, left_out: LeftOut = OWN) -> Stack:
+def caller_call_sites(wrapper: FrameType, left_out: SkippedModules = OWN) -> Stack:
     """Return the call sites of a wrapper's callers.
 
     Where none is left, as when the wrapper is a thread's first function, the result is the wrapper itself.
@@ -67,7 +67,7 @@ def stack_around(wrapper: FrameType, left_out: LeftOut = OWN) -> Stack:
     return stack_of(wrapper.f_back, left_out) or (wrapper.f_code, wrapper.f_lasti)
 
 
-def whole_stack_of(frame: FrameType) -> Stack:
+def call_sites_fast(frame: FrameType) -> Stack:
     """Return the four innermost call sites, if none can belong to this package; costs a third of `stack_of`."""
     if (second := frame.f_back) is None or (third := second.f_back) is None or (fourth := third.f_back) is None:
         return stack_of(frame) or (frame.f_code, frame.f_lasti)
@@ -83,7 +83,7 @@ def whole_stack_of(frame: FrameType) -> Stack:
     )
 
 
-def whole_stack_past(frame: FrameType, left_out: LeftOut) -> Stack:
+def call_sites_fast_filtered(frame: FrameType, left_out: SkippedModules) -> Stack:
     """Return the four innermost call sites where frames to skip may be among them.
 
     This is a fast path for callers whose four innermost frames are all the application's; otherwise it calls

@@ -64,7 +64,7 @@ class Slot:
         "hold_seconds",
         "idle_checkouts",
         "key",
-        "on_drop",
+        "on_collected",
         "origin",
         "pid",
         "ref",
@@ -84,7 +84,7 @@ class Slot:
         self.idle_checkouts = 0  # this total and the next are changed by the holder only, hence without the lock
         self.hold_seconds = 0.0
         self.key = 0  # id of the connection
-        self.on_drop: Callable[[weakref.ref[connection]], None] | None = (
+        self.on_collected: Callable[[weakref.ref[connection]], None] | None = (
             None  # called if the holder dropped the connection
         )
         self.pid = 0
@@ -106,8 +106,8 @@ class Slot:
         """Whether a checkout holds the connection: it has not released, and the connection was taken from the slot."""
         return self.conn is None and self.checkout is not None and self.checkout.is_held
 
-    def tie(self, conn: connection) -> None:
-        """Track the connection by a weak reference, so that `on_drop` is called if the holder drops it.
+    def track(self, conn: connection) -> None:
+        """Track the connection by a weak reference, so that `on_collected` is called if the holder drops it.
 
         The garbage collector also clears the reference to a connection in a generator that it is about to close,
         although the generator may then return the connection. Such a return has to track the connection again, which
@@ -125,15 +125,15 @@ class Slot:
         """
         held = self.ref()
         if held is None and not conn.closed and conn.get_backend_pid() == self.pid:
-            self.tie(conn)
+            self.track(conn)
             return True
         return held is conn or held is unwrapped(conn)
 
     def _dropped(self, ref: weakref.ref[connection]) -> None:
         """Note that the holder dropped the connection. A finalizer, so it does nothing else."""
         self.review_at = AT_ONCE
-        if self.on_drop is not None:
-            self.on_drop(ref)
+        if self.on_collected is not None:
+            self.on_collected(ref)
 
     def mark_for_eviction(self, reason: str) -> None:
         """Mark the slot for eviction at its return. The caller holds the pool's lock."""
@@ -155,7 +155,7 @@ class Attempt(NamedTuple):
 class Blocker(NamedTuple):
     """A hold that was in progress when a checkout queued."""
 
-    observed: Any
+    observer_data: Any
     """The observer's data of the checkout that holds."""
     connection_id: int
     pid: int
@@ -171,7 +171,7 @@ class Blocker(NamedTuple):
     def of(cls, hold: Checkout, now: float) -> Blocker:
         """Describe a hold in progress."""
         slot = hold.slot
-        return cls(hold.observed, slot.serial, slot.pid, max(0.0, now - hold.acquired), hold.stack)
+        return cls(hold.observer_data, slot.serial, slot.pid, max(0.0, now - hold.acquired), hold.stack)
 
     @property
     def path_to(self) -> str:
@@ -189,8 +189,8 @@ class Checkout:
     __slots__ = (
         "__dict__",
         "acquired",
-        "ended",
-        "lent",
+        "end_reported",
+        "held",
         "outcome",
         "path",
         "released",
@@ -210,9 +210,9 @@ class Checkout:
     slot: Slot
     """The slot of the connection; set at the hand-over, like ``acquired``."""
     acquired: float
-    lent: bool
+    held: bool
     """Present, and True, while the checkout holds the connection; deleting it is the atomic step of a release."""
-    ended: bool
+    end_reported: bool
     """Present, and True, once the observer was notified of the checkout's end."""
     released: float
     """When the connection was returned or the checkout failed; set at that moment, like ``outcome``."""
@@ -221,9 +221,9 @@ class Checkout:
     # Defaults of the attributes that few checkouts set: on the class they cost the others nothing.
     block: bool = True
     """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
-    observed: Any = None
+    observer_data: Any = None
     """Data of the observer."""
-    waits_for: str = "idle"
+    expected_path: str = "idle"
     """The path that the checkout would have if it were served now."""
     queued: float | None = None
     blockers: Sequence[Blocker] = ()
@@ -236,7 +236,7 @@ class Checkout:
     flagged: bool = False
     """Whether the hold has passed its threshold."""
     flagged_at: float = 0.0
-    told: bool = False
+    long_hold_reported: bool = False
     """Whether the observer has reported the long hold."""
     error_type: str | None = None
     """``error.type`` of what failed in the pool's own work: the wait, a connect, a commit or a rollback."""
@@ -256,7 +256,7 @@ class Checkout:
     @property
     def is_held(self) -> bool:
         """Whether the checkout holds its connection."""
-        return hasattr(self, "lent")
+        return hasattr(self, "held")
 
     @property
     def has_outcome(self) -> bool:
@@ -266,7 +266,7 @@ class Checkout:
     @property
     def is_reported(self) -> bool:
         """Whether the observer was notified of the checkout's end, or need not be."""
-        return hasattr(self, "ended")
+        return hasattr(self, "end_reported")
 
     @property
     def where(self) -> str:
@@ -286,7 +286,7 @@ class Checkout:
             thread=thread_names[self.thread.name] + ("" if self.thread.is_alive() else " (ended)"),
             held=max(0.0, now - self.acquired),
             where=self.where,
-            trace_id=getattr(self.observed, "trace_id", None),
+            trace_id=getattr(self.observer_data, "trace_id", None),
         )
 
 
@@ -296,13 +296,13 @@ def release_once(checkout: Checkout) -> bool:
     The hot path of a return has the two lines of this function instead of a call.
     """
     try:
-        del checkout.lent
+        del checkout.held
     except AttributeError:
         return False
     return True
 
 
-class Loan(Checkout):
+class ManualCheckout(Checkout):
     """A checkout that is returned by a call, maybe in another thread: of ``getconn``, or of an instrumented pool."""
 
     # These are read for each such checkout. A slot in the record is faster to read than a default on the class.
@@ -310,26 +310,26 @@ class Loan(Checkout):
         "block",
         "error_type",
         "flagged",
-        "heard",
-        "observed",
+        "is_observed",
+        "observer_data",
         "queued",
         "retries",
     )
 
-    heard: bool
+    is_observed: bool
     """Whether the observer is notified of this checkout; set by instrumented pools."""
 
 
-def begin(started: float, stack: Stack) -> Loan:
+def begin(started: float, stack: Stack) -> ManualCheckout:
     """Create the record of a checkout that is returned by a call.
 
     This is a function because an ``__init__`` would double the cost.
     """
-    loan = Loan()
-    loan.started = started
-    loan.stack = stack
-    loan.thread = thread_cache.here.thread
-    loan.path = loan.observed = loan.queued = loan.error_type = None
-    loan.block = loan.flagged = False
-    loan.retries = 0
-    return loan
+    checkout = ManualCheckout()
+    checkout.started = started
+    checkout.stack = stack
+    checkout.thread = thread_cache.here.thread
+    checkout.path = checkout.observer_data = checkout.queued = checkout.error_type = None
+    checkout.block = checkout.flagged = False
+    checkout.retries = 0
+    return checkout

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from otel_pgpool.runtime.wakeup import Wakeup
 
 
-class Dropped:
+class CollectedRefs:
     """Weak references to connections that their holders dropped, for the maintenance thread to reclaim."""
 
     def __init__(self, wakeup: Wakeup) -> None:
@@ -23,7 +23,7 @@ class Dropped:
     def append(self, ref: weakref.ref[connection]) -> None:
         """Add a reference. A finalizer calls this, so it does nothing else."""
         self._refs.append(ref)
-        self._wakeup.ring()
+        self._wakeup.set()
 
     def __bool__(self) -> bool:
         return bool(self._refs)

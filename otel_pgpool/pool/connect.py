@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.driver import session
 from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
-from otel_pgpool.driver.error_text import lean
+from otel_pgpool.driver.error_text import without_traceback
 from otel_pgpool.driver.exposure import warn
 from otel_pgpool.driver.notices import bound_notices
 from otel_pgpool.driver.refusal import is_refusal
@@ -22,7 +22,7 @@ from otel_pgpool.pool.backoff import delay_after
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
-from otel_pgpool.runtime.fork import note_end
+from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
 from otel_pgpool.runtime.text import class_of, printable
 from otel_pgpool.runtime.wakeup import Wakeup, start, wait_for
 
@@ -67,17 +67,17 @@ class Connectors:
         notifier: Notifier,
         discarder: Discarder,
         maintenance: MaintenanceThread,
-        on_drop: Callable[[weakref.ref[connection]], None],
+        on_collected: Callable[[weakref.ref[connection]], None],
     ) -> None:
         self._wakeup = Wakeup()
-        self._owner = weakref.ref(owner, self._wakeup.ring_for)  # the threads end with it
+        self._owner = weakref.ref(owner, self._wakeup.set_on_collect)  # the threads end with it
         self._core = core
         self._config = config
         self._target = target
         self._notifier = notifier
         self._discarder = discarder
         self._maintenance = maintenance
-        self._on_drop = on_drop
+        self._on_drop = on_collected
         self._threads: set[threading.Thread] = set()  # those that may connect; under the core's lock
         self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # for `join`, until each has ended
         self._attempts: dict[Slot, ConnectAttempt] = {}  # whoever takes one out tells how it ended
@@ -115,7 +115,7 @@ class Connectors:
                     core.name,
                     error,
                 )
-            self._start_error = lean(error)  # a return may still serve the caller
+            self._start_error = without_traceback(error)  # a return may still serve the caller
 
     def wait_for(self, lock: threading.Lock, deadline: float) -> bool:
         """Wait for a hand-over; if no thread can be started, connect in the calling thread."""
@@ -137,7 +137,7 @@ class Connectors:
 
     def stop(self) -> None:
         """Wake the retry thread, which then finds the pool closed."""
-        self._wakeup.ring()
+        self._wakeup.set()
 
     def join(self, seconds: float) -> None:
         """Wait for the threads to end, for at most ``seconds`` each."""
@@ -159,7 +159,7 @@ class Connectors:
         me = threading.current_thread()
         delay: float | None = 0.0
         try:
-            self._wakeup.renew()
+            self._wakeup.rebuild_if_patched()
             while delay is not None:
                 if delay:
                     self._wakeup.wait(delay)
@@ -167,7 +167,7 @@ class Connectors:
         finally:
             with self._core.lock:
                 self._leave(me)
-            note_end()
+            delay_forks_until_this_thread_ends()
 
     def _step(self, me: threading.Thread, limit: float | None = None) -> float | None:
         """Open one connection if one is wanted; return the seconds until the next step, or None to end."""
@@ -277,8 +277,8 @@ class Connectors:
         slot.pid = conn.get_backend_pid()
         slot.baseline = session.settings(conn)
         slot.key = id(conn)
-        slot.on_drop = self._on_drop
-        slot.tie(conn)
+        slot.on_collected = self._on_drop
+        slot.track(conn)
         slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
 
     def _warn_once(self) -> None:
@@ -292,9 +292,9 @@ class Connectors:
         reason, ended = self._core.connect_succeeded(slot, conn, connect.ended)
         notifier, observer = self._notifier, self._notifier.observer
         if observer is not None:
-            notifier.tell(observer.connected, connect)
+            notifier.notify(observer.connected, connect)
             if ended is not None and not ended.is_refusal:
-                notifier.tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
+                notifier.notify(observer.outage_ended, ended.attempts, connect.ended - ended.since)
         if reason is not None:
             slot.conn = conn
             self._discarder.discard([slot], reason)
@@ -307,7 +307,7 @@ class Connectors:
         try:
             message = attempt.message_of(error, self._target)
         finally:
-            error = lean(error)
+            error = without_traceback(error)
             connect = _describe(attempt, slot, error=error, message=message)
             failed = Attempt(connect.ended, class_of(error), delay, message)
             began, ended = self._core.connect_failed(
@@ -315,11 +315,11 @@ class Connectors:
             )
             notifier, observer = self._notifier, self._notifier.observer
             if observer is not None:
-                notifier.tell(observer.connect_failed, connect)
+                notifier.notify(observer.connect_failed, connect)
                 if began:
-                    notifier.tell(observer.outage_started, connect)
+                    notifier.notify(observer.outage_started, connect)
                 if ended is not None:
-                    notifier.tell(observer.outage_ended, ended.attempts, connect.ended - ended.since)
+                    notifier.notify(observer.outage_ended, ended.attempts, connect.ended - ended.since)
 
 
 def _describe(attempt: ConnectAttempt, slot: Slot, **outcome: Any) -> Connect:

@@ -19,7 +19,7 @@ from otel_pgpool.pool.observed import ObservedByTelemetry
 from otel_pgpool.pool.parts import Parts
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew, renewed
-from otel_pgpool.runtime.thread_cache import renew_here
+from otel_pgpool.runtime.thread_cache import reset_thread_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -115,7 +115,7 @@ class ConnectionPool(ObservedByTelemetry):
             raise refuse("open", open, "True or False")
         if observer is not None and observer is not ... and not hasattr(observer, "attached"):
             raise refuse("observer", observer, "a PoolObserver or None")
-        renew_here()
+        reset_thread_cache()
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         super().__init__(Parts(config, Target(args, kwargs, credentials), _default() if observer is ... else observer))
         self._parts.set_name(registry.register(self, config.name or self._parts.target.name))
@@ -339,7 +339,7 @@ class ConnectionPool(ObservedByTelemetry):
         """Restart the pool in a forked child, without sending anything over the sockets inherited from the parent."""
         self._inherited.update(self._parts.reset_after_fork())
         if self._parts.observer is not None:
-            self._parts.notifier.tell(self._parts.observer.attached, self)
+            self._parts.notifier.notify(self._parts.observer.attached, self)
 
 
 def _default() -> PoolObserver:

@@ -60,4 +60,4 @@ class Discarder:
             fill_room()
         observer = self._notifier.observer
         if closed and observer is not None:
-            self._notifier.tell(observer.discarded, closed, reason, error, checkout)
+            self._notifier.notify(observer.discarded, closed, reason, error, checkout)

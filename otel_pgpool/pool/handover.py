@@ -76,7 +76,7 @@ class Handover(HoldTable):
         checkout.slot = slot
         started, seen = checkout.started, slot.seen
         checkout.acquired = started if started > seen else seen  # noqa: FURB136 - a call of max costs 5 % of a checkout
-        checkout.lent = True
+        checkout.held = True
         slot.checkout = checkout
         conn = slot.conn
         slot.conn = None
@@ -103,7 +103,7 @@ class Handover(HoldTable):
     ) -> None:
         """Set aside, for closing, a taken connection that is too old or dead; count a dead one as a failed attempt."""
         with self.lock:
-            del checkout.lent
+            del checkout.held
             checkout.slot.checkout = None
             self.closing.add(checkout.slot)
             if attempt is not None:
@@ -128,10 +128,10 @@ class Handover(HoldTable):
                 )
             if checkout.queued is None:
                 checkout.queued = now
-                if checkout.observed is not None:
+                if checkout.observer_data is not None:
                     checkout.blockers = [Blocker.of(hold, now) for hold in self._holds()[:LONGEST_HOLDERS]]
                 self.queued += 1
-            checkout.waits_for = NEW if self.opening or len(self.members) < self.maxconn else QUEUED
+            checkout.expected_path = NEW if self.opening or len(self.members) < self.maxconn else QUEUED
             waiter = self.queue.join(checkout)
             self._serve_waiters(now)
             return waiter
@@ -165,7 +165,7 @@ class Handover(HoldTable):
         with self.lock:
             self.growth_requested = self.remaining < self.maxconn
             if self.growth_requested or self.opening:
-                checkout.waits_for = NEW
+                checkout.expected_path = NEW
 
     def count_failure(self, waited: float, *, timed_out: bool) -> None:
         """Count a checkout that ended without a hold after ``waited`` seconds."""
@@ -195,7 +195,7 @@ class Handover(HoldTable):
         queued = checkout.started if checkout.queued is None else checkout.queued
         checkout.acquired = now = max(now, queued)  # the waiter may have queued after the return began
         checkout.path = path
-        checkout.lent = True
+        checkout.held = True
         slot.checkout = checkout
         if path is not None:
             self._count(checkout, now)
@@ -229,7 +229,7 @@ class Handover(HoldTable):
             checkout does not hold the connection any more.
         """
         try:
-            del checkout.lent
+            del checkout.held
         except AttributeError:
             return NOT_HELD
         slot = checkout.slot
@@ -257,7 +257,7 @@ class Handover(HoldTable):
             slot.checkout = None
             self._forget_key(slot)
             if slot.ref() is None:  # the garbage collector cleared the weak reference, but the connection survived
-                slot.tie(conn)
+                slot.track(conn)
             if reason is None and now >= slot.review_at:
                 reason = self._evict_reason(slot, now)
             if reason is not None:
@@ -272,7 +272,7 @@ class Handover(HoldTable):
         with self.lock:
             if not self.holds(checkout):
                 return NOT_HELD
-            del checkout.lent
+            del checkout.held
             slot = checkout.slot
             slot.checkout = None
             reason = self._evict_reason(slot, now) if now >= slot.review_at else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from otel_pgpool.driver.deadline import IO_DEADLINE
-from otel_pgpool.driver.error_text import describe, lean
+from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.driver.session import PING_AFTER, is_readable, ping
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.checkout import NEVER, Attempt
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ class HealthCheck:
         try:
             self._strategy.run(conn, now - slot.seen, _bound(_first_half(limit, now), now))
         except BaseException as failure:
-            asynchronous = is_asynchronous(failure)
-            error = lean(failure)
+            asynchronous = is_external(failure)
+            error = without_traceback(failure)
             message = describe(self._target, error) if self._strategy.is_own else ""
             is_broken = self._strategy.is_own or conn.closed
             reason = DiscardReason.BROKEN if is_broken else DiscardReason.CHECK_FAILED
@@ -195,7 +195,7 @@ class HealthCheck:
                 return False
             self._strategy.query(slot.conn, seconds)
         except Exception as failure:  # whatever was raised, the connection must not be handed over
-            if is_asynchronous(failure):
+            if is_external(failure):
                 raise
             return False
         return True

@@ -97,7 +97,7 @@ class Lifecycle:
         """Refuse new checkouts, fail the waiters, and close the idle connections."""
         idle = self._core.close()
         self._connectors.stop()
-        self._wakeup.ring()
+        self._wakeup.set()
         self._discarder.discard(idle, DiscardReason.CLOSED)
 
     def wait_for_holders(self, deadline: float) -> None:
@@ -105,7 +105,7 @@ class Lifecycle:
         waiter = self._core.register_idle_waiter()
         if waiter is not None:
             wait_for(waiter.lock, deadline - monotonic())
-        self._wakeup.ring()
+        self._wakeup.set()
         self._connectors.join(deadline - monotonic())
         if not self._core.used:
             self._thread.join(max(MIN_JOIN, deadline - monotonic()))
@@ -129,4 +129,4 @@ class Lifecycle:
         has_outcome = outage is not None and not outage.is_refusal and self._core.outage is None
         observer = self._notifier.observer
         if outage is not None and has_outcome and observer is not None:
-            self._notifier.tell(observer.outage_ended, outage.attempts, monotonic() - outage.since)
+            self._notifier.notify(observer.outage_ended, outage.attempts, monotonic() - outage.since)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool.pool.core import State
 from otel_pgpool.pool.snapshot import take_snapshot
-from otel_pgpool.pool.utilization import TICK, Level
+from otel_pgpool.pool.utilization import SAMPLE_INTERVAL, UtilizationAlarm
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason, Outcome
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool.config import PoolConfig
-    from otel_pgpool.pool.collected import Dropped
+    from otel_pgpool.pool.collected import CollectedRefs
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
@@ -34,8 +34,8 @@ RECLAIM_AFTER = 0.05
 class Maintenance:
     """The passes of a pool's maintenance, made by `MaintenanceThread`.
 
-    While connections are checked out a pass also samples the utilization, every `TICK` seconds. After a `TICK` without
-    a checkout the thread parks.
+    While connections are checked out a pass also samples the utilization, every `SAMPLE_INTERVAL` seconds. After a
+    `SAMPLE_INTERVAL` without a checkout the thread parks.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Maintenance:
         discarder: Discarder,
         releaser: Releaser,
         connectors: Connectors,
-        dropped: Dropped,
+        dropped: CollectedRefs,
     ) -> None:
         self._core = core
         self._max_idle = config.max_idle
@@ -56,7 +56,7 @@ class Maintenance:
         self._releaser = releaser
         self._connectors = connectors
         self._queue_of_dropped = dropped
-        self._level = Level(monotonic())
+        self._level = UtilizationAlarm(monotonic())
         self._served = 0  # number of checkouts at the last pass
         self._dropped: list[weakref.ref[connection]] = []  # dropped since the last pass
 
@@ -78,7 +78,7 @@ class Maintenance:
         if self._dropped:
             return RECLAIM_AFTER
         # A hold that begins after this pass cannot be long before another `long_hold` has passed.
-        return seconds if parked else min(seconds, TICK, max(core.long_hold, MIN_PAUSE))
+        return seconds if parked else min(seconds, SAMPLE_INTERVAL, max(core.long_hold, MIN_PAUSE))
 
     def _is_quiet(self) -> bool:
         """Return whether there was no checkout since the last pass."""
@@ -97,7 +97,7 @@ class Maintenance:
             checkout.outcome = Outcome.RECLAIMED
             self._connectors.start_if_needed()
             if observer is not None:
-                self._notifier.tell(observer.reclaimed, checkout)
+                self._notifier.notify(observer.reclaimed, checkout)
         self._discarder.discard(self._core.collect_orphans(now), DiscardReason.RECLAIMED)
 
     def _report(self, now: float) -> None:
@@ -107,7 +107,7 @@ class Maintenance:
         if observer is None:
             return
         for checkout in overdue:
-            self._notifier.tell(observer.held_long, checkout)
+            self._notifier.notify(observer.held_long, checkout)
         change = self._level.look(now, partial(take_snapshot, self._core))
         if change is not None:
-            self._notifier.tell(observer.utilization_changed, *change)
+            self._notifier.notify(observer.utilization_changed, *change)

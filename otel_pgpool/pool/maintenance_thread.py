@@ -5,7 +5,7 @@ from __future__ import annotations
 from logging import DEBUG
 from typing import TYPE_CHECKING, Protocol
 
-from otel_pgpool.runtime.background import Watcher
+from otel_pgpool.runtime.background import BackgroundThread
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Duties(Protocol):
         """Do what is due; return the seconds until the next pass, or None to end the thread."""
 
 
-class MaintenanceThread(Watcher[Duties]):
+class MaintenanceThread(BackgroundThread[Duties]):
     """A thread that sleeps until the next deadline.
 
     After half a second without a checkout it parks: the next checkout wakes it, which costs that checkout some 100 us.
@@ -41,5 +41,5 @@ class MaintenanceThread(Watcher[Duties]):
                 raise
             log_failure(f"pool {self._core.name}: the maintenance thread could not be started", error, DEBUG)
 
-    def _look(self, duties: Duties) -> float | None:
+    def _run_once(self, duties: Duties) -> float | None:
         return duties.run_once()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from otel_pgpool.driver.session import abandon
 from otel_pgpool.pool.acquire import Acquirer
 from otel_pgpool.pool.checkout import AT_ONCE
-from otel_pgpool.pool.collected import Dropped
+from otel_pgpool.pool.collected import CollectedRefs
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
 from otel_pgpool.pool.discard import Discarder
@@ -88,7 +88,7 @@ class Parts:
         )
         core.parked = True  # so that the first checkout starts the maintenance thread
         wakeup = Wakeup()
-        dropped = Dropped(wakeup)
+        dropped = CollectedRefs(wakeup)
         discarder = Discarder(core, notifier)
         thread = MaintenanceThread(core, wakeup)
         releaser = Releaser(
@@ -103,7 +103,7 @@ class Parts:
             notifier=notifier,
             discarder=discarder,
             maintenance=thread,
-            on_drop=dropped.append,
+            on_collected=dropped.append,
         )
         acquirer = Acquirer(
             core=core,

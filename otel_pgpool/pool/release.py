@@ -7,12 +7,12 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver import session
-from otel_pgpool.driver.deadline import sever
-from otel_pgpool.driver.error_text import describe, lean
+from otel_pgpool.driver.deadline import shutdown_socket
+from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.core import NOT_HELD
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.runtime.gc_state import is_collecting_here
 from otel_pgpool.types import DiscardReason, Outcome
 
@@ -97,7 +97,7 @@ class Releaser:
             self.reset_and_release(checkout, conn, None, close=close)
         elif self._notifier.observer is not None and not checkout.is_reported:
             checkout.released = monotonic()
-            self._notifier.tell(self._notifier.observer.released, checkout)
+            self._notifier.notify(self._notifier.observer.released, checkout)
 
     def reset_and_release(
         self, checkout: Checkout, conn: connection, error: BaseException | None, *, close: bool = False
@@ -135,7 +135,7 @@ class Releaser:
             return (DiscardReason.BROKEN if is_broken else DiscardReason.RETURNED_CLOSED), error
         status = conn.get_transaction_status()
         if status == session.ACTIVE:  # another thread uses it; cut it now, as between two statements it would look idle
-            sever(conn)
+            shutdown_socket(conn)
         if status in session.UNUSABLE or session.ended_session(error):
             return DiscardReason.BROKEN, error
         refused = checkout.block and session.refused_writing(error, conn)
@@ -146,9 +146,9 @@ class Releaser:
                 evicted = self._core.drain(DiscardReason.READ_ONLY)
                 self._discarder.discard(evicted, DiscardReason.READ_ONLY, error, checkout)
         except BaseException as failure:
-            if is_asynchronous(failure):
+            if is_external(failure):
                 raise
-            return (DiscardReason.BROKEN if conn.closed else DiscardReason.RESET_FAILED), lean(failure)
+            return (DiscardReason.BROKEN if conn.closed else DiscardReason.RESET_FAILED), without_traceback(failure)
         return None, None
 
     def _release(
@@ -179,19 +179,19 @@ class Releaser:
             try:
                 observer.released(checkout)
             except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
-                self._notifier.lament(error)
-            checkout.ended = True
+                self._notifier.log_error(error)
+            checkout.end_reported = True
 
     def _abandon(self, checkout: Checkout) -> None:
         """Notify the observer of a checkout that returns no connection: returned before, or a parent process's."""
         if self._notifier.observer is not None:
-            self._notifier.tell(self._notifier.observer.abandoned, checkout)
-        checkout.ended = True
+            self._notifier.notify(self._notifier.observer.abandoned, checkout)
+        checkout.end_reported = True
 
     def _defer(self, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
         """Leave a return to the maintenance thread, because the garbage collector is running in this thread."""
         self._deferred.append((checkout, conn, close))
-        self._wakeup.ring()
+        self._wakeup.set()
 
     def complete_deferred(self) -> None:
         """Complete the returns that happened inside the garbage collector. Called by the maintenance thread."""

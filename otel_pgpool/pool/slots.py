@@ -73,13 +73,13 @@ class SlotTable:
 
     # Rules of the lock. It guards every attribute of this class and of `Core`. Code that holds the lock does no I/O,
     # logging or telemetry, calls no user code and does not wait. The garbage collector may run under the lock, so the
-    # finalizers of this package never take it (`Dropped`), and the maintenance thread completes returns that happen
-    # inside the garbage collector (`gc_state`). The lock is reentrant, because an application's finalizers and signal
-    # handlers may call the pool while their thread holds it. A method whose name begins with an underscore expects its
-    # caller to hold the lock.
+    # finalizers of this package never take it (`CollectedRefs`), and the maintenance thread completes returns that
+    # happen inside the garbage collector (`gc_state`). The lock is reentrant, because an application's finalizers and
+    # signal handlers may call the pool while their thread holds it. A method whose name begins with an underscore
+    # expects its caller to hold the lock.
     #
     # A checkout that finds an idle connection, and a return while nobody waits, do not take the lock. They rely on
-    # atomic steps: list.pop gives a slot to one caller only, deleting `Checkout.lent` succeeds once only, and only the
+    # atomic steps: list.pop gives a slot to one caller only, deleting `Checkout.held` succeeds once only, and only the
     # holder of a slot changes the slot's counters. Between these steps a slot is in no set, so it counts as used: it is
     # not handed over twice, and no limit is exceeded. Each side does its own step first and then looks for the other's:
     # a return appends to `idle` and then reads the queue, a waiter queues and then reads `idle`, so that at least one

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from otel_pgpool.stats import PoolStats
 
-TICK = 0.5
+SAMPLE_INTERVAL = 0.5
 """Seconds between two samples of the utilization while a connection is checked out."""
 
 HYSTERESIS = 0.10
 """Amount by which the utilization must fall below a threshold before the level is left."""
 
 
-class Level:
+class UtilizationAlarm:
     """The utilization level of one pool.
 
     The level changes when two consecutive samples agree, so that a pool with one connection does not flap.
@@ -38,8 +38,8 @@ class Level:
         return self._level == self._seen == 0
 
     def look(self, now: float, stats: Callable[[], PoolStats]) -> tuple[str, PoolStats] | None:
-        """Sample the utilization, once per `TICK`; return the level's new name and the figures if it has changed."""
-        if now - self._looked < TICK:
+        """Sample the utilization, once per `SAMPLE_INTERVAL`; return the new level and the figures if it has changed."""
+        if now - self._looked < SAMPLE_INTERVAL:
             return None
         self._looked = now
         figures = stats()
@@ -67,6 +67,3 @@ def status_of(utilization: float) -> PoolStatus:
     if utilization >= CRITICAL_UTILIZATION:
         return PoolStatus.CRITICAL
     return PoolStatus.HIGH if utilization >= HIGH_UTILIZATION else PoolStatus.OK
-
-
-level_name = status_of

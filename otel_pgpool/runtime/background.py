@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from otel_pgpool.runtime.failures import log_failure
 from otel_pgpool.runtime.fork import keep_from_forking
-from otel_pgpool.runtime.gevent import is_outdated
+from otel_pgpool.runtime.gevent import is_unpatched
 from otel_pgpool.runtime.wakeup import start
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ AFTER_FAILURE = 0.5
 """Seconds between a failed pass and the next one."""
 
 
-class Watcher(Generic[Subject]):
+class BackgroundThread(Generic[Subject]):
     """A daemon thread, started at the first `wake`.
 
     It has a weak reference to its subject, and ends with the subject.
@@ -39,7 +39,7 @@ class Watcher(Generic[Subject]):
 
     def serve(self, subject: Subject) -> None:
         """Set the subject, before the first `wake`."""
-        self._subject = weakref.ref(subject, self._wakeup.ring_for)
+        self._subject = weakref.ref(subject, self._wakeup.set_on_collect)
 
     def wake(self) -> None:
         """Start the next pass now, in a new thread if none runs.
@@ -54,16 +54,16 @@ class Watcher(Generic[Subject]):
                     self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                     start(self._thread)  # after an interrupt the thread may or may not run
                     return  # without a ring: the thread begins with a pass, and a second one would follow at once
-        self._wakeup.ring()
+        self._wakeup.set()
 
     def _renew(self) -> None:
         """Replace the locks if gevent has patched them.
 
         ``opentelemetry-instrument`` imports this package before gevent applies its patches.
         """
-        if is_outdated(self._lock):
+        if is_unpatched(self._lock):
             self._lock = threading.Lock()
-            self._wakeup.renew()
+            self._wakeup.rebuild_if_patched()
 
     def _runs(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -92,8 +92,8 @@ class Watcher(Generic[Subject]):
         if subject is None or self._thread is not threading.current_thread():
             return None
         with keep_from_forking():
-            return self._look(subject)
+            return self._run_once(subject)
 
-    def _look(self, subject: Subject) -> float | None:
+    def _run_once(self, subject: Subject) -> float | None:
         """Do what is due; return the seconds until the next pass, or None to end the thread."""
         raise NotImplementedError

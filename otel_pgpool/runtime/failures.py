@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("otel_pgpool")
 
-LAMENT_INTERVAL = 60.0
+ERROR_LOG_INTERVAL = 60.0
 """Minimum number of seconds between two log records about an observer that raises."""
 
 
-class Guard:
+class ObserverGuard:
     """A protected way to call the observer of one pool."""
 
     def __init__(self, pool_name: str) -> None:
         self.pool_name = pool_name
-        self._next_lament = 0.0
+        self._next_log = 0.0
 
-    def tell(self, method: Callable[..., None], *args: object) -> None:
+    def notify(self, method: Callable[..., None], *args: object) -> None:
         """Notify the observer by calling one of its methods."""
         try:
             method(*args)
         except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
-            self.lament(error)
+            self.log_error(error)
 
-    def lament(self, error: Exception) -> None:
+    def log_error(self, error: Exception) -> None:
         """Log that the observer raised, at most once a minute.
 
         An exception that a signal handler raised during the call, as Celery's does at the soft time limit, is not the
         observer's and is raised again.
         """
-        if is_asynchronous(error):
+        if is_external(error):
             raise error
         now = monotonic()
-        if now < self._next_lament:
+        if now < self._next_log:
             return
-        self._next_lament = now + LAMENT_INTERVAL
+        self._next_log = now + ERROR_LOG_INTERVAL
         log_failure(
             f"pool {self.pool_name}: the observer raised an error; telemetry is being lost, the pool is not affected",
             error,
@@ -81,11 +81,11 @@ def log_safely(level: int, message: str, *args: object, **options: Any) -> None:
     try:
         logger.log(level, message, *args, **options)
     except Exception as failure:
-        if is_asynchronous(failure):
+        if is_external(failure):
             raise
 
 
-def is_asynchronous(error: BaseException) -> bool:
+def is_external(error: BaseException) -> bool:
     """Return whether an error is not an ``Exception``, or was raised by a signal handler.
 
     Signal handlers run in the main thread only.

@@ -216,7 +216,7 @@ def keep_from_forking() -> Iterator[None]:
         _delaying.discard(me)
 
 
-def note_end() -> None:
+def delay_forks_until_this_thread_ends() -> None:
     """Delay ``os.fork`` until this thread, which has connected, has ended.
 
     If the server asks for a password, OpenSSL keeps memory for the thread and frees it under a lock, after Python

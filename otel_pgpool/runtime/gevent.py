@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 
-def is_outdated(lock: object) -> bool:
+def is_unpatched(lock: object) -> bool:
     """Return whether gevent has replaced ``threading.Lock`` since this lock was created.
 
     Waiting on such a lock would stop every greenlet.

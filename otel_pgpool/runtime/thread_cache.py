@@ -19,7 +19,7 @@ def _make_here() -> Any:
 here = _make_here()
 
 
-def renew_here() -> None:
+def reset_thread_cache() -> None:
     """Replace the thread cache if gevent has replaced ``threading.local`` since this module was imported."""
     global here  # noqa: PLW0603 - a module-level name is the fastest that a checkout can read
     if not isinstance(here, threading.local):

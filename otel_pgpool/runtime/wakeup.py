@@ -7,7 +7,7 @@ import sys
 import threading
 from contextlib import suppress
 
-from otel_pgpool.runtime.gevent import is_outdated
+from otel_pgpool.runtime.gevent import is_unpatched
 
 
 def wait_for(lock: threading.Lock, seconds: float) -> bool:
@@ -39,7 +39,7 @@ def start(thread: threading.Thread) -> None:
 class Wakeup:
     """An event on which one thread waits: a binary semaphore made of one raw lock.
 
-    `ring` neither blocks nor takes a lock, so that the garbage collector may call it in any critical section, where
+    `set` neither blocks nor takes a lock, so that the garbage collector may call it in any critical section, where
     ``threading.Event`` would deadlock.
     """
 
@@ -47,22 +47,22 @@ class Wakeup:
         self._lock = threading.Lock()
         self._lock.acquire()
 
-    def renew(self) -> None:
+    def rebuild_if_patched(self) -> None:
         """Replace the lock if gevent has patched the kind of it. Called before the first wait."""
-        if is_outdated(self._lock):
+        if is_unpatched(self._lock):
             lock = threading.Lock()
             lock.acquire()
             self._lock = lock
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """End the present wait, or the next one."""
         with suppress(RuntimeError):  # the lock is free already
             self._lock.release()
 
-    def ring_for(self, _dead: object) -> None:
-        """Ring, as the callback of a weak reference."""
-        self.ring()
+    def set_on_collect(self, _dead: object) -> None:
+        """Set the event, as the callback of a weak reference."""
+        self.set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep until rung, for at most ``seconds``; return True if rung."""
+        """Sleep until the event is set, for at most ``seconds``; return whether it was."""
         return wait_for(self._lock, seconds)

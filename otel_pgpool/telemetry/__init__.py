@@ -113,13 +113,13 @@ class Telemetry:
         """Start the span of a checkout."""
         context = leave_ended()
         if context.get(SUPPRESSION_KEY):
-            checkout.observed = SUPPRESSED
+            checkout.observer_data = SUPPRESSED
         else:
             self._spans.start(checkout, context)
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""
-        state: CheckoutState | None = checkout.observed
+        state: CheckoutState | None = checkout.observer_data
         if state is None:
             context = None
         elif state is SUPPRESSED:
@@ -135,7 +135,7 @@ class Telemetry:
 
     def failed(self, checkout: Checkout, error: BaseException) -> None:
         """End the span of a checkout that received no connection, and record its wait."""
-        state: CheckoutState | None = checkout.observed
+        state: CheckoutState | None = checkout.observer_data
         context = None
         checkout.error_type = self._error_types.of(checkout.error_type or class_of(error))
         if state is not None and state is not SUPPRESSED:
@@ -153,7 +153,7 @@ class Telemetry:
 
         In this order the histogram's code is still in the cache from the wait.
         """
-        state: CheckoutState | None = checkout.observed
+        state: CheckoutState | None = checkout.observer_data
         if state is None:
             context = None
         else:
@@ -177,7 +177,7 @@ class Telemetry:
 
     def abandoned(self, checkout: Checkout) -> None:
         """Detach the context of a checkout whose span this process must not end."""
-        state: CheckoutState | None = checkout.observed
+        state: CheckoutState | None = checkout.observer_data
         if state is not None:
             state.leave()
 
@@ -195,11 +195,11 @@ class Telemetry:
 
         The caller holds the lock.
         """
-        if checkout.told:
+        if checkout.long_hold_reported:
             return None
-        checkout.told = True
+        checkout.long_hold_reported = True
         attributes = self._long_hold_attributes(checkout)
-        state: CheckoutState | None = checkout.observed
+        state: CheckoutState | None = checkout.observer_data
         if state is not None and state is not SUPPRESSED:
             self._spans.long_hold(state, attributes)
         return {**attributes, names.ATTR_THREAD_NAME: thread_names[checkout.thread.name]}
@@ -269,4 +269,4 @@ class Telemetry:
 
 
 def _context(checkout: Checkout) -> Context | None:
-    return None if checkout.observed is None else checkout.observed.context
+    return None if checkout.observer_data is None else checkout.observer_data.context

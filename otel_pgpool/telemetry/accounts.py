@@ -131,7 +131,7 @@ class Account:
             for attributes, value in counts.items():
                 reported[attributes] = max(reported[attributes], value)
 
-    def note_end(self, reader: object, now: float) -> None:
+    def delay_forks_until_this_thread_ends(self, reader: object, now: float) -> None:
         """Note that a reader collects after the end of this name's pools."""
         self._first_collections.setdefault(reader, now)
 
@@ -217,7 +217,7 @@ class Accounts:
                 self._ended[name] = self._open.pop(name)
         for account in self._ended.values():
             account.merge_collected()
-            account.note_end(reader, now)
+            account.delay_forks_until_this_thread_ends(reader, now)
         shown = [account for account in self._ended.values() if not account.has_exported_end(reader, now, kept)]
         self.shown = [*self._open.values(), *shown]
         for account in self.shown:

@@ -10,7 +10,7 @@ from opentelemetry.context import attach
 
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.failures import is_asynchronous
+from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import detach
@@ -68,7 +68,7 @@ class Logs:
         try:
             copy_context().run(self._log, level, shown, extra, context)  # whatever is raised inside, ours is as before
         except Exception as failure:  # a handler that raises costs its record, and nothing else
-            if is_asynchronous(failure):
+            if is_external(failure):
                 raise
 
     def _log(self, level: int, text: str, extra: Mapping[str, Any], context: Context | None) -> None:

@@ -78,7 +78,7 @@ class Spans:
         state.context = context
         state.began_ns = time_ns()
         state.began = monotonic()
-        checkout.observed = state  # before the span starts, which an interrupt would leave open otherwise
+        checkout.observer_data = state  # before the span starts, which an interrupt would leave open otherwise
         if self._deferred_spans:
             return
         # By position: each argument by name costs 20 ns.
@@ -86,7 +86,7 @@ class Spans:
             SPAN_CHECKOUT, context, INTERNAL, self._attributes, (), state.began_ns
         )
         if type(span) is NonRecordingSpan and not span.get_span_context().is_valid:
-            checkout.observed = None  # the provider creates no spans
+            checkout.observer_data = None  # the provider creates no spans
         else:
             state.context = CheckoutContext.of(context, span)
 
@@ -127,7 +127,7 @@ class Spans:
                 ATTR_WAIT_TIME: ((checkout.acquired - checkout.started) * 1e6 + 0.5) // 1.0 / 1e6,
                 ATTR_HOLD_TIME: ((checkout.released - checkout.acquired) * 1e6 + 0.5) // 1.0 / 1e6,
                 ATTR_RETRIES: checkout.retries,
-                ATTR_PATH: str(checkout.path or checkout.waits_for),
+                ATTR_PATH: str(checkout.path or checkout.expected_path),
                 ATTR_LONG_HOLD: checkout.flagged,
                 ATTR_OUTCOME: str(checkout.outcome),
                 ATTR_CONNECTION_ID: slot.serial,
@@ -152,7 +152,7 @@ class Spans:
             {
                 ATTR_WAIT_TIME: round(checkout.released - checkout.started, DIGITS),
                 ATTR_RETRIES: checkout.retries,
-                ATTR_PATH: str(checkout.waits_for),
+                ATTR_PATH: str(checkout.expected_path),
                 ATTR_OUTCOME: str(checkout.outcome),
                 ATTR_THREAD_NAME: thread_names[checkout.thread.name],
             }
@@ -206,7 +206,7 @@ class Spans:
 
     def connect(self, connect: Connect, error_type: str | None) -> Context | None:
         """Record an attempt to connect as a span; return the context of the span, or None if there is none."""
-        asked_by = None if connect.asked_by is None else connect.asked_by.observed
+        asked_by = None if connect.asked_by is None else connect.asked_by.observer_data
         if self._mode == "off" or asked_by is SUPPRESSED:
             return None
         if self._mode == "parent" and (asked_by is None or asked_by.span is None):
@@ -250,7 +250,7 @@ def _links(checkout: Checkout) -> list[Link]:
     """Return links to the spans of the holds that a checkout waited for."""
     links = []
     for blocker in checkout.blockers:
-        span = getattr(blocker.observed, "span", None)
+        span = getattr(blocker.observer_data, "span", None)
         if span is not None and span.get_span_context().is_valid:
             attributes = {names.ATTR_HELD: round(blocker.held, DIGITS), names.ATTR_CONNECTION_ID: blocker.connection_id}
             links.append(Link(span.get_span_context(), attributes))
@@ -267,7 +267,7 @@ def _longest_holder(checkout: Checkout) -> dict[str, AttributeValue]:
         names.ATTR_BLOCKER_PID: longest.pid,
         names.ATTR_BLOCKER_CHECKED_OUT_AT: longest.path_to,
     }
-    trace_id = getattr(longest.observed, "trace_id", None)
+    trace_id = getattr(longest.observer_data, "trace_id", None)
     if trace_id is not None:
         attributes[names.ATTR_BLOCKER_TRACE_ID] = trace_id
     return attributes

@@ -87,8 +87,8 @@ class Desk:
         """Let a connect succeed; return why its connection was closed at once, or None."""
         conn = FakeConnection()
         slot.key = id(conn)
-        slot.on_drop = self.dropped.append
-        slot.tie(conn)
+        slot.on_collected = self.dropped.append
+        slot.track(conn)
         slot.pid = 1000 + self.core.created
         slot.expires = self.now + lifetime
         slot.review_at = min(slot.review_at, slot.expires)

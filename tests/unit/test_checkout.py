@@ -108,7 +108,7 @@ def held(started: float = 10.0) -> Checkout:
 def test_a_new_checkout() -> None:
     """It knows who asked, when and where, and has got nothing."""
     checkout = checkout_at()
-    assert (checkout.started, checkout.path, checkout.observed, checkout.retries) == (10.0, None, None, 0)
+    assert (checkout.started, checkout.path, checkout.observer_data, checkout.retries) == (10.0, None, None, 0)
     assert checkout.thread is threading.current_thread()
     assert checkout.where.endswith(" checkout_at")
 
@@ -150,9 +150,9 @@ def test_a_holder_has_the_trace_of_whoever_observes_it() -> None:
         trace_id = "0af7651916cd43dd8448eb211c80319c"
 
     checkout = held()
-    checkout.observed = Traced()
+    checkout.observer_data = Traced()
     assert checkout.holder(15.5).trace_id == "0af7651916cd43dd8448eb211c80319c"
-    checkout.observed = object()
+    checkout.observer_data = object()
     assert checkout.holder(15.5).trace_id is None
 
 

@@ -218,7 +218,7 @@ def test_a_refused_caller_was_never_queued() -> None:
     refused = desk.ask()
     with pytest.raises(TooManyRequests):
         desk.join(refused)
-    assert (refused.queued, refused.waits_for) == (None, "idle")
+    assert (refused.queued, refused.expected_path) == (None, "idle")
     assert desk.core.queued == 1
 
 
@@ -229,12 +229,12 @@ def test_a_waiter_knows_whom_it_waits_for() -> None:
     holders = []
     for _ in range(7):
         holders.append(desk.hold()[0])
-        holders[-1].observed = object()
+        holders[-1].observer_data = object()
         desk.now += 1
     asking = desk.ask()
-    asking.observed = object()
+    asking.observer_data = object()
     blockers = desk.join(asking).checkout.blockers
-    assert [blocker.observed for blocker in blockers] == [holder.observed for holder in holders[:5]]
+    assert [blocker.observer_data for blocker in blockers] == [holder.observer_data for holder in holders[:5]]
     assert [blocker.connection_id for blocker in blockers] == [holder.slot.serial for holder in holders[:5]]
     assert [blocker.held for blocker in blockers] == [7, 6, 5, 4, 3]
     assert [blocker.pid for blocker in blockers] == [holder.slot.pid for holder in holders[:5]]
@@ -245,9 +245,9 @@ def test_a_waiter_keeps_no_checkout_of_those_it_waits_for() -> None:
     """They may have waited themselves, for others that have: all that ever queued would be kept."""
     desk = Desk(1, 1)
     desk.connect()
-    desk.hold()[0].observed = object()
+    desk.hold()[0].observer_data = object()
     asking = desk.ask()
-    asking.observed = object()
+    asking.observer_data = object()
     (blocker,) = desk.join(asking).checkout.blockers
     assert not [part for part in blocker if isinstance(part, Checkout)]
 
@@ -264,13 +264,13 @@ def test_a_waiter_says_what_it_waits_for() -> None:
     """``new`` while there is room or a connection is being made, else ``queued``."""
     desk = Desk(0, 1)
     first = desk.join()
-    assert first.checkout.waits_for == "new"
+    assert first.checkout.expected_path == "new"
     desk.claim()
-    assert desk.join().checkout.waits_for == "new"
+    assert desk.join().checkout.expected_path == "new"
     full = Desk(1, 1)
     full.connect()
     full.hold()
-    assert full.join().checkout.waits_for == "queued"
+    assert full.join().checkout.expected_path == "queued"
 
 
 def test_a_waiter_that_finds_a_stale_connection_looks_at_it_first() -> None:

@@ -67,7 +67,7 @@ def test_a_caller_that_does_not_wait_asks_for_growth_once() -> None:
     desk.hold()
     asking = desk.ask()
     desk.core.request_growth(asking)
-    assert asking.waits_for == "new"
+    assert asking.expected_path == "new"
     slot = desk.claim()
     assert slot is not None
     assert slot.asked_by is None
@@ -81,7 +81,7 @@ def test_a_full_pool_does_not_grow() -> None:
     checkout, conn = desk.hold()
     asking = desk.ask()
     desk.core.request_growth(asking)
-    assert asking.waits_for == "idle", "it has not queued"
+    assert asking.expected_path == "idle", "it has not queued"
     desk.core.resize(0, 1)
     desk.give_back(checkout, conn, "broken")
     assert desk.claim() is None
@@ -95,7 +95,7 @@ def test_a_caller_that_has_queued_before_says_so() -> None:
     asking = desk.ask()
     desk.join(asking)
     desk.core.request_growth(asking)
-    assert asking.waits_for == "queued"
+    assert asking.expected_path == "queued"
     desk.core.leave(asking, None)
     desk.give_back(checkout, conn)
 

@@ -193,7 +193,7 @@ def test_a_descriptor_that_is_somebody_elses_by_now() -> None:
         def fileno(self) -> int:
             return next(self.numbers)
 
-    deadlines.sever(Reconnecting())  # type: ignore[arg-type]  # all that is asked of it
+    deadlines.shutdown_socket(Reconnecting())  # type: ignore[arg-type]  # all that is asked of it
     mine.sendall(b"alive")
     assert other.recv(5) == b"alive"
     mine.close()

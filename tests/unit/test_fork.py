@@ -199,7 +199,7 @@ def test_a_fork_waits_for_the_end_of_a_thread_that_has_connected() -> None:
 
     def connect() -> None:
         local.kept = Slow()
-        forking.note_end()
+        forking.delay_forks_until_this_thread_ends()
 
     thread = threading.Thread(target=connect)
     thread.start()

@@ -13,10 +13,10 @@ from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.pool import connect
 from otel_pgpool.driver import deadline as deadlines
 from otel_pgpool.runtime.wakeup import Wakeup
-from otel_pgpool.runtime.background import Watcher
+from otel_pgpool.runtime.background import BackgroundThread
 
-class Watch(Watcher[set]):
-    def _look(self, subject):
+class Watch(BackgroundThread[set]):
+    def _run_once(self, subject):
         looked.append(len(looked))
         return math.inf
 

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from otel_pgpool.driver.dsn import Target, UnknownTarget
-from otel_pgpool.driver.error_text import LONGEST_KEPT, describe, lean
+from otel_pgpool.driver.error_text import LONGEST_KEPT, describe, without_traceback
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.refusal import is_refusal
 from otel_pgpool.errors import error_type
@@ -197,19 +197,22 @@ class PeculiarError(Exception):
 def test_an_error_that_cannot_say_its_text() -> None:
     """Its class is told, and nothing is raised."""
     assert (describe(UnknownTarget(), Mute()), error_type(Mute())) == ("", "Mute")
-    assert type(lean(Mute())) is Mute
+    assert type(without_traceback(Mute())) is Mute
     assert not is_refusal(Mute())
 
 
 def test_long_errors_of_a_program() -> None:
     """Of any error the beginning is kept; of one that cannot be made from a text its class too."""
-    assert (type(lean(ValueError("x" * 10**6))), len(str(lean(ValueError("x" * 10**6))))) == (ValueError, LONGEST_TEXT)
-    assert str(lean(PeculiarError("x" * 10**6, ""))).startswith("PeculiarError: xxx")
+    assert (type(without_traceback(ValueError("x" * 10**6))), len(str(without_traceback(ValueError("x" * 10**6))))) == (
+        ValueError,
+        LONGEST_TEXT,
+    )
+    assert str(without_traceback(PeculiarError("x" * 10**6, ""))).startswith("PeculiarError: xxx")
 
 
 def test_what_is_kept_of_an_error() -> None:
     """Of an error with megabytes of text its beginning, its class and its SQLSTATE."""
     long, short = raised("57014", "x" * 2 * LONGEST_KEPT), raised("57014", "x")
-    kept = lean(long)
+    kept = without_traceback(long)
     assert (type(kept), error_type(kept), len(str(kept))) == (Raised, "57014", LONGEST_TEXT)
-    assert lean(short) is short
+    assert without_traceback(short) is short

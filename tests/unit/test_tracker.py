@@ -30,7 +30,7 @@ from tests.support.adapters import FakeAdapter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.pool.checkout import Loan
+    from otel_pgpool.pool.checkout import ManualCheckout
 
 
 class FakeConnection:
@@ -125,12 +125,12 @@ def recorder(tracker: PoolTracker) -> Recorder:
     return observer
 
 
-def start(tracker: PoolTracker) -> Loan:
+def start(tracker: PoolTracker) -> ManualCheckout:
     frame = sys._getframe(1)
     return tracker.start((frame.f_code, frame.f_lasti))
 
 
-def acquire(tracker: PoolTracker, conn: object) -> Loan:
+def acquire(tracker: PoolTracker, conn: object) -> ManualCheckout:
     checkout = start(tracker)
     tracker.acquired(checkout, conn)
     return checkout
@@ -246,7 +246,7 @@ def test_queued(tracker: PoolTracker) -> None:
     tracker.gate = OPEN
     holders = [acquire(tracker, FakeConnection(pid)) for pid in range(7)]
     waiter = start(tracker)
-    waiter.observed = object()
+    waiter.observer_data = object()
     tracker.enqueued(waiter)
     assert tracker.stats().waiting == 1
     assert [blocker.connection_id for blocker in waiter.blockers] == [1, 2, 3, 4, 5]
@@ -266,7 +266,7 @@ def test_light_checkout_is_promoted(tracker: PoolTracker) -> None:
     checkout = tracker.promote_checkout_of(conn)
     assert checkout is not None
     assert tracker.promote_checkout_of(conn) is None
-    assert (checkout.thread, checkout.path, checkout.slot.pid, checkout.heard) == (
+    assert (checkout.thread, checkout.path, checkout.slot.pid, checkout.is_observed) == (
         threading.current_thread(),
         "idle",
         12,

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from otel_pgpool.pool.collected import Dropped
+from otel_pgpool.pool.collected import CollectedRefs
 from otel_pgpool.runtime.wakeup import Wakeup, start, wait_for
 from tests.support.fakes import FakeConnection
 
@@ -16,15 +16,15 @@ from tests.support.fakes import FakeConnection
 def test_a_ring_ends_the_next_wait() -> None:
     """It is not lost when nobody waits at that moment."""
     wakeup = Wakeup()
-    wakeup.ring()
+    wakeup.set()
     assert wakeup.wait(math.inf) is True
 
 
 def test_rings_do_not_add_up() -> None:
     """However often it rang, one wait is ended."""
     wakeup = Wakeup()
-    wakeup.ring()
-    wakeup.ring()
+    wakeup.set()
+    wakeup.set()
     assert wakeup.wait(0) is True
     assert wakeup.wait(0) is False
 
@@ -33,7 +33,7 @@ def test_a_weak_reference_may_ring() -> None:
     """As the callback of an object's end."""
     wakeup = Wakeup()
     conn = FakeConnection()
-    ref = weakref.ref(conn, wakeup.ring_for)
+    ref = weakref.ref(conn, wakeup.set_on_collect)
     del conn
     assert ref() is None
     assert wakeup.wait(0) is True
@@ -56,7 +56,7 @@ def test_waiting_for_a_lock_takes_any_time() -> None:
 def test_dropped_connections_gather_until_drained() -> None:
     """In the order in which they were dropped; the drain empties it, and each drop rings."""
     wakeup = Wakeup()
-    dropped = Dropped(wakeup)
+    dropped = CollectedRefs(wakeup)
     assert not dropped
     conns = [FakeConnection(), FakeConnection()]
     refs = [weakref.ref(conn, dropped.append) for conn in conns]

@@ -23,8 +23,8 @@ from otel_pgpool.instrumentation.adapters.psycopg2.results import (
     still_checked_out,
 )
 from otel_pgpool.instrumentation.guards import raise_if_asynchronous
-from otel_pgpool.pool.call_site import stack_around, whole_stack_of
-from otel_pgpool.pool.checkout import Loan
+from otel_pgpool.pool.call_site import call_sites_fast, caller_call_sites
+from otel_pgpool.pool.checkout import ManualCheckout
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
@@ -63,8 +63,8 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:
                 frame = _getframe(1)
             except ValueError:  # no Python caller, as for a greenlet's first function
                 frame = _getframe()
-            checkout = Loan()
-            tracker.start_with(checkout, whole_stack_of(frame))
+            checkout = ManualCheckout()
+            tracker.start_with(checkout, call_sites_fast(frame))
             conn = original(self, None)
             tracker.acquired(checkout, conn)
         except BaseException as error:
@@ -225,7 +225,7 @@ def _handle_failed_light_getconn(
 ) -> None:
     """Record a failed checkout, or release the connection that was not delivered."""
     if conn is None:
-        checkout = tracker.start(stack_around(_getframe(1)))
+        checkout = tracker.start(caller_call_sites(_getframe(1)))
         checkout.started = started
         record_failure(tracker, pool, checkout, error)
     else:

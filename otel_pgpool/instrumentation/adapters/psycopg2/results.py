@@ -17,7 +17,7 @@ from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.tracker import PoolTracker
-    from otel_pgpool.pool.checkout import Loan, Slot
+    from otel_pgpool.pool.checkout import ManualCheckout, Slot
 
 EXHAUSTED = "connection pool exhausted"
 
@@ -31,18 +31,20 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 def handle_failed_getconn(
-    tracker: PoolTracker, pool: Any, checkout: Loan | None, acquired: Any, error: BaseException
+    tracker: PoolTracker, pool: Any, checkout: ManualCheckout | None, acquired: Any, error: BaseException
 ) -> None:
     """Record a failed checkout, and release a connection that an interrupt has kept from the caller."""
     if acquired is not None:
         release_unused(pool, acquired)
-    if checkout is not None and hasattr(checkout, "heard") and not hasattr(checkout, "released"):
+    if checkout is not None and hasattr(checkout, "is_observed") and not hasattr(checkout, "released"):
         if not hasattr(checkout, "started"):
             checkout.started = monotonic()
         record_failure(tracker, pool, checkout, error)
 
 
-def handle_failed_putconn(tracker: PoolTracker, pool: Any, conn: Any, checkout: Loan, error: BaseException) -> None:
+def handle_failed_putconn(
+    tracker: PoolTracker, pool: Any, conn: Any, checkout: ManualCheckout, error: BaseException
+) -> None:
     """Record the end of a hold, unless the release was refused, or interrupted early."""
     if isinstance(error, psycopg2.Error):
         tracker.released(checkout, Outcome.DISCARDED, error)
@@ -56,7 +58,7 @@ def release_unused(pool: Any, conn: Any) -> None:
         private.put_back(pool, conn)
 
 
-def record_failure(tracker: PoolTracker, pool: Any, checkout: Loan, error: BaseException) -> None:
+def record_failure(tracker: PoolTracker, pool: Any, checkout: ManualCheckout, error: BaseException) -> None:
     """Record that the pool handed over no connection."""
     refusal = None
     if is_exhausted(error):
@@ -79,7 +81,7 @@ def still_checked_out(pool: Any, conn: Any, error: BaseException) -> bool:
 
 
 def record_discard(
-    tracker: PoolTracker, slot: Slot, was_closed: int, *, close: bool, checkout: Loan | None = None
+    tracker: PoolTracker, slot: Slot, was_closed: int, *, close: bool, checkout: ManualCheckout | None = None
 ) -> None:
     """Record that the pool closed a connection at its release: as requested, as dead, or as one too many."""
     if was_closed:

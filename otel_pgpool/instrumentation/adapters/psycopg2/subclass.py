@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_pgpool.instrumentation.tracker import PoolTracker
-    from otel_pgpool.pool.checkout import Loan
+    from otel_pgpool.pool.checkout import ManualCheckout
 
 
 class SubclassCall:
@@ -24,7 +24,7 @@ class SubclassCall:
     def __init__(self, pool: Any, tracker: PoolTracker) -> None:
         self._pool = pool
         self._tracker = tracker
-        self.checkout: Loan | None = None
+        self.checkout: ManualCheckout | None = None
         self._inner_result: Any = None
         self.is_repeat = False  # True: by a key that was checked out already
         self.error: BaseException | None = None

@@ -29,8 +29,8 @@ from otel_pgpool.instrumentation.adapters.psycopg2.results import (
 from otel_pgpool.instrumentation.adapters.psycopg2.subclass import SubclassCall
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
-from otel_pgpool.pool.call_site import stack_around
-from otel_pgpool.pool.checkout import Loan
+from otel_pgpool.pool.call_site import caller_call_sites
+from otel_pgpool.pool.checkout import ManualCheckout
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.types import DiscardReason, Outcome
@@ -68,7 +68,7 @@ class PoolCalls:
         try:
             tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None) or self._track(pool)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-            self._guard.lament(error)
+            self._guard.log_error(error)
             return None
         return tracker if tracker is not None and tracker.watch is self._watch else None
 
@@ -141,8 +141,8 @@ class PoolCalls:
     ) -> Any:
         checkout = result = None
         try:
-            checkout = Loan()
-            tracker.start_with(checkout, stack_around(frame))
+            checkout = ManualCheckout()
+            tracker.start_with(checkout, caller_call_sites(frame))
             if call is not None:
                 call.checkout = checkout
             # A subclass's own getconn is called again as a whole, because it may hold a lock while it calls psycopg2's
@@ -279,7 +279,7 @@ def _release_known(tracker: PoolTracker, slot: Slot, conn: Any, putconn: partial
 
 
 def _wait_if_exhausted(
-    tracker: PoolTracker, queue: FairQueue, pool: Any, checkout: Loan, getconn: Callable[[], Any]
+    tracker: PoolTracker, queue: FairQueue, pool: Any, checkout: ManualCheckout, getconn: Callable[[], Any]
 ) -> Any:
     """Ask an exhausted pool again until the timeout, after those callers that came first."""
     if not queue:

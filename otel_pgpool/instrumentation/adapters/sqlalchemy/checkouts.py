@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import record_of
 from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.pool.checkout import Loan
+from otel_pgpool.pool.checkout import ManualCheckout
 
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
 
-class EngineCheckout(Loan):
+class EngineCheckout(ManualCheckout):
     """A call of ``Engine.raw_connection`` or ``Pool.connect``, and its connection until the release."""
 
     __slots__ = ("fairy", "tracker")

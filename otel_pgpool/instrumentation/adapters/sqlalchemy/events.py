@@ -133,7 +133,7 @@ class EventListeners:
             else:
                 checkout.tracker.released(checkout)
         except Exception as error:  # noqa: BLE001 - as in `never_raise`, which would cost another call
-            self.guard.lament(error)
+            self.guard.log_error(error)
 
     @never_raise
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:

@@ -98,7 +98,7 @@ class SqlalchemyAdapter(Psycopg2Driver):
                 self._engines[engine] = tracker
                 tracker.fast_path_owner = self._calls
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-            self._session.guard.lament(error)
+            self._session.guard.log_error(error)
             return None
         return tracker
 

@@ -27,7 +27,7 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import EngineChec
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_create_engine
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import record_of
 from otel_pgpool.instrumentation.guards import never_raise, raise_if_asynchronous
-from otel_pgpool.pool.call_site import LeftOut, whole_stack_past
+from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.types import PoolErrorType
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
-BETWEEN = LeftOut("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
+BETWEEN = SkippedModules("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
 """Modules to skip between a request and the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
 
 
@@ -159,7 +159,7 @@ class EngineCalls:
         """Record a checkout by a call of ``request`` with an engine or a pool."""
         requests, held = self._requests, self._held
         checkout = EngineCheckout()
-        tracker.start_with(checkout, whole_stack_past(frame, BETWEEN))
+        tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN))
         checkout.tracker = tracker
         thread = threading.get_ident()
         outer = requests.get(thread)
@@ -216,7 +216,7 @@ class EngineCalls:
                     tracker.connected(started, conn)
                 self._check_out(tracker, frame, lambda _pool: fairy, pool)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-            self.guard.lament(error)
+            self.guard.log_error(error)
         return fairy
 
     def _call_untracked(self, request: Callable[[], Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from otel_pgpool.runtime import background
-from otel_pgpool.runtime.background import Watcher
+from otel_pgpool.runtime.background import BackgroundThread
 from otel_pgpool.runtime.wakeup import Wakeup
 from tests.support.processes import exit_code_of
 
@@ -24,18 +24,18 @@ class Subject:
         self.lives = True
 
 
-class Watch(Watcher[Subject]):
-    def _look(self, subject: Subject) -> float | None:
+class Watch(BackgroundThread[Subject]):
+    def _run_once(self, subject: Subject) -> float | None:
         subject.looked.release()
         return math.inf if subject.lives else None
 
 
-class Notifier(Watcher[Subject]):
+class Notifier(BackgroundThread[Subject]):
     """A watch whose observer has a lock that a fork does not free, as the SDK's instruments have."""
 
     lock = threading.Lock()
 
-    def _look(self, subject: Subject) -> float | None:
+    def _run_once(self, subject: Subject) -> float | None:
         with self.lock:
             subject.looked.release()
             time.sleep(0.1)  # what a record takes
@@ -84,8 +84,8 @@ def test_an_interrupted_start_leaves_one_thread(monkeypatch: pytest.MonkeyPatch,
     assert running() == 0
 
 
-class Failing(Watcher[Subject]):
-    def _look(self, subject: Subject) -> float | None:
+class Failing(BackgroundThread[Subject]):
+    def _run_once(self, subject: Subject) -> float | None:
         if subject.lives:
             subject.lives = False
             raise RuntimeError("s3cret of a failed pass")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from otel_pgpool.pool.utilization import Level, level_name
+from otel_pgpool.pool.utilization import UtilizationAlarm, status_of
 
 
 def changes(*looks: float) -> list[str | None]:
-    level = Level()
+    level = UtilizationAlarm()
     return [level.changed(utilization) for utilization in looks]
 
 
@@ -61,7 +61,7 @@ def test_a_level_is_left_ten_points_below_its_threshold() -> None:
 
 def test_settled() -> None:
     """Only after normal looks may the maintenance sleep: a level reached, or about to be, needs another look."""
-    level = Level()
+    level = UtilizationAlarm()
     assert level.settled
     level.changed(0.9)
     assert not level.settled
@@ -75,4 +75,4 @@ def test_settled() -> None:
 @pytest.mark.parametrize(("utilization", "name"), [(0.0, "ok"), (0.79, "ok"), (0.8, "high"), (0.95, "critical")])
 def test_names_for_the_status(utilization: float, name: str) -> None:
     """`PoolStats.status` has no hysteresis: it says what is so now."""
-    assert level_name(utilization) == name
+    assert status_of(utilization) == name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otel_pgpool.pool.checkout import Checkout, Loan, begin
+from otel_pgpool.pool.checkout import Checkout, ManualCheckout, begin
 from otel_pgpool.pool.waiters import OneShotEvent, Queue, Waiter
 from tests.support.fakes import FakeConnection, awake
 
@@ -86,7 +86,7 @@ def test_a_crowd_leaves_in_linear_time() -> None:
     """Leaving takes the same steps for each, however many wait: no checkout is compared with another."""
     compared = 0
 
-    class Counted(Loan):
+    class Counted(ManualCheckout):
         __hash__ = object.__hash__
 
         def __eq__(self, other: object) -> bool:
