@@ -180,9 +180,9 @@ class _Watch:
                 now = monotonic()
                 self._cut_overdue(now)
                 self._wakes_at = min((each.at for each in list(self._deadlines)), default=now + IDLE_EXIT)
-            rung = wakeup.wait(self._wakes_at - now)
+            was_set = wakeup.wait(self._wakes_at - now)
             with self._lock:
-                if not rung and not self._deadlines and self._thread is threading.current_thread():
+                if not was_set and not self._deadlines and self._thread is threading.current_thread():
                     self._thread = None
 
 

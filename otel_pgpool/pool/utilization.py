@@ -38,7 +38,7 @@ class UtilizationAlarm:
         return self._level == self._seen == 0
 
     def look(self, now: float, stats: Callable[[], PoolStats]) -> tuple[str, PoolStats] | None:
-        """Sample the utilization, once per `SAMPLE_INTERVAL`; return the new level and the figures if it has changed."""
+        """Sample the utilization, once per `SAMPLE_INTERVAL`; return a new level and the figures, or None."""
         if now - self._looked < SAMPLE_INTERVAL:
             return None
         self._looked = now
