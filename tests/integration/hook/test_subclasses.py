@@ -822,7 +822,8 @@ def test_whose_overflow_is_closed_by_the_borrower(signals: Signals, define: Any,
     assert len(tracker_of(pool).held) == 1
     conn.close()
     del conn
-    assert wait_until(lambda: not tracker_of(pool).held)
+    assert wait_until(lambda: signals.named("pool.checkout"))
+    assert tracker_of(pool).held == {}
     assert signals.checkout().attributes["otel_pgpool.outcome"] == "reclaimed"  # type: ignore[index]
 
 
