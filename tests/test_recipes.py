@@ -294,8 +294,9 @@ def test_celery(environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_p
     [line] = lay_out("Celery", tmp_path).shell
     (tmp_path / "celeryconfig.py").write_text(CELERYCONFIG, encoding="utf-8")
     environ["OTEL_BSP_SCHEDULE_DELAY"] = NEVER
+    # Sent first: the transport over files lets a running worker read a message that is not written completely.
+    subprocess.run([sys.executable, "-c", SEND], cwd=tmp_path, env=environ, check=True, timeout=PATIENCE)
     with start(f"{line} --loglevel INFO", environ, tmp_path) as celery:
-        subprocess.run([sys.executable, "-c", SEND], cwd=tmp_path, env=environ, check=True, timeout=PATIENCE)
         celery.wait_for(r"((?:Task tasks\.pay\S+ succeeded(?:.|\n)*){6})")
         assert "Traceback" not in celery.end(signal.SIGTERM)
     done = checkouts(receiver)
