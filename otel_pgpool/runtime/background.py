@@ -53,7 +53,7 @@ class BackgroundThread(Generic[Subject]):
                 if not self._runs():
                     self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                     start(self._thread)  # after an interrupt the thread may or may not run
-                    return  # the wakeup is not set: the thread begins with a pass, and a second one would follow at once
+                    return  # without setting the wakeup: the thread begins with a pass, and another would follow
         self._wakeup.set()
 
     def _renew(self) -> None:
