@@ -73,7 +73,7 @@ class ReportedPool(Totals):
             stack_skip=telemetry.stack_skip,
         )
         self._observer.transaction_status = adapter.transaction_status
-        self.name: str = registry.register(self, name)
+        self.name: str = registry.register(self, name, self._reset_after_fork)
         self.guard = ObserverGuard(self.name)
 
     def reset(self) -> None:
@@ -98,7 +98,7 @@ class ReportedPool(Totals):
 
     __del__ = leave_figures
 
-    def reset_after_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Reset all in a forked child, to which the parent's checkouts, connections and totals do not belong."""
         self.watch.drop_deferred()
         self.reset()

@@ -118,7 +118,7 @@ class ConnectionPool(ObservedByTelemetry):
         reset_thread_cache()
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         super().__init__(Parts(config, Target(args, kwargs, credentials), _default() if observer is ... else observer))
-        self._parts.set_name(registry.register(self, config.name or self._parts.target.name))
+        self._parts.set_name(registry.register(self, config.name or self._parts.target.name, self._reset_after_fork))
         if self._parts.observer is not None:
             self._parts.observer.attached(self)  # not guarded: an error here is a misuse, which the caller should see
         if open:
@@ -335,7 +335,7 @@ class ConnectionPool(ObservedByTelemetry):
 
     __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy
 
-    def reset_after_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Restart the pool in a forked child, without sending anything over the sockets inherited from the parent."""
         self._inherited.update(self._parts.reset_after_fork())
         if self._parts.observer is not None:
