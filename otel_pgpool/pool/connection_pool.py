@@ -15,8 +15,8 @@ from otel_pgpool.pool import registry
 from otel_pgpool.pool.call_site import stack_of
 from otel_pgpool.pool.checkout import begin
 from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
-from otel_pgpool.pool.observed import ObservedByTelemetry
 from otel_pgpool.pool.parts import Parts
+from otel_pgpool.pool.state import PoolState
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew, renewed
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Slot
 
 
-class ConnectionPool(ObservedByTelemetry):
+class ConnectionPool(PoolState):
     """A pool of psycopg2 connections in which every checkout is an OpenTelemetry span.
 
     The first arguments are those of ``psycopg2.pool.ThreadedConnectionPool``: ``minconn``, ``maxconn``, then the

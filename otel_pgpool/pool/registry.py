@@ -44,7 +44,7 @@ def register(pool: object, name: str, reset: Callable[[], None]) -> str:
             while (unique := f"{name} #{number}") in _names:
                 number += 1
             _lowest[name] = number + 1
-            freed = weakref.finalize(pool, _is_free, name, number)
+            freed = weakref.finalize(pool, _mark_free, name, number)
             freed.atexit = False
             _numbered[pool] = freed
         _names[unique] = pool
@@ -61,7 +61,7 @@ def release_name(name: str, pool: object) -> None:
                 _numbered.pop(pool)()
 
 
-def _is_free(name: str, number: int) -> None:
+def _mark_free(name: str, number: int) -> None:
     """Note that a number is free again.
 
     This takes no lock, because it is also called by a finalizer. If a number is missed as a result, it is not used
