@@ -45,7 +45,7 @@ class PoolTracker(ReportedPool):
     """The tracker of one instrumented pool, which its adapter notifies.
 
     A checkout is reported by `start`, perhaps `enqueued`, then either `failed`, or `acquired` and `released`. Each
-    takes the record that `start` has returned. None of these raises an error of its own: it is logged, at most once a
+    takes the record that `start` has returned. The errors of these methods are not raised but logged, at most once a
     minute.
 
     The tracker refers to the pool weakly, and outlives the pool only until its checkouts have ended. There is no lock.

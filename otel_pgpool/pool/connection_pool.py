@@ -231,7 +231,7 @@ class ConnectionPool(ObservedByTelemetry):
                 f"pool {core.name!r}: trying to put unkeyed connection: it is not checked out from this pool"
             )
         if key is not None and core.by_key(key)[0] is not slot:
-            raise PoolError(f"pool {core.name!r}: cannot return this connection: it is not checked out under this key")
+            raise PoolError(f"pool {core.name!r}: cannot release this connection: it is not checked out under this key")
         self._parts.releaser.release_by_hand(checkout, conn, close=close)
 
     # The whole pool
