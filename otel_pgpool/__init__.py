@@ -38,8 +38,8 @@ else:
         return sorted({*globals(), *_HOMES})
 
 
-# Programs that look at the pool from outside, such as audits, import some private modules by their names before the
-# pool had folders. The folder `_former` leads those names to the present modules; it goes with the first release.
+# Programs such as audits may still import private modules by the names that they had before the package had folders.
+# The folder `_former` maps those names to the present modules. The first release will not contain it.
 __path__.append(f"{__path__[0]}/_former")
 
 # Without PgPoolInstrumentor, because `import *` must work where the extra "instrument" is not installed.

@@ -1,4 +1,4 @@
-"""Validation of options and environment variables; errors contain the name, the value and what is accepted."""
+"""Validation of options and environment variables. Errors contain the name, the value and what is accepted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refuse(option: str, value: object, accepted: str) -> ValueError:
     """Return the error for an invalid value. A long value is shortened; one that may hold a password is not shown."""
     shown = repr(value)
     if may_hold_password(shown):
-        return ValueError(f"{option} must be {accepted}; what was given is not shown, as it may hold a password")
+        return ValueError(f"{option} must be {accepted}; the given value is not shown, as it may hold a password")
     return ValueError(f"{option} must be {accepted}, not {cut(shown, LONGEST_VALUE)}")
 
 

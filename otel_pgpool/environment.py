@@ -12,7 +12,7 @@ class Variable(NamedTuple):
     option: str
     """The option whose default the variable is, or the function that reads the variable."""
     default: str
-    """What an unset or empty variable means, as it would be set; empty for nothing."""
+    """The value that an unset or empty variable stands for; empty for none."""
     description: str
 
 
@@ -67,7 +67,10 @@ PROTOCOL = Variable(
 )
 PROTOCOLS = {
     signal: Variable(
-        f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "configure", "", f"the same for {signal} alone; comes first"
+        f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL",
+        "configure",
+        "",
+        f"the same for {signal} alone; takes precedence",
     )
     for signal in EXPORTERS
 }

@@ -39,7 +39,7 @@ def error_type(error: BaseException) -> str:
 class PoolError(psycopg2.pool.PoolError):
     """The base class of the pool's errors; raised itself when the pool is misused.
 
-    Examples of a misuse: returning a connection that is not checked out, or entering one ``connection()`` twice at a
+    Examples of a misuse: releasing a connection that is not checked out, or entering one ``connection()`` twice at a
     time. A subclass of ``psycopg2.pool.PoolError``, the error that psycopg2's own pools raise.
     """
 
@@ -108,7 +108,7 @@ def _rebuild(kind: type[PoolTimeout], message: str, diagnosis: dict[str, Any]) -
 
 
 LONGEST_HOLDERS = 5
-"""Maximum number of holders in a ``PoolTimeout``, and of links from a queued checkout to the holds in its way."""
+"""Maximum number of holders in a ``PoolTimeout``, and of links from a queued checkout to the holds it waited for."""
 
 
 def timeout_error(
@@ -140,7 +140,7 @@ def timeout_error(
     if own_holds:
         lines.append(
             f"this thread already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
-            "returns one; pass the connection down instead"
+            "releases one; pass the connection down instead"
         )
     longest = tuple(holders[:LONGEST_HOLDERS])
     lines += [f"held {holder}" for holder in longest]

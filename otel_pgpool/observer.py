@@ -75,10 +75,9 @@ class Connect:
 class PoolObserver(Protocol):
     """The interface of an observer, which the pool notifies of its events.
 
-    The pool calls each method in the thread in which the event happened, and never under the pool's lock. An exception
-    that a method raises is logged and does not reach the application, with one exception: what ``attached`` raises in
-    the pool's constructor. ``started``, then ``acquired`` or ``failed``, then ``released`` are called in this order for
-    each checkout.
+    The pool calls each method in the thread in which the event happened, and never under the pool's lock. It logs an
+    error that a method raises, and does not pass it on to the application; only an error of ``attached`` leaves the
+    pool's constructor. For each checkout the pool calls ``started``, then ``failed``, or ``acquired`` and ``released``.
     """
 
     def attached(self, pool: ObservedPool) -> None:
@@ -94,16 +93,16 @@ class PoolObserver(Protocol):
         """Handle the end of a checkout that received no connection because of ``error``."""
 
     def released(self, checkout: Checkout) -> None:
-        """Handle the return of a connection; `Checkout.outcome` is how the hold ended."""
+        """Handle the release of a connection; `Checkout.outcome` is how the hold ended."""
 
     def abandoned(self, checkout: Checkout) -> None:
-        """Handle the end of a checkout that returns no connection.
+        """Handle the end of a checkout without a release.
 
-        An earlier call has returned the connection, or the connection belongs to the parent process of a fork.
+        An earlier call has released the connection, or the connection belongs to the parent process of a fork.
         """
 
     def reclaimed(self, checkout: Checkout) -> None:
-        """Handle a connection that its holder dropped without returning it, and that the pool has reclaimed."""
+        """Handle a connection that its holder dropped, and that the pool has reclaimed."""
 
     def held_long(self, checkout: Checkout) -> None:
         """Handle a hold that has just passed its threshold. The hold may end, or have ended, during this call."""

@@ -116,7 +116,7 @@ class LastFigures:
 
 
 def leave_figures(pool: Any) -> None:
-    """Store a pool's final figures; the finalizer of a pool, which therefore takes no lock and notifies nobody."""
+    """Store a pool's final figures. As the pool's finalizer, this function takes no lock and notifies no observer."""
     with suppress(Exception):  # the pool is incomplete if its constructor raised, or if the interpreter is finalizing
         if is_here:  # in a forked child the figures are the parent's
             pool.last_figures.stats = pool.stats()

@@ -44,7 +44,7 @@ class CheckoutPath(Value):
     """How a checkout obtained its connection, or would have: ``otel_pgpool.path``."""
 
     IDLE = "idle", "an idle connection was handed over at once"
-    QUEUED = "queued", "the caller waited until another caller returned a connection"
+    QUEUED = "queued", "the caller waited until another caller released a connection"
     NEW = "new", "the caller waited until a new connection was open"
 
 
@@ -53,8 +53,8 @@ class Outcome(Value):
 
     COMMITTED = "committed", "the block ended without an exception, and its transaction was committed"
     ROLLED_BACK = "rolled_back", "the block ended with an exception, and its transaction was rolled back"
-    RELEASED = "released", "the connection was returned by a call, such as putconn"
-    DISCARDED = "discarded", "the connection was returned, and could not be used again"
+    RELEASED = "released", "the connection was released by a call, such as putconn"
+    DISCARDED = "discarded", "the connection was released, and could not be used again"
     RECLAIMED = "reclaimed", "the holder dropped the connection, and the pool reclaimed it"
     TIMEOUT = "timeout", "no connection became available in time"
     ERROR = "error", "the checkout failed for another reason, or was interrupted"
@@ -74,16 +74,16 @@ class DiscardReason(Value):
         value.is_loss = is_loss
         return value
 
-    BROKEN = "broken", "the session had ended, or the connection was used by another thread at its return", True
+    BROKEN = "broken", "the session had ended, or the connection was used by another thread at its release", True
     CHECK_FAILED = "check_failed", "the connection did not pass its check", True
     READ_ONLY = "read_only", "the server does not accept writes any more", True
-    RESET_FAILED = "reset_failed", "the connection could not be reset at its return", True
+    RESET_FAILED = "reset_failed", "the connection could not be reset at its release", True
     EXPIRED = "expired", "the connection was older than max_lifetime"
     IDLE = "idle", "the connection was above minconn and idle for max_idle"
     DRAINED = "drained", "drain() was called"
     RESIZED = "resized", "resize() has lowered maxconn"
-    RECLAIMED = "reclaimed", "the holder dropped the connection without returning it"
-    RETURNED_CLOSED = "returned_closed", "the application had closed the connection, or returned it with close=True"
+    RECLAIMED = "reclaimed", "the holder dropped the connection without a release"
+    RETURNED_CLOSED = "returned_closed", "the application had closed the connection, or released it with close=True"
     CLOSED = "closed", "the pool was closed"
     FORKED = "forked", "the connection belongs to the parent process of a fork"
 
@@ -100,7 +100,7 @@ class PoolStatus(Value):
 
 
 class UtilizationLevel(Value):
-    """The utilization level of a pool, for which log records have a name of their own."""
+    """The utilization level of a pool, as in the names of the log events."""
 
     NORMAL = "normal", "less than 80 % of maxconn is in use"
     HIGH = "high", "80 % of maxconn or more is in use"

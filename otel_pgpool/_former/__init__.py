@@ -1,1 +1,1 @@
-"""Former names of private modules, which lead to the present ones."""
+"""Former names of private modules, mapped to the present modules."""

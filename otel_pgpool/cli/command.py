@@ -28,9 +28,9 @@ MAX_SECONDS = 600.0
 _CHOICE = re.compile(r"(?<=invalid choice): .*(?= \(choose from )", re.DOTALL)
 
 EPILOG = """\
-OTLP goes to --endpoint, else to OTEL_EXPORTER_OTLP_ENDPOINT, else nowhere. OTEL_EXPORTER_OTLP_PROTOCOL says how, grpc
-or http/protobuf; where it is not set the port does: 4318 is http/protobuf, any other is grpc.
-The other OTEL_* variables of the SDK hold too.
+OTLP is sent to --endpoint, or else to OTEL_EXPORTER_OTLP_ENDPOINT, or else not at all. OTEL_EXPORTER_OTLP_PROTOCOL is
+grpc or http/protobuf; if it is not set, port 4318 means http/protobuf, and any other port grpc.
+The SDK's other OTEL_* variables apply too.
 """
 
 
@@ -68,7 +68,7 @@ def _run_demo(options: argparse.Namespace, interrupts: Interrupts, stdout: Outpu
     with _missing_extra_as_error():
         from otel_pgpool.demo.run import Options, run_demo  # noqa: PLC0415 - needs the extra
 
-    interrupts.check()  # a signal that came during the imports ends the command here, before anything is created
+    interrupts.check()  # a signal received during the imports ends the command here, before anything is created
     endpoint = options.endpoint or _endpoint_of_environment()
     return run_demo(Options(options.seconds, options.dsn, endpoint, options.out, options.json), interrupts, stdout)
 
@@ -166,12 +166,12 @@ def _add_report_options(report: argparse.ArgumentParser) -> None:
         type=_folder,
         default=Path("otel-pgpool-demo"),
         metavar="DIR",
-        help="the --out of that run (default: %(default)s)",
+        help="folder of the recording, the --out of its run (default: %(default)s)",
     )
     report.add_argument(
         "--slowest", type=_count, default=3, metavar="N", help="how many checkouts to draw (default: %(default)s)"
     )
-    report.add_argument("--json", action="store_true", help="print it as one JSON document")
+    report.add_argument("--json", action="store_true", help="print the report as one JSON document")
 
 
 def _sentence(summary: str) -> str:

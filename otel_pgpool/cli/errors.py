@@ -19,12 +19,12 @@ class CommandError(Exception):
 
 
 class Aborted(BaseException):
-    """The command ends early, after the clean-up. The message is the reason; if empty, nothing is printed."""
+    """The command ends early, after the clean-up. The message is the reason; an empty one is not printed."""
 
     status = 1
     """The exit status."""
     partial_output = ""
-    """The output that remains and its place, in words; empty if there is none."""
+    """A text about the output that remains and its place; empty if there is none."""
 
 
 class Interrupted(Aborted):

@@ -1,4 +1,4 @@
-"""The report in print: for people as figures and the slowest checkouts as bars on one scale, for programs as JSON."""
+"""The printed report: figures, and bars of the slowest checkouts on one scale, for people; JSON for programs."""
 
 from __future__ import annotations
 
@@ -110,16 +110,20 @@ def _totals(report: Report, width: int, glyphs: Glyphs) -> Iterable[Text]:
         ("checkouts", report.checkouts, outcomes if complete else ""),
         ("served", sum(report.paths.values()), f"by path: {paths}" if paths else ""),
         ("timeouts", report.timeouts, "timed out waiting for a connection"),
-        ("retries", report.retries, "dead connections replaced before their callers saw them"),
-        ("long holds", report.long_holds, "flagged while the connection was still out"),
+        ("retries", report.retries, "failed attempts: dead connections replaced, connects failed"),
+        ("long holds", report.long_holds, "reported while the connection was still held"),
         ("connects", report.created, f"discarded: {discarded}" if discarded else ""),
     ]
     if not complete:
         rows.append(
-            ("sampled", report.sampled, f"left a span, as all below: {outcomes}" if outcomes else "left a span")
+            (
+                "sampled",
+                report.sampled,
+                f"left a span, as did all checkouts below: {outcomes}" if outcomes else "left a span",
+            )
         )
     if report.sampled:
-        rows.append(("waited", report.waited, "in the queue, for a connection or in vain"))
+        rows.append(("waited", report.waited, "in the queue, served or not"))
     if report.errors:
         rows.append(("errors", sum(report.errors.values()), _join_counts(report.errors, glyphs)))
     room = max(len(f"{value:,}") for _, value, _ in rows)
@@ -198,7 +202,7 @@ def _describe_checkout(slow: SlowCheckout) -> str:
 
 
 def _describe_holder(holder: WaitedFor) -> str:
-    """Return a holder in words, with the hold's duration when the wait began and in the end."""
+    """Return a holder in words, with the hold's duration when the wait began and at its end."""
     thread = f" ({holder.thread})" if holder.thread else ""
     who = f"{holder.request}{thread}" if holder.request else holder.thread or f"connection {holder.connection_id}"
     in_all = f" of {duration(holder.held)}" if holder.held is not None else ""

@@ -1,4 +1,4 @@
-"""The recording of a run: three files of OTLP JSON lines, which exporters write, read here for the report."""
+"""The recording of a run: three files of OTLP JSON lines, which exporters write, and the report reads."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Recording:
         self.folder = folder
         self.files = self.traces, self.metrics, self.logs = tuple(folder / name for name in FILES)
         self.cut_short: set[Path] = set()
-        """Files with a line cut short, as by a full disk, whose content is missing."""
+        """Files with a line cut short, as by a full disk; the content of that line is missing."""
 
     def spans(self) -> Iterator[Span]:
         """Iterate over the spans, in the order in which they ended."""
@@ -166,7 +166,7 @@ def _parse_span(span: dict[str, Any]) -> Span:
 
 
 def _points(metric: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the points of a counter or a histogram, which have a start time; other metrics have none here."""
+    """Return the points of a counter or a histogram, which have a start time; no points for other metrics."""
     points: list[dict[str, Any]] = metric.get("sum", metric.get("histogram", {})).get("dataPoints", [])
     return points
 
@@ -182,7 +182,7 @@ def _time(text: str) -> int:
     """Return a time in nanoseconds since the epoch, which OTLP limits to 64 bits."""
     time = int(text)
     if not 0 <= time <= MAX_TIME:
-        raise ValueError("a time is not one")
+        raise ValueError("a time is out of range")
     return time
 
 
@@ -193,7 +193,7 @@ def _attributes(holder: dict[str, Any]) -> dict[str, Any]:
 def _value(value: dict[str, Any], depth: int = 0) -> Any:
     """Return an attribute's value. OTLP JSON writes 64-bit integers as strings, and the type as the key."""
     if depth > MAX_DEPTH:
-        raise ValueError("a value is too deep")
+        raise ValueError("a value is nested too deeply")
     for kind, content in value.items():
         if kind == "intValue":
             return int(content)

@@ -44,7 +44,7 @@ def percentile(ordered: Sequence[float], rank: float) -> float:
 
 @dataclass(frozen=True)
 class Mark:
-    """An event of a checkout, ``at`` seconds after the request."""
+    """An event of a checkout, ``at`` seconds after the checkout's start."""
 
     at: float
     name: str
@@ -65,7 +65,7 @@ class WaitedFor:
 
 @dataclass(frozen=True)
 class SlowCheckout:
-    """One checkout, from the request to the release. Times are in seconds."""
+    """One checkout, from its start to its end. Times are in seconds."""
 
     request: str
     """Name of the caller's span."""
@@ -102,7 +102,7 @@ class Report:
     outcomes: dict[str, int]
     errors: dict[str, int]
     waited: int
-    """Checkouts that waited in the queue, whether or not they received a connection, as far as they have a span."""
+    """Checkouts with a span that waited in the queue, whether or not they received a connection."""
     timeouts: int
     retries: int
     long_holds: int
@@ -211,7 +211,7 @@ def _seconds(value: object) -> float:
         ValueError: the value is not a duration.
     """
     if not isinstance(value, float | int) or not 0 <= value <= MAX_DURATION:
-        raise ValueError("a duration is not one")
+        raise ValueError("a duration is out of range")
     return float(value)
 
 

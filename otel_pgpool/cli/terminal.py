@@ -1,4 +1,4 @@
-"""Output to a terminal: escaped texts and lines, the streams that take them, and how a failure to write is noticed."""
+"""Output to a terminal: escaped texts and lines, the streams that print them, and the check for failed writes."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Output:
 
     def _fail(self, stream: IO[str], error: OSError) -> None:
         self._failure = error
-        with suppress(OSError):  # /dev/null takes what Python has buffered, which would raise at the exit otherwise
+        with suppress(OSError):  # what Python has buffered goes to /dev/null, because it would raise at the exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

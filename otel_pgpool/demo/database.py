@@ -1,6 +1,6 @@
 """The demo's part of a database: a scratch schema, and control over the demo's own sessions only.
 
-It may be a user's database, whose texts are escaped, including those that libpq prints itself.
+The database may be a user's. Its texts are escaped, including those that libpq prints itself.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Database:
         """Check that ``dsn`` can be parsed; do not connect yet.
 
         Raises:
-            CommandError: the DSN cannot be parsed; the message contains ``option``, where the DSN came from.
+            CommandError: the DSN cannot be parsed; the message contains ``option``, the source of the DSN.
         """
         try:
             self._parameters = parse_dsn(dsn)
@@ -216,7 +216,7 @@ def escaped_stderr() -> Iterator[None]:
     """
     try:
         real = os.dup(STDERR)
-    except OSError:  # it is closed: nobody reads it
+    except OSError:  # stderr is closed: nobody reads it
         yield
         return
     python, before = open(os.dup(real), "w", buffering=1, errors="backslashreplace"), sys.stderr  # noqa: PTH123, SIM115 - a descriptor, closed below

@@ -1,4 +1,4 @@
-"""The export of the demo's telemetry: always into a recording's files, and to an OTLP endpoint if there is one."""
+"""The export of the demo's telemetry: to a recording's files, and to an OTLP endpoint if there is one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CUMULATIVE: dict[type, AggregationTemporality] = dict.fromkeys(
 
 
 class RecordingFiles:
-    """The files of a recording, as the demo creates, empties and keeps them."""
+    """The files of a recording: the demo creates them, empties them and keeps them."""
 
     def __init__(self, recording: Recording) -> None:
         self.kept = False

@@ -37,7 +37,7 @@ OTLP_EXPORTERS = "opentelemetry.exporter.otlp.proto"
 FOLDERS = re.compile(r"(?<= at )/\S*/(?=[^/\s]+:\d+ )")
 """Folders in a call site, as in ``at /srv/shop/web.py:12 serve``."""
 DETAILS = re.compile(r"\n|; ")
-"""What separates the first sentence of a record from the details."""
+"""Separators between the first sentence of a record and the details."""
 LOGGERS = {"otel_pgpool": logging.INFO, "opentelemetry": logging.WARNING}
 REFRESH_PER_SECOND = 8
 HOLD_ROWS = 3
@@ -221,7 +221,7 @@ class LiveView:
         """Return the lines of the long holds, always the same number, so that the lines below do not move."""
         holders = self._monitor.long_holds(self._long_hold * MIN_FRACTION_SHOWN)
         rows = [self._hold(holder) for holder in holders[:HOLD_ROWS]]
-        so_far = f"so far, flagged at {duration(self._long_hold)}"
+        so_far = f"so far, reported after {duration(self._long_hold)}"
         head = self._level("long holds", make_line(), f"{levels.long_holds:,}", so_far)
         return [head, *rows, *(make_line() for _ in range(HOLD_ROWS - len(rows)))]
 

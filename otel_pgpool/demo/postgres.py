@@ -66,8 +66,8 @@ _SCRAM_ROUNDS = 1
 _POLL = 0.01  # seconds
 _UNNEEDED = shutil.ignore_patterns("include", "pgxs", "*.a", "pg_dump*", "pgbench", "psql", "ecpg", "libecpg*")
 
-# Wakes when this process and its forked children have ended, in whatever way, and cleans up: several times, because
-# initdb may still be running (the process id in the file is then negative).
+# The guard: waits for the end of this process and its forked children, however they end, then cleans up. It does so
+# several times, because initdb may still be running (the process id in the file is then negative).
 _GUARD = """
 read -r line
 for attempt in 1 2 3 4 5; do
@@ -317,7 +317,7 @@ def _own_name() -> str | None:
 
 
 def _unprivileged() -> pwd.struct_passwd | None:
-    """Return the user to run as in place of root, as which PostgreSQL refuses to run; None if this is not root."""
+    """Return the user for the server in place of root, because PostgreSQL refuses root; None if this is not root."""
     if os.geteuid() != 0:
         return None
     try:
@@ -380,7 +380,7 @@ def _start_guard(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _is_ready(data: Path, pid: int) -> bool:
-    """Return whether the eighth line of the postmaster's file says so, as `pg_ctl` does."""
+    """Return whether the server is ready by the eighth line of the postmaster's file, as `pg_ctl` does."""
     with contextlib.suppress(OSError, IndexError):
         lines = Path(data, "postmaster.pid").read_text(encoding="utf-8").splitlines()
         return lines[0] == str(pid) and lines[7].strip() == "ready"

@@ -171,7 +171,7 @@ class Demo:
         if self._options.dsn is None:
             self._monitor.step = "starting PostgreSQL"
             for variable in [name for name in os.environ if name.startswith("PG")]:
-                del os.environ[variable]  # these variables are for other servers than the embedded one
+                del os.environ[variable]  # these variables are for another server than the embedded one
             server = stack.enter_context(PostgresServer())
             database = Database(server.dsn, option="the embedded PostgreSQL")
         else:

@@ -32,7 +32,7 @@ IDLE_PAUSE = 0.02
 
 @dataclass(frozen=True)
 class Workload:
-    """The jobs among which the workers choose at random, and the pause after each, from and to, in seconds."""
+    """The jobs among which the workers choose at random, and the shortest and longest pause after each, in seconds."""
 
     jobs: Sequence[Callable[[], object]] = ()
     pause: tuple[float, float] = (IDLE_PAUSE, IDLE_PAUSE)
@@ -105,7 +105,7 @@ class Workers:
 
 
 class Scenario:
-    """One or several days of work, which take ``seconds`` together; each problem has its real cause.
+    """One or several days of work, which take ``seconds`` together; each problem in them has a real cause.
 
     Each step waits for the event that it needs, so that a day takes at least about 3 s.
     """
@@ -160,7 +160,7 @@ class Scenario:
         self._wait_for_time(began, 1.0)
 
     def _start_rush(self) -> list[OneOffJob]:
-        """Let more customers come than there are connections; two reports are requested meanwhile, and queue."""
+        """Let more customers come than there are connections; two reports requested meanwhile have to queue."""
         self._set_workload("rush: everyone at the till", self._rush)
         self._pause(0.2)
         reports = [self._submit(self._report_stock)]
@@ -190,7 +190,7 @@ class Scenario:
         forecast.done.wait(STEP_TIMEOUT)
 
     def _drop_connection_and_fail_commit(self) -> None:
-        self._show_step("a connection forgotten, a commit refused")
+        self._show_step("a connection dropped, a commit refused")
         before = self._count_reclaimed()
         for one_off in (self._submit(self._shop.export), self._submit(self._shop.order_of_deleted_customer)):
             one_off.done.wait(STEP_TIMEOUT)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RUSH_TIMEOUT = 0.45
 """Seconds that a request of the till waits for a connection."""
 PAYMENT = (0.12, 0.28)
-"""Seconds, from and to, of a payment, during which the till keeps its transaction open."""
+"""Shortest and longest time in seconds of a payment, during which the till keeps its transaction open."""
 SOLD_OUT = 1
 PRODUCTS = 200
 CUSTOMERS = 50

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 CONNECT = "the connect"
-"""Name of the step that is libpq's own; the other steps are the application's code."""
+"""Name of the step in which libpq connects; in the other steps the application's code runs."""
 
 
 class ConnectAttempt:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 IO_DEADLINE = 5.0
-"""Seconds for each ping, check, rollback at a return, reset and close."""
+"""Seconds for each ping, check, rollback at a release, reset and close."""
 
 IDLE_EXIT = 10.0
 """Seconds without a deadline after which the watchdog thread ends."""
@@ -111,7 +111,7 @@ class _Watch:
 
     def __init__(self) -> None:
         # Guards the attributes below, and the descriptors of the deadlines in `_deadlines`. Reentrant, because the
-        # garbage collector may run under it and end a block, which returns a connection.
+        # garbage collector may run under it and end a block, which releases a connection.
         self._lock = threading.RLock()
         self._deadlines: set[Deadline] = set()
         self._wakes_at = math.inf
@@ -162,7 +162,7 @@ class _Watch:
             thread.join(1.0)
 
     def _cut_overdue(self, now: float) -> None:
-        """Cut what is overdue. The caller holds the lock.
+        """Cut the overdue connections. The caller holds the lock.
 
         A function of its own, so that no local variable of `_run` keeps a connection while the thread sleeps.
         """

@@ -28,7 +28,7 @@ CONNECT_TIMEOUT = 10
 """Seconds for each host, if neither the DSN nor the environment sets a timeout; libpq itself would wait forever."""
 
 SERVICE_TIMEOUT = 60
-"""Seconds for each host if a service file, which only libpq reads, may set a timeout, which must not be undercut."""
+"""Seconds for each host if a service file may set a timeout. Only libpq reads that file, so this limit is generous."""
 
 CREDENTIALS_TIMEOUT = 10
 """Seconds that ``credentials`` may take."""
@@ -68,7 +68,7 @@ class Target:
         self._accepted = 0  # index of the set of options that the server accepted last
         self._own = _public(parameters)
         self.public = self._own
-        """What the text of an error may quote: of these arguments, and of what `credentials` gave last."""
+        """Values that an error's text may quote: from these arguments, and from the last result of `credentials`."""
         if not ({"connect_timeout", "service"} & parameters.keys() or _any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
         self.address = printable(
@@ -157,7 +157,7 @@ class Target:
             assert first is not None  # nosec B101 # noqa: S101 - there is at least one set
             raise first
         finally:
-            del first  # its frames are this one's
+            del first  # breaks a reference cycle: its traceback refers to this frame
 
 
 class Patience(NamedTuple):
@@ -213,7 +213,7 @@ def target_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
     """Return the target of an instrumented pool, without raising if its arguments cannot be parsed."""
     try:
         return Target(args, kwargs)
-    except Exception:  # noqa: BLE001 - it is the program's to see what is wrong with them
+    except Exception:  # noqa: BLE001 - the program gets the error itself when it connects
         return UnknownTarget()
 
 

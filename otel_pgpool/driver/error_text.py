@@ -60,7 +60,7 @@ def without_traceback(error: BaseException) -> BaseException:
         return error.with_traceback(None)
     try:
         short = type(error)(cut(text, LONGEST_TEXT))
-    except Exception:  # noqa: BLE001 - a class of the program's own may be made another way
+    except Exception:  # noqa: BLE001 - an application's own class may need other arguments
         return RuntimeError(f"{class_of(error)}: {cut(text, LONGEST_TEXT)}")
     if isinstance(short, psycopg2.Error) and isinstance(error, psycopg2.Error):
         restore: Callable[[dict[str, object]], None] = short.__setstate__

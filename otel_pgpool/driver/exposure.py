@@ -69,8 +69,8 @@ def warn(pool_name: str) -> None:
     """Log that secrets are exposed."""
     log_safely(
         logging.WARNING,
-        "pool %s: what `credentials` gives is sent to another machine, and nothing makes sure that the connection is "
-        "encrypted: set sslmode=verify-full, or at least sslmode=require",
+        "pool %s: the result of `credentials` is sent to another machine, and the connection may be unencrypted: "
+        "set sslmode=verify-full, or at least sslmode=require",
         pool_name,
         extra={"otel_pgpool.event": LogEvent.CREDENTIALS_EXPOSED.value, "db.client.connection.pool.name": pool_name},
     )

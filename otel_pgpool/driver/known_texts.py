@@ -329,5 +329,5 @@ QueuePool limit of size {} overflow {} reached, connection timed out, timeout {}
 OF_OURS = """
 configure left a transaction in error, so its work cannot be committed
 reset left a transaction in error, so its work cannot be committed
-a two-phase transaction was left prepared: it stays so, and its connection goes
+a two-phase transaction was left prepared: it is kept, and its connection is closed
 """

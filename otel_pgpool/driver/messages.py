@@ -1,8 +1,8 @@
 """The part of an error's text that may be shown.
 
 An error's text can come from anywhere: a trigger, a remote server, the application's own code, a hostile server. A text
-is therefore shown only if it is one of those in `known_texts`; what it quotes is shown only if it is public: a name
-from the pool's own arguments, or an address.
+is therefore shown only if it is one of those in `known_texts`. A value that the text quotes is shown only if it is
+public: a name from the pool's own arguments, or an address.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def remember(conn: connection) -> None:
     made = Made(conn.cursor_factory, {**conn.string_types}, {**conn.binary_types}, conn.notices, conn.notifies)
     try:
         setattr(conn, ATTRIBUTE, made)
-    except Exception:  # noqa: BLE001 - psycopg2's own class refuses, a program's may raise anything
-        with suppress(TypeError):  # one that cannot be referred to weakly
+    except Exception:  # noqa: BLE001 - psycopg2's own class refuses attributes, an application's may raise anything
+        with suppress(TypeError):  # the connection does not allow weak references
             _made[conn] = Made(made.cursor_factory if isinstance(made.cursor_factory, type) else None)
 
 
@@ -79,5 +79,5 @@ def reset_session(conn: connection) -> None:
 
 
 def _new(kept: Any, kind: type) -> Any:
-    """Return a new list, which the last holder does not have, or the connection class's own, maybe shared, object."""
+    """Return a new list, to which the last holder has no reference; or ``kept`` if it is the application's own."""
     return kind() if kept is None or type(kept) in OWN_LISTS else kept

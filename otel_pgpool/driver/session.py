@@ -61,7 +61,7 @@ def transaction_status(conn: connection) -> TransactionStatus:
 
 
 def is_readable(conn: connection) -> bool:
-    """Return whether the server has sent something on an idle connection: its end, or a notice. 1 us, no round trip.
+    """Return whether the server has sent something, an end or a notice, to an idle connection. Takes 1 us.
 
     The result is also True if that cannot be determined: for a closed connection, or on a platform without ``poll``.
     Each call creates a poll object, because two threads must not use the same one.
@@ -112,7 +112,7 @@ def execute(conn: connection, statement: str) -> Any:
         return cursor.fetchone() if cursor.description else None
 
 
-# Settling a transaction
+# Ending a transaction
 
 
 def commit(conn: connection) -> bool:
@@ -161,9 +161,9 @@ def restore(
     reset: Callable[[connection], object] | None,
     work: Callable[[connection], object] | None,
 ) -> tuple[Any, ...]:
-    """Restore a returned connection: no transaction, the settings of ``configure``, the application's ``reset``.
+    """Restore a released connection: end its transaction, restore the settings of ``configure``, call ``reset``.
 
-    ``configure`` runs again after ``reset``, which may have undone it, such as a role or a tenant.
+    ``configure`` runs again after ``reset``, which may have undone its work, such as a role or a tenant.
 
     Args:
         conn: the connection.
@@ -173,7 +173,7 @@ def restore(
         work: the application's ``configure``.
 
     Returns:
-        The settings after ``configure``, which the next return restores.
+        The settings after ``configure``, which the next release restores.
 
     Raises:
         Exception: the connection cannot be used again.
@@ -200,7 +200,7 @@ def _commit_work(conn: connection, option: str) -> None:
         raise PoolError(f"{option} left a transaction in error, so its work cannot be committed")
     if conn.status != READY:
         conn.commit()
-    if conn.get_transaction_status() != IDLE:  # begun behind psycopg2's back
+    if conn.get_transaction_status() != IDLE:  # begun by a statement that psycopg2 did not take note of
         execute(conn, "COMMIT")
 
 
@@ -212,18 +212,18 @@ def roll_back(conn: connection) -> None:
         psycopg2.Error: the rollback failed.
     """
     if conn.status == extensions.STATUS_PREPARED:
-        raise PoolError("a two-phase transaction was left prepared: it stays so, and its connection goes")
+        raise PoolError("a two-phase transaction was left prepared: it is kept, and its connection is closed")
     if conn.status != READY:
         try:
             conn.rollback()
-        except psycopg2.ProgrammingError:  # nothing else tells that it is one of two phases
+        except psycopg2.ProgrammingError:  # the only sign of a two-phase transaction
             conn.tpc_rollback()
-    if conn.get_transaction_status() != IDLE:  # begun behind psycopg2's back
+    if conn.get_transaction_status() != IDLE:  # begun by a statement that psycopg2 did not take note of
         execute(conn, "ROLLBACK")
 
 
 def _restore_settings(conn: connection, baseline: tuple[Any, ...]) -> None:
-    """Restore the session settings, with as few as possible, because in autocommit each costs psycopg2 a statement."""
+    """Restore the session settings; set as few as possible, because in autocommit psycopg2 sends one statement each."""
     _status, autocommit, *levels = baseline
     wanted: dict[str, Any] = {
         key: "default" if level is None else level
@@ -233,7 +233,7 @@ def _restore_settings(conn: connection, baseline: tuple[Any, ...]) -> None:
     conn.set_session(**wanted, autocommit=autocommit)
 
 
-# What an error says about the connection and the server
+# The meaning of errors for the connection and the server
 
 
 def ended_session(error: BaseException | None) -> bool:

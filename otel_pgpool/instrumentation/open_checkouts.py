@@ -115,11 +115,11 @@ class OpenCheckouts:
     # Checkouts
 
     def promote_checkout_of(self, conn: Any) -> ManualCheckout | None:
-        """Turn the light checkout of a connection into a record, and return that."""
+        """Turn the light checkout of a connection into a record, and return the record."""
         return self.promote(self.slot_of(conn))
 
     def promote(self, slot: Slot) -> ManualCheckout | None:
-        """Turn a light checkout into a record and return that; None if the hold has ended in the meantime."""
+        """Turn a light checkout into a record and return it; None if the hold has ended in the meantime."""
         light = self.light.get(slot.key)
         if light is None:
             return None
@@ -138,7 +138,7 @@ class OpenCheckouts:
         return checkout
 
     def promote_all(self, acquired_before: float = NEVER) -> None:
-        """Turn every light checkout that is so old into a record."""
+        """Turn every light checkout that began before a time into a record."""
         for key, light in self.light.copy().items():
             slot = self.slots.get(key) if light[0] <= acquired_before else None
             if slot is not None:

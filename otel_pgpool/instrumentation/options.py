@@ -40,7 +40,7 @@ class InstrumentationOptions:
     long_hold: float
     """Threshold of a long hold; infinite if switched off."""
     wait_timeout: float | None
-    """How long callers wait for an exhausted pool that does not wait itself; None if its error reaches them at once."""
+    """Time that callers wait for an exhausted pool that does not wait itself; None if they get its error at once."""
 
     @classmethod
     def of(

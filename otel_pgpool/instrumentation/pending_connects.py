@@ -42,12 +42,12 @@ class PendingConnect(NamedTuple):
     """Identity of the thread that connected."""
     connect: Connect
     outage: Outage | None
-    """The outage that was in progress before the connect."""
+    """The outage that was in progress before the connect; None if there was none."""
     reached_server: bool
     """Whether the connect succeeded, or the server refused it."""
 
     def report(self, observer: PoolObserver, guard: ObserverGuard, checkout: Checkout | None) -> None:
-        """Notify the observer of the connect, made for ``checkout`` if for any, and of an outage's start or end."""
+        """Notify the observer of the connect, and of the ``checkout`` that it served, if any, and of an outage."""
         connect, outage = replace(self.connect, asked_by=checkout), self.outage
         guard.notify(observer.connected if connect.error is None else observer.connect_failed, connect)
         if self.reached_server:

@@ -68,7 +68,7 @@ class InstrumentationSession:
             pool: the pool.
             adapter: the adapter of this kind of pool.
             name: name of the pool, unless another pool has that name; by default the target's.
-            target: where the pool connects to; by default as the adapter says.
+            target: where the pool connects to; by default the result of the adapter's method ``target``.
             predecessor: tracker of the pool that this one replaces; its name and totals are taken over.
         """
         try:

@@ -35,7 +35,7 @@ The pool's class has no attribute of that name: since Python 3.12, reading an at
 """
 
 # Records hold plain texts, as exporters may accept no subclass of ``str``. The hot path reads them from this module,
-# because to look up the value of an enumeration's member costs a call.
+# because the value of an enumeration's member costs a call.
 IDLE, QUEUED, NEW = (path.value for path in CheckoutPath)
 RELEASED, RECLAIMED = Outcome.RELEASED, Outcome.RECLAIMED
 RELEASED_TEXT: str = RELEASED.value
@@ -45,13 +45,13 @@ class PoolTracker(ReportedPool):
     """The tracker of one instrumented pool, which its adapter notifies.
 
     A checkout is reported by `start`, perhaps `enqueued`, then either `failed`, or `acquired` and `released`. Each
-    takes the record that `start` has returned. None of these raises an error of its own: it is logged, at most once a
+    takes the record that `start` has returned. The errors of these methods are not raised but logged, at most once a
     minute.
 
     The tracker refers to the pool weakly, and outlives the pool only until its checkouts have ended. There is no lock.
     """
 
-    __slots__ = (  # CPython stores so many attributes outside the object otherwise, which makes access slower
+    __slots__ = (  # otherwise CPython would store so many attributes outside the object, where access is slower
         "_ended",
         "_level",
         "fast_path_owner",
@@ -125,7 +125,7 @@ class PoolTracker(ReportedPool):
 
     @never_raise
     def enqueued_at(self, checkout: ManualCheckout, since: float) -> None:
-        """Record that a checkout has been queued since then."""
+        """Record that a checkout has been queued since a time."""
         checkout.queued = since
         checkout.expected_path = QUEUED
         self.queued += 1
@@ -188,7 +188,7 @@ class PoolTracker(ReportedPool):
         Args:
             checkout: the checkout.
             error: the error that the caller gets.
-            refusal: ``TIMEOUT`` or ``CLOSED`` if the pool had no connection to give; None for any other error.
+            refusal: ``TIMEOUT`` or ``CLOSED`` if the pool had no connection; None for any other error.
         """
         checkout.released = now = monotonic()
         self.waiting.pop(checkout, None)
@@ -272,7 +272,7 @@ class PoolTracker(ReportedPool):
             self._observer.released(checkout)
         checkout.end_reported = True
 
-    # What was collected
+    # Collected pools and connections
 
     def _pool_collected(self, _ref: object) -> None:
         """Note that the pool was collected. A finalizer, so it only defers."""

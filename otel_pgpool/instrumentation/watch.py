@@ -52,7 +52,7 @@ class Watched(Protocol):
 
 
 class Watch:
-    """The trackers of a session, their background thread, and what finalizers have deferred to it.
+    """The trackers of a session, their background thread, and the calls that finalizers have deferred to the thread.
 
     A finalizer may run under any lock, the telemetry's included. It therefore does nothing but defer.
     """
@@ -83,7 +83,7 @@ class Watch:
         self._wakeup.set()
 
     def run_deferred(self) -> None:
-        """Do what finalizers have deferred, and end the trackers of collected pools."""
+        """Make the calls that finalizers have deferred, and end the trackers of collected pools."""
         for action in _popped(self._deferred):
             action()
         for tracker in _popped(self._collected):
@@ -91,7 +91,7 @@ class Watch:
             tracker.end(Outcome.RECLAIMED, DiscardReason.RECLAIMED)
 
     def drop_deferred(self) -> None:
-        """Drop, in a forked child, what the parent's finalizers have deferred."""
+        """Drop, in a forked child, the calls that the parent's finalizers have deferred."""
         self._deferred.clear()
         for tracker in _popped(self._collected):
             self.trackers.pop(tracker, None)

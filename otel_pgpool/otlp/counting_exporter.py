@@ -50,7 +50,7 @@ class CountingExporter:
         return self._recorded - self._delivered
 
     def has_unreported_loss(self) -> bool:
-        """Return whether items are missing for which no export has failed and nothing was logged."""
+        """Return whether items are undelivered without a failed export, so that no record reports them."""
         return self._recorded > self._delivered + self._refused and self.should_report()
 
     def record(self, items: int = 1) -> None:

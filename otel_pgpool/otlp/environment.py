@@ -35,7 +35,7 @@ def is_disabled() -> bool:
 def otlp_exporters() -> tuple[dict[str, Callable[[], Any]], list[str]]:
     """Return the class of the OTLP exporter of each signal that the variables send over OTLP, and warnings.
 
-    A warning names a variable whose value is not served, the value, and what happens instead.
+    A warning names a variable whose value is not supported, the value, and what happens instead.
 
     Raises:
         ModuleNotFoundError: the exporter of a chosen protocol is not installed.
@@ -63,10 +63,8 @@ def _protocol(signal: str, warnings: dict[str, None]) -> str | None:
     served = [name for name in names if name in _OTLP]
     if any(name not in _OTLP and name not in ("none", "") for name in names):
         instead = f"{signal} go over OTLP alone" if served else f"no {signal} are exported by it"
-        warnings[
-            f"{variable.name}={_value(variable)}: configure() knows otlp and none, and the exporters that it is given; "
-            f"{instead}"
-        ] = None
+        accepted = "otlp, none, and exporters as arguments"
+        warnings[f"{variable.name}={_value(variable)}: configure() supports {accepted}; {instead}"] = None
     return (_OTLP[served[0]] or _default_protocol(signal, warnings)) if served else None
 
 
@@ -76,7 +74,7 @@ def _default_protocol(signal: str, warnings: dict[str, None]) -> str:
     if protocol in _PACKAGES:
         return protocol
     instead = "http/protobuf" if protocol.startswith("http") else PROTOCOL.default
-    warnings[f"{variable.name}={protocol}: configure() knows {' and '.join(_PACKAGES)}; {instead} is used"] = None
+    warnings[f"{variable.name}={protocol}: configure() supports {' and '.join(_PACKAGES)}; {instead} is used"] = None
     return instead
 
 

@@ -1,4 +1,4 @@
-"""Limits for the records that the SDK and its exporters log: they repeat them at each retry, export and collection."""
+"""Limits for the log records that the SDK and its exporters repeat at each retry, export and collection."""
 
 from __future__ import annotations
 

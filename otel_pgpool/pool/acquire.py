@@ -1,4 +1,4 @@
-"""A request for a connection: take an idle one and check it, or wait in the queue, or fail."""
+"""The steps of an acquire: check an idle connection, or wait in the queue, or fail."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ERROR_TYPES: dict[type[BaseException], str] = {
 
 
 class Acquirer:
-    """Obtains connections for checkouts."""
+    """Acquires connections for checkouts."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class Acquirer:
         The slow path runs only if `Core.try_acquire_idle` yields no connection that can be used at once.
 
         Args:
-            checkout: the request.
+            checkout: the record of the checkout.
             timeout: longest wait in seconds; None for the pool's.
-            taken: a connection that the caller has got from `Core.try_acquire_idle`, and that has to be checked first.
+            taken: a connection from `Core.try_acquire_idle` that has to be checked first.
 
         Raises:
             PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
@@ -98,7 +98,7 @@ class Acquirer:
             raise
 
     def record_failure(self, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
-        """Record a failed checkout, once; a further call completes what an interrupt cut short in the first."""
+        """Record a failed checkout once; a second call completes a first that an interrupt cut short."""
         if checkout.is_reported:
             return
         if conn is not None:
@@ -130,7 +130,7 @@ class Acquirer:
         self._connectors.start_if_needed()
 
     def _acquire_slowly(self, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
-        """Check the idle connection that was taken, or wait in the queue, until a connection is handed over."""
+        """Check idle connections or wait in the queue, until a connection can be handed out."""
         core = self._core
         deadline = checkout.started + timeout
         limit = max(deadline, checkout.started + CHECK_BUDGET)
@@ -167,7 +167,7 @@ class Acquirer:
         try:
             waiter = core.join(checkout, now)
             if core.parked:
-                self._maintenance_thread.wake()  # it watches for long holds, which this checkout may be waiting for
+                self._maintenance_thread.wake()  # to watch for long holds, which this checkout may wait for
             if core.remaining < core.maxconn:
                 self._connectors.start_if_needed()
             self._connectors.wait_for(waiter.lock, deadline)

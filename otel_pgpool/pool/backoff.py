@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-"""Maximum delay in seconds after the first failed attempt, which doubles with each attempt up to the second value."""
+"""Maximum delays in seconds: after the first failed attempt, and after many. Each attempt doubles the maximum."""
 
 MOST_DOUBLINGS = 16
 

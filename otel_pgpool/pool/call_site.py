@@ -17,7 +17,7 @@ Recording the index costs less than computing a line number, which few checkouts
 """
 
 Stack = tuple[Any, ...]
-"""The call sites of the requesting frames, innermost first, as one flat tuple (code, index, code, index, ...).
+"""The call sites of a checkout, innermost first, as one flat tuple (code, index, code, index, ...).
 
 A flat tuple costs half as much as a tuple of pairs.
 """
@@ -62,7 +62,7 @@ def stack_of(frame: FrameType | None, left_out: SkippedModules = OWN) -> Stack:
 def caller_call_sites(wrapper: FrameType, left_out: SkippedModules = OWN) -> Stack:
     """Return the call sites of a wrapper's callers.
 
-    Where none is left, as when the wrapper is a thread's first function, the result is the wrapper itself.
+    If there are none, for example because the wrapper is a thread's first function, return the wrapper's own.
     """
     return stack_of(wrapper.f_back, left_out) or (wrapper.f_code, wrapper.f_lasti)
 
@@ -84,11 +84,7 @@ def call_sites_fast(frame: FrameType) -> Stack:
 
 
 def call_sites_fast_filtered(frame: FrameType, left_out: SkippedModules) -> Stack:
-    """Return the four innermost call sites where frames to skip may be among them.
-
-    This is a fast path for callers whose four innermost frames are all the application's; otherwise it calls
-    `stack_of`.
-    """
+    """Return the four innermost call sites if all are the application's; otherwise the result of `stack_of`."""
     try:
         if (
             (second := frame.f_back) is None

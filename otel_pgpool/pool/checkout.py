@@ -1,4 +1,4 @@
-"""The records of a pool: a slot for each physical connection, and a checkout for each request.
+"""The records of a pool: a `Slot` for each physical connection, and a `Checkout` for each checkout.
 
 The two refer to each other, so they stand in one file.
 
@@ -8,19 +8,19 @@ The life of a checkout::
         |                      ^
         +----------------------+
 
-    REQUESTED   the caller asks: an idle connection is taken, or the caller waits in the queue
+    REQUESTED   the checkout has begun: an idle connection is checked, or the caller waits in the queue
     HELD        the checkout has a connection: `Checkout.is_held`
-    ENDED       the connection was returned or lost, or the request failed
+    ENDED       the connection was released or dropped, or the checkout failed
     REPORTED    the observer was notified of the end, if there is one: `Checkout.is_reported`
 
-A checkout leaves HELD by one atomic step, `release_once`. The ``outcome`` is set before that step, or before the
-failure of a request is counted: `Checkout.has_outcome`.
+A checkout leaves HELD by one atomic step, `release_once`. The ``outcome`` is set before that step, or before a failure
+is counted: `Checkout.has_outcome`.
 
 An interrupt can hit at any line: Ctrl-C, or an exception that a signal handler or another thread raises into this
-thread. The interrupted code cannot say how far it came. Therefore each level that a request or a return passes through
-catches the interrupt and completes the remaining steps. It asks the checkout which steps are done, does each of the
-others, and lets the interrupt pass. `Acquirer.record_failure` completes a request, `Releaser.finish_interrupted` a
-return, and `SlotTable.collect_orphans` removes a slot that no level could put back.
+thread. The interrupted code does not know how far it came. Therefore each level of an acquire or a release catches the
+interrupt, reads from the checkout which steps are done, does the remaining ones, and raises the interrupt again.
+`Acquirer.record_failure` completes an acquire, `Releaser.finish_interrupted` a release, and
+`SlotTable.collect_orphans` removes a slot that no level could release.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ class Slot:
         )
         self.pid = 0
         self.origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
-        self.baseline: tuple[Any, ...] = ()  # psycopg2's settings after `configure`, which a return restores
+        self.baseline: tuple[Any, ...] = ()  # psycopg2's settings after `configure`, which a release restores
         self.kept_at = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
         self.seen = AT_ONCE  # when the connection was last known to be alive
-        self.returned = AT_ONCE  # when it was last returned, if later than `seen`
+        self.returned = AT_ONCE  # when it was last released, if later than `seen`
         self.expires = NEVER
-        self.review_at = NEVER  # from when on a return calls `_evict_reason`: the end of the lifetime, or at once
+        self.review_at = NEVER  # when a release first calls `_evict_reason`: at the end of the lifetime, or at once
         self.evict_reason: str | None = None  # the reason, if the slot is marked for eviction
 
     @property
@@ -105,15 +105,15 @@ class Slot:
 
     @property
     def is_held(self) -> bool:
-        """Whether a checkout holds the connection: it has not released, and the connection was taken from the slot."""
+        """Whether a checkout holds the connection: the slot has none, and the checkout has not released it."""
         return self.conn is None and self.checkout is not None and self.checkout.is_held
 
     def track(self, conn: connection) -> None:
         """Track the connection by a weak reference, so that `on_collected` is called if the holder drops it.
 
         The garbage collector also clears the reference to a connection in a generator that it is about to close,
-        although the generator may then return the connection. Such a return has to track the connection again, which
-        `review_at` ensures.
+        although the generator may then release the connection. Such a release has to track the connection again;
+        `review_at` ensures that.
         """
         self.ref = weakref.ref(
             unwrapped(conn), self._dropped
@@ -138,7 +138,7 @@ class Slot:
             self.on_collected(ref)
 
     def mark_for_eviction(self, reason: str) -> None:
-        """Mark the slot for eviction at its return. The caller holds the pool's lock."""
+        """Mark the slot for eviction at its release. The caller holds the pool's lock."""
         self.evict_reason = reason
         self.review_at = AT_ONCE
 
@@ -204,11 +204,11 @@ class Checkout:
 
     started: float
     stack: Stack
-    """Call sites of the request."""
+    """Call sites of the checkout."""
     thread: threading.Thread
     """The thread that asked for the connection."""
     path: str | None
-    """How the connection was obtained: ``idle``, ``queued`` or ``new``; None until the hand-over."""
+    """How the connection was acquired: ``idle``, ``queued`` or ``new``; None until the hand-over."""
     slot: Slot
     """The slot of the connection; set at the hand-over, like ``acquired``."""
     acquired: float
@@ -217,7 +217,7 @@ class Checkout:
     end_reported: bool
     """Present, and True, once the observer was notified of the checkout's end."""
     released: float
-    """When the connection was returned or the checkout failed; set at that moment, like ``outcome``."""
+    """When the connection was released or the checkout failed; set at that moment, like ``outcome``."""
     outcome: str
 
     # Defaults of the attributes that few checkouts set: on the class they cost the others nothing.
@@ -262,7 +262,7 @@ class Checkout:
 
     @property
     def has_outcome(self) -> bool:
-        """Whether it is known how the checkout ends."""
+        """Whether the outcome is set."""
         return hasattr(self, "outcome")
 
     @property
@@ -272,16 +272,16 @@ class Checkout:
 
     @property
     def where(self) -> str:
-        """The innermost call site of the request, as ``file:line function``."""
+        """The innermost call site of the checkout, as ``file:line function``."""
         return describe(next(places(self.stack)))
 
     @property
     def path_to(self) -> str:
-        """The call sites of the request as text, one line for each frame, innermost first."""
+        """The call sites of the checkout as text, one line for each frame, innermost first."""
         return path_to(self.stack)
 
     def holder(self, now: float) -> Holder:
-        """Return a description of the hold for people."""
+        """Return a `Holder`, which describes the hold to users."""
         return Holder(
             connection_id=self.slot.serial,
             pid=self.slot.pid,
@@ -293,9 +293,9 @@ class Checkout:
 
 
 def release_once(checkout: Checkout) -> bool:
-    """End a hold; return False if it has ended before. Of several threads, one gets True.
+    """End a hold; return False if it has ended before. Only one of several threads gets True.
 
-    The hot path of a return has the two lines of this function instead of a call.
+    The hot path of a release repeats the two lines of this function, because a call would cost more.
     """
     try:
         del checkout.held
@@ -305,7 +305,7 @@ def release_once(checkout: Checkout) -> bool:
 
 
 class ManualCheckout(Checkout):
-    """A checkout that is returned by a call, maybe in another thread: of ``getconn``, or of an instrumented pool."""
+    """A checkout by ``getconn`` or from an instrumented pool: a call releases it, maybe in another thread."""
 
     # These are read for each such checkout. A slot in the record is faster to read than a default on the class.
     __slots__ = (
@@ -323,7 +323,7 @@ class ManualCheckout(Checkout):
 
 
 def begin(started: float, stack: Stack) -> ManualCheckout:
-    """Create the record of a checkout that is returned by a call.
+    """Create the record of a checkout that a call releases.
 
     This is a function because an ``__init__`` would double the cost.
     """

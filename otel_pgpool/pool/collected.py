@@ -1,4 +1,4 @@
-"""Connections that their holders dropped without returning them."""
+"""Connections that their holders dropped without a release."""
 
 from __future__ import annotations
 

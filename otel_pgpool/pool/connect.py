@@ -69,7 +69,7 @@ class Connectors:
         on_collected: Callable[[weakref.ref[connection]], None],
     ) -> None:
         self._wakeup = Wakeup()
-        self._owner = weakref.ref(owner, self._wakeup.set_on_collect)  # the threads end with it
+        self._owner = weakref.ref(owner, self._wakeup.set_on_collect)  # the threads end with the owner
         self._core = core
         self._config = config
         self._target = target
@@ -77,12 +77,12 @@ class Connectors:
         self._discarder = discarder
         self._maintenance_thread = maintenance_thread
         self._on_collected = on_collected
-        self._threads: set[threading.Thread] = set()  # those that may connect; under the core's lock
+        self._threads: set[threading.Thread] = set()  # threads that may connect; guarded by the core's lock
         self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # for `join`, until each has ended
-        self._attempts: dict[Slot, ConnectAttempt] = {}  # whoever takes one out tells how it ended
-        self._stuck: dict[ConnectAttempt, None] = {}  # given up, and not ended yet
+        self._attempts: dict[Slot, ConnectAttempt] = {}  # the thread that pops an attempt reports its end
+        self._stuck: dict[ConnectAttempt, None] = {}  # attempts given up that have not ended
         self._has_warned = False
-        self._start_error: BaseException | None = None  # why the last thread could not be started, until one can
+        self._start_error: BaseException | None = None  # of the last failed start of a thread, until a start succeeds
 
     # Threads
 
@@ -114,7 +114,7 @@ class Connectors:
                     core.name,
                     error,
                 )
-            self._start_error = without_traceback(error)  # a return may still serve the caller
+            self._start_error = without_traceback(error)  # a release may still serve the caller
 
     def wait_for(self, lock: threading.Lock, deadline: float) -> bool:
         """Wait for a hand-over; if no thread can be started, connect in the calling thread."""
@@ -186,10 +186,10 @@ class Connectors:
                 return delay
             self.start_if_needed()
             if core.parked:
-                self._maintenance_thread.wake()  # it gives the attempt up where that does not end
+                self._maintenance_thread.wake()  # to give up the attempt if it does not end
             return self._connect(slot, limit)
         except BaseException as error:
-            if slot is not None and slot in core.opening:  # an interrupt came where nothing else frees the place
+            if slot is not None and slot in core.opening:  # after an interrupt that nothing else handles
                 attempt = self._attempts.pop(slot) if slot in self._attempts else ConnectAttempt()
                 self._fail(slot, attempt, error)
             raise
@@ -208,7 +208,7 @@ class Connectors:
         return max(0.0, core.outage.next_attempt - now)
 
     def _leave(self, me: threading.Thread) -> None:
-        """Forget a thread that connects no more. The caller holds the core's lock."""
+        """Remove a thread that no longer connects. The caller holds the core's lock."""
         self._threads.discard(me)
         if self._core.retry_thread is me:
             self._core.retry_thread = None
@@ -223,7 +223,7 @@ class Connectors:
             if not attempt.is_overdue(now):
                 continue
             self._stuck[attempt] = None
-            if self._attempts.pop(slot, None) is None:  # it has just ended
+            if self._attempts.pop(slot, None) is None:  # the attempt has just ended
                 self._stuck.pop(attempt, None)
                 continue
             with self._core.lock:
@@ -266,11 +266,11 @@ class Connectors:
         return 0.0
 
     def _prepare(self, slot: Slot, conn: connection) -> None:
-        """Prepare a new connection: call ``configure``, set its lifetime, and store what a return restores."""
+        """Prepare a new connection: call ``configure``, set its lifetime, store what a release restores."""
         config = self._config
         slot.origin = session.settings(conn)
         bound_notices(conn)
-        if config.reset is not None:  # it may be `reset_session`, or call it
+        if config.reset is not None:  # `reset_session`, or a function that calls it
             remember(conn)
         if config.configure is not None:
             session.configure(conn, config.configure)
@@ -300,7 +300,7 @@ class Connectors:
             slot.conn = conn
             self._discarder.discard([slot], reason)
         elif self._core.parked:
-            self._maintenance_thread.wake()  # there is a lifetime to watch
+            self._maintenance_thread.wake()  # to watch the connection's lifetime
 
     def _fail(self, slot: Slot, attempt: ConnectAttempt, error: BaseException) -> None:
         delay = delay_after(attempt.number)

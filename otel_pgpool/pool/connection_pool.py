@@ -58,9 +58,9 @@ class ConnectionPool(PoolState):
         check: how an idle connection is checked before it is handed over. ``"auto"``: by polling its socket, and by a
             ``SELECT 1`` after 30 s without use. A callable: called with the connection if that was idle for more than
             50 ms; raises if the connection must not be used. None: not at all.
-        configure: callable that prepares each new connection, and each returned one after ``reset``. The server has 5 s
+        configure: callable that prepares each new connection, and each released one after ``reset``. The server has 5 s
             to answer all its queries and to commit.
-        reset: callable that cleans up each returned connection, such as `reset_session`. The same bound of 5 s applies.
+        reset: callable that cleans up each released connection, such as `reset_session`. The same bound of 5 s applies.
         credentials: callable that returns a mapping of keyword arguments to merge into those of ``psycopg2.connect``,
             called before each connect. With it, and libpq 16 or later, a password is sent in clear text over TLS only,
             unless libpq's parameter ``require_auth`` is given.
@@ -128,12 +128,12 @@ class ConnectionPool(PoolState):
                 self.close(0)
                 raise
 
-    # Checking out and in
+    # Checkout and release
 
     def connection(
         self, timeout: float | None = None, *, expected_hold: float | EllipsisType | None = ...
     ) -> CheckoutContext:
-        """Check out a connection for a ``with`` block, and return it at the block's end.
+        """Check out a connection for a ``with`` block, and release it at the block's end.
 
         A clean exit commits, an exception rolls back; a connection in autocommit mode is neither committed nor rolled
         back. The object that this method returns can be entered several times, one after the other.
@@ -165,7 +165,7 @@ class ConnectionPool(PoolState):
     def getconn(
         self, key: object = None, *, timeout: float | None = None, expected_hold: float | EllipsisType | None = ...
     ) -> Connection:
-        """Check out a connection, which `putconn` returns.
+        """Check out a connection, which `putconn` releases.
 
         Args:
             key: a hashable name for the checkout. As long as the checkout lasts, the same key yields the same
@@ -205,7 +205,7 @@ class ConnectionPool(PoolState):
         return conn
 
     def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the stock pool's signature
-        """Return a connection that `getconn` checked out; a transaction in progress is rolled back.
+        """Release a connection that `getconn` checked out; a transaction in progress is rolled back.
 
         Args:
             conn: the connection; may be omitted if ``key`` is given.
@@ -231,7 +231,7 @@ class ConnectionPool(PoolState):
                 f"pool {core.name!r}: trying to put unkeyed connection: it is not checked out from this pool"
             )
         if key is not None and core.by_key(key)[0] is not slot:
-            raise PoolError(f"pool {core.name!r}: cannot return this connection: it is not checked out under this key")
+            raise PoolError(f"pool {core.name!r}: cannot release this connection: it is not checked out under this key")
         self._parts.releaser.release_by_hand(checkout, conn, close=close)
 
     # The whole pool
@@ -266,8 +266,7 @@ class ConnectionPool(PoolState):
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: refuse new checkouts, fail the waiters, close idle connections, wait for the holders.
 
-        A connection that is still checked out after ``timeout`` is closed when it is returned. A second call does
-        nothing.
+        A connection that is still checked out after ``timeout`` is closed at its release. A second call does nothing.
 
         Args:
             timeout: longest wait for the holders in seconds.
@@ -301,12 +300,12 @@ class ConnectionPool(PoolState):
 
     @renewed
     def drain(self) -> None:
-        """Replace every connection: close the idle ones now, and the checked-out ones when they are returned."""
+        """Replace every connection: close the idle ones now, and the checked-out ones at their release."""
         self._parts.lifecycle.drain()
 
     @renewed
     def resize(self, minconn: int, maxconn: int) -> None:
-        """Change the limits: close surplus idle connections now, and surplus checked-out ones when they are returned.
+        """Change the limits: close surplus idle connections now, and surplus checked-out ones at their release.
 
         Args:
             minconn: the new minimum, as in the constructor.

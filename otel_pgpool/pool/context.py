@@ -27,7 +27,7 @@ COMMITTED = Outcome.COMMITTED  # read for each checkout: a global costs less tha
 
 
 class CheckoutContext:
-    """One checkout for a ``with`` block: commit on a clean exit, roll back on an exception, return the connection.
+    """One checkout for a ``with`` block: commit on a clean exit, roll back on an exception, release the connection.
 
     A context can be entered again after it was left, but not while it is entered. It is on the hot path: it has no
     ``__init__``, so that ``ConnectionPool.connection`` sets the attributes, and it repeats the few lines of `begin` and

@@ -1,8 +1,8 @@
-"""The pool's mechanics: slots, queue, limits and totals behind one lock. Without I/O, psycopg2 and OpenTelemetry.
+"""The pool's mechanics: slots, queue, limits and totals behind one lock, without I/O, psycopg2 or OpenTelemetry.
 
 The mechanics are one object, because one lock guards them, and four classes, each built on the one before: `SlotTable`
-(the sets between which slots move; the rules of the lock stand there), `HoldTable` (who holds what since when),
-`Handover` (idle connections, queue, checkout and return) and `Core` (opening connections, and the whole pool).
+(the sets between which slots move, and the rules of the lock), `HoldTable` (which checkout holds which connection),
+`Handover` (idle connections, queue, checkout and release) and `Core` (opening connections, and the whole pool).
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Core(Handover):
     # Waiting for the whole pool
 
     def register_fill_waiter(self) -> OneShotEvent | None:
-        """Register the caller to be woken at ``minconn`` connections or a failed connect; None if they are open."""
+        """Register the caller to be woken by ``minconn`` connections or a failed connect; None if they are open."""
         with self.lock:
             if len(self.idle) + self.used >= self.minconn:
                 return None
@@ -207,7 +207,7 @@ class Core(Handover):
     def close(self) -> list[Slot]:
         """Refuse new checkouts and fail the waiters; return the idle slots, which the caller has to close.
 
-        The other slots are closed when their connections are returned.
+        The other slots are closed when their connections are released.
         """
         with self.lock:
             self.state = State.CLOSED
@@ -219,7 +219,7 @@ class Core(Handover):
     def drain(self, reason: str) -> list[Slot]:
         """Mark every connection for eviction; return the idle slots, which the caller has to close.
 
-        The other slots are closed when their connections are returned.
+        The other slots are closed when their connections are released.
         """
         with self.lock:
             return self._mark_all_for_eviction(reason)
@@ -232,11 +232,11 @@ class Core(Handover):
     def resize(self, minconn: int, maxconn: int) -> list[Slot]:
         """Change the limits; return surplus idle slots, which the caller has to close.
 
-        Surplus used slots are closed when their connections are returned.
+        Surplus used slots are closed when their connections are released.
         """
         with self.lock:
             self.minconn, self.maxconn = minconn, maxconn
-            if self.remaining > maxconn:  # before the idle slots are removed, so that a return in between sees it
+            if self.remaining > maxconn:  # before idle slots are removed, so that a release in between sees it
                 for slot in self.members:
                     slot.review_at = AT_ONCE
             surplus = self._pop_idle_to_close(self.remaining - maxconn)

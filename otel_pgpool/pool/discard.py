@@ -27,8 +27,8 @@ class Discarder:
     def when_there_is_room(self, method: Callable[[], None]) -> None:
         """Set the method to call after a connection was closed.
 
-        The reference to the method is weak: a strong one would close a circle, and an unclosed pool that the program
-        drops would keep its connections until the next run of the garbage collector.
+        The reference to the method is weak: a strong one would make a reference cycle, and an unclosed pool that the
+        program drops would keep its connections until the next run of the garbage collector.
         """
         self._fill_room = weakref.WeakMethod(method)
 

@@ -1,4 +1,4 @@
-"""The mechanics of hand-overs: which caller gets which connection, and what a return does with a connection."""
+"""The mechanics of hand-overs: which caller gets which connection, and what a release does with a connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 NOT_HELD = "not_held"
-"""The answer of `Handover.release` if the checkout does not hold the connection any more."""
+"""The result of `Handover.release` if the checkout does not hold the connection any more."""
 
 IDLE, QUEUED, NEW = CheckoutPath.IDLE, CheckoutPath.QUEUED, CheckoutPath.NEW
 """Globals, which cost a checkout less than members of an enumeration."""
@@ -31,7 +31,7 @@ class State(enum.Enum):
 
 
 class Handover(HoldTable):
-    """The idle connections, the queue, and the steps of a checkout and of a return."""
+    """The idle connections, the queue, and the steps of a checkout and of a release."""
 
     __slots__ = (
         "errors",
@@ -193,7 +193,7 @@ class Handover(HoldTable):
         checkout = waiter.checkout
         checkout.slot = slot
         queued = checkout.started if checkout.queued is None else checkout.queued
-        checkout.acquired = now = max(now, queued)  # the waiter may have queued after the return began
+        checkout.acquired = now = max(now, queued)  # the waiter may have queued after the release began
         checkout.path = path
         checkout.held = True
         slot.checkout = checkout
@@ -209,14 +209,14 @@ class Handover(HoldTable):
         else:
             self.served[str(checkout.path)] += 1
 
-    # Return
+    # Release
 
     def holds(self, checkout: Checkout) -> bool:
         """Return whether a checkout still holds its connection."""
         return checkout.is_held and checkout.slot in self.members
 
     def release(self, checkout: Checkout, conn: connection, now: float, reason: str | None = None) -> str | None:
-        """Take back a connection.
+        """Release a connection.
 
         Args:
             checkout: the checkout that held the connection.
@@ -268,7 +268,7 @@ class Handover(HoldTable):
             return None
 
     def release_unused(self, checkout: Checkout, conn: connection, now: float) -> str | None:
-        """Take back a connection that was handed over but neither used nor checked; otherwise like `release`."""
+        """Release a connection that was handed over but neither used nor checked; otherwise like `release`."""
         with self.lock:
             if not self.holds(checkout):
                 return NOT_HELD

@@ -62,7 +62,7 @@ class HoldTable(SlotTable):
             return self.keys.get(key, (None, None))
 
     def slot_behind(self, conn: connection) -> Slot | None:
-        """Find the slot of a connection that was handed over in a proxy and is returned without the proxy.
+        """Find the slot of a connection that was handed over in a proxy and is released without the proxy.
 
         ``cursor.connection``, for example, is the connection itself.
         """
@@ -71,7 +71,7 @@ class HoldTable(SlotTable):
     def enter_key(self, key: object, slot: Slot, conn: connection) -> connection:
         """Record the connection of a key; return the connection recorded first, which may be another thread's."""
         with self.lock:
-            slot.review_at = AT_ONCE  # so that the return forgets the key
+            slot.review_at = AT_ONCE  # so that the release removes the key
             return self.keys.setdefault(key, (slot, conn))[1]
 
     def long_from(self, checkout: Checkout) -> float:
@@ -107,7 +107,7 @@ class HoldTable(SlotTable):
             for slot in self.members - self.closing - self.opening:
                 checkout = slot.checkout
                 if checkout is not None and any(slot.ref is ref for ref in refs):
-                    if not release_once(checkout):  # the connection was returned after all
+                    if not release_once(checkout):  # the connection was released after all
                         continue
                     lost.append(checkout)
                     slot.hold_seconds += now - checkout.acquired

@@ -26,7 +26,7 @@ OPEN_TIMEOUT = 30.0
 """Seconds that opening the pool may take if ``timeout``, the bound of a checkout, is 0."""
 
 MIN_JOIN = 0.1
-"""Seconds that `Lifecycle.wait_for_holders` waits at least for the maintenance thread to end."""
+"""Minimum number of seconds that `Lifecycle.wait_for_holders` waits for the maintenance thread to end."""
 
 
 class Lifecycle:
@@ -118,7 +118,7 @@ class Lifecycle:
                 session.close(conn)
 
     def drain(self) -> None:
-        """Close the idle connections now, and the others when they are returned."""
+        """Close the idle connections now, and the others when they are released."""
         self._discarder.discard(self._core.drain(DiscardReason.DRAINED), DiscardReason.DRAINED)
 
     def resize(self, minconn: int, maxconn: int) -> None:

@@ -88,7 +88,7 @@ class Maintenance:
     def _reclaim(self, now: float) -> None:
         """Reclaim connections dropped before the last pass.
 
-        The delay is for generators: one that is being collected may return its connection right after dropping it.
+        The delay is for generators: one that is being collected may release its connection right after the drop.
         """
         dropped, self._dropped = self._dropped, self._queue_of_dropped.drain()
         observer = self._notifier.observer

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 class Parts:
-    """The collaborators of one pool: the only place that knows them all.
+    """The collaborators of one pool, all in one place.
 
-    Only `ConnectionPool` and `CheckoutContext` have this object. Each collaborator is given those that it calls.
-    Nothing here refers to the pool, and no collaborator refers to this object except weakly: when a program drops an
-    unclosed pool, the threads see the end of this object and end.
+    Only `ConnectionPool` and `CheckoutContext` have this object. Each collaborator gets those that it calls. Nothing
+    here refers to the pool, and collaborators refer to this object only weakly: when a program drops an unclosed pool,
+    this object is collected, and the threads end.
 
     In a forked child `assemble` replaces the collaborators, whose locks and threads belong to the parent.
     """
@@ -75,8 +75,8 @@ class Parts:
         self.notifier = Notifier(observer)
         self.assemble(config.minconn, config.maxconn)
 
-    def assemble(self, minconn: int, maxconn: int) -> None:
-        """Make the collaborators, and give each those that it calls."""
+    def connect(self, minconn: int, maxconn: int) -> None:
+        """Create the collaborators, each with those that it calls."""
         config, target, notifier = self.config, self.target, self.notifier
         core = Core(
             minconn,

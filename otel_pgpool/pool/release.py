@@ -1,4 +1,4 @@
-"""The return of a connection: end the transaction, reset the session, and release the connection or discard it."""
+"""The release of a connection: end the transaction, reset the session, then keep the connection or discard it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Releaser:
-    """Takes connections back from their holders."""
+    """Releases connections."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Releaser:
             raise
 
     def finish_interrupted(self, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
-        """Complete a return that an interrupt cut short; do nothing if only the commit failed."""
+        """Complete a release that an interrupt cut short; do nothing if only the commit failed."""
         if checkout.is_held:
             if not checkout.has_outcome:
                 checkout.outcome = Outcome.ROLLED_BACK
@@ -104,9 +104,9 @@ class Releaser:
     ) -> None:
         """Reset the session and release the connection, or discard it if it cannot be used again.
 
-        Only exceptions that are raised into this thread from outside pass through: an interrupt, or what a signal
-        handler raised. While the interpreter is finalizing no thread can be started to bound the calls to the server,
-        so that the connection is not returned.
+        The only exceptions that pass through are raised into this thread from outside: by an interrupt or a signal
+        handler. While the interpreter is finalizing, the connection is not released, because no thread can be started
+        to bound the calls to the server.
         """
         if sys.is_finalizing():
             self._defer(checkout, conn, close=close)
@@ -128,13 +128,13 @@ class Releaser:
     def _reset_or_reason(
         self, checkout: Checkout, conn: connection, error: BaseException | None
     ) -> tuple[DiscardReason | None, BaseException | None]:
-        """Reset a returned connection; return why it cannot be used again, or None, and the error that shows it."""
+        """Reset a connection; return why it cannot be used again, or None, and the error that revealed the reason."""
         closed: int = conn.closed  # 2 if libpq closed it; the type stubs say bool
         if closed:
             is_broken = closed == session.BROKEN
             return (DiscardReason.BROKEN if is_broken else DiscardReason.RETURNED_CLOSED), error
         status = conn.get_transaction_status()
-        if status == session.ACTIVE:  # another thread uses it; cut it now, as between two statements it would look idle
+        if status == session.ACTIVE:  # another thread uses it; cut it now: between two statements it would look idle
             shutdown_socket(conn)
         if status in session.UNUSABLE or session.ended_session(error):
             return DiscardReason.BROKEN, error
@@ -166,7 +166,7 @@ class Releaser:
         verdict: str | None,
         cause: BaseException | None = None,
     ) -> None:
-        """Act on the answer of `Core.release`, and notify the observer."""
+        """Act on the result of `Core.release`, and notify the observer."""
         if verdict is not None:
             if verdict is NOT_HELD:
                 self._abandon(checkout)
@@ -183,18 +183,18 @@ class Releaser:
             checkout.end_reported = True
 
     def _abandon(self, checkout: Checkout) -> None:
-        """Notify the observer of a checkout that returns no connection: returned before, or a parent process's."""
+        """Notify the observer of a checkout whose connection was released before, or belongs to a parent process."""
         if self._notifier.observer is not None:
             self._notifier.notify(self._notifier.observer.abandoned, checkout)
         checkout.end_reported = True
 
     def _defer(self, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
-        """Leave a return to the maintenance thread, because the garbage collector is running in this thread."""
+        """Leave a release to the maintenance thread, because the garbage collector is running in this thread."""
         self._deferred.append((checkout, conn, close))
         self._wakeup.set()
 
     def complete_deferred(self) -> None:
-        """Complete the returns that happened inside the garbage collector. Called by the maintenance thread."""
+        """Complete the releases that began inside the garbage collector. Called by the maintenance thread."""
         while self._deferred:
             checkout, conn, close = self._deferred.popleft()
             self.reset_and_release(checkout, conn, None, close=close)

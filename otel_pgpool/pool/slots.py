@@ -22,10 +22,10 @@ CHECK_BYPASS_WINDOW = 0.05
 
 
 ORPHAN_AFTER = 1.0
-"""Seconds after which a slot that no thread seems to own is considered lost."""
+"""Seconds after which a slot that no thread seems to own is considered an orphan."""
 
 ORPHAN_AFTER_CHECK = 10.0
-"""Seconds after which a slot set aside is considered lost: twice the maximum duration of a check or a close."""
+"""Seconds after which a slot set aside is considered an orphan: twice the maximum duration of a check or a close."""
 
 
 class Orphan(NamedTuple):
@@ -49,7 +49,7 @@ class SlotTable:
     ``maxconn`` members. A member that is not idle, opening, checking or closing is used.
     """
 
-    __slots__ = (  # CPython stores so many attributes outside the object otherwise, which makes access slower
+    __slots__ = (  # otherwise CPython would store so many attributes outside the object, where access is slower
         "bypass_below",
         "checking",
         "closing",
@@ -74,23 +74,23 @@ class SlotTable:
 
     # Rules of the lock. It guards every attribute of this class and of `Core`. Code that holds the lock does no I/O,
     # logging or telemetry, calls no user code and does not wait. The garbage collector may run under the lock, so the
-    # finalizers of this package never take it (`CollectedRefs`), and the maintenance thread completes returns that
-    # happen inside the garbage collector (`gc_state`). The lock is reentrant, because an application's finalizers and
+    # finalizers of this package never take it (`CollectedRefs`), and the maintenance thread completes releases that
+    # begin inside the garbage collector (`gc_state`). The lock is reentrant, because an application's finalizers and
     # signal handlers may call the pool while their thread holds it. A method whose name begins with an underscore
     # expects its caller to hold the lock.
     #
-    # A checkout that finds an idle connection, and a return while nobody waits, do not take the lock. They rely on
+    # A checkout that finds an idle connection, and a release while nobody waits, do not take the lock. They rely on
     # atomic steps: list.pop gives a slot to one caller only, deleting `Checkout.held` succeeds once only, and only the
     # holder of a slot changes the slot's counters. Between these steps a slot is in no set, so it counts as used: it is
     # not handed over twice, and no limit is exceeded. Each side does its own step first and then looks for the other's:
-    # a return appends to `idle` and then reads the queue, a waiter queues and then reads `idle`, so that at least one
+    # a release appends to `idle` and then reads the queue, a waiter queues and then reads `idle`, so that at least one
     # of them sees the other. For this reason `idle` is never replaced, and levels can be read at any time.
     def __init__(self, minconn: int, maxconn: int, long_hold: float) -> None:
         self.lock = threading.RLock()
         self.minconn = minconn
         self.maxconn = maxconn
         self.long_hold = long_hold
-        # A shorter hold is within the window, and not long, so its return needs no lock.
+        # A shorter hold is within the window, and not long, so its release needs no lock.
         self.bypass_below = min(CHECK_BYPASS_WINDOW, long_hold)
 
         self.members: set[Slot] = set()

@@ -61,7 +61,7 @@ class Queue(OrderedDict["Checkout", Waiter]):
         return waiter
 
     def first(self) -> Waiter | None:
-        """Return the first unserved waiter; remove those whose server was interrupted after it had served them."""
+        """Return the first unserved waiter; remove served ones, which an interrupted hand-over may have left."""
         while self:
             waiter = next(iter(self.values()))
             if waiter.conn is None and waiter.error is None:

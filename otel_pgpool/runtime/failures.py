@@ -1,4 +1,4 @@
-"""Protection against errors beside the application's own work, such as an observer's: they are logged, not raised."""
+"""Protection of the application from errors of others, such as an observer's: they are logged, not raised."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def log_failure(what: str, error: BaseException, level: int = logging.ERROR) -> 
     connections.
 
     Args:
-        what: what has failed, and what follows from it.
+        what: the failure and its consequence.
         error: the error, which is not raised again.
         level: level of the record.
     """

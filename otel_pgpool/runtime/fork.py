@@ -62,7 +62,7 @@ def make_marker() -> ctypes.c_ubyte | ByPid:
 
 
 is_here = make_marker()
-"""The marker of this process. ``if not is_here: renew()`` precedes all use of what a parent process may have left.
+"""The marker of this process. ``if not is_here: renew()`` precedes each use of state that a parent may have left.
 
 Python runs its fork callbacks for ``os.fork`` only. Servers written in C, such as uWSGI, may fork without running them.
 """
@@ -78,9 +78,8 @@ _python_forks = False  # ``os.fork`` is in progress, which renews the interprete
 def register(callback: Callable[[], None]) -> None:
     """Register a function to be called in each forked child, in the order of registration.
 
-    The function is called before the first checkout in the child at the latest, perhaps beside other threads of the
-    child. Nothing comparable runs in the parent before the fork, so locks of the parent may be held forever in the
-    child.
+    The function is called before the first checkout in the child at the latest, maybe while other threads of the child
+    run. No such function runs in the parent before the fork, so locks of the parent may be held forever in the child.
     """
     _callbacks.append(callback)
 
@@ -191,7 +190,7 @@ FORK_WAIT = 1.0
 CONNECT_WAIT = 5.0
 """Seconds that a connect or a notification waits for a fork in progress.
 
-More than a fork waits: a connect that stopped waiting together with the fork would take libpq's locks at that moment.
+Longer than a fork waits: otherwise a connect could stop waiting with the fork, and take libpq's locks at that moment.
 """
 
 _delaying: list[int] = []  # threads, by identity; a thread may be here more than once
@@ -228,7 +227,7 @@ def delay_forks_until_this_thread_ends() -> None:
 
 
 def _lives(number: int) -> bool:
-    """Return whether a thread of this process has not ended; False on systems other than Linux, which cannot say."""
+    """Return whether a thread of this process has not ended; always False on systems other than Linux."""
     return os.path.exists(f"/proc/self/task/{number}")  # noqa: PTH110 - polled while a fork waits: without a Path object each time
 
 
@@ -239,7 +238,7 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def _before() -> None:
-    global _python_forks  # noqa: PLW0603 - see there
+    global _python_forks  # noqa: PLW0603 - one flag for the whole process
     _python_forks = True
     me, mine = get_ident(), get_native_id()  # excluded: under gevent this thread may be a connector's too
 
@@ -250,7 +249,7 @@ def _before() -> None:
 
 
 def _after_in_parent() -> None:
-    global _python_forks  # noqa: PLW0603 - see there
+    global _python_forks  # noqa: PLW0603 - one flag for the whole process
     _python_forks = False
 
 

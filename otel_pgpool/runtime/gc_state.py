@@ -1,12 +1,12 @@
 """Detection of a garbage collector's run in this thread.
 
 The garbage collector may close a generator anywhere, for example under a lock of this package, of a log handler or of
-an SDK. The generator may end a block or return a connection. Such a return is therefore only noted, and the maintenance
-thread completes it.
+an SDK. The generator may end a block or release a connection. Such a release is therefore only noted, and the
+maintenance thread completes it.
 
-Only functions written in C are called by the garbage collector here, with the phase (``start``, ``stop``) and a
-dictionary that is new in each phase. If a signal handler raised inside a callback written in Python, the exception, for
-example a KeyboardInterrupt, would be lost.
+The callbacks here are functions written in C, which the garbage collector calls with the phase (``start``, ``stop``)
+and a dictionary that is new in each phase. If a signal handler raised inside a callback written in Python, the
+exception, for example a KeyboardInterrupt, would be lost.
 """
 
 from __future__ import annotations

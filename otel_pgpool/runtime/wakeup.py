@@ -33,7 +33,7 @@ def start(thread: threading.Thread) -> None:
         interrupt = error.__context__
         if interrupt is None or interrupt is handled:
             raise
-        raise interrupt from None  # it hit inside ``threading.Event``, whose "release unlocked lock" has replaced it
+        raise interrupt from None  # hit inside ``threading.Event``, whose "release unlocked lock" has replaced it
 
 
 class Wakeup:
@@ -48,7 +48,7 @@ class Wakeup:
         self._lock.acquire()
 
     def rebuild_if_patched(self) -> None:
-        """Replace the lock if gevent has patched the kind of it. Called before the first wait."""
+        """Replace the lock if gevent has patched its class. Called before the first wait."""
         if is_unpatched(self._lock):
             lock = threading.Lock()
             lock.acquire()
@@ -64,5 +64,5 @@ class Wakeup:
         self.set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep until the event is set, for at most ``seconds``; return whether it was."""
+        """Sleep until the event is set, for at most ``seconds``; return whether it was set."""
         return wait_for(self._lock, seconds)

@@ -172,7 +172,7 @@ class Telemetry:
                 self._spans.end(checkout, state)
 
     def will_log_timeout(self) -> bool:
-        """Return whether the next timeout will be logged, so that its diagnosis is worth composing."""
+        """Return whether the next timeout will be logged; only then is its diagnosis needed."""
         return self._logs.will_log_timeout()
 
     def abandoned(self, checkout: Checkout) -> None:
@@ -191,7 +191,7 @@ class Telemetry:
             self._logs.long_hold(attributes, _context(checkout))
 
     def _report_long_hold(self, checkout: Checkout) -> dict[str, object] | None:
-        """Add the event of a long hold, once: the maintenance thread and the returning thread may both come here.
+        """Add the event of a long hold, once: the maintenance thread and the releasing thread may both call this.
 
         The caller holds the lock.
         """

@@ -31,7 +31,7 @@ MAX_REPORTED = 100
 
 
 class ReportedPool:
-    """A pool that reports its figures, referenced weakly, and the final figures that it leaves."""
+    """A pool that reports its figures, referenced weakly, and its final figures."""
 
     def __init__(self, pool: ObservedPool) -> None:
         self.name = pool.name
@@ -81,7 +81,7 @@ class Account:
         """Figures of the open pool, or None."""
         self.totals = _nothing()
         """Totals of all pools of this name; never less than reported before."""
-        # When each reader first collected the end. Weak references, because a removed reader holds a lot of memory.
+        # When each reader first collected the end. Weak references, because a removed reader occupies much memory.
         self._first_collections: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
     def add(self, reported: ReportedPool) -> None:
@@ -158,7 +158,7 @@ class Account:
 
 
 def _holds(stats: PoolStats) -> bool:
-    """Return whether a connection is checked out; a closed instrumented pool may not count it as used."""
+    """Return whether a connection is checked out, which a closed instrumented pool may not count as used."""
     return bool(stats.used or stats.oldest_hold)
 
 

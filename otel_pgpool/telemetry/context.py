@@ -30,7 +30,7 @@ class CheckoutContext(context.Context):
 
 
 def leave_ended() -> context.Context:
-    """Return the current context, after leaving the contexts of blocks that have ended, maybe in another thread."""
+    """Leave the contexts of blocks that have ended, maybe in another thread; return the then current context."""
     found = current = context.get_current()
     while type(current) is CheckoutContext and current.is_over:
         current = current.before

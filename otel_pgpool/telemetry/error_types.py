@@ -1,4 +1,4 @@
-"""The values of ``error.type``, of which applications and servers have any number, but a metric must not."""
+"""The values of ``error.type``: a metric needs few, and applications and servers may have any number."""
 
 from __future__ import annotations
 

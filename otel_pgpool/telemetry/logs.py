@@ -66,7 +66,7 @@ class Logs:
         extra = {names.ATTR_EVENT: event.value, names.ATTR_POOL_NAME: self._pool_name, **attributes}
         shown = printable("; ".join(map(str.strip, text.split("\n"))), LONGEST_RECORD)
         try:
-            copy_context().run(self._log, level, shown, extra, context)  # whatever is raised inside, ours is as before
+            copy_context().run(self._log, level, shown, extra, context)  # an error leaves the present context as is
         except Exception as failure:  # a handler that raises costs its record, and nothing else
             if is_external(failure):
                 raise
@@ -91,13 +91,13 @@ class Logs:
         """Log the end of a long hold."""
         held = round(checkout.released - checkout.acquired, names.DIGITS)
         attributes = {names.ATTR_HOLD_TIME: held, names.ATTR_CONNECTION_PID: checkout.slot.pid}
-        text = f"connection came back after {held:.3f} s"
+        text = f"connection released after {held:.3f} s"
         self._write(logging.INFO, LogEvent.LONG_HOLD_RETURNED, text, attributes, context)
 
     def reclaimed(self, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Log that a dropped connection was reclaimed."""
         text = (
-            f"connection dropped without being given back by thread {attributes[names.ATTR_THREAD_NAME]!r} after "
+            f"connection dropped without a release by thread {attributes[names.ATTR_THREAD_NAME]!r} after "
             f"{attributes[names.ATTR_HELD]:.3f} s, checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
         )
         self._write(logging.WARNING, LogEvent.RECLAIMED, text, attributes, context)
@@ -140,7 +140,7 @@ class Logs:
     ) -> None:
         """Log that connections were closed together."""
         is_loss = DiscardReason(reason).is_loss
-        if not logger.isEnabledFor(logging.WARNING if is_loss else logging.DEBUG):  # a pid may have to be asked for
+        if not logger.isEnabledFor(logging.WARNING if is_loss else logging.DEBUG):  # to read a pid may need a call
             return
         pids = [slot.pid for slot in slots]
         attributes: dict[str, Any] = {
@@ -177,7 +177,7 @@ class Logs:
         for name in [name for name, due in _refused_again.copy().items() if due <= now]:
             _refused_again.pop(name, None)
         _refused_again[self._pool_name] = now + REFUSAL_INTERVAL
-        is_connected = sqlstate(connect.error) is not None  # `configure` was refused something then
+        is_connected = sqlstate(connect.error) is not None  # then the server refused a query of `configure`
         what = "a new connection cannot be used" if is_connected else CANNOT_BE_REACHED
         text = f"{what}: {connect.message or error_type}"
         self._write(logging.WARNING, LogEvent.CONNECT_REFUSED, text, {names.ATTR_ERROR_TYPE: error_type})

@@ -1,4 +1,4 @@
-"""The attributes of a long hold, of which the event of its span and its log record tell."""
+"""The attributes of a long hold, for the event of its span and for its log record."""
 
 from __future__ import annotations
 

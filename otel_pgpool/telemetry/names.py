@@ -1,4 +1,4 @@
-"""Every name that telemetry uses. Dashboards and alerts are built on them; none is spelled anywhere else."""
+"""Every name that telemetry uses. Dashboards and alerts depend on them; no other module spells one."""
 
 from __future__ import annotations
 

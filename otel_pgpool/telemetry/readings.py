@@ -88,8 +88,8 @@ OBSERVABLES = tuple(
         (LEVEL, names.METRIC_PENDING_REQUESTS, "{request}", "Requests that wait for a connection.", _figure("waiting")),
         (TOTAL, names.METRIC_TIMEOUTS, "{timeout}", "Requests that got no connection in time.", _figure("timeouts")),
         (GAUGE, names.METRIC_UTILIZATION, "1", "Fraction of the maximum that is in use.", _utilization),
-        (GAUGE, names.METRIC_OLDEST_HOLD, "s", "Age of the oldest hold still out, 0 if none.", _figure("oldest_hold")),
-        (TOTAL, names.METRIC_CHECKOUTS, "{checkout}", "Checkouts served, by the path that they took.", _checkouts),
+        (GAUGE, names.METRIC_OLDEST_HOLD, "s", "Age of the oldest hold in progress, or 0.", _figure("oldest_hold")),
+        (TOTAL, names.METRIC_CHECKOUTS, "{checkout}", "Checkouts that received a connection, by path.", _checkouts),
         (
             TOTAL,
             names.METRIC_RETRIES,

@@ -1,11 +1,11 @@
-"""The private parts of OpenTelemetry's API and SDK that this package uses; no other module touches one.
+"""The private parts of OpenTelemetry's API and SDK that this package uses; no other module uses one.
 
-Each use says why there is no public way, and what happens in a release without the part: telemetry goes on. All of them
-were checked on the releases 1.36 and 1.45 of API and SDK; those that ``configure()`` uses on 1.45, the first one that
-the extra ``otlp`` accepts. This module imports the API only; the SDK's objects reach it through the API.
+The text of each use says why there is no public way, and how telemetry continues in a release without the part. All
+uses were checked on the releases 1.36 and 1.45 of API and SDK; those of ``configure()`` on 1.45, the first release that
+the extra ``otlp`` accepts. This module imports the API only, and gets the SDK's objects through the API.
 
-Modules such as ``opentelemetry._logs`` and ``opentelemetry.sdk._logs`` are no private parts, despite their names: they
-are the documented ones for logs.
+Modules such as ``opentelemetry._logs`` and ``opentelemetry.sdk._logs`` are not private, despite their names: they are
+the documented modules for logs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Without the key, suppression is ignored.
 """
 
 SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, context.Context())), "")
-"""Key of the span in a context, learnt from a context that the API has created, so that any other name is found too.
+"""Key of the span in a context, read from a context that the API has created, in case a release changes the key.
 
 ``{**caller, SPAN_KEY: span}`` equals the result of ``set_span_in_context`` without its three calls and two copies.
 """
@@ -76,7 +76,7 @@ def recording_gate(histogram: Any) -> Any:
 
 
 def waits_for_provider(tracer: object) -> bool:
-    """Return whether a tracer creates no spans before the global provider is set, which `has_provider` tells then."""
+    """Return whether a tracer creates no spans until the global provider is set; see `has_provider`."""
     return isinstance(tracer, trace.ProxyTracer) and hasattr(trace, "_TRACER_PROVIDER")
 
 
@@ -113,7 +113,7 @@ REPEATING_LOGGERS = (
 )
 """Loggers of the SDK, named after its private modules, that repeat a record at each export and each collection.
 
-The records of loggers with other names would pass each time.
+If a release renames these modules, their records pass each time.
 """
 
 

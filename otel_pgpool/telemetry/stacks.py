@@ -26,7 +26,7 @@ SERVERS = frozenset(
 """Packages that call an application: servers, frameworks, task queues, event loops, commands, standard modules."""
 
 LIBRARIES = frozenset(("contextlib", "functools", "opentelemetry", "sqlalchemy", "wrapt"))
-"""Packages that may be between a server and the application, and that the application calls too."""
+"""Packages that may be between a server and the application, and that the application may call too."""
 
 LAUNCHER = "__main__"
 """Module name of the script that was started: a server's script, or an application's."""

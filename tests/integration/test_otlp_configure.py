@@ -338,7 +338,7 @@ def test_protocol_that_nobody_knows(receiver: Receiver) -> None:
         "with configure('shop'): work()",
         {**receiver.environ, "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "udp", "OTEL_LOGS_EXPORTER": "otlp"},
     )
-    assert "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL=udp: configure() knows grpc and http/protobuf; grpc is used" in err
+    assert "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL=udp: configure() supports grpc and http/protobuf; grpc is used" in err
     assert (len(receiver.spans), len(receiver.metrics)) == (3, 1)
 
 

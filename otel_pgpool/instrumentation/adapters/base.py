@@ -71,7 +71,7 @@ class PoolAdapter(ABC):
 
     @abstractmethod
     def uninstall(self) -> None:
-        """Undo `install`, even one that has failed half-way. Wrappers that the application still refers to pass on."""
+        """Undo `install`, even if it failed half-way. From now on, wrappers only call the original methods."""
 
     @abstractmethod
     def levels(self, pool: Any) -> Levels:
@@ -79,7 +79,7 @@ class PoolAdapter(ABC):
 
     @abstractmethod
     def target(self, pool: Any) -> Target:
-        """Return where a pool connects to, without calling code of the application."""
+        """Return the target of a pool's connects, without calling code of the application."""
 
     @abstractmethod
     def forget_inherited(self, pool: Any) -> int:
@@ -102,20 +102,20 @@ class PoolAdapter(ABC):
         return False
 
     def exhausted_error(self) -> Exception:
-        """Create the pool's error for a caller that has waited in vain. Needed if a pool `can_wait`."""
+        """Create the pool's error for a caller whose wait timed out. Needed if a pool `can_wait`."""
         raise NotImplementedError
 
     def backend_pid(self, conn: Any) -> int:  # noqa: ARG002 - the interface
-        """Return the process id of a connection's backend; 0 if it is unknown or only `ask_backend_pid` tells it.
+        """Return the process id of a connection's backend; 0 if it is unknown or only `ask_backend_pid` returns it.
 
-        Called as soon as the connection is known, so that the id is known when the connection is not there any more.
+        Called as soon as the connection is known, because a record may need the id when the connection is gone.
         """
         return 0
 
     def ask_backend_pid(self, conn: Any) -> int:  # noqa: ARG002 - the interface
-        """Return the id that `backend_pid` could not tell, at the moment at which it is reported; 0 if unknown.
+        """Return the process id if `backend_pid` returned 0; 0 if unknown. Called when the id is reported.
 
-        Unlike `backend_pid`, it may call a connection of the application's own class.
+        Unlike `backend_pid`, this may call a connection of the application's own class.
         """
         return 0
 

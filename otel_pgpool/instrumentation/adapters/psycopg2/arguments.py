@@ -17,7 +17,7 @@ RUNS_LATER = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENE
 
 
 def runs_later(method: Method) -> bool:
-    """Return whether a call of a method runs nothing yet, such as a generator's; the methods it calls are wrapped."""
+    """Return whether a call of a method only creates a generator or a coroutine, which runs the method later."""
     code = getattr(inspect.unwrap(method), "__code__", None)
     return bool(getattr(code, "co_flags", 0) & RUNS_LATER)
 

@@ -1,7 +1,7 @@
 """Access to psycopg2's connections by psycopg2's own code only.
 
-An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. None of
-that is called, so that it sees no call that the pool itself did not make.
+An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. This
+module calls no such code, so the code gets only the calls that the pool itself makes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _info_of(conn: Any) -> Any:
 def closed_of(conn: Any) -> int:
     """Return a connection's ``closed``, which pools read too; 0 if it has none."""
     try:
-        return conn.closed  # type: ignore[no-any-return]  # a number or a truth
+        return conn.closed  # type: ignore[no-any-return]  # an int or a bool
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
         raise_if_asynchronous(error)
         return 0
@@ -63,7 +63,7 @@ class Psycopg2Driver(PoolAdapter):
         return 0
 
     def ask_backend_pid(self, conn: Any) -> int:
-        """Return the process id as a connection of the application's own class tells it."""
+        """Return the process id by a call of the connection, maybe of the application's own class."""
         return int(conn.get_backend_pid())
 
     def transaction_status(self, conn: Any) -> TransactionStatus:

@@ -1,8 +1,8 @@
 """The wrappers of ``getconn`` and ``putconn`` of psycopg2's two classes, for ordinary checkouts of their own objects.
 
-They are measured by the benchmark ``hooked``: plain functions, because one of wrapt is slower, and in one piece each,
-because a call would cost 4 %. There are two pairs. The light pair, for ``spans="off"``, makes no record of
-a checkout as long as nothing is recorded. All else goes the slow path of `PoolCalls`.
+The benchmark ``hooked`` measures them. Each is a plain function, because wrapt's are slower, and calls no helper,
+because a call would cost 4 %. There are two pairs. The light pair, for ``spans="off"``, creates no record of a
+checkout as long as nothing is reported. All other calls take the slow path of `PoolCalls`.
 """
 
 from __future__ import annotations

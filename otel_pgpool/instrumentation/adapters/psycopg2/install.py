@@ -1,4 +1,4 @@
-"""The adapter of the pools of ``psycopg2.pool``: which classes and methods are wrapped, and what a pool tells."""
+"""The adapter of the pools of ``psycopg2.pool``: the classes and methods that are wrapped, and a pool's state."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Psycopg2Adapter(Psycopg2Driver):
         self._replacements.restore()
 
     def _wrap(self, owner: type) -> None:
-        """Wrap the methods that a class defines. If the class refuses, only the methods that it calls are seen."""
+        """Wrap the methods that a class defines. If the class refuses, only the psycopg2 methods it calls are seen."""
         try:
             self._wrap_methods(owner)
         except Exception as error:  # noqa: BLE001 - whatever a metaclass raises
@@ -138,7 +138,7 @@ class Psycopg2Adapter(Psycopg2Driver):
             tracker.fast_path_owner = self._calls
         return tracker
 
-    # What a pool tells
+    # The state of a pool
 
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool. A closed pool has no connections, but lists those that were checked out."""
@@ -146,7 +146,7 @@ class Psycopg2Adapter(Psycopg2Driver):
         return Levels(pool.minconn, pool.maxconn, used, idle, pool.minconn, closed=bool(pool.closed))
 
     def target(self, pool: Any) -> Target:
-        """Return where the arguments of a pool's connects lead."""
+        """Return the target of a pool's connects."""
         return target_of_arguments(*private.connect_arguments(pool))
 
     def is_idle(self, pool: Any, conn: Any) -> bool:

@@ -31,7 +31,7 @@ class SubclassCall:
 
     def call_inner(self, getconn: Callable[[], Any], *, is_repeat: bool) -> Any:
         """Make an inner call, and remember its result or its error."""
-        waits = self.error is not None and is_exhausted(self.error)  # the subclass itself waits, as it asks once more
+        waits = self.error is not None and is_exhausted(self.error)  # the subclass waits by a repeated call
         if waits and self.checkout is not None and self.checkout.queued is None:
             self._tracker.enqueued(self.checkout)
         try:

@@ -1,6 +1,6 @@
 """The target of a connect, read from its arguments without calling objects of the application.
 
-A password may be an object that fetches the password when its text is requested; so may a host.
+A password or a host may be an object that fetches its value when its text is requested.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DECISIVE = (*PLACES, "port", "service", "dsn")
 
 
 def target_of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
-    """Return where the arguments lead, without raising; unknown if a decisive argument is not a plain value."""
+    """Return the target of the arguments, without raising; unknown if a decisive argument is not a plain value."""
     plain = {key: value for key, value in kwargs.items() if type(value) in PLAIN}
     if any(type(arg) not in PLAIN for arg in args[:1]) or any(key in DECISIVE for key in kwargs.keys() - plain.keys()):
         return UnknownTarget()

@@ -50,13 +50,13 @@ if TYPE_CHECKING:
 class PoolCalls:
     """The calls of wrapped methods. Each ``wrap_`` method returns the wrapper of one.
 
-    Once the instrumentation has ended, the wrappers pass on, also during a later instrumentation, which installs its
-    own.
+    Once the instrumentation has ended, the wrappers only call the original methods, also during a later
+    instrumentation, which installs its own.
     """
 
     def __init__(self, session: InstrumentationSession, track: Callable[[Any], PoolTracker | None]) -> None:
         self._guard = session.guard
-        self._watch = session.watch  # which tells the trackers of this session from others
+        self._watch = session.watch  # distinguishes this session's trackers from others'
         self._track = track
         self._subclass_calls: dict[tuple[int, int], SubclassCall] = {}  # by pool and thread
         # Checked out in a parent process, by id. Kept alive, because an application's own class may close a connection
@@ -73,7 +73,7 @@ class PoolCalls:
         return tracker if tracker is not None and tracker.watch is self._watch else None
 
     def reset_after_fork(self, checked_out: list[Any]) -> None:
-        """Drop the parent's calls in a forked child, and ignore the release of what the parent has checked out."""
+        """Drop the parent's calls in a forked child, and ignore releases of connections that the parent checked out."""
         self._subclass_calls.clear()
         self._inherited.update((id(conn), conn) for conn in checked_out)
 
@@ -166,7 +166,7 @@ class PoolCalls:
     # Releases
 
     def wrap_putconn(self, original: Method) -> Method:
-        """Wrap the ``putconn`` of a subclass, as above."""
+        """Wrap the ``putconn`` of a subclass, in the same way."""
         release = self.release
 
         @wraps(original)

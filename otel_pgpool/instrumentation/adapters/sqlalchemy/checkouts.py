@@ -1,4 +1,4 @@
-"""The records of checkouts from SQLAlchemy's pools, by what its events know them by."""
+"""The records of checkouts from SQLAlchemy's pools, by the keys that its events provide."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class CheckoutTable:
     """The checkouts in progress. The dictionaries are never replaced, so that others may refer to them."""
 
     def __init__(self) -> None:
-        self.requests: dict[int, EngineCheckout] = {}  # that have no connection yet, by thread
+        self.requests: dict[int, EngineCheckout] = {}  # those without a connection yet, by thread
         self.held: dict[int, EngineCheckout] = {}  # by id of the connection
         self.closed_while_held: dict[int, EngineCheckout] = {}  # by id of the record, which outlives its connection
         self.trackers: weakref.WeakKeyDictionary[Record, PoolTracker] = weakref.WeakKeyDictionary()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DRIVER = "psycopg2"
 TARGET_KEYS = ("host", "port", "dbname", "user")
-"""Keys of a URL's query that say where it leads; the others may hold secrets."""
+"""Keys of a URL's query that determine its target; the others may hold secrets."""
 
 
 def read_levels(pool: Any) -> Levels:
@@ -48,14 +48,14 @@ def is_connected(record: Record) -> bool:
 
 
 def pool_owner(engine: Engine) -> Engine:
-    """Return the engine behind those that ``execution_options`` makes, which may be collected earlier."""
+    """Return the original of an engine from ``execution_options``, because the latter may be collected earlier."""
     while (behind := engine_behind(engine)) is not None:
         engine = behind
     return engine
 
 
 def engine_target(engine: Engine) -> Target:
-    """Return where the engine's URL leads. Its password is not read, because reading may fetch it.
+    """Return the target of an engine's URL. The password is not read, because reading may fetch it.
 
     With a ``creator`` of the application the URL may be wrong, and is often empty; the target is then unknown.
     """
@@ -90,7 +90,7 @@ def _parameters_of(url: URL) -> dict[str, Any]:
 
 
 def pool_name(pool: Any, conn: Any) -> str:
-    """Return a name for a pool without an engine: its ``logging_name``, or where a connection of it leads."""
+    """Return a name for a pool without an engine: its ``logging_name``, or the target of its connection."""
     return _logging_name(pool) or target_of((), parameters_of(conn)).name
 
 

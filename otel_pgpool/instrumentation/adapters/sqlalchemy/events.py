@@ -1,4 +1,4 @@
-"""The listeners to SQLAlchemy's public events, from which connects, releases and closed connections are known."""
+"""The listeners for SQLAlchemy's public events, which report connects, releases and closed connections."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class EventListeners:
                 event.listen(target, name, listener)
 
     def add_to_dialect(self, dialect: Any) -> None:
-        """Add the listener for connects to one dialect, because only psycopg2's are listened to."""
+        """Add the listener for connects to one dialect, because other drivers' dialects get none."""
         if dialect not in self._dialects:
             event.listen(dialect, "do_connect", self._connecting)
             self._dialects.add(dialect)

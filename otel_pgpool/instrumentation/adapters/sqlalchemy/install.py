@@ -1,4 +1,4 @@
-"""The adapter of SQLAlchemy's pools: which methods are wrapped, which engines are tracked, and what a pool tells."""
+"""The adapter of SQLAlchemy's pools: the methods that are wrapped, the engines that are tracked, a pool's state."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class SqlalchemyAdapter(Psycopg2Driver):
                     self._track_engine(engine)
 
     def uninstall(self) -> None:
-        """Restore everything, except for wrappers that third-party code has wrapped since, which pass calls through."""
+        """Restore everything, except wrappers that third-party code has wrapped since; these call the originals."""
         self._replacements.restore()
         self._inherited.restore_dialects()
         self._events.remove()
@@ -113,7 +113,7 @@ class SqlalchemyAdapter(Psycopg2Driver):
         if pool_owner(engine) in self._engines:
             self._track_engine(engine)
 
-    # What a pool tells
+    # The state of a pool
 
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool, or those of its tracker if the pool keeps none."""
@@ -133,8 +133,8 @@ class SqlalchemyAdapter(Psycopg2Driver):
     def forget_inherited(self, pool: Any) -> int:
         """Remove the parent's connections in a forked child, closing the sockets of idle ones; return their number.
 
-        The pool begins again in place, because the application may keep the pool, and a pool without an engine has no
-        owner that could get another.
+        The pool is reset in place, because the application may keep a reference to it, and a pool without an engine has
+        no owner that could get another.
         """
         self._table.leave_held_to_parent(self._inherited)
         idle = reset_pool(pool)

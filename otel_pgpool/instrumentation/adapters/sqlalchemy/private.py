@@ -26,9 +26,9 @@ DIALECT_EVENTS = [name for name in dir(DialectEvents) if name.startswith(("do_",
 
 @contextmanager
 def keep_has_events() -> Iterator[None]:
-    """Restore the flag of all engines that statements have listeners.
+    """Restore ``_has_events``, the flag of engines whose statements have listeners.
 
-    A listener for ``engine_disposed`` sets it. True would slow down each statement, and ``dispose`` does not need it.
+    A listener for ``engine_disposed`` sets the flag. It slows down each statement, and ``dispose`` does not need it.
     """
     had_events = Engine._has_events
     yield

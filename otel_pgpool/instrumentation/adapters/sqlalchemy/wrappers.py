@@ -1,7 +1,7 @@
-"""The wrappers of SQLAlchemy's methods by which connections are requested and waited for.
+"""The wrappers of SQLAlchemy's methods that acquire connections, and of the method in which callers wait.
 
-SQLAlchemy has no event for a request nor for a failed one, so that events cannot tell how long a caller waited. Every
-connection of an engine is requested by ``Engine.raw_connection``, which also knows the URL. ``Pool.connect`` is for
+SQLAlchemy has no event for the start or the failure of an acquire, so events do not show how long a caller waited.
+Every connection of an engine is acquired by ``Engine.raw_connection``, which also has the URL. ``Pool.connect`` is for
 pools without an engine, which are recognised by their first connection. Neither method distinguishes a wait for a
 release from a slow check of an idle connection (``pool_pre_ping``, a listener of the application). A pool waits in the
 ``get`` of its queue and nowhere else.
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
 BETWEEN = SkippedModules("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
-"""Modules to skip between a request and the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
+"""Modules to skip in the search for the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
 
 
 class EngineCalls:
@@ -222,7 +222,7 @@ class EngineCalls:
     def _call_untracked(self, request: Callable[[], Any]) -> Any:
         """Check out from an engine that is not instrumented.
 
-        The request in progress is hidden meanwhile, so that the other engine's pool events are not attributed to it.
+        The checkout in progress is hidden meanwhile, so that the other engine's events are not attributed to it.
         """
         thread = threading.get_ident()
         outer = self._requests.pop(thread, None)
@@ -234,7 +234,7 @@ class EngineCalls:
 
     @never_raise
     def _failed(self, checkout: EngineCheckout, error: BaseException) -> None:
-        """Record a failed request. The driver's error is recorded without SQLAlchemy's wrapper around it."""
+        """Record a failed checkout. The driver's error is recorded without SQLAlchemy's wrapper around it."""
         if hasattr(checkout, "acquired"):  # an interrupt hit after the hand-over; the release will be recorded
             return
         tracker = checkout.tracker
