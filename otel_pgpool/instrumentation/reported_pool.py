@@ -157,7 +157,7 @@ class ReportedPool(Totals):
         before, self.target = self.target, target
         reported = before.address, before.port, before.namespace
         if target.address and (target.address, target.port, target.namespace) != reported:
-            self.guard.notify(self._observer.attached, self)
+            self._observer.target_known(self)
 
     @never_raise
     def connected(self, began: float, conn: Any) -> None:

@@ -107,6 +107,10 @@ class Telemetry:
         self._lock = threading.RLock()
         self._instruments.report(pool)
 
+    def target_known(self, pool: ObservedPool) -> None:
+        """Report from now on where the pool connects to, which was unknown before; checkouts may be in progress."""
+        self._spans.set_target(pool)
+
     # Checkouts
 
     def started(self, checkout: Checkout) -> None:

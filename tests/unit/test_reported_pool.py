@@ -1,0 +1,78 @@
+"""An instrumented pool as its observer sees it: its target and its connects, also while it is being set up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from psycopg2.pool import PoolError
+
+from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.instrumentation.options import InstrumentationOptions
+from otel_pgpool.instrumentation.session import InstrumentationSession
+from otel_pgpool.types import PoolErrorType
+from tests.support.adapters import FakeAdapter
+from tests.support.telemetry import Signals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+
+LATE = UnknownTarget({"host": "db.example", "port": "5433", "dbname": "shop"})
+
+
+class Pool:
+    """A pool, and a connection of it."""
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    with Signals() as signals:
+        yield signals
+
+
+@pytest.fixture
+def session(signals: Signals) -> Iterator[InstrumentationSession]:
+    options = InstrumentationOptions.of(
+        tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, long_hold=10
+    )
+    session = InstrumentationSession(options)
+    session.watch.parked = False  # no thread is started
+    yield session
+    session.end()
+
+
+def track(session: InstrumentationSession, pool: Any) -> PoolTracker:
+    tracker = session.track(pool, FakeAdapter(), name="shop")
+    assert tracker is not None
+    return tracker
+
+
+# A target that becomes known late
+
+
+def test_spans_name_a_target_that_becomes_known(session: InstrumentationSession, signals: Signals) -> None:
+    """The spans that start from then on have the address, the port and the database."""
+    pool = Pool()
+    tracker = track(session, pool)
+    for _ in range(2):
+        tracker.acquired(checkout := tracker.start(()), conn := Pool())
+        tracker.released(checkout)
+        tracker.target_known(LATE)
+    keys = ("server.address", "server.port", "db.namespace")
+    spans = [dict(span.attributes or {}) for span in signals.named("pool.checkout")]
+    assert [tuple(span.get(key) for key in keys) for span in spans] == [("", None, ""), ("db.example", 5433, "shop")]
+    assert conn is not None
+
+
+def test_a_target_that_becomes_known_during_a_checkout(session: InstrumentationSession, signals: Signals) -> None:
+    """The lock of long holds and the limit on records of timeouts are the same afterwards."""
+    pool = Pool()
+    tracker = track(session, pool)
+    lock = tracker._observer._lock
+    for _ in range(3):
+        tracker.failed(tracker.start(()), PoolError("connection pool exhausted"), PoolErrorType.TIMEOUT)
+        tracker.target_known(LATE)
+    assert len([record for record in signals.records.all if record.event == "timeout"]) == 1
+    assert tracker._observer._lock is lock
