@@ -80,7 +80,7 @@ class PoolTracker(ReportedPool):
         # A pool whose callers wait needs full records: a light checkout has no wait.
         self.gate = OPEN if self.queue is not None else self._observer.recording_gate or OPEN
         try:
-            self._observer.attached(self)
+            self.start_reporting()
             setattr(pool, TRACKER_ATTR, self)
         except BaseException:
             self.stop_reporting()

@@ -10,6 +10,7 @@ from psycopg2.pool import PoolError
 from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.session import InstrumentationSession
+from otel_pgpool.pool import registry
 from otel_pgpool.types import PoolErrorType
 from tests.support.adapters import FakeAdapter
 from tests.support.telemetry import Signals
@@ -76,3 +77,25 @@ def test_a_target_that_becomes_known_during_a_checkout(session: InstrumentationS
         tracker.target_known(LATE)
     assert len([record for record in signals.records.all if record.event == "timeout"]) == 1
     assert tracker._observer._lock is lock
+
+
+# The set-up
+
+
+def test_fork_during_the_set_up(
+    session: InstrumentationSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tracker that is registered at the moment of a fork, and used by nobody yet, is reset in the child."""
+    register = registry.register
+
+    def register_and_fork(*args: Any) -> str:
+        name = register(*args)
+        registry._after_fork()
+        return name
+
+    monkeypatch.setattr(registry, "register", register_and_fork)
+    monkeypatch.setattr(FakeAdapter, "inherited", 3)
+    pool = Pool()
+    tracker = track(session, pool)
+    assert "could not reset" not in caplog.text
+    assert tracker.stats().discarded == {"forked": 3}
