@@ -83,7 +83,7 @@ class PendingConnects:
             self.outage = None
         elif isinstance(error, Exception):  # an interrupt does not mean that the server is down
             self.outage = Outage(since, attempts + 1)
-        connect = Connect(attempts + 1, began, now, None, error, message)
+        connect = Connect(attempts + 1, began, now, None, error, message, is_refusal=is_refusal)
         self.pending.append(PendingConnect(threading.get_ident(), connect, before, reached_server=is_refusal))
 
     def pop_of(self, thread: int) -> Iterator[PendingConnect]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from psycopg2 import OperationalError
 from psycopg2.pool import PoolError
 
 from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.pool import registry
+from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import PoolErrorType
 from tests.support.adapters import FakeAdapter
 from tests.support.telemetry import Signals
@@ -99,3 +101,45 @@ def test_fork_during_the_set_up(
     tracker = track(session, pool)
     assert "could not reset" not in caplog.text
     assert tracker.stats().discarded == {"forked": 3}
+
+
+# Connects
+
+
+class Choosy(FakeAdapter):
+    """An adapter with an answer of its own to whether the server refused a connection."""
+
+    def is_refusal(self, error: BaseException) -> bool:
+        return isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("error", "events"),
+    [
+        (ValueError("no"), ["connect_failed", "connect_refused"]),
+        (OperationalError("FATAL:  no such database: shop"), ["connect_failed", "outage_started"]),
+    ],
+)
+def test_the_adapter_says_what_is_a_refusal(
+    session: InstrumentationSession, signals: Signals, error: Exception, events: list[str]
+) -> None:
+    """Its answer decides between an outage and a refusal, whatever psycopg2's errors mean elsewhere."""
+    pool = Pool()
+    tracker = session.track(pool, Choosy(), name="shop")
+    assert tracker is not None
+    tracker.connect_failed(monotonic(), error)
+    tracker.report_connects()
+    assert [record.event for record in signals.records.all] == events
+
+
+def test_duration_of_an_outage(session: InstrumentationSession, signals: Signals) -> None:
+    """It counts from the beginning of the first attempt that failed, as that of the package's own pool does."""
+    pool = Pool()
+    tracker = track(session, pool)
+    tracker.connect_failed(monotonic() - 60.0, OSError())
+    tracker.connect_failed(monotonic() - 20.0, OSError())
+    tracker.connected(monotonic(), conn := Pool())
+    tracker.report_connects()
+    (ended,) = [record for record in signals.records.all if record.event == "outage_ended"]
+    assert round(ended.attributes["otel_pgpool.duration"]) == 60
+    assert conn is not None
