@@ -309,10 +309,10 @@ class Connectors:
             message = attempt.message_of(error, self._target)
         finally:
             error = without_traceback(error)
-            connect = _describe(attempt, slot, error=error, message=message)
+            connect = _describe(attempt, slot, error=error, message=message, is_refusal=is_refusal(error))
             failed = Attempt(connect.ended, class_of(error), delay, message)
             began, ended = self._core.connect_failed(
-                slot, failed, error, began=connect.began, is_refusal=is_refusal(error)
+                slot, failed, error, began=connect.began, is_refusal=connect.is_refusal
             )
             notifier, observer = self._notifier, self._notifier.observer
             if observer is not None:
