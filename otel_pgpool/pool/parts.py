@@ -75,7 +75,7 @@ class Parts:
         self.notifier = Notifier(observer)
         self.assemble(config.minconn, config.maxconn)
 
-    def connect(self, minconn: int, maxconn: int) -> None:
+    def assemble(self, minconn: int, maxconn: int) -> None:
         """Create the collaborators, each with those that it calls."""
         config, target, notifier = self.config, self.target, self.notifier
         core = Core(
