@@ -42,35 +42,35 @@ class SkippedModules(dict[str, bool]):
     def __missing__(self, module: str) -> bool:
         package = module.partition(".")[0]
         is_own = package == OWN_PACKAGE and not module.startswith(OWN_PROGRAM)
-        self[module] = left_out = is_own or package in self._packages
-        return left_out
+        self[module] = skipped = is_own or package in self._packages
+        return skipped
 
 
 OWN = SkippedModules()
 
 
-def stack_of(frame: FrameType | None, left_out: SkippedModules = OWN) -> Stack:
+def call_sites(frame: FrameType | None, skipped: SkippedModules = OWN) -> Stack:
     """Return up to four call sites from ``frame`` outwards, innermost first."""
     stack: list[Any] = []
     while frame is not None and len(stack) < 2 * GETCONN_FRAMES:
-        if not left_out[frame.f_globals.get("__name__", "")]:
+        if not skipped[frame.f_globals.get("__name__", "")]:
             stack += (frame.f_code, frame.f_lasti)
         frame = frame.f_back
     return tuple(stack)
 
 
-def caller_call_sites(wrapper: FrameType, left_out: SkippedModules = OWN) -> Stack:
+def caller_call_sites(wrapper: FrameType, skipped: SkippedModules = OWN) -> Stack:
     """Return the call sites of a wrapper's callers.
 
     If there are none, for example because the wrapper is a thread's first function, return the wrapper's own.
     """
-    return stack_of(wrapper.f_back, left_out) or (wrapper.f_code, wrapper.f_lasti)
+    return call_sites(wrapper.f_back, skipped) or (wrapper.f_code, wrapper.f_lasti)
 
 
 def call_sites_fast(frame: FrameType) -> Stack:
-    """Return the four innermost call sites, if none can belong to this package; costs a third of `stack_of`."""
+    """Return the four innermost call sites, if none can belong to this package; costs a third of `call_sites`."""
     if (second := frame.f_back) is None or (third := second.f_back) is None or (fourth := third.f_back) is None:
-        return stack_of(frame) or (frame.f_code, frame.f_lasti)
+        return call_sites(frame) or (frame.f_code, frame.f_lasti)
     return (
         frame.f_code,
         frame.f_lasti,
@@ -83,31 +83,22 @@ def call_sites_fast(frame: FrameType) -> Stack:
     )
 
 
-def call_sites_fast_filtered(frame: FrameType, left_out: SkippedModules) -> Stack:
-    """Return the four innermost call sites if all are the application's; otherwise the result of `stack_of`."""
+def call_sites_fast_filtered(frame: FrameType, skipped: SkippedModules) -> Stack:
+    """Return the four innermost call sites if all are the application's; otherwise the result of `call_sites`."""
     try:
         if (
             (second := frame.f_back) is None
             or (third := second.f_back) is None
             or (fourth := third.f_back) is None
-            or left_out[frame.f_globals["__name__"]]
-            or left_out[second.f_globals["__name__"]]
-            or left_out[third.f_globals["__name__"]]
-            or left_out[fourth.f_globals["__name__"]]
+            or skipped[frame.f_globals["__name__"]]
+            or skipped[second.f_globals["__name__"]]
+            or skipped[third.f_globals["__name__"]]
+            or skipped[fourth.f_globals["__name__"]]
         ):
-            return stack_of(frame, left_out) or (frame.f_code, frame.f_lasti)
+            return call_sites(frame, skipped) or (frame.f_code, frame.f_lasti)
     except KeyError:  # a frame of code without a module name
-        return stack_of(frame, left_out)
-    return (
-        frame.f_code,
-        frame.f_lasti,
-        second.f_code,
-        second.f_lasti,
-        third.f_code,
-        third.f_lasti,
-        fourth.f_code,
-        fourth.f_lasti,
-    )
+        return call_sites(frame, skipped)
+    return call_sites_fast(frame)
 
 
 def places(stack: Stack) -> Iterator[Place]:

@@ -12,7 +12,7 @@ from otel_pgpool.driver.deadline import stop_watching
 from otel_pgpool.driver.dsn import Target
 from otel_pgpool.errors import PoolClosed, PoolError
 from otel_pgpool.pool import registry
-from otel_pgpool.pool.call_site import stack_of
+from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import begin
 from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
 from otel_pgpool.pool.parts import Parts
@@ -189,7 +189,7 @@ class ConnectionPool(PoolState):
             held = parts.core.by_key(key)[1]
             if held is not None:
                 return held
-        checkout = begin(monotonic(), stack_of(_getframe(1)))
+        checkout = begin(monotonic(), call_sites(_getframe(1)))
         try:
             conn = parts.acquirer.acquire(checkout, timeout)
         except BaseException as error:

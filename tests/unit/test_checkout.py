@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from otel_pgpool import Holder, PoolStats
-from otel_pgpool.pool.call_site import Place, Stack, describe, places, stack_of
+from otel_pgpool.pool.call_site import Place, Stack, call_sites, describe, places
 from otel_pgpool.pool.checkout import Attempt, Checkout, Slot, begin
 
 HERE = __file__
@@ -74,7 +74,7 @@ def test_places_are_innermost_first_and_at_most_four() -> None:
     """The stack of the caller, outwards."""
 
     def fall(depth: int) -> Stack:
-        return fall(depth - 1) if depth else stack_of(sys._getframe())
+        return fall(depth - 1) if depth else call_sites(sys._getframe())
 
     names = [code.co_name for code, _instruction in places(fall(2))]
     assert names == ["fall", "fall", "fall", "test_places_are_innermost_first_and_at_most_four"]
@@ -83,8 +83,8 @@ def test_places_are_innermost_first_and_at_most_four() -> None:
 
 def test_frames_of_this_package_are_left_out() -> None:
     """A place is always the program's own; a package whose name only begins alike is the program's."""
-    scope = {"__name__": "otel_pgpool.pool.connection_pool", "stack_of": stack_of, "sys": sys}
-    exec("def called(): return stack_of(sys._getframe())", scope)  # noqa: S102
+    scope = {"__name__": "otel_pgpool.pool.connection_pool", "call_sites": call_sites, "sys": sys}
+    exec("def called(): return call_sites(sys._getframe())", scope)  # noqa: S102
     ours = [code.co_name for code, _instruction in places(scope["called"]())]  # type: ignore[operator]
     assert ours[0] == "test_frames_of_this_package_are_left_out"
     scope["__name__"] = "otel_pgpool_extras"

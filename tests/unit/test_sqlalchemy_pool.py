@@ -14,7 +14,7 @@ from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import engine_name, read_levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.wrappers import BETWEEN
-from otel_pgpool.pool.call_site import describe, places, stack_of
+from otel_pgpool.pool.call_site import call_sites, describe, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,7 @@ def test_levels_of_a_pool_without_figures(poolclass: type, maximum: int) -> None
 
 @contextmanager
 def around() -> Iterator[list[str]]:
-    yield [describe(place) for place in places(stack_of(sys._getframe(1), BETWEEN))]
+    yield [describe(place) for place in places(call_sites(sys._getframe(1), BETWEEN))]
 
 
 def test_places_beyond_a_context_manager() -> None:
