@@ -29,7 +29,7 @@ MOST_CONNECTIONS = 262_143
 """PostgreSQL's own bound on ``max_connections``."""
 
 
-def refuse(option: str, value: object, accepted: str) -> ValueError:
+def invalid_option(option: str, value: object, accepted: str) -> ValueError:
     """Return the error for an invalid value. A long value is shortened; one that may hold a password is not shown."""
     shown = repr(value)
     if may_hold_password(shown):
@@ -37,7 +37,9 @@ def refuse(option: str, value: object, accepted: str) -> ValueError:
     return ValueError(f"{option} must be {accepted}, not {cut(shown, LONGEST_VALUE)}")
 
 
-def seconds(option: str, value: object, *, least: float = 0.0, above: bool = False, none: bool = False) -> float:
+def validate_seconds(
+    option: str, value: object, *, least: float = 0.0, above: bool = False, none: bool = False
+) -> float:
     """Validate a duration in seconds, which may be infinite.
 
     Raises:
@@ -46,17 +48,17 @@ def seconds(option: str, value: object, *, least: float = 0.0, above: bool = Fal
     bound = f"{'above' if above else 'of at least'} {least:g} (math.inf allowed)"
     accepted = f"a number of seconds {bound}{' or None' if none else ''}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise refuse(option, value, accepted)
+        raise invalid_option(option, value, accepted)
     try:
         number = float(value)
     except OverflowError:
-        raise refuse(option, value, accepted) from None
+        raise invalid_option(option, value, accepted) from None
     if math.isnan(number) or number < least or (above and number == least):
-        raise refuse(option, value, accepted)
+        raise invalid_option(option, value, accepted)
     return number
 
 
-def whole(option: str, value: object, *, least: int = 0, most: int | None = None, none: bool = False) -> int:
+def validate_integer(option: str, value: object, *, least: int = 0, most: int | None = None, none: bool = False) -> int:
     """Validate an integer.
 
     Raises:
@@ -65,36 +67,39 @@ def whole(option: str, value: object, *, least: int = 0, most: int | None = None
     bound = "" if most is None else f" and at most {most}"
     accepted = f"a whole number of at least {least}{bound}{' or None' if none else ''}"
     if isinstance(value, bool):
-        raise refuse(option, value, accepted)
+        raise invalid_option(option, value, accepted)
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for a value that is not an integer
     except TypeError:
-        raise refuse(option, value, accepted) from None
+        raise invalid_option(option, value, accepted) from None
     if number < least or (most is not None and number > most):
-        raise refuse(option, value, accepted)
+        raise invalid_option(option, value, accepted)
     return number
 
 
-def limits(minconn: object, maxconn: object) -> tuple[int, int]:
+def validate_limits(minconn: object, maxconn: object) -> tuple[int, int]:
     """Validate the size limits of a pool, and return them as integers.
 
     Raises:
         ValueError: a limit is not an integer, ``maxconn`` is out of bounds, or ``minconn`` is above ``maxconn``.
     """
-    least, most = whole("minconn", minconn), whole("maxconn", maxconn, least=1, most=MOST_CONNECTIONS)
+    least, most = (
+        validate_integer("minconn", minconn),
+        validate_integer("maxconn", maxconn, least=1, most=MOST_CONNECTIONS),
+    )
     if least > most:
-        raise refuse("minconn", minconn, f"at most maxconn ({most})")
+        raise invalid_option("minconn", minconn, f"at most maxconn ({most})")
     return least, most
 
 
-def function(option: str, value: Any, *, also: str = "None") -> Any:
+def validate_callable(option: str, value: Any, *, also: str = "None") -> Any:
     """Validate a callable or None.
 
     Raises:
         ValueError: the value is neither.
     """
     if value is not None and not callable(value):
-        raise refuse(option, value, f"a callable or {also}")
+        raise invalid_option(option, value, f"a callable or {also}")
     return value
 
 
@@ -114,7 +119,7 @@ def environment_seconds(variable: str, default: float, environ: Mapping[str, str
     except ValueError:
         number = math.nan
     if math.isnan(number) or number < 0:
-        raise refuse(variable, text, "a number of seconds of at least 0 (inf allowed)")
+        raise invalid_option(variable, text, "a number of seconds of at least 0 (inf allowed)")
     return number
 
 
@@ -130,7 +135,7 @@ def environment_choice(variable: Variable, choices: tuple[str, ...], environ: Ma
     """
     text = environ.get(variable.name, "").strip().lower()
     if text and text not in choices:
-        raise refuse(variable.name, environ[variable.name], f"one of {', '.join(choices)}")
+        raise invalid_option(variable.name, environ[variable.name], f"one of {', '.join(choices)}")
     return text or variable.default
 
 
@@ -138,9 +143,9 @@ def _name(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) <= LONGEST_NAME:
-        raise refuse("name", value, f"a printable string of 1 to {LONGEST_NAME} characters")
+        raise invalid_option("name", value, f"a printable string of 1 to {LONGEST_NAME} characters")
     if may_hold_password(value):  # a name appears in spans, metrics and logs
-        raise refuse("name", value, "no connection string")
+        raise invalid_option("name", value, "no connection string")
     return value
 
 
@@ -186,30 +191,32 @@ class PoolConfig:
         Raises:
             ValueError: an option or variable is invalid; the message contains its name and what is accepted.
         """
-        least, most = limits(minconn, maxconn)
+        least, most = validate_limits(minconn, maxconn)
         return cls(
             minconn=least,
             maxconn=most,
             name=_name(name),
             timeout=(
-                _seconds(environment.TIMEOUT, environ) if timeout is None else seconds("timeout", timeout, none=True)
+                _seconds(environment.TIMEOUT, environ)
+                if timeout is None
+                else validate_seconds("timeout", timeout, none=True)
             ),
-            max_waiting=whole("max_waiting", max_waiting),
-            max_retries=None if max_retries is None else whole("max_retries", max_retries, none=True),
+            max_waiting=validate_integer("max_waiting", max_waiting),
+            max_retries=None if max_retries is None else validate_integer("max_retries", max_retries, none=True),
             max_lifetime=math.inf
             if max_lifetime is None
-            else seconds("max_lifetime", max_lifetime, above=True, none=True),
-            max_idle=math.inf if max_idle is None else seconds("max_idle", max_idle, above=True, none=True),
+            else validate_seconds("max_lifetime", max_lifetime, above=True, none=True),
+            max_idle=math.inf if max_idle is None else validate_seconds("max_idle", max_idle, above=True, none=True),
             long_hold=long_hold_threshold(long_hold, environ),
-            check=check if check == "auto" else function("check", check, also="'auto' or None"),
-            configure=function("configure", configure),
-            reset=function("reset", reset),
+            check=check if check == "auto" else validate_callable("check", check, also="'auto' or None"),
+            configure=validate_callable("configure", configure),
+            reset=validate_callable("reset", reset),
             credentials=_credentials(credentials),
         )
 
 
 def _credentials(value: Any) -> Any:
-    if value is not None and not callable(value):  # not `refuse`: the value may be a password in plain text
+    if value is not None and not callable(value):  # not `invalid_option`: the value may be a password in plain text
         raise ValueError(f"credentials must be a callable or None, not of type {type(value).__name__}")
     return value
 
@@ -223,17 +230,17 @@ def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
     if value is ...:
         threshold = _seconds(environment.LONG_HOLD, environ)
     else:
-        threshold = 0.0 if value is None else seconds("long_hold", value, none=True)
+        threshold = 0.0 if value is None else validate_seconds("long_hold", value, none=True)
     return threshold or math.inf
 
 
-def expected_hold(value: object) -> float:
+def validate_expected_hold(value: object) -> float:
     """Validate the expected duration of a hold in seconds; return infinity for None.
 
     Raises:
         ValueError: the value is not a duration above 0.
     """
-    return math.inf if value is None else seconds("expected_hold", value, above=True, none=True)
+    return math.inf if value is None else validate_seconds("expected_hold", value, above=True, none=True)
 
 
 HISTOGRAMS = ("wait_time", "use_time", "create_time")
@@ -282,7 +289,7 @@ def span_mode(value: object, environ: Mapping[str, str]) -> str:
         return environment_choice(environment.SPANS, SPAN_MODES, environ)
     if isinstance(value, str) and value in SPAN_MODES:
         return value
-    raise refuse("spans", value, f"one of {', '.join(SPAN_MODES)}")
+    raise invalid_option("spans", value, f"one of {', '.join(SPAN_MODES)}")
 
 
 def slow_threshold(value: object, environ: Mapping[str, str]) -> float:
@@ -291,7 +298,7 @@ def slow_threshold(value: object, environ: Mapping[str, str]) -> float:
     Raises:
         ValueError: the value is not a duration.
     """
-    return _seconds(environment.SLOW, environ) if value is None else seconds("slow", value)
+    return _seconds(environment.SLOW, environ) if value is None else validate_seconds("slow", value)
 
 
 def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[str]:
@@ -318,11 +325,11 @@ def _split(text: str) -> list[str]:
 def _histograms(option: str, chosen: object) -> frozenset[str]:
     accepted = f"a list of {', '.join(HISTOGRAMS)}, or none"
     if isinstance(chosen, str) or not isinstance(chosen, Iterable):
-        raise refuse(option, chosen, accepted)
+        raise invalid_option(option, chosen, accepted)
     names = list(chosen)
     for name in names:
         if name not in HISTOGRAMS:
-            raise refuse(option, name, accepted)
+            raise invalid_option(option, name, accepted)
     return frozenset(names)
 
 
@@ -340,9 +347,9 @@ def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str
 def _packages(option: str, chosen: object) -> frozenset[str]:
     accepted = "a list of names of top-level packages"
     if isinstance(chosen, str) or not isinstance(chosen, Iterable):
-        raise refuse(option, chosen, accepted)
+        raise invalid_option(option, chosen, accepted)
     names = list(chosen)
     for name in names:
         if not isinstance(name, str) or not name.isidentifier():
-            raise refuse(option, name, accepted)
+            raise invalid_option(option, name, accepted)
     return frozenset(names)

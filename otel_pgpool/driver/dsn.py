@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg2
 from psycopg2 import extensions
 
-from otel_pgpool.config import LONGEST_VALUE, refuse
+from otel_pgpool.config import LONGEST_VALUE, invalid_option
 from otel_pgpool.driver.attempt import CONNECT, ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.exposure import PLAIN, is_asked_in_clear, is_exposed, safe_options
@@ -220,7 +220,7 @@ def target_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
 def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     dsn = args[0] if args else kwargs.get("dsn")
     if dsn is not None and not isinstance(dsn, str):
-        raise refuse("dsn", type(dsn).__name__, READABLE_DSN)
+        raise invalid_option("dsn", type(dsn).__name__, READABLE_DSN)
     if kwargs.get("async") or kwargs.get("async_") or len(args) > 1 + len(DRIVER_KEYWORDS):
         raise ValueError("async connections cannot be pooled here: leave out async_")
     given = {key: value for key, value in kwargs.items() if key not in ("dsn", "async", "async_", *DRIVER_KEYWORDS)}
@@ -229,7 +229,7 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     for position, key in enumerate(DRIVER_KEYWORDS, 1):
         factory = args[position] if len(args) > position else kwargs.get(key)
         if factory is not None and not callable(factory):
-            raise refuse(key, factory, "a callable or None")
+            raise invalid_option(key, factory, "a callable or None")
     if any("\0" in text for text in (dsn, *given.values()) if isinstance(text, str)):
         raise ValueError(f"dsn cannot be read: expected {READABLE_DSN} without NUL characters")
     parameters: dict[str, Any] | None = None
@@ -274,7 +274,7 @@ def _check_ports(option: str, ports: object, *, show: bool = True) -> None:
     accepted = f"a whole number of 1 to {LAST_PORT}, or one for each host"
     for port in str(ports or DEFAULT_PORT).split(","):
         if port and not (port.isdecimal() and 0 < int(port) <= LAST_PORT):
-            raise refuse(option, ports, accepted) if show else ValueError(f"{option} must be {accepted}")
+            raise invalid_option(option, ports, accepted) if show else ValueError(f"{option} must be {accepted}")
 
 
 def _holds_a_login(database: str, *, in_url: bool) -> bool:

@@ -11,7 +11,7 @@ from opentelemetry._logs import get_logger_provider, set_logger_provider
 from opentelemetry.metrics import get_meter_provider, set_meter_provider
 from opentelemetry.sdk.resources import Resource
 
-from otel_pgpool.config import refuse
+from otel_pgpool.config import invalid_option
 from otel_pgpool.otlp.counting_exporter import CountingExporter, CountingMetricExporter
 from otel_pgpool.otlp.environment import is_disabled, otlp_exporters
 from otel_pgpool.otlp.providers import Providers
@@ -114,18 +114,18 @@ def _service(name: object) -> dict[str, str]:
     if name is None:
         return {}
     if not isinstance(name, str) or not name.strip():
-        raise refuse("service_name", name, "a non-empty string or None")
+        raise invalid_option("service_name", name, "a non-empty string or None")
     return {"service.name": name}
 
 
 def _exporters(option: str, given: object) -> list[Any]:
     exporters = list(given) if isinstance(given, Iterable) else [None]
     if not all(callable(getattr(exporter, "export", None)) for exporter in exporters):
-        raise refuse(option, given, "a list of exporters, each with a method export()")
+        raise invalid_option(option, given, "a list of exporters, each with a method export()")
     return exporters
 
 
 def _boolean(option: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise refuse(option, value, "True or False")
+        raise invalid_option(option, value, "True or False")
     return value

@@ -14,7 +14,7 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from otel_pgpool.config import seconds
+from otel_pgpool.config import validate_seconds
 from otel_pgpool.otlp.log_handler import LogHandler
 from otel_pgpool.otlp.log_limits import rate_limit_sdk_loggers
 from otel_pgpool.otlp.processors import OtlpLogProcessor, OtlpMetricReader, OtlpSpanProcessor, ShutdownDeadline
@@ -101,7 +101,7 @@ class Providers:
         Raises:
             ValueError: ``timeout`` is not a number of seconds.
         """
-        timeout = min(seconds("timeout", timeout), _LONGEST_FLUSH)
+        timeout = min(validate_seconds("timeout", timeout), _LONGEST_FLUSH)
         failures = self._failures()
         flushed: list[bool] = []
         deadline = monotonic() + timeout
@@ -127,7 +127,7 @@ class Providers:
         Raises:
             ValueError: ``timeout`` is not a number of seconds.
         """
-        timeout = seconds("timeout", timeout)
+        timeout = validate_seconds("timeout", timeout)
         if not self._shutdown_once.acquire(blocking=False):
             return
         atexit.unregister(self.shutdown)

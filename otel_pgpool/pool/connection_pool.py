@@ -6,8 +6,7 @@ import weakref
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from otel_pgpool.config import PoolConfig, limits, refuse, seconds
-from otel_pgpool.config import expected_hold as validate_expected_hold
+from otel_pgpool.config import PoolConfig, invalid_option, validate_expected_hold, validate_limits, validate_seconds
 from otel_pgpool.driver.deadline import stop_watching
 from otel_pgpool.driver.dsn import Target
 from otel_pgpool.errors import PoolClosed, PoolError
@@ -112,9 +111,9 @@ class ConnectionPool(PoolState):
             credentials=credentials,
         )
         if not isinstance(open, bool):
-            raise refuse("open", open, "True or False")
+            raise invalid_option("open", open, "True or False")
         if observer is not None and observer is not ... and not hasattr(observer, "attached"):
-            raise refuse("observer", observer, "a PoolObserver or None")
+            raise invalid_option("observer", observer, "a PoolObserver or None")
         reset_thread_cache()
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         super().__init__(Parts(config, Target(args, kwargs, credentials), _default() if observer is ... else observer))
@@ -152,7 +151,7 @@ class ConnectionPool(PoolState):
             psycopg2.Error: on leaving the block, the commit failed.
         """
         if timeout is not None:
-            timeout = seconds("timeout", timeout)
+            timeout = validate_seconds("timeout", timeout)
         frame = _getframe(1)
         context = CheckoutContext() if expected_hold is ... else LongCheckoutContext.expecting(expected_hold)
         context.owner = self
@@ -180,7 +179,7 @@ class ConnectionPool(PoolState):
             PoolClosed: the pool is closed.
         """
         if timeout is not None:
-            timeout = seconds("timeout", timeout)
+            timeout = validate_seconds("timeout", timeout)
         hold = None if expected_hold is ... else validate_expected_hold(expected_hold)
         if not is_here:
             renew()
@@ -260,7 +259,7 @@ class ConnectionPool(PoolState):
             PoolTimeout: the connections could not be opened in time.
             PoolClosed: the pool is closed.
         """
-        self._parts.lifecycle.wait(None if timeout is None else seconds("timeout", timeout))
+        self._parts.lifecycle.wait(None if timeout is None else validate_seconds("timeout", timeout))
 
     @renewed
     def close(self, timeout: float = 5.0) -> None:
@@ -274,7 +273,7 @@ class ConnectionPool(PoolState):
         Raises:
             ValueError: ``timeout`` is invalid.
         """
-        deadline = monotonic() + seconds("timeout", timeout)
+        deadline = monotonic() + validate_seconds("timeout", timeout)
         if self.closed:
             return
         self._close()
@@ -314,7 +313,7 @@ class ConnectionPool(PoolState):
         Raises:
             ValueError: a limit is invalid; nothing is changed then.
         """
-        self._parts.lifecycle.resize(*limits(minconn, maxconn))
+        self._parts.lifecycle.resize(*validate_limits(minconn, maxconn))
 
     @renewed
     def check(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from otel_pgpool.config import expected_hold as validate_expected_hold
+from otel_pgpool.config import validate_expected_hold
 from otel_pgpool.driver.session import IDLE, settings
 from otel_pgpool.errors import PoolError
 from otel_pgpool.pool.checkout import Checkout
