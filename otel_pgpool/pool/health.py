@@ -91,7 +91,7 @@ class CallableCheck:
 
 
 class NoCheck:
-    """No check when a connection is taken. Only `ConnectionPool.check` and a sweep query the server."""
+    """No check before a hand-over. Only `ConnectionPool.check` and a sweep query the server."""
 
     is_own = False
 
