@@ -70,6 +70,8 @@ class Connect:
     """Text of the error, free of secrets."""
     address: str | None = None
     port: int | None = None
+    is_refusal: bool = False
+    """Whether the attempt failed because the server, which is up, refused the connection."""
 
 
 class PoolObserver(Protocol):

@@ -87,9 +87,9 @@ def test_log_events() -> None:
         LogEvent[event].value: level for level, event in re.findall(logged, SOURCES["otel_pgpool/telemetry/logs.py"])
     }
     written |= {event.value: logging.getLevelName(level) for level, event in UTILIZATION_EVENTS.values()}
-    direct = r"logger\.(\w+)\((?:(?!logger\.).)*?LogEvent\.(\w+)"
+    direct = r"log_safely\(\s*logging\.(\w+),(?:(?!log_safely).)*?LogEvent\.(\w+)"
     exposure = SOURCES["otel_pgpool/driver/exposure.py"]
-    written |= {LogEvent[event].value: level.upper() for level, event in re.findall(direct, exposure, re.DOTALL)}
+    written |= {LogEvent[event].value: level for level, event in re.findall(direct, exposure, re.DOTALL)}
     assert {code(event)[0]: level for level, event, *_ in table(TELEMETRY, "logs")} == written
     assert sorted(written) == sorted(values(LogEvent))
 

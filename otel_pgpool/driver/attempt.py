@@ -115,9 +115,10 @@ class ConnectAttempt:
         """
         callback: Any = extensions.get_wait_callback()
         due = monotonic() + seconds
+        has_ended = False
 
         def wait(conn: connection) -> None:
-            if threading.current_thread() is not self.thread:
+            if has_ended or threading.current_thread() is not self.thread:
                 callback(conn)
                 return
             while (state := conn.poll()) != extensions.POLL_OK:
@@ -130,6 +131,7 @@ class ConnectAttempt:
         try:
             yield
         finally:
+            has_ended = True  # because a callback that another thread has set meanwhile may call this one
             if extensions.get_wait_callback() is wait:
                 extensions.set_wait_callback(callback)
 

@@ -16,6 +16,7 @@ import psycopg2
 
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.wakeup import Wakeup, start
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
     from typing_extensions import Self
-
-logger = logging.getLogger("otel_pgpool")
 
 IO_DEADLINE = 5.0
 """Seconds for each ping, check, rollback at a release, reset and close."""
@@ -61,7 +60,8 @@ class Deadline:
             return self
         except OSError as error:
             if error.errno != errno.EBADF:  # the connection was closed in between
-                logger.warning(
+                log_safely(
+                    logging.WARNING,
                     "cannot enforce an I/O timeout: no file descriptor is left (%s); continuing without the timeout",
                     error,
                 )
@@ -142,7 +142,8 @@ class _Watch:
                     self._thread = None
             if not isinstance(error, RuntimeError):
                 raise
-            logger.warning(
+            log_safely(
+                logging.WARNING,
                 "cannot enforce an I/O timeout: no watchdog thread can be started (%s); continuing without the timeout",
                 error,
             )

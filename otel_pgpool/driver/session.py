@@ -270,10 +270,10 @@ def abandon(conn: connection) -> None:
 
 def close(conn: connection) -> None:
     """Close a connection, even if it is in use, within the time limit."""
-    if conn.get_transaction_status() == ACTIVE:
-        shutdown_socket(conn)
     with Deadline(conn):
         try:
+            if conn.get_transaction_status() == ACTIVE:
+                shutdown_socket(conn)
             conn.close()
         except Exception as failure:  # a subclass of the user's may raise anything
             if is_external(failure):

@@ -76,14 +76,13 @@ class PendingConnects:
 
     def failed(self, began: float, error: BaseException, message: str, *, is_refusal: bool) -> None:
         """Add a failed connect, which starts or continues an outage; a refusal ends it, as the server was reached."""
-        now = monotonic()
         before = self.outage
-        since, attempts = before or Outage(now, 0)
+        since, attempts = before or Outage(began, 0)
         if is_refusal:
             self.outage = None
         elif isinstance(error, Exception):  # an interrupt does not mean that the server is down
             self.outage = Outage(since, attempts + 1)
-        connect = Connect(attempts + 1, began, now, None, error, message)
+        connect = Connect(attempts + 1, began, monotonic(), None, error, message, is_refusal=is_refusal)
         self.pending.append(PendingConnect(threading.get_ident(), connect, before, reached_server=is_refusal))
 
     def pop_of(self, thread: int) -> Iterator[PendingConnect]:

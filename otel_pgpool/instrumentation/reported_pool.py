@@ -73,14 +73,25 @@ class ReportedPool(Totals):
             stack_skip=telemetry.stack_skip,
         )
         self._observer.transaction_status = adapter.transaction_status
-        self.name: str = registry.register(self, name)
-        self.guard = ObserverGuard(self.name)
+        self.name = name
+        self.guard = ObserverGuard(name)
 
     def reset(self) -> None:
         """Reset all totals, and drop all checkouts, connections and connects."""
         super().reset()
         self.connects = PendingConnects()
         self.pending = self.connects.pending  # an attribute of its own, because every checkout reads it
+
+    def start_reporting(self) -> None:
+        """Give this pool a unique name, and report its figures.
+
+        The tracker must be complete, because another thread may fork from now on, and the child resets the tracker.
+
+        Raises:
+            Exception: the observer refuses the pool.
+        """
+        self.name = self.guard.pool_name = registry.register(self, self.name, self._reset_after_fork)
+        self._observer.attached(self)
 
     def stop_reporting(self) -> None:
         """End the reports of this pool and free its name; holds in progress are still watched."""
@@ -98,7 +109,7 @@ class ReportedPool(Totals):
 
     __del__ = leave_figures
 
-    def reset_after_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Reset all in a forked child, to which the parent's checkouts, connections and totals do not belong."""
         self.watch.drop_deferred()
         self.reset()
@@ -157,7 +168,7 @@ class ReportedPool(Totals):
         before, self.target = self.target, target
         reported = before.address, before.port, before.namespace
         if target.address and (target.address, target.port, target.namespace) != reported:
-            self.guard.notify(self._observer.attached, self)
+            self._observer.target_known(self)
 
     @never_raise
     def connected(self, began: float, conn: Any) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
 from otel_pgpool.pool.utilization import status_of
@@ -12,6 +11,8 @@ from otel_pgpool.stats import PoolStats
 from otel_pgpool.types import CheckoutPath, PoolStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from otel_pgpool.instrumentation.adapters.base import Levels
 
 COUNTERS = (
@@ -30,6 +31,21 @@ COUNTERS = (
 """The counters that are summed up; each is named as its field of `PoolStats`, or after its path."""
 
 
+class Past(NamedTuple):
+    """The totals of the pools that a pool has replaced.
+
+    It is only replaced as a whole, so that each reader counts each of these pools once.
+    """
+
+    counts: Mapping[str, Any]
+    """The sums, by counter, of the pools that are finished."""
+    predecessors: tuple[Totals, ...]
+    """The totals of the other pools, which may still be in use."""
+
+
+NO_PAST = Past(dict.fromkeys(COUNTERS, 0), ())
+
+
 class Totals(OpenCheckouts):
     """The totals of one pool. A base class, because an object of its own would cost each checkout some lookups.
 
@@ -37,7 +53,7 @@ class Totals(OpenCheckouts):
     jumps only.
     """
 
-    __slots__ = ("discards", "is_replaced", "predecessors", *COUNTERS)
+    __slots__ = ("discards", "is_replaced", "past", *COUNTERS)
 
     idle_checkouts: int
     queued_checkouts: int
@@ -61,7 +77,7 @@ class Totals(OpenCheckouts):
         for counter in COUNTERS:
             setattr(self, counter, 0)
         self.discards: dict[str, int] = defaultdict(int)  # by reason; a Counter calls Python code for each new key
-        self.predecessors: list[Totals] = []  # of pools that this one replaces, which may still be in use
+        self.past = NO_PAST
 
     @property
     def handed_out(self) -> int:
@@ -70,26 +86,40 @@ class Totals(OpenCheckouts):
 
     def continue_from(self, predecessor: Totals) -> None:
         """Take over the totals of a predecessor and of its predecessors, whose pools may still be in use."""
-        self.predecessors, predecessor.predecessors = [*predecessor.predecessors, predecessor], []
+        predecessor.is_replaced = True  # first, so that the predecessor never reports a part of its totals
+        counts, predecessors = predecessor.past
+        self.past = Past(counts, (*predecessors, predecessor))
+        predecessor.past = NO_PAST
         self.discards = predecessor.discards
-        predecessor.is_replaced = True
 
-    def _merge_finished(self) -> None:
-        """Add the totals of predecessors that cannot change any more."""
-        for predecessor in self.predecessors.copy():
-            if predecessor.pool is None and not (predecessor.held or predecessor.light):
-                with suppress(ValueError):  # another thread has removed it
-                    self.predecessors.remove(predecessor)
-                    for counter in COUNTERS:
-                        setattr(self, counter, getattr(self, counter) + getattr(predecessor, counter))
+    @property
+    def is_finished(self) -> bool:
+        """Whether no total can change any more: the pool was collected, and every connection was released."""
+        return self.pool is None and not (self.held or self.light)
+
+    def _merge_finished(self) -> Past:
+        """Add up the totals of finished predecessors, and return the past.
+
+        Several threads may do so at the same time: each of their results is right.
+        """
+        past = self.past
+        finished = {each for each in past.predecessors if each.is_finished}
+        if finished:
+            counts = {
+                counter: sum((getattr(each, counter) for each in finished), before)
+                for counter, before in past.counts.items()
+            }
+            past = self.past = Past(counts, tuple(each for each in past.predecessors if each not in finished))
+        return past
 
     def statistics(self, name: str, levels: Levels, *, connecting: int, is_unreachable: bool) -> PoolStats:
         """Return the levels and the totals, which are 0 once another pool's totals include them."""
-        self._merge_finished()
-        parts = [] if self.is_replaced else [self, *self.predecessors]
+        past = self._merge_finished()
+        is_replaced = self.is_replaced  # read after the past, which `continue_from` moves
+        past, parts = (NO_PAST, ()) if is_replaced else (past, (self, *past.predecessors))
 
         def total(counter: str) -> Any:
-            return sum(getattr(part, counter) for part in parts)
+            return sum((getattr(part, counter) for part in parts), past.counts[counter])
 
         utilization = levels.used / levels.maxconn if levels.maxconn else 0.0
         status: str = PoolStatus.UNREACHABLE.value if is_unreachable else status_of(utilization)
@@ -106,7 +136,7 @@ class Totals(OpenCheckouts):
             utilization=utilization,
             oldest_hold=self.oldest_hold(),
             checkouts={path.value: total(f"{path}_checkouts") for path in CheckoutPath},
-            discarded={} if self.is_replaced else dict(self.discards),
+            discarded={} if is_replaced else dict(self.discards),
             **{counter: total(counter) for counter in COUNTERS if not counter.endswith("_checkouts")},
             maxidle=levels.maxidle,
         )

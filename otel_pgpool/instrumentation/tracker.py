@@ -80,7 +80,7 @@ class PoolTracker(ReportedPool):
         # A pool whose callers wait needs full records: a light checkout has no wait.
         self.gate = OPEN if self.queue is not None else self._observer.recording_gate or OPEN
         try:
-            self._observer.attached(self)
+            self.start_reporting()
             setattr(pool, TRACKER_ATTR, self)
         except BaseException:
             self.stop_reporting()
@@ -255,11 +255,11 @@ class PoolTracker(ReportedPool):
         elif following is not None:  # checked out again before this release was complete
             now = min(now, following.acquired)
         if checkout in self.held:
-            del self.held[checkout]
             duration = now - checkout.acquired
-            self.hold_seconds += duration
             if duration >= self.long_hold and not checkout.flagged:
                 self._flag(checkout, now)
+            del self.held[checkout]
+            self.hold_seconds += duration  # without a call since the removal: see `Totals.is_finished`
         checkout.released = now
         checkout.outcome = RELEASED_TEXT if outcome is RELEASED else outcome.value
         if error is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry.sdk._logs import LoggerProvider
@@ -19,6 +18,7 @@ from otel_pgpool.config import seconds
 from otel_pgpool.otlp.log_handler import LogHandler
 from otel_pgpool.otlp.log_limits import rate_limit_sdk_loggers
 from otel_pgpool.otlp.processors import OtlpLogProcessor, OtlpMetricReader, OtlpSpanProcessor, ShutdownDeadline
+from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,7 +104,7 @@ class Providers:
         timeout = min(seconds("timeout", timeout), _LONGEST_FLUSH)
         failures = self._failures()
         flushed: list[bool] = []
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         threads = [
             threading.Thread(target=lambda p=provider: flushed.append(_flush(p, timeout)), daemon=True)
             for provider in self._providers
@@ -112,7 +112,7 @@ class Providers:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - monotonic()))
         return flushed == [True] * len(threads) and self._failures() == failures
 
     def shutdown(self, timeout: float = 5.0) -> None:
@@ -132,7 +132,7 @@ class Providers:
             return
         atexit.unregister(self.shutdown)
         self._handler.detach()
-        start = time.monotonic()
+        start = monotonic()
         for share, provider in enumerate(self._providers, 1):
             self._deadline.at = start + timeout * share / len(self._providers)
             try:

@@ -47,7 +47,7 @@ class Acquirer:
         discarder: Discarder,
         connectors: Connectors,
         health: HealthCheck,
-        maintenance: MaintenanceThread,
+        maintenance_thread: MaintenanceThread,
     ) -> None:
         self._core = core
         self._timeout = config.timeout
@@ -56,7 +56,7 @@ class Acquirer:
         self._discarder = discarder
         self._connectors = connectors
         self._health = health
-        self._maintenance = maintenance
+        self._maintenance_thread = maintenance_thread
 
     def acquire(self, checkout: Checkout, timeout: float | None, taken: connection | None = None) -> connection:
         """Acquire a connection and notify the observer.
@@ -85,7 +85,7 @@ class Acquirer:
             if taken is None:
                 conn = self._core.try_acquire_idle(checkout)
             if checkout.path is None:
-                taken, conn = taken or conn, None
+                taken, conn = (conn if taken is None else taken), None
                 conn = self._acquire_slowly(checkout, taken, self._timeout if timeout is None else timeout)
             if observer is not None:
                 try:
@@ -126,7 +126,7 @@ class Acquirer:
             PoolClosed: the pool is closed.
         """
         self._core.open()
-        self._maintenance.wake()
+        self._maintenance_thread.wake()
         self._connectors.start_if_needed()
 
     def _acquire_slowly(self, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
@@ -146,7 +146,7 @@ class Acquirer:
                 if monotonic() < limit:
                     conn = core.try_acquire_idle(checkout, again=True)
             if core.parked:
-                self._maintenance.wake()
+                self._maintenance_thread.wake()
         except BaseException:
             if conn is not None and checkout.is_held and checkout.slot.holds(conn):
                 self._release_unused(checkout, conn)
@@ -167,11 +167,11 @@ class Acquirer:
         try:
             waiter = core.join(checkout, now)
             if core.parked:
-                self._maintenance.wake()  # to watch for long holds, which this checkout may wait for
+                self._maintenance_thread.wake()  # to watch for long holds, which this checkout may wait for
             if core.remaining < core.maxconn:
                 self._connectors.start_if_needed()
             self._connectors.wait_for(waiter.lock, deadline)
-            conn = waiter.conn or core.leave(checkout, waiter)
+            conn = core.leave(checkout, waiter) if waiter.conn is None else waiter.conn
         except BaseException:
             conn = core.leave(checkout, waiter)
             if conn is not None:

@@ -63,6 +63,7 @@ class Slot:
         "expires",
         "hold_seconds",
         "idle_checkouts",
+        "kept_at",
         "key",
         "on_collected",
         "origin",
@@ -90,6 +91,7 @@ class Slot:
         self.pid = 0
         self.origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
         self.baseline: tuple[Any, ...] = ()  # psycopg2's settings after `configure`, which a release restores
+        self.kept_at = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
         self.seen = AT_ONCE  # when the connection was last known to be alive
         self.returned = AT_ONCE  # when it was last released, if later than `seen`
         self.expires = NEVER
@@ -102,7 +104,7 @@ class Slot:
         return max(self.seen, self.returned)
 
     @property
-    def is_lent(self) -> bool:
+    def is_held(self) -> bool:
         """Whether a checkout holds the connection: the slot has none, and the checkout has not released it."""
         return self.conn is None and self.checkout is not None and self.checkout.is_held
 

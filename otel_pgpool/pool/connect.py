@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 import threading
 import weakref
@@ -66,7 +65,7 @@ class Connectors:
         target: Target,
         notifier: Notifier,
         discarder: Discarder,
-        maintenance: MaintenanceThread,
+        maintenance_thread: MaintenanceThread,
         on_collected: Callable[[weakref.ref[connection]], None],
     ) -> None:
         self._wakeup = Wakeup()
@@ -76,8 +75,8 @@ class Connectors:
         self._target = target
         self._notifier = notifier
         self._discarder = discarder
-        self._maintenance = maintenance
-        self._on_drop = on_collected
+        self._maintenance_thread = maintenance_thread
+        self._on_collected = on_collected
         self._threads: set[threading.Thread] = set()  # threads that may connect; guarded by the core's lock
         self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # for `join`, until each has ended
         self._attempts: dict[Slot, ConnectAttempt] = {}  # the thread that pops an attempt reports its end
@@ -140,10 +139,11 @@ class Connectors:
         self._wakeup.set()
 
     def join(self, seconds: float) -> None:
-        """Wait for the threads to end, for at most ``seconds`` each."""
+        """Wait up to ``seconds`` for the threads to end, except for those whose attempt was given up."""
+        deadline = monotonic() + seconds
         for thread in list(self._started):
             if thread is not threading.current_thread() and thread.ident is not None:
-                thread.join(None if seconds == math.inf else max(0.0, seconds))
+                thread.join(max(0.0, min(deadline - monotonic(), threading.TIMEOUT_MAX)))
 
     def _connect_here(self, limit: float) -> float:
         """Do a connector's next step in the calling thread; return the seconds until the following step."""
@@ -186,7 +186,7 @@ class Connectors:
                 return delay
             self.start_if_needed()
             if core.parked:
-                self._maintenance.wake()  # to give up the attempt if it does not end
+                self._maintenance_thread.wake()  # to give up the attempt if it does not end
             return self._connect(slot, limit)
         except BaseException as error:
             if slot is not None and slot in core.opening:  # after an interrupt that nothing else handles
@@ -228,6 +228,7 @@ class Connectors:
                 continue
             with self._core.lock:
                 self._leave(attempt.thread)
+            self._started.discard(attempt.thread)
             self._fail(slot, attempt, attempt.overdue_error())
             if len(self._stuck) == MAX_STUCK:
                 log_safely(
@@ -277,7 +278,7 @@ class Connectors:
         slot.pid = conn.get_backend_pid()
         slot.baseline = session.settings(conn)
         slot.key = id(conn)
-        slot.on_collected = self._on_drop
+        slot.on_collected = self._on_collected
         slot.track(conn)
         slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
 
@@ -299,7 +300,7 @@ class Connectors:
             slot.conn = conn
             self._discarder.discard([slot], reason)
         elif self._core.parked:
-            self._maintenance.wake()  # to watch the connection's lifetime
+            self._maintenance_thread.wake()  # to watch the connection's lifetime
 
     def _fail(self, slot: Slot, attempt: ConnectAttempt, error: BaseException) -> None:
         delay = delay_after(attempt.number)
@@ -308,10 +309,10 @@ class Connectors:
             message = attempt.message_of(error, self._target)
         finally:
             error = without_traceback(error)
-            connect = _describe(attempt, slot, error=error, message=message)
+            connect = _describe(attempt, slot, error=error, message=message, is_refusal=is_refusal(error))
             failed = Attempt(connect.ended, class_of(error), delay, message)
             began, ended = self._core.connect_failed(
-                slot, failed, error, began=connect.began, is_refusal=is_refusal(error)
+                slot, failed, error, began=connect.began, is_refusal=connect.is_refusal
             )
             notifier, observer = self._notifier, self._notifier.observer
             if observer is not None:

@@ -15,8 +15,8 @@ from otel_pgpool.pool import registry
 from otel_pgpool.pool.call_site import stack_of
 from otel_pgpool.pool.checkout import begin
 from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
-from otel_pgpool.pool.observed import ObservedByTelemetry
 from otel_pgpool.pool.parts import Parts
+from otel_pgpool.pool.state import PoolState
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew, renewed
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Slot
 
 
-class ConnectionPool(ObservedByTelemetry):
+class ConnectionPool(PoolState):
     """A pool of psycopg2 connections in which every checkout is an OpenTelemetry span.
 
     The first arguments are those of ``psycopg2.pool.ThreadedConnectionPool``: ``minconn``, ``maxconn``, then the
@@ -118,7 +118,7 @@ class ConnectionPool(ObservedByTelemetry):
         reset_thread_cache()
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         super().__init__(Parts(config, Target(args, kwargs, credentials), _default() if observer is ... else observer))
-        self._parts.set_name(registry.register(self, config.name or self._parts.target.name))
+        self._parts.set_name(registry.register(self, config.name or self._parts.target.name, self._reset_after_fork))
         if self._parts.observer is not None:
             self._parts.observer.attached(self)  # not guarded: an error here is a misuse, which the caller should see
         if open:
@@ -334,7 +334,7 @@ class ConnectionPool(ObservedByTelemetry):
 
     __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy
 
-    def reset_after_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Restart the pool in a forked child, without sending anything over the sockets inherited from the parent."""
         self._inherited.update(self._parts.reset_after_fork())
         if self._parts.observer is not None:

@@ -49,18 +49,17 @@ class CheckoutContext:
             renew()
         parts = self.parts
         checkout = Checkout()
+        checkout.stack = self.stack
+        checkout.thread = thread_cache.here.thread
+        checkout.path = conn = None
+        checkout.started = monotonic()
         if self.checkout is not None:
             raise PoolError(
                 f"pool {parts.core.name!r}: this connection() is in use: call pool.connection() again for a second "
                 "connection"
             )
-        self.checkout = checkout  # no call between the test and this line, so that no other thread runs in between
-        checkout.stack = self.stack
-        checkout.thread = thread_cache.here.thread
-        checkout.path = None
-        checkout.started = monotonic()
-        conn = None
         try:
+            self.checkout = checkout  # no call between the test and this line, so that no other thread runs in between
             conn = parts.core.try_acquire_idle(checkout) if parts.observer is None else None
             if checkout.path is None:
                 conn = parts.acquirer.acquire(checkout, self.timeout, conn)

@@ -239,11 +239,11 @@ class Core(Handover):
             if self.remaining > maxconn:  # before idle slots are removed, so that a release in between sees it
                 for slot in self.members:
                     slot.review_at = AT_ONCE
-            shed = self._pop_idle_to_close(self.remaining - maxconn)
+            surplus = self._pop_idle_to_close(self.remaining - maxconn)
             if len(self.members) >= maxconn:  # no further connect is attempted, which could end the outage
                 self.outage = None
             self._wake_fill_waiters_if_filled()
-            return shed
+            return surplus
 
     # Checking idle connections
 

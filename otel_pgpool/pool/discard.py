@@ -6,6 +6,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.session import close
+from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,9 +50,10 @@ class Discarder:
         if not slots:
             return
         try:
-            for slot in slots:
+            for number, slot in enumerate(slots):
                 conn, slot.conn = slot.conn, None
                 if conn is not None:
+                    self._core.keep_aside(slots[number:], monotonic())
                     close(conn)
         finally:
             closed = self._core.remove_closed(slots, reason)

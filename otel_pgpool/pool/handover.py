@@ -10,7 +10,7 @@ from otel_pgpool.pool.checkout import NEVER, Attempt, Blocker, Checkout, Slot
 from otel_pgpool.pool.holds import HoldTable
 from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
 from otel_pgpool.pool.waiters import Queue, Waiter
-from otel_pgpool.types import CheckoutPath
+from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -129,7 +129,7 @@ class Handover(HoldTable):
             if checkout.queued is None:
                 checkout.queued = now
                 if checkout.observer_data is not None:
-                    checkout.blockers = [Blocker.of(hold, now) for hold in self._holds()[:LONGEST_HOLDERS]]
+                    checkout.blockers = [Blocker.of(hold, now) for hold in self._longest_holds(LONGEST_HOLDERS)]
                 self.queued += 1
             checkout.expected_path = NEW if self.opening or len(self.members) < self.maxconn else QUEUED
             waiter = self.queue.join(checkout)
@@ -248,8 +248,8 @@ class Handover(HoldTable):
     def _release_locked(self, checkout: Checkout, conn: connection, now: float, reason: str | None) -> str | None:
         slot = checkout.slot
         with self.lock:
-            if slot not in self.members:
-                return NOT_HELD
+            if slot not in self.members:  # a parent process's, or taken for an orphan while this thread stood still
+                return slot.evict_reason if slot.evict_reason == DiscardReason.RECLAIMED else NOT_HELD
             held = now - checkout.acquired
             if not checkout.flagged and now >= self.long_from(checkout):
                 self._flag(checkout, now)

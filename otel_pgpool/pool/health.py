@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import describe, without_traceback
@@ -14,8 +14,6 @@ from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from psycopg2.extensions import connection
 
     from otel_pgpool.config import Check
@@ -37,85 +35,13 @@ A check may take longer if a checkout has more time; half of the remaining time 
 """
 
 
-class Strategy(Protocol):
-    """A way to check a connection."""
-
-    is_own: bool
-    """Whether the check is the pool's own. The text of an application's error is not shown, as it may hold anything."""
-
-    def run(self, conn: connection, unseen: float, seconds: float) -> None:
-        """Check a connection that a checkout has taken, and that was last known alive ``unseen`` seconds ago.
-
-        Raises:
-            Exception: the connection must not be used.
-        """
-
-    def query(self, conn: connection, seconds: float) -> None:
-        """Check a connection by a round trip to the server.
-
-        Raises:
-            Exception: the connection must not be used.
-        """
-
-
-class AutoCheck:
-    """The default: poll the socket, and query the server after a long time without use."""
-
-    is_own = True
-
-    def run(self, conn: connection, unseen: float, seconds: float) -> None:
-        """Poll the socket; query the server if the socket is readable or the connection was not used for long."""
-        if unseen > PING_AFTER or is_readable(conn):
-            ping(conn, None, seconds)
-
-    def query(self, conn: connection, seconds: float) -> None:
-        """Run ``SELECT 1``."""
-        ping(conn, None, seconds)
-
-
-class CallableCheck:
-    """A check by a function of the application."""
-
-    is_own = False
-
-    def __init__(self, check: Callable[[connection], object]) -> None:
-        self._check = check
-
-    def run(self, conn: connection, unseen: float, seconds: float) -> None:  # noqa: ARG002 - a strategy's signature
-        """Call the function."""
-        ping(conn, self._check, seconds)
-
-    def query(self, conn: connection, seconds: float) -> None:
-        """Call the function."""
-        ping(conn, self._check, seconds)
-
-
-class NoCheck:
-    """No check before a hand-over. Only `ConnectionPool.check` and a sweep query the server."""
-
-    is_own = False
-
-    def run(self, conn: connection, unseen: float, seconds: float) -> None:
-        """Accept the connection."""
-
-    def query(self, conn: connection, seconds: float) -> None:
-        """Run ``SELECT 1``."""
-        ping(conn, None, seconds)
-
-
-def strategy_of(check: Check) -> Strategy:
-    """Return the strategy for the pool's option ``check``."""
-    if check is None:
-        return NoCheck()
-    return AutoCheck() if check == "auto" else CallableCheck(check)
-
-
 class HealthCheck:
     """The checks of one pool's idle connections."""
 
     def __init__(self, core: Core, check: Check, target: Target, discarder: Discarder) -> None:
         self._core = core
-        self._strategy = strategy_of(check)
+        self._is_auto = check == "auto"
+        self._check = check if callable(check) else None
         self._target = target
         self._discarder = discarder
 
@@ -134,12 +60,12 @@ class HealthCheck:
             self._discarder.discard([slot], DiscardReason.EXPIRED, None, checkout)
             return False
         try:
-            self._strategy.run(conn, now - slot.seen, _bound(_first_half(limit, now), now))
+            self._check_taken(conn, now - slot.seen, _bound(_first_half(limit, now), now))
         except BaseException as failure:
             asynchronous = is_external(failure)
             error = without_traceback(failure)
-            message = describe(self._target, error) if self._strategy.is_own else ""
-            is_broken = self._strategy.is_own or conn.closed
+            message = describe(self._target, error) if self._is_auto else ""
+            is_broken = self._is_auto or conn.closed
             reason = DiscardReason.BROKEN if is_broken else DiscardReason.CHECK_FAILED
             dead: list[Slot] = []
             try:
@@ -155,10 +81,21 @@ class HealthCheck:
         core.accept(checkout, monotonic())
         return True
 
+    def _check_taken(self, conn: connection, unseen: float, seconds: float) -> None:
+        """Check a connection that a checkout has taken, and that was last known alive ``unseen`` seconds ago.
+
+        By default the socket is polled, and the server is queried if the socket is readable or was not used for long.
+
+        Raises:
+            Exception: the connection must not be used.
+        """
+        if self._check is not None or (self._is_auto and (unseen > PING_AFTER or is_readable(conn))):
+            ping(conn, self._check, seconds)
+
     def check_all(self) -> None:
         """Check every idle connection with a query, one after the other, and discard those that do not answer."""
         for suspect in self._core.idle_slots():
-            dead = self._find_dead(self._core.begin_check([suspect]), NEVER)
+            dead = self._find_dead(self._core.begin_check([suspect]), NEVER, DiscardReason.CHECK_FAILED)
             self._discarder.discard(dead, DiscardReason.CHECK_FAILED)
 
     def _sweep(self, limit: float) -> list[Slot]:
@@ -168,24 +105,25 @@ class HealthCheck:
             for slot, since in self._core.idle_slots()
             if (conn := slot.conn) is not None and is_readable(conn)
         ]
-        return self._find_dead(self._core.begin_check(suspects), limit)
+        return self._find_dead(self._core.begin_check(suspects), limit, DiscardReason.BROKEN)
 
-    def _find_dead(self, aside: list[Slot], limit: float) -> list[Slot]:
-        """Check slots that were set aside; return those to be closed, and make the others available again."""
+    def _find_dead(self, aside: list[Slot], limit: float, reason: DiscardReason) -> list[Slot]:
+        """Check slots that were set aside; return those to be closed for ``reason``, and make the others available."""
         dead = []
         try:
             while aside:
                 slot = aside[-1]
                 now = monotonic()
+                self._core.keep_aside(aside, now)
                 if now > limit + CHECK_BUDGET or not self._responds(slot, _bound(limit, now)):
                     self._core.check_failed(slot)
                     dead.append(slot)
-                elif (reason := self._core.check_passed(slot, monotonic())) is not None:
-                    self._discarder.discard([slot], reason)
+                elif (other := self._core.check_passed(slot, monotonic())) is not None:
+                    self._discarder.discard([slot], other)
                 aside.pop()
         except BaseException:
             dead += [slot for slot in aside if self._core.check_failed(slot) and slot not in dead]
-            self._discarder.discard(dead, DiscardReason.BROKEN)
+            self._discarder.discard(dead, reason)
             raise
         return dead
 
@@ -193,7 +131,7 @@ class HealthCheck:
         try:
             if slot.conn is None:
                 return False
-            self._strategy.query(slot.conn, seconds)
+            ping(slot.conn, self._check, seconds)
         except Exception as failure:  # whatever was raised, the connection must not be handed over
             if is_external(failure):
                 raise

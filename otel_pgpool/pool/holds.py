@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING
 
 from otel_pgpool.pool.checkout import AT_ONCE, NEVER, Checkout, Slot, release_once
@@ -21,8 +22,14 @@ class HoldTable(SlotTable):
     __slots__ = ()
 
     def _holds(self) -> list[Checkout]:
-        lent = [slot.checkout for slot in self.members]
-        return sorted((hold for hold in lent if hold is not None and hold.path is not None), key=_acquired)
+        return sorted(self._present_holds(), key=_acquired)
+
+    def _longest_holds(self, count: int) -> list[Checkout]:
+        return heapq.nsmallest(count, self._present_holds(), key=_acquired)
+
+    def _present_holds(self) -> list[Checkout]:
+        held = [slot.checkout for slot in self.members]
+        return [hold for hold in held if hold is not None and hold.path is not None]
 
     def holds_now(self) -> list[Checkout]:
         """Return the checkouts that hold a connection, the longest hold first."""

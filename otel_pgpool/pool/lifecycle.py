@@ -126,7 +126,7 @@ class Lifecycle:
         outage = self._core.outage
         self._discarder.discard(self._core.resize(minconn, maxconn), DiscardReason.RESIZED)
         self._connectors.start_if_needed()
-        has_outcome = outage is not None and not outage.is_refusal and self._core.outage is None
+        has_ended = outage is not None and not outage.is_refusal and self._core.outage is None
         observer = self._notifier.observer
-        if outage is not None and has_outcome and observer is not None:
+        if outage is not None and has_ended and observer is not None:
             self._notifier.notify(observer.outage_ended, outage.attempts, monotonic() - outage.since)

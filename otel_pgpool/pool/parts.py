@@ -36,7 +36,7 @@ class Parts:
     here refers to the pool, and collaborators refer to this object only weakly: when a program drops an unclosed pool,
     this object is collected, and the threads end.
 
-    In a forked child `connect` replaces the collaborators, whose locks and threads belong to the parent.
+    In a forked child `assemble` replaces the collaborators, whose locks and threads belong to the parent.
     """
 
     __slots__ = (
@@ -73,9 +73,9 @@ class Parts:
         self.observer = observer
         self.reset = config.reset
         self.notifier = Notifier(observer)
-        self.connect(config.minconn, config.maxconn)
+        self.assemble(config.minconn, config.maxconn)
 
-    def connect(self, minconn: int, maxconn: int) -> None:
+    def assemble(self, minconn: int, maxconn: int) -> None:
         """Create the collaborators, each with those that it calls."""
         config, target, notifier = self.config, self.target, self.notifier
         core = Core(
@@ -102,7 +102,7 @@ class Parts:
             target=target,
             notifier=notifier,
             discarder=discarder,
-            maintenance=thread,
+            maintenance_thread=thread,
             on_collected=dropped.append,
         )
         acquirer = Acquirer(
@@ -113,7 +113,7 @@ class Parts:
             discarder=discarder,
             connectors=connectors,
             health=health,
-            maintenance=thread,
+            maintenance_thread=thread,
         )
         maintenance = Maintenance(
             core=core,
@@ -145,14 +145,15 @@ class Parts:
         Nothing is sent over the sockets inherited from the parent.
         """
         parents = self.core
-        for idle in [slot.conn for slot in parents.idle if slot.conn is not None]:
-            abandon(idle)
+        kept = [slot.conn for slot in parents.members if slot.conn is not None]
+        for each in kept:
+            abandon(each)
         for slot in parents.members:
             slot.mark_for_eviction(DiscardReason.FORKED)
         held = [slot for slot in parents.members if slot.checkout is not None]
-        self.connect(parents.minconn, parents.maxconn)
+        self.assemble(parents.minconn, parents.maxconn)
         self.core.state = parents.state
-        self.core.discarded[DiscardReason.FORKED] = len(parents.idle) + len(held)
+        self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 
     def set_name(self, name: str) -> None:

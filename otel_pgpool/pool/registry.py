@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.failures import log_failure
@@ -13,28 +13,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Forked(Protocol):
-    """A pool that has to be reset in a forked child."""
-
-    def reset_after_fork(self) -> None:
-        """Reset the pool."""
-
-
 FIRST_NUMBER = 2
 
 # Guards the names. No code under this lock blocks. It is reentrant, because the garbage collector may run under it, and
 # with it an application's finalizer that closes a pool.
 _lock = threading.RLock()
 _names: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
-_pools: weakref.WeakSet[Forked] = weakref.WeakSet()
+_resets: weakref.WeakKeyDictionary[object, weakref.WeakMethod[Callable[[], None]]] = weakref.WeakKeyDictionary()
 # By name: the lowest number that may be free, at which `register` starts its search, so that creating many pools of one
 # name takes linear time. Lowered when a numbered pool is closed or collected.
 _lowest: dict[str, int] = {}
 _numbered: weakref.WeakKeyDictionary[object, Callable[[], object]] = weakref.WeakKeyDictionary()
 
 
-def register(pool: Forked, name: str) -> str:
+def register(pool: object, name: str, reset: Callable[[], None]) -> str:
     """Register a pool under a unique name.
+
+    Args:
+        pool: the pool, which is referred to weakly.
+        name: the requested name.
+        reset: a method of the pool that resets it in a forked child.
 
     Returns:
         The name: as requested, or followed by `` #2``, `` #3`` and so on if another live pool has the name.
@@ -46,11 +44,11 @@ def register(pool: Forked, name: str) -> str:
             while (unique := f"{name} #{number}") in _names:
                 number += 1
             _lowest[name] = number + 1
-            freed = weakref.finalize(pool, _is_free, name, number)
+            freed = weakref.finalize(pool, _mark_free, name, number)
             freed.atexit = False
             _numbered[pool] = freed
         _names[unique] = pool
-        _pools.add(pool)
+        _resets[pool] = weakref.WeakMethod(reset)
         return unique
 
 
@@ -63,7 +61,7 @@ def release_name(name: str, pool: object) -> None:
                 _numbered.pop(pool)()
 
 
-def _is_free(name: str, number: int) -> None:
+def _mark_free(name: str, number: int) -> None:
     """Note that a number is free again.
 
     This takes no lock, because it is also called by a finalizer. If a number is missed as a result, it is not used
@@ -85,9 +83,11 @@ def any_open() -> bool:
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - the parent may have held it at the moment of the fork
     _lock = threading.RLock()
-    for pool in list(_pools):
+    for method in list(_resets.values()):
+        reset = method()
         try:
-            pool.reset_after_fork()
+            if reset is not None:
+                reset()
         except Exception as error:  # noqa: BLE001 - a subclass may raise anything; the other pools still have to be reset
             log_failure("could not reset a pool in the forked child", error)
 

@@ -10,7 +10,7 @@ from otel_pgpool.pool.waiters import OneShotEvent
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from psycopg2.extensions import connection
 
@@ -33,12 +33,13 @@ class Orphan(NamedTuple):
 
     slot: Slot
     idle_since: float
+    kept_at: float
     has_connection: bool  # False once a thread has begun to close it
 
     @classmethod
     def of(cls, slot: Slot) -> Orphan:
         """Record the present state of a slot."""
-        return cls(slot, slot.idle_since, slot.conn is not None)
+        return cls(slot, slot.idle_since, slot.kept_at, slot.conn is not None)
 
 
 class SlotTable:
@@ -123,14 +124,14 @@ class SlotTable:
 
     def _pop_idle_to_close(self, count: int) -> list[Slot]:
         """Set up to ``count`` idle slots aside for closing, the longest idle first."""
-        shed: list[Slot] = []
-        while len(shed) < count and self.idle:
+        surplus: list[Slot] = []
+        while len(surplus) < count and self.idle:
             try:
-                shed.append(self.idle.pop(0))
+                surplus.append(self.idle.pop(0))
             except IndexError:  # another thread has taken the last one
                 break
-        self.closing.update(shed)
-        return shed
+        self.closing.update(surplus)
+        return surplus
 
     def _move_from_idle(self, slot: Slot, where: set[Slot]) -> bool:
         """Move an idle slot to another set; return False if another thread has taken the slot."""
@@ -153,6 +154,11 @@ class SlotTable:
                 for slot, since in suspects
                 if slot.idle_since == since and self._move_from_idle(slot, self.checking)
             ]
+
+    def keep_aside(self, slots: Sequence[Slot], now: float) -> None:
+        """Note that a thread still works on slots that were set aside, one after the other. Takes no lock."""
+        for slot in slots:
+            slot.kept_at = now
 
     def check_failed(self, slot: Slot) -> bool:
         """Move a slot whose check failed to those to be closed; return False if the slot was released before."""
@@ -217,10 +223,10 @@ class SlotTable:
             self.checking &= self.members  # an interrupt may have hit between leaving `members` and leaving these sets
             self.closing &= self.members
             elsewhere = {*self.idle, *self.opening}
-            strays = [Orphan.of(slot) for slot in self.members - elsewhere if not slot.is_lent]
-            self.orphans = {stray: self.orphans.get(stray, now) for stray in strays}
+            orphans = [Orphan.of(slot) for slot in self.members - elsewhere if not slot.is_held]
+            self.orphans = {orphan: self.orphans.get(orphan, now) for orphan in orphans}
             lost = [
-                stray.slot for stray, since in self.orphans.items() if now - since >= self._orphan_after(stray.slot)
+                orphan.slot for orphan, since in self.orphans.items() if now - since >= self._orphan_after(orphan.slot)
             ]
             self.checking.difference_update(lost)
             self.closing.update(lost)

@@ -193,7 +193,7 @@ CONNECT_WAIT = 5.0
 Longer than a fork waits: otherwise a connect could stop waiting with the fork, and take libpq's locks at that moment.
 """
 
-_delaying: set[int] = set()  # threads, by identity
+_delaying: list[int] = []  # threads, by identity; a thread may be here more than once
 _ending: set[int] = set()  # threads, by native id
 
 
@@ -204,15 +204,16 @@ def keep_from_forking() -> Iterator[None]:
     A child would inherit the locks that libpq, or OpenTelemetry's SDK and its exporters, hold at that moment.
     """
     me = get_ident()
-    _delaying.add(me)  # before reading `_python_forks`, so that at least one side sees the other
+    _delaying.append(me)  # before reading `_python_forks`, so that at least one side sees the other
     if _python_forks:
-        _delaying.discard(me)
+        _delaying.remove(me)
         _wait_until(lambda: not _python_forks, CONNECT_WAIT)
-        _delaying.add(me)
+        _delaying.append(me)
     try:
         yield
     finally:
-        _delaying.discard(me)
+        with suppress(ValueError):  # a forked child has emptied the list
+            _delaying.remove(me)
 
 
 def delay_forks_until_this_thread_ends() -> None:
@@ -240,7 +241,11 @@ def _before() -> None:
     global _python_forks  # noqa: PLW0603 - one flag for the whole process
     _python_forks = True
     me, mine = get_ident(), get_native_id()  # excluded: under gevent this thread may be a connector's too
-    _wait_until(lambda: not (_delaying - {me} or any(_lives(number) for number in _ending - {mine})), FORK_WAIT)
+
+    def is_quiet() -> bool:
+        return all(each == me for each in list(_delaying)) and not any(_lives(number) for number in _ending - {mine})
+
+    _wait_until(is_quiet, FORK_WAIT)
 
 
 def _after_in_parent() -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.config import TelemetryConfig
 from otel_pgpool.driver.messages import known
-from otel_pgpool.driver.refusal import is_refusal
 from otel_pgpool.driver.session import transaction_status
 from otel_pgpool.errors import PoolTimeout, error_type
 from otel_pgpool.runtime.text import class_of, text_of, thread_names
@@ -106,6 +105,10 @@ class Telemetry:
         # garbage collector may run under it and close a generator, which ends a block.
         self._lock = threading.RLock()
         self._instruments.report(pool)
+
+    def target_known(self, pool: ObservedPool) -> None:
+        """Report from now on where the pool connects to, which was unknown before; checkouts may be in progress."""
+        self._spans.set_target(pool)
 
     # Checkouts
 
@@ -235,7 +238,7 @@ class Telemetry:
         name = self._name_of(connect)
         self._connect(connect, name)
         self._logs.connect_failed(connect, name)
-        if is_refusal(connect.error):
+        if connect.is_refusal:
             self._logs.connect_refused(connect, name)
 
     def _name_of(self, connect: Connect) -> str:

@@ -59,14 +59,19 @@ class Spans:
         self._slow = config.slow
         self._pool_name = pool.name
         self._error_types = error_types
-        self._server: dict[str, AttributeValue] = {names.ATTR_SERVER_ADDRESS: pool.address}
+        self.set_target(pool)
+
+    def set_target(self, pool: ObservedPool) -> None:
+        """Set the attributes that say where the pool connects to."""
+        server: dict[str, AttributeValue] = {names.ATTR_SERVER_ADDRESS: pool.address}
         if pool.port is not None:
-            self._server[names.ATTR_SERVER_PORT] = pool.port
+            server[names.ATTR_SERVER_PORT] = pool.port
+        self._server = server
         self._attributes: dict[str, AttributeValue] = {
             names.ATTR_DB_SYSTEM_NAME: names.VALUE_POSTGRESQL,
             names.ATTR_DB_NAMESPACE: pool.namespace,
-            **self._server,
-            names.ATTR_POOL_NAME: pool.name,
+            **server,
+            names.ATTR_POOL_NAME: self._pool_name,
         }
 
     def start(self, checkout: Checkout, context: Context) -> None:

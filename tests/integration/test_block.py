@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING
 
 import psycopg2
+import psycopg2.extensions
 import pytest
 from psycopg2 import errors
 
 from otel_pgpool import PoolError, PoolTimeout
 from tests.support.database import IDLE, ask, kill
-from tests.support.pools import Recorder, fill, make
+from tests.support.pools import Recorder, fill, let_lie, make
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
@@ -436,3 +437,43 @@ def test_many_threads(dsn: str, admin: connection, table: str) -> None:
         assert (stats.used, stats.waiting) == (0, 0)
         assert sum(stats.checkouts.values()) == 160
         assert stats.size <= 3
+
+
+def test_a_context_is_free_after_an_interrupt_at_its_start(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it hits, the context can be entered again."""
+    with make(1, 1, dsn) as pool:
+        context = pool.connection()
+        with monkeypatch.context() as patch:
+            patch.setattr("otel_pgpool.pool.context.monotonic", interrupt)
+            with pytest.raises(KeyboardInterrupt), context:
+                pass
+        with context as conn:
+            assert ask(conn, "select 1") == 1
+
+
+def interrupt() -> float:
+    raise KeyboardInterrupt
+
+
+class Falsy(psycopg2.extensions.connection):
+    """A connection class of an application, which has a length."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_a_connection_without_a_length(dsn: str) -> None:
+    """A connection that counts as false is a connection, also after a check and after a wait."""
+    with make(1, 1, dsn, connection_factory=Falsy, timeout=PATIENCE) as pool:
+        with pool.connection() as conn:
+            pid = conn.info.backend_pid
+            waiting = in_thread(lambda: ask_in_a_block(pool))
+            assert wait_until(lambda: pool.stats().waiting == 1)
+        assert waiting.result(PATIENCE) == pid
+        let_lie(pool)
+        assert ask_in_a_block(pool) == pid
+
+
+def ask_in_a_block(pool: ConnectionPool) -> int:
+    with pool.connection() as conn:
+        return int(ask(conn, "select pg_backend_pid()"))

@@ -13,6 +13,7 @@ from psycopg2 import extensions, extras
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.driver import dsn as targets
+from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.pool import connect as connecting
 from tests.support.database import ask
 from tests.support.internals import connectors_of
@@ -202,3 +203,27 @@ def test_closing_while_an_attempt_hangs(dsn: str, gate: Gate, monkeypatch: pytes
     with pytest.raises(psycopg2.OperationalError, match="credentials was given up"):
         ConnectionPool(1, 1, dsn, credentials=credentials)
     assert gate.waiting > 0  # it hangs still; the next attempt may have begun before the pool was closed
+
+
+def test_wait_callbacks_that_overlap(dsn: str) -> None:
+    """Of two bounded connects at a time, in two threads, neither leaves a bound behind."""
+    calls = []
+
+    def original(conn: connection) -> None:
+        calls.append(conn)
+        extras.wait_select(conn)
+
+    first, second = ConnectAttempt(), ConnectAttempt()
+    extensions.set_wait_callback(original)
+    try:
+        outer, inner = first.poll_within(0.0), second.poll_within(0.0)
+        outer.__enter__()
+        inner.__enter__()
+        outer.__exit__(None, None, None)
+        inner.__exit__(None, None, None)
+        with psycopg2.connect(dsn) as conn:
+            assert ask(conn, "select 1") == 1
+        conn.close()
+        assert calls
+    finally:
+        extensions.set_wait_callback(None)

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -300,3 +301,24 @@ def test_multiprocessing_spawn_is_refused(dsn: str, monkeypatch: pytest.MonkeyPa
         worker = context.Process(target=os.getpid, args=(pool,))
         with pytest.raises(TypeError, match="make one in each process"):
             worker.start()
+
+
+def test_child_counts_and_closes_what_the_parent_had_set_aside(dsn: str) -> None:
+    """Connections that the parent is checking at the fork belong to the parent like the idle ones."""
+    with make(2, 2, dsn) as pool:
+        fill(pool, 2)
+        core = core_of(pool)
+        aside = core.begin_check(core.idle_slots()[:1])
+        numbers = [slot.conn.fileno() for slot in core.members if slot.conn is not None]
+        forked = in_child(lambda: [pool.stats().discarded["forked"], *(is_open(number) for number in numbers)])
+        assert forked == "[2, False, False]"
+        for slot in aside:
+            core.check_passed(slot, time.monotonic())
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True

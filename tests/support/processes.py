@@ -44,11 +44,11 @@ def fork_in_c() -> int:
     While a thread connects, a child would inherit locks of OpenSSL's. While a thread wants the GIL, CPython would hand
     the GIL to that thread in the child too, where it does not exist, before any code of the pool's runs.
     """
-    forking._before()  # waits for connects
-    forking._after_in_parent()
+    forking._before()  # waits for connects, and delays new ones
     before = sys.getswitchinterval()
     sys.setswitchinterval(PATIENCE)  # for so long no thread asks for the GIL that begins to wait for it from now on
     time.sleep(2 * before)  # the others have their turn
+    forking._after_in_parent()  # from here to the fork no other thread runs
     try:
         child: int = ctypes.PyDLL(None).fork()
     finally:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from otel_pgpool import PoolClosed
 from otel_pgpool.pool.checkout import Attempt
-from otel_pgpool.pool.core import NOT_HELD, State
+from otel_pgpool.pool.core import State
 from otel_pgpool.pool.slots import ORPHAN_AFTER, ORPHAN_AFTER_CHECK
 from tests.support.fakes import STALE, Desk, agree, awake, served
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_pgpool.pool.checkout import Slot
 
 # Connecting
@@ -665,7 +667,7 @@ def test_whoever_comes_back_late_to_a_recovered_slot_finds_it_gone() -> None:
 
 
 def test_a_recovered_slot_never_comes_back() -> None:
-    """The slow borrower takes the connection just before it would have been closed: its return finds the place gone."""
+    """The slow caller takes the connection just before it would have been closed: its return closes the connection."""
     desk = Desk(1, 1)
     desk.connect()
     lost = []
@@ -673,7 +675,8 @@ def test_a_recovered_slot_never_comes_back() -> None:
     checkout, conn = desk.hold()
     assert len(lost) == 1
     desk.discard(lost, "reclaimed")
-    assert desk.give_back(checkout, conn) is NOT_HELD
+    assert desk.give_back(checkout, conn) == "reclaimed"
+    assert conn.closed
     assert desk.idle == []
     agree(desk.core)
 
@@ -724,3 +727,45 @@ def test_a_stale_one_taken_counts_as_used_until_confirmed_or_withdrawn() -> None
     assert desk.claim() is None
     desk.core.accept(checkout, desk.now)
     assert desk.core.used == 1
+
+
+def test_slots_that_a_thread_still_works_on_are_no_orphans() -> None:
+    """Many are set aside together and checked, or closed, one after the other, each for as long as it may take."""
+    desk = Desk(3, 3)
+    desk.connect(3)
+    aside = desk.core.begin_check(desk.core.idle_slots())
+    for _ in range(3):
+        assert desk.core.collect_orphans(desk.now) == []
+        desk.now += ORPHAN_AFTER_CHECK / 2
+        desk.core.keep_aside(aside, desk.now)
+    assert desk.core.collect_orphans(desk.now) == []
+    assert {*desk.core.collect_orphans(desk.now + ORPHAN_AFTER_CHECK)} == {*aside}
+
+
+class Stalled:
+    """A lock before which a thread stands still once, while another does something."""
+
+    def __init__(self, lock: Any, meanwhile: Callable[[], object]) -> None:
+        self._lock = lock
+        self._meanwhile: Callable[[], object] | None = meanwhile
+
+    def __enter__(self) -> None:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_release_that_was_only_slow_is_a_release() -> None:
+    """Its slot was taken for an orphan while it stood still: the connection is closed, and the checkout has ended."""
+    desk = Desk(1, 1)
+    desk.connect()
+    checkout, conn = desk.hold()
+    desk.core.lock = Stalled(desk.core.lock, lambda: desk.discard(recover_twice(desk), "reclaimed"))
+    assert desk.give_back(checkout, conn, "broken") == "reclaimed"
+    assert conn.closed
+    assert desk.core.members == set()
+    assert desk.core.discarded == {"reclaimed": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import threading
@@ -198,3 +199,25 @@ def test_a_descriptor_that_is_somebody_elses_by_now() -> None:
     assert other.recv(5) == b"alive"
     mine.close()
     other.close()
+
+
+def test_a_log_handler_that_raises_stops_no_call(conn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a descriptor the call goes on without a bound, whatever becomes of the warning."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ValueError(record.getMessage())
+
+    monkeypatch.setattr(os, "dup", refuse_descriptor)
+    handler, logger = Broken(), logging.getLogger("otel_pgpool")
+    logger.addHandler(handler)
+    try:
+        with Deadline(conn, FAR):
+            done = True
+    finally:
+        logger.removeHandler(handler)
+    assert done
+
+
+def refuse_descriptor(_number: int) -> NoReturn:
+    raise OSError(errno.EMFILE, "no descriptor")

@@ -227,3 +227,22 @@ def test_a_connect_waits_for_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     forking._after_in_parent()
     assert inside.wait(10)
     connecting.join()
+
+
+def test_a_fork_waits_for_the_outer_of_two() -> None:
+    """One thread may connect while it notifies, as greenlets do; a fork waits until both are done."""
+    began, done = threading.Event(), []
+
+    def work() -> None:
+        with forking.keep_from_forking():
+            with forking.keep_from_forking():
+                pass
+            began.set()
+            time.sleep(0.1)  # what a notification takes
+            done.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert began.wait(10)
+    assert exit_code_of(lambda: bool(done)) == 0
+    thread.join()

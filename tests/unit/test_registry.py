@@ -8,14 +8,14 @@ import weakref
 import pytest
 
 from otel_pgpool.pool import registry
-from otel_pgpool.pool.registry import register, release_name
+from otel_pgpool.pool.registry import release_name
 
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of other tests are told of no fork that has not happened."""
     monkeypatch.setattr(registry, "_names", weakref.WeakValueDictionary())
-    monkeypatch.setattr(registry, "_pools", weakref.WeakSet())
+    monkeypatch.setattr(registry, "_resets", weakref.WeakKeyDictionary())
     monkeypatch.setattr(registry, "_lock", threading.Lock())
     monkeypatch.setattr(registry, "_lowest", {})
     monkeypatch.setattr(registry, "_numbered", weakref.WeakKeyDictionary())
@@ -26,6 +26,10 @@ class FakePool:
 
     def reset_after_fork(self) -> None:
         self.forked += 1
+
+
+def register(pool: FakePool, name: str) -> str:
+    return registry.register(pool, name, pool.reset_after_fork)
 
 
 def test_two_live_pools_of_one_name_are_told_apart() -> None:

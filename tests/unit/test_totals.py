@@ -76,7 +76,7 @@ def test_pools_of_one_name_between_two_collections(meter: Meter) -> None:
 
 
 def test_a_pool_that_introduces_itself_again_counts_once(meter: Meter) -> None:
-    """As one does whose target becomes known late."""
+    """As one does in a forked child."""
     pool = meter.pool(timeouts=3)
     meter.instruments.report(pool)
     all_told(meter, TIMEOUTS, 3)

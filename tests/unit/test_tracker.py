@@ -545,7 +545,7 @@ def test_fork(tracker: PoolTracker) -> None:
     """In a child nothing is out, nothing was done, and what the parent had is told as left behind."""
     acquire(tracker, FakeConnection())
     acquire_lightly(tracker, FakeConnection())
-    tracker.reset_after_fork()
+    tracker._reset_after_fork()
     stats = tracker.stats()
     assert (sum(stats.checkouts.values()), stats.oldest_hold, stats.discarded) == (0, 0.0, {"forked": 3})
     assert recorder(tracker).told("attached") == [[tracker]]
@@ -554,7 +554,7 @@ def test_fork(tracker: PoolTracker) -> None:
 def test_fork_after_the_end(tracker: PoolTracker) -> None:
     """The connections of a pool that is not hooked any more are not ours to give up."""
     tracker.end(Outcome.RELEASED)
-    tracker.reset_after_fork()
+    tracker._reset_after_fork()
     assert tracker.discards == {}
 
 

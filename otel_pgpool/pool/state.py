@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.parts import Parts
 
 
-class ObservedByTelemetry:
-    """The base class of `ConnectionPool`: its state, as `ObservedPool` describes it. Nothing here takes a lock."""
+class PoolState:
+    """The state of a `ConnectionPool`, as `ObservedPool` describes it. Nothing here takes a lock."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
