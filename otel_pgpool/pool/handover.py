@@ -177,7 +177,7 @@ class Handover(HoldTable):
                 self.errors += 1
 
     def _hand_over_or_keep(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
-        """Hand a connection to the first waiter, or keep it idle if nobody waits."""
+        """Hand a connection to the first waiter, or keep it idle if there are no waiters."""
         waiter = self.queue.first()
         if waiter is not None:
             self._hand_over(waiter, slot, conn, now, path)

@@ -79,7 +79,7 @@ class SlotTable:
     # signal handlers may call the pool while their thread holds it. A method whose name begins with an underscore
     # expects its caller to hold the lock.
     #
-    # A checkout that finds an idle connection, and a release while nobody waits, do not take the lock. They rely on
+    # A checkout that finds an idle connection, and a release without waiters, do not take the lock. They rely on
     # atomic steps: list.pop gives a slot to one caller only, deleting `Checkout.held` succeeds once only, and only the
     # holder of a slot changes the slot's counters. Between these steps a slot is in no set, so it counts as used: it is
     # not handed over twice, and no limit is exceeded. Each side does its own step first and then looks for the other's:

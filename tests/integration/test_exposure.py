@@ -135,7 +135,7 @@ def test_a_warning_once_for_each_pool(observer: Any, caplog: pytest.LogCaptureFi
     records = warnings_of(caplog)
     assert [vars(record)["db.client.connection.pool.name"] for record in records] == ["far", "farther"]
     assert {record.levelno for record in records} == {logging.WARNING}
-    assert "pool far: what `credentials` gives is sent to another machine" in records[0].getMessage()
+    assert "pool far: the result of `credentials` is sent to another machine" in records[0].getMessage()
     assert TOKEN not in caplog.text
 
 

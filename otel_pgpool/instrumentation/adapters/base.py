@@ -54,7 +54,7 @@ class Target(Protocol):
 
 
 class PoolAdapter(ABC):
-    """A base class for what the instrumentation knows about one kind of pool.
+    """A base class of adapters, each for one kind of pool.
 
     Each class of adapters stands in ``otel_pgpool.instrumentation.ADAPTERS``. ``instrument()`` creates one object of
     it, with the `InstrumentationSession` as the only argument, as soon as the library of the pools is imported, and

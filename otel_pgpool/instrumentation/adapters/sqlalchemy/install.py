@@ -120,7 +120,7 @@ class SqlalchemyAdapter(Psycopg2Driver):
         return read_levels(pool)
 
     def target(self, pool: Any) -> Target:  # noqa: ARG002 - only its engine or a connection knows
-        """Return that the target is unknown: only a pool's engine or a connection knows it."""
+        """Return an unknown target: a pool has none, only its engine and its connections do."""
         return UnknownTarget()
 
     def error_text(self, error: BaseException, target: AnyTarget) -> str:
