@@ -73,7 +73,7 @@ class ReportedPool(Totals):
             stack_skip=telemetry.stack_skip,
         )
         self._observer.transaction_status = adapter.transaction_status
-        self.name = name
+        self.name: str = name
         self.guard = ObserverGuard(name)
 
     def reset(self) -> None:

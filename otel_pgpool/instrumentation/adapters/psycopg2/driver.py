@@ -1,7 +1,8 @@
 """Access to psycopg2's connections by psycopg2's own code only.
 
 An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. None of
-that is called, so that it sees no call that the pool itself did not make.
+that is called, so that it sees no call that the pool itself did not make. The exceptions are ``closed``, which pools
+read too, and the process id of a connection that is not psycopg2's, when the id is reported.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from psycopg2.extensions import connection
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.refusal import is_refusal
-from otel_pgpool.driver.session import transaction_status
+from otel_pgpool.driver.session import TRANSACTION_STATUSES
 from otel_pgpool.instrumentation.adapters.base import PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.runtime.text import printable
+from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import Target
-    from otel_pgpool.types import TransactionStatus
 
 
 def own_connection(conn: Any) -> connection | None:
@@ -67,8 +68,12 @@ class Psycopg2Driver(PoolAdapter):
         return int(conn.get_backend_pid())
 
     def transaction_status(self, conn: Any) -> TransactionStatus:
-        """Return the status of a connection's transaction, as libpq knows it."""
-        return transaction_status(conn)
+        """Return the status of a connection's transaction, as libpq knows it; unknown if it is not psycopg2's."""
+        with ignore_errors:
+            own = own_connection(conn)
+            if own is not None:
+                return TRANSACTION_STATUSES[connection.get_transaction_status(own)]
+        return TransactionStatus.UNKNOWN
 
     def server_address(self, conn: Any) -> tuple[str | None, int | None]:
         """Return the host and the port that a connection was made to."""
