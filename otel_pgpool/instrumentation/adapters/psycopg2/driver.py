@@ -21,7 +21,7 @@ from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
-    from otel_pgpool.instrumentation.adapters.base import Target
+    from otel_pgpool.instrumentation.adapters.base import PoolTarget
 
 
 def own_connection(conn: Any) -> connection | None:
@@ -87,6 +87,6 @@ class Psycopg2Driver(PoolAdapter):
         """Return whether the server is up and refused the connection."""
         return is_refusal(error)
 
-    def error_text(self, error: BaseException, target: Target) -> str:
+    def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a psycopg2 error's text."""
         return describe(target, error)  # type: ignore[arg-type]  # reads only the public names
