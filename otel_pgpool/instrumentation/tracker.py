@@ -241,10 +241,10 @@ class PoolTracker(ReportedPool):
         try:
             self._end_hold(checkout, now, outcome, error)
         except BaseException as raised:
-            if is_external(raised):
+            if not isinstance(raised, Exception) or is_external(raised):
                 self._end_hold(checkout, now, outcome, error)  # completes what the exception cut short
                 raise
-            self.guard.log_error(raised)  # type: ignore[arg-type]  # an ``Exception``
+            self.guard.log_error(raised)
 
     def _end_hold(self, checkout: ManualCheckout, now: float, outcome: Outcome, error: BaseException | None) -> None:
         """End a hold. Each step may be repeated after an interrupt."""

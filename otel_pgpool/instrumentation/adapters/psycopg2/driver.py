@@ -47,10 +47,11 @@ def _info_of(conn: Any) -> Any:
 def closed_of(conn: Any) -> int:
     """Return a connection's ``closed``, which pools read too; 0 if it has none."""
     try:
-        return conn.closed  # type: ignore[no-any-return]  # a number or a truth
+        closed: int = conn.closed
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
         raise_if_asynchronous(error)
         return 0
+    return closed
 
 
 class Psycopg2Driver(PoolAdapter):
@@ -89,4 +90,4 @@ class Psycopg2Driver(PoolAdapter):
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a psycopg2 error's text."""
-        return describe(target, error)  # type: ignore[arg-type]  # reads only the public names
+        return describe(target, error)
