@@ -11,8 +11,7 @@ from otel_pgpool.errors import sqlstate
 from otel_pgpool.runtime.text import LONGEST_TEXT, class_of, cut, printable, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Callable, Collection
 
 
 LONGEST_KEPT = 100_000
@@ -23,7 +22,7 @@ class Quotable(Protocol):
     """The target of a connection, as far as the text of an error may show it."""
 
     @property
-    def public(self) -> AbstractSet[str]:
+    def public(self) -> Collection[str]:
         """The names and addresses that a text may quote."""
         ...
 

@@ -57,14 +57,16 @@ class FairQueue:
             with self._lock:
                 self._waiters.append(waiter)
             while True:
-                if self._waiters[0] is waiter:
+                is_first = self._waiters[0] is waiter
+                if is_first:
                     try:
                         acquired = acquire()
                         break
                     except Exception as error:
                         if self._ended or not self._is_exhausted(error):
                             raise
-                if not waiter.wait(min(RETRY_INTERVAL, deadline - monotonic())) and monotonic() >= deadline:
+                left = deadline - monotonic()
+                if not waiter.wait(min(RETRY_INTERVAL, left) if is_first else left) and monotonic() >= deadline:
                     raise self._exhausted_error()  # noqa: TRY301 - the handler below raises it again
             self._leave(waiter)
         except BaseException:

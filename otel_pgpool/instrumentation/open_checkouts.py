@@ -101,7 +101,7 @@ class OpenCheckouts:
         try:
             slot.ref = weakref.ref(conn, partial(_collected, weakref.ref(self), slot.key))
         except Exception:  # noqa: BLE001 - a connection of the application's factory may not allow weak references
-            slot.ref = lambda: None  # type: ignore[assignment]
+            slot.ref = lambda: None  # type: ignore[assignment]  # only called, as a weak reference is
         self.slots[slot.key] = slot
         return slot
 

@@ -28,8 +28,8 @@ Until then the connecting thread may still be preparing the connection for its c
 """
 
 
-class Outage(NamedTuple):
-    """A period in which the server cannot be reached."""
+class TrackedOutage(NamedTuple):
+    """An outage of an instrumented pool: the time in which no connection can be made."""
 
     since: float
     attempts: int
@@ -41,8 +41,8 @@ class PendingConnect(NamedTuple):
     thread: int
     """Identity of the thread that connected."""
     connect: Connect
-    outage: Outage | None
-    """The outage that was in progress before the connect; None if there was none."""
+    outage: TrackedOutage | None
+    """The outage that was in progress before the connect."""
     reached_server: bool
     """Whether the connect succeeded, or the server refused it."""
 
@@ -63,7 +63,7 @@ class PendingConnects:
     __slots__ = ("connecting", "outage", "pending")
 
     def __init__(self) -> None:
-        self.outage: Outage | None = None
+        self.outage: TrackedOutage | None = None
         self.connecting: set[int] = set()  # threads, by identity
         self.pending: deque[PendingConnect] = deque()
 
@@ -77,11 +77,11 @@ class PendingConnects:
     def failed(self, began: float, error: BaseException, message: str, *, is_refusal: bool) -> None:
         """Add a failed connect, which starts or continues an outage; a refusal ends it, as the server was reached."""
         before = self.outage
-        since, attempts = before or Outage(began, 0)
+        since, attempts = before or TrackedOutage(began, 0)
         if is_refusal:
             self.outage = None
         elif isinstance(error, Exception):  # an interrupt does not mean that the server is down
-            self.outage = Outage(since, attempts + 1)
+            self.outage = TrackedOutage(since, attempts + 1)
         connect = Connect(attempts + 1, began, monotonic(), None, error, message, is_refusal=is_refusal)
         self.pending.append(PendingConnect(threading.get_ident(), connect, before, reached_server=is_refusal))
 

@@ -19,7 +19,7 @@ from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, Target
+    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
     from otel_pgpool.pool.checkout import ManualCheckout, Slot
@@ -46,7 +46,7 @@ class ReportedPool(Totals):
         self,
         adapter: PoolAdapter,
         name: str,
-        target: Target,
+        target: PoolTarget,
         *,
         options: InstrumentationOptions,
         watch: Watch,
@@ -163,7 +163,7 @@ class ReportedPool(Totals):
     # Connections
 
     @never_raise
-    def target_known(self, target: Target) -> None:
+    def target_known(self, target: PoolTarget) -> None:
         """Set where the pool connects to, once that is known."""
         before, self.target = self.target, target
         reported = before.address, before.port, before.namespace

@@ -19,7 +19,7 @@ from otel_pgpool.types import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, Target
+    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
 
 
@@ -59,7 +59,7 @@ class InstrumentationSession:
         adapter: PoolAdapter,
         *,
         name: str | None = None,
-        target: Target | None = None,
+        target: PoolTarget | None = None,
         predecessor: PoolTracker | None = None,
     ) -> PoolTracker | None:
         """Return the tracker of a pool, created if necessary; None if that fails or the instrumentation has ended.

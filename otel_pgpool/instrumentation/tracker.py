@@ -20,13 +20,13 @@ from otel_pgpool.telemetry.sdk_internals import OPEN
 from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, Target
+    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.checkout import Slot
 
-AnyLoan = TypeVar("AnyLoan", bound=ManualCheckout)
+AnyCheckout = TypeVar("AnyCheckout", bound=ManualCheckout)
 
 TRACKER_ATTR = "_otel_pgpool"
 """Name of the attribute with which a pool refers to its tracker, so that both are collected together.
@@ -51,9 +51,9 @@ class PoolTracker(ReportedPool):
     The tracker refers to the pool weakly, and outlives the pool only until its checkouts have ended. There is no lock.
     """
 
-    __slots__ = (  # otherwise CPython would store so many attributes outside the object, where access is slower
+    __slots__ = (  # CPython stores so many attributes outside the object otherwise, which makes access slower
+        "_alarm",
         "_ended",
-        "_level",
         "fast_path_owner",
         "gate",
         "queue",
@@ -65,7 +65,7 @@ class PoolTracker(ReportedPool):
         pool: Any,
         adapter: PoolAdapter,
         name: str,
-        target: Target,
+        target: PoolTarget,
         *,
         options: InstrumentationOptions,
         watch: Watch,
@@ -89,7 +89,7 @@ class PoolTracker(ReportedPool):
     def reset(self) -> None:
         """Reset all totals, and drop all checkouts, connections, connects and waiters."""
         super().reset()
-        self._level = UtilizationAlarm(monotonic())
+        self._alarm = UtilizationAlarm(monotonic())
         self.queue: FairQueue | None = None
         if self.wait_timeout is not None:
             self.queue = FairQueue(self._adapter.is_exhausted, self._adapter.exhausted_error)
@@ -100,7 +100,7 @@ class PoolTracker(ReportedPool):
         """Start a checkout that was requested at these call sites, and return its record."""
         return self.start_with(ManualCheckout(), stack)
 
-    def start_with(self, checkout: AnyLoan, stack: Stack) -> AnyLoan:
+    def start_with(self, checkout: AnyCheckout, stack: Stack) -> AnyCheckout:
         """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `begin`."""
         checkout.stack = stack
         checkout.thread = thread_cache.here.thread
@@ -241,10 +241,10 @@ class PoolTracker(ReportedPool):
         try:
             self._end_hold(checkout, now, outcome, error)
         except BaseException as raised:
-            if is_external(raised):
+            if not isinstance(raised, Exception) or is_external(raised):
                 self._end_hold(checkout, now, outcome, error)  # completes what the exception cut short
                 raise
-            self.guard.log_error(raised)  # type: ignore[arg-type]  # an ``Exception``
+            self.guard.log_error(raised)
 
     def _end_hold(self, checkout: ManualCheckout, now: float, outcome: Outcome, error: BaseException | None) -> None:
         """End a hold. Each step may be repeated after an interrupt."""
@@ -308,7 +308,7 @@ class PoolTracker(ReportedPool):
             elif not checkout.flagged:
                 self._flag(checkout, now)
                 self.guard.notify(self._observer.held_long, checkout)
-        change = None if self._stopped else self._level.look(now, self.stats)
+        change = None if self._stopped else self._alarm.look(now, self.stats)
         if change is not None:
             self.guard.notify(self._observer.utilization_changed, *change)
         for thread in self.connects.overdue_threads(now):
@@ -327,7 +327,7 @@ class PoolTracker(ReportedPool):
     @property
     def is_at_rest(self) -> bool:
         """Whether there is nothing to watch."""
-        return not (self.held or self.light or self.pending) and (self._stopped or self._level.settled)
+        return not (self.held or self.light or self.pending) and (self._stopped or self._alarm.settled)
 
     # The end
 

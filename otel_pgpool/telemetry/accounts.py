@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from otel_pgpool.stats import PoolStats
 
     Attributes = tuple[tuple[str, str], ...]
-    Totals = dict[str, Counter[Attributes]]
+    CountsByMetric = dict[str, Counter[Attributes]]
     """Counts by metric, then by attributes."""
 
 MAX_UNREPORTED = 1_000
@@ -30,8 +30,8 @@ MAX_REPORTED = 100
 """Maximum number of names of ended pools kept for future pools after every reader has exported their end."""
 
 
-class ReportedPool:
-    """A pool that reports its figures, referenced weakly, and its final figures."""
+class PoolFigures:
+    """The figures of a pool, which is referenced weakly, and the final figures that the pool leaves."""
 
     def __init__(self, pool: ObservedPool) -> None:
         self.name = pool.name
@@ -53,7 +53,7 @@ class ReportedPool:
             self._seen = stats
         return self._seen
 
-    def is_gone(self) -> bool:
+    def check_gone(self) -> bool:
         """Return whether the pool was collected and has left its final figures.
 
         The garbage collector clears the weak reference shortly before the pool's finalizer stores the figures.
@@ -75,7 +75,7 @@ class Account:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._pools: dict[int, ReportedPool] = {}  # by id of the container of their final figures
+        self._pools: dict[int, PoolFigures] = {}  # by id of the container of their final figures
         self._past = _nothing()  # totals of collected pools
         self.levels: PoolStats | None = None
         """Figures of the open pool, or None."""
@@ -84,23 +84,23 @@ class Account:
         # When each reader first collected the end. Weak references, because a removed reader occupies much memory.
         self._first_collections: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
-    def add(self, reported: ReportedPool) -> None:
+    def add(self, figures: PoolFigures) -> None:
         """Add a pool, or a pool that a forked child reports again."""
-        self._pools[id(reported.last)] = reported
+        self._pools[id(figures.last)] = figures
         self._first_collections.clear()
 
     def merge(self, other: Account) -> None:
         """Add the pools of another account of the same name."""
-        for reported in other._pools.values():
-            self.add(reported)
+        for figures in other._pools.values():
+            self.add(figures)
         for metric, past in other._past.items():
             self._past[metric].update(past)
         self._first_collections.clear()
 
     def merge_collected(self) -> None:
         """Replace collected pools by their totals."""
-        for key, reported in [each for each in self._pools.items() if each[1].is_gone()]:
-            stats = reported.stats()
+        for key, figures in [each for each in self._pools.items() if each[1].check_gone()]:
+            stats = figures.stats()
             if stats is not None:
                 _add(self._past, stats)
             del self._pools[key]
@@ -114,14 +114,14 @@ class Account:
         return any(not pool.closed or _holds(pool.stats()) for pool in self._live())
 
     def _live(self) -> list[ObservedPool]:
-        return [pool for known in self._pools.values() if (pool := known.pool) is not None]
+        return [pool for figures in self._pools.values() if (pool := figures.pool) is not None]
 
     def read(self) -> None:
         """Read the figures of all pools."""
         self.levels = None
         counted = {metric: Counter(past) for metric, past in self._past.items()}
-        for known in self._pools.values():
-            pool, stats = known.pool, known.stats()
+        for figures in self._pools.values():
+            pool, stats = figures.pool, figures.stats()
             if stats is not None:
                 _add(counted, stats)
                 if pool is not None and not pool.closed:
@@ -131,7 +131,7 @@ class Account:
             for attributes, value in counts.items():
                 reported[attributes] = max(reported[attributes], value)
 
-    def delay_forks_until_this_thread_ends(self, reader: object, now: float) -> None:
+    def note_collection(self, reader: object, now: float) -> None:
         """Note that a reader collects after the end of this name's pools."""
         self._first_collections.setdefault(reader, now)
 
@@ -148,9 +148,9 @@ class Account:
 
     def reset_after_fork(self, *, totals_dropped: bool) -> None:
         """Reset the totals in a forked child: to 0 if the SDK has dropped the parent's, or else to those reported."""
-        self._pools = {key: known for key, known in self._pools.items() if known.pool is not None}
-        for reported in self._pools.values():
-            reported.reset_after_fork()
+        self._pools = {key: figures for key, figures in self._pools.items() if figures.pool is not None}
+        for figures in self._pools.values():
+            figures.reset_after_fork()
         if totals_dropped:
             self.totals = _nothing()
         self._past = {metric: Counter(counts) for metric, counts in self.totals.items()}
@@ -162,11 +162,11 @@ def _holds(stats: PoolStats) -> bool:
     return bool(stats.used or stats.oldest_hold)
 
 
-def _nothing() -> Totals:
+def _nothing() -> CountsByMetric:
     return {metric: Counter() for metric in TOTALS}
 
 
-def _add(totals: Totals, stats: PoolStats) -> None:
+def _add(totals: CountsByMetric, stats: PoolStats) -> None:
     for metric, read in TOTALS.items():
         totals[metric].update({tuple(attributes.items()): value for value, attributes in read(stats)})
 
@@ -193,7 +193,7 @@ class Accounts:
         if len(self._new) >= self._limit:
             self._compact()
         new = Account(pool.name)
-        new.add(ReportedPool(pool))
+        new.add(PoolFigures(pool))
         self._new[next(self._numbers)] = new
 
     def _compact(self) -> None:
@@ -217,7 +217,7 @@ class Accounts:
                 self._ended[name] = self._open.pop(name)
         for account in self._ended.values():
             account.merge_collected()
-            account.delay_forks_until_this_thread_ends(reader, now)
+            account.note_collection(reader, now)
         shown = [account for account in self._ended.values() if not account.has_exported_end(reader, now, kept)]
         self.shown = [*self._open.values(), *shown]
         for account in self.shown:

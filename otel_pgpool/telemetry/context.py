@@ -10,7 +10,7 @@ from opentelemetry import context
 from otel_pgpool.telemetry.sdk_internals import SPAN_KEY
 
 
-class CheckoutContext(context.Context):
+class ContextWithSpan(context.Context):
     """The context that is current in the block of a checkout."""
 
     __slots__ = ("before", "is_over")
@@ -21,7 +21,7 @@ class CheckoutContext(context.Context):
     """Whether the block was left while another context was current; `leave_ended` then returns to `before`."""
 
     @classmethod
-    def of(cls, caller: context.Context, span: Any) -> CheckoutContext:
+    def of(cls, caller: context.Context, span: Any) -> ContextWithSpan:
         """Create the context of a checkout's span."""
         made = cls({**caller, SPAN_KEY: span})
         made.before = caller
@@ -32,7 +32,7 @@ class CheckoutContext(context.Context):
 def leave_ended() -> context.Context:
     """Leave the contexts of blocks that have ended, maybe in another thread; return the then current context."""
     found = current = context.get_current()
-    while type(current) is CheckoutContext and current.is_over:
+    while type(current) is ContextWithSpan and current.is_over:
         current = current.before
     if current is not found:
         context.attach(current)
@@ -54,14 +54,14 @@ def detach(token: Any, attached: context.Context | None) -> None:
 
 def _detach(token: Any, attached: context.Context | None) -> None:
     if context.get_current() is not attached:
-        if type(attached) is CheckoutContext:
+        if type(attached) is ContextWithSpan:
             attached.is_over = True
         return
     if isinstance(token, contextvars.Token):
         try:
             token.var.reset(token)
         except (ValueError, RuntimeError):  # attached in another contextvars.Context, of which this one is a copy
-            if type(attached) is CheckoutContext:
+            if type(attached) is ContextWithSpan:
                 attached.is_over = True
     else:
         context.detach(token)

@@ -33,9 +33,6 @@ KEPT_IF_READER_UNKNOWN = 600.0
 """Seconds for which every reader gets the end of a pool if the readers cannot be distinguished."""
 
 
-"""The name by which the instrumentation imports the gate."""
-
-
 class Instruments:
     """The sixteen instruments of one meter, and the pools that they report.
 

@@ -14,7 +14,7 @@ from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import thread_names
 from otel_pgpool.telemetry import names, sdk_internals
 from otel_pgpool.telemetry.checkout_state import SUPPRESSED, CheckoutState
-from otel_pgpool.telemetry.context import CheckoutContext
+from otel_pgpool.telemetry.context import ContextWithSpan
 from otel_pgpool.telemetry.names import (
     ATTR_CONNECTION_ID,
     ATTR_CONNECTION_PID,
@@ -93,7 +93,7 @@ class Spans:
         if type(span) is NonRecordingSpan and not span.get_span_context().is_valid:
             checkout.observer_data = None  # the provider creates no spans
         else:
-            state.context = CheckoutContext.of(context, span)
+            state.context = ContextWithSpan.of(context, span)
 
     def _filter(self) -> Callable[[Context], bool] | None:
         """Return the function that decides whether a checkout in a context gets a span; None if each gets one."""

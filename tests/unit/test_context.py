@@ -6,7 +6,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import get_current_span, set_span_in_context
 
-from otel_pgpool.telemetry.context import CheckoutContext
+from otel_pgpool.telemetry.context import ContextWithSpan
 
 
 def test_a_context_made_in_one_step_is_what_the_api_makes() -> None:
@@ -14,7 +14,7 @@ def test_a_context_made_in_one_step_is_what_the_api_makes() -> None:
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("shop")
     callers, span = tracer.start_span("order"), tracer.start_span("pool.checkout")
     caller = set_span_in_context(callers, Context({"tenant": "north"}))
-    made = CheckoutContext.of(caller, span)
+    made = ContextWithSpan.of(caller, span)
     assert made == set_span_in_context(span, caller)
     assert get_current_span(made) is span
     assert get_current_span(caller) is callers

@@ -14,6 +14,7 @@ from psycopg2.pool import PoolError
 from otel_pgpool.instrumentation import fair_queue
 from otel_pgpool.instrumentation.adapters.psycopg2.results import EXHAUSTED, is_exhausted
 from otel_pgpool.instrumentation.fair_queue import FairQueue
+from otel_pgpool.runtime.wakeup import Wakeup
 from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
@@ -136,6 +137,25 @@ def test_wake_in_vain(threads: ThreadPoolExecutor) -> None:
     shelf.things.append("thing")
     queue.wake_next()
     assert future.result(PATIENCE) == "thing"
+
+
+def test_only_the_first_asks_unasked(threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first asks the pool at intervals; the others sleep until it is their turn or their time is over."""
+    sleeps: list[float] = []
+
+    class Recorded(Wakeup):
+        def wait(self, seconds: float) -> bool:
+            sleeps.append(seconds)
+            return super().wait(seconds)
+
+    monkeypatch.setattr(fair_queue, "Wakeup", Recorded)
+    monkeypatch.setattr(fair_queue, "RETRY_INTERVAL", 0.01)
+    queue, shelf = make_queue(), Shelf()
+    futures = [wait(threads, queue, shelf.ask) for _ in range(3)]
+    assert wait_until(lambda: shelf.asked > 10 and len([seconds for seconds in sleeps if seconds > 1]) == 2)
+    assert set(shelf.askers) == {shelf.askers[0]}
+    shelf.things += range(3)
+    assert sorted(future.result(PATIENCE) for future in futures) == [0, 1, 2]  # type: ignore[type-var]
 
 
 def test_timeout_of_the_first(threads: ThreadPoolExecutor) -> None:

@@ -24,7 +24,7 @@ class Levels(NamedTuple):
     closed: bool = False
 
 
-class Target(Protocol):
+class PoolTarget(Protocol):
     """The server and the database that a pool connects to, without secrets."""
 
     @property
@@ -78,8 +78,8 @@ class PoolAdapter(ABC):
         """Return the levels of a pool. Called whenever metrics are collected."""
 
     @abstractmethod
-    def target(self, pool: Any) -> Target:
-        """Return the target of a pool's connects, without calling code of the application."""
+    def target(self, pool: Any) -> PoolTarget:
+        """Return where a pool connects to, without calling code of the application."""
 
     @abstractmethod
     def forget_inherited(self, pool: Any) -> int:
@@ -131,6 +131,6 @@ class PoolAdapter(ABC):
         """Return whether a failed connect has reached a server, which refused it, so that there is no outage."""
         return False
 
-    def error_text(self, error: BaseException, target: Target) -> str:  # noqa: ARG002 - the interface
+    def error_text(self, error: BaseException, target: PoolTarget) -> str:  # noqa: ARG002 - the interface
         """Return the text of a driver's error, one line without secrets, SQL or values; empty if it cannot be shown."""
         return ""

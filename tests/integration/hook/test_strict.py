@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg2
 import psycopg2.extensions
@@ -17,11 +17,14 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
 
 from otel_pgpool.errors import error_type
+from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2Driver
 from otel_pgpool.instrumentation.adapters.sqlalchemy import events, install, wrappers
 from otel_pgpool.instrumentation.pending_connects import PendingConnect
 from otel_pgpool.instrumentation.tracker import PoolTracker
+from otel_pgpool.types import TransactionStatus
 from tests.support.instrumentation import quietly
 from tests.support.sqlalchemy_engines import borrow, hooked
+from tests.support.telemetry import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from tests.support.telemetry import Signals
 
 IDLE = psycopg2.extensions.TRANSACTION_STATUS_IDLE
+INERROR = psycopg2.extensions.TRANSACTION_STATUS_INERROR
 
 
 class UnexpectedError(RuntimeError):
@@ -174,6 +178,35 @@ def test_connections_of_a_class_of_the_programs_own(signals: Signals, dsn: str, 
         pool.closeall()
     assert asked_by_sqlalchemy == 0
     assert [span.attributes["otel_pgpool.connection.pid"] > 1 for span in signals.named("pool.checkout")] == [True] * 2
+
+
+class Talkative(psycopg2.extensions.connection):
+    """A connection of the program's own, which has another answer to each question."""
+
+    def get_backend_pid(self) -> int:
+        return 1
+
+    def get_transaction_status(self) -> int:
+        return INERROR
+
+
+def test_long_hold_of_a_connection_of_the_programs_own(signals: Signals, dsn: str) -> None:
+    """The transaction's status is psycopg2's, and what the program has written over it is not called."""
+    with hooked(signals, long_hold=0.02):
+        pool = ThreadedConnectionPool(1, 1, dsn, connection_factory=Talkative)
+        conn = pool.getconn()
+        (record,) = until(lambda: signals.logged("long_hold"))
+        pool.putconn(conn)
+        pool.closeall()
+    assert record.attributes["otel_pgpool.transaction.status"] == "idle"
+
+
+@pytest.mark.parametrize("made", [Strict, Closing])
+def test_transaction_status_of_another_kind_of_connection(made: type[Strict]) -> None:
+    """Unknown, and the connection is not asked."""
+    conn = made()
+    assert Psycopg2Driver.transaction_status(cast("Any", None), conn) is TransactionStatus.UNKNOWN
+    assert conn.asked == []
 
 
 def test_pools_that_refuse_what_is_ours(signals: Signals, dsn: str) -> None:

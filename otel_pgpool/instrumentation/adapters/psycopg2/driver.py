@@ -1,7 +1,8 @@
 """Access to psycopg2's connections by psycopg2's own code only.
 
-An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. This
-module calls no such code, so the code gets only the calls that the pool itself makes.
+An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. None of
+that is called, so that it sees no call that the pool itself did not make. The exceptions are ``closed``, which pools
+read too, and the process id of a connection that is not psycopg2's, when the id is reported.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from psycopg2.extensions import connection
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.refusal import is_refusal
-from otel_pgpool.driver.session import transaction_status
+from otel_pgpool.driver.session import TRANSACTION_STATUSES
 from otel_pgpool.instrumentation.adapters.base import PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.runtime.text import printable
+from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
-    from otel_pgpool.instrumentation.adapters.base import Target
-    from otel_pgpool.types import TransactionStatus
+    from otel_pgpool.instrumentation.adapters.base import PoolTarget
 
 
 def own_connection(conn: Any) -> connection | None:
@@ -46,10 +47,11 @@ def _info_of(conn: Any) -> Any:
 def closed_of(conn: Any) -> int:
     """Return a connection's ``closed``, which pools read too; 0 if it has none."""
     try:
-        return conn.closed  # type: ignore[no-any-return]  # an int or a bool
+        closed: int = conn.closed
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
         raise_if_asynchronous(error)
         return 0
+    return closed
 
 
 class Psycopg2Driver(PoolAdapter):
@@ -67,8 +69,12 @@ class Psycopg2Driver(PoolAdapter):
         return int(conn.get_backend_pid())
 
     def transaction_status(self, conn: Any) -> TransactionStatus:
-        """Return the status of a connection's transaction, as libpq knows it."""
-        return transaction_status(conn)
+        """Return the status of a connection's transaction, as libpq knows it; unknown if it is not psycopg2's."""
+        with ignore_errors:
+            own = own_connection(conn)
+            if own is not None:
+                return TRANSACTION_STATUSES[connection.get_transaction_status(own)]
+        return TransactionStatus.UNKNOWN
 
     def server_address(self, conn: Any) -> tuple[str | None, int | None]:
         """Return the host and the port that a connection was made to."""
@@ -82,6 +88,6 @@ class Psycopg2Driver(PoolAdapter):
         """Return whether the server is up and refused the connection."""
         return is_refusal(error)
 
-    def error_text(self, error: BaseException, target: Target) -> str:
+    def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a psycopg2 error's text."""
-        return describe(target, error)  # type: ignore[arg-type]  # reads only the public names
+        return describe(target, error)

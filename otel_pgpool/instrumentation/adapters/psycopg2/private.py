@@ -31,7 +31,8 @@ def connect_arguments(pool: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def idle_connections(pool: Any) -> Iterable[Any]:
     """Return the idle connections of a pool; the list is the pool's own."""
-    return pool._pool  # type: ignore[no-any-return]
+    idle: Iterable[Any] = pool._pool
+    return idle
 
 
 def counts(pool: Any) -> tuple[int, int]:

@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_pgpool.driver.dsn import Target
-    from otel_pgpool.instrumentation.adapters.base import Levels
-    from otel_pgpool.instrumentation.adapters.base import Target as AnyTarget
+    from otel_pgpool.instrumentation.adapters.base import Levels, PoolTarget
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -123,7 +122,7 @@ class SqlalchemyAdapter(Psycopg2Driver):
         """Return an unknown target: a pool has none, only its engine and its connections do."""
         return UnknownTarget()
 
-    def error_text(self, error: BaseException, target: AnyTarget) -> str:
+    def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a psycopg2 error's text, or SQLAlchemy's own about an exhausted pool."""
         if isinstance(error, QueuePoolTimeout):
             text = text_of(error)
