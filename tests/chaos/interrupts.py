@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import gc
 import sys
 import time
@@ -51,6 +52,9 @@ ORPHAN_AFTER = 0.01
 """Seconds after which the pool collects orphans; its own figure leaves time for slow threads."""
 
 
+NOP = dis.opmap["NOP"]
+
+
 class Interrupter:
     """Raises `KeyboardInterrupt` once in the current thread, at a line of the package not yet interrupted.
 
@@ -81,7 +85,7 @@ class Interrupter:
             line = frame.f_code.co_filename, frame.f_lineno
             self._visits[line] += 1
             visit = (line, self._visits[line]) if self._thorough else line
-            if visit not in self._interrupted and not leaves_a_block(frame) and not enters_exit(frame):
+            if visit not in self._interrupted and handles_signals(frame) and not enters_exit(frame):
                 self._interrupted.add(visit)
                 self.place = f"{Path(line[0]).relative_to(PACKAGE)}:{line[1]} {frame.f_code.co_name}"
                 raise KeyboardInterrupt
@@ -104,11 +108,18 @@ def finalizers() -> set[object]:
     return {getattr(finalizer, "__code__", None) for finalizer in found}
 
 
-def leaves_a_block(frame: FrameType) -> bool:
-    """Return whether the step is the end of a ``with``, before its ``__exit__``, where CPython handles no signal."""
-    if frame.f_lineno not in with_lines(frame.f_code.co_filename):
+def handles_signals(frame: FrameType) -> bool:
+    """Return whether CPython may handle a signal at this step.
+
+    It handles none at a ``try``, which is no operation and may be outside the blocks around it, nor at the end of a
+    ``with``, before its ``__exit__``.
+    """
+    code = frame.f_code
+    if code.co_code[frame.f_lasti] == NOP:
         return False
-    return frame.f_lasti > min(start for start, _end, line in frame.f_code.co_lines() if line == frame.f_lineno)
+    if frame.f_lineno not in with_lines(code.co_filename):
+        return True
+    return frame.f_lasti <= min(start for start, _end, line in code.co_lines() if line == frame.f_lineno)
 
 
 def enters_exit(frame: FrameType) -> bool:
