@@ -47,7 +47,7 @@ class CheckoutTable:
     """The checkouts in progress. The dictionaries are never replaced, so that others may refer to them."""
 
     def __init__(self) -> None:
-        self.requests: dict[int, EngineCheckout] = {}  # those without a connection yet, by thread
+        self.in_progress: dict[int, EngineCheckout] = {}  # those without a connection yet, by thread
         self.held: dict[int, EngineCheckout] = {}  # by id of the connection
         self.closed_while_held: dict[int, EngineCheckout] = {}  # by id of the record, which outlives its connection
         self.trackers: weakref.WeakKeyDictionary[Record, PoolTracker] = weakref.WeakKeyDictionary()
@@ -69,5 +69,5 @@ class CheckoutTable:
             with ignore_errors:
                 fairy: Any = checkout.fairy()
                 inherited.add(record_of(fairy), fairy.dbapi_connection)
-        for known in (self.requests, self.held, self.closed_while_held):
+        for known in (self.in_progress, self.held, self.closed_while_held):
             known.clear()

@@ -54,7 +54,7 @@ class EventListeners:
         self.guard = session.guard
         self._session = session
         self._table = table
-        self._requests = table.requests
+        self._in_progress = table.in_progress
         self._held = table.held
         self._closed_while_held = table.closed_while_held
         self._inherited = inherited
@@ -96,7 +96,7 @@ class EventListeners:
 
     @never_raise
     def _connecting(self, _dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
-        request = self._requests.get(threading.get_ident())
+        request = self._in_progress.get(threading.get_ident())
         if request is not None:
             # These include connect_args, which are not in the URL.
             request.tracker.target_known(target_of_arguments(tuple(args), parameters))
@@ -108,7 +108,7 @@ class EventListeners:
         before = self._closed_while_held.pop(id(record), None)
         if before is not None:  # a StaticPool has replaced its connection: no release of the former will be seen
             before.tracker.released(before, Outcome.DISCARDED)
-        request = self._requests.get(threading.get_ident())
+        request = self._in_progress.get(threading.get_ident())
         if request is not None:
             began, request.connect_began, request.connected, request.lost = request.connect_began, None, True, None
             if began is None:
@@ -137,7 +137,7 @@ class EventListeners:
 
     @never_raise
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
-        held, request = self._held.get(id(conn)), self._requests.get(threading.get_ident())
+        held, request = self._held.get(id(conn)), self._in_progress.get(threading.get_ident())
         cause = getattr(error, "orig", None) or error
         reason = _reason_of(cause, is_held=held is not None)
         if held is not None:
@@ -176,7 +176,7 @@ class EventListeners:
     def _why_closed(self, pool: Any, record: Record) -> DiscardReason:
         if isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin()):
             return DiscardReason.IDLE  # released to a pool that was full
-        if threading.get_ident() not in self._requests:
+        if threading.get_ident() not in self._in_progress:
             return DiscardReason.DRAINED  # by ``dispose``
         return DiscardReason.DRAINED if is_invalidated(record) else DiscardReason.EXPIRED
 

@@ -66,7 +66,7 @@ class EngineCalls:
         self.guard = session.guard
         self._session = session
         self._table = table
-        self._requests = table.requests
+        self._in_progress = table.in_progress
         self._held = table.held
         self._track_engine = track_engine
         self._track_pool = track_pool
@@ -103,7 +103,7 @@ class EngineCalls:
 
     def wrap_pool_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap ``Pool.connect``."""
-        calls, requests = self, self._requests
+        calls, in_progress = self, self._in_progress
         check_out, check_out_from_unknown = self._check_out, self._check_out_from_unknown
 
         @wraps(original)
@@ -117,7 +117,7 @@ class EngineCalls:
                 tracker = None
             if tracker is not None and tracker.fast_path_owner is calls:  # its engine's ``raw_connection`` tracks this
                 return original(pool)
-            request = requests.get(threading.get_ident())
+            request = in_progress.get(threading.get_ident())
             if (request is not None and request.tracker is tracker) or made_by_create_engine(pool):
                 return original(pool)
             if not is_here:
@@ -134,13 +134,13 @@ class EngineCalls:
 
     def wrap_queue_get(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap the ``get`` of a pool's queue."""
-        requests = self._requests
+        in_progress = self._in_progress
 
         @wraps(original)
         def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
             if not block:
                 return original(queue, block, timeout)
-            request = requests.get(threading.get_ident())
+            request = in_progress.get(threading.get_ident())
             if request is None or request.queued is not None:
                 return original(queue, block, timeout)
             try:
@@ -157,21 +157,21 @@ class EngineCalls:
 
     def _check_out(self, tracker: PoolTracker, frame: FrameType, request: Callable[[Any], Any], subject: Any) -> Any:
         """Record a checkout by a call of ``request`` with an engine or a pool."""
-        requests, held = self._requests, self._held
+        in_progress, held = self._in_progress, self._held
         checkout = EngineCheckout()
         tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN))
         checkout.tracker = tracker
         thread = threading.get_ident()
-        outer = requests.get(thread)
-        requests[thread] = checkout
+        outer = in_progress.get(thread)
+        in_progress[thread] = checkout
         try:
             try:
                 fairy = request(subject)
             finally:
                 if outer is None:
-                    requests.pop(thread, None)
+                    in_progress.pop(thread, None)
                 else:
-                    requests[thread] = outer
+                    in_progress[thread] = outer
             try:
                 conn, checkout.fairy = fairy.dbapi_connection, weakref.ref(fairy)
             except Exception as error:  # noqa: BLE001 - third-party code may return any object
@@ -225,12 +225,12 @@ class EngineCalls:
         The checkout in progress is hidden meanwhile, so that the other engine's events are not attributed to it.
         """
         thread = threading.get_ident()
-        outer = self._requests.pop(thread, None)
+        outer = self._in_progress.pop(thread, None)
         try:
             return request()
         finally:
             if outer is not None:
-                self._requests[thread] = outer
+                self._in_progress[thread] = outer
 
     @never_raise
     def _failed(self, checkout: EngineCheckout, error: BaseException) -> None:
