@@ -90,7 +90,7 @@ class ReportedPool(Totals):
         Raises:
             Exception: the observer refuses the pool.
         """
-        self.name = self.guard.pool_name = registry.register(self, self.name, self._reset_after_fork)
+        self.name = self.guard.pool_name = registry.register(self, self.name, type(self)._reset_after_fork)
         self._observer.attached(self)
 
     def stop_reporting(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from otel_pgpool.driver.session import close
 from otel_pgpool.runtime.clock import monotonic
@@ -16,21 +16,28 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.notifier import Notifier
 
 
+class Filler(Protocol):
+    """The object that opens connections."""
+
+    def start_if_needed(self) -> None:
+        """Open a connection, if one is wanted."""
+
+
 class Discarder:
     """Closes the connections that the core has set aside for closing."""
 
     def __init__(self, core: Core, notifier: Notifier) -> None:
         self._core = core
         self._notifier = notifier
-        self._fill_room: Callable[[], Callable[[], None] | None] = lambda: None
+        self._filler: Callable[[], Filler | None] = lambda: None
 
-    def when_there_is_room(self, method: Callable[[], None]) -> None:
-        """Set the method to call after a connection was closed.
+    def refill_by(self, filler: Filler) -> None:
+        """Set the object that opens new connections, to call after connections were closed.
 
-        The reference to the method is weak: a strong one would make a reference cycle, and an unclosed pool that the
-        program drops would keep its connections until the next run of the garbage collector.
+        The reference is weak: a strong one would close a circle, and an unclosed pool that the program drops would keep
+        its connections until the next run of the garbage collector.
         """
-        self._fill_room = weakref.WeakMethod(method)
+        self._filler = weakref.ref(filler)
 
     def discard(
         self,
@@ -57,9 +64,9 @@ class Discarder:
                     close(conn)
         finally:
             closed = self._core.remove_closed(slots, reason)
-        fill_room = self._fill_room()
-        if fill_room is not None:
-            fill_room()
+        filler = self._filler()
+        if filler is not None:
+            filler.start_if_needed()
         observer = self._notifier.observer
         if closed and observer is not None:
             self._notifier.notify(observer.discarded, closed, reason, error, checkout)

@@ -134,7 +134,7 @@ class Parts:
             thread=thread,
             wakeup=wakeup,
         )
-        discarder.when_there_is_room(connectors.start_if_needed)
+        discarder.refill_by(connectors)
         thread.serve(maintenance)
         self.core, self.discarder, self.thread, self.releaser, self.health = core, discarder, thread, releaser, health
         self.connectors, self.acquirer, self.maintenance, self.lifecycle = connectors, acquirer, maintenance, lifecycle

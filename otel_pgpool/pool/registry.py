@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.failures import log_failure
@@ -13,26 +13,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+Pool = TypeVar("Pool")
+
 FIRST_NUMBER = 2
 
 # Guards the names. No code under this lock blocks. It is reentrant, because the garbage collector may run under it, and
 # with it an application's finalizer that closes a pool.
 _lock = threading.RLock()
 _names: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
-_resets: weakref.WeakKeyDictionary[object, weakref.WeakMethod[Callable[[], None]]] = weakref.WeakKeyDictionary()
+_resets: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 # By name: the lowest number that may be free, at which `register` starts its search, so that creating many pools of one
 # name takes linear time. Lowered when a numbered pool is closed or collected.
 _lowest: dict[str, int] = {}
 _numbered: weakref.WeakKeyDictionary[object, Callable[[], object]] = weakref.WeakKeyDictionary()
 
 
-def register(pool: object, name: str, reset: Callable[[], None]) -> str:
+def register(pool: Pool, name: str, reset: Callable[[Pool], None]) -> str:
     """Register a pool under a unique name.
 
     Args:
         pool: the pool, which is referred to weakly.
         name: the requested name.
-        reset: a method of the pool that resets it in a forked child.
+        reset: the function that resets the pool in a forked child.
 
     Returns:
         The name: as requested, or followed by `` #2``, `` #3`` and so on if another live pool has the name.
@@ -48,7 +50,7 @@ def register(pool: object, name: str, reset: Callable[[], None]) -> str:
             freed.atexit = False
             _numbered[pool] = freed
         _names[unique] = pool
-        _resets[pool] = weakref.WeakMethod(reset)
+        _resets[pool] = reset
         return unique
 
 
@@ -83,11 +85,9 @@ def any_open() -> bool:
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - the parent may have held it at the moment of the fork
     _lock = threading.RLock()
-    for method in list(_resets.values()):
-        reset = method()
+    for pool, reset in list(_resets.items()):
         try:
-            if reset is not None:
-                reset()
+            reset(pool)
         except Exception as error:  # noqa: BLE001 - a subclass may raise anything; the other pools still have to be reset
             log_failure("could not reset a pool in the forked child", error)
 

@@ -29,7 +29,7 @@ class FakePool:
 
 
 def register(pool: FakePool, name: str) -> str:
-    return registry.register(pool, name, pool.reset_after_fork)
+    return registry.register(pool, name, type(pool).reset_after_fork)
 
 
 def test_two_live_pools_of_one_name_are_told_apart() -> None:
