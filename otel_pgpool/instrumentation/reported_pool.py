@@ -90,7 +90,8 @@ class ReportedPool(Totals):
         Raises:
             Exception: the observer refuses the pool.
         """
-        self.name = self.guard.pool_name = registry.register(self, self.name, type(self)._reset_after_fork)
+        reset = type(self)._reset_after_fork  # noqa: SLF001 - the method of this class
+        self.name = self.guard.pool_name = registry.register(self, self.name, reset)
         self._observer.attached(self)
 
     def stop_reporting(self) -> None:

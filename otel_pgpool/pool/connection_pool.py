@@ -117,9 +117,7 @@ class ConnectionPool(PoolState):
         reset_thread_cache()
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         super().__init__(Parts(config, Target(args, kwargs, credentials), _default() if observer is ... else observer))
-        self._parts.set_name(
-            registry.register(self, config.name or self._parts.target.name, type(self)._reset_after_fork)
-        )
+        self._parts.register(self, type(self)._reset_after_fork)  # noqa: SLF001 - the method of this class
         if self._parts.observer is not None:
             self._parts.observer.attached(self)  # not guarded: an error here is a misuse, which the caller should see
         if open:

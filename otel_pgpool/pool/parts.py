@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.session import abandon
+from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
 from otel_pgpool.pool.checkout import AT_ONCE
 from otel_pgpool.pool.collected import CollectedRefs
@@ -21,12 +22,15 @@ from otel_pgpool.runtime.wakeup import Wakeup
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg2.extensions import connection
 
     from otel_pgpool.config import PoolConfig
     from otel_pgpool.driver.dsn import Target
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.registry import Pool
 
 
 class Parts:
@@ -156,8 +160,9 @@ class Parts:
         self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 
-    def set_name(self, name: str) -> None:
-        """Set the pool's name, which log records and errors contain."""
+    def register(self, pool: Pool, reset: Callable[[Pool], None]) -> None:
+        """Give the pool a unique name; ``reset`` is called with the pool in a forked child."""
+        name = registry.register(pool, self.config.name or self.target.name, reset)
         self.core.name = self.notifier.pool_name = name
 
     def expect_hold(self, checkout: Checkout, hold: float) -> None:
