@@ -12,27 +12,31 @@ if TYPE_CHECKING:
     from otel_pgpool.stats import LastFigures, PoolStats
 
 
-class ObservedPool(Protocol):
+class Server(Protocol):
+    """The server and the database that a pool connects to."""
+
+    @property
+    def address(self) -> str:
+        """Host of the server, or the folder of its Unix socket; empty if unknown."""
+        ...
+
+    @property
+    def port(self) -> int | None:
+        """Port of the server; None if unknown, or if several hosts have different ports."""
+        ...
+
+    @property
+    def namespace(self) -> str:
+        """Name of the database; empty if unknown."""
+        ...
+
+
+class ObservedPool(Server, Protocol):
     """The part of a pool that its observer may use. No method or property takes a lock."""
 
     @property
     def name(self) -> str:
         """Name of the pool, unique among the live pools of this process."""
-        ...
-
-    @property
-    def address(self) -> str:
-        """Host of the server, or the folder of its Unix socket."""
-        ...
-
-    @property
-    def port(self) -> int | None:
-        """Port of the server; None if the hosts of a multi-host DSN have different ports."""
-        ...
-
-    @property
-    def namespace(self) -> str:
-        """Name of the database."""
         ...
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,19 @@ def test_the_library_uses_the_api_alone(folder: str) -> None:
     ]
     assert sources
     assert users == []
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ("_checkout", "pool.checkout"),
+        ("_core", "pool.core"),
+        ("_liveness", "pool.health"),
+        ("_settlement", "driver.error_text"),
+        ("_target", "driver.dsn"),
+        ("cli.postgres", "demo.postgres"),
+    ],
+)
+def test_former_names(former: str, present: str) -> None:
+    """A former name leads to the present module itself, so that a patch of either is a patch of both."""
+    assert import_module(f"otel_pgpool.{former}") is import_module(f"otel_pgpool.{present}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from otel_pgpool.observer import Server
 from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
@@ -24,27 +25,12 @@ class Levels(NamedTuple):
     closed: bool = False
 
 
-class PoolTarget(Protocol):
-    """The server and the database that a pool connects to, without secrets."""
+class PoolTarget(Server, Protocol):
+    """The server and the database that a pool connects to, and what may be shown of them."""
 
     @property
     def name(self) -> str:
         """Name of a pool that the application has not named, such as ``host:port/dbname``."""
-        ...
-
-    @property
-    def address(self) -> str:
-        """Host of the server, or the folder of its Unix socket; empty if unknown."""
-        ...
-
-    @property
-    def port(self) -> int | None:
-        """Port of the server; None if unknown, or if several hosts have different ports."""
-        ...
-
-    @property
-    def namespace(self) -> str:
-        """Name of the database; empty if unknown."""
         ...
 
     @property
