@@ -72,7 +72,7 @@ class HealthCheck:
                 core.reject_taken(checkout, Attempt(monotonic(), error_type(error), 0.0, message), error)
                 slot.conn = conn
                 if not asynchronous:
-                    dead = self._sweep(limit)
+                    dead = self._sweep(limit, slot)
             finally:
                 self._discarder.discard([slot, *dead], reason, error, checkout)
             if asynchronous:
@@ -98,23 +98,29 @@ class HealthCheck:
             dead = self._find_dead(self._core.begin_check([suspect]), NEVER, DiscardReason.CHECK_FAILED)
             self._discarder.discard(dead, DiscardReason.CHECK_FAILED)
 
-    def _sweep(self, limit: float) -> list[Slot]:
-        """Set aside every dead idle connection; keep those whose socket is readable only because of a notice."""
+    def _sweep(self, limit: float, found: Slot) -> list[Slot]:
+        """Set aside every dead idle connection; keep those whose socket is readable only because of a notice.
+
+        ``found`` is the slot of the dead connection that is the reason for the sweep.
+        """
         suspects = [
             (slot, since)
             for slot, since in self._core.idle_slots()
             if (conn := slot.conn) is not None and is_readable(conn)
         ]
-        return self._find_dead(self._core.begin_check(suspects), limit, DiscardReason.BROKEN)
+        return self._find_dead(self._core.begin_check(suspects), limit, DiscardReason.BROKEN, found)
 
-    def _find_dead(self, aside: list[Slot], limit: float, reason: DiscardReason) -> list[Slot]:
-        """Check slots that were set aside; return those to be closed for ``reason``, and make the others available."""
+    def _find_dead(self, aside: list[Slot], limit: float, reason: DiscardReason, *waiting: Slot) -> list[Slot]:
+        """Check slots that were set aside; return those to be closed for ``reason``, and make the others available.
+
+        ``waiting`` are slots to be closed after the check.
+        """
         dead = []
         try:
             while aside:
                 slot = aside[-1]
                 now = monotonic()
-                self._core.keep_aside(aside, now)
+                self._core.keep_aside([*aside, *dead, *waiting], now)
                 if now > limit + CHECK_BUDGET or not self._responds(slot, _bound(limit, now)):
                     self._core.check_failed(slot)
                     dead.append(slot)
