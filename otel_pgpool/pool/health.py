@@ -115,7 +115,7 @@ class HealthCheck:
 
         ``waiting`` are slots to be closed after the check.
         """
-        dead = []
+        dead: list[Slot] = []
         try:
             while aside:
                 slot = aside[-1]
