@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import threading
 import time
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace import SpanProcessor
 from rich.console import Group
 from rich.live import Live
+from rich.table import Column, Table
 
 from otel_pgpool.cli.report import percentile
-from otel_pgpool.cli.terminal import MAX_WIDTH, crop, duration, escape, glyphs_for, make_line, short_place
+from otel_pgpool.cli.terminal import EMPTY, HOLD, WAIT, duration, escape, make_line, short_place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+    from collections.abc import Iterator
 
     from opentelemetry.sdk.trace import ReadableSpan
     from rich.console import Console, RenderableType
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from otel_pgpool import ConnectionPool
-    from otel_pgpool.stats import Holder, PoolStats
+    from otel_pgpool.cli.terminal import Part
 
 LOG_LINES = 6
 FILE_EXPORTERS = "opentelemetry.exporter.otlp.json.file"
@@ -54,8 +53,6 @@ class LogLine:
     at: float
     level: str
     text: str
-    notable: bool
-    """Whether the level is WARNING or above."""
     times: int = 1
     """Number of consecutive records with this text."""
 
@@ -78,10 +75,11 @@ class Waits(SpanProcessor):
             with self._lock:
                 insort(self._ordered, wait)
 
-    def percentiles(self, *ranks: float) -> Sequence[float | None]:
-        """Return percentiles of the wait times; None as long as no checkout has left a span."""
+    def __str__(self) -> str:
+        """Return the percentiles; they are unknown as long as no checkout has left a span."""
         with self._lock:
-            return [percentile(self._ordered, rank) if self._ordered else None for rank in ranks]
+            waits = [duration(percentile(self._ordered, rank)) if self._ordered else "-" for rank in (50, 99)]
+        return "p50 {}  p99 {}".format(*waits)
 
 
 class Monitor(logging.Handler):
@@ -114,15 +112,6 @@ class Monitor(logging.Handler):
         self.pool = pool
         self._prefix = f"pool {pool.name}: "  # removed from the lines, because there is only one pool
 
-    def levels(self) -> PoolStats | None:
-        """Return the pool's figures, or None if there is no pool yet."""
-        return self.pool.stats() if self.pool else None
-
-    def long_holds(self, threshold: float) -> list[Holder]:
-        """Return the holds that have lasted ``threshold`` seconds or more, the longest first."""
-        holders = self.pool.holders() if self.pool else []
-        return sorted((holder for holder in holders if holder.held >= threshold), key=lambda holder: -holder.held)
-
     def emit(self, record: logging.LogRecord) -> None:
         """Store the beginning of a record's message, without its list of holders or places, and without a traceback."""
         text = FOLDERS.sub("", escape(DETAILS.split(record.getMessage(), maxsplit=1)[0]).removeprefix(self._prefix))
@@ -130,12 +119,22 @@ class Monitor(logging.Handler):
             text = f"OTLP: {text}"
         if record.name.startswith(FILE_EXPORTERS):
             self.write_error = text
-        line = LogLine(self.elapsed, record.levelname, text, record.levelno >= logging.WARNING)
-        for lines in (self.lines, self.unseen):
+        line = LogLine(self.elapsed, record.levelname, text)
+        for lines in (self.lines, self.unseen) if record.levelno >= logging.WARNING else (self.lines,):
             if lines and lines[-1].text == text:
                 lines.append(replace(line, times=lines.pop().times + 1))
             else:
                 lines.append(line)
+
+    def take_unseen(self) -> list[LogLine]:
+        """Return the lines that `PlainView` has to print, and forget them."""
+        self.acquire()
+        try:
+            lines = list(self.unseen)
+            self.unseen.clear()
+        finally:
+            self.release()
+        return lines
 
     def attach(self) -> None:
         """Add this handler to the loggers, and keep their records off the terminal, where they would break the view."""
@@ -153,148 +152,118 @@ class Monitor(logging.Handler):
             logger.removeHandler(self)
             logger.setLevel(level)
             logger.propagate = propagate
-        self._levels.clear()
 
 
 class LiveView:
     """A display that is redrawn in place, and removed at the end, so that the report stands alone."""
 
     def __init__(self, console: Console, monitor: Monitor, long_hold: float) -> None:
-        self._console = console
         self._monitor = monitor
-        self._glyphs = glyphs_for(console.encoding)
         self._long_hold = long_hold
         self._live = Live(
-            console=console, get_renderable=self._draw, refresh_per_second=REFRESH_PER_SECOND, transient=True
+            console=console, get_renderable=self.draw, refresh_per_second=REFRESH_PER_SECOND, transient=True
         )
 
     def __enter__(self) -> Self:
         self._live.start(refresh=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exc_info: object) -> None:
         self._live.stop()
 
     def show_step(self, title: str) -> None:
         """Set the title of the present step, which the next refresh shows."""
         self._monitor.step = title
 
-    def _draw(self) -> RenderableType:
-        levels = self._monitor.levels()
-        step = self._crop(make_line("  ", (self._monitor.step, "bold")))
-        if levels is None:
-            return Group(step)
-        parts = [self._headline(), step], self._levels(levels), self._holds(levels), self._log()
-        return Group(*(line for part in parts for line in (make_line(), *part)))
+    def draw(self) -> RenderableType:
+        """Draw the present state."""
+        monitor = self._monitor
+        step = make_line("  ", (monitor.step, "bold"))
+        if monitor.pool is None:
+            return step
+        elapsed = min(monitor.elapsed, monitor.seconds)
+        progress = _bar(elapsed / monitor.seconds, "green"), f"  {elapsed:.1f} of {monitor.seconds:g} s"
+        levels = Table.grid(
+            Column(style="dim", no_wrap=True),
+            Column(no_wrap=True),
+            Column(justify="right", no_wrap=True),
+            Column(no_wrap=True),
+            padding=(0, 2),
+        )
+        for row in self._rows(monitor.pool):
+            levels.add_row(*map(make_line, row))
+        headline = make_line("  otel-pgpool demo  ", *progress)
+        return Group(make_line(), headline, step, make_line(), levels, make_line(), self._log())
 
-    def _headline(self) -> Text:
-        seconds = self._monitor.seconds
-        elapsed = min(self._monitor.elapsed, seconds)
-        bar = self._bar(elapsed / seconds, "green")
-        return self._crop(make_line("  otel-pgpool demo  ", bar, f"  {elapsed:.1f} of {seconds:g} s"))
+    def _log(self) -> Table:
+        log = Table.grid(Column(no_wrap=True))
+        for line in list(self._monitor.lines):
+            level = (f"{line.level.lower():<9}", LEVEL_STYLES.get(line.level, ""))
+            log.add_row(make_line((f"  {line.at:5.1f} s  ", "dim"), level, str(line)))
+        return log
 
-    def _bar(self, filled: float, style: str, width: int = BAR) -> Text:
-        full = round(filled * width)
-        return make_line((self._glyphs.hold * full, style), (self._glyphs.empty * (width - full), "dim"))
+    def _rows(self, pool: ConnectionPool) -> Iterator[tuple[Part, Part, str, str]]:
+        """Iterate over the levels, and the holds that are or become long: name, picture, figure, details."""
+        stats = pool.stats()
+        style = "red" if stats.utilization >= 0.95 else "yellow" if stats.utilization >= 0.8 else "cyan"
+        used = f"{stats.used} used, {stats.idle} idle, at most {stats.maxconn}"
+        yield "  utilization", _bar(stats.utilization, style), f"{stats.utilization:.0%}", used
+        queue = (WAIT * 2 * min(stats.waiting, BAR // 2), "yellow")
+        yield "  queue", queue, f"{stats.waiting}", f"waiting, {stats.queued:,} have waited so far"
+        yield "  wait", str(self._monitor.waits), "", ""
+        failed = f"{stats.timeouts} timed out, {stats.retries} retried"
+        yield "  checkouts", "", f"{sum(stats.checkouts.values()):,}", failed
+        yield "  long holds", "", f"{stats.long_holds:,}", f"so far, reported after {duration(self._long_hold)}"
+        for holder in sorted(pool.holders(), key=lambda holder: -holder.held)[:HOLD_ROWS]:
+            if holder.held >= MIN_FRACTION_SHOWN * self._long_hold:
+                style = "red" if holder.held >= self._long_hold else "yellow"
+                bar = _bar(min(1.0, holder.held / (2 * self._long_hold)), style)
+                yield f"    {holder.thread}", bar, duration(holder.held), short_place(holder.where)
 
-    def _levels(self, levels: PoolStats) -> list[Text]:
-        style = "red" if levels.utilization >= 0.95 else "yellow" if levels.utilization >= 0.8 else "cyan"
-        used = f"{levels.used} used, {levels.idle} idle, at most {levels.maxconn}"
-        queue = make_line((self._glyphs.wait * 2 * min(levels.waiting, BAR // 2), "yellow"))
-        retries = "1 retry" if levels.retries == 1 else f"{levels.retries} retries"
-        served = sum(levels.checkouts.values())
-        rows = [
-            ("utilization", self._bar(levels.utilization, style), f"{levels.utilization:4.0%}", used),
-            ("queue", queue, f"{levels.waiting}", f"waiting, {levels.queued:,} have waited so far"),
-            ("wait", make_line(_describe_waits(self._monitor)), "", ""),
-            ("checkouts", make_line(), f"{served:,}", f"{levels.timeouts} timed out, {retries}"),
-        ]
-        return [self._level(*row) for row in rows]
 
-    def _level(self, name: str, picture: Text, figure: str, details: str) -> Text:
-        picture.pad_right(BAR - picture.cell_len)
-        return self._crop(make_line((f"  {name:<13}", "dim"), picture, f"{figure:>7}   ", details))
-
-    def _holds(self, levels: PoolStats) -> list[Text]:
-        """Return the lines of the long holds, always the same number, so that the lines below do not move."""
-        holders = self._monitor.long_holds(self._long_hold * MIN_FRACTION_SHOWN)
-        rows = [self._hold(holder) for holder in holders[:HOLD_ROWS]]
-        so_far = f"so far, reported after {duration(self._long_hold)}"
-        head = self._level("long holds", make_line(), f"{levels.long_holds:,}", so_far)
-        return [head, *rows, *(make_line() for _ in range(HOLD_ROWS - len(rows)))]
-
-    def _hold(self, holder: Holder) -> Text:
-        style = "red" if holder.held >= self._long_hold else "yellow"
-        bar = self._bar(min(1.0, holder.held / (2 * self._long_hold)), style, BAR // 2)
-        place = (short_place(holder.where), "dim")
-        return self._crop(make_line(f"    {holder.thread}  ", bar, f"  {duration(holder.held):>7}  ", place))
-
-    def _log(self) -> list[Text]:
-        lines = list(self._monitor.lines)
-        return [self._log_line(line) for line in lines] + [make_line() for _ in range(LOG_LINES - len(lines))]
-
-    def _log_line(self, line: LogLine) -> Text:
-        level = (f"{line.level.lower():<8}", LEVEL_STYLES.get(line.level, ""))
-        return self._crop(make_line((f"  {line.at:5.1f} s  ", "dim"), level, " ", str(line)))
-
-    def _crop(self, line: Text) -> Text:
-        return crop(line, min(self._console.width, MAX_WIDTH), self._glyphs)
+def _bar(filled: float, style: str) -> Text:
+    full = round(filled * BAR)
+    return make_line((HOLD * full, style), (EMPTY * (BAR - full), "dim"))
 
 
 class PlainView:
-    """A line each second and each notable log record: for files, pipes and terminals that cannot redraw."""
+    """A line each second, each step and each notable log record: for files, pipes and terminals that cannot redraw."""
 
     def __init__(self, console: Console, monitor: Monitor) -> None:
         self._console = console
         self._monitor = monitor
         self._closed = threading.Event()
-        self._printing = threading.Lock()
-        self._thread = threading.Thread(target=self._print_levels, name="view", daemon=True)
+        self._thread = threading.Thread(target=self._print_each_second, name="view", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exc_info: object) -> None:
         self._closed.set()
         self._thread.join()
-        self._print()
+        self.print_unseen()
 
     def show_step(self, title: str) -> None:
-        """Print the title of the present step."""
-        self._monitor.step = title
-        self._print(f"-- {title}")
+        """Let the title of the present step be printed with the next line of levels."""
+        self._monitor.unseen.append(LogLine(self._monitor.elapsed, "", f"-- {title}"))
 
-    def _print_levels(self) -> None:
-        """Print a line at each full second, as long as the pool is open."""
-        while not self._closed.wait(math.floor(self._monitor.elapsed + 0.5) + 1 - self._monitor.elapsed):
-            levels = self._monitor.levels()
-            if levels and levels.status != "closed":
-                level = f"used {levels.used}/{levels.maxconn}  idle {levels.idle}  waiting {levels.waiting}"
-                self._print(f"{level}  wait {_describe_waits(self._monitor)}  timeouts {levels.timeouts}")
+    def print_unseen(self) -> None:
+        """Print the lines that were not printed before."""
+        for line in self._monitor.take_unseen():
+            level = f"{line.level.lower()}: " if line.level else ""
+            self._console.print(make_line(f"{line.at:5.1f} s  {level}{line}"), soft_wrap=True)
 
-    def _print(self, *texts: str) -> None:
-        """Print texts after the log records received before."""
-        with self._printing:
-            while self._monitor.unseen:
-                line = self._monitor.unseen.popleft()
-                if line.notable:
-                    self._print_at(line.at, f"{line.level.lower()}: {line}")
-            for text in texts:
-                self._print_at(self._monitor.elapsed, text)
-
-    def _print_at(self, seconds: float, text: str) -> None:
-        self._console.print(make_line(f"{seconds:5.1f} s  {text}"), soft_wrap=True)
-
-
-def _describe_waits(monitor: Monitor) -> str:
-    """Return the percentiles of the waits so far."""
-    p50, p99 = ("-" if wait is None else duration(wait) for wait in monitor.waits.percentiles(50, 99))
-    return f"p50 {p50}  p99 {p99}"
+    def _print_each_second(self) -> None:
+        """Print a line of levels at each full second, as long as the pool is open."""
+        monitor = self._monitor
+        while not self._closed.wait(1 - monitor.elapsed % 1):
+            stats = monitor.pool and monitor.pool.stats()
+            if stats and stats.status != "closed":
+                used = f"used {stats.used}/{stats.maxconn}  idle {stats.idle}  waiting {stats.waiting}"
+                text = f"{used}  wait {monitor.waits}  timeouts {stats.timeouts}"
+                monitor.unseen.append(LogLine(monitor.elapsed, "", text))
+            self.print_unseen()
 
 
 View = LiveView | PlainView

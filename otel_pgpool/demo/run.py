@@ -7,7 +7,6 @@ import shlex
 import sys
 import threading
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -20,7 +19,7 @@ from otel_pgpool.cli.report import Report, read
 from otel_pgpool.cli.terminal import Output, make_console, make_line, warn
 from otel_pgpool.config import HISTOGRAMS
 from otel_pgpool.demo.database import Database, escaped_stderr
-from otel_pgpool.demo.export import RecordingFiles, check_sdk_enabled, set_providers
+from otel_pgpool.demo.export import set_providers
 from otel_pgpool.demo.live import LiveView, Monitor, PlainView, View
 from otel_pgpool.demo.postgres import PostgresError, PostgresServer
 from otel_pgpool.demo.scenario import Scenario, Workers
@@ -28,13 +27,9 @@ from otel_pgpool.demo.shop import Shop
 from otel_pgpool.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from rich.console import Console
+    from argparse import Namespace
 
     from otel_pgpool.cli.errors import Interrupts
-    from otel_pgpool.demo.endpoint import Endpoint
 
 POOL = "shop"
 MINCONN, MAXCONN, WORKERS = 2, 4, 12
@@ -45,66 +40,42 @@ SHUTDOWN_TIMEOUT = 2.5
 CLOSE_TIMEOUT = 3.0
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of ``otel-pgpool demo``."""
-
-    seconds: float
-    dsn: str | None
-    endpoint: Endpoint | None
-    out: Path
-    json: bool
-
-
-def run_demo(options: Options, interrupts: Interrupts, stdout: Output) -> int:
-    """Run the demo and return the exit status.
-
-    Raises:
-        CommandError: the run could not begin.
-        Aborted: a signal came, or the output is closed; everything is cleaned up.
-    """
-    with escaped_stderr() if options.dsn else nullcontext():
-        return Demo(options, interrupts, stdout).run()
-
-
 class Demo:
-    """One run of the demo."""
+    """One run of the demo, with the options of ``otel-pgpool demo``."""
 
-    def __init__(self, options: Options, interrupts: Interrupts, stdout: Output) -> None:
+    def __init__(self, options: Namespace, interrupts: Interrupts, stdout: Output) -> None:
         self._options = options
         self._interrupts = interrupts
         self._stdout = stdout
         self._monitor = Monitor(options.seconds)
         self._recording = Recording(options.out)
-        self._files = RecordingFiles(self._recording)
         self._closing = threading.Event()
         self._view_output = Output(sys.stderr, "stderr") if options.json else stdout
         self._console = make_console(self._view_output)
         self._warnings: list[str] = []
         self._server_version = ""
         self._undelivered = otlp.Undelivered(0, 0, 0)
+        self._report_command = f"{shlex.quote(sys.argv[0])} report {shlex.quote(str(options.out))}"
 
     def run(self) -> int:
-        """Run the scenario, clean up and print the report; return the exit status."""
-        check_sdk_enabled()
-        self._prepare_files()
+        """Run the scenario, clean up and print the report; return the exit status.
+
+        Raises:
+            CommandError: the run could not begin.
+            Aborted: a signal came, or the output is closed; everything is cleaned up.
+        """
+        if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+            raise CommandError("OTEL_SDK_DISABLED is set: the demo shows telemetry, and there would be none; unset it")
         try:
-            self._record()
+            with escaped_stderr() if self._options.dsn else nullcontext():
+                self._record()
             with self._interrupts.interruptible():
                 self._print(read(self._recording))
         except Aborted as end:
-            if self._files.kept:
+            if self._monitor.pool:
                 end.partial_output = f"what was recorded is in {self._options.out}/: {self._report_command}"
             raise
         return 1 if self._warnings else 0
-
-    def _prepare_files(self) -> None:
-        try:
-            self._files.prepare()
-        except OSError as error:
-            self._files.undo_prepare()
-            where = error.filename or self._options.out
-            raise CommandError(f"--out: {where} cannot be written: {error.strerror}") from None
 
     def _record(self) -> None:
         try:
@@ -113,7 +84,6 @@ class Demo:
         except PostgresError as error:
             raise CommandError(" ".join(str(error).split())) from None
         finally:
-            self._files.undo_prepare()
             for warning in self._warnings:
                 warn(f"warning: {warning}")
 
@@ -121,51 +91,47 @@ class Demo:
         """Set up and run the scenario; register the clean-up with ``stack``."""
         self._monitor.attach()
         stack.callback(self._monitor.detach)
-        view = self._make_view()
+        view: View = PlainView(self._console, self._monitor)
+        if self._console.is_terminal:
+            view = LiveView(self._console, self._monitor, LONG_HOLD)
         stack.enter_context(view)
         database = self._open_database(stack)
+        try:
+            telemetry = Telemetry(spans="always", histograms=HISTOGRAMS)
+        except ValueError as error:  # an invalid environment variable
+            raise CommandError(str(error)) from None
         providers = set_providers(self._recording, self._options.endpoint)
         providers.tracer_provider.add_span_processor(self._monitor.waits)
         stack.callback(self._shut_down, providers)
-        telemetry = self._make_telemetry()
-        self._files.begin()
         pool = self._open_pool(database, telemetry)
         stack.callback(pool.close, CLOSE_TIMEOUT)
-        shop = Shop(pool, self._closing)
         workers = Workers(WORKERS, self._closing)
         stack.callback(self._stop_workers, workers, pool, database)
         self._monitor.begin(pool)
+
+        def show_step(title: str) -> None:
+            view.show_step(title)
+            self._view_output.check()
+
         scenario = Scenario(
             self._options.seconds,
             pool=pool,
             database=database,
-            shop=shop,
+            shop=Shop(pool, self._closing),
             workers=workers,
             closing=self._closing,
-            show_step=lambda title: self._show_step(view, title),
+            show_step=show_step,
             long_hold=LONG_HOLD,
         )
-        self._run_scenario(scenario, workers, view)
-        view.show_step("handing over the telemetry")
-        # Export the totals once more while the pool is open, because a closed pool is not reported.
-        providers.flush(FLUSH_TIMEOUT)
-
-    def _run_scenario(self, scenario: Scenario, workers: Workers, view: View) -> None:
         workers.start()
         with self._interrupts.interruptible():
             scenario.run()
-            self._show_step(view, "closing")
+            show_step("closing")
         self._closing.set()
         workers.join(TIMEOUT)
-
-    def _show_step(self, view: View, title: str) -> None:
-        view.show_step(title)
-        self._view_output.check()
-
-    def _make_view(self) -> View:
-        if self._console.is_terminal:
-            return LiveView(self._console, self._monitor, LONG_HOLD)
-        return PlainView(self._console, self._monitor)
+        view.show_step("handing over the telemetry")
+        # Export the totals once more while the pool is open, because a closed pool is not reported.
+        providers.flush(FLUSH_TIMEOUT)
 
     def _open_database(self, stack: ExitStack) -> Database:
         if self._options.dsn is None:
@@ -177,19 +143,12 @@ class Demo:
         else:
             self._monitor.step = "connecting"
             database = Database(self._options.dsn)
-        stack.callback(database.disconnect)
         with self._interrupts.interruptible():
             database.connect()
         stack.callback(self._drop_tables, database)
         database.make_tables()
         self._server_version = database.server_version
         return database
-
-    def _make_telemetry(self) -> Telemetry:
-        try:
-            return Telemetry(spans="always", histograms=HISTOGRAMS)
-        except ValueError as error:  # an invalid environment variable
-            raise CommandError(str(error)) from None
 
     def _open_pool(self, database: Database, telemetry: Telemetry) -> ConnectionPool:
         try:
@@ -232,52 +191,35 @@ class Demo:
         if self._monitor.write_error:
             self._warnings.append(f"{self._options.out}/ is not complete: {self._monitor.write_error}")
 
-    @property
-    def _report_command(self) -> str:
-        return f"{shlex.quote(sys.argv[0])} report {shlex.quote(str(self._options.out))}"
-
     def _print(self, report: Report) -> None:
+        endpoint = self._options.endpoint
+        jaeger = endpoint and endpoint.jaeger_search(report.service)
+        lost = self._undelivered._asdict()
         if self._options.json:
-            self._print_for_programs(report)
+            facts = {
+                "workers": WORKERS,
+                "maxconn": MAXCONN,
+                "postgresql": self._server_version,
+                "files": [str(path) for path in self._recording.files],
+                "otlp": endpoint and {"endpoint": endpoint.url, "protocol": endpoint.protocol},
+                "undelivered": lost,
+                "next": jaeger or self._report_command,
+                "warnings": self._warnings,
+            }
+            print_json(self._stdout, report, facts)
         else:
-            self._print_for_people(report)
+            run = f"{WORKERS} workers on a pool of {MAXCONN}", f"PostgreSQL {self._server_version}"
+            print_report(self._console, report, *run)
+            next_steps = {
+                "Jaeger": jaeger or "with --endpoint http://HOST:4317 the traces are there too",
+                "report": f"{self._report_command} --slowest 10",
+                "files": f"{self._options.out}/ has its traces, metrics and logs as OTLP JSON lines",
+            }
+            self._console.print(make_line(("  Where to look next", "bold")))
+            for name, step in next_steps.items():  # without wrapping, so that the lines can be copied
+                self._console.print(make_line((f"    {name:<7} ", "dim"), step), soft_wrap=True)
         self._stdout.check()
-        endpoint = self._options.endpoint
-        if endpoint and any(self._undelivered):
-            counts = self._undelivered._asdict().items()
-            lost = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts)
+        if endpoint and any(lost.values()):
+            counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in lost.items())
             where = f"{endpoint.url} ({endpoint.protocol})"
-            warn(f"warning: {where} did not take all of the telemetry; not delivered: {lost}")
-
-    def _print_for_programs(self, report: Report) -> None:
-        endpoint = self._options.endpoint
-        facts = {
-            "workers": WORKERS,
-            "maxconn": MAXCONN,
-            "postgresql": self._server_version,
-            "files": [str(path) for path in self._recording.files],
-            "otlp": endpoint and {"endpoint": endpoint.url, "protocol": endpoint.protocol},
-            "undelivered": self._undelivered._asdict(),
-            "next": endpoint.jaeger_search(report.service) if endpoint else self._report_command,
-            "warnings": self._warnings,
-        }
-        print_json(self._stdout, report, facts)
-
-    def _print_for_people(self, report: Report) -> None:
-        endpoint = self._options.endpoint
-        run = f"{WORKERS} workers on a pool of {MAXCONN}", f"PostgreSQL {self._server_version}"
-        print_report(self._console, report, *run)
-        without_endpoint = "with --endpoint http://HOST:4317 the traces are there too"
-        next_steps = {
-            "Jaeger": endpoint.jaeger_search(report.service) if endpoint else without_endpoint,
-            "report": f"{self._report_command} --slowest 10",
-            "files": f"{self._options.out}/ has its traces, metrics and logs as OTLP JSON lines",
-        }
-        print_next_steps(self._console, next_steps)
-
-
-def print_next_steps(console: Console, steps: Mapping[str, str]) -> None:
-    """Print where to look next, without wrapping, so that the lines can be copied."""
-    console.print(make_line(("  Where to look next", "bold")))
-    for name, step in steps.items():
-        console.print(make_line((f"    {name:<7} ", "dim"), step), soft_wrap=True)
+            warn(f"warning: {where} did not take all of the telemetry; not delivered: {counts}")

@@ -19,7 +19,7 @@ from rich.console import Console
 import otel_pgpool
 from otel_pgpool.cli.errors import CommandError
 from otel_pgpool.cli.printing import print_recording
-from otel_pgpool.cli.recording import FILES
+from otel_pgpool.cli.recording import CONTENTS
 from otel_pgpool.cli.terminal import MAX_TEXT, Output, escape, make_line, warn
 from otel_pgpool.demo.live import LiveView, Monitor, PlainView
 
@@ -133,10 +133,9 @@ def test_a_log_record_in_a_view(text: str, logger: str) -> None:
         console = Console(file=io.StringIO(), width=100)
         view = kind(console, monitor, 1.0) if kind is LiveView else kind(console, monitor)  # type: ignore[call-arg]
         if isinstance(view, LiveView):
-            for line in view._log():
-                console.print(line)
+            console.print(view._log())
         else:
-            view._print("end")
+            view.print_unseen()
         assert_harmless(console.file.getvalue())  # type: ignore[attr-defined]
 
 
@@ -215,7 +214,7 @@ def reported(files: dict[str, str], *, as_json: bool = False) -> str | None:
     """Return what the command prints about a recording; None if the command refuses it."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        for name in FILES:
+        for name in CONTENTS:
             Path(folder, name).write_text(files.get(name, ""))
         try:
             print_recording(Path(folder), Output(stream, "stdout"), slowest=10, as_json=as_json)
@@ -303,7 +302,7 @@ def test_many_events_and_kinds() -> None:
 
 def test_a_file_of_absurd_size(tmp_path: Path) -> None:
     """One that no demo would write, a line without an end, and what is no file at all: each is refused, at once."""
-    for name in FILES:
+    for name in CONTENTS:
         (tmp_path / name).touch()
     for size, where in ((1 << 40, "traces.jsonl"), ((1 << 26) + 10, "metrics.jsonl")):
         with (tmp_path / where).open("r+b") as file:
