@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk._logs import LoggerProvider
 
 _pool_log = logging.getLogger("otel_pgpool")
+_SEVERITIES = {
+    logging.DEBUG: SeverityNumber.DEBUG,
+    logging.INFO: SeverityNumber.INFO,
+    logging.WARNING: SeverityNumber.WARN,
+    logging.ERROR: SeverityNumber.ERROR,
+    logging.CRITICAL: SeverityNumber.FATAL,
+}
 
 
 class LogHandler(logging.Handler):
@@ -20,13 +27,6 @@ class LogHandler(logging.Handler):
     versions.
     """
 
-    _SEVERITIES = (
-        (logging.CRITICAL, SeverityNumber.FATAL, "FATAL"),
-        (logging.ERROR, SeverityNumber.ERROR, "ERROR"),
-        (logging.WARNING, SeverityNumber.WARN, "WARN"),
-        (logging.INFO, SeverityNumber.INFO, "INFO"),
-        (logging.NOTSET, SeverityNumber.DEBUG, "DEBUG"),
-    )
     _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def __init__(self, provider: LoggerProvider) -> None:
@@ -50,11 +50,11 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record to OpenTelemetry; without another handler, to stderr too."""
         try:
-            number, text = next((number, text) for level, number, text in self._SEVERITIES if record.levelno >= level)
+            severity = _SEVERITIES.get(record.levelno, SeverityNumber.INFO)
             self._provider.get_logger(record.name).emit(
                 timestamp=int(record.created * 1e9),
-                severity_number=number,
-                severity_text=text,
+                severity_number=severity,
+                severity_text=severity.name,
                 body=record.getMessage(),
                 attributes={name: value for name, value in vars(record).items() if name not in self._OWN_FIELDS},
                 exception=record.exc_info[1] if record.exc_info else None,
@@ -62,13 +62,7 @@ class LogHandler(logging.Handler):
         except Exception:  # noqa: BLE001 - logging must not raise
             self.handleError(record)
         # Because of this handler, logging's handler of last resort is not used, so stderr would stay silent.
-        last = logging.lastResort
-        if last is not None and record.levelno >= last.level and self._is_only_handler(logging.getLogger(record.name)):
+        loggers = (logging.getLogger(record.name), _pool_log, logging.root)
+        others = [handler for logger in loggers for handler in logger.handlers if handler is not self]
+        if not others and (last := logging.lastResort) and record.levelno >= last.level:
             last.handle(record)
-
-    def _is_only_handler(self, logger: logging.Logger | None) -> bool:
-        while logger is not None:
-            if any(handler is not self for handler in logger.handlers):
-                return False
-            logger = logger.parent if logger.propagate else None
-        return True

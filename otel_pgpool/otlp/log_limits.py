@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -13,19 +12,10 @@ from otel_pgpool.runtime.text import LONGEST_TEXT, cut
 from otel_pgpool.telemetry.sdk_internals import REPEATING_LOGGERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-_should_report: ContextVar[Callable[[], bool] | None] = ContextVar("otel_pgpool_should_report", default=None)
-
-
-@contextmanager
-def reporting(should_report: Callable[[], bool]) -> Iterator[None]:
-    """Let ``should_report`` decide whether an exporter's log record passes while the block runs."""
-    token = _should_report.set(should_report)
-    try:
-        yield
-    finally:
-        _should_report.reset(token)
+should_report: ContextVar[Callable[[], bool]] = ContextVar("otel_pgpool_should_report", default=lambda: True)
+"""Decides during an export whether a log record of the exporter passes."""
 
 
 def rate_limit_exporter(exporter: type) -> None:
@@ -36,8 +26,7 @@ def rate_limit_exporter(exporter: type) -> None:
 
 
 def _passes(_record: logging.LogRecord) -> bool:
-    should_report = _should_report.get()
-    return should_report is None or should_report()
+    return should_report.get()()
 
 
 MAX_REMEMBERED = 1000
@@ -57,8 +46,7 @@ class RateLimitFilter(logging.Filter):
         if now < self._next.get(key, 0.0):
             return False
         if len(self._next) >= MAX_REMEMBERED:  # records may contain an endpoint's answers, all different
-            with suppress(StopIteration, KeyError, RuntimeError):  # another thread may be here too
-                del self._next[next(iter(self._next))]
+            self._next.clear()
         self._next[key] = now + ERROR_LOG_INTERVAL
         return True
 

@@ -30,16 +30,24 @@ class ShutdownDeadline:
         return min(max(0.0, self.at - monotonic()), SDK_LIMIT) * 1000
 
 
-class OtlpSpanProcessor(BatchSpanProcessor):
-    """A batch processor that counts sampled spans and shuts down by a deadline.
+class _BoundedProcessor:
+    """The part that both batch processors have in common: the counting exporter, and a shutdown by a deadline.
 
     The parameter ``exporter`` is a `CountingExporter`, which the SDK's types do not know.
     """
 
     def __init__(self, exporter: Any, deadline: ShutdownDeadline) -> None:
-        super().__init__(exporter)
+        super().__init__(exporter)  # type: ignore[call-arg]  # of the SDK's class, which comes next
         self._counting_exporter = exporter
         self._deadline = deadline
+
+    def shutdown(self) -> None:
+        """Export what is queued until the deadline, and stop."""
+        shutdown_batch_processor(self, super().shutdown, int(self._deadline.millis()))  # type: ignore[misc]  # as above
+
+
+class OtlpSpanProcessor(_BoundedProcessor, BatchSpanProcessor):
+    """A batch processor that counts sampled spans and shuts down by a deadline."""
 
     def on_end(self, span: ReadableSpan) -> None:
         """Count the span if it is sampled, and queue it."""
@@ -47,27 +55,14 @@ class OtlpSpanProcessor(BatchSpanProcessor):
             self._counting_exporter.record()
         super().on_end(span)
 
-    def shutdown(self) -> None:
-        """Export what is queued until the deadline, and stop."""
-        shutdown_batch_processor(self, super().shutdown, int(self._deadline.millis()))
 
-
-class OtlpLogProcessor(BatchLogRecordProcessor):
-    """A batch processor that counts log records and shuts down by a deadline; see `OtlpSpanProcessor`."""
-
-    def __init__(self, exporter: Any, deadline: ShutdownDeadline) -> None:
-        super().__init__(exporter)
-        self._counting_exporter = exporter
-        self._deadline = deadline
+class OtlpLogProcessor(_BoundedProcessor, BatchLogRecordProcessor):
+    """A batch processor that counts log records and shuts down by a deadline."""
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
         """Count the record, and queue it."""
         self._counting_exporter.record()
         super().on_emit(log_record)
-
-    def shutdown(self) -> None:
-        """Export what is queued until the deadline, and stop."""
-        shutdown_batch_processor(self, super().shutdown, int(self._deadline.millis()))
 
 
 class OtlpMetricReader(PeriodicExportingMetricReader):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry.sdk._logs import LoggerProvider
@@ -22,7 +23,6 @@ from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from opentelemetry.sdk._logs.export import LogRecordExporter
     from opentelemetry.sdk.metrics.export import MetricExporter
@@ -48,10 +48,6 @@ class Undelivered(NamedTuple):
 class Providers:
     """The three providers that ``configure()`` has set, to flush and to shut down together."""
 
-    tracer_provider: TracerProvider
-    meter_provider: MeterProvider
-    logger_provider: LoggerProvider
-
     def __init__(
         self,
         resource: Resource,
@@ -63,21 +59,24 @@ class Providers:
         self._otlp_exporters = otlp_exporters
         self._deadline = ShutdownDeadline()
         self._shutdown_once = threading.Lock()
-        self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
         # The given exporters are always added first, so that an OTLP endpoint that hangs does not delay their shutdown.
         readers = [PeriodicExportingMetricReader(exporter) for exporter in metric_exporters]
-        if exporter := otlp_exporters.get("metrics"):
-            readers.append(OtlpMetricReader(exporter, self._deadline))
+        span_processors = [BatchSpanProcessor(exporter) for exporter in span_exporters]
+        log_processors = [BatchLogRecordProcessor(exporter) for exporter in log_exporters]
+        for signal, exporter in otlp_exporters.items():
+            if signal == "metrics":
+                readers.append(OtlpMetricReader(exporter, self._deadline))
+            elif signal == "traces":
+                span_processors.append(OtlpSpanProcessor(exporter, self._deadline))
+            else:
+                log_processors.append(OtlpLogProcessor(exporter, self._deadline))
+        self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.meter_provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
-        for span_exporter in span_exporters:
-            self.tracer_provider.add_span_processor(BatchSpanProcessor(span_exporter))
-        if exporter := otlp_exporters.get("traces"):
-            self.tracer_provider.add_span_processor(OtlpSpanProcessor(exporter, self._deadline))
-        for log_exporter in log_exporters:
-            self.logger_provider.add_log_record_processor(BatchLogRecordProcessor(log_exporter))
-        if exporter := otlp_exporters.get("logs"):
-            self.logger_provider.add_log_record_processor(OtlpLogProcessor(exporter, self._deadline))
+        self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+        for span_processor in span_processors:
+            self.tracer_provider.add_span_processor(span_processor)
+        for log_processor in log_processors:
+            self.logger_provider.add_log_record_processor(log_processor)
         self._handler = LogHandler(self.logger_provider)
         self._handler.attach()
         rate_limit_sdk_loggers()
@@ -105,10 +104,12 @@ class Providers:
         failures = self._failures()
         flushed: list[bool] = []
         deadline = monotonic() + timeout
-        threads = [
-            threading.Thread(target=lambda p=provider: flushed.append(_flush(p, timeout)), daemon=True)
-            for provider in self._providers
-        ]
+
+        def flush(provider: TracerProvider | MeterProvider | LoggerProvider) -> None:
+            with suppress(Exception):  # the meter provider raises a bare one if a reader was too slow
+                flushed.append(provider.force_flush(int(timeout * 1000)))
+
+        threads = [threading.Thread(target=flush, args=(provider,), daemon=True) for provider in self._providers]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -139,7 +140,7 @@ class Providers:
                 provider.shutdown()
             except Exception:  # noqa: BLE001 - the other providers have to shut down too
                 _log.exception("%s did not shut down cleanly", type(provider).__name__)
-        if any(exporter.has_unreported_loss() for exporter in self._otlp_exporters.values()):
+        if any(exporter.undelivered and not exporter.is_loss_reported for exporter in self._otlp_exporters.values()):
             _log.warning("not delivered: %d spans, %d metric points, %d log records", *self.undelivered)
 
     @property
@@ -152,14 +153,5 @@ class Providers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
-
-
-def _flush(provider: TracerProvider | MeterProvider | LoggerProvider, timeout: float) -> bool:
-    try:
-        return provider.force_flush(int(timeout * 1000))
-    except Exception:  # noqa: BLE001 - the meter provider raises a bare Exception if a reader was too slow
-        return False
