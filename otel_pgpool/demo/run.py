@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import threading
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,9 @@ from otel_pgpool.cli.terminal import Output, make_console, make_line, warn
 from otel_pgpool.config import HISTOGRAMS
 from otel_pgpool.demo.database import Database, escaped_stderr
 from otel_pgpool.demo.export import set_providers
-from otel_pgpool.demo.live import LiveView, Monitor, PlainView, View
+from otel_pgpool.demo.live import View
 from otel_pgpool.demo.postgres import PostgresError, PostgresServer
-from otel_pgpool.demo.scenario import Scenario, Workers
-from otel_pgpool.demo.shop import Shop
+from otel_pgpool.demo.scenario import Scenario
 from otel_pgpool.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -47,11 +45,10 @@ class Demo:
         self._options = options
         self._interrupts = interrupts
         self._stdout = stdout
-        self._monitor = Monitor(options.seconds)
         self._recording = Recording(options.out)
-        self._closing = threading.Event()
         self._view_output = Output(sys.stderr, "stderr") if options.json else stdout
         self._console = make_console(self._view_output)
+        self._view = View(self._console, options.seconds, LONG_HOLD)
         self._warnings: list[str] = []
         self._server_version = ""
         self._undelivered = otlp.Undelivered(0, 0, 0)
@@ -67,81 +64,58 @@ class Demo:
         if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
             raise CommandError("OTEL_SDK_DISABLED is set: the demo shows telemetry, and there would be none; unset it")
         try:
-            with escaped_stderr() if self._options.dsn else nullcontext():
-                self._record()
+            try:
+                with escaped_stderr() if self._options.dsn else nullcontext(), ExitStack() as stack:
+                    self._set_up_and_run(stack)
+            finally:
+                for warning in self._warnings:
+                    warn(f"warning: {warning}")
             with self._interrupts.interruptible():
                 self._print(read(self._recording))
+        except PostgresError as error:
+            raise CommandError(" ".join(str(error).split())) from None
         except Aborted as end:
-            if self._monitor.pool:
+            if self._view.pool:
                 end.partial_output = f"what was recorded is in {self._options.out}/: {self._report_command}"
             raise
         return 1 if self._warnings else 0
 
-    def _record(self) -> None:
-        try:
-            with ExitStack() as stack:
-                self._set_up_and_run(stack)
-        except PostgresError as error:
-            raise CommandError(" ".join(str(error).split())) from None
-        finally:
-            for warning in self._warnings:
-                warn(f"warning: {warning}")
-
     def _set_up_and_run(self, stack: ExitStack) -> None:
         """Set up and run the scenario; register the clean-up with ``stack``."""
-        self._monitor.attach()
-        stack.callback(self._monitor.detach)
-        view: View = PlainView(self._console, self._monitor)
-        if self._console.is_terminal:
-            view = LiveView(self._console, self._monitor, LONG_HOLD)
-        stack.enter_context(view)
+        view = stack.enter_context(self._view)
         database = self._open_database(stack)
         try:
             telemetry = Telemetry(spans="always", histograms=HISTOGRAMS)
         except ValueError as error:  # an invalid environment variable
             raise CommandError(str(error)) from None
         providers = set_providers(self._recording, self._options.endpoint)
-        providers.tracer_provider.add_span_processor(self._monitor.waits)
+        providers.tracer_provider.add_span_processor(view.waits)
         stack.callback(self._shut_down, providers)
         pool = self._open_pool(database, telemetry)
         stack.callback(pool.close, CLOSE_TIMEOUT)
-        workers = Workers(WORKERS, self._closing)
-        stack.callback(self._stop_workers, workers, pool, database)
-        self._monitor.begin(pool)
-
-        def show_step(title: str) -> None:
-            view.show_step(title)
-            self._view_output.check()
-
-        scenario = Scenario(
-            self._options.seconds,
-            pool=pool,
-            database=database,
-            shop=Shop(pool, self._closing),
-            workers=workers,
-            closing=self._closing,
-            show_step=show_step,
-            long_hold=LONG_HOLD,
-        )
-        workers.start()
+        scenario = Scenario(self._options.seconds, pool, database, WORKERS, self._show_step)
+        stack.callback(self._stop, scenario, pool, database)
+        view.begin(pool)
         with self._interrupts.interruptible():
             scenario.run()
-            show_step("closing")
-        self._closing.set()
-        workers.join(TIMEOUT)
+        scenario.close(TIMEOUT)
         view.show_step("handing over the telemetry")
         # Export the totals once more while the pool is open, because a closed pool is not reported.
         providers.flush(FLUSH_TIMEOUT)
 
+    def _show_step(self, title: str) -> None:
+        self._view.show_step(title)
+        self._view_output.check()
+
     def _open_database(self, stack: ExitStack) -> Database:
         if self._options.dsn is None:
-            self._monitor.step = "starting PostgreSQL"
+            self._view.step = "starting PostgreSQL"
             for variable in [name for name in os.environ if name.startswith("PG")]:
                 del os.environ[variable]  # these variables are for another server than the embedded one
             server = stack.enter_context(PostgresServer())
             database = Database(server.dsn, option="the embedded PostgreSQL")
         else:
-            self._monitor.step = "connecting"
+            self._view.step = "connecting"
             database = Database(self._options.dsn)
         with self._interrupts.interruptible():
             database.connect()
@@ -168,14 +142,15 @@ class Demo:
         except psycopg2.Error as error:
             raise CommandError(f"the pool cannot connect: {' '.join(str(error).split())}") from None
 
-    def _stop_workers(self, workers: Workers, pool: ConnectionPool, database: Database) -> None:
+    def _stop(self, scenario: Scenario, pool: ConnectionPool, database: Database) -> None:
         """End the workers' queries and waits, unless the scenario has run to its end."""
-        if not self._closing.is_set():
-            self._closing.set()
+        if not scenario.closing.is_set():
+            scenario.closing.set()
             database.end_sessions()
             pool.close(0)
-            workers.join(TIMEOUT)
-        self._warnings += [f"a worker failed: {type(failure).__name__}: {failure}" for failure in workers.failures[:3]]
+            scenario.close(TIMEOUT)
+        failures = scenario.workers.failures[:3]
+        self._warnings += [f"a worker failed: {type(failure).__name__}: {failure}" for failure in failures]
 
     def _drop_tables(self, database: Database) -> None:
         database.end_sessions()  # there are sessions only if the pool could not be closed
@@ -185,11 +160,11 @@ class Demo:
             self._warnings.append(str(error))
 
     def _shut_down(self, providers: otlp.Providers) -> None:
-        self._monitor.step = "handing over the telemetry"
+        self._view.step = "handing over the telemetry"
         providers.shutdown(SHUTDOWN_TIMEOUT)
         self._undelivered = providers.undelivered
-        if self._monitor.write_error:
-            self._warnings.append(f"{self._options.out}/ is not complete: {self._monitor.write_error}")
+        if self._view.write_error:
+            self._warnings.append(f"{self._options.out}/ is not complete: {self._view.write_error}")
 
     def _print(self, report: Report) -> None:
         endpoint = self._options.endpoint

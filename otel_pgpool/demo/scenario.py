@@ -8,15 +8,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from otel_pgpool.demo.shop import UNAVAILABLE
+from otel_pgpool.demo.shop import UNAVAILABLE, Shop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from otel_pgpool import ConnectionPool
     from otel_pgpool.demo.database import Database
-    from otel_pgpool.demo.shop import Shop
 
+MIN_REPORT = 1.2
+"""Minimum duration of a report in seconds, which makes a long hold."""
 MAX_DAY = 20.0
 """Maximum duration of a day in seconds; a longer run has several days."""
 CHECKED_AFTER = 0.1
@@ -95,33 +96,32 @@ class Scenario:
     """
 
     def __init__(
-        self,
-        seconds: float,
-        *,
-        pool: ConnectionPool,
-        database: Database,
-        shop: Shop,
-        workers: Workers,
-        closing: threading.Event,
-        show_step: Callable[[str], None],
-        long_hold: float,
+        self, seconds: float, pool: ConnectionPool, database: Database, workers: int, show_step: Callable[[str], None]
     ) -> None:
         self._days = max(1, round(seconds / MAX_DAY))
         self._day = seconds / self._days
         self._pool = pool
         self._database = database
-        self._workers = workers
-        self._shop = shop
-        self._closing = closing
+        self.closing = threading.Event()
+        """Set when the shop closes."""
+        self.workers = Workers(workers, self.closing)
+        self._shop = shop = Shop(pool, self.closing)
         self._show_step = show_step
-        self._report_time = max(1.2 * long_hold, 0.11 * self._day)
+        self._report_time = max(MIN_REPORT, 0.11 * self._day)
         self._orders = Workload((shop.browse, shop.browse, shop.order, shop.order, shop.order_status), (0.02, 0.12))
         self._rush = Workload((shop.till,), (0.05, 0.15))
 
     def run(self) -> None:
         """Run all days."""
+        self.workers.start()
         for _ in range(self._days):
             self._run_day()
+        self._show_step("closing")
+
+    def close(self, timeout: float) -> None:
+        """Let the workers end their requests, for at most ``timeout`` seconds."""
+        self.closing.set()
+        self.workers.join(timeout)
 
     def _run_day(self) -> None:
         began = time.monotonic()
@@ -187,17 +187,17 @@ class Scenario:
         """Let a worker make a request, repeatedly as long as there is no connection."""
 
         def retry() -> None:
-            while request() == UNAVAILABLE and not self._closing.wait(CHECKED_AFTER):
+            while request() == UNAVAILABLE and not self.closing.wait(CHECKED_AFTER):
                 pass
 
-        return self._workers.submit(retry)
+        return self.workers.submit(retry)
 
     def _set_workload(self, title: str, workload: Workload) -> None:
-        self._workers.workload = workload
+        self.workers.workload = workload
         self._show_step(title)
 
     def _pause(self, seconds: float) -> None:
-        self._closing.wait(max(0.0, seconds))
+        self.closing.wait(max(0.0, seconds))
 
 
 def wait_until(condition: Callable[[], object], timeout: float) -> None:
