@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import threading
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, redirect_stderr, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 import psycopg2
@@ -180,32 +179,27 @@ def escaped_stderr() -> Iterator[None]:
     libpq prints a server's notices there while it connects. ``sys.stderr`` is replaced by a stream that is not escaped.
     """
     try:
-        real = os.dup(STDERR)
+        real = open(os.dup(STDERR), "w", buffering=1, errors="backslashreplace")  # noqa: PTH123, SIM115 - a descriptor, closed below
     except OSError:  # stderr is closed: nobody reads it
         yield
         return
-    python, before = open(os.dup(real), "w", buffering=1, errors="backslashreplace"), sys.stderr  # noqa: PTH123, SIM115 - a descriptor, closed below
     reader, writer = os.pipe()
     os.dup2(writer, STDERR)
     os.close(writer)
-    copying = threading.Thread(target=_copy_escaped, args=(open(reader, "rb"), python), daemon=True)  # noqa: PTH123, SIM115 - likewise
+    copying = threading.Thread(target=_copy_escaped, args=(open(reader, "rb"), real), daemon=True)  # noqa: PTH123, SIM115 - likewise
     copying.start()
-    sys.stderr = python
     try:
-        yield
+        with redirect_stderr(real):
+            yield
     finally:
-        sys.stderr = before
-        os.dup2(real, STDERR)  # the pipe's last writer, unless a child process lives on
-        os.close(real)
+        os.dup2(real.fileno(), STDERR)  # the pipe's last writer, unless a child process lives on
         copying.join(STDERR_JOIN_TIMEOUT)
         with suppress(OSError):
-            python.close()
+            real.close()
 
 
 def _copy_escaped(reader: IO[bytes], stderr: IO[str]) -> None:
     with reader, suppress(OSError, ValueError):  # nobody reads stderr any more
-        count = 0
-        while line := reader.readline(MAX_TEXT):
-            count += 1
-            if count <= MAX_STDERR_LINES:
+        for number, line in enumerate(iter(lambda: reader.readline(MAX_TEXT), b"")):
+            if number < MAX_STDERR_LINES:
                 stderr.write(escape(line.decode(errors="replace").rstrip("\r\n")) + "\n")

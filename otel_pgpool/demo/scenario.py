@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import random
 import threading
 import time
@@ -38,55 +37,45 @@ class Workload(NamedTuple):
 
 
 class Workers:
-    """Threads that run the jobs of the present workload, and one-off jobs in between, until ``closing`` is set."""
+    """Threads that run the jobs of the present workload, until ``closing`` is set, and threads for single jobs."""
 
     def __init__(self, count: int, closing: threading.Event) -> None:
         self.workload = Workload()
         self.failures: list[BaseException] = []
         """Exceptions of the jobs: none, unless the demo itself has a fault."""
+        self._count = count
         self._closing = closing
-        self._one_off_jobs: queue.SimpleQueue[tuple[Callable[[], object], threading.Event]] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"worker-{number:02}", daemon=True)
-            for number in range(1, count + 1)
-        ]
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        """Start the threads of the workload."""
+        for _ in range(self._count):
+            self.submit(self._work)
+
+    def submit(self, job: Callable[[], object]) -> threading.Thread:
+        """Run a job in a thread of its own, and return the thread."""
+        name = f"worker-{len(self._threads) + 1:02}"
+        thread = threading.Thread(target=self._run, args=(job,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
 
     def join(self, timeout: float) -> None:
         """Wait for all workers to end their requests, for at most ``timeout`` seconds."""
         wait_until(lambda: not any(thread.is_alive() for thread in self._threads), timeout)
 
-    def submit(self, job: Callable[[], object]) -> threading.Event:
-        """Queue a job for the first worker that is free; return the event that is set at the job's end."""
-        done = threading.Event()
-        self._one_off_jobs.put((job, done))
-        return done
+    def _run(self, job: Callable[[], object]) -> None:
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001 - stored, and printed at the end
+            self.failures.append(error)
 
     def _work(self) -> None:
         while not self._closing.is_set():
-            try:
-                self._run_next_job()
-            except Exception as error:  # noqa: BLE001 - stored, and printed at the end
-                self.failures.append(error)
-                self._closing.wait(IDLE_PAUSE)
-
-    def _run_next_job(self) -> None:
-        try:
-            job, done = self._one_off_jobs.get_nowait()
-        except queue.Empty:
             jobs, pause = self.workload
             if jobs:
-                random.choice(jobs)()  # nosec B311 # chance, no secret
+                self._run(random.choice(jobs))  # nosec B311 # chance, no secret
             self._closing.wait(random.uniform(*pause))  # nosec B311 # chance, no secret
-            return
-        try:
-            job()
-        finally:
-            done.set()
 
 
 class Scenario:
@@ -139,7 +128,7 @@ class Scenario:
         wait_for(0.62)
         self._set_workload("short orders, while the reports go on", self._orders)
         for report in reports:
-            report.wait(self._report_time + STEP_TIMEOUT)
+            report.join(self._report_time + STEP_TIMEOUT)
         wait_for(0.72)
         self._kill_idle()
         wait_for(0.80)
@@ -148,7 +137,7 @@ class Scenario:
         self._drop_connection_and_fail_commit()
         wait_for(1.0)
 
-    def _start_rush(self) -> list[threading.Event]:
+    def _start_rush(self) -> list[threading.Thread]:
         """Let more customers come than there are connections; two reports requested meanwhile have to queue."""
         self._set_workload("rush: everyone at the till", self._rush)
         self._pause(0.2)
@@ -171,19 +160,19 @@ class Scenario:
         forecast = self._submit(self._shop.forecast)
         self._show_step("a backend killed in the middle of a query")
         wait_until(lambda: self._database.kill(state="active", query="%pg_sleep%"), STEP_TIMEOUT)
-        forecast.wait(STEP_TIMEOUT)
+        forecast.join(STEP_TIMEOUT)
 
     def _drop_connection_and_fail_commit(self) -> None:
         self._show_step("a connection dropped, a commit refused")
         before = self._count_reclaimed()
         for request in (self._shop.export, self._shop.order_of_deleted_customer):
-            self._submit(request).wait(STEP_TIMEOUT)
+            self._submit(request).join(STEP_TIMEOUT)
         wait_until(lambda: self._count_reclaimed() > before, STEP_TIMEOUT)
 
     def _count_reclaimed(self) -> int:
         return self._pool.stats().discarded.get("reclaimed", 0)
 
-    def _submit(self, request: Callable[[], int]) -> threading.Event:
+    def _submit(self, request: Callable[[], int]) -> threading.Thread:
         """Let a worker make a request, repeatedly as long as there is no connection."""
 
         def retry() -> None:

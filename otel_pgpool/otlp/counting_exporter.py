@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.otlp.log_limits import rate_limit_exporter, should_report
 from otel_pgpool.runtime import fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_should_report: ContextVar[Callable[[], bool]] = ContextVar("otel_pgpool_should_report", default=lambda: True)
+"""Decides during an export whether a log record of the exporter passes."""
 
 
 class CountingExporter:
@@ -24,7 +28,7 @@ class CountingExporter:
         self._create = create
         self._exporter = create()
         self._reset_counts()
-        rate_limit_exporter(type(self._exporter))
+        _rate_limit(type(self._exporter))
         fork.register(self._after_fork)
 
     def _reset_counts(self) -> None:
@@ -63,12 +67,12 @@ class CountingExporter:
         if not isinstance(batch, Sequence):
             self.record(size)
         delivered = False
-        token = should_report.set(self._report_loss)
+        token = _should_report.set(self._report_loss)
         try:
             result = self._exporter.export(batch, **kwargs)
             delivered = result.name == "SUCCESS"
         finally:
-            should_report.reset(token)
+            _should_report.reset(token)
             with self._lock:
                 self._delivered += size * delivered
                 self.failures += not delivered
@@ -93,3 +97,14 @@ class CountingExporter:
 def _count_points(batch: Any) -> int:
     scopes = [scope for resource in batch.resource_metrics for scope in resource.scope_metrics]
     return sum(len(metric.data.data_points) for scope in scopes for metric in scope.metrics)
+
+
+def _rate_limit(exporter: type) -> None:
+    """Limit the records of an OTLP exporter's loggers, which would otherwise log each retry of each batch."""
+    for kind in exporter.__mro__:
+        if kind.__module__.startswith("opentelemetry.exporter.otlp."):
+            logging.getLogger(kind.__module__).addFilter(_passes)
+
+
+def _passes(_record: logging.LogRecord) -> bool:
+    return _should_report.get()()

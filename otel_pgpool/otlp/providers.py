@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
@@ -16,17 +17,18 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_pgpool.config import validate_seconds
-from otel_pgpool.otlp.log_handler import LogHandler
-from otel_pgpool.otlp.log_limits import rate_limit_sdk_loggers
-from otel_pgpool.otlp.processors import OtlpLogProcessor, OtlpMetricReader, OtlpSpanProcessor, ShutdownDeadline
+from otel_pgpool.otlp.logs import LogHandler, rate_limit_sdk_loggers
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.telemetry.sdk_internals import shutdown_batch_processor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from opentelemetry.sdk._logs import ReadWriteLogRecord
     from opentelemetry.sdk._logs.export import LogRecordExporter
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
     from typing_extensions import Self
 
@@ -34,7 +36,56 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("otel_pgpool.otlp")
 
+SDK_LIMIT = 30.0
+"""Seconds that the SDK itself gives a shutdown."""
 _LONGEST_FLUSH = 86_400.0  # s; the SDK and ``Thread.join`` do not accept infinity
+
+
+class _BoundedProcessor:
+    """The part that both batch processors have in common: the counting exporter, and a shutdown by a deadline.
+
+    The parameter ``exporter`` is a `CountingExporter`, which the SDK's types do not know.
+    """
+
+    def __init__(self, exporter: Any, millis_left: Callable[[], float]) -> None:
+        super().__init__(exporter)  # type: ignore[call-arg]  # of the SDK's class, which comes next
+        self._counting_exporter = exporter
+        self._millis_left = millis_left
+
+    def shutdown(self) -> None:
+        """Export what is queued until the deadline, and stop."""
+        shutdown_batch_processor(self, super().shutdown, int(self._millis_left()))  # type: ignore[misc]  # as above
+
+
+class OtlpSpanProcessor(_BoundedProcessor, BatchSpanProcessor):
+    """A batch processor that counts sampled spans and shuts down by a deadline."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Count the span if it is sampled, and queue it."""
+        if span.context and span.context.trace_flags.sampled:
+            self._counting_exporter.record()
+        super().on_end(span)
+
+
+class OtlpLogProcessor(_BoundedProcessor, BatchLogRecordProcessor):
+    """A batch processor that counts log records and shuts down by a deadline."""
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        """Count the record, and queue it."""
+        self._counting_exporter.record()
+        super().on_emit(log_record)
+
+
+class OtlpMetricReader(PeriodicExportingMetricReader):
+    """A metric reader that shuts down by a deadline."""
+
+    def __init__(self, exporter: Any, millis_left: Callable[[], float]) -> None:
+        super().__init__(exporter)
+        self._millis_left = millis_left
+
+    def shutdown(self, timeout_millis: float = SDK_LIMIT * 1000, **kwargs: Any) -> None:
+        """Collect and export once more until the deadline, and stop."""
+        super().shutdown(min(timeout_millis, self._millis_left()), **kwargs)
 
 
 class Undelivered(NamedTuple):
@@ -57,7 +108,7 @@ class Providers:
         log_exporters: Iterable[LogRecordExporter],
     ) -> None:
         self._otlp_exporters = otlp_exporters
-        self._deadline = ShutdownDeadline()
+        self._deadline = math.inf
         self._shutdown_once = threading.Lock()
         # The given exporters are always added first, so that an OTLP endpoint that hangs does not delay their shutdown.
         readers = [PeriodicExportingMetricReader(exporter) for exporter in metric_exporters]
@@ -65,11 +116,11 @@ class Providers:
         log_processors = [BatchLogRecordProcessor(exporter) for exporter in log_exporters]
         for signal, exporter in otlp_exporters.items():
             if signal == "metrics":
-                readers.append(OtlpMetricReader(exporter, self._deadline))
+                readers.append(OtlpMetricReader(exporter, self._millis_left))
             elif signal == "traces":
-                span_processors.append(OtlpSpanProcessor(exporter, self._deadline))
+                span_processors.append(OtlpSpanProcessor(exporter, self._millis_left))
             else:
-                log_processors.append(OtlpLogProcessor(exporter, self._deadline))
+                log_processors.append(OtlpLogProcessor(exporter, self._millis_left))
         self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.meter_provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
         self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
@@ -135,7 +186,7 @@ class Providers:
         self._handler.detach()
         start = monotonic()
         for share, provider in enumerate(self._providers, 1):
-            self._deadline.at = start + timeout * share / len(self._providers)
+            self._deadline = start + timeout * share / len(self._providers)
             try:
                 provider.shutdown()
             except Exception:  # noqa: BLE001 - the other providers have to shut down too
@@ -146,6 +197,10 @@ class Providers:
     @property
     def _providers(self) -> tuple[TracerProvider | MeterProvider | LoggerProvider, ...]:
         return self.meter_provider, self.tracer_provider, self.logger_provider
+
+    def _millis_left(self) -> float:
+        """Return the milliseconds that the OTLP processors have; the SDK's own limit until `shutdown` sets another."""
+        return min(max(0.0, self._deadline - monotonic()), SDK_LIMIT) * 1000
 
     def _failures(self) -> int:
         return sum(exporter.failures for exporter in self._otlp_exporters.values())

@@ -1,4 +1,4 @@
-"""A handler that passes the records of the logger ``otel_pgpool`` to OpenTelemetry."""
+"""Log records: a handler that passes the pool's to OpenTelemetry, and a limit for those that the SDK repeats."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import logging
 from typing import TYPE_CHECKING
 
 from opentelemetry._logs import SeverityNumber
+
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import ERROR_LOG_INTERVAL
+from otel_pgpool.runtime.text import LONGEST_TEXT, cut
+from otel_pgpool.telemetry.sdk_internals import REPEATING_LOGGERS
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import LoggerProvider
@@ -66,3 +71,34 @@ class LogHandler(logging.Handler):
         others = [handler for logger in loggers for handler in logger.handlers if handler is not self]
         if not others and (last := logging.lastResort) and record.levelno >= last.level:
             last.handle(record)
+
+
+MAX_REMEMBERED = 1000
+"""Maximum number of different records that are remembered within a minute."""
+
+
+class RateLimitFilter(logging.Filter):
+    """A filter that passes each record once a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record like this one has not passed within the last minute."""
+        key, now = (cut(str(record.msg), LONGEST_TEXT), cut(str(record.args), LONGEST_TEXT)), monotonic()
+        if now < self._next.get(key, 0.0):
+            return False
+        if len(self._next) >= MAX_REMEMBERED:  # records may contain an endpoint's answers, all different
+            self._next.clear()
+        self._next[key] = now + ERROR_LOG_INTERVAL
+        return True
+
+
+_once_a_minute = RateLimitFilter()
+
+
+def rate_limit_sdk_loggers() -> None:
+    """Limit the records of the SDK's loggers; a second call changes nothing."""
+    for name in REPEATING_LOGGERS:
+        logging.getLogger(name).addFilter(_once_a_minute)
