@@ -169,10 +169,8 @@ def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) ->
 
 def _describe_checkout(slow: SlowCheckout) -> str:
     """Return a checkout's wait, hold and outcome in words."""
-    outcome = slow.outcome.replace("_", " ")
-    if slow.hold is None:
-        return f"waited {duration(slow.wait)}, then {outcome}"
-    return f"waited {duration(slow.wait)}, held {duration(slow.hold)}, {outcome}"
+    held = "then" if slow.hold is None else f"held {duration(slow.hold)},"
+    return f"waited {duration(slow.wait)}, {held} {slow.outcome.replace('_', ' ')}"
 
 
 def _describe_holder(holder: WaitedFor) -> str:

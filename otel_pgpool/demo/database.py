@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 from contextlib import closing, contextmanager, redirect_stderr, suppress
+from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 import psycopg2
@@ -91,13 +92,20 @@ class Database:
         Raises:
             CommandError: the server cannot be reached, or refuses.
         """
-        outcome: list[CommandError | None] = []
-        thread = threading.Thread(target=lambda: outcome.append(self._try_connect()), daemon=True, name="connect")
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-        if outcome[0]:
-            raise outcome[0]
+        outcome: SimpleQueue[Exception | None] = SimpleQueue()
+
+        def try_connect() -> None:
+            try:
+                with self._session(self._option) as cur:
+                    version = cur.connection.info.parameter_status("server_version") or ""
+                    self.server_version = version.partition(" ")[0]
+                outcome.put(None)
+            except Exception as error:  # noqa: BLE001 - raised in the caller's thread
+                outcome.put(error)
+
+        threading.Thread(target=try_connect, daemon=True, name="connect").start()
+        if failure := outcome.get():
+            raise failure
 
     def make_tables(self) -> None:
         """Create the schema with the shop's tables.
@@ -158,15 +166,6 @@ class Database:
             text = " ".join(str(error).split()) or type(error).__name__
             safe = text.replace(self._password, "***") if self._password else text
             raise CommandError(f"{failure}: {safe}") from None
-
-    def _try_connect(self) -> CommandError | None:
-        try:
-            with self._session(self._option) as cur:
-                version = cur.connection.info.parameter_status("server_version") or ""
-                self.server_version = version.partition(" ")[0]
-        except CommandError as error:
-            return error
-        return None
 
     def _with_schema(self, statement: str) -> sql.Composed:
         return sql.SQL(statement).format(sql.Identifier(self.schema))

@@ -37,19 +37,18 @@ class LogHandler(logging.Handler):
     def __init__(self, provider: LoggerProvider) -> None:
         super().__init__()
         self._provider = provider
-        self._set_level = False
+        self._sets_level = _pool_log.level == logging.NOTSET
 
     def attach(self) -> None:
         """Add the handler to the logger; set the logger's level to INFO if the logger has none."""
         _pool_log.addHandler(self)
-        if _pool_log.level == logging.NOTSET:
+        if self._sets_level:
             _pool_log.setLevel(logging.INFO)
-            self._set_level = True
 
     def detach(self) -> None:
         """Undo `attach`."""
         _pool_log.removeHandler(self)
-        if self._set_level and _pool_log.level == logging.INFO:
+        if self._sets_level and _pool_log.level == logging.INFO:
             _pool_log.setLevel(logging.NOTSET)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -95,10 +94,7 @@ class RateLimitFilter(logging.Filter):
         return True
 
 
-_once_a_minute = RateLimitFilter()
-
-
 def rate_limit_sdk_loggers() -> None:
-    """Limit the records of the SDK's loggers; a second call changes nothing."""
+    """Limit the records of the SDK's loggers."""
     for name in REPEATING_LOGGERS:
-        logging.getLogger(name).addFilter(_once_a_minute)
+        logging.getLogger(name).addFilter(RateLimitFilter())
