@@ -34,16 +34,11 @@ class Handover(HoldTable):
     """The idle connections, the queue, and the steps of a checkout and of a release."""
 
     __slots__ = (
-        "errors",
         "growth_requested",
         "max_waiting",
         "name",
         "queue",
-        "queued",
-        "retries",
         "state",
-        "timeouts",
-        "wait_seconds",
     )
 
     def __init__(
@@ -55,8 +50,6 @@ class Handover(HoldTable):
         self.max_waiting = max_waiting
         self.queue = Queue()  # empty while a slot is idle
         self.growth_requested = False  # a caller with timeout 0 has asked for one more connection
-        self.queued = self.timeouts = self.errors = self.retries = 0
-        self.wait_seconds = 0.0
 
     # Checkout
 
@@ -252,7 +245,7 @@ class Handover(HoldTable):
                 return slot.evict_reason if slot.evict_reason == DiscardReason.RECLAIMED else NOT_HELD
             held = now - checkout.acquired
             if not checkout.flagged and now >= self.long_from(checkout):
-                self._flag(checkout, now)
+                self.flag(checkout, now)
             slot.hold_seconds += held
             slot.checkout = None
             self._forget_key(slot)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver import session
-from otel_pgpool.errors import timeout_error
 from otel_pgpool.pool.core import State
+from otel_pgpool.pool.figures import diagnose
+from otel_pgpool.pool.outage import OutageChange
 from otel_pgpool.pool.snapshot import take_snapshot
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.wakeup import wait_for
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.maintenance_thread import MaintenanceThread
     from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.runtime.background import ParkingThread
     from otel_pgpool.runtime.wakeup import Wakeup
 
 OPEN_TIMEOUT = 30.0
@@ -41,7 +42,7 @@ class Lifecycle:
         discarder: Discarder,
         connectors: Connectors,
         acquirer: Acquirer,
-        thread: MaintenanceThread,
+        thread: ParkingThread,
         wakeup: Wakeup,
     ) -> None:
         self._core = core
@@ -75,15 +76,15 @@ class Lifecycle:
         self._connectors.start_if_needed()
         if not self._connectors.wait_for(waiter.lock, monotonic() + limit):
             self._core.remove_fill_waiter(waiter)
-            outage, now = self._core.outage, monotonic()
+            outage = self._core.outage
             cause, text = self._connectors.last_failure()
-            error = timeout_error(
+            error = diagnose(
                 f"{self._core.minconn} connections could not be opened within {limit:.3g} s",
                 take_snapshot(self._core),
-                waited=now - began,
+                self._core.holds_now(),
+                since=began,
+                now=monotonic(),
                 retries=outage.attempts if outage else 0,
-                holders=[checkout.holder(now) for checkout in self._core.holds_now()],
-                own_holds=0,
                 last_failure=text,
             )
             raise error from cause
@@ -126,7 +127,6 @@ class Lifecycle:
         outage = self._core.outage
         self._discarder.discard(self._core.resize(minconn, maxconn), DiscardReason.RESIZED)
         self._connectors.start_if_needed()
-        has_ended = outage is not None and not outage.is_refusal and self._core.outage is None
         observer = self._notifier.observer
-        if outage is not None and has_ended and observer is not None:
-            self._notifier.notify(observer.outage_ended, outage.attempts, monotonic() - outage.since)
+        if observer is not None:
+            OutageChange(outage, self._core.outage).report_end(self._notifier, observer, monotonic())

@@ -32,7 +32,7 @@ RECLAIM_AFTER = 0.05
 
 
 class Maintenance:
-    """The passes of a pool's maintenance, made by `MaintenanceThread`.
+    """The passes of a pool's maintenance, made by a `ParkingThread`.
 
     While connections are checked out a pass also samples the utilization, every `SAMPLE_INTERVAL` seconds. After a
     `SAMPLE_INTERVAL` without a checkout the thread parks.

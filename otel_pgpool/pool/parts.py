@@ -15,9 +15,9 @@ from otel_pgpool.pool.discard import Discarder
 from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
-from otel_pgpool.pool.maintenance_thread import MaintenanceThread
 from otel_pgpool.pool.notifier import Notifier
 from otel_pgpool.pool.release import Releaser
+from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.runtime.wakeup import Wakeup
 from otel_pgpool.types import DiscardReason
 
@@ -68,7 +68,7 @@ class Parts:
     connectors: Connectors
     acquirer: Acquirer
     maintenance: Maintenance
-    thread: MaintenanceThread
+    thread: ParkingThread
     lifecycle: Lifecycle
 
     def __init__(self, config: PoolConfig, target: Target, observer: PoolObserver | None) -> None:
@@ -94,7 +94,7 @@ class Parts:
         wakeup = Wakeup()
         dropped = CollectedRefs(wakeup)
         discarder = Discarder(core, notifier)
-        thread = MaintenanceThread(core, wakeup)
+        thread = ParkingThread(core, None, wakeup, "otel_pgpool-maintenance")
         releaser = Releaser(
             core=core, config=config, target=target, notifier=notifier, discarder=discarder, wakeup=wakeup
         )
