@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.config import TelemetryConfig
 from otel_pgpool.driver.messages import known
-from otel_pgpool.driver.session import transaction_status
 from otel_pgpool.errors import PoolTimeout, error_type
 from otel_pgpool.runtime.text import class_of, text_of, thread_names
 from otel_pgpool.telemetry import names
@@ -15,7 +14,7 @@ from otel_pgpool.telemetry.checkout_state import SUPPRESSED
 from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import Logs
-from otel_pgpool.telemetry.long_hold import long_hold_attributes
+from otel_pgpool.telemetry.long_hold import long_hold_attributes, transaction_status
 from otel_pgpool.telemetry.metrics import instruments
 from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY
 from otel_pgpool.telemetry.spans import Spans
