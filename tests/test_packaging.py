@@ -51,7 +51,9 @@ def test_wheel_holds_the_package_alone(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as wheel:
         names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"otel_pgpool", "otel_pgpool-0.1.0.dist-info"}
-    assert {f"otel_pgpool/{name}" for name in ("py.typed", "telemetry/sqlstates.txt")} <= {*names}
+    assert {f"otel_pgpool/{name}" for name in ("py.typed", "driver/known_texts.txt", "telemetry/sqlstates.txt")} <= {
+        *names
+    }
     assert "otel_pgpool-0.1.0.dist-info/licenses/LICENSE" in names
     assert not [name for name in names if "test" in name]
 
