@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from otel_pgpool.pool.checkout import NEVER
 from otel_pgpool.pool.utilization import SAMPLE_INTERVAL
 from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.wakeup import Wakeup
+from otel_pgpool.runtime.wakeup import popped
 from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-Item = TypeVar("Item")
+    from collections.abc import Callable
 
 MIN_PAUSE = 0.01
 """Minimum number of seconds between two passes of the thread."""
@@ -67,32 +64,31 @@ class Watch:
         """Replace the thread, also in a forked child, which has not inherited it."""
         self.parked = True  # so that the first checkout starts the thread
         self._handed_out = 0  # number of checkouts at the last pass
-        self._wakeup = Wakeup()
-        self._thread = ParkingThread(self, self, self._wakeup, "otel_pgpool-watch")
+        self._thread = ParkingThread(self, self, "otel_pgpool-watch")
 
     def defer(self, action: Callable[[], object]) -> None:
         """Leave a call to the thread."""
         self._deferred.append(action)
-        self._wakeup.set()
+        self._thread.wakeup.set()
 
     def pool_collected(self, tracker: Watched) -> None:
         """Leave the end of a collected pool's tracker to the thread."""
         if self.is_on:
             self._collected.append(tracker)
-        self._wakeup.set()
+        self._thread.wakeup.set()
 
     def run_deferred(self) -> None:
         """Make the calls that finalizers have deferred, and end the trackers of collected pools."""
-        for action in _popped(self._deferred):
+        for action in popped(self._deferred):
             action()
-        for tracker in _popped(self._collected):
+        for tracker in popped(self._collected):
             self.trackers.pop(tracker, None)
             tracker.end(Outcome.RECLAIMED, DiscardReason.RECLAIMED)
 
     def drop_deferred(self) -> None:
         """Drop, in a forked child, the calls that the parent's finalizers have deferred."""
         self._deferred.clear()
-        for tracker in _popped(self._collected):
+        for tracker in popped(self._collected):
             self.trackers.pop(tracker, None)
 
     def wake(self) -> None:
@@ -101,7 +97,7 @@ class Watch:
 
     def end(self) -> None:
         """End the thread."""
-        self._wakeup.set()
+        self._thread.wakeup.set()
         self._thread.join(1.0)
 
     def run_once(self) -> float | None:
@@ -125,10 +121,3 @@ class Watch:
                 return NEVER
             self.parked = False
         return max(MIN_PAUSE, min(due - monotonic(), SAMPLE_INTERVAL, self.long_hold))
-
-
-def _popped(items: deque[Item]) -> Iterator[Item]:
-    """Remove and yield what is in the deque; another thread may do so at the same time."""
-    with suppress(IndexError):
-        while True:
-            yield items.popleft()

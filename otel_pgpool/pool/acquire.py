@@ -9,6 +9,7 @@ from otel_pgpool.errors import PoolClosed, PoolTimeout, TooManyRequests, error_t
 from otel_pgpool.pool.core import NOT_HELD, State
 from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.health import CHECK_BUDGET
+from otel_pgpool.pool.part import Part
 from otel_pgpool.pool.snapshot import take_snapshot
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import class_of, printable
@@ -17,14 +18,11 @@ from otel_pgpool.types import Outcome, PoolErrorType
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from otel_pgpool.config import PoolConfig
-    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.connect import Connectors
-    from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
     from otel_pgpool.pool.health import HealthCheck
-    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.pool.part import Common
     from otel_pgpool.runtime.background import ParkingThread
 
 ERROR_TYPES: dict[type[BaseException], str] = {
@@ -35,25 +33,19 @@ ERROR_TYPES: dict[type[BaseException], str] = {
 """Values of ``error.type`` for the pool's own errors."""
 
 
-class Acquirer:
+class Acquirer(Part):
     """Acquires connections for checkouts."""
 
     def __init__(
         self,
-        *,
-        core: Core,
-        config: PoolConfig,
-        target: Target,
-        notifier: Notifier,
+        common: Common,
         discarder: Discarder,
         connectors: Connectors,
         health: HealthCheck,
         maintenance_thread: ParkingThread,
     ) -> None:
-        self._core = core
-        self._timeout = config.timeout
-        self._target = target
-        self._notifier = notifier
+        super().__init__(common)
+        self._timeout = common.config.timeout
         self._discarder = discarder
         self._connectors = connectors
         self._health = health

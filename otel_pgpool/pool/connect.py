@@ -20,6 +20,7 @@ from otel_pgpool.observer import Connect
 from otel_pgpool.pool.backoff import delay_after
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.pool.outage import number_after
+from otel_pgpool.pool.part import Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
@@ -31,12 +32,9 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.config import PoolConfig
-    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.pool.checkout import Slot
-    from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.pool.part import Common
     from otel_pgpool.runtime.background import ParkingThread
 
 MAX_THREADS = 3
@@ -50,7 +48,7 @@ LIFETIME_JITTER = 0.1
 """Fraction by which a lifetime is shortened at random, so that connections of the same age are not closed together."""
 
 
-class Connectors:
+class Connectors(Part):
     """Up to three threads, started on demand; each checks whether a connection is still wanted before it opens one.
 
     During an outage only one of them, the retry thread, keeps connecting. When it succeeds, each success starts one
@@ -59,22 +57,15 @@ class Connectors:
 
     def __init__(
         self,
-        *,
+        common: Common,
         owner: object,
-        core: Core,
-        config: PoolConfig,
-        target: Target,
-        notifier: Notifier,
         discarder: Discarder,
         maintenance_thread: ParkingThread,
         on_collected: Callable[[weakref.ref[connection]], None],
     ) -> None:
+        super().__init__(common)
         self._wakeup = Wakeup()
         self._owner = weakref.ref(owner, self._wakeup.set_on_collect)  # the threads end with the owner
-        self._core = core
-        self._config = config
-        self._target = target
-        self._notifier = notifier
         self._discarder = discarder
         self._maintenance_thread = maintenance_thread
         self._on_collected = on_collected

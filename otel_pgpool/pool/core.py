@@ -93,12 +93,8 @@ class Core(Handover):
             self.slots[slot.key] = slot
             slot.seen = now
             slot.review_at = min(slot.review_at, slot.expires)
-            reason = self._evict_reason(slot, now) if now >= slot.review_at else None
-            if reason is not None:
-                self.closing.add(slot)
-            else:
-                self._hand_over_or_keep(slot, conn, now, NEW)
-            self._wake_fill_waiters_if_filled()
+            reason = self._keep_or_evict(slot, conn, now, NEW)
+            self._wake_fill_waiters()
             self._wake_idle_waiters()
             return reason, change
 
@@ -149,7 +145,7 @@ class Core(Handover):
     def register_fill_waiter(self) -> OneShotEvent | None:
         """Register the caller to be woken by ``minconn`` connections or a failed connect; None if they are open."""
         with self.lock:
-            if len(self.idle) + self.used >= self.minconn:
+            if self._is_filled:
                 return None
             sleeper = OneShotEvent()
             self.fill_waiters.append(sleeper)
@@ -160,12 +156,13 @@ class Core(Handover):
         with self.lock, suppress(ValueError):  # removed already, as it was woken
             self.fill_waiters.remove(sleeper)
 
-    def _wake_fill_waiters_if_filled(self) -> None:
-        if len(self.idle) + self.used >= self.minconn:
-            self._wake_fill_waiters()
+    @property
+    def _is_filled(self) -> bool:
+        return len(self.idle) + self.used >= self.minconn
 
     def _wake_fill_waiters(self, error: BaseException | None = None) -> None:
-        while self.fill_waiters:
+        """Wake the callers that wait for ``minconn`` connections, if these are open, or with an error."""
+        while self.fill_waiters and (error is not None or self._is_filled):
             self.fill_waiters.pop().set(error)
 
     # The whole pool
@@ -227,7 +224,7 @@ class Core(Handover):
             surplus = self._pop_idle_to_close(self.remaining - maxconn)
             if len(self.members) >= maxconn:  # no further connect is attempted, which could end the outage
                 self.outage = None
-            self._wake_fill_waiters_if_filled()
+            self._wake_fill_waiters()
             return surplus
 
     # Checking idle connections
@@ -245,5 +242,5 @@ class Core(Handover):
                 slot.seen = now
                 conn, slot.conn = slot.conn, None
                 self._hand_over_or_keep(slot, conn, now, QUEUED)
-                self._wake_fill_waiters_if_filled()
+                self._wake_fill_waiters()
             return reason

@@ -8,7 +8,6 @@ from otel_pgpool.driver.session import abandon
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
 from otel_pgpool.pool.checkout import AT_ONCE
-from otel_pgpool.pool.collected import CollectedRefs
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
 from otel_pgpool.pool.discard import Discarder
@@ -16,12 +15,14 @@ from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
 from otel_pgpool.pool.notifier import Notifier
+from otel_pgpool.pool.part import Common
 from otel_pgpool.pool.release import Releaser
 from otel_pgpool.runtime.background import ParkingThread
-from otel_pgpool.runtime.wakeup import Wakeup
+from otel_pgpool.runtime.wakeup import Deferred
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
@@ -81,7 +82,7 @@ class Parts:
 
     def assemble(self, minconn: int, maxconn: int) -> None:
         """Create the collaborators, each with those that it calls."""
-        config, target, notifier = self.config, self.target, self.notifier
+        config, notifier = self.config, self.notifier
         core = Core(
             minconn,
             maxconn,
@@ -91,53 +92,16 @@ class Parts:
             name=notifier.pool_name,
         )
         core.parked = True  # so that the first checkout starts the maintenance thread
-        wakeup = Wakeup()
-        dropped = CollectedRefs(wakeup)
-        discarder = Discarder(core, notifier)
-        thread = ParkingThread(core, None, wakeup, "otel_pgpool-maintenance")
-        releaser = Releaser(
-            core=core, config=config, target=target, notifier=notifier, discarder=discarder, wakeup=wakeup
-        )
-        health = HealthCheck(core, config.check, target, discarder)
-        connectors = Connectors(
-            owner=self,
-            core=core,
-            config=config,
-            target=target,
-            notifier=notifier,
-            discarder=discarder,
-            maintenance_thread=thread,
-            on_collected=dropped.append,
-        )
-        acquirer = Acquirer(
-            core=core,
-            config=config,
-            target=target,
-            notifier=notifier,
-            discarder=discarder,
-            connectors=connectors,
-            health=health,
-            maintenance_thread=thread,
-        )
-        maintenance = Maintenance(
-            core=core,
-            config=config,
-            notifier=notifier,
-            discarder=discarder,
-            releaser=releaser,
-            connectors=connectors,
-            dropped=dropped,
-        )
-        lifecycle = Lifecycle(
-            core=core,
-            config=config,
-            notifier=notifier,
-            discarder=discarder,
-            connectors=connectors,
-            acquirer=acquirer,
-            thread=thread,
-            wakeup=wakeup,
-        )
+        common = Common(core, config, self.target, notifier)
+        thread = ParkingThread(core, None, "otel_pgpool-maintenance")
+        dropped: Deferred[weakref.ref[connection]] = Deferred(thread.wakeup)
+        discarder = Discarder(common)
+        releaser = Releaser(common, discarder, thread.wakeup)
+        health = HealthCheck(common, discarder)
+        connectors = Connectors(common, self, discarder, thread, dropped.append)
+        acquirer = Acquirer(common, discarder, connectors, health, thread)
+        maintenance = Maintenance(common, discarder, releaser, connectors, dropped)
+        lifecycle = Lifecycle(common, discarder, connectors, acquirer, thread)
         discarder.refill_by(connectors)
         thread.serve(maintenance)
         self.core, self.discarder, self.thread, self.releaser, self.health = core, discarder, thread, releaser, health

@@ -73,7 +73,7 @@ class SlotTable(Counters):
 
     # Rules of the lock. It guards every attribute of this class and of `Core`. Code that holds the lock does no I/O,
     # logging or telemetry, calls no user code and does not wait. The garbage collector may run under the lock, so the
-    # finalizers of this package never take it (`CollectedRefs`), and the maintenance thread completes releases that
+    # finalizers of this package never take it (`Deferred`), and the maintenance thread completes releases that
     # begin inside the garbage collector (`gc_state`). The lock is reentrant, because an application's finalizers and
     # signal handlers may call the pool while their thread holds it. A method whose name begins with an underscore
     # expects its caller to hold the lock.

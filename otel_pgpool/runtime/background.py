@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 from otel_pgpool.runtime.failures import is_external, log_failure
 from otel_pgpool.runtime.fork import keep_from_forking
 from otel_pgpool.runtime.gevent import is_unpatched
-from otel_pgpool.runtime.wakeup import start
+from otel_pgpool.runtime.wakeup import Wakeup, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from otel_pgpool.runtime.wakeup import Wakeup
 
 AFTER_FAILURE = 0.5
 """Seconds between a failed pass and the next one."""
@@ -31,11 +29,12 @@ class Duties(Protocol):
 class BackgroundThread:
     """A daemon thread, started at the first `wake`.
 
-    It has a weak reference to the object that does its work, and ends with that object.
+    It has a weak reference to the object that does its work, and ends with that object. Setting its ``wakeup`` begins
+    the next pass too, but starts no thread.
     """
 
-    def __init__(self, duties: Duties | None, wakeup: Wakeup, name: str) -> None:
-        self._wakeup = wakeup
+    def __init__(self, duties: Duties | None, name: str) -> None:
+        self.wakeup = Wakeup()
         self._duties: Callable[[], Duties | None] = lambda: None
         self._name = name
         self._lock = threading.Lock()  # guards the start of the thread, nothing else
@@ -45,7 +44,7 @@ class BackgroundThread:
 
     def serve(self, duties: Duties) -> None:
         """Set the object that does the work, before the first `wake`."""
-        self._duties = weakref.ref(duties, self._wakeup.set_on_collect)
+        self._duties = weakref.ref(duties, self.wakeup.set_on_collect)
 
     def wake(self) -> None:
         """Start the next pass now, in a new thread if none runs.
@@ -60,7 +59,7 @@ class BackgroundThread:
                     self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                     start(self._thread)  # after an interrupt the thread may or may not run
                     return  # without setting the wakeup: the thread begins with a pass, and another would follow
-        self._wakeup.set()
+        self.wakeup.set()
 
     def _renew(self) -> None:
         """Replace the locks if gevent has patched them.
@@ -69,7 +68,7 @@ class BackgroundThread:
         """
         if is_unpatched(self._lock):
             self._lock = threading.Lock()
-            self._wakeup.rebuild_if_patched()
+            self.wakeup.rebuild_if_patched()
 
     def _runs(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -84,7 +83,7 @@ class BackgroundThread:
         seconds: float | None = 0.0
         while seconds is not None:
             try:
-                self._wakeup.wait(seconds)
+                self.wakeup.wait(seconds)
                 seconds = self._next()
             except BaseException as error:  # noqa: BLE001 - no error, not even an injected one, may end the thread
                 log_failure(
@@ -111,8 +110,8 @@ class Parking(Protocol):
 class ParkingThread(BackgroundThread):
     """A thread that parks after half a second without a checkout: it then has nothing to do before the next one."""
 
-    def __init__(self, parking: Parking, duties: Duties | None, wakeup: Wakeup, name: str) -> None:
-        super().__init__(duties, wakeup, name)
+    def __init__(self, parking: Parking, duties: Duties | None, name: str) -> None:
+        super().__init__(duties, name)
         self._parking = parking
 
     def wake(self) -> None:

@@ -163,7 +163,8 @@ class Telemetry:
                 state.leave()
             context = state.context
         if checkout.flagged:
-            self._long_hold_ended(checkout, context)
+            self.held_long(checkout)
+            self._logs.long_hold_returned(checkout, context)
         if state is SUPPRESSED:
             return
         try:
@@ -186,7 +187,7 @@ class Telemetry:
     # Long holds
 
     def held_long(self, checkout: Checkout) -> None:
-        """Add the event and log the record of a long hold while the connection is still held."""
+        """Add the event and log the record of a long hold, once, while the connection is held or at its release."""
         with self._lock:
             attributes = self._report_long_hold(checkout)
         if attributes is not None:
@@ -208,13 +209,6 @@ class Telemetry:
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
-
-    def _long_hold_ended(self, checkout: Checkout, context: Context | None) -> None:
-        with self._lock:
-            attributes = self._report_long_hold(checkout)
-        if attributes is not None:
-            self._logs.long_hold(attributes, context)
-        self._logs.long_hold_returned(checkout, context)
 
     def reclaimed(self, checkout: Checkout) -> None:
         """End the span of a checkout whose connection was dropped, and log which thread dropped it."""

@@ -38,7 +38,7 @@ def maintenance_of(pool: ConnectionPool) -> ParkingThread:
 
 def start_pass(pool: ConnectionPool) -> None:
     """Let the maintenance make a pass now."""
-    pool._parts.thread._wakeup.set()
+    pool._parts.thread.wakeup.set()
 
 
 def use_reset(pool: ConnectionPool, reset: Callable[[connection], object] | None) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from otel_pgpool.runtime import background
 from otel_pgpool.runtime.background import BackgroundThread
-from otel_pgpool.runtime.wakeup import Wakeup
 from tests.support.processes import exit_code_of
 
 NAME = "otel_pgpool-test"
@@ -48,7 +47,7 @@ def running() -> int:
 def test_a_fork_waits_for_a_pass(turn: int) -> None:
     """Its child must not inherit a lock that the pass holds in telemetry: nobody would ever free it."""
     duties = Notifier()
-    watch = BackgroundThread(duties, Wakeup(), NAME)
+    watch = BackgroundThread(duties, NAME)
     watch.wake()
     assert duties.looked.acquire(timeout=10)
     assert exit_code_of(lambda: Notifier.lock.acquire(timeout=0)) == 0
@@ -68,7 +67,7 @@ def test_an_interrupted_start_leaves_one_thread(monkeypatch: pytest.MonkeyPatch,
         raise KeyboardInterrupt
 
     duties = Duties()
-    watch = BackgroundThread(duties, Wakeup(), NAME)
+    watch = BackgroundThread(duties, NAME)
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         watch.wake()
@@ -95,7 +94,7 @@ def test_a_pass_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     """The record has the error's class and the places, neither its text nor source lines; the thread goes on."""
     monkeypatch.setattr(background, "AFTER_FAILURE", 0.0)
     duties = Failing()
-    watch = BackgroundThread(duties, Wakeup(), NAME)
+    watch = BackgroundThread(duties, NAME)
     watch.wake()
     assert duties.looked.acquire(timeout=10)
     watch.join(10)

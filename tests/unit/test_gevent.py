@@ -12,7 +12,6 @@ import math, socket
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.pool import connect
 from otel_pgpool.driver import deadline as deadlines
-from otel_pgpool.runtime.wakeup import Wakeup
 from otel_pgpool.runtime.background import BackgroundThread
 
 class Duties:
@@ -22,7 +21,7 @@ class Duties:
 
 looked = []
 duties = Duties()
-watch = BackgroundThread(duties, Wakeup(), "watch")
+watch = BackgroundThread(duties, "watch")
 taken = socket.socket()
 taken.bind(("127.0.0.1", 0))  # and does not listen
 pool = ConnectionPool(0, 1, host="127.0.0.1", port=taken.getsockname()[1], open=False, observer=None)
