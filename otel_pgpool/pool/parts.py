@@ -1,4 +1,4 @@
-"""The collaborators of one pool, and how they are connected."""
+"""The parts of one pool, and how they are connected."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 
 class Parts:
-    """The collaborators of one pool, all in one place.
+    """The parts of one pool, all in one place.
 
-    Only `ConnectionPool` and `CheckoutContext` have this object. Each collaborator gets those that it calls. Nothing
-    here refers to the pool, and collaborators refer to this object only weakly: when a program drops an unclosed pool,
+    Only `ConnectionPool` and `CheckoutContext` have this object. Each part gets those that it calls. Nothing
+    here refers to the pool, and parts refer to this object only weakly: when a program drops an unclosed pool,
     this object is collected, and the threads end.
 
-    In a forked child `assemble` replaces the collaborators, whose locks and threads belong to the parent.
+    In a forked child `assemble` replaces the parts, whose locks and threads belong to the parent.
     """
 
     __slots__ = (
@@ -62,16 +62,6 @@ class Parts:
         "thread",
     )
 
-    core: Core
-    discarder: Discarder
-    releaser: Releaser
-    health: HealthCheck
-    connectors: Connectors
-    acquirer: Acquirer
-    maintenance: Maintenance
-    thread: ParkingThread
-    lifecycle: Lifecycle
-
     def __init__(self, config: PoolConfig, target: Target, observer: PoolObserver | None) -> None:
         self.config = config
         self.target = target
@@ -81,7 +71,7 @@ class Parts:
         self.assemble(config.minconn, config.maxconn)
 
     def assemble(self, minconn: int, maxconn: int) -> None:
-        """Create the collaborators, each with those that it calls."""
+        """Create the parts, each with those that it calls."""
         config, notifier = self.config, self.notifier
         core = Core(
             minconn,
