@@ -51,6 +51,7 @@ class SlotTable(Counters):
     """
 
     __slots__ = (  # otherwise CPython would store so many attributes outside the object, where access is slower
+        "__weakref__",
         "bypass_below",
         "checking",
         "closing",

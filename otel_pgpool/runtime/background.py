@@ -112,15 +112,18 @@ class ParkingThread(BackgroundThread):
 
     def __init__(self, parking: Parking, duties: Duties | None, name: str) -> None:
         super().__init__(duties, name)
-        self._parking = parking
+        self._parking = weakref.ref(parking)  # may be the object that does the work
 
     def wake(self) -> None:
         """Start the next pass now. If no thread can be started, the next checkout tries again."""
-        self._parking.parked = False
+        parking = self._parking()
+        if parking is None:
+            return
+        parking.parked = False
         try:
             super().wake()
         except BaseException as error:
-            self._parking.parked = True
+            parking.parked = True
             if is_external(error):
                 raise
             log_failure(f"{self._name}: the thread could not be started", error, DEBUG)

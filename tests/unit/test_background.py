@@ -6,12 +6,13 @@ import logging
 import math
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from otel_pgpool.runtime import background
-from otel_pgpool.runtime.background import BackgroundThread
+from otel_pgpool.runtime.background import BackgroundThread, ParkingThread
 from tests.support.processes import exit_code_of
 
 NAME = "otel_pgpool-test"
@@ -104,3 +105,36 @@ def test_a_pass_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     assert f'File "{__file__}"' in text
     assert "s3cret" not in text
     assert "raise " not in text
+
+
+class Parked(Duties):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parked = True
+
+
+def test_a_parked_thread_ends_with_its_work() -> None:
+    """Nothing of the thread keeps the object that does its work, even if that is also where checkouts read `parked`."""
+    duties = Parked()
+    watch = ParkingThread(duties, duties, NAME)
+    watch.wake()
+    assert not duties.parked
+    assert duties.looked.acquire(timeout=10)
+    del duties
+    watch.join(10)
+    assert running() == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """The next checkout tries again; an interrupt is raised, a failed start is not."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise error
+
+    duties = Parked()
+    watch = ParkingThread(duties, duties, NAME)
+    monkeypatch.setattr(background, "start", fail)
+    with nullcontext() if isinstance(error, RuntimeError) else pytest.raises(KeyboardInterrupt):
+        watch.wake()
+    assert duties.parked
