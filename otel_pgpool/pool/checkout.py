@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool.driver.proxy import unwrapped
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 NEVER = math.inf
 AT_ONCE = -math.inf
+
+ACQUIRED = attrgetter("acquired")
+"""The order of holds: the longest first."""
 
 
 class Slot:
