@@ -48,10 +48,15 @@ def test_the_library_uses_the_api_alone(folder: str) -> None:
         ("_core", "pool.core"),
         ("_liveness", "pool.health"),
         ("_settlement", "driver.error_text"),
-        ("_target", "driver.dsn"),
         ("cli.postgres", "demo.postgres"),
     ],
 )
 def test_former_names(former: str, present: str) -> None:
     """A former name leads to the present module itself, so that a patch of either is a patch of both."""
     assert import_module(f"otel_pgpool.{former}") is import_module(f"otel_pgpool.{present}")
+
+
+def test_former_name_of_the_target() -> None:
+    """The class that connects has kept its former name there."""
+    former = import_module("otel_pgpool._target")
+    assert former.Target is import_module("otel_pgpool.driver.connect_target").ConnectTarget

@@ -1,7 +1,5 @@
-"""The former name of `otel_pgpool.driver.dsn`."""
+"""The former name of the target that connects."""
 
-import sys
+from otel_pgpool.driver.connect_target import ConnectTarget as Target
 
-from otel_pgpool.driver import dsn
-
-sys.modules[__name__] = dsn
+__all__ = ["Target"]

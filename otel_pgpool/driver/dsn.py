@@ -1,37 +1,31 @@
-"""The target of a pool's connections: its arguments, parsed once, and its name without secrets."""
+"""The target of a pool's connections: its arguments, parsed once, and its name without secrets.
+
+This module also works without psycopg2, for targets that are given by parameters only.
+"""
 
 from __future__ import annotations
 
 import getpass
-import math
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import psycopg2
-from psycopg2 import extensions
+from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.config import LONGEST_VALUE, invalid_option
-from otel_pgpool.driver.attempt import CONNECT, ConnectAttempt
-from otel_pgpool.driver.deadline import IO_DEADLINE
-from otel_pgpool.driver.exposure import PLAIN, is_asked_in_clear, is_exposed, safe_options
-from otel_pgpool.runtime.fork import keep_from_forking
 from otel_pgpool.runtime.text import LONGEST_NAME, cut, may_hold_password, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping
 
-    from psycopg2.extensions import connection
+    from psycopg2 import Error, extensions
 
-CONNECT_TIMEOUT = 10
-"""Seconds for each host, if neither the DSN nor the environment sets a timeout; libpq itself would wait forever."""
+    HAS_PSYCOPG2: bool
+else:
+    try:
+        from psycopg2 import Error, extensions
 
-SERVICE_TIMEOUT = 60
-"""Seconds for each host if a service file may set a timeout. Only libpq reads that file, so this limit is generous."""
-
-CREDENTIALS_TIMEOUT = 10
-"""Seconds that ``credentials`` may take."""
+        HAS_PSYCOPG2 = True
+    except ImportError:
+        HAS_PSYCOPG2, Error = False, ValueError
 
 DEFAULT_PORT, LAST_PORT = 5432, 65535
 DEFAULT_FOLDERS = ("/var/run/postgresql", "/tmp")  # nosec B108 # noqa: S108 - libpq's own, of Debian's packages and of others
@@ -48,29 +42,19 @@ READABLE_DSN = "a URL (postgresql://user@host:port/dbname) or libpq's key=value 
 
 
 class Target:
-    """The arguments of ``psycopg2.connect``, parsed.
+    """The server and the database that arguments of ``psycopg2.connect`` lead to.
 
     Raises:
         ValueError: the arguments cannot be parsed. libpq's own text is left out, because it quotes the password.
     """
 
-    def __init__(
-        self,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        credentials: Callable[[], Mapping[str, Any]] | None = None,
-    ) -> None:
-        self._args = args
-        self._kwargs = dict(kwargs)
-        self._credentials = credentials
-        parameters = _parse(args, self._kwargs)
-        self._patience = Patience.of(parameters)
-        self._accepted = 0  # index of the set of options that the server accepted last
-        self._own = _public(parameters)
-        self.public = self._own
-        """Values that an error's text may quote: from these arguments, and from the last result of `credentials`."""
-        if not ({"connect_timeout", "service"} & parameters.keys() or _any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
-            self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
+    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._read(parse(args, dict(kwargs)))
+
+    def _read(self, parameters: Mapping[str, Any]) -> None:
+        """Read the target from connection parameters."""
+        self.public = public_values(parameters)
+        """Values that an error's text may quote."""
         self.address = printable(
             parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
         )
@@ -92,100 +76,6 @@ class Target:
         ports = self._ports * len(hosts) if len(self._ports) == 1 else self._ports
         places = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
         return cut(f"{places}/{self.namespace}", LONGEST_NAME)
-
-    def connect(self, attempt: ConnectAttempt | None = None) -> connection:
-        """Open one connection; ``attempt`` is given the time limit of each step.
-
-        Raises:
-            psycopg2.Error: ``psycopg2.connect`` failed.
-            ValueError: the parameters that ``credentials`` returned cannot be parsed.
-            TypeError: ``credentials`` did not return a mapping.
-            Exception: ``credentials`` raised.
-        """
-        attempt = attempt or ConnectAttempt()
-        extra: Mapping[str, Any] = {}
-        patience = self._patience
-        choices = PLAIN
-        if self._credentials is not None:
-            attempt.allow("credentials", CREDENTIALS_TIMEOUT)
-            extra = self._credentials()
-            if not isinstance(extra, Mapping):
-                raise TypeError(
-                    f"credentials must return a mapping of connection parameters, not {type(extra).__name__}"
-                )
-            given = _parse(() if "dsn" in extra else self._args, {**self._kwargs, **extra})
-            self.public = self._own | _public(given)
-            patience = Patience.of(given)
-            choices = safe_options(given)
-            if is_exposed(given):
-                attempt.warn()
-        args, kwargs = self._args, {**self._kwargs, **extra}
-        if attempt.limit is not None:
-            kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, attempt.limit / patience.hosts)))
-        if extensions.get_wait_callback() is None:
-            attempt.allow(CONNECT, patience.of_libpq)
-        else:
-            attempt.allow(CONNECT, patience.when_polled)
-            args, kwargs = _by_keyword(args, kwargs)
-            kwargs["connection_factory"] = attempt.watch_polled(kwargs["connection_factory"], patience.host_seconds)
-            if attempt.limit is not None:
-                with attempt.poll_within(min(patience.when_polled, attempt.limit)):
-                    return self._connect(args, kwargs, choices)
-        return self._connect(args, kwargs, choices)
-
-    def _connect(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], choices: Sequence[Mapping[str, str]]
-    ) -> connection:
-        """Connect with the first of several sets of options that the server accepts, beginning with the last accepted.
-
-        Raises:
-            psycopg2.Error: the server accepted none; the error is that of the first set.
-        """
-        first: psycopg2.Error | None = None
-        try:
-            for options in choices[self._accepted :] or choices:
-                try:
-                    with keep_from_forking():
-                        made: connection = psycopg2.connect(*args, **{**kwargs, **options})
-                except psycopg2.OperationalError as error:
-                    first, self._accepted = first or error, 0
-                    if not is_asked_in_clear(error):
-                        break
-                else:
-                    self._accepted = choices.index(options)
-                    return made
-            assert first is not None  # nosec B101 # noqa: S101 - there is at least one set
-            raise first
-        finally:
-            del first  # breaks a reference cycle: its traceback refers to this frame
-
-
-class Patience(NamedTuple):
-    """The time limits of a connect."""
-
-    host_seconds: float
-    hosts: int
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> Patience:
-        """Read the limits from connection parameters, or else from the environment variables that libpq reads."""
-        asked = str(parameters.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or "").strip()
-        seconds = int(asked) if asked.isdecimal() else 0
-        if not seconds:  # with 0 libpq waits for ever
-            has_service = "service" in parameters or _any_set("PGSERVICE")
-            seconds = SERVICE_TIMEOUT if has_service else CONNECT_TIMEOUT
-        places = (str(parameters.get(key) or os.environ.get(PLACES[key]) or "") for key in ("host", "hostaddr"))
-        return cls(seconds, max(place.count(",") for place in places) + 1)
-
-    @property
-    def when_polled(self) -> float:
-        """Seconds for a connect under a wait callback, which libpq does not bound."""
-        return self.host_seconds * self.hosts + 0.5
-
-    @property
-    def of_libpq(self) -> float:
-        """Seconds after which libpq should have given up itself, assuming up to four addresses for each host's name."""
-        return 4 * self.host_seconds * self.hosts + IO_DEADLINE
 
 
 class UnknownTarget(Target):
@@ -217,7 +107,12 @@ def target_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
         return UnknownTarget()
 
 
-def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the connection parameters of arguments of ``psycopg2.connect``.
+
+    Raises:
+        ValueError: the arguments cannot be parsed, or may contain a password in a wrong place.
+    """
     dsn = args[0] if args else kwargs.get("dsn")
     if dsn is not None and not isinstance(dsn, str):
         raise invalid_option("dsn", type(dsn).__name__, READABLE_DSN)
@@ -233,8 +128,8 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     if any("\0" in text for text in (dsn, *given.values()) if isinstance(text, str)):
         raise ValueError(f"dsn cannot be read: expected {READABLE_DSN} without NUL characters")
     parameters: dict[str, Any] | None = None
-    with suppress(psycopg2.Error, TypeError, ValueError, UnicodeError):  # its text would quote the password
-        parameters = extensions.parse_dsn(extensions.make_dsn(dsn, **given))
+    with suppress(Error, TypeError, ValueError):  # its text would quote the password
+        parameters = _by_libpq(dsn, given)
     if parameters is None:
         raise ValueError(
             f"dsn cannot be read: expected {READABLE_DSN}; its text is not shown, as it may hold a password"
@@ -250,12 +145,6 @@ def _parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     _check_ports("port", parameters.get("port"), show=str(parameters.get("port")).isdecimal())
     _check_ports("PGPORT", os.environ.get("PGPORT"))
     return parameters
-
-
-def _by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return arguments of ``psycopg2.connect`` with its factories by keyword."""
-    factories = dict.fromkeys(DRIVER_KEYWORDS) | dict(zip(DRIVER_KEYWORDS, args[1:], strict=False))
-    return args[:1], {**factories, **kwargs}
 
 
 def _check_places(parameters: Mapping[str, Any]) -> None:
@@ -286,15 +175,24 @@ def _is_url(dsn: str | None) -> bool:
     return dsn is not None and dsn.startswith(("postgresql://", "postgres://"))
 
 
+def _by_libpq(dsn: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return connection parameters as libpq reads them; without psycopg2, which calls libpq, only those by keyword."""
+    if HAS_PSYCOPG2:
+        return extensions.parse_dsn(extensions.make_dsn(dsn, **given))
+    if dsn is not None:
+        raise ValueError("a connection string cannot be read without psycopg2")
+    return {key: str(value) for key, value in given.items() if value is not None}
+
+
 def _check_keyword(key: str) -> None:
     try:
-        extensions.make_dsn(**{key: ""})
-    except (psycopg2.Error, UnicodeError):
+        _by_libpq(None, {key: ""})
+    except (Error, UnicodeError):
         shown = cut(repr(key), LONGEST_VALUE)
         raise ValueError(f"{shown} is no option of ConnectionPool and no connection parameter of libpq") from None
 
 
-def _public(parameters: Mapping[str, Any]) -> frozenset[str]:
+def public_values(parameters: Mapping[str, Any]) -> frozenset[str]:
     """Return the values that an error's text may quote: each host's name and socket, ports, names and files."""
     found = {key: str(parameters.get(key) or os.environ.get(PLACES.get(key, "")) or "") for key in PUBLIC}
     ports = _ports_of(parameters)
@@ -310,7 +208,8 @@ def _ports_of(parameters: Mapping[str, Any]) -> list[str]:
     return [port or str(DEFAULT_PORT) for port in ports.split(",")]
 
 
-def _any_set(*variables: str) -> bool:
+def any_set(*variables: str) -> bool:
+    """Return whether any of these environment variables is set."""
     return any(os.environ.get(variable) for variable in variables)
 
 

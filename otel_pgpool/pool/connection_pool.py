@@ -7,8 +7,8 @@ from sys import _getframe
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from otel_pgpool.config import PoolConfig, invalid_option, validate_expected_hold, validate_limits, validate_seconds
+from otel_pgpool.driver.connect_target import ConnectTarget
 from otel_pgpool.driver.deadline import stop_watching
-from otel_pgpool.driver.dsn import Target
 from otel_pgpool.errors import PoolClosed, PoolError
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.call_site import call_sites
@@ -116,7 +116,8 @@ class ConnectionPool(PoolState):
             raise invalid_option("observer", observer, "a PoolObserver or None")
         reset_thread_cache()
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
-        super().__init__(Parts(config, Target(args, kwargs, credentials), _default() if observer is ... else observer))
+        target = ConnectTarget(args, kwargs, credentials)
+        super().__init__(Parts(config, target, _default() if observer is ... else observer))
         self._parts.register(self, type(self)._reset_after_fork)  # noqa: SLF001 - the method of this class
         if self._parts.observer is not None:
             self._parts.observer.attached(self)  # not guarded: an error here is a misuse, which the caller should see

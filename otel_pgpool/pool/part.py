@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from otel_pgpool.config import PoolConfig
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.connect_target import ConnectTarget
     from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.notifier import Notifier
 
@@ -16,7 +16,7 @@ class Common(NamedTuple):
 
     core: Core
     config: PoolConfig
-    target: Target
+    target: ConnectTarget
     notifier: Notifier
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool.config import PoolConfig
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.connect_target import ConnectTarget
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.registry import Pool
@@ -62,7 +62,7 @@ class Parts:
         "thread",
     )
 
-    def __init__(self, config: PoolConfig, target: Target, observer: PoolObserver | None) -> None:
+    def __init__(self, config: PoolConfig, target: ConnectTarget, observer: PoolObserver | None) -> None:
         self.config = config
         self.target = target
         self.observer = observer

@@ -76,16 +76,13 @@ class Telemetry:
         self._wait_time = self._instruments.wait_time if "wait_time" in recorded else None
         self._use_time = self._instruments.use_time if "use_time" in recorded else None
         self._create_time = self._instruments.create_time if "create_time" in recorded else None
-        self.recording_gate = self._gate()
+        is_recorded = self._wait_time is not None or self._use_time is not None
+        gate = self._instruments.recording_gate if is_recorded else CLOSED
+        self.recording_gate: RecordingGate | None = gate if self._config.spans == "off" else None
         self.transaction_status: Callable[[Any], TransactionStatus] = transaction_status
         """Function that reads the status of a connection's transaction; the instrumentation sets its own."""
         self._pool_name: str | None = None
         self._error_types = ErrorTypes()
-
-    def _gate(self) -> RecordingGate | None:
-        if self._config.spans != "off":
-            return None
-        return self._instruments.recording_gate if self._wait_time is not None or self._use_time is not None else CLOSED
 
     def attached(self, pool: ObservedPool) -> None:
         """Prepare the telemetry of a pool; called again in a forked child.

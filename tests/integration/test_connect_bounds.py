@@ -12,7 +12,7 @@ import pytest
 from psycopg2 import extensions, extras
 
 from otel_pgpool import ConnectionPool, PoolTimeout
-from otel_pgpool.driver import dsn as targets
+from otel_pgpool.driver import connect_target as targets
 from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.pool import connect as connecting
 from tests.support.database import ask

@@ -13,7 +13,7 @@ import pytest
 
 from otel_pgpool import ConnectionPool
 from otel_pgpool.driver.attempt import ConnectAttempt
-from otel_pgpool.driver.dsn import CONNECT_TIMEOUT, Target
+from otel_pgpool.driver.connect_target import CONNECT_TIMEOUT, ConnectTarget
 
 ME = getpass.getuser()
 
@@ -26,8 +26,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(variable)
 
 
-def target(*args: Any, **kwargs: Any) -> Target:
-    return Target(args, kwargs)
+def target(*args: Any, **kwargs: Any) -> ConnectTarget:
+    return ConnectTarget(args, kwargs)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_credentials_are_asked_for_each_connect(monkeypatch: pytest.MonkeyPatch)
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(psycopg2, "connect", lambda *_args, **kwargs: calls.append(kwargs))
     passwords = iter(["first", "second"])
-    rotating = Target(("host=db connect_timeout=3",), {"password": "old"}, lambda: {"password": next(passwords)})
+    rotating = ConnectTarget(("host=db connect_timeout=3",), {"password": "old"}, lambda: {"password": next(passwords)})
     rotating.connect(ConnectAttempt())
     rotating.connect(ConnectAttempt())
     assert [call["password"] for call in calls] == ["first", "second"]
@@ -141,7 +141,7 @@ def test_what_an_error_may_quote(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", "fromenv")
     monkeypatch.setattr(psycopg2, "connect", lambda *_args, **_kwargs: None)
     given = iter([{"user": "first", "password": "rotated"}, {"user": "second", "password": "rotated"}])
-    parsed = Target(
+    parsed = ConnectTarget(
         ("host=db,/run/pg user=app dbname=shop password=from@url sslpassword=forkey",), {}, lambda: next(given)
     )
     parsed.connect()

@@ -33,6 +33,9 @@ def told_by(program: str) -> Any:
     [
         "otel_pgpool",
         "otel_pgpool.errors",
+        "otel_pgpool.driver.dsn",
+        "otel_pgpool.driver.messages",
+        "otel_pgpool.driver.proxy",
         "otel_pgpool.observer",
         "otel_pgpool.telemetry",
         "otel_pgpool.instrumentation",
@@ -117,3 +120,15 @@ print(json.dumps([failed.error_type, late.error_type, stats.name, stats.timeouts
 session.end()
 """)
     assert told == ["57014", "timeout", "db:5432/shop", 1, 1, {"idle": 0, "queued": 0, "new": 1}]
+
+
+def test_targets() -> None:
+    """Parameters by keyword describe a target; a connection string is libpq's to read, and the target is unknown."""
+    told = told_by("""
+from otel_pgpool.driver.dsn import target_of
+parameters = {"host": "db,other", "port": "5433", "user": "app", "dbname": "shop"}
+read, unread = target_of((), parameters), target_of(("postgresql://app@db/shop",), {})
+refused = target_of((), {**parameters, "host": "postgresql://app:hunter2@db/shop"})
+print(json.dumps([read.name, read.port, sorted(read.public & {"db", "app"}), unread.name, refused.name]))
+""")
+    assert told == ["db:5433,other:5433/shop", 5433, ["app", "db"], "unknown", "unknown"]

@@ -1,0 +1,160 @@
+"""The target of a `ConnectionPool`, which connects to it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg2
+from psycopg2 import extensions
+
+from otel_pgpool.driver.attempt import CONNECT, ConnectAttempt
+from otel_pgpool.driver.deadline import IO_DEADLINE
+from otel_pgpool.driver.dsn import DRIVER_KEYWORDS, PLACES, Target, any_set, parse, public_values
+from otel_pgpool.driver.exposure import PLAIN, is_asked_in_clear, is_exposed, safe_options
+from otel_pgpool.runtime.fork import keep_from_forking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from psycopg2.extensions import connection
+
+CONNECT_TIMEOUT = 10
+"""Seconds for each host, if neither the DSN nor the environment sets a timeout; libpq itself would wait forever."""
+
+SERVICE_TIMEOUT = 60
+"""Seconds for each host if a service file may set a timeout. Only libpq reads that file, so this limit is generous."""
+
+CREDENTIALS_TIMEOUT = 10
+"""Seconds that ``credentials`` may take."""
+
+
+class ConnectTarget(Target):
+    """The arguments of ``psycopg2.connect``, parsed.
+
+    Its public values include those of the last result of ``credentials``.
+
+    Raises:
+        ValueError: the arguments cannot be parsed.
+    """
+
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        credentials: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._args = args
+        self._kwargs = dict(kwargs)
+        self._credentials = credentials
+        self._accepted = 0  # index of the set of options that the server accepted last
+        super().__init__(args, kwargs)
+
+    def _read(self, parameters: Mapping[str, Any]) -> None:
+        super()._read(parameters)
+        self._own = self.public
+        self._patience = Patience.of(parameters)
+        if not ({"connect_timeout", "service"} & parameters.keys() or any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
+            self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
+
+    def connect(self, attempt: ConnectAttempt | None = None) -> connection:
+        """Open one connection; ``attempt`` is given the time limit of each step.
+
+        Raises:
+            psycopg2.Error: ``psycopg2.connect`` failed.
+            ValueError: the parameters that ``credentials`` returned cannot be parsed.
+            TypeError: ``credentials`` did not return a mapping.
+            Exception: ``credentials`` raised.
+        """
+        attempt = attempt or ConnectAttempt()
+        extra: Mapping[str, Any] = {}
+        patience = self._patience
+        choices = PLAIN
+        if self._credentials is not None:
+            attempt.allow("credentials", CREDENTIALS_TIMEOUT)
+            extra = self._credentials()
+            if not isinstance(extra, Mapping):
+                raise TypeError(
+                    f"credentials must return a mapping of connection parameters, not {type(extra).__name__}"
+                )
+            given = parse(() if "dsn" in extra else self._args, {**self._kwargs, **extra})
+            self.public = self._own | public_values(given)
+            patience = Patience.of(given)
+            choices = safe_options(given)
+            if is_exposed(given):
+                attempt.warn()
+        args, kwargs = self._args, {**self._kwargs, **extra}
+        if attempt.limit is not None:
+            kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, attempt.limit / patience.hosts)))
+        if extensions.get_wait_callback() is None:
+            attempt.allow(CONNECT, patience.of_libpq)
+        else:
+            attempt.allow(CONNECT, patience.when_polled)
+            args, kwargs = _by_keyword(args, kwargs)
+            kwargs["connection_factory"] = attempt.watch_polled(kwargs["connection_factory"], patience.host_seconds)
+            if attempt.limit is not None:
+                with attempt.poll_within(min(patience.when_polled, attempt.limit)):
+                    return self._connect(args, kwargs, choices)
+        return self._connect(args, kwargs, choices)
+
+    def _connect(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], choices: Sequence[Mapping[str, str]]
+    ) -> connection:
+        """Connect with the first of several sets of options that the server accepts, beginning with the last accepted.
+
+        Raises:
+            psycopg2.Error: the server accepted none; the error is that of the first set.
+        """
+        first: psycopg2.Error | None = None
+        try:
+            for options in choices[self._accepted :] or choices:
+                try:
+                    with keep_from_forking():
+                        made: connection = psycopg2.connect(*args, **{**kwargs, **options})
+                except psycopg2.OperationalError as error:
+                    first, self._accepted = first or error, 0
+                    if not is_asked_in_clear(error):
+                        break
+                else:
+                    self._accepted = choices.index(options)
+                    return made
+            assert first is not None  # nosec B101 # noqa: S101 - there is at least one set
+            raise first
+        finally:
+            del first  # breaks a reference cycle: its traceback refers to this frame
+
+
+class Patience(NamedTuple):
+    """The time limits of a connect."""
+
+    host_seconds: float
+    hosts: int
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> Patience:
+        """Read the limits from connection parameters, or else from the environment variables that libpq reads."""
+        asked = str(parameters.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or "").strip()
+        seconds = int(asked) if asked.isdecimal() else 0
+        if not seconds:  # with 0 libpq waits for ever
+            has_service = "service" in parameters or any_set("PGSERVICE")
+            seconds = SERVICE_TIMEOUT if has_service else CONNECT_TIMEOUT
+        places = (str(parameters.get(key) or os.environ.get(PLACES[key]) or "") for key in ("host", "hostaddr"))
+        return cls(seconds, max(place.count(",") for place in places) + 1)
+
+    @property
+    def when_polled(self) -> float:
+        """Seconds for a connect under a wait callback, which libpq does not bound."""
+        return self.host_seconds * self.hosts + 0.5
+
+    @property
+    def of_libpq(self) -> float:
+        """Seconds after which libpq should have given up itself, assuming up to four addresses for each host's name."""
+        return 4 * self.host_seconds * self.hosts + IO_DEADLINE
+
+
+def _by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments of ``psycopg2.connect`` with its factories by keyword."""
+    factories = dict.fromkeys(DRIVER_KEYWORDS) | dict(zip(DRIVER_KEYWORDS, args[1:], strict=False))
+    return args[:1], {**factories, **kwargs}
