@@ -326,6 +326,35 @@ trying to put unkeyed connection
 QueuePool limit of size {} overflow {} reached, connection timed out, timeout {}
 """
 
+OF_PSYCOPG = """
+connection failed: {}
+connection is bad: {}
+connection timeout expired
+failed to resolve host '{}': {}
+[Errno {}] {}
+Multiple connection attempts failed. All failures were:
+- host: '{}', port: '{}', hostaddr: '{}': {}
+- host: '{}', port: '{}', hostaddr: None: {}
+- host: None, port: None, hostaddr: None: {}
+the connection is closed
+the connection is lost
+consuming input failed: {}
+sending query failed: {}
+sending query and params failed: {}
+flushing failed: {}
+no result returned: {}
+couldn't get a connection after {} sec
+pool initialization incomplete after {} sec
+pool has already been opened/closed and cannot be reused
+the pool '{}' has already {} requests waiting
+the pool '{}' is already closed
+the pool '{}' is closed
+the pool '{}' is not open yet
+connection left in status {} by configure function {}: discarded
+connection left in status {} by reset function {}: discarded
+"""
+"""Texts of psycopg 3 and of its pools."""
+
 OF_OURS = """
 configure left a transaction in error, so its work cannot be committed
 reset left a transaction in error, so its work cannot be committed

@@ -30,6 +30,7 @@ logger = logging.getLogger("otel_pgpool")
 
 ADAPTERS = {
     "psycopg2.pool": "otel_pgpool.instrumentation.adapters.psycopg2.install:Psycopg2Adapter",
+    "psycopg_pool": "otel_pgpool.instrumentation.adapters.psycopg_pool.install:PsycopgPoolAdapter",
     "sqlalchemy": "otel_pgpool.instrumentation.adapters.sqlalchemy.install:SqlalchemyAdapter",
 }
 """By module of a library: the class of the adapter, imported once the library's module has been imported.
