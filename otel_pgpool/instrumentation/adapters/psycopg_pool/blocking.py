@@ -39,7 +39,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
-            tracker = calls.tracker_of(self)
+            tracker = calls.first_use(self)
             if tracker is None:
                 return original(self, timeout)
         me = get_ident()
@@ -75,7 +75,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
 
 def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``putconn``."""
-    inherited = calls.inherited
+    inherited = calls.inherited.conns
 
     @wraps(original)
     def putconn(self: Any, conn: Any) -> Any:
@@ -221,9 +221,23 @@ def wrap_open(calls: PoolCalls, original: Method) -> Method:
     return opening
 
 
+def wrap_wait_for_pool(calls: PoolCalls, original: Method) -> Method:
+    """Wrap ``wait``, which a forked child may call before its first checkout."""
+
+    @wraps(original)
+    def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_here:
+            renew()
+        calls.opened(self)
+        return original(self, *args, **kwargs)
+
+    return wait
+
+
 WRAPPERS = {
     "__init__": wrap_open,
     "open": wrap_open,
+    "wait": wrap_wait_for_pool,
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
     "_check_connection": wrap_check,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import CodeType, FrameType
 
+    from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPools
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -77,7 +78,7 @@ class PoolCalls:
         self.in_progress: dict[int, InProgress] = {}  # by thread or task; never replaced
         self._failed_checks: dict[int, list[tuple[Any, BaseException]]] = {}  # by id of the checkout
         self.fresh = FreshConnections()
-        self.inherited: dict[int, Any] = {}  # checked out in a parent process, by id; kept alive
+        self.inherited: InheritedPools  # set by the adapter, which has one for both kinds of calls
 
     def tracker_of(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool; None if there is none, or one of a later instrumentation."""
@@ -89,6 +90,23 @@ class PoolCalls:
             self.guard.log_error(error)
             return None
         return tracker if tracker is not None and tracker.watch is self._watch else None
+
+    def first_use(self, pool: Any) -> PoolTracker | None:
+        """Return the tracker of a pool, as `tracker_of`; report or repair a pool that a forked child has inherited."""
+        tracker = self.tracker_of(pool)
+        if tracker is not None and pool in self.inherited:
+            try:
+                self.inherited.first_use(pool, tracker.name)
+            except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+                self.guard.log_error(error)
+            tracker = self.tracker_of(pool)
+        return tracker
+
+    def reset_after_fork(self) -> None:
+        """Drop the parent's calls in a forked child."""
+        self.in_progress.clear()
+        self._failed_checks.clear()
+        self.fresh.clear()
 
     # Checkouts
 
@@ -190,7 +208,7 @@ class PoolCalls:
     def opened(self, pool: Any) -> None:
         """Track a pool that has been opened."""
         if not pool.closed:
-            self.tracker_of(pool)
+            self.first_use(pool)
 
     @never_raise
     def worker_done(self, pool: Any) -> None:

@@ -50,7 +50,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     def getconn(self: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         if not is_here:
             renew()
-        tracker = calls.tracker_of(self)
+        tracker = calls.first_use(self)
         if tracker is None:
             return original(self, timeout)
         task = running_task()
@@ -100,7 +100,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         if not is_here:
             renew()
         tracker = calls.tracker_of(self)
-        if id(conn) in calls.inherited:
+        if id(conn) in calls.inherited.conns:
             return None
         if tracker is None or (slot := tracker.slots.get(id(conn))) is None:  # an unknown connection
             return await original(self, conn)
@@ -234,9 +234,23 @@ def wrap_open_later(calls: PoolCalls, original: Method) -> Method:
     return opening
 
 
+def wrap_wait_for_pool(calls: PoolCalls, original: Method) -> Method:
+    """Wrap ``wait``, which a forked child may call before its first checkout."""
+
+    @wraps(original)
+    async def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_here:
+            renew()
+        calls.opened(self)
+        return await original(self, *args, **kwargs)
+
+    return wait
+
+
 WRAPPERS = {
     "__init__": wrap_open,
     "open": wrap_open_later,
+    "wait": wrap_wait_for_pool,
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
     "_check_connection": wrap_check,

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
+import weakref
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, pool, pool_async
+from psycopg_pool import (
+    AsyncConnectionPool,
+    AsyncNullConnectionPool,
+    ConnectionPool,
+    NullConnectionPool,
+    pool,
+    pool_async,
+)
 from psycopg_pool.base import BasePool
 
 from otel_pgpool.instrumentation.adapters.base import Levels
@@ -15,6 +25,7 @@ from otel_pgpool.instrumentation.adapters.psycopg.driver import PsycopgDriver
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
+from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPools
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.session import find_instances
@@ -23,14 +34,13 @@ from otel_pgpool.runtime.text import may_hold_password
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Sequence
     from types import ModuleType
 
     from otel_pgpool.driver.dsn import Target
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
-
-    Wrappers = Mapping[str, Callable[[PoolCalls, Any], Any]]
+    from otel_pgpool.pool.checkout import Slot
 
 
 class PsycopgPoolAdapter(PsycopgDriver):
@@ -44,25 +54,28 @@ class PsycopgPoolAdapter(PsycopgDriver):
         self._replacements = Replacements()
         self._calls = PoolCalls(session, self._track, _code_of(ConnectionPool.connection), get_ident)
         self._calls_of_tasks = PoolCalls(session, self._track, None, coroutines.current_key)
+        self._inherited = InheritedPools(is_repaired=session.options.fork_repair)
+        self._calls.inherited = self._calls_of_tasks.inherited = self._inherited
+        # The process of each pool and the slots of its connections, also after a fork, when the tracker has others.
+        self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, Slot]]] = weakref.WeakKeyDictionary()
 
     # Which methods are wrapped
 
     def install(self) -> None:
         """Wrap the methods, and track the present pools."""
-        self._wrap(self._calls, ConnectionPool, blocking, pool)
-        self._wrap(self._calls_of_tasks, AsyncConnectionPool, coroutines, pool_async)
+        self._wrap(self._calls, (ConnectionPool, NullConnectionPool), blocking, pool)
+        self._wrap(self._calls_of_tasks, (AsyncConnectionPool, AsyncNullConnectionPool), coroutines, pool_async)
         self._track_present()
 
-    def _wrap(self, calls: PoolCalls, owner: type, wrappers: Any, module: ModuleType) -> None:
-        """Wrap the methods of a class of pools, and of the classes that these use."""
+    def _wrap(self, calls: PoolCalls, owners: Sequence[type], wrappers: Any, module: ModuleType) -> None:
+        """Wrap the methods of classes of pools, and of the classes that these use."""
         for cls, methods in (
-            (owner, wrappers.WRAPPERS),
+            *((owner, wrappers.WRAPPERS) for owner in owners),
             (module.WaitingClient, wrappers.OF_WAITING),
             (module.ReturnConnection, wrappers.OF_RETURNING),
         ):
-            for name, wrap in methods.items():
-                if hasattr(cls, name):  # an earlier release may have no such method
-                    self._replacements.set(cls, name, wrap(calls, getattr(cls, name)))
+            for name in methods.keys() & vars(cls).keys():  # an earlier release may not have each method
+                self._replacements.wrap(cls, name, partial(methods[name], calls))
 
     def uninstall(self) -> None:
         """Restore the original methods."""
@@ -90,7 +103,8 @@ class PsycopgPoolAdapter(PsycopgDriver):
         if not private.is_initialized(pool):
             return None
         tracker = self._session.track(pool, self, name=_name_of(pool))
-        if tracker is not None:
+        if tracker is not None and pool not in self._inherited:
+            self._origins[pool] = os.getpid(), tracker.slots
             tracker.fast_path_owner = self._calls_of(pool)
         return tracker
 
@@ -115,9 +129,18 @@ class PsycopgPoolAdapter(PsycopgDriver):
         """Return whether a connection is idle: a subclass may release by a method that is not wrapped."""
         return not private.is_checked_out(pool, conn)
 
-    def forget_inherited(self, pool: Any) -> int:  # noqa: ARG002 - in work
-        """Return the number of the parent's connections."""
-        return 0
+    def forget_inherited(self, pool: Any) -> int:
+        """Return the number of the parent's connections, which a pool to be repaired leaves to the parent."""
+        tracker: PoolTracker = getattr(pool, TRACKER_ATTR)
+        tracker.fast_path_owner = None  # so that the next use calls `_track`
+        self._calls_of(pool).reset_after_fork()
+        parent, slots = self._origins.pop(pool, (os.getppid(), {}))
+        known = [slot.ref() for slot in slots.values()]
+        held = [conn for conn in known if conn is not None and private.is_checked_out(pool, conn)]
+        conns = [*private.idle_connections(pool), *held]
+        if not pool.closed:
+            self._inherited.inherit(pool, parent, conns)
+        return len(conns)
 
 
 def _name_of(pool: Any) -> str | None:

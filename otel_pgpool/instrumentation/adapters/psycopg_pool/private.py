@@ -87,3 +87,36 @@ def has_check(pool: Any) -> bool:
 def returned(task: Any) -> tuple[Any, bool]:
     """Return the connection that a ``ReturnConnection`` is about, and whether ``getconn`` has given it back."""
     return task.conn, bool(task.from_getconn)
+
+
+# In a forked child
+
+STATE = (
+    *("_lock", "_sched", "_tasks", "_waiting", "_pool", "_stats", "_workers", "_sched_runner", "_pool_full_event"),
+    *("_growing", "_nconns", "_nconns_min", "_min_size", "_start_workers", "_start_initial_tasks"),
+)
+"""The parts of an open pool that begin anew, or are needed for that."""
+
+
+def missing_parts(pool: Any) -> tuple[str, ...]:
+    """Return the parts of an open pool that this release does not have."""
+    return tuple(name for name in STATE if not hasattr(pool, name))
+
+
+def begin_anew(pool: Any) -> None:
+    """Give a pool the state of one that was just opened, and has not started its work.
+
+    The parent may have held any lock, and changed any of these, at the moment of the fork.
+    """
+    for name in ("_lock", "_sched", "_tasks", "_waiting", "_pool", "_stats"):
+        setattr(pool, name, type(getattr(pool, name))())
+    pool._workers = []
+    pool._sched_runner = pool._pool_full_event = None
+    pool._growing = False
+    pool._nconns = pool._nconns_min = pool._min_size
+
+
+def start_work(pool: Any) -> None:
+    """Start the threads or tasks of a pool, which then opens its connections."""
+    pool._start_workers()
+    pool._start_initial_tasks()
