@@ -51,6 +51,20 @@ class PoolAdapter(ABC):
     time, and must neither wait nor take a lock of the pool. Those that get a connection must not change it.
     """
 
+    kind: str = ""
+    """Name of the kind of pools: the top-level package of the library. Set before `install`."""
+
+    @classmethod
+    def pool_of(cls, given: Any) -> Any:  # noqa: ARG003 - the interface
+        """Return the pool that an object is, or has, as an engine does; None if the object is of another kind.
+
+        ``instrument_pool`` and ``uninstrument_pool`` need this.
+        """
+        return None
+
+    def track_selected(self, pool: Any) -> None:  # noqa: B027 - optional
+        """Start to track a pool at once, which otherwise begins at the pool's next checkout."""
+
     @abstractmethod
     def install(self) -> None:
         """Wrap the methods of the pools, or add listeners; start to track pools that exist already."""

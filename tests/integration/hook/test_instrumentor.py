@@ -29,6 +29,7 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 
 import otel_pgpool
 from otel_pgpool import PgPoolInstrumentor, instrumentation
+from otel_pgpool.instrumentation import installation
 from tests.support.database import ask
 from tests.support.instrumentation import instrumented, lent, name_of, quietly, snapshot, tracker_of
 from tests.support.telemetry import assert_exactly, status_of, until
@@ -337,12 +338,13 @@ def test_disabled(only_ours: None, monkeypatch: pytest.MonkeyPatch, disabled: st
 
 
 def test_dependencies() -> None:
-    """The distribution declares either flavour of psycopg2, and here one is installed."""
+    """The distribution declares the libraries of pools; those that are installed are the requirements."""
     ours = distribution("otel-pgpool")
     assert get_dist_dependency_conflicts(ours) is None
     declared = [line.partition(";")[0].strip() for line in ours.requires or () if "instruments-any" in line]
-    assert sorted(declared) == ["psycopg2-binary>=2.9", "psycopg2>=2.9"]
-    assert PgPoolInstrumentor().instrumentation_dependencies() == ("psycopg2-binary >= 2.9",)
+    assert sorted(declared) == sorted(each.replace(" ", "") for each in instrumentation.DISTRIBUTIONS.values())
+    required = PgPoolInstrumentor().instrumentation_dependencies()
+    assert required == ("psycopg2-binary >= 2.9", "psycopg-pool >= 3.2", "SQLAlchemy >= 1.4", "asyncpg >= 0.29")
 
 
 @pytest.mark.parametrize(
@@ -485,8 +487,8 @@ def test_hook_that_cannot_be_taken_off(signals: Signals, dsn: str, monkeypatch: 
         raise RuntimeError("broken")
 
     before = snapshot()
-    with instrumented(signals) as instrumentor:
-        instrumentor._adapters.append(SimpleNamespace(uninstall=broken))
+    with instrumented(signals):
+        instrumentation._installation.installed["broken"] = SimpleNamespace(uninstall=broken)
         pool = ThreadedConnectionPool(1, 1, dsn)
     assert snapshot() == before
     assert "_otel_pgpool" not in vars(pool)
@@ -581,10 +583,16 @@ def test_instrument_never_raises(dsn: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["InstrumentationSession", "InstrumentationOptions", "register_post_import_hook", "resolve_name"]
+    ("module", "where"),
+    [
+        (installation, "InstrumentationSession"),
+        (instrumentation, "InstrumentationOptions"),
+        (installation, "register_post_import_hook"),
+        (installation, "resolve_name"),
+    ],
 )
 def test_instrument_never_raises_of_itself(
-    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, where: str
+    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, module: Any, where: str
 ) -> None:
     """Whatever goes wrong inside is logged, and pools stay as they are."""
 
@@ -597,7 +605,7 @@ def test_instrument_never_raises_of_itself(
 
     before = snapshot()
     with ExitStack() as stack:
-        monkeypatch.setattr(instrumentation, where, Broken())
+        monkeypatch.setattr(module, where, Broken())
         stack.enter_context(instrumented(signals))
         monkeypatch.undo()
         pool = ThreadedConnectionPool(1, 1, dsn)

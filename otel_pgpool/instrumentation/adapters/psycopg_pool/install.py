@@ -59,6 +59,15 @@ class PsycopgPoolAdapter(PsycopgDriver):
         # The process of each pool and the slots of its connections, also after a fork, when the tracker has others.
         self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, Slot]]] = weakref.WeakKeyDictionary()
 
+    @classmethod
+    def pool_of(cls, given: Any) -> Any:
+        """Return the pool that an object is."""
+        return given if isinstance(given, (ConnectionPool, AsyncConnectionPool)) else None
+
+    def track_selected(self, pool: Any) -> None:
+        """Start to track a pool, if it is open."""
+        self._calls_of(pool).opened(pool)
+
     # Which methods are wrapped
 
     def install(self) -> None:

@@ -57,6 +57,13 @@ class SqlalchemyAdapter(Psycopg2Driver):
         self._engines: weakref.WeakKeyDictionary[Engine, PoolTracker] = weakref.WeakKeyDictionary()
         self._replacements = Replacements()
 
+    @classmethod
+    def pool_of(cls, given: Any) -> Any:
+        """Return the pool that an object is, or that an engine has."""
+        engine = getattr(given, "sync_engine", given)  # of an asynchronous engine
+        pool = engine.pool if isinstance(engine, Engine) else given
+        return pool if isinstance(pool, Pool) else None
+
     def install(self) -> None:
         """Add the listeners, wrap the methods, and track the engines that have connections."""
         self._events.add()
