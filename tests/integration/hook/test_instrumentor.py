@@ -352,14 +352,15 @@ def test_dependencies() -> None:
     [
         ({"psycopg2"}, ("psycopg2 >= 2.9",)),
         ({"psycopg2-binary"}, ("psycopg2-binary >= 2.9",)),
-        ({"psycopg2", "psycopg2-binary"}, ("psycopg2 >= 2.9",)),
+        ({"psycopg2", "psycopg2-binary"}, ("psycopg2 >= 2.9", "psycopg2-binary >= 2.9")),
+        ({"psycopg-pool", "asyncpg"}, ("psycopg-pool >= 3.2", "asyncpg >= 0.29")),
         (set(), ()),
     ],
 )
 def test_dependencies_by_flavour(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], expected: tuple[str, ...]
 ) -> None:
-    """A manual `instrument()` asks for the flavour that is there, and for none where psycopg2 is in no package."""
+    """A manual `instrument()` asks for what is there, and for nothing where no library is in a package."""
 
     def found(name: str) -> Any:
         if name not in installed:

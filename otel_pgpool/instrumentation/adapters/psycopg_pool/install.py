@@ -128,7 +128,9 @@ class PsycopgPoolAdapter(PsycopgDriver):
             used = sum(private.is_checked_out(pool, conn) for conn in known if conn is not None)
             used += tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
         max_idle = 0 if private.is_null(pool) else pool.max_size
-        return Levels(pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=pool.closed)
+        return Levels(
+            pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=private.has_ended(pool)
+        )
 
     def target(self, pool: Any) -> Target:
         """Return the target of a pool's connects; unknown if the application provides it by a function."""

@@ -7,7 +7,7 @@ where they do not say otherwise.
 | --- | --- |
 | ``_pool`` of a pool | the deque of idle connections |
 | ``_pool`` of a connection | the pool, while the connection is checked out, connects or is reset; otherwise None |
-| ``_closed`` | whether the pool is closed, or not open yet |
+| ``_closed``, ``_opened`` | whether the pool is closed, or not open yet; whether it was opened |
 | ``_drained_at``, ``_created_at``, ``_expire_at`` | times: of ``drain()`` (since 3.3), of a connect, of its expiry |
 | ``_connect()`` | opens and configures a connection, in a worker or in a caller |
 | ``_add_connection()`` | the work of a worker that connects |
@@ -41,6 +41,11 @@ SWEEPS = ("close", "drain", "check", "_shrink_pool")
 def is_initialized(pool: Any) -> bool:
     """Return whether the constructor has created the pool's state."""
     return hasattr(pool, "_closed") and hasattr(pool, "_pool")
+
+
+def has_ended(pool: Any) -> bool:
+    """Return whether a pool is closed for good; one that is not open yet is also ``closed``."""
+    return bool(pool.closed and getattr(pool, "_opened", True))
 
 
 def is_null(pool: Any) -> bool:
