@@ -170,7 +170,8 @@ def test_refusals(signals: Signals, dsn: str) -> None:
             await pool.putconn(held)
         timeout, full, closed, _ = signals.named("pool.checkout")
         name = asyncio.current_task().get_name()  # type: ignore[union-attr]
-        assert_exactly(timeout.attributes, denied(dsn, "timeout", "timeout", "queued", **{"task.name": name}))
+        expected = denied(dsn, "timeout", "timeout", "queued") | {"otel_pgpool.task.name": name}
+        assert_exactly(timeout.attributes, expected)
         assert (full.attributes or {})["error.type"] == "too_many_requests"
         assert (closed.attributes or {})["error.type"] == "closed"
         assert tracker_of(pool).discards == {"closed": 1}
