@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("otel_pgpool")
 
 ADAPTERS = {
+    "asyncpg.pool": "otel_pgpool.instrumentation.adapters.asyncpg.install:AsyncpgAdapter",
     "psycopg2.pool": "otel_pgpool.instrumentation.adapters.psycopg2.install:Psycopg2Adapter",
     "sqlalchemy": "otel_pgpool.instrumentation.adapters.sqlalchemy.install:SqlalchemyAdapter",
 }
