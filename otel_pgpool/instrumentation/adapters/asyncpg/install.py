@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder
 from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import AsyncpgDriver
+from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedPools
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.asyncpg.wrappers import POOL_ATTR, PoolCalls
 from otel_pgpool.instrumentation.adapters.base import Levels
@@ -39,9 +38,10 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def __init__(self, session: InstrumentationSession) -> None:
         self._session = session
-        self._calls = PoolCalls(session, self._track)
+        are_cut_off = getattr(session.options, "fork_repair", False)
+        self._inherited = InheritedPools(are_cut_off=are_cut_off)
+        self._calls = PoolCalls(session, self._track, self._inherited)
         self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._inherited: dict[int, Any] = {}  # connections of a parent process, by id; kept, so that none is closed
         self._replacements = Replacements()
 
     def install(self) -> None:
@@ -95,8 +95,9 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool. A pool of a parent process has no connection that this one can use."""
+        is_inherited = pool in self._inherited
         pool = getattr(pool, POOL_ATTR)
-        size, idle = _sizes(pool)
+        size, idle = (0, 0) if is_inherited else _sizes(pool)
         limit = pool.get_max_size()
         return Levels(pool.get_min_size(), limit, size - idle, idle, limit, closed=private.is_closed(pool))
 
@@ -110,17 +111,10 @@ class AsyncpgAdapter(AsyncpgDriver):
         return target_of_arguments(*private.connect_arguments(pool))
 
     def forget_inherited(self, pool: Any) -> int:
-        """Cut a forked child off from the connections of its parent; return their number.
-
-        Their sockets are replaced, in this process, by ones that are not connected. Otherwise a connection that is
-        closed here would end the parent's session, and the loop's selector, which both processes share, would lose the
-        parent's socket. The pool itself belongs to the parent's loop, and cannot be used here.
-        """
+        """Note a pool, and its connections, as those of the parent; return the number of connections."""
+        self._calls.reset_after_fork()
         cons = [*private.connections_of(getattr(pool, POOL_ATTR))]
-        for con in cons:
-            self._inherited[id(con)] = con
-            with ignore_errors, socket.socket() as dead:
-                os.dup2(dead.fileno(), private.descriptor_of(con), inheritable=False)
+        self._inherited.inherit(pool, cons)
         return len(cons)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from types import FrameType
 
+    from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedPools
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.call_site import Stack
@@ -80,12 +81,19 @@ class PoolCalls:
     Args:
         session: the session of the instrumentation.
         track: return the tracker of a pool, or None.
+        inherited: the pools of a parent process.
     """
 
-    def __init__(self, session: InstrumentationSession, track: Callable[[Any], PoolTracker | None]) -> None:
+    def __init__(
+        self,
+        session: InstrumentationSession,
+        track: Callable[[Any], PoolTracker | None],
+        inherited: InheritedPools,
+    ) -> None:
         self.guard = session.guard
         self._session = session
         self._track = track
+        self._inherited = inherited
         self._origins: dict[int, Origin] = {}  # by id of the context that `Pool.acquire` has returned last
         self._in_progress: dict[int, Request] = {}  # by id of the task that acquires
         self.trackers: weakref.WeakKeyDictionary[Any, PoolTracker] = weakref.WeakKeyDictionary()  # by connection
@@ -99,6 +107,11 @@ class PoolCalls:
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.log_error(error)
             return None
+
+    def reset_after_fork(self) -> None:
+        """Drop the parent's calls in a forked child."""
+        self._origins.clear()
+        self._in_progress.clear()
 
     # Checkouts
 
@@ -143,6 +156,7 @@ class PoolCalls:
         if tracker is None:
             self._origins.pop(id(context), None)
             return await acquire()
+        self._inherited.first_use(tracker.pool, tracker.name)
         checkout = self._start(tracker, context, _getframe())
         key = _running_key()
         outer = self._in_progress.get(key)
