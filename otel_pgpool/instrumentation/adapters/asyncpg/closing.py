@@ -56,7 +56,7 @@ def closing_of(pool: Any, con: Any, frame: FrameType, *, is_held: bool) -> Closi
         reason = DiscardReason.CLOSED
     elif code is private.DEACTIVATE:
         reason = DiscardReason.IDLE
-    elif closer is not None and closer.f_globals.get("__name__") in OF_ASYNCPG:
+    elif closer is not None and code is not private.BY_HOLDER and closer.f_globals.get("__name__") in OF_ASYNCPG:
         reason = DiscardReason.BROKEN
     else:
         reason = DiscardReason.RETURNED_CLOSED if is_held else DiscardReason.DRAINED

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from asyncpg.connection import Connection
-from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder
+from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder, PoolConnectionProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +69,7 @@ CLOSE, TERMINATE, FINALIZE = (code_of(Connection, name) for name in ("close", "t
 ACQUIRE, RELEASE, DEACTIVATE = (
     code_of(PoolConnectionHolder, name) for name in ("acquire", "release", "_deactivate_inactive_connection")
 )
+BY_HOLDER = code_of(PoolConnectionProxy, "terminate")
 """Code of the methods that close connections, by which a closed one's reason is found."""
 
 # Pools
