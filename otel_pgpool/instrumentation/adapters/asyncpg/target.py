@@ -84,7 +84,8 @@ def _parameters(dsn: Any, places: Mapping[str, list[str]], kwargs: Mapping[str, 
     if "service" in query or "@" in login or "@" in unquote(netloc):
         raise ValueError
     found = _places(places["host"], netloc, query)
-    ports = places["port"] or found.ports or _list(query.get("port") or os.environ.get("PGPORT"))
+    from_query = "" if netloc and not places["host"] else query.get("port")  # asyncpg does not read it then
+    ports = places["port"] or found.ports or (from_query or os.environ.get("PGPORT") or "").split(",")
     user = _first(kwargs.get("user"), unquote(login.partition(":")[0]), query.get("user"))
     database = _first(kwargs.get("database"), unquote(url.path[1:]), query.get("dbname"), query.get("database"))
     database = database or os.environ.get("PGDATABASE") or user
@@ -98,8 +99,9 @@ def _places(hosts: list[str], netloc: str, query: Mapping[str, str]) -> Places:
     for text in (netloc, query.get("host", ""), os.environ.get("PGHOST", "")):
         if text:
             pairs = [_place(each) for each in text.split(",")]
-            has_ports = any(port for _host, port in pairs)
-            return Places([host for host, _port in pairs], [port for _host, port in pairs] if has_ports else [])
+            default = os.environ.get("PGPORT", "")
+            ports = [port or default for _host, port in pairs] if any(port for _host, port in pairs) else []
+            return Places([host for host, _port in pairs], ports)
     return Places(["localhost"], [])  # after the folders of a local server's socket, where there is one
 
 
@@ -116,7 +118,3 @@ def _place(text: str) -> tuple[str, str]:
 def _first(given: Any, *others: str | None) -> str:
     """Return the first of several values that is set."""
     return next(iter([*_plain(given), *filter(None, others)]), "")
-
-
-def _list(ports: str | None) -> list[str]:
-    return ports.split(",") if ports else []
