@@ -28,6 +28,7 @@ __all__ = ["ADAPTERS", "PgPoolInstrumentor", "instrument_pool", "uninstrument_po
 logger = logging.getLogger("otel_pgpool")
 
 ADAPTERS = {
+    "asyncpg.pool": "otel_pgpool.instrumentation.adapters.asyncpg.install:AsyncpgAdapter",
     "psycopg2.pool": "otel_pgpool.instrumentation.adapters.psycopg2.install:Psycopg2Adapter",
     "psycopg_pool": "otel_pgpool.instrumentation.adapters.psycopg_pool.install:PsycopgPoolAdapter",
     "sqlalchemy": "otel_pgpool.instrumentation.adapters.sqlalchemy.install:SqlalchemyAdapter",
