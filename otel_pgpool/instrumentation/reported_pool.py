@@ -73,6 +73,7 @@ class ReportedPool(Totals):
             stack_skip=telemetry.stack_skip,
         )
         self._observer.transaction_status = adapter.transaction_status
+        self._observer.error_type = adapter.error_type
         self.name: str = name
         self.guard = ObserverGuard(name)
 

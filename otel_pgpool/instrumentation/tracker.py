@@ -6,7 +6,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
+from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, timeout_error
 from otel_pgpool.instrumentation.fair_queue import FairQueue
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.instrumentation.reported_pool import ReportedPool
@@ -196,7 +196,7 @@ class PoolTracker(ReportedPool):
         if self.pending and self.report_connects(checkout):
             checkout.expected_path = NEW
         text = self._adapter.error_text(error, self.target)
-        checkout.fail(error_type(error) if refusal is None else refusal.value, text)
+        checkout.fail(self._adapter.error_type(error) if refusal is None else refusal.value, text)
         if refusal is PoolErrorType.TIMEOUT:
             checkout.outcome = Outcome.TIMEOUT.value
             self.timeouts += 1
@@ -263,7 +263,7 @@ class PoolTracker(ReportedPool):
         checkout.released = now
         checkout.outcome = RELEASED_TEXT if outcome is RELEASED else outcome.value
         if error is not None:
-            checkout.fail(error_type(error), self._adapter.error_text(error, self.target))
+            checkout.fail(self._adapter.error_type(error), self._adapter.error_text(error, self.target))
         if checkout.is_reported:
             return
         if outcome is RECLAIMED:
