@@ -26,9 +26,15 @@ _SQLSTATE = re.compile("[0-9A-Z]{5}")
 
 
 def sqlstate(error: BaseException | None) -> str | None:
-    """Return the SQLSTATE of a psycopg2 error, or None if the error has none."""
-    state = error.pgcode if isinstance(error, psycopg2.Error) else None
-    return state if state is not None and _SQLSTATE.fullmatch(state) else None  # a hostile server may send anything
+    """Return the SQLSTATE of a driver's error, or None if the error has none."""
+    if isinstance(error, psycopg2.Error):
+        state: object = error.pgcode
+    else:
+        try:
+            state = getattr(error, "sqlstate", None)  # of psycopg and asyncpg
+        except Exception:  # noqa: BLE001 - an application's own class may raise anything
+            return None
+    return state if isinstance(state, str) and _SQLSTATE.fullmatch(state) else None  # a server may send anything
 
 
 def error_type(error: BaseException) -> str:
@@ -119,6 +125,7 @@ def timeout_error(
     retries: int,
     holders: list[Holder],
     own_holds: int,
+    holder: str = "thread",
     last_failure: str = "",
 ) -> PoolTimeout:
     """Build the error of a checkout that timed out, with the pool's levels and the longest holds in its message.
@@ -129,7 +136,8 @@ def timeout_error(
         waited: seconds that the caller waited.
         retries: failed attempts during the wait.
         holders: all present holders, the longest hold first.
-        own_holds: how many of the holds belong to the waiting thread itself.
+        own_holds: how many of the holds belong to the waiting thread or task itself.
+        holder: ``thread`` or ``task``.
         last_failure: text of the last failed connect, free of secrets; empty if there was none.
     """
     levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
@@ -139,7 +147,7 @@ def timeout_error(
         lines.append(f"the last attempt to connect failed: {last_failure}")
     if own_holds:
         lines.append(
-            f"this thread already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
+            f"this {holder} already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
             "releases one; pass the connection down instead"
         )
     longest = tuple(holders[:LONGEST_HOLDERS])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.base import Levels
@@ -173,28 +172,36 @@ class ReportedPool(Totals):
             self._observer.target_known(self)
 
     @never_raise
-    def connected(self, began: float, conn: Any) -> None:
-        """Note that a connection was opened; the observer is notified later, outside the pool's locks."""
+    def connected(self, began: float, conn: Any, caller: int | None = None) -> None:
+        """Note that a connection was opened; the observer is notified later, outside the pool's locks.
+
+        Args:
+            began: when the connect began.
+            conn: the connection.
+            caller: key of the caller, `Checkout.caller`; by default the calling thread's.
+        """
         self.created += 1
         self.register(conn)
-        self.connects.succeeded(began, *self._adapter.server_address(conn))
+        self.connects.succeeded(began, *self._adapter.server_address(conn), caller)
 
     @never_raise
-    def connect_failed(self, began: float, error: BaseException) -> None:
-        """Note that an attempt to connect failed; the observer is notified later."""
+    def connect_failed(self, began: float, error: BaseException, caller: int | None = None) -> None:
+        """Note that an attempt to connect failed; the observer is notified later. See `connected`."""
         text = self._adapter.error_text(error, self.target)
-        self.connects.failed(began, error, text, is_refusal=self._adapter.is_refusal(error))
+        self.connects.failed(began, error, text, is_refusal=self._adapter.is_refusal(error), caller=caller)
 
     @never_raise
-    def report_connects(self, checkout: ManualCheckout | None = None, thread: int | None = None) -> bool:
-        """Notify the observer of the connects that a thread made; return whether one succeeded.
+    def report_connects(self, checkout: ManualCheckout | None = None, caller: int | None = None) -> bool:
+        """Notify the observer of the connects that a caller made; return whether one succeeded.
 
         Args:
             checkout: the checkout for which the connects were made, if any.
-            thread: identity of the thread; by default the calling thread's.
+            caller: key of the caller; by default the checkout's, or else the calling thread's.
         """
         any_succeeded = False
-        for each in self.connects.pop_of(threading.get_ident() if thread is None else thread):
+        if caller is None and checkout is not None:
+            caller = checkout.caller
+        for each in self.connects.pop_of(caller):
             error = each.connect.error
             if error is None:
                 any_succeeded = True

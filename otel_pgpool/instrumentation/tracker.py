@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.watch import Watch
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.checkout import Slot
+    from otel_pgpool.runtime.tasks import TaskReference
 
 AnyCheckout = TypeVar("AnyCheckout", bound=ManualCheckout)
 
@@ -116,6 +117,19 @@ class PoolTracker(ReportedPool):
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 self.guard.log_error(error)
         checkout.started = monotonic()
+        return checkout
+
+    def start_in_task(self, stack: Stack, task: TaskReference | None) -> ManualCheckout:
+        """Start a checkout that a task requested, or a coroutine outside of tasks if there is none; return its record.
+
+        The key of the checkout's connects is that of its record, because a pool may connect in a task of its own.
+        """
+        checkout = ManualCheckout()
+        checkout.task = task
+        checkout.caller = id(checkout)
+        self.start_with(checkout, stack)
+        if checkout.observer_data is not None:
+            self.guard.notify(self._observer.task_known, checkout)
         return checkout
 
     def enqueued(self, checkout: ManualCheckout) -> None:
@@ -215,7 +229,8 @@ class PoolTracker(ReportedPool):
             waited=now - checkout.started,
             retries=checkout.retries,
             holders=[each.holder(now) for each in holders[:LONGEST_HOLDERS]],
-            own_holds=sum(each.thread is checkout.thread for each in holders),
+            own_holds=sum(each.is_by_holder_of(checkout) for each in holders),
+            holder="thread" if checkout.task is None else "task",
         )
 
     def released(
@@ -311,8 +326,8 @@ class PoolTracker(ReportedPool):
         change = None if self._stopped else self._alarm.look(now, self.stats)
         if change is not None:
             self.guard.notify(self._observer.utilization_changed, *change)
-        for thread in self.connects.overdue_threads(now):
-            self.report_connects(thread=thread)
+        for caller in self.connects.overdue_callers(now):
+            self.report_connects(caller=caller)
         return min(self.hold_starts(shorter), default=NEVER) + self.long_hold
 
     def _is_idle(self, checkout: ManualCheckout) -> bool:

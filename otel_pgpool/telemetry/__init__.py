@@ -9,13 +9,13 @@ from otel_pgpool.config import TelemetryConfig
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.session import transaction_status
 from otel_pgpool.errors import PoolTimeout, error_type
-from otel_pgpool.runtime.text import class_of, text_of, thread_names
+from otel_pgpool.runtime.text import class_of, text_of
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.checkout_state import SUPPRESSED
 from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import Logs
-from otel_pgpool.telemetry.long_hold import long_hold_attributes
+from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes
 from otel_pgpool.telemetry.metrics import instruments
 from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY
 from otel_pgpool.telemetry.spans import Spans
@@ -114,6 +114,12 @@ class Telemetry:
 
     # Checkouts
 
+    def task_known(self, checkout: Checkout) -> None:
+        """Add the name of the task, which has started a checkout, to its span. For instrumented pools of coroutines."""
+        state: CheckoutState | None = checkout.observer_data
+        if state is not None and state.span is not None:
+            self._spans.task_known(checkout, state.span)
+
     def started(self, checkout: Checkout) -> None:
         """Start the span of a checkout."""
         context = leave_ended()
@@ -207,7 +213,7 @@ class Telemetry:
         state: CheckoutState | None = checkout.observer_data
         if state is not None and state is not SUPPRESSED:
             self._spans.long_hold(state, attributes)
-        return {**attributes, names.ATTR_THREAD_NAME: thread_names[checkout.thread.name]}
+        return {**attributes, **holder_attributes(checkout)}
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
@@ -220,11 +226,8 @@ class Telemetry:
         self._logs.long_hold_returned(checkout, context)
 
     def reclaimed(self, checkout: Checkout) -> None:
-        """End the span of a checkout whose connection was dropped, and log which thread dropped it."""
-        attributes = {
-            **self._long_hold_attributes(checkout),
-            names.ATTR_THREAD_NAME: thread_names[checkout.thread.name],
-        }
+        """End the span of a checkout whose connection was dropped, and log its holder."""
+        attributes = {**self._long_hold_attributes(checkout), **holder_attributes(checkout)}
         self._logs.reclaimed(attributes, _context(checkout))
         self.released(checkout)
 
