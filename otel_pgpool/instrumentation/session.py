@@ -19,7 +19,7 @@ from otel_pgpool.types import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, PoolTarget
+    from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
 
 
@@ -56,7 +56,7 @@ class InstrumentationSession:
     def track(
         self,
         pool: Any,
-        adapter: PoolAdapter,
+        adapter: PoolReader,
         *,
         name: str | None = None,
         target: PoolTarget | None = None,

@@ -20,7 +20,7 @@ from otel_pgpool.telemetry.sdk_internals import OPEN
 from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, PoolTarget
+    from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
     from otel_pgpool.pool.call_site import Stack
@@ -64,7 +64,7 @@ class PoolTracker(ReportedPool):
     def __init__(
         self,
         pool: Any,
-        adapter: PoolAdapter,
+        adapter: PoolReader,
         name: str,
         target: PoolTarget,
         *,
@@ -95,6 +95,11 @@ class PoolTracker(ReportedPool):
         if self.wait_timeout is not None:
             self.queue = FairQueue(self._adapter.is_exhausted, self._adapter.exhausted_error)
 
+    @property
+    def adapter(self) -> PoolReader:
+        """The adapter of the pool."""
+        return self._adapter
+
     # A checkout
 
     def start(self, stack: Stack) -> ManualCheckout:
@@ -124,7 +129,10 @@ class PoolTracker(ReportedPool):
 
         The key of the checkout's connects is that of its record, because a pool may connect in a task of its own.
         """
-        checkout = ManualCheckout()
+        return self.start_in_task_with(ManualCheckout(), stack, task)
+
+    def start_in_task_with(self, checkout: AnyCheckout, stack: Stack, task: TaskReference | None) -> AnyCheckout:
+        """Start a checkout of a task with a record supplied by the caller."""
         checkout.task = task
         checkout.caller = id(checkout)
         self.start_with(checkout, stack)

@@ -82,17 +82,8 @@ class Driver:
         return ""
 
 
-class PoolAdapter(Driver, ABC):
-    """A base class of adapters, each for one kind of pool.
-
-    Each class of adapters stands in ``otel_pgpool.instrumentation.ADAPTERS``. ``instrument()`` creates one object of
-    it, with the `InstrumentationSession` as the only argument, as soon as the library of the pools is imported, and
-    calls `install`. From then on, the adapter notifies the trackers of what the pools do. It gets the tracker of a pool
-    by ``session.track(pool, self)``.
-
-    The instrumentation calls the methods below `uninstall`. Those that get a pool may be called by any thread, at any
-    time, and must neither wait nor take a lock of the pool. Those that get a connection must not change it.
-    """
+class Installation(ABC):
+    """What is wrapped and listened to in one library."""
 
     @abstractmethod
     def install(self) -> None:
@@ -101,6 +92,14 @@ class PoolAdapter(Driver, ABC):
     @abstractmethod
     def uninstall(self) -> None:
         """Undo `install`, even if it failed half-way. From now on, wrappers only call the original methods."""
+
+
+class PoolReader(Driver, ABC):
+    """What a tracker asks about its pool and the pool's connections.
+
+    The methods that get a pool may be called by any thread, at any time, and must neither wait nor take a lock of the
+    pool. Those that get a connection must not change it.
+    """
 
     @abstractmethod
     def levels(self, pool: Any) -> Levels:
@@ -133,3 +132,13 @@ class PoolAdapter(Driver, ABC):
     def exhausted_error(self) -> Exception:
         """Create the pool's error for a caller whose wait timed out. Needed if a pool `can_wait`."""
         raise NotImplementedError
+
+
+class PoolAdapter(PoolReader, Installation):
+    """A base class of adapters, each for one kind of pool.
+
+    Each class of adapters stands in ``otel_pgpool.instrumentation.ADAPTERS``. ``instrument()`` creates one object of
+    it, with the `InstrumentationSession` as the only argument, as soon as the library of the pools is imported, and
+    calls `install`. From then on, the adapter notifies the trackers of what the pools do. It gets the tracker of a pool
+    by ``session.track(pool, self)``.
+    """

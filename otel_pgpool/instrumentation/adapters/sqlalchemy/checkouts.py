@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.engine.interfaces import AdaptedConnection
 
-from otel_pgpool.instrumentation.adapters.sqlalchemy.private import driver_connection, getcurrent, record_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import current_greenlet, driver_connection, record_of
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.pool.checkout import ManualCheckout
 
@@ -65,11 +65,11 @@ def closed_of(conn: Any, checkout: EngineCheckout) -> bool:
     return closed
 
 
-def driver_error(error: BaseException | None, driver: EngineDriver) -> BaseException | None:
+def driver_error(error: BaseException, driver: EngineDriver) -> BaseException:
     """Return the driver's error inside an error of SQLAlchemy, or inside that of its adapter of asyncpg."""
     error = getattr(error, "orig", None) or error
-    cause = None if error is None else error.__cause__
-    return cause if driver.is_error(cause) and not driver.is_error(error) else error
+    cause = error.__cause__
+    return cause if cause is not None and driver.is_error(cause) and not driver.is_error(error) else error
 
 
 def key_of(conn: Any) -> int:
@@ -79,7 +79,7 @@ def key_of(conn: Any) -> int:
 
 def key_here(*, is_async: bool) -> int:
     """Return the key of the call in progress here: of a thread, or of SQLAlchemy's greenlet in a task."""
-    return id(getcurrent()) if is_async else threading.get_ident()
+    return id(current_greenlet()) if is_async else threading.get_ident()
 
 
 class CheckoutTable:

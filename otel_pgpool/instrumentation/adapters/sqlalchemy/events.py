@@ -120,7 +120,7 @@ class EventListeners:
                 began = request.wait_ended or request.started
                 request.tracker.target_known(request.driver.target_of_connection(conn))
             request.tracker.connects.connecting.discard(key)
-            request.tracker.connected(began, conn)
+            request.tracker.connected(began, conn, request.caller)
             self._table.trackers[record] = request.tracker
 
     def _checked_in(self, conn: Any, record: Record) -> None:
@@ -146,7 +146,7 @@ class EventListeners:
         known = held or request
         if known is None:
             return
-        cause = driver_error(error, known.driver)
+        cause = None if error is None else driver_error(error, known.driver)
         reason = _reason_of(cause, known.driver, is_held=held is not None)
         own = driver_connection(conn)
         if held is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 
 from otel_pgpool.driver.messages import known
-from otel_pgpool.instrumentation.adapters.base import PoolAdapter
+from otel_pgpool.instrumentation.adapters.base import PoolReader
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import read_levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import reset_pool
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-class EnginePools(PoolAdapter):
+class EnginePools(PoolReader):
     """The pools on one driver, which answers for their connections and errors.
 
     Args:
@@ -37,12 +37,6 @@ class EnginePools(PoolAdapter):
         self.driver = driver
         self._table = table
         self._inherited = inherited
-
-    def install(self) -> None:
-        """Do nothing: `SqlalchemyAdapter` wraps the methods for the pools of all drivers."""
-
-    def uninstall(self) -> None:
-        """Do nothing, as `install`."""
 
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool, or those of its tracker if the pool keeps none."""

@@ -7,6 +7,7 @@ raise anything.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.pool import SingletonThreadPool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.pool import QueuePool
 
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
     """SQLAlchemy's ``_ConnectionRecord``: a slot in the pool that outlives the DBAPI connection in it."""
 
 try:
-    from greenlet import getcurrent  # SQLAlchemy runs each call of an asynchronous engine in a greenlet
+    from greenlet import getcurrent
 except ImportError:  # only asynchronous engines need it
-    from threading import get_ident as getcurrent
+    getcurrent = threading.current_thread
+
+current_greenlet: Callable[[], Any] = getcurrent
+"""Return the greenlet in which SQLAlchemy runs the present call of an asynchronous engine."""
 
 DIALECT_EVENTS = [name for name in dir(DialectEvents) if name.startswith(("do_", "handle_"))]
 

@@ -86,20 +86,19 @@ class Asyncpg(EngineDriver):
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a server's message, or the operating system's text."""
         if isinstance(error, asyncpg.PostgresError):
-            fields = (getattr(error, name, None) for name in ("message", "constraint_name", "server_source_filename"))
-            return server_text(*fields, target.public)
+            constraint, file = getattr(error, "constraint_name", None), getattr(error, "server_source_filename", None)
+            return server_text(getattr(error, "message", None), constraint, file, target.public)
         return system_text(error)
 
     def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ServerTarget:
         """Return the target of the arguments of ``asyncpg.connect``; unknown if there is a DSN, which is not parsed."""
         given = {key: kwargs.get(key) for key in ("host", "port", "user")}
         given["dbname"] = kwargs.get("database", kwargs.get("dbname"))
-        lists = [value if isinstance(value, (list, tuple)) else [value] for value in given.values()]
-        if args or kwargs.get("dsn") is not None or any(type(each) not in PLAIN for each in sum(map(list, lists), [])):
+        lists = {key: value if isinstance(value, (list, tuple)) else [value] for key, value in given.items()}
+        is_plain = all(type(each) in PLAIN for values in lists.values() for each in values)
+        if args or kwargs.get("dsn") is not None or not is_plain:
             return UNKNOWN
-        return server_target(
-            {key: ",".join(str(each or "") for each in values) for key, values in zip(given, lists, strict=True)}
-        )
+        return server_target({key: ",".join(str(each or "") for each in values) for key, values in lists.items()})
 
     def target_of_connection(self, conn: Any) -> ServerTarget:
         """Return the target of a connection."""

@@ -57,7 +57,7 @@ class Psycopg(EngineDriver):
     def transaction_status(self, conn: Any) -> TransactionStatus:
         """Return the status of a connection's transaction, as libpq knows it."""
         with ignore_errors:
-            return STATUSES[self._pgconn(conn).transaction_status]
+            return STATUSES[int(self._pgconn(conn).transaction_status)]
         return TransactionStatus.UNKNOWN
 
     def server_address(self, conn: Any) -> tuple[str | None, int | None]:
