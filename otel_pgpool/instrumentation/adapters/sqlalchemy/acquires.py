@@ -33,10 +33,17 @@ class Acquires:
     def _acquired_again(self, checkout: EngineCheckout, fairy: Any, conn: Any) -> None:
         """Record a checkout of a connection that is checked out already, or is not one of SQLAlchemy's."""
         tracker, before = checkout.tracker, self._held.get(id(conn))
-        if conn is None or (before is not None and before.fairy() is fairy):
-            # No release will be seen for the former; a thread releases its own connection only once.
-            tracker.acquired(checkout, fairy if conn is None else driver_connection(conn))
+        if conn is None:
+            tracker.acquired(checkout, fairy)
             tracker.released(checkout)
+            return
+        if before is not None and before.fairy() is fairy:
+            # A thread takes its own connection again, of which only the last release is seen: it ends the first hold.
+            slot = tracker.slot_of(driver_connection(conn))
+            slot.checkout = None
+            tracker.acquired(checkout, driver_connection(conn))
+            tracker.released(checkout)
+            slot.checkout = before
             return
         if before is not None:  # a StaticPool hands out its only connection any number of times
             before.tracker.released(before)
