@@ -19,7 +19,7 @@ from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadP
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import read_levels
 from tests.support.database import kill, refused_port
-from tests.support.sqlalchemy_drivers import IS_1_4, REFUSED, SYNCHRONOUS, allow_quick_passwords, driver_url, pid_of
+from tests.support.sqlalchemy_drivers import REFUSED, SYNCHRONOUS, allow_quick_passwords, driver_url, pid_of
 from tests.support.sqlalchemy_engines import (
     POOL_NAME,
     attribute,
@@ -219,11 +219,12 @@ def test_long_hold(signals: Signals, make: Make, statement: str) -> None:
     with hooked(signals, long_hold=0.3):
         engine = make()
         with engine.connect() as conn:
+            transaction = conn.begin()
             if statement:
                 with suppress(exc.DBAPIError):
                     select(conn, statement)
             (record,) = until(lambda: signals.logged("long_hold"))
-            conn.rollback() if not IS_1_4 else None
+            transaction.rollback()
             pid = pid_of(conn)
     attributes = record.attributes
     expected = {"": "idle", "select 1": "in_transaction", "select 1/0": "in_error"}[statement]
@@ -234,8 +235,9 @@ def test_long_hold(signals: Signals, make: Make, statement: str) -> None:
 
 
 @pytest.mark.parametrize("spans", ["off", "slow", "parent"])
-def test_modes(signals: Signals, make: Make, spans: str) -> None:
+def test_modes(signals: Signals, make: Make, spans: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without spans of ordinary checkouts, holds and levels are known all the same."""
+    monkeypatch.setenv("OTEL_PGPOOL_SLOW", "60")
     with hooked(signals, spans=spans):
         engine = make()
         for _ in range(3):
