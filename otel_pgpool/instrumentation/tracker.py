@@ -151,6 +151,9 @@ class PoolTracker(ReportedPool):
         checkout.queued = since
         checkout.expected_path = QUEUED
         self.queued += 1
+        self._set_blockers(checkout, since)
+
+    def _set_blockers(self, checkout: ManualCheckout, since: float) -> None:
         if checkout.observer_data is not None:
             checkout.blockers = [Blocker.of(holder, since) for holder in self.all_held()[:LONGEST_HOLDERS]]
 
@@ -222,6 +225,8 @@ class PoolTracker(ReportedPool):
         if refusal is PoolErrorType.TIMEOUT:
             checkout.outcome = Outcome.TIMEOUT.value
             self.timeouts += 1
+            if checkout.queued is not None and not checkout.blockers:  # the holders were still connecting
+                self._set_blockers(checkout, checkout.queued)
             is_logged = self._observer.will_log_timeout()
             error = self._diagnosis(checkout, error, now) if is_logged else PoolTimeout(text)
         else:
