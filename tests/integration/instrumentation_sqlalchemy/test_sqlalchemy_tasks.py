@@ -386,7 +386,8 @@ def test_dropped(signals: Signals, instrumentation: None, url: str) -> None:
 
     asyncio.run(main())
     assert told(signals, "outcome") == ["reclaimed", "released"]
-    assert signals.values("otel_pgpool.connections.discarded", name_of(url))[("reclaimed",)] == 1
+    reason = "drained" if IS_1_4 else "reclaimed"  # SQLAlchemy 1.4 keeps such a connection
+    assert signals.values("otel_pgpool.connections.discarded", name_of(url))[(reason,)] == 1
     assert signals.live() == []
 
 
@@ -419,7 +420,7 @@ def test_refusal(signals: Signals, instrumentation: None, dsn: str, driver: str)
 
     async def main() -> None:
         async with engine_on(driver_url(dsn, driver, dbname="nowhere")) as engine:
-            with pytest.raises(exc.DBAPIError):
+            with pytest.raises(Exception, match="does not exist"):  # SQLAlchemy 1.4 raises asyncpg's
                 await use(engine)
 
     asyncio.run(main())
