@@ -18,7 +18,7 @@ from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, PoolTarget
+    from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
     from otel_pgpool.pool.checkout import ManualCheckout, Slot
@@ -43,7 +43,7 @@ class ReportedPool(Totals):
 
     def __init__(
         self,
-        adapter: PoolAdapter,
+        adapter: PoolReader,
         name: str,
         target: PoolTarget,
         *,
@@ -72,6 +72,7 @@ class ReportedPool(Totals):
             stack_skip=telemetry.stack_skip,
         )
         self._observer.transaction_status = adapter.transaction_status
+        self._observer.error_type = adapter.error_type
         self.name: str = name
         self.guard = ObserverGuard(name)
 

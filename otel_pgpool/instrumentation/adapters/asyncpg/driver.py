@@ -14,7 +14,7 @@ from asyncpg.connection import Connection
 from asyncpg.exceptions import InterfaceError, InternalClientError, PostgresError
 
 from otel_pgpool.driver.messages import known
-from otel_pgpool.driver.refusal import OF_THE_SERVER
+from otel_pgpool.driver.refusal_texts import OF_THE_SERVER
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.target import address_of

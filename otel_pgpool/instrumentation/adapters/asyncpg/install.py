@@ -44,6 +44,11 @@ class AsyncpgAdapter(AsyncpgDriver):
         self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
         self._replacements = Replacements()
 
+    @classmethod
+    def pool_of(cls, given: Any) -> Any:
+        """Return the queue of an initialized pool, by which the pool is known."""
+        return private.queue_of(given) if isinstance(given, Pool) else None
+
     def install(self) -> None:
         """Wrap the methods, and track the pools that are open.
 
