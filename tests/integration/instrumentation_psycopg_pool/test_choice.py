@@ -168,7 +168,7 @@ def test_engine(signals: Signals, dsn: str) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("make", [object, lambda: "pool", lambda: OwnPool(1, 1, "host=x")])
+@pytest.mark.parametrize("make", [object, lambda: "pool", lambda: OwnPool(0, 1, "host=x")])
 def test_no_pool(make: Any) -> None:
     """Anything else is a TypeError that names what is accepted; a pool of this package reports itself."""
     for function in (instrument_pool, uninstrument_pool):

@@ -20,7 +20,7 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
     record_discard,
     status_of,
 )
-from otel_pgpool.runtime.fork import is_here, renew
+from otel_pgpool.runtime.fork import is_here, keep_from_forking, renew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,7 +183,8 @@ def wrap_add_connection(calls: PoolCalls, original: Method) -> Method:
         try:
             return original(self, *args, **kwargs)
         finally:
-            calls.worker_done(self)
+            with keep_from_forking():  # a child would inherit the telemetry's locks
+                calls.worker_done(self)
 
     return _add_connection
 
