@@ -123,6 +123,7 @@ def timeout_error(
     retries: int,
     holders: list[Holder],
     own_holds: int,
+    holder: str = "thread",
     last_failure: str = "",
 ) -> PoolTimeout:
     """Build the error of a checkout that timed out, with the pool's levels and the longest holds in its message.
@@ -133,7 +134,8 @@ def timeout_error(
         waited: seconds that the caller waited.
         retries: failed attempts during the wait.
         holders: all present holders, the longest hold first.
-        own_holds: how many of the holds belong to the waiting thread itself.
+        own_holds: how many of the holds belong to the waiting thread or task itself.
+        holder: ``thread`` or ``task``.
         last_failure: text of the last failed connect, free of secrets; empty if there was none.
     """
     levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
@@ -143,7 +145,7 @@ def timeout_error(
         lines.append(f"the last attempt to connect failed: {last_failure}")
     if own_holds:
         lines.append(
-            f"this thread already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
+            f"this {holder} already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
             "releases one; pass the connection down instead"
         )
     longest = tuple(holders[:LONGEST_HOLDERS])

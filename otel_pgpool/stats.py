@@ -82,7 +82,7 @@ class PoolStats:
 
 @dataclass(frozen=True)
 class Holder:
-    """A checkout that holds a connection: which connection, since when, by which thread, and where it was checked out.
+    """A checkout that holds a connection: which connection, since when, by which thread or task, and where.
 
     Attributes:
         connection_id: number of the connection within its pool; 1 is the first one that the pool opened.
@@ -91,6 +91,7 @@ class Holder:
         held: seconds since the connection was handed over.
         where: call site of the checkout, as ``file:line function``.
         trace_id: trace of the checkout's span in hexadecimal digits, or None if there is no span.
+        task: name of the asyncio task that checked the connection out, or None if it was not a task.
     """
 
     connection_id: int
@@ -99,11 +100,13 @@ class Holder:
     held: float
     where: str
     trace_id: str | None = None
+    task: str | None = None
 
     def __str__(self) -> str:
         """Return one line for messages and logs."""
         trace = f", trace {self.trace_id}" if self.trace_id else ""
-        return f"{self.held:.3f} s by thread {self.thread!r} at {self.where} (pid {self.pid}{trace})"
+        holder = f"thread {self.thread!r}" if self.task is None else f"task {self.task!r}"
+        return f"{self.held:.3f} s by {holder} at {self.where} (pid {self.pid}{trace})"
 
 
 class LastFigures:

@@ -2,72 +2,20 @@
 
 from __future__ import annotations
 
-import re
-
 import psycopg2
 
-from otel_pgpool.driver.messages import LONGEST_READ
+from otel_pgpool.driver.refusal_texts import refuses_by_state, refuses_by_text
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.runtime.text import text_of
-
-OF_THE_SERVER = ("08", "53", "57", "58", "XX")
-"""Classes of SQLSTATE which mean that the server cannot serve anyone: exhausted, starting, stopping, broken."""
-
-SEVERITY_END = ":  "
-"""Separator that libpq writes after the severity of a server's error, in every language, and never in its own texts."""
-
-NAMES = re.compile(r'"[^"]*"')
-QUOTES = re.compile('["\u00ab\u00bb\u201c-\u201f\u2039\u203a\u300c-\u300f]')
-"""Quotation marks of the languages of ``lc_messages``; a refusal quotes the role, database or parameter."""
-
-CANNOT_SERVE = re.compile(
-    r"too many (?:clients|connections)|connection slots|no more connections|the database system|terminating connection|"
-    r"out of memory|could not |cannot connect|login has been failing|shut down|crashed|timeout",
-    re.IGNORECASE,
-)
-"""English texts of PostgreSQL's 53300, 57P03 and similar errors, and of PgBouncer's, whose only SQLSTATE is 08P01."""
-
-RESERVED = re.compile(r"superuser|pg_use_reserved_connections", re.IGNORECASE)
-"""Texts about slots reserved for superusers; they name no role of the application, in any language."""
-
-REFUSES = re.compile(
-    r"no such (?:database|user)|auth(?:entication)? failed|certificate|unsupported|startup packet", re.IGNORECASE
-)
-"""Refusals that quote nothing: PgBouncer's, and some of PostgreSQL's in English."""
-
-REFUSED_BY_CLIENT = re.compile(
-    r"no password supplied|server does not support (?:SSL|GSSAPI)|authentication method requirement"
-)
-"""Texts with which libpq itself stops after an answer of the server."""
 
 
 def is_refusal(error: BaseException | None) -> bool:
     """Return whether the server is up and refused this connection, as for a wrong password or an unknown database.
 
     An answer of a server that is starting, stopping or out of slots is not a refusal, because the server is not
-    available. psycopg2 provides no SQLSTATE for a failed connect, so this reads the message. In a language other than
-    English a refusal is recognised by its quotation.
+    available. psycopg2 provides no SQLSTATE for a failed connect, so this reads the message.
     """
     if not isinstance(error, psycopg2.Error):
         return False
     state = sqlstate(error)
-    if state is not None:
-        return state[:2] not in OF_THE_SERVER
-    text = text_of(error)[:LONGEST_READ]
-    answers = _answers(text)
-    return any(map(_refuses, answers)) or (not answers and REFUSED_BY_CLIENT.search(text) is not None)
-
-
-def _answers(text: str) -> list[str]:
-    """Return the answers of servers, one for each host that answered, without lines of details."""
-    parts = [line.partition(SEVERITY_END) for line in text.splitlines()]
-    behind_a_place = [answer for head, end, answer in parts if end and ": " in head]
-    return behind_a_place or [
-        answer for _head, end, answer in parts[:1] if end
-    ]  # libpq before 14 does not name the host
-
-
-def _refuses(answer: str) -> bool:
-    if RESERVED.search(answer) or CANNOT_SERVE.search(NAMES.sub("", answer)):
-        return False
-    return QUOTES.search(answer) is not None or REFUSES.search(answer) is not None
+    return refuses_by_text(text_of(error)) if state is None else refuses_by_state(state)

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 REPORT_AFTER = 30.0
 """Seconds after which the observer is notified of a connect that no checkout has claimed.
 
-Until then the connecting thread may still be preparing the connection for its checkout.
+Until then the caller may still be preparing the connection for its checkout.
 """
 
 
 class PendingConnect(NamedTuple):
     """A connect of which the observer has not been notified yet."""
 
-    thread: int
-    """Identity of the thread that connected."""
+    caller: int
+    """Key of the caller that connected: see `PendingConnects`."""
     connect: Connect
     change: OutageChange
 
@@ -45,39 +45,50 @@ class PendingConnect(NamedTuple):
 
 
 class PendingConnects:
-    """The connects of one instrumented pool."""
+    """The connects of one instrumented pool, each with the key of its caller.
+
+    A caller is a thread by default, and its key the thread's identity. An adapter of a pool for coroutines passes the
+    key of the checkout, `Checkout.caller`, because one thread runs all of them.
+    """
 
     __slots__ = ("connecting", "outage", "pending")
 
     def __init__(self) -> None:
         self.outage: Outage | None = None
-        self.connecting: set[int] = set()  # threads, by identity
+        self.connecting: set[int] = set()  # callers, by key
         self.pending: deque[PendingConnect] = deque()
 
-    def succeeded(self, began: float, address: str | None, port: int | None) -> None:
+    def succeeded(self, began: float, address: str | None, port: int | None, caller: int | None = None) -> None:
         """Add a successful connect, which ends an outage."""
         before, self.outage = self.outage, None
         connect = Connect(number_after(before), began, monotonic(), None, address=address, port=port)
-        self.pending.append(PendingConnect(threading.get_ident(), connect, OutageChange(before, None)))
+        self.pending.append(PendingConnect(_key_of(caller), connect, OutageChange(before, None)))
 
-    def failed(self, began: float, error: BaseException, message: str, *, is_refusal: bool) -> None:
+    def failed(
+        self, began: float, error: BaseException, message: str, *, is_refusal: bool, caller: int | None = None
+    ) -> None:
         """Add a failed connect, which starts or continues an outage; a refusal ends it, as the server was reached."""
         before = after = self.outage
         if isinstance(error, Exception):  # an interrupt does not mean that the server is down
             self.outage = after = after_failure(before, Outage(began, 1, is_refusal=is_refusal))
         connect = Connect(number_after(before), began, monotonic(), None, error, message, is_refusal=is_refusal)
-        self.pending.append(PendingConnect(threading.get_ident(), connect, OutageChange(before, after)))
+        self.pending.append(PendingConnect(_key_of(caller), connect, OutageChange(before, after)))
 
-    def pop_of(self, thread: int) -> Iterator[PendingConnect]:
-        """Remove and yield the connects of a thread, each once."""
+    def pop_of(self, caller: int | None) -> Iterator[PendingConnect]:
+        """Remove and yield the connects of a caller, by default the calling thread, each once."""
+        key = _key_of(caller)
         for each in self.pending.copy():
-            if each.thread == thread:
+            if each.caller == key:
                 try:
                     self.pending.remove(each)
                 except ValueError:  # another thread has removed it
                     continue
                 yield each
 
-    def overdue_threads(self, now: float) -> list[int]:
-        """Return the threads with a connect older than `REPORT_AFTER`, in the order of their connects."""
-        return [*dict.fromkeys(each.thread for each in self.pending.copy() if now - each.connect.ended > REPORT_AFTER)]
+    def overdue_callers(self, now: float) -> list[int]:
+        """Return the callers with a connect older than `REPORT_AFTER`, in the order of their connects."""
+        return [*dict.fromkeys(each.caller for each in self.pending.copy() if now - each.connect.ended > REPORT_AFTER)]
+
+
+def _key_of(caller: int | None) -> int:
+    return threading.get_ident() if caller is None else caller

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
+from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.instrumentation.pending_connects import PendingConnects
@@ -14,13 +14,12 @@ from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.pool.outage import is_unreachable
 from otel_pgpool.runtime.failures import ObserverGuard
 from otel_pgpool.runtime.fork import renewed
-from otel_pgpool.runtime.text import class_of
 from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, PoolTarget
+    from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
     from otel_pgpool.pool.checkout import ManualCheckout, Slot
@@ -45,7 +44,7 @@ class ReportedPool(Totals):
 
     def __init__(
         self,
-        adapter: PoolAdapter,
+        adapter: PoolReader,
         name: str,
         target: PoolTarget,
         *,
@@ -74,6 +73,7 @@ class ReportedPool(Totals):
             stack_skip=telemetry.stack_skip,
         )
         self._observer.transaction_status = adapter.transaction_status
+        self._observer.error_type = adapter.error_type
         self.name: str = name
         self.guard = ObserverGuard(name)
 
@@ -176,35 +176,43 @@ class ReportedPool(Totals):
             self._observer.target_known(self)
 
     @never_raise
-    def connected(self, began: float, conn: Any) -> None:
-        """Note that a connection was opened; the observer is notified later, outside the pool's locks."""
+    def connected(self, began: float, conn: Any, caller: int | None = None) -> None:
+        """Note that a connection was opened; the observer is notified later, outside the pool's locks.
+
+        Args:
+            began: when the connect began.
+            conn: the connection.
+            caller: key of the caller, `Checkout.caller`; by default the calling thread's.
+        """
         self.created += 1
         self.register(conn)
-        self.connects.succeeded(began, *self._adapter.server_address(conn))
+        self.connects.succeeded(began, *self._adapter.server_address(conn), caller)
 
     @never_raise
-    def connect_failed(self, began: float, error: BaseException) -> None:
-        """Note that an attempt to connect failed; the observer is notified later."""
+    def connect_failed(self, began: float, error: BaseException, caller: int | None = None) -> None:
+        """Note that an attempt to connect failed; the observer is notified later. See `connected`."""
         text = self._adapter.error_text(error, self.target)
-        self.connects.failed(began, error, text, is_refusal=self._adapter.is_refusal(error))
+        self.connects.failed(began, error, text, is_refusal=self._adapter.is_refusal(error), caller=caller)
 
     @never_raise
-    def report_connects(self, checkout: ManualCheckout | None = None, thread: int | None = None) -> bool:
-        """Notify the observer of the connects that a thread made; return whether one succeeded.
+    def report_connects(self, checkout: ManualCheckout | None = None, caller: int | None = None) -> bool:
+        """Notify the observer of the connects that a caller made; return whether one succeeded.
 
         Args:
             checkout: the checkout for which the connects were made, if any.
-            thread: identity of the thread; by default the calling thread's.
+            caller: key of the caller; by default the checkout's, or else the calling thread's.
         """
         any_succeeded = False
-        for each in self.connects.pop_of(threading.get_ident() if thread is None else thread):
+        if caller is None and checkout is not None:
+            caller = checkout.caller
+        for each in self.connects.pop_of(caller):
             error = each.connect.error
             if error is None:
                 any_succeeded = True
             elif checkout is not None:
                 self.retries += 1
                 checkout.expected_path = CheckoutPath.NEW.value
-                failed = Attempt(each.connect.ended, class_of(error), 0.0)
+                failed = Attempt(each.connect.ended, error_type(error), 0.0)
                 checkout.retried(failed, None)  # without the error, which would keep its frames
             each.report(self._observer, self.guard, checkout)
         return any_succeeded

@@ -202,7 +202,7 @@ class Acquirer(Part):
             since=checkout.started,
             now=monotonic(),
             retries=checkout.retries,
-            thread=checkout.thread,
+            waiter=checkout,
             last_failure=text,
         )
         error.__cause__ = failure

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import CodeType, FrameType
 
+    from otel_pgpool.runtime.tasks import TaskReference
+
 Place = tuple["CodeType", int]
 """A call site: a code object and the index of its last instruction.
 
@@ -65,6 +67,28 @@ def caller_call_sites(wrapper: FrameType, skipped: SkippedModules = OWN) -> Stac
     If there are none, for example because the wrapper is a thread's first function, return the wrapper's own.
     """
     return call_sites(wrapper.f_back, skipped) or (wrapper.f_code, wrapper.f_lasti)
+
+
+def task_call_sites(frame: FrameType, task: TaskReference | None, skipped: SkippedModules = OWN) -> Stack:
+    """Return up to four call sites of a task, from ``frame`` outwards to the task's own coroutine.
+
+    Those of the event loop, and of what has started it, are left out. If there are no others, return that of ``frame``.
+
+    Args:
+        frame: the innermost frame.
+        task: the running task; None if there is none.
+        skipped: modules to skip.
+    """
+    root = None if task is None else task.root
+    stack: list[Any] = []
+    each: FrameType | None = frame
+    while each is not None and len(stack) < 2 * GETCONN_FRAMES:
+        if not skipped[each.f_globals.get("__name__", "")]:
+            stack += (each.f_code, each.f_lasti)
+        if each is root:
+            break
+        each = each.f_back
+    return tuple(stack) or (frame.f_code, frame.f_lasti)
 
 
 def call_sites_fast(frame: FrameType) -> Stack:

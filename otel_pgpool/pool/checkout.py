@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool.pool.call_site import Stack
+    from otel_pgpool.runtime.tasks import TaskReference
 
 NEVER = math.inf
 AT_ONCE = -math.inf
@@ -225,6 +226,10 @@ class Checkout:
     outcome: str
 
     # Defaults of the attributes that few checkouts set: on the class they cost the others nothing.
+    task: TaskReference | None = None
+    """The asyncio task that asked for the connection, if the pool is one for coroutines."""
+    caller: int | None = None
+    """Key of the connects made for this checkout; None for the identity of the calling thread."""
     block: bool = True
     """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
     observer_data: Any = None
@@ -293,7 +298,12 @@ class Checkout:
             held=max(0.0, now - self.acquired),
             where=self.where,
             trace_id=getattr(self.observer_data, "trace_id", None),
+            task=None if self.task is None else str(self.task),
         )
+
+    def is_by_holder_of(self, other: Checkout) -> bool:
+        """Return whether the task, or else the thread, of another checkout has asked for this connection too."""
+        return self.thread is other.thread and self.task == other.task
 
 
 def release_once(checkout: Checkout) -> bool:

@@ -9,7 +9,6 @@ from otel_pgpool.pool.utilization import status_of
 from otel_pgpool.stats import PoolStats
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Sequence
 
     from otel_pgpool.pool.checkout import Checkout
@@ -59,7 +58,7 @@ def diagnose(
     since: float,
     now: float,
     retries: int,
-    thread: threading.Thread | None = None,
+    waiter: Checkout | None = None,
     last_failure: str = "",
 ) -> PoolTimeout:
     """Build the error of a caller that has waited for a connection, with the figures of the pool in its message.
@@ -71,7 +70,7 @@ def diagnose(
         since: when the wait began, as a reading of the clock.
         now: reading of the clock.
         retries: failed attempts during the wait.
-        thread: the thread of the caller, which may hold connections itself.
+        waiter: the checkout that waited, whose thread or task may hold connections itself.
         last_failure: text of the last failed connect, free of secrets; empty if there was none.
     """
     return timeout_error(
@@ -80,6 +79,7 @@ def diagnose(
         waited=now - since,
         retries=retries,
         holders=[hold.holder(now) for hold in holds[:LONGEST_HOLDERS]],
-        own_holds=sum(hold.thread is thread for hold in holds),
+        own_holds=0 if waiter is None else sum(hold.is_by_holder_of(waiter) for hold in holds),
+        holder="thread" if waiter is None or waiter.task is None else "task",
         last_failure=last_failure,
     )

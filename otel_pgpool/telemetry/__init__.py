@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.config import TelemetryConfig
 from otel_pgpool.driver.messages import known
 from otel_pgpool.errors import PoolTimeout, error_type
-from otel_pgpool.runtime.text import class_of, text_of, thread_names
+from otel_pgpool.runtime.text import class_of, text_of
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.checkout_state import SUPPRESSED
 from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import Logs
-from otel_pgpool.telemetry.long_hold import long_hold_attributes, transaction_status
+from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes, transaction_status
 from otel_pgpool.telemetry.metrics import instruments
 from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY
 from otel_pgpool.telemetry.spans import Spans
@@ -81,6 +81,8 @@ class Telemetry:
         self.recording_gate: RecordingGate | None = gate if self._config.spans == "off" else None
         self.transaction_status: Callable[[Any], TransactionStatus] = transaction_status
         """Function that reads the status of a connection's transaction; the instrumentation sets its own."""
+        self.error_type: Callable[[BaseException], str] = error_type
+        """Function that returns the type of an error; the instrumentation sets its own."""
         self._pool_name: str | None = None
         self._error_types = ErrorTypes()
 
@@ -107,6 +109,12 @@ class Telemetry:
         self._spans.set_target(pool)
 
     # Checkouts
+
+    def task_known(self, checkout: Checkout) -> None:
+        """Add the name of the task, which has started a checkout, to its span. For instrumented pools of coroutines."""
+        state: CheckoutState | None = checkout.observer_data
+        if state is not None and state.span is not None:
+            self._spans.task_known(checkout, state.span)
 
     def started(self, checkout: Checkout) -> None:
         """Start the span of a checkout."""
@@ -202,17 +210,14 @@ class Telemetry:
         state: CheckoutState | None = checkout.observer_data
         if state is not None and state is not SUPPRESSED:
             self._spans.long_hold(state, attributes)
-        return {**attributes, names.ATTR_THREAD_NAME: thread_names[checkout.thread.name]}
+        return {**attributes, **holder_attributes(checkout)}
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
 
     def reclaimed(self, checkout: Checkout) -> None:
-        """End the span of a checkout whose connection was dropped, and log which thread dropped it."""
-        attributes = {
-            **self._long_hold_attributes(checkout),
-            names.ATTR_THREAD_NAME: thread_names[checkout.thread.name],
-        }
+        """End the span of a checkout whose connection was dropped, and log its holder."""
+        attributes = {**self._long_hold_attributes(checkout), **holder_attributes(checkout)}
         self._logs.reclaimed(attributes, _context(checkout))
         self.released(checkout)
 
@@ -232,7 +237,7 @@ class Telemetry:
             self._logs.connect_refused(connect, name)
 
     def _name_of(self, connect: Connect) -> str:
-        return self._error_types.of("" if connect.error is None else class_of(connect.error))
+        return self._error_types.of("" if connect.error is None else error_type(connect.error))
 
     def _connect(self, connect: Connect, failure: str | None) -> None:
         context = self._spans.connect(connect, failure)
@@ -245,7 +250,7 @@ class Telemetry:
     ) -> None:
         """Log which connections were closed, and why."""
         context = None if checkout is None else _context(checkout)
-        name = None if error is None else self._error_types.of(error_type(error))
+        name = None if error is None else self._error_types.of(self.error_type(error))
         self._logs.discarded(slots, reason, name, context, "" if error is None else known(text_of(error), ()))
 
     def outage_started(self, connect: Connect) -> None:

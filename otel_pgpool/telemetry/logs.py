@@ -85,7 +85,7 @@ class Logs:
     def long_hold(self, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Log that a hold has passed its threshold and continues."""
         text = (
-            f"connection held for {attributes[names.ATTR_HELD]:.3f} s by thread {attributes[names.ATTR_THREAD_NAME]!r} "
+            f"connection held for {attributes[names.ATTR_HELD]:.3f} s by {_holder_in(attributes)} "
             f"({attributes[names.ATTR_TRANSACTION_STATUS]}), checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
         )
         self._write(logging.WARNING, LogEvent.LONG_HOLD, text, attributes, context)
@@ -100,7 +100,7 @@ class Logs:
     def reclaimed(self, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Log that a dropped connection was reclaimed."""
         text = (
-            f"connection dropped without a release by thread {attributes[names.ATTR_THREAD_NAME]!r} after "
+            f"connection dropped without a release by {_holder_in(attributes)} after "
             f"{attributes[names.ATTR_HELD]:.3f} s, checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
         )
         self._write(logging.WARNING, LogEvent.RECLAIMED, text, attributes, context)
@@ -209,3 +209,8 @@ class Logs:
         text = f"utilization {level}: {stats.used} of {stats.maxconn} in use, {stats.waiting} waiting"
         severity, event = UTILIZATION_EVENTS[UtilizationLevel(level)]
         self._write(severity, event, text, attributes)
+
+
+def _holder_in(attributes: Mapping[str, Any]) -> str:
+    task = attributes.get(names.ATTR_TASK_NAME)
+    return f"thread {attributes[names.ATTR_THREAD_NAME]!r}" if task is None else f"task {task!r}"

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.text import file_of, function_of, line_of
+from otel_pgpool.runtime.text import file_of, function_of, line_of, thread_names
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.names import DIGITS
 from otel_pgpool.telemetry.stacks import stack_of
@@ -33,7 +33,7 @@ def long_hold_attributes(
     skipped: Collection[str],
     transaction_status: Callable[[Any], TransactionStatus],
 ) -> dict[str, AttributeValue]:
-    """Return the attributes of a hold in progress, such as whether a query runs and the stack of its thread."""
+    """Return the attributes of a hold in progress, such as whether a query runs and the holder's stack."""
     conn = checkout.slot.ref()
     status = TransactionStatus.UNKNOWN
     if conn is not None:
@@ -49,10 +49,26 @@ def long_hold_attributes(
         names.ATTR_CHECKED_OUT_AT: checkout.path_to,
         **_code_attributes(checkout.stack),
     }
-    stack = stack_of(checkout.thread, skipped)
+    stack = _stack_of(checkout, skipped)
     if stack:
         attributes[names.ATTR_CODE_STACKTRACE] = stack
     return attributes
+
+
+def holder_attributes(checkout: Checkout) -> dict[str, AttributeValue]:
+    """Return the names of the thread and of the task, if there is one, that have asked for the connection."""
+    attributes: dict[str, AttributeValue] = {names.ATTR_THREAD_NAME: thread_names[checkout.thread.name]}
+    if checkout.task is not None:
+        attributes[names.ATTR_TASK_NAME] = checkout.task.name
+    return attributes
+
+
+def _stack_of(checkout: Checkout, skipped: Collection[str]) -> str:
+    if checkout.task is None:
+        return stack_of(checkout.thread, skipped)
+    from otel_pgpool.telemetry.task_stacks import task_stack_of  # noqa: PLC0415 - asyncio, which few programs need
+
+    return task_stack_of(checkout.task, checkout.thread, skipped)
 
 
 def _code_attributes(stack: Stack) -> dict[str, AttributeValue]:

@@ -95,6 +95,11 @@ class Spans:
         else:
             state.context = ContextWithSpan.of(context, span)
 
+    def task_known(self, checkout: Checkout, span: Span) -> None:
+        """Add the name of a checkout's task. Not done in `end`, where it would cost the checkouts of threads."""
+        if checkout.task is not None and span.is_recording():
+            span.set_attribute(names.ATTR_TASK_NAME, checkout.task.name)
+
     def _filter(self) -> Callable[[Context], bool] | None:
         """Return the function that decides whether a checkout in a context gets a span; None if each gets one."""
         if self._mode == "off":
@@ -184,6 +189,7 @@ class Spans:
             SPAN_CHECKOUT, caller, attributes=self._attributes, start_time=state.began_ns
         )
         state.context = set_span_in_context(span, caller)
+        self.task_known(checkout, span)
         if held is not None:
             self.acquired(checkout, state)
         if state.long_hold is not None and span.is_recording():

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from types import CodeType, FrameType
 
+Call = tuple[str, "CodeType", int]
+"""A call in a stack: the module's name, the code and the line."""
+
 SERVERS = frozenset(
     (
         *("cheroot", "daphne", "granian", "gunicorn", "hypercorn", "mod_wsgi", "uvicorn", "uwsgi", "waitress"),
@@ -42,17 +45,29 @@ def stack_of(thread: threading.Thread, skipped: Collection[str] = ()) -> str:
         thread: a thread of the application.
         skipped: packages that are not the application's, in addition to the built-in list.
     """
-    frame = current_frame(thread)
-    packages: list[str] = []
-    places: list[tuple[CodeType, int]] = []  # not the frames, which would keep the objects in their variables
+    return text_of_calls(calls_from(current_frame(thread)), skipped)
+
+
+def calls_from(frame: FrameType | None, outermost: FrameType | None = None) -> list[Call]:
+    """Return the calls from the frame ``outermost`` inwards to ``frame``; none if ``frame`` is not inside of it.
+
+    Without ``outermost``, return all. The frames are not kept, as they would keep the objects in their variables.
+    """
+    calls: list[Call] = []
     while frame is not None:
-        packages.append(_package(frame))
-        places.append((frame.f_code, frame.f_lineno))
+        calls.append((str(frame.f_globals.get("__name__", "")), frame.f_code, frame.f_lineno))
+        if frame is outermost:
+            break
         frame = frame.f_back
-    packages.reverse()
-    places.reverse()
-    shown = places[_beginning(packages, SERVERS.union(skipped)) :]
-    lines = [place_of(*place) for place in shown[:1] + shown[1:][-MOST_FRAMES + 1 :]]
+    is_complete = outermost is None or frame is not None
+    return calls[::-1] if is_complete else []
+
+
+def text_of_calls(calls: list[Call], skipped: Collection[str] = ()) -> str:
+    """Return calls, given outermost first, as text in the format of `stack_of`."""
+    packages = [module.partition(".")[0] for module, _code, _line in calls]
+    shown = calls[_beginning(packages, SERVERS.union(skipped)) :]
+    lines = [place_of(code, line) for _module, code, line in shown[:1] + shown[1:][-MOST_FRAMES + 1 :]]
     left_out = len(shown) - len(lines)
     if left_out:
         lines[1] = f"... {left_out + 1} more"
@@ -71,7 +86,3 @@ def _beginning(packages: list[str], servers: Collection[str]) -> int:
     if packages[own[0]] == LAUNCHER and packages[following] in servers:
         return next((number for number in own if number > following), own[0])
     return own[0]
-
-
-def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

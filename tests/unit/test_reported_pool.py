@@ -153,7 +153,7 @@ def test_refused_login_with_an_sqlstate(
     tracker.connect_failed(monotonic(), error)
     tracker.report_connects()
     (record,) = signals.logged("connect_refused")
-    assert record.record.getMessage() == f"pool shop: {told}: {type(error).__name__}"
+    assert record.record.getMessage() == f"pool shop: {told}: {error.sqlstate}"  # type: ignore[attr-defined]
 
 
 def test_duration_of_an_outage(session: InstrumentationSession, signals: Signals) -> None:

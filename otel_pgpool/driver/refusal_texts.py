@@ -1,0 +1,67 @@
+"""The texts by which a server, or libpq after a server's answer, refuses a connection."""
+
+from __future__ import annotations
+
+import re
+
+from otel_pgpool.driver.messages import LONGEST_READ
+
+OF_THE_SERVER = ("08", "53", "57", "58", "XX")
+"""Classes of SQLSTATE which mean that the server cannot serve anyone: exhausted, starting, stopping, broken."""
+
+SEVERITY_END = ":  "
+"""Separator that libpq writes after the severity of a server's error, in every language, and never in its own texts."""
+
+NAMES = re.compile(r'"[^"]*"')
+QUOTES = re.compile('["\u00ab\u00bb\u201c-\u201f\u2039\u203a\u300c-\u300f]')
+"""Quotation marks of the languages of ``lc_messages``; a refusal quotes the role, database or parameter."""
+
+CANNOT_SERVE = re.compile(
+    r"too many (?:clients|connections)|connection slots|no more connections|the database system|terminating connection|"
+    r"out of memory|could not |cannot connect|login has been failing|shut down|crashed|timeout",
+    re.IGNORECASE,
+)
+"""English texts of PostgreSQL's 53300, 57P03 and similar errors, and of PgBouncer's, whose only SQLSTATE is 08P01."""
+
+RESERVED = re.compile(r"superuser|pg_use_reserved_connections", re.IGNORECASE)
+"""Texts about slots reserved for superusers; they name no role of the application, in any language."""
+
+REFUSES = re.compile(
+    r"no such (?:database|user)|auth(?:entication)? failed|certificate|unsupported|startup packet", re.IGNORECASE
+)
+"""Refusals that quote nothing: PgBouncer's, and some of PostgreSQL's in English."""
+
+REFUSED_BY_CLIENT = re.compile(
+    r"no password supplied|server does not support (?:SSL|GSSAPI)|authentication method requirement"
+)
+"""Texts with which libpq itself stops after an answer of the server."""
+
+
+def refuses_by_state(sqlstate: str) -> bool:
+    """Return whether an SQLSTATE means that the server refused this connection only."""
+    return sqlstate[:2] not in OF_THE_SERVER
+
+
+def refuses_by_text(text: str) -> bool:
+    """Return whether the text of a failed connect is a refusal.
+
+    In a language other than English a refusal is recognised by its quotation.
+    """
+    text = text[:LONGEST_READ]
+    answers = _answers(text)
+    return any(map(_refuses, answers)) or (not answers and REFUSED_BY_CLIENT.search(text) is not None)
+
+
+def _answers(text: str) -> list[str]:
+    """Return the answers of servers, one for each host that answered, without lines of details."""
+    parts = [line.partition(SEVERITY_END) for line in text.splitlines()]
+    behind_a_place = [answer for head, end, answer in parts if end and ": " in head]
+    return behind_a_place or [
+        answer for _head, end, answer in parts[:1] if end
+    ]  # libpq before 14 does not name the host
+
+
+def _refuses(answer: str) -> bool:
+    if RESERVED.search(answer) or CANNOT_SERVE.search(NAMES.sub("", answer)):
+        return False
+    return QUOTES.search(answer) is not None or REFUSES.search(answer) is not None

@@ -1,0 +1,80 @@
+"""References to asyncio's tasks, which keep no task alive. For pools of coroutines only, because of the import."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.runtime.text import LONGEST_NAME, printable
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+FRAMES = {CoroutineType: "cr_frame", GeneratorType: "gi_frame", AsyncGeneratorType: "ag_frame"}
+"""Name of the attribute with the frame, by type of what can be suspended."""
+
+
+class TaskReference:
+    """A weak reference to a task, and the task's name.
+
+    Attributes:
+        key: identity of the task among the tasks and the threads that live.
+        name: name of the task when the reference was made, printable and bounded.
+    """
+
+    __slots__ = ("_ref", "key", "name")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._ref = weakref.ref(task)
+        self.key = id(task)
+        self.name = printable(str(task.get_name()), LONGEST_NAME)
+
+    def __str__(self) -> str:
+        """Return the name, with a note if the task has ended."""
+        return self.name + (" (ended)" if self.has_ended else "")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskReference) and self._ref == other._ref
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task, or None if it was collected."""
+        return self._ref()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the task has ended."""
+        task = self.task
+        return task is None or task.done()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the task is the one that its loop runs now. Other threads may ask."""
+        task = self.task
+        return task is not None and asyncio.current_task(task.get_loop()) is task
+
+    @property
+    def root(self) -> FrameType | None:
+        """The frame of the task's own coroutine; None if there is none."""
+        task = self.task
+        return None if task is None else frame_of(task.get_coro())
+
+
+def running_task() -> TaskReference | None:
+    """Return a reference to the running task; None outside of tasks, and for a task that allows no reference."""
+    try:
+        task = asyncio.current_task()
+        return None if task is None else TaskReference(task)
+    except Exception:  # noqa: BLE001 - there is no loop, or a task factory of the application has made the task
+        return None
+
+
+def frame_of(suspendable: object) -> FrameType | None:
+    """Return the frame of a coroutine or a generator; None if it has ended, or is of another kind."""
+    attribute = FRAMES.get(type(suspendable))
+    return None if attribute is None else getattr(suspendable, attribute)
