@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
-BETWEEN = SkippedModules("psycopg_pool", "contextlib", "asyncio", "opentelemetry", "wrapt")
-"""Modules to skip in the search for the application's call site: ``with pool.connection()``, the event loop."""
+BETWEEN = SkippedModules("psycopg_pool", "contextlib", "asyncio", "opentelemetry", "wrapt", "django", "asgiref")
+"""Modules to skip in the search for the application's call site.
+
+They are those of ``with pool.connection()``, of the event loop, and of Django, whose ORM checks a connection out.
+"""
 
 IDLE = TransactionStatus.IDLE
 InProgress = tuple["PoolTracker", "ManualCheckout"]
