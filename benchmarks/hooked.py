@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.checkout import CYCLES, EACH, forbid_sdk, take_turns
-from benchmarks.lenders import Alchemy, Stock
+from benchmarks.lenders import Alchemy, Psycopg, Stock
 from benchmarks.row import Round, Row, Target, ratio
 
 if TYPE_CHECKING:
@@ -52,12 +52,13 @@ ROWS = tuple(
         measure=partial(measure, make),
         rounds=5,
         targets=(
-            Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), 2.0, reason=WHAT_IT_KEEPS),
+            Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), limit, reason=WHAT_IT_KEEPS),
         ),
         note=NOTE,
     )
-    for name, work, make in (
-        ("hooked", "stock `getconn()` and `putconn()`", Stock),
-        ("hooked-sqlalchemy", "`engine.raw_connection()` and `close()`", Alchemy),
+    for name, work, make, limit in (
+        ("hooked", "stock `getconn()` and `putconn()`", Stock, 2.0),
+        ("hooked-sqlalchemy", "`engine.raw_connection()` and `close()`", Alchemy, 2.0),
+        ("hooked-psycopg-pool", "psycopg_pool's `getconn()` and `putconn()`", Psycopg, 1.5),
     )
 )

@@ -53,7 +53,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
     instrumentor = PgPoolInstrumentor()
     instrumentor.instrument(meter_provider=MeterProvider([reader]), spans="always")
     pools = [ThreadedConnectionPool(1, 5, f"host=localhost dbname=shop{number}") for number in range(COUNTS[name])]
-    watch: Any = instrumentation._installation.session.watch  # type: ignore[union-attr]
+    watch: Any = instrumentation._installed.session.watch  # type: ignore[union-attr]
 
     def check_out() -> None:
         for _ in range(CHECKOUTS // len(pools)):

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from benchmarks.by_hand import Apart, Lent
 from benchmarks.checkout import EACH, take_turns
 from benchmarks.hooked import HOOKED, UNHOOKED
-from benchmarks.lenders import Alchemy, Stock
+from benchmarks.lenders import Alchemy, Psycopg, Stock
 from benchmarks.recorded import NullExporter, Recorded
 from benchmarks.row import Round, Row, Target, ratio
 from benchmarks.traced import BY_HAND, CYCLES, SLICES, refuse_differences, telemetry
@@ -117,6 +117,7 @@ ROWS = tuple(
     )
     for name, work, make, reason in (
         ("hooked-traced", "stock `getconn()` and `putconn()`", Stock, WHAT_IT_DOES_MORE),
+        ("hooked-psycopg-pool-traced", "psycopg_pool's `getconn()` and `putconn()`", Psycopg, WHAT_IT_DOES_MORE),
         ("hooked-sqlalchemy-traced", "`engine.raw_connection()` and `close()`", Alchemy, SEEN_BY_EVENTS),
     )
 )

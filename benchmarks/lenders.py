@@ -58,6 +58,29 @@ class Stock:
             pool.putconn(connection)
 
 
+class Psycopg:
+    """``psycopg_pool.ConnectionPool``."""
+
+    name = "shop"
+
+    def __init__(self, dsn: str) -> None:
+        from psycopg_pool import ConnectionPool
+
+        kept, allowed = SOCKETS
+        self.pool: Any = ConnectionPool(dsn, min_size=kept, max_size=allowed, name=self.name, open=True)
+        self.pool.wait()
+        self.take, self.give, self.close = self.pool.getconn, self.pool.putconn, self.pool.close
+
+    def driver(self, taken: Any) -> Any:
+        return taken
+
+    def spin(self, times: int) -> None:
+        pool = self.pool
+        for _ in range(times):
+            connection = pool.getconn()
+            pool.putconn(connection)
+
+
 class Alchemy:
     """SQLAlchemy's engine on a ``QueuePool``."""
 

@@ -319,6 +319,19 @@ This RDS proxy requires TLS connections
 """
 """Texts of PgBouncer, RDS Proxy and Supavisor."""
 
+OF_ASYNCPG = """
+pool is closing
+pool is closed
+pool is not initialized
+pool is being initialized, but not yet ready: likely there is a race between creating a pool and using it
+connection is closed
+connection was closed during pool initialization
+connection was closed in the middle of operation
+cannot perform operation: another operation is in progress
+a connection is already acquired
+unexpected connection_lost() call
+"""
+
 OF_STOCK_POOLS = """
 connection pool exhausted
 connection pool is closed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 try:
     from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # the package is not typed
 
-    from otel_pgpool.instrumentation.installation import Installation, find_pool, kind_of
+    from otel_pgpool.instrumentation.installed_adapters import InstalledAdapters, find_pool, kind_of
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] not in {"opentelemetry", "wrapt"}:
         raise
@@ -28,6 +28,7 @@ __all__ = ["ADAPTERS", "PgPoolInstrumentor", "instrument_pool", "uninstrument_po
 logger = logging.getLogger("otel_pgpool")
 
 ADAPTERS = {
+    "asyncpg.pool": "otel_pgpool.instrumentation.adapters.asyncpg.install:AsyncpgAdapter",
     "psycopg2.pool": "otel_pgpool.instrumentation.adapters.psycopg2.install:Psycopg2Adapter",
     "psycopg_pool": "otel_pgpool.instrumentation.adapters.psycopg_pool.install:PsycopgPoolAdapter",
     "sqlalchemy": "otel_pgpool.instrumentation.adapters.sqlalchemy.install:SqlalchemyAdapter",
@@ -46,8 +47,9 @@ DISTRIBUTIONS = {
 }
 """By distribution: its requirement."""
 
-_lock = threading.RLock()  # guards the installation; reentrant, because a signal handler may call `instrument_pool`
-_installation: Installation | None = None
+# Guards the installed adapters. Reentrant, because a signal handler may call `instrument_pool`.
+_lock = threading.RLock()
+_installed: InstalledAdapters | None = None
 
 
 class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is not typed
@@ -100,16 +102,16 @@ def instrument_pool(pool: Any) -> None:
     ``instrument()`` continues with its own options. ``uninstrument()`` ends this too.
 
     Args:
-        pool: a pool of psycopg2, psycopg_pool or asyncpg, or a pool or an engine of SQLAlchemy.
+        pool: a pool of psycopg2 or psycopg_pool, an initialized one of asyncpg, or a pool or an engine of SQLAlchemy.
 
     Raises:
         TypeError: the object is no such pool. A `ConnectionPool` of this package reports itself.
     """
     module, found = find_pool(ADAPTERS, pool)
     with _lock:
-        installation = _installation or _replace(InstrumentationOptions.of(), ())
-        installation.session.select(found)
-        adapter = installation.install(module)
+        installed = _installed or _replace(InstrumentationOptions.of(), ())
+        installed.session.select(found)
+        adapter = installed.install(module)
         if adapter is not None:
             adapter.track_selected(found)
 
@@ -127,32 +129,32 @@ def uninstrument_pool(pool: Any) -> None:
     """
     _module, found = find_pool(ADAPTERS, pool)
     with _lock:
-        if _installation is not None:
-            _installation.session.exclude(found)
-            if not _installation.kinds and not _installation.session.selected:
+        if _installed is not None:
+            _installed.session.exclude(found)
+            if not _installed.kinds and not _installed.session.selected:
                 _remove()
 
 
-def _replace(options: InstrumentationOptions, kinds: Collection[str]) -> Installation:
-    """Begin an installation, which continues with the selected pools of the one before."""
-    global _installation  # noqa: PLW0603 - one for the whole process, as the pools' classes are
+def _replace(options: InstrumentationOptions, kinds: Collection[str]) -> InstalledAdapters:
+    """Install adapters, which continue with the selected pools of those before."""
+    global _installed  # noqa: PLW0603 - one for the whole process, as the pools' classes are
     with _lock:
-        selected = [] if _installation is None else _installation.session.selected
+        selected = [] if _installed is None else _installed.session.selected
         _remove()
-        installation = _installation = Installation(ADAPTERS, options, kinds, selected)
-        installation.install_on_import()
+        installed = _installed = InstalledAdapters(ADAPTERS, options, kinds, selected)
+        installed.install_on_import()
         for pool in selected:
-            installation.install(find_pool(ADAPTERS, pool)[0])
-    return installation
+            installed.install(find_pool(ADAPTERS, pool)[0])
+    return installed
 
 
 def _remove() -> None:
-    """End the installation, if there is one."""
-    global _installation
+    """Remove the adapters, if any are installed."""
+    global _installed
     with _lock:
-        installation, _installation = _installation, None
-        if installation is not None:
-            installation.remove()
+        installed, _installed = _installed, None
+        if installed is not None:
+            installed.remove()
 
 
 def _is_installed(name: str) -> bool:

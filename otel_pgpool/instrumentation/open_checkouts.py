@@ -19,7 +19,7 @@ from otel_pgpool.types import CheckoutPath
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter
+    from otel_pgpool.instrumentation.adapters.base import PoolReader
     from otel_pgpool.pool.checkout import ManualCheckout
 
 LightCheckout = tuple[Any, ...]
@@ -45,7 +45,7 @@ class TrackedSlot(Slot):
 
     __slots__ = ("_adapter", "_pid")
 
-    def __init__(self, conn: Any, serial: int, adapter: PoolAdapter) -> None:
+    def __init__(self, conn: Any, serial: int, adapter: PoolReader) -> None:
         super().__init__()
         self.serial = serial
         self.key = id(conn)
@@ -74,7 +74,7 @@ class OpenCheckouts:
 
     __slots__ = ("_adapter", "_last_serial", "_pool", "held", "light", "slots", "waiting")
 
-    _adapter: PoolAdapter
+    _adapter: PoolReader
     _pool: weakref.ref[Any]
 
     def reset(self) -> None:

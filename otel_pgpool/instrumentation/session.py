@@ -19,7 +19,7 @@ from otel_pgpool.types import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, PoolTarget
+    from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
 
 
@@ -81,7 +81,7 @@ class InstrumentationSession:
             self._ended.add(tracker)
             self._end(tracker)
 
-    def _observes(self, pool: Any, adapter: PoolAdapter, predecessor: PoolTracker | None) -> bool:
+    def _observes(self, pool: Any, adapter: PoolReader, predecessor: PoolTracker | None) -> bool:
         """Return whether a pool is to be tracked, as the one is that it replaces."""
         if self._selected.get(id(pool)) is pool:
             return True
@@ -92,7 +92,7 @@ class InstrumentationSession:
     def track(
         self,
         pool: Any,
-        adapter: PoolAdapter,
+        adapter: PoolReader,
         *,
         name: str | None = None,
         target: PoolTarget | None = None,

@@ -6,7 +6,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
+from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, timeout_error
 from otel_pgpool.instrumentation.fair_queue import FairQueue
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.instrumentation.reported_pool import ReportedPool
@@ -20,7 +20,7 @@ from otel_pgpool.telemetry.sdk_internals import OPEN
 from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter, PoolTarget
+    from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
     from otel_pgpool.pool.call_site import Stack
@@ -64,7 +64,7 @@ class PoolTracker(ReportedPool):
     def __init__(
         self,
         pool: Any,
-        adapter: PoolAdapter,
+        adapter: PoolReader,
         name: str,
         target: PoolTarget,
         *,
@@ -95,6 +95,11 @@ class PoolTracker(ReportedPool):
         if self.wait_timeout is not None:
             self.queue = FairQueue(self._adapter.is_exhausted, self._adapter.exhausted_error)
 
+    @property
+    def adapter(self) -> PoolReader:
+        """The adapter of the pool."""
+        return self._adapter
+
     # A checkout
 
     def start(self, stack: Stack) -> ManualCheckout:
@@ -124,7 +129,10 @@ class PoolTracker(ReportedPool):
 
         The key of the checkout's connects is that of its record, because a pool may connect in a task of its own.
         """
-        checkout = ManualCheckout()
+        return self.start_in_task_with(ManualCheckout(), stack, task)
+
+    def start_in_task_with(self, checkout: AnyCheckout, stack: Stack, task: TaskReference | None) -> AnyCheckout:
+        """Start a checkout of a task with a record supplied by the caller."""
         checkout.task = task
         checkout.caller = id(checkout)
         self.start_with(checkout, stack)
@@ -143,6 +151,9 @@ class PoolTracker(ReportedPool):
         checkout.queued = since
         checkout.expected_path = QUEUED
         self.queued += 1
+        self._set_blockers(checkout, since)
+
+    def _set_blockers(self, checkout: ManualCheckout, since: float) -> None:
         if checkout.observer_data is not None:
             checkout.blockers = [Blocker.of(holder, since) for holder in self.all_held()[:LONGEST_HOLDERS]]
 
@@ -210,10 +221,12 @@ class PoolTracker(ReportedPool):
         if self.pending and self.report_connects(checkout):
             checkout.expected_path = NEW
         text = self._adapter.error_text(error, self.target)
-        checkout.fail(error_type(error) if refusal is None else refusal.value, text)
+        checkout.fail(self._adapter.error_type(error) if refusal is None else refusal.value, text)
         if refusal is PoolErrorType.TIMEOUT:
             checkout.outcome = Outcome.TIMEOUT.value
             self.timeouts += 1
+            if checkout.queued is not None and not checkout.blockers:  # the holders were still connecting
+                self._set_blockers(checkout, checkout.queued)
             is_logged = self._observer.will_log_timeout()
             error = self._diagnosis(checkout, error, now) if is_logged else PoolTimeout(text)
         else:
@@ -278,7 +291,7 @@ class PoolTracker(ReportedPool):
         checkout.released = now
         checkout.outcome = RELEASED_TEXT if outcome is RELEASED else outcome.value
         if error is not None:
-            checkout.fail(error_type(error), self._adapter.error_text(error, self.target))
+            checkout.fail(self._adapter.error_type(error), self._adapter.error_text(error, self.target))
         if checkout.is_reported:
             return
         if outcome is RECLAIMED:

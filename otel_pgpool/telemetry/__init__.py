@@ -80,6 +80,8 @@ class Telemetry:
         self.recording_gate = self._gate()
         self.transaction_status: Callable[[Any], TransactionStatus] = transaction_status
         """Function that reads the status of a connection's transaction; the instrumentation sets its own."""
+        self.error_type: Callable[[BaseException], str] = error_type
+        """Function that returns the type of an error; the instrumentation sets its own."""
         self._pool_name: str | None = None
         self._error_types = ErrorTypes()
 
@@ -245,7 +247,7 @@ class Telemetry:
             self._logs.connect_refused(connect, name)
 
     def _name_of(self, connect: Connect) -> str:
-        return self._error_types.of("" if connect.error is None else class_of(connect.error))
+        return self._error_types.of("" if connect.error is None else error_type(connect.error))
 
     def _connect(self, connect: Connect, failure: str | None) -> None:
         context = self._spans.connect(connect, failure)
@@ -258,7 +260,7 @@ class Telemetry:
     ) -> None:
         """Log which connections were closed, and why."""
         context = None if checkout is None else _context(checkout)
-        name = None if error is None else self._error_types.of(error_type(error))
+        name = None if error is None else self._error_types.of(self.error_type(error))
         self._logs.discarded(slots, reason, name, context, "" if error is None else known(text_of(error), ()))
 
     def outage_started(self, connect: Connect) -> None:

@@ -177,7 +177,8 @@ class Logs:
         for name in [name for name, due in _refused_again.copy().items() if due <= now]:
             _refused_again.pop(name, None)
         _refused_again[self._pool_name] = now + REFUSAL_INTERVAL
-        is_connected = sqlstate(connect.error) is not None  # then the server refused a query of `configure`
+        # psycopg2's error of a connect has no SQLSTATE; one that has it is of a query of `configure`.
+        is_connected = hasattr(connect.error, "pgcode") and sqlstate(connect.error) is not None
         what = "a new connection cannot be used" if is_connected else CANNOT_BE_REACHED
         text = f"{what}: {connect.message or error_type}"
         self._write(logging.WARNING, LogEvent.CONNECT_REFUSED, text, {names.ATTR_ERROR_TYPE: error_type})

@@ -47,7 +47,7 @@ def assert_same_totals(pool: Pool, *, failed_connects: int = 0, uncounted: int =
     settled(pool)
     theirs, ours = pool.get_stats(), tracker_of(pool).stats()
     expected = {
-        "requests_num": sum(ours.checkouts.values()) + ours.timeouts + ours.errors,
+        "requests_num": sum(ours.checkouts.values()) + ours.timeouts + ours.errors + ours.waiting,
         "requests_queued": ours.queued,
         "requests_errors": ours.timeouts + ours.errors - uncounted,
         "requests_waiting": ours.waiting,

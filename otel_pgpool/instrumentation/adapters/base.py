@@ -1,10 +1,11 @@
-"""The interface between the instrumentation and one kind of pool, which assumes no driver and no library."""
+"""The interfaces of drivers and of adapters, which assume no driver and no library of pools."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from otel_pgpool.errors import error_type
 from otel_pgpool.observer import Server
 from otel_pgpool.types import TransactionStatus
 
@@ -39,17 +40,50 @@ class PoolTarget(Server, Protocol):
         ...
 
 
-class PoolAdapter(ABC):
-    """A base class of adapters, each for one kind of pool.
+class Driver:
+    """The interface between the instrumentation and a driver of PostgreSQL.
 
-    Each class of adapters stands in ``otel_pgpool.instrumentation.ADAPTERS``. ``instrument()`` creates one object of
-    it, with the `InstrumentationSession` as the only argument, as soon as the library of the pools is imported, and
-    calls `install`. From then on, the adapter notifies the trackers of what the pools do. It gets the tracker of a pool
-    by ``session.track(pool, self)``.
-
-    The instrumentation calls the methods below `uninstall`. Those that get a pool may be called by any thread, at any
-    time, and must neither wait nor take a lock of the pool. Those that get a connection must not change it.
+    The methods of this class are those of a driver of which nothing is known. They get the driver's own connections,
+    perhaps inside an agent's proxy, and must neither change a connection nor talk to the server.
     """
+
+    def backend_pid(self, conn: Any) -> int:  # noqa: ARG002 - the interface
+        """Return the process id of a connection's backend; 0 if it is unknown or only `ask_backend_pid` returns it.
+
+        Called as soon as the connection is known, because a record may need the id when the connection is gone.
+        """
+        return 0
+
+    def ask_backend_pid(self, conn: Any) -> int:  # noqa: ARG002 - the interface
+        """Return the process id if `backend_pid` returned 0; 0 if unknown. Called when the id is reported.
+
+        Unlike `backend_pid`, this may call a connection of the application's own class.
+        """
+        return 0
+
+    def transaction_status(self, conn: Any) -> TransactionStatus:  # noqa: ARG002 - the interface
+        """Return the status of a connection's transaction, as the client knows it."""
+        return TransactionStatus.UNKNOWN
+
+    def server_address(self, conn: Any) -> tuple[str | None, int | None]:  # noqa: ARG002 - the interface
+        """Return the host and the port that a connection was made to; None for what is unknown."""
+        return None, None
+
+    def is_refusal(self, error: BaseException) -> bool:  # noqa: ARG002 - the interface
+        """Return whether a failed connect has reached a server, which refused it, so that there is no outage."""
+        return False
+
+    def error_type(self, error: BaseException) -> str:
+        """Return the value of ``error.type`` for an error: its SQLSTATE, or else the name of its class."""
+        return error_type(error)
+
+    def error_text(self, error: BaseException, target: PoolTarget) -> str:  # noqa: ARG002 - the interface
+        """Return the text of a driver's error, one line without secrets, SQL or values; empty if it cannot be shown."""
+        return ""
+
+
+class Installation(ABC):
+    """What is wrapped and listened to in one library."""
 
     kind: str = ""
     """Name of the kind of pools: the top-level package of the library. Set before `install`."""
@@ -72,6 +106,17 @@ class PoolAdapter(ABC):
     @abstractmethod
     def uninstall(self) -> None:
         """Undo `install`, even if it failed half-way. From now on, wrappers only call the original methods."""
+
+
+class PoolReader(Driver, ABC):
+    """What a tracker asks about its pool and the pool's connections.
+
+    The methods that get a pool may be called by any thread, at any time, and must neither wait nor take a lock of the
+    pool. Those that get a connection must not change it.
+    """
+
+    kind: str = ""
+    """Name of the kind of pools, as that of an `Installation`."""
 
     @abstractmethod
     def levels(self, pool: Any) -> Levels:
@@ -105,32 +150,12 @@ class PoolAdapter(ABC):
         """Create the pool's error for a caller whose wait timed out. Needed if a pool `can_wait`."""
         raise NotImplementedError
 
-    def backend_pid(self, conn: Any) -> int:  # noqa: ARG002 - the interface
-        """Return the process id of a connection's backend; 0 if it is unknown or only `ask_backend_pid` returns it.
 
-        Called as soon as the connection is known, because a record may need the id when the connection is gone.
-        """
-        return 0
+class PoolAdapter(PoolReader, Installation):
+    """A base class of adapters, each for one kind of pool.
 
-    def ask_backend_pid(self, conn: Any) -> int:  # noqa: ARG002 - the interface
-        """Return the process id if `backend_pid` returned 0; 0 if unknown. Called when the id is reported.
-
-        Unlike `backend_pid`, this may call a connection of the application's own class.
-        """
-        return 0
-
-    def transaction_status(self, conn: Any) -> TransactionStatus:  # noqa: ARG002 - the interface
-        """Return the status of a connection's transaction, as the client knows it."""
-        return TransactionStatus.UNKNOWN
-
-    def server_address(self, conn: Any) -> tuple[str | None, int | None]:  # noqa: ARG002 - the interface
-        """Return the host and the port that a connection was made to; None for what is unknown."""
-        return None, None
-
-    def is_refusal(self, error: BaseException) -> bool:  # noqa: ARG002 - the interface
-        """Return whether a failed connect has reached a server, which refused it, so that there is no outage."""
-        return False
-
-    def error_text(self, error: BaseException, target: PoolTarget) -> str:  # noqa: ARG002 - the interface
-        """Return the text of a driver's error, one line without secrets, SQL or values; empty if it cannot be shown."""
-        return ""
+    Each class of adapters stands in ``otel_pgpool.instrumentation.ADAPTERS``. ``instrument()`` creates one object of
+    it, with the `InstrumentationSession` as the only argument, as soon as the library of the pools is imported, and
+    calls `install`. From then on, the adapter notifies the trackers of what the pools do. It gets the tracker of a pool
+    by ``session.track(pool, self)``.
+    """

@@ -29,7 +29,7 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 
 import otel_pgpool
 from otel_pgpool import PgPoolInstrumentor, instrumentation
-from otel_pgpool.instrumentation import installation
+from otel_pgpool.instrumentation import installed_adapters
 from tests.support.database import ask
 from tests.support.instrumentation import instrumented, lent, name_of, quietly, snapshot, tracker_of
 from tests.support.telemetry import assert_exactly, status_of, until
@@ -489,7 +489,7 @@ def test_hook_that_cannot_be_taken_off(signals: Signals, dsn: str, monkeypatch: 
 
     before = snapshot()
     with instrumented(signals):
-        instrumentation._installation.installed["broken"] = SimpleNamespace(uninstall=broken)
+        instrumentation._installed.installed["broken"] = SimpleNamespace(uninstall=broken)
         pool = ThreadedConnectionPool(1, 1, dsn)
     assert snapshot() == before
     assert "_otel_pgpool" not in vars(pool)
@@ -586,10 +586,10 @@ def test_instrument_never_raises(dsn: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("module", "where"),
     [
-        (installation, "InstrumentationSession"),
+        (installed_adapters, "InstrumentationSession"),
         (instrumentation, "InstrumentationOptions"),
-        (installation, "register_post_import_hook"),
-        (installation, "resolve_name"),
+        (installed_adapters, "register_post_import_hook"),
+        (installed_adapters, "resolve_name"),
     ],
 )
 def test_instrument_never_raises_of_itself(

@@ -69,13 +69,6 @@ def test_other_dialect(signals: Signals, hook: None, engines: Engines) -> None:
     assert "_otel_pgpool" not in vars(engine.pool)
 
 
-@pytest.mark.skipif(sqlalchemy.__version__ < "2", reason="SQLAlchemy 1.4 has no dialect for psycopg 3")
-def test_other_driver(signals: Signals, hook: None, engines: Engines) -> None:
-    """PostgreSQL by another driver is left alone too."""
-    borrow(engines(engines.url.replace("psycopg2", "psycopg")))
-    assert names(signals) == []
-
-
 def test_past_the_engine(signals: Signals, hook: None, engines: Engines) -> None:
     """A connection taken from the pool itself, past its engine, is no checkout; the levels count it."""
     engine = engines()

@@ -313,9 +313,9 @@ def test_listeners_that_raise(signals: Signals, engines: Engines, monkeypatch: p
     def raising(*_: Any, **__: Any) -> Any:
         raise UnexpectedError("of ours")
 
-    for known in ("target_of_arguments", "parameters_of", "partial", "closed_of"):
+    for known in ("key_of", "key_here", "driver_connection", "partial", "closed_of"):
         monkeypatch.setattr(events, known, raising)
-    monkeypatch.setattr(wrappers, "own_connection", raising)
+    monkeypatch.setattr(wrappers, "driver_of_connection", raising)
     monkeypatch.setattr(PoolTracker, "discarded", raising)
     with hooked(signals):
         engine = engines()

@@ -15,7 +15,7 @@ from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.refusal import is_refusal
 from otel_pgpool.driver.session import TRANSACTION_STATUSES
-from otel_pgpool.instrumentation.adapters.base import PoolAdapter
+from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import TransactionStatus
@@ -54,8 +54,8 @@ def closed_of(conn: Any) -> int:
     return closed
 
 
-class Psycopg2Driver(PoolAdapter):
-    """The part of an adapter that is the same for all pools of psycopg2's connections."""
+class Psycopg2(Driver):
+    """What psycopg2 tells of its connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg2's."""
@@ -91,3 +91,7 @@ class Psycopg2Driver(PoolAdapter):
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a psycopg2 error's text."""
         return describe(target, error)
+
+
+class Psycopg2Driver(Psycopg2, PoolAdapter):
+    """A base class of adapters for pools of psycopg2's connections only."""

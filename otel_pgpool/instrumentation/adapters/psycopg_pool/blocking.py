@@ -14,8 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.psycopg.driver import is_closed
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
-from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import reason_at_release, record_discard, status_of
-from otel_pgpool.runtime.fork import is_here, renew
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
+    is_left_to_worker,
+    reason_at_release,
+    record_discard,
+    status_of,
+)
+from otel_pgpool.runtime.fork import is_here, keep_from_forking, renew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +100,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         status = status_of(conn)
         try:
             result = original(self, conn)
-            if is_closed(conn):
+            if is_closed(conn) and not is_left_to_worker(self, status):
                 record_discard(tracker, slot, reason_at_release(self, conn, status), checkout)
             elif checkout is not None:
                 tracker.released(checkout)
@@ -178,7 +183,8 @@ def wrap_add_connection(calls: PoolCalls, original: Method) -> Method:
         try:
             return original(self, *args, **kwargs)
         finally:
-            calls.worker_done(self)
+            with keep_from_forking():  # a child would inherit the telemetry's locks
+                calls.worker_done(self)
 
     return _add_connection
 

@@ -16,7 +16,7 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
     reason_at_release,
     reason_of_sweep,
-    record_discard,
+    record_closed,
 )
 from otel_pgpool.instrumentation.adapters.psycopg_pool.fresh import FreshConnections
 from otel_pgpool.instrumentation.guards import ignore_errors, never_raise
@@ -157,8 +157,7 @@ class PoolCalls:
     def _record_failed_checks(self, tracker: PoolTracker, checkout: ManualCheckout) -> None:
         """Record the connections that the pool has closed because they failed the check."""
         for conn, error in self._failed_checks.pop(id(checkout), ()):
-            if is_closed(conn):
-                record_discard(tracker, tracker.slot_of(conn), DiscardReason.CHECK_FAILED, None, error)
+            record_closed(tracker, conn, DiscardReason.CHECK_FAILED, error)
 
     # Releases
 
@@ -171,9 +170,9 @@ class PoolCalls:
     def reset_by_worker(self, pool: Any, conn: Any, status: int, *, from_getconn: bool) -> None:
         """Record that a worker has closed a connection that it was to reset."""
         tracker = self.tracker_of(pool)
-        if tracker is not None and is_closed(conn):
+        if tracker is not None:
             reason = DiscardReason.CHECK_FAILED if from_getconn else reason_at_release(pool, conn, status)
-            record_discard(tracker, tracker.slot_of(conn), reason)
+            record_closed(tracker, conn, reason)
 
     # Connects
 
@@ -221,8 +220,8 @@ class PoolCalls:
         if left is not None and tracker is not None:
             conn, key = left
             tracker.report_connects(None, key)
-            if conn is not None and is_closed(conn):  # the pool was closed in the meantime, or keeps no connection
-                record_discard(tracker, tracker.slot_of(conn), reason_at_release(pool, conn, IDLE))
+            if conn is not None:  # closed if the pool was closed in the meantime, or keeps no connection
+                record_closed(tracker, conn, reason_at_release(pool, conn, IDLE))
 
     # Idle connections
 
@@ -240,8 +239,6 @@ class PoolCalls:
             yield
         finally:
             for conn in idle:
-                slot = tracker.slots.get(id(conn))
-                if slot is not None and is_closed(conn):
-                    record_discard(tracker, slot, reason_of_sweep(method, conn))
+                record_closed(tracker, conn, reason_of_sweep(method, conn))
             if method == "close" and pool.closed:
                 tracker.stop_reporting()

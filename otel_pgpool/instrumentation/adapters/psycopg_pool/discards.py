@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
 
-from otel_pgpool.instrumentation.adapters.psycopg.driver import is_broken
+from otel_pgpool.instrumentation.adapters.psycopg.driver import is_broken, is_closed
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.guards import raise_if_asynchronous
 from otel_pgpool.types import DiscardReason, Outcome
@@ -58,6 +58,11 @@ def reason_of_sweep(method: str, conn: Any) -> DiscardReason:
     return {"close": DiscardReason.CLOSED, "drain": DiscardReason.DRAINED}.get(method, DiscardReason.IDLE)
 
 
+def is_left_to_worker(pool: Any, status: int) -> bool:
+    """Return whether a worker resets a connection after its release, and then decides whether to close it."""
+    return private.has_reset(pool) and status != UNKNOWN and not pool.closed and not private.is_null(pool)
+
+
 def record_discard(
     tracker: PoolTracker,
     slot: Slot,
@@ -71,3 +76,10 @@ def record_discard(
     held_again = slot.checkout not in (None, checkout)  # and closed by its next holder
     if tracker.slots.get(slot.key) is slot and not held_again:
         tracker.discarded(slot, reason, error, checkout)
+
+
+def record_closed(tracker: PoolTracker, conn: Any, reason: DiscardReason, error: BaseException | None = None) -> None:
+    """Record that a pool has closed a connection that no caller holds, unless that is known already."""
+    slot = tracker.slots.get(id(conn))
+    if slot is not None and is_closed(conn):
+        record_discard(tracker, slot, reason, None, error)

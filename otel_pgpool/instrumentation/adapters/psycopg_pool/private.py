@@ -89,6 +89,11 @@ def has_check(pool: Any) -> bool:
     return getattr(pool, "_check", None) is not None
 
 
+def has_reset(pool: Any) -> bool:
+    """Return whether the application resets connections, which a worker then does; False if that cannot be read."""
+    return getattr(pool, "_reset", None) is not None
+
+
 def returned(task: Any) -> tuple[Any, bool]:
     """Return the connection that a ``ReturnConnection`` is about, and whether ``getconn`` has given it back."""
     return task.conn, bool(task.from_getconn)

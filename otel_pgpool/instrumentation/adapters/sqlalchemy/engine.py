@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import AssertionPool, QueuePool, SingletonThreadPool, StaticPool
 
-from otel_pgpool.driver.dsn import Target, UnknownTarget, target_of
 from otel_pgpool.instrumentation.adapters.base import Levels
-from otel_pgpool.instrumentation.adapters.psycopg2.driver import parameters_of
-from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
-from otel_pgpool.instrumentation.adapters.sqlalchemy.private import creator_of, engine_behind, queue_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_dialect
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import creator_of, engine_behind, pool_records, queue_of
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
-from otel_pgpool.runtime.text import may_hold_password
+from otel_pgpool.runtime.text import may_hold_password, printable
 
 if TYPE_CHECKING:
+    from otel_pgpool.instrumentation.adapters.base import PoolTarget
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
 
-DRIVER = "psycopg2"
 TARGET_KEYS = ("host", "port", "dbname", "user")
 """Keys of a URL's query that determine its target; the others may hold secrets."""
 
@@ -36,9 +36,12 @@ def read_levels(pool: Any) -> Levels:
         return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
     tracker = getattr(pool, TRACKER_ATTR, None)  # None for a pool that is not tracked yet
     held = 0 if tracker is None else len(tracker.held)
-    if isinstance(pool, StaticPool):
-        idle = not held and is_connected(pool.__dict__.get("connection"))
+    if isinstance(pool, (StaticPool, AssertionPool)):
+        idle = not held and any(map(is_connected, pool_records(pool)))
         return Levels(0, 1, min(held, 1), int(idle), 1)
+    if isinstance(pool, SingletonThreadPool):  # more threads than its size only make it close connections
+        connected = sum(map(is_connected, pool_records(pool)))
+        return Levels(0, 0, held, max(0, connected - held), pool.size)
     return Levels(0, 0, held, 0, 0)
 
 
@@ -54,17 +57,18 @@ def pool_owner(engine: Engine) -> Engine:
     return engine
 
 
-def engine_target(engine: Engine) -> Target:
+def engine_target(engine: Engine) -> PoolTarget:
     """Return the target of an engine's URL. The password is not read, because reading may fetch it.
 
     With a ``creator`` of the application the URL may be wrong, and is often empty; the target is then unknown.
     """
-    if not made_by_create_engine(engine.pool):
-        return UnknownTarget()
+    driver = driver_of_dialect(engine.dialect)
+    if driver is None or not made_by_create_engine(engine.pool):
+        return UNKNOWN
     with ignore_errors:  # an engine that the application has built itself may have any object as its URL
         if not _contains_password(engine.url):
-            return target_of_arguments((), _parameters_of(engine.url))
-    return UnknownTarget()
+            return driver.target((), _parameters_of(engine.url))
+    return UNKNOWN
 
 
 def made_by_create_engine(pool: Any) -> bool:
@@ -89,9 +93,9 @@ def _parameters_of(url: URL) -> dict[str, Any]:
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def pool_name(pool: Any, conn: Any) -> str:
+def pool_name(pool: Any, target: PoolTarget) -> str:
     """Return a name for a pool without an engine: its ``logging_name``, or the target of its connection."""
-    return _logging_name(pool) or target_of((), parameters_of(conn)).name
+    return _logging_name(pool) or target.name
 
 
 def _logging_name(pool: Any) -> str:
@@ -108,12 +112,18 @@ def engine_name(engine: Engine) -> str:
     name = _logging_name(engine.pool)
     if name:
         return name
+    driver_name = printable(str(engine.dialect.driver))
     try:
         url = engine.url
-        if _contains_password(url):
-            return DRIVER
-        Target((), _parameters_of(url))  # raises if a parameter may contain a part of the password
+        driver = driver_of_dialect(engine.dialect)
+        if driver is None or _contains_password(url) or not _is_safe(url, driver):
+            return driver_name
         query = {key: value for key, value in url.query.items() if key in TARGET_KEYS}
         return str(URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query))
     except Exception:  # noqa: BLE001 - an engine that the application has built itself may have any object as its URL
-        return DRIVER
+        return driver_name
+
+
+def _is_safe(url: URL, driver: EngineDriver) -> bool:
+    """Return whether no part of a URL's target may contain a part of the password."""
+    return driver.target((), _parameters_of(url)).address != ""

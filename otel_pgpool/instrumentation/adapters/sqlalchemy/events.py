@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import psycopg2
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
-from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.errors import error_type
-from otel_pgpool.instrumentation.adapters.psycopg2.driver import closed_of, parameters_of
-from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
-from otel_pgpool.instrumentation.adapters.sqlalchemy.private import is_invalidated, keep_has_events, reset_has_events
+from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import closed_of, driver_error, key_here, key_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import (
+    driver_connection,
+    is_invalidated,
+    keep_has_events,
+    reset_has_events,
+)
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.runtime.clock import monotonic
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
     from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
     from otel_pgpool.instrumentation.session import InstrumentationSession
@@ -95,27 +97,30 @@ class EventListeners:
         self._engine_disposed(engine)
 
     @never_raise
-    def _connecting(self, _dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
-        request = self._in_progress.get(threading.get_ident())
+    def _connecting(self, dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
+        key = key_here(is_async=getattr(dialect, "is_async", False))
+        request = self._in_progress.get(key)
         if request is not None:
             # These include connect_args, which are not in the URL.
-            request.tracker.target_known(target_of_arguments(tuple(args), parameters))
+            request.tracker.target_known(request.driver.target(tuple(args), parameters))
             request.connect_began = monotonic()
-            request.tracker.connects.connecting.add(threading.get_ident())
+            request.tracker.connects.connecting.add(key)
 
     @never_raise
     def _connected(self, conn: Any, record: Record) -> None:
         before = self._closed_while_held.pop(id(record), None)
         if before is not None:  # a StaticPool has replaced its connection: no release of the former will be seen
             before.tracker.released(before, Outcome.DISCARDED)
-        request = self._in_progress.get(threading.get_ident())
+        key = key_of(conn)
+        request = self._in_progress.get(key)
         if request is not None:
+            conn = driver_connection(conn)
             began, request.connect_began, request.connected, request.lost = request.connect_began, None, True, None
             if began is None:
                 began = request.wait_ended or request.started
-                request.tracker.target_known(UnknownTarget(parameters_of(conn)))
-            request.tracker.connects.connecting.discard(threading.get_ident())
-            request.tracker.connected(began, conn)
+                request.tracker.target_known(request.driver.target_of_connection(conn))
+            request.tracker.connects.connecting.discard(key)
+            request.tracker.connected(began, conn, request.caller)
             self._table.trackers[record] = request.tracker
 
     def _checked_in(self, conn: Any, record: Record) -> None:
@@ -128,7 +133,7 @@ class EventListeners:
                     record.dbapi_connection = None
             elif checkout.fairy() is None:  # `is_dropped`
                 self._session.defer(partial(checkout.tracker.released, checkout, Outcome.RECLAIMED))
-            elif conn is None or closed_of(conn):
+            elif conn is None or closed_of(conn, checkout):
                 checkout.tracker.released(checkout, Outcome.DISCARDED)
             else:
                 checkout.tracker.released(checkout)
@@ -137,12 +142,16 @@ class EventListeners:
 
     @never_raise
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
-        held, request = self._held.get(id(conn)), self._in_progress.get(threading.get_ident())
-        cause = getattr(error, "orig", None) or error
-        reason = _reason_of(cause, is_held=held is not None)
+        held, request = self._held.get(id(conn)), self._in_progress.get(key_of(conn))
+        known = held or request
+        if known is None:
+            return
+        cause = None if error is None else driver_error(error, known.driver)
+        reason = _reason_of(cause, known.driver, is_held=held is not None)
+        own = driver_connection(conn)
         if held is not None:
             self._table.mark_closed_while_held(held, conn, record)
-            slot = held.tracker.slot_of(conn)
+            slot = held.tracker.slot_of(own)
             held.tracker.slots.pop(slot.key, None)
             discarded = partial(held.tracker.discarded, slot, reason, cause, held)
             self._session.defer(discarded) if held.is_dropped else discarded()
@@ -152,14 +161,19 @@ class EventListeners:
             if isinstance(cause, DisconnectionError):  # only after this error SQLAlchemy tries another connection
                 request.retried(Attempt(monotonic(), error_type(cause), 0.0), None)
                 request.tracker.retries += 1
-            request.tracker.discarded(request.tracker.slot_of(conn), reason, cause, request)
+            request.tracker.discarded(request.tracker.slot_of(own), reason, cause, request)
 
     @never_raise
     def _detached(self, conn: Any, _record: Record) -> None:
         held = self._held.pop(id(conn), None)
-        if held is not None:
+        if held is None:
+            return
+        slot = held.tracker.slot_of(driver_connection(conn))
+        if held.is_dropped:  # SQLAlchemy detaches what it cannot roll back outside of its event loop
+            self._session.defer(partial(held.tracker.reclaim, slot))
+        else:
             held.tracker.released(held, Outcome.DISCARDED)
-            held.tracker.discarded(held.tracker.slot_of(conn), DiscardReason.RETURNED_CLOSED, None, held)
+            held.tracker.discarded(slot, DiscardReason.RETURNED_CLOSED, None, held)
 
     @never_raise
     def _closing(self, conn: Any, record: Record) -> None:
@@ -167,24 +181,26 @@ class EventListeners:
         if held is not None:  # a StaticPool may close a connection that is checked out
             self._table.mark_closed_while_held(held, conn, record)
         tracker = self._table.trackers.get(record)
-        slot = None if tracker is None else tracker.slots.get(id(conn))
+        slot = None if tracker is None else tracker.slots.get(id(driver_connection(conn)))
         if tracker is None or slot is None:  # discarded as broken before
             return
-        discarded = partial(tracker.discarded, slot, self._why_closed(tracker.pool, record))
+        discarded = partial(tracker.discarded, slot, self._why_closed(tracker.pool, conn, record))
         self._session.defer(discarded) if is_collecting_here() else discarded()
 
-    def _why_closed(self, pool: Any, record: Record) -> DiscardReason:
+    def _why_closed(self, pool: Any, conn: Any, record: Record) -> DiscardReason:
         if isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin()):
             return DiscardReason.IDLE  # released to a pool that was full
-        if threading.get_ident() not in self._in_progress:
+        if key_of(conn) not in self._in_progress:
             return DiscardReason.DRAINED  # by ``dispose``
         return DiscardReason.DRAINED if is_invalidated(record) else DiscardReason.EXPIRED
 
 
-def _reason_of(cause: BaseException | None, *, is_held: bool) -> DiscardReason:
+def _reason_of(cause: BaseException | None, driver: EngineDriver, *, is_held: bool) -> DiscardReason:
     """Return why SQLAlchemy has invalidated a connection."""
     if cause is None:  # the application asked to close it
         return DiscardReason.RETURNED_CLOSED
-    if type(cause) is DisconnectionError or not (is_held or isinstance(cause, (psycopg2.Error, DisconnectionError))):
+    if type(cause) is DisconnectionError or not (
+        is_held or driver.is_error(cause) or isinstance(cause, DisconnectionError)
+    ):
         return DiscardReason.CHECK_FAILED  # raised by a listener of the application that checks connections
     return DiscardReason.BROKEN

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import weakref
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import is_connected
-from otel_pgpool.instrumentation.adapters.sqlalchemy.private import idle_records
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import driver_connection, pool_records
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.fork import is_here, renew
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
 
 ENDING = ("do_rollback", "do_close", "do_terminate")
@@ -34,17 +33,26 @@ class InheritedConnections:
     """
 
     def __init__(self) -> None:
-        self._conns: dict[int, Any] = {}  # by id; kept alive, so that no id is reused
+        # By id, with the driver; kept alive, so that no id is reused.
+        self._conns: dict[int, tuple[Any, EngineDriver]] = {}
+        self._abandoned: list[Record] = []  # kept alive, because a driver's finalizer may warn, or wake its event loop
         self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __contains__(self, conn: object) -> bool:
         """Return whether a connection is the parent's."""
         return id(conn) in self._conns
 
-    def add(self, record: Record, conn: Any) -> None:
+    def add(self, record: Record, conn: Any, driver: EngineDriver) -> None:
         """Keep a record, whose connection was checked out in the parent, from being released to its pool."""
-        self._conns[id(conn)] = conn
+        self._conns[id(conn)] = conn, driver
         record.fairy_ref = None
+
+    def abandon(self, idle: list[Record], driver: EngineDriver) -> None:
+        """Close the sockets of the parent's idle connections in this process."""
+        self._abandoned += idle
+        for record in idle:
+            with ignore_errors:  # closed already
+                driver.abandon(driver_connection(record.dbapi_connection))
 
     def protect(self, dialect: Any) -> None:
         """Wrap the methods of a dialect."""
@@ -75,8 +83,10 @@ class InheritedConnections:
                 renew()
             if conns:
                 own = getattr(conn, "dbapi_connection", conn)
-                if id(own) in conns:
-                    _replace_socket(own)
+                known = conns.get(id(own))
+                if known is not None:
+                    with ignore_errors:  # closed already
+                        known[1].cut_off(driver_connection(own))
                     return None
             return original(conn)
 
@@ -85,22 +95,9 @@ class InheritedConnections:
 
 
 def reset_pool(pool: Any) -> list[Record]:
-    """Replace a pool's state by that of a new pool; return the former idle records, whose sockets are closed here."""
-    idle = [record for record in idle_records(pool) if is_connected(record)]
+    """Replace a pool's state by that of a new pool; return the former idle records."""
+    idle = [record for record in pool_records(pool) if is_connected(record) and not record.in_use]
     own = vars(pool)
-    single = own.pop("connection", None)  # of a StaticPool
+    own.pop("connection", None)  # of a StaticPool
     own.update({name: value for name, value in vars(pool.recreate()).items() if name not in ("dispatch", TRACKER_ATTR)})
-    _close_here(record.dbapi_connection for record in idle)
-    return [*idle, single] if is_connected(single) else idle
-
-
-def _close_here(conns: Iterable[Any]) -> None:
-    for conn in conns:
-        with ignore_errors:  # closed already
-            os.close(conn.fileno())
-
-
-def _replace_socket(conn: Any) -> None:
-    """Replace a connection's socket, in this process, by one that is not connected."""
-    with ignore_errors, socket.socket() as dead:
-        os.dup2(dead.fileno(), conn.fileno(), inheritable=False)
+    return idle

@@ -7,19 +7,30 @@ raise anything.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.engine.events import DialectEvents
+from sqlalchemy.engine.interfaces import AdaptedConnection
+from sqlalchemy.pool import SingletonThreadPool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.pool import QueuePool
 
     Record = Any
     """SQLAlchemy's ``_ConnectionRecord``: a slot in the pool that outlives the DBAPI connection in it."""
+
+try:
+    from greenlet import getcurrent
+except ImportError:  # only asynchronous engines need it
+    getcurrent = threading.current_thread
+
+current_greenlet: Callable[[], Any] = getcurrent
+"""Return the greenlet in which SQLAlchemy runs the present call of an asynchronous engine."""
 
 DIALECT_EVENTS = [name for name in dir(DialectEvents) if name.startswith(("do_", "handle_"))]
 
@@ -61,12 +72,31 @@ def queue_of(pool: QueuePool) -> tuple[list[Record], int, int]:
 
     The public methods take the lock of the pool's queue, and count slots that have lost their connection as idle.
     """
-    return list(pool._pool.queue), pool._max_overflow, pool._overflow  # type: ignore[attr-defined]  # every queue has it except asyncio's
+    return _queued(pool._pool), pool._max_overflow, pool._overflow
 
 
-def idle_records(pool: Any) -> list[Record]:
-    """Return the records in a pool's queue, if there is a queue."""
-    return list(getattr(getattr(pool, "_pool", None), "queue", ()))
+def _queued(queue: Any) -> list[Record]:
+    """Return the records in a queue: SQLAlchemy's own, or its adapter of asyncio's, which exists from the first use."""
+    if hasattr(queue, "queue"):
+        return list(queue.queue)
+    of_asyncio = vars(queue).get("_queue")
+    return [] if of_asyncio is None else list(of_asyncio._queue)
+
+
+def pool_records(pool: Any) -> list[Record]:
+    """Return the records that a pool keeps: those in its queue, or its only one, or those of its threads."""
+    own = vars(pool)
+    if own.get("_pool") is not None:
+        return _queued(own["_pool"])
+    if isinstance(pool, SingletonThreadPool):
+        return list(pool._all_conns)
+    only = own.get("connection") or own.get("_conn")  # of a StaticPool, of an AssertionPool
+    return [] if only is None else [only]
+
+
+def driver_connection(conn: Any) -> Any:
+    """Return the driver's connection behind SQLAlchemy's adapter of an asynchronous one."""
+    return conn.driver_connection if isinstance(conn, AdaptedConnection) else conn
 
 
 def record_of(fairy: Any) -> Record:

@@ -18,19 +18,17 @@ from sys import _getframe
 from time import time
 from typing import TYPE_CHECKING, Any
 
-import psycopg2
-from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.util.queue import Empty
 
-from otel_pgpool.instrumentation.adapters.psycopg2.driver import own_connection
+from otel_pgpool.instrumentation.adapters.sqlalchemy.acquires import Acquires
 from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import EngineCheckout
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_connection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_create_engine
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import record_of
-from otel_pgpool.instrumentation.guards import never_raise, raise_if_asynchronous
+from otel_pgpool.instrumentation.guards import raise_if_asynchronous
 from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
-from otel_pgpool.types import PoolErrorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.tasks import TaskAcquires
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -46,34 +46,34 @@ BETWEEN = SkippedModules("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
 """Modules to skip in the search for the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
 
 
-class EngineCalls:
+class EngineCalls(Acquires):
     """The calls of wrapped methods. Each ``wrap_`` method returns the wrapper of one.
 
     Args:
         session: the session of the instrumentation.
         table: the checkouts in progress.
+        of_tasks: the acquires from asynchronous engines.
         track_engine: return the tracker of an engine's pool, or None.
-        track_pool: return the tracker of a pool without an engine, given its first connection, or None.
+        track_pool: return the tracker of a pool without an engine, given its first connection and its driver, or None.
     """
 
     def __init__(
         self,
         session: InstrumentationSession,
         table: CheckoutTable,
+        of_tasks: TaskAcquires,
         track_engine: Callable[[Engine], PoolTracker | None],
-        track_pool: Callable[[Any, Any], PoolTracker | None],
+        track_pool: Callable[[Any, Any, EngineDriver], PoolTracker | None],
     ) -> None:
-        self.guard = session.guard
+        super().__init__(session, table)
         self._session = session
-        self._table = table
-        self._in_progress = table.in_progress
-        self._held = table.held
+        self._of_tasks = of_tasks
         self._track_engine = track_engine
         self._track_pool = track_pool
 
     def wrap_raw_connection(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap ``Engine.raw_connection``."""
-        calls = self
+        calls, of_tasks = self, self._of_tasks
         track_engine, check_out, call_untracked = self._track_engine, self._check_out, self._call_untracked
 
         @wraps(original)
@@ -88,9 +88,11 @@ class EngineCalls:
                 raise_if_asynchronous(error)
                 tracker = None
             if tracker is None or tracker.fast_path_owner is not calls:
-                tracker = track_engine(engine)
-                if tracker is None:
-                    return call_untracked(partial(original, engine, *args, **kwargs))
+                if tracker is None or tracker.fast_path_owner is not of_tasks:
+                    tracker = track_engine(engine)
+                if tracker is None or tracker.fast_path_owner is of_tasks:
+                    call = partial(original, engine, *args, **kwargs)
+                    return call_untracked(call) if tracker is None else of_tasks.check_out(tracker, _getframe(), call)
             try:
                 frame = _getframe(1)
             except ValueError:  # no Python caller, as for a greenlet's first function
@@ -103,7 +105,7 @@ class EngineCalls:
 
     def wrap_pool_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap ``Pool.connect``."""
-        calls, in_progress = self, self._in_progress
+        calls, of_tasks, in_progress = self, self._of_tasks, self._in_progress
         check_out, check_out_from_unknown = self._check_out, self._check_out_from_unknown
 
         @wraps(original)
@@ -116,6 +118,8 @@ class EngineCalls:
                 raise_if_asynchronous(error)
                 tracker = None
             if tracker is not None and tracker.fast_path_owner is calls:  # its engine's ``raw_connection`` tracks this
+                return original(pool)
+            if tracker is not None and tracker.fast_path_owner is of_tasks:  # the same
                 return original(pool)
             request = in_progress.get(threading.get_ident())
             if (request is not None and request.tracker is tracker) or made_by_create_engine(pool):
@@ -188,27 +192,14 @@ class EngineCalls:
             raise
         return fairy
 
-    def _acquired_again(self, checkout: EngineCheckout, fairy: Any, conn: Any) -> None:
-        """Record a checkout of a connection that is checked out already, or is not one of SQLAlchemy's."""
-        tracker, before = checkout.tracker, self._held.get(id(conn))
-        if conn is None or (before is not None and before.fairy() is fairy):
-            # No release will be seen for the former; a thread releases its own connection only once.
-            tracker.acquired(checkout, fairy if conn is None else conn)
-            tracker.released(checkout)
-            return
-        if before is not None:  # a StaticPool hands out its only connection any number of times
-            before.tracker.released(before)
-        self._held[id(conn)] = checkout
-        tracker.acquired(checkout, conn)
-
     def _check_out_from_unknown(self, pool: Any, request: Callable[[Any], Any], frame: FrameType) -> Any:
-        """Check out from an unknown pool without an engine; track the pool if its connections are psycopg2's."""
+        """Check out from an unknown pool without an engine; track the pool if its connections are PostgreSQL's."""
         started, started_at = monotonic(), time()
         fairy = request(pool)
         try:
             conn = fairy.dbapi_connection
-            is_ours = own_connection(conn) is not None and self._session.is_on
-            tracker = self._track_pool(pool, conn) if is_ours else None
+            driver = driver_of_connection(conn) if self._session.is_on else None
+            tracker = None if driver is None else self._track_pool(pool, conn, driver)
             if tracker is not None:
                 record = record_of(fairy)
                 self._table.trackers[record] = tracker
@@ -231,26 +222,3 @@ class EngineCalls:
         finally:
             if outer is not None:
                 self._in_progress[thread] = outer
-
-    @never_raise
-    def _failed(self, checkout: EngineCheckout, error: BaseException) -> None:
-        """Record a failed checkout. The driver's error is recorded without SQLAlchemy's wrapper around it."""
-        if hasattr(checkout, "acquired"):  # an interrupt hit after the hand-over; the release will be recorded
-            return
-        tracker = checkout.tracker
-        cause = getattr(error, "orig", None) or error
-        began = checkout.connect_began
-        if (
-            began is None
-            and not checkout.connected
-            and isinstance(cause, psycopg2.Error)
-            and cause is not checkout.lost
-        ):
-            began = checkout.wait_ended or checkout.started  # a creator of the application, for which there is no event
-        if began is not None:
-            tracker.connect_failed(began, cause)
-            tracker.connects.connecting.discard(threading.get_ident())
-        timed_out = isinstance(error, QueuePoolTimeout)
-        if timed_out and checkout.queued is None:
-            tracker.enqueued_at(checkout, checkout.started)
-        tracker.failed(checkout, cause, PoolErrorType.TIMEOUT if timed_out else None)

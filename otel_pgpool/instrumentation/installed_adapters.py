@@ -16,7 +16,7 @@ from otel_pgpool.runtime.failures import log_failure
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from otel_pgpool.instrumentation.adapters.base import PoolAdapter
+    from otel_pgpool.instrumentation.adapters.base import Installation
     from otel_pgpool.instrumentation.options import InstrumentationOptions
 
 
@@ -25,7 +25,7 @@ def kind_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-class Installation:
+class InstalledAdapters:
     """The adapters between ``instrument()``, or the first ``instrument_pool()``, and the end.
 
     Args:
@@ -45,7 +45,7 @@ class Installation:
         self._adapters = adapters
         self.kinds = frozenset(kinds)
         self.session = InstrumentationSession(options, self.kinds)
-        self.installed: dict[str, PoolAdapter] = {}  # by module
+        self.installed: dict[str, Installation] = {}  # by module
         for pool in selected:
             self.session.select(pool)
 
@@ -56,12 +56,12 @@ class Installation:
             if kind_of(module) in self.kinds:
                 register_post_import_hook(partial(_install_imported, itself, module), module)
 
-    def install(self, module: str) -> PoolAdapter | None:
+    def install(self, module: str) -> Installation | None:
         """Install the adapter of an imported library, unless it is; return None if that fails."""
         if module in self.installed:
             return self.installed[module]
         try:
-            adapter: PoolAdapter = resolve_name(self._adapters[module])(self.session)
+            adapter: Installation = resolve_name(self._adapters[module])(self.session)
             adapter.kind = kind_of(module)
             try:
                 adapter.install()
@@ -85,10 +85,10 @@ class Installation:
                 log_failure("failed to remove the instrumentation", error)
 
 
-def _install_imported(itself: weakref.ref[Installation], module: str, _module: object) -> None:
-    installation = itself()
-    if installation is not None and installation.session.is_on:
-        installation.install(module)
+def _install_imported(itself: weakref.ref[InstalledAdapters], module: str, _module: object) -> None:
+    installed = itself()
+    if installed is not None and installed.session.is_on:
+        installed.install(module)
 
 
 def find_pool(adapters: Mapping[str, str], given: object) -> tuple[str, Any]:

@@ -1,0 +1,116 @@
+"""pg8000, as a driver of SQLAlchemy's engines.
+
+Checked on pg8000 1.31: ``_usock`` is the socket, ``_backend_key_data`` the server's process id and key,
+``_transaction_status`` the last status that the server sent. pg8000 offers no other way to read them.
+"""
+# ruff: noqa: SLF001 - see above
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pg8000.core import CoreConnection
+from pg8000.exceptions import DatabaseError, Error
+
+from otel_pgpool.driver.refusal_texts import refuses_by_state
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.server_errors import (
+    error_type,
+    server_text,
+    system_text,
+    valid_state,
+)
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN, ServerTarget
+from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.runtime.text import text_of
+from otel_pgpool.types import TransactionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from otel_pgpool.instrumentation.adapters.base import PoolTarget
+
+STATUSES = {
+    None: TransactionStatus.IDLE,  # no statement was sent yet
+    b"I": TransactionStatus.IDLE,
+    b"T": TransactionStatus.IN_TRANSACTION,
+    b"E": TransactionStatus.IN_ERROR,
+}
+OWN_TEXTS = frozenset(("network error", "communication error", "connection is closed"))
+
+
+class Pg8000(EngineDriver):
+    """The driver pg8000."""
+
+    def own_connection(self, conn: Any) -> Any:
+        """Return pg8000's connection inside the proxies of agents; None if there is none."""
+        return own_of(conn, (CoreConnection,))
+
+    def backend_pid(self, conn: Any) -> int:
+        """Return the process id of a connection's backend; 0 if it is unknown."""
+        with ignore_errors:
+            return int.from_bytes(self.own_connection(conn)._backend_key_data[:4], "big")
+        return 0
+
+    def transaction_status(self, conn: Any) -> TransactionStatus:
+        """Return the status of a connection's transaction, as the server sent it last."""
+        with ignore_errors:
+            own = self.own_connection(conn)
+            if own._usock is not None:
+                return STATUSES[own._transaction_status]
+        return TransactionStatus.UNKNOWN
+
+    def is_closed(self, conn: Any) -> bool:
+        """Return whether a connection is closed."""
+        with ignore_errors:
+            return self.own_connection(conn)._usock is None
+        return False
+
+    def is_error(self, error: BaseException | None) -> bool:
+        """Return whether pg8000 raised an error."""
+        return isinstance(error, Error)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Return whether the server is up and refused the connection."""
+        state = valid_state(_fields(error).get("C"))
+        return state is not None and refuses_by_state(state)
+
+    def error_type(self, error: BaseException) -> str:
+        """Return an error's SQLSTATE, or else the name of its class."""
+        return error_type(error, _fields(error).get("C"))
+
+    def error_text(self, error: BaseException, target: PoolTarget) -> str:
+        """Return the known part of a server's message, or the operating system's text."""
+        fields = _fields(error)
+        if fields:
+            return server_text(fields.get("M"), fields.get("n"), fields.get("F"), target.public)
+        if not isinstance(error, Error):
+            return ""
+        text = text_of(error)
+        return system_text(error.__cause__) or (text if text in OWN_TEXTS else "")
+
+    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PoolTarget:
+        """Return the target of the arguments of ``pg8000.connect``, which reads no variables."""
+        socket = kwargs.get("unix_sock")
+        if type(socket) is str:
+            folder, _, port = socket.rpartition("/.s.PGSQL.")
+            kwargs = {**kwargs, "host": folder, "port": port}
+        return super().target(args, kwargs)
+
+    def target_of_connection(self, conn: Any) -> ServerTarget:
+        """Return the server of a connection, which has forgotten the database."""
+        with ignore_errors:
+            host, port = self.own_connection(conn)._usock.getpeername()[:2]
+            return ServerTarget(host, port, "", f"{host}:{port}", frozenset((host, str(port))))
+        return UNKNOWN
+
+    def fileno(self, conn: Any) -> int:
+        """Return the descriptor of a connection's socket."""
+        return int(self.own_connection(conn)._usock.fileno())
+
+
+def _fields(error: BaseException) -> Mapping[str, str]:
+    """Return the fields of a server's error, by the letters of PostgreSQL's protocol."""
+    if isinstance(error, DatabaseError) and error.args and isinstance(error.args[0], dict):
+        return error.args[0]
+    return {}

@@ -1,0 +1,43 @@
+"""psycopg2, as a driver of SQLAlchemy's engines."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+
+from otel_pgpool.driver.dsn import UnknownTarget, target_of
+from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2, own_connection, parameters_of
+from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from otel_pgpool.driver.dsn import Target
+
+
+class Psycopg2OfEngines(Psycopg2, EngineDriver):
+    """The driver psycopg2."""
+
+    def own_connection(self, conn: Any) -> Any:
+        """Return psycopg2's connection inside the proxies of agents; None if there is none."""
+        return own_connection(conn)
+
+    def is_error(self, error: BaseException | None) -> bool:
+        """Return whether psycopg2 raised an error."""
+        return isinstance(error, psycopg2.Error)
+
+    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
+        """Return the target of the arguments of ``psycopg2.connect``."""
+        return target_of_arguments(args, kwargs)
+
+    def target_of_connection(self, conn: Any) -> Target:
+        """Return the target of a connection, as libpq knows it."""
+        parameters = parameters_of(conn)
+        return target_of((), parameters) if parameters else UnknownTarget()
+
+    def abandon(self, conn: Any) -> None:
+        """Close the socket; psycopg2 itself closes only what its own process has opened."""
+        os.close(self.fileno(conn))
