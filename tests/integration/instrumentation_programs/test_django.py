@@ -7,7 +7,7 @@ import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.error import HTTPError
 
 import pytest
@@ -24,13 +24,14 @@ from tests.integration.instrumentation_programs.support.programs import (
     points,
     started,
 )
-from tests.support.program_signals import Answer, ask_shop, logs, traces_of
+from tests.support.program_signals import COUNT, Answer, ask_shop, logs, traces_of
 from tests.support.programs import UNDER_OTEL, backends, database, locked, until_held_up
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from psycopg2.extensions import connection
@@ -140,7 +141,7 @@ def serving(
 
 
 def test_async_views_under_uvicorn(receiver: HttpReceiver, dsn: str) -> None:
-    """Without blocking the loop, as under the test client; each request's end releases its connection."""
+    """Without blocking the loop, as under the test client; a connection that fails Django's health check is a retry."""
     with stocked(dsn) as beside, ExitStack() as lock:
         lock.enter_context(locked(beside, "stock"))
         with serving(
@@ -157,9 +158,21 @@ def test_async_views_under_uvicorn(receiver: HttpReceiver, dsn: str) -> None:
             answers = [each.result() for each in orders]
             traces_of(receiver, answers)
             receiver.wait_for(lambda r: level(r, "shop", "used") == 0)
+            assert {answer.backend for answer in answers} <= held_up
+            assert_two_held_and_one_waited(receiver, held_up)
+            terminate(beside, held_up)
+            after = ask_shop(port, "later", 4)
             program.end(signal.SIGINT)
-    assert {answer.backend for answer in answers} <= held_up
-    assert_two_held_and_one_waited(receiver, held_up)
+    assert after.backend not in held_up
+    [checkout] = [span for span in checkouts(receiver, "shop") if span.trace_id == after.trace_id]
+    assert checkout.attributes["otel_pgpool.retries"] >= 1
+    assert "pool.retry" in {event.name for event in checkout.events}
+
+
+def terminate(beside: connection, pids: set[int]) -> None:
+    """End backends."""
+    with beside.cursor() as cur:
+        cur.execute("select pg_terminate_backend(pid, 5000) from unnest(%s) as pid", [[*pids]])
 
 
 # gunicorn: a master that has opened the pool, and two workers that are forked from it
@@ -167,12 +180,19 @@ def test_async_views_under_uvicorn(receiver: HttpReceiver, dsn: str) -> None:
 CLASSES = {"sync": ("--worker-class", "sync"), "gthread": ("--threads", "2", "--worker-connections", "2")}
 AT_ONCE = {"sync": 1, "gthread": 2}
 WORKERS = 2
+INSTANCE = "service.instance.id"
 
 
-def gunicorn(worker_class: str, receiver: HttpReceiver, beside: connection, tmp_path: Path, **environ: str) -> Any:
+REPAIR = {"OTEL_PGPOOL_FORK_REPAIR": "1"}
+
+
+def gunicorn(
+    worker_class: str, module: str, receiver: HttpReceiver, beside: connection, tmp_path: Path, **environ: str
+) -> AbstractContextManager[tuple[Program, int, ThreadPoolExecutor]]:
+    """Start a master that imports a module of the shop before it forks two workers."""
     return serving(
         *("gunicorn", "--preload", "--workers", str(WORKERS), *CLASSES[worker_class]),
-        *("--bind", "fd://FD", "django_shop.wsgi:application"),
+        *("--bind", "fd://FD", f"django_shop.{module}:application"),
         receiver=receiver,
         beside=beside,
         XDG_RUNTIME_DIR=str(tmp_path),  # where it keeps its control socket
@@ -180,44 +200,81 @@ def gunicorn(worker_class: str, receiver: HttpReceiver, beside: connection, tmp_
     )
 
 
-@pytest.mark.parametrize("worker_class", CLASSES)
-def test_repaired_under_gunicorn(worker_class: str, receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
-    """Each worker's pool opens connections of its own, also after the master's one that its thread has inherited."""
+class Served(NamedTuple):
+    """What one run under gunicorn has left."""
+
+    answers: list[Answer]
+    of_master: set[int]
+    """Backends that were there before the first request."""
+
+
+def serve_all(
+    worker_class: str, module: str, receiver: HttpReceiver, beside: connection, tmp_path: Path, **environ: str
+) -> Served:
+    """Let all workers serve at the same time, then ten more orders."""
     at_once = WORKERS * AT_ONCE[worker_class]
-    with (
-        stocked(dsn) as beside,
-        gunicorn(worker_class, receiver, beside, tmp_path, OTEL_PGPOOL_FORK_REPAIR="1") as (program, port, clients),
-    ):
+    with gunicorn(worker_class, module, receiver, beside, tmp_path, **environ) as (program, port, clients):
         assert wait_until(lambda: program.errors.count("Booting worker") == WORKERS)
         of_master = backends(beside)
         with locked(beside, "stock"):
             orders = [clients.submit(ask_shop, port, "orders", number) for number in range(1, 1 + at_once)]
             held_up = until_held_up(beside, at_once)
         answers = [each.result() for each in orders]
+        assert {answer.backend for answer in answers} == held_up
         answers += clients.map(lambda number: ask_shop(port, "orders", number), range(50, 60))
         assert of_master <= backends(beside)
         program.end(signal.SIGTERM)
+    return Served(answers, of_master)
+
+
+def assert_own_backends(receiver: HttpReceiver, served: Served) -> None:
+    """Check that no backend belongs to two processes, and that each request has its checkout."""
     backends_of: dict[int, set[int]] = {}
-    for answer in answers:
+    for answer in served.answers:
         backends_of.setdefault(answer.worker, set()).add(answer.backend)
     one, other = backends_of.values()
-    assert held_up <= one | other
     assert not one & other
-    assert of_master
-    assert not of_master & (one | other)
-    traces = traces_of(receiver, answers)
-    for answer in answers:
+    assert not served.of_master & (one | other)
+    traces = traces_of(receiver, served.answers)
+    for answer in served.answers:
         [request] = [span for span in traces[answer.trace_id] if span.kind == "SERVER"]
         [checkout] = [span for span in traces[answer.trace_id] if span.name == "pool.checkout"]
         assert (checkout.parent_span_id, pid(checkout)) == (request.span_id, answer.backend)
     assert inherited(receiver) == []
 
 
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_repaired_under_gunicorn(worker_class: str, receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
+    """Each worker opens its own connections, and leaves the master's alone, also the one that its thread inherited."""
+    with stocked(dsn) as beside:
+        served = serve_all(worker_class, "wsgi", receiver, beside, tmp_path, **REPAIR)
+    assert served.of_master
+    assert_own_backends(receiver, served)
+    workers = {span.resource[INSTANCE] for span in receiver.spans if span.kind == "SERVER"}
+    used = {point.resource[INSTANCE]: point.value for point in points(receiver, COUNT, "shop", "used")}
+    assert {used.pop(worker) for worker in workers} == {0}
+    assert [*used.values()] == [1]  # the master's thread keeps a connection
+    forked = points(receiver, "otel_pgpool.connections.discarded", "shop", "forked")
+    assert {point.resource[INSTANCE] for point in forked} == workers
+
+
+def test_closed_before_the_fork(receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
+    """If the application closes Django's pool after its import, workers need no repair."""
+    with stocked(dsn) as beside:
+        served = serve_all("sync", "wsgi_closed", receiver, beside, tmp_path)
+    assert served.of_master == set()
+    assert_own_backends(receiver, served)
+
+
 def test_reported_under_gunicorn(receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
     """Without the repair the pool opens nothing in a worker: requests fail as the pool does, a record has the cause."""
     with (
         stocked(dsn) as beside,
-        gunicorn("gthread", receiver, beside, tmp_path, CONNECTIONS="1", TIMEOUT="0.3") as (program, port, clients),
+        gunicorn("gthread", "wsgi", receiver, beside, tmp_path, CONNECTIONS="1", TIMEOUT="0.3") as (
+            program,
+            port,
+            clients,
+        ),
     ):
         status = [clients.submit(status_of_order, port, number) for number in range(1, 5)]
         assert [each.result() for each in status] == [500] * 4
