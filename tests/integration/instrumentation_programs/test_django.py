@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -164,6 +165,9 @@ def test_async_views_under_uvicorn(receiver: HttpReceiver, dsn: str) -> None:
             after = ask_shop(port, "later", 4)
             program.end(signal.SIGINT)
     assert after.backend not in held_up
+    for record in logs(receiver, "long_hold"):
+        assert record.attributes["otel_pgpool.checked_out_at"].endswith("DatabaseWrapper.get_new_connection")
+        assert f"{os.sep}django{os.sep}" in record.attributes["code.stacktrace"]  # without a frame of the shop, whole
     [checkout] = [span for span in checkouts(receiver, "shop") if span.trace_id == after.trace_id]
     assert checkout.attributes["otel_pgpool.retries"] >= 1
     assert "pool.retry" in {event.name for event in checkout.events}

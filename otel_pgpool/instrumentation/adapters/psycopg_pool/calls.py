@@ -34,10 +34,14 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
-BETWEEN = SkippedModules("psycopg_pool", "contextlib", "asyncio", "opentelemetry", "wrapt", "django", "asgiref")
+BETWEEN = SkippedModules(
+    *("psycopg_pool", "contextlib", "asyncio", "opentelemetry", "wrapt"),
+    *("django", "asgiref", "concurrent", "threading"),
+)
 """Modules to skip in the search for the application's call site.
 
-They are those of ``with pool.connection()``, of the event loop, and of Django, whose ORM checks a connection out.
+They are those of ``with pool.connection()``, of the event loop, of Django, whose ORM checks a connection out, and of
+the threads in which its asynchronous methods run.
 """
 
 IDLE = TransactionStatus.IDLE
