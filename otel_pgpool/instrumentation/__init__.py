@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from types import ModuleType
 
-    from otel_pgpool.instrumentation.adapters.base import Installation
+    from otel_pgpool.instrumentation.adapters.base import LibraryAdapter
 
 logger = logging.getLogger("otel_pgpool")
 
@@ -59,7 +59,7 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
     """
 
     _session: InstrumentationSession | None = None
-    _adapters: list[Installation]
+    _adapters: list[LibraryAdapter]
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the requirement for the installed distribution of psycopg2, or nothing if there is none."""
@@ -93,7 +93,7 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
         if session is None or not session.is_on:  # wrapt cannot unregister a post-import hook
             return
         try:
-            adapter: Installation = resolve_name(name)(session)
+            adapter: LibraryAdapter = resolve_name(name)(session)
             try:
                 adapter.install()
             except BaseException:

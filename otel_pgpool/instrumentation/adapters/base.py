@@ -82,7 +82,7 @@ class Driver:
         return ""
 
 
-class Installation(ABC):
+class LibraryAdapter(ABC):
     """What is wrapped and listened to in one library."""
 
     @abstractmethod
@@ -134,7 +134,7 @@ class PoolReader(Driver, ABC):
         raise NotImplementedError
 
 
-class PoolAdapter(PoolReader, Installation):
+class PoolAdapter(PoolReader, LibraryAdapter):
     """A base class of adapters, each for one kind of pool.
 
     Each class of adapters stands in ``otel_pgpool.instrumentation.ADAPTERS``. ``instrument()`` creates one object of

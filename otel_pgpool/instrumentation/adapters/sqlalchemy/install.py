@@ -10,7 +10,7 @@ from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Queue
 from wrapt import FunctionWrapper
 
-from otel_pgpool.instrumentation.adapters.base import Installation
+from otel_pgpool.instrumentation.adapters.base import LibraryAdapter
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_dialect
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
 
-class SqlalchemyAdapter(Installation):
+class SqlalchemyAdapter(LibraryAdapter):
     """The adapter of SQLAlchemy's pools on drivers of PostgreSQL, with an engine or without."""
 
     def __init__(self, session: InstrumentationSession) -> None:
