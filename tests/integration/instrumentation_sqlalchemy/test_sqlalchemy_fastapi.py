@@ -16,7 +16,7 @@ import pytest
 
 import otel_pgpool
 from tests.support.program_signals import COUNT, last, logs
-from tests.support.programs import UNDER_OTEL, database, locked, running, until_held_up
+from tests.support.programs import ENDS_WITHIN, UNDER_OTEL, database, locked, running, until_held_up
 from tests.support.receivers import HttpReceiver
 from tests.support.sqlalchemy_drivers import IS_1_4
 from tests.support.waiting import PATIENCE, wait_until
@@ -87,7 +87,7 @@ def api(dsn: str, name: str, receiver: HttpReceiver, **environ: str) -> Iterator
             **environ,
         ) as program:
             port = listener.getsockname()[1]
-            assert wait_until(lambda: serves(port)), program.errors
+            assert wait_until(lambda: serves(port), ENDS_WITHIN), program.errors
             yield program, port, beside
 
 
