@@ -45,7 +45,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
     from psycopg2.pool import ThreadedConnectionPool
 
-    from otel_pgpool import PgPoolInstrumentor
+    from otel_pgpool import PgPoolInstrumentor, instrumentation
 
     [name] = contestants
     setattr(psycopg2, "connect", lambda *_args, **_kwargs: Connection())  # noqa: B010 - of another type, to be sure
@@ -53,7 +53,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
     instrumentor = PgPoolInstrumentor()
     instrumentor.instrument(meter_provider=MeterProvider([reader]), spans="always")
     pools = [ThreadedConnectionPool(1, 5, f"host=localhost dbname=shop{number}") for number in range(COUNTS[name])]
-    watch: Any = instrumentor._session.watch  # type: ignore[union-attr]
+    watch: Any = instrumentation._installed.session.watch  # type: ignore[union-attr]
 
     def check_out() -> None:
         for _ in range(CHECKOUTS // len(pools)):

@@ -308,12 +308,12 @@ def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[
         ValueError: a name is not that of a histogram.
     """
     if value is None:
-        words = _words(environment.HISTOGRAMS, environ)
+        words = environment_words(environment.HISTOGRAMS, environ)
         return _histograms(environment.HISTOGRAMS.name, [] if words == ["none"] else words)
     return _histograms("histograms", value)
 
 
-def _words(variable: Variable, environ: Mapping[str, str]) -> list[str]:
+def environment_words(variable: Variable, environ: Mapping[str, str]) -> list[str]:
     """Read a comma-separated list from the environment. An unset or empty variable means the default."""
     return _split(environ.get(variable.name, "")) or _split(variable.default)
 
@@ -340,7 +340,7 @@ def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str
         ValueError: an item is not the name of a top-level package.
     """
     if value is None:
-        return _packages(environment.STACK_SKIP.name, _words(environment.STACK_SKIP, environ))
+        return _packages(environment.STACK_SKIP.name, environment_words(environment.STACK_SKIP, environ))
     return _packages("stack_skip", value)
 
 

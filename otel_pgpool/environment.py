@@ -49,6 +49,18 @@ WAIT_TIMEOUT = Variable(
     "",
     "seconds that an exhausted, instrumented `ThreadedConnectionPool` of psycopg2 waits; not set: it raises at once",
 )
+POOLS = Variable(
+    "OTEL_PGPOOL_POOLS",
+    "PgPoolInstrumentor.instrument",
+    "",
+    "comma-separated kinds of pools to instrument: `psycopg2`, `psycopg_pool`, `sqlalchemy`, `asyncpg`; not set: all",
+)
+FORK_REPAIR = Variable(
+    "OTEL_PGPOOL_FORK_REPAIR",
+    "PgPoolInstrumentor.instrument",
+    "0",
+    "`1`: an instrumented pool of `psycopg_pool` begins anew in a forked child; `0`: its use there is only reported",
+)
 
 SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing over OTLP")
 EXPORTERS = {
@@ -84,6 +96,8 @@ ENVIRONMENT = (
     HISTOGRAMS,
     STACK_SKIP,
     WAIT_TIMEOUT,
+    POOLS,
+    FORK_REPAIR,
     SDK_DISABLED,
     *EXPORTERS.values(),
     PROTOCOL,

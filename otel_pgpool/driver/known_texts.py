@@ -319,12 +319,54 @@ This RDS proxy requires TLS connections
 """
 """Texts of PgBouncer, RDS Proxy and Supavisor."""
 
+OF_ASYNCPG = """
+pool is closing
+pool is closed
+pool is not initialized
+pool is being initialized, but not yet ready: likely there is a race between creating a pool and using it
+connection is closed
+connection was closed during pool initialization
+connection was closed in the middle of operation
+cannot perform operation: another operation is in progress
+a connection is already acquired
+unexpected connection_lost() call
+"""
+
 OF_STOCK_POOLS = """
 connection pool exhausted
 connection pool is closed
 trying to put unkeyed connection
 QueuePool limit of size {} overflow {} reached, connection timed out, timeout {}
 """
+
+OF_PSYCOPG = """
+connection failed: {}
+connection is bad: {}
+connection timeout expired
+failed to resolve host '{}': {}
+[Errno {}] {}
+Multiple connection attempts failed. All failures were:
+- host: '{}', port: '{}', hostaddr: '{}': {}
+- host: '{}', port: '{}', hostaddr: None: {}
+- host: None, port: None, hostaddr: None: {}
+the connection is closed
+the connection is lost
+consuming input failed: {}
+sending query failed: {}
+sending query and params failed: {}
+flushing failed: {}
+no result returned: {}
+couldn't get a connection after {} sec
+pool initialization incomplete after {} sec
+pool has already been opened/closed and cannot be reused
+the pool '{}' has already {} requests waiting
+the pool '{}' is already closed
+the pool '{}' is closed
+the pool '{}' is not open yet
+connection left in status {} by configure function {}: discarded
+connection left in status {} by reset function {}: discarded
+"""
+"""Texts of psycopg 3 and of its pools."""
 
 OF_OURS = """
 configure left a transaction in error, so its work cannot be committed

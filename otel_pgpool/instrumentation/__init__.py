@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import logging
-import weakref
-from functools import partial
+import threading
 from importlib.metadata import PackageNotFoundError, distribution
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 try:
     from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # the package is not typed
-    from wrapt import register_post_import_hook
+
+    from otel_pgpool.instrumentation.installed_adapters import InstalledAdapters, find_pool, kind_of
 except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] not in {"opentelemetry", "wrapt"}:
+        raise
     message = "PgPoolInstrumentor needs the extra 'instrument': pip install 'otel-pgpool[instrument]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from otel_pgpool.instrumentation.options import InstrumentationOptions
-from otel_pgpool.instrumentation.session import InstrumentationSession
+from otel_pgpool.instrumentation.options import InstrumentationOptions, chosen_kinds
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from types import ModuleType
 
-    from otel_pgpool.instrumentation.adapters.base import LibraryAdapter
+__all__ = ["ADAPTERS", "PgPoolInstrumentor", "instrument_pool", "uninstrument_pool"]
 
 logger = logging.getLogger("otel_pgpool")
 
 ADAPTERS = {
+    "asyncpg.pool": "otel_pgpool.instrumentation.adapters.asyncpg.install:AsyncpgAdapter",
     "psycopg2.pool": "otel_pgpool.instrumentation.adapters.psycopg2.install:Psycopg2Adapter",
+    "psycopg_pool": "otel_pgpool.instrumentation.adapters.psycopg_pool.install:PsycopgPoolAdapter",
     "sqlalchemy": "otel_pgpool.instrumentation.adapters.sqlalchemy.install:SqlalchemyAdapter",
 }
 """By module of a library: the class of the adapter, imported once the library's module has been imported.
@@ -37,11 +38,22 @@ ADAPTERS = {
 Another kind of pool is added before ``instrument()``: see ``docs/extending.md``.
 """
 
-DISTRIBUTIONS = {"psycopg2": "psycopg2 >= 2.9", "psycopg2-binary": "psycopg2-binary >= 2.9"}
+DISTRIBUTIONS = {
+    "psycopg2": "psycopg2 >= 2.9",
+    "psycopg2-binary": "psycopg2-binary >= 2.9",
+    "psycopg-pool": "psycopg-pool >= 3.2",
+    "SQLAlchemy": "SQLAlchemy >= 1.4",
+    "asyncpg": "asyncpg >= 0.29",
+}
+"""By distribution: its requirement."""
+
+# Guards the installed adapters. Reentrant, because a signal handler may call `instrument_pool`.
+_lock = threading.RLock()
+_installed: InstalledAdapters | None = None
 
 
 class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is not typed
-    """The instrumentor for psycopg2's pools, their subclasses, and the pools of SQLAlchemy engines that use psycopg2.
+    """The instrumentor for the pools of psycopg2, psycopg_pool, SQLAlchemy and asyncpg, and their subclasses.
 
     ``instrument()`` starts and ``uninstrument()`` ends the instrumentation; both are inherited from OpenTelemetry's
     ``BaseInstrumentor``, and ``opentelemetry-instrument`` calls the former. Neither raises: errors and invalid values
@@ -56,60 +68,98 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
             or ``always`` if that is not set.
         long_hold: hold time in seconds after which a checkout is reported as a long hold, None or 0 for never; by
             default ``OTEL_PGPOOL_LONG_HOLD``, or 1 if that is not set.
+        pools: the kinds of pools to instrument, such as ``["psycopg_pool"]``; by default ``OTEL_PGPOOL_POOLS``, or all
+            if that is not set.
     """
 
-    _session: InstrumentationSession | None = None
-    _adapters: list[LibraryAdapter]
-
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Return the requirement for the installed distribution of psycopg2, or nothing if there is none."""
-        for name, requirement in DISTRIBUTIONS.items():
-            try:
-                distribution(name)
-            except PackageNotFoundError:
-                continue
-            return (requirement,)
-        return ()
+        """Return the requirements for the installed distributions, none of which are needed by the others."""
+        return tuple(requirement for name, requirement in DISTRIBUTIONS.items() if _is_installed(name))
 
     def _instrument(self, **options: Any) -> None:
         try:
             self._start(options)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             log_failure("failed to instrument connection pools; they stay uninstrumented", error)
-            self._uninstrument()
+            _remove()
 
     def _start(self, options: dict[str, Any]) -> None:
-        known = ("tracer_provider", "meter_provider", "spans", "long_hold")
+        known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")
         for option in options.keys() - {*known}:
             logger.debug("PgPoolInstrumentor has no option %r", option)
         given = {option: options[option] for option in known if option in options}
-        session = InstrumentationSession(InstrumentationOptions.of(**given))
-        self._session, self._adapters = session, []
-        for module, adapter in ADAPTERS.items():
-            register_post_import_hook(partial(self._install, weakref.ref(session), adapter), module)
-
-    def _install(self, session_ref: weakref.ref[InstrumentationSession], name: str, module: ModuleType) -> None:
-        session = session_ref()
-        if session is None or not session.is_on:  # wrapt cannot unregister a post-import hook
-            return
-        try:
-            adapter: LibraryAdapter = resolve_name(name)(session)
-            try:
-                adapter.install()
-            except BaseException:
-                adapter.uninstall()
-                raise
-            self._adapters.append(adapter)
-        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-            log_failure(f"failed to instrument the pools of {module.__name__}; they stay uninstrumented", error)
+        kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
+        _replace(InstrumentationOptions.of(**given), kinds)
 
     def _uninstrument(self, **_options: Any) -> None:
-        session, self._session = self._session, None
-        if session is None:
-            return
-        adapters, self._adapters = self._adapters, []
-        for undo in (*(adapter.uninstall for adapter in reversed(adapters)), session.end):
-            try:
-                undo()
-            except Exception as error:  # noqa: BLE001 - the other parts have to be undone too
-                log_failure("failed to remove the instrumentation", error)
+        _remove()
+
+
+def instrument_pool(pool: Any) -> None:
+    """Observe one pool, whether or not ``instrument()`` observes all pools of its kind.
+
+    Before ``instrument()``, the options are those of the environment, and the providers are the global ones; a later
+    ``instrument()`` continues with its own options. ``uninstrument()`` ends this too.
+
+    Args:
+        pool: a pool of psycopg2 or psycopg_pool, an initialized one of asyncpg, or a pool or an engine of SQLAlchemy.
+
+    Raises:
+        TypeError: the object is no such pool. A `ConnectionPool` of this package reports itself.
+    """
+    module, found = find_pool(ADAPTERS, pool)
+    with _lock:
+        installed = _installed or _replace(InstrumentationOptions.of(), ())
+        installed.session.select(found)
+        adapter = installed.install(module)
+        if adapter is not None:
+            adapter.track_selected(found)
+
+
+def uninstrument_pool(pool: Any) -> None:
+    """Stop to observe one pool, even if ``instrument()`` observes all others of its kind.
+
+    The spans of its checkouts in progress end. Nothing happens if the pool is not observed.
+
+    Args:
+        pool: as for `instrument_pool`.
+
+    Raises:
+        TypeError: the object is no such pool.
+    """
+    _module, found = find_pool(ADAPTERS, pool)
+    with _lock:
+        if _installed is not None:
+            _installed.session.exclude(found)
+            if not _installed.kinds and not _installed.session.selected:
+                _remove()
+
+
+def _replace(options: InstrumentationOptions, kinds: Collection[str]) -> InstalledAdapters:
+    """Install adapters, which continue with the selected pools of those before."""
+    global _installed  # noqa: PLW0603 - one for the whole process, as the pools' classes are
+    with _lock:
+        selected = [] if _installed is None else _installed.session.selected
+        _remove()
+        installed = _installed = InstalledAdapters(ADAPTERS, options, kinds, selected)
+        installed.install_on_import()
+        for pool in selected:
+            installed.install(find_pool(ADAPTERS, pool)[0])
+    return installed
+
+
+def _remove() -> None:
+    """Remove the adapters, if any are installed."""
+    global _installed
+    with _lock:
+        installed, _installed = _installed, None
+        if installed is not None:
+            installed.remove()
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from otel_pgpool.config import (
     TelemetryConfig,
+    environment_choice,
     environment_seconds,
+    environment_words,
+    invalid_option,
     long_hold_threshold,
     recorded_histograms,
     skipped_packages,
     slow_threshold,
     span_mode,
 )
-from otel_pgpool.environment import WAIT_TIMEOUT
+from otel_pgpool.environment import FORK_REPAIR, POOLS, WAIT_TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
@@ -41,6 +45,8 @@ class InstrumentationOptions:
     """Threshold of a long hold; infinite if switched off."""
     wait_timeout: float | None
     """Time that callers wait for an exhausted pool that does not wait itself; None if they get its error at once."""
+    fork_repair: bool
+    """Whether a pool of ``psycopg_pool`` begins anew in a forked child."""
 
     @classmethod
     def of(
@@ -64,6 +70,7 @@ class InstrumentationOptions:
             ),
             _read_or_default(long_hold_threshold, long_hold, ..., environ),
             _read_or_default(wait_timeout, None, None, environ),
+            _read_or_default(fork_repair, None, None, environ),
         )
 
 
@@ -76,6 +83,39 @@ def wait_timeout(_value: object, environ: Mapping[str, str]) -> float | None:
     if not environ.get(WAIT_TIMEOUT.name, "").strip():
         return None
     return environment_seconds(WAIT_TIMEOUT.name, 0.0, environ)
+
+
+def fork_repair(_value: object, environ: Mapping[str, str]) -> bool:
+    """Read ``OTEL_PGPOOL_FORK_REPAIR``, for which there is no argument.
+
+    Raises:
+        ValueError: the variable is invalid.
+    """
+    return environment_choice(FORK_REPAIR, ("0", "1"), environ) == "1"
+
+
+def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """Return the kinds of pools to instrument. Names that are not known are logged, and the others count.
+
+    Args:
+        value: the names; None to read ``OTEL_PGPOOL_POOLS``, of which the default is all.
+        known: the names that are accepted.
+        environ: the environment.
+    """
+    option = "pools"
+    if value is None:
+        option, value = POOLS.name, environment_words(POOLS, environ)
+        if not value:
+            return frozenset(known)
+    accepted = f"a list of names among {', '.join(sorted(known))}"
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        logger.error("%s; all are instrumented", invalid_option(option, value, accepted))
+        return frozenset(known)
+    names = [*value]
+    for name in names:
+        if name not in known:
+            logger.error("%s; it is ignored", invalid_option(option, name, accepted))
+    return frozenset(name for name in names if name in known)
 
 
 def _read_or_default(

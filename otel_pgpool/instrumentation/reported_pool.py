@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.instrumentation.pending_connects import PendingConnects
@@ -12,7 +13,6 @@ from otel_pgpool.pool import registry
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.runtime.failures import ObserverGuard
 from otel_pgpool.runtime.fork import renewed
-from otel_pgpool.runtime.text import class_of
 from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.types import CheckoutPath, DiscardReason
@@ -208,7 +208,7 @@ class ReportedPool(Totals):
             elif checkout is not None:
                 self.retries += 1
                 checkout.expected_path = CheckoutPath.NEW.value
-                failed = Attempt(each.connect.ended, class_of(error), 0.0)
+                failed = Attempt(each.connect.ended, error_type(error), 0.0)
                 checkout.retried(failed, None)  # without the error, which would keep its frames
             each.report(self._observer, self.guard, checkout)
         return any_succeeded

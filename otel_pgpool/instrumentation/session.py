@@ -33,14 +33,22 @@ def find_instances(classes: Collection[type]) -> Iterator[Any]:
 class InstrumentationSession:
     """The pools tracked between ``instrument()`` and ``uninstrument()``; each adapter is created with its session.
 
+    Args:
+        options: the options of ``instrument()`` and of the environment.
+        kinds: the kinds of which every pool is tracked; of the others, only selected pools. None for all kinds.
+
     Attributes:
         options: the options of ``instrument()`` and of the environment.
         watch: the background thread.
         guard: the log for errors of an adapter, at most one record a minute.
     """
 
-    def __init__(self, options: InstrumentationOptions) -> None:
+    def __init__(self, options: InstrumentationOptions, kinds: Collection[str] | None = None) -> None:
         self.options = options
+        self._kinds = kinds
+        self._selected: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # pools, by id
+        self._excluded: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._ended: weakref.WeakSet[PoolTracker] = weakref.WeakSet()  # trackers of excluded pools
         self.guard = ObserverGuard("<not yet tracked>")
         self.watch = Watch(options.long_hold)
         self._lock = (
@@ -53,6 +61,34 @@ class InstrumentationSession:
         """Whether pools are tracked: False after ``uninstrument()``."""
         return self.watch.is_on
 
+    @property
+    def selected(self) -> list[Any]:
+        """The pools that are tracked whatever their kind is."""
+        return [*self._selected.values()]
+
+    def select(self, pool: Any) -> None:
+        """Have a pool tracked, whatever its kind is."""
+        self._excluded.pop(id(pool), None)
+        self._selected[id(pool)] = pool
+
+    def exclude(self, pool: Any) -> None:
+        """End the tracker of a pool, and have the pool not tracked again."""
+        self._selected.pop(id(pool), None)
+        self._excluded[id(pool)] = pool
+        tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        if tracker is not None and tracker.watch is self.watch:
+            self.watch.trackers.pop(tracker, None)
+            self._ended.add(tracker)
+            self._end(tracker)
+
+    def _observes(self, pool: Any, adapter: PoolReader, predecessor: PoolTracker | None) -> bool:
+        """Return whether a pool is to be tracked, as the one is that it replaces."""
+        if self._selected.get(id(pool)) is pool:
+            return True
+        if self._excluded.get(id(pool)) is pool or predecessor in self._ended:
+            return False
+        return self._kinds is None or adapter.kind in self._kinds or predecessor is not None
+
     def track(
         self,
         pool: Any,
@@ -62,7 +98,9 @@ class InstrumentationSession:
         target: PoolTarget | None = None,
         predecessor: PoolTracker | None = None,
     ) -> PoolTracker | None:
-        """Return the tracker of a pool, created if necessary; None if that fails or the instrumentation has ended.
+        """Return the tracker of a pool, created if necessary.
+
+        The result is None if that fails, if the pool is not to be tracked, or if the instrumentation has ended.
 
         Args:
             pool: the pool.
@@ -72,6 +110,8 @@ class InstrumentationSession:
             predecessor: tracker of the pool that this one replaces; its name and totals are taken over.
         """
         try:
+            if not self._observes(pool, adapter, predecessor):
+                return None
             self.watch.run_deferred()  # so that a pool that replaces a collected one gets its name
             with self._lock:
                 if not self.is_on:
@@ -101,11 +141,14 @@ class InstrumentationSession:
             self.watch.is_on = False
         self.watch.run_deferred()
         for tracker in list(self.watch.trackers):
-            tracker.end(Outcome.RELEASED)
-            with suppress(AttributeError):  # the pool is collected, or does not allow it
-                delattr(tracker.pool, TRACKER_ATTR)
+            self._end(tracker)
         self.watch.trackers.clear()
         self.watch.end()
+
+    def _end(self, tracker: Any) -> None:
+        tracker.end(Outcome.RELEASED)
+        with suppress(AttributeError):  # the pool is collected, or does not allow it
+            delattr(tracker.pool, TRACKER_ATTR)
 
     def reset_after_fork(self) -> None:
         """Replace the lock and the thread in a forked child."""

@@ -247,7 +247,7 @@ class Telemetry:
             self._logs.connect_refused(connect, name)
 
     def _name_of(self, connect: Connect) -> str:
-        return self._error_types.of("" if connect.error is None else class_of(connect.error))
+        return self._error_types.of("" if connect.error is None else error_type(connect.error))
 
     def _connect(self, connect: Connect, failure: str | None) -> None:
         context = self._spans.connect(connect, failure)

@@ -82,8 +82,22 @@ class Driver:
         return ""
 
 
-class LibraryAdapter(ABC):
+class Installation(ABC):
     """What is wrapped and listened to in one library."""
+
+    kind: str = ""
+    """Name of the kind of pools: the top-level package of the library. Set before `install`."""
+
+    @classmethod
+    def pool_of(cls, given: Any) -> Any:  # noqa: ARG003 - the interface
+        """Return the pool that an object is, or has, as an engine does; None if the object is of another kind.
+
+        ``instrument_pool`` and ``uninstrument_pool`` need this.
+        """
+        return None
+
+    def track_selected(self, pool: Any) -> None:  # noqa: B027 - optional
+        """Start to track a pool at once, which otherwise begins at the pool's next checkout."""
 
     @abstractmethod
     def install(self) -> None:
@@ -100,6 +114,9 @@ class PoolReader(Driver, ABC):
     The methods that get a pool may be called by any thread, at any time, and must neither wait nor take a lock of the
     pool. Those that get a connection must not change it.
     """
+
+    kind: str = ""
+    """Name of the kind of pools, as that of an `Installation`."""
 
     @abstractmethod
     def levels(self, pool: Any) -> Levels:
@@ -134,7 +151,7 @@ class PoolReader(Driver, ABC):
         raise NotImplementedError
 
 
-class PoolAdapter(PoolReader, LibraryAdapter):
+class PoolAdapter(PoolReader, Installation):
     """A base class of adapters, each for one kind of pool.
 
     Each class of adapters stands in ``otel_pgpool.instrumentation.ADAPTERS``. ``instrument()`` creates one object of

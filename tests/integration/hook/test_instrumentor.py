@@ -29,6 +29,7 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 
 import otel_pgpool
 from otel_pgpool import PgPoolInstrumentor, instrumentation
+from otel_pgpool.instrumentation import installed_adapters
 from tests.support.database import ask
 from tests.support.instrumentation import instrumented, lent, name_of, quietly, snapshot, tracker_of
 from tests.support.telemetry import assert_exactly, status_of, until
@@ -337,12 +338,13 @@ def test_disabled(only_ours: None, monkeypatch: pytest.MonkeyPatch, disabled: st
 
 
 def test_dependencies() -> None:
-    """The distribution declares either flavour of psycopg2, and here one is installed."""
+    """The distribution declares the libraries of pools; those that are installed are the requirements."""
     ours = distribution("otel-pgpool")
     assert get_dist_dependency_conflicts(ours) is None
     declared = [line.partition(";")[0].strip() for line in ours.requires or () if "instruments-any" in line]
-    assert sorted(declared) == ["psycopg2-binary>=2.9", "psycopg2>=2.9"]
-    assert PgPoolInstrumentor().instrumentation_dependencies() == ("psycopg2-binary >= 2.9",)
+    assert sorted(declared) == sorted(each.replace(" ", "") for each in instrumentation.DISTRIBUTIONS.values())
+    required = PgPoolInstrumentor().instrumentation_dependencies()
+    assert required == ("psycopg2-binary >= 2.9", "psycopg-pool >= 3.2", "SQLAlchemy >= 1.4", "asyncpg >= 0.29")
 
 
 @pytest.mark.parametrize(
@@ -350,14 +352,15 @@ def test_dependencies() -> None:
     [
         ({"psycopg2"}, ("psycopg2 >= 2.9",)),
         ({"psycopg2-binary"}, ("psycopg2-binary >= 2.9",)),
-        ({"psycopg2", "psycopg2-binary"}, ("psycopg2 >= 2.9",)),
+        ({"psycopg2", "psycopg2-binary"}, ("psycopg2 >= 2.9", "psycopg2-binary >= 2.9")),
+        ({"psycopg-pool", "asyncpg"}, ("psycopg-pool >= 3.2", "asyncpg >= 0.29")),
         (set(), ()),
     ],
 )
 def test_dependencies_by_flavour(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], expected: tuple[str, ...]
 ) -> None:
-    """A manual `instrument()` asks for the flavour that is there, and for none where psycopg2 is in no package."""
+    """A manual `instrument()` asks for what is there, and for nothing where no library is in a package."""
 
     def found(name: str) -> Any:
         if name not in installed:
@@ -485,8 +488,8 @@ def test_hook_that_cannot_be_taken_off(signals: Signals, dsn: str, monkeypatch: 
         raise RuntimeError("broken")
 
     before = snapshot()
-    with instrumented(signals) as instrumentor:
-        instrumentor._adapters.append(SimpleNamespace(uninstall=broken))
+    with instrumented(signals):
+        instrumentation._installed.installed["broken"] = SimpleNamespace(uninstall=broken)
         pool = ThreadedConnectionPool(1, 1, dsn)
     assert snapshot() == before
     assert "_otel_pgpool" not in vars(pool)
@@ -581,10 +584,16 @@ def test_instrument_never_raises(dsn: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["InstrumentationSession", "InstrumentationOptions", "register_post_import_hook", "resolve_name"]
+    ("module", "where"),
+    [
+        (installed_adapters, "InstrumentationSession"),
+        (instrumentation, "InstrumentationOptions"),
+        (installed_adapters, "register_post_import_hook"),
+        (installed_adapters, "resolve_name"),
+    ],
 )
 def test_instrument_never_raises_of_itself(
-    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, where: str
+    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, module: Any, where: str
 ) -> None:
     """Whatever goes wrong inside is logged, and pools stay as they are."""
 
@@ -597,7 +606,7 @@ def test_instrument_never_raises_of_itself(
 
     before = snapshot()
     with ExitStack() as stack:
-        monkeypatch.setattr(instrumentation, where, Broken())
+        monkeypatch.setattr(module, where, Broken())
         stack.enter_context(instrumented(signals))
         monkeypatch.undo()
         pool = ThreadedConnectionPool(1, 1, dsn)

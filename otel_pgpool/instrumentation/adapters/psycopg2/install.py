@@ -52,6 +52,15 @@ class Psycopg2Adapter(Psycopg2Driver):
         self._roles = {getattr(cls, role): role for cls in OWN_CLASSES for role in ROLES}  # by unwrapped method
         self._replacements = Replacements()
 
+    @classmethod
+    def pool_of(cls, given: Any) -> Any:
+        """Return the pool that an object is."""
+        return given if isinstance(given, AbstractConnectionPool) else None
+
+    def track_selected(self, pool: Any) -> None:
+        """Start to track a pool."""
+        self._calls.tracker_of(pool)
+
     # Which methods are wrapped
 
     def install(self) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Queue
 from wrapt import FunctionWrapper
 
-from otel_pgpool.instrumentation.adapters.base import LibraryAdapter
+from otel_pgpool.instrumentation.adapters.base import Installation
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_dialect
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
 
-class SqlalchemyAdapter(LibraryAdapter):
+class SqlalchemyAdapter(Installation):
     """The adapter of SQLAlchemy's pools on drivers of PostgreSQL, with an engine or without."""
 
     def __init__(self, session: InstrumentationSession) -> None:
@@ -52,6 +52,13 @@ class SqlalchemyAdapter(LibraryAdapter):
         self._pools: dict[EngineDriver, EnginePools] = {}
         self._engines: weakref.WeakKeyDictionary[Engine, PoolTracker] = weakref.WeakKeyDictionary()
         self._replacements = Replacements()
+
+    @classmethod
+    def pool_of(cls, given: Any) -> Any:
+        """Return the pool that an object is, or that an engine has."""
+        engine = getattr(given, "sync_engine", given)  # of an asynchronous engine
+        pool = engine.pool if isinstance(engine, Engine) else given
+        return pool if isinstance(pool, Pool) else None
 
     def install(self) -> None:
         """Add the listeners, wrap the methods, and track the engines that have connections."""

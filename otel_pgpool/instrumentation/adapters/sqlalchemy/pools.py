@@ -33,6 +33,8 @@ class EnginePools(PoolReader):
         inherited: the connections of a parent process.
     """
 
+    kind = "sqlalchemy"
+
     def __init__(self, driver: EngineDriver, table: CheckoutTable, inherited: InheritedConnections) -> None:
         self.driver = driver
         self._table = table

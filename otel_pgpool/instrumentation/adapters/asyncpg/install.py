@@ -1,0 +1,141 @@
+"""The adapter of asyncpg's pools: the methods that are wrapped, and a pool's state."""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from asyncpg.connection import Connection
+from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder
+
+from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.instrumentation.adapters.asyncpg import private
+from otel_pgpool.instrumentation.adapters.asyncpg.driver import AsyncpgDriver
+from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedPools
+from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments
+from otel_pgpool.instrumentation.adapters.asyncpg.wrappers import POOL_ATTR, PoolCalls
+from otel_pgpool.instrumentation.adapters.base import Levels
+from otel_pgpool.instrumentation.adapters.replacements import Replacements
+from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.instrumentation.session import find_instances
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.instrumentation.session import InstrumentationSession
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+
+
+class AsyncpgAdapter(AsyncpgDriver):
+    """The adapter of ``asyncpg.Pool`` and its subclasses.
+
+    A pool has neither room for an attribute nor for a weak reference. Its queue has both, and lives as long as the
+    pool: it is the object that is tracked, and it refers to the pool.
+    """
+
+    def __init__(self, session: InstrumentationSession) -> None:
+        self._session = session
+        are_cut_off = getattr(session.options, "fork_repair", False)
+        self._inherited = InheritedPools(are_cut_off=are_cut_off)
+        self._calls = PoolCalls(session, self._track, self._inherited)
+        self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._replacements = Replacements()
+
+    @classmethod
+    def pool_of(cls, given: Any) -> Any:
+        """Return the queue of an initialized pool, by which the pool is known."""
+        return private.queue_of(given) if isinstance(given, Pool) else None
+
+    def install(self) -> None:
+        """Wrap the methods, and track the pools that are open.
+
+        Raises:
+            AttributeError: this release of asyncpg lacks a private name that is needed.
+        """
+        private.check_names()
+        calls, wrap = self._calls, self._replacements.wrap
+        wrap(Pool, "acquire", calls.wrap_acquire)
+        wrap(PoolAcquireContext, "__aenter__", calls.wrap_enter)
+        wrap(PoolAcquireContext, "__await__", calls.wrap_await)
+        wrap(Pool, "_get_new_connection", calls.wrap_connect)
+        wrap(PoolConnectionHolder, "_release", calls.wrap_release)
+        wrap(Connection, "_cleanup", calls.wrap_cleanup)
+        wrap(Pool, "_async__init__", calls.wrap_initialize)
+        wrap(Pool, "close", calls.wrap_close)
+        wrap(Pool, "terminate", calls.wrap_terminate)
+        wrap(Pool, "set_connect_args", partial(calls.wrap_set_connect_args, target=self._target_of))
+        for pool in find_instances({Pool, *_subclasses(Pool)}):
+            with ignore_errors:  # a pool whose constructor has not finished
+                if not private.is_closed(pool):
+                    self._calls.tracker_of(pool)
+
+    def uninstall(self) -> None:
+        """Restore the original methods."""
+        self._replacements.restore()
+        for queue in [*self._queues]:
+            vars(queue).pop(POOL_ATTR, None)
+
+    def _track(self, pool: Any) -> PoolTracker | None:
+        """Return the tracker of a pool; None before it is initialized, and of a later instrumentation."""
+        queue = private.queue_of(pool)
+        if queue is None:
+            return None
+        tracker: PoolTracker | None = getattr(queue, TRACKER_ATTR, None)
+        if tracker is not None:
+            return tracker if tracker.watch is self._session.watch else None
+        if not self._session.is_on:
+            return None
+        setattr(queue, POOL_ATTR, pool)
+        self._queues.add(queue)
+        tracker = self._session.track(queue, self)
+        if tracker is not None:
+            for con in private.connections_of(pool):
+                self._calls.know(con, tracker)
+        return tracker
+
+    # The state of a pool, which is known by its queue
+
+    def levels(self, pool: Any) -> Levels:
+        """Return the levels of a pool. A pool of a parent process has no connection that this one can use."""
+        is_inherited = pool in self._inherited
+        pool = getattr(pool, POOL_ATTR)
+        size, idle = (0, 0) if is_inherited else _sizes(pool)
+        limit = pool.get_max_size()
+        return Levels(pool.get_min_size(), limit, size - idle, idle, limit, closed=private.is_closed(pool))
+
+    def target(self, pool: Any) -> Target:
+        """Return the target of a pool's connects."""
+        return self._target_of(getattr(pool, POOL_ATTR))
+
+    def _target_of(self, pool: Any) -> Target:
+        if not private.connects_itself(pool):  # a function of the application may connect to anything
+            return UnknownTarget()
+        return target_of_arguments(*private.connect_arguments(pool))
+
+    def forget_inherited(self, pool: Any) -> int:
+        """Note a pool, and its connections, as those of the parent; return the number of connections."""
+        self._calls.reset_after_fork()
+        cons = [*private.connections_of(getattr(pool, POOL_ATTR))]
+        self._inherited.inherit(pool, cons)
+        return len(cons)
+
+
+def _sizes(pool: Any) -> tuple[int, int]:
+    """Return the number of connections and of idle ones; the loop may close one meanwhile."""
+    for _attempt in range(3):
+        try:
+            size, idle = pool.get_size(), pool.get_idle_size()
+        except AttributeError:  # between asyncpg's look at a connection and at the protocol that it has just lost
+            continue
+        return size, min(size, idle)
+    return 0, 0
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    derived: type
+    for derived in cls.__subclasses__():
+        yield derived
+        yield from _subclasses(derived)

@@ -1,0 +1,169 @@
+"""The private names of asyncpg that have no public counterpart.
+
+Checked on asyncpg 0.29, 0.30 and 0.32. If one of those in `NEEDED` is gone, nothing is wrapped: the pools stay
+uninstrumented, with a log record. The others are read from connections: without one of them the address, the status of
+the transaction or the reason of a discard is unknown, and a forked child is not cut off from its parent's sessions.
+"""
+# ruff: noqa: SLF001 - this file is the one place of these accesses
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from asyncpg.connection import Connection
+from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder, PoolConnectionProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType
+
+NEEDED: dict[type, tuple[str, ...]] = {
+    Pool: (
+        "_async__init__",
+        "_closed",
+        "_connect_args",
+        "_connect_kwargs",
+        "_generation",
+        "_get_new_connection",
+        "_holders",
+        "_initializing",
+        "_loop",
+        "_queue",
+    ),
+    PoolConnectionHolder: (
+        "_con",
+        "_deactivate_inactive_connection",
+        "_generation",
+        "_max_queries",
+        "_pool",
+        "_release",
+        "acquire",
+        "release",
+    ),
+    PoolAcquireContext: ("__aenter__", "__await__", "pool", "timeout"),
+    Connection: ("_cleanup", "close", "terminate"),
+}
+"""Names by class."""
+
+
+def check_names() -> None:
+    """Check that asyncpg has the names.
+
+    Raises:
+        AttributeError: one is gone.
+    """
+    for owner, names in NEEDED.items():
+        for name in names:
+            getattr(owner, name)
+
+
+def code_of(owner: type, name: str) -> CodeType | None:
+    """Return the code of a method that nobody has replaced by one without."""
+    return getattr(getattr(owner, name, None), "__code__", None)
+
+
+CLOSE, TERMINATE, FINALIZE = (code_of(Connection, name) for name in ("close", "terminate", "__del__"))
+ACQUIRE, RELEASE, DEACTIVATE = (
+    code_of(PoolConnectionHolder, name) for name in ("acquire", "release", "_deactivate_inactive_connection")
+)
+BY_HOLDER = code_of(PoolConnectionProxy, "terminate")
+"""Code of the methods that close connections, by which a closed one's reason is found."""
+
+# Pools
+
+
+def queue_of(pool: Any) -> Any:
+    """Return the queue of a pool, which lives as long as the pool; None before the pool is initialized."""
+    return pool._queue
+
+
+def has_to_wait(pool: Any) -> bool:
+    """Return whether an acquire that begins now waits for a holder."""
+    return not pool.is_closing() and bool(pool._queue.empty())
+
+
+def is_closed(pool: Any) -> bool:
+    """Return whether a pool is closed; False while it waits for its holders."""
+    return bool(pool._closed)
+
+
+def is_initializing(pool: Any) -> bool:
+    """Return whether a task opens the first connections of a pool."""
+    return bool(pool._initializing)
+
+
+def connect_arguments(pool: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the positional and the keyword arguments of a pool's connects."""
+    return pool._connect_args, pool._connect_kwargs
+
+
+def connects_itself(pool: Any) -> bool:
+    """Return whether a pool connects by asyncpg's own function, not by one of the application."""
+    function = getattr(pool, "_connect", None)  # since 0.30
+    return function is None or getattr(function, "__module__", None) == Connection.__module__
+
+
+def connections_of(pool: Any) -> Iterator[Any]:
+    """Iterate over the open connections of a pool."""
+    for holder in pool._holders:
+        con = holder._con
+        if con is not None and not con.is_closed():
+            yield con
+
+
+def release_later(pool: Any, proxy: Any) -> None:
+    """Release a connection by a task of the pool's loop, for a caller that cannot await."""
+    pool._loop.create_task(pool.release(proxy))
+
+
+# Connections
+
+
+def connection_of(proxy: Any) -> Any:
+    """Return the connection behind what a caller has received, or in a holder; None if it was released."""
+    return getattr(proxy, "_con", None)
+
+
+def pool_of(holder: Any) -> Any:
+    """Return the pool of a holder."""
+    return holder._pool
+
+
+def is_worn(holder: Any, con: Any) -> bool:
+    """Return whether a connection has made as many queries as its pool allows."""
+    with suppress(AttributeError):
+        return bool(con._protocol.queries_count >= holder._max_queries)
+    return False
+
+
+def is_outdated(holder: Any) -> bool:
+    """Return whether a pool has expired its connections since the one of this holder was opened."""
+    return bool(holder._generation != holder._pool._generation)
+
+
+def address_of(con: Any) -> Any:
+    """Return what a connection was made to: host and port, or the path of a Unix socket."""
+    return con._addr
+
+
+def database_of(con: Any) -> Any:
+    """Return the name of a connection's database."""
+    return con._params.database
+
+
+def descriptor_of(con: Any) -> int:
+    """Return the file descriptor of a connection's socket."""
+    number: int = con._transport.get_extra_info("socket").fileno()
+    return number
+
+
+def runs_query(con: Any) -> bool:
+    """Return whether a connection waits for an answer of its server.
+
+    The protocol is a C class without an attribute for it, but it refers to the future of the query that runs.
+    """
+    referents = gc.get_referents(con._protocol)
+    return any(isinstance(each, asyncio.Future) and not each.done() for each in referents)

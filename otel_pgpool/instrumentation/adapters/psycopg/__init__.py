@@ -1,0 +1,1 @@
+"""The driver psycopg 3, for the pools that use it."""

@@ -1,0 +1,241 @@
+"""The steps that the wrappers have in common, with and without asyncio."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from psycopg.pq import TransactionStatus
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
+from otel_pgpool.errors import error_type
+from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_closed
+from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_connection
+from otel_pgpool.instrumentation.adapters.psycopg_pool import private
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
+    reason_at_release,
+    reason_of_sweep,
+    record_closed,
+)
+from otel_pgpool.instrumentation.adapters.psycopg_pool.fresh import FreshConnections
+from otel_pgpool.instrumentation.guards import ignore_errors, never_raise
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
+from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
+from otel_pgpool.pool.checkout import Attempt, ManualCheckout
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import CodeType, FrameType
+
+    from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPools
+    from otel_pgpool.instrumentation.session import InstrumentationSession
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+
+BETWEEN = SkippedModules("psycopg_pool", "contextlib", "asyncio", "opentelemetry", "wrapt")
+"""Modules to skip in the search for the application's call site: ``with pool.connection()``, the event loop."""
+
+IDLE = TransactionStatus.IDLE
+InProgress = tuple["PoolTracker", "ManualCheckout"]
+"""A call of ``getconn`` in progress: the tracker of its pool, and its checkout."""
+
+NOTHING: Any = (None, None)
+
+REFUSALS = {
+    PoolTimeout: PoolErrorType.TIMEOUT,
+    PoolClosed: PoolErrorType.CLOSED,
+    TooManyRequests: PoolErrorType.TOO_MANY_REQUESTS,
+}
+
+
+class PoolCalls:
+    """The calls of wrapped methods.
+
+    Once the instrumentation has ended, the wrappers only call the original methods, also during a later
+    instrumentation, which installs its own.
+
+    Args:
+        session: the session of the instrumentation.
+        track: return the tracker of a pool that has none, or None.
+        connection: the code of the pools' ``connection()``.
+        me: return the identity of the running thread or task.
+    """
+
+    def __init__(
+        self,
+        session: InstrumentationSession,
+        track: Callable[[Any], PoolTracker | None],
+        connection: CodeType | None,
+        me: Callable[[], int],
+    ) -> None:
+        self.guard = session.guard
+        self._watch = session.watch  # distinguishes this session's trackers from others'
+        self._track = track
+        self._connection = connection
+        self.me = me
+        self.in_progress: dict[int, InProgress] = {}  # by thread or task; never replaced
+        self._failed_checks: dict[int, list[tuple[Any, BaseException]]] = {}  # by id of the checkout
+        self.fresh = FreshConnections()
+        self.inherited: InheritedPools  # set by the adapter, which has one for both kinds of calls
+
+    def tracker_of(self, pool: Any) -> PoolTracker | None:
+        """Return the tracker of a pool; None if there is none, or one of a later instrumentation."""
+        try:
+            tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+            if tracker is None or tracker.fast_path_owner is not self:
+                tracker = self._track(pool)
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+            self.guard.log_error(error)
+            return None
+        return tracker if tracker is not None and tracker.watch is self._watch else None
+
+    def first_use(self, pool: Any) -> PoolTracker | None:
+        """Return the tracker of a pool, as `tracker_of`; report or repair a pool that a forked child has inherited."""
+        tracker = self.tracker_of(pool)
+        if tracker is not None and pool in self.inherited:
+            try:
+                self.inherited.first_use(pool, tracker.name)
+            except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+                self.guard.log_error(error)
+            tracker = self.tracker_of(pool)
+        return tracker
+
+    def reset_after_fork(self) -> None:
+        """Drop the parent's calls in a forked child."""
+        self.in_progress.clear()
+        self._failed_checks.clear()
+        self.fresh.clear()
+
+    # Checkouts
+
+    def start(self, tracker: PoolTracker, frame: FrameType) -> ManualCheckout:
+        """Start a checkout that was requested at this frame."""
+        if frame.f_code is self._connection:  # called by contextlib, which the application calls
+            frame = getattr(frame.f_back, "f_back", None) or frame
+        return tracker.start_with(ManualCheckout(), call_sites_fast_filtered(frame, BETWEEN))
+
+    def enqueued(self) -> None:
+        """Record that the caller waits in the pool's queue."""
+        tracker, checkout = self.in_progress.get(self.me(), NOTHING)
+        if checkout is not None and checkout.queued is None:
+            tracker.enqueued(checkout)
+
+    def acquired(self, tracker: PoolTracker, checkout: ManualCheckout, conn: Any) -> None:
+        """Record a checkout that was queued, or during which a connection failed its check."""
+        key = self.fresh.claim(conn)
+        if key is not None:
+            checkout.caller = key
+        self._record_failed_checks(tracker, checkout)
+        tracker.acquired(checkout, conn)
+
+    def failed(self, tracker: PoolTracker, checkout: ManualCheckout | None, error: BaseException) -> None:
+        """Record a checkout that received no connection."""
+        if checkout is None or not hasattr(checkout, "is_observed") or hasattr(checkout, "released"):
+            return  # interrupted at its start, or after its end
+        if not hasattr(checkout, "started"):
+            checkout.started = monotonic()
+        self._record_failed_checks(tracker, checkout)
+        refusal = next((REFUSALS[each] for each in type(error).__mro__ if each in REFUSALS), None)
+        tracker.failed(checkout, error, refusal)
+
+    @never_raise
+    def check_failed(self, conn: Any, error: BaseException) -> None:
+        """Record that a connection failed the application's check, as a retry."""
+        tracker, checkout = self.in_progress.get(self.me(), NOTHING)
+        if checkout is not None:
+            self._failed_checks.setdefault(id(checkout), []).append((conn, error))
+            tracker.retries += 1
+            attempt = Attempt(monotonic(), error_type(error), 0.0, error_text(error, tracker.target))
+            checkout.retried(attempt, None)  # without the error, which would keep its frames
+
+    @never_raise
+    def _record_failed_checks(self, tracker: PoolTracker, checkout: ManualCheckout) -> None:
+        """Record the connections that the pool has closed because they failed the check."""
+        for conn, error in self._failed_checks.pop(id(checkout), ()):
+            record_closed(tracker, conn, DiscardReason.CHECK_FAILED, error)
+
+    # Releases
+
+    def release_failed(self, pool: Any, conn: Any, checkout: ManualCheckout, tracker: PoolTracker) -> None:
+        """Record the end of a hold at a release that raised, unless the connection is still checked out."""
+        if not private.is_checked_out(pool, conn):
+            tracker.released(checkout, Outcome.DISCARDED if is_closed(conn) else Outcome.RELEASED)
+
+    @never_raise
+    def reset_by_worker(self, pool: Any, conn: Any, status: int, *, from_getconn: bool) -> None:
+        """Record that a worker has closed a connection that it was to reset."""
+        tracker = self.tracker_of(pool)
+        if tracker is not None:
+            reason = DiscardReason.CHECK_FAILED if from_getconn else reason_at_release(pool, conn, status)
+            record_closed(tracker, conn, reason)
+
+    # Connects
+
+    @contextmanager
+    def connecting(self, tracker: PoolTracker) -> Iterator[Callable[[Any], None]]:
+        """Record a connect. The block calls the given function with the connection; otherwise it has failed."""
+        began = monotonic()
+        _tracker, checkout = self.in_progress.get(self.me(), NOTHING)
+        if checkout is None:
+            key = self.fresh.new_key()
+        elif checkout.caller is None:
+            key = checkout.caller = self.fresh.new_key()
+        else:
+            key = checkout.caller
+        tracker.connects.connecting.add(key)
+        try:
+            yield partial(self._connected, tracker, key, began)
+        except BaseException as error:
+            tracker.connect_failed(began, error, key)
+            if checkout is None:
+                self.fresh.opened(self.me(), None, key)
+            raise
+        finally:
+            tracker.connects.connecting.discard(key)
+
+    @never_raise
+    def _connected(self, tracker: PoolTracker, key: int, began: float, conn: Any) -> None:
+        tracker.connected(began, conn, key)
+        if not tracker.target.address:  # the application provides it by a function
+            tracker.target_known(target_of_connection(conn))
+        if self.me() not in self.in_progress:
+            self.fresh.opened(self.me(), conn, key)
+
+    @never_raise
+    def opened(self, pool: Any) -> None:
+        """Track a pool that has been opened."""
+        if not pool.closed:
+            self.first_use(pool)
+
+    @never_raise
+    def worker_done(self, pool: Any) -> None:
+        """Report a worker's connect, unless a waiter has received the connection, and reports the connect itself."""
+        left = self.fresh.left_by(self.me())
+        tracker = None if left is None else self.tracker_of(pool)
+        if left is not None and tracker is not None:
+            conn, key = left
+            tracker.report_connects(None, key)
+            if conn is not None:  # closed if the pool was closed in the meantime, or keeps no connection
+                record_closed(tracker, conn, reason_at_release(pool, conn, IDLE))
+
+    # Idle connections
+
+    @contextmanager
+    def sweeping(self, pool: Any, method: str) -> Iterator[None]:
+        """Record the idle connections that a method closes in the block."""
+        tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        if tracker is None or tracker.watch is not self._watch:
+            yield
+            return
+        idle: Sequence[Any] = ()
+        with ignore_errors:
+            idle = private.idle_connections(pool)
+        try:
+            yield
+        finally:
+            for conn in idle:
+                record_closed(tracker, conn, reason_of_sweep(method, conn))
+            if method == "close" and pool.closed:
+                tracker.stop_reporting()

@@ -1,0 +1,85 @@
+"""The connections that a pool closes, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from psycopg.pq import TransactionStatus
+
+from otel_pgpool.instrumentation.adapters.psycopg.driver import is_broken, is_closed
+from otel_pgpool.instrumentation.adapters.psycopg_pool import private
+from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.types import DiscardReason, Outcome
+
+if TYPE_CHECKING:
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+    from otel_pgpool.pool.checkout import ManualCheckout, Slot
+
+ACTIVE, UNKNOWN = TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN
+LOSSES = (DiscardReason.BROKEN, DiscardReason.RETURNED_CLOSED, DiscardReason.RESET_FAILED)
+"""The reasons for which a released connection could not be used again, although the pool wanted to."""
+
+
+def status_of(conn: Any) -> int:
+    """Return a connection's transaction status by libpq's number; unknown, as of a closed one, if it cannot be read."""
+    try:
+        status: int = conn.pgconn.transaction_status
+    except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
+        raise_if_asynchronous(error)
+        return UNKNOWN
+    return status
+
+
+def reason_at_release(pool: Any, conn: Any, status: int) -> DiscardReason:
+    """Return why a pool has closed a connection at its release.
+
+    Args:
+        pool: the pool.
+        conn: the connection.
+        status: its transaction status at the release.
+    """
+    if status == UNKNOWN:
+        return DiscardReason.BROKEN if is_broken(conn) else DiscardReason.RETURNED_CLOSED
+    if pool.closed:
+        return DiscardReason.CLOSED
+    if private.is_null(pool):
+        return DiscardReason.IDLE
+    if status == ACTIVE:
+        return DiscardReason.BROKEN
+    if private.is_drained(pool, conn):
+        return DiscardReason.DRAINED
+    return DiscardReason.EXPIRED if private.is_expired(conn) else DiscardReason.RESET_FAILED
+
+
+def reason_of_sweep(method: str, conn: Any) -> DiscardReason:
+    """Return why a method has closed an idle connection."""
+    if method == "check":
+        return DiscardReason.EXPIRED if private.is_expired(conn) else DiscardReason.CHECK_FAILED
+    return {"close": DiscardReason.CLOSED, "drain": DiscardReason.DRAINED}.get(method, DiscardReason.IDLE)
+
+
+def is_left_to_worker(pool: Any, status: int) -> bool:
+    """Return whether a worker resets a connection after its release, and then decides whether to close it."""
+    return private.has_reset(pool) and status != UNKNOWN and not pool.closed and not private.is_null(pool)
+
+
+def record_discard(
+    tracker: PoolTracker,
+    slot: Slot,
+    reason: DiscardReason,
+    checkout: ManualCheckout | None = None,
+    error: BaseException | None = None,
+) -> None:
+    """Record that a pool has closed a connection, and the end of the hold, if there is one."""
+    if checkout is not None:
+        tracker.released(checkout, Outcome.DISCARDED if reason in LOSSES else Outcome.RELEASED)
+    held_again = slot.checkout not in (None, checkout)  # and closed by its next holder
+    if tracker.slots.get(slot.key) is slot and not held_again:
+        tracker.discarded(slot, reason, error, checkout)
+
+
+def record_closed(tracker: PoolTracker, conn: Any, reason: DiscardReason, error: BaseException | None = None) -> None:
+    """Record that a pool has closed a connection that no caller holds, unless that is known already."""
+    slot = tracker.slots.get(id(conn))
+    if slot is not None and is_closed(conn):
+        record_discard(tracker, slot, reason, None, error)

@@ -1,0 +1,56 @@
+"""The connections that workers have opened, and the checkouts that receive them."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+
+class FreshConnections:
+    """The connections that workers have opened, until it is known whether a waiter received them.
+
+    The worker reports its connect, unless the connection went to a waiter, whose checkout then reports it. There is no
+    lock: each entry is written by one worker, and claimed by one waiter.
+    """
+
+    def __init__(self) -> None:
+        self._keys = count(-1, -1)  # negative, and so no thread's identity
+        self._opened: dict[int, tuple[Any, int]] = {}  # by worker: the connection and the key of its connect
+        self._handed: dict[int, int] = {}  # by id of the connection: the key of its connect
+
+    def new_key(self) -> int:
+        """Return a key for one connect."""
+        return next(self._keys)
+
+    def opened(self, worker: int, conn: Any, key: int) -> None:
+        """Note that a worker has opened a connection; None if it has failed to."""
+        self._opened[worker] = conn, key
+
+    def offer(self, worker: int, conn: Any) -> bool:
+        """Note that a worker is about to hand its connection to a waiter; return False if it is no fresh one."""
+        opened = self._opened.get(worker)
+        if opened is None or opened[0] is not conn:
+            return False
+        self._handed[id(conn)] = opened[1]
+        return True
+
+    def accepted(self, worker: int) -> None:
+        """Note that the waiter has accepted the connection."""
+        self._opened.pop(worker, None)
+
+    def refused(self, conn: Any) -> None:
+        """Note that the waiter does not wait any more."""
+        self._handed.pop(id(conn), None)
+
+    def claim(self, conn: Any) -> int | None:
+        """Return the key of the connect by which a waiter's connection was opened; None if it is not fresh."""
+        return self._handed.pop(id(conn), None) if self._handed else None
+
+    def left_by(self, worker: int) -> tuple[Any, int] | None:
+        """Return the connection that a worker has opened for no waiter, or None, and the key of its connect."""
+        return self._opened.pop(worker, None)
+
+    def clear(self) -> None:
+        """Drop all, in a forked child."""
+        self._opened.clear()
+        self._handed.clear()

@@ -1,0 +1,177 @@
+"""The adapter of psycopg_pool's pools: the classes and methods that are wrapped, and a pool's state."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import weakref
+from functools import partial
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg_pool import (
+    AsyncConnectionPool,
+    AsyncNullConnectionPool,
+    ConnectionPool,
+    NullConnectionPool,
+    pool,
+    pool_async,
+)
+from psycopg_pool.base import BasePool
+
+from otel_pgpool.instrumentation.adapters.base import Levels
+from otel_pgpool.instrumentation.adapters.psycopg.driver import PsycopgDriver
+from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments
+from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, private
+from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
+from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPools
+from otel_pgpool.instrumentation.adapters.replacements import Replacements
+from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.instrumentation.session import find_instances
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
+from otel_pgpool.runtime.text import may_hold_password
+from otel_pgpool.types import DiscardReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import ModuleType
+
+    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.instrumentation.session import InstrumentationSession
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+    from otel_pgpool.pool.checkout import Slot
+
+
+class PsycopgPoolAdapter(PsycopgDriver):
+    """The adapter of psycopg_pool's pools.
+
+    A subclass's own ``getconn`` is observed where it calls that of psycopg_pool.
+    """
+
+    def __init__(self, session: InstrumentationSession) -> None:
+        self._session = session
+        self._replacements = Replacements()
+        self._calls = PoolCalls(session, self._track, _code_of(ConnectionPool.connection), get_ident)
+        self._calls_of_tasks = PoolCalls(session, self._track, None, coroutines.current_key)
+        self._inherited = InheritedPools(is_repaired=session.options.fork_repair)
+        self._calls.inherited = self._calls_of_tasks.inherited = self._inherited
+        # The process of each pool and the slots of its connections, also after a fork, when the tracker has others.
+        self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, Slot]]] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def pool_of(cls, given: Any) -> Any:
+        """Return the pool that an object is."""
+        return given if isinstance(given, (ConnectionPool, AsyncConnectionPool)) else None
+
+    def track_selected(self, pool: Any) -> None:
+        """Start to track a pool, if it is open."""
+        self._calls_of(pool).opened(pool)
+
+    # Which methods are wrapped
+
+    def install(self) -> None:
+        """Wrap the methods, and track the present pools."""
+        self._wrap(self._calls, (ConnectionPool, NullConnectionPool), blocking, pool)
+        self._wrap(self._calls_of_tasks, (AsyncConnectionPool, AsyncNullConnectionPool), coroutines, pool_async)
+        self._track_present()
+
+    def _wrap(self, calls: PoolCalls, owners: Sequence[type], wrappers: Any, module: ModuleType) -> None:
+        """Wrap the methods of classes of pools, and of the classes that these use."""
+        for cls, methods in (
+            *((owner, wrappers.WRAPPERS) for owner in owners),
+            (module.WaitingClient, wrappers.OF_WAITING),
+            (module.ReturnConnection, wrappers.OF_RETURNING),
+        ):
+            for name in methods.keys() & vars(cls).keys():  # an earlier release may not have each method
+                self._replacements.wrap(cls, name, partial(methods[name], calls))
+
+    def uninstall(self) -> None:
+        """Restore the original methods."""
+        self._replacements.restore()
+
+    # Pools
+
+    def _track_present(self) -> None:
+        """Track the pools that are open, and their connections, so that those count that are checked out."""
+        pools = [each for each in find_instances([*_subclasses(BasePool)]) if _is_open(each)]
+        conns = [*find_instances([*_subclasses(psycopg.BaseConnection)])] if pools else []
+        for each in pools:
+            tracker = self._calls_of(each).tracker_of(each)
+            if tracker is not None:
+                with ignore_errors:
+                    for conn in (*private.idle_connections(each), *conns):
+                        if private.is_checked_out(each, conn) or conn in private.idle_connections(each):
+                            tracker.slot_of(conn)
+
+    def _calls_of(self, pool: Any) -> PoolCalls:
+        return self._calls_of_tasks if isinstance(pool, AsyncConnectionPool) else self._calls
+
+    def _track(self, pool: Any) -> PoolTracker | None:
+        """Return the tracker of a pool, created if there is none."""
+        if not private.is_initialized(pool):
+            return None
+        tracker = self._session.track(pool, self, name=_name_of(pool))
+        if tracker is not None and pool not in self._inherited:
+            self._origins[pool] = os.getpid(), tracker.slots
+            tracker.fast_path_owner = self._calls_of(pool)
+        return tracker
+
+    # The state of a pool
+
+    def levels(self, pool: Any) -> Levels:
+        """Return the levels of a pool. A connection that was dropped without a release takes up its place for ever."""
+        tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        used = 0
+        if tracker is not None:
+            known = [slot.ref() for slot in tracker.slots.copy().values()]
+            used = sum(private.is_checked_out(pool, conn) for conn in known if conn is not None)
+            used += tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
+        max_idle = 0 if private.is_null(pool) else pool.max_size
+        return Levels(
+            pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=private.has_ended(pool)
+        )
+
+    def target(self, pool: Any) -> Target:
+        """Return the target of a pool's connects; unknown if the application provides it by a function."""
+        return target_of_arguments(pool.conninfo, pool.kwargs)
+
+    def is_idle(self, pool: Any, conn: Any) -> bool:
+        """Return whether a connection is idle: a subclass may release by a method that is not wrapped."""
+        return not private.is_checked_out(pool, conn)
+
+    def forget_inherited(self, pool: Any) -> int:
+        """Return the number of the parent's connections, which a pool to be repaired leaves to the parent."""
+        tracker: PoolTracker = getattr(pool, TRACKER_ATTR)
+        tracker.fast_path_owner = None  # so that the next use calls `_track`
+        self._calls_of(pool).reset_after_fork()
+        parent, slots = self._origins.pop(pool, (os.getppid(), {}))
+        known = [slot.ref() for slot in slots.values()]
+        held = [conn for conn in known if conn is not None and private.is_checked_out(pool, conn)]
+        conns = [*private.idle_connections(pool), *held]
+        if not pool.closed:
+            self._inherited.inherit(pool, parent, conns)
+        return len(conns)
+
+
+def _name_of(pool: Any) -> str | None:
+    """Return the name that the application has given to its pool; None if there is none, or it may be a secret."""
+    name = str(pool.name)
+    return None if private.NUMBERED.fullmatch(name) or may_hold_password(name) else name
+
+
+def _is_open(pool: Any) -> bool:
+    with ignore_errors:
+        return private.is_initialized(pool) and not pool.closed
+    return False
+
+
+def _code_of(method: Any) -> Any:
+    return getattr(inspect.unwrap(method), "__code__", None)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    derived: type
+    for derived in cls.__subclasses__():
+        yield from _subclasses(derived)

@@ -1,0 +1,132 @@
+"""The private parts of psycopg_pool, which offers no other way to observe a wait, a connect or a closed connection.
+
+Checked on psycopg_pool 3.2.0 to 3.3.3. A subclass may have replaced any of them, so the functions may raise anything
+where they do not say otherwise.
+
+| name | meaning |
+| --- | --- |
+| ``_pool`` of a pool | the deque of idle connections |
+| ``_pool`` of a connection | the pool, while the connection is checked out, connects or is reset; otherwise None |
+| ``_closed``, ``_opened`` | whether the pool is closed, or not open yet; whether it was opened |
+| ``_drained_at``, ``_created_at``, ``_expire_at`` | times: of ``drain()`` (since 3.3), of a connect, of its expiry |
+| ``_connect()`` | opens and configures a connection, in a worker or in a caller |
+| ``_add_connection()`` | the work of a worker that connects |
+| ``_check_connection()`` | calls the application's ``check`` before a connection is handed out |
+| ``_shrink_pool()`` | closes one idle connection |
+| ``WaitingClient`` | the place of a caller in the queue: ``wait()``, and ``set(conn)``, called under the pool's lock |
+| ``ReturnConnection`` | the work of a worker that resets a released connection |
+"""
+# ruff: noqa: SLF001 - this file is the one place of these accesses
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from psycopg_pool.base_null_pool import _BaseNullConnectionPool
+
+from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.runtime.clock import monotonic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NUMBERED = re.compile("pool-[0-9]+")
+"""The names that psycopg_pool makes up."""
+
+SWEEPS = ("close", "drain", "check", "_shrink_pool")
+"""The methods that close idle connections."""
+
+
+def is_initialized(pool: Any) -> bool:
+    """Return whether the constructor has created the pool's state."""
+    return hasattr(pool, "_closed") and hasattr(pool, "_pool")
+
+
+def has_ended(pool: Any) -> bool:
+    """Return whether a pool is closed for good; one that is not open yet is also ``closed``."""
+    return bool(pool.closed and getattr(pool, "_opened", True))
+
+
+def is_null(pool: Any) -> bool:
+    """Return whether a pool keeps no idle connections."""
+    return isinstance(pool, _BaseNullConnectionPool)
+
+
+def idle_connections(pool: Any) -> Sequence[Any]:
+    """Return the idle connections of a pool."""
+    return tuple(pool._pool.copy())
+
+
+def idle_count(pool: Any) -> int:
+    """Return the number of idle connections."""
+    return len(pool._pool)
+
+
+def is_checked_out(pool: Any, conn: Any) -> bool:
+    """Return whether a connection is checked out of a pool; False if that cannot be read."""
+    with ignore_errors:
+        return getattr(conn, "_pool", None) is pool
+    return False
+
+
+def is_drained(pool: Any, conn: Any) -> bool:
+    """Return whether ``drain()`` was called since a connection was made; False if that cannot be read."""
+    with ignore_errors:
+        return bool(conn._created_at <= pool._drained_at)
+    return False
+
+
+def is_expired(conn: Any) -> bool:
+    """Return whether a connection is older than ``max_lifetime``; False if that cannot be read."""
+    with ignore_errors:
+        return bool(conn._expire_at <= monotonic())
+    return False
+
+
+def has_check(pool: Any) -> bool:
+    """Return whether the application checks connections; False if that cannot be read."""
+    return getattr(pool, "_check", None) is not None
+
+
+def has_reset(pool: Any) -> bool:
+    """Return whether the application resets connections, which a worker then does; False if that cannot be read."""
+    return getattr(pool, "_reset", None) is not None
+
+
+def returned(task: Any) -> tuple[Any, bool]:
+    """Return the connection that a ``ReturnConnection`` is about, and whether ``getconn`` has given it back."""
+    return task.conn, bool(task.from_getconn)
+
+
+# In a forked child
+
+STATE = (
+    *("_lock", "_sched", "_tasks", "_waiting", "_pool", "_stats", "_workers", "_sched_runner", "_pool_full_event"),
+    *("_growing", "_nconns", "_nconns_min", "_min_size", "_start_workers", "_start_initial_tasks"),
+)
+"""The parts of an open pool that begin anew, or are needed for that."""
+
+
+def missing_parts(pool: Any) -> tuple[str, ...]:
+    """Return the parts of an open pool that this release does not have."""
+    return tuple(name for name in STATE if not hasattr(pool, name))
+
+
+def begin_anew(pool: Any) -> None:
+    """Give a pool the state of one that was just opened, and has not started its work.
+
+    The parent may have held any lock, and changed any of these, at the moment of the fork.
+    """
+    for name in ("_lock", "_sched", "_tasks", "_waiting", "_pool", "_stats"):
+        setattr(pool, name, type(getattr(pool, name))())
+    pool._workers = []
+    pool._sched_runner = pool._pool_full_event = None
+    pool._growing = False
+    pool._nconns = pool._nconns_min = pool._min_size
+
+
+def start_work(pool: Any) -> None:
+    """Start the threads or tasks of a pool, which then opens its connections."""
+    pool._start_workers()
+    pool._start_initial_tasks()

@@ -1,0 +1,106 @@
+"""The adapters of one session, each installed once the library of its pools has been imported."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from functools import partial
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from wrapt import register_post_import_hook
+
+from otel_pgpool.instrumentation.session import InstrumentationSession
+from otel_pgpool.runtime.failures import log_failure
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from otel_pgpool.instrumentation.adapters.base import Installation
+    from otel_pgpool.instrumentation.options import InstrumentationOptions
+
+
+def kind_of(module: str) -> str:
+    """Return the name of a kind of pools: the top-level package of its library."""
+    return module.partition(".")[0]
+
+
+class InstalledAdapters:
+    """The adapters between ``instrument()``, or the first ``instrument_pool()``, and the end.
+
+    Args:
+        adapters: names of the classes of adapters, by module of the library.
+        options: the options.
+        kinds: the kinds of which every pool is observed; of the others, only selected pools.
+        selected: pools to observe whatever their kind is.
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, str],
+        options: InstrumentationOptions,
+        kinds: Collection[str],
+        selected: Iterable[Any] = (),
+    ) -> None:
+        self._adapters = adapters
+        self.kinds = frozenset(kinds)
+        self.session = InstrumentationSession(options, self.kinds)
+        self.installed: dict[str, Installation] = {}  # by module
+        for pool in selected:
+            self.session.select(pool)
+
+    def install_on_import(self) -> None:
+        """Install the adapters of the observed kinds, each as soon as its library is imported."""
+        itself = weakref.ref(self)  # wrapt cannot unregister a post-import hook
+        for module in self._adapters:
+            if kind_of(module) in self.kinds:
+                register_post_import_hook(partial(_install_imported, itself, module), module)
+
+    def install(self, module: str) -> Installation | None:
+        """Install the adapter of an imported library, unless it is; return None if that fails."""
+        if module in self.installed:
+            return self.installed[module]
+        try:
+            adapter: Installation = resolve_name(self._adapters[module])(self.session)
+            adapter.kind = kind_of(module)
+            try:
+                adapter.install()
+            except BaseException:
+                adapter.uninstall()
+                raise
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+            log_failure(f"failed to instrument the pools of {module}; they stay uninstrumented", error)
+            return None
+        self.installed[module] = adapter
+        return adapter
+
+    def remove(self) -> None:
+        """Remove every adapter, and end the session."""
+        adapters = [*self.installed.values()]
+        self.installed.clear()
+        for undo in (*(adapter.uninstall for adapter in reversed(adapters)), self.session.end):
+            try:
+                undo()
+            except Exception as error:  # noqa: BLE001 - the other parts have to be undone too
+                log_failure("failed to remove the instrumentation", error)
+
+
+def _install_imported(itself: weakref.ref[InstalledAdapters], module: str, _module: object) -> None:
+    installed = itself()
+    if installed is not None and installed.session.is_on:
+        installed.install(module)
+
+
+def find_pool(adapters: Mapping[str, str], given: object) -> tuple[str, Any]:
+    """Return the module of the library that an object belongs to, and the pool that the object is or has.
+
+    Raises:
+        TypeError: the object is no pool of a known kind.
+    """
+    for module, name in adapters.items():
+        if module in sys.modules:
+            pool = resolve_name(name).pool_of(given)
+            if pool is not None:
+                return module, pool
+    kinds = ", ".join(sorted({kind_of(module) for module in adapters}))
+    raise TypeError(f"expected a pool of {kinds}, not {type(given).__qualname__}")

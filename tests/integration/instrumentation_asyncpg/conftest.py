@@ -1,0 +1,56 @@
+"""Signals of its own for each test, the instrumentation, and pools on the shared server."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from tests.support.instrumentation import instrumented
+from tests.support.telemetry import Signals
+from tests.support.urls import url_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    with Signals() as signals:
+        yield signals
+
+
+@pytest.fixture
+def hook(signals: Signals) -> Iterator[None]:
+    """Instrument, with every span and no long hold."""
+    with instrumented(signals, long_hold=None):
+        yield
+
+
+@pytest.fixture
+def url(dsn: str) -> str:
+    return url_of(dsn)
+
+
+@pytest.fixture
+def create(url: str) -> Callable[..., Any]:
+    """Provide a function that makes a pool of two connections at most, none of which is open."""
+
+    def create(**options: Any) -> Any:
+        return asyncpg.create_pool(url, **{"min_size": 0, "max_size": 2, **options})
+
+    return create
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_a_small_heap(small_heap: None) -> None:
+    """Let all these tests instrument on a small heap."""
+
+
+@pytest.fixture(autouse=True)
+def no_pool_left() -> Iterator[None]:
+    """Collect a test's pools, which would be found by the next instrumentation."""
+    yield
+    gc.collect()

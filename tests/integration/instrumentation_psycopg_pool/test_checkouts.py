@@ -1,0 +1,330 @@
+"""Pools of psycopg_pool in a program that is not changed: every checkout is reported, however it ends."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psycopg_pool
+import pytest
+from psycopg2.pool import ThreadedConnectionPool
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from otel_pgpool import PgPoolInstrumentor
+from tests.support.instrumentation import denied, instrumented, lent, name_of, tracker_of
+from tests.support.psycopg_pools import BLOCKING, assert_same_totals, backend, opened, settled
+from tests.support.telemetry import assert_exactly, is_child, until
+from tests.support.waiting import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.telemetry import Signals
+
+Pool = Any
+
+pytestmark = pytest.mark.usefixtures("hook")
+
+
+@pytest.fixture
+def pool(dsn: str) -> Iterator[Pool]:
+    """Open a pool with one connection."""
+    with opened(ConnectionPool, dsn, 1) as pool:
+        yield pool
+
+
+# Handed out and released
+
+
+@pytest.mark.parametrize("cls", BLOCKING)
+def test_checkout(signals: Signals, dsn: str, cls: type[Pool]) -> None:
+    """A checkout is one span from getconn to putconn, under the caller's span and not current inside."""
+    with opened(cls, dsn, 1) as pool:
+        with signals.tracer.start_as_current_span("order") as order:
+            conn = pool.getconn()
+            pid = backend(conn)
+            with signals.tracer.start_as_current_span("inside") as inside:
+                pass
+            pool.putconn(conn)
+        path = "idle" if cls is ConnectionPool else "new"
+        expected = lent(dsn, path=path, **{"connection.id": 1, "connection.pid": pid})
+        assert_exactly(signals.checkout().attributes, expected)
+        assert is_child(signals.checkout(), order)
+        assert is_child(inside, order)
+        assert_same_totals(pool)
+
+
+@pytest.mark.parametrize("cls", BLOCKING)
+def test_block(signals: Signals, dsn: str, cls: type[Pool]) -> None:
+    """``connection()`` is one checkout, and its place is the line of the application."""
+    with opened(cls, dsn, 1) as pool:
+        with pool.connection() as conn:
+            (checkout,) = tracker_of(pool).all_held()
+            assert checkout.where.startswith(f"{__file__}:")
+            assert checkout.where.endswith(" test_block")
+            conn.execute("select 1")
+        assert len(signals.named("pool.checkout")) == 1
+        assert_same_totals(pool)
+
+
+def test_block_that_raises(signals: Signals, pool: Pool) -> None:
+    """The application's error leaves the checkout released: the pool has ended the transaction."""
+    with pytest.raises(ZeroDivisionError), pool.connection():
+        raise ZeroDivisionError
+    attributes = signals.checkout().attributes or {}
+    assert attributes["otel_pgpool.outcome"] == "released"
+    assert "error.type" not in attributes
+
+
+def test_same_objects_and_signatures(dsn: str) -> None:
+    """The connection is the pool's own, positional and keyword timeouts work, and names and docs are the originals'."""
+    with opened(ConnectionPool, dsn, 1) as pool:
+        (own,) = pool._pool
+        assert pool.getconn(1) is own
+        pool.putconn(conn=own)
+        assert pool.getconn(timeout=1) is own
+        pool.putconn(own)
+        assert pool.getconn.__name__ == "getconn"
+        assert "depleted pool is a sad pool" in (pool.getconn.__doc__ or "")
+
+
+def test_close_returns(signals: Signals, dsn: str) -> None:
+    """``close()`` of a connection is a release, where the pool was created so."""
+    if tuple(map(int, psycopg_pool.__version__.split(".")[:2])) < (3, 3):
+        pytest.skip("since 3.3")
+    with opened(ConnectionPool, dsn, 1, close_returns=True) as pool:
+        conn = pool.getconn()
+        conn.close()
+        assert not conn.closed
+        assert (signals.checkout().attributes or {})["otel_pgpool.outcome"] == "released"
+        assert tracker_of(pool).stats().used == 0
+
+
+def test_subclass(signals: Signals, dsn: str) -> None:
+    """A subclass's own getconn is observed where it calls the pool's."""
+
+    class Own(ConnectionPool[Any]):
+        def getconn(self, timeout: float | None = None) -> Any:
+            return super().getconn(timeout)
+
+    with opened(Own, dsn, 1) as pool, pool.connection():
+        pass
+    assert_exactly(signals.checkout().attributes, lent(dsn))
+
+
+# Waits
+
+
+def test_wait_links_to_the_holder(signals: Signals, pool: Pool) -> None:
+    """A caller that the pool queues is a waiter, and its wait links to the hold."""
+    held = pool.getconn()
+    waiter = in_thread(pool.getconn)
+    assert until(lambda: tracker_of(pool).stats().waiting)
+    assert pool.get_stats()["requests_waiting"] == 1
+    pool.putconn(held)
+    pool.putconn(waiter.result(10))
+    wait = signals.one("pool.wait")
+    holder, queued = signals.named("pool.checkout")
+    (link,) = wait.links
+    assert link.context == holder.context
+    assert is_child(wait, queued)
+    assert (queued.attributes or {})["otel_pgpool.path"] == "queued"
+    assert_same_totals(pool)
+
+
+def test_connection_opened_for_a_waiter(signals: Signals, dsn: str) -> None:
+    """A waiter that receives what a worker has opened took a new connection, whose connect is part of its trace."""
+    with opened(ConnectionPool, dsn, 1, max_size=2) as pool:
+        settled(pool)
+        with pool.connection(), pool.connection():
+            pass
+        second = next(span for span in signals.named("pool.checkout") if span.attributes["otel_pgpool.path"] == "new")
+        assert [span for span in signals.named("pool.connect") if span.parent and is_child(span, second)]
+        assert len(signals.named("pool.connect")) == 2
+        assert_same_totals(pool)
+
+
+def test_timeout(signals: Signals, dsn: str, pool: Pool) -> None:
+    """The pool's own error reaches the caller; the checkout timed out, and the log names the holder."""
+    with pool.connection(), pytest.raises(PoolTimeout, match=r"couldn't get a connection after 0\.01 sec"):
+        pool.getconn(timeout=0.01)
+    refused = signals.named("pool.checkout")[0]
+    assert_exactly(refused.attributes, denied(dsn, "timeout", "timeout", "queued"))
+    (record,) = signals.logged("timeout")
+    assert "couldn't get a connection" in record.record.getMessage()
+    assert " test_timeout" in record.record.getMessage()
+    assert_same_totals(pool)
+
+
+def test_timeout_of_nothing(signals: Signals, pool: Pool) -> None:
+    """A timeout of 0 is a timeout without a wait."""
+    with pytest.raises(PoolTimeout):
+        pool.getconn(timeout=0)
+    attributes = signals.checkout().attributes or {}
+    assert (attributes["otel_pgpool.outcome"], attributes["otel_pgpool.path"]) == ("timeout", "idle")
+    assert signals.named("pool.wait") == []
+
+
+@pytest.mark.parametrize("cls", BLOCKING)
+def test_full_queue(signals: Signals, dsn: str, cls: type[Pool]) -> None:
+    """``max_waiting`` refuses with the pool's own error."""
+    with opened(cls, dsn, 1, max_waiting=1) as pool:
+        held = pool.getconn()
+        waiter = in_thread(pool.getconn)
+        assert until(lambda: tracker_of(pool).stats().waiting)
+        with pytest.raises(TooManyRequests):
+            pool.getconn()
+        refused = signals.named("pool.checkout")[0]
+        assert_exactly(refused.attributes, denied(dsn, "error", "too_many_requests"))
+        pool.putconn(held)
+        pool.putconn(waiter.result(10))
+        assert_same_totals(pool)
+
+
+def test_interrupted_wait(signals: Signals, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt while the caller waits ends the checkout, and reaches the caller."""
+    held = pool.getconn()
+
+    def interrupted(self: Any, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Condition, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.getconn()
+    attributes = signals.checkout().attributes or {}
+    assert (attributes["otel_pgpool.outcome"], attributes["error.type"]) == ("error", "KeyboardInterrupt")
+    pool.putconn(held)
+    assert tracker_of(pool).stats().waiting == 0
+
+
+# Pools that are not open
+
+
+def test_pool_that_is_not_open_yet(signals: Signals, dsn: str) -> None:
+    """A checkout is refused; the pool is reported from its opening on."""
+    with ConnectionPool(dsn, min_size=1, open=False) as pool:
+        pass
+    pool = ConnectionPool(dsn, min_size=1, open=False)
+    assert "_otel_pgpool" not in vars(pool)
+    with pytest.raises(PoolClosed, match="not open yet"):
+        pool.getconn()
+    assert_exactly(signals.checkout().attributes, denied(dsn, "error", "closed"))
+    pool.open(wait=True)
+    with pool.connection():
+        assert signals.value("db.client.connection.count", "used", pool_name=name_of(dsn)) == 1
+    pool.close()
+
+
+def test_closed_pool(signals: Signals, dsn: str, pool: Pool) -> None:
+    """A waiter and a later caller are refused; a hold goes on, and its connection is discarded at the release."""
+    held = pool.getconn()
+    waiter = in_thread(pool.getconn)
+    assert until(lambda: tracker_of(pool).stats().waiting)
+    pool.close()
+    with pytest.raises(PoolClosed):
+        waiter.result(10)
+    with pytest.raises(PoolClosed):
+        pool.getconn()
+    assert [span.attributes["error.type"] for span in signals.named("pool.checkout")] == ["closed", "closed"]
+    assert backend(held)
+    assert len(signals.live()) == 1
+    pool.putconn(held)
+    last = signals.named("pool.checkout")[-1]
+    assert (last.attributes or {})["otel_pgpool.outcome"] == "released"
+    assert tracker_of(pool).discards == {"closed": 1}
+    assert signals.live() == []
+
+
+def test_pool_that_is_dropped(signals: Signals, dsn: str) -> None:
+    """A pool that the program drops without closing it is collected, and its workers end."""
+    with instrumented_again(signals):
+        pool = ConnectionPool(dsn, min_size=1, open=True)
+        with pool.connection():
+            pass
+        settled(pool)
+        watch = tracker_of(pool).watch
+        del pool
+        assert until(lambda: not watch.trackers)
+
+
+def instrumented_again(signals: Signals) -> Any:
+    PgPoolInstrumentor().uninstrument()
+    return instrumented(signals, long_hold=None)
+
+
+# Pools from before, and the end
+
+
+def test_pool_from_before(signals: Signals, dsn: str) -> None:
+    """A pool that was open before the instrumentation is reported at once; what is checked out counts as used."""
+    PgPoolInstrumentor().uninstrument()
+    with opened(ConnectionPool, dsn, 2) as pool:
+        held = pool.getconn()
+        with instrumented(signals):
+            stats = tracker_of(pool).stats()
+            assert (stats.used, stats.idle) == (1, 1)
+            pool.putconn(held)
+            assert tracker_of(pool).stats().used == 0
+            with pool.connection():
+                assert tracker_of(pool).stats().used == 1
+            assert len(signals.named("pool.checkout")) == 1
+        assert "_otel_pgpool" not in vars(pool)
+
+
+def test_uninstrument_ends_open_checkouts(signals: Signals, dsn: str) -> None:
+    """The spans end, the connections stay with their holders, and the original methods are in place again."""
+    PgPoolInstrumentor().uninstrument()
+    classes = (*BLOCKING, psycopg_pool.AsyncConnectionPool, psycopg_pool.AsyncNullConnectionPool)
+    waiting = (psycopg_pool.pool.WaitingClient, psycopg_pool.pool_async.WaitingClient)
+    before = [dict(vars(cls)) for cls in (*classes, *waiting)]
+    with opened(ConnectionPool, dsn, 1) as pool:
+        with instrumented(signals):
+            conn = pool.getconn()
+        assert signals.live() == []
+        assert [dict(vars(cls)) for cls in (*classes, *waiting)] == before
+        pool.putconn(conn)
+        assert list(pool._pool) == [conn]
+
+
+# Kinds side by side
+
+
+def test_two_kinds_of_pools(signals: Signals, dsn: str) -> None:
+    """Pools of psycopg2 and of psycopg_pool are reported side by side, each under a name of its own."""
+    other = ThreadedConnectionPool(1, 1, dsn)
+    with opened(ConnectionPool, dsn, 1, name="shop") as pool:
+        with pool.connection():
+            other.putconn(other.getconn())
+        names = [span.attributes["db.client.connection.pool.name"] for span in signals.named("pool.checkout")]
+        assert names == [name_of(dsn), "shop"]
+    other.closeall()
+
+
+@pytest.mark.parametrize("spans", ["off", "slow", "parent"])
+def test_span_modes(signals: Signals, dsn: str, spans: str) -> None:
+    """Totals are the same whatever leaves a span."""
+    PgPoolInstrumentor().uninstrument()
+    with instrumented(signals, spans=spans), opened(ConnectionPool, dsn, 1, max_size=2) as pool:
+        with pool.connection(), pool.connection():
+            pass
+        assert signals.named("pool.checkout") == []
+        assert_same_totals(pool)
+
+
+def test_nested_checkout_in_a_callback(signals: Signals, dsn: str) -> None:
+    """A check that uses another pool does not mix up the two checkouts."""
+    with opened(ConnectionPool, dsn, 1, name="inner") as inner:
+
+        def check(conn: Any) -> None:
+            with inner.connection() as other:
+                other.execute("select 1")
+
+        with opened(ConnectionPool, dsn, 1, name="outer", check=check) as outer:
+            held = outer.getconn()
+            waiter = in_thread(outer.getconn)
+            assert until(lambda: tracker_of(outer).stats().waiting)
+            outer.putconn(held)
+            outer.putconn(waiter.result(10))
+            assert_same_totals(outer)
+            assert_same_totals(inner)
