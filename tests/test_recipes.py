@@ -61,6 +61,7 @@ def environ(dsn: str, receiver: HttpReceiver, tmp_path: Path) -> dict[str, str]:
         "HOME": str(tmp_path),
         "OTEL_BSP_SCHEDULE_DELAY": AT_ONCE,
         "PYTHONUNBUFFERED": "1",
+        "UVICORN_PORT": "0",
     }
 
 
@@ -170,14 +171,18 @@ def named(name: str) -> Callable[[HttpReceiver], list[Span]]:
 checkouts = named("pool.checkout")
 
 
-def wait_for_requests(receiver: HttpReceiver, times: int) -> None:
+WITH_QUERY = frozenset(("pool.checkout", "select"))
+WITHOUT_QUERY = frozenset(("pool.checkout",))
+"""The driver's own instrumentation is not installed."""
+
+
+def wait_for_requests(receiver: HttpReceiver, times: int, children: frozenset[str] = WITH_QUERY) -> None:
     """Until each request's trace is here, with its checkout and its query beside each other."""
 
     def complete(receiver: HttpReceiver) -> bool:
         traces = [span for span in receiver.spans if span.name.startswith("GET /orders")]
         return len(traces) == times and all(
-            {span.name for span in receiver.spans if span.parent_span_id == request.span_id}
-            >= {"pool.checkout", "select"}
+            {span.name for span in receiver.spans if span.parent_span_id == request.span_id} >= children
             for request in traces
         )
 
@@ -226,8 +231,21 @@ def post_worker_init(worker):
 """
 
 
-def check_workers(environ: dict[str, str], receiver: HttpReceiver, line: str, folder: Path, *, masters: int) -> None:
-    """Serve with two workers; each, and the master where it has a pool to report, is an instance of its own."""
+def check_workers(
+    environ: dict[str, str],
+    receiver: HttpReceiver,
+    line: str,
+    folder: Path,
+    *,
+    masters: int,
+    children: frozenset[str] = WITH_QUERY,
+    is_open_at_fork: bool = True,
+) -> None:
+    """Serve with two workers; each, and the master where it has a pool to report, is an instance of its own.
+
+    All that they report is exported at their end.
+    """
+    environ |= {"OTEL_BSP_SCHEDULE_DELAY": NEVER, "OTEL_METRIC_EXPORT_INTERVAL": NEVER}
     instances = 2 + masters
     with (folder / "gunicorn.conf.py").open("a", encoding="utf-8") as conf:
         conf.write(READY)
@@ -236,7 +254,7 @@ def check_workers(environ: dict[str, str], receiver: HttpReceiver, line: str, fo
         gunicorn.wait_for(r"((?:Worker ready(?:.|\n)*){2})")
         assert get_at_once(address, "/orders/1", 8) == {b'{"amount":25}\n'}
         assert gunicorn.end(signal.SIGTERM).count("Traceback") == 0
-    wait_for_requests(receiver, 8)
+    wait_for_requests(receiver, 8, children)
     last = {
         (point.resource["service.instance.id"], point.attributes.get("otel_pgpool.path")): point.value
         for point in receiver.metrics
@@ -245,8 +263,8 @@ def check_workers(environ: dict[str, str], receiver: HttpReceiver, line: str, fo
     assert len({instance for instance, _path in last}) == instances
     assert sum(value or 0 for value in last.values()) == 8  # none is counted twice
     forked = [point for point in receiver.metrics if point.attributes.get("otel_pgpool.reason") == "forked"]
-    assert {point.value for point in forked} == {2}
-    assert len({point.resource["service.instance.id"] for point in forked}) == 2
+    assert {point.value for point in forked} == ({2} if is_open_at_fork else set())
+    assert len({point.resource["service.instance.id"] for point in forked}) == (2 if is_open_at_fork else 0)
     owners = {(span.resource["service.instance.id"], pid(span)) for span in checkouts(receiver)}
     assert len(owners) == len({backend for _instance, backend in owners})  # no backend serves two workers
 
@@ -260,7 +278,6 @@ def test_gunicorn(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Pat
     """With the providers made in each worker: the master reports nothing, and what is left is flushed at the end."""
     lay_out("Flask", tmp_path, "shop.py")
     line, _ = lay_out("gunicorn", tmp_path).shell
-    environ |= {"OTEL_BSP_SCHEDULE_DELAY": NEVER, "OTEL_METRIC_EXPORT_INTERVAL": NEVER}
     check_workers(environ, receiver, line, tmp_path, masters=0)
     assert {span.resource["service.name"] for span in receiver.spans} == {"shop"}
 
@@ -272,8 +289,19 @@ def test_gunicorn_unchanged(environ: dict[str, str], receiver: HttpReceiver, tmp
     """
     lay_out("Flask", tmp_path, "shop.py")
     _, line = PROJECTS["gunicorn"].shell
-    environ |= {"OTEL_BSP_SCHEDULE_DELAY": NEVER, "OTEL_METRIC_EXPORT_INTERVAL": NEVER}
     check_workers(environ, receiver, line, tmp_path, masters=1)
+
+
+def test_gunicorn_and_psycopg_pool(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Path) -> None:
+    """Each worker opens the pool after the fork: no connection is inherited, and the master reports nothing."""
+    line, _ = lay_out("gunicorn and psycopg_pool", tmp_path).shell
+    check_workers(environ, receiver, line, tmp_path, masters=0, children=WITHOUT_QUERY, is_open_at_fork=False)
+
+
+def test_gunicorn_and_psycopg_pool_repaired(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Path) -> None:
+    """A pool that the master has opened begins anew in each worker."""
+    _, line = lay_out("gunicorn and psycopg_pool", tmp_path, "shop.py", "opened.py").shell
+    check_workers(environ, receiver, line, tmp_path, masters=1, children=WITHOUT_QUERY)
 
 
 CELERYCONFIG = """
@@ -291,7 +319,17 @@ SEND = "import tasks; [tasks.pay.delay(1) for _ in range(6)]"
 
 def test_celery(environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
     """A prefork worker's processes use connections of their own, and lose no span when they end."""
-    [line] = lay_out("Celery", tmp_path).shell
+    check_tasks(lay_out("Celery", tmp_path), environ, receiver, dsn, tmp_path)
+
+
+def test_celery_and_psycopg_pool(environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
+    """The same with a pool that each process opens."""
+    check_tasks(lay_out("Celery and psycopg_pool", tmp_path), environ, receiver, dsn, tmp_path)
+
+
+def check_tasks(recipe: Document, environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
+    """Let a worker run six tasks."""
+    [line] = recipe.shell
     (tmp_path / "celeryconfig.py").write_text(CELERYCONFIG, encoding="utf-8")
     environ["OTEL_BSP_SCHEDULE_DELAY"] = NEVER
     # Sent first: the transport over files lets a running worker read a message that is not written completely.
@@ -310,19 +348,62 @@ def test_celery(environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_p
     conn.close()
 
 
+def check_server(
+    environ: dict[str, str], receiver: HttpReceiver, line: str, folder: Path, *, flushes: bool = True
+) -> None:
+    """Let a server answer four requests at once; each has a checkout of the shop's pool."""
+    if flushes:
+        environ["OTEL_BSP_SCHEDULE_DELAY"] = NEVER
+    (folder / "gunicorn.conf.py").write_text(READY, encoding="utf-8")
+    with start(line, environ, folder) as server:
+        address = server.wait_for(r"(?:Listening at:|running on) (http://[\d.:]+)")
+        if "gunicorn" in line:
+            server.wait_for(r"((?:Worker ready(?:.|\n)*){2})")
+        assert get_at_once(address, "/orders/1", 4) <= {b'{"amount":25}', b'{"amount": 25}'}
+        if not flushes:
+            receiver.wait_for(lambda r: len(checkouts(r)) == 4)
+        assert "Traceback" not in server.end(signal.SIGTERM)
+    assert [span.attributes["otel_pgpool.outcome"] for span in checkouts(receiver)] == ["released"] * 4
+    assert {span.attributes["db.client.connection.pool.name"] for span in checkouts(receiver)} == {"shop"}
+    assert {span.resource["service.name"] for span in checkouts(receiver)} == {"shop"}
+
+
+def test_fastapi(environ: dict[str, str], receiver: HttpReceiver, tmp_path: Path) -> None:
+    """Each request has a checkout of the asynchronous engine, and its task's name."""
+    [line] = lay_out("FastAPI with an asyncio engine", tmp_path).shell
+    check_server(environ, receiver, line, tmp_path)
+    assert all(span.attributes["otel_pgpool.task.name"] for span in checkouts(receiver))
+
+
+def variables_of(dsn: str) -> dict[str, str]:
+    """Return the variables by which libpq finds a database."""
+    server = parse_dsn(dsn)
+    found = {f"PG{name.upper()}": server[name] for name in ("host", "port", "user", "password")}
+    return {**found, "PGDATABASE": server["dbname"]}
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "uvicorn"])
+def test_django_with_its_own_pool(
+    server: str, environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_path: Path
+) -> None:
+    """Each request has a checkout of the pool that Django has opened."""
+    [line] = [line for line in lay_out("Django with its own pool", tmp_path).shell if server in line]
+    check_server({**environ, **variables_of(dsn)}, receiver, line, tmp_path, flushes=server == "gunicorn")
+
+
 NO_PSYCOPG3 = 'raise ImportError("stands for an environment without psycopg 3, which Django would prefer")\n'
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_django(processes: int, environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
+def test_django_on_psycopg2(
+    processes: int, environ: dict[str, str], receiver: HttpReceiver, dsn: str, tmp_path: Path
+) -> None:
     """Django's own test runner makes, clones and drops its databases through the backend, and `shop.tests` pass."""
-    lay_out("Django", tmp_path)
+    lay_out("Django on psycopg2", tmp_path)
     (tmp_path / "pooled" / "__init__.py").touch()
     (tmp_path / "psycopg.py").write_text(NO_PSYCOPG3, encoding="utf-8")
-    server = parse_dsn(dsn)
-    environ |= {f"PG{name.upper()}": server[name] for name in ("host", "port", "user", "password")}
     environ |= {
-        "PGDATABASE": server["dbname"],
+        **variables_of(dsn),
         "DJANGO_SETTINGS_MODULE": "shop.settings",
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).with_name("recipes")), environ["PYTHONPATH"]]),
     }

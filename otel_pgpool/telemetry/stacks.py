@@ -28,7 +28,7 @@ SERVERS = frozenset(
 )
 """Packages that call an application: servers, frameworks, task queues, event loops, commands, standard modules."""
 
-LIBRARIES = frozenset(("contextlib", "functools", "opentelemetry", "sqlalchemy", "wrapt"))
+LIBRARIES = frozenset(("contextlib", "functools", "opentelemetry", "psycopg", "psycopg_pool", "sqlalchemy", "wrapt"))
 """Packages that may be between a server and the application, and that the application may call too."""
 
 LAUNCHER = "__main__"

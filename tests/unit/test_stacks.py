@@ -71,6 +71,10 @@ def shown(*modules: str, skipped: Iterable[str] = ()) -> list[str]:
         ("shop.views asyncio.runners shop.models", "shop_views asyncio_runners shop_models"),
         # nothing is left out where all is a framework's
         ("gunicorn.arbiter celery.app sqlalchemy.orm", "gunicorn_arbiter celery_app sqlalchemy_orm"),
+        (
+            "threading asgiref.sync django.db.models psycopg.cursor",
+            "threading asgiref_sync django_db_models psycopg_cursor",
+        ),
         # nor what only sounds like one
         ("flaskr.app djangoproject.views", "flaskr_app djangoproject_views"),
         ("gunicorn.arbiter ? shop.views", "nowhere shop_views"),

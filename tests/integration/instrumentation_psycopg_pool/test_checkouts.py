@@ -11,7 +11,7 @@ from psycopg2.pool import ThreadedConnectionPool
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from otel_pgpool import PgPoolInstrumentor
-from tests.support.instrumentation import denied, instrumented, lent, name_of, tracker_of
+from tests.support.instrumentation import denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.psycopg_pools import BLOCKING, assert_same_totals, backend, opened, settled
 from tests.support.telemetry import assert_exactly, is_child, until
 from tests.support.waiting import in_thread
@@ -301,9 +301,45 @@ def test_two_kinds_of_pools(signals: Signals, dsn: str) -> None:
     other.closeall()
 
 
+# Without records
+
+
+def test_quiet(dsn: str) -> None:
+    """Without spans and metrics, totals, holders, waits, failures and discards are still known."""
+    PgPoolInstrumentor().uninstrument()
+    with quietly(), opened(ConnectionPool, dsn, 1) as pool:
+        tracker = tracker_of(pool)
+        with pool.connection() as conn:
+            assert len(tracker.light) == 1
+            assert tracker.stats().used == 1
+            (holder,) = tracker.all_held()
+            assert holder.where.endswith(" test_quiet")
+            with pytest.raises(PoolTimeout):
+                pool.getconn(timeout=0.01)
+            waiter = in_thread(pool.getconn)
+            assert until(lambda: tracker.stats().waiting)
+        assert waiter.result(10) is conn
+        pool.putconn(conn)
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0)
+        assert_same_totals(pool, uncounted=1)  # a timeout of 0
+        conn = pool.getconn()
+        with pytest.raises(ValueError, match="can't return"):
+            pool.putconn(object())
+        conn.close()
+        pool.putconn(conn)
+        assert tracker.discards == {"returned_closed": 1}
+        assert until(lambda: tracker.stats().idle)
+        assert tracker.stats().checkouts == {"idle": 2, "queued": 1, "new": 0}
+        assert (tracker.light, tracker.held, tracker.waiting) == ({}, {}, {})
+        assert not tracker._adapter._calls.light_waits  # type: ignore[attr-defined]
+        assert_same_totals(pool, uncounted=1)  # a timeout of 0
+
+
 @pytest.mark.parametrize("spans", ["off", "slow", "parent"])
-def test_span_modes(signals: Signals, dsn: str, spans: str) -> None:
+def test_span_modes(signals: Signals, dsn: str, spans: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Totals are the same whatever leaves a span."""
+    monkeypatch.setenv("OTEL_PGPOOL_SLOW", "60")
     PgPoolInstrumentor().uninstrument()
     with instrumented(signals, spans=spans), opened(ConnectionPool, dsn, 1, max_size=2) as pool:
         with pool.connection(), pool.connection():
@@ -312,9 +348,11 @@ def test_span_modes(signals: Signals, dsn: str, spans: str) -> None:
         assert_same_totals(pool)
 
 
-def test_nested_checkout_in_a_callback(signals: Signals, dsn: str) -> None:
-    """A check that uses another pool does not mix up the two checkouts."""
-    with opened(ConnectionPool, dsn, 1, name="inner") as inner:
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_nested_checkout_in_a_callback(signals: Signals, dsn: str, spans: str) -> None:
+    """A check that uses another pool does not mix up the two checkouts, also where both wait."""
+    PgPoolInstrumentor().uninstrument()
+    with instrumented(spans=spans), opened(ConnectionPool, dsn, 1, name="inner") as inner:
 
         def check(conn: Any) -> None:
             with inner.connection() as other:

@@ -18,7 +18,7 @@ from otel_pgpool.driver.refusal_texts import OF_THE_SERVER
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.target import address_of
-from otel_pgpool.instrumentation.adapters.base import PoolAdapter
+from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.text import printable, text_of
 from otel_pgpool.types import TransactionStatus
@@ -34,8 +34,8 @@ NUMBER_OF_ERROR = re.compile(r"\[Errno (\d+)\]")
 REASON_OF_SSL = re.compile("[A-Z0-9_]+")
 
 
-class AsyncpgDriver(PoolAdapter):
-    """The part of an adapter that is the same for all pools of asyncpg's connections."""
+class Asyncpg(Driver):
+    """What asyncpg tells of its connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if the connection is closed."""
@@ -82,6 +82,10 @@ class AsyncpgDriver(PoolAdapter):
             if isinstance(error, OSError):
                 return _text_of_system(error)
         return ""
+
+
+class AsyncpgDriver(Asyncpg, PoolAdapter):
+    """A base class of adapters for pools of asyncpg's connections only."""
 
 
 def _text_of_server(error: PostgresError, target: PoolTarget) -> str:

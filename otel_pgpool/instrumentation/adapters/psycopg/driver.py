@@ -13,7 +13,7 @@ from psycopg.pq import ConnStatus
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.refusal_texts import refuses_by_state, refuses_by_text
 from otel_pgpool.errors import sqlstate
-from otel_pgpool.instrumentation.adapters.base import PoolAdapter
+from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.runtime.text import printable, text_of
 from otel_pgpool.types import TransactionStatus
@@ -66,8 +66,8 @@ def error_text(error: BaseException, target: PoolTarget) -> str:
     return printable(known(diagnosis.message_primary or "", public))
 
 
-class PsycopgDriver(PoolAdapter):
-    """The part of an adapter that is the same for all pools of psycopg's connections."""
+class Psycopg(Driver):
+    """What psycopg tells of its connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg's."""
@@ -100,3 +100,7 @@ class PsycopgDriver(PoolAdapter):
         with ignore_errors:
             return error_text(error, target)
         return ""
+
+
+class PsycopgDriver(Psycopg, PoolAdapter):
+    """A base class of adapters for pools of psycopg's connections only."""

@@ -118,7 +118,7 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.enqueued()
+        calls.enqueued(_getframe(1))
         return original(self, *args, **kwargs)
 
     return wait

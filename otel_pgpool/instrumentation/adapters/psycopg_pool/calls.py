@@ -34,8 +34,15 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
-BETWEEN = SkippedModules("psycopg_pool", "contextlib", "asyncio", "opentelemetry", "wrapt")
-"""Modules to skip in the search for the application's call site: ``with pool.connection()``, the event loop."""
+BETWEEN = SkippedModules(
+    *("psycopg_pool", "contextlib", "asyncio", "opentelemetry", "wrapt"),
+    *("django", "asgiref", "concurrent", "threading"),
+)
+"""Modules to skip in the search for the application's call site.
+
+They are those of ``with pool.connection()``, of the event loop, of Django, whose ORM checks a connection out, and of
+the threads in which its asynchronous methods run.
+"""
 
 IDLE = TransactionStatus.IDLE
 InProgress = tuple["PoolTracker", "ManualCheckout"]
@@ -71,11 +78,14 @@ class PoolCalls:
         me: Callable[[], int],
     ) -> None:
         self.guard = session.guard
-        self._watch = session.watch  # distinguishes this session's trackers from others'
+        self.watch = session.watch  # distinguishes this session's trackers from others'
         self._track = track
-        self._connection = connection
+        self.connection = connection
+        self.light = object()
+        """The owner of the fast path of pools whose ordinary checkouts leave no record."""
         self.me = me
         self.in_progress: dict[int, InProgress] = {}  # by thread or task; never replaced
+        self.light_waits: dict[int, InProgress] = {}  # of checkouts without a record until they wait, by thread
         self._failed_checks: dict[int, list[tuple[Any, BaseException]]] = {}  # by id of the checkout
         self.fresh = FreshConnections()
         self.inherited: InheritedPools  # set by the adapter, which has one for both kinds of calls
@@ -84,12 +94,12 @@ class PoolCalls:
         """Return the tracker of a pool; None if there is none, or one of a later instrumentation."""
         try:
             tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
-            if tracker is None or tracker.fast_path_owner is not self:
+            if tracker is None or tracker.fast_path_owner is None:
                 tracker = self._track(pool)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.log_error(error)
             return None
-        return tracker if tracker is not None and tracker.watch is self._watch else None
+        return tracker if tracker is not None and tracker.watch is self.watch else None
 
     def first_use(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool, as `tracker_of`; report or repair a pool that a forked child has inherited."""
@@ -105,6 +115,7 @@ class PoolCalls:
     def reset_after_fork(self) -> None:
         """Drop the parent's calls in a forked child."""
         self.in_progress.clear()
+        self.light_waits.clear()
         self._failed_checks.clear()
         self.fresh.clear()
 
@@ -112,13 +123,21 @@ class PoolCalls:
 
     def start(self, tracker: PoolTracker, frame: FrameType) -> ManualCheckout:
         """Start a checkout that was requested at this frame."""
-        if frame.f_code is self._connection:  # called by contextlib, which the application calls
+        if frame.f_code is self.connection:  # called by contextlib, which the application calls
             frame = getattr(frame.f_back, "f_back", None) or frame
         return tracker.start_with(ManualCheckout(), call_sites_fast_filtered(frame, BETWEEN))
 
-    def enqueued(self) -> None:
-        """Record that the caller waits in the pool's queue."""
+    def enqueued(self, frame: FrameType) -> None:
+        """Record that the caller waits in the pool's queue.
+
+        Args:
+            frame: the frame of the pool's method that waits.
+        """
         tracker, checkout = self.in_progress.get(self.me(), NOTHING)
+        with ignore_errors:
+            own: PoolTracker | None = getattr(private.waiting_pool(frame), TRACKER_ATTR, None)
+            if own is not None and own is not tracker and own.fast_path_owner is self.light:
+                tracker, checkout = self.light_waits[self.me()] = own, self.start(own, frame)
         if checkout is not None and checkout.queued is None:
             tracker.enqueued(checkout)
 
@@ -226,7 +245,7 @@ class PoolCalls:
     def sweeping(self, pool: Any, method: str) -> Iterator[None]:
         """Record the idle connections that a method closes in the block."""
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
-        if tracker is None or tracker.watch is not self._watch:
+        if tracker is None or tracker.watch is not self.watch:
             yield
             return
         idle: Sequence[Any] = ()

@@ -131,7 +131,7 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     async def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.enqueued()
+        calls.enqueued(_getframe(1))
         return await original(self, *args, **kwargs)
 
     return wait

@@ -23,7 +23,7 @@ from psycopg_pool.base import BasePool
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.psycopg.driver import PsycopgDriver
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments
-from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, private
+from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, light, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
 from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPools
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
@@ -34,7 +34,7 @@ from otel_pgpool.runtime.text import may_hold_password
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import ModuleType
 
     from otel_pgpool.driver.dsn import Target
@@ -54,6 +54,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         self._replacements = Replacements()
         self._calls = PoolCalls(session, self._track, _code_of(ConnectionPool.connection), get_ident)
         self._calls_of_tasks = PoolCalls(session, self._track, None, coroutines.current_key)
+        self._is_light = session.options.telemetry.spans == "off"
         self._inherited = InheritedPools(is_repaired=session.options.fork_repair)
         self._calls.inherited = self._calls_of_tasks.inherited = self._inherited
         # The process of each pool and the slots of its connections, also after a fork, when the tracker has others.
@@ -72,14 +73,23 @@ class PsycopgPoolAdapter(PsycopgDriver):
 
     def install(self) -> None:
         """Wrap the methods, and track the present pools."""
-        self._wrap(self._calls, (ConnectionPool, NullConnectionPool), blocking, pool)
-        self._wrap(self._calls_of_tasks, (AsyncConnectionPool, AsyncNullConnectionPool), coroutines, pool_async)
+        of_threads = {**blocking.WRAPPERS, **(light.WRAPPERS if self._is_light else {})}
+        self._wrap(self._calls, (ConnectionPool, NullConnectionPool), of_threads, blocking, pool)
+        self._wrap(
+            self._calls_of_tasks,
+            (AsyncConnectionPool, AsyncNullConnectionPool),
+            coroutines.WRAPPERS,
+            coroutines,
+            pool_async,
+        )
         self._track_present()
 
-    def _wrap(self, calls: PoolCalls, owners: Sequence[type], wrappers: Any, module: ModuleType) -> None:
+    def _wrap(
+        self, calls: PoolCalls, owners: Sequence[type], of_pools: Mapping[str, Any], wrappers: Any, module: ModuleType
+    ) -> None:
         """Wrap the methods of classes of pools, and of the classes that these use."""
         for cls, methods in (
-            *((owner, wrappers.WRAPPERS) for owner in owners),
+            *((owner, of_pools) for owner in owners),
             (module.WaitingClient, wrappers.OF_WAITING),
             (module.ReturnConnection, wrappers.OF_RETURNING),
         ):
@@ -114,7 +124,9 @@ class PsycopgPoolAdapter(PsycopgDriver):
         tracker = self._session.track(pool, self, name=_name_of(pool))
         if tracker is not None and pool not in self._inherited:
             self._origins[pool] = os.getpid(), tracker.slots
-            tracker.fast_path_owner = self._calls_of(pool)
+            calls = self._calls_of(pool)
+            is_light = calls is self._calls and self._is_light and light.is_light(pool)
+            tracker.fast_path_owner = calls.light if is_light else calls
         return tracker
 
     # The state of a pool

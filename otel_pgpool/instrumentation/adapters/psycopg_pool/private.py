@@ -30,6 +30,7 @@ from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import FrameType
 
 NUMBERED = re.compile("pool-[0-9]+")
 """The names that psycopg_pool makes up."""
@@ -92,6 +93,11 @@ def has_check(pool: Any) -> bool:
 def has_reset(pool: Any) -> bool:
     """Return whether the application resets connections, which a worker then does; False if that cannot be read."""
     return getattr(pool, "_reset", None) is not None
+
+
+def waiting_pool(frame: FrameType) -> Any:
+    """Return the pool in whose method a caller waits, by the method's frame; None if it is another function."""
+    return frame.f_locals.get("self")
 
 
 def returned(task: Any) -> tuple[Any, bool]:

@@ -17,9 +17,9 @@ DATABASE = "postgresql"
 
 CLASSES = {
     "psycopg2": "psycopg2:Psycopg2OfEngines",
-    "psycopg": "psycopg:Psycopg",
-    "asyncpg": "asyncpg:Asyncpg",
-    "pg8000": "pg8000:Pg8000",
+    "psycopg": "psycopg:PsycopgOfEngines",
+    "asyncpg": "asyncpg:AsyncpgOfEngines",
+    "pg8000": "pg8000:Pg8000OfEngines",
 }
 """By the name that a dialect gives to its driver, which is the name of the driver's module: our class for it."""
 

@@ -7,22 +7,21 @@ Checked on pg8000 1.31: ``_usock`` is the socket, ``_backend_key_data`` the serv
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import errno
+import os
+import re
+import socket
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pg8000.core import CoreConnection
 from pg8000.exceptions import DatabaseError, Error
 
+from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.refusal_texts import refuses_by_state
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.server_errors import (
-    error_type,
-    server_text,
-    system_text,
-    valid_state,
-)
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN, ServerTarget
 from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.runtime.text import text_of
+from otel_pgpool.runtime.text import class_of, printable, text_of
 from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
@@ -36,10 +35,29 @@ STATUSES = {
     b"T": TransactionStatus.IN_TRANSACTION,
     b"E": TransactionStatus.IN_ERROR,
 }
+SQLSTATE = re.compile("[0-9A-Z]{5}")
 OWN_TEXTS = frozenset(("network error", "communication error", "connection is closed"))
 
 
-class Pg8000(EngineDriver):
+class ServerOnly(NamedTuple):
+    """A target of which the server is known, and the database is not."""
+
+    address: str
+    port: int
+    namespace: str = ""
+
+    @property
+    def name(self) -> str:
+        """The server's address and port."""
+        return f"{self.address}:{self.port}"
+
+    @property
+    def public(self) -> frozenset[str]:
+        """The server's address and port, which the text of an error may quote."""
+        return frozenset((self.address, str(self.port)))
+
+
+class Pg8000OfEngines(EngineDriver):
     """The driver pg8000."""
 
     def own_connection(self, conn: Any) -> Any:
@@ -72,37 +90,37 @@ class Pg8000(EngineDriver):
 
     def is_refusal(self, error: BaseException) -> bool:
         """Return whether the server is up and refused the connection."""
-        state = valid_state(_fields(error).get("C"))
+        state = _sqlstate(error)
         return state is not None and refuses_by_state(state)
 
     def error_type(self, error: BaseException) -> str:
         """Return an error's SQLSTATE, or else the name of its class."""
-        return error_type(error, _fields(error).get("C"))
+        return _sqlstate(error) or class_of(error)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a server's message, or the operating system's text."""
         fields = _fields(error)
         if fields:
-            return server_text(fields.get("M"), fields.get("n"), fields.get("F"), target.public)
-        if not isinstance(error, Error):
-            return ""
+            if (fields.get("F") or "pl").startswith("pl"):  # of a procedural language, with any text
+                return ""
+            return printable(known(fields.get("M", ""), {*target.public, fields.get("n", "")}))
         text = text_of(error)
-        return system_text(error.__cause__) or (text if text in OWN_TEXTS else "")
+        return _text_of_system(error.__cause__) or (text if self.is_error(error) and text in OWN_TEXTS else "")
 
     def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PoolTarget:
         """Return the target of the arguments of ``pg8000.connect``, which reads no variables."""
-        socket = kwargs.get("unix_sock")
-        if type(socket) is str:
-            folder, _, port = socket.rpartition("/.s.PGSQL.")
+        path = kwargs.get("unix_sock")
+        if type(path) is str:
+            folder, _, port = path.rpartition("/.s.PGSQL.")
             kwargs = {**kwargs, "host": folder, "port": port}
         return super().target(args, kwargs)
 
-    def target_of_connection(self, conn: Any) -> ServerTarget:
+    def target_of_connection(self, conn: Any) -> PoolTarget:
         """Return the server of a connection, which has forgotten the database."""
         with ignore_errors:
             host, port = self.own_connection(conn)._usock.getpeername()[:2]
-            return ServerTarget(host, port, "", f"{host}:{port}", frozenset((host, str(port))))
-        return UNKNOWN
+            return ServerOnly(host, port)
+        return UnknownTarget()
 
     def fileno(self, conn: Any) -> int:
         """Return the descriptor of a connection's socket."""
@@ -114,3 +132,16 @@ def _fields(error: BaseException) -> Mapping[str, str]:
     if isinstance(error, DatabaseError) and error.args and isinstance(error.args[0], dict):
         return error.args[0]
     return {}
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    state = _fields(error).get("C", "")
+    return state if SQLSTATE.fullmatch(state) else None  # a server may send anything
+
+
+def _text_of_system(error: BaseException | None) -> str:
+    """Return the system's text of an error, without the address."""
+    if isinstance(error, socket.gaierror):
+        return known(str(error.strerror), ())
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number is not None and number in errno.errorcode else ""
