@@ -86,7 +86,7 @@ def in_child(function: Callable[[], Any], fork: Callable[[], int] | None = None)
 
 def find_version() -> str:
     """Return the version of the PostgreSQL that `PostgresServer` starts, for example `18.6`."""
-    command = [find_binaries() / "postgres", "--version"]
+    command = [str(find_binaries() / "postgres"), "--version"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[2]
 
 
