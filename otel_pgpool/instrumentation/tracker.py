@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
 from otel_pgpool.instrumentation.fair_queue import FairQueue
 from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.instrumentation.open_checkouts import TaskCheckout
 from otel_pgpool.instrumentation.reported_pool import ReportedPool
 from otel_pgpool.pool.checkout import NEVER, Blocker, ManualCheckout
 from otel_pgpool.pool.utilization import UtilizationAlarm
@@ -124,7 +125,7 @@ class PoolTracker(ReportedPool):
 
         The key of the checkout's connects is that of its record, because a pool may connect in a task of its own.
         """
-        checkout = ManualCheckout()
+        checkout = TaskCheckout()
         checkout.task = task
         checkout.caller = id(checkout)
         self.start_with(checkout, stack)
