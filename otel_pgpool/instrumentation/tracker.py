@@ -186,7 +186,7 @@ class PoolTracker(ReportedPool):
     def _set_path(self, checkout: ManualCheckout) -> None:
         """Set the path of a checkout that waited, or during which a connection was opened."""
         self.waiting.pop(checkout, None)
-        if self.report_connects(checkout):
+        if self.pending and self.report_connects(checkout):
             checkout.path = NEW
             self.new_checkouts += 1
         elif checkout.queued is not None:
