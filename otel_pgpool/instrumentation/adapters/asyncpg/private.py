@@ -69,6 +69,7 @@ CLOSE, TERMINATE, FINALIZE = (code_of(Connection, name) for name in ("close", "t
 ACQUIRE, RELEASE, DEACTIVATE = (
     code_of(PoolConnectionHolder, name) for name in ("acquire", "release", "_deactivate_inactive_connection")
 )
+BY_POOL = code_of(Pool, "terminate")
 BY_HOLDER = code_of(PoolConnectionProxy, "terminate")
 """Code of the methods that close connections, by which a closed one's reason is found."""
 
