@@ -428,10 +428,11 @@ def test_levels_are_those_of_instrumented_pools(dsn: str) -> None:
 def test_versions_are_those_that_are_tested() -> None:
     """What this very environment has stands in the table, and the package's classifiers name the same Pythons."""
     told = {row[0].partition(":")[0]: row[1].split(", ") for row in table(INSTRUMENTATION, "tested")}
-    assert told.keys() == {"psycopg2", "psycopg_pool", "SQLAlchemy", "Python"}
+    assert told.keys() == {"psycopg2", "psycopg_pool", "SQLAlchemy", "asyncpg", "Python"}
     assert version("psycopg-pool").rpartition(".")[0] in told["psycopg_pool"]
     assert version("psycopg2-binary").rpartition(".")[0] in told["psycopg2"]
     assert version("SQLAlchemy").rpartition(".")[0] in told["SQLAlchemy"]
+    assert version("asyncpg").rpartition(".")[0] in told["asyncpg"]
     assert ".".join(map(str, sys.version_info[:2])) in told["Python"]
     assert re.findall(r"Python :: (3\.\d+)", text_of("pyproject.toml")) == told["Python"]
 

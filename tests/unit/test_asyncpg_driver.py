@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import ssl
 from typing import Any
@@ -76,8 +77,7 @@ def test_targets(dsn: str | None, kwargs: dict[str, Any], variables: dict[str, s
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     given = {"host": None, "port": None, "user": None, "database": None, "password": None, **kwargs}
-    others = ("passfile", "ssl", "direct_tls", "server_settings", "target_session_attrs", "krbsrvname", "gsslib")
-    others += ("service", "servicefile")
+    others = inspect.signature(_parse_connect_dsn_and_args).parameters.keys() - {"dsn", *given}
     addresses, parameters, *_ = _parse_connect_dsn_and_args(dsn=dsn, **dict.fromkeys(others), **given)
     expected = [each if isinstance(each, tuple) else tuple(each.rsplit("/.s.PGSQL.", 1)) for each in addresses]
     if len(expected) == 5:  # the folders of a local server's socket, and localhost

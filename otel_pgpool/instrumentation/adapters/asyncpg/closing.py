@@ -13,7 +13,7 @@ from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import CodeType, FrameType
 
 OF_ASYNCPG = ("asyncpg.connection", "asyncpg.pool")
 """Modules that close a connection for their own reasons."""
@@ -52,7 +52,7 @@ def closing_of(pool: Any, con: Any, frame: FrameType, *, is_held: bool) -> Closi
         return _closing_at_release(closer.f_locals["self"], con)
     if code is private.ACQUIRE:  # the callback `setup` has raised
         return Closing(DiscardReason.CHECK_FAILED, sys.exc_info()[1])
-    if pool is None or pool.is_closing():
+    if pool is None or pool.is_closing() or _is_called_by(closer, private.BY_POOL):
         reason = DiscardReason.CLOSED
     elif code is private.DEACTIVATE:
         reason = DiscardReason.IDLE
@@ -65,7 +65,11 @@ def closing_of(pool: Any, con: Any, frame: FrameType, *, is_held: bool) -> Closi
 
 def is_finalizer(frame: FrameType) -> bool:
     """Return whether a connection is closed because it is collected."""
-    return frame.f_back is not None and frame.f_back.f_code is private.FINALIZE
+    return _is_called_by(frame, private.FINALIZE)
+
+
+def _is_called_by(frame: FrameType | None, code: CodeType | None) -> bool:
+    return frame is not None and frame.f_back is not None and frame.f_back.f_code is code
 
 
 def _closing_at_release(holder: Any, con: Any) -> Closing:

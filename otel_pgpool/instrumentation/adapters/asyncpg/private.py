@@ -69,6 +69,7 @@ CLOSE, TERMINATE, FINALIZE = (code_of(Connection, name) for name in ("close", "t
 ACQUIRE, RELEASE, DEACTIVATE = (
     code_of(PoolConnectionHolder, name) for name in ("acquire", "release", "_deactivate_inactive_connection")
 )
+BY_POOL = code_of(Pool, "terminate")
 BY_HOLDER = code_of(PoolConnectionProxy, "terminate")
 """Code of the methods that close connections, by which a closed one's reason is found."""
 
@@ -82,7 +83,7 @@ def queue_of(pool: Any) -> Any:
 
 def has_to_wait(pool: Any) -> bool:
     """Return whether an acquire that begins now waits for a holder."""
-    return not pool.is_closing() and bool(pool._queue.empty())
+    return pool._queue.empty() and not pool.is_closing()
 
 
 def is_closed(pool: Any) -> bool:
