@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 OF_A_FEW = (QueuePool, NullPool, StaticPool)
-HERE = "tests/integration/hook/test_sqlalchemy.py"
+HERE = "tests/integration/instrumentation/test_sqlalchemy.py"
 
 
 # A checkout
