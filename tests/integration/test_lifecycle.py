@@ -15,7 +15,7 @@ import pytest
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout
 from tests.support.database import ask, lives
-from tests.support.pools import Gate, Recorder, fill, make, pid_of_a_checkout, pool_threads
+from tests.support.pools import Gate, Recorder, fill, let_last, make, pid_of_a_checkout, pool_threads
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
@@ -183,19 +183,6 @@ def test_close_gives_up_after_its_timeout(dsn: str) -> None:
     assert sum(pool.stats().discarded.values()) == 2
 
 
-def test_close_fails_the_waiters_at_once(dsn: str) -> None:
-    """Waiters do not wait for their timeout."""
-    pool = make(1, 1, dsn, timeout=60)
-    held = pool.getconn()
-    waiting = [in_thread(pool.getconn) for _ in range(3)]
-    assert wait_until(lambda: pool.stats().waiting == 3)
-    pool.close(timeout=0)
-    for future in waiting:
-        with pytest.raises(PoolClosed):
-            future.result(PATIENCE)
-    pool.putconn(held)
-
-
 def test_close_during_a_connect(dsn: str, admin: connection) -> None:
     """A connection that is made while the pool closes is closed too."""
     gate = Gate(free=0)
@@ -321,7 +308,7 @@ def test_long_hold_off(dsn: str, off: float | None) -> None:
     """Switched off, no hold is long."""
     with make(1, 1, dsn, long_hold=off) as pool:
         conn = pool.getconn()
-        time.sleep(1.1)
+        let_last(pool)
         pool.putconn(conn)
         assert pool.stats().long_holds == 0
 

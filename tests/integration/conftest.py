@@ -1,0 +1,18 @@
+"""Ways to fork."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.support.processes import fork_in_c
+
+
+@pytest.fixture(params=["python", "c"])
+def fork(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let `os.fork` fork as Python does, and as servers written in C do: Python's own callbacks do not run there."""
+    if request.param == "c":
+        monkeypatch.setattr(os, "fork", fork_in_c)
+    kind: str = request.param
+    return kind
