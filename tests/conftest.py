@@ -17,6 +17,7 @@ import pytest
 from otel_pgpool.demo.postgres import find_binaries
 from tests.support.processes import find_version
 from tests.support.servers import ClonedServer
+from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,6 +99,13 @@ def admin(dsn: str) -> Iterator[connection]:
     conn.autocommit = True
     yield conn
     conn.close()
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    """Provide providers of OpenTelemetry that keep what they receive."""
+    with Signals() as signals:
+        yield signals
 
 
 @pytest.fixture(scope="module")

@@ -30,16 +30,8 @@ from tests.support.receivers import HttpReceiver
 from tests.support.telemetry import Signals, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from otel_pgpool.demo.postgres import PostgresServer
     from tests.support.hostile import Entered, Way
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
 
 
 @pytest.fixture(autouse=True)

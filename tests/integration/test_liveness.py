@@ -405,63 +405,31 @@ def _is_read_only(conn: connection) -> bool:
     return ask(conn, "show transaction_read_only") == "on"
 
 
-def by_attribute(conn: connection) -> None:
-    conn.readonly = True
-    write(conn)
+READ_ONLY: dict[str, Callable[[connection], object]] = {
+    "attribute": lambda conn: conn.set_session(readonly=True),
+    "attribute in autocommit": lambda conn: conn.set_session(readonly=True, autocommit=True),
+    "transaction": lambda conn: ask(conn, "set transaction read only"),
+    "session": lambda conn: (ask(conn, READ_ONLY_SESSION), conn.commit()),
+    "session in autocommit": lambda conn: in_autocommit(conn, READ_ONLY_SESSION),
+    "setting in autocommit": lambda conn: in_autocommit(conn, "set default_transaction_read_only = on"),
+    "begin": lambda conn: in_autocommit(conn, "begin read only"),
+}
+READ_ONLY_SESSION = "set session characteristics as transaction read only"
 
 
-def by_transaction(conn: connection) -> None:
-    ask(conn, "set transaction read only")
-    write(conn)
-
-
-def by_session(conn: connection) -> None:
-    ask(conn, "set session characteristics as transaction read only")
-    conn.commit()
-    write(conn)
-
-
-def by_session_in_autocommit(conn: connection) -> None:
+def in_autocommit(conn: connection, sql: str) -> None:
     conn.autocommit = True
-    ask(conn, "set session characteristics as transaction read only")
-    write(conn)
+    ask(conn, sql)
 
 
-def by_setting_in_autocommit(conn: connection) -> None:
-    conn.autocommit = True
-    ask(conn, "set default_transaction_read_only = on")
-    write(conn)
-
-
-def by_begin(conn: connection) -> None:
-    conn.autocommit = True
-    ask(conn, "begin read only")
-    write(conn)
-
-
-def by_set_session(conn: connection) -> None:
-    conn.set_session(readonly=True, autocommit=True)
-    write(conn)
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        by_attribute,
-        by_transaction,
-        by_session,
-        by_session_in_autocommit,
-        by_setting_in_autocommit,
-        by_begin,
-        by_set_session,
-    ],
-)
-def test_read_only_as_asked_is_no_failover(dsn: str, asked: Callable[[connection], None]) -> None:
+@pytest.mark.parametrize("how", READ_ONLY)
+def test_read_only_as_asked_is_no_failover(dsn: str, how: str) -> None:
     """A borrower that asked for read-only itself gets its error, and no other connection goes."""
     with make(2, 2, dsn) as pool:
         fill(pool, 2)
-        with pytest.raises(errors.ReadOnlySqlTransaction), pool.connection() as conn:
-            asked(conn)
+        with pytest.raises(errors.ReadOnlySqlTransaction), pool.connection() as conn:  # noqa: PT012 - the block itself is the subject
+            READ_ONLY[how](conn)
+            write(conn)
         assert "read_only" not in pool.stats().discarded
         assert pool.stats().idle == 2
 

@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 POOL = "db.client.connection.pool.name"
 
 
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
-
-
 def kill(admin: connection, *pids: int) -> None:
     for pid in pids:
         with admin.cursor() as cur:

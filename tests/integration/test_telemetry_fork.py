@@ -16,13 +16,7 @@ from otel_pgpool import PoolTimeout
 from tests.support.telemetry import NAME, Signals, assert_exactly, served, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
+    from collections.abc import Callable
 
 
 def is_connecting() -> bool:
