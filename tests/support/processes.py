@@ -86,8 +86,8 @@ def in_child(function: Callable[[], Any], fork: Callable[[], int] | None = None)
 
 def find_version() -> str:
     """Return the version of the PostgreSQL that `PostgresServer` starts, for example `18.6`."""
-    command = [find_binaries() / "postgres", "--version"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[2]
+    run = subprocess.run([find_binaries() / "postgres", "--version"], capture_output=True, text=True, check=True)
+    return run.stdout.split()[2]
 
 
 @contextlib.contextmanager
