@@ -108,6 +108,14 @@ def signals() -> Iterator[Signals]:
         yield signals
 
 
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the variables of libpq: only what a test says counts."""
+    for variable in list(os.environ):
+        if variable.startswith("PG"):
+            monkeypatch.delenv(variable)
+
+
 @pytest.fixture(scope="module")
 def small_heap() -> Iterator[None]:
     """Hide other tests' objects from the search for pools in the heap when the instrumentation begins."""

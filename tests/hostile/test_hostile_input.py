@@ -34,12 +34,7 @@ if TYPE_CHECKING:
     from tests.support.hostile import Entered, Way
 
 
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what a test says counts."""
-    for variable in list(os.environ):
-        if variable.startswith("PG"):
-            monkeypatch.delenv(variable)
+pytestmark = pytest.mark.usefixtures("no_variables")
 
 
 def shown_by(pool: ConnectionPool) -> str:

@@ -394,17 +394,6 @@ def test_given_back_inside_the_block(dsn: str, admin: connection, table: str, di
         assert_whole(pool)
 
 
-def test_closed_inside_the_block(dsn: str) -> None:
-    """A program that closes its connection gets no error for it, and the pool makes another."""
-    recorder = Recorder()
-    with make(1, 1, dsn, observer=recorder) as pool:
-        with pool.connection() as conn:
-            conn.close()
-        assert recorder.outcomes == ["discarded"]
-        assert pool.stats().discarded == {"returned_closed": 1}
-        assert_whole(pool)
-
-
 def test_timeout_of_the_block(dsn: str) -> None:
     """The block's own timeout stands instead of the pool's."""
     with make(1, 1, dsn, timeout=PATIENCE) as pool:

@@ -94,8 +94,8 @@ def test_minconn_is_opened_in_the_constructor(
 
 
 def test_properties(new_pool: Callable[..., Any], dsn: str) -> None:
-    """`minconn`, `maxconn`, `closed`."""
-    pool = new_pool(1, 4, dsn)
+    """`minconn`, `maxconn`, `closed`; the limits may be named."""
+    pool = new_pool(minconn=1, maxconn=4, dsn=dsn)
     assert (pool.minconn, pool.maxconn) == (1, 4)
     assert not pool.closed
     pool.closeall()
@@ -260,12 +260,6 @@ def test_ways_to_say_where(
     pool.putconn(conn)
 
 
-def test_limits_as_keywords(new_pool: Callable[..., Any], dsn: str) -> None:
-    """`minconn` and `maxconn` may be named."""
-    pool = new_pool(minconn=1, maxconn=2, dsn=dsn)
-    assert (pool.minconn, pool.maxconn) == (1, 2)
-
-
 @pytest.mark.parametrize("how", ["position", "keyword"])
 def test_factories(new_pool: Callable[..., Any], dsn: str, how: str) -> None:
     """Classes of the program's own for connections and cursors."""
@@ -353,17 +347,6 @@ def test_errors_are_the_stock_pools(kind: type[Exception]) -> None:
     assert issubclass(kind, PoolError)
     assert issubclass(PoolError, psycopg2.pool.PoolError)
     assert issubclass(kind, psycopg2.Error)
-
-
-def test_waits_where_the_stock_pool_raises(dsn: str) -> None:
-    """An exhausted pool serves as soon as a connection comes back."""
-    with make(1, 1, dsn) as pool:
-        held = pool.getconn()
-        waiting = in_thread(pool.getconn)
-        assert wait_until(lambda: pool.stats().waiting == 1)
-        pool.putconn(held)
-        assert waiting.result(PATIENCE) is held
-        pool.putconn(held)
 
 
 def test_putconn_by_key_alone(dsn: str) -> None:

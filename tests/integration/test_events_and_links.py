@@ -445,15 +445,6 @@ def test_told_once(signals: Signals, dsn: str) -> None:
         assert len(signals.logged("long_hold")) == len(signals.logged("long_hold_returned")) == len(flagged)
 
 
-def test_long_hold_switched_off(signals: Signals, dsn: str) -> None:
-    """With long_hold=None nothing is flagged, however long it takes."""
-    with signals.pool(1, 1, dsn, long_hold=None) as pool, pool.connection():
-        sleep(0.2)
-    span = signals.checkout()
-    assert (span.attributes or {})["otel_pgpool.long_hold"] is False
-    assert signals.logged("long_hold") == []
-
-
 # Links
 
 

@@ -221,14 +221,6 @@ def test_max_waiting_does_not_refuse_who_need_not_wait(dsn: str) -> None:
                 pass
 
 
-def test_nested_checkouts_beyond_the_pool(dsn: str) -> None:
-    """A thread that holds all there is waits for itself: the error says so."""
-    with make(1, 2, dsn) as pool, pool.connection(), pool.connection():
-        with pytest.raises(PoolTimeout, match=r"this thread already holds 2") as caught, pool.connection(timeout=0.05):
-            pytest.fail("none was free")
-        assert caught.value.used == 2
-
-
 # Growth
 
 
@@ -248,18 +240,6 @@ def test_slow_connect_does_not_hold_up_callers(dsn: str) -> None:
         assert wait_until(lambda: pool.stats().idle == 1)
         pool.putconn(held)
         assert pool.stats().size == 2
-
-
-def test_path_of_a_new_connection(dsn: str) -> None:
-    """Served by the new connection: path `new`, counted as such."""
-    recorder = Recorder()
-    with make(0, 1, dsn, observer=recorder) as pool:
-        with pool.connection():
-            pass
-        with pool.connection():
-            pass
-        assert [checkout.path for (checkout,) in recorder.calls("acquired")] == ["new", "idle"]
-        assert pool.stats().checkouts == {"idle": 1, "queued": 0, "new": 1}
 
 
 def test_spike_opens_at_most_three(dsn: str) -> None:

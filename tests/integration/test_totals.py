@@ -16,11 +16,6 @@ from tests.support.telemetry import NAME, Signals, until
 from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, until_collected
 
 
-@pytest.fixture
-def readers(signals: Signals) -> Readers:
-    return Readers(signals)
-
-
 def pool_of(signals: Signals, dsn: str, **options: Any) -> ConnectionPool:
     return ConnectionPool(1, 1, dsn, name=NAME, observer=signals.telemetry(), **{"long_hold": None, **options})
 
