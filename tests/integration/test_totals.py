@@ -40,18 +40,6 @@ def test_a_short_job(signals: Signals, readers: Readers, dsn: str) -> None:
     assert (readers.told(CREATED), readers.told(DISCARDED)) == (1, 1)
 
 
-def test_one_job_after_the_other(signals: Signals, readers: Readers, dsn: str) -> None:
-    """Each has a pool of the same name, whose own figures begin at 0; readers collect between some of them."""
-    for number in range(1, 5):
-        with pool_of(signals, dsn) as pool:
-            assert sum(pool.stats().checkouts.values()) == 0
-            borrow(pool, number)
-            if number % 2:
-                readers.told(CHECKOUTS)
-    assert readers.told(CHECKOUTS) == 1 + 2 + 3 + 4
-    assert readers.told(DISCARDED) == 4
-
-
 def test_a_closed_pool_and_its_successor(signals: Signals, readers: Readers, dsn: str) -> None:
     """The levels are those of the one that is open, the totals those of both."""
     with pool_of(signals, dsn) as first:
