@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import pickle
 import threading
 from typing import TYPE_CHECKING
 
-import psycopg2.pool
 import pytest
 
 from otel_pgpool import Holder, PoolStats, PoolTimeout
-from tests.support.database import ask
 from tests.support.pools import make
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
@@ -112,17 +109,6 @@ def test_number_of_an_ended_thread(dsn: str) -> None:
             pool.putconn(conn)
 
 
-def test_timeout_survives_pickling(dsn: str) -> None:
-    """As results of other processes are sent."""
-    with make(1, 1, dsn) as pool, pool.connection():
-        error = timeout_of(pool)
-        sent = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-        assert str(sent) == str(error)
-        assert sent.holders == error.holders
-        assert sent.waited == error.waited
-        assert isinstance(sent, psycopg2.pool.PoolError)
-
-
 def test_holders(dsn: str) -> None:
     """Who holds what since when: live, the longest first, with the place of the checkout."""
     with make(2, 2, dsn) as pool:
@@ -169,42 +155,6 @@ def test_stats_fields(dsn: str) -> None:
     assert {*levels.split(), *totals.split()} <= {field.name for field in dataclasses.fields(PoolStats)}
     with make(0, 1, dsn) as pool, pytest.raises(dataclasses.FrozenInstanceError):
         pool.stats().used = 5  # type: ignore[misc]
-
-
-def test_stats_of_a_day(dsn: str) -> None:
-    """Levels and totals after known work."""
-    with make(1, 4, dsn) as pool:
-        with pool.connection(), pool.connection():
-            stats = pool.stats()
-            assert (stats.size, stats.used, stats.idle, stats.utilization) == (2, 2, 0, 0.5)
-        with pool.connection() as conn:
-            ask(conn, "select pg_sleep(0.1)")
-        timed_out = in_thread(_exhaust, pool).result(PATIENCE)
-        assert timed_out
-        stats = pool.stats()
-        assert (stats.minconn, stats.maxconn, stats.used, stats.waiting) == (1, 4, 0, 0)
-        assert stats.timeouts == 1
-        assert stats.errors == 0
-        assert stats.created == 4
-        assert sum(stats.checkouts.values()) == 3 + 4
-        assert stats.checkouts["new"] == 3
-        assert stats.queued >= 3
-        assert stats.hold_seconds >= 0.1
-        assert stats.wait_seconds > 0
-        assert stats.discarded == {}
-        assert stats.oldest_hold == 0
-
-
-def _exhaust(pool: ConnectionPool) -> bool:
-    conns = [pool.getconn() for _ in range(4)]
-    try:
-        pool.getconn(timeout=0)
-    except PoolTimeout:
-        return True
-    finally:
-        for conn in conns:
-            pool.putconn(conn)
-    return False
 
 
 def test_status(dsn: str) -> None:

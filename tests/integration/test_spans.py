@@ -17,11 +17,9 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind
-from psycopg2.extensions import parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests, __version__
 from tests.support.database import ask, kill, refused_port
-from tests.support.servers import ClonedServer
 from tests.support.telemetry import (
     NAME,
     PATIENCE,
@@ -38,7 +36,6 @@ from tests.support.telemetry import (
     until,
     waited,
 )
-from tests.support.urls import url_of
 from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
@@ -531,21 +528,6 @@ def test_success_after_a_dead_connection(signals: Signals, dsn: str, admin: conn
         assert_exactly(span.attributes, served(dsn, path="new", retries=1, **{"connection.id": 2}))
         assert status_of(span) == ("UNSET", None)
         assert [event.name for event in span.events] == ["pool.retry", "pool.acquired"]
-
-
-def test_password_is_in_no_span(signals: Signals) -> None:
-    """Whatever libpq's message about a wrong password is, no signal contains the password."""
-    with ClonedServer() as server:
-        right, wrong = parse_dsn(server.dsn)["password"], "wr0ng-s3cret"
-        with signals.pool(0, 1, url_of(server.dsn, password=wrong), open=False, max_retries=1) as pool:
-            with pytest.raises(PoolTimeout):
-                pool.getconn()
-            connect = until(lambda: signals.named("pool.connect"))[0]
-            assert "password authentication failed" in (connect.status.description or "")
-            assert wrong not in signals.everything()
-        with signals.pool(1, 1, server.dsn, name="right") as pool, pool.connection():
-            pass
-        assert right not in signals.everything()
 
 
 # Parents
