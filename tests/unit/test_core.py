@@ -200,22 +200,17 @@ def test_a_filler_wakes_when_the_minimum_is_there() -> None:
     assert desk.core.register_fill_waiter() is None
 
 
-def test_a_filler_wakes_with_the_error_of_a_connect() -> None:
-    """The first failure ends every filler's sleep."""
+def test_fillers_wake_with_an_error() -> None:
+    """The first failure of a connect ends every filler's sleep, and so does a close, with ``PoolClosed``."""
     desk = Desk(2, 2)
     sleepers = [desk.core.register_fill_waiter(), desk.core.register_fill_waiter()]
     error = OSError("refused")
     desk.miss(desk.claim(), error)
     assert all(sleeper is not None and awake(sleeper) and sleeper.error is error for sleeper in sleepers)
-
-
-def test_a_filler_wakes_when_the_pool_is_closed() -> None:
-    """With ``PoolClosed``."""
-    desk = Desk(2, 2)
-    sleeper = desk.core.register_fill_waiter()
+    late = desk.core.register_fill_waiter()
     desk.core.close()
-    assert sleeper is not None
-    assert isinstance(sleeper.error, PoolClosed)
+    assert late is not None
+    assert isinstance(late.error, PoolClosed)
 
 
 def test_lent_connections_count_toward_the_minimum() -> None:

@@ -162,14 +162,6 @@ print(*sorted(span.name for span in spans.get_finished_spans()))
     assert (ran.stdout, ran.stderr) == ("pool.checkout pool.connect\n", "")
 
 
-def test_raw_connection(signals: Signals, hook: None, engines: Engines) -> None:
-    """A raw connection is a checkout like any other."""
-    raw = engines().raw_connection()
-    pid = raw.dbapi_connection.info.backend_pid
-    raw.close()
-    assert attribute(signals.checkout(), "connection.pid") == pid
-
-
 def test_session(signals: Signals, hook: None, engines: Engines) -> None:
     """A session's transaction is one checkout, whatever it does in it."""
     base: Any = declarative_base()

@@ -327,19 +327,6 @@ def test_child_counts_its_own(signals: Signals, hook: None, engines: Engines, po
     assert sum(signals.values("otel_pgpool.checkouts", engines.name).values()) == 2
 
 
-def test_what_the_child_left_behind(signals: Signals, hook: None, engines: Engines) -> None:
-    """What was idle in the parent is told in the child as left behind."""
-    engine = engines(pool_size=2)
-    fill(engine, 2)
-
-    def child() -> Any:
-        borrow(engine)
-        return signals.values("otel_pgpool.connections.discarded", engines.name)
-
-    assert in_child(child) == str({("forked",): 2})
-    assert signals.values("otel_pgpool.connections.discarded", engines.name) == {}
-
-
 def test_fork_of_a_pool_that_is_used_past_its_engine(
     signals: Signals, hook: None, engines: Engines, admin: connection
 ) -> None:

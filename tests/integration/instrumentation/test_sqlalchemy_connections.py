@@ -646,3 +646,4 @@ def test_forgotten_in_a_child(signals: Signals, engines: Engines, pool: type[Poo
     borrow(engine)
     told = in_child(lambda: signals.values("otel_pgpool.connections.discarded", "forked"))
     assert told == str({("forked",): 1})
+    assert signals.values("otel_pgpool.connections.discarded", "forked") == {}
