@@ -83,7 +83,7 @@ versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the ins
 		if [ -z "$$python" ]; then echo "Python $$version is not installed here: its tests are left out"; continue; fi; \
 		echo "Python $$version"; \
 		$(MAKE) --no-print-directory test ENV=.venv-$$version PYTHON="$$python" \
-			ARGS="-q --no-cov tests/integration/hook tests/unit $(ARGS)" || exit; \
+			ARGS="-q --no-cov tests/integration/instrumentation tests/unit $(ARGS)" || exit; \
 	done
 
 lint: $(ENV)/dev.stamp ## ruff: rules and format; the order of imports; bandit, on all but the tests

@@ -17,6 +17,7 @@ import pytest
 from otel_pgpool.demo.postgres import find_binaries
 from tests.support.processes import find_version
 from tests.support.servers import ClonedServer
+from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,6 +99,21 @@ def admin(dsn: str) -> Iterator[connection]:
     conn.autocommit = True
     yield conn
     conn.close()
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    """Provide providers of OpenTelemetry that keep what they receive."""
+    with Signals() as signals:
+        yield signals
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the variables of libpq: only what a test says counts."""
+    for variable in list(os.environ):
+        if variable.startswith("PG"):
+            monkeypatch.delenv(variable)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -37,26 +38,6 @@ def under(run: FaultRun, condition: Condition, *, cut_first: bool = False) -> fl
     return monotonic()
 
 
-def black_holed(run: FaultRun) -> float:
-    return under(run, Condition.BLACK_HOLE)
-
-
-def slower(run: FaultRun) -> float:
-    return under(run, Condition.SLOW)
-
-
-def byte_by_byte(run: FaultRun) -> float:
-    return under(run, Condition.BYTE_BY_BYTE)
-
-
-def reset_during_connect(run: FaultRun) -> float:
-    return under(run, Condition.RESETTING, cut_first=True)
-
-
-def silent_port(run: FaultRun) -> float:
-    return under(run, Condition.SILENT, cut_first=True)
-
-
 FAULTS = {
     "cut": Fault(
         "network cut",
@@ -69,19 +50,24 @@ FAULTS = {
     "black-hole": Fault(
         "network black-holed",
         "no data passes, and no connection is reset",
-        black_holed,
+        partial(under, condition=Condition.BLACK_HOLE),
         environment=over_a_network,
         errors=MAXCONN,
         shut_out=True,
     ),
-    "slow": Fault("network 200 ms slower", "100 ms each way", slower, environment=over_a_network),
+    "slow": Fault(
+        "network 200 ms slower", "100 ms each way", partial(under, condition=Condition.SLOW), environment=over_a_network
+    ),
     "drip": Fault(
-        "network passes one byte at a time", "each byte sent by itself", byte_by_byte, environment=over_a_network
+        "network passes one byte at a time",
+        "each byte sent by itself",
+        partial(under, condition=Condition.BYTE_BY_BYTE),
+        environment=over_a_network,
     ),
     "connect-reset": Fault(
         "connections reset while they are made",
         "all cut, new ones accepted and reset",
-        reset_during_connect,
+        partial(under, condition=Condition.RESETTING, cut_first=True),
         environment=over_a_network,
         evidence=("while it connected: .*(reset by peer|closed the connection)",),
         errors=MAXCONN,
@@ -91,7 +77,7 @@ FAULTS = {
     "silent-port": Fault(
         "a port that accepts and never answers",
         "all cut, new ones accepted and never answered",
-        silent_port,
+        partial(under, condition=Condition.SILENT, cut_first=True),
         environment=over_a_network,
         errors=MAXCONN,
         shut_out=True,

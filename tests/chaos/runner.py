@@ -8,7 +8,6 @@ import time
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -22,6 +21,7 @@ from tests.chaos.checks import ProcessUsage, usage_at_rest
 from tests.chaos.environment import one_server
 from tests.chaos.monitors import BackendMonitor
 from tests.chaos.pools import capacity, make
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -162,12 +162,7 @@ class FaultRun:
 
     def happens(self, condition: Callable[[], object], patience: float = PATIENCE) -> bool:
         """Wait for a condition; return whether it came true."""
-        deadline = monotonic() + patience
-        while not condition():
-            if monotonic() > deadline:
-                return False
-            time.sleep(0.005)
-        return True
+        return wait_until(condition, patience)
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait for a condition that the fault needs."""

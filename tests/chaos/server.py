@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -45,14 +46,6 @@ def killed_while_held(run: FaultRun) -> float:
     return monotonic()
 
 
-def killed_in_a_statement(run: FaultRun) -> float:
-    return killed_during(run, SLOW_STATEMENT, "insert into work select")
-
-
-def killed_in_a_commit(run: FaultRun) -> float:
-    return killed_during(run, SLOW_COMMIT, "commit")
-
-
 def killed_during(run: FaultRun, work: str, query: str) -> float:
     """Let the workers do slow work, and kill all backends while they run a query."""
     run.app.statement = work
@@ -89,14 +82,14 @@ KILLS = {
     "statement-killed": Fault(
         "in the middle of a statement",
         "the same, during `pg_sleep`",
-        killed_in_a_statement,
+        partial(killed_during, work=SLOW_STATEMENT, query="insert into work select"),
         evidence=(f"in the block: .*({ENDED})",),
         errors=MAXCONN,
     ),
     "commit-killed": Fault(
         "during a commit",
         "the same, while a deferred trigger holds the commit up",
-        killed_in_a_commit,
+        partial(killed_during, work=SLOW_COMMIT, query="commit"),
         evidence=(f"in the commit: .*({ENDED})",),
         errors=MAXCONN,
     ),
@@ -107,14 +100,6 @@ KILLS = {
         evidence=(ENDED,),
     ),
 }
-
-
-def stopped_fast(run: FaultRun) -> float:
-    return stopped(run, "fast")
-
-
-def stopped_immediately(run: FaultRun) -> float:
-    return stopped(run, "immediate")
 
 
 def stopped(run: FaultRun, mode: StopMode) -> float:
@@ -167,7 +152,7 @@ OUTAGES = {
     "stopped-fast": Fault(
         "server stopped and started again, fast",
         "SIGINT, away, start",
-        stopped_fast,
+        partial(stopped, mode="fast"),
         evidence=(ENDED, REFUSED),
         errors=MAXCONN,
         shut_out=True,
@@ -176,7 +161,7 @@ OUTAGES = {
     "stopped-immediate": Fault(
         "the same, immediate",
         "SIGQUIT, away, start",
-        stopped_immediately,
+        partial(stopped, mode="immediate"),
         evidence=(ENDED, REFUSED),
         errors=MAXCONN,
         shut_out=True,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg2
 
 from otel_pgpool import PoolTimeout, TooManyRequests
+from tests.chaos.application import Abandoned
 from tests.chaos.checks import INSERT, HolderCheck, Result
 
 if TYPE_CHECKING:
@@ -60,10 +61,6 @@ class Late(NamedTuple):
     asked: float
     due: float
     came: float
-
-
-class Abandoned(Exception):  # noqa: N818 - the application's own, and no failure
-    """Raised inside a block, so that its work is rolled back."""
 
 
 @dataclass(frozen=True)

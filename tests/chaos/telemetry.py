@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
@@ -272,55 +273,38 @@ def queue_is_full(run: FaultRun) -> float:
     return monotonic()
 
 
-FAULTS = {
-    "collector-absent": Fault(
-        "no collector",
-        "spans are exported to a port that refuses",
-        collector_absent,
-        environment=to_nobody,
-        ours_alone=True,
-    ),
-    **{
-        f"collector-{name}": Fault(
-            f"collector {title}",
-            f"{cause}, for a while",
-            partial(collector_answers, answer=answer),
-            environment=to_a_receiver,
-            ours_alone=True,
-        )
+Inject = Callable[["FaultRun"], float]
+CASES: tuple[tuple[str, str, str, Inject, Callable[[ExitStack], Environment]], ...] = (
+    ("collector-absent", "no collector", "spans are exported to a port that refuses", collector_absent, to_nobody),
+    *(
+        (name, f"collector {title}", f"{cause}, for a while", partial(collector_answers, answer=answer), to_a_receiver)
         for name, title, cause, answer in (
-            ("refuses", "that refuses", "HTTP 400", Answer.REFUSED),
-            ("unavailable", "that is unavailable", "HTTP 503", Answer.UNAVAILABLE),
-            ("hangs", "that hangs", "it accepts and never answers", Answer.NONE),
-            ("garbage", "that answers garbage", "success, with a body that is no message", Answer.GARBAGE),
-            ("no-http", "that does not speak HTTP", "an answer that is no HTTP", Answer.NO_HTTP),
+            ("collector-refuses", "that refuses", "HTTP 400", Answer.REFUSED),
+            ("collector-unavailable", "that is unavailable", "HTTP 503", Answer.UNAVAILABLE),
+            ("collector-hangs", "that hangs", "it accepts and never answers", Answer.NONE),
+            ("collector-garbage", "that answers garbage", "success, with a body that is no message", Answer.GARBAGE),
+            ("collector-no-http", "that does not speak HTTP", "an answer that is no HTTP", Answer.NO_HTTP),
         )
-    },
-    "exporter-raises": Fault(
-        "an exporter that raises",
-        "in a batch processor, at each export",
-        raises,
-        environment=by_an_exporter,
-        ours_alone=True,
     ),
-    "processor-raises": Fault(
-        "a span processor that raises", "at the end of each span", raises, environment=by_a_processor, ours_alone=True
-    ),
-    "start-raises": Fault(
+    ("exporter-raises", "an exporter that raises", "in a batch processor, at each export", raises, by_an_exporter),
+    ("processor-raises", "a span processor that raises", "at the end of each span", raises, by_a_processor),
+    (
+        "start-raises",
         "a span processor that raises at the start",
         "at the start of each span, so that no span begins",
         raises,
-        environment=by_a_processor_at_the_start,
-        ours_alone=True,
+        by_a_processor_at_the_start,
     ),
-    "sampler-raises": Fault(
-        "a sampler that raises", "at each span that it is asked for", raises, environment=by_a_sampler, ours_alone=True
-    ),
-    "queue-full": Fault(
+    ("sampler-raises", "a sampler that raises", "at each span that it is asked for", raises, by_a_sampler),
+    (
+        "queue-full",
         "a full batch queue",
         f"the exporter hangs while more than {QUEUE} spans end",
         queue_is_full,
-        environment=by_an_exporter,
-        ours_alone=True,
+        by_an_exporter,
     ),
+)
+FAULTS = {
+    name: Fault(title, cause, inject, environment=environment, ours_alone=True)
+    for name, title, cause, inject, environment in CASES
 }

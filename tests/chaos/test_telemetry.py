@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from benchmarks.row import OURS
 from otel_pgpool import ConnectionPool
 from otel_pgpool.telemetry import Telemetry
+from tests.chaos.monitors import Monitor
 from tests.chaos.runner import TIMEOUT, WORKERS, play
 from tests.chaos.telemetry import EXPORT_TIMEOUT, FAULTS, Exporter, TelemetryEnvironment
 from tests.support.loss_messages import CALLBACK_FAILED, EXPORT_FAILED, LOST, PERIOD, QUEUE_FULL
@@ -28,8 +28,6 @@ from tests.support.waiting import in_thread
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import ExitStack
-
-    from typing_extensions import Self
 
     from tests.chaos.environment import Environment
 
@@ -78,21 +76,13 @@ def said() -> Iterator[Said]:
         logger.removeHandler(handler)
 
 
-class Standstill:
-    """Seconds in which no thread of this process ran, though one that sleeps for 20 ms at a time wanted to."""
+class Standstill(Monitor):
+    """Measures the time in which no thread of this process ran, though one that sleeps for 20 ms wanted to."""
 
-    def __enter__(self) -> Self:
-        self.total = 0.0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="standstill", daemon=True)
-        self._thread.start()
-        return self
+    total = 0.0
+    """Seconds."""
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def _watch(self) -> None:
         slept, used = time.monotonic(), time.process_time()
         while not self._over.wait(0.02):
             now, cpu = time.monotonic(), time.process_time()

@@ -30,24 +30,11 @@ from tests.support.receivers import HttpReceiver
 from tests.support.telemetry import Signals, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from otel_pgpool.demo.postgres import PostgresServer
     from tests.support.hostile import Entered, Way
 
 
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
-
-
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what a test says counts."""
-    for variable in list(os.environ):
-        if variable.startswith("PG"):
-            monkeypatch.delenv(variable)
+pytestmark = pytest.mark.usefixtures("no_variables")
 
 
 def shown_by(pool: ConnectionPool) -> str:
@@ -105,9 +92,9 @@ def test_out_of_reach(
     options = {**entered(way, WRONG if wrong == "password" else RIGHT), **OUT_OF_REACH[wrong]}
     with pytest.raises(psycopg2.OperationalError) as refused:
         ConnectionPool(1, 1, **options, observer=signals.telemetry())
-    with signals.pool(0, 1, **options) as pool:
+    with signals.pool(0, 1, **options, max_retries=1) as pool:
         with pytest.raises(PoolTimeout) as timed_out:
-            pool.getconn(timeout=1)
+            pool.getconn()
         assert isinstance(timed_out.value.__cause__, psycopg2.OperationalError)
         assert any(map(signals.logged, ("outage_started", "connect_refused")))
         errors = told_by(refused.value), told_by(timed_out.value)
@@ -287,9 +274,9 @@ def test_a_place_that_is_none(
     with HttpReceiver() as receiver:
         exporter = OTLPSpanExporter(f"{receiver.endpoint}/v1/traces")
         signals.tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
-        with signals.pool(0, 1, **options, name=None) as pool:
+        with signals.pool(0, 1, **options, name=None, max_retries=1) as pool:
             with pytest.raises(PoolTimeout) as timed_out:
-                pool.getconn(timeout=1)
+                pool.getconn()
             assert timed_out.value.retries > 0
             assert len(str(timed_out.value)) < 10_000
             assert repr(pool).isprintable()

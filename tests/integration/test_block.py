@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -78,8 +79,9 @@ def test_exception_rolls_back(dsn: str, admin: connection, table: str, kind: typ
         assert fill(pool, 1) == [pid]
 
 
-def test_generator_exit_rolls_back(dsn: str, admin: connection, table: str) -> None:
-    """A generator that is closed in the middle of its block gives back and leaves nothing."""
+@pytest.mark.parametrize("dropped", [False, True])
+def test_generator_left_in_the_middle(dsn: str, admin: connection, table: str, dropped: bool) -> None:
+    """A generator that is closed, or dropped, in the middle of its block releases its connection and rolls back."""
 
     def rows() -> Iterator[int]:
         with pool.connection() as conn:
@@ -90,21 +92,9 @@ def test_generator_exit_rolls_back(dsn: str, admin: connection, table: str) -> N
         generator = rows()
         assert next(generator) == 1
         assert pool.stats().used == 1
-        generator.close()
-        assert numbers(admin) == []
-        assert_whole(pool)
-
-
-def test_generator_dropped_in_the_middle(dsn: str, admin: connection, table: str) -> None:
-    """One that is dropped does the same, without a call."""
-
-    def rows() -> Iterator[int]:
-        with pool.connection() as conn:
-            ask(conn, "insert into numbers values (1)")
-            yield 1
-
-    with make(1, 1, dsn) as pool:
-        assert next(rows()) == 1
+        if not dropped:
+            generator.close()
+        del generator
         assert wait_until(lambda: pool.stats().used == 0)
         assert numbers(admin) == []
         assert_whole(pool)
@@ -171,16 +161,59 @@ def test_killed_after_a_read_and_known_dead_raises(dsn: str, admin: connection, 
         assert_whole(pool)
 
 
-def test_callers_exception_wins_over_a_failing_rollback(dsn: str, admin: connection) -> None:
-    """The rollback fails because the backend is gone; the program sees its own exception."""
-    mine = ValueError("mine")
-    with make(1, 1, dsn) as pool:
-        with pytest.raises(ValueError, match="mine") as caught, pool.connection() as conn:  # noqa: PT012 - the block itself is the subject
-            ask(conn, "select 1")
-            kill(admin, [conn.info.backend_pid])
-            raise mine
-        assert caught.value is mine
-        assert_whole(pool)
+class FailingRollback(psycopg2.extensions.connection):
+    failure: BaseException = RuntimeError()
+
+    def rollback(self) -> None:
+        raise type(self).failure
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("r"), psycopg2.OperationalError("r"), KeyboardInterrupt("r")])
+def test_the_slot_is_given_back_whatever_happens(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    """A BaseException in the block, a rollback that raises, a checkout that is dropped: the one place is free again."""
+    monkeypatch.setattr(FailingRollback, "failure", failure)
+    with make(1, 1, dsn, timeout=PATIENCE, connection_factory=FailingRollback) as pool:
+        for kind in (KeyboardInterrupt, SystemExit, GeneratorExit, ValueError):
+            with pytest.raises((kind, type(failure))), pool.connection() as conn:  # noqa: PT012 - the block itself is the subject
+                ask(conn, "select 1")
+                raise kind
+            assert pool.stats().used == 0
+        conn = pool.getconn()
+        ask(conn, "select 1")
+        try:
+            pool.putconn(conn)
+        except KeyboardInterrupt:
+            assert isinstance(failure, KeyboardInterrupt)
+        assert pool.stats().used == 0
+        conn = pool.getconn()
+        del conn
+        gc.collect()
+        assert wait_until(lambda: pool.stats().discarded.get("reclaimed") == 1)
+        assert pool.stats().used == 0
+        with pool.connection() as conn:
+            conn.autocommit = True
+            assert ask(conn, "select 1") == 1
+            conn.autocommit = False
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError("r"), psycopg2.OperationalError("r")])
+def test_callers_exception_wins_over_a_failing_rollback(
+    dsn: str, admin: connection, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    """The program sees its own exception, the very object, when the rollback raises and when the backend is gone."""
+    monkeypatch.setattr(FailingRollback, "failure", failure)
+    with make(1, 1, dsn, timeout=PATIENCE, connection_factory=failure and FailingRollback) as pool:
+        for die in (False, True):
+            mine = LookupError("mine")
+            with pytest.raises(LookupError) as caught, pool.connection() as conn:  # noqa: PT012 - the block itself is the subject
+                ask(conn, "select 1")
+                if die:
+                    kill(admin, [conn.info.backend_pid])
+                raise mine
+            assert caught.value is mine
+            assert pool.stats().used == 0
 
 
 class OddError(Exception):
@@ -358,17 +391,6 @@ def test_given_back_inside_the_block(dsn: str, admin: connection, table: str, di
         other.commit()
         pool.putconn(other)
         assert numbers(admin) == ([1] if dirty else [])
-        assert_whole(pool)
-
-
-def test_closed_inside_the_block(dsn: str) -> None:
-    """A program that closes its connection gets no error for it, and the pool makes another."""
-    recorder = Recorder()
-    with make(1, 1, dsn, observer=recorder) as pool:
-        with pool.connection() as conn:
-            conn.close()
-        assert recorder.outcomes == ["discarded"]
-        assert pool.stats().discarded == {"returned_closed": 1}
         assert_whole(pool)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -13,13 +14,13 @@ import psycopg2.pool
 import pytest
 from psycopg2 import extensions
 
-from otel_pgpool import ConnectionPool, PoolClosed, PoolError, PoolTimeout, TooManyRequests
+from otel_pgpool import ConnectionPool, PoolError, PoolTimeout
 from tests.support.database import IDLE, ask, kill, refused_port
 from tests.support.pools import make
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from otel_pgpool.demo.postgres import PostgresServer
 
@@ -37,6 +38,19 @@ def pool_class(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return psycopg2.pool.ThreadedConnectionPool if request.param == "stock" else ConnectionPool
 
 
+@pytest.fixture
+def new_pool(pool_class: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Make pools of the class, and close them in the end."""
+    with ExitStack() as stack:
+
+        def make_one(*args: Any, **kwargs: Any) -> Any:
+            pool = pool_class(*args, **kwargs)
+            stack.callback(lambda: pool.closed or pool.closeall())
+            return pool
+
+        yield make_one
+
+
 def test_signatures() -> None:
     """What the stock pool takes by position or keyword, ours takes too."""
     for method in ("getconn", "putconn", "closeall"):
@@ -46,9 +60,9 @@ def test_signatures() -> None:
         assert [(p.name, p.default) for p in positional] == [(p.name, p.default) for p in stock.values()]
 
 
-def test_life_of_a_connection(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_life_of_a_connection(new_pool: Callable[..., Any], dsn: str) -> None:
     """Check out, work, give back, check out again: the same connection, without a transaction."""
-    pool = pool_class(1, 2, dsn)
+    pool = new_pool(1, 2, dsn)
     conn = pool.getconn()
     assert ask(conn, "select 1") == 1
     pid = conn.info.backend_pid
@@ -57,32 +71,31 @@ def test_life_of_a_connection(pool_class: Callable[..., Any], dsn: str) -> None:
     assert again.info.backend_pid == pid
     assert again.info.transaction_status == IDLE
     pool.putconn(again)
-    pool.closeall()
 
 
-def test_putconn_rolls_back(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_putconn_rolls_back(new_pool: Callable[..., Any], dsn: str) -> None:
     """What was not committed is gone."""
-    pool = pool_class(1, 1, dsn)
+    pool = new_pool(1, 1, dsn)
     conn = pool.getconn()
     ask(conn, "create table never_kept ()")
     pool.putconn(conn)
     conn = pool.getconn()
     assert ask(conn, "select to_regclass('never_kept')") is None
     pool.putconn(conn)
-    pool.closeall()
 
 
-def test_minconn_is_opened_in_the_constructor(pool_class: Callable[..., Any], dsn: str, admin: Any) -> None:
+def test_minconn_is_opened_in_the_constructor(
+    pool_class: Callable[..., Any], new_pool: Callable[..., Any], dsn: str, admin: Any
+) -> None:
     """The connections are there when the constructor returns."""
     name = f"eager {pool_class.__name__}"  # sessions of the other class may not have ended yet
-    pool = pool_class(3, 5, dsn, application_name=name)
+    new_pool(3, 5, dsn, application_name=name)
     assert ask(admin, "select count(*) from pg_stat_activity where application_name = %s", name) == 3
-    pool.closeall()
 
 
-def test_properties(pool_class: Callable[..., Any], dsn: str) -> None:
-    """`minconn`, `maxconn`, `closed`."""
-    pool = pool_class(1, 4, dsn)
+def test_properties(new_pool: Callable[..., Any], dsn: str) -> None:
+    """`minconn`, `maxconn`, `closed`; the limits may be named."""
+    pool = new_pool(minconn=1, maxconn=4, dsn=dsn)
     assert (pool.minconn, pool.maxconn) == (1, 4)
     assert not pool.closed
     pool.closeall()
@@ -90,9 +103,9 @@ def test_properties(pool_class: Callable[..., Any], dsn: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["mine", 0, "", ("a", 1), False])
-def test_getconn_by_key_twice(pool_class: Callable[..., Any], dsn: str, key: object) -> None:
+def test_getconn_by_key_twice(new_pool: Callable[..., Any], dsn: str, key: object) -> None:
     """A key's connection is lent once, however often it is asked for, and one return ends it."""
-    pool = pool_class(1, 2, dsn)
+    pool = new_pool(1, 2, dsn)
     conn = pool.getconn(key)
     assert pool.getconn(key) is conn
     assert pool.getconn(key=key) is conn
@@ -102,43 +115,39 @@ def test_getconn_by_key_twice(pool_class: Callable[..., Any], dsn: str, key: obj
     pool.putconn(conn, key)
     with pytest.raises(psycopg2.pool.PoolError):
         pool.putconn(conn)
-    pool.closeall()
 
 
-def test_putconn_without_its_key(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_putconn_without_its_key(new_pool: Callable[..., Any], dsn: str) -> None:
     """A keyed connection may be given back without the key, which is free then."""
-    pool = pool_class(1, 1, dsn)
+    pool = new_pool(1, 1, dsn)
     conn = pool.getconn("mine")
     pool.putconn(conn)
     again = pool.getconn("another")
     assert again is conn
     pool.putconn(again, key="another")
-    pool.closeall()
 
 
-def test_keyed_connection_is_kept_by_the_pool(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_keyed_connection_is_kept_by_the_pool(new_pool: Callable[..., Any], dsn: str) -> None:
     """A program that works by keys need not keep the object: its transaction goes on at the next use."""
-    pool = pool_class(1, 1, dsn)
+    pool = new_pool(1, 1, dsn)
     ask(pool.getconn("request"), "create temporary table kept_by_key ()")
     gc.collect()
     assert ask(pool.getconn("request"), "select to_regclass('kept_by_key')") == "kept_by_key"
     pool.putconn(pool.getconn("request"), "request")
-    pool.closeall()
 
 
-def test_unhashable_key(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_unhashable_key(new_pool: Callable[..., Any], dsn: str) -> None:
     """A key that cannot be one is a TypeError and costs no connection."""
-    pool = pool_class(1, 1, dsn)
+    pool = new_pool(1, 1, dsn)
     with pytest.raises(TypeError):
         pool.getconn([])
     pool.putconn(pool.getconn())
-    pool.closeall()
 
 
 @pytest.mark.parametrize("how", ["position", "keyword"])
-def test_putconn_close(pool_class: Callable[..., Any], dsn: str, how: str) -> None:
+def test_putconn_close(new_pool: Callable[..., Any], dsn: str, how: str) -> None:
     """`putconn(close=True)` closes it, and the next is another."""
-    pool = pool_class(1, 1, dsn)
+    pool = new_pool(1, 1, dsn)
     conn = pool.getconn()
     pid = conn.info.backend_pid
     if how == "position":
@@ -149,46 +158,41 @@ def test_putconn_close(pool_class: Callable[..., Any], dsn: str, how: str) -> No
     other = pool.getconn()
     assert other.info.backend_pid != pid
     pool.putconn(other)
-    pool.closeall()
 
 
-def test_putconn_of_a_closed_connection(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_putconn_of_a_closed_connection(new_pool: Callable[..., Any], dsn: str) -> None:
     """A program may close a connection before it gives it back."""
-    pool = pool_class(1, 1, dsn)
+    pool = new_pool(1, 1, dsn)
     conn = pool.getconn()
     conn.close()
     pool.putconn(conn)
     other = pool.getconn()
     assert ask(other, "select 1") == 1
     pool.putconn(other)
-    pool.closeall()
 
 
-def test_putconn_of_a_stranger(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_putconn_of_a_stranger(new_pool: Callable[..., Any], dsn: str) -> None:
     """A connection that is not the pool's is refused and left as it is."""
-    pool = pool_class(1, 1, dsn)
+    pool = new_pool(1, 1, dsn)
     stranger = psycopg2.connect(dsn)
     with pytest.raises(psycopg2.pool.PoolError, match="unkeyed"):
         pool.putconn(stranger)
     assert ask(stranger, "select 1") == 1
     stranger.close()
-    pool.closeall()
 
 
-def test_putconn_of_another_pools(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_putconn_of_another_pools(new_pool: Callable[..., Any], dsn: str) -> None:
     """So is one of another pool, which keeps it."""
-    pool, other = pool_class(1, 1, dsn), pool_class(1, 1, dsn)
+    pool, other = new_pool(1, 1, dsn), new_pool(1, 1, dsn)
     conn = other.getconn()
     with pytest.raises(psycopg2.pool.PoolError):
         pool.putconn(conn)
     other.putconn(conn)
-    pool.closeall()
-    other.closeall()
 
 
-def test_double_putconn(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_double_putconn(new_pool: Callable[..., Any], dsn: str) -> None:
     """A second return is refused, and the connection is not in the pool twice."""
-    pool = pool_class(2, 2, dsn)
+    pool = new_pool(2, 2, dsn)
     conn = pool.getconn()
     pool.putconn(conn)
     with pytest.raises(psycopg2.pool.PoolError):
@@ -197,12 +201,11 @@ def test_double_putconn(pool_class: Callable[..., Any], dsn: str) -> None:
     assert first is not second
     pool.putconn(first)
     pool.putconn(second)
-    pool.closeall()
 
 
-def test_closeall_closes_the_lent_too(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_closeall_closes_the_lent_too(new_pool: Callable[..., Any], dsn: str) -> None:
     """Every connection is closed; what is asked of the pool afterwards is a PoolError."""
-    pool = pool_class(2, 2, dsn)
+    pool = new_pool(2, 2, dsn)
     held = pool.getconn()
     pool.closeall()
     assert held.closed
@@ -212,9 +215,9 @@ def test_closeall_closes_the_lent_too(pool_class: Callable[..., Any], dsn: str) 
         pool.closeall()
 
 
-def test_connections_own_block(pool_class: Callable[..., Any], dsn: str, admin: Any) -> None:
+def test_connections_own_block(new_pool: Callable[..., Any], dsn: str, admin: Any) -> None:
     """``with conn`` commits and keeps the connection out."""
-    pool = pool_class(1, 1, dsn)
+    pool = new_pool(1, 1, dsn)
     conn = pool.getconn()
     with conn, conn.cursor() as cur:
         cur.execute("create table drop_in (n int)")
@@ -223,7 +226,6 @@ def test_connections_own_block(pool_class: Callable[..., Any], dsn: str, admin: 
     ask(conn, "drop table drop_in")
     conn.commit()
     pool.putconn(conn)
-    pool.closeall()
 
 
 @pytest.mark.parametrize(
@@ -243,12 +245,12 @@ def test_connections_own_block(pool_class: Callable[..., Any], dsn: str, admin: 
     ],
 )
 def test_ways_to_say_where(
-    pool_class: Callable[..., Any], server: PostgresServer, args: tuple[str, ...], kwargs: dict[str, str]
+    new_pool: Callable[..., Any], server: PostgresServer, args: tuple[str, ...], kwargs: dict[str, str]
 ) -> None:
     """A URL, a key=value string, keywords, and mixtures of them."""
     places = extensions.parse_dsn(server.dsn) | {"dsn": server.dsn}
     options = {key: value.format(**places) for key, value in kwargs.items()}
-    pool = pool_class(1, 1, *(arg.format(**places) for arg in args), **options)
+    pool = new_pool(1, 1, *(arg.format(**places) for arg in args), **options)
     conn = pool.getconn()
     assert ask(conn, "select current_database()::text") == "postgres"
     if "application_name" in options:
@@ -256,52 +258,44 @@ def test_ways_to_say_where(
     if "options" in options:
         assert ask(conn, "show statement_timeout") == "12345ms"
     pool.putconn(conn)
-    pool.closeall()
-
-
-def test_limits_as_keywords(pool_class: Callable[..., Any], dsn: str) -> None:
-    """`minconn` and `maxconn` may be named."""
-    pool = pool_class(minconn=1, maxconn=2, dsn=dsn)
-    assert (pool.minconn, pool.maxconn) == (1, 2)
-    pool.closeall()
 
 
 @pytest.mark.parametrize("how", ["position", "keyword"])
-def test_factories(pool_class: Callable[..., Any], dsn: str, how: str) -> None:
+def test_factories(new_pool: Callable[..., Any], dsn: str, how: str) -> None:
     """Classes of the program's own for connections and cursors."""
     if how == "position":
-        pool = pool_class(1, 1, dsn, MyConnection, MyCursor)
+        pool = new_pool(1, 1, dsn, MyConnection, MyCursor)
     else:
-        pool = pool_class(1, 1, dsn, connection_factory=MyConnection, cursor_factory=MyCursor)
+        pool = new_pool(1, 1, dsn, connection_factory=MyConnection, cursor_factory=MyCursor)
     conn = pool.getconn()
     assert type(conn) is MyConnection
     with conn.cursor() as cur:
         assert type(cur) is MyCursor
     pool.putconn(conn)
-    pool.closeall()
 
 
-def test_dict_cursors(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_dict_cursors(new_pool: Callable[..., Any], dsn: str) -> None:
     """psycopg2.extras' cursors answer as rows with names, in the pool's own statements' way too."""
-    pool = pool_class(1, 1, dsn, cursor_factory=psycopg2.extras.RealDictCursor)
+    pool = new_pool(1, 1, dsn, cursor_factory=psycopg2.extras.RealDictCursor)
     conn = pool.getconn()
     with conn.cursor() as cur:
         cur.execute("select 1 as one")
         assert dict(cur.fetchone()) == {"one": 1}
     pool.putconn(conn)
-    pool.closeall()
 
 
-def test_failing_connect_is_raised_by_the_constructor(pool_class: Callable[..., Any]) -> None:
+def test_failing_connect_is_raised_by_the_constructor(new_pool: Callable[..., Any]) -> None:
     """A server that is not there: what psycopg2 raises."""
     with refused_port() as port, pytest.raises(psycopg2.OperationalError, match="refused"):
-        pool_class(1, 1, host="127.0.0.1", port=port, user="postgres", dbname="postgres")
+        new_pool(1, 1, host="127.0.0.1", port=port, user="postgres", dbname="postgres")
 
 
-def test_exhausted_pool_is_caught_as_before(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_exhausted_pool_is_caught_as_before(
+    pool_class: Callable[..., Any], new_pool: Callable[..., Any], dsn: str
+) -> None:
     """`except psycopg2.pool.PoolError` catches an exhausted pool; ours only waits before it."""
     options = {"timeout": 0.05, "open": False} if pool_class is ConnectionPool else {}
-    pool = pool_class(1, 1, dsn, **options)
+    pool = new_pool(1, 1, dsn, **options)
     if pool_class is ConnectionPool:
         pool.wait(PATIENCE)  # its timeout bounds the opening too
     held = pool.getconn()
@@ -309,7 +303,6 @@ def test_exhausted_pool_is_caught_as_before(pool_class: Callable[..., Any], dsn:
         pool.getconn()
     pool.putconn(held)
     pool.putconn(pool.getconn())
-    pool.closeall()
 
 
 def test_subclass_of_the_pool(pool_class: Callable[..., Any], dsn: str) -> None:
@@ -327,12 +320,11 @@ def test_subclass_of_the_pool(pool_class: Callable[..., Any], dsn: str) -> None:
     pool = ShopPool(1, 1, dsn)
     pool.putconn(pool.getconn())
     assert pool.lent == 1
-    pool.closeall()
 
 
-def test_threads(pool_class: Callable[..., Any], dsn: str) -> None:
+def test_threads(new_pool: Callable[..., Any], dsn: str) -> None:
     """As many threads as connections, each its own."""
-    pool = pool_class(1, 4, dsn)
+    pool = new_pool(1, 4, dsn)
     barrier = threading.Barrier(4)
 
     def work() -> int:
@@ -344,29 +336,9 @@ def test_threads(pool_class: Callable[..., Any], dsn: str) -> None:
 
     pids = [future.result(PATIENCE) for future in [in_thread(work) for _ in range(4)]]
     assert len(set(pids)) == 4
-    pool.closeall()
 
 
 # Where ours differs, on purpose
-
-
-@pytest.mark.parametrize("kind", [PoolTimeout, PoolClosed, TooManyRequests])
-def test_errors_are_the_stock_pools(kind: type[Exception]) -> None:
-    """Every error of ours is caught by what caught the stock pool's."""
-    assert issubclass(kind, PoolError)
-    assert issubclass(PoolError, psycopg2.pool.PoolError)
-    assert issubclass(kind, psycopg2.Error)
-
-
-def test_waits_where_the_stock_pool_raises(dsn: str) -> None:
-    """An exhausted pool serves as soon as a connection comes back."""
-    with make(1, 1, dsn) as pool:
-        held = pool.getconn()
-        waiting = in_thread(pool.getconn)
-        assert wait_until(lambda: pool.stats().waiting == 1)
-        pool.putconn(held)
-        assert waiting.result(PATIENCE) is held
-        pool.putconn(held)
 
 
 def test_putconn_by_key_alone(dsn: str) -> None:

@@ -21,15 +21,14 @@ from tests.support.pools import let_last
 from tests.support.telemetry import (
     MOMENT,
     NAME,
-    PATIENCE,
     Signals,
-    Worker,
     assert_exactly,
     is_child,
     queued,
     until,
     waited,
 )
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,12 +41,6 @@ if TYPE_CHECKING:
 THRESHOLD = 0.05
 NEXT_TO_NOTHING = 1e4  # ns, for what is rounded
 HERE = os.path.abspath(__file__)  # noqa: PTH100 - as code objects have it
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
 
 
 def start(span: ReadableSpan) -> int:
@@ -152,7 +145,7 @@ def test_times_hold_while_other_threads_are_busy(signals: Signals, dsn: str) -> 
         while not stop.is_set():
             pass
 
-    spinners = [Worker(spin, name="spinner") for _ in range(3)]
+    spinners = [in_thread(spin, name="spinner") for _ in range(3)]
     try:
         with signals.pool(0, 1, dsn) as pool:
             for _ in range(10):
@@ -161,7 +154,7 @@ def test_times_hold_while_other_threads_are_busy(signals: Signals, dsn: str) -> 
     finally:
         stop.set()
         for spinner in spinners:
-            spinner.done()
+            spinner.result(PATIENCE)
     checkouts, waits = signals.named("pool.checkout"), signals.named("pool.wait")
     assert len(checkouts) == 10
     for checkout in checkouts:
@@ -320,14 +313,14 @@ def test_transaction_status_active(signals: Signals, dsn: str) -> None:
             with pytest.raises(extensions.QueryCanceledError), conn.cursor() as cur:
                 cur.execute("select pg_sleep(30)")
 
-        worker = Worker(query)
+        worker = in_thread(query)
         until(lambda: conn.get_transaction_status() == extensions.TRANSACTION_STATUS_ACTIVE)
         let_last(pool)
         (span,) = until(signals.live)
         (event,) = until(lambda: long_hold_events(span))
         assert (event.attributes or {})["otel_pgpool.transaction.status"] == "active"
         conn.cancel()
-        worker.done()
+        worker.result(PATIENCE)
         pool.putconn(conn)
 
 
@@ -371,11 +364,11 @@ def test_stacktrace_is_the_borrowers(signals: Signals, dsn: str) -> None:
             go_on.wait() and "select s3cret from accounts"
 
     with signals.pool(1, 1, dsn, long_hold=THRESHOLD) as pool:
-        worker = Worker(lambda: dawdle(pool))
+        worker = in_thread(lambda: dawdle(pool))
         (span,) = until(signals.live)
         (event,) = until(lambda: long_hold_events(span))
         go_on.set()
-        worker.done()
+        worker.result(PATIENCE)
         trace = str((event.attributes or {})["code.stacktrace"])
         assert "dawdle" in trace
         assert HERE in trace
@@ -394,13 +387,13 @@ def test_a_stacktrace_begins_at_the_programs_line(signals: Signals, dsn: str) ->
             return "done"
 
         server = make_server("127.0.0.1", 0, app, threaded=True)
-        worker = Worker(server.serve_forever)
+        worker = in_thread(server.serve_forever)
         try:
             with urlopen(f"http://127.0.0.1:{server.port}/report", timeout=PATIENCE) as answer:
                 assert answer.read() == b"done"
         finally:
             server.shutdown()
-            worker.done()
+            worker.result(PATIENCE)
             server.server_close()
     (event,) = long_hold_events(signals.checkout())
     (record,) = signals.logged("long_hold")
@@ -420,7 +413,7 @@ def test_packages_of_a_program_that_stand_above_it(signals: Signals, dsn: str) -
             space["view"](lambda: until(lambda: signals.logged("long_hold")))
 
     with signals.pool(1, 1, dsn, long_hold=THRESHOLD, telemetry={"stack_skip": ["tests"]}) as pool:
-        Worker(borrow).done()
+        in_thread(borrow).result(PATIENCE)
     (record,) = signals.logged("long_hold")
     assert record.attributes["code.stacktrace"].startswith('File "<string>", line 2, in view\n')
 
@@ -450,15 +443,6 @@ def test_told_once(signals: Signals, dsn: str) -> None:
         assert sum(len(long_hold_events(span)) for span in signals.named("pool.checkout")) == len(flagged)
         until(lambda: len(signals.logged("long_hold")) >= len(flagged))  # the watcher may be about to write the last
         assert len(signals.logged("long_hold")) == len(signals.logged("long_hold_returned")) == len(flagged)
-
-
-def test_long_hold_switched_off(signals: Signals, dsn: str) -> None:
-    """With long_hold=None nothing is flagged, however long it takes."""
-    with signals.pool(1, 1, dsn, long_hold=None) as pool, pool.connection():
-        sleep(0.2)
-    span = signals.checkout()
-    assert (span.attributes or {})["otel_pgpool.long_hold"] is False
-    assert signals.logged("long_hold") == []
 
 
 # Links

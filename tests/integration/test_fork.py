@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import threading
@@ -13,9 +12,10 @@ import pytest
 
 from otel_pgpool import PoolError
 from tests.support.database import IN_TRANSACTION, ask
+from tests.support.forked_pools import DEEDS, end_by_putconn_key, states
 from tests.support.internals import core_of
 from tests.support.pools import fill, make, pid_of_a_checkout
-from tests.support.processes import fork_in_c, in_child
+from tests.support.processes import in_child
 from tests.support.scripts import run_program
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
@@ -27,20 +27,7 @@ if TYPE_CHECKING:
     from otel_pgpool import ConnectionPool
 
 
-@pytest.fixture(autouse=True, params=["python", "c"])
-def fork(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By ``os.fork``, and as servers written in C fork: Python's own callbacks do not run there."""
-    if request.param == "c":
-        monkeypatch.setattr(os, "fork", fork_in_c)
-
-
-def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
-    """Return the server's last state of these sessions."""
-    with admin.cursor() as cur:
-        cur.execute(
-            "select pid, state, query, state_change from pg_stat_activity where pid = any(%s) order by 1", [pids]
-        )
-        return cur.fetchall()
+pytestmark = pytest.mark.usefixtures("fork")
 
 
 def test_child_has_a_backend_of_its_own(dsn: str) -> None:
@@ -67,49 +54,18 @@ def test_child_sees_its_own_levels(dsn: str) -> None:
         pool.putconn(held)
 
 
-def end_by_exit(pool: ConnectionPool, held: connection) -> None:
-    pool.close(0)
-
-
-def end_by_putconn(pool: ConnectionPool, held: connection) -> None:
-    pool.putconn(held)
-
-
-def end_by_putconn_close(pool: ConnectionPool, held: connection) -> None:
-    pool.putconn(held, close=True)
-
-
-def end_by_work(pool: ConnectionPool, held: connection) -> None:
-    for _ in range(3):
-        assert pid_of_a_checkout(pool) != held.get_backend_pid()
-
-
-def end_by_closeall(pool: ConnectionPool, held: connection) -> None:
-    pool.closeall()
-
-
 def end_by_drain(pool: ConnectionPool, held: connection) -> None:
     pool.drain()
     pool.check()
     pool.resize(0, 1)
 
 
-def end_by_garbage(pool: ConnectionPool, held: connection) -> None:
-    del held, pool
-    gc.collect()
+def end_by_close(pool: ConnectionPool, held: connection) -> None:
+    pool.close(0)
 
 
 @pytest.mark.parametrize(
-    "deed",
-    [
-        end_by_exit,
-        end_by_putconn,
-        end_by_putconn_close,
-        end_by_work,
-        end_by_closeall,
-        end_by_drain,
-        end_by_garbage,
-    ],
+    "deed", [*(each for each in DEEDS if each is not end_by_putconn_key), end_by_drain, end_by_close]
 )
 def test_child_does_not_touch_the_parents_sessions(
     dsn: str, admin: connection, deed: Callable[[ConnectionPool, connection], None]
@@ -268,10 +224,9 @@ pool.close()
 """
 
 
-@pytest.mark.parametrize("forked_by", ["python", "c"])
-def test_child_that_ends_like_a_program(dsn: str, forked_by: str) -> None:
+def test_child_that_ends_like_a_program(dsn: str, fork: str) -> None:
     """At the end of the child's interpreter all its objects go: the parent's sessions stay."""
-    ended = run_program(dsn, PROGRAM, forked_by)
+    ended = run_program(dsn, PROGRAM, fork)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

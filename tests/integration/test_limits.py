@@ -22,24 +22,54 @@ if TYPE_CHECKING:
 
 
 def test_first_come_first_served(dsn: str) -> None:
-    """Waiters are served in the order in which they came."""
+    """A released connection belongs to the first waiter, and no newcomer gets that connection before the waiter."""
     served: list[int] = []
+    go_on = threading.Event()
     with make(1, 1, dsn) as pool:
         held = pool.getconn()
 
         def work(number: int) -> None:
             with pool.connection():
                 served.append(number)
+                assert go_on.wait(PATIENCE)
 
         waiting = []
         for number in range(8):
             waiting.append(in_thread(work, number))
             assert wait_until(lambda number=number: pool.stats().waiting == number + 1)
         pool.putconn(held)
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0)
+        go_on.set()
         for future in waiting:
             future.result(PATIENCE)
         assert served == list(range(8))
         assert pool.stats().queued == 8
+
+
+def test_threads_in_a_hot_loop_get_equal_shares(dsn: str) -> None:
+    """Nobody starves: with 8 threads on 2 connections the busiest is hardly ahead of the idlest."""
+    with make(2, 2, dsn, timeout=PATIENCE) as pool:
+
+        def spread() -> float:
+            counts = [0] * 8
+            stop = threading.Event()
+
+            def work(number: int) -> None:
+                while not stop.is_set():
+                    with pool.connection() as conn:
+                        ask(conn, "select pg_sleep(0.001)")
+                    counts[number] += 1
+
+            workers = [in_thread(work, number) for number in range(8)]
+            assert wait_until(lambda: min(counts) >= 30)
+            stop.set()
+            spread = max(counts) / min(counts)
+            for worker in workers:
+                worker.result(PATIENCE)
+            return spread
+
+        assert wait_until(lambda: spread() <= 1.5)  # again, where the machine left a thread out for a while
 
 
 def test_timeout_is_kept(dsn: str) -> None:
@@ -166,13 +196,17 @@ def test_max_waiting(dsn: str) -> None:
     recorder = Recorder()
     with make(1, 1, dsn, max_waiting=2, timeout=PATIENCE, observer=recorder) as pool:
         held = pool.getconn()
+        for _ in range(5):
+            with pytest.raises(PoolTimeout):
+                pool.getconn(timeout=0.02)
+        assert pool.stats().waiting == 0
         short = [in_thread(pool.getconn, None) for _ in range(2)]
         assert wait_until(lambda: pool.stats().waiting == 2)
         began = time.monotonic()
         with pytest.raises(TooManyRequests, match=r"2 waiting \(max_waiting=2\)"):
             pool.getconn()
         assert time.monotonic() - began < PATIENCE
-        assert recorder.calls("failed")[0][0].error_type == "too_many_requests"
+        assert recorder.calls("failed")[-1][0].error_type == "too_many_requests"
         pool.putconn(held)
         for future in short:
             pool.putconn(future.result(PATIENCE))
@@ -185,14 +219,6 @@ def test_max_waiting_does_not_refuse_who_need_not_wait(dsn: str) -> None:
         for _ in range(5):
             with pool.connection():
                 pass
-
-
-def test_nested_checkouts_beyond_the_pool(dsn: str) -> None:
-    """A thread that holds all there is waits for itself: the error says so."""
-    with make(1, 2, dsn) as pool, pool.connection(), pool.connection():
-        with pytest.raises(PoolTimeout, match=r"this thread already holds 2") as caught, pool.connection(timeout=0.05):
-            pytest.fail("none was free")
-        assert caught.value.used == 2
 
 
 # Growth
@@ -216,18 +242,6 @@ def test_slow_connect_does_not_hold_up_callers(dsn: str) -> None:
         assert pool.stats().size == 2
 
 
-def test_path_of_a_new_connection(dsn: str) -> None:
-    """Served by the new connection: path `new`, counted as such."""
-    recorder = Recorder()
-    with make(0, 1, dsn, observer=recorder) as pool:
-        with pool.connection():
-            pass
-        with pool.connection():
-            pass
-        assert [checkout.path for (checkout,) in recorder.calls("acquired")] == ["new", "idle"]
-        assert pool.stats().checkouts == {"idle": 1, "queued": 0, "new": 1}
-
-
 def test_spike_opens_at_most_three(dsn: str) -> None:
     """50 callers on 5 of at most 50 connections, with connects that do not come in time: at most 3 are begun."""
     gate = Gate(free=5)
@@ -239,6 +253,7 @@ def test_spike_opens_at_most_three(dsn: str) -> None:
 
         for future in [in_thread(work) for _ in range(50)]:
             future.result(PATIENCE)
+        assert pool.stats().created == 5, "released ones have served all"
         assert gate.calls <= 8
         gate.open()
         assert wait_until(lambda: pool.stats().connecting == 0)

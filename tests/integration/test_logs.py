@@ -11,7 +11,9 @@ import psycopg2
 import pytest
 
 from otel_pgpool import PoolTimeout
+from tests.support.database import kill
 from tests.support.internals import core_of
+from tests.support.pools import let_lie
 from tests.support.telemetry import NAME, Record, Signals, assert_exactly, until
 
 if TYPE_CHECKING:
@@ -21,18 +23,6 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 POOL = "db.client.connection.pool.name"
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
-
-
-def kill(admin: connection, *pids: int) -> None:
-    for pid in pids:
-        with admin.cursor() as cur:
-            cur.execute("select pg_terminate_backend(%s, 10000)", [pid])
 
 
 def the(signals: Signals, event: str) -> Record:
@@ -170,8 +160,8 @@ def test_connection_lost_while_idle(signals: Signals, dsn: str, admin: connectio
             pool.putconn(conn)
         del conn, conns
         signals.spans.ended.clear()
-        kill(admin, *pids)
-        sleep(0.06)  # one used within the last 50 ms is lent without a look
+        kill(admin, pids)
+        let_lie(pool)
         with pool.connection():
             pass
         record = the(signals, "connection_lost")
@@ -195,7 +185,7 @@ def test_connection_lost_in_use(signals: Signals, dsn: str, admin: connection) -
     with signals.pool(1, 1, dsn) as pool:
         with suppress(psycopg2.Error), pool.connection() as conn:
             pid = conn.get_backend_pid()
-            kill(admin, pid)
+            kill(admin, [pid])
             conn.cursor().execute("select 1")
         record = the(signals, "connection_lost")
         assert_record(
@@ -216,7 +206,7 @@ def test_connection_lost_by_getconn(signals: Signals, dsn: str, admin: connectio
     """The same with getconn, where the span is not current."""
     with signals.pool(1, 1, dsn) as pool:
         conn = pool.getconn()
-        kill(admin, conn.get_backend_pid())
+        kill(admin, [conn.get_backend_pid()])
         with pytest.raises(psycopg2.Error):
             conn.cursor().execute("select 1")
         pool.putconn(conn)
@@ -229,32 +219,20 @@ def test_utilization(signals: Signals, dsn: str) -> None:
     """Crossing 80 % is a WARNING, 95 % an ERROR, coming back an INFO; in between nothing is repeated."""
     with signals.pool(5, 5, dsn) as pool:
         conns = [pool.getconn() for _ in range(4)]
-        high = the(signals, "utilization_high")
-        assert_record(
-            high,
-            logging.WARNING,
-            "utilization_high",
-            **{"otel_pgpool.utilization": 0.8, "otel_pgpool.used": 4, "otel_pgpool.max": 5, "otel_pgpool.waiting": 0},
-        )
+        assert_utilization(signals, logging.WARNING, "high", 4)
         conns.append(pool.getconn())
-        critical = the(signals, "utilization_critical")
-        assert_record(
-            critical,
-            logging.ERROR,
-            "utilization_critical",
-            **{"otel_pgpool.utilization": 1.0, "otel_pgpool.used": 5, "otel_pgpool.max": 5, "otel_pgpool.waiting": 0},
-        )
+        assert_utilization(signals, logging.ERROR, "critical", 5)
         with core_of(pool).lock:  # the watch sees all of them come back at once
             for conn in conns:
                 pool.putconn(conn)
-        normal = the(signals, "utilization_normal")
-        assert_record(
-            normal,
-            logging.INFO,
-            "utilization_normal",
-            **{"otel_pgpool.utilization": 0.0, "otel_pgpool.used": 0, "otel_pgpool.max": 5, "otel_pgpool.waiting": 0},
-        )
+        assert_utilization(signals, logging.INFO, "normal", 0)
         assert len([record for record in signals.records.all if "utilization" in (record.event or "")]) == 3
+
+
+def assert_utilization(signals: Signals, level: int, name: str, used: int) -> None:
+    record, event = the(signals, f"utilization_{name}"), f"utilization_{name}"
+    levels = {"utilization": used / 5, "used": used, "max": 5, "waiting": 0}
+    assert_record(record, level, event, **{f"otel_pgpool.{each}": value for each, value in levels.items()})
 
 
 def test_outage(signals: Signals, dsn: str) -> None:
@@ -319,7 +297,7 @@ def test_nothing_secret_anywhere(signals: Signals, dsn: str, admin: connection, 
             with pytest.raises(PoolTimeout):
                 pool.getconn(timeout=0)
         with pytest.raises(psycopg2.Error), pool.connection() as conn, conn.cursor() as cur:  # noqa: PT012 - the same
-            kill(admin, conn.get_backend_pid())
+            kill(admin, [conn.get_backend_pid()])
             cur.execute("select 'lit3ral', %s", ["param3ter"])
         the(signals, "connection_lost")
         assert all(record.record.getMessage().isprintable() for record in signals.records.all)  # in one line each

@@ -28,16 +28,8 @@ from tests.support.pools import let_lie
 from tests.support.telemetry import NAME, Signals, all_connects_told, queued, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from opentelemetry.sdk.trace import ReadableSpan
     from psycopg2.extensions import connection
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
 
 
 def kind_of(metric: Any) -> str:

@@ -39,6 +39,15 @@ def work(spans=3):
 
 def tell(**values):
     print(json.dumps(values), flush=True)
+
+def in_child(function, *arguments):
+    "Return what a function returns in a process of its own."
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, json.dumps(function(*arguments)).encode())
+        os._exit(0)
+    os.wait()
+    return json.loads(os.read(read, 65_536))
 """
 
 
@@ -223,32 +232,34 @@ def test_argument_comes_before_the_environment(http: HttpReceiver) -> None:
     assert told["undelivered"] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("taken", ["tracer", "meter", "logger"])
-def test_refuses_to_replace_a_provider(taken: str) -> None:
+def test_refuses_to_replace_a_provider() -> None:
     """Where one of the three providers is set, configure() names it and changes nothing at all."""
     told, _ = run(
-        f"""
+        """
         from opentelemetry._logs import set_logger_provider
         from opentelemetry.sdk._logs import LoggerProvider
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.trace import TracerProvider
-        {{"tracer": lambda: trace.set_tracer_provider(TracerProvider()),
-          "meter": lambda: metrics.set_meter_provider(MeterProvider()),
-          "logger": lambda: set_logger_provider(LoggerProvider())}}[{taken!r}]()
         def state():
             log = logging.getLogger("otel_pgpool")
             return [trace.get_tracer_provider(), metrics.get_meter_provider(), get_logger_provider(),
                     log.level, list(log.handlers), threading.active_count()]
-        before = state()
-        try:
-            configure("shop")
-        except RuntimeError as error:
-            tell(error=str(error), same=before == state())
+        def configure_beside(set_provider, provider):
+            set_provider(provider())
+            before = state()
+            try:
+                configure("shop")
+            except RuntimeError as error:
+                return {"error": str(error), "same": before == state()}
+        tell(tracer=in_child(configure_beside, trace.set_tracer_provider, TracerProvider),
+             meter=in_child(configure_beside, metrics.set_meter_provider, MeterProvider),
+             logger=in_child(configure_beside, set_logger_provider, LoggerProvider))
         """
     )
-    assert f"{taken} provider" in told["error"]
-    assert "leave configure() out" in told["error"]
-    assert told["same"]
+    for taken, refused in told.items():
+        assert f"{taken} provider" in refused["error"]
+        assert "leave configure() out" in refused["error"]
+        assert refused["same"]
 
 
 def test_refuses_a_second_configure(http: HttpReceiver) -> None:
@@ -269,29 +280,33 @@ def test_refuses_a_second_configure(http: HttpReceiver) -> None:
     assert (len(http.spans), len(http.logs)) == (3, 2)
 
 
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        ("configure(' ')", ("service_name", "' '", "non-empty string")),
-        ("configure(5)", ("service_name", "5", "a non-empty string", "None")),
-        ("configure(b'shop')", ("service_name", "b'shop'", "a non-empty string")),
-        ("configure(span_exporters=5)", ("span_exporters", "5", "a list of exporters")),
-        ("configure(log_exporters=[print])", ("log_exporters", "print", "a list of exporters", "export()")),
-        ("configure(metric_exporters='otlp')", ("metric_exporters", "'otlp'", "a list of exporters")),
-        ("configure(otlp='no')", ("otlp", "'no'", "True or False")),
-    ],
-)
-def test_bad_input_is_refused(call: str, named: tuple[str, ...]) -> None:
+BAD_INPUT = {
+    "' '": ("service_name", "' '", "non-empty string"),
+    "5": ("service_name", "5", "a non-empty string", "None"),
+    "b'shop'": ("service_name", "b'shop'", "a non-empty string"),
+    "span_exporters=5": ("span_exporters", "5", "a list of exporters"),
+    "log_exporters=[print]": ("log_exporters", "print", "a list of exporters", "export()"),
+    "metric_exporters='otlp'": ("metric_exporters", "'otlp'", "a list of exporters"),
+    "otlp='no'": ("otlp", "'no'", "True or False"),
+}
+
+
+def test_bad_input_is_refused() -> None:
     """A bad value is refused with the name of the option, the value and what is accepted, and nothing is set."""
     told, _ = run(
         f"""
-        try:
-            {call}
-        except ValueError as error:
-            tell(error=str(error), untouched="Proxy" in type(trace.get_tracer_provider()).__name__)
+        errors = {{}}
+        for arguments in {[*BAD_INPUT]}:
+            try:
+                eval(f"configure({{arguments}})")
+            except ValueError as error:
+                errors[arguments] = str(error)
+        tell(errors=errors, untouched="Proxy" in type(trace.get_tracer_provider()).__name__)
         """
     )
-    assert [part for part in named if part not in told["error"]] == []
+    assert told["errors"].keys() == BAD_INPUT.keys()
+    for arguments, named in BAD_INPUT.items():
+        assert [part for part in named if part not in told["errors"][arguments]] == []
     assert told["untouched"]
 
 
@@ -367,31 +382,29 @@ def test_timeouts_are_numbers_of_seconds(http: HttpReceiver) -> None:
     assert (len(http.spans), len(http.logs), err) == (3, 2, "")
 
 
-@pytest.mark.parametrize(
-    ("missing", "environ"),
-    [
-        ("opentelemetry.exporter.otlp.proto.grpc", {}),
-        ("opentelemetry.exporter.otlp.proto.http", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}),
-        ("opentelemetry.sdk", {}),
-    ],
-)
-def test_missing_packages_name_the_extra(missing: str, environ: dict[str, str]) -> None:
+def test_missing_packages_name_the_extra() -> None:
     """Without the SDK or the exporter that is asked for, the error says what is missing and how to get it."""
     told, _ = run(
-        f"""
-        for name in [name for name in sys.modules if name.startswith(("opentelemetry.sdk", "otel_pgpool"))]:
-            del sys.modules[name]
-        sys.modules[{missing!r}] = None
-        try:
-            from otel_pgpool.otlp import configure
-            configure()
-        except ModuleNotFoundError as error:
-            tell(error=str(error), name=error.name)
-        """,
-        environ,
+        """
+        def configure_without(missing, protocol):
+            os.environ["OTEL_EXPORTER_OTLP_PROTOCOL"] = protocol
+            for name in [name for name in sys.modules if name.startswith(("opentelemetry.sdk", "otel_pgpool"))]:
+                del sys.modules[name]
+            sys.modules[missing] = None
+            try:
+                from otel_pgpool.otlp import configure
+                configure()
+            except ModuleNotFoundError as error:
+                return [str(error), error.name]
+        missing = [("opentelemetry.exporter.otlp.proto.grpc", "grpc"),
+                   ("opentelemetry.exporter.otlp.proto.http", "http/protobuf"), ("opentelemetry.sdk", "grpc")]
+        tell(**{each[0]: in_child(configure_without, *each) for each in missing})
+        """
     )
-    assert "otel-pgpool[otlp]" in told["error"]
-    assert told["name"].startswith(missing)
+    assert len(told) == 3
+    for missing, (error, name) in told.items():
+        assert "otel-pgpool[otlp]" in error
+        assert name.startswith(missing)
 
 
 def test_importing_the_package_imports_neither_this_nor_the_sdk() -> None:

@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +17,13 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool.demo.postgres import PostgresError, PostgresServer, find_binaries
+from tests.support.database import ask, connects
 from tests.support.processes import find_version
+from tests.support.servers import ClonedServer
 from tests.support.urls import url_of
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from psycopg2.extensions import connection
 
     from otel_pgpool.demo.postgres import StopMode
@@ -38,34 +38,10 @@ with PostgresServer() as server:
 """
 
 
-def ask(conn: connection, sql: str) -> object:
-    with conn.cursor() as cur:
-        cur.execute(sql)
-        row = cur.fetchone()
-    return row and row[0]
-
-
-def connects(dsn: str) -> bool:
-    try:
-        psycopg2.connect(dsn).close()
-    except psycopg2.OperationalError:
-        return False
-    return True
-
-
 def exists(pid: int) -> bool:
     """Whether a process lives; one that is dead and not yet collected by its parent does not."""
     shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return shown.stdout.strip()[:1] not in {"", "Z"}
-
-
-def wait_until(condition: Callable[[], bool], timeout: float = 15.0) -> bool:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_version_is_the_servers(server: PostgresServer, admin: connection) -> None:
@@ -91,7 +67,7 @@ def test_settings(admin: connection) -> None:
 
 def test_setting_with_a_quote(own_server: PostgresServer) -> None:
     """A value may hold a quote."""
-    with PostgresServer(settings={"application_name": "it's"}) as other:
+    with ClonedServer(settings={"application_name": "it's"}) as other:
         conn = psycopg2.connect(other.dsn)
         assert ask(conn, "show application_name") == "it's"
         conn.close()
@@ -218,7 +194,7 @@ def test_an_account_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bad_setting_shows_the_log() -> None:
     """A server that does not start says why, in the words of its log, and leaves no folder."""
-    server = PostgresServer(settings={"max_connections": "many"})
+    server = ClonedServer(settings={"max_connections": "many"})
     with pytest.raises(PostgresError, match='invalid value for parameter "max_connections": "many"') as caught:
         server.start()
     folder = str(caught.value).split('configuration file "')[1].split("/data/")[0]
@@ -275,7 +251,7 @@ def test_nothing_is_left(how: signal.Signals) -> None:
 def test_forked_child_does_not_hold_up_the_end() -> None:
     """A child forked meanwhile, which holds copies of all that is open, does not keep the server from closing."""
     read, write = os.pipe()
-    with PostgresServer() as server:
+    with ClonedServer() as server:
         child = os.fork()
         if child == 0:
             os.close(write)

@@ -17,7 +17,7 @@ from psycopg2.extras import DictCursor
 from otel_pgpool import PoolError, reset_session
 from otel_pgpool.telemetry import Telemetry
 from tests.support.database import IDLE, ask, kill, lives
-from tests.support.pools import Recorder, fill, make
+from tests.support.pools import Recorder, fill, make, pid_of_a_checkout
 from tests.support.processes import frozen
 from tests.support.servers import ClonedServer
 from tests.support.waiting import PATIENCE, in_thread, wait_until
@@ -96,38 +96,25 @@ def large_object_left_open(conn: connection) -> None:
     conn.lobject(0, "w").write(b"abc")
 
 
-USABLE = [
-    lambda conn: None,
-    lambda conn: ask(conn, "select 1"),
-    lambda conn: ask(conn, "begin"),
-    lambda conn: conn.cursor(),
-    lambda conn: ask(conn, "savepoint here"),
-    in_error,
-    raw_commit,
-    raw_begin,
-    raw_rollback_of_an_error,
-    begin_in_autocommit,
-    error_in_autocommit,
-    named_cursor_left_open,
-    large_object_left_open,
-]
-NAMES = [
-    "idle",
-    "transaction",
-    "begin",
-    "cursor",
-    "savepoint",
-    "error",
-    "commit",
-    "begin_after_commit",
-    "rollback",
-    "autocommit_begin",
-]
-NAMES += ["autocommit_error", "named_cursor", "large_object"]
+USABLE: dict[str, Callable[[connection], object]] = {
+    "idle": lambda conn: None,
+    "transaction": lambda conn: ask(conn, "select 1"),
+    "begin": lambda conn: ask(conn, "begin"),
+    "cursor": lambda conn: conn.cursor(),
+    "savepoint": lambda conn: ask(conn, "savepoint here"),
+    "error": in_error,
+    "commit": raw_commit,
+    "begin_after_commit": raw_begin,
+    "rollback": raw_rollback_of_an_error,
+    "autocommit_begin": begin_in_autocommit,
+    "autocommit_error": error_in_autocommit,
+    "named_cursor": named_cursor_left_open,
+    "large_object": large_object_left_open,
+}
 
 
 @pytest.mark.parametrize("how", ["putconn", "block", "exception"])
-@pytest.mark.parametrize("dirty", USABLE, ids=NAMES)
+@pytest.mark.parametrize("dirty", USABLE.values(), ids=USABLE)
 def test_state_that_can_be_tidied(dsn: str, dirty: Callable[[connection], object], how: str) -> None:
     """Idle, in a transaction, in a failed one, ended or begun behind psycopg2's back: kept, and lent clean."""
     with make(1, 1, dsn, timeout=5) as pool:
@@ -447,12 +434,7 @@ def test_reset_sees_each_returned_connection(dsn: str, admin: connection) -> Non
 
 def test_reset_clears_the_session(dsn: str) -> None:
     """What the server keeps for the session is `reset`'s business."""
-
-    def reset(conn: connection) -> None:
-        conn.autocommit = True
-        ask(conn, "discard all")
-
-    with make(1, 1, dsn, reset=reset) as pool:
+    with make(1, 1, dsn, reset=discard_all) as pool:
         pid = give_back(pool, lambda conn: ask(conn, "set application_name = 'mine'"), "block")
         with pool.connection() as conn:
             assert conn.info.backend_pid == pid
@@ -716,49 +698,38 @@ def test_dropped_connection_is_reclaimed(dsn: str, admin: connection) -> None:
         conn = pool.getconn()
         pid = ask(conn, "select pg_backend_pid()")
         del conn
-        assert pid_of_the_next(pool) != pid
+        assert pid_of_a_checkout(pool) != pid
         assert wait_until(lambda: not lives(admin, pid))
         assert pool.stats().discarded == {"reclaimed": 1}
         assert wait_until(lambda: recorder.calls("reclaimed"))
         assert [checkout.outcome for (checkout,) in recorder.calls("reclaimed")] == ["reclaimed"]
 
 
-def pid_of_the_next(pool: ConnectionPool) -> int:
-    with pool.connection() as conn:
-        return int(ask(conn, "select pg_backend_pid()"))
+class Session:
+    def __init__(self, conn: connection) -> None:
+        self.conn = conn
+        self.me = self
 
 
-def test_dropped_in_a_cycle(dsn: str) -> None:
-    """One that only the garbage collector finds."""
-
-    class Session:
-        def __init__(self, conn: connection) -> None:
-            self.conn = conn
-            self.me = self
-
+@pytest.mark.parametrize(
+    "drop",
+    [lambda pool: Session(pool.getconn()), lambda pool: ExitStack().enter_context(pool.connection())],
+    ids=["in a cycle", "in an exit stack"],
+)
+def test_dropped_for_the_garbage_collector(dsn: str, drop: Callable[[ConnectionPool], object]) -> None:
+    """A connection that only the garbage collector finds is reclaimed."""
     with make(1, 1, dsn, timeout=PATIENCE) as pool:
-        Session(pool.getconn())
+        drop(pool)
         gc.collect()
         assert wait_until(lambda: pool.stats().discarded == {"reclaimed": 1})
-        pid_of_the_next(pool)
-
-
-def test_dropped_exit_stack(dsn: str) -> None:
-    """An ExitStack that nobody closes."""
-    with make(1, 1, dsn, timeout=PATIENCE) as pool:
-        stack = ExitStack()
-        stack.enter_context(pool.connection())
-        del stack
-        gc.collect()
-        assert wait_until(lambda: pool.stats().discarded == {"reclaimed": 1})
-        pid_of_the_next(pool)
+        pid_of_a_checkout(pool)
 
 
 def test_dropped_while_others_wait(dsn: str) -> None:
     """Who waits is served by a new connection as soon as one is reclaimed."""
     with make(1, 1, dsn, timeout=PATIENCE) as pool:
         conn = pool.getconn()
-        waiting = [in_thread(pid_of_the_next, pool) for _ in range(3)]
+        waiting = [in_thread(pid_of_a_checkout, pool) for _ in range(3)]
         assert wait_until(lambda: pool.stats().waiting == 3)
         del conn
         assert all(future.result(PATIENCE) for future in waiting)
@@ -797,7 +768,7 @@ def test_generators_that_the_collector_closes(dsn: str) -> None:
             worker.result(0)
         gc.collect()
         assert wait_until(lambda: pool.stats().used == 0)
-        assert pid_of_the_next(pool)
+        assert pid_of_a_checkout(pool)
 
 
 def test_cursor_keeps_its_connection(dsn: str) -> None:

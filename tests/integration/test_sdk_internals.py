@@ -28,7 +28,7 @@ class Loader(SourceFileLoader):
         path = self.get_filename(fullname)
         source, number = re.subn(rb"\\bNAME\\b", b"another_name", self.get_data(path))
         found += number
-        return self.source_to_code(source, path)
+        return self.source_to_code(source, path) if number else super().get_code(fullname)
 
 class Finder:
     @staticmethod

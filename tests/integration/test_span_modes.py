@@ -15,9 +15,7 @@ from otel_pgpool import PoolTimeout
 from otel_pgpool.telemetry import Telemetry
 from tests.support.telemetry import (
     MOMENT,
-    PATIENCE,
     Signals,
-    Worker,
     all_connects_told,
     assert_exactly,
     is_child,
@@ -26,22 +24,15 @@ from tests.support.telemetry import (
     unserved,
     until,
 )
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from psycopg2.extensions import connection
 
     from otel_pgpool import ConnectionPool
 
 MODES = ("always", "parent", "slow", "off")
 SLOW = 0.1
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
 
 
 def borrow(pool: ConnectionPool) -> None:
@@ -284,7 +275,7 @@ def test_sampled_away_by_the_caller(signals: Signals, dsn: str) -> None:
     with signals.pool(0, 1, dsn) as pool, trace.use_span(parent):
         with pool.connection():
             assert trace.get_current_span().get_span_context().trace_id == 0xABC
-        Worker(lambda: None).done()
+        in_thread(lambda: None).result(PATIENCE)
     assert [span for span in signals.spans.started if span.context.trace_id == 0xABC] == []
     assert signals.named("pool.checkout") == []
 

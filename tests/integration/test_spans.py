@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import signal
-import socket
 import threading
 from contextlib import closing, suppress
 from itertools import permutations
@@ -18,15 +17,13 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind
-from psycopg2.extensions import parse_dsn
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests, __version__
-from tests.support.servers import ClonedServer
+from tests.support.database import ask, kill, refused_port
 from tests.support.telemetry import (
     NAME,
     PATIENCE,
     Signals,
-    Worker,
     all_connects_told,
     assert_exactly,
     is_child,
@@ -39,7 +36,7 @@ from tests.support.telemetry import (
     until,
     waited,
 )
-from tests.support.urls import url_of
+from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,28 +50,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
-
-
-@pytest.fixture
 def closed_dsn() -> Iterator[str]:
     """Reserve a port that refuses connections for as long as the test runs."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"postgresql://postgres@127.0.0.1:{taken.getsockname()[1]}/postgres"
-
-
-def execute(conn: connection, sql: str) -> None:
-    with conn.cursor() as cur:
-        cur.execute(sql)
-
-
-def kill(admin: connection, pid: int) -> None:
-    """End a backend, and wait until it is gone."""
-    with admin.cursor() as cur:
-        cur.execute("select pg_terminate_backend(%s, 10000)", [pid])
+    with refused_port() as port:
+        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
 
 
 # Served, by path
@@ -177,28 +156,28 @@ def raising(pool: ConnectionPool, _admin: connection) -> None:
 
 def failing_sql(pool: ConnectionPool, _admin: connection) -> None:
     with suppress(psycopg2.Error), pool.connection() as conn:
-        execute(conn, "select 1/0")
+        ask(conn, "select 1/0")
 
 
 def failed_transaction(pool: ConnectionPool, _admin: connection) -> None:
     with pool.connection() as conn, suppress(psycopg2.Error):
-        execute(conn, "select 1/0")
+        ask(conn, "select 1/0")
 
 
 def writing(pool: ConnectionPool, _admin: connection) -> None:
     with pool.connection() as conn:
-        execute(conn, "create temporary table t (i int)")
+        ask(conn, "create temporary table t (i int)")
 
 
 def autocommitting(pool: ConnectionPool, _admin: connection) -> None:
     with pool.connection() as conn:
         conn.autocommit = True
-        execute(conn, "select 1")
+        ask(conn, "select 1")
 
 
 def given_back(pool: ConnectionPool, _admin: connection) -> None:
     conn = pool.getconn()
-    execute(conn, "select 1")
+    ask(conn, "select 1")
     pool.putconn(conn)
 
 
@@ -219,13 +198,13 @@ def left_closed(pool: ConnectionPool, _admin: connection) -> None:
 
 def died_in_a_query(pool: ConnectionPool, admin: connection) -> None:
     with suppress(psycopg2.Error), pool.connection() as conn:
-        kill(admin, conn.get_backend_pid())
-        execute(conn, "select 1")
+        kill(admin, [conn.get_backend_pid()])
+        ask(conn, "select 1")
 
 
 def dropped(pool: ConnectionPool, _admin: connection) -> None:
     conn = pool.getconn()
-    execute(conn, "select 1")
+    ask(conn, "select 1")
     del conn
     until(lambda: pool.stats().discarded.get("reclaimed"))
 
@@ -281,7 +260,7 @@ def test_commit_refused(signals: Signals, dsn: str, unique_table: str) -> None:
     """A commit that fails is the pool's failure: the SQLSTATE, the server's message, and no row of the table."""
     with signals.pool(1, 1, dsn) as pool:
         with pytest.raises(psycopg2.IntegrityError), pool.connection() as conn:
-            execute(conn, f"insert into {unique_table} values ('hush-hush'), ('hush-hush')")
+            ask(conn, f"insert into {unique_table} values ('hush-hush'), ('hush-hush')")
         span = signals.checkout()
         assert_exactly(span.attributes, served(dsn, outcome="rolled_back", error="23505"))
         status, description = status_of(span)
@@ -296,18 +275,18 @@ def test_commit_refused_by_a_trigger(signals: Signals, dsn: str) -> None:
     """What a trigger raises at the commit may quote values: the span has its SQLSTATE and not its words."""
     with signals.pool(1, 1, dsn) as pool:
         with pytest.raises(psycopg2.Error, match="hush-hush"), pool.connection() as conn:  # noqa: PT012 - its end raises
-            execute(conn, "create temporary table cards (card text)")
-            execute(
+            ask(conn, "create temporary table cards (card text)")
+            ask(
                 conn,
                 "create function pg_temp.decline() returns trigger language plpgsql as "
                 "$$ begin raise exception 'card % declined', new.card; end $$",
             )
-            execute(
+            ask(
                 conn,
                 "create constraint trigger decline after insert on cards deferrable initially deferred "
                 "for each row execute function pg_temp.decline()",
             )
-            execute(conn, "insert into cards values ('hush-hush')")
+            ask(conn, "insert into cards values ('hush-hush')")
         span = signals.checkout()
         assert_exactly(span.attributes, served(dsn, outcome="rolled_back", error="P0001"))
         assert status_of(span)[0] == "ERROR"
@@ -318,8 +297,8 @@ def test_commit_on_a_dead_connection(signals: Signals, dsn: str, admin: connecti
     """A commit that finds the connection dead is the pool's failure too, and the connection is discarded."""
     with signals.pool(1, 1, dsn) as pool:
         with pytest.raises(psycopg2.Error) as raised, pool.connection() as conn:  # noqa: PT012 - its end raises
-            execute(conn, "select 1")
-            kill(admin, conn.get_backend_pid())
+            ask(conn, "select 1")
+            kill(admin, [conn.get_backend_pid()])
         span = signals.checkout()
         name = raised.value.pgcode or type(raised.value).__name__
         assert_exactly(span.attributes, served(dsn, outcome="discarded", error=name))
@@ -330,8 +309,8 @@ def test_rollback_on_a_dead_connection(signals: Signals, dsn: str, admin: connec
     """The rollback after the caller's own exception fails: the span says what of the pool's work failed."""
     with signals.pool(1, 1, dsn) as pool:
         with pytest.raises(OwnError), pool.connection() as conn:  # noqa: PT012 - its end is looked at
-            execute(conn, "select 1")
-            kill(admin, conn.get_backend_pid())
+            ask(conn, "select 1")
+            kill(admin, [conn.get_backend_pid()])
             raise OwnError
         span = signals.checkout()
         assert span.attributes is not None
@@ -461,10 +440,10 @@ def test_interrupted_wait(signals: Signals, dsn: str) -> None:
                 until(lambda: pool.stats().waiting)
                 signal.pthread_kill(main, signal.SIGUSR1)
 
-            shooter = Worker(shoot)
+            shooter = in_thread(shoot)
             with pytest.raises(Interruptedly):
                 pool.getconn()
-            shooter.done()
+            shooter.result(PATIENCE)
             span = signals.checkout()
             assert_exactly(span.attributes, unserved(dsn, "queued", "error", "Interruptedly"))
             assert status_of(span)[0] == "ERROR"
@@ -506,7 +485,7 @@ def test_timeout_after_a_dead_connection(signals: Signals, dsn: str, admin: conn
             pid = conn.get_backend_pid()
         signals.spans.ended.clear()
         down.set()
-        kill(admin, pid)
+        kill(admin, [pid])
         threading.Event().wait(0.06)  # one used within the last 50 ms is lent without a look
         with pytest.raises(PoolTimeout):
             pool.getconn(timeout=0.1)
@@ -541,7 +520,7 @@ def test_success_after_a_dead_connection(signals: Signals, dsn: str, admin: conn
         with pool.connection() as conn:
             pid = conn.get_backend_pid()
         signals.spans.ended.clear()
-        kill(admin, pid)
+        kill(admin, [pid])
         threading.Event().wait(0.06)  # one used within the last 50 ms is lent without a look
         with pool.connection() as conn:
             assert conn.get_backend_pid() != pid
@@ -549,21 +528,6 @@ def test_success_after_a_dead_connection(signals: Signals, dsn: str, admin: conn
         assert_exactly(span.attributes, served(dsn, path="new", retries=1, **{"connection.id": 2}))
         assert status_of(span) == ("UNSET", None)
         assert [event.name for event in span.events] == ["pool.retry", "pool.acquired"]
-
-
-def test_password_is_in_no_span(signals: Signals) -> None:
-    """Whatever libpq's message about a wrong password is, no signal contains the password."""
-    with ClonedServer() as server:
-        right, wrong = parse_dsn(server.dsn)["password"], "wr0ng-s3cret"
-        with signals.pool(0, 1, url_of(server.dsn, password=wrong), open=False, max_retries=1) as pool:
-            with pytest.raises(PoolTimeout):
-                pool.getconn()
-            connect = until(lambda: signals.named("pool.connect"))[0]
-            assert "password authentication failed" in (connect.status.description or "")
-            assert wrong not in signals.everything()
-        with signals.pool(1, 1, server.dsn, name="right") as pool, pool.connection():
-            pass
-        assert right not in signals.everything()
 
 
 # Parents
@@ -584,7 +548,7 @@ def test_root_without_a_caller(signals: Signals, dsn: str) -> None:
         with signals.tracer.start_as_current_span("order") as order:
             with pool.connection():
                 pass
-            Worker(lambda: pool.putconn(pool.getconn())).done()
+            in_thread(lambda: pool.putconn(pool.getconn())).result(PATIENCE)
         inside, outside = signals.named("pool.checkout")
         assert is_child(inside, order)
         assert outside.parent is None
@@ -645,8 +609,8 @@ def test_context_is_restored_after_an_exception(signals: Signals, dsn: str) -> N
             raise OwnError
         assert trace.get_current_span() is order
         with pytest.raises(psycopg2.Error), pool.connection() as conn:  # noqa: PT012 - its end raises
-            execute(conn, "create temporary table d (i int unique deferrable initially deferred)")
-            execute(conn, "insert into d values (1), (1)")
+            ask(conn, "create temporary table d (i int unique deferrable initially deferred)")
+            ask(conn, "insert into d values (1), (1)")
         assert trace.get_current_span() is order
 
 
@@ -665,7 +629,7 @@ def test_getconn_is_not_current(signals: Signals, dsn: str) -> None:
     with signals.pool(1, 1, dsn) as pool, signals.tracer.start_as_current_span("order") as order:
         conn = pool.getconn()
         assert trace.get_current_span() is order
-        Worker(lambda: pool.putconn(conn), name="returner").done()
+        in_thread(lambda: pool.putconn(conn), name="returner").result(PATIENCE)
         assert trace.get_current_span() is order
         span = signals.checkout()
         assert is_child(span, order)
@@ -679,7 +643,7 @@ def test_query_spans_are_children(signals: Signals, dsn: str) -> None:
     try:
         with signals.pool(1, 1, dsn) as pool, signals.tracer.start_as_current_span("order"):
             with pool.connection() as conn:
-                execute(conn, "select 1")
+                ask(conn, "select 1")
             checkout = signals.checkout()
             query = signals.one("select")
             assert is_child(query, checkout)
@@ -711,7 +675,7 @@ def test_generator_closed_in_another_thread(signals: Signals, dsn: str) -> None:
                 generator.close()
                 assert trace.get_current_span() is other
 
-        Worker(close).done()
+        in_thread(close).result(PATIENCE)
         assert_exactly(signals.checkout().attributes, served(dsn, outcome="rolled_back"))
         assert pool.stats().idle == 1
 
@@ -732,13 +696,20 @@ def test_generators_closed_in_any_order(signals: Signals, dsn: str, order: tuple
             assert job.parent is None
 
 
-def test_generator_closed_elsewhere_while_its_thread_goes_on(signals: Signals, dsn: str) -> None:
-    """A thread whose block another one has left has its own context again from its next checkout on."""
+@pytest.mark.parametrize(
+    "elsewhere",
+    [lambda close: in_thread(close).result(PATIENCE), lambda close: contextvars.copy_context().run(close)],
+    ids=["thread", "copy of the context"],
+)
+def test_generator_closed_elsewhere_while_its_thread_goes_on(
+    signals: Signals, dsn: str, elsewhere: Callable[[Callable[[], object]], object]
+) -> None:
+    """A thread whose block another thread, or an event loop, has left has its own context from its next checkout on."""
     with signals.pool(1, 1, dsn) as pool:
         before = trace.get_current_span()
         generator = blocks(pool)
         next(generator)
-        Worker(generator.close).done()
+        elsewhere(generator.close)
         with pool.connection():
             pass
         assert trace.get_current_span() is before
@@ -757,18 +728,6 @@ def test_a_context_outlives_its_block(signals: Signals, dsn: str) -> None:
             assert trace.get_current_span() is export
 
         captured.run(export_further)
-
-
-def test_generator_closed_in_a_copy_of_its_context(signals: Signals, dsn: str) -> None:
-    """As an event loop closes it: the thread has its own context again from its next checkout on."""
-    with signals.pool(1, 1, dsn) as pool:
-        before = trace.get_current_span()
-        generator = blocks(pool)
-        next(generator)
-        contextvars.copy_context().run(generator.close)
-        with pool.connection():
-            pass
-        assert trace.get_current_span() is before
 
 
 def test_generator_closed_in_another_context(signals: Signals, dsn: str) -> None:

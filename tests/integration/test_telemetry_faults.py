@@ -14,10 +14,10 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import Sampler
 
 from otel_pgpool import ConnectionPool, PoolObserver, PoolTimeout
 from otel_pgpool.telemetry import Telemetry
+from tests.support.broken_telemetry import BrokenAtEnd, BrokenAtStart, BrokenError, BrokenSampler, broken
 from tests.support.telemetry import PATIENCE, Signals, queued, until
 
 if TYPE_CHECKING:
@@ -28,24 +28,8 @@ if TYPE_CHECKING:
 METHODS = [name for name in vars(PoolObserver) if not name.startswith("_")]
 
 
-class BrokenError(Exception):
-    """What the broken piece raises."""
-
-
-def broken(*_args: object, **_kwargs: object) -> Any:
-    raise BrokenError("telemetry is broken")
-
-
 class BrokenExporter(SpanExporter):
     export = shutdown = broken
-
-
-class BrokenAtStart(SpanProcessor):
-    on_start = broken
-
-
-class BrokenAtEnd(SpanProcessor):
-    on_end = broken
 
 
 class Color(Enum):
@@ -57,13 +41,6 @@ class BrokenInAnEnum(SpanProcessor):
 
     def on_end(self, _span: object) -> None:
         Color(7)
-
-
-class BrokenSampler(Sampler):
-    should_sample = broken
-
-    def get_description(self) -> str:
-        return "broken"
 
 
 class BrokenHandler(logging.Handler):

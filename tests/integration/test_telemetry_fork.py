@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pickle
+import ast
 import threading
 from contextlib import ExitStack
 from time import sleep
@@ -13,48 +12,24 @@ import pytest
 from opentelemetry import trace
 
 from otel_pgpool import PoolTimeout
+from tests.support.processes import in_child
 from tests.support.telemetry import NAME, Signals, assert_exactly, served, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
+    from collections.abc import Callable
 
 
 def is_connecting() -> bool:
     return any(thread.name == "otel_pgpool-connector" for thread in threading.enumerate())
 
 
-def in_child(work: Callable[[], Any]) -> Any:
+def ask_child(work: Callable[[], Any]) -> Any:
     """Return the result of ``work`` in a forked child; an exception there fails the test here.
 
     The SDK's metrics have locks that a fork does not free: no other thread may be recording at that moment.
     """
     until(lambda: not is_connecting())
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reading)
-            try:
-                told: tuple[str, Any] = ("returned", work())
-            except BaseException as error:  # noqa: BLE001 - told to the parent
-                told = ("raised", repr(error))
-            with os.fdopen(writing, "wb") as out:
-                out.write(pickle.dumps(told))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as source:
-        text = source.read()
-    os.waitpid(child, 0)
-    how, result = pickle.loads(text)  # noqa: S301 - from our own child
-    assert how == "returned", result
-    return result
+    return ast.literal_eval(in_child(work))
 
 
 def figures(signals: Signals) -> dict[str, Any]:
@@ -82,7 +57,7 @@ def test_levels_and_totals_are_the_childs_own(signals: Signals, dsn: str) -> Non
             pool.close(0)
             return fresh, during
 
-        fresh, during = in_child(child)
+        fresh, during = ask_child(child)
         zero = {(): 0}
         assert fresh == {
             "count": {("used",): 0, ("idle",): 0},
@@ -123,7 +98,7 @@ def test_no_span_is_ended_twice(signals: Signals, dsn: str) -> None:
         block = pool.connection()
         block.__enter__()
         before = len(signals.spans.ended)
-        ended, complaints, left = in_child(child)
+        ended, complaints, left = ask_child(child)
         assert (ended, complaints, left) == (before, 0, True)
         assert len(signals.live()) == 2
         block.__exit__(None, None, None)
@@ -148,7 +123,7 @@ def test_the_child_has_spans_of_its_own(signals: Signals, dsn: str) -> None:
             mine = attributes["otel_pgpool.connection.pid"] == pid
             return str(span.parent.span_id), attributes, mine
 
-        parent, attributes, mine = in_child(child)
+        parent, attributes, mine = ask_child(child)
         assert parent == str(order.get_span_context().span_id)
         assert mine
         assert_exactly(attributes, served(dsn, path="new", **{"connection.id": 1}))
@@ -166,7 +141,7 @@ def test_long_holds_of_the_parent_are_told_by_the_parent(signals: Signals, dsn: 
             pool.close(0)
             return len(signals.logged("long_hold"))
 
-        assert in_child(child) == 0
+        assert ask_child(child) == 0
         until(lambda: signals.logged("long_hold"))
         pool.putconn(conn)
         assert len(signals.logged("long_hold")) == 1
@@ -181,4 +156,4 @@ def test_a_forked_pool_is_reported_under_its_name(signals: Signals, dsn: str) ->
             pool.close(0)
             return pool.name, points
 
-        assert in_child(child) == (NAME, 1)
+        assert ask_child(child) == (NAME, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -14,20 +14,6 @@ from tests.support.internals import connectors_of, maintenance_of
 from tests.support.processes import in_child
 from tests.support.telemetry import NAME, Signals, until
 from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, until_collected
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
-
-
-@pytest.fixture
-def readers(signals: Signals) -> Readers:
-    return Readers(signals)
 
 
 def pool_of(signals: Signals, dsn: str, **options: Any) -> ConnectionPool:
@@ -52,18 +38,6 @@ def test_a_short_job(signals: Signals, readers: Readers, dsn: str) -> None:
         time_out(pool)
     assert (readers.told(CHECKOUTS), readers.told(TIMEOUTS)) == (4, 1)
     assert (readers.told(CREATED), readers.told(DISCARDED)) == (1, 1)
-
-
-def test_one_job_after_the_other(signals: Signals, readers: Readers, dsn: str) -> None:
-    """Each has a pool of the same name, whose own figures begin at 0; readers collect between some of them."""
-    for number in range(1, 5):
-        with pool_of(signals, dsn) as pool:
-            assert sum(pool.stats().checkouts.values()) == 0
-            borrow(pool, number)
-            if number % 2:
-                readers.told(CHECKOUTS)
-    assert readers.told(CHECKOUTS) == 1 + 2 + 3 + 4
-    assert readers.told(DISCARDED) == 4
 
 
 def test_a_closed_pool_and_its_successor(signals: Signals, readers: Readers, dsn: str) -> None:

@@ -165,6 +165,19 @@ class Desk:
         return self.core.reclaim(refs, self.now)
 
 
+def filled(minconn: int, maxconn: int = 2, **options: Any) -> Desk:
+    """Return a desk whose minimum is connected and idle."""
+    desk = Desk(minconn, maxconn, **options)
+    desk.connect(minconn)
+    return desk
+
+
+def lent_out() -> tuple[Desk, Checkout, FakeConnection]:
+    """Return a desk with one connection, which is checked out; the checkout and the connection."""
+    desk = filled(1, 1)
+    return desk, *desk.hold()
+
+
 def served(waiter: Waiter) -> bool:
     """Whether a waiter was handed a connection."""
     return waiter.conn is not None

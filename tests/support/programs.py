@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.support.receivers import Receiver
 
-PROGRAMS = Path(__file__).parents[1] / "integration/hook/programs"
+PROGRAMS = Path(__file__).parents[1] / "integration/instrumentation/programs"
 BIN = Path(sys.executable).parent
 ENDS_WITHIN = 40.0  # seconds: reached only by a test that fails
 UNDER_OTEL = ("opentelemetry-instrument",)

@@ -9,7 +9,6 @@ with Signals() as signals, signals.pool(1, 2, dsn) as pool:
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,9 +22,11 @@ from psycopg2 import extensions
 from otel_pgpool import ConnectionPool
 from otel_pgpool.telemetry import Telemetry, logs
 from tests.support.internals import connectors_of
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 NAME = "shop"
-PATIENCE = 15.0  # s until a condition that must come true is given up
 MOMENT = 0.1  # s: how far clocks read by a thread on a busy machine may be apart
 
 
@@ -294,33 +294,11 @@ def all_connects_told(pool: ConnectionPool) -> None:
     connectors_of(pool).join(PATIENCE)
 
 
-class Worker(threading.Thread):
-    """A thread whose exception comes out where it is joined."""
-
-    def __init__(self, target: Callable[[], object], name: str = "worker") -> None:
-        super().__init__(name=name, daemon=True)
-        self._work = target
-        self.error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:  # noqa: BLE001 - handed to the test
-            self.error = error
-
-    def done(self) -> None:
-        self.join(PATIENCE)
-        assert not self.is_alive()
-        if self.error is not None:
-            raise self.error
-
-
 @contextmanager
-def queued(pool: ConnectionPool, work: Callable[[], object], name: str = "worker") -> Iterator[Worker]:
+def queued(pool: ConnectionPool, work: Callable[[], object], name: str = "worker") -> Iterator[Future[Any]]:
     """Run work, which asks for a connection, in a thread, and go on once it queues."""
     waiting = pool.stats().waiting
-    worker = Worker(work, name)
-    until(lambda: pool.stats().waiting > waiting or not worker.is_alive(), "the worker does not queue")
+    worker = in_thread(work, name=name)
+    until(lambda: pool.stats().waiting > waiting or worker.done(), "the worker does not queue")
     yield worker
-    worker.done()
+    worker.result(PATIENCE)

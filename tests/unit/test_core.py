@@ -11,7 +11,7 @@ from otel_pgpool import PoolClosed
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.pool.core import State
 from otel_pgpool.pool.slots import ORPHAN_AFTER, ORPHAN_AFTER_CHECK
-from tests.support.fakes import STALE, Desk, agree, awake, served
+from tests.support.fakes import STALE, Desk, agree, awake, filled, lent_out, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +64,7 @@ def test_demand_is_looked_at_again() -> None:
 
 def test_a_caller_that_does_not_wait_asks_for_growth_once() -> None:
     """``ask_to_grow`` wants one more connection, until one is claimed for it."""
-    desk = Desk(1, 2)
-    desk.connect()
+    desk = filled(1, 2)
     desk.hold()
     asking = desk.ask()
     desk.core.request_growth(asking)
@@ -78,9 +77,7 @@ def test_a_caller_that_does_not_wait_asks_for_growth_once() -> None:
 
 def test_a_full_pool_does_not_grow() -> None:
     """At ``maxconn`` the wish is dropped: it would be granted long after it was made."""
-    desk = Desk(1, 1)
-    desk.connect()
-    checkout, conn = desk.hold()
+    desk, checkout, conn = lent_out()
     asking = desk.ask()
     desk.core.request_growth(asking)
     assert asking.expected_path == "idle", "it has not queued"
@@ -91,9 +88,7 @@ def test_a_full_pool_does_not_grow() -> None:
 
 def test_a_caller_that_has_queued_before_says_so() -> None:
     """One whose time was over when the connection that it had waited for turned out dead."""
-    desk = Desk(1, 1)
-    desk.connect()
-    checkout, conn = desk.hold()
+    desk, checkout, conn = lent_out()
     asking = desk.ask()
     desk.join(asking)
     desk.core.request_growth(asking)
@@ -104,8 +99,7 @@ def test_a_caller_that_has_queued_before_says_so() -> None:
 
 def test_connections_are_numbered() -> None:
     """Serials count from 1 in the order of their making."""
-    desk = Desk(3, 3)
-    desk.connect(3)
+    desk = filled(3, 3)
     assert [slot.serial for slot in desk.idle] == [1, 2, 3]
     assert desk.core.created == 3
 
@@ -208,28 +202,22 @@ def test_a_filler_wakes_when_the_minimum_is_there() -> None:
     assert desk.core.register_fill_waiter() is None
 
 
-def test_a_filler_wakes_with_the_error_of_a_connect() -> None:
-    """The first failure ends every filler's sleep."""
+def test_fillers_wake_with_an_error() -> None:
+    """The first failure of a connect ends every filler's sleep, and so does a close, with ``PoolClosed``."""
     desk = Desk(2, 2)
     sleepers = [desk.core.register_fill_waiter(), desk.core.register_fill_waiter()]
     error = OSError("refused")
     desk.miss(desk.claim(), error)
     assert all(sleeper is not None and awake(sleeper) and sleeper.error is error for sleeper in sleepers)
-
-
-def test_a_filler_wakes_when_the_pool_is_closed() -> None:
-    """With ``PoolClosed``."""
-    desk = Desk(2, 2)
-    sleeper = desk.core.register_fill_waiter()
+    late = desk.core.register_fill_waiter()
     desk.core.close()
-    assert sleeper is not None
-    assert isinstance(sleeper.error, PoolClosed)
+    assert late is not None
+    assert isinstance(late.error, PoolClosed)
 
 
 def test_lent_connections_count_toward_the_minimum() -> None:
     """``wait()`` waits for connections, not for idle ones."""
-    desk = Desk(1, 2)
-    desk.connect()
+    desk = filled(1, 2)
     desk.hold()
     assert desk.core.register_fill_waiter() is None
 
@@ -249,8 +237,7 @@ def test_a_filler_wakes_when_the_minimum_is_lowered() -> None:
 
 def test_resize_down_closes_the_longest_idle_now_and_the_lent_on_return() -> None:
     """Surplus idle ones are given to be closed; of the lent, as many as are too many go when they come back."""
-    desk = Desk(4, 4)
-    desk.connect(4)
+    desk = filled(4, 4)
     oldest_idle = desk.idle[0]
     holds = [desk.hold() for _ in range(3)]
     shed = desk.core.resize(1, 2)
@@ -264,8 +251,7 @@ def test_resize_down_closes_the_longest_idle_now_and_the_lent_on_return() -> Non
 
 def test_resize_up_lets_waiters_have_new_connections() -> None:
     """The new room is wanted by those who wait already."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     desk.hold()
     waiter = desk.join()
     assert desk.claim() is None
@@ -276,8 +262,7 @@ def test_resize_up_lets_waiters_have_new_connections() -> None:
 
 def test_resize_down_and_up_again_closes_nothing_more() -> None:
     """What was too many is judged when it comes back, by the limits of that moment."""
-    desk = Desk(2, 2)
-    desk.connect(2)
+    desk = filled(2, 2)
     holds = [desk.hold(), desk.hold()]
     desk.core.resize(0, 1)
     desk.core.resize(0, 2)
@@ -297,8 +282,7 @@ def test_a_connect_under_way_when_the_limit_falls_is_closed_on_arrival() -> None
 
 def test_a_place_is_taken_until_its_connection_is_closed() -> None:
     """Between the decision to close and the close no other connection takes the place."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     idle = desk.core.drain("drained")
     desk.join()
     assert desk.claim() is None
@@ -380,8 +364,7 @@ def test_quiet_wakes_when_nothing_is_lent_or_being_made() -> None:
 
 def test_idle_above_the_minimum_are_retired_when_idle_too_long() -> None:
     """The longest idle first, as many as are above ``minconn``, and none before ``max_idle``."""
-    desk = Desk(3, 3)
-    desk.connect(3)
+    desk = filled(3, 3)
     desk.core.resize(1, 3)
     desk.now += 9
     desk.give_back(*desk.hold())
@@ -420,8 +403,7 @@ def test_connections_lent_are_not_retired() -> None:
 
 def test_inspect_leaves_those_that_were_lent_meanwhile() -> None:
     """What was used since the look is not suspect any more, lent or idle again."""
-    desk = Desk(3, 3)
-    desk.connect(3)
+    desk = filled(3, 3)
     suspects = desk.core.idle_slots()
     desk.now += 1
     desk.give_back(*desk.hold())
@@ -435,8 +417,7 @@ def test_inspect_leaves_those_that_were_lent_meanwhile() -> None:
 
 def test_the_healthy_go_back_and_the_dead_go() -> None:
     """``restore`` offers a connection again, to a waiter first; ``reject`` sets it aside to be closed."""
-    desk = Desk(2, 2)
-    desk.connect(2)
+    desk = filled(2, 2)
     well, dead = desk.core.begin_check(desk.core.idle_slots())
     waiter = desk.join()
     assert desk.core.check_passed(well, desk.now) is None
@@ -449,8 +430,7 @@ def test_the_healthy_go_back_and_the_dead_go() -> None:
 
 def test_one_condemned_while_it_was_looked_at_is_closed() -> None:
     """``restore`` answers why."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     [slot] = desk.core.begin_check(desk.core.idle_slots())
     desk.core.drain("drained")
     assert desk.core.check_passed(slot, desk.now) == "drained"
@@ -462,8 +442,7 @@ def test_one_condemned_while_it_was_looked_at_is_closed() -> None:
 
 def test_a_long_hold_is_flagged_once_while_it_lasts() -> None:
     """At the threshold, and not before; the time of the flag is kept."""
-    desk = Desk(1, 1, long_hold=1.0)
-    desk.connect()
+    desk = filled(1, 1, long_hold=1.0)
     checkout, conn = desk.hold()
     desk.now += 0.75
     assert desk.core.flag_long_holds(desk.now) == []
@@ -477,8 +456,7 @@ def test_a_long_hold_is_flagged_once_while_it_lasts() -> None:
 
 def test_a_long_hold_that_nobody_saw_is_flagged_on_return() -> None:
     """The watcher may come late: the count and the flag are right all the same."""
-    desk = Desk(1, 1, long_hold=1.0)
-    desk.connect()
+    desk = filled(1, 1, long_hold=1.0)
     checkout, conn = desk.hold()
     desk.now += 1
     desk.give_back(checkout, conn)
@@ -488,8 +466,7 @@ def test_a_long_hold_that_nobody_saw_is_flagged_on_return() -> None:
 
 def test_long_holds_are_given_longest_first() -> None:
     """As holders are."""
-    desk = Desk(2, 2, long_hold=1.0)
-    desk.connect(2)
+    desk = filled(2, 2, long_hold=1.0)
     first, _conn = desk.hold()
     desk.now += 0.5
     second, _conn_2 = desk.hold()
@@ -517,9 +494,7 @@ def test_the_next_deadline() -> None:
 
 def test_the_maintenance_parks_when_nothing_is_out() -> None:
     """``park`` answers whether it may sleep until the next checkout, which then looks before it takes, and wakes it."""
-    desk = Desk(1, 1)
-    desk.connect()
-    checkout, conn = desk.hold()
+    desk, checkout, conn = lent_out()
     assert desk.core.park() is False
     assert not desk.core.parked
     desk.give_back(checkout, conn)
@@ -532,8 +507,7 @@ def test_the_maintenance_parks_when_nothing_is_out() -> None:
 
 def test_a_checkout_just_under_way_is_not_parked_over() -> None:
     """Popped and not yet marked, it counts as out."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     answers = []
     desk.idle.interrupt("after pop", lambda: answers.append(desk.core.park()))
     desk.hold()
@@ -546,8 +520,7 @@ def test_a_checkout_just_under_way_is_not_parked_over() -> None:
 
 def test_a_dropped_connection_is_reclaimed() -> None:
     """Its place is free, its hold counted, its checkout told; others stay."""
-    desk = Desk(2, 2)
-    desk.connect(2)
+    desk = filled(2, 2)
     checkout, conn = desk.hold()
     other, _other_conn = desk.hold()
     desk.now += 3
@@ -562,8 +535,7 @@ def test_a_dropped_connection_is_reclaimed() -> None:
 
 def test_connections_the_pool_itself_dropped_are_not_reclaimed() -> None:
     """A closed connection's finalizer comes too, and finds nobody's checkout."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     shed = desk.core.drain("drained")
     desk.discard(shed, "drained")
     assert desk.dropped == [shed[0].ref]
@@ -584,8 +556,7 @@ def lose(desk: Desk) -> None:
 
 def test_a_slot_lost_between_idle_and_borrower_is_recovered() -> None:
     """In nobody's hands for `ORPHAN_AFTER`, it is set aside to be closed; two looks close together are not enough."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     lose(desk)
     assert desk.core.collect_orphans(desk.now) == []
     assert desk.core.collect_orphans(desk.now + ORPHAN_AFTER / 2) == []
@@ -598,8 +569,7 @@ def test_a_slot_lost_between_idle_and_borrower_is_recovered() -> None:
 
 def test_one_that_was_only_on_its_way_is_not_recovered() -> None:
     """A slot that has been lent and returned between two looks is a new case."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     desk.idle.interrupt("after pop", lambda: desk.core.collect_orphans(desk.now))
     checkout, conn = desk.hold()
     assert desk.core.collect_orphans(desk.now) == []
@@ -619,8 +589,7 @@ def recover_twice(desk: Desk) -> list[Slot]:
 
 def test_a_borrower_that_was_only_slow_finds_nothing() -> None:
     """Its slot was recovered and closed while it stood still: it has no connection, and may queue for another."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     slow = desk.ask()
     desk.idle.interrupt("after pop", lambda: desk.discard(recover_twice(desk), "reclaimed"))
     assert desk.core.try_acquire_idle(slow) is None
@@ -635,8 +604,7 @@ def test_a_borrower_that_was_only_slow_finds_nothing() -> None:
 @pytest.mark.parametrize("aside", ["closed", "looked at"])
 def test_a_slot_that_was_set_aside_and_left_is_recovered(aside: str) -> None:
     """Nobody came back to look at it, or to close it, for `ORPHAN_AFTER_CHECK`; until then that may take its time."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     [slot] = desk.core.begin_check(desk.core.idle_slots()) if aside == "looked at" else desk.core.drain("drained")
     assert not desk.core.park()
     assert desk.core.collect_orphans(desk.now) == []
@@ -670,8 +638,7 @@ def test_whoever_comes_back_late_to_a_recovered_slot_finds_it_gone() -> None:
 
 def test_a_recovered_slot_never_comes_back() -> None:
     """The slow caller takes the connection just before it would have been closed: its return closes the connection."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     lost = []
     desk.idle.interrupt("after pop", lambda: lost.extend(recover_twice(desk)))
     checkout, conn = desk.hold()
@@ -685,9 +652,7 @@ def test_a_recovered_slot_never_comes_back() -> None:
 
 def test_keys_are_forgotten_on_return() -> None:
     """A key names a slot only while it is lent."""
-    desk = Desk(1, 1)
-    desk.connect()
-    checkout, conn = desk.hold()
+    desk, checkout, conn = lent_out()
     assert desk.core.enter_key("mine", checkout.slot, conn) is conn
     assert desk.core.by_key("mine") == (checkout.slot, conn)
     desk.give_back(checkout, conn)
@@ -696,8 +661,7 @@ def test_keys_are_forgotten_on_return() -> None:
 
 def test_of_two_with_one_key_the_first_counts() -> None:
     """The second is told which connection the key goes by, and its own return does not forget the first's key."""
-    desk = Desk(2, 2)
-    desk.connect(2)
+    desk = filled(2, 2)
     first, conn_1 = desk.hold()
     second, conn_2 = desk.hold()
     desk.core.enter_key("mine", first.slot, conn_1)
@@ -708,9 +672,7 @@ def test_of_two_with_one_key_the_first_counts() -> None:
 
 def test_a_key_keeps_its_connection() -> None:
     """Its borrower can ask for it again, and needs no reference of its own: it is not dropped."""
-    desk = Desk(1, 1)
-    desk.connect()
-    checkout, conn = desk.hold()
+    desk, checkout, conn = lent_out()
     desk.core.enter_key("mine", checkout.slot, conn)
     del conn
     assert desk.reclaim() == []
@@ -719,8 +681,7 @@ def test_a_key_keeps_its_connection() -> None:
 
 def test_a_stale_one_taken_counts_as_used_until_confirmed_or_withdrawn() -> None:
     """Nobody lends it twice, and no limit is exceeded, while its borrower looks at it."""
-    desk = Desk(1, 1)
-    desk.connect()
+    desk = filled(1, 1)
     desk.now += STALE
     checkout = desk.ask()
     desk.core.try_acquire_idle(checkout)
@@ -733,8 +694,7 @@ def test_a_stale_one_taken_counts_as_used_until_confirmed_or_withdrawn() -> None
 
 def test_slots_that_a_thread_still_works_on_are_no_orphans() -> None:
     """Many are set aside together and checked, or closed, one after the other, each for as long as it may take."""
-    desk = Desk(3, 3)
-    desk.connect(3)
+    desk = filled(3, 3)
     aside = desk.core.begin_check(desk.core.idle_slots())
     for _ in range(3):
         assert desk.core.collect_orphans(desk.now) == []
@@ -763,9 +723,7 @@ class Stalled:
 
 def test_a_release_that_was_only_slow_is_a_release() -> None:
     """Its slot was taken for an orphan while it stood still: the connection is closed, and the checkout has ended."""
-    desk = Desk(1, 1)
-    desk.connect()
-    checkout, conn = desk.hold()
+    desk, checkout, conn = lent_out()
     desk.core.lock = Stalled(desk.core.lock, lambda: desk.discard(recover_twice(desk), "reclaimed"))
     assert desk.give_back(checkout, conn, "broken") == "reclaimed"
     assert conn.closed

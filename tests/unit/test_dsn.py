@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import traceback
 from typing import Any
 
@@ -18,12 +17,7 @@ from otel_pgpool.driver.connect_target import CONNECT_TIMEOUT, ConnectTarget
 ME = getpass.getuser()
 
 
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what a test says counts."""
-    for variable in list(os.environ):
-        if variable.startswith("PG"):
-            monkeypatch.delenv(variable)
+pytestmark = pytest.mark.usefixtures("no_variables")
 
 
 def target(*args: Any, **kwargs: Any) -> ConnectTarget:

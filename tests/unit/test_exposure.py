@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -15,11 +14,7 @@ FAR = "host=db.example.com"
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what a test says counts."""
-    for variable in list(os.environ):
-        if variable.startswith("PG"):
-            monkeypatch.delenv(variable)
+def recent_libpq(no_variables: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extensions, "libpq_version", lambda: 160000)
 
 

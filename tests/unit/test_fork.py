@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,14 +149,20 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_fork_waits_for_a_connect() -> None:
-    """Of another thread: its child must not inherit the locks that libpq holds meanwhile."""
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_fork_waits_for_a_connect(nested: bool) -> None:
+    """Of another thread: its child must not inherit the locks that libpq holds meanwhile.
+
+    One thread may connect while it notifies, as greenlets do; a fork waits until both are done.
+    """
     began, done = threading.Event(), []
 
     def connect() -> None:
         with forking.keep_from_forking():
+            with forking.keep_from_forking() if nested else nullcontext():
+                pass
             began.set()
-            time.sleep(0.1)  # what a connect takes
+            time.sleep(0.1)  # what a connect, or a notification, takes
             done.append(True)
 
     connecting = threading.Thread(target=connect)
@@ -227,22 +233,3 @@ def test_a_connect_waits_for_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     forking._after_in_parent()
     assert inside.wait(10)
     connecting.join()
-
-
-def test_a_fork_waits_for_the_outer_of_two() -> None:
-    """One thread may connect while it notifies, as greenlets do; a fork waits until both are done."""
-    began, done = threading.Event(), []
-
-    def work() -> None:
-        with forking.keep_from_forking():
-            with forking.keep_from_forking():
-                pass
-            began.set()
-            time.sleep(0.1)  # what a notification takes
-            done.append(True)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert began.wait(10)
-    assert exit_code_of(lambda: bool(done)) == 0
-    thread.join()

@@ -16,24 +16,18 @@ from otel_pgpool.pool import registry
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import PoolErrorType
 from tests.support.adapters import FakeAdapter
-from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from otel_pgpool.instrumentation.tracker import PoolTracker
+    from tests.support.telemetry import Signals
 
 LATE = UnknownTarget({"host": "db.example", "port": "5433", "dbname": "shop"})
 
 
 class Pool:
     """A pool, and a connection of it."""
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
 
 
 @pytest.fixture

@@ -98,30 +98,6 @@ def test_a_figure_that_falls_for_a_moment(meter: Meter) -> None:
 # The end
 
 
-def test_a_pool_closed_before_the_first_collection(meter: Meter) -> None:
-    """Its totals are reported, its levels are not."""
-    close(meter.pool(timeouts=4, served=6))
-    told = meter.ask()
-    assert [each[TIMEOUTS] for each in told] == [{"shop": 4}] * 2
-    assert [each[CHECKOUTS] for each in told] == [{"shop": 6}] * 2
-    assert [MAX in each for each in told] == [False, False]
-
-
-@pytest.mark.parametrize("in_a_cycle", [False, True])
-def test_a_pool_that_was_dropped(meter: Meter, in_a_cycle: bool) -> None:
-    """Whichever way it was collected, all that it had counted is reported."""
-    pool = meter.pool(timeouts=1)
-    all_told(meter, TIMEOUTS, 1)
-    pool.timeouts = 5
-    if in_a_cycle:
-        pool.itself = pool  # type: ignore[attr-defined]
-    del pool
-    gc.collect()
-    all_told(meter, TIMEOUTS, 5)
-    meter.pool(timeouts=1)
-    all_told(meter, TIMEOUTS, 6)
-
-
 def test_a_pool_that_leaves_no_figures(meter: Meter) -> None:
     """Its class may have a finalizer of its own: then what was last read stands."""
     pool = meter.pool(timeouts=5)

@@ -20,7 +20,6 @@ from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.pending_connects import REPORT_AFTER
 from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
-from otel_pgpool.pool import registry
 from otel_pgpool.pool.checkout import NEVER
 from otel_pgpool.runtime.thread_cache import here
 from otel_pgpool.telemetry.sdk_internals import CLOSED, OPEN
@@ -146,23 +145,6 @@ def acquire_lightly(tracker: PoolTracker, conn: object, since: float = 0.0) -> f
 
 
 # A checkout
-
-
-def test_one_checkout(tracker: PoolTracker, pool: FakePool) -> None:
-    """From the request to the return: counted, held, and no more."""
-    tracker.gate = OPEN
-    conn = FakeConnection(41)
-    checkout = acquire(tracker, conn)
-    assert list(tracker.held) == [checkout]
-    assert (checkout.path, checkout.slot.serial, checkout.slot.pid) == ("idle", 1, 41)
-    tracker.released(checkout)
-    assert (tracker.held, tracker.handed_out) == ({}, 1)
-    assert (checkout.outcome, checkout.slot.checkout) == ("released", None)
-    assert checkout.started <= checkout.acquired <= checkout.released
-    assert recorder(tracker).names == ["started", "acquired", "released"]
-    stats = tracker.stats()
-    assert stats.checkouts == {"idle": 1, "queued": 0, "new": 0}
-    assert stats.hold_seconds == checkout.released - checkout.acquired
 
 
 def test_given_back_twice(tracker: PoolTracker) -> None:
@@ -365,19 +347,6 @@ def test_utilization(tracker: PoolTracker, pool: FakePool) -> None:
 # Connections
 
 
-def test_connect(tracker: PoolTracker) -> None:
-    """Told after it was made, as the checkout's that it was made for: path `new`."""
-    tracker.gate = OPEN
-    checkout, conn = start(tracker), FakeConnection()
-    tracker.connected(monotonic(), conn)
-    assert recorder(tracker).told("connected") == []
-    tracker.acquired(checkout, conn)
-    ((connect,),) = recorder(tracker).told("connected")
-    assert (connect.asked_by, connect.attempt, checkout.path) == (checkout, 1, "new")
-    assert tracker.stats().created == 1
-    tracker.released(checkout)
-
-
 def test_connect_of_another_thread(tracker: PoolTracker) -> None:
     """It is not this checkout's: path `idle`, and nothing told."""
     other = threading.Thread(target=tracker.connected, args=(monotonic(), FakeConnection()))
@@ -528,27 +497,6 @@ def test_tracker_that_cannot_be_opened(session: InstrumentationSession, caplog: 
         assert session.track(Closed(), ADAPTER, name="mine") is None
     assert track(session, FakePool(), "mine").name == "mine"
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
-
-
-def test_end(tracker: PoolTracker) -> None:
-    """What is out ends as is said, with its connections where they are gone too; the name is free."""
-    full, light = acquire(tracker, FakeConnection(1)), FakeConnection(2)
-    acquire_lightly(tracker, light)
-    tracker.end(Outcome.DISCARDED, DiscardReason.CLOSED)
-    assert (full.outcome, tracker.held, tracker.light) == ("discarded", {}, {})
-    assert tracker.discards == {"closed": 2}
-    assert tracker.closed
-    assert tracker.name not in registry._names
-
-
-def test_fork(tracker: PoolTracker) -> None:
-    """In a child nothing is out, nothing was done, and what the parent had is told as left behind."""
-    acquire(tracker, FakeConnection())
-    acquire_lightly(tracker, FakeConnection())
-    tracker._reset_after_fork()
-    stats = tracker.stats()
-    assert (sum(stats.checkouts.values()), stats.oldest_hold, stats.discarded) == (0, 0.0, {"forked": 3})
-    assert recorder(tracker).told("attached") == [[tracker]]
 
 
 def test_fork_after_the_end(tracker: PoolTracker) -> None:

@@ -87,22 +87,17 @@ def test_waits_for_a_return(signals: Signals, patient: None, dsn: str) -> None:
     assert signals.values("db.client.connection.timeouts", name_of(dsn)) == {(): 0}
 
 
-def test_unset_it_raises_at_once(signals: Signals, hook: None, dsn: str) -> None:
-    """Nothing changes where nobody asked for it."""
-    pool = ThreadedConnectionPool(1, 1, dsn)
-    pool.getconn()
-    with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
-        pool.getconn()
-    assert tracker_of(pool).queue is None
-
-
-def test_zero_raises_at_once(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time to wait is no wait."""
-    with waiting_for(monkeypatch, signals, "0"):
+@pytest.mark.parametrize(("value", "errors"), [("", 0), ("0", 0), ("soon", 1)])
+def test_raises_at_once(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, value: str, errors: int) -> None:
+    """Nothing changes where nobody asked for a wait; what is no number of seconds is logged."""
+    with waiting_for(monkeypatch, signals, value):
         pool = ThreadedConnectionPool(1, 1, dsn)
         pool.getconn()
         with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
             pool.getconn()
+    records = [each.record for each in signals.records.all if "WAIT_TIMEOUT" in each.record.getMessage()]
+    assert [record.levelname for record in records] == ["ERROR"] * errors
+    assert all(repr(value) in record.getMessage() for record in records)
 
 
 def test_times_out_in_the_stock_pools_words(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,15 +259,6 @@ def test_connect_that_fails_while_others_wait(signals: Signals, patient: None, d
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("cls", [SimpleConnectionPool])
-def test_pools_of_one_thread_do_not_wait(signals: Signals, patient: None, dsn: str, cls: type[Pool]) -> None:
-    """A SimpleConnectionPool is one thread's: to wait would be to wait for oneself."""
-    pool = cls(1, 1, dsn)
-    pool.getconn()
-    with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
-        pool.getconn()
-
-
 def test_subclass_waits(signals: Signals, patient: None, dsn: str) -> None:
     """A getconn of a program's own that lets the stock error through waits as well, as one checkout."""
 
@@ -310,14 +296,15 @@ def test_subclass_with_a_lock_does_not_deadlock(signals: Signals, patient: None,
     pool.putconn(future.result(PATIENCE))
 
 
-def test_abstract_subclass_raises_at_once(signals: Signals, patient: None, dsn: str) -> None:
-    """What is no ThreadedConnectionPool makes no promise for threads, and does not wait."""
+class Abstract(AbstractConnectionPool):
+    def getconn(self) -> Any:
+        return self._getconn()  # type: ignore[attr-defined]
 
-    class Own(AbstractConnectionPool):
-        def getconn(self) -> Any:
-            return self._getconn()  # type: ignore[attr-defined]
 
-    pool = Own(0, 0, dsn)
+@pytest.mark.parametrize("cls", [SimpleConnectionPool, Abstract])
+def test_pools_of_one_thread_do_not_wait(signals: Signals, patient: None, dsn: str, cls: type[Pool]) -> None:
+    """What is no ThreadedConnectionPool makes no promise for threads: to wait would be to wait for oneself."""
+    pool = cls(0, 0, dsn)
     with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
         pool.getconn()
 
@@ -363,15 +350,3 @@ def test_many_threads(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatc
         stats = tracker_of(pool).stats()
         assert (sum(stats.checkouts.values()), stats.timeouts, stats.waiting, stats.used) == (400, 0, 0, 0)
         assert not tracker_of(pool).queue
-
-
-def test_bad_value(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no number of seconds is logged, and pools raise as ever."""
-    with waiting_for(monkeypatch, signals, "soon"):
-        pool = ThreadedConnectionPool(1, 1, dsn)
-        pool.getconn()
-        with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
-            pool.getconn()
-    (record,) = [each.record for each in signals.records.all if "WAIT_TIMEOUT" in each.record.getMessage()]
-    assert record.levelname == "ERROR"
-    assert "'soon'" in record.getMessage()

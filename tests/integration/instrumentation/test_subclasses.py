@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -27,23 +27,20 @@ Pool = Any
 
 
 @pytest.fixture(params=["before", "after"])
-def define(request: pytest.FixtureRequest, signals: Signals) -> Iterator[Callable[[Callable[[], Any]], Any]]:
-    """Make a class before the hook is on, or after; the hook is on either way once it is made."""
-    if request.param == "after":
-        with instrumented(signals, long_hold=None):
-            yield lambda make: make()
-    else:
-        with instrumented(signals, long_hold=None) as instrumentor:
-            instrumentor.uninstrument()
+def define(request: pytest.FixtureRequest, signals: Signals) -> Iterator[Callable[[Any], Any]]:
+    """Decorate a class that is made before the instrumentation begins, or after; it has begun either way afterwards."""
+    with ExitStack() as stack:
 
-            def made_before(make: Callable[[], Any]) -> Any:
-                cls = make()
-                instrumentor.instrument(
-                    tracer_provider=signals.tracer_provider, meter_provider=signals.meter_provider, long_hold=None
-                )
-                return cls
+        def begin() -> None:
+            stack.enter_context(instrumented(signals, long_hold=None))
 
-            yield made_before
+        def made_before(cls: Any) -> Any:
+            begin()
+            return cls
+
+        if request.param == "after":
+            begin()
+        yield made_before if request.param == "before" else lambda cls: cls
 
 
 def is_one_checkout(signals: Signals, dsn: str, **changes: Any) -> dict[str, Any]:
@@ -61,29 +58,27 @@ def is_one_checkout(signals: Signals, dsn: str, **changes: Any) -> dict[str, Any
 def test_with_a_semaphore(signals: Signals, define: Any, dsn: str) -> None:
     """The wait for the program's own semaphore is in the checkout's."""
 
-    def make() -> type[Pool]:
-        class Waiting(ThreadedConnectionPool):
-            def __init__(self, minconn: int, maxconn: int, *args: Any, **kwargs: Any) -> None:
-                self.places = threading.BoundedSemaphore(maxconn)
-                super().__init__(minconn, maxconn, *args, **kwargs)
+    @define
+    class Waiting(ThreadedConnectionPool):
+        def __init__(self, minconn: int, maxconn: int, *args: Any, **kwargs: Any) -> None:
+            self.places = threading.BoundedSemaphore(maxconn)
+            super().__init__(minconn, maxconn, *args, **kwargs)
 
-            def getconn(self, *args: Any, **kwargs: Any) -> Any:
-                self.places.acquire()
-                try:
-                    return super().getconn(*args, **kwargs)
-                except BaseException:
-                    self.places.release()
-                    raise
+        def getconn(self, *args: Any, **kwargs: Any) -> Any:
+            self.places.acquire()
+            try:
+                return super().getconn(*args, **kwargs)
+            except BaseException:
+                self.places.release()
+                raise
 
-            def putconn(self, *args: Any, **kwargs: Any) -> None:
-                try:
-                    super().putconn(*args, **kwargs)
-                finally:
-                    self.places.release()
+        def putconn(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                super().putconn(*args, **kwargs)
+            finally:
+                self.places.release()
 
-        return Waiting
-
-    pool = define(make)(1, 1, dsn)
+    pool = Waiting(1, 1, dsn)
     conn = pool.getconn()
     waiter = in_thread(pool.getconn)
     (_first, second) = until(lambda: spans if len(spans := signals.live()) == 2 else None)
@@ -103,29 +98,30 @@ def test_with_a_semaphore(signals: Signals, define: Any, dsn: str) -> None:
 
 
 def test_with_retries(signals: Signals, define: Any, dsn: str) -> None:
-    """One that asks until it is served is one checkout, and no timeout."""
+    """One that asks until it is served is one checkout, which has queued, and no timeout."""
 
-    def make() -> type[Pool]:
-        class Retrying(ThreadedConnectionPool):
-            asked = 0
+    @define
+    class Retrying(ThreadedConnectionPool):
+        asked = 0
 
-            def getconn(self, key: object = None) -> Any:
-                while True:
-                    try:
-                        return super().getconn(key)
-                    except PoolError:
-                        self.asked += 1
-                        time.sleep(0.001)
+        def getconn(self, key: object = None) -> Any:
+            while True:
+                try:
+                    return super().getconn(key)
+                except PoolError:
+                    self.asked += 1
+                    time.sleep(0.001)
 
-        return Retrying
-
-    pool = define(make)(1, 1, dsn)
+    pool = Retrying(1, 1, dsn)
     conn = pool.getconn()
     waiter = in_thread(pool.getconn)
     assert wait_until(lambda: pool.asked > 3)
+    assert tracker_of(pool).stats().waiting == 1
     pool.putconn(conn)
     pool.putconn(waiter.result(PATIENCE))
-    assert len(signals.named("pool.checkout")) == 2
+    checkouts = sorted(signals.named("pool.checkout"), key=lambda span: span.start_time or 0)  # either may end first
+    assert [(span.attributes or {})["otel_pgpool.path"] for span in checkouts] == ["idle", "queued"]
+    assert tracker_of(pool).stats().waiting == 0
     assert signals.values("db.client.connection.timeouts", name_of(dsn)) == {(): 0}
     assert signals.logged("timeout") == []
 
@@ -133,22 +129,20 @@ def test_with_retries(signals: Signals, define: Any, dsn: str) -> None:
 def test_that_tries_what_it_got(signals: Signals, define: Any, dsn: str) -> None:
     """One that throws dead connections away lends one: the others are discarded, and hold nothing."""
 
-    def make() -> type[Pool]:
-        class Checking(SimpleConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                while True:
-                    conn = super().getconn(key)
-                    try:
-                        conn.cursor().execute("select 1")
-                        conn.rollback()
-                    except psycopg2.Error:
-                        self.putconn(conn, key, close=True)
-                        continue
-                    return conn
+    @define
+    class Checking(SimpleConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            while True:
+                conn = super().getconn(key)
+                try:
+                    conn.cursor().execute("select 1")
+                    conn.rollback()
+                except psycopg2.Error:
+                    self.putconn(conn, key, close=True)
+                    continue
+                return conn
 
-        return Checking
-
-    pool = define(make)(2, 2, dsn)
+    pool = Checking(2, 2, dsn)
     for conn in pool._pool:
         conn.close()
     pool.putconn(pool.getconn())
@@ -161,19 +155,17 @@ def test_that_tries_what_it_got(signals: Signals, define: Any, dsn: str) -> None
 def test_as_a_context_manager(signals: Signals, define: Any, dsn: str) -> None:
     """A getconn that is a context manager around the stock one: one checkout, from entry to exit, no span left over."""
 
-    def make() -> type[Pool]:
-        class Managed(ThreadedConnectionPool):
-            @contextmanager
-            def getconn(self) -> Iterator[Any]:
-                conn = super().getconn()
-                try:
-                    yield conn
-                finally:
-                    self.putconn(conn)
+    @define
+    class Managed(ThreadedConnectionPool):
+        @contextmanager
+        def getconn(self) -> Iterator[Any]:
+            conn = super().getconn()
+            try:
+                yield conn
+            finally:
+                self.putconn(conn)
 
-        return Managed
-
-    pool = define(make)(1, 1, dsn)
+    pool = Managed(1, 1, dsn)
     manager = pool.getconn()
     assert signals.live() == []
     with manager as conn:
@@ -189,17 +181,15 @@ def test_that_returns_an_object_of_its_own(signals: Signals, define: Any, dsn: s
         def __init__(self, conn: connection) -> None:
             self.conn = conn
 
-    def make() -> type[Pool]:
-        class Wrapping(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                return Wrapped(super().getconn(key))
+    @define
+    class Wrapping(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            return Wrapped(super().getconn(key))
 
-            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
-                super().putconn(conn.conn, key, close)
+        def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+            super().putconn(conn.conn, key, close)
 
-        return Wrapping
-
-    pool = define(make)(1, 1, dsn)
+    pool = Wrapping(1, 1, dsn)
     wrapped = pool.getconn()
     assert type(wrapped) is Wrapped
     assert len(signals.live()) == 1
@@ -210,17 +200,15 @@ def test_that_returns_an_object_of_its_own(signals: Signals, define: Any, dsn: s
 def test_that_returns_none(signals: Signals, define: Any, dsn: str) -> None:
     """One that swallows the stock error has failed all the same."""
 
-    def make() -> type[Pool]:
-        class Polite(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                try:
-                    return super().getconn(key)
-                except PoolError:
-                    return None
+    @define
+    class Polite(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            try:
+                return super().getconn(key)
+            except PoolError:
+                return None
 
-        return Polite
-
-    pool = define(make)(0, 0, dsn)
+    pool = Polite(0, 0, dsn)
     assert pool.getconn() is None
     assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "idle"))
 
@@ -228,23 +216,21 @@ def test_that_returns_none(signals: Signals, define: Any, dsn: str) -> None:
 def test_that_goes_beyond_the_pool(signals: Signals, define: Any, dsn: str) -> None:
     """A connection made beside an exhausted pool is a checkout too, and ends with its return."""
 
-    def make() -> type[Pool]:
-        class Overflowing(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                try:
-                    return super().getconn(key)
-                except PoolError:
-                    return psycopg2.connect(*self._args, **self._kwargs)
+    @define
+    class Overflowing(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            try:
+                return super().getconn(key)
+            except PoolError:
+                return psycopg2.connect(*self._args, **self._kwargs)
 
-            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
-                if id(conn) in self._rused:
-                    super().putconn(conn, key, close)
-                else:
-                    conn.close()
+        def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+            if id(conn) in self._rused:
+                super().putconn(conn, key, close)
+            else:
+                conn.close()
 
-        return Overflowing
-
-    pool = define(make)(0, 0, dsn)
+    pool = Overflowing(0, 0, dsn)
     pool.putconn(pool.getconn())
     is_one_checkout(signals, dsn)
     assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("idle",): 1}
@@ -253,17 +239,15 @@ def test_that_goes_beyond_the_pool(signals: Signals, define: Any, dsn: str) -> N
 def test_with_other_parameters(signals: Signals, define: Any, dsn: str) -> None:
     """A first parameter that is no key is not taken for one, whatever keys are in use."""
 
-    def make() -> type[Pool]:
-        class Timed(ThreadedConnectionPool):
-            def getconn(self, timeout: float = 5, *, user: str = "") -> Any:
-                return super().getconn()
+    @define
+    class Timed(ThreadedConnectionPool):
+        def getconn(self, timeout: float = 5, *, user: str = "") -> Any:
+            return super().getconn()
 
-            def putconn(self, given: Any, *, failed: bool = False) -> None:
-                super().putconn(conn=given, close=failed)
+        def putconn(self, given: Any, *, failed: bool = False) -> None:
+            super().putconn(conn=given, close=failed)
 
-        return Timed
-
-    pool = define(make)(2, 2, dsn)
+    pool = Timed(2, 2, dsn)
     first = pool.getconn(1)
     assert 1 in pool._used
     second = pool.getconn(1, user="me")
@@ -280,18 +264,15 @@ def test_with_other_parameters(signals: Signals, define: Any, dsn: str) -> None:
 def test_with_keys(signals: Signals, define: Any, dsn: str, parameter: str) -> None:
     """A key that is handed on is one checkout, however the parameter is called."""
 
-    def make() -> type[Pool]:
-        class Keyed(ThreadedConnectionPool):
-            pass
+    class Keyed(ThreadedConnectionPool):
+        pass
 
-        namespace: dict[str, Any] = {"Keyed": Keyed}
-        exec(  # noqa: S102 - for the parameter's name
-            f"def getconn(self, {parameter}=None): return super(Keyed, self).getconn({parameter})", namespace
-        )
-        Keyed.getconn = namespace["getconn"]  # type: ignore[method-assign]
-        return type("Derived", (Keyed,), {"getconn": namespace["getconn"]})
-
-    pool = define(make)(2, 2, dsn)
+    namespace: dict[str, Any] = {"Keyed": Keyed}
+    exec(  # noqa: S102 - for the parameter's name
+        f"def getconn(self, {parameter}=None): return super(Keyed, self).getconn({parameter})", namespace
+    )
+    Keyed.getconn = namespace["getconn"]  # type: ignore[method-assign]
+    pool = define(type("Derived", (Keyed,), {"getconn": namespace["getconn"]}))(2, 2, dsn)
     conn = pool.getconn("me")
     assert pool.getconn("me") is conn
     pool.putconn(conn, "me")
@@ -303,20 +284,18 @@ def test_with_keys(signals: Signals, define: Any, dsn: str, parameter: str) -> N
 def test_that_raises_after_it_was_served(signals: Signals, define: Any, dsn: str) -> None:
     """What a program does to the connection inside its getconn may fail: the checkout has failed with it."""
 
-    def make() -> type[Pool]:
-        class Preparing(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                conn = super().getconn(key)
-                try:
-                    conn.cursor().execute("select 'secret-word' from nowhere")
-                except psycopg2.Error:
-                    self.putconn(conn, close=True)
-                    raise
-                return conn
+    @define
+    class Preparing(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            conn = super().getconn(key)
+            try:
+                conn.cursor().execute("select 'secret-word' from nowhere")
+            except psycopg2.Error:
+                self.putconn(conn, close=True)
+                raise
+            return conn
 
-        return Preparing
-
-    pool = define(make)(1, 1, dsn)
+    pool = Preparing(1, 1, dsn)
     with pytest.raises(psycopg2.errors.UndefinedTable):
         pool.getconn()
     assert_exactly(signals.checkout().attributes, denied(dsn, "error", "42P01"))
@@ -330,18 +309,16 @@ def test_that_raises_after_it_was_served(signals: Signals, define: Any, dsn: str
 def test_close_inside_putconn(signals: Signals, define: Any, dsn: str) -> None:
     """A putconn that has the stock one close the connection: one checkout, one connection discarded."""
 
-    def make() -> type[Pool]:
-        class Spendthrift(ThreadedConnectionPool):
-            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
-                super().putconn(conn, key, close=True)
+    class Spendthrift(ThreadedConnectionPool):
+        def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+            super().putconn(conn, key, close=True)
 
-        class Heir(Spendthrift):
-            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
-                super().putconn(conn, key, close)
+    @define
+    class Heir(Spendthrift):
+        def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+            super().putconn(conn, key, close)
 
-        return Heir
-
-    pool = define(make)(1, 1, dsn)
+    pool = Heir(1, 1, dsn)
     pool.putconn(pool.getconn())
     is_one_checkout(signals, dsn, outcome="discarded")
     assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 1}
@@ -351,21 +328,19 @@ def test_close_inside_putconn(signals: Signals, define: Any, dsn: str) -> None:
 def test_putconn_that_catches(signals: Signals, define: Any, dsn: str) -> None:
     """A putconn that tries again, closing, after the stock one has failed gives back once."""
 
-    def make() -> type[Pool]:
-        class Careful(ThreadedConnectionPool):
-            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
-                try:
-                    super().putconn(conn, key, close)
-                except psycopg2.Error:
-                    super().putconn(conn, key, close=True)
-
-        return Careful
-
     class Brittle(connection):
         def rollback(self) -> None:
             raise psycopg2.OperationalError("rollback failed")
 
-    pool = define(make)(1, 1, dsn, connection_factory=Brittle)
+    @define
+    class Careful(ThreadedConnectionPool):
+        def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+            try:
+                super().putconn(conn, key, close)
+            except psycopg2.Error:
+                super().putconn(conn, key, close=True)
+
+    pool = Careful(1, 1, dsn, connection_factory=Brittle)
     conn = pool.getconn()
     ask(conn, "select 1")
     pool.putconn(conn)
@@ -377,14 +352,12 @@ def test_putconn_that_catches(signals: Signals, define: Any, dsn: str) -> None:
 def test_closeall_of_their_own(signals: Signals, define: Any, dsn: str) -> None:
     """Each connection is closed once."""
 
-    def make() -> type[Pool]:
-        class Closing(ThreadedConnectionPool):
-            def closeall(self) -> None:
-                super().closeall()
+    @define
+    class Closing(ThreadedConnectionPool):
+        def closeall(self) -> None:
+            super().closeall()
 
-        return Closing
-
-    pool = define(make)(3, 3, dsn)
+    pool = Closing(3, 3, dsn)
     pool.getconn()
     pool.closeall()
     is_closed = [record.attributes["otel_pgpool.reason"] for record in signals.logged("discarded")]
@@ -395,16 +368,14 @@ def test_closeall_of_their_own(signals: Signals, define: Any, dsn: str) -> None:
 def test_connect_of_their_own(signals: Signals, define: Any, dsn: str) -> None:
     """A `_connect` around the stock one is one connect."""
 
-    def make() -> type[Pool]:
-        class Prepared(ThreadedConnectionPool):
-            def _connect(self, key: object = None) -> Any:
-                conn = super()._connect(key)  # type: ignore[misc]
-                conn.autocommit = True
-                return conn
+    @define
+    class Prepared(ThreadedConnectionPool):
+        def _connect(self, key: object = None) -> Any:
+            conn = super()._connect(key)  # type: ignore[misc]
+            conn.autocommit = True
+            return conn
 
-        return Prepared
-
-    pool = define(make)(0, 1, dsn)
+    pool = Prepared(0, 1, dsn)
     pool.putconn(pool.getconn())
     is_one_checkout(signals, dsn, path="new")
     assert is_child(signals.one("pool.connect"), signals.checkout())
@@ -416,20 +387,18 @@ def test_connect_of_their_own(signals: Signals, define: Any, dsn: str) -> None:
 def test_methods_of_other_names(signals: Signals, define: Any, dsn: str) -> None:
     """A pool with `borrow` and `give` is seen where it must pass: at the abstract pool's steps."""
 
-    def make() -> type[Pool]:
-        class Library(AbstractConnectionPool):
-            def borrow(self) -> Any:
-                return self._getconn()  # type: ignore[attr-defined]
+    @define
+    class Library(AbstractConnectionPool):
+        def borrow(self) -> Any:
+            return self._getconn()  # type: ignore[attr-defined]
 
-            def give(self, conn: Any, **how: Any) -> None:
-                self._putconn(conn, **how)  # type: ignore[attr-defined]
+        def give(self, conn: Any, **how: Any) -> None:
+            self._putconn(conn, **how)  # type: ignore[attr-defined]
 
-            def shut(self) -> None:
-                self._closeall()  # type: ignore[attr-defined]
+        def shut(self) -> None:
+            self._closeall()  # type: ignore[attr-defined]
 
-        return Library
-
-    pool = define(make)(1, 1, dsn)
+    pool = Library(1, 1, dsn)
     pool.give(pool.borrow())
     is_one_checkout(signals, dsn)
     pool.borrow()
@@ -441,24 +410,22 @@ def test_methods_of_other_names(signals: Signals, define: Any, dsn: str) -> None
 def test_grandchild_of_the_abstract_pool(signals: Signals, define: Any, dsn: str) -> None:
     """What derives from such a pool is told once, and its connection discarded once."""
 
-    def make() -> type[Pool]:
-        class Library(AbstractConnectionPool):
-            def borrow(self) -> Any:
-                return self._getconn()  # type: ignore[attr-defined]
+    class Library(AbstractConnectionPool):
+        def borrow(self) -> Any:
+            return self._getconn()  # type: ignore[attr-defined]
 
-            def give(self, conn: Any, **how: Any) -> None:
-                self._putconn(conn, **how)  # type: ignore[attr-defined]
+        def give(self, conn: Any, **how: Any) -> None:
+            self._putconn(conn, **how)  # type: ignore[attr-defined]
 
-        class Branch(Library):
-            pass
+    class Branch(Library):
+        pass
 
-        class Desk(Branch):
-            def _getconn(self, key: object = None) -> Any:
-                return super()._getconn(key)  # type: ignore[misc]
+    @define
+    class Desk(Branch):
+        def _getconn(self, key: object = None) -> Any:
+            return super()._getconn(key)  # type: ignore[misc]
 
-        return Desk
-
-    pool = define(make)(1, 1, dsn)
+    pool = Desk(1, 1, dsn)
     pool.give(pool.borrow(), close=True)
     is_one_checkout(signals, dsn, outcome="discarded")
     assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 1}
@@ -467,24 +434,22 @@ def test_grandchild_of_the_abstract_pool(signals: Signals, define: Any, dsn: str
 def test_half_of_the_names(signals: Signals, define: Any, dsn: str) -> None:
     """A pool with a `getconn` and a `release` is seen at both."""
 
-    def make() -> type[Pool]:
-        class Half(AbstractConnectionPool):
-            lock = threading.Condition()
+    @define
+    class Half(AbstractConnectionPool):
+        lock = threading.Condition()
 
-            def getconn(self) -> Any:
-                with self.lock:
-                    while len(self._used) >= self.maxconn:  # type: ignore[attr-defined]
-                        assert self.lock.wait(PATIENCE)
-                    return self._getconn()  # type: ignore[attr-defined]
+        def getconn(self) -> Any:
+            with self.lock:
+                while len(self._used) >= self.maxconn:  # type: ignore[attr-defined]
+                    assert self.lock.wait(PATIENCE)
+                return self._getconn()  # type: ignore[attr-defined]
 
-            def release(self, conn: Any) -> None:
-                with self.lock:
-                    self._putconn(conn)  # type: ignore[attr-defined]
-                    self.lock.notify()
+        def release(self, conn: Any) -> None:
+            with self.lock:
+                self._putconn(conn)  # type: ignore[attr-defined]
+                self.lock.notify()
 
-        return Half
-
-    pool = define(make)(1, 1, dsn)
+    pool = Half(1, 1, dsn)
     conn = pool.getconn()
     waiter = in_thread(pool.getconn)
     until(lambda: len(signals.live()) == 2)
@@ -500,15 +465,13 @@ def test_half_of_the_names(signals: Signals, define: Any, dsn: str) -> None:
 def test_alias(signals: Signals, define: Any, dsn: str) -> None:
     """A class that takes the stock methods over as they stand when it is made is told once."""
 
-    def make() -> type[Pool]:
-        class Alias(ThreadedConnectionPool):
-            getconn = ThreadedConnectionPool.getconn
-            putconn = ThreadedConnectionPool.putconn
-            take = ThreadedConnectionPool.getconn
+    @define
+    class Alias(ThreadedConnectionPool):
+        getconn = ThreadedConnectionPool.getconn
+        putconn = ThreadedConnectionPool.putconn
+        take = ThreadedConnectionPool.getconn
 
-        return Alias
-
-    pool = define(make)(1, 1, dsn)
+    pool = Alias(1, 1, dsn)
     pool.putconn(pool.getconn(), close=True)
     is_one_checkout(signals, dsn, outcome="discarded")
     assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 1}
@@ -519,15 +482,13 @@ def test_alias(signals: Signals, define: Any, dsn: str) -> None:
 def test_alias_of_a_step(signals: Signals, define: Any, dsn: str) -> None:
     """A pool may give the abstract pool's steps names of its own, as psycopg2's own classes do."""
 
-    def make() -> type[Pool]:
-        class Library(AbstractConnectionPool):
-            borrow = AbstractConnectionPool._getconn  # type: ignore[attr-defined]
-            give = AbstractConnectionPool._putconn  # type: ignore[attr-defined]
-            shut = AbstractConnectionPool._closeall  # type: ignore[attr-defined]
+    @define
+    class Library(AbstractConnectionPool):
+        borrow = AbstractConnectionPool._getconn  # type: ignore[attr-defined]
+        give = AbstractConnectionPool._putconn  # type: ignore[attr-defined]
+        shut = AbstractConnectionPool._closeall  # type: ignore[attr-defined]
 
-        return Library
-
-    pool = define(make)(1, 1, dsn)
+    pool = Library(1, 1, dsn)
     pool.give(pool.borrow())
     is_one_checkout(signals, dsn)
     pool.borrow()
@@ -538,22 +499,20 @@ def test_alias_of_a_step(signals: Signals, define: Any, dsn: str) -> None:
 def test_diamond(signals: Signals, define: Any, dsn: str) -> None:
     """So is a class that comes by its getconn twice."""
 
-    def make() -> type[Pool]:
-        class Left(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                return super().getconn(key)
+    class Left(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            return super().getconn(key)
 
-        class Right(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                return super().getconn(key)
+    class Right(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            return super().getconn(key)
 
-        class Both(Left, Right):
-            def getconn(self, key: object = None) -> Any:
-                return super().getconn(key)
+    @define
+    class Both(Left, Right):
+        def getconn(self, key: object = None) -> Any:
+            return super().getconn(key)
 
-        return Both
-
-    pool = define(make)(1, 1, dsn)
+    pool = Both(1, 1, dsn)
     pool.putconn(pool.getconn())
     is_one_checkout(signals, dsn)
 
@@ -561,20 +520,18 @@ def test_diamond(signals: Signals, define: Any, dsn: str) -> None:
 def test_mixin(signals: Signals, define: Any, dsn: str) -> None:
     """A getconn from a class that is no pool is passed through to the stock one."""
 
-    def make() -> type[Pool]:
-        class Counted:
-            count = 0
+    class Counted:
+        count = 0
 
-            def getconn(self, key: object = None) -> Any:
-                self.count += 1
-                return super().getconn(key)  # type: ignore[misc]
+        def getconn(self, key: object = None) -> Any:
+            self.count += 1
+            return super().getconn(key)  # type: ignore[misc]
 
-        class Both(Counted, ThreadedConnectionPool):
-            pass
+    @define
+    class Both(Counted, ThreadedConnectionPool):
+        pass
 
-        return Both
-
-    pool = define(make)(1, 1, dsn)
+    pool = Both(1, 1, dsn)
     pool.putconn(pool.getconn())
     assert pool.count == 1
     is_one_checkout(signals, dsn)
@@ -642,16 +599,14 @@ def test_pool_with_slots_and_attributes_of_its_own(signals: Signals, hook: None,
 def test_pool_that_shows_what_another_has(signals: Signals, define: Any, dsn: str) -> None:
     """A pool in front of another, whose attributes it passes off as its own, has telemetry of its own."""
 
-    def make() -> type[Pool]:
-        class Front(ThreadedConnectionPool):
-            behind: Any = None
+    @define
+    class Front(ThreadedConnectionPool):
+        behind: Any = None
 
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self.behind, name)
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.behind, name)
 
-        return Front
-
-    cls = define(make)
+    cls = Front
     pool = cls(1, 2, dsn)
     pool.behind = ThreadedConnectionPool(1, 2, dsn)
     pool.putconn(pool.getconn())
@@ -663,18 +618,16 @@ def test_pool_that_shows_what_another_has(signals: Signals, define: Any, dsn: st
 def test_threads_in_a_subclass(signals: Signals, define: Any, dsn: str) -> None:
     """Many threads in a getconn with retries: none counted twice, none lost, nothing out at the end."""
 
-    def make() -> type[Pool]:
-        class Retrying(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                while True:
-                    try:
-                        return super().getconn(key)
-                    except PoolError:
-                        time.sleep(0.0005)
+    @define
+    class Retrying(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            while True:
+                try:
+                    return super().getconn(key)
+                except PoolError:
+                    time.sleep(0.0005)
 
-        return Retrying
-
-    pool = define(make)(2, 3, dsn)
+    pool = Retrying(2, 3, dsn)
 
     def work(seed: int) -> None:
         chance = random.Random(seed)
@@ -699,14 +652,11 @@ def test_threads_in_a_subclass(signals: Signals, define: Any, dsn: str) -> None:
 def test_exhausted_subclass_raises_as_ever(signals: Signals, define: Any, dsn: str) -> None:
     """One span, one timeout, however many classes the error comes through."""
 
-    def make() -> type[Pool]:
-        class Outer(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                return super().getconn(key)
+    class Outer(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            return super().getconn(key)
 
-        return type("Derived", (Outer,), {})
-
-    pool = define(make)(0, 0, dsn)
+    pool = define(type("Derived", (Outer,), {}))(0, 0, dsn)
     with pytest.raises(PoolError, match=f"^{EXHAUSTED}$"):
         pool.getconn()
     assert_exactly(signals.checkout().attributes, denied(dsn, "timeout", "timeout", "idle"))
@@ -719,25 +669,23 @@ def test_exhausted_subclass_raises_as_ever(signals: Signals, define: Any, dsn: s
 def test_that_lends_a_thread_its_own_once_more(signals: Signals, define: Any, dsn: str) -> None:
     """A hand-over ends the checkout before it, and nothing stays out when all has come back."""
 
-    def make() -> type[Pool]:
-        class Reentrant(ThreadedConnectionPool):
-            depth = 0
-            own: Any = None
+    @define
+    class Reentrant(ThreadedConnectionPool):
+        depth = 0
+        own: Any = None
 
-            def getconn(self, key: object = None) -> Any:
-                if not self.depth:
-                    self.own = super().getconn(key)
-                self.depth += 1
-                return self.own
+        def getconn(self, key: object = None) -> Any:
+            if not self.depth:
+                self.own = super().getconn(key)
+            self.depth += 1
+            return self.own
 
-            def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
-                self.depth -= 1
-                if not self.depth:
-                    super().putconn(conn, key, close)
+        def putconn(self, conn: Any = None, key: object = None, close: bool = False) -> None:
+            self.depth -= 1
+            if not self.depth:
+                super().putconn(conn, key, close)
 
-        return Reentrant
-
-    pool = define(make)(1, 1, dsn)
+    pool = Reentrant(1, 1, dsn)
     for _ in range(3):
         outer, inner = pool.getconn(), pool.getconn()
         assert inner is outer
@@ -782,42 +730,15 @@ def test_that_gives_back_in_its_own_way_and_waits(signals: Signals, dsn: str, mo
         pool.closeall()
 
 
-def test_that_waits_in_its_own_way(signals: Signals, define: Any, dsn: str) -> None:
-    """One that asks again and again has queued."""
-
-    def make() -> type[Pool]:
-        class Patient(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                while True:
-                    try:
-                        return super().getconn(key)
-                    except PoolError:
-                        time.sleep(0.001)
-
-        return Patient
-
-    pool = define(make)(1, 1, dsn)
-    conn = pool.getconn()
-    waiting = in_thread(lambda: pool.putconn(pool.getconn()))
-    assert wait_until(lambda: tracker_of(pool).stats().waiting)
-    pool.putconn(conn)
-    waiting.result(PATIENCE)
-    checkouts = sorted(signals.named("pool.checkout"), key=lambda span: span.start_time or 0)  # either may end first
-    assert [(span.attributes or {})["otel_pgpool.path"] for span in checkouts] == ["idle", "queued"]
-    assert tracker_of(pool).stats().waiting == 0
-
-
 def test_whose_overflow_is_closed_by_the_borrower(signals: Signals, define: Any, dsn: str) -> None:
     """A connection that was never the pool's, and went without a return, is not held for ever."""
 
-    def make() -> type[Pool]:
-        class Beside(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                return psycopg2.connect(*self._args, **self._kwargs)
+    @define
+    class Beside(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            return psycopg2.connect(*self._args, **self._kwargs)
 
-        return Beside
-
-    pool = define(make)(0, 0, dsn)
+    pool = Beside(0, 0, dsn)
     conn = pool.getconn()
     assert len(tracker_of(pool).held) == 1
     conn.close()
@@ -831,14 +752,12 @@ def test_whose_overflow_is_closed_by_the_borrower(signals: Signals, define: Any,
 def test_that_gives_something_else(signals: Signals, define: Any, dsn: str, given: object) -> None:
     """What is no connection ends its checkout at once: nobody will tell of its return."""
 
-    def make() -> type[Pool]:
-        class Odd(ThreadedConnectionPool):
-            def getconn(self, key: object = None) -> Any:
-                return given
+    @define
+    class Odd(ThreadedConnectionPool):
+        def getconn(self, key: object = None) -> Any:
+            return given
 
-        return Odd
-
-    pool = define(make)(0, 1, dsn)
+    pool = Odd(0, 1, dsn)
     assert pool.getconn() is given
     is_one_checkout(signals, dsn, **{"connection.pid": 0})
     assert tracker_of(pool).slots == {}
@@ -847,35 +766,31 @@ def test_that_gives_something_else(signals: Signals, define: Any, dsn: str, give
 def test_with_a_parameter_called_pool(signals: Signals, define: Any, dsn: str) -> None:
     """Keywords of the program's own collide with none of ours."""
 
-    def make() -> type[Pool]:
-        class Named(ThreadedConnectionPool):
-            def getconn(self, key: object = None, *, pool: str = "main") -> Any:
-                return super().getconn(key)
+    @define
+    class Named(ThreadedConnectionPool):
+        def getconn(self, key: object = None, *, pool: str = "main") -> Any:
+            return super().getconn(key)
 
-            def putconn(self, conn: Any = None, key: object = None, close: bool = False, *, pool: str = "main") -> None:
-                super().putconn(conn, key, close)
+        def putconn(self, conn: Any = None, key: object = None, close: bool = False, *, pool: str = "main") -> None:
+            super().putconn(conn, key, close)
 
-        return Named
-
-    pool = define(make)(1, 1, dsn)
+    pool = Named(1, 1, dsn)
     pool.putconn(pool.getconn(pool="other"), pool="other")
     is_one_checkout(signals, dsn)
 
 
 def test_that_cannot_be_made(signals: Signals, define: Any, dsn: str) -> None:
     """A pool whose constructor failed has neither name nor series, though an error keeps it alive."""
-
-    def make() -> type[Pool]:
-        class Refused(ThreadedConnectionPool):
-            def _connect(self, key: object = None) -> Any:
-                if len(errors) < 2:
-                    raise psycopg2.OperationalError("refused")
-                return super()._connect(key)
-
-        return Refused
-
     errors: list[BaseException] = []
-    cls = define(make)
+
+    @define
+    class Refused(ThreadedConnectionPool):
+        def _connect(self, key: object = None) -> Any:
+            if len(errors) < 2:
+                raise psycopg2.OperationalError("refused")
+            return super()._connect(key)
+
+    cls = Refused
     for _ in range(2):
         with pytest.raises(psycopg2.OperationalError) as refused:
             cls(1, 1, dsn)

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from tests.support.telemetry import Signals
 
 
-@pytest.fixture
-def readers(signals: Signals) -> Readers:
-    return Readers(signals)
-
-
 def use(pool: ThreadedConnectionPool, times: int = 1) -> None:
     for _ in range(times):
         pool.putconn(pool.getconn())

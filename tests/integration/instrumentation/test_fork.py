@@ -13,14 +13,15 @@ from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
 from tests.support.database import IN_TRANSACTION, ask
-from tests.support.forked_pools import DEEDS, states, use, warm
-from tests.support.instrumentation import EXHAUSTED, STOCK, instrumented, lent, name_of, quietly, tracker_of
+from tests.support.forked_pools import DEEDS, end_by_putconn_key, states, use, warm
+from tests.support.instrumentation import EXHAUSTED, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.processes import in_child
 from tests.support.telemetry import MOMENT, assert_exactly, until
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from tests.support.telemetry import Signals
 
@@ -28,22 +29,31 @@ Pool = Any
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-@pytest.mark.parametrize("cls", STOCK)
+@pytest.mark.parametrize(
+    ("cls", "instrument"),
+    [(SimpleConnectionPool, instrumented), (ThreadedConnectionPool, instrumented), (ThreadedConnectionPool, quietly)],
+)
+@pytest.mark.usefixtures("fork")
 def test_child_does_not_touch_the_parents_sessions(
-    signals: Signals, dsn: str, admin: connection, cls: type[Pool], deed: Callable[[Any, connection], None]
+    dsn: str,
+    admin: connection,
+    cls: type[Pool],
+    instrument: Callable[[], AbstractContextManager[Any]],
+    deed: Callable[[Any, connection], None],
 ) -> None:
-    """Whatever the child does, the server hears nothing on the parent's sockets, and a transaction goes on."""
-    with instrumented(signals):
+    """Whatever the child does first, the server hears nothing on the parent's sockets, and a transaction goes on."""
+    with instrument():
         pool = cls(2, 3, dsn)
         pids = warm(pool)
-        held = pool.getconn("held")
+        key = ["held"] if deed is end_by_putconn_key else []
+        held = pool.getconn(*key)
         ask(held, "create temporary table of_the_parent ()")
         before = states(admin, pids)
         in_child(lambda: deed(pool, held))
         assert states(admin, pids) == before
         assert held.info.transaction_status == IN_TRANSACTION
         assert ask(held, "select count(*) from of_the_parent") == 0
-        pool.putconn(held, "held")
+        pool.putconn(held, *key)
         assert use(pool) in pids
 
 
@@ -60,23 +70,23 @@ def test_child_has_backends_of_its_own(signals: Signals, dsn: str, moment: str) 
         assert use(pool) in pids
 
 
-def test_quiet_hook(dsn: str, admin: connection) -> None:
-    """The same where checkouts leave nothing."""
-    with quietly():
+@pytest.mark.parametrize("instrument", [instrumented, quietly])
+@pytest.mark.usefixtures("fork")
+def test_figures_are_the_childs_own(dsn: str, instrument: Callable[[], AbstractContextManager[Any]]) -> None:
+    """Levels and totals of the child begin at nothing, also where they are read first of all."""
+    with instrument():
         pool = ThreadedConnectionPool(2, 3, dsn)
-        pids = warm(pool)
         held = pool.getconn()
-        ask(held, "create temporary table of_the_parent ()")
-        before = states(admin, pids)
 
-        def child() -> list[int]:
+        def child() -> str:
+            first = tracker_of(pool).stats()
             pool.putconn(held)
-            return [use(pool), len(pool._used), tracker_of(pool).stats().checkouts["new"]]
+            use(pool)
+            after = tracker_of(pool).stats()
+            levels = [first.used, first.idle, first.created, dict(first.discarded)]
+            return json.dumps([*levels, after.used, after.checkouts["new"]])
 
-        pid, used, new = json.loads(in_child(child))
-        assert pid not in pids
-        assert (used, new) == (0, 1)
-        assert states(admin, pids) == before
+        assert json.loads(in_child(child)) == [0, 0, 0, {"forked": 2}, 0, 1]
         pool.putconn(held)
 
 
@@ -190,10 +200,44 @@ def test_long_holds_of_the_parent_are_told_by_the_parent(signals: Signals, dsn: 
         assert len(signals.logged("long_hold")) == 1
 
 
+@pytest.mark.usefixtures("fork")
+def test_long_holds_are_watched(signals: Signals, dsn: str) -> None:
+    """The child has a thread of its own that watches."""
+    with instrumented(signals, long_hold=0.05):
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.putconn(pool.getconn())
+
+        def child() -> int:
+            pool.getconn()
+            until(lambda: signals.logged("long_hold"))
+            return len(signals.logged("long_hold"))
+
+        assert in_child(child) == "1"
+
+
+@pytest.mark.usefixtures("fork")
+def test_stranger_stays_one(signals: Signals, dsn: str) -> None:
+    """A connection that was never lent is refused in the child as ever."""
+    with instrumented(signals):
+        pool = ThreadedConnectionPool(1, 1, dsn)
+        pool.putconn(pool.getconn())
+
+        def refused() -> str:
+            conn = pool.getconn()
+            pool.putconn(conn)
+            with pytest.raises(PoolError):
+                pool.putconn(conn)
+            return "refused"
+
+        assert in_child(refused) == "refused"
+
+
+@pytest.mark.usefixtures("fork")
 def test_fork_while_a_thread_holds_the_pools_lock(signals: Signals, dsn: str) -> None:
     """A child that was forked in the middle of another thread's getconn can use its pool."""
     with instrumented(signals):
         pool = ThreadedConnectionPool(1, 2, dsn)
+        use(pool)
         with pool._lock:
             pid = int(in_child(lambda: use(pool)))
         assert pid not in [conn.get_backend_pid() for conn in pool._pool]
@@ -227,6 +271,7 @@ def test_locks_of_the_programs_own(signals: Signals, dsn: str) -> None:
             assert int(in_child(lambda pool=pool: use(pool))) != use(pool)
 
 
+@pytest.mark.usefixtures("fork")
 def test_waiters_are_the_parents(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody of the parent's queue stands in the child's, and the parent's is served as ever."""
     monkeypatch.setenv("OTEL_PGPOOL_WAIT_TIMEOUT", str(PATIENCE))
@@ -266,6 +311,7 @@ def test_getconn_that_forks(signals: Signals, dsn: str) -> None:
         assert pool.getconn() == "1"
 
 
+@pytest.mark.usefixtures("fork")
 def test_abstract_pool(signals: Signals, dsn: str, admin: connection) -> None:
     """What derives from the abstract pool is as safe."""
 

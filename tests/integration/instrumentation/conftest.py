@@ -12,16 +12,11 @@ from psycopg2.pool import AbstractConnectionPool
 
 from tests.support.instrumentation import instrumented
 from tests.support.sqlalchemy_engines import Engines
-from tests.support.telemetry import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
+    from tests.support.telemetry import Signals
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 OF_A_FEW = (QueuePool, NullPool, StaticPool)
-HERE = "tests/integration/hook/test_sqlalchemy.py"
+HERE = "tests/integration/instrumentation/test_sqlalchemy.py"
 
 
 # A checkout
@@ -160,14 +160,6 @@ print(*sorted(span.name for span in spans.get_finished_spans()))
         check=False,
     )
     assert (ran.stdout, ran.stderr) == ("pool.checkout pool.connect\n", "")
-
-
-def test_raw_connection(signals: Signals, hook: None, engines: Engines) -> None:
-    """A raw connection is a checkout like any other."""
-    raw = engines().raw_connection()
-    pid = raw.dbapi_connection.info.backend_pid
-    raw.close()
-    assert attribute(signals.checkout(), "connection.pid") == pid
 
 
 def test_session(signals: Signals, hook: None, engines: Engines) -> None:
@@ -320,52 +312,30 @@ def test_what_is_idle_in_a_full_pool_is_not_waited_for(
     assert signals.named("pool.wait") == []
 
 
-def test_the_last_place_is_taken_by_another(signals: Signals, hook: None, engines: Engines) -> None:
-    """A caller who saw a place free, and found it taken, has queued from then on."""
+@pytest.mark.parametrize(("idle", "step"), [(0, "_inc_overflow"), (1, "_do_get")])
+def test_what_was_free_is_taken_by_another(
+    signals: Signals, hook: None, engines: Engines, idle: int, step: str
+) -> None:
+    """A caller who saw a place free, or a connection idle, and found it taken, has queued from then on."""
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
-    pool = engine.pool
-    assert isinstance(pool, QueuePool)
+    for _ in range(idle):
+        borrow(engine)
     taken: list[Any] = []
-    take_place = pool._inc_overflow
-
-    def taken_before() -> bool:
-        if not taken:
-            taken.append(None)
-            taken[0] = in_thread(engine.connect).result(PATIENCE)
-        return take_place()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "_inc_overflow", taken_before)
-        waiter = in_thread(borrow, engine)
-        until(waits(engine))
-    taken[0].close()
-    waiter.result(PATIENCE)
-    assert sorted(told(signals, "path")) == ["new", "queued"]
-    assert len(signals.one("pool.wait").links) == 1
-
-
-def test_the_idle_one_is_taken_by_another(signals: Signals, hook: None, engines: Engines) -> None:
-    """A caller who saw a connection idle, and found it taken, has queued from then on."""
-    engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
-    borrow(engine)
-    pool = engine.pool
-    assert isinstance(pool, QueuePool)
-    taken: list[Any] = []
-    get = pool._do_get
+    take = getattr(engine.pool, step)
 
     def taken_before() -> Any:
         if not taken:
             taken.append(None)
             taken[0] = in_thread(engine.connect).result(PATIENCE)
-        return get()
+        return take()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "_do_get", taken_before)
+        patch.setattr(engine.pool, step, taken_before)
         waiter = in_thread(borrow, engine)
         until(waits(engine))
     taken[0].close()
     waiter.result(PATIENCE)
-    assert told(signals, "path") == ["new", "idle", "queued"]
+    assert sorted(told(signals, "path")) == [*["idle"] * idle, "new", "queued"]
     assert len(signals.one("pool.wait").links) == 1
 
 

@@ -19,14 +19,14 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from sqlalchemy.util.queue import Queue
 
-from tests.support.database import IN_TRANSACTION, ask, lives
+from tests.support.database import lives
+from tests.support.forked_pools import states
 from tests.support.processes import in_child
 from tests.support.sqlalchemy_engines import (
     POOL_NAME,
     Engines,
     attribute,
     borrow,
-    driver,
     engine_tracker,
     fill,
     hooked,
@@ -257,15 +257,6 @@ def test_engine_put_together_by_hand(signals: Signals, hook: None, engines: Engi
 # Fork
 
 
-def states(admin: connection, pids: list[int]) -> list[tuple[Any, ...]]:
-    """Return the server's last state of these sessions."""
-    with admin.cursor() as cur:
-        cur.execute(
-            "select pid, state, query, state_change from pg_stat_activity where pid = any(%s) order by 1", [pids]
-        )
-        return cur.fetchall()
-
-
 def work(engine: Engine) -> list[int]:
     return [borrow(engine) for _ in range(3)]
 
@@ -327,35 +318,6 @@ def test_child_counts_its_own(signals: Signals, hook: None, engines: Engines, po
     held.close()
     assert told(signals, "outcome") == ["released"] * 2
     assert sum(signals.values("otel_pgpool.checkouts", engines.name).values()) == 2
-
-
-def test_what_the_child_left_behind(signals: Signals, hook: None, engines: Engines) -> None:
-    """What was idle in the parent is told in the child as left behind."""
-    engine = engines(pool_size=2)
-    fill(engine, 2)
-
-    def child() -> Any:
-        borrow(engine)
-        return signals.values("otel_pgpool.connections.discarded", engines.name)
-
-    assert in_child(child) == str({("forked",): 2})
-    assert signals.values("otel_pgpool.connections.discarded", engines.name) == {}
-
-
-def test_held_across_a_fork(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
-    """What is out when its parent forks stays the parent's: its transaction goes on, and its span ends once."""
-    engine = engines()
-    with engine.connect() as conn:
-        pid = select(conn, "select pg_backend_pid()")
-        ask(driver(conn), "create temporary table of_the_parent ()")
-        before = states(admin, [pid])
-        assert int(in_child(lambda: borrow(engine))) != pid
-        assert states(admin, [pid]) == before
-        assert driver(conn).info.transaction_status == IN_TRANSACTION
-        assert ask(driver(conn), "select to_regclass('of_the_parent')") == "of_the_parent"
-        assert len(signals.live()) == 1
-    assert signals.live() == []
-    assert told(signals, "outcome") == ["released"]
 
 
 def test_fork_of_a_pool_that_is_used_past_its_engine(

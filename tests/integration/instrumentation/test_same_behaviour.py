@@ -13,10 +13,11 @@ import pytest
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
+from tests.support.broken_telemetry import BrokenAtEnd, BrokenAtStart, BrokenSampler, broken
 from tests.support.instrumentation import STOCK, denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.telemetry import Signals, assert_exactly, until
 
@@ -229,24 +230,6 @@ def test_pool_that_is_none_yet(signals: Signals, cls: type[Pool]) -> None:
 
 
 @pytest.mark.parametrize("cls", STOCK)
-def test_same_order(dsn: str, cls: type[Pool]) -> None:
-    """The connection that came back last is lent first, as ever."""
-
-    def order() -> list[int]:
-        pool = cls(3, 3, dsn)
-        conns = [pool.getconn() for _ in range(3)]
-        for conn in conns:
-            pool.putconn(conn)
-        again = [conns.index(pool.getconn()) for _ in range(3)]
-        pool.closeall()
-        return again
-
-    without = order()
-    with quietly():
-        assert order() == without
-
-
-@pytest.mark.parametrize("cls", STOCK)
 def test_same_faces(signals: Signals, dsn: str, cls: type[Pool]) -> None:
     """Names, signatures and documentation of the methods are the stock ones."""
 
@@ -280,29 +263,6 @@ def test_called_by_nobody(signals: Signals, dsn: str, cls: type[Pool], quiet: bo
 
 
 # What telemetry does wrong
-
-
-class BrokenError(Exception):
-    pass
-
-
-def broken(*_args: object, **_kwargs: object) -> Any:
-    raise BrokenError("telemetry is broken")
-
-
-class BrokenAtStart(SpanProcessor):
-    on_start = broken
-
-
-class BrokenAtEnd(SpanProcessor):
-    on_end = broken
-
-
-class BrokenSampler(Sampler):
-    should_sample = broken
-
-    def get_description(self) -> str:
-        return "broken"
 
 
 def with_processor(processor: SpanProcessor) -> TracerProvider:
