@@ -187,6 +187,7 @@ WORKERS = 2
 INSTANCE = "service.instance.id"
 
 
+SCARCE = {"CONNECTIONS": "1", "TIMEOUT": "0.3"}
 REPAIR = {"OTEL_PGPOOL_FORK_REPAIR": "1"}
 
 
@@ -274,12 +275,9 @@ def test_reported_under_gunicorn(receiver: HttpReceiver, dsn: str, tmp_path: Pat
     """Without the repair the pool opens nothing in a worker: requests fail as the pool does, a record has the cause."""
     with (
         stocked(dsn) as beside,
-        gunicorn("gthread", "wsgi", receiver, beside, tmp_path, CONNECTIONS="1", TIMEOUT="0.3") as (
-            program,
-            port,
-            clients,
-        ),
+        gunicorn("gthread", "wsgi", receiver, beside, tmp_path, **SCARCE) as (program, port, clients),
     ):
+        assert wait_until(lambda: program.errors.count("Booting worker") == WORKERS)
         status = [clients.submit(status_of_order, port, number) for number in range(1, 5)]
         assert [each.result() for each in status] == [500] * 4
         master = program.process.pid
@@ -287,9 +285,8 @@ def test_reported_under_gunicorn(receiver: HttpReceiver, dsn: str, tmp_path: Pat
     failures = [record.attributes for record in receiver.logs if record.attributes.get("exception.type")]
     assert {each["exception.message"] for each in failures} == {"couldn't get a connection after 0.30 sec"}
     records = inherited(receiver)
-    assert len(records) == WORKERS
-    workers = {str(record.body).partition("forked child ")[2].partition(":")[0] for record in records}
-    assert len(workers) == WORKERS
+    workers = {span.resource[INSTANCE] for span in receiver.spans if span.kind == "SERVER"}  # usually both
+    assert sorted(record.resource[INSTANCE] for record in records) == sorted(workers)
     for record in records:
         assert record.severity_text == "ERROR"
         assert str(record.body).startswith(f"pool shop: opened in process {master}, and used in its forked child ")
