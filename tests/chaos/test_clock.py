@@ -54,7 +54,7 @@ def clocks(file: Path) -> set[str]:
 
 
 def test_only_spans_look_at_the_time_of_day() -> None:
-    """The start of a span does, and the hook, as SQLAlchemy dates its connections so; cli and demo are not meant."""
+    """The start of a span reads it, and the instrumentation, because SQLAlchemy dates its connections so."""
     files = [file for file in PACKAGE.rglob("*.py") if not {"cli", "demo"} & set(file.parts)]
     looking = {file.relative_to(PACKAGE).as_posix() for file in files if clocks(file) & WALL_CLOCK}
     assert looking == {"telemetry/spans.py", "instrumentation/adapters/sqlalchemy/wrappers.py"}

@@ -1,4 +1,4 @@
-"""Hostile input under the hook: passwords in every place they come in by, and a server that says what it likes."""
+"""Hostile input under the instrumentation: passwords in every place, and a server that sends anything."""
 
 from __future__ import annotations
 

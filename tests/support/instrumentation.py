@@ -1,4 +1,4 @@
-"""What the tests of the hook share: the hook on for a block, and what its spans must hold.
+"""What the tests of the instrumentation share: the instrumentation on for a block, and what its spans must hold.
 
 with Signals() as signals, instrumented(signals):
     pool = ThreadedConnectionPool(1, 2, dsn)
@@ -33,7 +33,7 @@ CLASSES = (AbstractConnectionPool, *STOCK)
 
 @contextmanager
 def instrumented(signals: Signals | None = None, **options: Any) -> Iterator[PgPoolInstrumentor]:
-    """Have the hook on, telling these signals, or without any: then ordinary checkouts are quiet."""
+    """Have the instrumentation on, telling these signals, or without any: then ordinary checkouts are quiet."""
     instrumentor = PgPoolInstrumentor()
     providers: dict[str, Any] = {}
     if signals is not None:

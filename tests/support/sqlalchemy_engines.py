@@ -1,4 +1,4 @@
-"""What the tests of SQLAlchemy's pools share: the hook on for a block, engines, and what is said of their checkouts.
+"""What the tests of SQLAlchemy's pools share: an instrumented block, engines, and what is reported of checkouts.
 
 They run on SQLAlchemy 1.4 and 2 alike.
 """

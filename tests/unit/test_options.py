@@ -1,4 +1,4 @@
-"""What the hook was told: argument, then environment, then default; and never an error."""
+"""What the instrumentation was told: argument, then environment, then default; and never an error."""
 
 from __future__ import annotations
 

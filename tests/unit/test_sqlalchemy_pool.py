@@ -1,4 +1,4 @@
-"""What the hook says of an engine without asking a server: its pool's name and levels, and where it leads."""
+"""The instrumentation's knowledge of an engine without a server: its pool's name, levels and target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals of its own for each test, and a hook that is off again afterwards."""
+"""Signals of its own for each test, and an instrumentation that is off again afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def hook(signals: Signals) -> Iterator[None]:
+def instrumentation(signals: Signals) -> Iterator[None]:
     """Instrument, with every span and no long hold."""
     with instrumented(signals, long_hold=None):
         yield
@@ -40,7 +40,7 @@ def on_a_small_heap(small_heap: None) -> None:
 
 @pytest.fixture(autouse=True)
 def no_pool_left() -> Iterator[None]:
-    """Close what a test leaves open: the next hook would find it, and give it the name that the next test expects."""
+    """Close what a test leaves open: the next instrumentation would find the pool and take its name."""
     yield
     gc.collect()
     for pool in [found for found in gc.get_objects() if issubclass(type(found), AbstractConnectionPool)]:

@@ -57,13 +57,13 @@ def test_child_does_not_touch_the_parents_sessions(
         assert use(pool) in pids
 
 
-@pytest.mark.parametrize("moment", ["before the hook", "before the hook and used", "after"])
+@pytest.mark.parametrize("moment", ["before the instrumentation", "before the instrumentation and used", "after"])
 def test_child_has_backends_of_its_own(signals: Signals, dsn: str, moment: str) -> None:
-    """The child connects anew, for a pool that nobody has used since the hook came on as well."""
+    """The child connects anew, for a pool that nobody has used since the instrumentation came on as well."""
     pool = None if moment == "after" else ThreadedConnectionPool(2, 3, dsn)
     with instrumented(signals):
         pool = pool or ThreadedConnectionPool(2, 3, dsn)
-        if moment == "before the hook and used":
+        if moment == "before the instrumentation and used":
             use(pool)
         pids = [conn.get_backend_pid() for conn in pool._pool]
         assert int(in_child(lambda: use(pool))) not in pids
@@ -409,7 +409,7 @@ def test_limit_is_the_childs_own(signals: Signals, dsn: str) -> None:
 
 
 def test_uninstrument_in_the_child(signals: Signals, dsn: str, admin: connection) -> None:
-    """The child may take the hook off: its pool is a stock pool with connections of its own."""
+    """The child may take the instrumentation off: its pool is a stock pool with connections of its own."""
     with instrumented(signals) as instrumentor:
         pool = ThreadedConnectionPool(1, 2, dsn)
         pids = warm(pool)

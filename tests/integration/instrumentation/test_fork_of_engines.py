@@ -179,7 +179,7 @@ def test_pool_without_an_engine(signals: Signals, dsn: str, admin: connection) -
 
 
 def test_uninstrumented_dialect(signals: Signals, engines: Engines) -> None:
-    """What the hook has put before the methods of a dialect is gone with it."""
+    """What the instrumentation has put before the methods of a dialect is gone with it."""
     engine = engines()
     before = {**vars(engine.dialect)}
     with hooked(signals):

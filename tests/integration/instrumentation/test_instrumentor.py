@@ -116,7 +116,7 @@ def test_class_made_while_the_hook_was_on(signals: Signals, dsn: str) -> None:
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_checkouts_that_are_out(signals: Signals, dsn: str, quiet: bool) -> None:
-    """They end with the hook, and are given back as to a pool that never knew of it."""
+    """They end with the instrumentation, and are given back as to a pool that never knew of it."""
     with instrumented(
         None if quiet else signals, long_hold=None, **({"spans": "off"} if quiet else {})
     ) as instrumentor:
@@ -136,7 +136,7 @@ def test_checkouts_that_are_out(signals: Signals, dsn: str, quiet: bool) -> None
 
 
 def test_again_with_other_options(signals: Signals, dsn: str) -> None:
-    """Each time the hook begins afresh: other options, the same names, whose totals go on."""
+    """Each time the instrumentation begins afresh: other options, the same names, whose totals go on."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     with instrumented(signals, long_hold=None):
         pool.putconn(pool.getconn())
@@ -232,7 +232,7 @@ def test_wrapped_by_somebody_else(signals: Signals, dsn: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_while_threads_work(signals: Signals, dsn: str, quiet: bool) -> None:
-    """The hook comes and goes under the hands of threads: no checkout fails, no connection is lost."""
+    """The instrumentation comes and goes under the hands of threads: no checkout fails, no connection is lost."""
     pool = ThreadedConnectionPool(4, 4, dsn)
     stop = threading.Event()
     done = [0] * 4
@@ -258,7 +258,7 @@ def test_while_threads_work(signals: Signals, dsn: str, quiet: bool) -> None:
 
 
 def test_leaves_nothing(signals: Signals, dsn: str) -> None:
-    """Nothing keeps the hook once it is off, not even what waits for the import of another kind of pool."""
+    """Nothing keeps the instrumentation once it is off, not even what waits for the import of another kind of pool."""
     with instrumented(signals):
         pool = ThreadedConnectionPool(1, 1, dsn)
         pool.putconn(pool.getconn())
@@ -267,7 +267,7 @@ def test_leaves_nothing(signals: Signals, dsn: str) -> None:
 
 
 def test_leaves_no_thread(signals: Signals, dsn: str) -> None:
-    """The one thread that watches ends with the hook; without a checkout there is none."""
+    """The one thread that watches ends with the instrumentation; without a checkout there is none."""
     with instrumented(signals):
         pool = ThreadedConnectionPool(1, 1, dsn)
         assert not any(thread.name == "otel_pgpool-watch" for thread in threading.enumerate())
@@ -459,7 +459,7 @@ print(json.dumps({"ours": PgPoolInstrumentor().is_instrumented_by_opentelemetry,
 def test_kind_that_is_imported_later(
     signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on: bool
 ) -> None:
-    """A kind of pool is hooked when what it needs is imported, if the hook is still on by then."""
+    """A kind of pool is instrumented when what it needs is imported, if the instrumentation is still on by then."""
     name = f"a_kind_of_pool_{'on' if on else 'off'}"
     (tmp_path / f"{name}.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -502,7 +502,7 @@ def test_options(signals: Signals, dsn: str) -> None:
 
 
 def test_environment(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not given as an argument is read from the environment when the hook comes on."""
+    """What is not given as an argument is read from the environment when the instrumentation comes on."""
     monkeypatch.setenv("OTEL_PGPOOL_SPANS", "slow")
     monkeypatch.setenv("OTEL_PGPOOL_SLOW", "0.5")
     monkeypatch.setenv("OTEL_PGPOOL_LONG_HOLD", "12")
@@ -540,7 +540,7 @@ def test_bad_environment(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("options", [{"spans": "all"}, {"long_hold": [1]}])
 def test_bad_options(signals: Signals, dsn: str, options: dict[str, Any]) -> None:
-    """A bad option is logged once, and its default used: a hook stops no program."""
+    """A bad option is logged once, and its default used: an instrumentation stops no program."""
     with instrumented(signals, **options):
         pool = ThreadedConnectionPool(1, 1, dsn)
         pool.putconn(pool.getconn())

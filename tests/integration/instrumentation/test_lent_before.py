@@ -1,4 +1,4 @@
-"""Connections that were lent before the hook was on, and come back while somebody waits."""
+"""Connections that were lent before the instrumentation was on, and come back while somebody waits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def instrumentor(monkeypatch: pytest.MonkeyPatch) -> Iterator[PgPoolInstrumentor
 
 
 def test_the_return_of_one_that_is_not_known_serves_who_waits(instrumentor: PgPoolInstrumentor, dsn: str) -> None:
-    """The hook knows nothing of its checkout, and calls the first in the queue all the same."""
+    """The instrumentation knows nothing of its checkout, and calls the first in the queue all the same."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = pool.getconn()
     instrumentor.instrument()

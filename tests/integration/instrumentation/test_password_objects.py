@@ -1,4 +1,4 @@
-"""A password may be an object that fetches one whenever its text is asked for: the hook does not ask."""
+"""A password may be an object that fetches one whenever its text is asked for: the instrumentation does not ask."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Vault:
 
 
 def with_and_without(signals: Signals, dsn: str, deed: Callable[[Vault], None]) -> list[int]:
-    """How often a deed asks without the hook, and with it."""
+    """How often a deed asks without the instrumentation, and with it."""
     password = parse_dsn(dsn)["password"]
     counts = []
     vault = Vault(password)

@@ -320,7 +320,7 @@ def test_greenlets(receiver: HttpReceiver, dsn: str, program: str, patched: dict
     assert sum(span.name == "pool.wait" for span in receiver.spans) >= crowd["served"] - 5
 
 
-@pytest.mark.parametrize("command", [("-c", HOOKED_BY_HAND), ("crowd_on_ours.py",)], ids=["hook", "ours"])
+@pytest.mark.parametrize("command", [("-c", HOOKED_BY_HAND), ("crowd_on_ours.py",)], ids=["instrumentation", "ours"])
 def test_greenlets_without_the_command(dsn: str, command: tuple[str, ...]) -> None:
     """The same, with everything imported after the patches."""
     with (

@@ -1,4 +1,4 @@
-"""Pools of psycopg2 in a program that does not know of the hook: every checkout is told, however it ends."""
+"""Pools of psycopg2 in a program that does not know of the instrumentation: every checkout is told, however it ends."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def refusing(pool: Pool, port: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("cls", STOCK)
-def test_checkout(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> None:
+def test_checkout(signals: Signals, instrumentation: None, dsn: str, cls: type[Pool]) -> None:
     """A checkout is one span from getconn to putconn, under the caller's span and not current inside."""
     pool = cls(1, 2, dsn)
     with signals.tracer.start_as_current_span("order") as order:
@@ -79,7 +79,7 @@ def test_checkout(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> No
 
 
 @pytest.mark.parametrize("cls", STOCK)
-def test_new_connection(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> None:
+def test_new_connection(signals: Signals, instrumentation: None, dsn: str, cls: type[Pool]) -> None:
     """A checkout that found nothing idle is path `new`; the connect is its child."""
     pool = cls(0, 1, dsn)
     pool.putconn(pool.getconn())
@@ -103,7 +103,7 @@ def test_idle_beside_the_new_one_of_another(signals: Signals, dsn: str, quiet: b
         assert tracker_of(pool).stats().checkouts == {"idle": 1, "queued": 0, "new": 0}
 
 
-def test_connections_of_the_constructor_are_nobodys(signals: Signals, hook: None, dsn: str) -> None:
+def test_connections_of_the_constructor_are_nobodys(signals: Signals, instrumentation: None, dsn: str) -> None:
     """What a pool connects when it is made has spans without a parent, even inside a span of the caller's."""
     with signals.tracer.start_as_current_span("start"):
         pool = ThreadedConnectionPool(2, 2, dsn)
@@ -136,7 +136,7 @@ def test_pool_made_before_the_hook_has_its_levels_at_once(signals: Signals, dsn:
     pool.closeall()
 
 
-def test_two_pools_of_one_server(signals: Signals, hook: None, dsn: str) -> None:
+def test_two_pools_of_one_server(signals: Signals, instrumentation: None, dsn: str) -> None:
     """Each has its own name, spans and series."""
     first, second = ThreadedConnectionPool(1, 1, dsn), SimpleConnectionPool(2, 5, dsn)
     second.putconn(second.getconn())
@@ -148,7 +148,7 @@ def test_two_pools_of_one_server(signals: Signals, hook: None, dsn: str) -> None
     second.closeall()
 
 
-def test_one_checkout_of_a_key(signals: Signals, hook: None, dsn: str) -> None:
+def test_one_checkout_of_a_key(signals: Signals, instrumentation: None, dsn: str) -> None:
     """`getconn(key)` again is the same connection and the same checkout, however the key is passed."""
     pool = ThreadedConnectionPool(1, 2, dsn)
     conn = pool.getconn("me")
@@ -164,7 +164,7 @@ def test_one_checkout_of_a_key(signals: Signals, hook: None, dsn: str) -> None:
     assert signals.values("otel_pgpool.checkouts", name_of(dsn)) == {("idle",): 1, ("queued",): 0, ("new",): 1}
 
 
-def test_return_from_another_thread(signals: Signals, hook: None, dsn: str) -> None:
+def test_return_from_another_thread(signals: Signals, instrumentation: None, dsn: str) -> None:
     """The thread's name is the borrower's."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = in_thread(pool.getconn, name="borrower").result(PATIENCE)
@@ -172,7 +172,7 @@ def test_return_from_another_thread(signals: Signals, hook: None, dsn: str) -> N
     assert_exactly(signals.checkout().attributes, lent(dsn) | {"thread.name": "borrower"})
 
 
-def test_checkouts_of_one_thread(signals: Signals, hook: None, dsn: str) -> None:
+def test_checkouts_of_one_thread(signals: Signals, instrumentation: None, dsn: str) -> None:
     """Several at once, given back in another order, are told apart."""
     pool = SimpleConnectionPool(3, 3, dsn)
     conns = [pool.getconn() for _ in range(3)]
@@ -185,7 +185,7 @@ def test_checkouts_of_one_thread(signals: Signals, hook: None, dsn: str) -> None
 # Connections that do not stay
 
 
-def test_close_on_return(signals: Signals, hook: None, dsn: str) -> None:
+def test_close_on_return(signals: Signals, instrumentation: None, dsn: str) -> None:
     """`putconn(close=True)`, by keyword or place, is `discarded`, for the reason `returned_closed`."""
     pool = ThreadedConnectionPool(2, 2, dsn)
     pool.putconn(pool.getconn(), close=True)
@@ -197,7 +197,7 @@ def test_close_on_return(signals: Signals, hook: None, dsn: str) -> None:
     assert signals.values("db.client.connection.count", name_of(dsn)) == {("used",): 0, ("idle",): 0}
 
 
-def test_one_too_many(signals: Signals, hook: None, dsn: str) -> None:
+def test_one_too_many(signals: Signals, instrumentation: None, dsn: str) -> None:
     """Beyond minconn the stock pool closes what is returned: `released`, and the connection discarded as `idle`."""
     pool = ThreadedConnectionPool(1, 2, dsn)
     first, second = pool.getconn(), pool.getconn()
@@ -208,7 +208,7 @@ def test_one_too_many(signals: Signals, hook: None, dsn: str) -> None:
     assert signals.value("db.client.connection.idle.max", pool_name=name_of(dsn)) == 1
 
 
-def test_returned_closed(signals: Signals, hook: None, dsn: str) -> None:
+def test_returned_closed(signals: Signals, instrumentation: None, dsn: str) -> None:
     """A connection that its borrower closed comes back `discarded`."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = pool.getconn()
@@ -218,7 +218,7 @@ def test_returned_closed(signals: Signals, hook: None, dsn: str) -> None:
     assert signals.values("otel_pgpool.connections.discarded", name_of(dsn)) == {("returned_closed",): 1}
 
 
-def test_died_in_use(signals: Signals, hook: None, dsn: str, admin: connection) -> None:
+def test_died_in_use(signals: Signals, instrumentation: None, dsn: str, admin: connection) -> None:
     """One that died under its borrower comes back `discarded`, and a warning says that it was lost."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = pool.getconn()
@@ -262,7 +262,7 @@ def test_rollback_that_fails(signals: Signals, dsn: str, admin: connection, quie
 
 
 @pytest.mark.parametrize("cls", STOCK)
-def test_exhausted(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> None:
+def test_exhausted(signals: Signals, instrumentation: None, dsn: str, cls: type[Pool]) -> None:
     """An exhausted pool raises at once, as ever: `timeout`, with the holders in the log."""
     pool = cls(1, 1, dsn)
     conn = pool.getconn()
@@ -283,7 +283,7 @@ def test_exhausted(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> N
     pool.putconn(conn)
 
 
-def test_closed(signals: Signals, hook: None, dsn: str) -> None:
+def test_closed(signals: Signals, instrumentation: None, dsn: str) -> None:
     """A closed pool raises as ever: `error`, of type `closed`."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     pool.closeall()
@@ -293,7 +293,7 @@ def test_closed(signals: Signals, hook: None, dsn: str) -> None:
     assert status_of(signals.checkout()) == ("ERROR", CLOSED)
 
 
-def test_stranger(signals: Signals, hook: None, dsn: str, admin: connection) -> None:
+def test_stranger(signals: Signals, instrumentation: None, dsn: str, admin: connection) -> None:
     """A connection of elsewhere is refused as ever, and nothing is told of it."""
     pool, other = ThreadedConnectionPool(1, 1, dsn), ThreadedConnectionPool(1, 1, dsn)
     theirs = other.getconn()
@@ -305,7 +305,7 @@ def test_stranger(signals: Signals, hook: None, dsn: str, admin: connection) -> 
     assert_exactly(signals.checkout().attributes, lent(dsn, f"{name_of(dsn)} #2"))
 
 
-def test_given_back_twice(signals: Signals, hook: None, dsn: str) -> None:
+def test_given_back_twice(signals: Signals, instrumentation: None, dsn: str) -> None:
     """The second putconn is refused as ever; the span has ended with the first."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = pool.getconn()
@@ -337,7 +337,7 @@ def test_refused_return_is_none(signals: Signals, dsn: str, quiet: bool) -> None
 
 
 @pytest.mark.parametrize("cls", STOCK)
-def test_closeall(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> None:
+def test_closeall(signals: Signals, instrumentation: None, dsn: str, cls: type[Pool]) -> None:
     """`closeall()` ends the checkouts that are out as `discarded`, and the pool's levels; its totals are told."""
     pool = cls(2, 2, dsn)
     conn = pool.getconn()
@@ -360,7 +360,7 @@ def test_closeall(signals: Signals, hook: None, dsn: str, cls: type[Pool]) -> No
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_pool_that_is_gone_frees_its_name(signals: Signals, hook: None, dsn: str, closed: bool) -> None:
+def test_pool_that_is_gone_frees_its_name(signals: Signals, instrumentation: None, dsn: str, closed: bool) -> None:
     """A program that closes its pool, or drops it without a word, and makes a new one goes on under the same name."""
     for _ in range(3):
         pool = ThreadedConnectionPool(1, 1, dsn)
@@ -443,7 +443,7 @@ def test_pool_dropped_without_closing(signals: Signals, dsn: str, admin: connect
             assert signals.points("db.client.connection.max", name_of(dsn)) == []
 
 
-def test_connection_outlives_its_pool(signals: Signals, hook: None, dsn: str) -> None:
+def test_connection_outlives_its_pool(signals: Signals, instrumentation: None, dsn: str) -> None:
     """A borrower whose pool was dropped goes on using its connection; the checkout has ended."""
     conn = ThreadedConnectionPool(1, 1, dsn).getconn()
     until(lambda: signals.named("pool.checkout"))
@@ -454,7 +454,7 @@ def test_connection_outlives_its_pool(signals: Signals, hook: None, dsn: str) ->
 # Connecting
 
 
-def test_constructor_that_cannot_connect(signals: Signals, hook: None) -> None:
+def test_constructor_that_cannot_connect(signals: Signals, instrumentation: None) -> None:
     """The stock error comes out; the attempt is a failed connect, and an outage in the log, without the password."""
     with refused_port() as port, pytest.raises(psycopg2.OperationalError, match="refused"):
         ThreadedConnectionPool(1, 1, host="127.0.0.1", port=port, user="postgres", password="secret-word")
@@ -469,7 +469,7 @@ def test_constructor_that_cannot_connect(signals: Signals, hook: None) -> None:
     assert "secret-word" not in signals.everything()
 
 
-def test_constructor_tried_until_it_connects(signals: Signals, hook: None, dsn: str) -> None:
+def test_constructor_tried_until_it_connects(signals: Signals, instrumentation: None, dsn: str) -> None:
     """A program that makes its pool in a loop until the server is up has one pool in the end, under its plain name."""
     left = [2]
 
@@ -488,7 +488,7 @@ def test_constructor_tried_until_it_connects(signals: Signals, hook: None, dsn: 
     assert len(signals.points("db.client.connection.max", name_of(dsn))) == 1
 
 
-def test_connect_that_fails_later(signals: Signals, hook: None, dsn: str) -> None:
+def test_connect_that_fails_later(signals: Signals, instrumentation: None, dsn: str) -> None:
     """The checkout failed, with a retry of its own; the next one that succeeds ends the outage."""
     pool = ThreadedConnectionPool(0, 1, dsn)
     with refused_port() as port, refusing(pool, port), pytest.raises(psycopg2.OperationalError, match="refused"):
@@ -535,7 +535,7 @@ def test_arguments_that_cannot_be_read(signals: Signals, dsn: str, options: dict
         assert "no dsn" not in signals.everything()
 
 
-def test_where_the_pool_leads(signals: Signals, hook: None, server: PostgresServer, dsn: str) -> None:
+def test_where_the_pool_leads(signals: Signals, instrumentation: None, server: PostgresServer, dsn: str) -> None:
     """Host, port and database are known from keywords, a URL or libpq's form alike."""
     parameters = extensions.parse_dsn(dsn)
     text = extensions.make_dsn(**parameters)
@@ -546,7 +546,7 @@ def test_where_the_pool_leads(signals: Signals, hook: None, server: PostgresServ
         pool.closeall()
 
 
-def test_error_that_is_no_outage(signals: Signals, hook: None, dsn: str) -> None:
+def test_error_that_is_no_outage(signals: Signals, instrumentation: None, dsn: str) -> None:
     """What a connection factory raises on an interrupt is an error of the checkout, and says nothing of the server."""
     failures: list[BaseException] = [KeyboardInterrupt()]
 
@@ -590,8 +590,8 @@ def test_connection_factory(signals: Signals, dsn: str, quiet: bool) -> None:
 # Beside others
 
 
-def test_own_pool_is_not_traced_twice(signals: Signals, hook: None, dsn: str) -> None:
-    """Our own ConnectionPool has its own telemetry, hook or not."""
+def test_own_pool_is_not_traced_twice(signals: Signals, instrumentation: None, dsn: str) -> None:
+    """Our own ConnectionPool has its own telemetry, instrumented or not."""
     with signals.pool(1, 2, dsn) as pool:
         pool.putconn(pool.getconn())
         with pool.connection():
@@ -602,19 +602,19 @@ def test_own_pool_is_not_traced_twice(signals: Signals, hook: None, dsn: str) ->
         assert not hasattr(ConnectionPool, "_otel_pgpool")
 
 
-@pytest.mark.parametrize("first", ["hook", "queries"])
+@pytest.mark.parametrize("first", ["instrumentation", "queries"])
 def test_with_the_instrumentation_of_queries(signals: Signals, dsn: str, first: str) -> None:
-    """`opentelemetry-instrumentation-psycopg2`, on before or after the hook, tells each query once, beside the hold."""
+    """`opentelemetry-instrumentation-psycopg2`, started before or after, reports each query once, beside the hold."""
     queries = Psycopg2Instrumentor()
     turn_on: dict[str, Callable[[], object]] = {
         "queries": partial(queries.instrument, tracer_provider=signals.tracer_provider, skip_dep_check=True),
-        "hook": lambda: None,
+        "instrumentation": lambda: None,
     }
     if first == "queries":
         turn_on["queries"]()
     try:
         with instrumented(signals):
-            if first == "hook":
+            if first == "instrumentation":
                 turn_on["queries"]()
             pool = ThreadedConnectionPool(1, 2, dsn)
             with signals.tracer.start_as_current_span("order") as order:
@@ -656,7 +656,7 @@ def test_many_threads(signals: Signals, dsn: str, quiet: bool) -> None:
 
 
 def test_first_checkouts_of_many_threads(signals: Signals, dsn: str) -> None:
-    """A pool made before the hook and met by many threads at once is one pool: one name, one set of series."""
+    """A pool made before the instrumentation that many threads use at once is one pool: one name, one set of series."""
     pool = ThreadedConnectionPool(8, 8, dsn)
     with instrumented(signals):
         meeting = threading.Barrier(8)

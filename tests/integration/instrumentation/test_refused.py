@@ -67,7 +67,7 @@ def test_stock_pool(signals: Signals, dsn: str) -> None:
         assert len(told(signals)) == 1
 
 
-def test_probe_for_a_database(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
+def test_probe_for_a_database(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """Programs probe with an engine for each look: one warning a minute for all of them, and no error."""
     url = url_of(dsn, scheme="postgresql+psycopg2", dbname="no_such_database")
     for _ in range(3):
@@ -111,7 +111,7 @@ def test_server_that_serves_nobody(signals: Signals, own_server: PostgresServer)
         pool.closeall()
 
 
-def test_engine(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
+def test_engine(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """An engine whose role does not exist, and one whose creator meets the same."""
     wrong = url_of(dsn, user="nobody_knows_me")
     for engine in (

@@ -1,4 +1,4 @@
-"""With the hook a program does what it does without: same objects, same order, same errors, whatever telemetry does."""
+"""An instrumented program behaves as without: same objects, same order, same errors, whatever telemetry does."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ HOOKS: dict[str, Callable[[Signals], Any]] = {
 @pytest.mark.parametrize("how", HOOKS)
 @pytest.mark.parametrize("cls", [*STOCK, SemaphorePool, AbstractPool])
 def test_same_script(signals: Signals, dsn: str, cls: type[Pool], how: str) -> None:
-    """One script, without the hook and with it: the same results, errors, order and levels at every step."""
+    """One script, without the instrumentation and with it: the same results, errors, order and levels at every step."""
     without = play(cls, dsn)
     with HOOKS[how](signals):
         assert play(cls, dsn) == without
@@ -380,7 +380,7 @@ def test_interrupt_in_the_quiet_path(dsn: str, monkeypatch: pytest.MonkeyPatch) 
         pool.putconn(pool.getconn())
 
 
-def test_interrupt_in_a_subclass(signals: Signals, hook: None, dsn: str) -> None:
+def test_interrupt_in_a_subclass(signals: Signals, instrumentation: None, dsn: str) -> None:
     """An interrupt of the program's own wait fails its checkout, with the interrupt as the type."""
 
     class Interrupted(ThreadedConnectionPool):
@@ -493,7 +493,7 @@ def test_no_spans_and_no_records(signals: Signals, dsn: str, monkeypatch: pytest
         assert signals.points("db.client.connection.wait_time", name_of(dsn)) == []
 
 
-def test_suppressed(signals: Signals, hook: None, dsn: str) -> None:
+def test_suppressed(signals: Signals, instrumentation: None, dsn: str) -> None:
     """Under the SDK's own suppression a checkout leaves neither span nor record; levels and totals stay true."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     signals.spans.started.clear()

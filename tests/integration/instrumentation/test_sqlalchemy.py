@@ -1,4 +1,4 @@
-"""SQLAlchemy's engines under the hook: how long a checkout waited and held, by which path, and how full the pool is."""
+"""Instrumented engines of SQLAlchemy: how long a checkout waited and held, its path, and the pool's levels."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ HERE = "tests/integration/instrumentation/test_sqlalchemy.py"
 
 
 @pytest.mark.parametrize("poolclass", OF_A_FEW)
-def test_checkout(signals: Signals, hook: None, engines: Engines, dsn: str, poolclass: type) -> None:
+def test_checkout(signals: Signals, instrumentation: None, engines: Engines, dsn: str, poolclass: type) -> None:
     """A checkout is one span from ``connect`` to ``close``, under the caller's span and not current inside."""
     engine = engines(poolclass=poolclass)
     with signals.tracer.start_as_current_span("order") as order:
@@ -82,7 +82,7 @@ def test_checkout(signals: Signals, hook: None, engines: Engines, dsn: str, pool
 
 
 @pytest.mark.parametrize(("poolclass", "path"), [(QueuePool, "idle"), (NullPool, "new"), (StaticPool, "idle")])
-def test_second_checkout(signals: Signals, hook: None, engines: Engines, poolclass: type, path: str) -> None:
+def test_second_checkout(signals: Signals, instrumentation: None, engines: Engines, poolclass: type, path: str) -> None:
     """What a pool has kept is handed over at once; one that keeps nothing connects again."""
     engine = engines(poolclass=poolclass)
     pids = [borrow(engine), borrow(engine)]
@@ -96,7 +96,7 @@ def test_second_checkout(signals: Signals, hook: None, engines: Engines, poolcla
     }
 
 
-def test_connect(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
+def test_connect(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """A connect is a client span under its checkout, and is counted and timed."""
     borrow(engines())
     connect = signals.one("pool.connect")
@@ -108,7 +108,7 @@ def test_connect(signals: Signals, hook: None, engines: Engines, dsn: str) -> No
     assert created.count == 1
 
 
-def test_waits_and_holds_are_recorded(signals: Signals, hook: None, engines: Engines) -> None:
+def test_waits_and_holds_are_recorded(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """One record of the wait and one of the use for each checkout."""
     engine = engines()
     borrow(engine)
@@ -120,7 +120,7 @@ def test_waits_and_holds_are_recorded(signals: Signals, hook: None, engines: Eng
 
 @pytest.mark.parametrize("poolclass", OF_A_FEW)
 def test_engine_made_before(signals: Signals, engines: Engines, poolclass: type) -> None:
-    """What an engine did before the hook is on is not told, and what it does then is."""
+    """What an engine did before the instrumentation is on is not told, and what it does then is."""
     engine = engines(poolclass=poolclass)
     held = engine.connect()
     borrow(engine)
@@ -136,7 +136,7 @@ def test_engine_made_before(signals: Signals, engines: Engines, poolclass: type)
 
 
 def test_sqlalchemy_imported_after(dsn: str) -> None:
-    """A program may import SQLAlchemy when the hook is on already."""
+    """A program may import SQLAlchemy when the instrumentation is on already."""
     program = """
 import os, sys
 from opentelemetry.sdk.trace import TracerProvider
@@ -162,7 +162,7 @@ print(*sorted(span.name for span in spans.get_finished_spans()))
     assert (ran.stdout, ran.stderr) == ("pool.checkout pool.connect\n", "")
 
 
-def test_session(signals: Signals, hook: None, engines: Engines) -> None:
+def test_session(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A session's transaction is one checkout, whatever it does in it."""
     base: Any = declarative_base()
     table = type("Thing", (base,), {"__tablename__": "thing", "id": Column(Integer, primary_key=True)})
@@ -182,7 +182,7 @@ def test_session(signals: Signals, hook: None, engines: Engines) -> None:
 
 
 def test_nobody_else_is_told_anything_new(signals: Signals, engines: Engines) -> None:
-    """The program's own listeners hear the same events with and without the hook."""
+    """The program's own listeners hear the same events with and without the instrumentation."""
 
     def story() -> list[tuple[Any, ...]]:
         heard: list[tuple[Any, ...]] = []
@@ -205,7 +205,7 @@ def test_nobody_else_is_told_anything_new(signals: Signals, engines: Engines) ->
 # Waiting
 
 
-def test_queued(signals: Signals, hook: None, engines: Engines) -> None:
+def test_queued(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A caller of a full pool waits: its span says so, with a link to each holder that it found."""
     engine = engines(pool_size=1, max_overflow=1, pool_timeout=PATIENCE)
     first, second = engine.connect(), engine.connect()
@@ -234,7 +234,7 @@ def test_queued(signals: Signals, hook: None, engines: Engines) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 0.02])
-def test_timeout(signals: Signals, hook: None, engines: Engines, dsn: str, timeout: float) -> None:
+def test_timeout(signals: Signals, instrumentation: None, engines: Engines, dsn: str, timeout: float) -> None:
     """The program gets SQLAlchemy's error; the span, the wait, the log and the metrics tell who was in the way."""
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=timeout)
     held = engine.connect()
@@ -267,7 +267,7 @@ def test_timeout(signals: Signals, hook: None, engines: Engines, dsn: str, timeo
     assert engine_tracker(engine).stats().waiting == 0
 
 
-def test_interrupted_wait(signals: Signals, hook: None, engines: Engines) -> None:
+def test_interrupted_wait(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """An exception that a signal brings into the wait ends the checkout, by its name."""
 
     class Impatience(BaseException):
@@ -290,7 +290,7 @@ def test_interrupted_wait(signals: Signals, hook: None, engines: Engines) -> Non
 
 @pytest.mark.parametrize("pre_ping", [False, True])
 def test_what_is_idle_in_a_full_pool_is_not_waited_for(
-    signals: Signals, hook: None, engines: Engines, pre_ping: bool
+    signals: Signals, instrumentation: None, engines: Engines, pre_ping: bool
 ) -> None:
     """A pool without overflow is full once it has connected; whoever finds one idle has not queued.
 
@@ -314,7 +314,7 @@ def test_what_is_idle_in_a_full_pool_is_not_waited_for(
 
 @pytest.mark.parametrize(("idle", "step"), [(0, "_inc_overflow"), (1, "_do_get")])
 def test_what_was_free_is_taken_by_another(
-    signals: Signals, hook: None, engines: Engines, idle: int, step: str
+    signals: Signals, instrumentation: None, engines: Engines, idle: int, step: str
 ) -> None:
     """A caller who saw a place free, or a connection idle, and found it taken, has queued from then on."""
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
@@ -342,7 +342,7 @@ def test_what_was_free_is_taken_by_another(
 # How full
 
 
-def test_overflow(signals: Signals, hook: None, engines: Engines) -> None:
+def test_overflow(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """What overflows counts against the true limit, and is closed when it comes back."""
     engine = engines(pool_size=1, max_overflow=2)
 
@@ -368,7 +368,7 @@ def test_overflow(signals: Signals, hook: None, engines: Engines) -> None:
     assert signals.value("otel_pgpool.connections.created", pool_name=engines.name) == 3
 
 
-def test_full_pool_is_told(signals: Signals, hook: None, engines: Engines) -> None:
+def test_full_pool_is_told(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """Utilization is logged by the true limit: one of two is not high, two of two are critical."""
     engine = engines(pool_size=1, max_overflow=1)
     with engine.connect():
@@ -381,7 +381,7 @@ def test_full_pool_is_told(signals: Signals, hook: None, engines: Engines) -> No
 
 
 @pytest.mark.parametrize("size", [1, 0])
-def test_unlimited(signals: Signals, hook: None, engines: Engines, size: int) -> None:
+def test_unlimited(signals: Signals, instrumentation: None, engines: Engines, size: int) -> None:
     """Without a limit there is no maximum and no utilization to tell, and nobody waits."""
     engine = engines(pool_size=size, max_overflow=-1)
     with ExitStack() as held:
@@ -397,7 +397,7 @@ def test_unlimited(signals: Signals, hook: None, engines: Engines, size: int) ->
     assert told(signals, "path") == ["new"] * 4
 
 
-def test_null_pool_levels(signals: Signals, hook: None, engines: Engines) -> None:
+def test_null_pool_levels(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A pool that keeps nothing has no limit, nothing idle, and closes what comes back."""
     engine = engines(poolclass=NullPool)
     with engine.connect(), engine.connect():
@@ -409,7 +409,7 @@ def test_null_pool_levels(signals: Signals, hook: None, engines: Engines) -> Non
     assert told(signals, "outcome") == ["released"] * 2
 
 
-def test_static_pool_levels(signals: Signals, hook: None, engines: Engines) -> None:
+def test_static_pool_levels(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A pool of one connection lends it as often as it is asked: there is one in use, or one idle."""
     engine = engines(poolclass=StaticPool)
     with engine.connect():
@@ -419,7 +419,7 @@ def test_static_pool_levels(signals: Signals, hook: None, engines: Engines) -> N
 
 
 @pytest.mark.parametrize("last_first", [False, True])
-def test_static_pool_lends_twice(signals: Signals, hook: None, engines: Engines, last_first: bool) -> None:
+def test_static_pool_lends_twice(signals: Signals, instrumentation: None, engines: Engines, last_first: bool) -> None:
     """Two who have the one connection of a static pool are two spans, both of which end."""
     engine = engines(poolclass=StaticPool)
     one, two = engine.connect(), engine.connect()
@@ -430,7 +430,7 @@ def test_static_pool_lends_twice(signals: Signals, hook: None, engines: Engines,
     assert engine_tracker(engine).stats().used == 0
 
 
-def test_pool_that_hands_out_the_same_twice(signals: Signals, hook: None, engines: Engines) -> None:
+def test_pool_that_hands_out_the_same_twice(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A thread that asks its own pool of one for each thread again gets what it has: no span stays open."""
     engine = engines(poolclass=SingletonThreadPool)
     with engine.connect() as one, engine.connect() as two:
@@ -441,7 +441,7 @@ def test_pool_that_hands_out_the_same_twice(signals: Signals, hook: None, engine
     assert engine_tracker(engine).stats().used == 0
 
 
-def test_pool_that_refuses(signals: Signals, hook: None, engines: Engines) -> None:
+def test_pool_that_refuses(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A pool with an opinion of its own says so, and the span names the exception."""
     engine = engines(poolclass=AssertionPool)
     with engine.connect(), pytest.raises(AssertionError, match="already checked out"):
@@ -452,7 +452,7 @@ def test_pool_that_refuses(signals: Signals, hook: None, engines: Engines) -> No
     assert signals.named("pool.connect")[1:] == []
 
 
-def test_pool_that_waits_in_its_own_way(signals: Signals, hook: None, engines: Engines) -> None:
+def test_pool_that_waits_in_its_own_way(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A class of the program's that has no queue to look at, and says that it timed out, has let its caller wait."""
 
     class Own(QueuePool):
@@ -469,14 +469,14 @@ def test_pool_that_waits_in_its_own_way(signals: Signals, hook: None, engines: E
 # Names
 
 
-def test_logging_name(signals: Signals, hook: None, engines: Engines) -> None:
+def test_logging_name(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """The name that the program gave its pool is the pool's name."""
     borrow(engines(pool_logging_name="orders"))
     assert (signals.checkout().attributes or {})["db.client.connection.pool.name"] == "orders"
     assert signals.values("db.client.connection.count", "orders") == {("used",): 0, ("idle",): 1}
 
 
-def test_secrets_of_the_url(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
+def test_secrets_of_the_url(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """Neither the URL's password nor anything secret in its query is told anywhere."""
     host, port = (parameters_of(dsn)[name] for name in ("host", "port"))
     password = f"s3cret-{secrets.token_hex(16)}"
@@ -502,7 +502,7 @@ def every_point(signals: Signals) -> Iterator[Any]:
         yield from metric.data.data_points
 
 
-def test_two_engines_on_one_url(signals: Signals, hook: None, engines: Engines) -> None:
+def test_two_engines_on_one_url(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """Each has a name of its own."""
     one, two = engines(), engines()
     with one.connect(), two.connect():
@@ -511,7 +511,7 @@ def test_two_engines_on_one_url(signals: Signals, hook: None, engines: Engines) 
     assert engine_tracker(two).name == f"{engines.name} #2"
 
 
-def test_engines_of_execution_options(signals: Signals, hook: None, engines: Engines) -> None:
+def test_engines_of_execution_options(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """An engine with options of its own shares the pool of the engine that it comes from, and its name."""
     engine = engines()
     borrow(engine.execution_options(isolation_level="AUTOCOMMIT").execution_options(logging_token="two"))
@@ -533,7 +533,7 @@ def dispose_by_options(engine: Engine) -> None:
 @pytest.mark.parametrize("end", [dispose, dispose_by_options])
 def test_dispose(
     signals: Signals,
-    hook: None,
+    instrumentation: None,
     engines: Engines,
     first: Callable[[Engine], int],
     end: Callable[[Engine], None],
@@ -549,7 +549,7 @@ def test_dispose(
     assert {point.attributes["db.client.connection.pool.name"] for point in every_point(signals)} == {engines.name}
 
 
-def test_dispose_in_contention(signals: Signals, hook: None, engines: Engines) -> None:
+def test_dispose_in_contention(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """An engine that is disposed of time and again while threads ask it is one pool that counts on."""
     engine = engines(pool_size=4)
     together = threading.Barrier(4, action=engine.dispose)
@@ -568,7 +568,7 @@ def test_dispose_in_contention(signals: Signals, hook: None, engines: Engines) -
     assert engine_tracker(engine).stats().used == 0
 
 
-def test_held_across_dispose(signals: Signals, hook: None, engines: Engines) -> None:
+def test_held_across_dispose(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A connection that is out while its engine is disposed of ends as it would have."""
     engine = engines()
     held = engine.connect()
@@ -580,8 +580,8 @@ def test_held_across_dispose(signals: Signals, hook: None, engines: Engines) -> 
     assert signals.values("db.client.connection.count", engines.name) == {("used",): 0, ("idle",): 1}
 
 
-def test_engine_that_is_dropped(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
-    """The hook keeps no engine alive: once it is collected its connections are closed, and its series end."""
+def test_engine_that_is_dropped(signals: Signals, instrumentation: None, engines: Engines, admin: connection) -> None:
+    """The instrumentation keeps no engine alive: once it is collected its connections close and its series end."""
     engine = create_engine(engines.url)
     pid = borrow(engine)
     del engine
@@ -666,7 +666,7 @@ def query(engine: Engine, sql: str) -> Any:
 # In contention
 
 
-def test_contention(signals: Signals, hook: None, engines: Engines) -> None:
+def test_contention(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """Of many threads on few connections every checkout is one span, and the levels come back to nothing."""
     engine = engines(pool_size=2, max_overflow=1, pool_timeout=PATIENCE)
     threads, rounds = 8, 25
@@ -693,7 +693,7 @@ def test_contention(signals: Signals, hook: None, engines: Engines) -> None:
     assert stats.created - sum(stats.discarded.values()) == stats.idle
 
 
-def test_new_engines_in_contention(signals: Signals, hook: None, engines: Engines) -> None:
+def test_new_engines_in_contention(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """An engine whose first checkouts come at once is one pool."""
     engine = engines(pool_size=4)
     together = threading.Barrier(4)

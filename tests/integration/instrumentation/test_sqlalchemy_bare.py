@@ -39,7 +39,7 @@ def make(dsn: str) -> Iterator[Make]:
         pool.dispose()
 
 
-def test_checkouts(signals: Signals, hook: None, make: Make, dsn: str) -> None:
+def test_checkouts(signals: Signals, instrumentation: None, make: Make, dsn: str) -> None:
     """Spans and totals as of an engine's, the first checkout's too; the name is where it leads."""
     pool = make(pool_size=1)
     for _ in range(2):
@@ -58,7 +58,7 @@ def test_checkouts(signals: Signals, hook: None, make: Make, dsn: str) -> None:
     assert attribute(first, "wait_time") > 0
 
 
-def test_waits_and_timeouts(signals: Signals, hook: None, make: Make) -> None:
+def test_waits_and_timeouts(signals: Signals, instrumentation: None, make: Make) -> None:
     """A pool that is full lets its callers wait: both are told, with the links to who holds."""
     pool = make(pool_size=1, max_overflow=0, timeout=PATIENCE, logging_name="bare")
     held = pool.connect()
@@ -76,7 +76,7 @@ def test_waits_and_timeouts(signals: Signals, hook: None, make: Make) -> None:
     held.close()
 
 
-def test_failed_connects(signals: Signals, hook: None, make: Make, dsn: str) -> None:
+def test_failed_connects(signals: Signals, instrumentation: None, make: Make, dsn: str) -> None:
     """Of a pool that is known: it got nothing, and raises what it always raised."""
     pool = make(logging_name="bare")
     pool.connect().close()
@@ -95,7 +95,7 @@ def test_failed_connects(signals: Signals, hook: None, make: Make, dsn: str) -> 
     assert signals.logged("outage_ended")
 
 
-def test_first_connect_that_fails(signals: Signals, hook: None) -> None:
+def test_first_connect_that_fails(signals: Signals, instrumentation: None) -> None:
     """Of a pool that nobody knows yet nothing is told, and it raises what it always raised."""
 
     def refuse() -> Any:
@@ -107,7 +107,7 @@ def test_first_connect_that_fails(signals: Signals, hook: None) -> None:
 
 
 @pytest.mark.parametrize("cls", [NullPool, StaticPool])
-def test_other_kinds(signals: Signals, hook: None, make: Make, cls: type[Any]) -> None:
+def test_other_kinds(signals: Signals, instrumentation: None, make: Make, cls: type[Any]) -> None:
     """They are seen likewise."""
     pool = make(cls)
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_other_kinds(signals: Signals, hook: None, make: Make, cls: type[Any]) -
 
 
 def test_made_before_the_hook(signals: Signals, make: Make, dsn: str) -> None:
-    """What was idle then is no new connection; after the hook nothing is left of it."""
+    """What was idle then is no new connection; after the instrumentation nothing is left of it."""
     pool = make(pool_size=2)
     pool.connect().close()
     with hooked(signals):
@@ -128,7 +128,7 @@ def test_made_before_the_hook(signals: Signals, make: Make, dsn: str) -> None:
     assert {name for name in vars(pool) if "otel" in name} == set()
 
 
-def test_with_a_dialect_of_its_own(signals: Signals, hook: None, make: Make) -> None:
+def test_with_a_dialect_of_its_own(signals: Signals, instrumentation: None, make: Make) -> None:
     """As Django's pools have it, for ``pre_ping``."""
     pool = make(pre_ping=True, dialect=create_engine("postgresql+psycopg2://").dialect)
     for _ in range(2):
@@ -136,7 +136,7 @@ def test_with_a_dialect_of_its_own(signals: Signals, hook: None, make: Make) -> 
     assert told(signals, "path") == ["new", "idle"]
 
 
-def test_pool_in_a_listener_of_another(signals: Signals, hook: None, make: Make) -> None:
+def test_pool_in_a_listener_of_another(signals: Signals, instrumentation: None, make: Make) -> None:
     """Each request is told for its own pool."""
     inner, outer = make(logging_name="inner"), make(logging_name="outer")
     inner.connect().close()
@@ -156,7 +156,7 @@ def test_pool_in_a_listener_of_another(signals: Signals, hook: None, make: Make)
 @pytest.mark.parametrize(
     "creator", [lambda: sqlite3.connect(":memory:", check_same_thread=False), object, lambda: None]
 )
-def test_other_drivers(signals: Signals, hook: None, creator: Callable[[], Any]) -> None:
+def test_other_drivers(signals: Signals, instrumentation: None, creator: Callable[[], Any]) -> None:
     """Their pools are left alone."""
     pool = QueuePool(creator, reset_on_return=None)
     if creator() is None:
@@ -168,7 +168,7 @@ def test_other_drivers(signals: Signals, hook: None, creator: Callable[[], Any])
     assert "_otel_pgpool" not in vars(pool)
 
 
-def test_behind_a_proxy(signals: Signals, hook: None, dsn: str) -> None:
+def test_behind_a_proxy(signals: Signals, instrumentation: None, dsn: str) -> None:
     """A connection that an agent has wrapped is psycopg2's all the same."""
     import wrapt
 

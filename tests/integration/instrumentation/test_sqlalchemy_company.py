@@ -1,4 +1,4 @@
-"""SQLAlchemy's engines under the hook, in company: other instrumentors and dialects, forks, and the hook's own end."""
+"""Instrumented engines of SQLAlchemy beside other instrumentors and dialects, in forks, and at `uninstrument()`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def names(signals: Signals) -> list[str]:
 # Other dialects, other pools
 
 
-def test_other_dialect(signals: Signals, hook: None, engines: Engines) -> None:
+def test_other_dialect(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """An engine on anything but psycopg2 is left alone."""
     engine = engines("sqlite://")
     with engine.connect() as conn:
@@ -69,7 +69,7 @@ def test_other_dialect(signals: Signals, hook: None, engines: Engines) -> None:
     assert "_otel_pgpool" not in vars(engine.pool)
 
 
-def test_past_the_engine(signals: Signals, hook: None, engines: Engines) -> None:
+def test_past_the_engine(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A connection taken from the pool itself, past its engine, is no checkout; the levels count it."""
     engine = engines()
     borrow(engine)
@@ -83,19 +83,23 @@ def test_past_the_engine(signals: Signals, hook: None, engines: Engines) -> None
 # Beside other instrumentors
 
 
-ORDERS = (("hook", "queries", "engines"), ("engines", "queries", "hook"), ("queries", "hook", "engines"))
+ORDERS = (
+    ("instrumentation", "queries", "engines"),
+    ("engines", "queries", "instrumentation"),
+    ("queries", "instrumentation", "engines"),
+)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_beside_other_instrumentors(signals: Signals, engines: Engines, order: tuple[str, ...]) -> None:
     """With those of OpenTelemetry for SQLAlchemy and psycopg2, in any order, no span comes out twice.
 
-    Their spans are where they would be without the hook, and a hold's place is still the program's line.
+    Their spans are where they would be without the instrumentation, and a hold's place is still the program's line.
     """
     providers = {"tracer_provider": signals.tracer_provider, "meter_provider": signals.meter_provider}
     with ExitStack() as stack:
         for each in order:
-            if each == "hook":
+            if each == "instrumentation":
                 stack.enter_context(hooked(signals, long_hold=PATIENCE))
                 continue
             other = SQLAlchemyInstrumentor() if each == "engines" else Psycopg2Instrumentor()
@@ -129,7 +133,7 @@ def test_uninstrumented_in_the_order_of_their_coming(
     others: dict[str, Any] = {"queries": Psycopg2Instrumentor(), "engines": SQLAlchemyInstrumentor()}
     with hooked(signals) as own:
         for each in order:
-            if each != "hook":
+            if each != "instrumentation":
                 others[each].instrument(tracer_provider=signals.tracer_provider, skip_dep_check=True)
         engine = engines()
         borrow(engine)
@@ -144,7 +148,7 @@ def test_uninstrumented_in_the_order_of_their_coming(
 # Which checkouts leave spans
 
 
-def test_suppressed(signals: Signals, hook: None, engines: Engines) -> None:
+def test_suppressed(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """Under suppression a checkout leaves neither span nor record; the levels count it."""
     engine = engines()
     with suppress_instrumentation(), engine.connect():
@@ -213,14 +217,14 @@ def story(engine: Engine) -> None:
     borrow(engine)
 
 
-def test_telemetry_that_raises(signals: Signals, hook: None, engines: Engines) -> None:
+def test_telemetry_that_raises(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """Spans that cannot be started, and loggers that raise, cost nobody a connection; it is lamented once."""
     signals.tracer_provider.add_span_processor(Failing())
     story(engines(pool_size=1, max_overflow=1, pool_timeout=0))
     assert len([record for record in signals.records.all if "the observer raised" in record.record.msg]) <= 2
 
 
-def test_tracker_that_cannot_be_opened(signals: Signals, hook: None, engines: Engines) -> None:
+def test_tracker_that_cannot_be_opened(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A program whose pools cannot be watched goes on without."""
 
     def fail(*_args: Any, **_options: Any) -> Any:
@@ -232,7 +236,7 @@ def test_tracker_that_cannot_be_opened(signals: Signals, hook: None, engines: En
     assert names(signals) == []
 
 
-def test_dialect_that_cannot_be_asked(signals: Signals, hook: None, engines: Engines) -> None:
+def test_dialect_that_cannot_be_asked(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A dialect of the program's that refuses to say where its URL leads is watched all the same."""
     engine = engines()
 
@@ -245,7 +249,7 @@ def test_dialect_that_cannot_be_asked(signals: Signals, hook: None, engines: Eng
     assert len(signals.named("pool.checkout")) == 1
 
 
-def test_engine_put_together_by_hand(signals: Signals, hook: None, engines: Engines) -> None:
+def test_engine_put_together_by_hand(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """An engine that has no URL is watched all the same."""
     model = engines()
     engine = Engine(model.pool, model.dialect, None)  # type: ignore[arg-type]
@@ -274,7 +278,7 @@ def dispose_and_work(engine: Engine) -> list[int]:
 @pytest.mark.parametrize("first", [work, work_with_options])
 def test_child_has_a_pool_of_its_own(
     signals: Signals,
-    hook: None,
+    instrumentation: None,
     engines: Engines,
     admin: connection,
     *,
@@ -294,7 +298,7 @@ def test_child_has_a_pool_of_its_own(
 
 
 @pytest.mark.parametrize("poolclass", POOLS)
-def test_child_counts_its_own(signals: Signals, hook: None, engines: Engines, poolclass: type) -> None:
+def test_child_counts_its_own(signals: Signals, instrumentation: None, engines: Engines, poolclass: type) -> None:
     """In the child nothing is out and nothing was done yet; the pool goes on under its name."""
     engine = engines(poolclass=poolclass)
     borrow(engine)
@@ -321,7 +325,7 @@ def test_child_counts_its_own(signals: Signals, hook: None, engines: Engines, po
 
 
 def test_fork_of_a_pool_that_is_used_past_its_engine(
-    signals: Signals, hook: None, engines: Engines, admin: connection
+    signals: Signals, instrumentation: None, engines: Engines, admin: connection
 ) -> None:
     """In the child it has lost the parent's connections, like the engine, and connects anew."""
     engine = sqlalchemy.create_engine(engines.url)
@@ -340,7 +344,7 @@ def test_fork_of_a_pool_that_is_used_past_its_engine(
     until(lambda: not lives(admin, pid))
 
 
-def test_fork_by_an_early_release(signals: Signals, hook: None, engines: Engines) -> None:
+def test_fork_by_an_early_release(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """Where SQLAlchemy cannot leave connections open when it disposes of a pool, the pool is replaced all the same."""
     engine = engines()
     pid = borrow(engine)
@@ -354,7 +358,7 @@ def test_fork_by_an_early_release(signals: Signals, hook: None, engines: Engines
     assert borrow(engine) == pid
 
 
-def test_fork_of_an_engine_never_used(signals: Signals, hook: None, engines: Engines) -> None:
+def test_fork_of_an_engine_never_used(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """An engine that the parent has not used is the child's like any other."""
     engine = engines()
     assert int(in_child(lambda: borrow(engine)))
@@ -363,7 +367,7 @@ def test_fork_of_an_engine_never_used(signals: Signals, hook: None, engines: Eng
     assert told(signals, "path") == ["new"]
 
 
-def test_fork_while_others_wait(signals: Signals, hook: None, engines: Engines) -> None:
+def test_fork_while_others_wait(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A child of a parent whose pool is full and waited for has a pool that is neither."""
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
     held = engine.connect()
@@ -390,7 +394,7 @@ def listeners() -> dict[str, list[Any]]:
 
 
 def test_nothing_is_left(signals: Signals, engines: Engines) -> None:
-    """Taken off, the hook leaves the classes, their listeners and the pools as it found them."""
+    """Taken off, the instrumentation leaves the classes, their listeners and the pools as it found them."""
     before = listeners(), Engine.raw_connection, Queue.get
     engine = engines()
     known = set(vars(engine.pool))
@@ -408,7 +412,7 @@ def test_nothing_is_left(signals: Signals, engines: Engines) -> None:
 
 @pytest.mark.parametrize("poolclass", POOLS)
 def test_taken_off_while_lent(signals: Signals, engines: Engines, poolclass: type) -> None:
-    """What is out when the hook is taken off ends with it, and comes back as ever."""
+    """What is out when the instrumentation is taken off ends with it, and comes back as ever."""
     engine = engines(poolclass=poolclass)
     with hooked(signals):
         held = engine.connect()
@@ -423,7 +427,7 @@ def test_taken_off_while_lent(signals: Signals, engines: Engines, poolclass: typ
 
 
 def test_taken_off_while_waited_for(signals: Signals, engines: Engines) -> None:
-    """A caller who waits when the hook is taken off is served, and its span ends."""
+    """A caller who waits when the instrumentation is taken off is served, and its span ends."""
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
     with hooked(signals):
         held = engine.connect()
@@ -436,7 +440,7 @@ def test_taken_off_while_waited_for(signals: Signals, engines: Engines) -> None:
 
 
 def test_taken_off_between(signals: Signals, engines: Engines) -> None:
-    """A checkout that is served at the moment when the hook is taken off ends with it."""
+    """A checkout that is served at the moment when the instrumentation is taken off ends with it."""
     engine = engines()
     with hooked(signals) as instrumentor, pytest.MonkeyPatch.context() as patch:
         stock = engine.pool.connect
@@ -455,7 +459,7 @@ def test_taken_off_between(signals: Signals, engines: Engines) -> None:
 
 
 def test_on_again(signals: Signals, engines: Engines) -> None:
-    """On again, the hook begins anew, under the pool's name, whose totals go on."""
+    """On again, the instrumentation begins anew, under the pool's name, whose totals go on."""
     engine = engines()
     for number in range(3):
         with hooked(signals):
@@ -467,7 +471,7 @@ def test_on_again(signals: Signals, engines: Engines) -> None:
 
 
 def test_wrapped_by_another_since(signals: Signals, engines: Engines) -> None:
-    """What somebody has put around the hook's wrap stays when the hook goes, and the wrap lets through."""
+    """A wrapper that others have put around the instrumentation's stays at `uninstrument()`, and passes calls on."""
     engine, original = engines(), Engine.raw_connection
     calls = []
     try:
@@ -492,7 +496,7 @@ def test_wrapped_by_another_since(signals: Signals, engines: Engines) -> None:
 
 
 def test_killed_in_the_end(signals: Signals, engines: Engines, admin: connection) -> None:
-    """An engine that outlives the hook disposes of its connections as ever."""
+    """An engine that outlives the instrumentation disposes of its connections as ever."""
     engine = engines()
     with hooked(signals):
         pid = borrow(engine)
@@ -500,8 +504,8 @@ def test_killed_in_the_end(signals: Signals, engines: Engines, admin: connection
     until(lambda: not lives(admin, pid))
 
 
-def test_program_that_removes_its_listeners(signals: Signals, hook: None, engines: Engines) -> None:
-    """The program's own listeners come and go beside the hook's."""
+def test_program_that_removes_its_listeners(signals: Signals, instrumentation: None, engines: Engines) -> None:
+    """The program's own listeners come and go beside the instrumentation's."""
     heard: list[int] = []
 
     def listener(*_args: Any) -> None:

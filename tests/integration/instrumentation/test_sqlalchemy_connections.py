@@ -1,4 +1,4 @@
-"""SQLAlchemy's engines under the hook: how their connections are made, how they are lost, and who took them along."""
+"""Instrumented engines of SQLAlchemy: how their connections are made, lost, and taken along."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def retries(span: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool, StaticPool])
-def test_connect_that_fails(signals: Signals, hook: None, engines: Engines, poolclass: type) -> None:
+def test_connect_that_fails(signals: Signals, instrumentation: None, engines: Engines, poolclass: type) -> None:
     """The program gets SQLAlchemy's error; the checkout, its connect, the log and the metrics name psycopg2's."""
     with refused_port() as port:
         engine = engines(f"postgresql+psycopg2://postgres:s3cret@127.0.0.1:{port}/postgres", poolclass=poolclass)
@@ -87,7 +87,7 @@ def test_connect_that_fails(signals: Signals, hook: None, engines: Engines, pool
     assert "s3cret" not in signals.everything()
 
 
-def test_outage_that_ends(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
+def test_outage_that_ends(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """A server that is reached again is told once, with the attempts that it took."""
     with refused_port() as port:
         ports = {"port": str(port)}
@@ -109,7 +109,9 @@ def test_outage_that_ends(signals: Signals, hook: None, engines: Engines, dsn: s
     assert told(signals, "retries") == [1, 1, 1, 0]
 
 
-def test_first_connect_that_is_refused_by_the_program(signals: Signals, hook: None, engines: Engines) -> None:
+def test_first_connect_that_is_refused_by_the_program(
+    signals: Signals, instrumentation: None, engines: Engines
+) -> None:
     """A listener to ``connect`` that raises fails the checkout; the program gets its exception."""
 
     def refuse(*_args: Any) -> None:
@@ -129,7 +131,7 @@ def test_first_connect_that_is_refused_by_the_program(signals: Signals, hook: No
 # Where to
 
 
-def test_creator(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
+def test_creator(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """With a ``creator`` the URL says nothing: once there is a connection it is known where it leads."""
     engine = engines(NOWHERE, creator=lambda: psycopg2.connect(dsn))
     borrow(engine)
@@ -142,7 +144,7 @@ def test_creator(signals: Signals, hook: None, engines: Engines, dsn: str) -> No
     assert is_child(signals.one("pool.connect"), first)
 
 
-def test_creator_that_fails(signals: Signals, hook: None, engines: Engines) -> None:
+def test_creator_that_fails(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """Its error is a failed connect, of which no text is told: it may quote the DSN."""
     engine = engines(NOWHERE, creator=lambda: psycopg2.connect("host=127.0.0.1 s3cret-word"))
     with pytest.raises(exc.ProgrammingError, match="s3cret-word"):
@@ -154,7 +156,7 @@ def test_creator_that_fails(signals: Signals, hook: None, engines: Engines) -> N
     assert "s3cret" not in signals.everything()
 
 
-def test_creator_with_an_error_of_its_own(signals: Signals, hook: None, engines: Engines) -> None:
+def test_creator_with_an_error_of_its_own(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """What is no error of psycopg2's is the checkout's, by its name alone."""
 
     def creator() -> Any:
@@ -168,7 +170,7 @@ def test_creator_with_an_error_of_its_own(signals: Signals, hook: None, engines:
     assert "s3cret" not in signals.everything()
 
 
-def test_wait_of_a_creator_is_no_connect(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
+def test_wait_of_a_creator_is_no_connect(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """A creator's connect begins when it is its turn, and not when its caller began to wait."""
     engine = engines(NOWHERE, creator=lambda: psycopg2.connect(dsn), pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
     held = engine.connect()
@@ -187,7 +189,7 @@ def test_wait_of_a_creator_is_no_connect(signals: Signals, hook: None, engines: 
     assert second.start_time - wait.start_time > MOMENT * 1e9
 
 
-def test_connect_args(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
+def test_connect_args(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """What ``connect_args`` add to the URL is where it leads, and what is secret in them is told nowhere."""
     parameters = parameters_of(dsn)
     engine = engines(NOWHERE, connect_args={**parameters, "application_name": "own"})
@@ -203,8 +205,8 @@ def test_connect_args(signals: Signals, hook: None, engines: Engines, dsn: str) 
     assert parameters["password"] not in signals.everything()
 
 
-def test_unreadable_url(signals: Signals, hook: None, engines: Engines) -> None:
-    """Arguments that nobody understands cost the program nothing more than without the hook."""
+def test_unreadable_url(signals: Signals, instrumentation: None, engines: Engines) -> None:
+    """Arguments that nobody understands cost the program nothing more than without the instrumentation."""
     engine = engines("postgresql+psycopg2://postgres@127.0.0.1/postgres?colour=s3cret-blue")
     with pytest.raises(exc.ProgrammingError, match="colour"):
         engine.connect()
@@ -215,7 +217,7 @@ def test_unreadable_url(signals: Signals, hook: None, engines: Engines) -> None:
 # Connections that are lost
 
 
-def test_invalidated_by_the_program(signals: Signals, hook: None, engines: Engines) -> None:
+def test_invalidated_by_the_program(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """It ends the checkout: the connection is closed, as the program wants it; its next use is a checkout anew."""
     engine = engines()
     with engine.connect() as conn:
@@ -236,7 +238,7 @@ def test_invalidated_by_the_program(signals: Signals, hook: None, engines: Engin
     assert signals.logged("connection_lost") == []
 
 
-def test_invalidated_for_a_reason(signals: Signals, hook: None, engines: Engines) -> None:
+def test_invalidated_for_a_reason(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """With an exception the connection is one that was lost."""
     with engines().connect() as conn:
         conn.invalidate(ConnectionResetError("so it seems"))
@@ -249,7 +251,7 @@ def test_invalidated_for_a_reason(signals: Signals, hook: None, engines: Engines
 
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool, StaticPool])
 def test_disconnect_in_a_query(
-    signals: Signals, hook: None, engines: Engines, admin: connection, poolclass: type
+    signals: Signals, instrumentation: None, engines: Engines, admin: connection, poolclass: type
 ) -> None:
     """A backend that dies under a query is told as lost; that the query failed is not the pool's failure."""
     engine = engines(poolclass=poolclass)
@@ -270,7 +272,9 @@ def test_disconnect_in_a_query(
     assert told(signals, "path") == ["new", "new"]
 
 
-def test_disconnect_seen_on_return(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
+def test_disconnect_seen_on_return(
+    signals: Signals, instrumentation: None, engines: Engines, admin: connection
+) -> None:
     """A backend found dead by the rollback on return is told as lost, as in a query."""
     engine = engines()
     raw = engine.raw_connection()
@@ -288,7 +292,7 @@ def test_disconnect_seen_on_return(signals: Signals, hook: None, engines: Engine
     assert engine_tracker(engine).stats().used == 0
 
 
-def test_pre_ping(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
+def test_pre_ping(signals: Signals, instrumentation: None, engines: Engines, admin: connection) -> None:
     """A dead idle connection costs a retry and a connect; the others of its age are drained when they are asked for."""
     engine = engines(pool_pre_ping=True)
     with engine.connect() as one, engine.connect() as two:
@@ -308,7 +312,9 @@ def test_pre_ping(signals: Signals, hook: None, engines: Engines, admin: connect
     assert lost.attributes["otel_pgpool.connection.pid"] == pids[1]
 
 
-def test_pre_ping_without_a_server(signals: Signals, hook: None, engines: Engines, admin: connection, dsn: str) -> None:
+def test_pre_ping_without_a_server(
+    signals: Signals, instrumentation: None, engines: Engines, admin: connection, dsn: str
+) -> None:
     """A dead idle connection that cannot be replaced fails the checkout, after two attempts."""
     with refused_port() as port:
         ports = [parameters_of(dsn)["port"], str(port)]
@@ -328,7 +334,7 @@ def test_pre_ping_without_a_server(signals: Signals, hook: None, engines: Engine
     assert (stats.used, stats.connecting) == (0, 0)
 
 
-def test_soft_invalidation(signals: Signals, hook: None, engines: Engines) -> None:
+def test_soft_invalidation(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A connection that shall not be used again is served to its end, and replaced when it is next asked for."""
     engine = engines()
     raw = engine.raw_connection()
@@ -343,7 +349,7 @@ def test_soft_invalidation(signals: Signals, hook: None, engines: Engines) -> No
     assert discarded(signals, engines.name) == {"drained": 1}
 
 
-def test_connection_closed_while_it_is_lent(signals: Signals, hook: None, engines: Engines) -> None:
+def test_connection_closed_while_it_is_lent(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A static pool that is disposed of closes what is out: that hold ends when it is given back."""
     engine = engines(poolclass=StaticPool)
     raw = engine.raw_connection()
@@ -354,7 +360,7 @@ def test_connection_closed_while_it_is_lent(signals: Signals, hook: None, engine
     assert signals.live() == []
 
 
-def test_connection_replaced_while_it_is_lent(signals: Signals, hook: None, engines: Engines) -> None:
+def test_connection_replaced_while_it_is_lent(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A static pool finds the one that is out past its age, and makes itself another one: both holds end."""
     engine = engines(poolclass=StaticPool, pool_recycle=3600)
 
@@ -371,7 +377,7 @@ def test_connection_replaced_while_it_is_lent(signals: Signals, hook: None, engi
     one.detach()
 
 
-def test_recycle(signals: Signals, hook: None, engines: Engines) -> None:
+def test_recycle(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A connection past its age is replaced when it is asked for."""
     engine = engines(pool_recycle=3600)
 
@@ -387,7 +393,7 @@ def test_recycle(signals: Signals, hook: None, engines: Engines) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_listener_that_refuses(signals: Signals, hook: None, engines: Engines, times: int) -> None:
+def test_listener_that_refuses(signals: Signals, instrumentation: None, engines: Engines, times: int) -> None:
     """A listener of the program's that raises ``DisconnectionError`` gets another connection, twice at most."""
     engine = engines()
     left = [times]
@@ -414,7 +420,7 @@ def test_listener_that_refuses(signals: Signals, hook: None, engines: Engines, t
     assert stats.created - sum(stats.discarded.values()) == stats.idle
 
 
-def test_listener_with_an_error_of_its_own(signals: Signals, hook: None, engines: Engines) -> None:
+def test_listener_with_an_error_of_its_own(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """A listener that raises something else fails the checkout, and costs the pool the connection."""
     engine = engines()
 
@@ -431,7 +437,7 @@ def test_listener_with_an_error_of_its_own(signals: Signals, hook: None, engines
     assert (stats.created, stats.discarded) == (1, {"check_failed": 1})
 
 
-def test_listener_that_asks_another_engine(signals: Signals, hook: None, engines: Engines, dsn: str) -> None:
+def test_listener_that_asks_another_engine(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """A listener may use another engine, hooked or not, in the middle of a checkout: each keeps its own."""
     other, foreign = engines(pool_logging_name="other"), engines("sqlite://")
 
@@ -465,7 +471,7 @@ def test_listener_that_asks_another_engine(signals: Signals, hook: None, engines
         {"poolclass": StaticPool},
     ],
 )
-def test_detach(signals: Signals, hook: None, engines: Engines, options: dict[str, Any]) -> None:
+def test_detach(signals: Signals, instrumentation: None, engines: Engines, options: dict[str, Any]) -> None:
     """A detached connection is the program's own from then on: its checkout ends, and its place is free."""
     engine = engines(**options)
     with engine.connect() as conn:
@@ -481,7 +487,7 @@ def test_detach(signals: Signals, hook: None, engines: Engines, options: dict[st
     assert discarded(signals, engines.name)["returned_closed"] == 1
 
 
-def test_detach_for_somebody_who_waits(signals: Signals, hook: None, engines: Engines) -> None:
+def test_detach_for_somebody_who_waits(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """Whoever waits gets the place of a detached connection, and makes one for it."""
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
     with engine.connect() as conn:
@@ -505,7 +511,7 @@ def drop(engine: Engine) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
-def test_leak(signals: Signals, hook: None, engines: Engines, poolclass: type) -> None:
+def test_leak(signals: Signals, instrumentation: None, engines: Engines, poolclass: type) -> None:
     """A connection that the garbage collector gives back is told as reclaimed, with the line that lost it."""
     engine = engines(poolclass=poolclass)
     pid, serial = drop(engine)
@@ -523,7 +529,7 @@ def test_leak(signals: Signals, hook: None, engines: Engines, poolclass: type) -
     assert told(signals, "outcome") == ["reclaimed", "released"]
 
 
-def test_leak_that_overflows(signals: Signals, hook: None, engines: Engines) -> None:
+def test_leak_that_overflows(signals: Signals, instrumentation: None, engines: Engines) -> None:
     """What is one too many is closed, by the garbage collector too."""
     engine = engines(pool_size=1, max_overflow=1)
     with engine.connect():
@@ -538,7 +544,7 @@ def test_leak_that_overflows(signals: Signals, hook: None, engines: Engines) -> 
     assert until(lambda: discarded(signals, engines.name)) == {"idle": 1}
 
 
-def test_leak_of_a_dead_one(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
+def test_leak_of_a_dead_one(signals: Signals, instrumentation: None, engines: Engines, admin: connection) -> None:
     """A lost connection whose backend has died is told from the watch, never from inside the garbage collector."""
     engine = engines()
     tellers: list[str] = []
@@ -565,7 +571,7 @@ def test_leak_of_a_dead_one(signals: Signals, hook: None, engines: Engines, admi
     assert engine_tracker(engine).stats().used == 0
 
 
-def test_leaks_do_not_gather(signals: Signals, hook: None, engines: Engines, admin: connection) -> None:
+def test_leaks_do_not_gather(signals: Signals, instrumentation: None, engines: Engines, admin: connection) -> None:
     """A worker that leaks each of its connections keeps its pool, and every leak is one span."""
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
 
@@ -598,7 +604,7 @@ def test_dead_thread(signals: Signals, engines: Engines) -> None:
     assert (signals.checkout().attributes or {})["thread.name"] == "gone"
 
 
-@pytest.mark.usefixtures("hook")
+@pytest.mark.usefixtures("instrumentation")
 def test_disposed_while_some_are_out_or_wait(signals: Signals, engines: Engines) -> None:
     """The totals go on, what the old pool's users still do included, and its connections are all counted as gone."""
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=PATIENCE, pool_logging_name="disposed")
@@ -638,7 +644,7 @@ def test_statements_are_no_slower(signals: Signals, engines: Engines) -> None:
     assert engine.dialect._has_events
 
 
-@pytest.mark.usefixtures("hook")
+@pytest.mark.usefixtures("instrumentation")
 @pytest.mark.parametrize("pool", [QueuePool, StaticPool])
 def test_forgotten_in_a_child(signals: Signals, engines: Engines, pool: type[Pool]) -> None:
     """Each kind of pool counts the connection of the parent's that it has left behind."""

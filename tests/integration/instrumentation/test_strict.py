@@ -1,4 +1,4 @@
-"""A program's own objects, which refuse whatever the stock code does not ask: it goes on as without the hook."""
+"""A program's own objects, which refuse what the library does not ask: the program goes on as uninstrumented."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def played(cls: type[Any], made: type[Strict], monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("made", [Strict, Closing])
 @pytest.mark.parametrize("cls", [SimpleConnectionPool, ThreadedConnectionPool])
 def test_strict_connections(cls: type[Any], made: type[Strict], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results, errors, their order and what the connections are asked: all as without the hook."""
+    """Results, errors, their order and what the connections are asked: all as without the instrumentation."""
     without = played(cls, made, monkeypatch)
     with quietly():
         with_it = played(cls, made, monkeypatch)
@@ -381,7 +381,7 @@ def test_engines_of_the_programs_own(signals: Signals, engines: Engines) -> None
     assert len(signals.named("pool.checkout")) == 1
 
 
-def test_fairies_of_the_programs_own(signals: Signals, hook: None, dsn: str) -> None:
+def test_fairies_of_the_programs_own(signals: Signals, instrumentation: None, dsn: str) -> None:
     """A pool that lends what is no fairy of SQLAlchemy's."""
 
     class Lent:

@@ -537,7 +537,7 @@ def test_mixin(signals: Signals, define: Any, dsn: str) -> None:
     is_one_checkout(signals, dsn)
 
 
-def test_classes_with_keywords(signals: Signals, hook: None) -> None:
+def test_classes_with_keywords(signals: Signals, instrumentation: None) -> None:
     """A program's own `__init_subclass__` works as ever, and so does the error where there is none."""
     seen = []
 
@@ -557,7 +557,7 @@ def test_classes_with_keywords(signals: Signals, hook: None) -> None:
 
 
 def test_class_that_cannot_be_changed(signals: Signals, dsn: str) -> None:
-    """A class that refuses new attributes, made before the hook or after, stays as it is: the others are hooked."""
+    """A class that refuses new attributes stays as it is, made before or after; the others are instrumented."""
 
     class Frozen(type):
         def __setattr__(cls, name: str, value: object) -> None:
@@ -579,7 +579,7 @@ def test_class_that_cannot_be_changed(signals: Signals, dsn: str) -> None:
         assert len(signals.named("pool.checkout")) == 2
 
 
-def test_pool_with_slots_and_attributes_of_its_own(signals: Signals, hook: None, dsn: str) -> None:
+def test_pool_with_slots_and_attributes_of_its_own(signals: Signals, instrumentation: None, dsn: str) -> None:
     """A pool that refuses new attributes works as ever; what is wrong is logged once."""
 
     class Strict(ThreadedConnectionPool):

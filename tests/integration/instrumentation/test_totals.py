@@ -26,7 +26,7 @@ def use(pool: ThreadedConnectionPool, times: int = 1) -> None:
         pool.putconn(pool.getconn())
 
 
-def test_one_stock_pool_after_the_other(signals: Signals, readers: Readers, hook: None, dsn: str) -> None:
+def test_one_stock_pool_after_the_other(signals: Signals, readers: Readers, instrumentation: None, dsn: str) -> None:
     """Closed before it was told, made anew under its name, with a timeout of each."""
     for number in range(1, 5):
         pool = ThreadedConnectionPool(1, 1, dsn)
@@ -44,7 +44,7 @@ def test_one_stock_pool_after_the_other(signals: Signals, readers: Readers, hook
 
 @pytest.mark.parametrize("in_a_cycle", [False, True])
 def test_a_stock_pool_that_was_dropped(
-    signals: Signals, readers: Readers, hook: None, dsn: str, in_a_cycle: bool
+    signals: Signals, readers: Readers, instrumentation: None, dsn: str, in_a_cycle: bool
 ) -> None:
     """What was out of it is told as reclaimed, when the watch comes to it."""
     pool = ThreadedConnectionPool(1, 2, dsn)
@@ -64,7 +64,7 @@ def test_a_stock_pool_that_was_dropped(
 
 
 def test_a_stock_pool_closed_while_something_is_out(
-    signals: Signals, readers: Readers, hook: None, dsn: str, monkeypatch: pytest.MonkeyPatch
+    signals: Signals, readers: Readers, instrumentation: None, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its series end though the program keeps it, and the pool itself still counts the connection as lent."""
     pool = ThreadedConnectionPool(1, 1, dsn)
@@ -75,7 +75,9 @@ def test_a_stock_pool_closed_while_something_is_out(
     assert [reader.ask() for reader in readers.all] == [{}, {}]
 
 
-def test_an_engine_that_is_disposed(signals: Signals, readers: Readers, hook: None, engines: Engines) -> None:
+def test_an_engine_that_is_disposed(
+    signals: Signals, readers: Readers, instrumentation: None, engines: Engines
+) -> None:
     """Each of its pools counts on where the one before it ended, and every connection is told as gone once."""
     engine = engines(pool_size=2)
     held = [engine.connect()]
@@ -92,7 +94,7 @@ def test_an_engine_that_is_disposed(signals: Signals, readers: Readers, hook: No
 
 
 def test_an_engine_keeps_its_name_when_it_is_disposed(
-    signals: Signals, readers: Readers, hook: None, engines: Engines
+    signals: Signals, readers: Readers, instrumentation: None, engines: Engines
 ) -> None:
     """Though the name without a number is free by then: its totals must not be told twice."""
     first, second = engines(), engines()
@@ -109,7 +111,9 @@ def test_an_engine_keeps_its_name_when_it_is_disposed(
     assert (readers.told(CHECKOUTS, engines.name), readers.told(CHECKOUTS, numbered)) == (1, 3)
 
 
-def test_an_engine_that_was_dropped(signals: Signals, readers: Readers, hook: None, engines: Engines) -> None:
+def test_an_engine_that_was_dropped(
+    signals: Signals, readers: Readers, instrumentation: None, engines: Engines
+) -> None:
     """With the pools that it had before."""
     engine = engines()
     borrow(engine)
@@ -123,7 +127,7 @@ def test_an_engine_that_was_dropped(signals: Signals, readers: Readers, hook: No
 
 
 def test_off_and_on_again(signals: Signals, readers: Readers, dsn: str, engines: Engines) -> None:
-    """What a pool is lent while the hook is off is not counted; before and after it is, as one."""
+    """What a pool is lent while the instrumentation is off is not counted; before and after it is, as one."""
     pool, engine = ThreadedConnectionPool(1, 1, dsn), engines()
     for number in range(1, 4):
         with instrumented(signals, long_hold=None):
@@ -138,7 +142,7 @@ def test_off_and_on_again(signals: Signals, readers: Readers, dsn: str, engines:
     pool.closeall()
 
 
-def test_a_forked_child(signals: Signals, readers: Readers, hook: None, dsn: str, engines: Engines) -> None:
+def test_a_forked_child(signals: Signals, readers: Readers, instrumentation: None, dsn: str, engines: Engines) -> None:
     """Of a parent that has collected counts from zero, the connections that it leaves to it included."""
     pool, engine = ThreadedConnectionPool(1, 1, dsn), engines()
     use(pool, 4)

@@ -1,4 +1,4 @@
-"""uWSGI, which forks its workers in C once the program is there: our pool, and pools under the hook."""
+"""uWSGI, which forks its workers in C once the program is there: our pool, and pools under the instrumentation."""
 
 from __future__ import annotations
 

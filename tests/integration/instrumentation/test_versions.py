@@ -1,4 +1,4 @@
-"""The hook on another SQLAlchemy than the one that is installed."""
+"""The instrumentation on another SQLAlchemy than the one that is installed."""
 
 from __future__ import annotations
 

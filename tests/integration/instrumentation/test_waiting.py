@@ -183,7 +183,7 @@ def test_every_kind_of_return_serves(signals: Signals, patient: None, dsn: str, 
 
 
 def test_return_of_what_was_lent_before_the_hook(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A waiter is served by a connection that was out already when the hook came on."""
+    """A waiter is served by a connection that was out already when the instrumentation came on."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     early = pool.getconn()
     with waiting_for(monkeypatch, signals, str(PATIENCE)):
@@ -207,7 +207,7 @@ def test_closeall_ends_the_wait(signals: Signals, patient: None, dsn: str) -> No
 
 
 def test_uninstrument_ends_the_wait(signals: Signals, patient: Any, dsn: str) -> None:
-    """Without the hook nobody is called any more: who waits then asks once more, and gets the stock answer."""
+    """After `uninstrument()` no waiter is called any more: it asks once more, and gets the library's answer."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = pool.getconn()
     futures = [queue(pool) for _ in range(3)]
@@ -220,7 +220,7 @@ def test_uninstrument_ends_the_wait(signals: Signals, patient: Any, dsn: str) ->
 
 
 def test_uninstrument_serves_who_can_be_served(signals: Signals, patient: Any, dsn: str) -> None:
-    """One that is served while the hook goes off has its connection, and a span that has ended."""
+    """One that is served while the instrumentation goes off has its connection, and a span that has ended."""
     pool = ThreadedConnectionPool(1, 1, dsn)
     conn = pool.getconn()
     future = queue(pool)

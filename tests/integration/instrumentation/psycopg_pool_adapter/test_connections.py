@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Pool = Any
 
-pytestmark = pytest.mark.usefixtures("hook")
+pytestmark = pytest.mark.usefixtures("instrumentation")
 
 
 def check(conn: Any) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.telemetry import Signals
 
-pytestmark = pytest.mark.usefixtures("hook")
+pytestmark = pytest.mark.usefixtures("instrumentation")
 
 
 # The ways to acquire

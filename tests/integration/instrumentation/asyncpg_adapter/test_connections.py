@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from otel_pgpool.demo.postgres import PostgresServer
     from tests.support.telemetry import Signals
 
-pytestmark = pytest.mark.usefixtures("hook")
+pytestmark = pytest.mark.usefixtures("instrumentation")
 
 
 def discards(signals: Signals) -> list[tuple[str, Any]]:

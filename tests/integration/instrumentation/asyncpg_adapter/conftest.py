@@ -1,4 +1,4 @@
-"""Signals of its own for each test, the instrumentation, and pools on the shared server."""
+"""Pools of asyncpg on the shared server."""
 
 from __future__ import annotations
 
@@ -8,25 +8,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from tests.support.instrumentation import instrumented
-from tests.support.telemetry import Signals
 from tests.support.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with Signals() as signals:
-        yield signals
-
-
-@pytest.fixture
-def hook(signals: Signals) -> Iterator[None]:
-    """Instrument, with every span and no long hold."""
-    with instrumented(signals, long_hold=None):
-        yield
 
 
 @pytest.fixture
@@ -42,11 +27,6 @@ def create(url: str) -> Callable[..., Any]:
         return asyncpg.create_pool(url, **{"min_size": 0, "max_size": 2, **options})
 
     return create
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_a_small_heap(small_heap: None) -> None:
-    """Let all these tests instrument on a small heap."""
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ Pool = Any
 
 
 @pytest.fixture
-def hook(signals: Signals) -> Iterator[None]:
+def instrumentation(signals: Signals) -> Iterator[None]:
     with instrumented(signals, long_hold=None):
         yield
 
@@ -55,7 +55,7 @@ def reports(signals: Signals) -> list[tuple[str, str]]:
 # By default
 
 
-def test_report(signals: Signals, dsn: str, hook: None) -> None:
+def test_report(signals: Signals, dsn: str, instrumentation: None) -> None:
     """The first checkout in the child is reported once, with what to do; the connections count as forked."""
     with opened(ConnectionPool, dsn, 2) as pool:
         settled(pool)
@@ -79,7 +79,7 @@ def test_report(signals: Signals, dsn: str, hook: None) -> None:
         pool.putconn(held)
 
 
-def test_pool_of_the_child(signals: Signals, dsn: str, hook: None) -> None:
+def test_pool_of_the_child(signals: Signals, dsn: str, instrumentation: None) -> None:
     """A pool that is opened after the fork is not reported."""
 
     def child() -> list[Any]:
@@ -91,7 +91,7 @@ def test_pool_of_the_child(signals: Signals, dsn: str, hook: None) -> None:
     assert in_child(child) == "[]"
 
 
-def test_closed_pool(signals: Signals, dsn: str, hook: None) -> None:
+def test_closed_pool(signals: Signals, dsn: str, instrumentation: None) -> None:
     """A pool that was closed before the fork is not reported."""
     with opened(ConnectionPool, dsn, 1) as pool:
         settled(pool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.instrumentation_programs.support.programs import PROGRAMS
+from tests.integration.programs.support.programs import PROGRAMS
 
 
 @pytest.mark.parametrize("program", sorted(str(path.relative_to(PROGRAMS)) for path in PROGRAMS.rglob("*.py")))

@@ -16,7 +16,7 @@ from tests.support.telemetry import assert_exactly
 if TYPE_CHECKING:
     from tests.support.telemetry import Signals
 
-pytestmark = pytest.mark.usefixtures("hook")
+pytestmark = pytest.mark.usefixtures("instrumentation")
 
 CALLABLES = tuple(map(int, psycopg_pool.__version__.split(".")[:2])) >= (3, 3)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.instrumentation_programs.support.programs import (
+from tests.integration.programs.support.programs import (
     AT_THE_END,
     PROGRAMS,
     ROOT,

@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from tests.integration.instrumentation_programs.support.programs import (
+from tests.integration.programs.support.programs import (
     AT_THE_END,
     PROGRAMS,
     SOON,

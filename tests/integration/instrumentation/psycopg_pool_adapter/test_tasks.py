@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Pool = Any
 
-pytestmark = pytest.mark.usefixtures("hook")
+pytestmark = pytest.mark.usefixtures("instrumentation")
 
 CLASSES = (AsyncConnectionPool, AsyncNullConnectionPool)
 

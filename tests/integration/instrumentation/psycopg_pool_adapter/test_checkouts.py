@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Pool = Any
 
-pytestmark = pytest.mark.usefixtures("hook")
+pytestmark = pytest.mark.usefixtures("instrumentation")
 
 
 @pytest.fixture
