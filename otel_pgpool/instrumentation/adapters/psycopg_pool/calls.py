@@ -237,6 +237,8 @@ class PoolCalls:
     @contextmanager
     def sweeping(self, pool: Any, method: str) -> Iterator[None]:
         """Record the idle connections that a method closes in the block."""
+        if pool in self.inherited:
+            self.first_use(pool)
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
         if tracker is None or tracker.watch is not self.watch:
             yield
