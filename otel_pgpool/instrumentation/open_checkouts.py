@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.pool.call_site import places
-from otel_pgpool.pool.checkout import NEVER, Slot, begin
+from otel_pgpool.pool.checkout import NEVER, ManualCheckout, Slot, begin
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import CheckoutPath
 
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from otel_pgpool.instrumentation.adapters.base import PoolReader
-    from otel_pgpool.pool.checkout import ManualCheckout
+
+
+class TaskCheckout(ManualCheckout):
+    """A checkout from a pool for coroutines."""
+
+    __slots__ = ("caller", "task")
+
 
 LightCheckout = tuple[Any, ...]
 """The time of the hand-over, the thread, and code and instruction of three call sites, innermost first."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, timeout_error
 from otel_pgpool.instrumentation.fair_queue import FairQueue
 from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.instrumentation.open_checkouts import TaskCheckout
 from otel_pgpool.instrumentation.reported_pool import ReportedPool
 from otel_pgpool.pool.checkout import NEVER, Blocker, ManualCheckout
 from otel_pgpool.pool.utilization import UtilizationAlarm
@@ -129,7 +130,7 @@ class PoolTracker(ReportedPool):
 
         The key of the checkout's connects is that of its record, because a pool may connect in a task of its own.
         """
-        return self.start_in_task_with(ManualCheckout(), stack, task)
+        return self.start_in_task_with(TaskCheckout(), stack, task)
 
     def start_in_task_with(self, checkout: AnyCheckout, stack: Stack, task: TaskReference | None) -> AnyCheckout:
         """Start a checkout of a task with a record supplied by the caller."""
@@ -196,7 +197,7 @@ class PoolTracker(ReportedPool):
     def _set_path(self, checkout: ManualCheckout) -> None:
         """Set the path of a checkout that waited, or during which a connection was opened."""
         self.waiting.pop(checkout, None)
-        if self.report_connects(checkout):
+        if self.pending and self.report_connects(checkout):
             checkout.path = NEW
             self.new_checkouts += 1
         elif checkout.queued is not None:

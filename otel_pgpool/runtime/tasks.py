@@ -17,19 +17,13 @@ FRAMES = {CoroutineType: "cr_frame", GeneratorType: "gi_frame", AsyncGeneratorTy
 
 
 class TaskReference:
-    """A weak reference to a task, and the task's name.
+    """A weak reference to a task, and the name that the task had when the reference was made."""
 
-    Attributes:
-        key: identity of the task among the tasks and the threads that live.
-        name: name of the task when the reference was made, printable and bounded.
-    """
-
-    __slots__ = ("_ref", "key", "name")
+    __slots__ = ("_name", "_ref")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self._ref = weakref.ref(task)
-        self.key = id(task)
-        self.name = printable(str(task.get_name()), LONGEST_NAME)
+        self._name = task.get_name()
 
     def __str__(self) -> str:
         """Return the name, with a note if the task has ended."""
@@ -39,7 +33,12 @@ class TaskReference:
         return isinstance(other, TaskReference) and self._ref == other._ref
 
     def __hash__(self) -> int:
-        return hash(self.key)
+        return hash(self._ref)
+
+    @property
+    def name(self) -> str:
+        """The name, printable and bounded."""
+        return printable(str(self._name), LONGEST_NAME)
 
     @property
     def task(self) -> asyncio.Task[Any] | None:
@@ -61,7 +60,7 @@ class TaskReference:
     @property
     def root(self) -> FrameType | None:
         """The frame of the task's own coroutine; None if there is none."""
-        task = self.task
+        task = self._ref()
         return None if task is None else frame_of(task.get_coro())
 
 

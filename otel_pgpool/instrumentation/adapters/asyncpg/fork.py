@@ -37,7 +37,8 @@ class InheritedPools:
         self._are_cut_off = are_cut_off
         self._parent = os.getpid()
         self._queues: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # number of connections
-        self._reported: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.unreported: list[Any] = []
+        """Pools whose first use in this process was not reported yet."""
         self._cons: list[Any] = []  # kept, because a connection that is collected ends its session
 
     def __contains__(self, queue: object) -> bool:
@@ -48,15 +49,16 @@ class InheritedPools:
         """Note a pool in a forked child, and its connections."""
         self._queues[queue] = len(cons)
         self._cons += cons
+        self.unreported.append(queue)
         if self._are_cut_off:
             for con in cons:
                 _cut_off(con)
 
     def first_use(self, queue: Any, name: str) -> None:
         """Report an inherited pool, once."""
-        if queue not in self._queues or queue in self._reported:
+        if queue not in self.unreported:
             return
-        self._reported.add(queue)
+        self.unreported.remove(queue)
         count = self._queues[queue]
         shares = f"left the {count} connections to the parent" if self._are_cut_off else f"shares {count} connections"
         text = (

@@ -11,15 +11,16 @@ from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder
 
 from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.adapters.asyncpg import private
+from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import Checkouts
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import AsyncpgDriver
 from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedPools
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments
-from otel_pgpool.instrumentation.adapters.asyncpg.wrappers import POOL_ATTR, PoolCalls
+from otel_pgpool.instrumentation.adapters.asyncpg.tracked import POOL_ATTR, TrackedPools
+from otel_pgpool.instrumentation.adapters.asyncpg.wrappers import PoolCalls
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.session import find_instances
-from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,9 @@ class AsyncpgAdapter(AsyncpgDriver):
         self._session = session
         are_cut_off = getattr(session.options, "fork_repair", False)
         self._inherited = InheritedPools(are_cut_off=are_cut_off)
-        self._calls = PoolCalls(session, self._track, self._inherited)
+        self._tracked = TrackedPools(session, self._track)
+        self._calls = PoolCalls(session, self._tracked)
+        self._checkouts = Checkouts(self._tracked, self._inherited)
         self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
         self._replacements = Replacements()
 
@@ -56,12 +59,12 @@ class AsyncpgAdapter(AsyncpgDriver):
             AttributeError: this release of asyncpg lacks a private name that is needed.
         """
         private.check_names()
-        calls, wrap = self._calls, self._replacements.wrap
-        wrap(Pool, "acquire", calls.wrap_acquire)
-        wrap(PoolAcquireContext, "__aenter__", calls.wrap_enter)
-        wrap(PoolAcquireContext, "__await__", calls.wrap_await)
+        checkouts, calls, wrap = self._checkouts, self._calls, self._replacements.wrap
+        wrap(Pool, "acquire", checkouts.wrap_acquire)
+        wrap(PoolAcquireContext, "__aenter__", checkouts.wrap_enter)
+        wrap(PoolAcquireContext, "__await__", checkouts.wrap_await)
+        wrap(PoolConnectionHolder, "_release", checkouts.wrap_release)
         wrap(Pool, "_get_new_connection", calls.wrap_connect)
-        wrap(PoolConnectionHolder, "_release", calls.wrap_release)
         wrap(Connection, "_cleanup", calls.wrap_cleanup)
         wrap(Pool, "_async__init__", calls.wrap_initialize)
         wrap(Pool, "close", calls.wrap_close)
@@ -70,7 +73,7 @@ class AsyncpgAdapter(AsyncpgDriver):
         for pool in find_instances({Pool, *_subclasses(Pool)}):
             with ignore_errors:  # a pool whose constructor has not finished
                 if not private.is_closed(pool):
-                    self._calls.tracker_of(pool)
+                    self._tracked.tracker_of(pool)
 
     def uninstall(self) -> None:
         """Restore the original methods."""
@@ -79,21 +82,16 @@ class AsyncpgAdapter(AsyncpgDriver):
             vars(queue).pop(POOL_ATTR, None)
 
     def _track(self, pool: Any) -> PoolTracker | None:
-        """Return the tracker of a pool; None before it is initialized, and of a later instrumentation."""
-        queue = private.queue_of(pool)
-        if queue is None:
-            return None
-        tracker: PoolTracker | None = getattr(queue, TRACKER_ATTR, None)
-        if tracker is not None:
-            return tracker if tracker.watch is self._session.watch else None
+        """Create the tracker of a pool that was not tracked before."""
         if not self._session.is_on:
             return None
+        queue = private.queue_of(pool)
         setattr(queue, POOL_ATTR, pool)
         self._queues.add(queue)
         tracker = self._session.track(queue, self)
         if tracker is not None:
             for con in private.connections_of(pool):
-                self._calls.know(con, tracker)
+                self._tracked.know(con, tracker)
         return tracker
 
     # The state of a pool, which is known by its queue
@@ -117,7 +115,7 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def forget_inherited(self, pool: Any) -> int:
         """Note a pool, and its connections, as those of the parent; return the number of connections."""
-        self._calls.reset_after_fork()
+        self._checkouts.reset_after_fork()
         cons = [*private.connections_of(getattr(pool, POOL_ATTR))]
         self._inherited.inherit(pool, cons)
         return len(cons)

@@ -82,7 +82,7 @@ def queue_of(pool: Any) -> Any:
 
 def has_to_wait(pool: Any) -> bool:
     """Return whether an acquire that begins now waits for a holder."""
-    return not pool.is_closing() and bool(pool._queue.empty())
+    return pool._queue.empty() and not pool.is_closing()
 
 
 def is_closed(pool: Any) -> bool:

@@ -1,0 +1,233 @@
+"""asyncpg's pools with the instrumentation and without: one task that takes and gives back, and a crowd of tasks."""
+# ruff: noqa: PLC0415 - our code is imported only where the hook is on
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from opentelemetry import trace
+from psycopg2.extensions import parse_dsn
+
+from benchmarks.by_hand import BOUNDARIES
+from benchmarks.checkout import EACH, forbid_sdk, take_turns
+from benchmarks.hooked import HOOKED, UNHOOKED
+from benchmarks.row import Column, Round, Row, Sample, Target, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+BY_HAND = "by hand"
+CYCLES, SLICES = 200, 20
+CONNECTIONS, TASKS = 10, 1000
+WARM_UP, WINDOW = 0.5, 2.0
+
+
+class Loop:
+    """A loop with a pool, whose checkouts are counted."""
+
+    def __init__(self, dsn: str, least: int, most: int) -> None:
+        self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+        place = parse_dsn(dsn)
+        self.place = {"database": place.pop("dbname"), **{key: place[key] for key in ("host", "port", "user")}}
+        self.pool: Any = self.run(
+            asyncpg.create_pool(**self.place, password=place.get("password"), min_size=least, max_size=most)
+        )
+        self.checkout: Callable[[], Awaitable[None]] = self.bare
+
+    def run(self, awaitable: Any) -> Any:
+        """Run it to its end."""
+
+        async def main() -> Any:
+            return await awaitable
+
+        return self.loop.run_until_complete(main())
+
+    async def bare(self) -> None:
+        """One checkout."""
+        async with self.pool.acquire():
+            pass
+
+    def spin(self, times: int) -> None:
+        """Check out so often, one after another."""
+
+        async def work() -> None:
+            checkout = self.checkout
+            for _ in range(times):
+                await checkout()
+
+        self.run(work())
+
+    def close(self) -> None:
+        """Close the pool and its loop."""
+        self.run(self.pool.close())
+        self.loop.close()
+
+
+class Written:
+    """What a person writes around the pool to leave the same telemetry."""
+
+    def __init__(self, loop: Loop, recorded: Any) -> None:
+        self.pool = loop.pool
+        self.tracer = recorded.tracers.get_tracer("by hand")
+        meter = recorded.meters.get_meter("by hand")
+        self.wait_time, self.use_time = (
+            meter.create_histogram(
+                f"db.client.connection.{name}", "s", explicit_bucket_boundaries_advisory=[*BOUNDARIES, *more]
+            )
+            for name, more in (("wait_time", ()), ("use_time", (60, 300)))
+        )
+        self.point = {"db.client.connection.pool.name": "shop"}
+        self.start: dict[str, Any] = {
+            "db.system.name": "postgresql",
+            "db.namespace": loop.place["database"],
+            "server.address": loop.place["host"],
+            "server.port": int(loop.place["port"]),
+            **self.point,
+        }
+        self.serials: dict[int, int] = {}
+
+    async def checkout(self) -> None:
+        """One checkout, from the request to the release."""
+        asked = time.monotonic()
+        span = self.tracer.start_span("pool.checkout", attributes=self.start)
+        in_span = trace.set_span_in_context(span)
+        async with self.pool.acquire() as connection:
+            acquired = time.monotonic()
+            self.wait_time.record(acquired - asked, self.point, in_span)
+            pid = connection.get_server_pid()
+            serial = self.serials.setdefault(pid, len(self.serials) + 1)
+        held = time.monotonic() - acquired
+        self.use_time.record(held, self.point, in_span)
+        task = asyncio.current_task()
+        span.set_attributes(
+            {
+                "otel_pgpool.wait_time": acquired - asked,
+                "otel_pgpool.hold_time": held,
+                "otel_pgpool.retries": 0,
+                "otel_pgpool.path": "idle",
+                "otel_pgpool.long_hold": held >= 1.0,
+                "otel_pgpool.outcome": "released",
+                "otel_pgpool.connection.id": serial,
+                "otel_pgpool.connection.pid": pid,
+                "otel_pgpool.task.name": "" if task is None else task.get_name(),
+                "thread.name": threading.current_thread().name,
+            }
+        )
+        span.end()
+
+
+def instrument(**options: Any) -> None:
+    """Put the hook on."""
+    from otel_pgpool import PgPoolInstrumentor
+
+    PgPoolInstrumentor().instrument(**options)
+
+
+def measure(contestants: Sequence[str], dsn: str) -> Round:
+    """One task, in a process that cannot import OpenTelemetry's SDK."""
+    [name] = contestants
+    forbid_sdk()
+    if name == HOOKED:
+        instrument(spans="off")
+    loop = Loop(dsn, 1, 5)
+    played = take_turns({name: loop.spin}, CYCLES, SLICES)
+    loop.close()
+    return played
+
+
+def measure_traced(contestants: Sequence[str], dsn: str) -> Round:
+    """One task, whose checkouts are recorded through a batch processor."""
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from benchmarks.recorded import NullExporter, Recorded
+
+    [name] = contestants
+    recorded = Recorded(BatchSpanProcessor(NullExporter()))
+    if name == HOOKED:
+        instrument(tracer_provider=recorded.tracers, meter_provider=recorded.meters)
+    loop = Loop(dsn, 1, 5)
+    if name == BY_HAND:
+        loop.checkout = Written(loop, recorded).checkout
+    played = take_turns({name: loop.spin}, CYCLES, SLICES, lambda _name: recorded.settle())
+    loop.close()
+    recorded.shut_down()
+    return played
+
+
+def measure_crowd(contestants: Sequence[str], dsn: str) -> Round:
+    """Many tasks, each of which checks out for a query, over and over."""
+    [name] = contestants
+    forbid_sdk()
+    if name == HOOKED:
+        instrument()
+    logging.getLogger("otel_pgpool").setLevel(logging.CRITICAL)  # all are in use, which is what the row is about
+    loop = Loop(dsn, CONNECTIONS, CONNECTIONS)
+    sample: Sample = loop.run(_crowd(loop.pool))
+    loop.close()
+    return {name: sample}
+
+
+async def _crowd(pool: Any) -> Sample:
+    served = 0
+
+    async def work() -> None:
+        nonlocal served
+        while True:
+            async with pool.acquire() as connection:
+                await connection.fetchval("select 1")
+            served += 1
+
+    tasks = [asyncio.create_task(work()) for _ in range(TASKS)]
+    await asyncio.sleep(WARM_UP)
+    before, began, cpu = served, time.perf_counter(), time.process_time()
+    await asyncio.sleep(WINDOW)
+    count, seconds, spent = served - before, time.perf_counter() - began, time.process_time() - cpu
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return {"rate": count / seconds, "cpu": spent / max(1, count) * 1e6}
+
+
+NOTE = "Each has a process of its own, one after the other in each round. A release resets the session by a query."
+
+ROWS = (
+    Row(
+        name="hooked-asyncpg",
+        work="one task, `async with pool.acquire(): pass`, the hook on, spans off, no SDK installed",
+        contestants=(HOOKED, UNHOOKED),
+        columns=EACH,
+        measure=measure,
+        targets=(Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), 1.5),),
+        note=NOTE,
+    ),
+    Row(
+        name="hooked-asyncpg-traced",
+        work="the same, spans and both histograms recording through a batch processor",
+        contestants=(HOOKED, BY_HAND, UNHOOKED),
+        columns=EACH,
+        measure=measure_traced,
+        targets=(
+            Target("against the same span, attributes and two records by hand", ratio("us", HOOKED, BY_HAND), 1.15),
+        ),
+        note=NOTE,
+    ),
+    Row(
+        name="hooked-asyncpg-crowd",
+        work=f"{TASKS:,} tasks on {CONNECTIONS} connections, each for `select 1`, the hook on, no SDK installed",
+        contestants=(HOOKED, UNHOOKED),
+        columns=(Column("rate", "checkouts/s"), Column("cpu", "CPU us each")),
+        measure=measure_crowd,
+        targets=(
+            Target(
+                "checkouts/s against the same without the hook", ratio("rate", HOOKED, UNHOOKED), 0.95, at_least=True
+            ),
+        ),
+        note=f"Counted over {WINDOW:g} s after {WARM_UP:g} s of warm-up. CPU is this process's, the server's left out.",
+    ),
+)

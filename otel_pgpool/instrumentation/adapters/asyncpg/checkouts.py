@@ -1,0 +1,217 @@
+"""The wrappers of asyncpg's methods that every checkout calls.
+
+An acquire has two parts. ``Pool.acquire`` is a plain call in the task and at the line of the application, and returns a
+context. Entering or awaiting the context acquires the connection, maybe in a task that ``asyncio.wait_for`` has made.
+
+A hold ends in ``PoolConnectionHolder._release``, when the connection is available again: ``Pool.release`` may be
+cancelled while its reset goes on, and a closed connection is not released at all.
+
+The benchmark ``hooked-asyncpg`` measures the wrappers.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from sys import _getframe
+from typing import TYPE_CHECKING, Any
+
+from asyncpg.exceptions import InterfaceError
+
+from otel_pgpool.instrumentation.adapters.asyncpg import private
+from otel_pgpool.instrumentation.adapters.asyncpg.driver import TIMEOUTS
+from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.pool.call_site import SkippedModules, task_call_sites
+from otel_pgpool.runtime.tasks import running_task
+from otel_pgpool.types import PoolErrorType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import CodeType, FrameType
+
+    from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedPools
+    from otel_pgpool.instrumentation.adapters.asyncpg.tracked import TrackedPools
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+    from otel_pgpool.pool.call_site import Stack
+    from otel_pgpool.pool.checkout import ManualCheckout
+    from otel_pgpool.runtime.tasks import TaskReference
+
+    Method = Callable[..., Any]
+
+BETWEEN = SkippedModules("asyncio", "asyncpg", "contextlib", "opentelemetry", "wrapt")
+"""Modules to skip in the search for the application's call site."""
+
+CHECKING_OUT: set[CodeType] = set()
+"""Code of the coroutines in which a checkout is in progress."""
+
+Origin = tuple["Stack", "TaskReference | None"]
+"""Where and by which task a connection was asked for."""
+
+
+class Begun:
+    """An awaitable for an iterator that ``__await__`` has returned."""
+
+    __slots__ = ("_iterator",)
+
+    def __init__(self, iterator: Generator[Any, Any, Any]) -> None:
+        self._iterator = iterator
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._iterator
+
+
+class Checkouts:
+    """The checkouts in progress. Each ``wrap_`` method returns the wrapper of one method.
+
+    Args:
+        tracked: the trackers of the pools.
+        inherited: the pools of a parent process.
+    """
+
+    def __init__(self, tracked: TrackedPools, inherited: InheritedPools) -> None:
+        self.guard = tracked.guard
+        self._tracked = tracked
+        self._inherited = inherited
+        self._origins: dict[int, Origin] = {}  # by id of the context that `Pool.acquire` has returned last
+
+    def reset_after_fork(self) -> None:
+        """Drop the parent's calls in a forked child."""
+        self._origins.clear()
+
+    def wrap_acquire(self, original: Method) -> Method:
+        """Wrap ``Pool.acquire``."""
+        origins, guard = self._origins, self.guard
+
+        @wraps(original)
+        def acquire(pool: Any, *args: Any, **kwargs: Any) -> Any:
+            context = original(pool, *args, **kwargs)
+            try:
+                task = running_task()
+                wrapper = _getframe()
+                origins[id(context)] = task_call_sites(wrapper.f_back or wrapper, task, BETWEEN), task
+            except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+                guard.log_error(error)
+            return context
+
+        return acquire
+
+    def wrap_enter(self, original: Method) -> Method:
+        """Wrap ``PoolAcquireContext.__aenter__``."""
+        start, acquired, failed = self._start, self._acquired, self._failed
+
+        @wraps(original)
+        async def __aenter__(context: Any) -> Any:  # noqa: N807 - the method's name
+            tracker, checkout = start(context)
+            if checkout is None:
+                return await original(context)
+            proxy = None
+            try:
+                proxy = await original(context)
+                acquired(tracker, checkout, proxy)
+            except BaseException as error:
+                failed(tracker, checkout, context, proxy, error)
+                raise
+            return proxy
+
+        _mark(__aenter__)
+        return __aenter__
+
+    def wrap_await(self, original: Method) -> Method:
+        """Wrap ``PoolAcquireContext.__await__``."""
+        start, acquired, failed = self._start, self._acquired, self._failed
+
+        async def check_out(context: Any, acquiring: Begun) -> Any:
+            tracker, checkout = start(context)
+            if checkout is None:
+                return await acquiring
+            proxy = None
+            try:
+                proxy = await acquiring
+                acquired(tracker, checkout, proxy)
+            except BaseException as error:
+                failed(tracker, checkout, context, proxy, error)
+                raise
+            return proxy
+
+        @wraps(original)
+        def __await__(context: Any) -> Generator[Any, Any, Any]:  # noqa: N807 - the method's name
+            return check_out(context, Begun(original(context))).__await__()
+
+        _mark(check_out)
+        return __await__
+
+    def _start(self, context: Any) -> tuple[Any, ManualCheckout | None]:
+        """Start a checkout; return its tracker and its record, or None twice if the pool is not tracked."""
+        origin = self._origins.pop(id(context), None)
+        pool = context.pool
+        tracker = self._tracked.tracker_of(pool)
+        if tracker is None:
+            return None, None
+        if self._inherited.unreported:
+            self._inherited.first_use(tracker.pool, tracker.name)
+        if origin is None:  # the context was not made by `Pool.acquire`, or before the instrumentation
+            task = running_task()
+            origin = task_call_sites(_getframe(2), task, BETWEEN), task
+        checkout = tracker.start_in_task(*origin)
+        if private.has_to_wait(pool):
+            tracker.enqueued(checkout)
+        return tracker, checkout
+
+    def _acquired(self, tracker: PoolTracker, checkout: ManualCheckout, proxy: Any) -> None:
+        con = private.connection_of(proxy)
+        if con is None:  # closed meanwhile, or an object of a subclass
+            tracker.passed_through(checkout, proxy)
+            return
+        if id(con) not in tracker.slots:  # opened before the instrumentation
+            self._tracked.know(con, tracker)
+        tracker.acquired(checkout, con)
+
+    @never_raise
+    def _failed(
+        self, tracker: PoolTracker, checkout: ManualCheckout, context: Any, proxy: Any, error: BaseException
+    ) -> None:
+        if proxy is not None:  # an interrupt hit after the hand-over, and the caller does not get the connection
+            private.release_later(context.pool, proxy)
+            return
+        refusal = None
+        if isinstance(error, TIMEOUTS):
+            of_connect = any(each.connect.error is error for each in tracker.pending.copy())
+            refusal = PoolErrorType.TIMEOUT if context.timeout is not None and not of_connect else None
+        elif isinstance(error, InterfaceError) and context.pool.is_closing():
+            refusal = PoolErrorType.CLOSED
+        tracker.failed(checkout, error, refusal)
+
+    def wrap_release(self, original: Method) -> Method:
+        """Wrap ``PoolConnectionHolder._release``."""
+        tracker_of, guard = self._tracked.tracker_of, self.guard
+
+        @wraps(original)
+        def _release(holder: Any) -> None:
+            con = private.connection_of(holder)
+            original(holder)
+            try:
+                tracker = tracker_of(private.pool_of(holder))
+                slot = None if tracker is None else tracker.slots.get(id(con))
+                checkout: Any = None if slot is None else slot.checkout
+                if tracker is not None and checkout is not None:
+                    tracker.released(checkout)
+            except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+                guard.log_error(error)
+
+        return _release
+
+
+def _mark(check_out: Any) -> None:
+    CHECKING_OUT.add(check_out.__code__)
+
+
+def checkout_in_progress(frame: FrameType | None, tracker: PoolTracker) -> ManualCheckout | None:
+    """Return the checkout of a pool in which a frame was called; None if there is none.
+
+    A connect finds its checkout by the frames of its task, because few checkouts connect.
+    """
+    while frame is not None:
+        if frame.f_code in CHECKING_OUT:
+            names = frame.f_locals
+            return names.get("checkout") if names.get("tracker") is tracker else None
+        frame = frame.f_back
+    return None

@@ -1,0 +1,55 @@
+"""The trackers of asyncpg's pools, found by a pool or by one of its connections."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.instrumentation.adapters.asyncpg import private
+from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
+from otel_pgpool.runtime.fork import is_here, renew
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_pgpool.instrumentation.session import InstrumentationSession
+    from otel_pgpool.instrumentation.tracker import PoolTracker
+
+POOL_ATTR = "_otel_pgpool_pool"
+"""Name of the attribute with which the queue of a pool refers to the pool."""
+
+
+class TrackedPools:
+    """The trackers of a session.
+
+    Args:
+        session: the session of the instrumentation.
+        track: create the tracker of a pool, or return None.
+    """
+
+    def __init__(self, session: InstrumentationSession, track: Callable[[Any], PoolTracker | None]) -> None:
+        self.guard = session.guard
+        self._watch = session.watch
+        self._track = track
+        self.by_connection: weakref.WeakKeyDictionary[Any, PoolTracker] = weakref.WeakKeyDictionary()
+
+    def tracker_of(self, pool: Any) -> PoolTracker | None:
+        """Return the tracker of a pool; None before the pool is initialized, or if the instrumentation has ended."""
+        if not is_here:
+            renew()
+        try:
+            queue = private.queue_of(pool)
+            tracker: PoolTracker | None = getattr(queue, TRACKER_ATTR, None)
+            if tracker is None and queue is not None:
+                tracker = self._track(pool)
+        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
+            self.guard.log_error(error)
+            return None
+        return tracker if tracker is not None and tracker.watch is self._watch else None
+
+    @never_raise
+    def know(self, con: Any, tracker: PoolTracker) -> None:
+        """Register a connection of a pool."""
+        self.by_connection[con] = tracker
+        tracker.slot_of(con)
