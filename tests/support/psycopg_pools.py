@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import psycopg_pool
 from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from tests.support.instrumentation import tracker_of
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Pool = Any
+
+RELEASE = tuple(map(int, psycopg_pool.__version__.split(".")[:2]))
 
 BLOCKING = (ConnectionPool, NullConnectionPool)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.adapters.sqlalchemy import drivers
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import (
     UNKNOWN_DRIVER,
@@ -16,6 +17,7 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import (
     driver_of_connection,
     driver_of_dialect,
 )
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN
 from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
@@ -96,9 +98,9 @@ def test_errors_of_the_server(name: str, make: Callable[[str, str], BaseExceptio
     assert (driver.is_refusal(unknown), driver.is_refusal(starting)) == (True, False)
     assert driver.is_error(unknown)
     assert not driver.is_error(ValueError("tiger"))
-    assert "tiger" not in driver.error_text(make("P0001", "tiger"), UnknownTarget())
+    assert "tiger" not in driver.error_text(make("P0001", "tiger"), UNKNOWN)
     if name != "psycopg":  # its errors get their text from libpq's result
-        assert driver.error_text(unknown, UnknownTarget()) == 'database "..." does not exist'
+        assert driver.error_text(unknown, UNKNOWN) == 'database "..." does not exist'
 
 
 def test_errors_of_the_system() -> None:
@@ -107,10 +109,10 @@ def test_errors_of_the_system() -> None:
     failure = exceptions.InterfaceError("Can't create a connection to host tiger and port 5432")
     failure.__cause__ = refused
     for name, error in (("asyncpg", refused), ("pg8000", failure)):
-        assert driver_named(name).error_text(error, UnknownTarget()) == os.strerror(errno.ECONNREFUSED)
+        assert driver_named(name).error_text(error, UNKNOWN) == os.strerror(errno.ECONNREFUSED)
         assert not driver_named(name).is_refusal(error)
-    assert driver_named("pg8000").error_text(exceptions.InterfaceError("tiger"), UnknownTarget()) == ""
-    assert driver_named("pg8000").error_text(exceptions.InterfaceError("network error"), UnknownTarget()) != ""
+    assert driver_named("pg8000").error_text(exceptions.InterfaceError("tiger"), UNKNOWN) == ""
+    assert driver_named("pg8000").error_text(exceptions.InterfaceError("network error"), UNKNOWN) != ""
 
 
 def test_hostile_state() -> None:
@@ -150,3 +152,10 @@ def test_dialects() -> None:
     assert driver_of_dialect(Dialect()) is UNKNOWN_DRIVER
     assert driver_of_dialect(Other()) is None
     assert driver_of_dialect(object()) is None
+
+
+def test_psycopg2_is_imported_for_psycopg2_only() -> None:
+    """No other module of the adapter imports psycopg2, or what needs psycopg2."""
+    folder = Path(drivers.__file__).parents[1]
+    needs = re.compile(r"import psycopg2|from (?:psycopg2|otel_pgpool\.driver\.(?:dsn|session|refusal|error_text))\b")
+    assert [path.name for path in folder.rglob("*.py") if needs.search(path.read_text())] == ["psycopg2.py"]

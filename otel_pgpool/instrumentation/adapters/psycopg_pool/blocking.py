@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.psycopg.driver import is_closed
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
-from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
-    is_left_to_worker,
-    reason_at_release,
-    record_discard,
-    status_of,
-)
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
 from otel_pgpool.runtime.fork import is_here, keep_from_forking, renew
 
 if TYPE_CHECKING:
@@ -58,7 +53,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             checkout = start(tracker, frame)
             in_progress[me] = tracker, checkout
             conn = original(self, timeout)
-            if checkout.queued is None and not checkout.retries:
+            if checkout.queued is None and not checkout.retries and checkout.caller is None:
                 tracker.acquired(checkout, conn)
             else:
                 calls.acquired(tracker, checkout, conn)
@@ -100,8 +95,8 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         status = status_of(conn)
         try:
             result = original(self, conn)
-            if is_closed(conn) and not is_left_to_worker(self, status):
-                record_discard(tracker, slot, reason_at_release(self, conn, status), checkout)
+            if is_closed(conn):
+                calls.closed_at_release(tracker, self, conn, status, checkout)
             elif checkout is not None:
                 tracker.released(checkout)
         except BaseException:

@@ -14,9 +14,11 @@ from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_c
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_connection
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
+    is_left_to_worker,
     reason_at_release,
     reason_of_sweep,
     record_closed,
+    record_discard,
 )
 from otel_pgpool.instrumentation.adapters.psycopg_pool.fresh import FreshConnections
 from otel_pgpool.instrumentation.guards import ignore_errors, never_raise
@@ -103,14 +105,13 @@ class PoolCalls:
 
     def first_use(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool, as `tracker_of`; report or repair a pool that a forked child has inherited."""
-        tracker = self.tracker_of(pool)
-        if tracker is not None and pool in self.inherited:
-            try:
-                self.inherited.first_use(pool, tracker.name)
-            except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-                self.guard.log_error(error)
-            tracker = self.tracker_of(pool)
-        return tracker
+        self._use_inherited(pool)
+        return self.tracker_of(pool)
+
+    @never_raise
+    def _use_inherited(self, pool: Any) -> None:
+        if pool in self.inherited and (tracker := self.tracker_of(pool)) is not None:
+            self.inherited.first_use(pool, tracker.name)
 
     def reset_after_fork(self) -> None:
         """Drop the parent's calls in a forked child."""
@@ -127,6 +128,7 @@ class PoolCalls:
             frame = getattr(frame.f_back, "f_back", None) or frame
         return tracker.start_with(ManualCheckout(), call_sites_fast_filtered(frame, BETWEEN))
 
+    @never_raise
     def enqueued(self, frame: FrameType) -> None:
         """Record that the caller waits in the pool's queue.
 
@@ -142,13 +144,21 @@ class PoolCalls:
             tracker.enqueued(checkout)
 
     def acquired(self, tracker: PoolTracker, checkout: ManualCheckout, conn: Any) -> None:
-        """Record a checkout that was queued, or during which a connection failed its check."""
+        """Record a checkout that was queued or has connected, or during which a connection failed its check."""
         key = self.fresh.claim(conn)
         if key is not None:
             checkout.caller = key
         self._record_failed_checks(tracker, checkout)
         tracker.acquired(checkout, conn)
+        self._learn_target(tracker, conn)
 
+    @never_raise
+    def _learn_target(self, tracker: PoolTracker, conn: Any) -> None:
+        """Read the target of a pool from a connection, if the application provides the target by a function."""
+        if not tracker.target.address:
+            tracker.target_known(target_of_connection(conn))
+
+    @never_raise
     def failed(self, tracker: PoolTracker, checkout: ManualCheckout | None, error: BaseException) -> None:
         """Record a checkout that received no connection."""
         if checkout is None or not hasattr(checkout, "is_observed") or hasattr(checkout, "released"):
@@ -176,6 +186,17 @@ class PoolCalls:
             record_closed(tracker, conn, DiscardReason.CHECK_FAILED, error)
 
     # Releases
+
+    @never_raise
+    def closed_at_release(
+        self, tracker: PoolTracker, pool: Any, conn: Any, status: int, checkout: ManualCheckout | None = None
+    ) -> None:
+        """Record a release at which the pool has closed the connection."""
+        slot = tracker.slots.get(id(conn))
+        if slot is not None and not is_left_to_worker(pool, status):
+            record_discard(tracker, slot, reason_at_release(pool, conn, status), checkout)
+        elif checkout is not None:
+            tracker.released(checkout)
 
     def release_failed(self, pool: Any, conn: Any, checkout: ManualCheckout, tracker: PoolTracker) -> None:
         """Record the end of a hold at a release that raised, unless the connection is still checked out."""
@@ -217,8 +238,6 @@ class PoolCalls:
     @never_raise
     def _connected(self, tracker: PoolTracker, key: int, began: float, conn: Any) -> None:
         tracker.connected(began, conn, key)
-        if not tracker.target.address:  # the application provides it by a function
-            tracker.target_known(target_of_connection(conn))
         if self.me() not in self.in_progress:
             self.fresh.opened(self.me(), conn, key)
 
@@ -236,7 +255,9 @@ class PoolCalls:
         if left is not None and tracker is not None:
             conn, key = left
             tracker.report_connects(None, key)
-            if conn is not None:  # closed if the pool was closed in the meantime, or keeps no connection
+            if conn is not None:
+                self._learn_target(tracker, conn)
+                # It is closed if the pool was closed in the meantime, or keeps no connection.
                 record_closed(tracker, conn, reason_at_release(pool, conn, IDLE))
 
     # Idle connections
@@ -244,6 +265,7 @@ class PoolCalls:
     @contextmanager
     def sweeping(self, pool: Any, method: str) -> Iterator[None]:
         """Record the idle connections that a method closes in the block."""
+        self._use_inherited(pool)
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
         if tracker is None or tracker.watch is not self.watch:
             yield
@@ -254,7 +276,11 @@ class PoolCalls:
         try:
             yield
         finally:
-            for conn in idle:
-                record_closed(tracker, conn, reason_of_sweep(method, conn))
-            if method == "close" and pool.closed:
-                tracker.stop_reporting()
+            self._swept(tracker, pool, method, idle)
+
+    @never_raise
+    def _swept(self, tracker: PoolTracker, pool: Any, method: str, idle: Sequence[Any]) -> None:
+        for conn in idle:
+            record_closed(tracker, conn, reason_of_sweep(method, conn))
+        if method == "close" and pool.closed:
+            tracker.stop_reporting()

@@ -18,12 +18,7 @@ from otel_pgpool.instrumentation.adapters.psycopg.driver import is_closed
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.blocking import wrap_open
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import BETWEEN
-from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
-    is_left_to_worker,
-    reason_at_release,
-    record_discard,
-    status_of,
-)
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
 from otel_pgpool.pool.call_site import task_call_sites
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.tasks import running_task
@@ -113,8 +108,8 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         status = status_of(conn)
         try:
             result = await original(self, conn)
-            if is_closed(conn) and not is_left_to_worker(self, status):
-                record_discard(tracker, slot, reason_at_release(self, conn, status), checkout)
+            if is_closed(conn):
+                calls.closed_at_release(tracker, self, conn, status, checkout)
             elif checkout is not None:
                 tracker.released(checkout)
         except BaseException:

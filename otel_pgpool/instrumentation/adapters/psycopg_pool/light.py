@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, private
-from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
-    is_left_to_worker,
-    reason_at_release,
-    record_discard,
-    status_of,
-)
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
 from otel_pgpool.instrumentation.guards import raise_if_asynchronous
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
@@ -133,8 +128,8 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         except Exception as error:  # noqa: BLE001 - a connection of the application's own class
             raise_if_asynchronous(error)
             return result
-        if is_closed and not is_left_to_worker(self, status):
-            record_discard(tracker, tracker.slot_of(conn), reason_at_release(self, conn, status))
+        if is_closed:
+            calls.closed_at_release(tracker, self, conn, status)
         return result
 
     return putconn

@@ -8,9 +8,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import AssertionPool, QueuePool, SingletonThreadPool, StaticPool
 
-from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_dialect
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import creator_of, engine_behind, pool_records, queue_of
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
@@ -64,11 +64,11 @@ def engine_target(engine: Engine) -> PoolTarget:
     """
     driver = driver_of_dialect(engine.dialect)
     if driver is None or not made_by_create_engine(engine.pool):
-        return UnknownTarget()
+        return UNKNOWN
     with ignore_errors:  # an engine that the application has built itself may have any object as its URL
         if not _contains_password(engine.url):
             return driver.target((), _parameters_of(engine.url))
-    return UnknownTarget()
+    return UNKNOWN
 
 
 def made_by_create_engine(pool: Any) -> bool:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 
-from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.driver.messages import known
 from otel_pgpool.instrumentation.adapters.base import PoolReader
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import read_levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import reset_pool
 from otel_pgpool.runtime.text import LONGEST_NAME, text_of
@@ -46,7 +46,7 @@ class EnginePools(PoolReader):
 
     def target(self, pool: Any) -> PoolTarget:  # noqa: ARG002 - only its engine or a connection knows
         """Return an unknown target: a pool has none, only its engine and its connections do."""
-        return UnknownTarget()
+        return UNKNOWN
 
     def forget_inherited(self, pool: Any) -> int:
         """Remove the parent's connections in a forked child, closing the sockets of idle ones; return their number.

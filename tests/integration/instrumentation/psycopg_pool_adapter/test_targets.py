@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import psycopg_pool
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from tests.support.instrumentation import lent, name_of, tracker_of
-from tests.support.psycopg_pools import opened, settled
+from tests.support.psycopg_pools import RELEASE, opened, settled
 from tests.support.telemetry import assert_exactly
 
 if TYPE_CHECKING:
     from tests.support.telemetry import Signals
 
 pytestmark = pytest.mark.usefixtures("instrumentation")
-
-CALLABLES = tuple(map(int, psycopg_pool.__version__.split(".")[:2])) >= (3, 3)
 
 
 @pytest.mark.parametrize("form", ["url", "key=value", "keywords"])
@@ -55,7 +52,7 @@ def test_name_that_is_a_connection_string(signals: Signals, dsn: str, name: str)
 @pytest.mark.parametrize("which", ["conninfo", "kwargs"])
 def test_callables(signals: Signals, dsn: str, which: str) -> None:
     """Arguments that are functions are called by the pool only; the target is known from the first connection on."""
-    if not CALLABLES:
+    if RELEASE < (3, 3):
         pytest.skip("since 3.3")
     calls = []
 

@@ -20,7 +20,7 @@ from psycopg_pool import (
 from otel_pgpool import PgPoolInstrumentor
 from tests.support.database import kill
 from tests.support.instrumentation import denied, instrumented, lent, tracker_of
-from tests.support.psycopg_pools import assert_same_totals, opened
+from tests.support.psycopg_pools import RELEASE, assert_same_totals, opened
 from tests.support.telemetry import PATIENCE, assert_exactly, is_child
 
 if TYPE_CHECKING:
@@ -219,6 +219,8 @@ def test_wait_for(signals: Signals, dsn: str) -> None:
 
 def test_many_tasks_of_which_a_third_is_cancelled(signals: Signals, dsn: str) -> None:
     """200 tasks share 5 connections, and a third is cancelled: all spans end, and all totals agree."""
+    if RELEASE < (3, 3):
+        pytest.skip("may lose a cancellation during a hand-over, and counts none as an error")
 
     async def test() -> None:
         async with open_pool(AsyncConnectionPool, dsn, 2, max_size=5) as pool:

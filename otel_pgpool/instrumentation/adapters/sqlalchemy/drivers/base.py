@@ -6,9 +6,9 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.driver.dsn import UnknownTarget, target_of
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.instrumentation.adapters.base import Driver
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN, server_target
 from otel_pgpool.instrumentation.guards import ignore_errors
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ class EngineDriver(Driver):
         given = {key: kwargs.get(key) for key in ("host", "port", "user")}
         given["dbname"] = kwargs.get("database", kwargs.get("dbname"))
         if args or any(type(value) not in PLAIN for value in given.values()):
-            return UnknownTarget()
-        return target_of((), {key: value for key, value in given.items() if value is not None})
+            return UNKNOWN
+        return server_target(given, {})
 
     def target_of_connection(self, conn: Any) -> PoolTarget:  # noqa: ARG002 - the interface
         """Return the target that a connection was made to."""
-        return UnknownTarget()
+        return UNKNOWN
 
     def fileno(self, conn: Any) -> int:
         """Return the descriptor of a connection's socket.

@@ -11,15 +11,15 @@ import errno
 import os
 import re
 import socket
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pg8000.core import CoreConnection
 from pg8000.exceptions import DatabaseError, Error
 
-from otel_pgpool.driver.dsn import UnknownTarget
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.refusal_texts import refuses_by_state
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN, ServerTarget
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.text import class_of, printable, text_of
 from otel_pgpool.types import TransactionStatus
@@ -37,24 +37,6 @@ STATUSES = {
 }
 SQLSTATE = re.compile("[0-9A-Z]{5}")
 OWN_TEXTS = frozenset(("network error", "communication error", "connection is closed"))
-
-
-class ServerOnly(NamedTuple):
-    """A target of which the server is known, and the database is not."""
-
-    address: str
-    port: int
-    namespace: str = ""
-
-    @property
-    def name(self) -> str:
-        """The server's address and port."""
-        return f"{self.address}:{self.port}"
-
-    @property
-    def public(self) -> frozenset[str]:
-        """The server's address and port, which the text of an error may quote."""
-        return frozenset((self.address, str(self.port)))
 
 
 class Pg8000OfEngines(EngineDriver):
@@ -119,8 +101,8 @@ class Pg8000OfEngines(EngineDriver):
         """Return the server of a connection, which has forgotten the database."""
         with ignore_errors:
             host, port = self.own_connection(conn)._usock.getpeername()[:2]
-            return ServerOnly(host, port)
-        return UnknownTarget()
+            return ServerTarget(host, port, "", f"{host}:{port}", frozenset((host, str(port))))
+        return UNKNOWN
 
     def fileno(self, conn: Any) -> int:
         """Return the descriptor of a connection's socket."""
