@@ -6,12 +6,13 @@ The recipes, which are projects rather than programs, are run by ``test_recipes.
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import json
 import re
 import shlex
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import distribution, version
 from itertools import pairwise
@@ -28,6 +29,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from psycopg2.extensions import parse_dsn
 from psycopg2.pool import ThreadedConnectionPool
+from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import create_engine
 from sqlalchemy import pool as sqlalchemy_pools
 
@@ -306,9 +308,22 @@ def test_variables_of_the_readme_exist() -> None:
     assert named <= {variable.name for variable in ENVIRONMENT}
 
 
+@contextmanager
+def instrumented(tracers: TracerProvider) -> Iterator[None]:
+    instrumentor = PgPoolInstrumentor()
+    instrumentor.instrument(tracer_provider=tracers, meter_provider=MeterProvider(), pools=["psycopg_pool"])
+    yield
+    instrumentor.uninstrument()
+
+
+async def check_out_in_a_task(dsn: str) -> None:
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, open=False) as pool, pool.connection():
+        pass
+
+
 @pytest.fixture(scope="module")
 def measured(dsn: str) -> tuple[list[Any], list[Any]]:
-    """Spans and metrics of a pool that was through all of it: served, queued, failed, held long, closed by hand."""
+    """Spans and metrics of checkouts: served, queued, failed, held long, closed by hand, and made by a task."""
     memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
 
     def credentials() -> dict[str, str]:
@@ -330,6 +345,8 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
         pool.putconn(pool.getconn(), close=True)
         data = reader.get_metrics_data()
         metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
+    with instrumented(tracers):
+        asyncio.run(check_out_in_a_task(dsn))
     return list(memory.get_finished_spans()), list(metrics)
 
 
@@ -345,8 +362,6 @@ def test_attributes_are_those_of_the_span(name: str, measured: tuple[list[Any], 
     types = {bool: "bool", float: "double", int: "int", str: "string"}
     spans = [span for span in measured[0] if span.name == name]
     seen = {attribute: types[type(value)] for span in spans for attribute, value in span.attributes.items()}
-    if name == "pool.checkout":
-        seen["otel_pgpool.task.name"] = "string"  # of pools for asyncio, whose tests assert it
     assert {code(row[0])[0]: row[1] for row in table(TELEMETRY, f"attributes of {name}")} == seen
 
 
