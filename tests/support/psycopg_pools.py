@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Pool = Any
 
-RELEASE = tuple(map(int, psycopg_pool.__version__.split(".")[:2]))
+RELEASE = tuple(map(int, psycopg_pool.__version__.split(".")[:3]))
 
 BLOCKING = (ConnectionPool, NullConnectionPool)
 

@@ -296,7 +296,8 @@ def test_dropped_connection(signals: Signals, dsn: str) -> None:
     with opened(ConnectionPool, dsn, 2) as pool:
         settled(pool)
         pool.getconn()  # and dropped
-        assert until(lambda: signals.logged("reclaimed"))
+        assert until(lambda: signals.named("pool.checkout"))
+        assert signals.logged("reclaimed")
         assert outcome_of(signals) == ("reclaimed", None)
         stats = tracker_of(pool).stats()
         assert (stats.used, stats.idle) == (1, 1)

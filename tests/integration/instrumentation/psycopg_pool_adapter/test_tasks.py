@@ -219,8 +219,8 @@ def test_wait_for(signals: Signals, dsn: str) -> None:
 
 def test_many_tasks_of_which_a_third_is_cancelled(signals: Signals, dsn: str) -> None:
     """200 tasks share 5 connections, and a third is cancelled: all spans end, and all totals agree."""
-    if RELEASE < (3, 3):
-        pytest.skip("may lose a cancellation during a hand-over, and counts none as an error")
+    if RELEASE < (3, 3, 1):
+        pytest.skip("may lose a cancellation during a hand-over, and some releases count none as an error")
 
     async def test() -> None:
         async with open_pool(AsyncConnectionPool, dsn, 2, max_size=5) as pool:
