@@ -1,7 +1,6 @@
 """A connection pool for psycopg2 in which every checkout is an OpenTelemetry span."""
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from otel_pgpool._version import __version__
@@ -14,11 +13,8 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.connection_pool import ConnectionPool
     from otel_pgpool.stats import Holder, PoolStats
 else:
-    if find_spec("psycopg2") is None:
-        import_module(f"{__name__}.errors")  # raises an ImportError that names the extra to install
-
-    # The public names are imported at their first use, and psycopg2 with them: the command line imports this package
-    # before it can handle Ctrl-C, and PgPoolInstrumentor needs the extra "instrument", which few programs install.
+    # The public names are imported at their first use: the command line imports this package before it can handle
+    # Ctrl-C, and PgPoolInstrumentor needs the extra "instrument", but not psycopg2.
     _HOMES = {
         **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "errors"),
         **dict.fromkeys(("Holder", "PoolStats"), "stats"),
@@ -31,7 +27,16 @@ else:
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        try:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name != "psycopg2":
+                raise
+            message = (
+                f"{name} needs psycopg2: install the extra 'binary' (pip install 'otel-pgpool[binary]'), "
+                "or psycopg2 itself where you build it"
+            )
+            raise ModuleNotFoundError(message, name="psycopg2") from error
         return value
 
     def __dir__() -> list[str]:

@@ -1,40 +1,38 @@
-"""Errors that the pool raises. Each is a ``psycopg2.pool.PoolError``, so existing ``except`` clauses still catch it."""
+"""Errors that the pool raises. Each is a ``psycopg2.pool.PoolError``, so existing ``except`` clauses still catch it.
+
+This module also works without psycopg2, for the instrumentation of other drivers' pools.
+"""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-
-try:
-    import psycopg2.pool
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "psycopg2":
-        raise
-    message = (
-        "otel_pgpool needs psycopg2: install the extra 'binary' (pip install 'otel-pgpool[binary]'), "
-        "or psycopg2 itself where you build it"
-    )
-    raise ModuleNotFoundError(message, name="psycopg2") from error
 
 from otel_pgpool.runtime.text import class_of, printable
 
 if TYPE_CHECKING:
-    from otel_pgpool.stats import Holder, PoolStats
+    from psycopg2.pool import PoolError as DriverPoolError
 
+    from otel_pgpool.stats import Holder, PoolStats
+else:
+    try:
+        from psycopg2.pool import PoolError as DriverPoolError
+    except ImportError:  # not installed: nobody can catch it
+        DriverPoolError = Exception
 
 _SQLSTATE = re.compile("[0-9A-Z]{5}")
 
 
 def sqlstate(error: BaseException | None) -> str | None:
     """Return the SQLSTATE of a driver's error, or None if the error has none."""
-    if isinstance(error, psycopg2.Error):
-        state: object = error.pgcode
-    else:
-        try:
-            state = getattr(error, "sqlstate", None)  # of psycopg and asyncpg
-        except Exception:  # noqa: BLE001 - an application's own class may raise anything
-            return None
-    return state if isinstance(state, str) and _SQLSTATE.fullmatch(state) else None  # a server may send anything
+    state: Any = None
+    with suppress(Exception):  # an application's own class may raise anything
+        state = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)  # psycopg2; psycopg and asyncpg
+        if state is None and type(error).__module__.startswith("pg8000."):
+            state = error.args[0].get("C")  # type: ignore[union-attr]  # its errors hold the fields of the server's
+    # A hostile server may send anything.
+    return state if isinstance(state, str) and _SQLSTATE.fullmatch(state) else None
 
 
 def error_type(error: BaseException) -> str:
@@ -42,7 +40,7 @@ def error_type(error: BaseException) -> str:
     return sqlstate(error) or class_of(error)
 
 
-class PoolError(psycopg2.pool.PoolError):
+class PoolError(DriverPoolError):
     """The base class of the pool's errors; raised itself when the pool is misused.
 
     Examples of a misuse: releasing a connection that is not checked out, or entering one ``connection()`` twice at a

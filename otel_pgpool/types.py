@@ -117,6 +117,10 @@ class TransactionStatus(Value):
     UNKNOWN = "unknown", "the connection is closed or lost"
 
 
+TRANSACTION_STATUSES = tuple(TransactionStatus)
+"""The statuses in the order of libpq's numbers."""
+
+
 class PoolErrorType(Value):
     """The values of ``error.type`` for the pool's own errors. Other errors have their SQLSTATE or class."""
 

@@ -51,7 +51,9 @@ def test_wheel_holds_the_package_alone(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as wheel:
         names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"otel_pgpool", "otel_pgpool-0.1.0.dist-info"}
-    assert "otel_pgpool/py.typed" in names
+    assert {f"otel_pgpool/{name}" for name in ("py.typed", "driver/known_texts.txt", "telemetry/sqlstates.txt")} <= {
+        *names
+    }
     assert "otel_pgpool-0.1.0.dist-info/licenses/LICENSE" in names
     assert not [name for name in names if "test" in name]
 
@@ -64,11 +66,11 @@ def test_sdist_holds_the_tests(built: tuple[Path, Path]) -> None:
 
 
 def test_without_psycopg2_the_error_names_the_extra(bare_python: Path) -> None:
-    """With no psycopg2 at all, importing says which extra brings one."""
+    """With no psycopg2 at all, importing the pool says which extra brings one."""
     shown = run(
         bare_python,
         "-c",
-        "try: import otel_pgpool\nexcept ImportError as error: print(type(error).__name__, error)",
+        "try: from otel_pgpool import ConnectionPool\nexcept ImportError as error: print(type(error).__name__, error)",
     )
     assert "otel-pgpool[binary]" in shown
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from otel_pgpool._version import __version__
 from otel_pgpool.cli.errors import Aborted, CommandError, Interrupted
@@ -18,13 +16,13 @@ from otel_pgpool.demo.endpoint import ENDPOINT_VARIABLE, Endpoint
 from otel_pgpool.runtime.text import may_hold_password
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from otel_pgpool.cli.errors import Interrupts
 
 USAGE_ERROR = 2
 OPTIONAL_PACKAGES = ("rich", "opentelemetry", "psycopg2")
-MAX_SECONDS = 600.0
+MAX_SECONDS = 600
 _CHOICE = re.compile(r"(?<=invalid choice): .*(?= \(choose from )", re.DOTALL)
 
 EPILOG = """\
@@ -42,8 +40,7 @@ def run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
             options = _parse(arguments)
         finally:
             stdout.check()  # --help and --version print inside `_parse`
-        run_subcommand = _run_report if options.command == "report" else _run_demo
-        status = run_subcommand(options, interrupts, stdout)
+        status = _run_subcommand(options, interrupts, stdout)
         stdout.check()
     except CommandError as error:
         warn(str(error))
@@ -55,29 +52,15 @@ def run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
     return status if interrupts.pending is None else Interrupted(interrupts.pending).status
 
 
-def _run_report(options: argparse.Namespace, interrupts: Interrupts, stdout: Output) -> int:
-    with _missing_extra_as_error():
-        from otel_pgpool.cli.printing import print_recording  # noqa: PLC0415 - needs the extra
-
-    with interrupts.interruptible():
-        print_recording(options.folder, stdout, slowest=options.slowest, as_json=options.json)
-    return 0
-
-
-def _run_demo(options: argparse.Namespace, interrupts: Interrupts, stdout: Output) -> int:
-    with _missing_extra_as_error():
-        from otel_pgpool.demo.run import Options, run_demo  # noqa: PLC0415 - needs the extra
-
-    interrupts.check()  # a signal received during the imports ends the command here, before anything is created
-    endpoint = options.endpoint or _endpoint_of_environment()
-    return run_demo(Options(options.seconds, options.dsn, endpoint, options.out, options.json), interrupts, stdout)
-
-
-@contextmanager
-def _missing_extra_as_error() -> Iterator[None]:
-    """Turn the failed import of an optional package into an error with the extra to install."""
+def _run_subcommand(options: argparse.Namespace, interrupts: Interrupts, stdout: Output) -> int:
     try:
-        yield
+        if options.command == "report":
+            from otel_pgpool.cli.printing import print_recording  # noqa: PLC0415 - needs the extra
+
+            with interrupts.interruptible():
+                print_recording(options.folder, stdout, slowest=options.slowest, as_json=options.json)
+            return 0
+        from otel_pgpool.demo.run import Demo  # noqa: PLC0415 - needs the extra
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing.partition(".")[0] not in OPTIONAL_PACKAGES:
@@ -85,16 +68,25 @@ def _missing_extra_as_error() -> Iterator[None]:
         raise CommandError(
             f"{missing} is missing: install the extra 'demo' (pip install 'otel-pgpool[demo]')"
         ) from None
+    interrupts.check()  # a signal received during the imports ends the command here, before anything is created
+    options.endpoint = options.endpoint or _endpoint_of_environment()
+    return Demo(options, interrupts, stdout).run()
 
 
 def _endpoint_of_environment() -> Endpoint | None:
     url = os.environ.get(ENDPOINT_VARIABLE, "").strip()
-    if not url:
-        return None
     try:
-        return Endpoint.parse(url, os.environ, bare=False)
+        return Endpoint.parse(url, os.environ, bare=False) if url else None
     except ValueError as error:
         raise CommandError(f"{ENDPOINT_VARIABLE}: {error}") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors do not show other options' values, which may be a DSN with its password."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        super().error(escape(_CHOICE.sub("", message)))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -106,21 +98,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _make_parser()
     options, others = parser.parse_known_args(arguments)
     if others:
-        parser.error(f"unrecognized arguments: {' '.join(map(_without_value, others))}")
+        names = (other.partition("=")[0] if other.startswith("--") else "***" for other in others)  # without values
+        parser.error(f"unrecognized arguments: {' '.join(names)}")
     return options
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors do not show other options' values, which may be a DSN with its password."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and exit."""
-        super().error(escape(_CHOICE.sub("", message)))
-
-
-def _without_value(argument: str) -> str:
-    """Return an option without its value; a placeholder for any other argument."""
-    return argument.partition("=")[0] if argument.startswith("--") else "***"
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -129,74 +109,51 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", required=True)
-    summary = "run a small shop's traffic on a pool and report what its telemetry says"
-    _add_demo_options(commands.add_parser("demo", help=summary, description=_sentence(summary), epilog=EPILOG))
-    summary = "print the report of a recorded run again"
-    _add_report_options(commands.add_parser("report", help=summary, description=_sentence(summary)))
-    return parser
-
-
-def _add_demo_options(demo: argparse.ArgumentParser) -> None:
+    summary = "Run a small shop's traffic on a pool and report what its telemetry says."
+    demo = commands.add_parser("demo", help=summary, description=summary, epilog=EPILOG)
+    summary = "Print the report of a recorded run again."
+    report = commands.add_parser("report", help=summary, description=summary)
+    seconds = _number(float, MAX_SECONDS, f"a number of seconds above 0 and up to {MAX_SECONDS}")
+    count = _number(int, 1000, "a whole number from 1 to 1000")
+    folder: dict[str, Any] = {"type": _folder, "metavar": "DIR", "default": Path("otel-pgpool-demo")}
     demo.add_argument(
         "--seconds",
-        type=_seconds,
+        type=seconds,
         default=15.0,
         metavar="N",
-        help=f"for how long, at most {MAX_SECONDS:g} (default: 15; the scenario needs at least 4)",
+        help=f"for how long, at most {MAX_SECONDS} (default: 15; the scenario needs at least 4)",
     )
     demo.add_argument(
         "--dsn",
         help="the PostgreSQL to use, in a scratch schema that is dropped at the end (default: an embedded one)",
     )
     demo.add_argument("--endpoint", type=_endpoint, metavar="URL", help="where OTLP goes, as http://host:port")
-    demo.add_argument(
-        "--out",
-        type=_folder,
-        default=Path("otel-pgpool-demo"),
-        metavar="DIR",
-        help="folder for the telemetry as OTLP JSON lines (default: %(default)s)",
-    )
-    demo.add_argument("--json", action="store_true", help="print the report as one JSON document")
-
-
-def _add_report_options(report: argparse.ArgumentParser) -> None:
+    demo.add_argument("--out", **folder, help="folder for the telemetry as OTLP JSON lines (default: %(default)s)")
     report.add_argument(
-        "folder",
-        nargs="?",
-        type=_folder,
-        default=Path("otel-pgpool-demo"),
-        metavar="DIR",
-        help="folder of the recording, the --out of its run (default: %(default)s)",
+        "folder", nargs="?", **folder, help="folder of the recording, the --out of its run (default: %(default)s)"
     )
     report.add_argument(
-        "--slowest", type=_count, default=3, metavar="N", help="how many checkouts to draw (default: %(default)s)"
+        "--slowest", type=count, default=3, metavar="N", help="how many checkouts to draw (default: %(default)s)"
     )
-    report.add_argument("--json", action="store_true", help="print the report as one JSON document")
+    for command in (demo, report):
+        command.add_argument("--json", action="store_true", help="print the report as one JSON document")
+    return parser
 
 
-def _sentence(summary: str) -> str:
-    return f"{summary[0].upper()}{summary[1:]}."
+def _number(kind: type[float], most: int, accepted: str) -> Callable[[str], float]:
+    """Return the type of an option that is a number above 0."""
 
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = kind(0)
+        if not 0 < number <= most:  # NaN neither
+            shown = "what was given" if may_hold_password(text) else repr(text)
+            raise argparse.ArgumentTypeError(f"{shown} is not {accepted}")
+        return number
 
-def _quote(text: str) -> str:
-    """Quote a refused value, unless it may contain a password."""
-    return "what was given" if may_hold_password(text) else repr(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= MAX_SECONDS:  # NaN neither
-        raise argparse.ArgumentTypeError(f"{_quote(text)} is not a number of seconds above 0 and up to {MAX_SECONDS:g}")
-    return seconds
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{_quote(text)} is not a whole number from 1 to 1000")
-    return int(text)
+    return parse
 
 
 def _endpoint(text: str) -> Endpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ from otel_pgpool.cli.errors import CommandError
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import read
 from otel_pgpool.cli.terminal import (
+    DOT,
+    HOLD,
     MAX_WIDTH,
-    UNICODE,
-    crop,
+    TICK,
+    WAIT,
     duration,
     escape,
-    glyphs_for,
     make_console,
     make_line,
     short_place,
@@ -28,14 +30,14 @@ from otel_pgpool.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.text import Text
 
     from otel_pgpool.cli.report import Report, SlowCheckout, WaitedFor
-    from otel_pgpool.cli.terminal import Glyphs, Output
+    from otel_pgpool.cli.terminal import Output
 
 INDENT = 4
 MAX_WAITED_FOR = 3
@@ -69,120 +71,92 @@ def print_recording(folder: Path, stdout: Output, *, slowest: int, as_json: bool
         warn(f"warning: {path} is not complete: a line of it is cut short")
 
 
-def print_report(console: Console, report: Report, *run: str) -> None:
-    """Print the report for people; the words of ``run`` identify the run."""
-    glyphs = glyphs_for(console.encoding)
-    facts = f" {glyphs.dot} ".join((f"{report.seconds:.1f} s", *run))
-    console.print(make_line())
-    console.print(make_line(("  otel-pgpool demo  ", "bold"), facts), soft_wrap=True)
-    console.print(make_line())
-    console.print(draw(report, console.width, glyphs))
-    console.print(make_line())
-
-
 def print_json(output: Output, report: Report, facts: Mapping[str, Any]) -> None:
     """Print the report for programs, as one document."""
-    text = json.dumps({"version": __version__, **report.as_dict(), **facts}, indent=2)
+    text = json.dumps({"version": __version__, **asdict(report), **facts}, indent=2)
     output.write(text.replace("\x7f", "\\u007f") + "\n")  # the only control character that JSON does not escape
 
 
-def draw(report: Report, width: int, glyphs: Glyphs = UNICODE) -> RenderableType:
-    """Draw the report without its header and footer."""
-    width = max(40, min(width, MAX_WIDTH))
-    parts: list[RenderableType] = [*_totals(report, width, glyphs)]
+def print_report(console: Console, report: Report, *run: str) -> None:
+    """Print the report for people; the words of ``run`` identify the run."""
+    width = max(40, min(console.width, MAX_WIDTH))
+    facts = f" {DOT} ".join((f"{report.seconds:.1f} s", *run))
+    console.print()
+    console.print(make_line(("  otel-pgpool demo  ", "bold"), facts), soft_wrap=True)
+    console.print()
+    console.print(Group(*_draw(report, width)), width=width, no_wrap=True, overflow="ellipsis")
+    console.print()
+
+
+def _draw(report: Report, width: int) -> Iterator[Text]:
+    """Iterate over the report's lines without the header."""
+    yield from _totals(report, width)
     if report.wait:
-        parts += [make_line(), *_percentiles(report)]
+        yield make_line()
+        yield make_line((f"{'':7}" + "".join(f"{name:>11}" for name in ("p50", "p99", "max")), "dim"))
+    for name, spread in (("wait", report.wait), ("hold", report.hold)):
+        if spread:
+            figures = "".join(f"{duration(value):>11}" for value in (spread.p50, spread.p99, spread.max))
+            yield make_line((f"  {name:<5}", "dim"), figures)
     if report.slowest:
-        parts += [make_line(), crop(_legend(report.slowest, glyphs), width, glyphs)]
-        scale = report.slowest[0].total
-        for number, checkout in enumerate(report.slowest, 1):
-            parts += [make_line(), *_checkout_lines(number, checkout, scale, width, glyphs)]
-    return Group(*parts)
+        count = len(report.slowest)
+        title = "The slowest checkout" if count == 1 else f"The {count} slowest checkouts"
+        yield make_line()
+        yield make_line((f"  {title}", "bold"), "   ", (WAIT * 2, "yellow"), " wait   ", (HOLD * 2, "cyan"), " hold")
+    for number, checkout in enumerate(report.slowest, 1):
+        yield make_line()
+        yield from _checkout_lines(number, checkout, report.slowest[0].total, width - INDENT)
 
 
-def _totals(report: Report, width: int, glyphs: Glyphs) -> Iterable[Text]:
+def _totals(report: Report, width: int) -> Iterator[Text]:
     """Iterate over the lines of the totals: those of the counters, then those that only spans have."""
-    outcomes, paths, discarded = (
-        _join_counts(counts, glyphs) for counts in (report.outcomes, report.paths, report.discarded)
-    )
+    outcomes, paths, discarded = map(_join_counts, (report.outcomes, report.paths, report.discarded))
     complete = report.sampled >= report.checkouts
     rows = [
         ("checkouts", report.checkouts, outcomes if complete else ""),
-        ("served", sum(report.paths.values()), f"by path: {paths}" if paths else ""),
+        ("served", sum(report.paths.values()), paths and f"by path: {paths}"),
         ("timeouts", report.timeouts, "timed out waiting for a connection"),
         ("retries", report.retries, "failed attempts: dead connections replaced, connects failed"),
         ("long holds", report.long_holds, "reported while the connection was still held"),
-        ("connects", report.created, f"discarded: {discarded}" if discarded else ""),
+        ("connects", report.created, discarded and f"discarded: {discarded}"),
     ]
     if not complete:
-        rows.append(
-            (
-                "sampled",
-                report.sampled,
-                f"left a span, as did all checkouts below: {outcomes}" if outcomes else "left a span",
-            )
-        )
+        below = f", as did all checkouts below: {outcomes}" if outcomes else ""
+        rows.append(("sampled", report.sampled, f"left a span{below}"))
     if report.sampled:
         rows.append(("waited", report.waited, "in the queue, served or not"))
     if report.errors:
-        rows.append(("errors", sum(report.errors.values()), _join_counts(report.errors, glyphs)))
+        rows.append(("errors", sum(report.errors.values()), _join_counts(report.errors)))
     room = max(len(f"{value:,}") for _, value, _ in rows)
     for name, value, details in rows:
-        for line in _row(f"  {name:<10}  ", f"{value:>{room},}  ", details, width):
-            yield crop(line, width, glyphs)
+        head = make_line((f"  {name:<10}  ", "dim"), f"{value:>{room},}  ")
+        for text in textwrap.wrap(details, width - len(head), break_long_words=False) or [""]:
+            line = make_line(head, (text.replace(NBSP, " "), "dim"))
+            line.rstrip()
+            yield line
+            head = make_line(" " * len(head))
 
 
-def _row(name: str, figure: str, details: str, width: int) -> Iterable[Text]:
-    """Iterate over the lines of one total, whose details may need several."""
-    indent = len(name) + len(figure)
-    first, *others = textwrap.wrap(details, width - indent, break_long_words=False) or [""]
-    row = make_line((name, "dim"), figure, (first.replace(NBSP, " "), "dim"))
-    row.rstrip()
-    yield row
-    for line in others:
-        yield make_line((" " * indent + line.replace(NBSP, " "), "dim"))
-
-
-def _join_counts(counts: Mapping[str, int], glyphs: Glyphs) -> str:
+def _join_counts(counts: Mapping[str, int]) -> str:
     """Return counts as ``idle 1,780 · queued 92``, which can be wrapped after the dots only."""
-    items = [f"{_readable(name)} {count:,}".replace(" ", NBSP) for name, count in islice(counts.items(), MAX_LISTED)]
+    items = [f"{_readable(name)} {count:,}" for name, count in islice(counts.items(), MAX_LISTED)]
     if len(counts) > MAX_LISTED:
-        items.append(f"and {len(counts) - MAX_LISTED:,} more".replace(" ", NBSP))
-    return f"{NBSP}{glyphs.dot} ".join(items)
+        items.append(f"and {len(counts) - MAX_LISTED:,} more")
+    return f"{NBSP}{DOT} ".join(item.replace(" ", NBSP) for item in items)
 
 
 def _readable(name: str) -> str:
     return f"SQLSTATE {name}" if SQLSTATE.fullmatch(name) else escape(name, MAX_NAME).replace("_", " ")
 
 
-def _percentiles(report: Report) -> Iterable[Text]:
-    yield make_line((f"{'':7}" + "".join(f"{name:>11}" for name in ("p50", "p99", "max")), "dim"))
-    for name, spread in (("wait", report.wait), ("hold", report.hold)):
-        if spread:
-            figures = "".join(f"{duration(value):>11}" for value in (spread.p50, spread.p99, spread.max))
-            yield make_line((f"  {name:<5}", "dim"), figures)
-
-
-def _legend(slowest: Sequence[SlowCheckout], glyphs: Glyphs) -> Text:
-    title = "The slowest checkout" if len(slowest) == 1 else f"The {len(slowest)} slowest checkouts"
-    return make_line(
-        (f"  {title}", "bold"), "   ", (glyphs.wait * 2, "yellow"), " wait   ", (glyphs.hold * 2, "cyan"), " hold"
-    )
-
-
-def _checkout_lines(number: int, slow: SlowCheckout, scale: float, width: int, glyphs: Glyphs) -> Iterable[Text]:
-    room = width - INDENT
+def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) -> Iterator[Text]:
     pad = " " * INDENT
-    dot = f" {glyphs.dot} "
-    head = make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _describe_checkout(slow))
-    yield crop(head, width, glyphs)
-    yield make_line(pad) + bar(slow, scale, room, glyphs)
-    for row in mark_rows(slow, scale, room, glyphs):
+    dot = f" {DOT} "
+    yield make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _describe_checkout(slow))
+    yield make_line(pad) + bar(slow, scale, room)
+    for row in mark_rows(slow, scale, room):
         yield make_line((pad + row, "dim"))
-    fields = [
-        ("" if index else "waited for", _describe_holder(one))
-        for index, one in enumerate(slow.waited_for[:MAX_WAITED_FOR])
-    ]
+    fields = [("waited for", _describe_holder(holder)) for holder in slow.waited_for[:MAX_WAITED_FOR]]
     if len(slow.waited_for) > MAX_WAITED_FOR:
         fields.append(("", f"and {len(slow.waited_for) - MAX_WAITED_FOR} more"))
     if slow.checked_out_at:
@@ -190,15 +164,13 @@ def _checkout_lines(number: int, slow: SlowCheckout, scale: float, width: int, g
         fields.append(("when flagged", f"{state}, checked out at {short_place(slow.checked_out_at)}"))
     fields.append(("trace", slow.trace_id))
     for name, value in fields:
-        yield crop(make_line(pad, (f"{name:<13}", "dim"), value), width, glyphs)
+        yield make_line(pad, (f"{name:<13}", "dim"), value)
 
 
 def _describe_checkout(slow: SlowCheckout) -> str:
     """Return a checkout's wait, hold and outcome in words."""
-    outcome = slow.outcome.replace("_", " ")
-    if slow.hold is None:
-        return f"waited {duration(slow.wait)}, then {outcome}"
-    return f"waited {duration(slow.wait)}, held {duration(slow.hold)}, {outcome}"
+    held = "then" if slow.hold is None else f"held {duration(slow.hold)},"
+    return f"waited {duration(slow.wait)}, {held} {slow.outcome.replace('_', ' ')}"
 
 
 def _describe_holder(holder: WaitedFor) -> str:
@@ -222,13 +194,13 @@ def cells(checkout: SlowCheckout, scale: float, width: int) -> tuple[int, int]:
     return edge, end - edge
 
 
-def bar(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> Text:
+def bar(checkout: SlowCheckout, scale: float, width: int) -> Text:
     """Return the bar of a checkout: its wait and its hold to scale."""
     waited, held = cells(checkout, scale, width)
-    return make_line((glyphs.wait * waited, "yellow"), (glyphs.hold * held, "cyan"))
+    return make_line((WAIT * waited, "yellow"), (HOLD * held, "cyan"))
 
 
-def mark_rows(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
+def mark_rows(checkout: SlowCheckout, scale: float, width: int) -> list[str]:
     """Return the rows with the events below a bar, each with a tick at its time and a label where there is space.
 
     Times are rounded as in the bar, so that the hand-over is marked where the hold begins.
@@ -238,9 +210,9 @@ def mark_rows(checkout: SlowCheckout, scale: float, width: int, glyphs: Glyphs =
         at = min(width - 1, round(mark.at / scale * width)) if scale > 0 else 0
         label = f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}"
         if at + 2 + len(label) <= width:
-            start, text = at, f"{glyphs.tick} {label}"
+            start, text = at, f"{TICK} {label}"
         else:
-            start, text = max(0, at - len(label) - 1), f"{label} {glyphs.tick}"
+            start, text = max(0, at - len(label) - 1), f"{label} {TICK}"
         _place(rows, start, text)
     return rows
 

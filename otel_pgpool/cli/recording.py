@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import errno
 import json
-import stat
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FILES = ("traces.jsonl", "metrics.jsonl", "logs.jsonl")
-MAX_SIZE = 1 << 30
-"""Maximum size in bytes of a file; the longest demo writes less than half of it."""
+CONTENTS = {
+    "traces.jsonl": ("resourceSpans", "scopeSpans", "spans"),
+    "metrics.jsonl": ("resourceMetrics", "scopeMetrics", "metrics"),
+    "logs.jsonl": ("resourceLogs", "scopeLogs", "logRecords"),
+}
+"""Names of the nested lists in a line of each file."""
 MAX_LINE = 1 << 26
 """Maximum size in bytes of a line, which is one batch of an exporter."""
 MAX_DEPTH = 8
 """Maximum number of nested lists in an attribute's value."""
-MAX_TIME = (1 << 64) - 1
-MAX_COUNT = (1 << 63) - 1
+MAX_NUMBER = 1 << 64
+"""Maximum time in nanoseconds since the epoch, and maximum count; OTLP limits both."""
 LINE_START = '{"resource'
 """The beginning of every line, including one that was cut short."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """An event of a span; ``time`` is in nanoseconds since the epoch."""
 
     name: str
@@ -34,16 +35,14 @@ class Event:
     attributes: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A link of a span: the linked span, and the link's attributes."""
 
     span_id: str
     attributes: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A recorded span; ``start`` and ``end`` are in nanoseconds since the epoch."""
 
     name: str
@@ -52,9 +51,9 @@ class Span:
     parent_id: str
     start: int
     end: int
-    attributes: dict[str, Any] = field(default_factory=dict)
-    events: tuple[Event, ...] = ()
-    links: tuple[Link, ...] = ()
+    attributes: dict[str, Any]
+    events: tuple[Event, ...]
+    links: tuple[Link, ...]
 
 
 class Recording:
@@ -63,32 +62,41 @@ class Recording:
     def __init__(self, folder: Path) -> None:
         """Set the paths of the files, without accessing them."""
         self.folder = folder
-        self.files = self.traces, self.metrics, self.logs = tuple(folder / name for name in FILES)
+        self.files = self.traces, self.metrics, self.logs = tuple(folder / name for name in CONTENTS)
         self.cut_short: set[Path] = set()
         """Files with a line cut short, as by a full disk; the content of that line is missing."""
 
     def spans(self) -> Iterator[Span]:
         """Iterate over the spans, in the order in which they ended."""
-        for scope in self._scopes(self.traces, "resourceSpans", "scopeSpans"):
-            for span in scope.get("spans", ()):
-                yield _parse_span(span)
+        for span in self._items(self.traces):
+            yield Span(
+                name=str(span["name"]),
+                trace_id=str(span["traceId"]),
+                span_id=str(span["spanId"]),
+                parent_id=str(span.get("parentSpanId", "")),
+                start=_whole(span["startTimeUnixNano"]),
+                end=_whole(span["endTimeUnixNano"]),
+                attributes=_attributes(span),
+                events=tuple(
+                    Event(str(event["name"]), _whole(event["timeUnixNano"]), _attributes(event))
+                    for event in span.get("events", ())
+                ),
+                links=tuple(Link(str(link["spanId"]), _attributes(link)) for link in span.get("links", ())),
+            )
 
     def service(self) -> str:
         """Return ``service.name`` of the recorded program; empty if nothing was recorded."""
-        for path, resources in zip(self.files, ("resourceSpans", "resourceMetrics", "resourceLogs"), strict=True):
-            for batch in self._lines(path):
-                for resource in batch.get(resources, ()):
-                    return str(_attributes(resource.get("resource", {})).get("service.name", ""))
-        return ""
+        resources = (resource for path in self.files for resource in self._resources(path))
+        return str(_attributes(next(resources, {}).get("resource", {})).get("service.name", ""))
 
     def totals(self, metric: str, attribute: str = "") -> dict[str, int]:
         """Return the last value of a counter, by the value of one of its attributes (without one: under ``""``)."""
-        totals: dict[str, int] = {}
-        for found in self._metrics():
-            if found["name"] == metric:
-                for point in _points(found):
-                    totals[str(_attributes(point).get(attribute, ""))] = _number(point)
-        return totals
+        return {
+            str(_attributes(point).get(attribute, "")): _number(point)
+            for found in self._items(self.metrics)
+            if found["name"] == metric
+            for point in _points(found)
+        }
 
     def traffic(self) -> tuple[int, int] | None:
         """Return when the pool's metrics began, and when they first included all checkouts, in ns since the epoch.
@@ -96,73 +104,40 @@ class Recording:
         The result is None if there are no metrics. It does not depend on spans, which a sampler may drop.
         """
         began, ended, most = [], 0, 0
-        for found in self._metrics():
+        for found in self._items(self.metrics):
             points = _points(found)
-            began += [_time(point["startTimeUnixNano"]) for point in points if "startTimeUnixNano" in point]
+            began += [_whole(point["startTimeUnixNano"]) for point in points if "startTimeUnixNano" in point]
             if found["name"] == "otel_pgpool.checkouts" and (served := sum(map(_number, points))) > most:
-                most, ended = served, max(_time(point["timeUnixNano"]) for point in points)
+                most, ended = served, max(_whole(point["timeUnixNano"]) for point in points)
         return (min(began), ended) if began and ended else None
 
     def log_events(self) -> dict[str, int]:
         """Return the number of log records for each ``otel_pgpool.event``."""
-        events: dict[str, int] = {}
-        for scope in self._scopes(self.logs, "resourceLogs", "scopeLogs"):
-            for record in scope.get("logRecords", ()):
-                name = _attributes(record).get("otel_pgpool.event")
-                if name is not None:
-                    events[str(name)] = events.get(str(name), 0) + 1
-        return events
+        names = (_attributes(record).get("otel_pgpool.event") for record in self._items(self.logs))
+        return dict(Counter(str(name) for name in names if name is not None))
 
-    def _metrics(self) -> Iterator[dict[str, Any]]:
-        for scope in self._scopes(self.metrics, "resourceMetrics", "scopeMetrics"):
-            yield from scope.get("metrics", ())
+    def _items(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Iterate over the spans, metrics or log records of a file."""
+        _, scopes, items = CONTENTS[path.name]
+        for resource in self._resources(path):
+            for scope in resource.get(scopes, ()):
+                yield from scope.get(items, ())
 
-    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
-        with _open(path) as lines:
+    def _resources(self, path: Path) -> Iterator[dict[str, Any]]:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with path.open(encoding="utf-8", errors="replace") as lines:
             while line := lines.readline(MAX_LINE + 1):
                 if len(line) > MAX_LINE:
                     raise ValueError("a line is too long")
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except ValueError:
-                        if not LINE_START.startswith(line.rstrip()[: len(LINE_START)]):
-                            raise
-                        self.cut_short.add(path)
-
-    def _scopes(self, path: Path, resources: str, scopes: str) -> Iterator[dict[str, Any]]:
-        for batch in self._lines(path):
-            for resource in batch.get(resources, ()):
-                yield from resource.get(scopes, ())
-
-
-def _open(path: Path) -> IO[str]:
-    """Open a file of a recording.
-
-    Raises:
-        OSError: the file cannot be opened, or is not a regular file.
-        ValueError: the file is larger than any demo's.
-    """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    if found.st_size > MAX_SIZE:
-        raise ValueError("the file is too large")
-    return path.open(encoding="utf-8", errors="replace")
-
-
-def _parse_span(span: dict[str, Any]) -> Span:
-    return Span(
-        name=str(span["name"]),
-        trace_id=str(span["traceId"]),
-        span_id=str(span["spanId"]),
-        parent_id=str(span.get("parentSpanId", "")),
-        start=_time(span["startTimeUnixNano"]),
-        end=_time(span["endTimeUnixNano"]),
-        attributes=_attributes(span),
-        events=tuple(Event(str(e["name"]), _time(e["timeUnixNano"]), _attributes(e)) for e in span.get("events", ())),
-        links=tuple(Link(str(link["spanId"]), _attributes(link)) for link in span.get("links", ())),
-    )
+                try:
+                    batch = json.loads(line) if line.strip() else {}
+                except ValueError:
+                    if not LINE_START.startswith(line.rstrip()[: len(LINE_START)]):
+                        raise
+                    self.cut_short.add(path)
+                else:
+                    yield from batch.get(CONTENTS[path.name][0], ())
 
 
 def _points(metric: dict[str, Any]) -> list[dict[str, Any]]:
@@ -172,18 +147,15 @@ def _points(metric: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _number(point: dict[str, Any]) -> int:
-    number = int(point.get("asInt", point.get("asDouble", 0)))
-    if abs(number) > MAX_COUNT:
-        raise ValueError("a count is too large")
+    return _whole(point.get("asInt", point.get("asDouble", 0)))
+
+
+def _whole(value: str | float) -> int:
+    """Return a time or a count; OTLP JSON writes 64-bit integers as strings."""
+    number = int(value)
+    if abs(number) > MAX_NUMBER:
+        raise ValueError("a number is out of range")
     return number
-
-
-def _time(text: str) -> int:
-    """Return a time in nanoseconds since the epoch, which OTLP limits to 64 bits."""
-    time = int(text)
-    if not 0 <= time <= MAX_TIME:
-        raise ValueError("a time is out of range")
-    return time
 
 
 def _attributes(holder: dict[str, Any]) -> dict[str, Any]:
@@ -195,11 +167,9 @@ def _value(value: dict[str, Any], depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise ValueError("a value is nested too deeply")
     for kind, content in value.items():
-        if kind == "intValue":
-            return int(content)
-        if kind == "doubleValue":
-            return float(content)
         if kind == "arrayValue":
             return [_value(item, depth + 1) for item in content.get("values", ())]
-        return content
+        if kind == "intValue":
+            return int(content)
+        return float(content) if kind == "doubleValue" else content
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -113,10 +113,6 @@ class Report:
     hold: Spread | None
     slowest: tuple[SlowCheckout, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return asdict(self)
-
 
 def read(recording: Recording, slowest: int = 3) -> Report:
     """Compute the report of a recording, with up to ``slowest`` of the slowest checkouts."""
@@ -192,13 +188,14 @@ def _waited_for(wait: Span, spans: dict[str, Span]) -> tuple[WaitedFor, ...]:
     found = []
     for link in wait.links:
         holder = spans.get(link.span_id)
+        known = holder.attributes if holder else {}
         found.append(
             WaitedFor(
                 connection_id=int(link.attributes.get("otel_pgpool.connection.id", 0)),
                 held_then=_seconds(link.attributes.get("otel_pgpool.held", 0.0)),
-                held=_optional(_seconds, holder.attributes.get("otel_pgpool.hold_time")) if holder else None,
+                held=_optional(_seconds, known.get("otel_pgpool.hold_time")),
                 request=_request(holder, spans) if holder else None,
-                thread=_optional(str, holder.attributes.get("thread.name")) if holder else None,
+                thread=_optional(str, known.get("thread.name")),
             )
         )
     return tuple(sorted(found, key=lambda one: -one.held_then))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, cast
 from unicodedata import category, normalize
 
 from otel_pgpool.cli.errors import Aborted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
     from rich.text import Text
 
@@ -25,6 +27,20 @@ MAX_WIDTH = 110
 _GAP = " ... "
 _FILLERS = {"\u115f", "\u3164", "\uffa0", *map(chr, range(0x1160, 0x1200))}
 """Letters without width, or without a visible shape."""
+WAIT, HOLD, EMPTY, TICK, DOT = "░█·╵·"
+"""The characters of the bars; wait and hold can be distinguished without colour."""
+_ASCII = {"░": ".", "█": "#", "·": "-", "╵": "^", "…": "~"}
+"""Replacements of these characters, and of rich's sign of a line cut short, if the output's encoding lacks them."""
+
+
+def _replace_glyphs(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Handle characters that the output's encoding lacks: replace those of the bars, and escape others."""
+    if isinstance(error, UnicodeEncodeError) and (replacement := _ASCII.get(error.object[error.start])):
+        return replacement, error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("glyphs", _replace_glyphs)
 
 
 def escape(text: object, limit: int = MAX_TEXT) -> str:
@@ -85,20 +101,12 @@ class Output:
 
     def write(self, text: str) -> int:
         """Write a text, unless an earlier write has failed."""
-        if self._stream is not None and self._failure is None:
-            try:
-                self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
-            except OSError as error:
-                self._fail(self._stream, error)
+        self._attempt(lambda stream: stream.write(text.encode(self.encoding, "glyphs").decode(self.encoding)))
         return len(text)
 
     def flush(self) -> None:
         """Flush the stream's buffer."""
-        if self._stream is not None and self._failure is None:
-            try:
-                self._stream.flush()
-            except OSError as error:
-                self._fail(self._stream, error)
+        self._attempt(lambda stream: stream.flush())
 
     def check(self) -> None:
         """Check that everything could be written so far.
@@ -112,10 +120,15 @@ class Output:
         if self._failure is not None:
             raise OutputError(f"{self._name} cannot be written: {self._failure.strerror}")
 
-    def _fail(self, stream: IO[str], error: OSError) -> None:
-        self._failure = error
-        with suppress(OSError):  # what Python has buffered goes to /dev/null, because it would raise at the exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    def _attempt(self, write: Callable[[IO[str]], object]) -> None:
+        if self._stream is None or self._failure is not None:
+            return
+        try:
+            write(self._stream)
+        except OSError as error:
+            self._failure = error
+            with suppress(OSError):  # what Python has buffered goes to /dev/null, because it would raise at the exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def make_console(output: Output) -> Console:
@@ -151,40 +164,6 @@ def make_line(*parts: Part) -> Text:
         else:
             text, style = part if isinstance(part, tuple) else (part, None)
             line.append(escape(text), style)
-    return line
-
-
-@dataclass(frozen=True)
-class Glyphs:
-    """The characters of the bars; wait and hold can be distinguished without colour."""
-
-    wait: str
-    hold: str
-    empty: str
-    tick: str
-    dot: str
-    more: str
-
-
-UNICODE = Glyphs(wait="░", hold="█", empty="·", tick="╵", dot="·", more="…")
-ASCII = Glyphs(wait=".", hold="#", empty="-", tick="^", dot="-", more="...")
-
-
-def glyphs_for(encoding: str) -> Glyphs:
-    """Return `UNICODE` if the output's encoding has these characters, otherwise `ASCII`."""
-    try:
-        "".join(vars(UNICODE).values()).encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return ASCII
-    return UNICODE
-
-
-def crop(line: Text, width: int, glyphs: Glyphs) -> Text:
-    """Cut a line at the terminal's width, with a sign that something is missing."""
-    line.no_wrap, line.overflow = True, "crop"
-    if line.cell_len > width:
-        line.truncate(width - len(glyphs.more))
-        line.append(glyphs.more)
     return line
 
 

@@ -51,14 +51,16 @@ class Endpoint:
             host = port = None
         if (
             not host
-            or (bare and port is None)
             or parts.scheme not in {"http", "https"}
+            or parts.username is not None
+            or parts.query
+            or parts.fragment
             or not url.isprintable()
             or " " in url
+            or (bare and (port is None or parts.path not in {"", "/"}))
         ):
-            raise ValueError(f"expected {ACCEPTED}{_refused(url)}")
-        if parts.username is not None or parts.query or parts.fragment or (bare and parts.path not in {"", "/"}):
-            raise ValueError(f"expected {ACCEPTED} and nothing more{_refused(url)}")
+            safe = place(url)
+            raise ValueError(f"expected {ACCEPTED}{safe and f', not {safe!r}'}")
         protocol = environ.get(PROTOCOL_VARIABLE, "").strip()
         if protocol and protocol not in PROTOCOLS:
             raise ValueError(f"{PROTOCOL_VARIABLE} must be {' or '.join(PROTOCOLS)}, not {protocol!r}")
@@ -90,9 +92,3 @@ def place(url: str) -> str:
     """
     found = _PLACE.match(url)
     return "" if found is None or "@" in url[found.end() :] else f"{found['scheme']}{found['rest']}"
-
-
-def _refused(url: str) -> str:
-    """Return the end of an error: the refused URL, as far as it may be shown."""
-    safe = place(url)
-    return f", not {safe!r}" if safe else ""

@@ -14,8 +14,6 @@ from otel_pgpool import otlp
 from otel_pgpool.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from otel_pgpool.cli.recording import Recording
     from otel_pgpool.demo.endpoint import Endpoint
 
@@ -34,62 +32,14 @@ CUMULATIVE: dict[type, AggregationTemporality] = dict.fromkeys(
 )
 
 
-class RecordingFiles:
-    """The files of a recording: the demo creates them, empties them and keeps them."""
-
-    def __init__(self, recording: Recording) -> None:
-        self.kept = False
-        """Whether the files are kept at the end, because the run has begun to write to them."""
-        self._recording = recording
-        self._created: list[Path] = []
-
-    def prepare(self) -> None:
-        """Create the folder and the files if necessary, and check that they can be written.
-
-        Raises:
-            OSError: the folder or a file cannot be written.
-        """
-        folder = self._recording.folder
-        missing = [each for each in (folder, *folder.parents) if not each.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        self._created = missing
-        for path in self._recording.files:
-            new = not path.exists()
-            path.open("ab").close()
-            if new:
-                self._created.insert(0, path)
-
-    def undo_prepare(self) -> None:
-        """Delete what `prepare` created, unless the files are kept."""
-        for path in self._created:
-            try:
-                path.rmdir() if path.is_dir() else path.unlink()
-            except OSError:
-                return  # another process has put a file into the folder
-
-    def begin(self) -> None:
-        """Empty the files, which replaces the recording of an earlier run, and keep them from now on."""
-        self._created = []
-        self.kept = True
-        for path in self._recording.files:
-            path.write_bytes(b"")
-
-
-def check_sdk_enabled() -> None:
-    """Check that telemetry is not switched off.
-
-    Raises:
-        CommandError: the SDK is switched off.
-    """
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        raise CommandError("OTEL_SDK_DISABLED is set: the demo shows telemetry, and there would be none; unset it")
-
-
 def set_providers(recording: Recording, endpoint: Endpoint | None) -> otlp.Providers:
     """Set the providers of the process, with the exporters of the recording and of the endpoint.
 
+    The recording replaces an earlier one in its folder.
+
     Raises:
-        CommandError: a variable that the SDK reads is invalid, or providers are set already.
+        CommandError: the folder or a file cannot be written, a variable that the SDK reads is invalid, or providers are
+            set already.
     """
     for variable, value in SDK_DEFAULTS.items():
         os.environ.setdefault(variable, value)
@@ -97,12 +47,19 @@ def set_providers(recording: Recording, endpoint: Endpoint | None) -> otlp.Provi
         endpoint.export_to(os.environ)
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     try:
-        return otlp.configure(
+        recording.folder.mkdir(parents=True, exist_ok=True)
+        providers = otlp.configure(
             None if named else SERVICE,
             span_exporters=[FileSpanExporter(recording.traces)],
             metric_exporters=[FileMetricExporter(recording.metrics, preferred_temporality=CUMULATIVE)],
             log_exporters=[FileLogExporter(recording.logs)],
             otlp=endpoint is not None,
         )
+    except OSError as error:
+        where = error.filename or recording.folder
+        raise CommandError(f"--out: {where} cannot be written: {error.strerror}") from None
     except (RuntimeError, ValueError, ImportError) as error:
         raise CommandError(str(error)) from None
+    for path in recording.files:
+        os.truncate(path, 0)
+    return providers

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import threading
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -20,21 +18,16 @@ from otel_pgpool.cli.report import Report, read
 from otel_pgpool.cli.terminal import Output, make_console, make_line, warn
 from otel_pgpool.config import HISTOGRAMS
 from otel_pgpool.demo.database import Database, escaped_stderr
-from otel_pgpool.demo.export import RecordingFiles, check_sdk_enabled, set_providers
-from otel_pgpool.demo.live import LiveView, Monitor, PlainView, View
+from otel_pgpool.demo.export import set_providers
+from otel_pgpool.demo.live import View
 from otel_pgpool.demo.postgres import PostgresError, PostgresServer
-from otel_pgpool.demo.scenario import Scenario, Workers
-from otel_pgpool.demo.shop import Shop
+from otel_pgpool.demo.scenario import Scenario
 from otel_pgpool.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from rich.console import Console
+    from argparse import Namespace
 
     from otel_pgpool.cli.errors import Interrupts
-    from otel_pgpool.demo.endpoint import Endpoint
 
 POOL = "shop"
 MINCONN, MAXCONN, WORKERS = 2, 4, 12
@@ -45,151 +38,91 @@ SHUTDOWN_TIMEOUT = 2.5
 CLOSE_TIMEOUT = 3.0
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of ``otel-pgpool demo``."""
-
-    seconds: float
-    dsn: str | None
-    endpoint: Endpoint | None
-    out: Path
-    json: bool
-
-
-def run_demo(options: Options, interrupts: Interrupts, stdout: Output) -> int:
-    """Run the demo and return the exit status.
-
-    Raises:
-        CommandError: the run could not begin.
-        Aborted: a signal came, or the output is closed; everything is cleaned up.
-    """
-    with escaped_stderr() if options.dsn else nullcontext():
-        return Demo(options, interrupts, stdout).run()
-
-
 class Demo:
-    """One run of the demo."""
+    """One run of the demo, with the options of ``otel-pgpool demo``."""
 
-    def __init__(self, options: Options, interrupts: Interrupts, stdout: Output) -> None:
+    def __init__(self, options: Namespace, interrupts: Interrupts, stdout: Output) -> None:
         self._options = options
         self._interrupts = interrupts
         self._stdout = stdout
-        self._monitor = Monitor(options.seconds)
         self._recording = Recording(options.out)
-        self._files = RecordingFiles(self._recording)
-        self._closing = threading.Event()
         self._view_output = Output(sys.stderr, "stderr") if options.json else stdout
         self._console = make_console(self._view_output)
+        self._view = View(self._console, options.seconds, LONG_HOLD)
         self._warnings: list[str] = []
         self._server_version = ""
         self._undelivered = otlp.Undelivered(0, 0, 0)
+        self._report_command = f"{shlex.quote(sys.argv[0])} report {shlex.quote(str(options.out))}"
 
     def run(self) -> int:
-        """Run the scenario, clean up and print the report; return the exit status."""
-        check_sdk_enabled()
-        self._prepare_files()
+        """Run the scenario, clean up and print the report; return the exit status.
+
+        Raises:
+            CommandError: the run could not begin.
+            Aborted: a signal came, or the output is closed; everything is cleaned up.
+        """
+        if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+            raise CommandError("OTEL_SDK_DISABLED is set: the demo shows telemetry, and there would be none; unset it")
         try:
-            self._record()
+            try:
+                with escaped_stderr() if self._options.dsn else nullcontext(), ExitStack() as stack:
+                    self._set_up_and_run(stack)
+            finally:
+                for warning in self._warnings:
+                    warn(f"warning: {warning}")
             with self._interrupts.interruptible():
                 self._print(read(self._recording))
+        except PostgresError as error:
+            raise CommandError(" ".join(str(error).split())) from None
         except Aborted as end:
-            if self._files.kept:
+            if self._view.pool:
                 end.partial_output = f"what was recorded is in {self._options.out}/: {self._report_command}"
             raise
         return 1 if self._warnings else 0
 
-    def _prepare_files(self) -> None:
-        try:
-            self._files.prepare()
-        except OSError as error:
-            self._files.undo_prepare()
-            where = error.filename or self._options.out
-            raise CommandError(f"--out: {where} cannot be written: {error.strerror}") from None
-
-    def _record(self) -> None:
-        try:
-            with ExitStack() as stack:
-                self._set_up_and_run(stack)
-        except PostgresError as error:
-            raise CommandError(" ".join(str(error).split())) from None
-        finally:
-            self._files.undo_prepare()
-            for warning in self._warnings:
-                warn(f"warning: {warning}")
-
     def _set_up_and_run(self, stack: ExitStack) -> None:
         """Set up and run the scenario; register the clean-up with ``stack``."""
-        self._monitor.attach()
-        stack.callback(self._monitor.detach)
-        view = self._make_view()
-        stack.enter_context(view)
+        view = stack.enter_context(self._view)
         database = self._open_database(stack)
+        try:
+            telemetry = Telemetry(spans="always", histograms=HISTOGRAMS)
+        except ValueError as error:  # an invalid environment variable
+            raise CommandError(str(error)) from None
         providers = set_providers(self._recording, self._options.endpoint)
-        providers.tracer_provider.add_span_processor(self._monitor.waits)
+        providers.tracer_provider.add_span_processor(view.waits)
         stack.callback(self._shut_down, providers)
-        telemetry = self._make_telemetry()
-        self._files.begin()
         pool = self._open_pool(database, telemetry)
         stack.callback(pool.close, CLOSE_TIMEOUT)
-        shop = Shop(pool, self._closing)
-        workers = Workers(WORKERS, self._closing)
-        stack.callback(self._stop_workers, workers, pool, database)
-        self._monitor.begin(pool)
-        scenario = Scenario(
-            self._options.seconds,
-            pool=pool,
-            database=database,
-            shop=shop,
-            workers=workers,
-            closing=self._closing,
-            show_step=lambda title: self._show_step(view, title),
-            long_hold=LONG_HOLD,
-        )
-        self._run_scenario(scenario, workers, view)
+        scenario = Scenario(self._options.seconds, pool, database, WORKERS, self._show_step)
+        stack.callback(self._stop, scenario, pool, database)
+        view.begin(pool)
+        with self._interrupts.interruptible():
+            scenario.run()
+        scenario.close(TIMEOUT)
         view.show_step("handing over the telemetry")
         # Export the totals once more while the pool is open, because a closed pool is not reported.
         providers.flush(FLUSH_TIMEOUT)
 
-    def _run_scenario(self, scenario: Scenario, workers: Workers, view: View) -> None:
-        workers.start()
-        with self._interrupts.interruptible():
-            scenario.run()
-            self._show_step(view, "closing")
-        self._closing.set()
-        workers.join(TIMEOUT)
-
-    def _show_step(self, view: View, title: str) -> None:
-        view.show_step(title)
+    def _show_step(self, title: str) -> None:
+        self._view.show_step(title)
         self._view_output.check()
-
-    def _make_view(self) -> View:
-        if self._console.is_terminal:
-            return LiveView(self._console, self._monitor, LONG_HOLD)
-        return PlainView(self._console, self._monitor)
 
     def _open_database(self, stack: ExitStack) -> Database:
         if self._options.dsn is None:
-            self._monitor.step = "starting PostgreSQL"
+            self._view.step = "starting PostgreSQL"
             for variable in [name for name in os.environ if name.startswith("PG")]:
                 del os.environ[variable]  # these variables are for another server than the embedded one
             server = stack.enter_context(PostgresServer())
             database = Database(server.dsn, option="the embedded PostgreSQL")
         else:
-            self._monitor.step = "connecting"
+            self._view.step = "connecting"
             database = Database(self._options.dsn)
-        stack.callback(database.disconnect)
         with self._interrupts.interruptible():
             database.connect()
         stack.callback(self._drop_tables, database)
         database.make_tables()
         self._server_version = database.server_version
         return database
-
-    def _make_telemetry(self) -> Telemetry:
-        try:
-            return Telemetry(spans="always", histograms=HISTOGRAMS)
-        except ValueError as error:  # an invalid environment variable
-            raise CommandError(str(error)) from None
 
     def _open_pool(self, database: Database, telemetry: Telemetry) -> ConnectionPool:
         try:
@@ -209,14 +142,15 @@ class Demo:
         except psycopg2.Error as error:
             raise CommandError(f"the pool cannot connect: {' '.join(str(error).split())}") from None
 
-    def _stop_workers(self, workers: Workers, pool: ConnectionPool, database: Database) -> None:
+    def _stop(self, scenario: Scenario, pool: ConnectionPool, database: Database) -> None:
         """End the workers' queries and waits, unless the scenario has run to its end."""
-        if not self._closing.is_set():
-            self._closing.set()
+        if not scenario.closing.is_set():
+            scenario.closing.set()
             database.end_sessions()
             pool.close(0)
-            workers.join(TIMEOUT)
-        self._warnings += [f"a worker failed: {type(failure).__name__}: {failure}" for failure in workers.failures[:3]]
+            scenario.close(TIMEOUT)
+        failures = scenario.workers.failures[:3]
+        self._warnings += [f"a worker failed: {type(failure).__name__}: {failure}" for failure in failures]
 
     def _drop_tables(self, database: Database) -> None:
         database.end_sessions()  # there are sessions only if the pool could not be closed
@@ -226,58 +160,41 @@ class Demo:
             self._warnings.append(str(error))
 
     def _shut_down(self, providers: otlp.Providers) -> None:
-        self._monitor.step = "handing over the telemetry"
+        self._view.step = "handing over the telemetry"
         providers.shutdown(SHUTDOWN_TIMEOUT)
         self._undelivered = providers.undelivered
-        if self._monitor.write_error:
-            self._warnings.append(f"{self._options.out}/ is not complete: {self._monitor.write_error}")
-
-    @property
-    def _report_command(self) -> str:
-        return f"{shlex.quote(sys.argv[0])} report {shlex.quote(str(self._options.out))}"
+        if self._view.write_error:
+            self._warnings.append(f"{self._options.out}/ is not complete: {self._view.write_error}")
 
     def _print(self, report: Report) -> None:
+        endpoint = self._options.endpoint
+        jaeger = endpoint and endpoint.jaeger_search(report.service)
+        lost = self._undelivered._asdict()
         if self._options.json:
-            self._print_for_programs(report)
+            facts = {
+                "workers": WORKERS,
+                "maxconn": MAXCONN,
+                "postgresql": self._server_version,
+                "files": [str(path) for path in self._recording.files],
+                "otlp": endpoint and {"endpoint": endpoint.url, "protocol": endpoint.protocol},
+                "undelivered": lost,
+                "next": jaeger or self._report_command,
+                "warnings": self._warnings,
+            }
+            print_json(self._stdout, report, facts)
         else:
-            self._print_for_people(report)
+            run = f"{WORKERS} workers on a pool of {MAXCONN}", f"PostgreSQL {self._server_version}"
+            print_report(self._console, report, *run)
+            next_steps = {
+                "Jaeger": jaeger or "with --endpoint http://HOST:4317 the traces are there too",
+                "report": f"{self._report_command} --slowest 10",
+                "files": f"{self._options.out}/ has its traces, metrics and logs as OTLP JSON lines",
+            }
+            self._console.print(make_line(("  Where to look next", "bold")))
+            for name, step in next_steps.items():  # without wrapping, so that the lines can be copied
+                self._console.print(make_line((f"    {name:<7} ", "dim"), step), soft_wrap=True)
         self._stdout.check()
-        endpoint = self._options.endpoint
-        if endpoint and any(self._undelivered):
-            counts = self._undelivered._asdict().items()
-            lost = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts)
+        if endpoint and any(lost.values()):
+            counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in lost.items())
             where = f"{endpoint.url} ({endpoint.protocol})"
-            warn(f"warning: {where} did not take all of the telemetry; not delivered: {lost}")
-
-    def _print_for_programs(self, report: Report) -> None:
-        endpoint = self._options.endpoint
-        facts = {
-            "workers": WORKERS,
-            "maxconn": MAXCONN,
-            "postgresql": self._server_version,
-            "files": [str(path) for path in self._recording.files],
-            "otlp": endpoint and {"endpoint": endpoint.url, "protocol": endpoint.protocol},
-            "undelivered": self._undelivered._asdict(),
-            "next": endpoint.jaeger_search(report.service) if endpoint else self._report_command,
-            "warnings": self._warnings,
-        }
-        print_json(self._stdout, report, facts)
-
-    def _print_for_people(self, report: Report) -> None:
-        endpoint = self._options.endpoint
-        run = f"{WORKERS} workers on a pool of {MAXCONN}", f"PostgreSQL {self._server_version}"
-        print_report(self._console, report, *run)
-        without_endpoint = "with --endpoint http://HOST:4317 the traces are there too"
-        next_steps = {
-            "Jaeger": endpoint.jaeger_search(report.service) if endpoint else without_endpoint,
-            "report": f"{self._report_command} --slowest 10",
-            "files": f"{self._options.out}/ has its traces, metrics and logs as OTLP JSON lines",
-        }
-        print_next_steps(self._console, next_steps)
-
-
-def print_next_steps(console: Console, steps: Mapping[str, str]) -> None:
-    """Print where to look next, without wrapping, so that the lines can be copied."""
-    console.print(make_line(("  Where to look next", "bold")))
-    for name, step in steps.items():
-        console.print(make_line((f"    {name:<7} ", "dim"), step), soft_wrap=True)
+            warn(f"warning: {where} did not take all of the telemetry; not delivered: {counts}")

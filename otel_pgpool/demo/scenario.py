@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import queue
 import random
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from otel_pgpool.demo.shop import UNAVAILABLE
+from otel_pgpool.demo.shop import UNAVAILABLE, Shop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from otel_pgpool import ConnectionPool
     from otel_pgpool.demo.database import Database
-    from otel_pgpool.demo.shop import Shop
 
+MIN_REPORT = 1.2
+"""Minimum duration of a report in seconds, which makes a long hold."""
 MAX_DAY = 20.0
 """Maximum duration of a day in seconds; a longer run has several days."""
 CHECKED_AFTER = 0.1
@@ -30,78 +29,53 @@ IDLE_PAUSE = 0.02
 """Pause in seconds of a worker that has nothing to do."""
 
 
-@dataclass(frozen=True)
-class Workload:
+class Workload(NamedTuple):
     """The jobs among which the workers choose at random, and the shortest and longest pause after each, in seconds."""
 
     jobs: Sequence[Callable[[], object]] = ()
     pause: tuple[float, float] = (IDLE_PAUSE, IDLE_PAUSE)
 
 
-@dataclass
-class OneOffJob:
-    """A job that is run once, by the first worker that is free."""
-
-    job: Callable[[], object]
-    thread: str = ""
-    """Name of the worker that runs the job; empty until one has begun."""
-    done: threading.Event = field(default_factory=threading.Event)
-
-
 class Workers:
-    """Threads that run the jobs of the present workload, and one-off jobs in between, until ``closing`` is set."""
+    """Threads that run the jobs of the present workload, until ``closing`` is set, and threads for single jobs."""
 
     def __init__(self, count: int, closing: threading.Event) -> None:
         self.workload = Workload()
         self.failures: list[BaseException] = []
         """Exceptions of the jobs: none, unless the demo itself has a fault."""
+        self._count = count
         self._closing = closing
-        self._one_off_jobs: queue.SimpleQueue[OneOffJob] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"worker-{number:02}", daemon=True)
-            for number in range(1, count + 1)
-        ]
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        """Start the threads of the workload."""
+        for _ in range(self._count):
+            self.submit(self._work)
+
+    def submit(self, job: Callable[[], object]) -> threading.Thread:
+        """Run a job in a thread of its own, and return the thread."""
+        name = f"worker-{len(self._threads) + 1:02}"
+        thread = threading.Thread(target=self._run, args=(job,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
 
     def join(self, timeout: float) -> None:
         """Wait for all workers to end their requests, for at most ``timeout`` seconds."""
-        deadline = time.monotonic() + timeout
-        for thread in self._threads:
-            if thread.ident is not None:  # started
-                thread.join(max(0.0, deadline - time.monotonic()))
+        wait_until(lambda: not any(thread.is_alive() for thread in self._threads), timeout)
 
-    def submit(self, job: Callable[[], object]) -> OneOffJob:
-        """Queue a job for the first worker that is free."""
-        one_off = OneOffJob(job)
-        self._one_off_jobs.put(one_off)
-        return one_off
+    def _run(self, job: Callable[[], object]) -> None:
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001 - stored, and printed at the end
+            self.failures.append(error)
 
     def _work(self) -> None:
         while not self._closing.is_set():
-            try:
-                self._run_next_job()
-            except Exception as error:  # noqa: BLE001 - stored, and printed at the end
-                self.failures.append(error)
-                self._closing.wait(IDLE_PAUSE)
-
-    def _run_next_job(self) -> None:
-        try:
-            one_off = self._one_off_jobs.get_nowait()
-        except queue.Empty:
-            workload = self.workload
-            if workload.jobs:
-                random.choice(workload.jobs)()  # nosec B311 # chance, no secret
-            self._closing.wait(random.uniform(*workload.pause))  # nosec B311 # chance, no secret
-            return
-        one_off.thread = threading.current_thread().name
-        try:
-            one_off.job()
-        finally:
-            one_off.done.set()
+            jobs, pause = self.workload
+            if jobs:
+                self._run(random.choice(jobs))  # nosec B311 # chance, no secret
+            self._closing.wait(random.uniform(*pause))  # nosec B311 # chance, no secret
 
 
 class Scenario:
@@ -111,69 +85,72 @@ class Scenario:
     """
 
     def __init__(
-        self,
-        seconds: float,
-        *,
-        pool: ConnectionPool,
-        database: Database,
-        shop: Shop,
-        workers: Workers,
-        closing: threading.Event,
-        show_step: Callable[[str], None],
-        long_hold: float,
+        self, seconds: float, pool: ConnectionPool, database: Database, workers: int, show_step: Callable[[str], None]
     ) -> None:
         self._days = max(1, round(seconds / MAX_DAY))
         self._day = seconds / self._days
         self._pool = pool
         self._database = database
-        self._workers = workers
-        self._shop = shop
-        self._closing = closing
+        self.closing = threading.Event()
+        """Set when the shop closes."""
+        self.workers = Workers(workers, self.closing)
+        self._shop = shop = Shop(pool, self.closing)
         self._show_step = show_step
-        self._report_time = max(1.2 * long_hold, 0.11 * self._day)
+        self._report_time = max(MIN_REPORT, 0.11 * self._day)
         self._orders = Workload((shop.browse, shop.browse, shop.order, shop.order, shop.order_status), (0.02, 0.12))
         self._rush = Workload((shop.till,), (0.05, 0.15))
 
     def run(self) -> None:
         """Run all days."""
+        self.workers.start()
         for _ in range(self._days):
             self._run_day()
+        self._show_step("closing")
+
+    def close(self, timeout: float) -> None:
+        """Let the workers end their requests, for at most ``timeout`` seconds."""
+        self.closing.set()
+        self.workers.join(timeout)
 
     def _run_day(self) -> None:
         began = time.monotonic()
+
+        def wait_for(fraction: float) -> None:
+            """Wait until a fraction of the day has passed."""
+            self._pause(began + fraction * self._day - time.monotonic())
+
         self._set_workload("short orders", self._orders)
-        self._wait_for_time(began, 0.18)
+        wait_for(0.18)
         self._show_step("a report with a slow query")
-        self._submit(self._report_turnover)
-        self._wait_for_time(began, 0.36)
+        self._submit(lambda: self._shop.turnover_report(self._report_time))
+        wait_for(0.36)
         reports = self._start_rush()
-        self._wait_for_time(began, 0.62)
+        wait_for(0.62)
         self._set_workload("short orders, while the reports go on", self._orders)
         for report in reports:
-            report.done.wait(self._report_time + STEP_TIMEOUT)
-        self._wait_for_time(began, 0.72)
+            report.join(self._report_time + STEP_TIMEOUT)
+        wait_for(0.72)
         self._kill_idle()
-        self._wait_for_time(began, 0.80)
+        wait_for(0.80)
         self._kill_in_use()
-        self._wait_for_time(began, 0.88)
+        wait_for(0.88)
         self._drop_connection_and_fail_commit()
-        self._wait_for_time(began, 1.0)
+        wait_for(1.0)
 
-    def _start_rush(self) -> list[OneOffJob]:
+    def _start_rush(self) -> list[threading.Thread]:
         """Let more customers come than there are connections; two reports requested meanwhile have to queue."""
         self._set_workload("rush: everyone at the till", self._rush)
         self._pause(0.2)
-        reports = [self._submit(self._report_stock)]
+        stock = self._submit(lambda: self._shop.stock_report(1.2 * self._report_time))
         self._pause(0.1)
-        reports.append(self._submit(self._report_turnover))
-        return reports
+        return [stock, self._submit(lambda: self._shop.turnover_report(self._report_time))]
 
     def _kill_idle(self) -> None:
-        """Pause the work, and end the sessions of all idle connections meanwhile."""
+        """Pause the work, and end the sessions of all idle connections meanwhile, as a failover would."""
         self._set_workload("quiet", Workload())
         wait_until(lambda: not self._pool.stats().used, STEP_TIMEOUT)
         self._pause(CHECKED_AFTER)
-        killed = self._database.kill_idle()
+        killed = self._database.kill(state="idle")
         wait_until(lambda: not self._database.count_sessions(), SESSION_END_TIMEOUT)
         self._pause(CHECKED_AFTER)
         self._set_workload(f"{killed} idle backends killed; orders go on", self._orders)
@@ -181,63 +158,39 @@ class Scenario:
     def _kill_in_use(self) -> None:
         """End the session of a forecast in the middle of its query."""
         forecast = self._submit(self._shop.forecast)
-        if wait_until(lambda: self._pid_of(forecast) is not None, STEP_TIMEOUT):
-            self._pause(CHECKED_AFTER)
-            pid = self._pid_of(forecast)
-            if pid is not None:
-                self._show_step("a backend killed in the middle of a query")
-                self._database.kill(pid)
-        forecast.done.wait(STEP_TIMEOUT)
+        self._show_step("a backend killed in the middle of a query")
+        wait_until(lambda: self._database.kill(state="active", query="%pg_sleep%"), STEP_TIMEOUT)
+        forecast.join(STEP_TIMEOUT)
 
     def _drop_connection_and_fail_commit(self) -> None:
         self._show_step("a connection dropped, a commit refused")
         before = self._count_reclaimed()
-        for one_off in (self._submit(self._shop.export), self._submit(self._shop.order_of_deleted_customer)):
-            one_off.done.wait(STEP_TIMEOUT)
+        for request in (self._shop.export, self._shop.order_of_deleted_customer):
+            self._submit(request).join(STEP_TIMEOUT)
         wait_until(lambda: self._count_reclaimed() > before, STEP_TIMEOUT)
 
     def _count_reclaimed(self) -> int:
         return self._pool.stats().discarded.get("reclaimed", 0)
 
-    def _pid_of(self, one_off: OneOffJob) -> int | None:
-        """Return the process id of the backend that serves a job, once there is one."""
-        if not one_off.thread:
-            return None
-        return next((holder.pid for holder in self._pool.holders() if holder.thread == one_off.thread), None)
-
-    def _report_turnover(self) -> int:
-        return self._shop.turnover_report(self._report_time)
-
-    def _report_stock(self) -> int:
-        return self._shop.stock_report(1.2 * self._report_time)
-
-    def _submit(self, request: Callable[[], int]) -> OneOffJob:
+    def _submit(self, request: Callable[[], int]) -> threading.Thread:
         """Let a worker make a request, repeatedly as long as there is no connection."""
 
         def retry() -> None:
-            while request() == UNAVAILABLE and not self._closing.wait(CHECKED_AFTER):
+            while request() == UNAVAILABLE and not self.closing.wait(CHECKED_AFTER):
                 pass
 
-        return self._workers.submit(retry)
+        return self.workers.submit(retry)
 
     def _set_workload(self, title: str, workload: Workload) -> None:
-        self._workers.workload = workload
+        self.workers.workload = workload
         self._show_step(title)
 
-    def _wait_for_time(self, began: float, fraction: float) -> None:
-        """Wait until a fraction of the day has passed."""
-        self._pause(began + fraction * self._day - time.monotonic())
-
     def _pause(self, seconds: float) -> None:
-        if seconds > 0:
-            self._closing.wait(seconds)
+        self.closing.wait(max(0.0, seconds))
 
 
-def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
-    """Wait for ``condition()`` to become true; return whether it did within ``timeout`` seconds."""
+def wait_until(condition: Callable[[], object], timeout: float) -> None:
+    """Wait for ``condition()`` to become true, for at most ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
+    while not condition() and time.monotonic() < deadline:
         time.sleep(IDLE_PAUSE)
-    return True

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from opentelemetry import trace
@@ -15,9 +14,9 @@ from otel_pgpool import PoolError
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-    from psycopg2.extensions import cursor
+    from psycopg2.extensions import connection
 
     from otel_pgpool import ConnectionPool
 
@@ -33,17 +32,40 @@ FORECAST = 20.0
 """Seconds that the forecast's query would take if it were not killed."""
 UNAVAILABLE = 503
 """HTTP status if no connection was available."""
-
-
-@dataclass
-class Reply:
-    """The reply to a request."""
-
-    status: int = 200
+SLOW_QUERY = "SELECT count(*) FROM orders CROSS JOIN pg_sleep(%s)"
+_tracer = trace.get_tracer("shop")
 
 
 class OutOfStockError(Exception):
     """The application's own exception for a product that is sold out, which rolls the order back."""
+
+
+def request(method: str, route: str) -> Callable[[Callable[..., None]], Callable[..., int]]:
+    """Run a handler in the span of a request, as a web framework's instrumentation would; return the HTTP status."""
+
+    def decorate(handler: Callable[..., None]) -> Callable[..., int]:
+        @functools.wraps(handler)
+        def respond(*args: Any) -> int:
+            with _tracer.start_as_current_span(
+                f"{method} {route}",
+                kind=SpanKind.SERVER,
+                attributes={"http.request.method": method, "http.route": route},
+            ) as span:
+                status = 200
+                try:
+                    handler(*args)
+                except OutOfStockError:
+                    status = 409
+                except psycopg2.Error as error:
+                    status = UNAVAILABLE if isinstance(error, PoolError) else 500
+                    span.set_attribute("error.type", type(error).__qualname__)
+                    span.set_status(StatusCode.ERROR)
+                span.set_attribute("http.response.status_code", status)
+                return status
+
+        return respond
+
+    return decorate
 
 
 class Shop:
@@ -57,120 +79,86 @@ class Shop:
     def __init__(self, pool: ConnectionPool, closing: threading.Event) -> None:
         self._pool = pool
         self._closing = closing
-        self._tracer = trace.get_tracer("shop")
         self._random = random.Random(7)  # nosec B311 # the same traffic each time
 
-    def browse(self) -> int:
+    @request("GET", "/products")
+    def browse(self) -> None:
         """Show a page of products."""
-        with self._request("GET", "/products") as reply, self._pool.connection() as conn, conn.cursor() as cur:
+        with self._pool.connection() as conn:
             first = self._random.randint(1, PRODUCTS - 20)
-            self._query(cur, "SELECT", "product", "SELECT name, stock FROM product WHERE id >= %s LIMIT 20", first)
-            cur.fetchall()
-        return reply.status
+            _query(conn, "product", "SELECT name, stock FROM product WHERE id >= %s LIMIT 20", first)
 
-    def order(self) -> int:
+    @request("POST", "/orders")
+    def order(self) -> None:
         """Place a short order; an order of the sold-out product is rolled back."""
         product = SOLD_OUT if self._random.random() < 0.08 else self._random.randint(2, PRODUCTS)
-        with self._request("POST", "/orders") as reply, self._pool.connection() as conn, conn.cursor() as cur:
-            self._place_order(cur, product, self._random.randint(1, CUSTOMERS))
-        return reply.status
+        with self._pool.connection() as conn:
+            _place_order(conn, product, self._random.randint(1, CUSTOMERS))
 
-    def order_status(self) -> int:
+    @request("GET", "/orders/{id}")
+    def order_status(self) -> None:
         """Show an order. This older part of the shop uses ``getconn`` and ``putconn``."""
-        with self._request("GET", "/orders/{id}") as reply:
-            conn = self._pool.getconn()
-            try:
-                with conn.cursor() as cur:
-                    self._query(cur, "SELECT", "orders", "SELECT placed_at FROM orders WHERE id = %s", 7)
-            finally:
-                self._pool.putconn(conn)
-        return reply.status
+        conn = self._pool.getconn()
+        try:
+            _query(conn, "orders", "SELECT placed_at FROM orders WHERE id = %s", 7)
+        finally:
+            self._pool.putconn(conn)
 
-    def till(self) -> int:
+    @request("POST", "/till")
+    def till(self) -> None:
         """Sell in the rush: hold the connection during the payment; wait only briefly for a connection."""
-        with (
-            self._request("POST", "/till") as reply,
-            self._pool.connection(timeout=RUSH_TIMEOUT) as conn,
-            conn.cursor() as cur,
-        ):
-            self._place_order(cur, self._random.randint(2, PRODUCTS), self._random.randint(1, CUSTOMERS))
+        with self._pool.connection(timeout=RUSH_TIMEOUT) as conn:
+            _place_order(conn, self._random.randint(2, PRODUCTS), self._random.randint(1, CUSTOMERS))
             self._closing.wait(self._random.uniform(*PAYMENT))
-        return reply.status
 
-    def turnover_report(self, seconds: float) -> int:
+    @request("GET", "/reports/turnover")
+    def turnover_report(self, seconds: float) -> None:
         """Make a report with a slow query."""
-        with self._request("GET", "/reports/turnover") as reply, self._pool.connection() as conn, conn.cursor() as cur:
-            slow = "SELECT count(*) FROM orders CROSS JOIN pg_sleep(%s)"
-            self._query(cur, "SELECT", "orders", slow, seconds)
-        return reply.status
+        with self._pool.connection() as conn:
+            _query(conn, "orders", SLOW_QUERY, seconds)
 
-    def stock_report(self, seconds: float) -> int:
+    @request("GET", "/reports/stock")
+    def stock_report(self, seconds: float) -> None:
         """Make a report with a fast query, and draw its charts with the transaction left open."""
-        with self._request("GET", "/reports/stock") as reply, self._pool.connection() as conn, conn.cursor() as cur:
-            self._query(cur, "SELECT", "product", "SELECT id, stock FROM product WHERE stock < %s", 10)
+        with self._pool.connection() as conn:
+            _query(conn, "product", "SELECT id, stock FROM product WHERE stock < %s", 10)
             self._closing.wait(seconds)
-        return reply.status
 
-    def forecast(self) -> int:
+    @request("GET", "/reports/forecast")
+    def forecast(self) -> None:
         """Run a query whose session is killed before it ends."""
-        with self._request("GET", "/reports/forecast") as reply, self._pool.connection() as conn, conn.cursor() as cur:
-            slow = "SELECT count(*) FROM orders CROSS JOIN pg_sleep(%s)"
-            self._query(cur, "SELECT", "orders", slow, FORECAST)
-        return reply.status
+        with self._pool.connection() as conn:
+            _query(conn, "orders", SLOW_QUERY, FORECAST)
 
-    def export(self) -> int:
+    @request("GET", "/export")
+    def export(self) -> None:
         """Run old code that drops its connection instead of releasing it."""
-        with self._request("GET", "/export") as reply:
-            conn = self._pool.getconn()
-            with conn.cursor() as cur:
-                self._query(cur, "SELECT", "customer", "SELECT id FROM customer WHERE id > %s", 0)
-        return reply.status
+        conn = self._pool.getconn()
+        _query(conn, "customer", "SELECT id FROM customer WHERE id > %s", 0)
 
-    def order_of_deleted_customer(self) -> int:
+    @request("POST", "/orders")
+    def order_of_deleted_customer(self) -> None:
         """Place an order that fails at the commit, where the foreign key is checked."""
-        with self._request("POST", "/orders") as reply, self._pool.connection() as conn, conn.cursor() as cur:
-            self._place_order(cur, 2, DELETED_CUSTOMER)
-        return reply.status
+        with self._pool.connection() as conn:
+            _place_order(conn, 2, DELETED_CUSTOMER)
 
-    def _place_order(self, cur: cursor, product: int, customer: int) -> None:
-        insert = "INSERT INTO orders (customer_id, product_id) VALUES (%s, %s)"
-        self._query(cur, "INSERT", "orders", insert, customer, product)
-        update = "UPDATE product SET stock = stock - 1 WHERE id = %s AND stock > 0"
-        self._query(cur, "UPDATE", "product", update, product)
-        if not cur.rowcount:
-            raise OutOfStockError
 
-    @contextmanager
-    def _request(self, method: str, route: str) -> Iterator[Reply]:
-        """Start the span of a request, as a web framework's instrumentation would, and turn errors into a status."""
-        with self._tracer.start_as_current_span(
-            f"{method} {route}",
-            kind=SpanKind.SERVER,
-            attributes={"http.request.method": method, "http.route": route},
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            reply = Reply()
-            try:
-                yield reply
-            except OutOfStockError:
-                reply.status = 409
-            except psycopg2.Error as error:
-                reply.status = UNAVAILABLE if isinstance(error, PoolError) else 500
-                span.set_attribute("error.type", type(error).__qualname__)
-                span.set_status(StatusCode.ERROR)
-            span.set_attribute("http.response.status_code", reply.status)
+def _place_order(conn: connection, product: int, customer: int) -> None:
+    _query(conn, "orders", "INSERT INTO orders (customer_id, product_id) VALUES (%s, %s)", customer, product)
+    update = "UPDATE product SET stock = stock - 1 WHERE id = %s AND stock > 0"
+    if not _query(conn, "product", update, product):
+        raise OutOfStockError
 
-    def _query(self, cur: cursor, operation: str, table: str, statement: str, *arguments: object) -> None:
-        """Run a query in a span, as opentelemetry-instrumentation-psycopg2 would."""
-        with self._tracer.start_as_current_span(
-            f"{operation} {table}",
-            kind=SpanKind.CLIENT,
-            attributes={
-                "db.system.name": "postgresql",
-                "db.operation.name": operation,
-                "db.collection.name": table,
-            },
-            record_exception=False,
-        ):
-            cur.execute(statement, arguments)
+
+def _query(conn: connection, table: str, statement: str, *arguments: object) -> int:
+    """Run a query in a span, as opentelemetry-instrumentation-psycopg2 would; return the number of rows."""
+    operation = statement.partition(" ")[0]
+    attributes = {"db.system.name": "postgresql", "db.operation.name": operation, "db.collection.name": table}
+    with (
+        _tracer.start_as_current_span(
+            f"{operation} {table}", kind=SpanKind.CLIENT, attributes=attributes, record_exception=False
+        ),
+        conn.cursor() as cur,
+    ):
+        cur.execute(statement, arguments)
+        return cur.rowcount

@@ -1,8 +1,8 @@
 """The part of an error's text that may be shown.
 
 An error's text can come from anywhere: a trigger, a remote server, the application's own code, a hostile server. A text
-is therefore shown only if it is one of those in `known_texts`. A value that the text quotes is shown only if it is
-public: a name from the pool's own arguments, or an address.
+is therefore shown only if ``known_texts.txt`` has it. A value that the text quotes is shown only if it is public: a
+name from the pool's own arguments, or an address.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import errno
 import ipaddress
 import os
 import re
+from functools import cached_property
+from pkgutil import get_data
 from typing import TYPE_CHECKING
-
-from otel_pgpool.driver import known_texts
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -41,26 +41,30 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        pieces = text.split("{}")
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """The pattern of the text, compiled at its first use: all together take tenths of a second."""
+        pieces = self._text.split("{}")
         holes = ['([^"]*)' if before.endswith('"') else "(.*?)" for before in pieces[:-1]]
         body = "".join(re.escape(piece) + hole for piece, hole in zip(pieces, [*holes, ""], strict=True))
-        self.match = re.compile(body, re.DOTALL).fullmatch
+        return re.compile(body, re.DOTALL)
 
     def fill(self, values: Collection[str]) -> str:
         """Return the text with these values in place of its placeholders."""
         return self._text.format(*values)
 
 
-def _templates(*tables: str) -> dict[str, list[Template]]:
-    """Return the templates of these tables by the first three characters of their texts."""
+def _templates() -> dict[str, list[Template]]:
+    """Return the templates by the first three characters of their texts."""
     found: dict[str, list[Template]] = {}
-    for text in "".join(tables).splitlines():
-        if text:
+    for text in (get_data(__package__, "known_texts.txt") or b"").decode().splitlines():
+        if text and not text.startswith("# "):
             found.setdefault(text[:3], []).append(Template(text))
     return found
 
 
-_TEMPLATES = _templates(*(text for name, text in vars(known_texts).items() if name.startswith("OF_")))
+_TEMPLATES = _templates()  # read at import: later there may be no file descriptor left
 
 
 def known(text: str, public: Collection[str]) -> str:
@@ -79,7 +83,7 @@ def _known_line(line: str, public: Collection[str], depth: int = 0) -> str:
     if line in OF_SYSTEM:
         return line
     for template in _TEMPLATES.get(line[:3], ()):
-        found = template.match(line)
+        found = template.pattern.fullmatch(line)
         if found is not None:
             return template.fill([_quoted(value, public, depth) for value in found.groups()])
     return ""

@@ -15,7 +15,6 @@ from otel_pgpool.driver.deadline import IO_DEADLINE, Deadline, shutdown_socket
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.errors import PoolError, sqlstate
 from otel_pgpool.runtime.failures import is_external
-from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +29,6 @@ IDLE = extensions.TRANSACTION_STATUS_IDLE
 ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 IN_ERROR = extensions.TRANSACTION_STATUS_INERROR
 UNKNOWN = extensions.TRANSACTION_STATUS_UNKNOWN
-TRANSACTION_STATUSES = tuple(TransactionStatus)
-"""The statuses in the order of libpq's numbers."""
 UNUSABLE = (ACTIVE, UNKNOWN)
 """States in which no transaction can be ended: another thread or a COPY uses the connection, or the session is gone."""
 BROKEN = 2
@@ -50,11 +47,6 @@ settings = attrgetter("status", "autocommit", *LEVELS)
 def is_clean(conn: connection, baseline: tuple[Any, ...]) -> bool:
     """Return whether the connection is open, in no transaction, and has the settings of its hand-over."""
     return conn.get_transaction_status() == IDLE and settings(conn) == baseline
-
-
-def transaction_status(conn: connection) -> TransactionStatus:
-    """Return the status of a connection's transaction, as libpq knows it."""
-    return TRANSACTION_STATUSES[conn.get_transaction_status()]
 
 
 # Liveness
@@ -236,15 +228,20 @@ def _restore_settings(conn: connection, baseline: tuple[Any, ...]) -> None:
 # The meaning of errors for the connection and the server
 
 
+def _state_of(error: BaseException | None) -> str | None:
+    """Return the SQLSTATE of a psycopg2 error; an error of another driver says nothing about this connection."""
+    return sqlstate(error) if isinstance(error, psycopg2.Error) else None
+
+
 def ended_session(error: BaseException | None) -> bool:
     """Return whether the SQLSTATE means that the session has ended: class 08, or a shutdown of the server."""
-    state = sqlstate(error) or ""
+    state = _state_of(error) or ""
     return state.startswith(CONNECTION_EXCEPTION) or state in SESSION_ENDED
 
 
 def refused_writing(error: BaseException | None, conn: connection) -> bool:
     """Return whether a write failed on a read-only transaction that was not requested through psycopg2."""
-    return sqlstate(error) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
+    return _state_of(error) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
 
 
 def is_read_only_server(conn: connection) -> bool:

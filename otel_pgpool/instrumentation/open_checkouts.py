@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.pool.call_site import places
-from otel_pgpool.pool.checkout import NEVER, ManualCheckout, Slot, begin
+from otel_pgpool.pool.checkout import ACQUIRED, NEVER, ManualCheckout, Slot, begin
+from otel_pgpool.pool.figures import Counters
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import CheckoutPath
 
@@ -72,7 +73,7 @@ class TrackedSlot(Slot):
         self._pid = pid
 
 
-class OpenCheckouts:
+class OpenCheckouts(Counters):
     """The connections and the open checkouts of one pool.
 
     There is no lock: after each step the state is consistent for other threads.
@@ -84,7 +85,8 @@ class OpenCheckouts:
     _pool: weakref.ref[Any]
 
     def reset(self) -> None:
-        """Drop all checkouts and connections."""
+        """Reset the totals, and drop all checkouts and connections."""
+        self.reset_counters()
         self._last_serial = 0
         self.slots: dict[int, Slot] = {}  # slots of the known connections, by id of the connection
         self.held: dict[
@@ -153,7 +155,7 @@ class OpenCheckouts:
     def all_held(self) -> list[ManualCheckout]:
         """Return every checkout that holds a connection, the longest hold first."""
         self.promote_all()
-        return sorted(self.held.copy(), key=_acquired)
+        return sorted(self.held.copy(), key=ACQUIRED)
 
     def oldest_hold(self) -> float:
         """Return the age of the oldest hold in seconds; 0 if there is none."""
@@ -166,10 +168,6 @@ class OpenCheckouts:
         A former light checkout comes after younger ones in `held`.
         """
         return [checkout.acquired for checkout in checkouts] + [light[0] for light in self.light.copy().values()]
-
-
-def _acquired(checkout: ManualCheckout) -> float:
-    return checkout.acquired
 
 
 def _collected(known_ref: weakref.ref[OpenCheckouts], key: int, ref: weakref.ref[Any]) -> None:

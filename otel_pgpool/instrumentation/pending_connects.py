@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool.observer import Connect
+from otel_pgpool.pool.outage import Outage, OutageChange, after_failure, number_after
 from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
@@ -28,33 +29,19 @@ Until then the caller may still be preparing the connection for its checkout.
 """
 
 
-class TrackedOutage(NamedTuple):
-    """An outage of an instrumented pool: the time in which no connection can be made."""
-
-    since: float
-    attempts: int
-
-
 class PendingConnect(NamedTuple):
     """A connect of which the observer has not been notified yet."""
 
     caller: int
     """Key of the caller that connected: see `PendingConnects`."""
     connect: Connect
-    outage: TrackedOutage | None
-    """The outage that was in progress before the connect."""
-    reached_server: bool
-    """Whether the connect succeeded, or the server refused it."""
+    change: OutageChange
 
     def report(self, observer: PoolObserver, guard: ObserverGuard, checkout: Checkout | None) -> None:
         """Notify the observer of the connect, and of the ``checkout`` that it served, if any, and of an outage."""
-        connect, outage = replace(self.connect, asked_by=checkout), self.outage
+        connect = replace(self.connect, asked_by=checkout)
         guard.notify(observer.connected if connect.error is None else observer.connect_failed, connect)
-        if self.reached_server:
-            if outage is not None:
-                guard.notify(observer.outage_ended, outage.attempts, connect.ended - outage.since)
-        elif outage is None and isinstance(connect.error, Exception):
-            guard.notify(observer.outage_started, connect)
+        self.change.report(guard, observer, connect)
 
 
 class PendingConnects:
@@ -67,29 +54,25 @@ class PendingConnects:
     __slots__ = ("connecting", "outage", "pending")
 
     def __init__(self) -> None:
-        self.outage: TrackedOutage | None = None
+        self.outage: Outage | None = None
         self.connecting: set[int] = set()  # callers, by key
         self.pending: deque[PendingConnect] = deque()
 
     def succeeded(self, began: float, address: str | None, port: int | None, caller: int | None = None) -> None:
         """Add a successful connect, which ends an outage."""
-        now = monotonic()
-        ended, self.outage = self.outage, None
-        connect = Connect(1 + (ended.attempts if ended else 0), began, now, None, address=address, port=port)
-        self.pending.append(PendingConnect(_key_of(caller), connect, ended, reached_server=True))
+        before, self.outage = self.outage, None
+        connect = Connect(number_after(before), began, monotonic(), None, address=address, port=port)
+        self.pending.append(PendingConnect(_key_of(caller), connect, OutageChange(before, None)))
 
     def failed(
         self, began: float, error: BaseException, message: str, *, is_refusal: bool, caller: int | None = None
     ) -> None:
         """Add a failed connect, which starts or continues an outage; a refusal ends it, as the server was reached."""
-        before = self.outage
-        since, attempts = before or TrackedOutage(began, 0)
-        if is_refusal:
-            self.outage = None
-        elif isinstance(error, Exception):  # an interrupt does not mean that the server is down
-            self.outage = TrackedOutage(since, attempts + 1)
-        connect = Connect(attempts + 1, began, monotonic(), None, error, message, is_refusal=is_refusal)
-        self.pending.append(PendingConnect(_key_of(caller), connect, before, reached_server=is_refusal))
+        before = after = self.outage
+        if isinstance(error, Exception):  # an interrupt does not mean that the server is down
+            self.outage = after = after_failure(before, Outage(began, 1, is_refusal=is_refusal))
+        connect = Connect(number_after(before), began, monotonic(), None, error, message, is_refusal=is_refusal)
+        self.pending.append(PendingConnect(_key_of(caller), connect, OutageChange(before, after)))
 
     def pop_of(self, caller: int | None) -> Iterator[PendingConnect]:
         """Remove and yield the connects of a caller, by default the calling thread, each once."""

@@ -11,6 +11,7 @@ from otel_pgpool.instrumentation.pending_connects import PendingConnects
 from otel_pgpool.instrumentation.totals import Totals
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.pool.outage import is_unreachable
 from otel_pgpool.runtime.failures import ObserverGuard
 from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
@@ -155,9 +156,12 @@ class ReportedPool(Totals):
     @renewed
     def stats(self) -> PoolStats:
         """Return the levels, read from the pool, and the totals, which are 0 once a successor's include them."""
-        is_unreachable = self.connects.outage is not None
+        connects = self.connects
         return self.statistics(
-            self.name, self._levels(), connecting=len(self.connects.connecting), is_unreachable=is_unreachable
+            self.name,
+            self._levels(),
+            connecting=len(connects.connecting),
+            is_unreachable=is_unreachable(connects.outage),
         )
 
     # Connections

@@ -6,28 +6,17 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
-from otel_pgpool.pool.utilization import status_of
-from otel_pgpool.stats import PoolStats
+from otel_pgpool.pool import figures
 from otel_pgpool.types import CheckoutPath, PoolStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_pgpool.instrumentation.adapters.base import Levels
+    from otel_pgpool.stats import PoolStats
 
-COUNTERS = (
-    "idle_checkouts",
-    "queued_checkouts",
-    "new_checkouts",
-    "queued",
-    "timeouts",
-    "errors",
-    "retries",
-    "long_holds",
-    "created",
-    "wait_seconds",
-    "hold_seconds",
-)
+OWN_COUNTERS = ("idle_checkouts", "queued_checkouts", "new_checkouts", "hold_seconds")
+COUNTERS = (*figures.COUNTERS, *OWN_COUNTERS)
 """The counters that are summed up; each is named as its field of `PoolStats`, or after its path."""
 
 
@@ -47,24 +36,17 @@ NO_PAST = Past(dict.fromkeys(COUNTERS, 0), ())
 
 
 class Totals(OpenCheckouts):
-    """The totals of one pool. A base class, because an object of its own would cost each checkout some lookups.
+    """The totals of one pool.
 
     Counters are changed by plain ``+=``, within which CPython does not switch threads: it does so at calls and backward
     jumps only.
     """
 
-    __slots__ = ("discards", "is_replaced", "past", *COUNTERS)
+    __slots__ = ("discards", "is_replaced", "past", *OWN_COUNTERS)
 
     idle_checkouts: int
     queued_checkouts: int
     new_checkouts: int
-    queued: int
-    timeouts: int
-    errors: int
-    retries: int
-    long_holds: int
-    created: int
-    wait_seconds: float
     hold_seconds: float
 
     def __init__(self) -> None:
@@ -74,7 +56,7 @@ class Totals(OpenCheckouts):
     def reset(self) -> None:
         """Reset all totals, and drop all checkouts and connections."""
         super().reset()
-        for counter in COUNTERS:
+        for counter in OWN_COUNTERS:
             setattr(self, counter, 0)
         self.discards: dict[str, int] = defaultdict(int)  # by reason; a Counter calls Python code for each new key
         self.past = NO_PAST
@@ -121,11 +103,9 @@ class Totals(OpenCheckouts):
         def total(counter: str) -> Any:
             return sum((getattr(part, counter) for part in parts), past.counts[counter])
 
-        utilization = levels.used / levels.maxconn if levels.maxconn else 0.0
-        status: str = PoolStatus.UNREACHABLE.value if is_unreachable else status_of(utilization)
-        return PoolStats(
+        return figures.make_stats(
             name=name,
-            status=PoolStatus.CLOSED.value if levels.closed else status,
+            status=PoolStatus.CLOSED if levels.closed else PoolStatus.UNREACHABLE if is_unreachable else None,
             minconn=levels.minconn,
             maxconn=levels.maxconn,
             size=levels.used + levels.idle,
@@ -133,7 +113,6 @@ class Totals(OpenCheckouts):
             idle=levels.idle,
             connecting=connecting,
             waiting=sum(len(part.waiting) for part in parts),
-            utilization=utilization,
             oldest_hold=self.oldest_hold(),
             checkouts={path.value: total(f"{path}_checkouts") for path in CheckoutPath},
             discarded={} if is_replaced else dict(self.discards),

@@ -6,12 +6,13 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, error_type, timeout_error
+from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, error_type
 from otel_pgpool.instrumentation.fair_queue import FairQueue
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.instrumentation.open_checkouts import TaskCheckout
 from otel_pgpool.instrumentation.reported_pool import ReportedPool
 from otel_pgpool.pool.checkout import NEVER, Blocker, ManualCheckout
+from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.utilization import UtilizationAlarm
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
@@ -223,15 +224,14 @@ class PoolTracker(ReportedPool):
         self.guard.notify(self._observer.failed, checkout, error)
 
     def _diagnosis(self, checkout: ManualCheckout, error: BaseException, now: float) -> PoolTimeout:
-        holders = self.all_held()
-        return timeout_error(
+        return diagnose(
             checkout.error_message or class_of(error),
             self.stats(),
-            waited=now - checkout.started,
+            self.all_held(),
+            since=checkout.started,
+            now=now,
             retries=checkout.retries,
-            holders=[each.holder(now) for each in holders[:LONGEST_HOLDERS]],
-            own_holds=sum(each.is_by_holder_of(checkout) for each in holders),
-            holder="thread" if checkout.task is None else "task",
+            checkout=checkout,
         )
 
     def released(
@@ -273,7 +273,7 @@ class PoolTracker(ReportedPool):
         if checkout in self.held:
             duration = now - checkout.acquired
             if duration >= self.long_hold and not checkout.flagged:
-                self._flag(checkout, now)
+                self.flag(checkout, now)
             del self.held[checkout]
             self.hold_seconds += duration  # without a call since the removal: see `Totals.is_finished`
         checkout.released = now
@@ -322,7 +322,7 @@ class PoolTracker(ReportedPool):
             elif self._is_idle(checkout):
                 self.released(checkout, at=checkout.acquired)  # the time is unknown: count a hold of 0 s
             elif not checkout.flagged:
-                self._flag(checkout, now)
+                self.flag(checkout, now)
                 self.guard.notify(self._observer.held_long, checkout)
         change = None if self._stopped else self._alarm.look(now, self.stats)
         if change is not None:
@@ -334,11 +334,6 @@ class PoolTracker(ReportedPool):
     def _is_idle(self, checkout: ManualCheckout) -> bool:
         pool, conn = self._pool(), checkout.slot.ref()
         return pool is not None and conn is not None and self._adapter.is_idle(pool, conn)
-
-    def _flag(self, checkout: ManualCheckout, now: float) -> None:
-        checkout.flagged = True
-        checkout.flagged_at = now
-        self.long_holds += 1
 
     @property
     def is_at_rest(self) -> bool:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
-from logging import DEBUG
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from otel_pgpool.pool.checkout import NEVER
 from otel_pgpool.pool.utilization import SAMPLE_INTERVAL
-from otel_pgpool.runtime.background import BackgroundThread
+from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.failures import is_external, log_failure
-from otel_pgpool.runtime.wakeup import Wakeup
+from otel_pgpool.runtime.wakeup import popped
 from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-Item = TypeVar("Item")
+    from collections.abc import Callable
 
 MIN_PAUSE = 0.01
 """Minimum number of seconds between two passes of the thread."""
@@ -68,82 +63,61 @@ class Watch:
     def reset_thread(self) -> None:
         """Replace the thread, also in a forked child, which has not inherited it."""
         self.parked = True  # so that the first checkout starts the thread
-        self._wakeup = Wakeup()
-        self._thread = WatchThread(self, self._wakeup, "otel_pgpool-watch")
+        self._handed_out = 0  # number of checkouts at the last pass
+        self._thread = ParkingThread(self, self, "otel_pgpool-watch")
 
     def defer(self, action: Callable[[], object]) -> None:
         """Leave a call to the thread."""
         self._deferred.append(action)
-        self._wakeup.set()
+        self._thread.wakeup.set()
 
     def pool_collected(self, tracker: Watched) -> None:
         """Leave the end of a collected pool's tracker to the thread."""
         if self.is_on:
             self._collected.append(tracker)
-        self._wakeup.set()
+        self._thread.wakeup.set()
 
     def run_deferred(self) -> None:
         """Make the calls that finalizers have deferred, and end the trackers of collected pools."""
-        for action in _popped(self._deferred):
+        for action in popped(self._deferred):
             action()
-        for tracker in _popped(self._collected):
+        for tracker in popped(self._collected):
             self.trackers.pop(tracker, None)
             tracker.end(Outcome.RECLAIMED, DiscardReason.RECLAIMED)
 
     def drop_deferred(self) -> None:
         """Drop, in a forked child, the calls that the parent's finalizers have deferred."""
         self._deferred.clear()
-        for tracker in _popped(self._collected):
+        for tracker in popped(self._collected):
             self.trackers.pop(tracker, None)
 
     def wake(self) -> None:
         """Start a pass of the thread, because a connection was checked out."""
-        self.parked = False
-        try:
-            self._thread.wake()
-        except BaseException as error:  # the next checkout tries again
-            self.parked = True
-            if is_external(error):
-                raise
-            log_failure("the thread that watches instrumented pools could not be started", error, DEBUG)
+        self._thread.wake()
 
     def end(self) -> None:
         """End the thread."""
-        self._wakeup.set()
+        self._thread.wakeup.set()
         self._thread.join(1.0)
 
+    def run_once(self) -> float | None:
+        """Do what is due; return the seconds until the next pass, or None to end the thread.
 
-class WatchThread(BackgroundThread[Watch]):
-    """The thread of a `Watch`.
-
-    The thread sleeps until the next long hold is due, for at most a `SAMPLE_INTERVAL`. When nothing was checked out for
-    a `SAMPLE_INTERVAL`, and nothing is held, it parks: the next checkout wakes it, which costs that checkout some 100
-    us.
-    """
-
-    _handed_out = 0
-    """Number of checkouts at the last pass."""
-
-    def _run_once(self, watch: Watch) -> float | None:
-        watch.run_deferred()
-        if not watch.is_on:
+        The next pass is when the next long hold is due, after a `SAMPLE_INTERVAL` at most. When nothing was checked out
+        since the last pass, and nothing is held, the thread parks.
+        """
+        self.run_deferred()
+        if not self.is_on:
             return None
         now = monotonic()
         due = NEVER
-        for tracker in list(watch.trackers.copy()):
+        for tracker in list(self.trackers.copy()):
             due = min(due, tracker.report_due(now) or NEVER)
-        trackers = list(watch.trackers.copy())
+        trackers = list(self.trackers.copy())
         before, self._handed_out = self._handed_out, sum(tracker.handed_out for tracker in trackers)
         if self._handed_out == before:
-            watch.parked = True  # set before looking for holds; a checkout adds its hold before it reads `parked`
+            self.parked = True  # set before looking for holds; a checkout adds its hold before it reads `parked`
             if all(tracker.is_at_rest for tracker in trackers):
                 return NEVER
-            watch.parked = False
-        return max(MIN_PAUSE, min(due - monotonic(), SAMPLE_INTERVAL, watch.long_hold))
-
-
-def _popped(items: deque[Item]) -> Iterator[Item]:
-    """Remove and yield what is in the deque; another thread may do so at the same time."""
-    with suppress(IndexError):
-        while True:
-            yield items.popleft()
+            self.parked = False
+        return max(MIN_PAUSE, min(due - monotonic(), SAMPLE_INTERVAL, self.long_hold))

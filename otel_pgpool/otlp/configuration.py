@@ -12,8 +12,8 @@ from opentelemetry.metrics import get_meter_provider, set_meter_provider
 from opentelemetry.sdk.resources import Resource
 
 from otel_pgpool.config import invalid_option
-from otel_pgpool.otlp.counting_exporter import CountingExporter, CountingMetricExporter
-from otel_pgpool.otlp.environment import is_disabled, otlp_exporters
+from otel_pgpool.otlp.counting_exporter import CountingExporter
+from otel_pgpool.otlp.environment import otlp_exporters
 from otel_pgpool.otlp.providers import Providers
 
 if TYPE_CHECKING:
@@ -70,17 +70,15 @@ def configure(
         ModuleNotFoundError: the exporter of the chosen protocol is not installed.
     """
     _refuse_to_replace()
-    resource = Resource.create(_service(service_name))
+    _validate(service_name, otlp)
     given = (
         _exporters("span_exporters", span_exporters),
         _exporters("metric_exporters", metric_exporters),
         _exporters("log_exporters", log_exporters),
     )
-    exporters, warnings = otlp_exporters() if _boolean("otlp", otlp) and not is_disabled() else ({}, [])
-    counting = {
-        signal: (CountingMetricExporter if signal == "metrics" else CountingExporter)(create)
-        for signal, create in exporters.items()
-    }
+    resource = Resource.create({"service.name": service_name} if service_name else {})
+    exporters, warnings = otlp_exporters() if otlp else ({}, [])
+    counting = {signal: CountingExporter(create) for signal, create in exporters.items()}
     providers = Providers(resource, counting, *given)
     trace.set_tracer_provider(providers.tracer_provider)
     set_meter_provider(providers.meter_provider)
@@ -110,12 +108,11 @@ def _is_placeholder(provider: object) -> bool:
     return is_of_the_api and not kind.__name__.startswith("NoOp")
 
 
-def _service(name: object) -> dict[str, str]:
-    if name is None:
-        return {}
-    if not isinstance(name, str) or not name.strip():
-        raise invalid_option("service_name", name, "a non-empty string or None")
-    return {"service.name": name}
+def _validate(service_name: object, otlp: object) -> None:
+    if service_name is not None and not (isinstance(service_name, str) and service_name.strip()):
+        raise invalid_option("service_name", service_name, "a non-empty string or None")
+    if not isinstance(otlp, bool):
+        raise invalid_option("otlp", otlp, "True or False")
 
 
 def _exporters(option: str, given: object) -> list[Any]:
@@ -123,9 +120,3 @@ def _exporters(option: str, given: object) -> list[Any]:
     if not all(callable(getattr(exporter, "export", None)) for exporter in exporters):
         raise invalid_option(option, given, "a list of exporters, each with a method export()")
     return exporters
-
-
-def _boolean(option: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise invalid_option(option, value, "True or False")
-    return value

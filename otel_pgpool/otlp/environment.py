@@ -27,36 +27,29 @@ _OTLP = {"otlp": None, "otlp_proto_grpc": "grpc", "otlp_proto_http": "http/proto
 """Values of ``OTEL_<signal>_EXPORTER`` that mean OTLP, with the protocol if the value implies one."""
 
 
-def is_disabled() -> bool:
-    """Return whether the environment switches the SDK off."""
-    return _value(SDK_DISABLED).lower() == "true"
-
-
 def otlp_exporters() -> tuple[dict[str, Callable[[], Any]], list[str]]:
     """Return the class of the OTLP exporter of each signal that the variables send over OTLP, and warnings.
 
-    A warning names a variable whose value is not supported, the value, and what happens instead.
+    There are none if the environment switches the SDK off. A warning names a variable whose value is not supported, the
+    value, and what happens instead.
 
     Raises:
         ModuleNotFoundError: the exporter of a chosen protocol is not installed.
     """
-    warnings: dict[str, None] = {}  # used as an ordered set: a variable may concern all three signals
-    protocols = {signal: _protocol(signal, warnings) for signal in _CLASSES}
-    exporters = {signal: _exporter_class(signal, protocol) for signal, protocol in protocols.items() if protocol}
-    return exporters, list(warnings)
+    warnings: list[str] = []
+    exporters = {}
+    for signal, (module, name) in _CLASSES.items() if _value(SDK_DISABLED).lower() != "true" else ():
+        if protocol := _protocol(signal, warnings):
+            try:
+                exporters[signal] = getattr(importlib.import_module(f"{_PACKAGES[protocol]}.{module}"), name)
+            except ModuleNotFoundError as error:
+                extra = "install the extra 'otlp' (pip install 'otel-pgpool[otlp]')"
+                message = f"OTLP over {protocol} needs {error.name}: {extra}"
+                raise ModuleNotFoundError(message, name=error.name) from error
+    return exporters, list(dict.fromkeys(warnings))  # once each: a variable may concern all three signals
 
 
-def _exporter_class(signal: str, protocol: str) -> Callable[[], Any]:
-    module, name = _CLASSES[signal]
-    try:
-        exporter: Callable[[], Any] = getattr(importlib.import_module(f"{_PACKAGES[protocol]}.{module}"), name)
-    except ModuleNotFoundError as error:
-        message = f"OTLP over {protocol} needs {error.name}: install the extra 'otlp' (pip install 'otel-pgpool[otlp]')"
-        raise ModuleNotFoundError(message, name=error.name) from error
-    return exporter
-
-
-def _protocol(signal: str, warnings: dict[str, None]) -> str | None:
+def _protocol(signal: str, warnings: list[str]) -> str | None:
     """Return the protocol in which a signal is sent over OTLP; None if other exporters or none are named."""
     variable = EXPORTERS[signal]
     names = [name.strip().lower() for name in _value(variable).split(",")]
@@ -64,17 +57,17 @@ def _protocol(signal: str, warnings: dict[str, None]) -> str | None:
     if any(name not in _OTLP and name not in ("none", "") for name in names):
         instead = f"{signal} go over OTLP alone" if served else f"no {signal} are exported by it"
         accepted = "otlp, none, and exporters as arguments"
-        warnings[f"{variable.name}={_value(variable)}: configure() supports {accepted}; {instead}"] = None
+        warnings.append(f"{variable.name}={_value(variable)}: configure() supports {accepted}; {instead}")
     return (_OTLP[served[0]] or _default_protocol(signal, warnings)) if served else None
 
 
-def _default_protocol(signal: str, warnings: dict[str, None]) -> str:
+def _default_protocol(signal: str, warnings: list[str]) -> str:
     variable = PROTOCOLS[signal] if _value(PROTOCOLS[signal]) else PROTOCOL
     protocol = _value(variable).lower()
     if protocol in _PACKAGES:
         return protocol
     instead = "http/protobuf" if protocol.startswith("http") else PROTOCOL.default
-    warnings[f"{variable.name}={protocol}: configure() supports {' and '.join(_PACKAGES)}; {instead} is used"] = None
+    warnings.append(f"{variable.name}={protocol}: configure() supports {' and '.join(_PACKAGES)}; {instead} is used")
     return instead
 
 

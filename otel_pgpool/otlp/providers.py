@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
@@ -15,18 +17,18 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_pgpool.config import validate_seconds
-from otel_pgpool.otlp.log_handler import LogHandler
-from otel_pgpool.otlp.log_limits import rate_limit_sdk_loggers
-from otel_pgpool.otlp.processors import OtlpLogProcessor, OtlpMetricReader, OtlpSpanProcessor, ShutdownDeadline
+from otel_pgpool.otlp.logs import LogHandler, rate_limit_sdk_loggers
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.telemetry.sdk_internals import shutdown_batch_processor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from types import TracebackType
+    from collections.abc import Callable, Iterable
 
+    from opentelemetry.sdk._logs import ReadWriteLogRecord
     from opentelemetry.sdk._logs.export import LogRecordExporter
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
     from typing_extensions import Self
 
@@ -34,7 +36,56 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("otel_pgpool.otlp")
 
+SDK_LIMIT = 30.0
+"""Seconds that the SDK itself gives a shutdown."""
 _LONGEST_FLUSH = 86_400.0  # s; the SDK and ``Thread.join`` do not accept infinity
+
+
+class _BoundedProcessor:
+    """The part that both batch processors have in common: the counting exporter, and a shutdown by a deadline.
+
+    The parameter ``exporter`` is a `CountingExporter`, which the SDK's types do not know.
+    """
+
+    def __init__(self, exporter: Any, millis_left: Callable[[], float]) -> None:
+        super().__init__(exporter)  # type: ignore[call-arg]  # of the SDK's class, which comes next
+        self._counting_exporter = exporter
+        self._millis_left = millis_left
+
+    def shutdown(self) -> None:
+        """Export what is queued until the deadline, and stop."""
+        shutdown_batch_processor(self, super().shutdown, int(self._millis_left()))  # type: ignore[misc]  # as above
+
+
+class OtlpSpanProcessor(_BoundedProcessor, BatchSpanProcessor):
+    """A batch processor that counts sampled spans and shuts down by a deadline."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Count the span if it is sampled, and queue it."""
+        if span.context and span.context.trace_flags.sampled:
+            self._counting_exporter.record()
+        super().on_end(span)
+
+
+class OtlpLogProcessor(_BoundedProcessor, BatchLogRecordProcessor):
+    """A batch processor that counts log records and shuts down by a deadline."""
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        """Count the record, and queue it."""
+        self._counting_exporter.record()
+        super().on_emit(log_record)
+
+
+class OtlpMetricReader(PeriodicExportingMetricReader):
+    """A metric reader that shuts down by a deadline."""
+
+    def __init__(self, exporter: Any, millis_left: Callable[[], float]) -> None:
+        super().__init__(exporter)
+        self._millis_left = millis_left
+
+    def shutdown(self, timeout_millis: float = SDK_LIMIT * 1000, **kwargs: Any) -> None:
+        """Collect and export once more until the deadline, and stop."""
+        super().shutdown(min(timeout_millis, self._millis_left()), **kwargs)
 
 
 class Undelivered(NamedTuple):
@@ -48,10 +99,6 @@ class Undelivered(NamedTuple):
 class Providers:
     """The three providers that ``configure()`` has set, to flush and to shut down together."""
 
-    tracer_provider: TracerProvider
-    meter_provider: MeterProvider
-    logger_provider: LoggerProvider
-
     def __init__(
         self,
         resource: Resource,
@@ -61,23 +108,26 @@ class Providers:
         log_exporters: Iterable[LogRecordExporter],
     ) -> None:
         self._otlp_exporters = otlp_exporters
-        self._deadline = ShutdownDeadline()
+        self._deadline = math.inf
         self._shutdown_once = threading.Lock()
-        self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
         # The given exporters are always added first, so that an OTLP endpoint that hangs does not delay their shutdown.
         readers = [PeriodicExportingMetricReader(exporter) for exporter in metric_exporters]
-        if exporter := otlp_exporters.get("metrics"):
-            readers.append(OtlpMetricReader(exporter, self._deadline))
+        span_processors = [BatchSpanProcessor(exporter) for exporter in span_exporters]
+        log_processors = [BatchLogRecordProcessor(exporter) for exporter in log_exporters]
+        for signal, exporter in otlp_exporters.items():
+            if signal == "metrics":
+                readers.append(OtlpMetricReader(exporter, self._millis_left))
+            elif signal == "traces":
+                span_processors.append(OtlpSpanProcessor(exporter, self._millis_left))
+            else:
+                log_processors.append(OtlpLogProcessor(exporter, self._millis_left))
+        self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.meter_provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
-        for span_exporter in span_exporters:
-            self.tracer_provider.add_span_processor(BatchSpanProcessor(span_exporter))
-        if exporter := otlp_exporters.get("traces"):
-            self.tracer_provider.add_span_processor(OtlpSpanProcessor(exporter, self._deadline))
-        for log_exporter in log_exporters:
-            self.logger_provider.add_log_record_processor(BatchLogRecordProcessor(log_exporter))
-        if exporter := otlp_exporters.get("logs"):
-            self.logger_provider.add_log_record_processor(OtlpLogProcessor(exporter, self._deadline))
+        self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+        for span_processor in span_processors:
+            self.tracer_provider.add_span_processor(span_processor)
+        for log_processor in log_processors:
+            self.logger_provider.add_log_record_processor(log_processor)
         self._handler = LogHandler(self.logger_provider)
         self._handler.attach()
         rate_limit_sdk_loggers()
@@ -105,10 +155,12 @@ class Providers:
         failures = self._failures()
         flushed: list[bool] = []
         deadline = monotonic() + timeout
-        threads = [
-            threading.Thread(target=lambda p=provider: flushed.append(_flush(p, timeout)), daemon=True)
-            for provider in self._providers
-        ]
+
+        def flush(provider: TracerProvider | MeterProvider | LoggerProvider) -> None:
+            with suppress(Exception):  # the meter provider raises a bare one if a reader was too slow
+                flushed.append(provider.force_flush(int(timeout * 1000)))
+
+        threads = [threading.Thread(target=flush, args=(provider,), daemon=True) for provider in self._providers]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -134,17 +186,21 @@ class Providers:
         self._handler.detach()
         start = monotonic()
         for share, provider in enumerate(self._providers, 1):
-            self._deadline.at = start + timeout * share / len(self._providers)
+            self._deadline = start + timeout * share / len(self._providers)
             try:
                 provider.shutdown()
             except Exception:  # noqa: BLE001 - the other providers have to shut down too
                 _log.exception("%s did not shut down cleanly", type(provider).__name__)
-        if any(exporter.has_unreported_loss() for exporter in self._otlp_exporters.values()):
+        if any(exporter.undelivered and not exporter.is_loss_reported for exporter in self._otlp_exporters.values()):
             _log.warning("not delivered: %d spans, %d metric points, %d log records", *self.undelivered)
 
     @property
     def _providers(self) -> tuple[TracerProvider | MeterProvider | LoggerProvider, ...]:
         return self.meter_provider, self.tracer_provider, self.logger_provider
+
+    def _millis_left(self) -> float:
+        """Return the milliseconds that the OTLP processors have; the SDK's own limit until `shutdown` sets another."""
+        return min(max(0.0, self._deadline - monotonic()), SDK_LIMIT) * 1000
 
     def _failures(self) -> int:
         return sum(exporter.failures for exporter in self._otlp_exporters.values())
@@ -152,14 +208,5 @@ class Providers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
-
-
-def _flush(provider: TracerProvider | MeterProvider | LoggerProvider, timeout: float) -> bool:
-    try:
-        return provider.force_flush(int(timeout * 1000))
-    except Exception:  # noqa: BLE001 - the meter provider raises a bare Exception if a reader was too slow
-        return False

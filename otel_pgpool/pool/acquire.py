@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.error_text import describe
-from otel_pgpool.errors import LONGEST_HOLDERS, PoolClosed, PoolTimeout, TooManyRequests, error_type, timeout_error
+from otel_pgpool.errors import PoolClosed, PoolTimeout, TooManyRequests, error_type
 from otel_pgpool.pool.core import NOT_HELD, State
+from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.health import CHECK_BUDGET
+from otel_pgpool.pool.part import Part
 from otel_pgpool.pool.snapshot import take_snapshot
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import class_of, printable
@@ -16,15 +18,12 @@ from otel_pgpool.types import Outcome, PoolErrorType
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from otel_pgpool.config import PoolConfig
-    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.connect import Connectors
-    from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
     from otel_pgpool.pool.health import HealthCheck
-    from otel_pgpool.pool.maintenance_thread import MaintenanceThread
-    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.pool.part import Common
+    from otel_pgpool.runtime.background import ParkingThread
 
 ERROR_TYPES: dict[type[BaseException], str] = {
     PoolTimeout: PoolErrorType.TIMEOUT.value,
@@ -34,25 +33,19 @@ ERROR_TYPES: dict[type[BaseException], str] = {
 """Values of ``error.type`` for the pool's own errors."""
 
 
-class Acquirer:
+class Acquirer(Part):
     """Acquires connections for checkouts."""
 
     def __init__(
         self,
-        *,
-        core: Core,
-        config: PoolConfig,
-        target: Target,
-        notifier: Notifier,
+        common: Common,
         discarder: Discarder,
         connectors: Connectors,
         health: HealthCheck,
-        maintenance_thread: MaintenanceThread,
+        maintenance_thread: ParkingThread,
     ) -> None:
-        self._core = core
-        self._timeout = config.timeout
-        self._target = target
-        self._notifier = notifier
+        super().__init__(common)
+        self._timeout = common.config.timeout
         self._discarder = discarder
         self._connectors = connectors
         self._health = health
@@ -199,18 +192,17 @@ class Acquirer:
         return self._timed_out(checkout, f"gave up after {checkout.retries} failed attempts")
 
     def _timed_out(self, checkout: Checkout, reason: str) -> PoolTimeout:
-        now = monotonic()
-        holds = self._core.holds_now()
         failure, text = self._connectors.last_failure()
         if checkout.error is not None:
             failure, text = checkout.error, checkout.attempts[-1].message or class_of(checkout.error)
-        error = timeout_error(
+        error = diagnose(
             reason,
             take_snapshot(self._core),
-            waited=now - checkout.started,
+            self._core.holds_now(),
+            since=checkout.started,
+            now=monotonic(),
             retries=checkout.retries,
-            holders=[hold.holder(now) for hold in holds[:LONGEST_HOLDERS]],
-            own_holds=sum(hold.thread is checkout.thread for hold in holds),
+            checkout=checkout,
             last_failure=text,
         )
         error.__cause__ = failure

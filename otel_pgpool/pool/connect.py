@@ -19,6 +19,8 @@ from otel_pgpool.driver.reset import remember
 from otel_pgpool.observer import Connect
 from otel_pgpool.pool.backoff import delay_after
 from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.pool.outage import number_after
+from otel_pgpool.pool.part import Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
@@ -30,13 +32,10 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.config import PoolConfig
-    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.pool.checkout import Slot
-    from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.maintenance_thread import MaintenanceThread
-    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.pool.part import Common
+    from otel_pgpool.runtime.background import ParkingThread
 
 MAX_THREADS = 3
 START_RETRY = 0.25
@@ -49,7 +48,7 @@ LIFETIME_JITTER = 0.1
 """Fraction by which a lifetime is shortened at random, so that connections of the same age are not closed together."""
 
 
-class Connectors:
+class Connectors(Part):
     """Up to three threads, started on demand; each checks whether a connection is still wanted before it opens one.
 
     During an outage only one of them, the retry thread, keeps connecting. When it succeeds, each success starts one
@@ -58,22 +57,15 @@ class Connectors:
 
     def __init__(
         self,
-        *,
+        common: Common,
         owner: object,
-        core: Core,
-        config: PoolConfig,
-        target: Target,
-        notifier: Notifier,
         discarder: Discarder,
-        maintenance_thread: MaintenanceThread,
+        maintenance_thread: ParkingThread,
         on_collected: Callable[[weakref.ref[connection]], None],
     ) -> None:
+        super().__init__(common)
         self._wakeup = Wakeup()
         self._owner = weakref.ref(owner, self._wakeup.set_on_collect)  # the threads end with the owner
-        self._core = core
-        self._config = config
-        self._target = target
-        self._notifier = notifier
         self._discarder = discarder
         self._maintenance_thread = maintenance_thread
         self._on_collected = on_collected
@@ -128,7 +120,7 @@ class Connectors:
     def last_failure(self) -> tuple[BaseException | None, str]:
         """Return why no connection can be opened: the last error, and its text, free of secrets."""
         outage, start_error = self._core.outage, self._start_error
-        if outage is not None:
+        if outage is not None and outage.error is not None:
             return outage.error, outage.message or class_of(outage.error)
         if start_error is None:
             return None, ""
@@ -239,9 +231,8 @@ class Connectors:
                 )
 
     def _connect(self, slot: Slot, limit: float | None) -> float | None:
-        outage = self._core.outage
-        failed_before = 0 if outage is None else outage.attempts
-        attempt = self._attempts[slot] = ConnectAttempt(failed_before + 1, limit, self._warn_once)
+        number = number_after(self._core.outage)
+        attempt = self._attempts[slot] = ConnectAttempt(number, limit, self._warn_once)
         conn = None
         try:
             conn = self._target.connect(attempt)
@@ -290,12 +281,11 @@ class Connectors:
             warn(self._core.name)
 
     def _succeed(self, slot: Slot, conn: connection, connect: Connect) -> None:
-        reason, ended = self._core.connect_succeeded(slot, conn, connect.ended)
+        reason, change = self._core.connect_succeeded(slot, conn, connect.ended)
         notifier, observer = self._notifier, self._notifier.observer
         if observer is not None:
             notifier.notify(observer.connected, connect)
-            if ended is not None and not ended.is_refusal:
-                notifier.notify(observer.outage_ended, ended.attempts, connect.ended - ended.since)
+            change.report(notifier, observer, connect)
         if reason is not None:
             slot.conn = conn
             self._discarder.discard([slot], reason)
@@ -311,16 +301,11 @@ class Connectors:
             error = without_traceback(error)
             connect = _describe(attempt, slot, error=error, message=message, is_refusal=is_refusal(error))
             failed = Attempt(connect.ended, class_of(error), delay, message)
-            began, ended = self._core.connect_failed(
-                slot, failed, error, began=connect.began, is_refusal=connect.is_refusal
-            )
+            change = self._core.connect_failed(slot, failed, error, began=connect.began, is_refusal=connect.is_refusal)
             notifier, observer = self._notifier, self._notifier.observer
             if observer is not None:
                 notifier.notify(observer.connect_failed, connect)
-                if began:
-                    notifier.notify(observer.outage_started, connect)
-                if ended is not None:
-                    notifier.notify(observer.outage_ended, ended.attempts, connect.ended - ended.since)
+                change.report(notifier, observer, connect)
 
 
 def _describe(attempt: ConnectAttempt, slot: Slot, **outcome: Any) -> Connect:

@@ -9,31 +9,19 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from otel_pgpool.errors import PoolClosed
 from otel_pgpool.pool.checkout import AT_ONCE, NEVER, Attempt, Checkout, Slot
 from otel_pgpool.pool.handover import NEW, NOT_HELD, QUEUED, Handover, State
+from otel_pgpool.pool.outage import Outage, OutageChange, after_failure
 from otel_pgpool.pool.waiters import OneShotEvent
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-__all__ = ["NOT_HELD", "Core", "Outage", "State"]
-
-
-class Outage(NamedTuple):
-    """A period in which no connection can be opened. Times are readings of ``time.monotonic`` in seconds."""
-
-    since: float
-    attempts: int
-    error: BaseException
-    message: str
-    """Text of the error, free of secrets."""
-    next_attempt: float
-    is_refusal: bool = False
-    """Whether the server was reached and refused the last attempt."""
+__all__ = ["NOT_HELD", "Core", "State"]
 
 
 class Core(Handover):
@@ -90,30 +78,25 @@ class Core(Handover):
         self._add(slot)
         return slot
 
-    def connect_succeeded(self, slot: Slot, conn: connection, now: float) -> tuple[str | None, Outage | None]:
+    def connect_succeeded(self, slot: Slot, conn: connection, now: float) -> tuple[str | None, OutageChange]:
         """Hand a newly opened connection to a waiter, or keep it idle.
 
         Returns:
-            The reason why the caller has to close the connection, or None; and the outage that this connection ends, or
-            None.
+            The reason why the caller has to close the connection, or None; and the outage before and after.
         """
         with self.lock:
             self.opening.discard(slot)
             slot.asked_by = None
-            ended, self.outage = self.outage, None
+            change, self.outage = OutageChange(self.outage, None), None
             self.created += 1
             slot.serial = self.created
             self.slots[slot.key] = slot
             slot.seen = now
             slot.review_at = min(slot.review_at, slot.expires)
-            reason = self._evict_reason(slot, now) if now >= slot.review_at else None
-            if reason is not None:
-                self.closing.add(slot)
-            else:
-                self._hand_over_or_keep(slot, conn, now, NEW)
-            self._wake_fill_waiters_if_filled()
+            reason = self._keep_or_evict(slot, conn, now, NEW)
+            self._wake_fill_waiters()
             self._wake_idle_waiters()
-            return reason, ended
+            return reason, change
 
     def connect_failed(
         self,
@@ -123,7 +106,7 @@ class Core(Handover):
         *,
         began: float | None = None,
         is_refusal: bool = False,
-    ) -> tuple[bool, Outage | None]:
+    ) -> OutageChange:
         """Count a failed connect, for the pool and for each waiter.
 
         Args:
@@ -134,18 +117,16 @@ class Core(Handover):
             is_refusal: whether the server was reached and refused.
 
         Returns:
-            Whether an outage starts; and the outage that ends, because the server was reached again and refused.
+            The outage before and after.
         """
         with self.lock:
             self.opening.discard(slot)
             self._remove(slot)
             slot.asked_by = None
-            before = self.outage
-            since, attempts = attempt.at if began is None else began, 0
-            if before is not None and before.is_refusal == is_refusal:
-                since, attempts = before.since, before.attempts
-            was_reached = before is None or before.is_refusal
-            self.outage = Outage(since, attempts + 1, error, attempt.message, attempt.at + attempt.delay, is_refusal)
+            began = attempt.at if began is None else began
+            failed = Outage(began, 1, error, attempt.message, attempt.at + attempt.delay, is_refusal)
+            change = OutageChange(self.outage, after_failure(self.outage, failed))
+            self.outage = change.after
             self.retries += len(self.queue)
             for waiter in list(self.queue.values()):
                 waiter.checkout.retried(attempt, error)
@@ -153,7 +134,7 @@ class Core(Handover):
                     self.queue.fail(waiter, error)
             self._wake_fill_waiters(error)
             self._wake_idle_waiters()
-            return was_reached and not is_refusal, None if was_reached or not is_refusal else before
+            return change
 
     def has_exhausted_retries(self, checkout: Checkout) -> bool:
         """Return whether a checkout has reached ``max_retries``."""
@@ -164,7 +145,7 @@ class Core(Handover):
     def register_fill_waiter(self) -> OneShotEvent | None:
         """Register the caller to be woken by ``minconn`` connections or a failed connect; None if they are open."""
         with self.lock:
-            if len(self.idle) + self.used >= self.minconn:
+            if self._is_filled:
                 return None
             sleeper = OneShotEvent()
             self.fill_waiters.append(sleeper)
@@ -175,12 +156,13 @@ class Core(Handover):
         with self.lock, suppress(ValueError):  # removed already, as it was woken
             self.fill_waiters.remove(sleeper)
 
-    def _wake_fill_waiters_if_filled(self) -> None:
-        if len(self.idle) + self.used >= self.minconn:
-            self._wake_fill_waiters()
+    @property
+    def _is_filled(self) -> bool:
+        return len(self.idle) + self.used >= self.minconn
 
     def _wake_fill_waiters(self, error: BaseException | None = None) -> None:
-        while self.fill_waiters:
+        """Wake the callers that wait for ``minconn`` connections, if these are open, or with an error."""
+        while self.fill_waiters and (error is not None or self._is_filled):
             self.fill_waiters.pop().set(error)
 
     # The whole pool
@@ -242,7 +224,7 @@ class Core(Handover):
             surplus = self._pop_idle_to_close(self.remaining - maxconn)
             if len(self.members) >= maxconn:  # no further connect is attempted, which could end the outage
                 self.outage = None
-            self._wake_fill_waiters_if_filled()
+            self._wake_fill_waiters()
             return surplus
 
     # Checking idle connections
@@ -260,5 +242,5 @@ class Core(Handover):
                 slot.seen = now
                 conn, slot.conn = slot.conn, None
                 self._hand_over_or_keep(slot, conn, now, QUEUED)
-                self._wake_fill_waiters_if_filled()
+                self._wake_fill_waiters()
             return reason

@@ -6,14 +6,13 @@ import weakref
 from typing import TYPE_CHECKING, Protocol
 
 from otel_pgpool.driver.session import close
+from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from otel_pgpool.pool.checkout import Checkout, Slot
-    from otel_pgpool.pool.core import Core
-    from otel_pgpool.pool.notifier import Notifier
 
 
 class Filler(Protocol):
@@ -23,12 +22,11 @@ class Filler(Protocol):
         """Open a connection, if one is wanted."""
 
 
-class Discarder:
+class Discarder(Part):
     """Closes the connections that the core has set aside for closing."""
 
-    def __init__(self, core: Core, notifier: Notifier) -> None:
-        self._core = core
-        self._notifier = notifier
+    def __init__(self, common: Common) -> None:
+        super().__init__(common)
         self._filler: Callable[[], Filler | None] = lambda: None
 
     def refill_by(self, filler: Filler) -> None:

@@ -34,16 +34,11 @@ class Handover(HoldTable):
     """The idle connections, the queue, and the steps of a checkout and of a release."""
 
     __slots__ = (
-        "errors",
         "growth_requested",
         "max_waiting",
         "name",
         "queue",
-        "queued",
-        "retries",
         "state",
-        "timeouts",
-        "wait_seconds",
     )
 
     def __init__(
@@ -55,8 +50,6 @@ class Handover(HoldTable):
         self.max_waiting = max_waiting
         self.queue = Queue()  # empty while a slot is idle
         self.growth_requested = False  # a caller with timeout 0 has asked for one more connection
-        self.queued = self.timeouts = self.errors = self.retries = 0
-        self.wait_seconds = 0.0
 
     # Checkout
 
@@ -176,6 +169,18 @@ class Handover(HoldTable):
             else:
                 self.errors += 1
 
+    def _keep_or_evict(
+        self, slot: Slot, conn: connection, now: float, path: str | None, reason: str | None = None
+    ) -> str | None:
+        """Hand a connection over or keep it idle, unless it has to be closed; return the reason if it has to."""
+        if reason is None and now >= slot.review_at:
+            reason = self._evict_reason(slot, now)
+        if reason is None:
+            self._hand_over_or_keep(slot, conn, now, path)
+        else:
+            self.closing.add(slot)
+        return reason
+
     def _hand_over_or_keep(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
         """Hand a connection to the first waiter, or keep it idle if there are no waiters."""
         waiter = self.queue.first()
@@ -252,20 +257,14 @@ class Handover(HoldTable):
                 return slot.evict_reason if slot.evict_reason == DiscardReason.RECLAIMED else NOT_HELD
             held = now - checkout.acquired
             if not checkout.flagged and now >= self.long_from(checkout):
-                self._flag(checkout, now)
+                self.flag(checkout, now)
             slot.hold_seconds += held
             slot.checkout = None
             self._forget_key(slot)
             if slot.ref() is None:  # the garbage collector cleared the weak reference, but the connection survived
                 slot.track(conn)
-            if reason is None and now >= slot.review_at:
-                reason = self._evict_reason(slot, now)
-            if reason is not None:
-                self.closing.add(slot)
-                return reason
             slot.seen, slot.returned = checkout.acquired, now
-            self._hand_over_or_keep(slot, conn, now, QUEUED if held < CHECK_BYPASS_WINDOW else None)
-            return None
+            return self._keep_or_evict(slot, conn, now, QUEUED if held < CHECK_BYPASS_WINDOW else None, reason)
 
     def release_unused(self, checkout: Checkout, conn: connection, now: float) -> str | None:
         """Release a connection that was handed over but neither used nor checked; otherwise like `release`."""
@@ -275,12 +274,7 @@ class Handover(HoldTable):
             del checkout.held
             slot = checkout.slot
             slot.checkout = None
-            reason = self._evict_reason(slot, now) if now >= slot.review_at else None
-            if reason is not None:
-                self.closing.add(slot)
-            else:
-                self._hand_over_or_keep(slot, conn, now, None)
-            return reason
+            return self._keep_or_evict(slot, conn, now, None)
 
     def _recheck(self, slot: Slot, now: float) -> str | None:
         """Recheck a slot that has become idle while a caller queued, or while the slot was marked for eviction."""

@@ -9,6 +9,7 @@ from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.driver.session import PING_AFTER, is_readable, ping
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.checkout import NEVER, Attempt
+from otel_pgpool.pool.part import Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.types import DiscardReason
@@ -16,11 +17,9 @@ from otel_pgpool.types import DiscardReason
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from otel_pgpool.config import Check
-    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.pool.checkout import Checkout, Slot
-    from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.part import Common
 
 CHECK_BUDGET = 0.1
 """Seconds that all checks within a checkout may take together, even if the checkout's timeout leaves less."""
@@ -35,14 +34,14 @@ A check may take longer if a checkout has more time; half of the remaining time 
 """
 
 
-class HealthCheck:
+class HealthCheck(Part):
     """The checks of one pool's idle connections."""
 
-    def __init__(self, core: Core, check: Check, target: Target, discarder: Discarder) -> None:
-        self._core = core
+    def __init__(self, common: Common, discarder: Discarder) -> None:
+        super().__init__(common)
+        check = common.config.check
         self._is_auto = check == "auto"
         self._check = check if callable(check) else None
-        self._target = target
         self._discarder = discarder
 
     def is_alive(self, checkout: Checkout, conn: connection, limit: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-from otel_pgpool.pool.checkout import AT_ONCE, NEVER, Checkout, Slot, release_once
+from otel_pgpool.pool.checkout import ACQUIRED, AT_ONCE, NEVER, Checkout, Slot, release_once
 from otel_pgpool.pool.slots import SlotTable
 from otel_pgpool.types import DiscardReason
 
@@ -22,10 +22,10 @@ class HoldTable(SlotTable):
     __slots__ = ()
 
     def _holds(self) -> list[Checkout]:
-        return sorted(self._present_holds(), key=_acquired)
+        return sorted(self._present_holds(), key=ACQUIRED)
 
     def _longest_holds(self, count: int) -> list[Checkout]:
-        return heapq.nsmallest(count, self._present_holds(), key=_acquired)
+        return heapq.nsmallest(count, self._present_holds(), key=ACQUIRED)
 
     def _present_holds(self) -> list[Checkout]:
         held = [slot.checkout for slot in self.members]
@@ -79,17 +79,12 @@ class HoldTable(SlotTable):
         expected = checkout.expected_hold
         return checkout.acquired + (self.long_hold if expected is None else expected)
 
-    def _flag(self, checkout: Checkout, now: float) -> None:
-        checkout.flagged = True
-        checkout.flagged_at = now
-        self.long_holds += 1
-
     def flag_long_holds(self, now: float) -> list[Checkout]:
         """Mark the holds that have passed their threshold since the last call, and return their checkouts."""
         with self.lock:
             overdue = [hold for hold in self._holds() if not hold.flagged and now >= self.long_from(hold)]
             for checkout in overdue:
-                self._flag(checkout, now)
+                self.flag(checkout, now)
             return overdue
 
     def next_deadline(self, max_idle: float) -> float:
@@ -115,7 +110,3 @@ class HoldTable(SlotTable):
                     self._remove_discarded(slot, DiscardReason.RECLAIMED)
             self._wake_idle_waiters()
             return lost
-
-
-def _acquired(checkout: Checkout) -> float:
-    return checkout.acquired

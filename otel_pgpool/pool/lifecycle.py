@@ -5,22 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver import session
-from otel_pgpool.errors import timeout_error
 from otel_pgpool.pool.core import State
+from otel_pgpool.pool.figures import diagnose
+from otel_pgpool.pool.outage import OutageChange
+from otel_pgpool.pool.part import Part
 from otel_pgpool.pool.snapshot import take_snapshot
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.wakeup import wait_for
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from otel_pgpool.config import PoolConfig
     from otel_pgpool.pool.acquire import Acquirer
     from otel_pgpool.pool.connect import Connectors
-    from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.maintenance_thread import MaintenanceThread
-    from otel_pgpool.pool.notifier import Notifier
-    from otel_pgpool.runtime.wakeup import Wakeup
+    from otel_pgpool.pool.part import Common
+    from otel_pgpool.runtime.background import ParkingThread
 
 OPEN_TIMEOUT = 30.0
 """Seconds that opening the pool may take if ``timeout``, the bound of a checkout, is 0."""
@@ -29,29 +28,22 @@ MIN_JOIN = 0.1
 """Minimum number of seconds that `Lifecycle.wait_for_holders` waits for the maintenance thread to end."""
 
 
-class Lifecycle:
+class Lifecycle(Part):
     """Opens, fills, resizes and closes a pool."""
 
     def __init__(
         self,
-        *,
-        core: Core,
-        config: PoolConfig,
-        notifier: Notifier,
+        common: Common,
         discarder: Discarder,
         connectors: Connectors,
         acquirer: Acquirer,
-        thread: MaintenanceThread,
-        wakeup: Wakeup,
+        thread: ParkingThread,
     ) -> None:
-        self._core = core
-        self._timeout = config.timeout
-        self._notifier = notifier
+        super().__init__(common)
         self._discarder = discarder
         self._connectors = connectors
         self._acquirer = acquirer
         self._thread = thread
-        self._wakeup = wakeup
 
     def open(self) -> None:
         """Open ``minconn`` connections, unless the pool is open; the pool is not open if that fails."""
@@ -66,7 +58,7 @@ class Lifecycle:
 
     def wait(self, timeout: float | None) -> None:
         """Wait until ``minconn`` connections are open, for at most ``timeout`` seconds; None for the pool's."""
-        limit = (self._timeout or OPEN_TIMEOUT) if timeout is None else timeout
+        limit = (self._config.timeout or OPEN_TIMEOUT) if timeout is None else timeout
         self._acquirer.ensure_open()
         began = monotonic()
         waiter = self._core.register_fill_waiter()
@@ -75,15 +67,15 @@ class Lifecycle:
         self._connectors.start_if_needed()
         if not self._connectors.wait_for(waiter.lock, monotonic() + limit):
             self._core.remove_fill_waiter(waiter)
-            outage, now = self._core.outage, monotonic()
+            outage = self._core.outage
             cause, text = self._connectors.last_failure()
-            error = timeout_error(
+            error = diagnose(
                 f"{self._core.minconn} connections could not be opened within {limit:.3g} s",
                 take_snapshot(self._core),
-                waited=now - began,
+                self._core.holds_now(),
+                since=began,
+                now=monotonic(),
                 retries=outage.attempts if outage else 0,
-                holders=[checkout.holder(now) for checkout in self._core.holds_now()],
-                own_holds=0,
                 last_failure=text,
             )
             raise error from cause
@@ -97,7 +89,7 @@ class Lifecycle:
         """Refuse new checkouts, fail the waiters, and close the idle connections."""
         idle = self._core.close()
         self._connectors.stop()
-        self._wakeup.set()
+        self._thread.wakeup.set()
         self._discarder.discard(idle, DiscardReason.CLOSED)
 
     def wait_for_holders(self, deadline: float) -> None:
@@ -105,7 +97,7 @@ class Lifecycle:
         waiter = self._core.register_idle_waiter()
         if waiter is not None:
             wait_for(waiter.lock, deadline - monotonic())
-        self._wakeup.set()
+        self._thread.wakeup.set()
         self._connectors.join(deadline - monotonic())
         if not self._core.used:
             self._thread.join(max(MIN_JOIN, deadline - monotonic()))
@@ -126,7 +118,6 @@ class Lifecycle:
         outage = self._core.outage
         self._discarder.discard(self._core.resize(minconn, maxconn), DiscardReason.RESIZED)
         self._connectors.start_if_needed()
-        has_ended = outage is not None and not outage.is_refusal and self._core.outage is None
         observer = self._notifier.observer
-        if outage is not None and has_ended and observer is not None:
-            self._notifier.notify(observer.outage_ended, outage.attempts, monotonic() - outage.since)
+        if observer is not None:
+            OutageChange(outage, self._core.outage).report_end(self._notifier, observer, monotonic())

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from otel_pgpool.pool.core import State
+from otel_pgpool.pool.part import Part
 from otel_pgpool.pool.snapshot import take_snapshot
 from otel_pgpool.pool.utilization import SAMPLE_INTERVAL, UtilizationAlarm
 from otel_pgpool.runtime.clock import monotonic
@@ -16,13 +17,11 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.config import PoolConfig
-    from otel_pgpool.pool.collected import CollectedRefs
     from otel_pgpool.pool.connect import Connectors
-    from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.pool.part import Common
     from otel_pgpool.pool.release import Releaser
+    from otel_pgpool.runtime.wakeup import Deferred
 
 MIN_PAUSE = 0.01
 """Minimum number of seconds between two passes."""
@@ -31,8 +30,8 @@ RECLAIM_AFTER = 0.05
 """Seconds between the first sight of a dropped connection and its reclaim."""
 
 
-class Maintenance:
-    """The passes of a pool's maintenance, made by `MaintenanceThread`.
+class Maintenance(Part):
+    """The passes of a pool's maintenance, made by a `ParkingThread`.
 
     While connections are checked out a pass also samples the utilization, every `SAMPLE_INTERVAL` seconds. After a
     `SAMPLE_INTERVAL` without a checkout the thread parks.
@@ -40,18 +39,14 @@ class Maintenance:
 
     def __init__(
         self,
-        *,
-        core: Core,
-        config: PoolConfig,
-        notifier: Notifier,
+        common: Common,
         discarder: Discarder,
         releaser: Releaser,
         connectors: Connectors,
-        dropped: CollectedRefs,
+        dropped: Deferred[weakref.ref[connection]],
     ) -> None:
-        self._core = core
-        self._max_idle = config.max_idle
-        self._notifier = notifier
+        super().__init__(common)
+        self._max_idle = common.config.max_idle
         self._discarder = discarder
         self._releaser = releaser
         self._connectors = connectors
@@ -90,7 +85,7 @@ class Maintenance:
 
         The delay is for generators: one that is being collected may release its connection right after the drop.
         """
-        dropped, self._dropped = self._dropped, self._queue_of_dropped.drain()
+        dropped, self._dropped = self._dropped, list(self._queue_of_dropped.drain())
         observer = self._notifier.observer
         for checkout in self._core.reclaim(dropped, now):
             checkout.released = now

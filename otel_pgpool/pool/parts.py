@@ -1,4 +1,4 @@
-"""The collaborators of one pool, and how they are connected."""
+"""The parts of one pool, and how they are connected."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from otel_pgpool.driver.session import abandon
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
 from otel_pgpool.pool.checkout import AT_ONCE
-from otel_pgpool.pool.collected import CollectedRefs
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
 from otel_pgpool.pool.discard import Discarder
 from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
-from otel_pgpool.pool.maintenance_thread import MaintenanceThread
 from otel_pgpool.pool.notifier import Notifier
+from otel_pgpool.pool.part import Common
 from otel_pgpool.pool.release import Releaser
-from otel_pgpool.runtime.wakeup import Wakeup
+from otel_pgpool.runtime.background import ParkingThread
+from otel_pgpool.runtime.wakeup import Deferred
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
 
 
 class Parts:
-    """The collaborators of one pool, all in one place.
+    """The parts of one pool, all in one place.
 
-    Only `ConnectionPool` and `CheckoutContext` have this object. Each collaborator gets those that it calls. Nothing
-    here refers to the pool, and collaborators refer to this object only weakly: when a program drops an unclosed pool,
+    Only `ConnectionPool` and `CheckoutContext` have this object. Each part gets those that it calls. Nothing
+    here refers to the pool, and parts refer to this object only weakly: when a program drops an unclosed pool,
     this object is collected, and the threads end.
 
-    In a forked child `assemble` replaces the collaborators, whose locks and threads belong to the parent.
+    In a forked child `assemble` replaces the parts, whose locks and threads belong to the parent.
     """
 
     __slots__ = (
@@ -61,16 +62,6 @@ class Parts:
         "thread",
     )
 
-    core: Core
-    discarder: Discarder
-    releaser: Releaser
-    health: HealthCheck
-    connectors: Connectors
-    acquirer: Acquirer
-    maintenance: Maintenance
-    thread: MaintenanceThread
-    lifecycle: Lifecycle
-
     def __init__(self, config: PoolConfig, target: Target, observer: PoolObserver | None) -> None:
         self.config = config
         self.target = target
@@ -80,8 +71,8 @@ class Parts:
         self.assemble(config.minconn, config.maxconn)
 
     def assemble(self, minconn: int, maxconn: int) -> None:
-        """Create the collaborators, each with those that it calls."""
-        config, target, notifier = self.config, self.target, self.notifier
+        """Create the parts, each with those that it calls."""
+        config, notifier = self.config, self.notifier
         core = Core(
             minconn,
             maxconn,
@@ -91,53 +82,16 @@ class Parts:
             name=notifier.pool_name,
         )
         core.parked = True  # so that the first checkout starts the maintenance thread
-        wakeup = Wakeup()
-        dropped = CollectedRefs(wakeup)
-        discarder = Discarder(core, notifier)
-        thread = MaintenanceThread(core, wakeup)
-        releaser = Releaser(
-            core=core, config=config, target=target, notifier=notifier, discarder=discarder, wakeup=wakeup
-        )
-        health = HealthCheck(core, config.check, target, discarder)
-        connectors = Connectors(
-            owner=self,
-            core=core,
-            config=config,
-            target=target,
-            notifier=notifier,
-            discarder=discarder,
-            maintenance_thread=thread,
-            on_collected=dropped.append,
-        )
-        acquirer = Acquirer(
-            core=core,
-            config=config,
-            target=target,
-            notifier=notifier,
-            discarder=discarder,
-            connectors=connectors,
-            health=health,
-            maintenance_thread=thread,
-        )
-        maintenance = Maintenance(
-            core=core,
-            config=config,
-            notifier=notifier,
-            discarder=discarder,
-            releaser=releaser,
-            connectors=connectors,
-            dropped=dropped,
-        )
-        lifecycle = Lifecycle(
-            core=core,
-            config=config,
-            notifier=notifier,
-            discarder=discarder,
-            connectors=connectors,
-            acquirer=acquirer,
-            thread=thread,
-            wakeup=wakeup,
-        )
+        common = Common(core, config, self.target, notifier)
+        thread = ParkingThread(core, None, "otel_pgpool-maintenance")
+        dropped: Deferred[weakref.ref[connection]] = Deferred(thread.wakeup)
+        discarder = Discarder(common)
+        releaser = Releaser(common, discarder, thread.wakeup)
+        health = HealthCheck(common, discarder)
+        connectors = Connectors(common, self, discarder, thread, dropped.append)
+        acquirer = Acquirer(common, discarder, connectors, health, thread)
+        maintenance = Maintenance(common, discarder, releaser, connectors, dropped)
+        lifecycle = Lifecycle(common, discarder, connectors, acquirer, thread)
         discarder.refill_by(connectors)
         thread.serve(maintenance)
         self.core, self.discarder, self.thread, self.releaser, self.health = core, discarder, thread, releaser, health

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver import session
@@ -11,44 +10,31 @@ from otel_pgpool.driver.deadline import shutdown_socket
 from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.core import NOT_HELD
+from otel_pgpool.pool.part import Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.runtime.gc_state import is_collecting_here
+from otel_pgpool.runtime.wakeup import Deferred
 from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from otel_pgpool.config import PoolConfig
-    from otel_pgpool.driver.dsn import Target
     from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.core import Core
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.pool.part import Common
     from otel_pgpool.runtime.wakeup import Wakeup
 
 
-class Releaser:
+class Releaser(Part):
     """Releases connections."""
 
-    def __init__(
-        self,
-        *,
-        core: Core,
-        config: PoolConfig,
-        target: Target,
-        notifier: Notifier,
-        discarder: Discarder,
-        wakeup: Wakeup,
-    ) -> None:
-        self._core = core
-        self._reset = config.reset
-        self._configure = config.configure
-        self._target = target
-        self._notifier = notifier
+    def __init__(self, common: Common, discarder: Discarder, wakeup: Wakeup) -> None:
+        super().__init__(common)
+        self._reset = common.config.reset
+        self._configure = common.config.configure
         self._discarder = discarder
-        self._wakeup = wakeup
-        self._deferred: deque[tuple[Checkout, connection, bool]] = deque()  # True: close
+        self._deferred: Deferred[tuple[Checkout, connection, bool]] = Deferred(wakeup)  # True: close
 
     def end_block(self, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
         """End a ``with`` block: commit or roll back, and release the connection.
@@ -191,10 +177,8 @@ class Releaser:
     def _defer(self, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
         """Leave a release to the maintenance thread, because the garbage collector is running in this thread."""
         self._deferred.append((checkout, conn, close))
-        self._wakeup.set()
 
     def complete_deferred(self) -> None:
         """Complete the releases that began inside the garbage collector. Called by the maintenance thread."""
-        while self._deferred:
-            checkout, conn, close = self._deferred.popleft()
+        for checkout, conn, close in self._deferred.drain():
             self.reset_and_release(checkout, conn, None, close=close)

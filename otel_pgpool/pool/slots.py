@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from otel_pgpool.pool.figures import Counters
 from otel_pgpool.pool.waiters import OneShotEvent
 from otel_pgpool.types import DiscardReason
 
@@ -42,7 +43,7 @@ class Orphan(NamedTuple):
         return cls(slot, slot.idle_since, slot.kept_at, slot.conn is not None)
 
 
-class SlotTable:
+class SlotTable(Counters):
     """The slots of a pool, each in exactly one state.
 
     A slot is a member from the decision to connect until its connection is closed, and there are never more than
@@ -50,17 +51,16 @@ class SlotTable:
     """
 
     __slots__ = (  # otherwise CPython would store so many attributes outside the object, where access is slower
+        "__weakref__",
         "bypass_below",
         "checking",
         "closing",
-        "created",
         "discarded",
         "idle",
         "idle_waiters",
         "keys",
         "lock",
         "long_hold",
-        "long_holds",
         "maxconn",
         "members",
         "minconn",
@@ -74,7 +74,7 @@ class SlotTable:
 
     # Rules of the lock. It guards every attribute of this class and of `Core`. Code that holds the lock does no I/O,
     # logging or telemetry, calls no user code and does not wait. The garbage collector may run under the lock, so the
-    # finalizers of this package never take it (`CollectedRefs`), and the maintenance thread completes releases that
+    # finalizers of this package never take it (`Deferred`), and the maintenance thread completes releases that
     # begin inside the garbage collector (`gc_state`). The lock is reentrant, because an application's finalizers and
     # signal handlers may call the pool while their thread holds it. A method whose name begins with an underscore
     # expects its caller to hold the lock.
@@ -86,6 +86,7 @@ class SlotTable:
     # a release appends to `idle` and then reads the queue, a waiter queues and then reads `idle`, so that at least one
     # of them sees the other. For this reason `idle` is never replaced, and levels can be read at any time.
     def __init__(self, minconn: int, maxconn: int, long_hold: float) -> None:
+        self.reset_counters()
         self.lock = threading.RLock()
         self.minconn = minconn
         self.maxconn = maxconn
@@ -108,7 +109,6 @@ class SlotTable:
         self.discarded: Counter[str] = Counter()  # connections by reason
         self.idle_waiters: list[OneShotEvent] = []  # callers that wait until no connection is checked out
         self.parked = False  # the maintenance thread sleeps until the next checkout
-        self.created = self.long_holds = 0
 
     @property
     def used(self) -> int:

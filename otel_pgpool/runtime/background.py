@@ -1,45 +1,50 @@
-"""A base class for a background thread: starts on demand, sleeps between passes, ends with the object it serves."""
+"""Background threads: they start on demand, sleep between passes, and end with the object that they serve."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Generic, TypeVar
+from logging import DEBUG
+from typing import TYPE_CHECKING, Protocol
 
-from otel_pgpool.runtime.failures import log_failure
+from otel_pgpool.runtime.failures import is_external, log_failure
 from otel_pgpool.runtime.fork import keep_from_forking
 from otel_pgpool.runtime.gevent import is_unpatched
-from otel_pgpool.runtime.wakeup import start
+from otel_pgpool.runtime.wakeup import Wakeup, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from otel_pgpool.runtime.wakeup import Wakeup
-
-Subject = TypeVar("Subject")
 
 AFTER_FAILURE = 0.5
 """Seconds between a failed pass and the next one."""
 
 
-class BackgroundThread(Generic[Subject]):
+class Duties(Protocol):
+    """The work of a thread."""
+
+    def run_once(self) -> float | None:
+        """Do what is due; return the seconds until the next pass, or None to end the thread."""
+
+
+class BackgroundThread:
     """A daemon thread, started at the first `wake`.
 
-    It has a weak reference to its subject, and ends with the subject.
+    It has a weak reference to the object that does its work, and ends with that object. Setting its ``wakeup`` begins
+    the next pass too, but starts no thread.
     """
 
-    def __init__(self, subject: Subject | None, wakeup: Wakeup, name: str) -> None:
-        self._wakeup = wakeup
-        self._subject: Callable[[], Subject | None] = lambda: None
+    def __init__(self, duties: Duties | None, name: str) -> None:
+        self.wakeup = Wakeup()
+        self._duties: Callable[[], Duties | None] = lambda: None
         self._name = name
         self._lock = threading.Lock()  # guards the start of the thread, nothing else
         self._thread: threading.Thread | None = None
-        if subject is not None:
-            self.serve(subject)
+        if duties is not None:
+            self.serve(duties)
 
-    def serve(self, subject: Subject) -> None:
-        """Set the subject, before the first `wake`."""
-        self._subject = weakref.ref(subject, self._wakeup.set_on_collect)
+    def serve(self, duties: Duties) -> None:
+        """Set the object that does the work, before the first `wake`."""
+        self._duties = weakref.ref(duties, self.wakeup.set_on_collect)
 
     def wake(self) -> None:
         """Start the next pass now, in a new thread if none runs.
@@ -54,7 +59,7 @@ class BackgroundThread(Generic[Subject]):
                     self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                     start(self._thread)  # after an interrupt the thread may or may not run
                     return  # without setting the wakeup: the thread begins with a pass, and another would follow
-        self._wakeup.set()
+        self.wakeup.set()
 
     def _renew(self) -> None:
         """Replace the locks if gevent has patched them.
@@ -63,7 +68,7 @@ class BackgroundThread(Generic[Subject]):
         """
         if is_unpatched(self._lock):
             self._lock = threading.Lock()
-            self._wakeup.rebuild_if_patched()
+            self.wakeup.rebuild_if_patched()
 
     def _runs(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -78,7 +83,7 @@ class BackgroundThread(Generic[Subject]):
         seconds: float | None = 0.0
         while seconds is not None:
             try:
-                self._wakeup.wait(seconds)
+                self.wakeup.wait(seconds)
                 seconds = self._next()
             except BaseException as error:  # noqa: BLE001 - no error, not even an injected one, may end the thread
                 log_failure(
@@ -87,13 +92,38 @@ class BackgroundThread(Generic[Subject]):
                 seconds = AFTER_FAILURE
 
     def _next(self) -> float | None:
-        """Do a pass, unless the subject is gone or another thread has replaced this one."""
-        subject = self._subject()
-        if subject is None or self._thread is not threading.current_thread():
+        """Do a pass, unless the object is gone or another thread has replaced this one."""
+        duties = self._duties()
+        if duties is None or self._thread is not threading.current_thread():
             return None
         with keep_from_forking():
-            return self._run_once(subject)
+            return duties.run_once()
 
-    def _run_once(self, subject: Subject) -> float | None:
-        """Do what is due; return the seconds until the next pass, or None to end the thread."""
-        raise NotImplementedError
+
+class Parking(Protocol):
+    """The place where checkouts read whether their thread is parked."""
+
+    parked: bool
+    """Whether the thread sleeps until a checkout wakes it, which costs that checkout some 100 us."""
+
+
+class ParkingThread(BackgroundThread):
+    """A thread that parks after half a second without a checkout: it then has nothing to do before the next one."""
+
+    def __init__(self, parking: Parking, duties: Duties | None, name: str) -> None:
+        super().__init__(duties, name)
+        self._parking = weakref.ref(parking)  # may be the object that does the work
+
+    def wake(self) -> None:
+        """Start the next pass now. If no thread can be started, the next checkout tries again."""
+        parking = self._parking()
+        if parking is None:
+            return
+        parking.parked = False
+        try:
+            super().wake()
+        except BaseException as error:
+            parking.parked = True
+            if is_external(error):
+                raise
+            log_failure(f"{self._name}: the thread could not be started", error, DEBUG)

@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from otel_pgpool.runtime.gevent import is_unpatched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Item = TypeVar("Item")
 
 
 def wait_for(lock: threading.Lock, seconds: float) -> bool:
@@ -66,3 +73,27 @@ class Wakeup:
     def wait(self, seconds: float) -> bool:
         """Sleep until the event is set, for at most ``seconds``; return whether it was set."""
         return wait_for(self._lock, seconds)
+
+
+class Deferred(Generic[Item]):
+    """Items that finalizers leave to a thread. A finalizer may run under any lock, so that it does nothing else."""
+
+    def __init__(self, wakeup: Wakeup) -> None:
+        self._wakeup = wakeup
+        self._items: deque[Item] = deque()
+
+    def append(self, item: Item) -> None:
+        """Add an item, and wake the thread."""
+        self._items.append(item)
+        self._wakeup.set()
+
+    def drain(self) -> Iterator[Item]:
+        """Remove and yield all items; another thread may do so at the same time."""
+        return popped(self._items)
+
+
+def popped(items: deque[Item]) -> Iterator[Item]:
+    """Remove and yield what is in the deque; another thread may do so at the same time."""
+    with suppress(IndexError):
+        while True:
+            yield items.popleft()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.config import TelemetryConfig
 from otel_pgpool.driver.messages import known
-from otel_pgpool.driver.session import transaction_status
 from otel_pgpool.errors import PoolTimeout, error_type
 from otel_pgpool.runtime.text import class_of, text_of
 from otel_pgpool.telemetry import names
@@ -15,7 +14,7 @@ from otel_pgpool.telemetry.checkout_state import SUPPRESSED
 from otel_pgpool.telemetry.context import leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import Logs
-from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes
+from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes, transaction_status
 from otel_pgpool.telemetry.metrics import instruments
 from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY
 from otel_pgpool.telemetry.spans import Spans
@@ -170,7 +169,8 @@ class Telemetry:
                 state.leave()
             context = state.context
         if checkout.flagged:
-            self._long_hold_ended(checkout, context)
+            self.held_long(checkout)
+            self._logs.long_hold_returned(checkout, context)
         if state is SUPPRESSED:
             return
         try:
@@ -193,7 +193,7 @@ class Telemetry:
     # Long holds
 
     def held_long(self, checkout: Checkout) -> None:
-        """Add the event and log the record of a long hold while the connection is still held."""
+        """Add the event and log the record of a long hold, once, while the connection is held or at its release."""
         with self._lock:
             attributes = self._report_long_hold(checkout)
         if attributes is not None:
@@ -215,13 +215,6 @@ class Telemetry:
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
-
-    def _long_hold_ended(self, checkout: Checkout, context: Context | None) -> None:
-        with self._lock:
-            attributes = self._report_long_hold(checkout)
-        if attributes is not None:
-            self._logs.long_hold(attributes, context)
-        self._logs.long_hold_returned(checkout, context)
 
     def reclaimed(self, checkout: Checkout) -> None:
         """End the span of a checkout whose connection was dropped, and log its holder."""

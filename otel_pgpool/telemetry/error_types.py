@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import psycopg2
-from psycopg2 import errorcodes
+from pkgutil import get_data
 
 from otel_pgpool.types import PoolErrorType
 
@@ -13,13 +12,16 @@ OTHER = "_OTHER"
 MOST_TYPES = 50
 """Maximum number of different classes, and of SQLSTATEs unknown to PostgreSQL, for each pool."""
 
-SQLSTATES = frozenset(
-    value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == len("00000")
+SQLSTATES = frozenset((get_data(__package__, "sqlstates.txt") or b"").decode().split())
+"""PostgreSQL's own: of its file ``errcodes.txt``, one line for each class."""
+
+OF_DRIVERS = (
+    *("Warning", "Error", "InterfaceError", "DatabaseError", "DataError", "OperationalError"),
+    *("IntegrityError", "InternalError", "ProgrammingError", "NotSupportedError"),
 )
+"""The classes that every driver with Python's DB API has."""
 
-
-OF_PSYCOPG2 = frozenset(name for name, value in vars(psycopg2).items() if isinstance(value, type))
-EXPECTED = frozenset((*PoolErrorType, *OF_PSYCOPG2)) | SQLSTATES
+EXPECTED = SQLSTATES.union(PoolErrorType, OF_DRIVERS)
 """Values that do not count against `MOST_TYPES`."""
 
 

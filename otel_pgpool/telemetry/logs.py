@@ -34,6 +34,9 @@ LONGEST_RECORD = 8000
 TIMEOUT_INTERVAL = 1.0
 """Minimum number of seconds between two records about timeouts of one pool."""
 
+OF_THE_LOGIN = ("28", "3D")
+"""Classes of SQLSTATE with which a server refuses a login or its database. psycopg2 does not pass them on."""
+
 CANNOT_BE_REACHED = "the database cannot be reached with these arguments"
 
 REFUSAL_INTERVAL = 60.0
@@ -177,7 +180,8 @@ class Logs:
         for name in [name for name, due in _refused_again.copy().items() if due <= now]:
             _refused_again.pop(name, None)
         _refused_again[self._pool_name] = now + REFUSAL_INTERVAL
-        is_connected = sqlstate(connect.error) is not None  # then the server refused a query of `configure`
+        state = sqlstate(connect.error)
+        is_connected = state is not None and not state.startswith(OF_THE_LOGIN)  # a query of `configure` was refused
         what = "a new connection cannot be used" if is_connected else CANNOT_BE_REACHED
         text = f"{what}: {connect.message or error_type}"
         self._write(logging.WARNING, LogEvent.CONNECT_REFUSED, text, {names.ATTR_ERROR_TYPE: error_type})

@@ -10,7 +10,7 @@ from otel_pgpool.runtime.text import file_of, function_of, line_of, thread_names
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.names import DIGITS
 from otel_pgpool.telemetry.stacks import stack_of
-from otel_pgpool.types import TransactionStatus
+from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.checkout import Checkout
+
+
+def transaction_status(conn: Any) -> TransactionStatus:
+    """Return the status of a psycopg2 connection's transaction, as libpq knows it."""
+    number: int = conn.get_transaction_status()
+    return TRANSACTION_STATUSES[number]
 
 
 def long_hold_attributes(

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 WAIT_BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 USE_BOUNDARIES = (*WAIT_BOUNDARIES, 60.0, 300.0)
+HISTOGRAMS = (
+    (names.METRIC_WAIT_TIME, "The time it took to obtain an open connection from the pool.", WAIT_BOUNDARIES),
+    (names.METRIC_USE_TIME, "The time between borrowing a connection and returning it to the pool.", USE_BOUNDARIES),
+    (names.METRIC_CREATE_TIME, "The time it took to create a new connection.", WAIT_BOUNDARIES),
+)
 
 KEPT_AFTER_THE_END = 150.0
 """Seconds for which a reader gets the end of a pool: 2.5 times the SDK's default interval, as an export may fail."""
@@ -46,26 +51,12 @@ class Instruments:
         meter = metrics.get_meter(names.SCOPE, __version__, provider, names.SCHEMA_URL)
         self._accounts = Accounts()
         self._reader: Any = None  # the reader that collects; None if unknown
-        self.wait_time = meter.create_histogram(
-            names.METRIC_WAIT_TIME,
-            "s",
-            "The time it took to obtain an open connection from the pool.",
-            explicit_bucket_boundaries_advisory=WAIT_BOUNDARIES,
+        self._histograms = tuple(
+            meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=boundaries)
+            for name, description, boundaries in HISTOGRAMS
         )
-        self.use_time = meter.create_histogram(
-            names.METRIC_USE_TIME,
-            "s",
-            "The time between borrowing a connection and returning it to the pool.",
-            explicit_bucket_boundaries_advisory=USE_BOUNDARIES,
-        )
-        self.create_time = meter.create_histogram(
-            names.METRIC_CREATE_TIME,
-            "s",
-            "The time it took to create a new connection.",
-            explicit_bucket_boundaries_advisory=WAIT_BOUNDARIES,
-        )
+        self.wait_time, self.use_time, self.create_time = self._histograms
         self.recording_gate = sdk_internals.recording_gate(self.wait_time)
-        self._histograms = (self.wait_time, self.use_time, self.create_time)
         self._observables: dict[str, Any] = {}
         for each in OBSERVABLES:
             create = getattr(meter, f"create_observable_{each.kind}")

@@ -166,9 +166,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otel_pgpool.otlp import configure
 memory = InMemorySpanExporter()
 with configure("shop", otlp=False) as providers:
-    from otel_pgpool.otlp.processors import OtlpSpanProcessor, ShutdownDeadline
+    from otel_pgpool.otlp.providers import OtlpSpanProcessor
     memory.record = lambda: None
-    providers.tracer_provider.add_span_processor(OtlpSpanProcessor(memory, ShutdownDeadline()))
+    providers.tracer_provider.add_span_processor(OtlpSpanProcessor(memory, lambda: 1000.0))
     trace.get_tracer("shop").start_span("order").end()
 print(len(memory.get_finished_spans()))
 """

@@ -19,9 +19,9 @@ from rich.console import Console
 import otel_pgpool
 from otel_pgpool.cli.errors import CommandError
 from otel_pgpool.cli.printing import print_recording
-from otel_pgpool.cli.recording import FILES
+from otel_pgpool.cli.recording import CONTENTS
 from otel_pgpool.cli.terminal import MAX_TEXT, Output, escape, make_line, warn
-from otel_pgpool.demo.live import LiveView, Monitor, PlainView
+from otel_pgpool.demo.live import View
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 """What rich itself writes in colour."""
@@ -125,19 +125,12 @@ def test_a_warning(text: str) -> None:
 @given(st.one_of(TEXTS, HUGE), st.sampled_from(["otel_pgpool", "opentelemetry.exporter.otlp.proto.grpc"]))
 @settings(max_examples=50, deadline=None)
 def test_a_log_record_in_a_view(text: str, logger: str) -> None:
-    """Neither view lets one through as it is, nor keeps all of a long one."""
-    for kind in (LiveView, PlainView):
-        monitor = Monitor(15)
-        monitor.emit(_record(logger, text))
-        assert all(len(line.text) <= MAX_TEXT + 10 for line in monitor.lines)
-        console = Console(file=io.StringIO(), width=100)
-        view = kind(console, monitor, 1.0) if kind is LiveView else kind(console, monitor)  # type: ignore[call-arg]
-        if isinstance(view, LiveView):
-            for line in view._log():
-                console.print(line)
-        else:
-            view._print("end")
-        assert_harmless(console.file.getvalue())  # type: ignore[attr-defined]
+    """The view does not print one as it is, nor all of a long one."""
+    console = Console(file=io.StringIO(), width=100)
+    View(console, 15, 1.0).emit(_record(logger, text))
+    written: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert_harmless(written)
+    assert len(written) <= MAX_TEXT + 30
 
 
 def _record(logger: str, text: str) -> Any:
@@ -215,7 +208,7 @@ def reported(files: dict[str, str], *, as_json: bool = False) -> str | None:
     """Return what the command prints about a recording; None if the command refuses it."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        for name in FILES:
+        for name in CONTENTS:
             Path(folder, name).write_text(files.get(name, ""))
         try:
             print_recording(Path(folder), Output(stream, "stdout"), slowest=10, as_json=as_json)
@@ -303,7 +296,7 @@ def test_many_events_and_kinds() -> None:
 
 def test_a_file_of_absurd_size(tmp_path: Path) -> None:
     """One that no demo would write, a line without an end, and what is no file at all: each is refused, at once."""
-    for name in FILES:
+    for name in CONTENTS:
         (tmp_path / name).touch()
     for size, where in ((1 << 40, "traces.jsonl"), ((1 << 26) + 10, "metrics.jsonl")):
         with (tmp_path / where).open("r+b") as file:

@@ -92,7 +92,7 @@ class Desk:
         slot.pid = 1000 + self.core.created
         slot.expires = self.now + lifetime
         slot.review_at = min(slot.review_at, slot.expires)
-        reason, _ended = self.core.connect_succeeded(slot, conn, self.now)
+        reason, _change = self.core.connect_succeeded(slot, conn, self.now)
         if reason is not None:
             slot.conn = conn
             self.discard([slot], reason)
@@ -101,8 +101,7 @@ class Desk:
     def miss(self, slot: Slot, error: BaseException | None = None, delay: float = 0.5) -> bool:
         """Let a connect fail; return whether an outage began."""
         error = error or OSError("no server")
-        began, _ended = self.core.connect_failed(slot, Attempt(self.now, type(error).__name__, delay), error)
-        return began
+        return self.core.connect_failed(slot, Attempt(self.now, type(error).__name__, delay), error).has_begun
 
     def connect(self, count: int = 1, *, lifetime: float = NEVER) -> None:
         """Make connections that are wanted."""

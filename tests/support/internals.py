@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from otel_pgpool.config import PoolConfig
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.core import Core
-    from otel_pgpool.pool.maintenance_thread import MaintenanceThread
+    from otel_pgpool.runtime.background import ParkingThread
 
 
 def core_of(pool: ConnectionPool) -> Core:
@@ -31,14 +31,14 @@ def connectors_of(pool: ConnectionPool) -> Connectors:
     return pool._parts.connectors
 
 
-def maintenance_of(pool: ConnectionPool) -> MaintenanceThread:
+def maintenance_of(pool: ConnectionPool) -> ParkingThread:
     """Return the maintenance thread of a pool."""
     return pool._parts.thread
 
 
 def start_pass(pool: ConnectionPool) -> None:
     """Let the maintenance make a pass now."""
-    pool._parts.thread._wakeup.set()
+    pool._parts.thread.wakeup.set()
 
 
 def use_reset(pool: ConnectionPool, reset: Callable[[connection], object] | None) -> None:

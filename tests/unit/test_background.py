@@ -6,38 +6,36 @@ import logging
 import math
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from otel_pgpool.runtime import background
-from otel_pgpool.runtime.background import BackgroundThread
-from otel_pgpool.runtime.wakeup import Wakeup
+from otel_pgpool.runtime.background import BackgroundThread, ParkingThread
 from tests.support.processes import exit_code_of
 
 NAME = "otel_pgpool-test"
 
 
-class Subject:
+class Duties:
     def __init__(self) -> None:
         self.looked = threading.Semaphore(0)
         self.lives = True
 
-
-class Watch(BackgroundThread[Subject]):
-    def _run_once(self, subject: Subject) -> float | None:
-        subject.looked.release()
-        return math.inf if subject.lives else None
+    def run_once(self) -> float | None:
+        self.looked.release()
+        return math.inf if self.lives else None
 
 
-class Notifier(BackgroundThread[Subject]):
-    """A watch whose observer has a lock that a fork does not free, as the SDK's instruments have."""
+class Notifier(Duties):
+    """An observer that has a lock which a fork does not free, as the SDK's instruments have."""
 
     lock = threading.Lock()
 
-    def _run_once(self, subject: Subject) -> float | None:
+    def run_once(self) -> float | None:
         with self.lock:
-            subject.looked.release()
+            self.looked.release()
             time.sleep(0.1)  # what a record takes
         return None
 
@@ -49,10 +47,10 @@ def running() -> int:
 @pytest.mark.parametrize("turn", range(3))
 def test_a_fork_waits_for_a_pass(turn: int) -> None:
     """Its child must not inherit a lock that the pass holds in telemetry: nobody would ever free it."""
-    subject = Subject()
-    watch = Notifier(subject, Wakeup(), NAME)
+    duties = Notifier()
+    watch = BackgroundThread(duties, NAME)
     watch.wake()
-    assert subject.looked.acquire(timeout=10)
+    assert duties.looked.acquire(timeout=10)
     assert exit_code_of(lambda: Notifier.lock.acquire(timeout=0)) == 0
     watch.join(10)
     assert running() == 0
@@ -69,37 +67,37 @@ def test_an_interrupted_start_leaves_one_thread(monkeypatch: pytest.MonkeyPatch,
             start(thread)
         raise KeyboardInterrupt
 
-    subject = Subject()
-    watch = Watch(subject, Wakeup(), NAME)
+    duties = Duties()
+    watch = BackgroundThread(duties, NAME)
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         watch.wake()
     watch.join(0)
     watch.wake()
-    assert subject.looked.acquire(timeout=10)
+    assert duties.looked.acquire(timeout=10)
     assert running() == 1
-    subject.lives = False
+    duties.lives = False
     watch.wake()
     watch.join(10)
     assert running() == 0
 
 
-class Failing(BackgroundThread[Subject]):
-    def _run_once(self, subject: Subject) -> float | None:
-        if subject.lives:
-            subject.lives = False
+class Failing(Duties):
+    def run_once(self) -> float | None:
+        if self.lives:
+            self.lives = False
             raise RuntimeError("s3cret of a failed pass")
-        subject.looked.release()
+        self.looked.release()
         return None
 
 
 def test_a_pass_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The record has the error's class and the places, neither its text nor source lines; the thread goes on."""
     monkeypatch.setattr(background, "AFTER_FAILURE", 0.0)
-    subject = Subject()
-    watch = Failing(subject, Wakeup(), NAME)
+    duties = Failing()
+    watch = BackgroundThread(duties, NAME)
     watch.wake()
-    assert subject.looked.acquire(timeout=10)
+    assert duties.looked.acquire(timeout=10)
     watch.join(10)
     (record,) = caplog.records
     text = logging.Formatter().format(record)
@@ -107,3 +105,36 @@ def test_a_pass_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     assert f'File "{__file__}"' in text
     assert "s3cret" not in text
     assert "raise " not in text
+
+
+class Parked(Duties):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parked = True
+
+
+def test_a_parked_thread_ends_with_its_work() -> None:
+    """Nothing of the thread keeps the object that does its work, even if that is also where checkouts read `parked`."""
+    duties = Parked()
+    watch = ParkingThread(duties, duties, NAME)
+    watch.wake()
+    assert not duties.parked
+    assert duties.looked.acquire(timeout=10)
+    del duties
+    watch.join(10)
+    assert running() == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """The next checkout tries again; an interrupt is raised, a failed start is not."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise error
+
+    duties = Parked()
+    watch = ParkingThread(duties, duties, NAME)
+    monkeypatch.setattr(background, "start", fail)
+    with nullcontext() if isinstance(error, RuntimeError) else pytest.raises(KeyboardInterrupt):
+        watch.wake()
+    assert duties.parked

@@ -9,22 +9,15 @@ from typing import Any
 import pytest
 
 from otel_pgpool.pool.connect import Connectors
+from otel_pgpool.pool.part import Common
 
 
 @pytest.fixture
 def connectors() -> Any:
     """Connectors whose threads never connect."""
     kept: Any = threading.Event()  # what the connectors belong to
-    made = Connectors(
-        owner=kept,
-        core=None,  # type: ignore[arg-type]
-        config=None,  # type: ignore[arg-type]
-        target=None,  # type: ignore[arg-type]
-        notifier=None,  # type: ignore[arg-type]
-        discarder=None,  # type: ignore[arg-type]
-        maintenance_thread=None,  # type: ignore[arg-type]
-        on_collected=lambda _ref: None,
-    )
+    nothing: Any = None
+    made = Connectors(Common(nothing, nothing, nothing, nothing), kept, nothing, nothing, lambda _ref: None)
     yield made
     del kept
 

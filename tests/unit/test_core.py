@@ -138,7 +138,8 @@ def test_an_outage_begins_once_and_ends_with_a_connection() -> None:
     assert outage == (began, 2, last, "", pytest.approx(desk.now + 0.2), False)
     slot = desk.claim()
     slot.key = 1
-    assert desk.core.connect_succeeded(slot, object(), desk.now) == (None, outage)
+    reason, change = desk.core.connect_succeeded(slot, object(), desk.now)
+    assert (reason, change.ended) == (None, outage)
     assert desk.core.outage is None
 
 
@@ -149,7 +150,8 @@ def test_a_refusal_is_no_outage() -> None:
 
     def miss(*, is_refusal: bool) -> tuple[bool, object]:
         attempt = Attempt(desk.now, "OperationalError", 0.5)
-        return desk.core.connect_failed(desk.claim(), attempt, OSError(), is_refusal=is_refusal)
+        change = desk.core.connect_failed(desk.claim(), attempt, OSError(), is_refusal=is_refusal)
+        return change.has_begun, change.ended
 
     assert miss(is_refusal=True) == (False, None)
     assert desk.core.outage is not None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import pickle
 
+import asyncpg
 import psycopg2
 import psycopg2.pool
 import pytest
 
 import otel_pgpool
 from otel_pgpool import Holder, PoolClosed, PoolError, PoolStats, PoolTimeout, TooManyRequests
-from otel_pgpool.errors import timeout_error
+from otel_pgpool.driver.session import ended_session
+from otel_pgpool.errors import error_type, timeout_error
 
 STATS = PoolStats(
     name="shop",
@@ -107,3 +109,9 @@ def test_the_other_errors_survive_pickling(kind: type[PoolError]) -> None:
     copied = pickle.loads(pickle.dumps(kind("connection pool is closed")))  # noqa: S301
     assert type(copied) is kind
     assert str(copied) == "connection pool is closed"
+
+
+def test_error_of_another_driver() -> None:
+    """An error of asyncpg in a block says nothing about the block's connection, whatever its SQLSTATE."""
+    assert error_type(asyncpg.exceptions.AdminShutdownError()) == "57P01"
+    assert not ended_session(asyncpg.exceptions.AdminShutdownError())

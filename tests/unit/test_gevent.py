@@ -12,17 +12,16 @@ import math, socket
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.pool import connect
 from otel_pgpool.driver import deadline as deadlines
-from otel_pgpool.runtime.wakeup import Wakeup
 from otel_pgpool.runtime.background import BackgroundThread
 
-class Watch(BackgroundThread[set]):
-    def _run_once(self, subject):
+class Duties:
+    def run_once(self):
         looked.append(len(looked))
         return math.inf
 
 looked = []
-subject = {1}
-watch = Watch(subject, Wakeup(), "watch")
+duties = Duties()
+watch = BackgroundThread(duties, "watch")
 taken = socket.socket()
 taken.bind(("127.0.0.1", 0))  # and does not listen
 pool = ConnectionPool(0, 1, host="127.0.0.1", port=taken.getsockname()[1], open=False, observer=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from otel_pgpool.otlp.log_limits import MAX_REMEMBERED, RateLimitFilter
+from otel_pgpool.otlp.logs import MAX_REMEMBERED, RateLimitFilter
 from otel_pgpool.runtime.text import LONGEST_TEXT
 
 

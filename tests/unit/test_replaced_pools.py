@@ -121,13 +121,13 @@ def test_long_hold_that_outlives_its_pool(session: InstrumentationSession, monke
     tracker.acquired(checkout, conn := Pool())
     checkout.acquired -= 60.0
     del pool
-    flag = PoolTracker._flag
+    flag = PoolTracker.flag
 
     def flag_while_another_reads(self: PoolTracker, *args: Any) -> None:
         successor.stats()
         flag(self, *args)
 
-    monkeypatch.setattr(PoolTracker, "_flag", flag_while_another_reads)
+    monkeypatch.setattr(PoolTracker, "flag", flag_while_another_reads)
     tracker.released(checkout)
     stats = successor.stats()
     assert (stats.long_holds, round(stats.hold_seconds)) == (1, 60)

@@ -14,13 +14,11 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from rich.console import Console
 
 from otel_pgpool.cli import printing, terminal
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import Mark, Report, SlowCheckout, Spread, WaitedFor, percentile, read
 from otel_pgpool.demo.endpoint import Endpoint, place
-from otel_pgpool.demo.export import RecordingFiles
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,9 +38,9 @@ class Recorder:
 
     def __init__(self, folder: Path) -> None:
         self.recording = Recording(folder)
-        files = RecordingFiles(self.recording)
-        files.prepare()
-        files.begin()
+        folder.mkdir()
+        for path in self.recording.files:
+            path.touch()
         self._provider = TracerProvider(resource=Resource.create({"service.name": "till"}), shutdown_on_exit=False)
         self._provider.add_span_processor(SimpleSpanProcessor(FileSpanExporter(self.recording.traces)))
         self._tracer = self._provider.get_tracer("otel_pgpool")
@@ -116,10 +114,12 @@ def recorder(tmp_path: Path) -> Recorder:
 
 
 def drawn(report: Report, width: int = 80, encoding: str = "utf-8") -> list[str]:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(printing.draw(report, width, terminal.glyphs_for(encoding)))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return text.splitlines()
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = terminal.make_console(terminal.Output(stream, "stdout"))
+    console.width = width
+    printing.print_report(console, report)
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding).splitlines()  # type: ignore[attr-defined]
 
 
 # Figures
@@ -321,8 +321,12 @@ def test_labels_do_not_run_into_each_other() -> None:
 
 def test_wait_and_hold_differ_without_colour() -> None:
     """By character, in Unicode and where the terminal has ASCII only."""
-    for encoding, expected in (("utf-8", "░░██████"), ("ascii", "..######"), ("nonsense", "..######")):
-        assert printing.bar(slow(0.5, 1.5), 2.0, 8, terminal.glyphs_for(encoding)).plain == expected
+    for encoding, expected in (("utf-8", "░░██████"), ("ascii", "..######")):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        output = terminal.Output(stream, "stdout")
+        output.write(printing.bar(slow(0.5, 1.5), 2.0, 8).plain)
+        output.check()
+        assert stream.buffer.getvalue().decode(encoding) == expected  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -360,38 +364,14 @@ def test_the_report_fits_the_terminal(recorder: Recorder, width: int, encoding: 
 def test_the_report_is_plain_json(recorder: Recorder) -> None:
     """Every figure survives JSON."""
     recorder.checkout(0, 0.1, 0.2)
-    document = recorder.report().as_dict()
-    assert json.loads(json.dumps(document))["slowest"][0]["hold"] == 0.2
-    assert document["service"] == "till"
+    stream = io.StringIO()
+    printing.print_json(terminal.Output(stream, "stdout"), recorder.report(), {"workers": 3})
+    document = json.loads(stream.getvalue())
+    assert document["slowest"][0]["hold"] == 0.2
+    assert (document["service"], document["workers"]) == ("till", 3)
 
 
 # The files
-
-
-def test_a_new_run_replaces_the_recording_and_nothing_else(tmp_path: Path) -> None:
-    """Files of an earlier run are emptied, others are left alone."""
-    for name in ("traces.jsonl", "notes.txt"):
-        (tmp_path / name).write_text("old")
-    recording = Recording(tmp_path)
-    files = RecordingFiles(recording)
-    files.prepare()
-    assert recording.traces.read_text() == "old"
-    files.begin()
-    assert [recording.traces.read_text(), (tmp_path / "notes.txt").read_text()] == ["", "old"]
-
-
-def test_a_run_that_never_began_leaves_no_trace(tmp_path: Path) -> None:
-    """What `prepare` made is taken back, what was there before stays as it was."""
-    old = tmp_path / "old"
-    old.mkdir()
-    (old / "logs.jsonl").write_text("kept")
-    for folder in (old, tmp_path / "new" / "deep"):
-        files = RecordingFiles(Recording(folder))
-        files.prepare()
-        files.undo_prepare()
-    assert [path.name for path in tmp_path.iterdir()] == ["old"]
-    assert [path.name for path in old.iterdir()] == ["logs.jsonl"]
-    assert (old / "logs.jsonl").read_text() == "kept"
 
 
 def test_a_line_that_was_cut_short_is_left_out(recorder: Recorder) -> None:

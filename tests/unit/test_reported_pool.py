@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from psycopg2 import OperationalError
 from psycopg2.pool import PoolError
@@ -130,6 +131,29 @@ def test_the_adapter_says_what_is_a_refusal(
     tracker.connect_failed(monotonic(), error)
     tracker.report_connects()
     assert [record.event for record in signals.records.all] == events
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (asyncpg.exceptions.InvalidPasswordError(), "the database cannot be reached with these arguments"),
+        (asyncpg.exceptions.InvalidCatalogNameError(), "the database cannot be reached with these arguments"),
+        (asyncpg.exceptions.UndefinedTableError(), "a new connection cannot be used"),
+    ],
+)
+def test_refused_login_with_an_sqlstate(
+    session: InstrumentationSession, signals: Signals, error: Exception, told: str
+) -> None:
+    """Drivers other than psycopg2 know the SQLSTATE of a refused login, which is no query that the server refused."""
+    pool = Pool()
+    adapter = Choosy()
+    adapter.is_refusal = lambda _error: True  # type: ignore[method-assign]
+    tracker = session.track(pool, adapter, name="shop")
+    assert tracker is not None
+    tracker.connect_failed(monotonic(), error)
+    tracker.report_connects()
+    (record,) = signals.logged("connect_refused")
+    assert record.record.getMessage() == f"pool shop: {told}: {type(error).__name__}"
 
 
 def test_duration_of_an_outage(session: InstrumentationSession, signals: Signals) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncpg
+import pg8000
+import psycopg
 import pytest
+from psycopg2 import errorcodes
 
 from otel_pgpool.driver.notices import LONGEST_NOTICE, Notices
+from otel_pgpool.errors import error_type
 from otel_pgpool.runtime.text import (
     LONGEST_NAME,
     LONGEST_TEXT,
@@ -15,7 +20,7 @@ from otel_pgpool.runtime.text import (
     may_hold_password,
     printable,
 )
-from otel_pgpool.telemetry.error_types import MOST_TYPES, OTHER, ErrorTypes
+from otel_pgpool.telemetry.error_types import MOST_TYPES, OTHER, SQLSTATES, ErrorTypes
 
 
 @pytest.mark.parametrize(
@@ -95,6 +100,34 @@ def test_error_types() -> None:
     assert (types.of("Error0"), types.of("Error999")) == ("Error0", OTHER)
     for expected in ("timeout", "closed", "too_many_requests", "23505", "OperationalError"):
         assert types.of(expected) == expected
+
+
+def test_sqlstates() -> None:
+    """All that drivers know are known, whichever driver is installed."""
+    ours = {value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5}
+    theirs = {code for code in psycopg.errors._sqlcodes if len(code) == 5 and not code.isalpha()}
+    assert ours | theirs <= SQLSTATES
+    assert {len(state) for state in SQLSTATES} == {5}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (psycopg.errors.QueryCanceled(), "57014"),
+        (psycopg.OperationalError(), "OperationalError"),
+        (asyncpg.exceptions.InvalidPasswordError(), "28P01"),
+        (asyncpg.InterfaceError("no"), "InterfaceError"),
+        (pg8000.exceptions.DatabaseError({"S": "FATAL", "C": "28P01", "M": "no"}), "28P01"),
+        (pg8000.exceptions.InterfaceError("no"), "InterfaceError"),
+        (type("Hostile", (Exception,), {"pgcode": property(lambda _self: 1 / 0)})(), "Hostile"),
+        (type("Hostile", (Exception,), {"sqlstate": "x\nERROR"})(), "Hostile"),
+        (type("Hostile", (Exception,), {"sqlstate": 57014})(), "Hostile"),
+        (KeyError({"C": "28P01"}), "KeyError"),
+    ],
+)
+def test_type_of_an_error(error: Exception, told: str) -> None:
+    """The SQLSTATE of whichever driver's error, or else the name of its class."""
+    assert error_type(error) == told
 
 
 def test_notices() -> None:

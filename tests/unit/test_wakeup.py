@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+from typing import Any
 
 import pytest
 
-from otel_pgpool.pool.collected import CollectedRefs
-from otel_pgpool.runtime.wakeup import Wakeup, start, wait_for
+from otel_pgpool.runtime.wakeup import Deferred, Wakeup, start, wait_for
 from tests.support.fakes import FakeConnection
 
 
@@ -56,16 +56,13 @@ def test_waiting_for_a_lock_takes_any_time() -> None:
 def test_dropped_connections_gather_until_drained() -> None:
     """In the order in which they were dropped; the drain empties it, and each drop rings."""
     wakeup = Wakeup()
-    dropped = CollectedRefs(wakeup)
-    assert not dropped
+    dropped: Deferred[Any] = Deferred(wakeup)
     conns = [FakeConnection(), FakeConnection()]
     refs = [weakref.ref(conn, dropped.append) for conn in conns]
     while conns:
         del conns[0]
-    assert dropped
-    assert dropped.drain() == refs
-    assert dropped.drain() == []
-    assert not dropped
+    assert list(dropped.drain()) == refs
+    assert list(dropped.drain()) == []
     assert wakeup.wait(0) is True
 
 

@@ -418,7 +418,7 @@ except ImportError as error:
 
 
 def test_without_psycopg2() -> None:
-    """Where psycopg2 is not installed the instrumentor is skipped, and those behind it are loaded."""
+    """Where psycopg2 is not installed the instrumentor is loaded, for other drivers' pools, and those behind it too."""
     told = run(
         "BLOCKED = {'psycopg2'}\n"
         + BLOCKER
@@ -451,10 +451,11 @@ _load.entry_points = ours
 _load._EntryPointDistFinder = Finder
 _load.get_dist_dependency_conflicts = lambda _dist: None
 _load._load_instrumentors(DefaultDistro())
-print(json.dumps({"last": Last.loaded}))
+from otel_pgpool import PgPoolInstrumentor
+print(json.dumps({"ours": PgPoolInstrumentor().is_instrumented_by_opentelemetry, "last": Last.loaded}))
 """
     )
-    assert told == {"last": True}
+    assert told == {"ours": True, "last": True}
 
 
 @pytest.mark.parametrize("on", [True, False])

@@ -11,6 +11,7 @@ import pytest
 from psycopg2.pool import ThreadedConnectionPool
 
 from otel_pgpool import PgPoolInstrumentor
+from otel_pgpool.runtime.background import BackgroundThread
 from tests.support.instrumentation import tracker_of
 from tests.support.telemetry import Signals
 from tests.support.waiting import wait_until
@@ -151,7 +152,7 @@ def test_the_watch_is_woken_by_the_next(signals: Signals, dsn: str, monkeypatch:
     pool = ThreadedConnectionPool(2, 2, dsn)
     watch = tracker_of(pool).watch
     with monkeypatch.context() as patch:
-        patch.setattr(watch._thread, "wake", Interrupted().acquire)
+        patch.setattr(BackgroundThread, "wake", Interrupted().acquire)
         with pytest.raises(KeyboardInterrupt):
             pool.getconn()
     assert watch.parked

@@ -1,0 +1,85 @@
+"""The totals, statistics and diagnoses that every pool has, whether it is a `ConnectionPool` or an instrumented one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, timeout_error
+from otel_pgpool.pool.utilization import status_of
+from otel_pgpool.stats import PoolStats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.types import PoolStatus
+
+COUNTERS = ("queued", "timeouts", "errors", "retries", "long_holds", "created", "wait_seconds")
+"""The totals that are kept as numbers; each is named as its field of `PoolStats`."""
+
+
+class Counters:
+    """The totals of one pool. A base class, because an object of its own would cost each checkout some lookups."""
+
+    __slots__ = COUNTERS
+
+    queued: int
+    timeouts: int
+    errors: int
+    retries: int
+    long_holds: int
+    created: int
+    wait_seconds: float
+
+    def reset_counters(self) -> None:
+        """Reset the totals."""
+        self.queued = self.timeouts = self.errors = self.retries = self.long_holds = self.created = 0
+        self.wait_seconds = 0.0
+
+    def flag(self, checkout: Checkout, now: float) -> None:
+        """Mark a hold that has passed its threshold, and count it."""
+        checkout.flagged = True
+        checkout.flagged_at = now
+        self.long_holds += 1
+
+
+def make_stats(*, maxconn: int, used: int, status: PoolStatus | None, **figures: Any) -> PoolStats:
+    """Return the statistics of a pool; without a ``status``, the utilization decides the status."""
+    utilization = used / maxconn if maxconn else 0.0
+    status = status or status_of(utilization)
+    return PoolStats(maxconn=maxconn, used=used, utilization=utilization, status=status.value, **figures)
+
+
+def diagnose(
+    reason: str,
+    stats: PoolStats,
+    holds: Sequence[Checkout],
+    *,
+    since: float,
+    now: float,
+    retries: int,
+    checkout: Checkout | None = None,
+    last_failure: str = "",
+) -> PoolTimeout:
+    """Build the error of a caller that has waited for a connection, with the figures of the pool in its message.
+
+    Args:
+        reason: what happened, the first words of the message.
+        stats: the pool's present figures.
+        holds: the checkouts that hold a connection, the longest hold first.
+        since: when the wait began, as a reading of the clock.
+        now: reading of the clock.
+        retries: failed attempts during the wait.
+        checkout: the checkout that waited, whose thread or task may hold connections itself.
+        last_failure: text of the last failed connect, free of secrets; empty if there was none.
+    """
+    return timeout_error(
+        reason,
+        stats,
+        waited=now - since,
+        retries=retries,
+        holders=[hold.holder(now) for hold in holds[:LONGEST_HOLDERS]],
+        own_holds=0 if checkout is None else sum(map(checkout.is_by_holder_of, holds)),
+        holder="thread" if checkout is None or checkout.task is None else "task",
+        last_failure=last_failure,
+    )
