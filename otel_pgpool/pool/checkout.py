@@ -226,10 +226,8 @@ class Checkout:
     outcome: str
 
     # Defaults of the attributes that few checkouts set: on the class they cost the others nothing.
-    task: TaskReference | None = None
-    """The asyncio task that asked for the connection, if the pool is one for coroutines."""
-    caller: int | None = None
-    """Key of the connects made for this checkout; None for the identity of the calling thread."""
+    task: TaskReference | None = None  # that asked for the connection, if the pool is one for asyncio
+    caller: int | None = None  # key of the connects made for this checkout; None for the thread's identity
     block: bool = True
     """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
     observer_data: Any = None

@@ -79,7 +79,7 @@ def diagnose(
         waited=now - since,
         retries=retries,
         holders=[hold.holder(now) for hold in holds[:LONGEST_HOLDERS]],
-        own_holds=0 if waiter is None else sum(hold.is_by_holder_of(waiter) for hold in holds),
+        own_holds=0 if waiter is None else sum(map(waiter.is_by_holder_of, holds)),
         holder="thread" if waiter is None or waiter.task is None else "task",
         last_failure=last_failure,
     )

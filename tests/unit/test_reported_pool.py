@@ -136,7 +136,7 @@ def test_the_adapter_says_what_is_a_refusal(
     ],
 )
 def test_refused_login_with_an_sqlstate(
-    session: InstrumentationSession, signals: Signals, error: Exception, told: str
+    session: InstrumentationSession, signals: Signals, error: Any, told: str
 ) -> None:
     """Drivers other than psycopg2 know the SQLSTATE of a refused login, which is no query that the server refused."""
     pool = Pool()
@@ -147,7 +147,7 @@ def test_refused_login_with_an_sqlstate(
     tracker.connect_failed(monotonic(), error)
     tracker.report_connects()
     (record,) = signals.logged("connect_refused")
-    assert record.record.getMessage() == f"pool shop: {told}: {error.sqlstate}"  # type: ignore[attr-defined]
+    assert record.record.getMessage() == f"pool shop: {told}: {error.sqlstate}"
 
 
 def test_duration_of_an_outage(session: InstrumentationSession, signals: Signals) -> None:

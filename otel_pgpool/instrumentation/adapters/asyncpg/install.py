@@ -39,7 +39,7 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def __init__(self, session: InstrumentationSession) -> None:
         self._session = session
-        are_cut_off = getattr(session.options, "fork_repair", False)
+        are_cut_off = session.options.fork_repair
         self._inherited = InheritedPools(are_cut_off=are_cut_off)
         self._tracked = TrackedPools(session, self._track)
         self._calls = PoolCalls(session, self._tracked)
