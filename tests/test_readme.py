@@ -170,6 +170,14 @@ def test_a_shell_line_works(document: str, line: str, environ: dict[str, str], t
         check_export(read(document).programs[words[-1]], line, environ, tmp_path)
 
 
+@pytest.mark.parametrize("name", [name for name in read(README).programs if name.startswith("with_")])
+def test_each_kind_of_pool_is_observed(name: str, environ: dict[str, str], tmp_path: Path) -> None:
+    """The README's line observes each of its examples of existing pools, not only the one that the line names."""
+    [line] = [line for document, line in SHELL if document == README and "with_" in line]
+    program = read(README).programs[name]
+    check_export(program, re.sub(r"with_\w+\.py", name, line), environ, tmp_path)
+
+
 def check_export(program: Program, line: str, environ: dict[str, str], folder: Path) -> None:
     """Run a line that starts a program, its endpoint moved to a receiver of the protocol that the port stands for."""
     clean = {name: value for name, value in environ.items() if not name.startswith("OTEL_")}
@@ -222,7 +230,8 @@ def draw(spans: list[dict[str, Any]]) -> str:
         branch = "└─" if event is checkout["events"][-1] else "├─"
         lines.append(row(f"   {branch} {event['name']}", at, " " * int((at - start) / scale) + "╵"))
         lines += [f"        {name}  {shown(event['attributes'][name])}" for name in TOLD if name in event["attributes"]]
-    lines += ["", *(f"{name:<28}{shown(attributes[name])}" for name in attributes if name.startswith("otel_pgpool."))]
+    cells = [f"{name:<28}{shown(attributes[name])}" for name in attributes if name.startswith("otel_pgpool.")]
+    lines += ["", *(f"{left:<40}{right}" for left, right in zip(cells[::2], cells[1::2], strict=True))]
     return "\n".join(lines) + "\n"
 
 
