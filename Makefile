@@ -7,9 +7,11 @@ ARGS   ?=
 ENV    := .venv
 BIN    := $(ENV)/bin
 
-# What `versions` tests the instrumentation on in addition: interpreters, from PATH or pyenv, and releases of SQLAlchemy.
+# What `versions` tests the instrumentation on in addition: interpreters, from PATH or pyenv, and older releases of libraries.
 PYTHONS     := 3.10 3.13
 SQLALCHEMYS := 1.4 2.0
+ASYNCPGS    := 0.29 0.30
+POOLS       := 3.2
 
 # Folders of programs, which bandit looks at.
 LOOKED_AT := benchmarks collector-config docs examples grafana otel_pgpool
@@ -71,11 +73,12 @@ test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp $(ENV)/debian.stamp ## every 
 coverage: ## every test, with branch coverage, which makes them slower
 	@$(MAKE) test ARGS="--cov=otel_pgpool $(ARGS)"
 
-versions: $(ENV)/dev.stamp $(SQLALCHEMYS:%=$(ENV)/sqlalchemy-%.stamp) ## the instrumentation's tests on other Pythons and SQLAlchemys
-	@for release in $(SQLALCHEMYS); do \
-		echo "SQLAlchemy $$release"; \
-		PYTHONPATH=$(ENV)/sqlalchemy-$$release $(BIN)/python -m pytest -n 2 -q \
-			tests/*/test_sqlalchemy*.py tests/*/*/test_sqlalchemy*.py $(ARGS) || exit; \
+OLDER := $(SQLALCHEMYS:%=sqlalchemy-%) $(ASYNCPGS:%=asyncpg-%) $(POOLS:%=psycopg_pool-%)
+versions: $(ENV)/dev.stamp $(OLDER:%=$(ENV)/%.stamp) ## the instrumentation's tests on other Pythons and older libraries
+	@for older in $(OLDER); do \
+		echo "$$older" && library=$${older%-*} && \
+		PYTHONPATH=$(ENV)/$$older $(BIN)/python -m pytest -n 2 -q \
+			$$(find tests -name "test_$$library*.py" -o -path "*/$${library}_adapter/test_*.py") $(ARGS) || exit; \
 	done
 	@for version in $(PYTHONS); do \
 		python=$$(for each in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python; do \
@@ -129,11 +132,11 @@ $(ENV)/docs.stamp: pyproject.toml | $(BIN)/python
 	@$(ENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@
 
-# Another SQLAlchemy than the one of dev, in a folder to put in front of it.
-$(ENV)/sqlalchemy-%.stamp: pyproject.toml | $(BIN)/python
-	@echo "Installing SQLAlchemy $* into $(ENV)/sqlalchemy-$* ..."
-	@rm -rf $(ENV)/sqlalchemy-$*
-	@$(INSTALL) --no-deps --target $(ENV)/sqlalchemy-$* "SQLAlchemy==$*.*"
+# An older release of a library, in a folder to put in front of the one of dev.
+$(OLDER:%=$(ENV)/%.stamp): $(ENV)/%.stamp: pyproject.toml | $(BIN)/python
+	@echo "Installing $* into $(ENV)/$* ..."
+	@rm -rf $(ENV)/$*
+	@$(INSTALL) --no-deps --target $(ENV)/$* "$(subst -,==,$*).*"
 	@touch $@
 
 # Programs that some tests need. Where they cannot be had it is tried again the next time.
