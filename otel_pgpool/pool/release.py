@@ -31,8 +31,8 @@ class Releaser(Part):
         super().__init__(common)
         self._reset = common.config.reset
         self._discarder = discarder
-        # Releases left to the maintenance thread, because the garbage collector was running in their thread; the last
-        # item tells whether to close the connection.
+        # Releases left to the maintenance thread, because the garbage collector was running in their thread, or the
+        # interpreter was finalizing; True: close the connection.
         self._deferred: Deferred[tuple[Checkout, connection, bool]] = Deferred(self._maintenance_thread.wakeup)
 
     def end_block(self, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
