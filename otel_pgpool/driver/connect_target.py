@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -17,8 +17,6 @@ from otel_pgpool.driver.exposure import PLAIN, is_asked_in_clear, is_exposed, sa
 from otel_pgpool.runtime.fork import keep_from_forking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from psycopg2.extensions import connection
 
 CONNECT_TIMEOUT = 10

@@ -136,7 +136,7 @@ def parse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         )
     _check_places(parameters)
     if any("@" in str(parameters.get(key, "")) for key in ("host", "hostaddr", "port")) or _holds_a_login(
-        str(parameters.get("dbname", "")), in_url=_is_url(dsn)
+        str(parameters.get("dbname", "")), in_url=(dsn or "").startswith(("postgresql://", "postgres://"))
     ):
         raise ValueError(
             "dsn cannot be read: '@' in the host, port or database; in a password write %40, and %2F for '/'"
@@ -169,10 +169,6 @@ def _check_ports(option: str, ports: object, *, show: bool = True) -> None:
 def _holds_a_login(database: str, *, in_url: bool) -> bool:
     """Return whether a database's name is the rest of a URL, after a password with an unescaped character."""
     return "@" in database and (in_url or ":" in database or "/" in database)
-
-
-def _is_url(dsn: str | None) -> bool:
-    return dsn is not None and dsn.startswith(("postgresql://", "postgres://"))
 
 
 def _by_libpq(dsn: str | None, given: Mapping[str, Any]) -> dict[str, Any]:

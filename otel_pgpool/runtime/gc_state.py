@@ -15,7 +15,7 @@ import gc
 from collections import OrderedDict
 from typing import Any
 
-from otel_pgpool.runtime.unpatched import load_again
+from otel_pgpool.runtime.gevent import load_again
 
 _phases = OrderedDict.fromkeys(("start", "stop"))  # the present phase is the last key
 _everywhere: dict[str, object] = {}

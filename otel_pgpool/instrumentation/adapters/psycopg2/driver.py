@@ -13,7 +13,7 @@ from psycopg2.extensions import connection
 
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
-from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.driver.session import is_refusal
 from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.runtime.text import printable
