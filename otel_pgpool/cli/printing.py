@@ -19,7 +19,6 @@ from otel_pgpool.cli.terminal import (
     DOT,
     HOLD,
     MAX_WIDTH,
-    TICK,
     WAIT,
     duration,
     escape,
@@ -154,9 +153,9 @@ def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) ->
     dot = f" {DOT} "
     yield make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _describe_checkout(slow))
     yield make_line(pad) + bar(slow, scale, room)
-    for row in mark_rows(slow, scale, room):
-        yield make_line((pad + row, "dim"))
-    fields = [("waited for", _describe_holder(holder)) for holder in slow.waited_for[:MAX_WAITED_FOR]]
+    events = [f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}" for mark in slow.marks[:MAX_MARKS]]
+    fields = [("events", dot.join(events))] if events else []
+    fields += [("waited for", _describe_holder(holder)) for holder in slow.waited_for[:MAX_WAITED_FOR]]
     if len(slow.waited_for) > MAX_WAITED_FOR:
         fields.append(("", f"and {len(slow.waited_for) - MAX_WAITED_FOR} more"))
     if slow.checked_out_at:
@@ -198,29 +197,3 @@ def bar(checkout: SlowCheckout, scale: float, width: int) -> Text:
     """Return the bar of a checkout: its wait and its hold to scale."""
     waited, held = cells(checkout, scale, width)
     return make_line((WAIT * waited, "yellow"), (HOLD * held, "cyan"))
-
-
-def mark_rows(checkout: SlowCheckout, scale: float, width: int) -> list[str]:
-    """Return the rows with the events below a bar, each with a tick at its time and a label where there is space.
-
-    Times are rounded as in the bar, so that the hand-over is marked where the hold begins.
-    """
-    rows: list[str] = []
-    for mark in checkout.marks[:MAX_MARKS]:
-        at = min(width - 1, round(mark.at / scale * width)) if scale > 0 else 0
-        label = f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}"
-        if at + 2 + len(label) <= width:
-            start, text = at, f"{TICK} {label}"
-        else:
-            start, text = max(0, at - len(label) - 1), f"{label} {TICK}"
-        _place(rows, start, text)
-    return rows
-
-
-def _place(rows: list[str], start: int, text: str) -> None:
-    """Put a text into the first row that is empty from ``start`` on; append a row if there is none."""
-    for index, row in enumerate(rows):
-        if not row or len(row) + 1 < start:
-            rows[index] = row.ljust(start) + text
-            return
-    rows.append(" " * start + text)

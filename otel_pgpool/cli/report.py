@@ -48,7 +48,6 @@ class Mark:
 
     at: float
     name: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,27 +158,13 @@ def _slow_checkout(span: Span, wait: Span | None, spans: dict[str, Span]) -> Slo
         outcome=str(attributes.get("otel_pgpool.outcome", "")),
         wait=_seconds(attributes["otel_pgpool.wait_time"]),
         hold=_optional(_seconds, attributes.get("otel_pgpool.hold_time")),
-        marks=_marks(span),
+        marks=tuple(
+            Mark((event.time - span.start) / NANOSECONDS, event.name.removeprefix("pool."))
+            for event in sorted(span.events, key=lambda event: event.time)
+        ),
         waited_for=_waited_for(wait, spans) if wait else (),
         transaction=_optional(str, flagged.get("otel_pgpool.transaction.status")),
         checked_out_at=_first_line(flagged.get("otel_pgpool.checked_out_at")),
-    )
-
-
-def _marks(span: Span) -> tuple[Mark, ...]:
-    """Return the events of a span in order of time, without the common prefix of their names."""
-    details = {
-        "pool.acquired": "otel_pgpool.path",
-        "pool.retry": "error.type",
-        "pool.long_hold": "otel_pgpool.transaction.status",
-    }
-    return tuple(
-        Mark(
-            at=(event.time - span.start) / NANOSECONDS,
-            name=event.name.removeprefix("pool."),
-            detail=str(event.attributes.get(details.get(event.name, ""), "")),
-        )
-        for event in sorted(span.events, key=lambda event: event.time)
     )
 
 

@@ -27,9 +27,9 @@ MAX_WIDTH = 110
 _GAP = " ... "
 _FILLERS = {"\u115f", "\u3164", "\uffa0", *map(chr, range(0x1160, 0x1200))}
 """Letters without width, or without a visible shape."""
-WAIT, HOLD, EMPTY, TICK, DOT = "░█·╵·"
+WAIT, HOLD, DOT = "░█·"
 """The characters of the bars; wait and hold can be distinguished without colour."""
-_ASCII = {"░": ".", "█": "#", "·": "-", "╵": "^", "…": "~"}
+_ASCII = {"░": ".", "█": "#", "·": "-", "…": "~"}
 """Replacements of these characters, and of rich's sign of a line cut short, if the output's encoding lacks them."""
 
 
