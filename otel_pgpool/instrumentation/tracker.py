@@ -79,7 +79,7 @@ class PoolTracker(ReportedPool):
         self.wait_timeout = options.wait_timeout if adapter.can_wait(pool) else None
         self.fast_path_owner: object = None  # the adapter that may use its fast path, until the tracker ends
         super().__init__(adapter, name, target, options=options, watch=watch, predecessor=predecessor)
-        self._pool = weakref.ref(pool, self._pool_collected)
+        self._pool = weakref.ref(pool, watch.pool_collected)
         # A pool whose callers wait needs full records: a light checkout has no wait.
         self.gate = OPEN if self.queue is not None else self._observer.recording_gate or OPEN
         try:
@@ -301,11 +301,7 @@ class PoolTracker(ReportedPool):
             self._observer.released(checkout)
         checkout.end_reported = True
 
-    # Collected pools and connections
-
-    def _pool_collected(self, _ref: object) -> None:
-        """Note that the pool was collected. A finalizer, so it only defers."""
-        self.watch.pool_collected(self)
+    # Collected connections
 
     def connection_collected(self, slot: Slot) -> None:
         """Reclaim a connection that was collected without being closed. A finalizer, so it only defers."""

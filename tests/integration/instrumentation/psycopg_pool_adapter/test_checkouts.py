@@ -245,9 +245,9 @@ def test_pool_that_is_dropped(signals: Signals, dsn: str) -> None:
         with pool.connection():
             pass
         settled(pool)
-        watch = tracker_of(pool).watch
+        tracker = tracker_of(pool)
         del pool
-        assert until(lambda: not watch.trackers)
+        assert until(lambda: tracker.is_stopped)
 
 
 def instrumented_again(signals: Signals) -> Any:
