@@ -108,22 +108,17 @@ def _draw(report: Report, width: int) -> Iterator[Text]:
 
 
 def _totals(report: Report, width: int) -> Iterator[Text]:
-    """Iterate over the lines of the totals: those of the counters, then those that only spans have."""
+    """Iterate over the lines of the totals."""
     outcomes, paths, discarded = map(_join_counts, (report.outcomes, report.paths, report.discarded))
-    complete = report.sampled >= report.checkouts
     rows = [
-        ("checkouts", report.checkouts, outcomes if complete else ""),
+        ("checkouts", report.checkouts, outcomes),
         ("served", sum(report.paths.values()), paths and f"by path: {paths}"),
+        ("waited", report.waited, "in the queue, served or not"),
         ("timeouts", report.timeouts, "timed out waiting for a connection"),
         ("retries", report.retries, "failed attempts: dead connections replaced, connects failed"),
         ("long holds", report.long_holds, "reported while the connection was still held"),
         ("connects", report.created, discarded and f"discarded: {discarded}"),
     ]
-    if not complete:
-        below = f", as did all checkouts below: {outcomes}" if outcomes else ""
-        rows.append(("sampled", report.sampled, f"left a span{below}"))
-    if report.sampled:
-        rows.append(("waited", report.waited, "in the queue, served or not"))
     if report.errors:
         rows.append(("errors", sum(report.errors.values()), _join_counts(report.errors)))
     room = max(len(f"{value:,}") for _, value, _ in rows)
@@ -152,7 +147,8 @@ def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) ->
     pad = " " * INDENT
     dot = f" {DOT} "
     yield make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _describe_checkout(slow))
-    yield make_line(pad) + bar(slow, scale, room)
+    waited, held = cells(slow, scale, room)
+    yield make_line(pad, (WAIT * waited, "yellow"), (HOLD * held, "cyan"))
     events = [f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}" for mark in slow.marks[:MAX_MARKS]]
     fields = [("events", dot.join(events))] if events else []
     fields += [("waited for", _describe_holder(holder)) for holder in slow.waited_for[:MAX_WAITED_FOR]]
@@ -191,9 +187,3 @@ def cells(checkout: SlowCheckout, scale: float, width: int) -> tuple[int, int]:
     edge = round(checkout.wait / scale * width)
     end = max(1, round(checkout.total / scale * width))
     return edge, end - edge
-
-
-def bar(checkout: SlowCheckout, scale: float, width: int) -> Text:
-    """Return the bar of a checkout: its wait and its hold to scale."""
-    waited, held = cells(checkout, scale, width)
-    return make_line((WAIT * waited, "yellow"), (HOLD * held, "cyan"))

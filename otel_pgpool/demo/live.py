@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -34,9 +33,9 @@ LEVEL_STYLES = {"WARNING": "yellow", "ERROR": "red"}
 
 
 class View(logging.Handler):
-    """The view of one demo: steps and notable log records, and a line of levels each second.
+    """The view of one demo: steps and notable log records.
 
-    On a terminal the levels are drawn below, in place, and removed at the end.
+    On a terminal the pool's levels are drawn below, in place, and removed at the end.
     """
 
     def __init__(self, console: Console, seconds: float) -> None:
@@ -50,8 +49,7 @@ class View(logging.Handler):
         self._seconds = seconds
         self._began = 0.0
         self._last_text = ""
-        self._closed = threading.Event()
-        self._printer = threading.Thread(target=self._print_levels, name="view", daemon=True)
+        self._is_open = True
         self._live = Live(
             console=console, get_renderable=self.draw, refresh_per_second=REFRESH_PER_SECOND, transient=True
         )
@@ -63,15 +61,11 @@ class View(logging.Handler):
             logging.getLogger(name).addHandler(self)
         if self._console.is_terminal:
             self._live.start(refresh=True)
-        else:
-            self._printer.start()
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
-        self._closed.set()
+        self._is_open = False
         self._live.stop()
-        if self._printer.is_alive():
-            self._printer.join()
 
     @property
     def elapsed(self) -> float:
@@ -97,7 +91,7 @@ class View(logging.Handler):
             text = f"OTLP: {text}"
         if record.name.startswith(FILE_EXPORTERS):
             self.write_error = text
-        if text != self._last_text and not self._closed.is_set():
+        if text != self._last_text and self._is_open:
             self._last_text = text
             self._print((f"{record.levelname.lower()}: ", LEVEL_STYLES.get(record.levelname, "")), text)
 
@@ -113,14 +107,6 @@ class View(logging.Handler):
             for name, figure, details in _levels(self.pool.stats())
         ]
         return Group(make_line(), make_line("  otel-pgpool demo  ", *progress), step, make_line(), *levels)
-
-    def _print_levels(self) -> None:
-        """Print a line of levels at each full second, as long as the pool is open."""
-        while not self._closed.wait(1 - self.elapsed % 1):
-            stats = self.pool and self.pool.stats()
-            if stats and stats.status != "closed":
-                levels = f"used {stats.used}/{stats.maxconn}  idle {stats.idle}  waiting {stats.waiting}"
-                self._print(f"{levels}  timeouts {stats.timeouts}")
 
     def _print(self, *parts: Part) -> None:
         self._console.print(make_line(f"{self.elapsed:5.1f} s  ", *parts), soft_wrap=True)

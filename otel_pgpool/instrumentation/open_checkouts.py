@@ -79,9 +79,9 @@ class OpenCheckouts(Counters):
     There is no lock: after each step the state is consistent for other threads.
     """
 
-    __slots__ = ("_adapter", "_last_serial", "_pool", "held", "light", "slots", "waiting")
+    __slots__ = ("_last_serial", "_pool", "adapter", "held", "light", "slots", "waiting")
 
-    _adapter: PoolReader
+    adapter: PoolReader
     _pool: weakref.ref[Any]
 
     def reset(self) -> None:
@@ -105,7 +105,7 @@ class OpenCheckouts(Counters):
     def register(self, conn: Any) -> Slot:
         """Register a connection, and return its slot."""
         self._last_serial += 1
-        slot = TrackedSlot(conn, self._last_serial, self._adapter)
+        slot = TrackedSlot(conn, self._last_serial, self.adapter)
         try:
             slot.ref = weakref.ref(conn, partial(_collected, weakref.ref(self), slot.key))
         except Exception:  # noqa: BLE001 - a connection of the application's factory may not allow weak references

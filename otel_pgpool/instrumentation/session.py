@@ -46,6 +46,8 @@ class InstrumentationSession:
 
     Attributes:
         options: the options of ``instrument()`` and of the environment.
+        kinds: the kinds of which every pool is tracked.
+        is_on: whether pools are tracked: False after ``uninstrument()``.
         trackers: the trackers of the pools, as the keys of a dictionary.
         watch: the background thread.
         guard: the log for errors of an adapter, at most one record a minute.
@@ -53,11 +55,12 @@ class InstrumentationSession:
 
     def __init__(self, options: InstrumentationOptions, kinds: Collection[str] | None = None) -> None:
         self.options = options
-        self._kinds = kinds
+        self.kinds = kinds
         self._selected: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # pools, by id
         self._excluded: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._ended: weakref.WeakSet[PoolTracker] = weakref.WeakSet()  # trackers of excluded pools
         self.guard = ObserverGuard("<not yet tracked>")
+        self.is_on = True
         self.trackers: dict[PoolTracker, None] = {}
         self.watch = Watch(self)
         self._handed_out = 0  # number of checkouts at the last pass of the background thread
@@ -65,11 +68,6 @@ class InstrumentationSession:
             threading.RLock()
         )  # guards the creation of trackers; reentrant, as a pool may be collected under it
         _sessions.add(self)
-
-    @property
-    def is_on(self) -> bool:
-        """Whether pools are tracked: False after ``uninstrument()``."""
-        return self.watch.is_on
 
     @property
     def selected(self) -> list[Any]:
@@ -97,7 +95,7 @@ class InstrumentationSession:
             return True
         if self._excluded.get(id(pool)) is pool or predecessor in self._ended:
             return False
-        return self._kinds is None or adapter.kind in self._kinds or predecessor is not None
+        return self.kinds is None or adapter.kind in self.kinds or predecessor is not None
 
     def track(
         self,
@@ -179,7 +177,7 @@ class InstrumentationSession:
     def end(self) -> None:
         """End every tracker and the background thread."""
         with self._lock:  # no tracker is created after this
-            self.watch.is_on = False
+            self.is_on = False
         self._run_deferred()
         for tracker in list(self.trackers):
             self._end(tracker)

@@ -21,7 +21,6 @@ class Watch:
     """
 
     def __init__(self, duties: Duties) -> None:
-        self.is_on = True
         self._deferred: deque[Callable[[], object]] = deque()
         self.reset_thread(duties)
 

@@ -92,17 +92,6 @@ class Recorder:
                 counter.add(value, dict([attribute] if attribute else []))
         provider.shutdown()
 
-    def collections(self, began: float, **served: float) -> None:
-        """Of the checkouts' counter: ``t1=8`` has it at 8 in the collection after 1 s."""
-        attribute = {"key": "otel_pgpool.path", "value": {"stringValue": "idle"}}
-        with self.recording.metrics.open("a") as lines:
-            for time, value in served.items():
-                when = {"startTimeUnixNano": str(at(began)), "timeUnixNano": str(at(float(time[1:])))}
-                point = {"attributes": [attribute], "asInt": str(value), **when}
-                metric = {"name": "otel_pgpool.checkouts", "sum": {"dataPoints": [point]}}
-                scope = {"scopeMetrics": [{"metrics": [metric]}]}
-                print(json.dumps({"resourceMetrics": [scope]}), file=lines)
-
     def report(self, slowest: int = 3) -> Report:
         self._provider.shutdown()
         return read(self.recording, slowest)
@@ -167,35 +156,6 @@ def test_totals_are_the_counters_last_values(recorder: Recorder) -> None:
     assert report.discarded == {"broken": 4, "idle": 1}
 
 
-def test_a_sampler_does_not_hide_checkouts(recorder: Recorder) -> None:
-    """The counter has them all; the report says how many left a span."""
-    recorder.checkout(0, 0, 0.1)
-    recorder.counters(otel_pgpool__checkouts={("otel_pgpool.path", "idle"): 8, ("otel_pgpool.path", "queued"): 2})
-    report = recorder.report()
-    assert (report.checkouts, report.sampled) == (10, 1)
-    assert any(line.startswith("  sampled      1  left a span") for line in drawn(report))
-
-
-def test_without_spans_the_metrics_tell_the_length(recorder: Recorder) -> None:
-    """To the collection that first had all the checkouts; those that came after, to hand over, do not count."""
-    recorder.collections(0.5, t1=8, t2=30, t3=30, t9=30)
-    assert recorder.report().seconds == 1.5
-
-
-def test_few_spans_do_not_make_a_run_shorter(recorder: Recorder) -> None:
-    """Where a sampler leaves some, whatever is known of the run counts."""
-    recorder.checkout(0, 0.5, 0.5)
-    recorder.collections(0.5, t1=8, t2=30)
-    assert recorder.report().seconds == 2.0
-
-
-def test_with_all_spans_they_tell_the_length(recorder: Recorder) -> None:
-    """Metrics are collected some time later."""
-    recorder.checkout(0, 0.5, 0.5)
-    recorder.collections(0, t2=1)
-    assert recorder.report().seconds == 1.0
-
-
 def test_no_two_figures_have_one_name(recorder: Recorder) -> None:
     """Who waited in the queue is one thing, who was served from it another."""
     holder = recorder.checkout(0, 0, 1.0)
@@ -256,7 +216,7 @@ def test_events_are_marks_at_their_times(recorder: Recorder) -> None:
     """Whatever order they were added in; the flagged hold tells its transaction and its place in the code."""
     flagged = {
         "otel_pgpool.transaction.status": "in_transaction",
-        "otel_pgpool.checked_out_at": ["/app/stock.py:12 report", "/app/web.py:3 serve"],
+        "otel_pgpool.checked_out_at": "/app/stock.py:12 report\n/app/web.py:3 serve",
     }
     recorder.checkout(
         0,
@@ -295,14 +255,11 @@ def test_a_bar_is_never_empty_nor_longer_than_the_scale() -> None:
     assert sum(printing.cells(slow(30.0, 30.0), 60.0, 40)) == 40
 
 
-def test_wait_and_hold_differ_without_colour() -> None:
+@pytest.mark.parametrize(("encoding", "expected"), [("utf-8", "░" * 9 + "█" * 27), ("ascii", "." * 9 + "#" * 27)])
+def test_wait_and_hold_differ_without_colour(recorder: Recorder, encoding: str, expected: str) -> None:
     """By character, in Unicode and where the terminal has ASCII only."""
-    for encoding, expected in (("utf-8", "░░██████"), ("ascii", "..######")):
-        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        output = terminal.Output(stream, "stdout")
-        output.write(printing.bar(slow(0.5, 1.5), 2.0, 8).plain)
-        output.check()
-        assert stream.buffer.getvalue().decode(encoding) == expected  # type: ignore[attr-defined]
+    recorder.checkout(0, 0.5, 1.5)
+    assert f"    {expected}" in drawn(recorder.report(), 40, encoding)
 
 
 @pytest.mark.parametrize(
