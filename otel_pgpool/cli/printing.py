@@ -15,18 +15,7 @@ from otel_pgpool._version import __version__
 from otel_pgpool.cli.errors import CommandError
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import read
-from otel_pgpool.cli.terminal import (
-    DOT,
-    HOLD,
-    MAX_WIDTH,
-    WAIT,
-    duration,
-    escape,
-    make_console,
-    make_line,
-    short_place,
-    warn,
-)
+from otel_pgpool.cli.terminal import DOT, HOLD, MAX_WIDTH, WAIT, duration, escape, make_console, make_line, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -156,7 +145,8 @@ def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) ->
         fields.append(("", f"and {len(slow.waited_for) - MAX_WAITED_FOR} more"))
     if slow.checked_out_at:
         state = (slow.transaction or "").replace("_", " ")
-        fields.append(("when flagged", f"{state}, checked out at {short_place(slow.checked_out_at)}"))
+        place = slow.checked_out_at.rpartition("/")[2]  # without the folders
+        fields.append(("when flagged", f"{state}, checked out at {place}"))
     fields.append(("trace", slow.trace_id))
     for name, value in fields:
         yield make_line(pad, (f"{name:<13}", "dim"), value)

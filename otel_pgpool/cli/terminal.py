@@ -175,8 +175,3 @@ def duration(seconds: float) -> str:
     if milliseconds < 9.995:
         return f"{milliseconds:.2f} ms"
     return f"{milliseconds:.0f} ms" if milliseconds < 999.5 else f"{seconds:.2f} s"
-
-
-def short_place(where: str) -> str:
-    """Return a call site, ``file:line function``, without the folders."""
-    return where.rpartition("/")[2]

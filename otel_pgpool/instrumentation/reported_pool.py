@@ -108,7 +108,6 @@ class ReportedPool(Totals):
 
     def _reset_after_fork(self) -> None:
         """Reset all in a forked child, to which the parent's checkouts, connections and totals do not belong."""
-        self.watch.drop_deferred()
         self.reset()
         pool = self._pool()
         if pool is not None and not self.is_stopped:

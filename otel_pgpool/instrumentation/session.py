@@ -192,7 +192,7 @@ class InstrumentationSession:
     def reset_after_fork(self) -> None:
         """Replace the lock and the thread in a forked child."""
         self._lock = threading.RLock()
-        self.watch.reset_thread(self)
+        self.watch.reset(self)
 
 
 _sessions: weakref.WeakSet[InstrumentationSession] = weakref.WeakSet()

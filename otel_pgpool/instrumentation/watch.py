@@ -21,11 +21,11 @@ class Watch:
     """
 
     def __init__(self, duties: Duties) -> None:
-        self._deferred: deque[Callable[[], object]] = deque()
-        self.reset_thread(duties)
+        self.reset(duties)
 
-    def reset_thread(self, duties: Duties) -> None:
-        """Replace the thread, also in a forked child, which has not inherited it."""
+    def reset(self, duties: Duties) -> None:
+        """Set up the thread, anew in a forked child, which drops what the parent's finalizers have deferred."""
+        self._deferred: deque[Callable[[], object]] = deque()
         self.parked = True  # so that the first checkout starts the thread
         self._thread = ParkingThread(self, duties, "otel_pgpool-watch")
 
@@ -42,10 +42,6 @@ class Watch:
         """Make the calls that finalizers have deferred."""
         for action in popped(self._deferred):
             action()
-
-    def drop_deferred(self) -> None:
-        """Drop, in a forked child, the calls that the parent's finalizers have deferred."""
-        self._deferred.clear()
 
     def wake(self) -> None:
         """Start a pass of the thread, because a connection was checked out."""
