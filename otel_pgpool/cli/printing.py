@@ -135,9 +135,11 @@ def _readable(name: str) -> str:
 def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) -> Iterator[Text]:
     pad = " " * INDENT
     dot = f" {DOT} "
-    yield make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _describe_checkout(slow))
-    waited, held = cells(slow, scale, room)
-    yield make_line(pad, (WAIT * waited, "yellow"), (HOLD * held, "cyan"))
+    held = "then" if slow.hold is None else f"held {duration(slow.hold)},"
+    outcome = f"waited {duration(slow.wait)}, {held} {slow.outcome.replace('_', ' ')}"
+    yield make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, outcome)
+    wait_cells, hold_cells = cells(slow, scale, room)
+    yield make_line(pad, (WAIT * wait_cells, "yellow"), (HOLD * hold_cells, "cyan"))
     events = [f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}" for mark in slow.marks[:MAX_MARKS]]
     fields = [("events", dot.join(events))] if events else []
     fields += [("waited for", _describe_holder(holder)) for holder in slow.waited_for[:MAX_WAITED_FOR]]
@@ -150,12 +152,6 @@ def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) ->
     fields.append(("trace", slow.trace_id))
     for name, value in fields:
         yield make_line(pad, (f"{name:<13}", "dim"), value)
-
-
-def _describe_checkout(slow: SlowCheckout) -> str:
-    """Return a checkout's wait, hold and outcome in words."""
-    held = "then" if slow.hold is None else f"held {duration(slow.hold)},"
-    return f"waited {duration(slow.wait)}, {held} {slow.outcome.replace('_', ' ')}"
 
 
 def _describe_holder(holder: WaitedFor) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
 from otel_pgpool.instrumentation.pending_connects import PendingConnects
-from otel_pgpool.instrumentation.totals import Totals
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.pool.outage import is_unreachable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import ManualCheckout, Slot
 
 
-class ReportedPool(Totals):
+class ReportedPool(OpenCheckouts):
     """An instrumented pool with its observer: an `ObservedPool`."""
 
     __slots__ = (

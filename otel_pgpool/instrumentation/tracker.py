@@ -282,7 +282,7 @@ class PoolTracker(ReportedPool):
             if duration >= self.long_hold and not checkout.flagged:
                 self.flag(checkout, now)
             del self.held[checkout]
-            self.hold_seconds += duration  # without a call since the removal: see `Totals.is_finished`
+            self.hold_seconds += duration  # without a call since the removal: see `OpenCheckouts.is_finished`
         checkout.released = now
         checkout.outcome = RELEASED_TEXT if outcome is RELEASED else outcome.value
         if error is not None:

@@ -39,8 +39,7 @@ def parameters_of(conn: Any) -> dict[str, Any]:
     """Return a connection's parameters, as libpq knows them, without the password."""
     with ignore_errors:
         info = _info_of(conn)
-        if info is not None:
-            return {**info.dsn_parameters}
+        return {} if info is None else {**info.dsn_parameters}
     return {}
 
 
@@ -96,8 +95,7 @@ class Psycopg2(Driver):
         """Return the host and the port that a connection was made to."""
         with ignore_errors:
             info = _info_of(conn)
-            if info is not None:
-                return printable(info.host), info.port
+            return (None, None) if info is None else (printable(info.host), info.port)
         return None, None
 
     def is_refusal(self, error: BaseException) -> bool:
