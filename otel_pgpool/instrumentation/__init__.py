@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -74,22 +74,19 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the requirements for the installed distributions, none of which are needed by the others."""
-        return tuple(requirement for name, requirement in DISTRIBUTIONS.items() if _is_installed(name))
+        return tuple(requirement for name, requirement in DISTRIBUTIONS.items() if any(distributions(name=name)))
 
     def _instrument(self, **options: Any) -> None:
+        known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")
         try:
-            self._start(options)
+            for option in options.keys() - {*known}:
+                logger.debug("PgPoolInstrumentor has no option %r", option)
+            given = {option: options[option] for option in known if option in options}
+            kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
+            _replace(InstrumentationOptions.of(**given), kinds)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             log_failure("failed to instrument connection pools; they stay uninstrumented", error)
             _remove()
-
-    def _start(self, options: dict[str, Any]) -> None:
-        known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")
-        for option in options.keys() - {*known}:
-            logger.debug("PgPoolInstrumentor has no option %r", option)
-        given = {option: options[option] for option in known if option in options}
-        kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
-        _replace(InstrumentationOptions.of(**given), kinds)
 
     def _uninstrument(self, **_options: Any) -> None:
         _remove()
@@ -131,7 +128,7 @@ def uninstrument_pool(pool: Any) -> None:
     with _lock:
         if _installed is not None:
             _installed.session.exclude(found)
-            if not _installed.kinds and not _installed.session.selected:
+            if not _installed.session.kinds and not _installed.session.selected:
                 _remove()
 
 
@@ -141,7 +138,9 @@ def _replace(options: InstrumentationOptions, kinds: Collection[str]) -> Install
     with _lock:
         selected = [] if _installed is None else _installed.session.selected
         _remove()
-        installed = _installed = InstalledAdapters(ADAPTERS, options, kinds, selected)
+        installed = _installed = InstalledAdapters(ADAPTERS, options, kinds)
+        for pool in selected:
+            installed.session.select(pool)
         installed.install_on_import()
         for pool in selected:
             installed.install(find_pool(ADAPTERS, pool)[0])
@@ -155,11 +154,3 @@ def _remove() -> None:
         installed, _installed = _installed, None
         if installed is not None:
             installed.remove()
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -14,7 +14,7 @@ from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from otel_pgpool.instrumentation.adapters.base import Installation
     from otel_pgpool.instrumentation.options import InstrumentationOptions
@@ -32,28 +32,19 @@ class InstalledAdapters:
         adapters: names of the classes of adapters, by module of the library.
         options: the options.
         kinds: the kinds of which every pool is observed; of the others, only selected pools.
-        selected: pools to observe whatever their kind is.
     """
 
-    def __init__(
-        self,
-        adapters: Mapping[str, str],
-        options: InstrumentationOptions,
-        kinds: Collection[str],
-        selected: Iterable[Any] = (),
-    ) -> None:
+    def __init__(self, adapters: Mapping[str, str], options: InstrumentationOptions, kinds: Collection[str]) -> None:
         self._adapters = adapters
-        self.kinds = frozenset(kinds)
-        self.session = InstrumentationSession(options, self.kinds)
+        self._kinds = kinds
+        self.session = InstrumentationSession(options, kinds)
         self.installed: dict[str, Installation] = {}  # by module
-        for pool in selected:
-            self.session.select(pool)
 
     def install_on_import(self) -> None:
         """Install the adapters of the observed kinds, each as soon as its library is imported."""
         itself = weakref.ref(self)  # wrapt cannot unregister a post-import hook
         for module in self._adapters:
-            if kind_of(module) in self.kinds:
+            if kind_of(module) in self._kinds:
                 register_post_import_hook(partial(_install_imported, itself, module), module)
 
     def install(self, module: str) -> Installation | None:

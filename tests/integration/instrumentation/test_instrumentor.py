@@ -14,7 +14,7 @@ import threading
 import weakref
 from contextlib import ExitStack
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from importlib.metadata import distribution, entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -355,13 +355,7 @@ def test_dependencies_by_flavour(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], expected: tuple[str, ...]
 ) -> None:
     """A manual `instrument()` asks for what is there, and for nothing where no library is in a package."""
-
-    def found(name: str) -> Any:
-        if name not in installed:
-            raise PackageNotFoundError(name)
-        return object()
-
-    monkeypatch.setattr(instrumentation, "distribution", found)
+    monkeypatch.setattr(instrumentation, "distributions", lambda name: installed & {name})
     assert tuple(PgPoolInstrumentor().instrumentation_dependencies()) == expected
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import connection
 
+from otel_pgpool.driver.dsn import PLACES, Target, UnknownTarget, target_of
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.session import is_refusal
@@ -20,7 +21,12 @@ from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from otel_pgpool.instrumentation.adapters.base import PoolTarget
+
+PLAIN = (str, int, float, bool, type(None))
+DECISIVE = (*PLACES, "port", "service", "dsn")
 
 
 def own_connection(conn: Any) -> connection | None:
@@ -33,8 +39,7 @@ def parameters_of(conn: Any) -> dict[str, Any]:
     """Return a connection's parameters, as libpq knows them, without the password."""
     with ignore_errors:
         info = _info_of(conn)
-        if info is not None:
-            return {**info.dsn_parameters}
+        return {} if info is None else {**info.dsn_parameters}
     return {}
 
 
@@ -51,6 +56,17 @@ def closed_of(conn: Any) -> int:
         raise_if_asynchronous(error)
         return 0
     return closed
+
+
+def target_of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
+    """Return the target of a connect's arguments, without raising; unknown if a decisive argument is not a plain value.
+
+    A password or a host may be an object that fetches its value when its text is requested.
+    """
+    plain = {key: value for key, value in kwargs.items() if type(value) in PLAIN}
+    if any(type(arg) not in PLAIN for arg in args[:1]) or any(key in DECISIVE for key in kwargs.keys() - plain.keys()):
+        return UnknownTarget()
+    return target_of(args, plain)
 
 
 class Psycopg2(Driver):
@@ -79,8 +95,7 @@ class Psycopg2(Driver):
         """Return the host and the port that a connection was made to."""
         with ignore_errors:
             info = _info_of(conn)
-            if info is not None:
-                return printable(info.host), info.port
+            return (None, None) if info is None else (printable(info.host), info.port)
         return None, None
 
     def is_refusal(self, error: BaseException) -> bool:

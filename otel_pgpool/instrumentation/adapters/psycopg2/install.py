@@ -15,9 +15,8 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.psycopg2 import fast_path, private
 from otel_pgpool.instrumentation.adapters.psycopg2.arguments import runs_later
-from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2Driver
+from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2Driver, target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg2.results import EXHAUSTED, is_exhausted
-from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg2.wrappers import PoolCalls
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
@@ -117,15 +116,10 @@ class Psycopg2Adapter(Psycopg2Driver):
         }
         if owner not in OWN_CLASSES:
             return wrappers
+        getconn, putconn = fast_path.wrap_getconn, fast_path.wrap_putconn
         if self._session.options.telemetry.spans == "off":
-            return wrappers | {
-                "getconn": partial(fast_path.wrap_getconn_lightly, calls, self._session.watch),
-                "putconn": partial(fast_path.wrap_putconn_lightly, calls, owner),
-            }
-        return wrappers | {
-            "getconn": partial(fast_path.wrap_getconn, calls),
-            "putconn": partial(fast_path.wrap_putconn, calls, owner),
-        }
+            getconn, putconn = fast_path.wrap_getconn_lightly, fast_path.wrap_putconn_lightly
+        return wrappers | {"getconn": partial(getconn, calls), "putconn": partial(putconn, calls, owner)}
 
     def _make_init_subclass(self) -> Any:
         """Return a method that wraps future classes."""

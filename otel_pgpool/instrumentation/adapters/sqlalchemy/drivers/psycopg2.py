@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 
 from otel_pgpool.driver.dsn import UnknownTarget, target_of
-from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2, own_connection, parameters_of
-from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
+from otel_pgpool.instrumentation.adapters.psycopg2.driver import (
+    Psycopg2,
+    own_connection,
+    parameters_of,
+    target_of_arguments,
+)
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
 
 if TYPE_CHECKING:
