@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from asyncpg.connection import Connection
 from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder
 
-from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import Checkouts
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import AsyncpgDriver
@@ -25,7 +25,7 @@ from otel_pgpool.instrumentation.session import find_instances
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -110,7 +110,7 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def _target_of(self, pool: Any) -> Target:
         if not private.connects_itself(pool):  # a function of the application may connect to anything
-            return UnknownTarget()
+            return UNKNOWN
         return target_of_arguments(*private.connect_arguments(pool))
 
     def forget_inherited(self, pool: Any) -> int:

@@ -28,7 +28,7 @@ from otel_pgpool.runtime.failures import log_failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 

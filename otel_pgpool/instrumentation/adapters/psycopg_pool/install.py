@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import ModuleType
 
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.checkout import Slot

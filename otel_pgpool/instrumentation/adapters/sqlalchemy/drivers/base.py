@@ -7,17 +7,14 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.proxy import unwrapped
+from otel_pgpool.driver.target import UNKNOWN, plain_arguments, target_of_parameters
 from otel_pgpool.instrumentation.adapters.base import Driver
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN, server_target
 from otel_pgpool.instrumentation.guards import ignore_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from otel_pgpool.instrumentation.adapters.base import PoolTarget
-
-PLAIN = (str, int, float, bool, type(None))
-"""Types of parameters that are read. A password or a host may be an object that fetches its value when it is read."""
+    from otel_pgpool.driver.target import Target
 
 
 class EngineDriver(Driver):
@@ -40,18 +37,19 @@ class EngineDriver(Driver):
             return bool(conn.closed)
         return False
 
-    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PoolTarget:
+    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
         """Return the target of the arguments of a connect, without raising and without calling the application.
 
-        The arguments may also be the parts of a URL, named as libpq names them.
+        SQLAlchemy has read them from a URL. They may also be the parts of the URL, named as libpq names them.
         """
         given = {key: kwargs.get(key) for key in ("host", "port", "user")}
         given["dbname"] = kwargs.get("database", kwargs.get("dbname"))
-        if args or any(type(value) not in PLAIN for value in given.values()):
+        try:
+            return UNKNOWN if args else target_of_parameters(plain_arguments(given), {}, in_url=True)
+        except TypeError:
             return UNKNOWN
-        return server_target(given, {})
 
-    def target_of_connection(self, conn: Any) -> PoolTarget:  # noqa: ARG002 - the interface
+    def target_of_connection(self, conn: Any) -> Target:  # noqa: ARG002 - the interface
         """Return the target that a connection was made to."""
         return UNKNOWN
 
