@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,8 +35,7 @@ def engine_on(driver: str) -> Reader:
         created = sqlalchemy.create_engine(url.replace("://", f"+{driver}://"))
         _args, parameters = created.dialect.create_connect_args(created.url)
         known = driver_named(driver).target((), parameters)
-        assert SECRET not in engine.engine_name(created)
-        assert SECRET not in shown(engine.engine_target(created))
+        assert SECRET.findall(f"{engine.engine_name(created)} {shown(engine.engine_target(created))}") == []
         return known
 
     return read
@@ -49,7 +49,7 @@ READERS: dict[str, Reader] = {
     "asyncpg": lambda url: of_asyncpg((url,), {}),
     **{f"engine on {name}": engine_on(name) for name in ("psycopg2", "psycopg", "pg8000", "asyncpg")},
 }
-SECRET = "hunter2"
+SECRET = re.compile(r"\b4711\b|hunter2")
 
 
 def shown(target: Target) -> str:
@@ -58,7 +58,9 @@ def shown(target: Target) -> str:
 
 
 @pytest.mark.parametrize("rest", ["@db", "@db:5433", "@db/shop", "@db/shop?application_name=till"])
-@pytest.mark.parametrize("password", ["12{}hunter2", "{}hunter2", "hunter2{}", "hunter2{}12", "1{0}2{0}hunter2"])
+@pytest.mark.parametrize(
+    "password", ["4711{}hunter2", "{}hunter2", "hunter2{}", "hunter2{}4711", "4711{0}4711{0}hunter2"]
+)
 @pytest.mark.parametrize("reader", READERS)
 def test_no_part_of_a_password(reader: str, password: str, rest: str) -> None:
     """Whatever a driver takes for the host, the port or the database, no part of the password is shown."""
@@ -68,17 +70,17 @@ def test_no_part_of_a_password(reader: str, password: str, rest: str) -> None:
             target = READERS[reader](url)
         except (sqlalchemy.exc.ArgumentError, ValueError):  # SQLAlchemy creates no engine
             continue
-        assert SECRET not in shown(target), url
+        assert SECRET.findall(shown(target)) == [], url
 
 
 @pytest.mark.parametrize("reader", ["psycopg2", "psycopg_pool"])
 @pytest.mark.parametrize("character", PARSED_BY_LIBPQ)
 def test_password_that_libpq_reads(reader: str, character: str) -> None:
     """A password that libpq reads in full does not make the target unknown."""
-    assert READERS[reader](f"postgresql://ada:12{character}hunter2@db/shop").name == "db:5432/shop"
+    assert READERS[reader](f"postgresql://ada:4711{character}hunter2@db/shop").name == "db:5432/shop"
 
 
 @pytest.mark.parametrize("character", [*"/?#"])
 def test_password_that_asyncpg_cuts(character: str) -> None:
     """With an ``@`` behind the authority of a URL, the target is unknown."""
-    assert of_asyncpg((f"postgresql://ada:12{character}hunter2@db/shop",), {}) is UNKNOWN
+    assert of_asyncpg((f"postgresql://ada:4711{character}hunter2@db/shop",), {}) is UNKNOWN
