@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import CodeType, FrameType
 
-    from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedPools
+    from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedAsyncpgPools
     from otel_pgpool.instrumentation.adapters.asyncpg.tracked import TrackedPools
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.call_site import Stack
@@ -67,7 +67,7 @@ class Checkouts:
         inherited: the pools of a parent process.
     """
 
-    def __init__(self, tracked: TrackedPools, inherited: InheritedPools) -> None:
+    def __init__(self, tracked: TrackedPools, inherited: InheritedAsyncpgPools) -> None:
         self.guard = tracked.guard
         self._tracked = tracked
         self._inherited = inherited
@@ -146,7 +146,7 @@ class Checkouts:
         tracker = self._tracked.tracker_of(pool)
         if tracker is None:
             return None, None
-        if self._inherited.unreported:
+        if self._inherited.any_unused:
             self._inherited.first_use(tracker.pool, tracker.name)
         if origin is None:  # the context was not made by `Pool.acquire`, or before the instrumentation
             task = running_task()

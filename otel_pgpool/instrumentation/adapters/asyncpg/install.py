@@ -13,7 +13,7 @@ from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import Checkouts
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import AsyncpgDriver
-from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedPools
+from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedAsyncpgPools
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.asyncpg.tracked import POOL_ATTR, TrackedPools
 from otel_pgpool.instrumentation.adapters.asyncpg.wrappers import PoolCalls
@@ -40,7 +40,7 @@ class AsyncpgAdapter(AsyncpgDriver):
     def __init__(self, session: InstrumentationSession) -> None:
         self._session = session
         are_cut_off = session.options.fork_repair
-        self._inherited = InheritedPools(are_cut_off=are_cut_off)
+        self._inherited = InheritedAsyncpgPools(are_cut_off=are_cut_off)
         self._tracked = TrackedPools(session, self._track)
         self._calls = PoolCalls(session, self._tracked)
         self._checkouts = Checkouts(self._tracked, self._inherited)
@@ -98,7 +98,7 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool. A pool of a parent process has no connection that this one can use."""
-        is_inherited = pool in self._inherited
+        is_inherited = self._inherited.is_inherited(pool)
         pool = getattr(pool, POOL_ATTR)
         size, idle = (0, 0) if is_inherited else _sizes(pool)
         limit = pool.get_max_size()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.target import UNKNOWN, plain_arguments, target_of_parameters
 from otel_pgpool.instrumentation.adapters.base import Driver
 from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.runtime.sockets import replace_socket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,15 +67,6 @@ class EngineDriver(Driver):
     def cut_off(self, conn: Any) -> None:
         """Replace the socket of a parent's connection in a forked child, so that nothing can be sent any more."""
         replace_socket(self.fileno(conn))
-
-
-def replace_socket(fileno: int) -> None:
-    """Replace a socket, in this process, by one that is not connected.
-
-    The descriptor stays in use, because an object that owns it closes it later.
-    """
-    with socket.socket() as dead:
-        os.dup2(dead.fileno(), fileno, inheritable=False)
 
 
 def own_of(conn: Any, classes: tuple[type, ...]) -> Any:
