@@ -57,11 +57,12 @@ class PoolCalls:
     def __init__(self, session: InstrumentationSession, track: Callable[[Any], PoolTracker | None]) -> None:
         self._guard = session.guard
         self._watch = session.watch  # distinguishes this session's trackers from others'
+        self.unobserved = session.unobserved
         self._track = track
         self._subclass_calls: dict[tuple[int, int], SubclassCall] = {}  # by pool and thread
         # Checked out in a parent process, by id. Kept alive, because an application's own class may close a connection
         # when it is collected.
-        self._inherited: dict[int, Any] = {}
+        self.inherited: dict[int, Any] = {}
 
     def tracker_of(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool; None if there is none, or one of a later instrumentation."""
@@ -75,7 +76,7 @@ class PoolCalls:
     def reset_after_fork(self, checked_out: list[Any]) -> None:
         """Drop the parent's calls in a forked child, and ignore releases of connections that the parent checked out."""
         self._subclass_calls.clear()
-        self._inherited.update((id(conn), conn) for conn in checked_out)
+        self.inherited.update((id(conn), conn) for conn in checked_out)
 
     # Checkouts
 
@@ -92,17 +93,15 @@ class PoolCalls:
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not is_here:
                 renew()
-            is_repeat = keyed and names_open_checkout(self, *args, **kwargs)
-            return check_out(self, partial(original, self, *args, **kwargs), _getframe(), is_repeat=is_repeat)
+            return check_out(self, partial(original, self, *args, **kwargs), _getframe(), keyed=keyed)
 
         return getconn
 
-    def _check_out_by_subclass(
-        self, pool: Any, getconn: Callable[[], Any], frame: FrameType, *, is_repeat: bool
-    ) -> Any:
+    def _check_out_by_subclass(self, pool: Any, getconn: partial[Any], frame: FrameType, *, keyed: bool) -> Any:
         tracker = self.tracker_of(pool)
         if tracker is None:
             return getconn()
+        is_repeat = keyed and names_open_checkout(*getconn.args, **getconn.keywords)
         caller = id(pool), threading.get_ident()
         outer = self._subclass_calls.get(caller)
         if outer is not None:
@@ -180,8 +179,10 @@ class PoolCalls:
     def release(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Release a connection off the fast path."""
         tracker = self.tracker_of(pool)
+        if tracker is None and not self.inherited:
+            return original(pool, *args, **kwargs)
         conn = released_connection(pool, *args, **kwargs)
-        if id(conn) in self._inherited:
+        if id(conn) in self.inherited:
             return None
         if tracker is None:
             return original(pool, *args, **kwargs)
