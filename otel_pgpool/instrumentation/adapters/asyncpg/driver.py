@@ -28,7 +28,7 @@ OF_NETWORK = (OSError, *TIMEOUTS, InterfaceError, InternalClientError)
 
 
 class Asyncpg(Driver):
-    """What asyncpg tells of its connections and errors."""
+    """Access to asyncpg's connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if the connection is closed."""
@@ -37,7 +37,7 @@ class Asyncpg(Driver):
         return 0
 
     def transaction_status(self, conn: Any) -> TransactionStatus:
-        """Return the status of a connection's transaction; asyncpg does not tell a failed one from an open one."""
+        """Return the status of a connection's transaction; a failed one counts as open."""
         with ignore_errors:
             if Connection.is_closed(conn):
                 return TransactionStatus.UNKNOWN

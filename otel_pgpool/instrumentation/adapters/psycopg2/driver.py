@@ -54,7 +54,7 @@ def closed_of(conn: Any) -> int:
 
 
 class Psycopg2(Driver):
-    """What psycopg2 tells of its connections and errors."""
+    """Access to psycopg2's connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg2's."""

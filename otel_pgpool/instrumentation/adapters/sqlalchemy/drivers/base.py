@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class EngineDriver(Driver):
-    """A driver of SQLAlchemy's engines: what it tells of connections, errors and the arguments of a connect.
+    """The interface between the adapter of SQLAlchemy and a driver: connections, errors and the arguments of a connect.
 
     The methods of this class are those of a driver of which nothing is known.
     """
