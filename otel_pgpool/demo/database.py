@@ -18,7 +18,7 @@ from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.errors import CommandError
 from otel_pgpool.cli.terminal import MAX_TEXT, escape
-from otel_pgpool.driver.dsn import Target
+from otel_pgpool.driver.dsn import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ class Database:
         """
         try:
             parameters = parse_dsn(dsn)
-            Target((dsn,), {})
+            parse((dsn,), {})
         except psycopg2.ProgrammingError:
             # Without libpq's text, which quotes the part that it could not read: it may be the password.
             raise CommandError(f"{option} cannot be read: expected {ACCEPTED}") from None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any
 
 try:
     from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # the package is not typed
 
     from otel_pgpool.instrumentation.installed_adapters import InstalledAdapters, find_pool, kind_of
+    from otel_pgpool.instrumentation.requirements import met_requirements
 except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] not in {"opentelemetry", "wrapt"}:
+    if error.name is None or error.name.partition(".")[0] not in {"opentelemetry", "packaging", "wrapt"}:
         raise
     message = "PgPoolInstrumentor needs the extra 'instrument': pip install 'otel-pgpool[instrument]'"
     raise ModuleNotFoundError(message, name=error.name) from error
@@ -37,15 +37,6 @@ ADAPTERS = {
 
 Another kind of pool is added before ``instrument()``: see ``docs/extending.md``.
 """
-
-DISTRIBUTIONS = {
-    "psycopg2": "psycopg2 >= 2.9",
-    "psycopg2-binary": "psycopg2-binary >= 2.9",
-    "psycopg-pool": "psycopg-pool >= 3.2",
-    "SQLAlchemy": "SQLAlchemy >= 1.4",
-    "asyncpg": "asyncpg >= 0.29",
-}
-"""By distribution: its requirement."""
 
 # Guards the installed adapters. Reentrant, because a signal handler may call `instrument_pool`.
 _lock = threading.RLock()
@@ -73,8 +64,8 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
     """
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Return the requirements for the installed distributions, none of which are needed by the others."""
-        return tuple(requirement for name, requirement in DISTRIBUTIONS.items() if any(distributions(name=name)))
+        """Return the requirements that the installed libraries meet; a library that is too old is left out."""
+        return met_requirements()
 
     def _instrument(self, **options: Any) -> None:
         known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")

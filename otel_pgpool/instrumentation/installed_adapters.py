@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import weakref
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
+from otel_pgpool.instrumentation.requirements import refused_release
 from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.runtime.failures import log_failure
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
     from otel_pgpool.instrumentation.adapters.base import Installation
     from otel_pgpool.instrumentation.options import InstrumentationOptions
+
+logger = logging.getLogger("otel_pgpool")
 
 
 def kind_of(module: str) -> str:
@@ -51,6 +55,10 @@ class InstalledAdapters:
         """Install the adapter of an imported library, unless it is; return None if that fails."""
         if module in self.installed:
             return self.installed[module]
+        refused = refused_release(module)
+        if refused is not None:
+            logger.warning("the pools of %s stay uninstrumented, because its release is %s", kind_of(module), refused)
+            return None
         try:
             adapter: Installation = resolve_name(self._adapters[module])(self.session)
             adapter.kind = kind_of(module)

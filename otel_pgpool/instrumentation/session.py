@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
+from otel_pgpool.instrumentation.unobserved import Unobserved
 from otel_pgpool.instrumentation.watch import Watch
 from otel_pgpool.pool.checkout import NEVER
 from otel_pgpool.pool.utilization import SAMPLE_INTERVAL
@@ -51,6 +52,7 @@ class InstrumentationSession:
         trackers: the trackers of the pools, as the keys of a dictionary.
         watch: the background thread.
         guard: the log for errors of an adapter, at most one record a minute.
+        unobserved: what a pool that is not observed has in the place of a tracker.
     """
 
     def __init__(self, options: InstrumentationOptions, kinds: Collection[str] | None = None) -> None:
@@ -62,6 +64,7 @@ class InstrumentationSession:
         self.guard = ObserverGuard("<not yet tracked>")
         self.is_on = True
         self.trackers: dict[PoolTracker, None] = {}
+        self.unobserved: Any = Unobserved()  # not typed, because wrappers compare it with trackers
         self.watch = Watch(self)
         self._handed_out = 0  # number of checkouts at the last pass of the background thread
         self._lock = (
@@ -76,26 +79,52 @@ class InstrumentationSession:
 
     def select(self, pool: Any) -> None:
         """Have a pool tracked, whatever its kind is."""
-        self._excluded.pop(id(pool), None)
-        self._selected[id(pool)] = pool
+        with self._lock:
+            self._excluded.pop(id(pool), None)
+            self._selected[id(pool)] = pool
+            self.unobserved.unmark(pool)
 
     def exclude(self, pool: Any) -> None:
         """End the tracker of a pool, and have the pool not tracked again."""
-        self._selected.pop(id(pool), None)
-        self._excluded[id(pool)] = pool
-        tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        with self._lock:
+            self._selected.pop(id(pool), None)
+            self._excluded[id(pool)] = pool
+            tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+            self.unobserved.mark(pool)
         if tracker is not None and tracker.watch is self.watch:
             self.trackers.pop(tracker, None)
             self._ended.add(tracker)
-            self._end(tracker)
+            tracker.end(Outcome.RELEASED)
 
-    def _observes(self, pool: Any, adapter: PoolReader, predecessor: PoolTracker | None) -> bool:
-        """Return whether a pool is to be tracked, as the one is that it replaces."""
+    def observes(self, pool: Any, kind: str, predecessor: PoolTracker | None = None) -> bool:
+        """Return whether a pool is to be tracked; if not, mark the pool with `unobserved`.
+
+        An adapter asks before it computes anything for `track`, which asks too. Its wrappers need not ask again about a
+        pool whose tracker is `unobserved`: the mark is removed once the pool is selected, and when the session ends.
+
+        Args:
+            pool: the pool, as for `track`.
+            kind: the adapter's kind.
+            predecessor: tracker of the pool that this one replaces.
+        """
+        with self._lock:
+            if self.is_on and self._is_chosen(pool, kind, predecessor):
+                return True
+            self.ignore(pool)
+            return False
+
+    def ignore(self, pool: Any) -> None:
+        """Mark a pool with `unobserved`, which may also be one that cannot be observed."""
+        with self._lock:
+            if self.is_on:
+                self.unobserved.mark(pool)
+
+    def _is_chosen(self, pool: Any, kind: str, predecessor: PoolTracker | None) -> bool:
         if self._selected.get(id(pool)) is pool:
             return True
         if self._excluded.get(id(pool)) is pool or predecessor in self._ended:
             return False
-        return self.kinds is None or adapter.kind in self.kinds or predecessor is not None
+        return self.kinds is None or kind in self.kinds or predecessor is not None
 
     def track(
         self,
@@ -118,11 +147,11 @@ class InstrumentationSession:
             predecessor: tracker of the pool that this one replaces; its name and totals are taken over.
         """
         try:
-            if not self._observes(pool, adapter, predecessor):
+            if not self.observes(pool, adapter.kind, predecessor):
                 return None
             self._run_deferred()  # so that a pool that replaces a collected one gets its name
             with self._lock:
-                if not self.is_on:
+                if not self.observes(pool, adapter.kind, predecessor):  # excluded meanwhile, or the session has ended
                     return None
                 known: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
                 if known is not None and known.watch is self.watch:  # another thread has created it
@@ -176,8 +205,9 @@ class InstrumentationSession:
 
     def end(self) -> None:
         """End every tracker and the background thread."""
-        with self._lock:  # no tracker is created after this
+        with self._lock:  # no tracker is created after this, and no pool marked
             self.is_on = False
+            self.unobserved.unmark_all()
         self._run_deferred()
         for tracker in list(self.trackers):
             self._end(tracker)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import connection
 
-from otel_pgpool.driver.dsn import PLACES, Target, UnknownTarget, target_of
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.session import is_refusal
@@ -21,12 +20,7 @@ from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from otel_pgpool.instrumentation.adapters.base import PoolTarget
-
-PLAIN = (str, int, float, bool, type(None))
-DECISIVE = (*PLACES, "port", "service", "dsn")
 
 
 def own_connection(conn: Any) -> connection | None:
@@ -58,19 +52,8 @@ def closed_of(conn: Any) -> int:
     return closed
 
 
-def target_of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
-    """Return the target of a connect's arguments, without raising; unknown if a decisive argument is not a plain value.
-
-    A password or a host may be an object that fetches its value when its text is requested.
-    """
-    plain = {key: value for key, value in kwargs.items() if type(value) in PLAIN}
-    if any(type(arg) not in PLAIN for arg in args[:1]) or any(key in DECISIVE for key in kwargs.keys() - plain.keys()):
-        return UnknownTarget()
-    return target_of(args, plain)
-
-
 class Psycopg2(Driver):
-    """What psycopg2 tells of its connections and errors."""
+    """Access to psycopg2's connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg2's."""

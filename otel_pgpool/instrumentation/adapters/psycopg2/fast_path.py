@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 def wrap_getconn(calls: PoolCalls, original: Method) -> Method:
     """Wrap ``getconn``."""
-    slow_path = calls.check_out
+    slow_path, unobserved = calls.check_out, calls.unobserved
 
     @wraps(original)
     def getconn(self: Any, key: Any = None) -> Any:
@@ -55,6 +55,8 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:
             raise_if_asynchronous(error)
             tracker = None
         if tracker is None or key is not None or tracker.fast_path_owner is not calls:
+            if tracker is unobserved:
+                return original(self, key)
             return slow_path(self, original, key, _getframe())
         checkout = conn = None
         try:
@@ -74,9 +76,9 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:
     return getconn
 
 
-def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:
+def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``putconn``."""
-    slow_path = calls.release
+    slow_path, unobserved, inherited = calls.release, calls.unobserved, calls.inherited
 
     @wraps(original)
     def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
@@ -94,6 +96,9 @@ def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:
             slot = tracker.slots.get(id(conn))
         checkout: Any = None if slot is None else slot.checkout
         if tracker is None or slot is None or checkout is None:
+            if tracker is unobserved and not inherited:
+                original(self, conn, key, close)
+                return
             slow_path(self, original, (conn, key, close), {})
             return
         try:
@@ -116,10 +121,10 @@ def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:
 
 def wrap_getconn_lightly(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``getconn`` for ``spans="off"``."""
-    slow_path, watch = calls.check_out, calls.watch
+    slow_path, watch, unobserved = calls.check_out, calls.watch, calls.unobserved
 
     @wraps(original)
-    def getconn(self: Any, key: Any = None) -> Any:  # noqa: C901 - in one piece, because a call would cost 4 %
+    def getconn(self: Any, key: Any = None) -> Any:  # noqa: C901, PLR0912 - in one piece, because a call would cost 4 %
         if not is_here:
             renew()
         try:
@@ -135,6 +140,8 @@ def wrap_getconn_lightly(calls: PoolCalls, original: Method) -> Method:  # noqa:
             or tracker.fast_path_owner is not calls
             or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
         ):
+            if tracker is unobserved:
+                return original(self, key)
             return slow_path(self, original, key, _getframe())
         conn: Any = None
         started = monotonic()
@@ -178,7 +185,7 @@ def wrap_getconn_lightly(calls: PoolCalls, original: Method) -> Method:  # noqa:
 
 def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``putconn`` for ``spans="off"``."""
-    slow_path = calls.release
+    slow_path, unobserved, inherited = calls.release, calls.unobserved, calls.inherited
 
     @wraps(original)
     def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002, C901 - its signature; in one piece, likewise
@@ -192,6 +199,9 @@ def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Met
             raise_if_asynchronous(error)
             tracker = None
         if tracker is None or key is not None or (light := tracker.light.pop(id(conn), None)) is None:
+            if tracker is unobserved and not inherited:
+                original(self, conn, key, close)
+                return
             slow_path(self, original, (conn, key, close), {})
             return
         try:

@@ -15,8 +15,9 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.psycopg2 import fast_path, private
 from otel_pgpool.instrumentation.adapters.psycopg2.arguments import runs_later
-from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2Driver, target_of_arguments
+from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2Driver
 from otel_pgpool.instrumentation.adapters.psycopg2.results import EXHAUSTED, is_exhausted
+from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg2.wrappers import PoolCalls
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
@@ -27,7 +28,7 @@ from otel_pgpool.runtime.failures import log_failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 

@@ -93,11 +93,12 @@ class PoolCalls:
     def __init__(self, session: InstrumentationSession, track: Callable[[Any], PoolTracker | None]) -> None:
         self._guard = session.guard
         self.watch = session.watch  # distinguishes this session's trackers from others'
+        self.unobserved = session.unobserved
         self._track = track
         self._subclass_calls: dict[tuple[int, int], SubclassCall] = {}  # by pool and thread
         # Checked out in a parent process, by id. Kept alive, because an application's own class may close a connection
         # when it is collected.
-        self._inherited: dict[int, Any] = {}
+        self.inherited: dict[int, Any] = {}
 
     def tracker_of(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool; None if there is none, or one of a later instrumentation."""
@@ -111,7 +112,7 @@ class PoolCalls:
     def reset_after_fork(self, checked_out: list[Any]) -> None:
         """Drop the parent's calls in a forked child, and ignore releases of connections that the parent checked out."""
         self._subclass_calls.clear()
-        self._inherited.update((id(conn), conn) for conn in checked_out)
+        self.inherited.update((id(conn), conn) for conn in checked_out)
 
     # Checkouts
 
@@ -127,23 +128,20 @@ class PoolCalls:
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not is_here:
                 renew()
-            is_repeat = keyed and names_open_checkout(self, *args, **kwargs)
             getconn = partial(original, self, *args, **kwargs)
-            return check_out(self, getconn, _getframe(), is_repeat=is_repeat, is_subclass=True)
+            return check_out(self, getconn, _getframe(), keyed=keyed, is_subclass=True)
 
         return getconn
 
     def check_out(self, pool: Any, original: Method, key: Any, frame: FrameType) -> Any:
         """Check out by ``getconn`` of one of psycopg2's two classes, off the fast path."""
-        is_repeat = names_open_checkout(pool, key)
-        return self._check_out(pool, partial(original, pool, key), frame, is_repeat=is_repeat, is_subclass=False)
+        return self._check_out(pool, partial(original, pool, key), frame, keyed=True, is_subclass=False)
 
-    def _check_out(
-        self, pool: Any, getconn: Callable[[], Any], frame: FrameType, *, is_repeat: bool, is_subclass: bool
-    ) -> Any:
+    def _check_out(self, pool: Any, getconn: partial[Any], frame: FrameType, *, keyed: bool, is_subclass: bool) -> Any:
         tracker = self.tracker_of(pool)
         if tracker is None:
             return getconn()
+        is_repeat = keyed and names_open_checkout(*getconn.args, **getconn.keywords)
         caller = id(pool), threading.get_ident()
         outer = self._subclass_calls.get(caller)
         if outer is not None:
@@ -177,8 +175,10 @@ class PoolCalls:
     def release(self, pool: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Release a connection off the fast path."""
         tracker = self.tracker_of(pool)
+        if tracker is None and not self.inherited:
+            return original(pool, *args, **kwargs)
         conn = released_connection(pool, *args, **kwargs)
-        if id(conn) in self._inherited:
+        if id(conn) in self.inherited:
             return None
         if tracker is None:
             return original(pool, *args, **kwargs)

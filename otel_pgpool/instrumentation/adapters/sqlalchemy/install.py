@@ -86,18 +86,22 @@ class SqlalchemyAdapter(Installation):
     def _track_engine(self, engine: Engine) -> PoolTracker | None:
         """Return the tracker of an engine's pool, which continues that of its previous pool; None on failure."""
         try:
-            driver = driver_of_dialect(engine.dialect) if self._session.is_on else None
-            if driver is None:
-                return None
             engine = pool_owner(engine)
+            pool, predecessor = engine.pool, self._engines.get(engine)
+            driver = driver_of_dialect(engine.dialect)
+            if driver is None:
+                self._session.ignore(pool)
+                return None
+            if not self._session.observes(pool, self.kind, predecessor):
+                return None
             self._events.add_to_dialect(engine.dialect)
             self._inherited.protect(engine.dialect)
             tracker = self._session.track(
-                engine.pool,
+                pool,
                 self._pools_on(driver),
                 name=engine_name(engine),
                 target=engine_target(engine),
-                predecessor=self._engines.get(engine),
+                predecessor=predecessor,
             )
             if tracker is not None:
                 self._engines[engine] = tracker
@@ -109,6 +113,8 @@ class SqlalchemyAdapter(Installation):
 
     def _track_pool(self, pool: Any, conn: Any, driver: EngineDriver) -> PoolTracker | None:
         """Return the tracker of a pool without an engine, known by its first connection."""
+        if not self._session.observes(pool, self.kind):
+            return None
         self._inherited.protect(dialect_of(pool))
         target = driver.target_of_connection(conn)
         return self._session.track(pool, self._pools_on(driver), name=pool_name(pool, target), target=target)

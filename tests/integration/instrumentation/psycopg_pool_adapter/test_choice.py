@@ -13,6 +13,7 @@ from otel_pgpool import ConnectionPool as OwnPool
 from otel_pgpool import PgPoolInstrumentor
 from otel_pgpool.instrumentation import instrument_pool, uninstrument_pool
 from otel_pgpool.instrumentation.options import chosen_kinds
+from otel_pgpool.instrumentation.tracker import PoolTracker
 from tests.support.instrumentation import instrumented, tracker_of
 from tests.support.psycopg_pools import opened
 from tests.support.urls import url_of
@@ -43,7 +44,7 @@ def new(dsn: str) -> Iterator[Pool]:
 def is_observed(pool: Pool) -> bool:
     """Use a pool, and return whether the checkout was counted."""
     pool.putconn(pool.getconn())
-    return "_otel_pgpool" in vars(pool) and tracker_of(pool).handed_out > 0
+    return isinstance(vars(pool).get("_otel_pgpool"), PoolTracker) and tracker_of(pool).handed_out > 0
 
 
 # Kinds
