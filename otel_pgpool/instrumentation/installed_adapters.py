@@ -7,7 +7,7 @@ import sys
 import weakref
 from functools import partial
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wrapt import register_post_import_hook
 
@@ -16,9 +16,10 @@ from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from otel_pgpool.instrumentation.adapters.base import Installation
+    from otel_pgpool.instrumentation.choices import Choices
     from otel_pgpool.instrumentation.options import InstrumentationOptions
 
 logger = logging.getLogger("otel_pgpool")
@@ -36,7 +37,7 @@ class InstalledAdapters:
         adapters: names of the classes of adapters, by module of the library.
         options: the options.
         kinds: the kinds of which every pool is observed; of the others, only selected pools.
-        selected: pools to observe whatever their kind is.
+        choices: the pools that were selected or excluded.
     """
 
     def __init__(
@@ -44,14 +45,12 @@ class InstalledAdapters:
         adapters: Mapping[str, str],
         options: InstrumentationOptions,
         kinds: Collection[str],
-        selected: Iterable[Any] = (),
+        choices: Choices | None = None,
     ) -> None:
         self._adapters = adapters
         self.kinds = frozenset(kinds)
-        self.session = InstrumentationSession(options, self.kinds)
+        self.session = InstrumentationSession(options, self.kinds, choices)
         self.installed: dict[str, Installation] = {}  # by module
-        for pool in selected:
-            self.session.select(pool)
 
     def install_on_import(self) -> None:
         """Install the adapters of the observed kinds, each as soon as its library is imported."""
@@ -99,16 +98,27 @@ def _install_imported(itself: weakref.ref[InstalledAdapters], module: str, _modu
         installed.install(module)
 
 
-def find_pool(adapters: Mapping[str, str], given: object) -> tuple[str, Any]:
-    """Return the module of the library that an object belongs to, and the pool that the object is or has.
+class FoundPool(NamedTuple):
+    """A pool that was given to ``instrument_pool`` or ``uninstrument_pool``."""
+
+    module: str
+    """Module of the library, the key of its adapter."""
+    pool: Any
+    owner: Any
+    """The object that has the pool and may replace it; None if there is none."""
+
+
+def find_pool(adapters: Mapping[str, str], given: object) -> FoundPool:
+    """Return the pool that an object is or has.
 
     Raises:
         TypeError: the object is no pool of a known kind.
     """
     for module, name in adapters.items():
         if module in sys.modules:
-            pool = resolve_name(name).pool_of(given)
+            adapter: type[Installation] = resolve_name(name)
+            pool = adapter.pool_of(given)
             if pool is not None:
-                return module, pool
+                return FoundPool(module, pool, adapter.owner_of(given))
     kinds = ", ".join(sorted({kind_of(module) for module in adapters}))
     raise TypeError(f"expected a pool of {kinds}, not {type(given).__qualname__}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from psycopg2.pool import ThreadedConnectionPool
 from psycopg_pool import ConnectionPool
@@ -167,6 +169,75 @@ def test_engine(signals: Signals, dsn: str) -> None:
             pass
         assert len(signals.named("pool.checkout")) == 1
     engine.dispose()
+
+
+@pytest.mark.parametrize("given_by", ["engine", "pool", "options"])
+def test_engine_that_replaces_its_pool(signals: Signals, dsn: str, given_by: str) -> None:
+    """The choice of an engine is kept when it is disposed of, before its first checkout and after, and can change."""
+    engine = create_engine(url_of(dsn, scheme="postgresql+psycopg2"), pool_logging_name="shop")
+    branch = engine.execution_options()  # kept, because it stands for the engine
+
+    def given() -> Any:
+        return {"engine": engine, "pool": engine.pool, "options": branch}[given_by]
+
+    def checkouts() -> int:
+        before = len(signals.named("pool.checkout"))
+        for _ in range(2):
+            engine.dispose()
+            engine.connect().close()
+        return len(signals.named("pool.checkout")) - before
+
+    with instrumented(signals, pools=[]):
+        instrument_pool(given())
+        assert isinstance(vars(engine.pool).get("_otel_pgpool"), PoolTracker)
+        assert checkouts() == 2
+        uninstrument_pool(given())
+        assert checkouts() == 0
+    with instrumented(signals):
+        uninstrument_pool(given())
+        assert checkouts() == 0
+        instrument_pool(given())
+        assert checkouts() == 2
+    engine.dispose()
+
+
+def test_pools_of_asyncpg_are_kept_too(dsn: str, signals: Signals) -> None:
+    """``instrument()`` continues with a selected pool of every kind."""
+
+    async def main() -> None:
+        async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
+            instrument_pool(pool)
+            with instrumented(signals, pools=[]):
+                async with pool.acquire():
+                    pass
+
+    asyncio.run(main())
+    assert len(signals.named("pool.checkout")) == 1
+    assert not [each for each in signals.records.all if each.record.levelname == "ERROR"]
+
+
+def test_excluded_before(signals: Signals, old: Pool, new: Pool) -> None:
+    """``instrument()`` keeps what was excluded before it, whether or not another pool was selected."""
+    uninstrument_pool(old)
+    with instrumented(signals):
+        assert not is_observed(old)
+    instrument_pool(new)
+    uninstrument_pool(old)
+    with instrumented(signals):
+        assert not is_observed(old)
+        assert is_observed(new)
+    with instrumented(signals):
+        assert is_observed(old)
+
+
+def test_uninstrument_without_instrument(new: Pool) -> None:
+    """``uninstrument()`` ends what ``instrument_pool()`` has started."""
+    before = dict(vars(ConnectionPool))
+    instrument_pool(new)
+    assert dict(vars(ConnectionPool)) != before
+    PgPoolInstrumentor().uninstrument()
+    assert not is_observed(new)
+    assert dict(vars(ConnectionPool)) == before
 
 
 @pytest.mark.parametrize("make", [object, lambda: "pool", lambda: OwnPool(0, 1, "host=x")])
