@@ -93,13 +93,15 @@ def test_unknown_name(signals: Signals, old: Pool, new: Pool, monkeypatch: pytes
         (None, {"OTEL_PGPOOL_POOLS": "c"}, set()),
         ([], {"OTEL_PGPOOL_POOLS": "a"}, set()),
         (("b",), {}, {"b"}),
-        ("a", {}, {"a", "b"}),
+        ("a", {}, {"a"}),
+        ("c", {}, set()),
+        ("a,b", {}, set()),
         (7, {}, {"a", "b"}),
         ([7, "a"], {}, {"a"}),
     ],
 )
 def test_choice(value: object, environ: dict[str, str], expected: set[str]) -> None:
-    """Of names that are known and unknown the known ones count; what is no list of names does not."""
+    """Of names that are known and unknown the known ones count; a text is one name."""
     assert chosen_kinds(value, {"a", "b"}, environ) == expected
 
 
