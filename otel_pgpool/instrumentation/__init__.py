@@ -61,8 +61,8 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
             or ``always`` if that is not set.
         long_hold: hold time in seconds after which a checkout is reported as a long hold, None or 0 for never; by
             default ``OTEL_PGPOOL_LONG_HOLD``, or 1 if that is not set.
-        pools: the kinds of pools to instrument, such as ``["psycopg_pool"]``, or one kind; by default ``OTEL_PGPOOL_POOLS``, or all
-            if that is not set.
+        pools: the kinds of pools to instrument, such as ``["psycopg_pool"]``, or one kind; by default
+            ``OTEL_PGPOOL_POOLS``, or all if that is not set.
     """
 
     def instrumentation_dependencies(self) -> Collection[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import weakref
 from functools import partial
 from pkgutil import resolve_name
@@ -16,7 +17,7 @@ from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from otel_pgpool.instrumentation.adapters.base import Installation
     from otel_pgpool.instrumentation.choices import Choices
@@ -51,6 +52,9 @@ class InstalledAdapters:
         self.kinds = frozenset(kinds)
         self.session = InstrumentationSession(options, self.kinds, choices)
         self.installed: dict[str, Installation] = {}  # by module
+        self._begun: set[str] = set()  # modules whose adapter is installed, or is being installed
+        self._is_removed = False
+        self._lock = threading.RLock()  # reentrant, because a signal handler may call `instrument_pool`
 
     def install_on_import(self) -> None:
         """Install the adapters of the observed kinds, each as soon as its library is imported."""
@@ -60,9 +64,31 @@ class InstalledAdapters:
                 register_post_import_hook(partial(_install_imported, itself, module), module)
 
     def install(self, module: str) -> Installation | None:
-        """Install the adapter of an imported library, unless it is; return None if that fails."""
-        if module in self.installed:
-            return self.installed[module]
+        """Install the adapter of an imported library, unless it is; return the adapter.
+
+        The result is None if that fails, or if another thread is about to install it. That thread is not waited for,
+        because it may hold the lock of a module that this one is importing.
+        """
+        with self._lock:
+            if module in self._begun:
+                return self.installed.get(module)
+            self._begun.add(module)
+        adapter = None
+        try:
+            adapter = self._new_adapter(module)
+        finally:
+            with self._lock:
+                is_late = self._is_removed
+                if adapter is None:
+                    self._begun.discard(module)
+                elif not is_late:
+                    self.installed[module] = adapter
+        if adapter is not None and is_late:
+            _undo(adapter.uninstall)
+            return None
+        return adapter
+
+    def _new_adapter(self, module: str) -> Installation | None:
         refused = refused_release(module)
         if refused is not None:
             logger.warning("the pools of %s stay uninstrumented, because its release is %s", kind_of(module), refused)
@@ -78,18 +104,24 @@ class InstalledAdapters:
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             log_failure(f"failed to instrument the pools of {module}; they stay uninstrumented", error)
             return None
-        self.installed[module] = adapter
         return adapter
 
     def remove(self) -> None:
-        """Remove every adapter, and end the session."""
-        adapters = [*self.installed.values()]
-        self.installed.clear()
-        for undo in (*(adapter.uninstall for adapter in reversed(adapters)), self.session.end):
-            try:
-                undo()
-            except Exception as error:  # noqa: BLE001 - the other parts have to be undone too
-                log_failure("failed to remove the instrumentation", error)
+        """Remove every adapter, and end the session. An adapter that is being installed is removed by its thread."""
+        with self._lock:
+            self._is_removed = True
+            adapters = [*self.installed.values()]
+            self.installed.clear()
+        for adapter in reversed(adapters):
+            _undo(adapter.uninstall)
+        _undo(self.session.end)
+
+
+def _undo(undo: Callable[[], None]) -> None:
+    try:
+        undo()
+    except Exception as error:  # noqa: BLE001 - the other parts have to be undone too
+        log_failure("failed to remove the instrumentation", error)
 
 
 def _install_imported(itself: weakref.ref[InstalledAdapters], module: str, _module: object) -> None:
