@@ -140,15 +140,22 @@ class FoundPool(NamedTuple):
     """The object that has the pool and may replace it; None if there is none."""
 
 
-def find_pool(adapters: Mapping[str, str], given: object) -> FoundPool:
+def find_pool(adapters: Mapping[str, str], given: Any) -> FoundPool:
     """Return the pool that an object is or has.
 
+    Only adapters of libraries that define a class of the object are imported. One that cannot be imported is logged.
+
     Raises:
-        TypeError: the object is no pool of a known kind.
+        TypeError: the object is no pool of a known kind, or the pool is not initialized yet.
     """
+    libraries = {kind_of(str(cls.__module__)) for cls in given.__class__.__mro__}
     for module, name in adapters.items():
-        if module in sys.modules:
-            adapter: type[Installation] = resolve_name(name)
+        if module in sys.modules and kind_of(module) in libraries:
+            try:
+                adapter: type[Installation] = resolve_name(name)
+            except Exception as error:  # noqa: BLE001 - whatever the import of a library raises
+                log_failure(f"failed to import the adapter of {module}", error)
+                continue
             pool = adapter.pool_of(given)
             if pool is not None:
                 return FoundPool(module, pool, adapter.owner_of(given))

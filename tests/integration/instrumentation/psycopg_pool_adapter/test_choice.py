@@ -13,7 +13,8 @@ from sqlalchemy import create_engine
 
 from otel_pgpool import ConnectionPool as OwnPool
 from otel_pgpool import PgPoolInstrumentor
-from otel_pgpool.instrumentation import instrument_pool, uninstrument_pool
+from otel_pgpool.instrumentation import ADAPTERS, instrument_pool, uninstrument_pool
+from otel_pgpool.instrumentation.installed_adapters import find_pool
 from otel_pgpool.instrumentation.options import chosen_kinds
 from otel_pgpool.instrumentation.tracker import PoolTracker
 from tests.support.instrumentation import instrumented, tracker_of
@@ -248,6 +249,31 @@ def test_no_pool(make: Any) -> None:
     for function in (instrument_pool, uninstrument_pool):
         with pytest.raises(TypeError, match="expected a pool of asyncpg, psycopg2, psycopg_pool, sqlalchemy, not "):
             function(make())
+
+
+def test_adapters_of_other_libraries(old: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    """Only adapters of the pool's own library are imported; one that cannot be imported is logged."""
+    broken = "no_such_module:Adapter"
+    real = ADAPTERS["psycopg2.pool"]
+    assert find_pool({"sqlalchemy": broken, "psycopg2.pool": real}, old).pool is old
+    assert caplog.records == []
+    assert find_pool({"psycopg2": broken, "psycopg2.pool": real}, old) == ("psycopg2.pool", old, None)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("failed to import the adapter of psycopg2")
+    with pytest.raises(TypeError, match="expected a pool of psycopg2, not ThreadedConnectionPool"):
+        find_pool({"psycopg2": broken}, old)
+
+
+def test_pool_that_is_not_initialized() -> None:
+    """A pool of asyncpg must be initialized first, and the error says so."""
+
+    async def main() -> None:
+        pool = asyncpg.create_pool("postgresql://host/db")
+        for function in (instrument_pool, uninstrument_pool):
+            with pytest.raises(TypeError, match="this Pool is not initialized yet"):
+                function(pool)
+
+    asyncio.run(main())
 
 
 def test_uninstrument_pool_that_is_not_observed(new: Pool) -> None:
