@@ -8,6 +8,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from otel_pgpool.instrumentation.choices import Choices
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
 from otel_pgpool.instrumentation.unobserved import Unobserved
 from otel_pgpool.instrumentation.watch import Watch
@@ -44,6 +45,7 @@ class InstrumentationSession:
     Args:
         options: the options of ``instrument()`` and of the environment.
         kinds: the kinds of which every pool is tracked; of the others, only selected pools. None for all kinds.
+        choices: the pools that were selected or excluded.
 
     Attributes:
         options: the options of ``instrument()`` and of the environment.
@@ -55,12 +57,12 @@ class InstrumentationSession:
         unobserved: what a pool that is not observed has in the place of a tracker.
     """
 
-    def __init__(self, options: InstrumentationOptions, kinds: Collection[str] | None = None) -> None:
+    def __init__(
+        self, options: InstrumentationOptions, kinds: Collection[str] | None = None, choices: Choices | None = None
+    ) -> None:
         self.options = options
         self.kinds = kinds
-        self._selected: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # pools, by id
-        self._excluded: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-        self._ended: weakref.WeakSet[PoolTracker] = weakref.WeakSet()  # trackers of excluded pools
+        self._choices = Choices() if choices is None else choices
         self.guard = ObserverGuard("<not yet tracked>")
         self.is_on = True
         self.trackers: dict[PoolTracker, None] = {}
@@ -72,31 +74,23 @@ class InstrumentationSession:
         )  # guards the creation of trackers; reentrant, as a pool may be collected under it
         _sessions.add(self)
 
-    @property
-    def selected(self) -> list[Any]:
-        """The pools that are tracked whatever their kind is."""
-        return [*self._selected.values()]
-
-    def select(self, pool: Any) -> None:
-        """Have a pool tracked, whatever its kind is."""
+    def select(self, pool: Any, owner: Any = None) -> None:
+        """Have a pool tracked, whatever its kind is, and any by which its owner replaces it."""
         with self._lock:
-            self._excluded.pop(id(pool), None)
-            self._selected[id(pool)] = pool
+            self._choices.select(pool, owner)
             self.unobserved.unmark(pool)
 
-    def exclude(self, pool: Any) -> None:
-        """End the tracker of a pool, and have the pool not tracked again."""
+    def exclude(self, pool: Any, owner: Any = None) -> None:
+        """End the tracker of a pool, and track neither the pool again nor any by which its owner replaces it."""
         with self._lock:
-            self._selected.pop(id(pool), None)
-            self._excluded[id(pool)] = pool
+            self._choices.exclude(pool, owner)
             tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
             self.unobserved.mark(pool)
         if tracker is not None and tracker.watch is self.watch:
             self.trackers.pop(tracker, None)
-            self._ended.add(tracker)
             tracker.end(Outcome.RELEASED)
 
-    def observes(self, pool: Any, kind: str, predecessor: PoolTracker | None = None) -> bool:
+    def observes(self, pool: Any, kind: str, predecessor: PoolTracker | None = None, owner: Any = None) -> bool:
         """Return whether a pool is to be tracked; if not, mark the pool with `unobserved`.
 
         An adapter asks before it computes anything for `track`, which asks too. Its wrappers need not ask again about a
@@ -106,25 +100,21 @@ class InstrumentationSession:
             pool: the pool, as for `track`.
             kind: the adapter's kind.
             predecessor: tracker of the pool that this one replaces.
+            owner: the object that has the pool and may replace it, as an engine does.
         """
         with self._lock:
-            if self.is_on and self._is_chosen(pool, kind, predecessor):
-                return True
-            self.ignore(pool)
-            return False
+            chosen = self._choices.of(pool, owner) if self.is_on else False
+            if chosen is None:
+                chosen = self.kinds is None or kind in self.kinds or predecessor is not None
+            if not chosen:
+                self.ignore(pool)
+            return chosen
 
     def ignore(self, pool: Any) -> None:
         """Mark a pool with `unobserved`, which may also be one that cannot be observed."""
         with self._lock:
             if self.is_on:
                 self.unobserved.mark(pool)
-
-    def _is_chosen(self, pool: Any, kind: str, predecessor: PoolTracker | None) -> bool:
-        if self._selected.get(id(pool)) is pool:
-            return True
-        if self._excluded.get(id(pool)) is pool or predecessor in self._ended:
-            return False
-        return self.kinds is None or kind in self.kinds or predecessor is not None
 
     def track(
         self,
@@ -134,6 +124,7 @@ class InstrumentationSession:
         name: str | None = None,
         target: PoolTarget | None = None,
         predecessor: PoolTracker | None = None,
+        owner: Any = None,
     ) -> PoolTracker | None:
         """Return the tracker of a pool, created if necessary.
 
@@ -145,13 +136,14 @@ class InstrumentationSession:
             name: name of the pool, unless another pool has that name; by default the target's.
             target: where the pool connects to; by default the result of the adapter's method ``target``.
             predecessor: tracker of the pool that this one replaces; its name and totals are taken over.
+            owner: the object that has the pool and may replace it.
         """
         try:
-            if not self.observes(pool, adapter.kind, predecessor):
+            if not self.observes(pool, adapter.kind, predecessor, owner):
                 return None
             self._run_deferred()  # so that a pool that replaces a collected one gets its name
             with self._lock:
-                if not self.observes(pool, adapter.kind, predecessor):  # excluded meanwhile, or the session has ended
+                if not self.observes(pool, adapter.kind, predecessor, owner):  # excluded or ended meanwhile
                     return None
                 known: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
                 if known is not None and known.watch is self.watch:  # another thread has created it

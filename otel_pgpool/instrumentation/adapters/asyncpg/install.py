@@ -49,8 +49,17 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     @classmethod
     def pool_of(cls, given: Any) -> Any:
-        """Return the queue of an initialized pool, by which the pool is known."""
-        return private.queue_of(given) if isinstance(given, Pool) else None
+        """Return the queue of an initialized pool, by which the pool is known.
+
+        Raises:
+            TypeError: the pool is not initialized yet.
+        """
+        if not isinstance(given, Pool):
+            return None
+        queue = private.queue_of(given)
+        if queue is None:
+            raise TypeError(f"expected an initialized pool; this {type(given).__qualname__} is not initialized yet")
+        return queue
 
     def install(self) -> None:
         """Wrap the methods, and track the pools that are open.

@@ -60,6 +60,19 @@ class SqlalchemyAdapter(Installation):
         pool = engine.pool if isinstance(engine, Engine) else given
         return pool if isinstance(pool, Pool) else None
 
+    @classmethod
+    def owner_of(cls, given: Any) -> Any:
+        """Return the engine that an object is, or that has a pool; None if no engine has the pool."""
+        engine = getattr(given, "sync_engine", given)
+        if not isinstance(engine, Engine):
+            engine = next((each for each in find_instances({Engine}) if vars(each).get("pool") is given), None)
+        return None if engine is None else pool_owner(engine)
+
+    def track_selected(self, pool: Any) -> None:
+        """Start to track the pool of an engine; one without an engine is only known by its first connection."""
+        if isinstance(pool, Engine):
+            self._track_engine(pool)
+
     def install(self) -> None:
         """Add the listeners, wrap the methods, and track the engines that have connections."""
         self._events.add()
@@ -92,7 +105,7 @@ class SqlalchemyAdapter(Installation):
             if driver is None:
                 self._session.ignore(pool)
                 return None
-            if not self._session.observes(pool, self.kind, predecessor):
+            if not self._session.observes(pool, self.kind, predecessor, engine):
                 return None
             self._events.add_to_dialect(engine.dialect)
             self._inherited.protect(engine.dialect)
@@ -102,6 +115,7 @@ class SqlalchemyAdapter(Installation):
                 name=engine_name(engine),
                 target=engine_target(engine),
                 predecessor=predecessor,
+                owner=engine,
             )
             if tracker is not None:
                 self._engines[engine] = tracker
