@@ -89,7 +89,9 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             tracker = calls.tracker_of(self)
         if inherited and id(conn) in inherited:
             return None
-        if tracker is None or (slot := tracker.slots.get(id(conn))) is None:  # an unknown connection
+        if (
+            tracker is None or (slot := tracker.slots.get(id(conn)) or tracker.seen_again(conn)) is None
+        ):  # an unknown connection
             return original(self, conn)
         checkout: Any = slot.checkout
         status = status_of(conn)

@@ -102,7 +102,9 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         tracker = calls.tracker_of(self)
         if id(conn) in calls.inherited.conns:
             return None
-        if tracker is None or (slot := tracker.slots.get(id(conn))) is None:  # an unknown connection
+        if (
+            tracker is None or (slot := tracker.slots.get(id(conn)) or tracker.seen_again(conn)) is None
+        ):  # an unknown connection
             return await original(self, conn)
         checkout: Any = slot.checkout
         status = status_of(conn)

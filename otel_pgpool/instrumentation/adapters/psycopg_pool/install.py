@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.instrumentation.open_checkouts import TrackedSlot
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
-    from otel_pgpool.pool.checkout import Slot
 
 
 class PsycopgPoolAdapter(PsycopgDriver):
@@ -58,7 +58,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         self._inherited = InheritedPools(is_repaired=session.options.fork_repair)
         self._calls.inherited = self._calls_of_tasks.inherited = self._inherited
         # The process of each pool and the slots of its connections, also after a fork, when the tracker has others.
-        self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, Slot]]] = weakref.WeakKeyDictionary()
+        self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, TrackedSlot]]] = weakref.WeakKeyDictionary()
 
     @classmethod
     def pool_of(cls, given: Any) -> Any:
@@ -138,7 +138,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         if tracker is not None:
             known = [slot.ref() for slot in tracker.slots.copy().values()]
             used = sum(private.is_checked_out(pool, conn) for conn in known if conn is not None)
-            used += tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
+            used += len(tracker.unseen) + tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
         max_idle = 0 if private.is_null(pool) else pool.max_size
         return Levels(
             pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=private.has_ended(pool)
