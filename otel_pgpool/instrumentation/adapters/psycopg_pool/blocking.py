@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.instrumentation.adapters.psycopg.driver import is_closed
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
+from otel_pgpool.pool.call_site import caller_of
 from otel_pgpool.runtime.fork import is_here, keep_from_forking, renew
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.enqueued(_getframe(1))
+        calls.enqueued(caller_of(_getframe()))
         return original(self, *args, **kwargs)
 
     return wait

@@ -19,7 +19,7 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.blocking import wrap_open
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import BETWEEN
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
-from otel_pgpool.pool.call_site import task_call_sites
+from otel_pgpool.pool.call_site import caller_of, task_call_sites
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.tasks import running_task
 
@@ -54,7 +54,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
         if tracker is None:
             return original(self, timeout)
         task = running_task()
-        return check_out(self, timeout, tracker, task, task_call_sites(_getframe(1), task, BETWEEN))
+        return check_out(self, timeout, tracker, task, task_call_sites(caller_of(_getframe()), task, BETWEEN))
 
     @wraps(original)
     async def check_out(
@@ -128,7 +128,7 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     async def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.enqueued(_getframe(1))
+        calls.enqueued(caller_of(_getframe()))
         return await original(self, *args, **kwargs)
 
     return wait

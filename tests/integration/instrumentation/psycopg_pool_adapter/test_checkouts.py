@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg_pool
 import pytest
+from greenlet import greenlet
 from psycopg2.pool import ThreadedConnectionPool
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
@@ -366,3 +367,19 @@ def test_nested_checkout_in_a_callback(signals: Signals, dsn: str, spans: str) -
             outer.putconn(waiter.result(10))
             assert_same_totals(outer)
             assert_same_totals(inner)
+
+
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_no_caller(dsn: str, spans: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A greenlet whose first function is getconn has no caller: the results and errors are the pool's."""
+    monkeypatch.setenv("OTEL_PGPOOL_HISTOGRAMS", "none")
+    PgPoolInstrumentor().uninstrument()
+    with instrumented(spans=spans), opened(ConnectionPool, dsn, 1) as pool:
+        pool.putconn(greenlet(pool.getconn).switch())
+        held = greenlet(pool.getconn).switch()
+        with pytest.raises(PoolTimeout):
+            greenlet(pool.getconn).switch(0.01)
+        pool.putconn(held)
+        pool.close()
+        with pytest.raises(PoolClosed):
+            greenlet(pool.getconn).switch()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from greenlet import greenlet
 from psycopg_pool import (
     AsyncConnectionPool,
     AsyncNullConnectionPool,
@@ -372,3 +373,14 @@ def test_loop_that_ends_during_a_wait(signals: Signals, dsn: str) -> None:
     in_loop(test)
     (waited,) = [span for span in signals.named("pool.checkout") if span.attributes["otel_pgpool.path"] == "queued"]
     assert waited.attributes["error.type"] == "CancelledError"
+
+
+def test_no_caller(dsn: str) -> None:
+    """A greenlet whose first function is getconn has no caller: its coroutine is the pool's."""
+
+    async def test() -> None:
+        async with open_pool(AsyncConnectionPool, dsn) as pool:
+            conn = await greenlet(pool.getconn).switch()
+            await pool.putconn(conn)
+
+    in_loop(test)
