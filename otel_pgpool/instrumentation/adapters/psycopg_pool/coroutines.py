@@ -128,8 +128,11 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     async def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.enqueued(caller_of(_getframe()))
-        return await original(self, *args, **kwargs)
+        waiting = calls.enqueued(caller_of(_getframe()))
+        try:
+            return await original(self, *args, **kwargs)
+        finally:
+            calls.wait_ended(waiting, self)
 
     return wait
 

@@ -200,6 +200,21 @@ def test_failed_check_is_a_retry(signals: Signals, dsn: str, admin: connection) 
         assert_same_totals(pool)
 
 
+def test_interrupted_check(signals: Signals, dsn: str) -> None:
+    """An interrupt during the check is no retry: the pool does not try again."""
+
+    def interrupted(conn: Any) -> None:
+        raise KeyboardInterrupt
+
+    with opened(ConnectionPool, dsn, 1, check=interrupted) as pool:
+        settled(pool)
+        with pytest.raises(KeyboardInterrupt):
+            pool.getconn()
+        assert (signals.checkout().attributes or {})["otel_pgpool.retries"] == 0
+        assert tracker_of(pool).stats().retries == 0
+        assert not tracker_of(pool).discards
+
+
 def test_levels_during_a_check(signals: Signals, dsn: str, admin: connection) -> None:
     """A dead connection that the check has found takes up no place; one that its holder has closed does."""
     replacing, goes_on = threading.Event(), threading.Event()
@@ -222,7 +237,7 @@ def test_levels_during_a_check(signals: Signals, dsn: str, admin: connection) ->
         goes_on.set()
         pool.putconn(waiter.result(PATIENCE))
         pool.putconn(held)
-        assert not signals.logged("utilization")
+        assert not signals.logged("utilization_critical")
 
 
 def test_check_that_always_fails(signals: Signals, dsn: str) -> None:
