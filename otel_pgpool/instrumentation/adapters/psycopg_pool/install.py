@@ -72,7 +72,12 @@ class PsycopgPoolAdapter(PsycopgDriver):
     # Which methods are wrapped
 
     def install(self) -> None:
-        """Wrap the methods, and track the present pools."""
+        """Wrap the methods, and track the present pools.
+
+        Raises:
+            AttributeError: this release of psycopg_pool lacks a private name that is needed.
+        """
+        private.check_names()
         of_threads = {**blocking.WRAPPERS, **(light.WRAPPERS if self._is_light else {})}
         self._wrap(self._calls, (ConnectionPool, NullConnectionPool), of_threads, blocking, pool)
         self._wrap(
