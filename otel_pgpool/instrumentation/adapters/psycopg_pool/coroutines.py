@@ -50,7 +50,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     def getconn(self: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         if not is_here:
             renew()
-        tracker = calls.first_use(self)
+        tracker = calls.tracker_of(self)
         if tracker is None:
             return original(self, timeout)
         task = running_task()
@@ -60,6 +60,8 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     async def check_out(
         self: Any, timeout: float | None, tracker: PoolTracker, task: TaskReference | None, stack: Stack
     ) -> Any:
+        if self in calls.inherited:  # here, because a repair needs the running loop
+            calls.first_use(self)
         me = calls.me()
         outer = calls.in_progress.get(me)  # for example a check that uses another pool
         checkout = conn = None

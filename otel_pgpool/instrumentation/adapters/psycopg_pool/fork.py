@@ -20,7 +20,7 @@ from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.failures import log_safely
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Mapping, Sequence
 
 REPAIR = f"{FORK_REPAIR.name}=1"
 
@@ -57,23 +57,29 @@ class InheritedPools:
     def __init__(self, *, is_repaired: bool) -> None:
         self._is_repaired = is_repaired
         self._unused: weakref.WeakKeyDictionary[Any, Inheritance] = weakref.WeakKeyDictionary()
-        self.conns: dict[int, Any] = {}
+        self.conns: dict[int, Any] = {}  # never replaced
         """Connections of the parent that a repaired pool has left, by id. They are kept alive."""
 
     def __contains__(self, pool: object) -> bool:
         """Return whether a pool was inherited and not used yet."""
         return pool in self._unused
 
-    def inherit(self, pool: Any, parent: int, conns: Collection[Any]) -> None:
-        """Note a pool in a forked child, and detach it from the parent's connections if it is to be repaired."""
+    def inherit(self, pool: Any, parent: int, conns: Mapping[int, Any]) -> None:
+        """Note a pool in a forked child, and detach it from the parent's connections if it is to be repaired.
+
+        Args:
+            pool: the pool.
+            parent: process id of the parent.
+            conns: the parent's connections, by id.
+        """
         if pool in self._unused:  # by the parent, which has inherited the pool itself
             return
         missing = private.missing_parts(pool) if self._is_repaired else ()
         self._unused[pool] = Inheritance(parent, len(conns), missing)
         if self._is_repaired and not missing:
-            self.conns.update((id(conn), conn) for conn in conns)
+            self.conns.update(conns)
             private.begin_anew(pool)
-            for conn in conns:
+            for conn in conns.values():
                 _cut_off(conn)
 
     def first_use(self, pool: Any, name: str) -> None:
@@ -83,12 +89,18 @@ class InheritedPools:
             return
         is_repaired = self._is_repaired and not inheritance.missing
         if is_repaired:
-            private.start_work(pool)
+            try:
+                private.start_work(pool)
+            except BaseException:  # for example there is no loop; the next use starts the work
+                self._unused[pool] = inheritance
+                raise
         level = logging.INFO if is_repaired else logging.ERROR
         log_safely(level, "pool %s: %s", name, inheritance.describe(is_repaired=is_repaired))
 
 
 def _cut_off(conn: Any) -> None:
-    """Replace a connection's socket, in this process, by one that is not connected."""
+    """Replace a connection's socket, in this process, by one that is not connected, and let no pool have it back."""
+    with ignore_errors:
+        private.detach(conn)
     with ignore_errors, socket.socket() as dead:
         os.dup2(dead.fileno(), conn.pgconn.socket, inheritable=False)

@@ -162,9 +162,9 @@ class PsycopgPoolAdapter(PsycopgDriver):
         tracker.fast_path_owner = None  # so that the next use calls `_track`
         self._calls_of(pool).reset_after_fork()
         parent, slots = self._origins.pop(pool, (os.getppid(), {}))
-        known = [slot.ref() for slot in slots.values()]
-        held = [conn for conn in known if conn is not None and private.is_checked_out(pool, conn)]
-        conns = [*private.idle_connections(pool), *held]
+        # Those too that the pool had taken out to check them, or that it was about to hand out.
+        known = [*private.idle_connections(pool), *(slot.ref() for slot in slots.values())]
+        conns = {id(conn): conn for conn in known if conn is not None and not is_closed(conn)}
         if not pool.closed:
             self._inherited.inherit(pool, parent, conns)
         return len(conns)
