@@ -96,8 +96,16 @@ class Installation(ABC):
         """
         return None
 
+    @classmethod
+    def owner_of(cls, given: Any) -> Any:  # noqa: ARG003 - the interface
+        """Return the object that has a pool and may replace the pool, as an engine does; None if there is none.
+
+        Called with the same object as `pool_of`, if that has returned a pool.
+        """
+        return None
+
     def track_selected(self, pool: Any) -> None:  # noqa: B027 - optional
-        """Start to track a pool at once, which otherwise begins at the pool's next checkout."""
+        """Start to track a pool, or that of an owner, at once; otherwise this begins at the pool's next checkout."""
 
     @abstractmethod
     def install(self) -> None:

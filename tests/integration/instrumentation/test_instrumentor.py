@@ -14,7 +14,8 @@ import threading
 import weakref
 from contextlib import ExitStack
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from importlib.metadata import distribution, entry_points
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPoo
 
 import otel_pgpool
 from otel_pgpool import PgPoolInstrumentor, instrumentation
-from otel_pgpool.instrumentation import installed_adapters
+from otel_pgpool.instrumentation import installed_adapters, requirements
 from tests.support.database import ask
 from tests.support.instrumentation import instrumented, lent, name_of, quietly, snapshot, tracker_of
 from tests.support.telemetry import assert_exactly, status_of, until
@@ -336,33 +337,9 @@ def test_dependencies() -> None:
     ours = distribution("otel-pgpool")
     assert get_dist_dependency_conflicts(ours) is None
     declared = {line.partition(";")[0].strip().lower() for line in ours.requires or () if "instruments-any" in line}
-    assert declared == {each.replace(" ", "").lower() for each in instrumentation.DISTRIBUTIONS.values()}
+    assert declared == {each.replace(" ", "").lower() for each in chain(*requirements.DISTRIBUTIONS.values())}
     required = PgPoolInstrumentor().instrumentation_dependencies()
     assert required == ("psycopg2-binary >= 2.9", "psycopg-pool >= 3.2", "SQLAlchemy >= 1.4", "asyncpg >= 0.29")
-
-
-@pytest.mark.parametrize(
-    ("installed", "expected"),
-    [
-        ({"psycopg2"}, ("psycopg2 >= 2.9",)),
-        ({"psycopg2-binary"}, ("psycopg2-binary >= 2.9",)),
-        ({"psycopg2", "psycopg2-binary"}, ("psycopg2 >= 2.9", "psycopg2-binary >= 2.9")),
-        ({"psycopg-pool", "asyncpg"}, ("psycopg-pool >= 3.2", "asyncpg >= 0.29")),
-        (set(), ()),
-    ],
-)
-def test_dependencies_by_flavour(
-    monkeypatch: pytest.MonkeyPatch, installed: set[str], expected: tuple[str, ...]
-) -> None:
-    """A manual `instrument()` asks for what is there, and for nothing where no library is in a package."""
-
-    def found(name: str) -> Any:
-        if name not in installed:
-            raise PackageNotFoundError(name)
-        return object()
-
-    monkeypatch.setattr(instrumentation, "distribution", found)
-    assert tuple(PgPoolInstrumentor().instrumentation_dependencies()) == expected
 
 
 def run(script: str, **environ: str) -> dict[str, Any]:

@@ -35,14 +35,13 @@ if TYPE_CHECKING:
 
     from otel_pgpool.instrumentation.adapters.psycopg2.wrappers import PoolCalls
     from otel_pgpool.instrumentation.tracker import PoolTracker
-    from otel_pgpool.instrumentation.watch import Watch
 
     Method = Callable[..., Any]
 
 
 def wrap_getconn(calls: PoolCalls, original: Method) -> Method:
     """Wrap ``getconn``."""
-    slow_path = calls.check_out
+    slow_path, unobserved = calls.check_out, calls.unobserved
 
     @wraps(original)
     def getconn(self: Any, key: Any = None) -> Any:
@@ -56,6 +55,8 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:
             raise_if_asynchronous(error)
             tracker = None
         if tracker is None or key is not None or tracker.fast_path_owner is not calls:
+            if tracker is unobserved:
+                return original(self, key)
             return slow_path(self, original, key, _getframe())
         checkout = conn = None
         try:
@@ -75,9 +76,9 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:
     return getconn
 
 
-def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:
+def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``putconn``."""
-    slow_path = calls.release
+    slow_path, unobserved, inherited = calls.release, calls.unobserved, calls.inherited
 
     @wraps(original)
     def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002 - its signature
@@ -95,6 +96,9 @@ def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:
             slot = tracker.slots.get(id(conn))
         checkout: Any = None if slot is None else slot.checkout
         if tracker is None or slot is None or checkout is None:
+            if tracker is unobserved and not inherited:
+                original(self, conn, key, close)
+                return
             slow_path(self, original, (conn, key, close), {})
             return
         try:
@@ -115,12 +119,12 @@ def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:
     return with_defaults_of(owner, putconn)
 
 
-def wrap_getconn_lightly(calls: PoolCalls, watch: Watch, original: Method) -> Method:  # noqa: C901 - the function inside counts
+def wrap_getconn_lightly(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``getconn`` for ``spans="off"``."""
-    slow_path = calls.check_out
+    slow_path, watch, unobserved = calls.check_out, calls.watch, calls.unobserved
 
     @wraps(original)
-    def getconn(self: Any, key: Any = None) -> Any:  # noqa: C901 - in one piece, because a call would cost 4 %
+    def getconn(self: Any, key: Any = None) -> Any:  # noqa: C901, PLR0912 - in one piece, because a call would cost 4 %
         if not is_here:
             renew()
         try:
@@ -136,6 +140,8 @@ def wrap_getconn_lightly(calls: PoolCalls, watch: Watch, original: Method) -> Me
             or tracker.fast_path_owner is not calls
             or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
         ):
+            if tracker is unobserved:
+                return original(self, key)
             return slow_path(self, original, key, _getframe())
         conn: Any = None
         started = monotonic()
@@ -179,7 +185,7 @@ def wrap_getconn_lightly(calls: PoolCalls, watch: Watch, original: Method) -> Me
 
 def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``putconn`` for ``spans="off"``."""
-    slow_path = calls.release
+    slow_path, unobserved, inherited = calls.release, calls.unobserved, calls.inherited
 
     @wraps(original)
     def putconn(self: Any, conn: Any = None, key: Any = None, close: Any = False) -> None:  # noqa: FBT002, C901 - its signature; in one piece, likewise
@@ -193,6 +199,9 @@ def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Met
             raise_if_asynchronous(error)
             tracker = None
         if tracker is None or key is not None or (light := tracker.light.pop(id(conn), None)) is None:
+            if tracker is unobserved and not inherited:
+                original(self, conn, key, close)
+                return
             slow_path(self, original, (conn, key, close), {})
             return
         try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import CodeType, FrameType
 
-    from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPools
+    from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPsycopgPools
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -93,7 +93,7 @@ class PoolCalls:
         self.light_waits: dict[int, InProgress] = {}  # of checkouts without a record until they wait, by thread
         self._failed_checks: dict[int, list[tuple[Any, BaseException]]] = {}  # by id of the checkout
         self.fresh = FreshConnections()
-        self.inherited: InheritedPools  # set by the adapter, which has one for both kinds of calls
+        self.inherited: InheritedPsycopgPools  # set by the adapter, which has one for both kinds of calls
 
     def tracker_of(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool; None if there is none, or one of a later instrumentation."""

@@ -25,7 +25,7 @@ from otel_pgpool.instrumentation.adapters.psycopg.driver import PsycopgDriver, i
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, light, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
-from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPools
+from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPsycopgPools
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.session import find_instances
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
 
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.open_checkouts import TrackedSlot
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
@@ -55,7 +55,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         self._calls = PoolCalls(session, self._track, _code_of(ConnectionPool.connection), get_ident)
         self._calls_of_tasks = PoolCalls(session, self._track, None, coroutines.current_key)
         self._is_light = session.options.telemetry.spans == "off"
-        self._inherited = InheritedPools(is_repaired=session.options.fork_repair)
+        self._inherited = InheritedPsycopgPools(is_repaired=session.options.fork_repair)
         self._calls.inherited = self._calls_of_tasks.inherited = self._inherited
         # The process of each pool and the slots of its connections, also after a fork, when the tracker has others.
         self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, TrackedSlot]]] = weakref.WeakKeyDictionary()
@@ -166,7 +166,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         known = [*private.idle_connections(pool), *(slot.ref() for slot in slots.values())]
         conns = {id(conn): conn for conn in known if conn is not None and not is_closed(conn)}
         if not pool.closed:
-            self._inherited.inherit(pool, parent, conns)
+            self._inherited.inherit(pool, parent, conns.values())
         return len(conns)
 
 

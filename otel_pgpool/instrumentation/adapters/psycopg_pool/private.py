@@ -181,8 +181,9 @@ def begin_anew(pool: Any) -> None:
 
 
 def detach(conn: Any) -> None:
-    """Have a connection refused by the pool that it was checked out of."""
-    conn._pool = None
+    """Have a connection refused by the pool that it was checked out of, if the connection allows that."""
+    with ignore_errors:
+        conn._pool = None
 
 
 def start_work(pool: Any) -> None:

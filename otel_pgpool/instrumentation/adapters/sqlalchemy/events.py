@@ -59,7 +59,7 @@ class EventListeners:
         self._in_progress = table.in_progress
         self._held = table.held
         self._closed_while_held = table.closed_while_held
-        self._inherited = inherited
+        self._inherited = inherited.conns
         self._engine_disposed = engine_disposed
         self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()  # those with a listener for connects
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
@@ -129,7 +129,7 @@ class EventListeners:
                 renew()
             checkout = self._held.pop(id(conn), None) or self._closed_while_held.pop(id(record), None)
             if checkout is None:
-                if conn in self._inherited:  # such a connection must not return to the pool
+                if id(conn) in self._inherited:  # such a connection must not return to the pool
                     record.dbapi_connection = None
             elif checkout.fairy() is None:  # `is_dropped`
                 self._session.defer(partial(checkout.tracker.released, checkout, Outcome.RECLAIMED))

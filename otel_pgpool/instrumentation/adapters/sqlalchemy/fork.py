@@ -33,18 +33,14 @@ class InheritedConnections:
     """
 
     def __init__(self) -> None:
-        # By id, with the driver; kept alive, so that no id is reused.
-        self._conns: dict[int, tuple[Any, EngineDriver]] = {}
+        # By id, with the driver; kept alive, so that no id is reused. Never replaced.
+        self.conns: dict[int, tuple[Any, EngineDriver]] = {}
         self._abandoned: list[Record] = []  # kept alive, because a driver's finalizer may warn, or wake its event loop
         self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def __contains__(self, conn: object) -> bool:
-        """Return whether a connection is the parent's."""
-        return id(conn) in self._conns
-
     def add(self, record: Record, conn: Any, driver: EngineDriver) -> None:
         """Keep a record, whose connection was checked out in the parent, from being released to its pool."""
-        self._conns[id(conn)] = conn, driver
+        self.conns[id(conn)] = conn, driver
         record.fairy_ref = None
 
     def abandon(self, idle: list[Record], driver: EngineDriver) -> None:
@@ -75,7 +71,7 @@ class InheritedConnections:
                         setattr(dialect, name, now.before)
 
     def _unless_inherited(self, original: Callable[..., Any], before: Any) -> Callable[..., Any]:
-        conns = self._conns
+        conns = self.conns
 
         @wraps(original)
         def end(conn: Any) -> Any:

@@ -60,6 +60,19 @@ class SqlalchemyAdapter(Installation):
         pool = engine.pool if isinstance(engine, Engine) else given
         return pool if isinstance(pool, Pool) else None
 
+    @classmethod
+    def owner_of(cls, given: Any) -> Any:
+        """Return the engine that an object is, or that has a pool; None if no engine has the pool."""
+        engine = getattr(given, "sync_engine", given)
+        if not isinstance(engine, Engine):
+            engine = next((each for each in find_instances({Engine}) if vars(each).get("pool") is given), None)
+        return None if engine is None else pool_owner(engine)
+
+    def track_selected(self, pool: Any) -> None:
+        """Start to track the pool of an engine; one without an engine is only known by its first connection."""
+        if isinstance(pool, Engine):
+            self._track_engine(pool)
+
     def install(self) -> None:
         """Add the listeners, wrap the methods, and track the engines that have connections."""
         self._events.add()
@@ -86,18 +99,23 @@ class SqlalchemyAdapter(Installation):
     def _track_engine(self, engine: Engine) -> PoolTracker | None:
         """Return the tracker of an engine's pool, which continues that of its previous pool; None on failure."""
         try:
-            driver = driver_of_dialect(engine.dialect) if self._session.is_on else None
-            if driver is None:
-                return None
             engine = pool_owner(engine)
+            pool, predecessor = engine.pool, self._engines.get(engine)
+            driver = driver_of_dialect(engine.dialect)
+            if driver is None:
+                self._session.ignore(pool)
+                return None
+            if not self._session.observes(pool, self.kind, predecessor, engine):
+                return None
             self._events.add_to_dialect(engine.dialect)
             self._inherited.protect(engine.dialect)
             tracker = self._session.track(
-                engine.pool,
+                pool,
                 self._pools_on(driver),
                 name=engine_name(engine),
                 target=engine_target(engine),
-                predecessor=self._engines.get(engine),
+                predecessor=predecessor,
+                owner=engine,
             )
             if tracker is not None:
                 self._engines[engine] = tracker
@@ -109,6 +127,8 @@ class SqlalchemyAdapter(Installation):
 
     def _track_pool(self, pool: Any, conn: Any, driver: EngineDriver) -> PoolTracker | None:
         """Return the tracker of a pool without an engine, known by its first connection."""
+        if not self._session.observes(pool, self.kind):
+            return None
         self._inherited.protect(dialect_of(pool))
         target = driver.target_of_connection(conn)
         return self._session.track(pool, self._pools_on(driver), name=pool_name(pool, target), target=target)

@@ -71,13 +71,18 @@ class EngineCalls(Acquires):
         self._track_engine = track_engine
         self._track_pool = track_pool
 
-    def wrap_raw_connection(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_raw_connection(  # noqa: C901 - the function inside counts
+        self, original: Callable[..., Any]
+    ) -> Callable[..., Any]:
         """Wrap ``Engine.raw_connection``."""
         calls, of_tasks = self, self._of_tasks
         track_engine, check_out, call_untracked = self._track_engine, self._check_out, self._call_untracked
+        in_progress, unobserved = self._in_progress, self._session.unobserved
 
         @wraps(original)
-        def raw_connection(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+        def raw_connection(  # noqa: C901 - in one piece, because a call would cost 2 %
+            engine: Engine, *args: Any, **kwargs: Any
+        ) -> Any:
             if not is_here:
                 renew()
             try:
@@ -88,6 +93,10 @@ class EngineCalls(Acquires):
                 raise_if_asynchronous(error)
                 tracker = None
             if tracker is None or tracker.fast_path_owner is not calls:
+                if tracker is unobserved and not in_progress:
+                    return original(engine, *args, **kwargs)
+                if tracker is unobserved:
+                    return call_untracked(original, engine, *args, **kwargs)
                 if tracker is None or tracker.fast_path_owner is not of_tasks:
                     tracker = track_engine(engine)
                 if tracker is None or tracker.fast_path_owner is of_tasks:
@@ -107,6 +116,7 @@ class EngineCalls(Acquires):
         """Wrap ``Pool.connect``."""
         calls, of_tasks, in_progress = self, self._of_tasks, self._in_progress
         check_out, check_out_from_unknown = self._check_out, self._check_out_from_unknown
+        unobserved = self._session.unobserved
 
         @wraps(original)
         def connect(pool: Any) -> Any:
@@ -119,7 +129,7 @@ class EngineCalls(Acquires):
                 tracker = None
             if tracker is not None and tracker.fast_path_owner is calls:  # its engine's ``raw_connection`` tracks this
                 return original(pool)
-            if tracker is not None and tracker.fast_path_owner is of_tasks:  # the same
+            if tracker is unobserved or (tracker is not None and tracker.fast_path_owner is of_tasks):  # the same
                 return original(pool)
             request = in_progress.get(threading.get_ident())
             if (request is not None and request.tracker is tracker) or made_by_create_engine(pool):
@@ -200,6 +210,8 @@ class EngineCalls(Acquires):
             conn = fairy.dbapi_connection
             driver = driver_of_connection(conn) if self._session.is_on else None
             tracker = None if driver is None else self._track_pool(pool, conn, driver)
+            if driver is None and conn is not None:
+                self._session.ignore(pool)
             if tracker is not None:
                 record = record_of(fairy)
                 self._table.trackers[record] = tracker
@@ -210,15 +222,15 @@ class EngineCalls(Acquires):
             self.guard.log_error(error)
         return fairy
 
-    def _call_untracked(self, request: Callable[[], Any]) -> Any:
-        """Check out from an engine that is not instrumented.
+    def _call_untracked(self, request: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Check out from an engine that is not observed.
 
         The checkout in progress is hidden meanwhile, so that the other engine's events are not attributed to it.
         """
         thread = threading.get_ident()
         outer = self._in_progress.pop(thread, None)
         try:
-            return request()
+            return request(*args, **kwargs)
         finally:
             if outer is not None:
                 self._in_progress[thread] = outer

@@ -319,9 +319,9 @@ def test_pool_that_is_dropped(signals: Signals, dsn: str) -> None:
         with pool.connection():
             pass
         settled(pool)
-        watch = tracker_of(pool).watch
+        tracker = tracker_of(pool)
         del pool
-        assert until(lambda: not watch.trackers)
+        assert until(lambda: tracker.is_stopped)
 
 
 def instrumented_again(signals: Signals) -> Any:
@@ -406,7 +406,7 @@ def test_quiet(dsn: str) -> None:
         assert until(lambda: tracker.stats().idle)
         assert tracker.stats().checkouts == {"idle": 2, "queued": 1, "new": 0}
         assert (tracker.light, tracker.held, tracker.waiting) == ({}, {}, {})
-        assert not tracker._adapter._calls.light_waits  # type: ignore[attr-defined]
+        assert not tracker.adapter._calls.light_waits  # type: ignore[attr-defined]
         assert_same_totals(pool)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from psycopg2.pool import ThreadedConnectionPool
 from psycopg_pool import ConnectionPool
@@ -11,9 +13,11 @@ from sqlalchemy import create_engine
 
 from otel_pgpool import ConnectionPool as OwnPool
 from otel_pgpool import PgPoolInstrumentor
-from otel_pgpool.instrumentation import instrument_pool, uninstrument_pool
+from otel_pgpool.instrumentation import ADAPTERS, instrument_pool, uninstrument_pool
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
+from otel_pgpool.instrumentation.installed_adapters import find_pool
 from otel_pgpool.instrumentation.options import chosen_kinds
+from otel_pgpool.instrumentation.tracker import PoolTracker
 from tests.support.instrumentation import instrumented, tracker_of
 from tests.support.psycopg_pools import opened
 from tests.support.urls import url_of
@@ -44,7 +48,7 @@ def new(dsn: str) -> Iterator[Pool]:
 def is_observed(pool: Pool) -> bool:
     """Use a pool, and return whether the checkout was counted."""
     pool.putconn(pool.getconn())
-    return "_otel_pgpool" in vars(pool) and tracker_of(pool).handed_out > 0
+    return isinstance(vars(pool).get("_otel_pgpool"), PoolTracker) and tracker_of(pool).handed_out > 0
 
 
 # Kinds
@@ -91,13 +95,15 @@ def test_unknown_name(signals: Signals, old: Pool, new: Pool, monkeypatch: pytes
         (None, {"OTEL_PGPOOL_POOLS": "c"}, set()),
         ([], {"OTEL_PGPOOL_POOLS": "a"}, set()),
         (("b",), {}, {"b"}),
-        ("a", {}, {"a", "b"}),
+        ("a", {}, {"a"}),
+        ("c", {}, set()),
+        ("a,b", {}, set()),
         (7, {}, {"a", "b"}),
         ([7, "a"], {}, {"a"}),
     ],
 )
 def test_choice(value: object, environ: dict[str, str], expected: set[str]) -> None:
-    """Of names that are known and unknown the known ones count; what is no list of names does not."""
+    """Of names that are known and unknown the known ones count; a text is one name."""
     assert chosen_kinds(value, {"a", "b"}, environ) == expected
 
 
@@ -187,12 +193,106 @@ def test_engine(signals: Signals, dsn: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.parametrize("given_by", ["engine", "pool", "options"])
+def test_engine_that_replaces_its_pool(signals: Signals, dsn: str, given_by: str) -> None:
+    """The choice of an engine is kept when it is disposed of, before its first checkout and after, and can change."""
+    engine = create_engine(url_of(dsn, scheme="postgresql+psycopg2"), pool_logging_name="shop")
+    branch = engine.execution_options()  # kept, because it stands for the engine
+
+    def given() -> Any:
+        return {"engine": engine, "pool": engine.pool, "options": branch}[given_by]
+
+    def checkouts() -> int:
+        before = len(signals.named("pool.checkout"))
+        for _ in range(2):
+            engine.dispose()
+            engine.connect().close()
+        return len(signals.named("pool.checkout")) - before
+
+    with instrumented(signals, pools=[]):
+        instrument_pool(given())
+        assert isinstance(vars(engine.pool).get("_otel_pgpool"), PoolTracker)
+        assert checkouts() == 2
+        uninstrument_pool(given())
+        assert checkouts() == 0
+    with instrumented(signals):
+        uninstrument_pool(given())
+        assert checkouts() == 0
+        instrument_pool(given())
+        assert checkouts() == 2
+    engine.dispose()
+
+
+def test_pools_of_asyncpg_are_kept_too(dsn: str, signals: Signals) -> None:
+    """``instrument()`` continues with a selected pool of every kind."""
+
+    async def main() -> None:
+        async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
+            instrument_pool(pool)
+            with instrumented(signals, pools=[]):
+                async with pool.acquire():
+                    pass
+
+    asyncio.run(main())
+    assert len(signals.named("pool.checkout")) == 1
+    assert not [each for each in signals.records.all if each.record.levelname == "ERROR"]
+
+
+def test_excluded_before(signals: Signals, old: Pool, new: Pool) -> None:
+    """``instrument()`` keeps what was excluded before it, whether or not another pool was selected."""
+    uninstrument_pool(old)
+    with instrumented(signals):
+        assert not is_observed(old)
+    instrument_pool(new)
+    uninstrument_pool(old)
+    with instrumented(signals):
+        assert not is_observed(old)
+        assert is_observed(new)
+    with instrumented(signals):
+        assert is_observed(old)
+
+
+def test_uninstrument_without_instrument(new: Pool) -> None:
+    """``uninstrument()`` ends what ``instrument_pool()`` has started."""
+    before = dict(vars(ConnectionPool))
+    instrument_pool(new)
+    assert dict(vars(ConnectionPool)) != before
+    PgPoolInstrumentor().uninstrument()
+    assert not is_observed(new)
+    assert dict(vars(ConnectionPool)) == before
+
+
 @pytest.mark.parametrize("make", [object, lambda: "pool", lambda: OwnPool(0, 1, "host=x")])
 def test_no_pool(make: Any) -> None:
     """Anything else is a TypeError that names what is accepted; a pool of this package reports itself."""
     for function in (instrument_pool, uninstrument_pool):
         with pytest.raises(TypeError, match="expected a pool of asyncpg, psycopg2, psycopg_pool, sqlalchemy, not "):
             function(make())
+
+
+def test_adapters_of_other_libraries(old: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    """Only adapters of the pool's own library are imported; one that cannot be imported is logged."""
+    broken = "no_such_module:Adapter"
+    real = ADAPTERS["psycopg2.pool"]
+    assert find_pool({"sqlalchemy": broken, "psycopg2.pool": real}, old).pool is old
+    assert caplog.records == []
+    assert find_pool({"psycopg2": broken, "psycopg2.pool": real}, old) == ("psycopg2.pool", old, None)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("failed to import the adapter of psycopg2")
+    with pytest.raises(TypeError, match="expected a pool of psycopg2, not ThreadedConnectionPool"):
+        find_pool({"psycopg2": broken}, old)
+
+
+def test_pool_that_is_not_initialized() -> None:
+    """A pool of asyncpg must be initialized first, and the error says so."""
+
+    async def main() -> None:
+        pool = asyncpg.create_pool("postgresql://host/db")
+        for function in (instrument_pool, uninstrument_pool):
+            with pytest.raises(TypeError, match="this Pool is not initialized yet"):
+                function(pool)
+
+    asyncio.run(main())
 
 
 def test_uninstrument_pool_that_is_not_observed(new: Pool) -> None:
