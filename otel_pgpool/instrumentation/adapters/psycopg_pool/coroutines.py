@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wrapt import FunctionWrapper
 
 from otel_pgpool.instrumentation.adapters.psycopg.driver import is_closed
-from otel_pgpool.instrumentation.adapters.psycopg_pool import private
-from otel_pgpool.instrumentation.adapters.psycopg_pool.blocking import wrap_open
+from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, private, steps
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import BETWEEN
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
 from otel_pgpool.pool.call_site import caller_of, task_call_sites
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
+    from otel_pgpool.instrumentation.adapters.psycopg_pool.steps import Step
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.runtime.tasks import TaskReference
@@ -51,7 +51,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     def getconn(wrapped: Method, pool: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not is_here:
             renew()
-        tracker = calls.first_use(pool)
+        tracker = calls.tracker_of(pool)
         getting = partial(wrapped, *args, **kwargs)
         if tracker is None:
             return getting()
@@ -62,6 +62,8 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     async def check_out(
         pool: Any, getting: Method, tracker: PoolTracker, task: TaskReference | None, stack: Stack
     ) -> Any:
+        if pool in calls.inherited:  # here, because a repair needs the running loop
+            calls.first_use(pool)
         me = calls.me()
         outer = calls.in_progress.get(me)  # for example a check that uses another pool
         checkout = conn = None
@@ -131,136 +133,40 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
     return wait
 
 
-def wrap_set(calls: PoolCalls, original: Method) -> Method:
-    """Wrap the method by which a place in the queue receives a connection, under the pool's lock."""
-    fresh = calls.fresh
+def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
+    """Return a function that wraps a method in a step, which records what the method does."""
 
-    @wraps(original)
-    async def set(self: Any, conn: Any) -> Any:  # noqa: A001 - the name of the method
-        me = calls.me()
-        if not fresh.offer(me, conn):
-            return await original(self, conn)
-        accepted = await original(self, conn)
-        if accepted:
-            fresh.accepted(me)
-        else:
-            fresh.refused(conn)
-        return accepted
+    def wrap(calls: PoolCalls, original: Method) -> Method:
+        @wraps(original)
+        async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            recording = step(calls, self, original.__name__, *args)
+            if recording is None:
+                return await original(self, *args, **kwargs)
+            with recording as has_returned:
+                result = await original(self, *args, **kwargs)
+                has_returned(result)
+            return result
 
-    return set
+        return method
 
-
-def wrap_check(calls: PoolCalls, original: Method) -> Method:
-    """Wrap the method that checks a connection before it is handed out."""
-
-    @wraps(original)
-    async def _check_connection(self: Any, conn: Any) -> Any:
-        if not private.has_check(self):
-            return await original(self, conn)
-        try:
-            return await original(self, conn)
-        except BaseException as error:
-            calls.check_failed(conn, error)
-            raise
-
-    return _check_connection
-
-
-def wrap_connect(calls: PoolCalls, original: Method) -> Method:
-    """Wrap the method that opens a connection."""
-
-    @wraps(original)
-    async def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
-        tracker = calls.tracker_of(self)
-        if tracker is None:
-            return await original(self, *args, **kwargs)
-        with calls.connecting(tracker) as connected:
-            conn = await original(self, *args, **kwargs)
-            connected(conn)
-        return conn
-
-    return _connect
-
-
-def wrap_add_connection(calls: PoolCalls, original: Method) -> Method:
-    """Wrap the work of a worker that connects."""
-
-    @wraps(original)
-    async def _add_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return await original(self, *args, **kwargs)
-        finally:
-            calls.worker_done(self)
-
-    return _add_connection
-
-
-def wrap_reset(calls: PoolCalls, original: Method) -> Method:
-    """Wrap the work of a worker that resets a released connection."""
-
-    @wraps(original)
-    async def _run(self: Any, pool: Any) -> Any:
-        conn, from_getconn = private.returned(self)
-        status = status_of(conn)
-        try:
-            return await original(self, pool)
-        finally:
-            calls.reset_by_worker(pool, conn, status, from_getconn=from_getconn)
-
-    return _run
-
-
-def wrap_sweep(calls: PoolCalls, original: Method) -> Method:
-    """Wrap a method that closes idle connections."""
-
-    @wraps(original)
-    async def sweep(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with calls.sweeping(self, original.__name__):
-            return await original(self, *args, **kwargs)
-
-    return sweep
-
-
-def wrap_open_later(calls: PoolCalls, original: Method) -> Method:
-    """Wrap ``open``, so that a pool is reported before its first checkout."""
-
-    @wraps(original)
-    async def opening(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = await original(self, *args, **kwargs)
-        calls.opened(self)
-        return result
-
-    return opening
-
-
-def wrap_wait_for_pool(calls: PoolCalls, original: Method) -> Method:
-    """Wrap ``wait``, which a forked child may call before its first checkout."""
-
-    @wraps(original)
-    async def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_here:
-            renew()
-        calls.opened(self)
-        return await original(self, *args, **kwargs)
-
-    return wait
+    return wrap
 
 
 WRAPPERS = {
-    "__init__": wrap_open,
-    "open": wrap_open_later,
-    "wait": wrap_wait_for_pool,
+    "__init__": blocking.within(steps.opening),
+    "open": within(steps.opening),
+    "wait": within(steps.waiting_for_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
-    "_check_connection": wrap_check,
-    "_connect": wrap_connect,
-    "_add_connection": wrap_add_connection,
-    **dict.fromkeys(private.SWEEPS, wrap_sweep),
+    "_check_connection": within(steps.checking),
+    "_connect": within(steps.connecting),
+    "_add_connection": within(steps.adding),
+    **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),
 }
 """The wrapper of each method of a pool."""
 
-OF_WAITING = {"wait": wrap_wait, "set": wrap_set}
+OF_WAITING = {"wait": wrap_wait, "set": within(steps.handing_over)}
 """The wrapper of each method of a place in the queue."""
 
-OF_RETURNING = {"_run": wrap_reset}
+OF_RETURNING = {"_run": within(steps.resetting)}
 """The wrapper of the work of a worker that resets a connection."""

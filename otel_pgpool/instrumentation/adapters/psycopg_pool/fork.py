@@ -62,12 +62,18 @@ class InheritedPsycopgPools(InheritedPools[Inheritance]):
         if self._is_repaired and not missing:
             self.keep(conns)
             private.begin_anew(pool)
+            for conn in conns:
+                private.detach(conn)
             self.cut_off(conns, lambda conn: conn.pgconn.socket)
 
     def used(self, pool: Any, inherited: Inheritance) -> tuple[int, int, str]:
         """Start the work of a pool that is repaired: its threads, or the tasks of this loop. Describe the first use."""
         is_repaired = self._is_repaired and not inherited.missing
         if is_repaired:
-            private.start_work(pool)
+            try:
+                private.start_work(pool)
+            except BaseException:  # for example there is no loop; the next use starts the work
+                self.add(pool, inherited)
+                raise
         level = logging.INFO if is_repaired else logging.ERROR
         return level, inherited.parent, inherited.describe(is_repaired=is_repaired)

@@ -72,7 +72,12 @@ class PsycopgPoolAdapter(PsycopgDriver):
     # Which methods are wrapped
 
     def install(self) -> None:
-        """Wrap the methods, and track the present pools."""
+        """Wrap the methods, and track the present pools.
+
+        Raises:
+            AttributeError: this release of psycopg_pool lacks a private name that is needed.
+        """
+        private.check_names()
         of_threads = {**blocking.WRAPPERS, **(light.WRAPPERS if self._is_light else {})}
         self._wrap(self._calls, (ConnectionPool, NullConnectionPool), of_threads, blocking, pool)
         self._wrap(
@@ -157,11 +162,11 @@ class PsycopgPoolAdapter(PsycopgDriver):
         tracker.fast_path_owner = None  # so that the next use calls `_track`
         self._calls_of(pool).reset_after_fork()
         parent, slots = self._origins.pop(pool, (os.getppid(), {}))
-        known = [slot.ref() for slot in slots.values()]
-        held = [conn for conn in known if conn is not None and private.is_checked_out(pool, conn)]
-        conns = [*private.idle_connections(pool), *held]
+        # Those too that the pool had taken out to check them, or that it was about to hand out.
+        known = [*private.idle_connections(pool), *(slot.ref() for slot in slots.values())]
+        conns = {id(conn): conn for conn in known if conn is not None and not is_closed(conn)}
         if not pool.closed:
-            self._inherited.inherit(pool, parent, conns)
+            self._inherited.inherit(pool, parent, conns.values())
         return len(conns)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import create_engine
 from otel_pgpool import ConnectionPool as OwnPool
 from otel_pgpool import PgPoolInstrumentor
 from otel_pgpool.instrumentation import ADAPTERS, instrument_pool, uninstrument_pool
+from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.installed_adapters import find_pool
 from otel_pgpool.instrumentation.options import chosen_kinds
 from otel_pgpool.instrumentation.tracker import PoolTracker
@@ -297,3 +298,32 @@ def test_pool_that_is_not_initialized() -> None:
 def test_uninstrument_pool_that_is_not_observed(new: Pool) -> None:
     uninstrument_pool(new)
     assert not PgPoolInstrumentor().is_instrumented_by_opentelemetry
+
+
+# Releases without a private name
+
+
+@pytest.mark.parametrize("table", [private.METHODS, private.ATTRIBUTES])
+def test_name_that_is_gone(
+    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, table: dict[type, tuple[str, ...]]
+) -> None:
+    """The pools of a release without one of the names stay uninstrumented, with one record, and work."""
+    monkeypatch.setitem(table, ConnectionPool, ("_of_old",))
+    before = dict(vars(ConnectionPool))
+    with instrumented(signals), opened(ConnectionPool, dsn, 1) as pool:
+        with pool.connection() as conn:
+            conn.execute("select 1")
+        assert vars(ConnectionPool) == before
+        assert "_otel_pgpool" not in vars(pool)
+    (record,) = signals.records.all
+    assert "failed to instrument the pools of psycopg_pool; they stay uninst" in record.record.getMessage()
+    assert not signals.spans.started
+
+
+@pytest.mark.parametrize("owner", [*private.METHODS])
+def test_each_name(monkeypatch: pytest.MonkeyPatch, owner: type) -> None:
+    """Each class is looked at, where its methods are inherited too."""
+    private.check_names()
+    monkeypatch.setitem(private.METHODS, owner, (*private.METHODS[owner], "_of_old"))
+    with pytest.raises(AttributeError, match="_of_old"):
+        private.check_names()
