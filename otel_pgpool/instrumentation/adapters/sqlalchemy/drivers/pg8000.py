@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,10 @@ from pg8000.core import CoreConnection
 from pg8000.exceptions import DatabaseError, Error
 
 from otel_pgpool.driver.messages import known
-from otel_pgpool.driver.refusal_texts import refuses_by_state
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN, ServerTarget
 from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.runtime.text import class_of, printable, text_of
+from otel_pgpool.runtime.text import printable, text_of
 from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ STATUSES = {
     b"T": TransactionStatus.IN_TRANSACTION,
     b"E": TransactionStatus.IN_ERROR,
 }
-SQLSTATE = re.compile("[0-9A-Z]{5}")
 OWN_TEXTS = frozenset(("network error", "communication error", "connection is closed"))
 
 
@@ -69,15 +66,6 @@ class Pg8000OfEngines(EngineDriver):
     def is_error(self, error: BaseException | None) -> bool:
         """Return whether pg8000 raised an error."""
         return isinstance(error, Error)
-
-    def is_refusal(self, error: BaseException) -> bool:
-        """Return whether the server is up and refused the connection."""
-        state = _sqlstate(error)
-        return state is not None and refuses_by_state(state)
-
-    def error_type(self, error: BaseException) -> str:
-        """Return an error's SQLSTATE, or else the name of its class."""
-        return _sqlstate(error) or class_of(error)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a server's message, or the operating system's text."""
@@ -114,11 +102,6 @@ def _fields(error: BaseException) -> Mapping[str, str]:
     if isinstance(error, DatabaseError) and error.args and isinstance(error.args[0], dict):
         return error.args[0]
     return {}
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    state = _fields(error).get("C", "")
-    return state if SQLSTATE.fullmatch(state) else None  # a server may send anything
 
 
 def _text_of_system(error: BaseException | None) -> str:
