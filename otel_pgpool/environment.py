@@ -59,16 +59,14 @@ FORK_REPAIR = Variable(
     "OTEL_PGPOOL_FORK_REPAIR",
     "PgPoolInstrumentor.instrument",
     "0",
-    "`1`: an instrumented pool of `psycopg_pool` begins anew in a forked child; `0`: its use there is only reported",
+    "`1`: in a forked child, an instrumented pool of `psycopg_pool` begins anew, and one of `asyncpg` is cut off from "
+    "the parent's sessions; `0`: its use there is only reported",
 )
 
 SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing over OTLP")
 EXPORTERS = {
     signal: Variable(
-        f"OTEL_{signal.upper()}_EXPORTER",
-        "configure",
-        "otlp",
-        f"`none`: `configure()` exports no {signal} over OTLP",
+        f"OTEL_{signal.upper()}_EXPORTER", "configure", "otlp", f"`none`: `configure()` exports no {signal} over OTLP"
     )
     for signal in ("traces", "metrics", "logs")
 }

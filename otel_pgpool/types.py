@@ -11,17 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "CheckoutPath",
-    "DiscardReason",
-    "LogEvent",
-    "Outcome",
-    "PoolErrorType",
-    "PoolStatus",
-    "TransactionStatus",
-    "UtilizationLevel",
-]
-
 
 class Value(str, Enum):
     """A base class for enumerations of texts with a description each."""

@@ -49,6 +49,7 @@ from tests.support.documents import (
     Program,
     clean_environ,
     code,
+    head,
     outside_of_code,
     read,
     run,
@@ -451,16 +452,26 @@ def test_levels_are_those_of_instrumented_pools(dsn: str) -> None:
     assert seen == told
 
 
+DISTRIBUTIONS = {
+    "psycopg2": "psycopg2-binary",
+    "psycopg_pool": "psycopg-pool",
+    "SQLAlchemy": "SQLAlchemy",
+    "asyncpg": "asyncpg",
+}
+
+
 def test_versions_are_those_that_are_tested() -> None:
     """What this very environment has stands in the table, and the package's classifiers name the same Pythons."""
-    told = {row[0].partition(":")[0]: row[1].split(", ") for row in table(INSTRUMENTATION, "tested")}
-    assert told.keys() == {"psycopg2", "psycopg_pool", "SQLAlchemy", "asyncpg", "Python"}
-    assert version("psycopg-pool").rpartition(".")[0] in told["psycopg_pool"]
-    assert version("psycopg2-binary").rpartition(".")[0] in told["psycopg2"]
-    assert version("SQLAlchemy").rpartition(".")[0] in told["SQLAlchemy"]
-    assert version("asyncpg").rpartition(".")[0] in told["asyncpg"]
-    assert ".".join(map(str, sys.version_info[:2])) in told["Python"]
-    assert re.findall(r"Python :: (3\.\d+)", text_of("pyproject.toml")) == told["Python"]
+    _, *libraries = head(INSTRUMENTATION, "observed")
+    (_, *cells), *_others = table(INSTRUMENTATION, "observed")
+    told = {library: cell.split(", ") for library, cell in zip(libraries, cells, strict=True)}
+    assert told.keys() == {"`ConnectionPool`", *DISTRIBUTIONS}
+    for library, installed in DISTRIBUTIONS.items():
+        assert version(installed).rpartition(".")[0] in told[library]
+    assert told["`ConnectionPool`"] == [otel_pgpool.__version__.rpartition(".")[0]]
+    [pythons] = re.findall(r"Python: ([\d., ]+\d)\.", text_of(INSTRUMENTATION))
+    assert ".".join(map(str, sys.version_info[:2])) in pythons.split(", ")
+    assert re.findall(r"Python :: (3\.\d+)", text_of("pyproject.toml")) == pythons.split(", ")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, redirect_stderr, suppress
-from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 import psycopg2
@@ -18,7 +18,7 @@ from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.errors import CommandError
 from otel_pgpool.cli.terminal import MAX_TEXT, escape
-from otel_pgpool.driver.dsn import Target
+from otel_pgpool.driver.dsn import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ class Database:
         """
         try:
             parameters = parse_dsn(dsn)
-            Target((dsn,), {})
+            parse((dsn,), {})
         except psycopg2.ProgrammingError:
             # Without libpq's text, which quotes the part that it could not read: it may be the password.
             raise CommandError(f"{option} cannot be read: expected {ACCEPTED}") from None
@@ -92,20 +92,19 @@ class Database:
         Raises:
             CommandError: the server cannot be reached, or refuses.
         """
-        outcome: SimpleQueue[Exception | None] = SimpleQueue()
+        connected: Future[None] = Future()
 
         def try_connect() -> None:
             try:
                 with self._session(self._option) as cur:
                     version = cur.connection.info.parameter_status("server_version") or ""
                     self.server_version = version.partition(" ")[0]
-                outcome.put(None)
+                connected.set_result(None)
             except Exception as error:  # noqa: BLE001 - raised in the caller's thread
-                outcome.put(error)
+                connected.set_exception(error)
 
         threading.Thread(target=try_connect, daemon=True, name="connect").start()
-        if failure := outcome.get():
-            raise failure
+        connected.result()
 
     def make_tables(self) -> None:
         """Create the schema with the shop's tables.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -12,13 +12,12 @@ from psycopg2 import extensions
 
 from otel_pgpool.driver.attempt import CONNECT, ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
-from otel_pgpool.driver.dsn import DRIVER_KEYWORDS, PLACES, Target, any_set, parse, public_values
+from otel_pgpool.driver.dsn import DRIVER_KEYWORDS, any_set, parse
 from otel_pgpool.driver.exposure import PLAIN, is_asked_in_clear, is_exposed, safe_options
+from otel_pgpool.driver.target import VARIABLES, Target, public_values, read_target
 from otel_pgpool.runtime.fork import keep_from_forking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from psycopg2.extensions import connection
 
 CONNECT_TIMEOUT = 10
@@ -50,10 +49,8 @@ class ConnectTarget(Target):
         self._kwargs = dict(kwargs)
         self._credentials = credentials
         self._accepted = 0  # index of the set of options that the server accepted last
-        super().__init__(args, kwargs)
-
-    def _read(self, parameters: Mapping[str, Any]) -> None:
-        super()._read(parameters)
+        parameters = parse(args, self._kwargs)
+        super().__init__(**vars(read_target(parameters)))
         self._own = self.public
         self._patience = Patience.of(parameters)
         if not ({"connect_timeout", "service"} & parameters.keys() or any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
@@ -140,7 +137,7 @@ class Patience(NamedTuple):
         if not seconds:  # with 0 libpq waits for ever
             has_service = "service" in parameters or any_set("PGSERVICE")
             seconds = SERVICE_TIMEOUT if has_service else CONNECT_TIMEOUT
-        places = (str(parameters.get(key) or os.environ.get(PLACES[key]) or "") for key in ("host", "hostaddr"))
+        places = (str(parameters.get(key) or os.environ.get(VARIABLES[key]) or "") for key in ("host", "hostaddr"))
         return cls(seconds, max(place.count(",") for place in places) + 1)
 
     @property

@@ -70,19 +70,16 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
         return met_requirements()
 
     def _instrument(self, **options: Any) -> None:
+        known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")
         try:
-            self._start(options)
+            for option in options.keys() - {*known}:
+                logger.debug("PgPoolInstrumentor has no option %r", option)
+            given = {option: options[option] for option in known if option in options}
+            kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
+            _replace(InstrumentationOptions.of(**given), kinds)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             log_failure("failed to instrument connection pools; they stay uninstrumented", error)
             _remove()
-
-    def _start(self, options: dict[str, Any]) -> None:
-        known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")
-        for option in options.keys() - {*known}:
-            logger.debug("PgPoolInstrumentor has no option %r", option)
-        given = {option: options[option] for option in known if option in options}
-        kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
-        _replace(InstrumentationOptions.of(**given), kinds)
 
     def uninstrument(self, **options: Any) -> None:
         """End the instrumentation, also one that `instrument_pool` has started."""

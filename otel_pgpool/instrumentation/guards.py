@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.runtime.failures import is_external
+from otel_pgpool.runtime.failures import ObserverGuard, is_external
+from otel_pgpool.runtime.gc_state import COLLECTING, is_collecting_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-
-    from otel_pgpool.runtime.failures import ObserverGuard
 
 
-class Guarded(Protocol):
-    """An object whose errors are logged by its guard."""
+class DeferringGuard(ObserverGuard):
+    """The guard of a pool's observer, which leaves the calls made within a run of the garbage collector for later.
 
-    guard: ObserverGuard
+    The garbage collector may run anywhere, for example under a lock of an exporter, and close a generator that
+    releases a connection. The observer would wait for that lock for ever.
+
+    Args:
+        pool_name: name of the pool.
+        defer: leave a call to a background thread.
+    """
+
+    def __init__(self, pool_name: str, defer: Callable[[Callable[[], object]], None]) -> None:
+        super().__init__(pool_name)
+        self._defer = defer
+
+    def notify(self, method: Callable[..., None], *args: object) -> None:
+        """Notify the observer by calling one of its methods, now or later."""
+        if COLLECTING and is_collecting_here():
+            self._defer(partial(super().notify, method, *args))
+        else:
+            super().notify(method, *args)
 
 
 def never_raise(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a method so that its errors are logged, at most once a minute, and not raised."""
+    """Decorate a method so that its errors are logged by the object's guard, at most once a minute, and not raised."""
 
     @wraps(method)
-    def guarded(self: Guarded, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
@@ -40,9 +55,7 @@ class _IgnoreErrors:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
-    ) -> bool:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
         return error is not None and not is_external(error)
 
 

@@ -12,17 +12,24 @@ from otel_pgpool.instrumentation.choices import Choices
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
 from otel_pgpool.instrumentation.unobserved import Unobserved
 from otel_pgpool.instrumentation.watch import Watch
+from otel_pgpool.pool.checkout import NEVER
+from otel_pgpool.pool.utilization import SAMPLE_INTERVAL
 from otel_pgpool.runtime import fork
+from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import ObserverGuard
 from otel_pgpool.runtime.text import LONGEST_NAME, printable
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
-from otel_pgpool.types import Outcome
+from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
+
+
+MIN_PAUSE = 0.01
+"""Minimum number of seconds between two passes of the background thread."""
 
 
 def find_instances(classes: Collection[type]) -> Iterator[Any]:
@@ -42,6 +49,9 @@ class InstrumentationSession:
 
     Attributes:
         options: the options of ``instrument()`` and of the environment.
+        kinds: the kinds of which every pool is tracked.
+        is_on: whether pools are tracked: False after ``uninstrument()``.
+        trackers: the trackers of the pools, as the keys of a dictionary.
         watch: the background thread.
         guard: the log for errors of an adapter, at most one record a minute.
         unobserved: what a pool that is not observed has in the place of a tracker.
@@ -51,20 +61,18 @@ class InstrumentationSession:
         self, options: InstrumentationOptions, kinds: Collection[str] | None = None, choices: Choices | None = None
     ) -> None:
         self.options = options
-        self._kinds = kinds
+        self.kinds = kinds
         self._choices = Choices() if choices is None else choices
         self.guard = ObserverGuard("<not yet tracked>")
+        self.is_on = True
+        self.trackers: dict[PoolTracker, None] = {}
         self.unobserved: Any = Unobserved()  # not typed, because wrappers compare it with trackers
-        self.watch = Watch(options.long_hold)
+        self.watch = Watch(self)
+        self._handed_out = 0  # number of checkouts at the last pass of the background thread
         self._lock = (
             threading.RLock()
         )  # guards the creation of trackers; reentrant, as a pool may be collected under it
         _sessions.add(self)
-
-    @property
-    def is_on(self) -> bool:
-        """Whether pools are tracked: False after ``uninstrument()``."""
-        return self.watch.is_on
 
     def select(self, pool: Any, owner: Any = None) -> None:
         """Have a pool tracked, whatever its kind is, and any by which its owner replaces it."""
@@ -79,7 +87,7 @@ class InstrumentationSession:
             tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
             self.unobserved.mark(pool)
         if tracker is not None and tracker.watch is self.watch:
-            self.watch.trackers.pop(tracker, None)
+            self.trackers.pop(tracker, None)
             tracker.end(Outcome.RELEASED)
 
     def observes(self, pool: Any, kind: str, predecessor: PoolTracker | None = None, owner: Any = None) -> bool:
@@ -97,7 +105,7 @@ class InstrumentationSession:
         with self._lock:
             chosen = self._choices.of(pool, owner) if self.is_on else False
             if chosen is None:
-                chosen = self._kinds is None or kind in self._kinds or predecessor is not None
+                chosen = self.kinds is None or kind in self.kinds or predecessor is not None
             if not chosen:
                 self.ignore(pool)
             return chosen
@@ -133,7 +141,7 @@ class InstrumentationSession:
         try:
             if not self.observes(pool, adapter.kind, predecessor, owner):
                 return None
-            self.watch.run_deferred()  # so that a pool that replaces a collected one gets its name
+            self._run_deferred()  # so that a pool that replaces a collected one gets its name
             with self._lock:
                 if not self.observes(pool, adapter.kind, predecessor, owner):  # excluded or ended meanwhile
                     return None
@@ -146,11 +154,42 @@ class InstrumentationSession:
                 tracker = PoolTracker(
                     pool, adapter, name, target, options=self.options, watch=self.watch, predecessor=predecessor
                 )
-                self.watch.trackers[tracker] = None
+                self.trackers[tracker] = None
                 return tracker
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.log_error(error)
             return None
+
+    def run_once(self) -> float | None:
+        """Do what is due; return the seconds until the next pass of the thread, or None to end the thread.
+
+        The next pass is when the next long hold is due, after a `SAMPLE_INTERVAL` at most. When nothing was checked out
+        since the last pass, and nothing is held, the thread parks.
+        """
+        self._run_deferred()
+        if not self.is_on:
+            return None
+        now = monotonic()
+        due = NEVER
+        for tracker in list(self.trackers.copy()):
+            due = min(due, tracker.report_due(now) or NEVER)
+        trackers = list(self.trackers.copy())
+        before, self._handed_out = self._handed_out, sum(tracker.handed_out for tracker in trackers)
+        if self._handed_out == before:
+            self.watch.parked = True  # before looking for holds; a checkout adds its hold before it reads `parked`
+            if all(tracker.is_at_rest for tracker in trackers):
+                return NEVER
+            self.watch.parked = False
+        return max(MIN_PAUSE, min(due - monotonic(), SAMPLE_INTERVAL, self.options.long_hold))
+
+    def _run_deferred(self) -> None:
+        """Make the calls that finalizers have deferred, and end the trackers of collected pools."""
+        self.watch.run_deferred()
+        for tracker in list(self.trackers.copy()):
+            if tracker.pool is None:
+                with suppress(KeyError):  # another thread ends the tracker
+                    del self.trackers[tracker]
+                    tracker.end(Outcome.RECLAIMED, DiscardReason.RECLAIMED)
 
     def defer(self, action: Callable[[], object]) -> None:
         """Leave a call to the background thread. For finalizers, which must do nothing else."""
@@ -159,12 +198,12 @@ class InstrumentationSession:
     def end(self) -> None:
         """End every tracker and the background thread."""
         with self._lock:  # no tracker is created after this, and no pool marked
-            self.watch.is_on = False
+            self.is_on = False
             self.unobserved.unmark_all()
-        self.watch.run_deferred()
-        for tracker in list(self.watch.trackers):
+        self._run_deferred()
+        for tracker in list(self.trackers):
             self._end(tracker)
-        self.watch.trackers.clear()
+        self.trackers.clear()
         self.watch.end()
 
     def _end(self, tracker: Any) -> None:
@@ -175,7 +214,7 @@ class InstrumentationSession:
     def reset_after_fork(self) -> None:
         """Replace the lock and the thread in a forked child."""
         self._lock = threading.RLock()
-        self.watch.reset_thread()
+        self.watch.reset(self)
 
 
 _sessions: weakref.WeakSet[InstrumentationSession] = weakref.WeakSet()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2Driver
 
 if TYPE_CHECKING:
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.target import Target
 
 ONE_CONNECTION = Levels(0, 1, 0, 0, 1)
 
@@ -30,7 +30,7 @@ class FakeAdapter(Psycopg2Driver):
         return levels
 
     def target(self, _pool: Any) -> Target:
-        return UnknownTarget()
+        return UNKNOWN
 
     def forget_inherited(self, _pool: Any) -> int:
         return self.inherited

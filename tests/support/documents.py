@@ -140,6 +140,12 @@ def table(document: str, name: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows]
 
 
+def head(document: str, name: str) -> list[str]:
+    """Return the cells of the head of the table below a comment."""
+    _, _, rest = text_of(document).partition(f"<!-- {name} -->\n")
+    return [cell.strip() for cell in rest.splitlines()[0].strip().strip("|").split("|")]
+
+
 def code(cell: str) -> list[str]:
     """Return the text that a cell has in backticks."""
     return re.findall(r"`([^`]+)`", cell)

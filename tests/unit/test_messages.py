@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from otel_pgpool.driver.dsn import Target, UnknownTarget
 from otel_pgpool.driver.error_text import LONGEST_KEPT, describe, without_traceback
 from otel_pgpool.driver.messages import known
-from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.driver.session import is_refusal
+from otel_pgpool.driver.target import UNKNOWN, target_of_parameters
 from otel_pgpool.errors import error_type
 from otel_pgpool.runtime.text import LONGEST_TEXT
 
@@ -149,26 +149,26 @@ def raised(state: str, text: str, source: str = "execMain.c", constraint: str | 
 )
 def test_errors_with_a_state(error: BaseException, told: bool) -> None:
     """Of a server's error its own known words are told; never those of a function, a remote server or a program."""
-    assert describe(UnknownTarget(), error) == (str(error) if told else "")
+    assert describe(UNKNOWN, error) == (str(error) if told else "")
 
 
 def test_a_constraint_of_another_name() -> None:
     """A name that the server does not give as that of the constraint is left out."""
     error = raised("23505", f'duplicate key value violates unique constraint "{SECRET}"', "x.c", "note_key")
-    assert describe(UnknownTarget(), error) == 'duplicate key value violates unique constraint "..."'
+    assert describe(UNKNOWN, error) == 'duplicate key value violates unique constraint "..."'
 
 
 def test_a_constraint_with_control_characters() -> None:
     """A name is escaped."""
     name = "x\x1b[2J"
     error = raised("23505", f'duplicate key value violates unique constraint "{name}"', "x.c", name)
-    assert describe(UnknownTarget(), error).endswith('"x\\x1b[2J"')
+    assert describe(UNKNOWN, error).endswith('"x\\x1b[2J"')
 
 
 @pytest.mark.parametrize("password", ["shop", "server", "authentication", "5432"])
 def test_a_public_word_as_password(password: str) -> None:
     """No mask shows where a public word is the password."""
-    target = Target((), {"host": "shop", "user": "shop", "dbname": "shop", "password": password})
+    target = target_of_parameters({"host": "shop", "user": "shop", "dbname": "shop", "password": password})
     text = 'connection to server at "shop", port 5432 failed: FATAL:  password authentication failed for user "shop"'
     assert describe(target, psycopg2.OperationalError(text)) == text
 
@@ -196,7 +196,7 @@ class PeculiarError(Exception):
 
 def test_an_error_that_cannot_say_its_text() -> None:
     """Its class is told, and nothing is raised."""
-    assert (describe(UnknownTarget(), Mute()), error_type(Mute())) == ("", "Mute")
+    assert (describe(UNKNOWN, Mute()), error_type(Mute())) == ("", "Mute")
     assert type(without_traceback(Mute())) is Mute
     assert not is_refusal(Mute())
 

@@ -9,7 +9,7 @@ import pytest
 from psycopg2 import OperationalError
 from psycopg2.pool import PoolError
 
-from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.driver.target import target_of_parameters
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.pool import registry
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from tests.support.telemetry import Signals
 
-LATE = UnknownTarget({"host": "db.example", "port": "5433", "dbname": "shop"})
+LATE = target_of_parameters({"host": "db.example", "port": "5433", "dbname": "shop"})
 
 
 class Pool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.sqlalchemy import drivers
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import (
     UNKNOWN_DRIVER,
@@ -17,7 +18,6 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import (
     driver_of_connection,
     driver_of_dialect,
 )
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN
 from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:

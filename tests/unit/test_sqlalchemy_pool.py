@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.driver.target import target_of_parameters
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import engine_name, read_levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.wrappers import BETWEEN
@@ -89,12 +89,12 @@ def test_places_beyond_a_context_manager() -> None:
 
 def test_where_a_connection_leads() -> None:
     """What a connection has shown says where it leads."""
-    target = UnknownTarget({"host": "db", "port": "5433", "dbname": "shop", "user": "scott"})
+    target = target_of_parameters({"host": "db", "port": "5433", "dbname": "shop", "user": "scott"})
     assert (target.address, target.port, target.namespace) == ("db", 5433, "shop")
 
 
-@pytest.mark.parametrize("seen", [None, {}, {"colour": "blue"}])
-def test_where_nothing_leads(seen: dict[str, str] | None) -> None:
-    """What has shown nothing that can be read leads nowhere that is known."""
-    target = UnknownTarget(seen)
+@pytest.mark.parametrize("seen", [{"host": "a@b"}, {"port": "blue"}, {"dbname": "a/b@c"}])
+def test_where_nothing_leads(seen: dict[str, str]) -> None:
+    """What may show a part of a password leads nowhere that is known."""
+    target = target_of_parameters(seen)
     assert (target.address, target.port, target.namespace) == ("", None, "")

@@ -33,7 +33,7 @@ def told_by(program: str) -> Any:
     [
         "otel_pgpool",
         "otel_pgpool.errors",
-        "otel_pgpool.driver.dsn",
+        "otel_pgpool.driver.target",
         "otel_pgpool.driver.messages",
         "otel_pgpool.driver.proxy",
         "otel_pgpool.observer",
@@ -123,12 +123,12 @@ session.end()
 
 
 def test_targets() -> None:
-    """Parameters by keyword describe a target; a connection string is libpq's to read, and the target is unknown."""
+    """Parameters describe a target."""
     told = told_by("""
-from otel_pgpool.driver.dsn import target_of
+from otel_pgpool.driver.target import target_of_parameters
 parameters = {"host": "db,other", "port": "5433", "user": "app", "dbname": "shop"}
-read, unread = target_of((), parameters), target_of(("postgresql://app@db/shop",), {})
-refused = target_of((), {**parameters, "host": "postgresql://app:hunter2@db/shop"})
-print(json.dumps([read.name, read.port, sorted(read.public & {"db", "app"}), unread.name, refused.name]))
+read = target_of_parameters(parameters)
+refused = target_of_parameters({**parameters, "host": "postgresql://app:hunter2@db/shop"})
+print(json.dumps([read.name, read.port, sorted(read.public & {"db", "app"}), refused.name]))
 """)
-    assert told == ["db:5433,other:5433/shop", 5433, ["app", "db"], "unknown", "unknown"]
+    assert told == ["db:5433,other:5433/shop", 5433, ["app", "db"], "unknown"]

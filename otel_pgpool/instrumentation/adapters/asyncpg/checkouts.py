@@ -11,16 +11,18 @@ The benchmark ``hooked-asyncpg`` measures the wrappers.
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from sys import _getframe
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncpg.exceptions import InterfaceError
 
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import TIMEOUTS
 from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.pool.call_site import SkippedModules, task_call_sites
+from otel_pgpool.runtime.gc_state import is_collecting_here
 from otel_pgpool.runtime.tasks import running_task
 from otel_pgpool.types import PoolErrorType
 
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import CodeType, FrameType
 
-    from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedPools
+    from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedAsyncpgPools
     from otel_pgpool.instrumentation.adapters.asyncpg.tracked import TrackedPools
+    from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.checkout import ManualCheckout
@@ -43,8 +46,21 @@ BETWEEN = SkippedModules("asyncio", "asyncpg", "contextlib", "opentelemetry", "w
 CHECKING_OUT: set[CodeType] = set()
 """Code of the coroutines in which a checkout is in progress."""
 
-Origin = tuple["Stack", "TaskReference | None"]
-"""Where and by which task a connection was asked for."""
+
+class Origin(NamedTuple):
+    """Where and by which task a connection was asked for: a false object, see `private.attach`."""
+
+    stack: Stack
+    task: TaskReference | None
+
+    def __bool__(self) -> bool:
+        return False
+
+    @classmethod
+    def of(cls, frame: FrameType) -> Origin:
+        """Return the origin of a call that the running task has made in this frame."""
+        task = running_task()
+        return cls(task_call_sites(frame, task, BETWEEN), task)
 
 
 class Begun:
@@ -63,31 +79,29 @@ class Checkouts:
     """The checkouts in progress. Each ``wrap_`` method returns the wrapper of one method.
 
     Args:
+        session: the session of the instrumentation.
         tracked: the trackers of the pools.
         inherited: the pools of a parent process.
     """
 
-    def __init__(self, tracked: TrackedPools, inherited: InheritedPools) -> None:
-        self.guard = tracked.guard
+    def __init__(
+        self, session: InstrumentationSession, tracked: TrackedPools, inherited: InheritedAsyncpgPools
+    ) -> None:
+        self.guard = session.guard
+        self._session = session
         self._tracked = tracked
         self._inherited = inherited
-        self._origins: dict[int, Origin] = {}  # by id of the context that `Pool.acquire` has returned last
-
-    def reset_after_fork(self) -> None:
-        """Drop the parent's calls in a forked child."""
-        self._origins.clear()
 
     def wrap_acquire(self, original: Method) -> Method:
         """Wrap ``Pool.acquire``."""
-        origins, guard = self._origins, self.guard
+        queue_of, unobserved, guard = private.queue_of, self._session.unobserved, self.guard
 
         @wraps(original)
         def acquire(pool: Any, *args: Any, **kwargs: Any) -> Any:
             context = original(pool, *args, **kwargs)
             try:
-                task = running_task()
-                wrapper = _getframe()
-                origins[id(context)] = task_call_sites(wrapper.f_back or wrapper, task, BETWEEN), task
+                if getattr(queue_of(pool), TRACKER_ATTR, None) is not unobserved:
+                    private.attach(context, Origin.of(_getframe(1)))
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 guard.log_error(error)
             return context
@@ -100,7 +114,7 @@ class Checkouts:
 
         @wraps(original)
         async def __aenter__(context: Any) -> Any:  # noqa: N807 - the method's name
-            tracker, checkout = start(context)
+            tracker, checkout = start(context, private.detach(context))
             if checkout is None:
                 return await original(context)
             proxy = None
@@ -118,9 +132,10 @@ class Checkouts:
     def wrap_await(self, original: Method) -> Method:
         """Wrap ``PoolAcquireContext.__await__``."""
         start, acquired, failed = self._start, self._acquired, self._failed
+        queue_of, unobserved = private.queue_of, self._session.unobserved
 
-        async def check_out(context: Any, acquiring: Begun) -> Any:
-            tracker, checkout = start(context)
+        async def check_out(context: Any, acquiring: Begun, origin: Origin | None) -> Any:
+            tracker, checkout = start(context, origin)
             if checkout is None:
                 return await acquiring
             proxy = None
@@ -134,24 +149,26 @@ class Checkouts:
 
         @wraps(original)
         def __await__(context: Any) -> Generator[Any, Any, Any]:  # noqa: N807 - the method's name
-            return check_out(context, Begun(original(context))).__await__()
+            origin = private.detach(context)  # before asyncpg marks the context as done
+            acquiring: Generator[Any, Any, Any] = original(context)
+            if getattr(queue_of(context.pool), TRACKER_ATTR, None) is unobserved:
+                return acquiring
+            return check_out(context, Begun(acquiring), origin).__await__()
 
         _mark(check_out)
         return __await__
 
-    def _start(self, context: Any) -> tuple[Any, ManualCheckout | None]:
+    def _start(self, context: Any, origin: Origin | None) -> tuple[Any, ManualCheckout | None]:
         """Start a checkout; return its tracker and its record, or None twice if the pool is not tracked."""
-        origin = self._origins.pop(id(context), None)
         pool = context.pool
         tracker = self._tracked.tracker_of(pool)
         if tracker is None:
             return None, None
-        if self._inherited.unreported:
+        if self._inherited.any_unused:
             self._inherited.first_use(tracker.pool, tracker.name)
         if origin is None:  # the context was not made by `Pool.acquire`, or before the instrumentation
-            task = running_task()
-            origin = task_call_sites(_getframe(2), task, BETWEEN), task
-        checkout = tracker.start_in_task(*origin)
+            origin = Origin.of(_getframe(2))
+        checkout = tracker.start_in_task(origin.stack, origin.task)
         if private.has_to_wait(pool):
             tracker.enqueued(checkout)
         return tracker, checkout
@@ -176,13 +193,14 @@ class Checkouts:
         if isinstance(error, TIMEOUTS):
             of_connect = any(each.connect.error is error for each in tracker.pending.copy())
             refusal = PoolErrorType.TIMEOUT if context.timeout is not None and not of_connect else None
-        elif isinstance(error, InterfaceError) and context.pool.is_closing():
+        elif isinstance(error, InterfaceError) and private.is_closing(context.pool):
             refusal = PoolErrorType.CLOSED
-        tracker.failed(checkout, error, refusal)
+        failed = partial(tracker.failed, checkout, error, refusal)
+        self._session.defer(failed) if is_collecting_here() else failed()
 
     def wrap_release(self, original: Method) -> Method:
         """Wrap ``PoolConnectionHolder._release``."""
-        tracker_of, guard = self._tracked.tracker_of, self.guard
+        tracker_of, guard, defer = self._tracked.tracker_of, self.guard, self._session.defer
 
         @wraps(original)
         def _release(holder: Any) -> None:
@@ -193,7 +211,10 @@ class Checkouts:
                 slot = None if tracker is None else tracker.slots.get(id(con))
                 checkout: Any = None if slot is None else slot.checkout
                 if tracker is not None and checkout is not None:
-                    tracker.released(checkout)
+                    if is_collecting_here():
+                        defer(partial(tracker.released, checkout))
+                    else:
+                        tracker.released(checkout)
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 guard.log_error(error)
 

@@ -52,7 +52,7 @@ def closing_of(pool: Any, con: Any, frame: FrameType, *, is_held: bool) -> Closi
         return _closing_at_release(closer.f_locals["self"], con)
     if code is private.ACQUIRE:  # the callback `setup` has raised
         return Closing(DiscardReason.CHECK_FAILED, sys.exc_info()[1])
-    if pool is None or pool.is_closing() or _is_called_by(closer, private.BY_POOL):
+    if pool is None or private.is_closing(pool) or _is_called_by(closer, private.BY_POOL):
         reason = DiscardReason.CLOSED
     elif code is private.DEACTIVATE:
         reason = DiscardReason.IDLE

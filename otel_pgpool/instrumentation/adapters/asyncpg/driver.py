@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import re
-import socket
-import ssl
 from typing import TYPE_CHECKING, Any
 
 from asyncpg.connection import Connection
@@ -15,6 +10,7 @@ from asyncpg.exceptions import InterfaceError, InternalClientError, PostgresErro
 
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.refusal_texts import OF_THE_SERVER
+from otel_pgpool.driver.system_texts import text_of_system
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.target import address_of
@@ -30,12 +26,9 @@ TIMEOUTS = (asyncio.TimeoutError, TimeoutError)  # two classes before Python 3.1
 OF_NETWORK = (OSError, *TIMEOUTS, InterfaceError, InternalClientError)
 """Errors of a connect that no server has answered, or that asyncpg cannot even begin."""
 
-NUMBER_OF_ERROR = re.compile(r"\[Errno (\d+)\]")
-REASON_OF_SSL = re.compile("[A-Z0-9_]+")
-
 
 class Asyncpg(Driver):
-    """What asyncpg tells of its connections and errors."""
+    """Access to asyncpg's connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if the connection is closed."""
@@ -44,7 +37,7 @@ class Asyncpg(Driver):
         return 0
 
     def transaction_status(self, conn: Any) -> TransactionStatus:
-        """Return the status of a connection's transaction; asyncpg does not tell a failed one from an open one."""
+        """Return the status of a connection's transaction; a failed one counts as open."""
         with ignore_errors:
             if Connection.is_closed(conn):
                 return TransactionStatus.UNKNOWN
@@ -79,8 +72,7 @@ class Asyncpg(Driver):
                 return _text_of_server(error, target)
             if isinstance(error, (InterfaceError, InternalClientError)):
                 return printable(known(text_of(error), target.public))
-            if isinstance(error, OSError):
-                return _text_of_system(error)
+            return text_of_system(error)
         return ""
 
 
@@ -96,14 +88,3 @@ def _text_of_server(error: PostgresError, target: PoolTarget) -> str:
     constraint = fields.get("constraint_name")
     public = target.public if constraint is None else {*target.public, str(constraint)}
     return printable(known(str(error.args[0]) if error.args else "", public))
-
-
-def _text_of_system(error: OSError) -> str:
-    """Return the system's texts for the numbers of an error, as the error's own text contains addresses."""
-    if isinstance(error, ssl.SSLError):
-        reason = str(error.reason or "")
-        return reason.replace("_", " ").lower() if REASON_OF_SSL.fullmatch(reason) else ""
-    if isinstance(error, socket.gaierror):
-        return known(str(error.strerror), ())
-    numbers = [error.errno] if error.errno else map(int, NUMBER_OF_ERROR.findall(text_of(error)))  # of several hosts
-    return "; ".join(dict.fromkeys(os.strerror(number) for number in numbers if number in errno.errorcode))

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.asyncpg import private
-from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.runtime.failures import log_safely
+from otel_pgpool.instrumentation.adapters.inherited import InheritedPools
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -26,52 +24,36 @@ ADVICE = (
 )
 
 
-class InheritedPools:
-    """The pools of the parent in a forked child, known by their queues.
+class InheritedAsyncpgPools(InheritedPools[int]):
+    """The pools of the parent, known by their queues, with the number of their connections.
 
     Args:
         are_cut_off: whether the child is cut off from the parent's sessions.
     """
 
     def __init__(self, *, are_cut_off: bool) -> None:
+        super().__init__()
         self._are_cut_off = are_cut_off
         self._parent = os.getpid()
-        self._queues: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # number of connections
-        self.unreported: list[Any] = []
-        """Pools whose first use in this process was not reported yet."""
-        self._cons: list[Any] = []  # kept, because a connection that is collected ends its session
+        self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def __contains__(self, queue: object) -> bool:
-        """Return whether a pool is the parent's."""
+    def is_inherited(self, queue: Any) -> bool:
+        """Return whether a pool is the parent's, used here or not."""
         return queue in self._queues
 
     def inherit(self, queue: Any, cons: Collection[Any]) -> None:
         """Note a pool in a forked child, and its connections."""
-        self._queues[queue] = len(cons)
-        self._cons += cons
-        self.unreported.append(queue)
+        self._queues.add(queue)
+        self.add(queue, len(cons))
+        self.keep(cons)
         if self._are_cut_off:
-            for con in cons:
-                _cut_off(con)
+            self.cut_off(cons, private.descriptor_of)
 
-    def first_use(self, queue: Any, name: str) -> None:
-        """Report an inherited pool, once."""
-        if queue not in self.unreported:
-            return
-        self.unreported.remove(queue)
-        count = self._queues[queue]
-        shares = f"left the {count} connections to the parent" if self._are_cut_off else f"shares {count} connections"
-        text = (
-            f"created in process {self._parent}, and used in its forked child {os.getpid()}, which {shares}: {ADVICE}"
+    def used(self, queue: Any, inherited: int) -> tuple[int, int, str]:  # noqa: ARG002 - the interface
+        """Describe the first use of a pool."""
+        shares = (
+            f"left the {inherited} connections to the parent"
+            if self._are_cut_off
+            else f"shares {inherited} connections"
         )
-        log_safely(logging.ERROR, "pool %s: %s", name, text)
-
-
-def _cut_off(con: Any) -> None:
-    """Replace a connection's socket, in this process, by one that is not connected.
-
-    Otherwise its end here would be the end of the parent's session, and the selector of the loop, which both processes
-    share, would lose the parent's socket.
-    """
-    with ignore_errors, socket.socket() as dead:
-        os.dup2(dead.fileno(), private.descriptor_of(con), inheritable=False)
+        return logging.ERROR, self._parent, f"the child {shares}: {ADVICE}"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from asyncpg.connection import Connection
 from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder
 
-from otel_pgpool.driver.dsn import UnknownTarget
+from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import Checkouts
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import AsyncpgDriver
-from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedPools
+from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedAsyncpgPools
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.asyncpg.tracked import POOL_ATTR, TrackedPools
 from otel_pgpool.instrumentation.adapters.asyncpg.wrappers import PoolCalls
@@ -25,7 +25,7 @@ from otel_pgpool.instrumentation.session import find_instances
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -40,10 +40,10 @@ class AsyncpgAdapter(AsyncpgDriver):
     def __init__(self, session: InstrumentationSession) -> None:
         self._session = session
         are_cut_off = session.options.fork_repair
-        self._inherited = InheritedPools(are_cut_off=are_cut_off)
+        self._inherited = InheritedAsyncpgPools(are_cut_off=are_cut_off)
         self._tracked = TrackedPools(session, self._track)
         self._calls = PoolCalls(session, self._tracked)
-        self._checkouts = Checkouts(self._tracked, self._inherited)
+        self._checkouts = Checkouts(session, self._tracked, self._inherited)
         self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
         self._replacements = Replacements()
 
@@ -92,9 +92,9 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def _track(self, pool: Any) -> PoolTracker | None:
         """Create the tracker of a pool that was not tracked before."""
-        if not self._session.is_on:
-            return None
         queue = private.queue_of(pool)
+        if not (self._session.is_on and self._session.observes(queue, self.kind)):
+            return None
         setattr(queue, POOL_ATTR, pool)
         self._queues.add(queue)
         tracker = self._session.track(queue, self)
@@ -107,11 +107,11 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool. A pool of a parent process has no connection that this one can use."""
-        is_inherited = pool in self._inherited
+        is_inherited = self._inherited.is_inherited(pool)
         pool = getattr(pool, POOL_ATTR)
-        size, idle = (0, 0) if is_inherited else _sizes(pool)
-        limit = pool.get_max_size()
-        return Levels(pool.get_min_size(), limit, size - idle, idle, limit, closed=private.is_closed(pool))
+        size, idle = (0, 0) if is_inherited else private.sizes_of(pool)
+        least, limit = private.limits_of(pool)
+        return Levels(least, limit, size - idle, idle, limit, closed=private.is_closed(pool))
 
     def target(self, pool: Any) -> Target:
         """Return the target of a pool's connects."""
@@ -119,26 +119,14 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def _target_of(self, pool: Any) -> Target:
         if not private.connects_itself(pool):  # a function of the application may connect to anything
-            return UnknownTarget()
+            return UNKNOWN
         return target_of_arguments(*private.connect_arguments(pool))
 
     def forget_inherited(self, pool: Any) -> int:
         """Note a pool, and its connections, as those of the parent; return the number of connections."""
-        self._checkouts.reset_after_fork()
         cons = [*private.connections_of(getattr(pool, POOL_ATTR))]
         self._inherited.inherit(pool, cons)
         return len(cons)
-
-
-def _sizes(pool: Any) -> tuple[int, int]:
-    """Return the number of connections and of idle ones; the loop may close one meanwhile."""
-    for _attempt in range(3):
-        try:
-            size, idle = pool.get_size(), pool.get_idle_size()
-        except AttributeError:  # between asyncpg's look at a connection and at the protocol that it has just lost
-            continue
-        return size, min(size, idle)
-    return 0, 0
 
 
 def _subclasses(cls: type) -> Iterator[type]:

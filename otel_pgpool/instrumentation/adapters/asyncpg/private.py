@@ -41,9 +41,10 @@ NEEDED: dict[type, tuple[str, ...]] = {
         "_pool",
         "_release",
         "acquire",
+        "is_idle",
         "release",
     ),
-    PoolAcquireContext: ("__aenter__", "__await__", "pool", "timeout"),
+    PoolAcquireContext: ("__aenter__", "__await__", "done", "pool", "timeout"),
     Connection: ("_cleanup", "close", "terminate"),
 }
 """Names by class."""
@@ -83,7 +84,23 @@ def queue_of(pool: Any) -> Any:
 
 def has_to_wait(pool: Any) -> bool:
     """Return whether an acquire that begins now waits for a holder."""
-    return pool._queue.empty() and not pool.is_closing()
+    return pool._queue.empty() and not is_closing(pool)
+
+
+def is_closing(pool: Any) -> bool:
+    """Return whether a pool is closed, or waits for its holders to be closed."""
+    return bool(Pool.is_closing(pool))
+
+
+def limits_of(pool: Any) -> tuple[int, int]:
+    """Return the minimum and the maximum number of a pool's connections."""
+    return Pool.get_min_size(pool), Pool.get_max_size(pool)
+
+
+def sizes_of(pool: Any) -> tuple[int, int]:
+    """Return the number of a pool's connections, and how many of them are idle."""
+    holders = [holder for holder in pool._holders if _is_open(holder._con)]
+    return len(holders), sum(PoolConnectionHolder.is_idle(holder) for holder in holders)
 
 
 def is_closed(pool: Any) -> bool:
@@ -111,13 +128,42 @@ def connections_of(pool: Any) -> Iterator[Any]:
     """Iterate over the open connections of a pool."""
     for holder in pool._holders:
         con = holder._con
-        if con is not None and not con.is_closed():
+        if _is_open(con):
             yield con
+
+
+def _is_open(con: Any) -> bool:
+    with suppress(AttributeError):  # the protocol is removed while the loop's thread closes the connection
+        return con is not None and not Connection.is_closed(con)
+    return False
+
+
+_releases: set[asyncio.Task[Any]] = set()  # kept, because a loop refers to its tasks weakly
 
 
 def release_later(pool: Any, proxy: Any) -> None:
     """Release a connection by a task of the pool's loop, for a caller that cannot await."""
-    pool._loop.create_task(pool.release(proxy))
+    release = pool._loop.create_task(pool.release(proxy))
+    _releases.add(release)
+    release.add_done_callback(_releases.discard)
+
+
+# Contexts, which have no room for another attribute
+
+
+def attach(context: Any, origin: Any) -> None:
+    """Keep a false object with a context until the context is entered, in ``done``, which asyncpg tests for truth."""
+    if isinstance(context, PoolAcquireContext):
+        context.done = origin
+
+
+def detach(context: Any) -> Any:
+    """Return what was attached to a context, once; None if nothing was."""
+    origin = context.done
+    if isinstance(origin, bool):
+        return None
+    context.done = False
+    return origin
 
 
 # Connections

@@ -7,14 +7,15 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from otel_pgpool.driver.dsn import Target, UnknownTarget, target_of
+from otel_pgpool.driver.target import PLAIN, UNKNOWN, target_of_parameters
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.guards import ignore_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PLAIN = (str, int, type(None))
+    from otel_pgpool.driver.target import Target
+
 SOCKET = re.compile(r"(.*)/\.s\.PGSQL\.(\d+)")
 BRACKETED = re.compile(r"\[([^\]]+)\](?::([0-9]+))?")
 
@@ -26,24 +27,31 @@ class Places(NamedTuple):
     ports: Sequence[str]
 
 
-def target_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Target:
+def target_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any], *, in_url: bool = False) -> Target:
     """Return the target of a pool's arguments, without raising; unknown if a decisive one is not a plain value.
 
     It is also unknown if a service file may decide. The password is not read.
+
+    Args:
+        args: positional arguments of ``asyncpg.connect``.
+        kwargs: its keyword arguments.
+        in_url: whether the keyword arguments were read from a URL.
     """
     with ignore_errors:  # asyncpg raises the error itself when the pool connects
         dsn = args[0] if args else None
         if not kwargs.get("service") and not os.environ.get("PGSERVICE"):
-            return target_of((), _parameters(dsn, {key: _plain(kwargs.get(key)) for key in ("host", "port")}, kwargs))
-    return UnknownTarget()
+            places = {key: _plain(kwargs.get(key)) for key in ("host", "port")}
+            return target_of_parameters(_parameters(dsn, places, kwargs), in_url=in_url or bool(dsn))
+    return UNKNOWN
 
 
 def target_of_connection(con: Any) -> Target:
-    """Return the target that a connection was made to, for a pool whose arguments do not tell."""
+    """Return the target that a connection was made to, for a pool whose arguments do not show the target."""
     host, port = address_of(con)
-    with ignore_errors:
-        return target_of((), {"host": host or "", "port": port or "", "dbname": str(private.database_of(con))})
-    return UnknownTarget()
+    if host is not None:
+        with ignore_errors:
+            return target_of_parameters({"host": host, "port": port, "dbname": str(private.database_of(con))})
+    return UNKNOWN
 
 
 def address_of(con: Any) -> tuple[str | None, int | None]:
@@ -75,13 +83,15 @@ def _parameters(dsn: Any, places: Mapping[str, list[str]], kwargs: Mapping[str, 
 
     Raises:
         TypeError: an argument is an object of the application.
-        ValueError: the connection string is invalid, or contains the end of a password where a host should be.
+        ValueError: the connection string is invalid, or contains the end of a password with an unescaped character.
     """
     (dsn,) = _plain(dsn) or [""]
     url = urlsplit(dsn)
     query = {key: values[-1] for key, values in parse_qs(url.query).items()}
     login, _, netloc = url.netloc.rpartition("@")
     if "service" in query or "@" in login or "@" in unquote(netloc):
+        raise ValueError
+    if any("@" in part for part in (url.path, url.query, url.fragment)):  # after a password with '/', '?' or '#'
         raise ValueError
     found = _places(places["host"], netloc, query)
     from_query = "" if netloc and not places["host"] else query.get("port")  # asyncpg does not read it then

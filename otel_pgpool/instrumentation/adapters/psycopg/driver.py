@@ -67,7 +67,7 @@ def error_text(error: BaseException, target: PoolTarget) -> str:
 
 
 class Psycopg(Driver):
-    """What psycopg tells of its connections and errors."""
+    """Access to psycopg's connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg's."""

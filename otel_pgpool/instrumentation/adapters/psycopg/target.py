@@ -7,33 +7,34 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from otel_pgpool.driver.dsn import PLACES, Target, UnknownTarget, target_of
+from otel_pgpool.driver.target import PUBLIC, UNKNOWN, is_url, plain_arguments, target_of_parameters
 from otel_pgpool.instrumentation.adapters.psycopg.driver import parameters_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PLAIN = (str, int, float, bool, type(None))
-DECISIVE = (*PLACES, "port", "service")
-OF_PSYCOPG = ("autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory")
-"""Arguments of ``psycopg.connect`` that are no parameters of libpq."""
+    from otel_pgpool.driver.target import Target
 
 
-def target_of_arguments(conninfo: object, kwargs: Mapping[str, Any] | None) -> Target:
-    """Return the target of the arguments, without raising; unknown if a decisive argument is not a plain value."""
+def target_of_arguments(conninfo: object, kwargs: Mapping[str, Any] | None, *, in_url: bool = False) -> Target:
+    """Return the target of the arguments, without raising; unknown if a decisive argument is not a plain value.
+
+    Args:
+        conninfo: the connection string.
+        kwargs: keyword arguments of ``psycopg.connect``.
+        in_url: whether the keyword arguments were read from a URL.
+    """
     if type(conninfo) is not str or type(kwargs) not in (dict, type(None)):
-        return UnknownTarget()
-    given = {key: value for key, value in (kwargs or {}).items() if key not in OF_PSYCOPG}
-    plain = {key: value for key, value in given.items() if type(value) in PLAIN}
-    if any(key in DECISIVE for key in given.keys() - plain.keys()):
-        return UnknownTarget()
+        return UNKNOWN
     try:
-        parameters = conninfo_to_dict(conninfo, **plain)
-    except psycopg.Error:  # the program gets the error itself when it connects
-        return UnknownTarget()
-    return target_of((), {key: value for key, value in parameters.items() if key != "password" and value is not None})
+        given = plain_arguments({key: value for key, value in (kwargs or {}).items() if key in PUBLIC})
+        parameters = conninfo_to_dict(conninfo, **given)
+    except (TypeError, psycopg.Error):  # the program gets the error itself when it connects
+        return UNKNOWN
+    return target_of_parameters(parameters, in_url=in_url or is_url(conninfo))
 
 
 def target_of_connection(conn: Any) -> Target:
     """Return the target of a connection, as libpq knows it; unknown if the connection cannot be read."""
-    return UnknownTarget(parameters_of(conn))
+    parameters = parameters_of(conn)
+    return target_of_parameters(parameters) if parameters else UNKNOWN

@@ -13,7 +13,7 @@ from psycopg2.extensions import connection
 
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
-from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.driver.session import is_refusal
 from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.runtime.text import printable
@@ -33,8 +33,7 @@ def parameters_of(conn: Any) -> dict[str, Any]:
     """Return a connection's parameters, as libpq knows them, without the password."""
     with ignore_errors:
         info = _info_of(conn)
-        if info is not None:
-            return {**info.dsn_parameters}
+        return {} if info is None else {**info.dsn_parameters}
     return {}
 
 
@@ -54,7 +53,7 @@ def closed_of(conn: Any) -> int:
 
 
 class Psycopg2(Driver):
-    """What psycopg2 tells of its connections and errors."""
+    """Access to psycopg2's connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg2's."""
@@ -79,8 +78,7 @@ class Psycopg2(Driver):
         """Return the host and the port that a connection was made to."""
         with ignore_errors:
             info = _info_of(conn)
-            if info is not None:
-                return printable(info.host), info.port
+            return (None, None) if info is None else (printable(info.host), info.port)
         return None, None
 
     def is_refusal(self, error: BaseException) -> bool:

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.driver.dsn import PLACES, Target, UnknownTarget, target_of
+from otel_pgpool.driver.dsn import target_of
+from otel_pgpool.driver.target import PLAIN, UNKNOWN, plain_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PLAIN = (str, int, float, bool, type(None))
-DECISIVE = (*PLACES, "port", "service", "dsn")
+    from otel_pgpool.driver.target import Target
 
 
-def target_of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
-    """Return the target of the arguments, without raising; unknown if a decisive argument is not a plain value."""
-    plain = {key: value for key, value in kwargs.items() if type(value) in PLAIN}
-    if any(type(arg) not in PLAIN for arg in args[:1]) or any(key in DECISIVE for key in kwargs.keys() - plain.keys()):
-        return UnknownTarget()
-    return target_of(args, plain)
+def target_of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, in_url: bool = False) -> Target:
+    """Return the target of the arguments, without raising; unknown if a decisive argument is not a plain value.
+
+    Args:
+        args: positional arguments of ``psycopg2.connect``.
+        kwargs: its keyword arguments.
+        in_url: whether the keyword arguments were read from a URL.
+    """
+    try:
+        plain = plain_arguments(kwargs)
+    except TypeError:
+        return UNKNOWN
+    return UNKNOWN if any(type(arg) not in PLAIN for arg in args[:1]) else target_of(args, plain, in_url=in_url)

@@ -9,15 +9,11 @@ a commit nor a close of the child reaches the server.
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool.environment import FORK_REPAIR
+from otel_pgpool.instrumentation.adapters.inherited import InheritedPools
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
-from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.runtime.failures import log_safely
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -36,18 +32,17 @@ class Inheritance(NamedTuple):
 
     def describe(self, *, is_repaired: bool) -> str:
         """Return what the first use in the child reports."""
-        where = f"opened in process {self.parent}, and used in its forked child {os.getpid()}"
         if is_repaired:
-            return f"{where}: it has begun anew there, and left the {self.connections} connections to the parent"
+            return f"it has begun anew there, and left the {self.connections} connections to the parent"
         both = f"both processes use the same {self.connections} connections, and the child cannot open others"
         advice = f"open the pool after the fork, or set {REPAIR}"
         if self.missing:
             parts = ", ".join(self.missing)
             advice = f"open the pool after the fork; {REPAIR} has no effect, because this psycopg_pool has no {parts}"
-        return f"{where}: {both}; {advice}"
+        return f"{both}; {advice}"
 
 
-class InheritedPools:
+class InheritedPsycopgPools(InheritedPools[Inheritance]):
     """The pools of the parent in a forked child.
 
     Args:
@@ -55,40 +50,24 @@ class InheritedPools:
     """
 
     def __init__(self, *, is_repaired: bool) -> None:
+        super().__init__()
         self._is_repaired = is_repaired
-        self._unused: weakref.WeakKeyDictionary[Any, Inheritance] = weakref.WeakKeyDictionary()
-        self.conns: dict[int, Any] = {}
-        """Connections of the parent that a repaired pool has left, by id. They are kept alive."""
-
-    def __contains__(self, pool: object) -> bool:
-        """Return whether a pool was inherited and not used yet."""
-        return pool in self._unused
 
     def inherit(self, pool: Any, parent: int, conns: Collection[Any]) -> None:
         """Note a pool in a forked child, and detach it from the parent's connections if it is to be repaired."""
-        if pool in self._unused:  # by the parent, which has inherited the pool itself
+        if pool in self:  # by the parent, which has inherited the pool itself
             return
         missing = private.missing_parts(pool) if self._is_repaired else ()
-        self._unused[pool] = Inheritance(parent, len(conns), missing)
+        self.add(pool, Inheritance(parent, len(conns), missing))
         if self._is_repaired and not missing:
-            self.conns.update((id(conn), conn) for conn in conns)
+            self.keep(conns)
             private.begin_anew(pool)
-            for conn in conns:
-                _cut_off(conn)
+            self.cut_off(conns, lambda conn: conn.pgconn.socket)
 
-    def first_use(self, pool: Any, name: str) -> None:
-        """Report an inherited pool, and start the work of a repaired one: its threads, or the tasks of this loop."""
-        inheritance = self._unused.pop(pool, None)
-        if inheritance is None:
-            return
-        is_repaired = self._is_repaired and not inheritance.missing
+    def used(self, pool: Any, inherited: Inheritance) -> tuple[int, int, str]:
+        """Start the work of a pool that is repaired: its threads, or the tasks of this loop. Describe the first use."""
+        is_repaired = self._is_repaired and not inherited.missing
         if is_repaired:
             private.start_work(pool)
         level = logging.INFO if is_repaired else logging.ERROR
-        log_safely(level, "pool %s: %s", name, inheritance.describe(is_repaired=is_repaired))
-
-
-def _cut_off(conn: Any) -> None:
-    """Replace a connection's socket, in this process, by one that is not connected."""
-    with ignore_errors, socket.socket() as dead:
-        os.dup2(dead.fileno(), conn.pgconn.socket, inheritable=False)
+        return level, inherited.parent, inherited.describe(is_repaired=is_repaired)

@@ -1,1 +1,1 @@
-"""The instrumentation of SQLAlchemy's pools on psycopg2, for SQLAlchemy 1.4 and 2."""
+"""The instrumentation of SQLAlchemy's pools on drivers of PostgreSQL, for SQLAlchemy 1.4 and 2."""

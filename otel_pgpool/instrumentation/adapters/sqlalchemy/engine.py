@@ -8,9 +8,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import AssertionPool, QueuePool, SingletonThreadPool, StaticPool
 
+from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_dialect
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import creator_of, engine_behind, pool_records, queue_of
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR

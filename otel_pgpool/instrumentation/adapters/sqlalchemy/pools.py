@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 
 from otel_pgpool.driver.messages import known
+from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.base import PoolReader
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import read_levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import reset_pool
 from otel_pgpool.runtime.text import LONGEST_NAME, text_of

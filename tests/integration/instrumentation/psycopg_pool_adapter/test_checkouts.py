@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg_pool
 import pytest
+from greenlet import greenlet
 from psycopg2.pool import ThreadedConnectionPool
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool.pool import WaitingClient
 
 from otel_pgpool import PgPoolInstrumentor
+from otel_pgpool.instrumentation import uninstrument_pool
 from tests.support.instrumentation import denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.psycopg_pools import BLOCKING, RELEASE, assert_same_totals, backend, opened, settled
 from tests.support.telemetry import assert_exactly, is_child, until
-from tests.support.waiting import in_thread
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,6 +203,77 @@ def test_interrupted_wait(signals: Signals, pool: Pool, monkeypatch: pytest.Monk
     assert tracker_of(pool).stats().waiting == 0
 
 
+def test_totals_that_differ_from_the_pools(dsn: str) -> None:
+    """A checkout that queues again counts as queued once, and a refusal of a closed pool as an error: see the docs."""
+    refused: list[Any] = []
+
+    def check(conn: Any) -> None:
+        if threading.current_thread() is not threading.main_thread() and not refused:
+            refused.append(conn)
+            conn.close()
+            raise ValueError
+
+    with opened(ConnectionPool, dsn, 1, check=check) as pool:
+        settled(pool)
+        held = pool.getconn()
+        waiter = in_thread(pool.getconn)
+        assert until(lambda: tracker_of(pool).stats().waiting)
+        pool.putconn(held)
+        pool.putconn(waiter.result(PATIENCE))
+        assert pool.get_stats()["requests_queued"] == 2
+        assert tracker_of(pool).stats().queued == 1
+        assert tracker_of(pool).stats().retries == 1
+        pool.close()
+        with pytest.raises(PoolClosed):
+            pool.getconn()
+        assert "requests_errors" not in pool.get_stats()
+        assert tracker_of(pool).stats().errors == 1
+        assert pool.get_stats()["requests_num"] == 3 == sum(tracker_of(pool).stats().checkouts.values()) + 1
+
+
+def test_interrupt_after_the_wait(signals: Signals, dsn: str) -> None:
+    """A connect for a waiter that is interrupted as it receives the connection belongs to that waiter's checkout."""
+    PgPoolInstrumentor().uninstrument()
+    wait = WaitingClient.wait
+
+    def interrupted(self: Any, timeout: float) -> Any:
+        wait(self, timeout)
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WaitingClient, "wait", interrupted)
+        with instrumented(signals), opened(ConnectionPool, dsn, 0, max_size=1) as pool:
+            with pytest.raises(InterruptedError):
+                pool.getconn()
+            assert until(lambda: pool.get_stats()["pool_available"])
+            for _ in range(2):
+                pool.putconn(pool.getconn())
+            settled(pool)
+            (connect,), (first, *later) = signals.named("pool.connect"), signals.named("pool.checkout")
+            assert is_child(connect, first)
+            assert [(span.attributes or {})["otel_pgpool.path"] for span in later] == ["idle", "idle"]
+
+
+def test_wait_of_a_pool_that_is_not_observed(signals: Signals, dsn: str) -> None:
+    """A check that waits for a pool which is not observed leaves the checkout as one that has not waited."""
+    with opened(ConnectionPool, dsn, 1, name="inner") as inner:
+        uninstrument_pool(inner)
+
+        def check(conn: Any) -> None:
+            inner.putconn(inner.getconn())
+
+        with opened(ConnectionPool, dsn, 1, name="outer", check=check) as outer:
+            settled(outer)
+            held = inner.getconn()
+            waiter = in_thread(outer.getconn)
+            assert until(lambda: inner.get_stats()["requests_waiting"])
+            assert tracker_of(outer).stats().waiting == 0
+            inner.putconn(held)
+            outer.putconn(waiter.result(PATIENCE))
+            assert tracker_of(outer).stats().checkouts == {"idle": 1, "queued": 0, "new": 0}
+            assert_same_totals(outer)
+
+
 # Pools that are not open
 
 
@@ -245,9 +319,9 @@ def test_pool_that_is_dropped(signals: Signals, dsn: str) -> None:
         with pool.connection():
             pass
         settled(pool)
-        watch = tracker_of(pool).watch
+        tracker = tracker_of(pool)
         del pool
-        assert until(lambda: not watch.trackers)
+        assert until(lambda: tracker.is_stopped)
 
 
 def instrumented_again(signals: Signals) -> Any:
@@ -332,7 +406,7 @@ def test_quiet(dsn: str) -> None:
         assert until(lambda: tracker.stats().idle)
         assert tracker.stats().checkouts == {"idle": 2, "queued": 1, "new": 0}
         assert (tracker.light, tracker.held, tracker.waiting) == ({}, {}, {})
-        assert not tracker._adapter._calls.light_waits  # type: ignore[attr-defined]
+        assert not tracker.adapter._calls.light_waits  # type: ignore[attr-defined]
         assert_same_totals(pool)
 
 
@@ -366,3 +440,19 @@ def test_nested_checkout_in_a_callback(signals: Signals, dsn: str, spans: str) -
             outer.putconn(waiter.result(10))
             assert_same_totals(outer)
             assert_same_totals(inner)
+
+
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_no_caller(dsn: str, spans: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A greenlet whose first function is getconn has no caller: the results and errors are the pool's."""
+    monkeypatch.setenv("OTEL_PGPOOL_HISTOGRAMS", "none")
+    PgPoolInstrumentor().uninstrument()
+    with instrumented(spans=spans), opened(ConnectionPool, dsn, 1) as pool:
+        pool.putconn(greenlet(pool.getconn).switch())
+        held = greenlet(pool.getconn).switch()
+        with pytest.raises(PoolTimeout):
+            greenlet(pool.getconn).switch(0.01)
+        pool.putconn(held)
+        pool.close()
+        with pytest.raises(PoolClosed):
+            greenlet(pool.getconn).switch()

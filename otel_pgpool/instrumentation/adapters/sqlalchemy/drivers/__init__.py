@@ -29,7 +29,7 @@ _known: dict[str, EngineDriver] = {}
 
 
 def driver_named(name: object) -> EngineDriver:
-    """Return the driver of that name; one that tells nothing if there is none, or if it cannot be imported."""
+    """Return the driver of that name; one that knows nothing if there is none, or if it cannot be imported."""
     driver = _known.get(str(name))
     if driver is None:
         driver = UNKNOWN_DRIVER

@@ -16,7 +16,7 @@ from otel_pgpool.instrumentation.guards import ignore_errors
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from otel_pgpool.instrumentation.adapters.base import PoolTarget
+    from otel_pgpool.driver.target import Target
 
 
 class AsyncpgOfEngines(Asyncpg, EngineDriver):
@@ -38,12 +38,13 @@ class AsyncpgOfEngines(Asyncpg, EngineDriver):
 
     is_refusal = EngineDriver.is_refusal  # an error of the application's own callback is no refusal of a connect
 
-    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PoolTarget:
+    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
         """Return the target of the arguments of ``asyncpg.connect``."""
         dsn = args[0] if args else kwargs.get("dsn")
-        return target_of_arguments((dsn,), {**kwargs, "database": kwargs.get("database", kwargs.get("dbname"))})
+        named = {**kwargs, "database": kwargs.get("database", kwargs.get("dbname"))}
+        return target_of_arguments((dsn,), named, in_url=True)
 
-    def target_of_connection(self, conn: Any) -> PoolTarget:
+    def target_of_connection(self, conn: Any) -> Target:
         """Return the target of a connection."""
         return target_of_connection(conn)
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.refusal_texts import refuses_by_state
+from otel_pgpool.driver.target import UNKNOWN, plain_arguments, target_of_parameters
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.base import Driver
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN, server_target
 from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.runtime.sockets import replace_socket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from otel_pgpool.instrumentation.adapters.base import PoolTarget
-
-PLAIN = (str, int, float, bool, type(None))
-"""Types of parameters that are read. A password or a host may be an object that fetches its value when it is read."""
+    from otel_pgpool.driver.target import Target
 
 
 class EngineDriver(Driver):
-    """A driver of SQLAlchemy's engines: what it tells of connections, errors and the arguments of a connect.
+    """The interface between the adapter of SQLAlchemy and a driver: connections, errors and the arguments of a connect.
 
     The methods of this class are those of a driver of which nothing is known.
     """
@@ -47,18 +43,19 @@ class EngineDriver(Driver):
             return bool(conn.closed)
         return False
 
-    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PoolTarget:
+    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
         """Return the target of the arguments of a connect, without raising and without calling the application.
 
-        The arguments may also be the parts of a URL, named as libpq names them.
+        SQLAlchemy has read them from a URL. They may also be the parts of the URL, named as libpq names them.
         """
         given = {key: kwargs.get(key) for key in ("host", "port", "user")}
         given["dbname"] = kwargs.get("database", kwargs.get("dbname"))
-        if args or any(type(value) not in PLAIN for value in given.values()):
+        try:
+            return UNKNOWN if args else target_of_parameters(plain_arguments(given), {}, in_url=True)
+        except TypeError:
             return UNKNOWN
-        return server_target(given, {})
 
-    def target_of_connection(self, conn: Any) -> PoolTarget:  # noqa: ARG002 - the interface
+    def target_of_connection(self, conn: Any) -> Target:  # noqa: ARG002 - the interface
         """Return the target that a connection was made to."""
         return UNKNOWN
 
@@ -77,15 +74,6 @@ class EngineDriver(Driver):
     def cut_off(self, conn: Any) -> None:
         """Replace the socket of a parent's connection in a forked child, so that nothing can be sent any more."""
         replace_socket(self.fileno(conn))
-
-
-def replace_socket(fileno: int) -> None:
-    """Replace a socket, in this process, by one that is not connected.
-
-    The descriptor stays in use, because an object that owns it closes it later.
-    """
-    with socket.socket() as dead:
-        os.dup2(dead.fileno(), fileno, inheritable=False)
 
 
 def own_of(conn: Any, classes: tuple[type, ...]) -> Any:

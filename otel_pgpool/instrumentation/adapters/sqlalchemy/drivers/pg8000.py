@@ -7,17 +7,15 @@ Checked on pg8000 1.31: ``_usock`` is the socket, ``_backend_key_data`` the serv
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 from pg8000.core import CoreConnection
 from pg8000.exceptions import DatabaseError, Error
 
 from otel_pgpool.driver.messages import known
+from otel_pgpool.driver.system_texts import text_of_system
+from otel_pgpool.driver.target import UNKNOWN, Target
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN, ServerTarget
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.text import printable, text_of
 from otel_pgpool.types import TransactionStatus
@@ -75,9 +73,9 @@ class Pg8000OfEngines(EngineDriver):
                 return ""
             return printable(known(fields.get("M", ""), {*target.public, fields.get("n", "")}))
         text = text_of(error)
-        return _text_of_system(error.__cause__) or (text if self.is_error(error) and text in OWN_TEXTS else "")
+        return text_of_system(error.__cause__) or (text if self.is_error(error) and text in OWN_TEXTS else "")
 
-    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PoolTarget:
+    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
         """Return the target of the arguments of ``pg8000.connect``, which reads no variables."""
         path = kwargs.get("unix_sock")
         if type(path) is str:
@@ -85,11 +83,11 @@ class Pg8000OfEngines(EngineDriver):
             kwargs = {**kwargs, "host": folder, "port": port}
         return super().target(args, kwargs)
 
-    def target_of_connection(self, conn: Any) -> PoolTarget:
+    def target_of_connection(self, conn: Any) -> Target:
         """Return the server of a connection, which has forgotten the database."""
         with ignore_errors:
             host, port = self.own_connection(conn)._usock.getpeername()[:2]
-            return ServerTarget(host, port, "", f"{host}:{port}", frozenset((host, str(port))))
+            return Target(host, port, "", f"{host}:{port}", frozenset((host, str(port))))
         return UNKNOWN
 
     def fileno(self, conn: Any) -> int:
@@ -102,11 +100,3 @@ def _fields(error: BaseException) -> Mapping[str, str]:
     if isinstance(error, DatabaseError) and error.args and isinstance(error.args[0], dict):
         return error.args[0]
     return {}
-
-
-def _text_of_system(error: BaseException | None) -> str:
-    """Return the system's text of an error, without the address."""
-    if isinstance(error, socket.gaierror):
-        return known(str(error.strerror), ())
-    number = error.errno if isinstance(error, OSError) else None
-    return os.strerror(number) if number is not None and number in errno.errorcode else ""

@@ -6,17 +6,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
-from otel_pgpool.instrumentation.adapters.psycopg.driver import Psycopg, parameters_of
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import PLAIN, EngineDriver, own_of
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import UNKNOWN, VARIABLES, server_target
-from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.instrumentation.adapters.psycopg.driver import Psycopg
+from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments, target_of_connection
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.target import ServerTarget
+    from otel_pgpool.driver.target import Target
 
 
 class PsycopgOfEngines(Psycopg, EngineDriver):
@@ -30,20 +28,14 @@ class PsycopgOfEngines(Psycopg, EngineDriver):
         """Return whether psycopg raised an error."""
         return isinstance(error, psycopg.Error)
 
-    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ServerTarget:
+    def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
         """Return the target of the arguments of ``psycopg.connect``."""
         conninfo = args[0] if args else kwargs.get("conninfo", "")
-        given = {key: kwargs[key] for key in VARIABLES if kwargs.get(key) is not None}
-        if any(type(value) not in PLAIN for value in (conninfo, *given.values())):
-            return UNKNOWN
-        with ignore_errors:  # a text that libpq cannot read
-            return server_target(conninfo_to_dict(conninfo, **given))
-        return UNKNOWN
+        return target_of_arguments(conninfo, {**kwargs}, in_url=True)
 
-    def target_of_connection(self, conn: Any) -> ServerTarget:
+    def target_of_connection(self, conn: Any) -> Target:
         """Return the target of a connection, as libpq knows it."""
-        parameters = parameters_of(conn)
-        return server_target(parameters) if parameters else UNKNOWN
+        return target_of_connection(conn)
 
     def fileno(self, conn: Any) -> int:
         """Return the descriptor of a connection's socket."""

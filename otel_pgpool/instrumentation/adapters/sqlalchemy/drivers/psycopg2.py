@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from otel_pgpool.driver.dsn import UnknownTarget, target_of
+from otel_pgpool.driver.target import UNKNOWN, target_of_parameters
 from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2, own_connection, parameters_of
 from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
@@ -15,7 +15,7 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineD
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from otel_pgpool.driver.dsn import Target
+    from otel_pgpool.driver.target import Target
 
 
 class Psycopg2OfEngines(Psycopg2, EngineDriver):
@@ -31,12 +31,12 @@ class Psycopg2OfEngines(Psycopg2, EngineDriver):
 
     def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
         """Return the target of the arguments of ``psycopg2.connect``."""
-        return target_of_arguments(args, kwargs)
+        return target_of_arguments(args, kwargs, in_url=True)
 
     def target_of_connection(self, conn: Any) -> Target:
         """Return the target of a connection, as libpq knows it."""
         parameters = parameters_of(conn)
-        return target_of((), parameters) if parameters else UnknownTarget()
+        return target_of_parameters(parameters) if parameters else UNKNOWN
 
     def abandon(self, conn: Any) -> None:
         """Close the socket; psycopg2 itself closes only what its own process has opened."""

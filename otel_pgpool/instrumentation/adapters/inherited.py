@@ -1,0 +1,68 @@
+"""Pools of a parent process in its forked child, which cannot use them as they are."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.runtime.failures import log_safely
+from otel_pgpool.runtime.sockets import replace_socket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+InheritedT = TypeVar("InheritedT")
+
+
+class InheritedPools(ABC, Generic[InheritedT]):
+    """The pools of the parent in a forked child, each of which is reported at its first use there.
+
+    A subclass defines what it keeps about a pool until then.
+    """
+
+    def __init__(self) -> None:
+        self._unused: weakref.WeakKeyDictionary[Any, InheritedT] = weakref.WeakKeyDictionary()
+        self.any_unused = False
+        """Whether a pool may not have been used yet, for hot paths: `__contains__` costs more."""
+        self.conns: dict[int, Any] = {}
+        """The parent's connections, by id. They are kept alive, because a connection that is collected may end."""
+
+    def __contains__(self, pool: object) -> bool:
+        """Return whether a pool was inherited and not used yet."""
+        return pool in self._unused
+
+    def add(self, pool: Any, inherited: InheritedT) -> None:
+        """Note a pool in a forked child."""
+        self._unused[pool] = inherited
+        self.any_unused = True
+
+    def keep(self, conns: Collection[Any]) -> None:
+        """Keep connections of the parent alive."""
+        self.conns.update((id(conn), conn) for conn in conns)
+
+    def cut_off(self, conns: Collection[Any], fileno: Callable[[Any], int]) -> None:
+        """Replace the sockets of the parent's connections, so that this process sends nothing to the server.
+
+        Args:
+            conns: the connections.
+            fileno: return the descriptor of a connection's socket.
+        """
+        for conn in conns:
+            with ignore_errors:  # closed already
+                replace_socket(fileno(conn))
+
+    def first_use(self, pool: Any, name: str) -> None:
+        """Report an inherited pool, once."""
+        inherited = self._unused.pop(pool, None)
+        self.any_unused = bool(self._unused)
+        if inherited is not None:
+            level, parent, text = self.used(pool, inherited)
+            text = f"opened in process {parent}, and used in its forked child {os.getpid()}: {text}"
+            log_safely(level, "pool %s: %s", name, text)
+
+    @abstractmethod
+    def used(self, pool: Any, inherited: InheritedT) -> tuple[int, int, str]:
+        """Return the level of the record of a pool's first use, the parent's process id, and the end of the text."""
