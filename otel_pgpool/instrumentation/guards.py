@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Protocol
 
-from otel_pgpool.runtime.failures import is_external
+from otel_pgpool.runtime.failures import ObserverGuard, is_external
+from otel_pgpool.runtime.gc_state import COLLECTING, is_collecting_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-
-    from otel_pgpool.runtime.failures import ObserverGuard
 
 
 class Guarded(Protocol):
     """An object whose errors are logged by its guard."""
 
     guard: ObserverGuard
+
+
+class DeferringGuard(ObserverGuard):
+    """The guard of a pool's observer, which leaves the calls made within a run of the garbage collector for later.
+
+    The garbage collector may run anywhere, for example under a lock of an exporter, and close a generator that
+    releases a connection. The observer would wait for that lock for ever.
+
+    Args:
+        pool_name: name of the pool.
+        defer: leave a call to a background thread.
+    """
+
+    def __init__(self, pool_name: str, defer: Callable[[Callable[[], object]], None]) -> None:
+        super().__init__(pool_name)
+        self._defer = defer
+
+    def notify(self, method: Callable[..., None], *args: object) -> None:
+        """Notify the observer by calling one of its methods, now or later."""
+        if COLLECTING and is_collecting_here():
+            self._defer(partial(super().notify, method, *args))
+        else:
+            super().notify(method, *args)
 
 
 def never_raise(method: Callable[..., Any]) -> Callable[..., Any]:

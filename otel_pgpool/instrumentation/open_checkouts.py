@@ -15,6 +15,7 @@ from otel_pgpool.pool.call_site import places
 from otel_pgpool.pool.checkout import ACQUIRED, NEVER, ManualCheckout, Slot, begin
 from otel_pgpool.pool.figures import Counters
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.gc_state import COLLECTING, find_object, is_collecting_here
 from otel_pgpool.types import CheckoutPath
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class TaskCheckout(ManualCheckout):
 
     __slots__ = ("caller", "task")
 
+
+RETURN_WITHIN = 1.0
+"""Seconds in which a connection usually comes back, if the garbage collector has found the code that holds it."""
 
 LightCheckout = tuple[Any, ...]
 """The time of the hand-over, the thread, and code and instruction of three call sites, innermost first."""
@@ -50,7 +54,7 @@ def from_light(light: LightCheckout, slot: Slot) -> ManualCheckout:
 class TrackedSlot(Slot):
     """The slot of an instrumented pool's connection."""
 
-    __slots__ = ("_adapter", "_pid")
+    __slots__ = ("_adapter", "_class", "_pid")
 
     def __init__(self, conn: Any, serial: int, adapter: PoolReader) -> None:
         super().__init__()
@@ -58,6 +62,11 @@ class TrackedSlot(Slot):
         self.key = id(conn)
         self._adapter = adapter
         self._pid = adapter.backend_pid(conn)
+        self._class = type(conn)
+
+    def is_of(self, conn: Any) -> bool:
+        """Return whether an object at the address of this slot's connection is that connection."""
+        return type(conn) is self._class and self._adapter.backend_pid(conn) in (self._pid, 0)
 
     @property
     def pid(self) -> int:
@@ -79,7 +88,7 @@ class OpenCheckouts(Counters):
     There is no lock: after each step the state is consistent for other threads.
     """
 
-    __slots__ = ("_adapter", "_last_serial", "_pool", "held", "light", "slots", "waiting")
+    __slots__ = ("_adapter", "_last_serial", "_pool", "held", "light", "slots", "unseen", "waiting")
 
     _adapter: PoolReader
     _pool: weakref.ref[Any]
@@ -88,7 +97,11 @@ class OpenCheckouts(Counters):
         """Reset the totals, and drop all checkouts and connections."""
         self.reset_counters()
         self._last_serial = 0
-        self.slots: dict[int, Slot] = {}  # slots of the known connections, by id of the connection
+        self.slots: dict[int, TrackedSlot] = {}  # slots of the known connections, by id of the connection
+        # Slots of connections to which only the code that holds them refers, and which the garbage collector has found:
+        # since when, by id of the connection. It clears weak references first, and then closes that code, for example
+        # a generator, which may release the connection.
+        self.unseen: dict[int, tuple[float, TrackedSlot]] = {}
         self.held: dict[
             ManualCheckout, None
         ] = {}  # checkouts that hold a connection, in the order of their acquisition
@@ -102,10 +115,15 @@ class OpenCheckouts(Counters):
 
     # Connections
 
-    def register(self, conn: Any) -> Slot:
-        """Register a connection, and return its slot."""
-        self._last_serial += 1
-        slot = TrackedSlot(conn, self._last_serial, self._adapter)
+    def register(self, conn: Any) -> TrackedSlot:
+        """Register a connection, which may have been `unseen`, and return its slot."""
+        _since, slot = self.unseen.pop(id(conn), (0.0, None))
+        if slot is not None and not slot.is_of(conn):
+            self.connection_collected(slot)
+            slot = None
+        if slot is None:
+            self._last_serial += 1
+            slot = TrackedSlot(conn, self._last_serial, self._adapter)
         try:
             slot.ref = weakref.ref(conn, partial(_collected, weakref.ref(self), slot.key))
         except Exception:  # noqa: BLE001 - a connection of the application's factory may not allow weak references
@@ -113,9 +131,24 @@ class OpenCheckouts(Counters):
         self.slots[slot.key] = slot
         return slot
 
-    def slot_of(self, conn: Any) -> Slot:
+    def slot_of(self, conn: Any) -> TrackedSlot:
         """Return the slot of a connection, which is registered if necessary."""
         return self.slots.get(id(conn)) or self.register(conn)
+
+    def seen_again(self, conn: Any) -> TrackedSlot | None:
+        """Return the slot of a connection that was `unseen`; None if it was not."""
+        return self.register(conn) if id(conn) in self.unseen else None
+
+    def look_for_unseen(self, now: float) -> None:
+        """Find out which connections that were not released soon exist, and handle the others as collected."""
+        for key, (since, slot) in self.unseen.copy().items():
+            if COLLECTING or since + RETURN_WITHIN > now:
+                continue
+            conn = find_object(key)
+            if conn is not None and slot.is_of(conn):
+                self.seen_again(conn)
+            elif self.unseen.pop(key, None) is not None:
+                self.connection_collected(slot)
 
     def connection_collected(self, slot: Slot) -> None:
         """Handle a registered connection that was collected. Finalizers call this, so it may only defer."""
@@ -171,10 +204,14 @@ class OpenCheckouts(Counters):
 
 
 def _collected(known_ref: weakref.ref[OpenCheckouts], key: int, ref: weakref.ref[Any]) -> None:
-    """Drop the slot of a collected connection. A finalizer, so it does nothing else than defer."""
+    """Drop the slot of a collected connection. A finalizer, so it calls nothing that takes a lock."""
     known = known_ref()
     slot = None if known is None else known.slots.get(key)
-    if known is None or slot is None or slot.ref is not ref or key in known.light:  # light: collected with its pool
+    if known is None or slot is None or slot.ref is not ref:
         return
+    known.promote(slot)  # because another connection may get this address
     known.slots.pop(key, None)
-    known.connection_collected(slot)
+    if slot.checkout is not None and is_collecting_here():
+        known.unseen[key] = monotonic(), slot
+    else:
+        known.connection_collected(slot)

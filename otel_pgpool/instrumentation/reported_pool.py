@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation.adapters.base import Levels
-from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.instrumentation.guards import DeferringGuard, never_raise
 from otel_pgpool.instrumentation.pending_connects import PendingConnects
 from otel_pgpool.instrumentation.totals import Totals
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.pool.outage import is_unreachable
-from otel_pgpool.runtime.failures import ObserverGuard
 from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
 from otel_pgpool.telemetry import Telemetry
@@ -75,7 +74,7 @@ class ReportedPool(Totals):
         self._observer.transaction_status = adapter.transaction_status
         self._observer.error_type = adapter.error_type
         self.name: str = name
-        self.guard = ObserverGuard(name)
+        self.guard = DeferringGuard(name, watch.defer)
 
     def reset(self) -> None:
         """Reset all totals, and drop all checkouts, connections and connects."""

@@ -17,6 +17,7 @@ from otel_pgpool.pool.utilization import UtilizationAlarm
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
+from otel_pgpool.runtime.gc_state import COLLECTING, is_collecting_here
 from otel_pgpool.runtime.text import class_of
 from otel_pgpool.telemetry.sdk_internals import OPEN
 from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorType
@@ -115,7 +116,10 @@ class PoolTracker(ReportedPool):
         checkout.path = checkout.observer_data = checkout.queued = checkout.error_type = None
         checkout.block = checkout.flagged = False
         checkout.retries = 0
-        if self.gate._real_instrument is None:  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
+        if (
+            self.gate._real_instrument is None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
+            or (COLLECTING and is_collecting_here())  # see `DeferringGuard`; a checkout cannot start later
+        ):
             checkout.is_observed = False
         else:
             checkout.is_observed = True
@@ -298,7 +302,10 @@ class PoolTracker(ReportedPool):
         if outcome is RECLAIMED:
             self._observer.reclaimed(checkout)
         elif checkout.is_observed or checkout.flagged or error is not None:
-            self._observer.released(checkout)
+            if COLLECTING and is_collecting_here():
+                self.guard.notify(self._observer.released, checkout)
+            else:
+                self._observer.released(checkout)
         checkout.end_reported = True
 
     # Collected pools and connections
@@ -308,7 +315,7 @@ class PoolTracker(ReportedPool):
         self.watch.pool_collected(self)
 
     def connection_collected(self, slot: Slot) -> None:
-        """Reclaim a connection that was collected without being closed. A finalizer, so it only defers."""
+        """Reclaim a connection that was collected without being closed. Finalizers call this, so it only defers."""
         if slot.checkout is not None:
             self.watch.defer(partial(self.reclaim, slot))
         elif self.is_replaced:  # collected with a replaced pool, to which it had been released
@@ -327,6 +334,7 @@ class PoolTracker(ReportedPool):
     @never_raise
     def report_due(self, now: float) -> float:
         """Report long holds and the utilization; return when the next call is due, as a reading of the clock."""
+        self.look_for_unseen(now)
         self.promote_all(now - self.long_hold)
         shorter = []
         for checkout in self.held.copy():

@@ -69,6 +69,11 @@ def caller_call_sites(wrapper: FrameType, skipped: SkippedModules = OWN) -> Stac
     return call_sites(wrapper.f_back, skipped) or (wrapper.f_code, wrapper.f_lasti)
 
 
+def caller_of(wrapper: FrameType) -> FrameType:
+    """Return the frame that called a wrapper's; the wrapper's own if that is a thread's or a greenlet's first."""
+    return wrapper.f_back or wrapper
+
+
 def task_call_sites(frame: FrameType, task: TaskReference | None, skipped: SkippedModules = OWN) -> Stack:
     """Return up to four call sites of a task, from ``frame`` outwards to the task's own coroutine.
 

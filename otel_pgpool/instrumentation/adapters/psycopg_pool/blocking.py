@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.instrumentation.adapters.psycopg.driver import is_closed
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
+from otel_pgpool.pool.call_site import caller_of
 from otel_pgpool.runtime.fork import is_here, keep_from_forking, renew
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             tracker = calls.tracker_of(self)
         if inherited and id(conn) in inherited:
             return None
-        if tracker is None or (slot := tracker.slots.get(id(conn))) is None:  # an unknown connection
+        if (
+            tracker is None or (slot := tracker.slots.get(id(conn)) or tracker.seen_again(conn)) is None
+        ):  # an unknown connection
             return original(self, conn)
         checkout: Any = slot.checkout
         status = status_of(conn)
@@ -113,8 +116,11 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.enqueued(_getframe(1))
-        return original(self, *args, **kwargs)
+        waiting = calls.enqueued(caller_of(_getframe()))
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            calls.wait_ended(waiting, self)
 
     return wait
 

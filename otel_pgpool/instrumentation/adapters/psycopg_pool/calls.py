@@ -50,6 +50,9 @@ IDLE = TransactionStatus.IDLE
 InProgress = tuple["PoolTracker", "ManualCheckout"]
 """A call of ``getconn`` in progress: the tracker of its pool, and its checkout."""
 
+Waiting = tuple[Any, "ManualCheckout | None"]
+"""A wait: the tracker of the pool, and the checkout that waits; None for either if there is none."""
+
 NOTHING: Any = (None, None)
 
 REFUSALS = {
@@ -129,25 +132,47 @@ class PoolCalls:
         return tracker.start_with(ManualCheckout(), call_sites_fast_filtered(frame, BETWEEN))
 
     @never_raise
-    def enqueued(self, frame: FrameType) -> None:
-        """Record that the caller waits in the pool's queue.
+    def enqueued(self, frame: FrameType) -> Waiting:
+        """Record that the caller waits in a pool's queue; return the pool's tracker and the checkout, if there are any.
 
         Args:
             frame: the frame of the pool's method that waits.
         """
-        tracker, checkout = self.in_progress.get(self.me(), NOTHING)
+        me = self.me()
+        tracker, checkout = self.in_progress.get(me, NOTHING)
         with ignore_errors:
-            own: PoolTracker | None = getattr(private.waiting_pool(frame), TRACKER_ATTR, None)
-            if own is not None and own is not tracker and own.fast_path_owner is self.light:
-                tracker, checkout = self.light_waits[self.me()] = own, self.start(own, frame)
+            pool = private.waiting_pool(frame)
+            own: Any = getattr(pool, TRACKER_ATTR, None)
+            if pool is not None and own is not tracker:  # an application's check uses another pool
+                if own is None or own.fast_path_owner is not self.light:
+                    return own, None
+                tracker, checkout = self.light_waits[me] = own, self.start(own, frame)
         if checkout is not None and checkout.queued is None:
             tracker.enqueued(checkout)
+        return tracker, checkout
+
+    @never_raise
+    def wait_ended(self, waiting: Waiting | None, client: Any) -> None:
+        """Record which connect a waiter has caused, also if it was interrupted when it received the connection.
+
+        Args:
+            waiting: what `enqueued` has returned.
+            client: the waiter's place in the queue.
+        """
+        key = self.fresh.claim(private.received(client))
+        if key is None or waiting is None:
+            return
+        tracker, checkout = waiting
+        if checkout is None:
+            if tracker is not None:
+                tracker.report_connects(None, key)
+            return
+        if checkout.caller is not None:  # that of another connection, which has failed its check
+            tracker.report_connects(checkout)
+        checkout.caller = key
 
     def acquired(self, tracker: PoolTracker, checkout: ManualCheckout, conn: Any) -> None:
         """Record a checkout that was queued or has connected, or during which a connection failed its check."""
-        key = self.fresh.claim(conn)
-        if key is not None:
-            checkout.caller = key
         self._record_failed_checks(tracker, checkout)
         tracker.acquired(checkout, conn)
         self._learn_target(tracker, conn)
@@ -171,10 +196,12 @@ class PoolCalls:
 
     @never_raise
     def check_failed(self, conn: Any, error: BaseException) -> None:
-        """Record that a connection failed the application's check, as a retry."""
+        """Record that a connection failed the application's check: a retry, unless the caller was interrupted."""
         tracker, checkout = self.in_progress.get(self.me(), NOTHING)
-        if checkout is not None:
-            self._failed_checks.setdefault(id(checkout), []).append((conn, error))
+        if checkout is None:
+            return
+        self._failed_checks.setdefault(id(checkout), []).append((conn, error))
+        if isinstance(error, Exception):
             tracker.retries += 1
             attempt = Attempt(monotonic(), error_type(error), 0.0, error_text(error, tracker.target))
             checkout.retried(attempt, None)  # without the error, which would keep its frames

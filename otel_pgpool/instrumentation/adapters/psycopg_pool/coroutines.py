@@ -19,7 +19,7 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.blocking import wrap_open
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import BETWEEN
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
-from otel_pgpool.pool.call_site import task_call_sites
+from otel_pgpool.pool.call_site import caller_of, task_call_sites
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.tasks import running_task
 
@@ -54,7 +54,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
         if tracker is None:
             return original(self, timeout)
         task = running_task()
-        return check_out(self, timeout, tracker, task, task_call_sites(_getframe(1), task, BETWEEN))
+        return check_out(self, timeout, tracker, task, task_call_sites(caller_of(_getframe()), task, BETWEEN))
 
     @wraps(original)
     async def check_out(
@@ -102,7 +102,9 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         tracker = calls.tracker_of(self)
         if id(conn) in calls.inherited.conns:
             return None
-        if tracker is None or (slot := tracker.slots.get(id(conn))) is None:  # an unknown connection
+        if (
+            tracker is None or (slot := tracker.slots.get(id(conn)) or tracker.seen_again(conn)) is None
+        ):  # an unknown connection
             return await original(self, conn)
         checkout: Any = slot.checkout
         status = status_of(conn)
@@ -126,8 +128,11 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     async def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.enqueued(_getframe(1))
-        return await original(self, *args, **kwargs)
+        waiting = calls.enqueued(caller_of(_getframe()))
+        try:
+            return await original(self, *args, **kwargs)
+        finally:
+            calls.wait_ended(waiting, self)
 
     return wait
 

@@ -43,7 +43,10 @@ class FreshConnections:
         self._handed.pop(id(conn), None)
 
     def claim(self, conn: Any) -> int | None:
-        """Return the key of the connect by which a waiter's connection was opened; None if it is not fresh."""
+        """Return the key of the connect by which a waiter's connection was opened; None if it is not fresh.
+
+        Called at the end of each wait, so that no later checkout of the same connection finds the key.
+        """
         return self._handed.pop(id(conn), None) if self._handed else None
 
     def left_by(self, worker: int) -> tuple[Any, int] | None:

@@ -21,7 +21,7 @@ from psycopg_pool import (
 from psycopg_pool.base import BasePool
 
 from otel_pgpool.instrumentation.adapters.base import Levels
-from otel_pgpool.instrumentation.adapters.psycopg.driver import PsycopgDriver
+from otel_pgpool.instrumentation.adapters.psycopg.driver import PsycopgDriver, is_closed
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, light, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
@@ -34,13 +34,13 @@ from otel_pgpool.runtime.text import may_hold_password
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from otel_pgpool.driver.target import Target
+    from otel_pgpool.instrumentation.open_checkouts import TrackedSlot
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
-    from otel_pgpool.pool.checkout import Slot
 
 
 class PsycopgPoolAdapter(PsycopgDriver):
@@ -58,7 +58,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         self._inherited = InheritedPsycopgPools(is_repaired=session.options.fork_repair)
         self._calls.inherited = self._calls_of_tasks.inherited = self._inherited
         # The process of each pool and the slots of its connections, also after a fork, when the tracker has others.
-        self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, Slot]]] = weakref.WeakKeyDictionary()
+        self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, TrackedSlot]]] = weakref.WeakKeyDictionary()
 
     @classmethod
     def pool_of(cls, given: Any) -> Any:
@@ -66,8 +66,8 @@ class PsycopgPoolAdapter(PsycopgDriver):
         return given if isinstance(given, (ConnectionPool, AsyncConnectionPool)) else None
 
     def track_selected(self, pool: Any) -> None:
-        """Start to track a pool, if it is open."""
-        self._calls_of(pool).opened(pool)
+        """Start to track a pool, if it is open, and its connections."""
+        self._track_open([pool])
 
     # Which methods are wrapped
 
@@ -82,7 +82,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
             coroutines,
             pool_async,
         )
-        self._track_present()
+        self._track_open(find_instances([*_subclasses(BasePool)]))
 
     def _wrap(
         self, calls: PoolCalls, owners: Sequence[type], of_pools: Mapping[str, Any], wrappers: Any, module: ModuleType
@@ -102,17 +102,17 @@ class PsycopgPoolAdapter(PsycopgDriver):
 
     # Pools
 
-    def _track_present(self) -> None:
+    def _track_open(self, pools: Iterable[Any]) -> None:
         """Track the pools that are open, and their connections, so that those count that are checked out."""
-        pools = [each for each in find_instances([*_subclasses(BasePool)]) if _is_open(each)]
+        pools = [each for each in pools if _is_open(each)]
         conns = [*find_instances([*_subclasses(psycopg.BaseConnection)])] if pools else []
         for each in pools:
-            tracker = self._calls_of(each).tracker_of(each)
+            tracker = self._calls_of(each).first_use(each)
             if tracker is not None:
                 with ignore_errors:
-                    for conn in (*private.idle_connections(each), *conns):
-                        if private.is_checked_out(each, conn) or conn in private.idle_connections(each):
-                            tracker.slot_of(conn)
+                    checked_out = [conn for conn in conns if private.is_checked_out(each, conn)]
+                    for conn in (*private.idle_connections(each), *checked_out):
+                        tracker.slot_of(conn)
 
     def _calls_of(self, pool: Any) -> PoolCalls:
         return self._calls_of_tasks if isinstance(pool, AsyncConnectionPool) else self._calls
@@ -136,9 +136,8 @@ class PsycopgPoolAdapter(PsycopgDriver):
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
         used = 0
         if tracker is not None:
-            known = [slot.ref() for slot in tracker.slots.copy().values()]
-            used = sum(private.is_checked_out(pool, conn) for conn in known if conn is not None)
-            used += tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
+            used = sum(_is_used(pool, tracker, slot) for slot in tracker.slots.copy().values())
+            used += len(tracker.unseen) + tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
         max_idle = 0 if private.is_null(pool) else pool.max_size
         return Levels(
             pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=private.has_ended(pool)
@@ -170,6 +169,14 @@ def _name_of(pool: Any) -> str | None:
     """Return the name that the application has given to its pool; None if there is none, or it may be a secret."""
     name = str(pool.name)
     return None if private.NUMBERED.fullmatch(name) or may_hold_password(name) else name
+
+
+def _is_used(pool: Any, tracker: PoolTracker, slot: TrackedSlot) -> bool:
+    """Return whether a connection is checked out of a pool, and not one that is closed before a caller receives it."""
+    conn = slot.ref()
+    if conn is None or not private.is_checked_out(pool, conn):
+        return False
+    return slot.checkout is not None or slot.key in tracker.light or not is_closed(conn)
 
 
 def _is_open(pool: Any) -> bool:

@@ -16,6 +16,7 @@ from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
 from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.pool.call_site import caller_of
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
@@ -88,7 +89,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             if conn is None:
                 _, checkout = light_waits.pop(get_ident(), (None, None))
                 if checkout is None:
-                    checkout = calls.start(tracker, _getframe(1))
+                    checkout = calls.start(tracker, caller_of(_getframe()))
                     checkout.started = started
                 calls.failed(tracker, checkout, error)
             else:  # due to an interrupt the caller will not get the connection

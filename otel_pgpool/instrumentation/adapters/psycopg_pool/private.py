@@ -100,6 +100,11 @@ def waiting_pool(frame: FrameType) -> Any:
     return frame.f_locals.get("self")
 
 
+def received(client: Any) -> Any:
+    """Return the connection that a place in the queue has received; None if there is none."""
+    return getattr(client, "conn", None)
+
+
 def returned(task: Any) -> tuple[Any, bool]:
     """Return the connection that a ``ReturnConnection`` is about, and whether ``getconn`` has given it back."""
     return task.conn, bool(task.from_getconn)

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg_pool
 import pytest
+from greenlet import greenlet
 from psycopg2.pool import ThreadedConnectionPool
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool.pool import WaitingClient
 
 from otel_pgpool import PgPoolInstrumentor
+from otel_pgpool.instrumentation import uninstrument_pool
 from tests.support.instrumentation import denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.psycopg_pools import BLOCKING, RELEASE, assert_same_totals, backend, opened, settled
 from tests.support.telemetry import assert_exactly, is_child, until
-from tests.support.waiting import in_thread
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,6 +203,49 @@ def test_interrupted_wait(signals: Signals, pool: Pool, monkeypatch: pytest.Monk
     assert tracker_of(pool).stats().waiting == 0
 
 
+def test_interrupt_after_the_wait(signals: Signals, dsn: str) -> None:
+    """A connect for a waiter that is interrupted as it receives the connection belongs to that waiter's checkout."""
+    PgPoolInstrumentor().uninstrument()
+    wait = WaitingClient.wait
+
+    def interrupted(self: Any, timeout: float) -> Any:
+        wait(self, timeout)
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WaitingClient, "wait", interrupted)
+        with instrumented(signals), opened(ConnectionPool, dsn, 0, max_size=1) as pool:
+            with pytest.raises(InterruptedError):
+                pool.getconn()
+            assert until(lambda: pool.get_stats()["pool_available"])
+            for _ in range(2):
+                pool.putconn(pool.getconn())
+            settled(pool)
+            (connect,), (first, *later) = signals.named("pool.connect"), signals.named("pool.checkout")
+            assert is_child(connect, first)
+            assert [(span.attributes or {})["otel_pgpool.path"] for span in later] == ["idle", "idle"]
+
+
+def test_wait_of_a_pool_that_is_not_observed(signals: Signals, dsn: str) -> None:
+    """A check that waits for a pool which is not observed leaves the checkout as one that has not waited."""
+    with opened(ConnectionPool, dsn, 1, name="inner") as inner:
+        uninstrument_pool(inner)
+
+        def check(conn: Any) -> None:
+            inner.putconn(inner.getconn())
+
+        with opened(ConnectionPool, dsn, 1, name="outer", check=check) as outer:
+            settled(outer)
+            held = inner.getconn()
+            waiter = in_thread(outer.getconn)
+            assert until(lambda: inner.get_stats()["requests_waiting"])
+            assert tracker_of(outer).stats().waiting == 0
+            inner.putconn(held)
+            outer.putconn(waiter.result(PATIENCE))
+            assert tracker_of(outer).stats().checkouts == {"idle": 1, "queued": 0, "new": 0}
+            assert_same_totals(outer)
+
+
 # Pools that are not open
 
 
@@ -366,3 +412,19 @@ def test_nested_checkout_in_a_callback(signals: Signals, dsn: str, spans: str) -
             outer.putconn(waiter.result(10))
             assert_same_totals(outer)
             assert_same_totals(inner)
+
+
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_no_caller(dsn: str, spans: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A greenlet whose first function is getconn has no caller: the results and errors are the pool's."""
+    monkeypatch.setenv("OTEL_PGPOOL_HISTOGRAMS", "none")
+    PgPoolInstrumentor().uninstrument()
+    with instrumented(spans=spans), opened(ConnectionPool, dsn, 1) as pool:
+        pool.putconn(greenlet(pool.getconn).switch())
+        held = greenlet(pool.getconn).switch()
+        with pytest.raises(PoolTimeout):
+            greenlet(pool.getconn).switch(0.01)
+        pool.putconn(held)
+        pool.close()
+        with pytest.raises(PoolClosed):
+            greenlet(pool.getconn).switch()

@@ -122,6 +122,24 @@ def test_single_pools(old: Pool, new: Pool, dsn: str) -> None:
     other.closeall()
 
 
+def test_connections_of_single_pools(dsn: str) -> None:
+    """Each pool has the levels of its connections from the first moment, also one that is observed again."""
+    with opened(ConnectionPool, dsn, 2, name="a") as first, opened(ConnectionPool, dsn, 2, name="b") as second:
+        pools = first, second
+        held = [pool.getconn() for pool in pools]
+        for pool in pools:
+            instrument_pool(pool)
+        assert [(tracker_of(pool).stats().used, tracker_of(pool).stats().idle) for pool in pools] == [(1, 1)] * 2
+        uninstrument_pool(second)
+        instrument_pool(second)
+        assert tracker_of(second).stats().used == 1
+        for pool, conn in zip(pools, held, strict=True):
+            conn.close()
+            pool.putconn(conn)
+            assert tracker_of(pool).discards == {"returned_closed": 1}
+            uninstrument_pool(pool)
+
+
 def test_single_pool_beside_a_kind(signals: Signals, old: Pool, new: Pool) -> None:
     """A pool of a kind that was not chosen can be added."""
     with instrumented(signals, pools=["psycopg_pool"]):

@@ -15,7 +15,7 @@ from tests.support.database import kill, refused_port
 from tests.support.instrumentation import instrumented, name_of, tracker_of
 from tests.support.psycopg_pools import BLOCKING, RELEASE, assert_same_totals, backend, opened, settled
 from tests.support.telemetry import until
-from tests.support.waiting import in_thread
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -198,6 +198,46 @@ def test_failed_check_is_a_retry(signals: Signals, dsn: str, admin: connection) 
         assert tracker_of(pool).stats().retries == 1
         assert not tracker_of(pool)._adapter._calls._failed_checks  # type: ignore[attr-defined]
         assert_same_totals(pool)
+
+
+def test_interrupted_check(signals: Signals, dsn: str) -> None:
+    """An interrupt during the check is no retry: the pool does not try again."""
+
+    def interrupted(conn: Any) -> None:
+        raise KeyboardInterrupt
+
+    with opened(ConnectionPool, dsn, 1, check=interrupted) as pool:
+        settled(pool)
+        with pytest.raises(KeyboardInterrupt):
+            pool.getconn()
+        assert (signals.checkout().attributes or {})["otel_pgpool.retries"] == 0
+        assert tracker_of(pool).stats().retries == 0
+        assert not tracker_of(pool).discards
+
+
+def test_levels_during_a_check(signals: Signals, dsn: str, admin: connection) -> None:
+    """A dead connection that the check has found takes up no place; one that its holder has closed does."""
+    replacing, goes_on = threading.Event(), threading.Event()
+
+    def connect_later(*args: Any, **kwargs: Any) -> Any:
+        replacing.set()
+        assert goes_on.wait(PATIENCE)
+        return connect(*args, **kwargs)
+
+    with opened(ConnectionPool, dsn, 3, check=check) as pool:
+        settled(pool)
+        held = pool.getconn()
+        kill(admin, [conn.info.backend_pid for conn in [*pool._pool]])
+        connect, pool._connect = pool._connect, connect_later
+        waiter = in_thread(pool.getconn)
+        assert replacing.wait(PATIENCE)
+        assert until(lambda: tracker_of(pool).stats().waiting)
+        held.close()
+        assert (tracker_of(pool).stats().used, tracker_of(pool).stats().idle) == (1, 0)
+        goes_on.set()
+        pool.putconn(waiter.result(PATIENCE))
+        pool.putconn(held)
+        assert not signals.logged("utilization_critical")
 
 
 def test_check_that_always_fails(signals: Signals, dsn: str) -> None:

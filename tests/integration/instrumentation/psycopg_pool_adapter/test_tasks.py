@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from greenlet import greenlet
 from psycopg_pool import (
     AsyncConnectionPool,
     AsyncNullConnectionPool,
@@ -299,6 +300,55 @@ def test_failed_check(signals: Signals, dsn: str, admin: connection) -> None:
     in_loop(test)
 
 
+def test_cancelled_check(signals: Signals, dsn: str) -> None:
+    """A check that is cancelled is no retry: the pool does not try again."""
+    checking = asyncio.Event()
+
+    async def check(conn: Any) -> None:
+        checking.set()
+        await asyncio.sleep(PATIENCE)
+
+    async def test() -> None:
+        async with open_pool(AsyncConnectionPool, dsn, check=check) as pool:
+            await no_connects(pool)
+            caller = asyncio.create_task(pool.getconn())
+            await checking.wait()
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            assert tracker_of(pool).stats().retries == 0
+            assert not [event for event in signals.checkout().events if event.name == "pool.retry"]
+
+    in_loop(test)
+
+
+def test_cancelled_as_a_connection_arrives(signals: Signals, dsn: str) -> None:
+    """The connect for a waiter that is cancelled in that step belongs to its checkout, and to no later one."""
+    waiters: list[asyncio.Task[Any]] = []
+
+    async def configure(conn: Any) -> None:
+        for waiter in waiters:
+            asyncio.get_running_loop().call_soon(waiter.cancel)
+
+    async def test() -> None:
+        async with open_pool(AsyncConnectionPool, dsn, 1, min_size=0, configure=configure) as pool:
+            waiters.append(asyncio.create_task(pool.getconn()))
+            result = (await asyncio.gather(*waiters, return_exceptions=True))[0]
+            waiters.clear()
+            if not isinstance(result, asyncio.CancelledError):  # it depends on the release of Python
+                await pool.putconn(result)
+            await true(lambda: pool.get_stats()["pool_available"])
+            for _ in range(2):
+                async with pool.connection():
+                    pass
+            await no_connects(pool)
+            (connect,), (first, *later) = signals.named("pool.connect"), signals.named("pool.checkout")
+            assert is_child(connect, first)
+            assert [(span.attributes or {})["otel_pgpool.path"] for span in later] == ["idle", "idle"]
+
+    in_loop(test)
+
+
 def test_discards(signals: Signals, dsn: str) -> None:
     """Closed, drained, reset in a worker, swept: the reasons are those of pools without asyncio."""
     fails = False
@@ -372,3 +422,14 @@ def test_loop_that_ends_during_a_wait(signals: Signals, dsn: str) -> None:
     in_loop(test)
     (waited,) = [span for span in signals.named("pool.checkout") if span.attributes["otel_pgpool.path"] == "queued"]
     assert waited.attributes["error.type"] == "CancelledError"
+
+
+def test_no_caller(dsn: str) -> None:
+    """A greenlet whose first function is getconn has no caller: its coroutine is the pool's."""
+
+    async def test() -> None:
+        async with open_pool(AsyncConnectionPool, dsn) as pool:
+            conn = await greenlet(pool.getconn).switch()
+            await pool.putconn(conn)
+
+    in_loop(test)
