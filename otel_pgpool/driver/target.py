@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_PORT, LAST_PORT = 5432, 65535
-DEFAULT_FOLDERS = ("/var/run/postgresql", "/tmp")  # noqa: S108 - libpq's own, of Debian's packages and of others
+DEFAULT_FOLDERS = ("/var/run/postgresql", "/tmp")  # nosec B108 # noqa: S108 - libpq's own, of Debian's packages and of others
 """Folders of a server's Unix socket."""
 
 VARIABLES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER"}
