@@ -135,4 +135,6 @@ class LogEvent(Value):
     CONNECT_REFUSED = "connect_refused", "the server is up and refuses the connection"
     OUTAGE_STARTED = "outage_started", "no connection can be opened"
     OUTAGE_ENDED = "outage_ended", "connections can be opened again"
+    FORKED = "forked", "a forked child has used a pool of its parent"
+    FORK_REPAIRED = "fork_repaired", "a pool of its parent has begun anew in a forked child"
     CREDENTIALS_EXPOSED = "credentials_exposed", "credentials may travel to another machine without encryption"

@@ -97,6 +97,11 @@ def is_null(pool: Any) -> bool:
     return isinstance(pool, _BaseNullConnectionPool)
 
 
+def connects_in_callers(pool: Any) -> bool:
+    """Return whether the threads of callers open a pool's connections, so that a forked child needs no worker."""
+    return is_null(pool) and isinstance(pool, ConnectionPool)
+
+
 def idle_connections(pool: Any) -> Sequence[Any]:
     """Return the idle connections of a pool."""
     return tuple(pool._pool.copy())

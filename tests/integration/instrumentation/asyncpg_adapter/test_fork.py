@@ -67,7 +67,7 @@ def test_a_child(signals: Signals, create: Callable[..., Any], *, repair: bool) 
         texts, discarded, size = run(main())
     (text,) = texts
     assert "it cannot be repaired here; create a pool after the fork" in text
-    assert ("left the 2 connections to the parent" in text) == repair
+    assert ("left its connections to the parent (2)" in text) == repair
     assert ("shares 2 connections" in text) != repair
     assert (discarded, size) == ({"forked": 2}, 0)
 

@@ -75,11 +75,37 @@ def test_report(signals: Signals, dsn: str, instrumentation: None) -> None:
         ((level, text),), discards, idle = json.loads(in_child(child))
         assert level == "ERROR"
         assert text.startswith(f"pool {name_of(dsn)}: opened in process ")
-        assert "both processes use the same 2 connections" in text
+        assert "both processes use the same connections (2)" in text
         assert "open the pool after the fork, or set OTEL_PGPOOL_FORK_REPAIR=1" in text
         assert (discards, idle) == ({"forked": 2}, 2)
         assert reports(signals) == []
         pool.putconn(held)
+
+
+def test_attributes_of_the_report(signals: Signals, dsn: str, instrumentation: None) -> None:
+    """The record of an inherited pool has an event name and the pool's, for alerts."""
+    with opened(ConnectionPool, dsn, 2) as pool:
+        settled(pool)
+
+        def child() -> str:
+            pool.putconn(pool.getconn())
+            (record,) = signals.logged("forked")
+            return str(vars(record.record)["db.client.connection.pool.name"])
+
+        assert in_child(child) == name_of(dsn)
+
+
+def test_null_pool_without_connections(signals: Signals, dsn: str, instrumentation: None) -> None:
+    """A pool whose callers connect, and which has no connection at the fork, works in the child: no report."""
+    with NullConnectionPool(dsn, max_size=2) as pool:
+        pool.wait()
+
+        def child() -> str:
+            with pool.connection() as conn:
+                conn.execute("select 1")
+            return json.dumps(reports(signals))
+
+        assert json.loads(in_child(child)) == []
 
 
 def test_pool_of_the_child(signals: Signals, dsn: str, instrumentation: None) -> None:
