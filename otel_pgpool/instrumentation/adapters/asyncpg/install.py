@@ -108,7 +108,9 @@ class AsyncpgAdapter(AsyncpgDriver):
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool. A pool of a parent process has no connection that this one can use."""
         is_inherited = self._inherited.is_inherited(pool)
-        pool = getattr(pool, POOL_ATTR)
+        pool = getattr(pool, POOL_ATTR, None)
+        if pool is None:  # after `uninstall`: a tracker may be collected later, and leaves its last figures
+            return Levels(0, 0, 0, 0, 0, closed=True)
         size, idle = (0, 0) if is_inherited else private.sizes_of(pool)
         least, limit = private.limits_of(pool)
         return Levels(least, limit, size - idle, idle, limit, closed=private.is_closed(pool))

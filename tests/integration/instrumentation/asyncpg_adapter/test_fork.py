@@ -59,7 +59,7 @@ def test_a_child(signals: Signals, create: Callable[..., Any], *, repair: bool) 
 
     async def main() -> tuple[list[str], dict[str, int], int]:
         async with create(min_size=2) as pool:
-            tracker_of(pool)._adapter._inherited._are_cut_off = repair  # type: ignore[attr-defined]
+            tracker_of(pool).adapter._inherited._are_cut_off = repair  # type: ignore[attr-defined]
             texts, discarded, size = json.loads(in_child(lambda: use_in_child(pool)))
             return texts, discarded, size
 
@@ -77,7 +77,7 @@ def test_the_parents_sessions(signals: Signals, create: Callable[..., Any]) -> N
 
     async def main() -> None:
         async with create(min_size=2) as pool:
-            tracker_of(pool)._adapter._inherited._are_cut_off = True  # type: ignore[attr-defined]
+            tracker_of(pool).adapter._inherited._are_cut_off = True  # type: ignore[attr-defined]
             async with pool.acquire() as conn, conn.transaction():
                 await conn.execute("create temporary table of_the_parent ()")
 
