@@ -23,7 +23,7 @@ class Notifier(ObserverGuard):
 
 
 class Common(NamedTuple):
-    """What all parts of a pool have in common."""
+    """The objects that all parts of a pool use."""
 
     core: Core
     config: PoolConfig

@@ -83,7 +83,7 @@ class Driver:
 
 
 class Installation(ABC):
-    """What is wrapped and listened to in one library."""
+    """An adapter's wrappers of one library, and its listeners."""
 
     kind: str = ""
     """Name of the kind of pools: the top-level package of the library. Set before `install`."""
@@ -117,7 +117,7 @@ class Installation(ABC):
 
 
 class PoolReader(Driver, ABC):
-    """What a tracker asks about its pool and the pool's connections.
+    """The interface through which a tracker reads its pool and the pool's connections.
 
     The methods that get a pool may be called by any thread, at any time, and must neither wait nor take a lock of the
     pool. Those that get a connection must not change it.

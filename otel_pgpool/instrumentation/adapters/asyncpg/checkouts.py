@@ -11,7 +11,7 @@ The benchmark ``hooked-asyncpg`` measures the wrappers.
 
 from __future__ import annotations
 
-from functools import partial, wraps
+from functools import wraps
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,6 @@ from otel_pgpool.instrumentation.adapters.asyncpg.driver import TIMEOUTS
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.pool.call_site import SkippedModules, task_call_sites
-from otel_pgpool.runtime.gc_state import is_collecting_here
 from otel_pgpool.runtime.tasks import running_task
 from otel_pgpool.types import PoolErrorType
 
@@ -195,12 +194,11 @@ class Checkouts:
             refusal = PoolErrorType.TIMEOUT if context.timeout is not None and not of_connect else None
         elif isinstance(error, InterfaceError) and private.is_closing(context.pool):
             refusal = PoolErrorType.CLOSED
-        failed = partial(tracker.failed, checkout, error, refusal)
-        self._session.defer(failed) if is_collecting_here() else failed()
+        tracker.failed(checkout, error, refusal)
 
     def wrap_release(self, original: Method) -> Method:
         """Wrap ``PoolConnectionHolder._release``."""
-        tracker_of, guard, defer = self._tracked.tracker_of, self.guard, self._session.defer
+        tracker_of, guard = self._tracked.tracker_of, self.guard
 
         @wraps(original)
         def _release(holder: Any) -> None:
@@ -211,10 +209,7 @@ class Checkouts:
                 slot = None if tracker is None else tracker.slots.get(id(con))
                 checkout: Any = None if slot is None else slot.checkout
                 if tracker is not None and checkout is not None:
-                    if is_collecting_here():
-                        defer(partial(tracker.released, checkout))
-                    else:
-                        tracker.released(checkout)
+                    tracker.released(checkout)
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 guard.log_error(error)
 

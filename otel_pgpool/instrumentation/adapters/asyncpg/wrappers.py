@@ -13,7 +13,6 @@ from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_connec
 from otel_pgpool.instrumentation.adapters.asyncpg.tracked import POOL_ATTR
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.gc_state import is_collecting_here
 from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class PoolCalls:
         pool = getattr(tracker.pool, POOL_ATTR, None)
         closing = closing_of(pool, con, caller, is_held=checkout is not None)
         ended = partial(_end, tracker, slot, checkout, closing)
-        self._session.defer(ended) if is_finalizer(caller) or is_collecting_here() else ended()
+        self._session.defer(ended) if is_finalizer(caller) else ended()
 
     # Pools
 

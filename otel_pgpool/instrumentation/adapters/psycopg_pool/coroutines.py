@@ -1,18 +1,20 @@
 """The wrappers of the methods of pools for asyncio.
 
-Those of ``getconn`` and ``connection`` are no coroutine functions: a program may give the result to
-``asyncio.wait_for``, which may make another task, and the holder is the task that called.
+That of ``getconn`` runs at the call, not when the result is awaited: a program may give the result to
+``asyncio.wait_for``, which may make another task, and the holder is the task that called. It is one of wrapt, which
+``inspect.iscoroutinefunction`` takes for the coroutine function that it wraps.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from sys import _getframe
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
+
+from wrapt import FunctionWrapper
 
 from otel_pgpool.instrumentation.adapters.psycopg.driver import is_closed
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, private, steps
@@ -46,34 +48,34 @@ def current_key() -> int:
 def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     """Wrap ``getconn``."""
 
-    @wraps(original)
-    def getconn(self: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
+    def getconn(wrapped: Method, pool: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not is_here:
             renew()
-        tracker = calls.tracker_of(self)
+        tracker = calls.tracker_of(pool)
+        getting = partial(wrapped, *args, **kwargs)
         if tracker is None:
-            return original(self, timeout)
+            return getting()
         task = running_task()
-        return check_out(self, timeout, tracker, task, task_call_sites(caller_of(_getframe()), task, BETWEEN))
+        return check_out(pool, getting, tracker, task, task_call_sites(caller_of(_getframe()), task, BETWEEN))
 
     @wraps(original)
     async def check_out(
-        self: Any, timeout: float | None, tracker: PoolTracker, task: TaskReference | None, stack: Stack
+        pool: Any, getting: Method, tracker: PoolTracker, task: TaskReference | None, stack: Stack
     ) -> Any:
-        if self in calls.inherited:  # here, because a repair needs the running loop
-            calls.first_use(self)
+        if pool in calls.inherited:  # here, because a repair needs the running loop
+            calls.first_use(pool)
         me = calls.me()
         outer = calls.in_progress.get(me)  # for example a check that uses another pool
         checkout = conn = None
         try:
             checkout = tracker.start_in_task(stack, task)
             calls.in_progress[me] = tracker, checkout
-            conn = await original(self, timeout)
+            conn = await getting()
             calls.acquired(tracker, checkout, conn)
         except BaseException as error:
             if conn is not None:  # due to an interrupt the caller will not get the connection
                 with suppress(Exception):
-                    await self.putconn(conn)
+                    await pool.putconn(conn)
             calls.failed(tracker, checkout, error)
             raise
         finally:
@@ -83,15 +85,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
                 calls.in_progress[me] = outer
         return conn
 
-    return marked_as_coroutine_function(getconn)
-
-
-def marked_as_coroutine_function(function: Any) -> Any:
-    """Have a function that returns a coroutine counted as a coroutine function, as the original is."""
-    if hasattr(inspect, "markcoroutinefunction"):  # since Python 3.12
-        return inspect.markcoroutinefunction(function)
-    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio's own way before
-    return function
+    return FunctionWrapper(original, getconn)
 
 
 def wrap_putconn(calls: PoolCalls, original: Method) -> Method:

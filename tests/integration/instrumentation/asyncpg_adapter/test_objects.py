@@ -18,6 +18,7 @@ from otel_pgpool.instrumentation import instrument_pool, uninstrument_pool
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import Origin
 from otel_pgpool.instrumentation.tracker import PoolTracker
+from otel_pgpool.telemetry import Telemetry
 from tests.support.asyncpg_pools import backend, run, tracker_of, until, until_waiting
 from tests.support.instrumentation import instrumented
 from tests.support.telemetry import until as until_in_thread
@@ -195,11 +196,11 @@ def test_release_for_a_caller_that_has_gone(signals: Signals, create: Callable[.
 def test_wait_that_the_garbage_collector_ends(signals: Signals, create: Callable[..., Any]) -> None:
     """The end of a coroutine by the garbage collector, under any lock, is reported by another thread."""
     reporters = []
-    failed = PoolTracker.failed
+    failed = Telemetry.failed
 
-    def note(self: PoolTracker, *args: Any) -> None:
+    def note(self: Telemetry, checkout: Any, error: Any) -> None:
         reporters.append(threading.current_thread())
-        failed(self, *args)
+        failed(self, checkout, error)
 
     async def wait(pool: Any) -> None:
         async with pool.acquire():
@@ -215,7 +216,7 @@ def test_wait_that_the_garbage_collector_ends(signals: Signals, create: Callable
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_context: None)  # a pending task was destroyed
     with instrumented(signals), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PoolTracker, "failed", note)
+        patch.setattr(Telemetry, "failed", note)
         tracker, objects = loop.run_until_complete(main())
         pool, conn, waiter = objects
         conn._con._transport.abort()
