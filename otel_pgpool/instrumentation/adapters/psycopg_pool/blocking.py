@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``getconn``."""
-    in_progress, start = calls.in_progress, calls.start
+    in_progress, start, unobserved = calls.in_progress, calls.start, calls.unobserved
 
     @wraps(original)
     def getconn(self: Any, timeout: float | None = None) -> Any:
@@ -41,7 +41,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
-            tracker = calls.first_use(self)
+            tracker = None if tracker is unobserved else calls.first_use(self)
             if tracker is None:
                 return original(self, timeout)
         me = get_ident()
@@ -77,7 +77,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
 
 def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``putconn``."""
-    inherited = calls.inherited.conns
+    inherited, unobserved = calls.inherited.conns, calls.unobserved
 
     @wraps(original)
     def putconn(self: Any, conn: Any) -> Any:
@@ -88,12 +88,12 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
-            tracker = calls.tracker_of(self)
+            tracker = None if tracker is unobserved else calls.tracker_of(self)
         if inherited and id(conn) in inherited:
             return None
-        if (
-            tracker is None or (slot := tracker.slots.get(id(conn)) or tracker.seen_again(conn)) is None
-        ):  # an unknown connection
+        # None for an unknown connection.
+        slot = None if tracker is None else tracker.slots.get(id(conn)) or tracker.seen_again(conn)
+        if tracker is None or slot is None:
             return original(self, conn)
         checkout: Any = slot.checkout
         status = status_of(conn)
@@ -151,7 +151,7 @@ WRAPPERS = {
     "wait": within(steps.waiting_for_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
-    "_check_connection": within(steps.checking),
+    "_check_connection": steps.wrap_check(within),
     "_connect": within(steps.connecting),
     "_add_connection": within(steps.adding),
     **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),

@@ -84,6 +84,7 @@ class PoolCalls:
     ) -> None:
         self.guard = session.guard
         self.watch = session.watch  # distinguishes this session's trackers from others'
+        self.unobserved = session.unobserved
         self._track = track
         self.connection = connection
         self.light = object()
@@ -113,7 +114,7 @@ class PoolCalls:
 
     @never_raise
     def _use_inherited(self, pool: Any) -> None:
-        if pool in self.inherited and (tracker := self.tracker_of(pool)) is not None:
+        if self.inherited.any_unused and pool in self.inherited and (tracker := self.tracker_of(pool)) is not None:
             self.inherited.first_use(pool, tracker.name)
 
     def reset_after_fork(self) -> None:

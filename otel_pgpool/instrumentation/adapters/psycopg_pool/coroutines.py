@@ -98,9 +98,9 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         tracker = calls.tracker_of(self)
         if id(conn) in calls.inherited.conns:
             return None
-        if (
-            tracker is None or (slot := tracker.slots.get(id(conn)) or tracker.seen_again(conn)) is None
-        ):  # an unknown connection
+        # None for an unknown connection.
+        slot = None if tracker is None else tracker.slots.get(id(conn)) or tracker.seen_again(conn)
+        if tracker is None or slot is None:
             return await original(self, conn)
         checkout: Any = slot.checkout
         status = status_of(conn)
@@ -158,7 +158,7 @@ WRAPPERS = {
     "wait": within(steps.waiting_for_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
-    "_check_connection": within(steps.checking),
+    "_check_connection": steps.wrap_check(within),
     "_connect": within(steps.connecting),
     "_add_connection": within(steps.adding),
     **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),

@@ -124,7 +124,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
 
     def _track(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool, created if there is none."""
-        if not private.is_initialized(pool):
+        if not private.is_initialized(pool) or not self._session.observes(pool, self.kind):
             return None
         tracker = self._session.track(pool, self, name=_name_of(pool))
         if tracker is not None and pool not in self._inherited:
@@ -140,7 +140,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         """Return the levels of a pool. A connection that was dropped without a release takes up its place for ever."""
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
         used = 0
-        if tracker is not None:
+        if tracker is not None and tracker is not self._session.unobserved:
             used = sum(_is_used(pool, tracker, slot) for slot in tracker.slots.copy().values())
             used += len(tracker.unseen) + tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
         max_idle = 0 if private.is_null(pool) else pool.max_size

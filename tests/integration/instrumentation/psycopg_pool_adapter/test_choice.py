@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 from psycopg2.pool import ThreadedConnectionPool
-from psycopg_pool import ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy import create_engine
 
 from otel_pgpool import ConnectionPool as OwnPool
@@ -18,6 +18,7 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.installed_adapters import find_pool
 from otel_pgpool.instrumentation.options import chosen_kinds
 from otel_pgpool.instrumentation.tracker import PoolTracker
+from tests.support.calls import calls_in, counted
 from tests.support.instrumentation import instrumented, tracker_of
 from tests.support.psycopg_pools import opened
 from tests.support.urls import url_of
@@ -327,3 +328,41 @@ def test_each_name(monkeypatch: pytest.MonkeyPatch, owner: type) -> None:
     monkeypatch.setitem(private.METHODS, owner, (*private.METHODS[owner], "_of_old"))
     with pytest.raises(AttributeError, match="_of_old"):
         private.check_names()
+
+
+# Pools that are not observed, beside others that are
+
+
+@pytest.mark.parametrize("spans", ["always", "off"])
+@pytest.mark.parametrize("way", ["not selected", "excluded"])
+def test_cost_of_a_pool_that_is_not_observed(dsn: str, way: str, spans: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout runs the wrappers, which compute nothing."""
+    monkeypatch.setenv("OTEL_PGPOOL_SPANS", spans)
+    with opened(ConnectionPool, dsn, 1, name="other") as other, opened(ConnectionPool, dsn, 1) as pool:
+        with instrumented(pools=[] if way == "not selected" else None, spans=spans):
+            instrument_pool(other)
+            if way == "excluded":
+                uninstrument_pool(pool)
+            pool.putconn(pool.getconn())
+            calls = calls_in(lambda: pool.putconn(pool.getconn()))
+            assert calls == {"getconn": 1, "_check_connection": 1, "has_check": 1, "putconn": 1}
+            instrument_pool(pool)
+            pool.putconn(pool.getconn())
+            assert is_observed(pool)
+        assert "_otel_pgpool" not in vars(pool)
+
+
+def test_cost_of_a_pool_for_asyncio_that_is_not_observed(dsn: str) -> None:
+    """A checkout asks once in each wrapper whether the pool is observed, and computes nothing."""
+
+    async def test() -> None:
+        async with AsyncConnectionPool(dsn, min_size=1, open=False) as pool:
+            await pool.wait()
+            with instrumented():
+                uninstrument_pool(pool)
+                await pool.putconn(await pool.getconn())
+                with counted() as calls:
+                    await pool.putconn(await pool.getconn())
+                assert calls.keys() <= {"getconn", "putconn", "tracker_of", "_check_connection", "has_check"}
+
+    asyncio.run(test())
