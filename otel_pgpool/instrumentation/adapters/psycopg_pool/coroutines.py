@@ -133,13 +133,20 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
     return wait
 
 
-def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
-    """Return a function that wraps a method in a step, which records what the method does."""
+def within(step: Step, applies: Callable[[Any], bool] | None = None) -> Callable[[PoolCalls, Method], Method]:
+    """Return a function that wraps a method in a step, which records what the method does.
+
+    Args:
+        step: the step.
+        applies: return whether there is anything to record for an object, at less cost than the step.
+    """
 
     def wrap(calls: PoolCalls, original: Method) -> Method:
         @wraps(original)
         async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            recording = step(calls, self, original.__name__, *args)
+            if applies is not None and not applies(self):
+                return await original(self, *args, **kwargs)
+            recording = step(calls, self, original.__name__, *args, **kwargs)
             if recording is None:
                 return await original(self, *args, **kwargs)
             with recording as has_returned:
@@ -158,7 +165,7 @@ WRAPPERS = {
     "wait": within(steps.waiting_for_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
-    "_check_connection": steps.wrap_check(within),
+    "_check_connection": within(steps.checking, private.has_check),
     "_connect": within(steps.connecting),
     "_add_connection": within(steps.adding),
     **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),

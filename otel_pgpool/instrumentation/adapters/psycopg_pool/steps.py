@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial, wraps
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 HasReturned = Callable[[Any], object]
 Recording = AbstractContextManager[HasReturned]
 Step = Callable[..., Recording | None]
-Method = Callable[..., Any]
-Wrap = Callable[["PoolCalls", Method], Method]
 
 
 def ignore(_result: object) -> None:
@@ -44,21 +42,6 @@ def waiting_for_pool(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_
     if not is_here:
         renew()
     calls.opened(pool)
-
-
-def wrap_check(within: Callable[[Step], Wrap]) -> Wrap:
-    """Return a function that wraps the check of a connection, at little cost for pools without one."""
-
-    def wrap(calls: PoolCalls, original: Method) -> Method:
-        recorded = within(checking)(calls, original)
-
-        @wraps(original)
-        def _check_connection(self: Any, conn: Any) -> Any:
-            return recorded(self, conn) if private.has_check(self) else original(self, conn)
-
-        return _check_connection
-
-    return wrap
 
 
 @contextmanager

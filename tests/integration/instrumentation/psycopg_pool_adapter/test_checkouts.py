@@ -233,6 +233,8 @@ def test_totals_that_differ_from_the_pools(dsn: str) -> None:
 
 def test_interrupt_after_the_wait(signals: Signals, dsn: str) -> None:
     """A connect for a waiter that is interrupted as it receives the connection belongs to that waiter's checkout."""
+    if RELEASE < (3, 3):
+        pytest.skip("early releases lose the connection")
     PgPoolInstrumentor().uninstrument()
     wait = WaitingClient.wait
 
