@@ -53,7 +53,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
     instrumentor = PgPoolInstrumentor()
     instrumentor.instrument(meter_provider=MeterProvider([reader]), spans="always")
     pools = [ThreadedConnectionPool(1, 5, f"host=localhost dbname=shop{number}") for number in range(COUNTS[name])]
-    watch: Any = instrumentation._installed.session.watch  # type: ignore[union-attr]
+    session: Any = instrumentation._installed.session  # type: ignore[union-attr]
 
     def check_out() -> None:
         for _ in range(CHECKOUTS // len(pools)):
@@ -61,7 +61,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
                 pool.putconn(pool.getconn())
 
     def tick() -> None:
-        for tracker in watch.trackers:
+        for tracker in session.trackers:
             tracker._alarm._looked = 0.0
 
     played = {
@@ -70,7 +70,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
     }
     for pool in pools:
         pool.getconn()
-    return {name: {**played, "look": _each(watch.run_once, len(pools), tick)}}
+    return {name: {**played, "look": _each(session.run_once, len(pools), tick)}}
 
 
 def _each(work: Callable[[], Any], times: int, prepare: Callable[[], None] = lambda: None) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +15,6 @@ from otel_pgpool import environment
 from otel_pgpool.runtime.text import LONGEST_NAME, cut, may_hold_password
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from psycopg2.extensions import connection
 
     from otel_pgpool.environment import Variable
@@ -47,12 +46,10 @@ def validate_seconds(
     """
     bound = f"{'above' if above else 'of at least'} {least:g} (math.inf allowed)"
     accepted = f"a number of seconds {bound}{' or None' if none else ''}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise invalid_option(option, value, accepted)
-    try:
-        number = float(value)
-    except OverflowError:
-        raise invalid_option(option, value, accepted) from None
+    number = math.nan
+    if not isinstance(value, bool) and isinstance(value, Real):
+        with suppress(OverflowError):
+            number = float(value)
     if math.isnan(number) or number < least or (above and number == least):
         raise invalid_option(option, value, accepted)
     return number
@@ -66,13 +63,11 @@ def validate_integer(option: str, value: object, *, least: int = 0, most: int | 
     """
     bound = "" if most is None else f" and at most {most}"
     accepted = f"a whole number of at least {least}{bound}{' or None' if none else ''}"
-    if isinstance(value, bool):
-        raise invalid_option(option, value, accepted)
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for a value that is not an integer
-    except TypeError:
-        raise invalid_option(option, value, accepted) from None
-    if number < least or (most is not None and number > most):
+    number = None
+    if not isinstance(value, bool):
+        with suppress(TypeError):  # the value is not an integer
+            number = operator.index(value)  # type: ignore[arg-type]
+    if number is None or number < least or (most is not None and number > most):
         raise invalid_option(option, value, accepted)
     return number
 
@@ -83,10 +78,8 @@ def validate_limits(minconn: object, maxconn: object) -> tuple[int, int]:
     Raises:
         ValueError: a limit is not an integer, ``maxconn`` is out of bounds, or ``minconn`` is above ``maxconn``.
     """
-    least, most = (
-        validate_integer("minconn", minconn),
-        validate_integer("maxconn", maxconn, least=1, most=MOST_CONNECTIONS),
-    )
+    least = validate_integer("minconn", minconn)
+    most = validate_integer("maxconn", maxconn, least=1, most=MOST_CONNECTIONS)
     if least > most:
         raise invalid_option("minconn", minconn, f"at most maxconn ({most})")
     return least, most
@@ -203,10 +196,8 @@ class PoolConfig:
             ),
             max_waiting=validate_integer("max_waiting", max_waiting),
             max_retries=None if max_retries is None else validate_integer("max_retries", max_retries, none=True),
-            max_lifetime=math.inf
-            if max_lifetime is None
-            else validate_seconds("max_lifetime", max_lifetime, above=True, none=True),
-            max_idle=math.inf if max_idle is None else validate_seconds("max_idle", max_idle, above=True, none=True),
+            max_lifetime=_seconds_or_never("max_lifetime", max_lifetime),
+            max_idle=_seconds_or_never("max_idle", max_idle),
             long_hold=long_hold_threshold(long_hold, environ),
             check=check if check == "auto" else validate_callable("check", check, also="'auto' or None"),
             configure=validate_callable("configure", configure),
@@ -240,7 +231,11 @@ def validate_expected_hold(value: object) -> float:
     Raises:
         ValueError: the value is not a duration above 0.
     """
-    return math.inf if value is None else validate_seconds("expected_hold", value, above=True, none=True)
+    return _seconds_or_never("expected_hold", value)
+
+
+def _seconds_or_never(option: str, value: object) -> float:
+    return math.inf if value is None else validate_seconds(option, value, above=True, none=True)
 
 
 HISTOGRAMS = ("wait_time", "use_time", "create_time")
@@ -307,10 +302,24 @@ def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[
     Raises:
         ValueError: a name is not that of a histogram.
     """
+    option = "histograms"
     if value is None:
-        words = environment_words(environment.HISTOGRAMS, environ)
-        return _histograms(environment.HISTOGRAMS.name, [] if words == ["none"] else words)
-    return _histograms("histograms", value)
+        option, value = environment.HISTOGRAMS.name, environment_words(environment.HISTOGRAMS, environ)
+        if value == ["none"]:
+            value = []
+    return _names(option, value, f"a list of {', '.join(HISTOGRAMS)}, or none", HISTOGRAMS.__contains__)
+
+
+def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str]:
+    """Validate the packages to leave out of call sites. None reads the environment.
+
+    Raises:
+        ValueError: an item is not the name of a top-level package.
+    """
+    option = "stack_skip"
+    if value is None:
+        option, value = environment.STACK_SKIP.name, environment_words(environment.STACK_SKIP, environ)
+    return _names(option, value, "a list of names of top-level packages", _is_identifier)
 
 
 def environment_words(variable: Variable, environ: Mapping[str, str]) -> list[str]:
@@ -322,34 +331,15 @@ def _split(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _histograms(option: str, chosen: object) -> frozenset[str]:
-    accepted = f"a list of {', '.join(HISTOGRAMS)}, or none"
+def _is_identifier(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier()
+
+
+def _names(option: str, chosen: object, accepted: str, is_accepted: Callable[[object], bool]) -> frozenset[str]:
     if isinstance(chosen, str) or not isinstance(chosen, Iterable):
         raise invalid_option(option, chosen, accepted)
     names = list(chosen)
     for name in names:
-        if name not in HISTOGRAMS:
-            raise invalid_option(option, name, accepted)
-    return frozenset(names)
-
-
-def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str]:
-    """Validate the packages to leave out of call sites. None reads the environment.
-
-    Raises:
-        ValueError: an item is not the name of a top-level package.
-    """
-    if value is None:
-        return _packages(environment.STACK_SKIP.name, environment_words(environment.STACK_SKIP, environ))
-    return _packages("stack_skip", value)
-
-
-def _packages(option: str, chosen: object) -> frozenset[str]:
-    accepted = "a list of names of top-level packages"
-    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
-        raise invalid_option(option, chosen, accepted)
-    names = list(chosen)
-    for name in names:
-        if not isinstance(name, str) or not name.isidentifier():
+        if not is_accepted(name):
             raise invalid_option(option, name, accepted)
     return frozenset(names)

@@ -66,10 +66,7 @@ FORK_REPAIR = Variable(
 SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing over OTLP")
 EXPORTERS = {
     signal: Variable(
-        f"OTEL_{signal.upper()}_EXPORTER",
-        "configure",
-        "otlp",
-        f"`none`: `configure()` exports no {signal} over OTLP",
+        f"OTEL_{signal.upper()}_EXPORTER", "configure", "otlp", f"`none`: `configure()` exports no {signal} over OTLP"
     )
     for signal in ("traces", "metrics", "logs")
 }

@@ -9,12 +9,12 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.runtime.text import class_of, printable
+from otel_pgpool.runtime.text import class_of
 
 if TYPE_CHECKING:
     from psycopg2.pool import PoolError as DriverPoolError
 
-    from otel_pgpool.stats import Holder, PoolStats
+    from otel_pgpool.stats import Holder
 else:
     try:
         from psycopg2.pool import PoolError as DriverPoolError
@@ -113,42 +113,3 @@ def _rebuild(kind: type[PoolTimeout], message: str, diagnosis: dict[str, Any]) -
 
 LONGEST_HOLDERS = 5
 """Maximum number of holders in a ``PoolTimeout``, and of links from a queued checkout to the holds it waited for."""
-
-
-def timeout_error(
-    reason: str,
-    stats: PoolStats,
-    *,
-    waited: float,
-    retries: int,
-    holders: list[Holder],
-    own_holds: int,
-    holder: str = "thread",
-    last_failure: str = "",
-) -> PoolTimeout:
-    """Build the error of a checkout that timed out, with the pool's levels and the longest holds in its message.
-
-    Args:
-        reason: what happened, the first words of the message.
-        stats: the pool's present figures.
-        waited: seconds that the caller waited.
-        retries: failed attempts during the wait.
-        holders: all present holders, the longest hold first.
-        own_holds: how many of the holds belong to the waiting thread or task itself.
-        holder: ``thread`` or ``task``.
-        last_failure: text of the last failed connect, free of secrets; empty if there was none.
-    """
-    levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
-    history = f"{stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts"
-    lines = [f"{reason} (pool {stats.name!r}: {levels}, {history})"]
-    if last_failure:
-        lines.append(f"the last attempt to connect failed: {last_failure}")
-    if own_holds:
-        lines.append(
-            f"this {holder} already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
-            "releases one; pass the connection down instead"
-        )
-    longest = tuple(holders[:LONGEST_HOLDERS])
-    lines += [f"held {holder}" for holder in longest]
-    text = "\n  ".join(map(printable, lines))
-    return PoolTimeout(text, waited=waited, retries=retries, holders=longest, **stats.levels())

@@ -18,17 +18,14 @@ class Server(Protocol):
     @property
     def address(self) -> str:
         """Host of the server, or the folder of its Unix socket; empty if unknown."""
-        ...
 
     @property
     def port(self) -> int | None:
         """Port of the server; None if unknown, or if several hosts have different ports."""
-        ...
 
     @property
     def namespace(self) -> str:
         """Name of the database; empty if unknown."""
-        ...
 
 
 class ObservedPool(Server, Protocol):
@@ -37,26 +34,21 @@ class ObservedPool(Server, Protocol):
     @property
     def name(self) -> str:
         """Name of the pool, unique among the live pools of this process."""
-        ...
 
     @property
     def long_hold(self) -> float:
         """Threshold of a long hold in seconds; infinite if it is switched off."""
-        ...
 
     @property
     def closed(self) -> bool:
         """True once the pool is closed; the levels of a closed pool are not reported."""
-        ...
 
     @property
     def last_figures(self) -> LastFigures:
         """Container in which the pool stores its figures when it is collected."""
-        ...
 
     def stats(self) -> PoolStats:
         """Return the pool's levels and totals."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "CheckoutPath",
-    "DiscardReason",
-    "LogEvent",
-    "Outcome",
-    "PoolErrorType",
-    "PoolStatus",
-    "TransactionStatus",
-    "UtilizationLevel",
-]
-
 
 class Value(str, Enum):
     """A base class for enumerations of texts with a description each."""
@@ -146,4 +135,6 @@ class LogEvent(Value):
     CONNECT_REFUSED = "connect_refused", "the server is up and refuses the connection"
     OUTAGE_STARTED = "outage_started", "no connection can be opened"
     OUTAGE_ENDED = "outage_ended", "connections can be opened again"
+    FORKED = "forked", "a forked child has used a pool of its parent"
+    FORK_REPAIRED = "fork_repaired", "a pool of its parent has begun anew in a forked child"
     CREDENTIALS_EXPOSED = "credentials_exposed", "credentials may travel to another machine without encryption"

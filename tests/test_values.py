@@ -88,8 +88,9 @@ def test_log_events() -> None:
     }
     written |= {event.value: logging.getLevelName(level) for level, event in UTILIZATION_EVENTS.values()}
     direct = r"log_safely\(\s*logging\.(\w+),(?:(?!log_safely).)*?LogEvent\.(\w+)"
-    exposure = SOURCES["otel_pgpool/driver/exposure.py"]
-    written |= {LogEvent[event].value: level for level, event in re.findall(direct, exposure, re.DOTALL)}
+    for file in ("driver/exposure.py", "instrumentation/adapters/inherited.py"):
+        found = re.findall(direct, SOURCES[f"otel_pgpool/{file}"], re.DOTALL)
+        written |= {LogEvent[event].value: level for level, event in found}
     assert {code(event)[0]: level for level, event, *_ in table(TELEMETRY, "logs")} == written
     assert sorted(written) == sorted(values(LogEvent))
 

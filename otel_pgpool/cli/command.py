@@ -28,7 +28,7 @@ _CHOICE = re.compile(r"(?<=invalid choice): .*(?= \(choose from )", re.DOTALL)
 EPILOG = """\
 OTLP is sent to --endpoint, or else to OTEL_EXPORTER_OTLP_ENDPOINT, or else not at all. OTEL_EXPORTER_OTLP_PROTOCOL is
 grpc or http/protobuf; if it is not set, port 4318 means http/protobuf, and any other port grpc.
-The SDK's other OTEL_* variables apply too.
+The SDK's other OTEL_* variables apply too, except for the sampler: every checkout of the demo leaves a span.
 """
 
 

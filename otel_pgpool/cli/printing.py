@@ -15,19 +15,7 @@ from otel_pgpool._version import __version__
 from otel_pgpool.cli.errors import CommandError
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import read
-from otel_pgpool.cli.terminal import (
-    DOT,
-    HOLD,
-    MAX_WIDTH,
-    TICK,
-    WAIT,
-    duration,
-    escape,
-    make_console,
-    make_line,
-    short_place,
-    warn,
-)
+from otel_pgpool.cli.terminal import DOT, HOLD, MAX_WIDTH, WAIT, duration, escape, make_console, make_line, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -109,22 +97,17 @@ def _draw(report: Report, width: int) -> Iterator[Text]:
 
 
 def _totals(report: Report, width: int) -> Iterator[Text]:
-    """Iterate over the lines of the totals: those of the counters, then those that only spans have."""
+    """Iterate over the lines of the totals."""
     outcomes, paths, discarded = map(_join_counts, (report.outcomes, report.paths, report.discarded))
-    complete = report.sampled >= report.checkouts
     rows = [
-        ("checkouts", report.checkouts, outcomes if complete else ""),
+        ("checkouts", report.checkouts, outcomes),
         ("served", sum(report.paths.values()), paths and f"by path: {paths}"),
+        ("waited", report.waited, "in the queue, served or not"),
         ("timeouts", report.timeouts, "timed out waiting for a connection"),
         ("retries", report.retries, "failed attempts: dead connections replaced, connects failed"),
         ("long holds", report.long_holds, "reported while the connection was still held"),
         ("connects", report.created, discarded and f"discarded: {discarded}"),
     ]
-    if not complete:
-        below = f", as did all checkouts below: {outcomes}" if outcomes else ""
-        rows.append(("sampled", report.sampled, f"left a span{below}"))
-    if report.sampled:
-        rows.append(("waited", report.waited, "in the queue, served or not"))
     if report.errors:
         rows.append(("errors", sum(report.errors.values()), _join_counts(report.errors)))
     room = max(len(f"{value:,}") for _, value, _ in rows)
@@ -152,25 +135,23 @@ def _readable(name: str) -> str:
 def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) -> Iterator[Text]:
     pad = " " * INDENT
     dot = f" {DOT} "
-    yield make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, _describe_checkout(slow))
-    yield make_line(pad) + bar(slow, scale, room)
-    for row in mark_rows(slow, scale, room):
-        yield make_line((pad + row, "dim"))
-    fields = [("waited for", _describe_holder(holder)) for holder in slow.waited_for[:MAX_WAITED_FOR]]
+    held = "then" if slow.hold is None else f"held {duration(slow.hold)},"
+    outcome = f"waited {duration(slow.wait)}, {held} {slow.outcome.replace('_', ' ')}"
+    yield make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, outcome)
+    wait_cells, hold_cells = cells(slow, scale, room)
+    yield make_line(pad, (WAIT * wait_cells, "yellow"), (HOLD * hold_cells, "cyan"))
+    events = [f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}" for mark in slow.marks[:MAX_MARKS]]
+    fields = [("events", dot.join(events))] if events else []
+    fields += [("waited for", _describe_holder(holder)) for holder in slow.waited_for[:MAX_WAITED_FOR]]
     if len(slow.waited_for) > MAX_WAITED_FOR:
         fields.append(("", f"and {len(slow.waited_for) - MAX_WAITED_FOR} more"))
     if slow.checked_out_at:
         state = (slow.transaction or "").replace("_", " ")
-        fields.append(("when flagged", f"{state}, checked out at {short_place(slow.checked_out_at)}"))
+        place = slow.checked_out_at.rpartition("/")[2]  # without the folders
+        fields.append(("when flagged", f"{state}, checked out at {place}"))
     fields.append(("trace", slow.trace_id))
     for name, value in fields:
         yield make_line(pad, (f"{name:<13}", "dim"), value)
-
-
-def _describe_checkout(slow: SlowCheckout) -> str:
-    """Return a checkout's wait, hold and outcome in words."""
-    held = "then" if slow.hold is None else f"held {duration(slow.hold)},"
-    return f"waited {duration(slow.wait)}, {held} {slow.outcome.replace('_', ' ')}"
 
 
 def _describe_holder(holder: WaitedFor) -> str:
@@ -192,35 +173,3 @@ def cells(checkout: SlowCheckout, scale: float, width: int) -> tuple[int, int]:
     edge = round(checkout.wait / scale * width)
     end = max(1, round(checkout.total / scale * width))
     return edge, end - edge
-
-
-def bar(checkout: SlowCheckout, scale: float, width: int) -> Text:
-    """Return the bar of a checkout: its wait and its hold to scale."""
-    waited, held = cells(checkout, scale, width)
-    return make_line((WAIT * waited, "yellow"), (HOLD * held, "cyan"))
-
-
-def mark_rows(checkout: SlowCheckout, scale: float, width: int) -> list[str]:
-    """Return the rows with the events below a bar, each with a tick at its time and a label where there is space.
-
-    Times are rounded as in the bar, so that the hand-over is marked where the hold begins.
-    """
-    rows: list[str] = []
-    for mark in checkout.marks[:MAX_MARKS]:
-        at = min(width - 1, round(mark.at / scale * width)) if scale > 0 else 0
-        label = f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}"
-        if at + 2 + len(label) <= width:
-            start, text = at, f"{TICK} {label}"
-        else:
-            start, text = max(0, at - len(label) - 1), f"{label} {TICK}"
-        _place(rows, start, text)
-    return rows
-
-
-def _place(rows: list[str], start: int, text: str) -> None:
-    """Put a text into the first row that is empty from ``start`` on; append a row if there is none."""
-    for index, row in enumerate(rows):
-        if not row or len(row) + 1 < start:
-            rows[index] = row.ljust(start) + text
-            return
-    rows.append(" " * start + text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -92,29 +91,11 @@ class Recording:
     def totals(self, metric: str, attribute: str = "") -> dict[str, int]:
         """Return the last value of a counter, by the value of one of its attributes (without one: under ``""``)."""
         return {
-            str(_attributes(point).get(attribute, "")): _number(point)
+            str(_attributes(point).get(attribute, "")): _whole(point.get("asInt", point.get("asDouble", 0)))
             for found in self._items(self.metrics)
             if found["name"] == metric
-            for point in _points(found)
+            for point in found.get("sum", {}).get("dataPoints", ())
         }
-
-    def traffic(self) -> tuple[int, int] | None:
-        """Return when the pool's metrics began, and when they first included all checkouts, in ns since the epoch.
-
-        The result is None if there are no metrics. It does not depend on spans, which a sampler may drop.
-        """
-        began, ended, most = [], 0, 0
-        for found in self._items(self.metrics):
-            points = _points(found)
-            began += [_whole(point["startTimeUnixNano"]) for point in points if "startTimeUnixNano" in point]
-            if found["name"] == "otel_pgpool.checkouts" and (served := sum(map(_number, points))) > most:
-                most, ended = served, max(_whole(point["timeUnixNano"]) for point in points)
-        return (min(began), ended) if began and ended else None
-
-    def log_events(self) -> dict[str, int]:
-        """Return the number of log records for each ``otel_pgpool.event``."""
-        names = (_attributes(record).get("otel_pgpool.event") for record in self._items(self.logs))
-        return dict(Counter(str(name) for name in names if name is not None))
 
     def _items(self, path: Path) -> Iterator[dict[str, Any]]:
         """Iterate over the spans, metrics or log records of a file."""
@@ -138,16 +119,6 @@ class Recording:
                     self.cut_short.add(path)
                 else:
                     yield from batch.get(CONTENTS[path.name][0], ())
-
-
-def _points(metric: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the points of a counter or a histogram, which have a start time; no points for other metrics."""
-    points: list[dict[str, Any]] = metric.get("sum", metric.get("histogram", {})).get("dataPoints", [])
-    return points
-
-
-def _number(point: dict[str, Any]) -> int:
-    return _whole(point.get("asInt", point.get("asDouble", 0)))
 
 
 def _whole(value: str | float) -> int:

@@ -48,7 +48,6 @@ class Mark:
 
     at: float
     name: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,23 +91,19 @@ class Report:
     """The figures of a run, computed by `read`."""
 
     service: str
-    pool: str
     seconds: float
     checkouts: int
-    sampled: int
-    """Checkouts with a span; fewer than ``checkouts`` if a sampler is set."""
     paths: dict[str, int]
     """Checkouts that received a connection, by path."""
     outcomes: dict[str, int]
     errors: dict[str, int]
     waited: int
-    """Checkouts with a span that waited in the queue, whether or not they received a connection."""
+    """Checkouts that waited in the queue, whether or not they received a connection."""
     timeouts: int
     retries: int
     long_holds: int
     created: int
     discarded: dict[str, int]
-    logs: dict[str, int]
     wait: Spread | None
     hold: Spread | None
     slowest: tuple[SlowCheckout, ...]
@@ -121,25 +116,20 @@ def read(recording: Recording, slowest: int = 3) -> Report:
     waits = {span.parent_id: span for span in spans.values() if span.name == "pool.wait"}
     recorded = [span.attributes for span in checkouts]
     paths = recording.totals("otel_pgpool.checkouts", "otel_pgpool.path")
-    timeouts = sum(recording.totals("db.client.connection.timeouts").values())
-    failed = max(timeouts, sum("otel_pgpool.hold_time" not in attributes for attributes in recorded))
-    total = max(sum(paths.values()) + failed, len(checkouts))
+    times = [time for span in spans.values() for time in (span.start, span.end)] or [0]
     return Report(
         service=recording.service(),
-        pool=next((str(attributes["db.client.connection.pool.name"]) for attributes in recorded), ""),
-        seconds=_duration(spans.values(), recording.traffic() if len(checkouts) < total else None),
-        checkouts=total,
-        sampled=len(checkouts),
+        seconds=(max(times) - min(times)) / NANOSECONDS,
+        checkouts=len(checkouts),
         paths={path: count for path, count in paths.items() if count},
         outcomes=_count(attributes.get("otel_pgpool.outcome") for attributes in recorded),
         errors=_count(attributes.get("error.type") for attributes in recorded),
         waited=len(waits),
-        timeouts=timeouts,
+        timeouts=sum(recording.totals("db.client.connection.timeouts").values()),
         retries=sum(recording.totals("otel_pgpool.retries").values()),
         long_holds=sum(recording.totals("otel_pgpool.long_holds").values()),
         created=sum(recording.totals("otel_pgpool.connections.created").values()),
         discarded=recording.totals("otel_pgpool.connections.discarded", "otel_pgpool.reason"),
-        logs=recording.log_events(),
         wait=Spread.of(_seconds(attributes["otel_pgpool.wait_time"]) for attributes in recorded),
         hold=Spread.of(_seconds(a["otel_pgpool.hold_time"]) for a in recorded if "otel_pgpool.hold_time" in a),
         slowest=tuple(
@@ -159,27 +149,13 @@ def _slow_checkout(span: Span, wait: Span | None, spans: dict[str, Span]) -> Slo
         outcome=str(attributes.get("otel_pgpool.outcome", "")),
         wait=_seconds(attributes["otel_pgpool.wait_time"]),
         hold=_optional(_seconds, attributes.get("otel_pgpool.hold_time")),
-        marks=_marks(span),
+        marks=tuple(
+            Mark((event.time - span.start) / NANOSECONDS, event.name.removeprefix("pool."))
+            for event in sorted(span.events, key=lambda event: event.time)
+        ),
         waited_for=_waited_for(wait, spans) if wait else (),
         transaction=_optional(str, flagged.get("otel_pgpool.transaction.status")),
-        checked_out_at=_first_line(flagged.get("otel_pgpool.checked_out_at")),
-    )
-
-
-def _marks(span: Span) -> tuple[Mark, ...]:
-    """Return the events of a span in order of time, without the common prefix of their names."""
-    details = {
-        "pool.acquired": "otel_pgpool.path",
-        "pool.retry": "error.type",
-        "pool.long_hold": "otel_pgpool.transaction.status",
-    }
-    return tuple(
-        Mark(
-            at=(event.time - span.start) / NANOSECONDS,
-            name=event.name.removeprefix("pool."),
-            detail=str(event.attributes.get(details.get(event.name, ""), "")),
-        )
-        for event in sorted(span.events, key=lambda event: event.time)
+        checked_out_at=next(iter(str(flagged.get("otel_pgpool.checked_out_at", "")).splitlines()), None),
     )
 
 
@@ -221,23 +197,6 @@ def _request(span: Span, spans: dict[str, Span]) -> str | None:
     return caller.name if caller else None
 
 
-def _first_line(frames: str | list[str] | None) -> str | None:
-    """Return the innermost call site of a checkout."""
-    if not frames:
-        return None
-    return next(iter(str(frames if isinstance(frames, str) else frames[0]).splitlines()), None)
-
-
 def _count(values: Iterable[str | None]) -> dict[str, int]:
     """Count the values, the most frequent first."""
     return dict(Counter(str(value) for value in values if value is not None).most_common())
-
-
-def _duration(spans: Iterable[Span], traffic: tuple[int, int] | None) -> float:
-    """Return the seconds from the first known beginning to the last known end."""
-    times = [(span.start, span.end) for span in spans]
-    if traffic:
-        times.append(traffic)
-    if not times:
-        return 0.0
-    return (max(end for _, end in times) - min(start for start, _ in times)) / NANOSECONDS

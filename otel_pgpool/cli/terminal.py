@@ -27,9 +27,9 @@ MAX_WIDTH = 110
 _GAP = " ... "
 _FILLERS = {"\u115f", "\u3164", "\uffa0", *map(chr, range(0x1160, 0x1200))}
 """Letters without width, or without a visible shape."""
-WAIT, HOLD, EMPTY, TICK, DOT = "░█·╵·"
+WAIT, HOLD, DOT = "░█·"
 """The characters of the bars; wait and hold can be distinguished without colour."""
-_ASCII = {"░": ".", "█": "#", "·": "-", "╵": "^", "…": "~"}
+_ASCII = {"░": ".", "█": "#", "·": "-", "…": "~"}
 """Replacements of these characters, and of rich's sign of a line cut short, if the output's encoding lacks them."""
 
 
@@ -175,8 +175,3 @@ def duration(seconds: float) -> str:
     if milliseconds < 9.995:
         return f"{milliseconds:.2f} ms"
     return f"{milliseconds:.0f} ms" if milliseconds < 999.5 else f"{seconds:.2f} s"
-
-
-def short_place(where: str) -> str:
-    """Return a call site, ``file:line function``, without the folders."""
-    return where.rpartition("/")[2]

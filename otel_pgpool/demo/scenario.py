@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MIN_REPORT = 1.2
 """Minimum duration of a report in seconds, which makes a long hold."""
+ENDLESS = 20.0
+"""Seconds that a report would take if its session were not killed."""
 MAX_DAY = 20.0
 """Maximum duration of a day in seconds; a longer run has several days."""
 CHECKED_AFTER = 0.1
@@ -156,11 +158,11 @@ class Scenario:
         self._set_workload(f"{killed} idle backends killed; orders go on", self._orders)
 
     def _kill_in_use(self) -> None:
-        """End the session of a forecast in the middle of its query."""
-        forecast = self._submit(self._shop.forecast)
+        """End the session of a report in the middle of its query."""
+        report = self._submit(lambda: self._shop.turnover_report(ENDLESS))
         self._show_step("a backend killed in the middle of a query")
         wait_until(lambda: self._database.kill(state="active", query="%pg_sleep%"), STEP_TIMEOUT)
-        forecast.join(STEP_TIMEOUT)
+        report.join(STEP_TIMEOUT)
 
     def _drop_connection_and_fail_commit(self) -> None:
         self._show_step("a connection dropped, a commit refused")

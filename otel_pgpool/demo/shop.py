@@ -28,8 +28,6 @@ SOLD_OUT = 1
 PRODUCTS = 200
 CUSTOMERS = 50
 DELETED_CUSTOMER = -1
-FORECAST = 20.0
-"""Seconds that the forecast's query would take if it were not killed."""
 UNAVAILABLE = 503
 """HTTP status if no connection was available."""
 SLOW_QUERY = "SELECT count(*) FROM orders CROSS JOIN pg_sleep(%s)"
@@ -123,12 +121,6 @@ class Shop:
         with self._pool.connection() as conn:
             _query(conn, "product", "SELECT id, stock FROM product WHERE stock < %s", 10)
             self._closing.wait(seconds)
-
-    @request("GET", "/reports/forecast")
-    def forecast(self) -> None:
-        """Run a query whose session is killed before it ends."""
-        with self._pool.connection() as conn:
-            _query(conn, "orders", SLOW_QUERY, FORECAST)
 
     @request("GET", "/export")
     def export(self) -> None:

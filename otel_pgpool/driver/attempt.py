@@ -12,15 +12,13 @@ import psycopg2
 from psycopg2 import extensions
 
 from otel_pgpool.driver.deadline import shutdown_socket
-from otel_pgpool.driver.error_text import describe
+from otel_pgpool.driver.error_text import Quotable, describe
 from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from psycopg2.extensions import connection
-
-    from otel_pgpool.driver.error_text import Quotable
 
 
 CONNECT = "the connect"
@@ -41,12 +39,7 @@ class ConnectAttempt:
         warn: called before credentials are sent over a connection that may not be encrypted.
     """
 
-    def __init__(
-        self,
-        number: int = 1,
-        limit: float | None = None,
-        warn: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, number: int = 1, limit: float | None = None, warn: Callable[[], None] = lambda: None) -> None:
         self.number = number
         self.began = monotonic()
         self.thread = threading.current_thread()

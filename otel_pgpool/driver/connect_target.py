@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -18,8 +18,6 @@ from otel_pgpool.driver.target import VARIABLES, Target, public_values, read_tar
 from otel_pgpool.runtime.fork import keep_from_forking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from psycopg2.extensions import connection
 
 CONNECT_TIMEOUT = 10

@@ -24,7 +24,6 @@ class Quotable(Protocol):
     @property
     def public(self) -> Collection[str]:
         """The names and addresses that a text may quote."""
-        ...
 
 
 def describe(target: Quotable, error: BaseException) -> str:

@@ -40,19 +40,15 @@ class Template:
     """A text with placeholders, each written ``{}``, whose values differ from case to case."""
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self.text = text
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """The pattern of the text, compiled at its first use: all together take tenths of a second."""
-        pieces = self._text.split("{}")
+        pieces = self.text.split("{}")
         holes = ['([^"]*)' if before.endswith('"') else "(.*?)" for before in pieces[:-1]]
         body = "".join(re.escape(piece) + hole for piece, hole in zip(pieces, [*holes, ""], strict=True))
         return re.compile(body, re.DOTALL)
-
-    def fill(self, values: Collection[str]) -> str:
-        """Return the text with these values in place of its placeholders."""
-        return self._text.format(*values)
 
 
 def _templates() -> dict[str, list[Template]]:
@@ -85,7 +81,7 @@ def _known_line(line: str, public: Collection[str], depth: int = 0) -> str:
     for template in _TEMPLATES.get(line[:3], ()):
         found = template.pattern.fullmatch(line)
         if found is not None:
-            return template.fill([_quoted(value, public, depth) for value in found.groups()])
+            return template.text.format(*(_quoted(value, public, depth) for value in found.groups()))
     return ""
 
 

@@ -1,4 +1,4 @@
-"""A ready-made ``reset``, which restores the session, on the server and in psycopg2, to its state after the connect."""
+"""The state of a new connection, and a ready-made ``reset``, which restores it on the server and in psycopg2."""
 
 from __future__ import annotations
 
@@ -6,14 +6,27 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from otel_pgpool.driver.notices import Notices
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.session import roll_back
+from otel_pgpool.runtime.text import cut
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 ATTRIBUTE = "_otel_pgpool_made"
+
+LONGEST_NOTICE = 20_000
+"""Maximum number of characters of a notice: fifty of them are a megabyte for each connection."""
+
+
+class Notices(list[str]):
+    """A list of notices that keeps the beginning of each."""
+
+    def append(self, notice: str) -> None:
+        """Append a notice, shortened. Called by psycopg2, which removes the oldest notice itself."""
+        super().append(cut(notice, LONGEST_NOTICE))
+
+
 OWN_LISTS = (list, Notices)
 
 
@@ -33,6 +46,13 @@ _made: WeakKeyDictionary[connection, Made] = WeakKeyDictionary()
 Of the connection's objects only a class is kept here: others, which an application has registered, may refer to the
 connection and would keep it alive.
 """
+
+
+def bound_notices(conn: connection) -> None:
+    """Bound the notices of a connection, unless the connection or the list is of an application's own class."""
+    is_psycopg2s = type(conn).__module__.partition(".")[0] == "psycopg2"  # an application's class may share its list
+    if is_psycopg2s and type(conn.notices) is list:
+        conn.notices = Notices(conn.notices)
 
 
 def remember(conn: connection) -> None:

@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
     message = "PgPoolInstrumentor needs the extra 'instrument': pip install 'otel-pgpool[instrument]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
+from otel_pgpool.instrumentation.choices import Choices
 from otel_pgpool.instrumentation.options import InstrumentationOptions, chosen_kinds
 from otel_pgpool.runtime.failures import log_failure
 
@@ -38,15 +39,16 @@ ADAPTERS = {
 Another kind of pool is added before ``instrument()``: see ``docs/extending.md``.
 """
 
-# Guards the installed adapters. Reentrant, because a signal handler may call `instrument_pool`.
+# Guards the adapters and the choices of single pools. Reentrant: a signal handler may call `instrument_pool`.
 _lock = threading.RLock()
 _installed: InstalledAdapters | None = None
+_choices = Choices()
 
 
 class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is not typed
     """The instrumentor for the pools of psycopg2, psycopg_pool, SQLAlchemy and asyncpg, and their subclasses.
 
-    ``instrument()`` starts and ``uninstrument()`` ends the instrumentation; both are inherited from OpenTelemetry's
+    ``instrument()`` starts and ``uninstrument()`` ends the instrumentation, as those of OpenTelemetry's
     ``BaseInstrumentor``, and ``opentelemetry-instrument`` calls the former. Neither raises: errors and invalid values
     are logged. After ``uninstrument()`` the original methods are in place again, and the spans of checkouts in progress
     have ended.
@@ -59,8 +61,8 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
             or ``always`` if that is not set.
         long_hold: hold time in seconds after which a checkout is reported as a long hold, None or 0 for never; by
             default ``OTEL_PGPOOL_LONG_HOLD``, or 1 if that is not set.
-        pools: the kinds of pools to instrument, such as ``["psycopg_pool"]``; by default ``OTEL_PGPOOL_POOLS``, or all
-            if that is not set.
+        pools: the kinds of pools to instrument, such as ``["psycopg_pool"]``, or one kind; by default
+            ``OTEL_PGPOOL_POOLS``, or all if that is not set.
     """
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -68,22 +70,29 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
         return met_requirements()
 
     def _instrument(self, **options: Any) -> None:
+        known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")
         try:
-            self._start(options)
+            for option in options.keys() - {*known}:
+                logger.debug("PgPoolInstrumentor has no option %r", option)
+            given = {option: options[option] for option in known if option in options}
+            kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
+            _replace(InstrumentationOptions.of(**given), kinds)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             log_failure("failed to instrument connection pools; they stay uninstrumented", error)
             _remove()
 
-    def _start(self, options: dict[str, Any]) -> None:
-        known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")
-        for option in options.keys() - {*known}:
-            logger.debug("PgPoolInstrumentor has no option %r", option)
-        given = {option: options[option] for option in known if option in options}
-        kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
-        _replace(InstrumentationOptions.of(**given), kinds)
+    def uninstrument(self, **options: Any) -> None:
+        """End the instrumentation, also one that `instrument_pool` has started."""
+        if self.is_instrumented_by_opentelemetry or _installed is None:
+            super().uninstrument(**options)
+        else:
+            self._uninstrument()
 
     def _uninstrument(self, **_options: Any) -> None:
-        _remove()
+        global _choices  # noqa: PLW0603 - as `_installed`
+        with _lock:
+            _remove()
+            _choices = Choices()
 
 
 def instrument_pool(pool: Any) -> None:
@@ -98,19 +107,19 @@ def instrument_pool(pool: Any) -> None:
     Raises:
         TypeError: the object is no such pool. A `ConnectionPool` of this package reports itself.
     """
-    module, found = find_pool(ADAPTERS, pool)
+    module, found, owner = find_pool(ADAPTERS, pool)
     with _lock:
         installed = _installed or _replace(InstrumentationOptions.of(), ())
-        installed.session.select(found)
+        installed.session.select(found, owner)
         adapter = installed.install(module)
         if adapter is not None:
-            adapter.track_selected(found)
+            adapter.track_selected(found if owner is None else owner)
 
 
 def uninstrument_pool(pool: Any) -> None:
-    """Stop to observe one pool, even if ``instrument()`` observes all others of its kind.
+    """Stop to observe one pool, even if ``instrument()`` observes all others of its kind, or will do so.
 
-    The spans of its checkouts in progress end. Nothing happens if the pool is not observed.
+    The spans of its checkouts in progress end. ``uninstrument()`` ends this.
 
     Args:
         pool: as for `instrument_pool`.
@@ -118,24 +127,26 @@ def uninstrument_pool(pool: Any) -> None:
     Raises:
         TypeError: the object is no such pool.
     """
-    _module, found = find_pool(ADAPTERS, pool)
+    _module, found, owner = find_pool(ADAPTERS, pool)
     with _lock:
-        if _installed is not None:
-            _installed.session.exclude(found)
-            if not _installed.kinds and not _installed.session.selected:
-                _remove()
+        if _installed is None:
+            _choices.exclude(found, owner)
+            return
+        _installed.session.exclude(found, owner)
+        if not _installed.kinds and not _choices.is_any_selected():
+            _remove()
 
 
 def _replace(options: InstrumentationOptions, kinds: Collection[str]) -> InstalledAdapters:
-    """Install adapters, which continue with the selected pools of those before."""
+    """Install adapters, which keep the choices of single pools."""
     global _installed  # noqa: PLW0603 - one for the whole process, as the pools' classes are
     with _lock:
-        selected = [] if _installed is None else _installed.session.selected
+        modules = [] if _installed is None else [*_installed.installed]
         _remove()
-        installed = _installed = InstalledAdapters(ADAPTERS, options, kinds, selected)
+        installed = _installed = InstalledAdapters(ADAPTERS, options, kinds, _choices)
         installed.install_on_import()
-        for pool in selected:
-            installed.install(find_pool(ADAPTERS, pool)[0])
+        for module in modules:  # those of selected pools
+            installed.install(module)
     return installed
 
 

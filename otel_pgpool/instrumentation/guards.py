@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.runtime.failures import ObserverGuard, is_external
 from otel_pgpool.runtime.gc_state import COLLECTING, is_collecting_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-
-
-class Guarded(Protocol):
-    """An object whose errors are logged by its guard."""
-
-    guard: ObserverGuard
 
 
 class DeferringGuard(ObserverGuard):
@@ -43,10 +36,10 @@ class DeferringGuard(ObserverGuard):
 
 
 def never_raise(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a method so that its errors are logged, at most once a minute, and not raised."""
+    """Decorate a method so that its errors are logged by the object's guard, at most once a minute, and not raised."""
 
     @wraps(method)
-    def guarded(self: Guarded, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
@@ -62,9 +55,7 @@ class _IgnoreErrors:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
-    ) -> bool:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
         return error is not None and not is_external(error)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import weakref
 from functools import partial
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wrapt import register_post_import_hook
 
@@ -16,9 +17,10 @@ from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from otel_pgpool.instrumentation.adapters.base import Installation
+    from otel_pgpool.instrumentation.choices import Choices
     from otel_pgpool.instrumentation.options import InstrumentationOptions
 
 logger = logging.getLogger("otel_pgpool")
@@ -36,7 +38,7 @@ class InstalledAdapters:
         adapters: names of the classes of adapters, by module of the library.
         options: the options.
         kinds: the kinds of which every pool is observed; of the others, only selected pools.
-        selected: pools to observe whatever their kind is.
+        choices: the pools that were selected or excluded.
     """
 
     def __init__(
@@ -44,14 +46,15 @@ class InstalledAdapters:
         adapters: Mapping[str, str],
         options: InstrumentationOptions,
         kinds: Collection[str],
-        selected: Iterable[Any] = (),
+        choices: Choices | None = None,
     ) -> None:
         self._adapters = adapters
         self.kinds = frozenset(kinds)
-        self.session = InstrumentationSession(options, self.kinds)
+        self.session = InstrumentationSession(options, self.kinds, choices)
         self.installed: dict[str, Installation] = {}  # by module
-        for pool in selected:
-            self.session.select(pool)
+        self._begun: set[str] = set()  # modules whose adapter is installed, or is being installed
+        self._is_removed = False
+        self._lock = threading.RLock()  # reentrant, because a signal handler may call `instrument_pool`
 
     def install_on_import(self) -> None:
         """Install the adapters of the observed kinds, each as soon as its library is imported."""
@@ -61,9 +64,31 @@ class InstalledAdapters:
                 register_post_import_hook(partial(_install_imported, itself, module), module)
 
     def install(self, module: str) -> Installation | None:
-        """Install the adapter of an imported library, unless it is; return None if that fails."""
-        if module in self.installed:
-            return self.installed[module]
+        """Install the adapter of an imported library, unless it is; return the adapter.
+
+        The result is None if that fails, or if another thread is about to install it. That thread is not waited for,
+        because it may hold the lock of a module that this one is importing.
+        """
+        with self._lock:
+            if module in self._begun:
+                return self.installed.get(module)
+            self._begun.add(module)
+        adapter = None
+        try:
+            adapter = self._new_adapter(module)
+        finally:
+            with self._lock:
+                is_late = self._is_removed
+                if adapter is None:
+                    self._begun.discard(module)
+                elif not is_late:
+                    self.installed[module] = adapter
+        if adapter is not None and is_late:
+            _undo(adapter.uninstall)
+            return None
+        return adapter
+
+    def _new_adapter(self, module: str) -> Installation | None:
         refused = refused_release(module)
         if refused is not None:
             logger.warning("the pools of %s stay uninstrumented, because its release is %s", kind_of(module), refused)
@@ -79,18 +104,24 @@ class InstalledAdapters:
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             log_failure(f"failed to instrument the pools of {module}; they stay uninstrumented", error)
             return None
-        self.installed[module] = adapter
         return adapter
 
     def remove(self) -> None:
-        """Remove every adapter, and end the session."""
-        adapters = [*self.installed.values()]
-        self.installed.clear()
-        for undo in (*(adapter.uninstall for adapter in reversed(adapters)), self.session.end):
-            try:
-                undo()
-            except Exception as error:  # noqa: BLE001 - the other parts have to be undone too
-                log_failure("failed to remove the instrumentation", error)
+        """Remove every adapter, and end the session. An adapter that is being installed is removed by its thread."""
+        with self._lock:
+            self._is_removed = True
+            adapters = [*self.installed.values()]
+            self.installed.clear()
+        for adapter in reversed(adapters):
+            _undo(adapter.uninstall)
+        _undo(self.session.end)
+
+
+def _undo(undo: Callable[[], None]) -> None:
+    try:
+        undo()
+    except Exception as error:  # noqa: BLE001 - the other parts have to be undone too
+        log_failure("failed to remove the instrumentation", error)
 
 
 def _install_imported(itself: weakref.ref[InstalledAdapters], module: str, _module: object) -> None:
@@ -99,16 +130,34 @@ def _install_imported(itself: weakref.ref[InstalledAdapters], module: str, _modu
         installed.install(module)
 
 
-def find_pool(adapters: Mapping[str, str], given: object) -> tuple[str, Any]:
-    """Return the module of the library that an object belongs to, and the pool that the object is or has.
+class FoundPool(NamedTuple):
+    """A pool that was given to ``instrument_pool`` or ``uninstrument_pool``."""
+
+    module: str
+    """Module of the library, the key of its adapter."""
+    pool: Any
+    owner: Any
+    """The object that has the pool and may replace it; None if there is none."""
+
+
+def find_pool(adapters: Mapping[str, str], given: Any) -> FoundPool:
+    """Return the pool that an object is or has.
+
+    Only adapters of libraries that define a class of the object are imported. One that cannot be imported is logged.
 
     Raises:
-        TypeError: the object is no pool of a known kind.
+        TypeError: the object is no pool of a known kind, or the pool is not initialized yet.
     """
+    libraries = {kind_of(str(cls.__module__)) for cls in given.__class__.__mro__}
     for module, name in adapters.items():
-        if module in sys.modules:
-            pool = resolve_name(name).pool_of(given)
+        if module in sys.modules and kind_of(module) in libraries:
+            try:
+                adapter: type[Installation] = resolve_name(name)
+            except Exception as error:  # noqa: BLE001 - whatever the import of a library raises
+                log_failure(f"failed to import the adapter of {module}", error)
+                continue
+            pool = adapter.pool_of(given)
             if pool is not None:
-                return module, pool
+                return FoundPool(module, pool, adapter.owner_of(given))
     kinds = ", ".join(sorted({kind_of(module) for module in adapters}))
     raise TypeError(f"expected a pool of {kinds}, not {type(given).__qualname__}")

@@ -1,4 +1,4 @@
-"""The connections of an instrumented pool, and the checkouts that wait for one or hold one.
+"""The connections of an instrumented pool, the checkouts that wait for one or hold one, and the totals.
 
 A checkout that leaves neither span nor record is kept in a light form until there is something to report about it.
 """
@@ -6,22 +6,24 @@ A checkout that leaves neither span nor record is kept in a light form until the
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.pool import figures
 from otel_pgpool.pool.call_site import places
 from otel_pgpool.pool.checkout import ACQUIRED, NEVER, ManualCheckout, Slot, begin
-from otel_pgpool.pool.figures import Counters
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.gc_state import COLLECTING, find_object, is_collecting_here
-from otel_pgpool.types import CheckoutPath
+from otel_pgpool.types import CheckoutPath, PoolStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from otel_pgpool.instrumentation.adapters.base import PoolReader
+    from otel_pgpool.instrumentation.adapters.base import Levels, PoolReader
+    from otel_pgpool.stats import PoolStats
 
 
 class TaskCheckout(ManualCheckout):
@@ -82,20 +84,68 @@ class TrackedSlot(Slot):
         self._pid = pid
 
 
-class OpenCheckouts(Counters):
-    """The connections and the open checkouts of one pool.
+OWN_COUNTERS = ("idle_checkouts", "queued_checkouts", "new_checkouts", "hold_seconds")
+COUNTERS = (*figures.COUNTERS, *OWN_COUNTERS)
+"""The counters that are summed up; each is named as its field of `PoolStats`, or after its path."""
 
-    There is no lock: after each step the state is consistent for other threads.
+
+class Past(NamedTuple):
+    """The totals of the pools that a pool has replaced.
+
+    It is only replaced as a whole, so that each reader counts each of these pools once.
     """
 
-    __slots__ = ("_adapter", "_last_serial", "_pool", "held", "light", "slots", "unseen", "waiting")
+    counts: Mapping[str, Any]
+    """The sums, by counter, of the pools that are finished."""
+    predecessors: tuple[OpenCheckouts, ...]
+    """The totals of the other pools, which may still be in use."""
 
-    _adapter: PoolReader
+
+NO_PAST = Past(dict.fromkeys(COUNTERS, 0), ())
+
+
+class OpenCheckouts(figures.Counters):
+    """The connections, the open checkouts and the totals of one pool.
+
+    There is no lock: after each step the state is consistent for other threads. Counters are changed by plain ``+=``,
+    within which CPython does not switch threads: it does so at calls and backward jumps only.
+    """
+
+    __slots__ = (
+        *(
+            "_last_serial",
+            "_pool",
+            "adapter",
+            "discards",
+            "held",
+            "is_replaced",
+            "light",
+            "past",
+            "slots",
+            "unseen",
+            "waiting",
+        ),
+        *OWN_COUNTERS,
+    )
+
+    adapter: PoolReader
     _pool: weakref.ref[Any]
+    idle_checkouts: int
+    queued_checkouts: int
+    new_checkouts: int
+    hold_seconds: float
+
+    def __init__(self) -> None:
+        self.is_replaced = False  # by a pool whose totals include these
+        self.reset()
 
     def reset(self) -> None:
-        """Reset the totals, and drop all checkouts and connections."""
+        """Reset all totals, and drop all checkouts and connections."""
         self.reset_counters()
+        self.idle_checkouts = self.queued_checkouts = self.new_checkouts = 0
+        self.hold_seconds = 0.0
+        self.discards: dict[str, int] = defaultdict(int)  # by reason; a Counter calls Python code for each new key
+        self.past = NO_PAST
         self._last_serial = 0
         self.slots: dict[int, TrackedSlot] = {}  # slots of the known connections, by id of the connection
         # Slots of connections to which only the code that holds them refers, and which the garbage collector has found:
@@ -123,7 +173,7 @@ class OpenCheckouts(Counters):
             slot = None
         if slot is None:
             self._last_serial += 1
-            slot = TrackedSlot(conn, self._last_serial, self._adapter)
+            slot = TrackedSlot(conn, self._last_serial, self.adapter)
         try:
             slot.ref = weakref.ref(conn, partial(_collected, weakref.ref(self), slot.key))
         except Exception:  # noqa: BLE001 - a connection of the application's factory may not allow weak references
@@ -201,6 +251,67 @@ class OpenCheckouts(Counters):
         A former light checkout comes after younger ones in `held`.
         """
         return [checkout.acquired for checkout in checkouts] + [light[0] for light in self.light.copy().values()]
+
+    # Totals
+
+    @property
+    def handed_out(self) -> int:
+        """Number of checkouts that received a connection."""
+        return self.idle_checkouts + self.queued_checkouts + self.new_checkouts
+
+    def continue_from(self, predecessor: OpenCheckouts) -> None:
+        """Take over the totals of a predecessor and of its predecessors, whose pools may still be in use."""
+        predecessor.is_replaced = True  # first, so that the predecessor never reports a part of its totals
+        counts, predecessors = predecessor.past
+        self.past = Past(counts, (*predecessors, predecessor))
+        predecessor.past = NO_PAST
+        self.discards = predecessor.discards
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no total can change any more: the pool was collected, and every connection was released."""
+        return self.pool is None and not (self.held or self.light)
+
+    def _merge_finished(self) -> Past:
+        """Add up the totals of finished predecessors, and return the past.
+
+        Several threads may do so at the same time: each of their results is right.
+        """
+        past = self.past
+        finished = {each for each in past.predecessors if each.is_finished}
+        if finished:
+            counts = {
+                counter: sum((getattr(each, counter) for each in finished), before)
+                for counter, before in past.counts.items()
+            }
+            past = self.past = Past(counts, tuple(each for each in past.predecessors if each not in finished))
+        return past
+
+    def statistics(self, name: str, levels: Levels, *, connecting: int, is_unreachable: bool) -> PoolStats:
+        """Return the levels and the totals, which are 0 once another pool's totals include them."""
+        past = self._merge_finished()
+        is_replaced = self.is_replaced  # read after the past, which `continue_from` moves
+        past, parts = (NO_PAST, ()) if is_replaced else (past, (self, *past.predecessors))
+
+        def total(counter: str) -> Any:
+            return sum((getattr(part, counter) for part in parts), past.counts[counter])
+
+        return figures.make_stats(
+            name=name,
+            status=PoolStatus.CLOSED if levels.closed else PoolStatus.UNREACHABLE if is_unreachable else None,
+            minconn=levels.minconn,
+            maxconn=levels.maxconn,
+            size=levels.used + levels.idle,
+            used=levels.used,
+            idle=levels.idle,
+            connecting=connecting,
+            waiting=sum(len(part.waiting) for part in parts),
+            oldest_hold=self.oldest_hold(),
+            checkouts={path.value: total(f"{path}_checkouts") for path in CheckoutPath},
+            discarded={} if is_replaced else dict(self.discards),
+            **{counter: total(counter) for counter in COUNTERS if not counter.endswith("_checkouts")},
+            maxidle=levels.maxidle,
+        )
 
 
 def _collected(known_ref: weakref.ref[OpenCheckouts], key: int, ref: weakref.ref[Any]) -> None:

@@ -98,7 +98,7 @@ def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, st
     """Return the kinds of pools to instrument. Names that are not known are logged, and the others count.
 
     Args:
-        value: the names; None to read ``OTEL_PGPOOL_POOLS``, of which the default is all.
+        value: the names, or one name; None to read ``OTEL_PGPOOL_POOLS``, of which the default is all.
         known: the names that are accepted.
         environ: the environment.
     """
@@ -108,10 +108,10 @@ def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, st
         if not value:
             return frozenset(known)
     accepted = f"a list of names among {', '.join(sorted(known))}"
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if not isinstance(value, Iterable):
         logger.error("%s; all are instrumented", invalid_option(option, value, accepted))
         return frozenset(known)
-    names = [*value]
+    names = [value] if isinstance(value, str) else [*value]
     for name in names:
         if name not in known:
             logger.error("%s; it is ignored", invalid_option(option, name, accepted))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,11 +80,9 @@ class PendingConnects:
         key = _key_of(caller)
         for each in self.pending.copy():
             if each.caller == key:
-                try:
+                with suppress(ValueError):  # another thread has removed it
                     self.pending.remove(each)
-                except ValueError:  # another thread has removed it
-                    continue
-                yield each
+                    yield each
 
     def overdue_callers(self, now: float) -> list[int]:
         """Return the callers with a connect older than `REPORT_AFTER`, in the order of their connects."""

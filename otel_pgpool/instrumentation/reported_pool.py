@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.guards import DeferringGuard, never_raise
+from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
 from otel_pgpool.instrumentation.pending_connects import PendingConnects
-from otel_pgpool.instrumentation.totals import Totals
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.pool.outage import is_unreachable
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import ManualCheckout, Slot
 
 
-class ReportedPool(Totals):
+class ReportedPool(OpenCheckouts):
     """An instrumented pool with its observer: an `ObservedPool`."""
 
     __slots__ = (
         "__weakref__",
         "_observer",
-        "_stopped",
         "connects",
         "guard",
+        "is_stopped",
         "last_figures",
         "long_hold",
         "name",
@@ -51,11 +51,11 @@ class ReportedPool(Totals):
         watch: Watch,
         predecessor: ReportedPool | None,
     ) -> None:
+        self.adapter = adapter
         super().__init__()
         self.last_figures = LastFigures()
         self.watch = watch
-        self._adapter = adapter
-        self._stopped = False
+        self.is_stopped = False  # True: closed, collected, replaced or no longer instrumented
         self.target = target
         self.long_hold = options.long_hold
         if predecessor is not None:
@@ -96,28 +96,22 @@ class ReportedPool(Totals):
 
     def stop_reporting(self) -> None:
         """End the reports of this pool and free its name; holds in progress are still watched."""
-        self._stopped = True
+        self.is_stopped = True
         registry.release_name(self.name, self)
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether the pool is not reported any more: it is closed, collected, replaced or no longer instrumented."""
-        return self._stopped
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the tracker as None, so that its pool can still be pickled or copied."""
-        return _no_tracker, ()
+        return type(None), ()
 
     __del__ = leave_figures
 
     def _reset_after_fork(self) -> None:
         """Reset all in a forked child, to which the parent's checkouts, connections and totals do not belong."""
-        self.watch.drop_deferred()
         self.reset()
         pool = self._pool()
-        if pool is not None and not self._stopped:
+        if pool is not None and not self.is_stopped:
             try:
-                self.discards[DiscardReason.FORKED.value] = self._adapter.forget_inherited(pool)
+                self.discards[DiscardReason.FORKED.value] = self.adapter.forget_inherited(pool)
             finally:
                 self.guard.notify(self._observer.attached, self)
 
@@ -141,14 +135,14 @@ class ReportedPool(Totals):
     @property
     def closed(self) -> bool:
         """Whether the pool is closed, or not reported any more."""
-        return self._stopped or self._levels().closed
+        return self.is_stopped or self._levels().closed
 
     def _levels(self) -> Levels:
         pool = self._pool()
         if pool is None:
             return Levels(0, 0, 0, 0, 0, closed=True)
         try:
-            return self._adapter.levels(pool)
+            return self.adapter.levels(pool)
         except Exception as error:  # noqa: BLE001 - a subclass may raise anything
             self.guard.log_error(error)
             return Levels(0, 0, len(self.held), 0, None)
@@ -185,13 +179,13 @@ class ReportedPool(Totals):
         """
         self.created += 1
         self.register(conn)
-        self.connects.succeeded(began, *self._adapter.server_address(conn), caller)
+        self.connects.succeeded(began, *self.adapter.server_address(conn), caller)
 
     @never_raise
     def connect_failed(self, began: float, error: BaseException, caller: int | None = None) -> None:
         """Note that an attempt to connect failed; the observer is notified later. See `connected`."""
-        text = self._adapter.error_text(error, self.target)
-        self.connects.failed(began, error, text, is_refusal=self._adapter.is_refusal(error), caller=caller)
+        text = self.adapter.error_text(error, self.target)
+        self.connects.failed(began, error, text, is_refusal=self.adapter.is_refusal(error), caller=caller)
 
     @never_raise
     def report_connects(self, checkout: ManualCheckout | None = None, caller: int | None = None) -> bool:
@@ -229,7 +223,3 @@ class ReportedPool(Totals):
             del self.slots[slot.key]
         self.discards[reason.value] += 1
         self.guard.notify(self._observer.discarded, [slot], reason.value, error, checkout)
-
-
-def _no_tracker() -> None:
-    return None

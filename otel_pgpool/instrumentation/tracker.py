@@ -76,11 +76,10 @@ class PoolTracker(ReportedPool):
         predecessor: PoolTracker | None = None,
     ) -> None:
         self._ended = False
-        self._adapter = adapter
         self.wait_timeout = options.wait_timeout if adapter.can_wait(pool) else None
         self.fast_path_owner: object = None  # the adapter that may use its fast path, until the tracker ends
         super().__init__(adapter, name, target, options=options, watch=watch, predecessor=predecessor)
-        self._pool = weakref.ref(pool, self._pool_collected)
+        self._pool = weakref.ref(pool, watch.pool_collected)
         # A pool whose callers wait needs full records: a light checkout has no wait.
         self.gate = OPEN if self.queue is not None else self._observer.recording_gate or OPEN
         try:
@@ -96,12 +95,7 @@ class PoolTracker(ReportedPool):
         self._alarm = UtilizationAlarm(monotonic())
         self.queue: FairQueue | None = None
         if self.wait_timeout is not None:
-            self.queue = FairQueue(self._adapter.is_exhausted, self._adapter.exhausted_error)
-
-    @property
-    def adapter(self) -> PoolReader:
-        """The adapter of the pool."""
-        return self._adapter
+            self.queue = FairQueue(self.adapter.is_exhausted, self.adapter.exhausted_error)
 
     # A checkout
 
@@ -226,8 +220,8 @@ class PoolTracker(ReportedPool):
         self.wait_seconds += max(0.0, now - checkout.started)
         if self.pending and self.report_connects(checkout):
             checkout.expected_path = NEW
-        text = self._adapter.error_text(error, self.target)
-        checkout.fail(self._adapter.error_type(error) if refusal is None else refusal.value, text)
+        text = self.adapter.error_text(error, self.target)
+        checkout.fail(self.adapter.error_type(error) if refusal is None else refusal.value, text)
         if refusal is PoolErrorType.TIMEOUT:
             checkout.outcome = Outcome.TIMEOUT.value
             self.timeouts += 1
@@ -292,11 +286,11 @@ class PoolTracker(ReportedPool):
             if duration >= self.long_hold and not checkout.flagged:
                 self.flag(checkout, now)
             del self.held[checkout]
-            self.hold_seconds += duration  # without a call since the removal: see `Totals.is_finished`
+            self.hold_seconds += duration  # without a call since the removal: see `OpenCheckouts.is_finished`
         checkout.released = now
         checkout.outcome = RELEASED_TEXT if outcome is RELEASED else outcome.value
         if error is not None:
-            checkout.fail(self._adapter.error_type(error), self._adapter.error_text(error, self.target))
+            checkout.fail(self.adapter.error_type(error), self.adapter.error_text(error, self.target))
         if checkout.is_reported:
             return
         if outcome is RECLAIMED:
@@ -308,11 +302,7 @@ class PoolTracker(ReportedPool):
                 self._observer.released(checkout)
         checkout.end_reported = True
 
-    # Collected pools and connections
-
-    def _pool_collected(self, _ref: object) -> None:
-        """Note that the pool was collected. A finalizer, so it only defers."""
-        self.watch.pool_collected(self)
+    # Collected connections
 
     def connection_collected(self, slot: Slot) -> None:
         """Reclaim a connection that was collected without being closed. Finalizers call this, so it only defers."""
@@ -345,7 +335,7 @@ class PoolTracker(ReportedPool):
             elif not checkout.flagged:
                 self.flag(checkout, now)
                 self.guard.notify(self._observer.held_long, checkout)
-        change = None if self._stopped else self._alarm.look(now, self.stats)
+        change = None if self.is_stopped else self._alarm.look(now, self.stats)
         if change is not None:
             self.guard.notify(self._observer.utilization_changed, *change)
         for caller in self.connects.overdue_callers(now):
@@ -354,12 +344,12 @@ class PoolTracker(ReportedPool):
 
     def _is_idle(self, checkout: ManualCheckout) -> bool:
         pool, conn = self._pool(), checkout.slot.ref()
-        return pool is not None and conn is not None and self._adapter.is_idle(pool, conn)
+        return pool is not None and conn is not None and self.adapter.is_idle(pool, conn)
 
     @property
     def is_at_rest(self) -> bool:
         """Whether there is nothing to watch."""
-        return not (self.held or self.light or self.pending) and (self._stopped or self._alarm.settled)
+        return not (self.held or self.light or self.pending) and (self.is_stopped or self._alarm.settled)
 
     # The end
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.errors import PoolClosed, PoolTimeout, TooManyRequests, error_type
 from otel_pgpool.pool.core import NOT_HELD, State
-from otel_pgpool.pool.figures import diagnose
-from otel_pgpool.pool.health import CHECK_BUDGET
-from otel_pgpool.pool.part import Part
-from otel_pgpool.pool.snapshot import take_snapshot
+from otel_pgpool.pool.health import CHECK_BUDGET, HealthCheck
+from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.text import class_of, printable
+from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import Outcome, PoolErrorType
 
 if TYPE_CHECKING:
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.health import HealthCheck
-    from otel_pgpool.pool.part import Common
-    from otel_pgpool.runtime.background import ParkingThread
 
 ERROR_TYPES: dict[type[BaseException], str] = {
     PoolTimeout: PoolErrorType.TIMEOUT.value,
@@ -36,20 +31,11 @@ ERROR_TYPES: dict[type[BaseException], str] = {
 class Acquirer(Part):
     """Acquires connections for checkouts."""
 
-    def __init__(
-        self,
-        common: Common,
-        discarder: Discarder,
-        connectors: Connectors,
-        health: HealthCheck,
-        maintenance_thread: ParkingThread,
-    ) -> None:
+    def __init__(self, common: Common, discarder: Discarder, connectors: Connectors, health: HealthCheck) -> None:
         super().__init__(common)
-        self._timeout = common.config.timeout
         self._discarder = discarder
         self._connectors = connectors
         self._health = health
-        self._maintenance_thread = maintenance_thread
 
     def acquire(self, checkout: Checkout, timeout: float | None, taken: connection | None = None) -> connection:
         """Acquire a connection and notify the observer.
@@ -79,7 +65,7 @@ class Acquirer(Part):
                 conn = self._core.try_acquire_idle(checkout)
             if checkout.path is None:
                 taken, conn = (conn if taken is None else taken), None
-                conn = self._acquire_slowly(checkout, taken, self._timeout if timeout is None else timeout)
+                conn = self._acquire_slowly(checkout, taken, self._config.timeout if timeout is None else timeout)
             if observer is not None:
                 try:
                     observer.acquired(checkout)
@@ -192,18 +178,4 @@ class Acquirer(Part):
         return self._timed_out(checkout, f"gave up after {checkout.retries} failed attempts")
 
     def _timed_out(self, checkout: Checkout, reason: str) -> PoolTimeout:
-        failure, text = self._connectors.last_failure()
-        if checkout.error is not None:
-            failure, text = checkout.error, checkout.attempts[-1].message or class_of(checkout.error)
-        error = diagnose(
-            reason,
-            take_snapshot(self._core),
-            self._core.holds_now(),
-            since=checkout.started,
-            now=monotonic(),
-            retries=checkout.retries,
-            waiter=checkout,
-            last_failure=text,
-        )
-        error.__cause__ = failure
-        return error
+        return self._connectors.diagnose(reason, checkout.started, checkout.retries, checkout)

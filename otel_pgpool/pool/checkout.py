@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import math
 import weakref
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool.driver.proxy import unwrapped
-from otel_pgpool.pool.call_site import describe, path_to, places
+from otel_pgpool.pool.call_site import Stack, describe, path_to, places
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.text import thread_names
 from otel_pgpool.stats import Holder
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.runtime.tasks import TaskReference
 
 NEVER = math.inf
@@ -52,6 +52,7 @@ ACQUIRED = attrgetter("acquired")
 """The order of holds: the longest first."""
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Slot:
     """A connection of the pool, or the place reserved for one that is being opened.
 
@@ -59,49 +60,24 @@ class Slot:
     ``ref`` is left: the holder has the only strong reference, so that the pool notices when the holder drops it.
     """
 
-    __slots__ = (
-        "asked_by",
-        "baseline",
-        "checkout",
-        "conn",
-        "evict_reason",
-        "expires",
-        "hold_seconds",
-        "idle_checkouts",
-        "kept_at",
-        "key",
-        "on_collected",
-        "origin",
-        "pid",
-        "ref",
-        "returned",
-        "review_at",
-        "seen",
-        "serial",
-    )
-
-    ref: weakref.ref[connection]
-
-    def __init__(self, asked_by: Checkout | None = None) -> None:
-        self.asked_by = asked_by  # the checkout that waits for this connection
-        self.serial = 0  # 1 for the pool's first connection
-        self.conn: connection | None = None
-        self.checkout: Checkout | None = None  # the checkout that holds the connection
-        self.idle_checkouts = 0  # this total and the next are changed by the holder only, hence without the lock
-        self.hold_seconds = 0.0
-        self.key = 0  # id of the connection
-        self.on_collected: Callable[[weakref.ref[connection]], None] | None = (
-            None  # called if the holder dropped the connection
-        )
-        self.pid = 0
-        self.origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
-        self.baseline: tuple[Any, ...] = ()  # psycopg2's settings after `configure`, which a release restores
-        self.kept_at = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
-        self.seen = AT_ONCE  # when the connection was last known to be alive
-        self.returned = AT_ONCE  # when it was last released, if later than `seen`
-        self.expires = NEVER
-        self.review_at = NEVER  # when a release first calls `_evict_reason`: at the end of the lifetime, or at once
-        self.evict_reason: str | None = None  # the reason, if the slot is marked for eviction
+    asked_by: Checkout | None = None  # the checkout that waits for this connection
+    serial: int = 0  # 1 for the pool's first connection
+    conn: connection | None = None
+    checkout: Checkout | None = None  # the checkout that holds the connection
+    idle_checkouts: int = 0  # this total and the next are changed by the holder only, hence without the lock
+    hold_seconds: float = 0.0
+    key: int = 0  # id of the connection
+    on_collected: Callable[[weakref.ref[connection]], None] | None = None  # called if the holder dropped the connection
+    pid: int = 0
+    origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
+    baseline: tuple[Any, ...] = ()  # psycopg2's settings after `configure`, which a release restores
+    kept_at: float = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
+    seen: float = AT_ONCE  # when the connection was last known to be alive
+    returned: float = AT_ONCE  # when it was last released, if later than `seen`
+    expires: float = NEVER
+    review_at: float = NEVER  # when a release first calls `_evict_reason`: at the end of the lifetime, or at once
+    evict_reason: str | None = None  # the reason, if the slot is marked for eviction
+    ref: weakref.ref[connection] = field(init=False)
 
     @property
     def idle_since(self) -> float:
@@ -320,15 +296,7 @@ class ManualCheckout(Checkout):
     """A checkout by ``getconn`` or from an instrumented pool: a call releases it, maybe in another thread."""
 
     # These are read for each such checkout. A slot in the record is faster to read than a default on the class.
-    __slots__ = (
-        "block",
-        "error_type",
-        "flagged",
-        "is_observed",
-        "observer_data",
-        "queued",
-        "retries",
-    )
+    __slots__ = ("block", "error_type", "flagged", "is_observed", "observer_data", "queued", "retries")
 
     is_observed: bool
     """Whether the observer is notified of this checkout; set by instrumented pools."""

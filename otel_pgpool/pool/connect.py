@@ -13,29 +13,24 @@ from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import without_traceback
 from otel_pgpool.driver.exposure import warn
-from otel_pgpool.driver.notices import bound_notices
-from otel_pgpool.driver.refusal import is_refusal
-from otel_pgpool.driver.reset import remember
+from otel_pgpool.driver.reset import bound_notices, remember
 from otel_pgpool.observer import Connect
 from otel_pgpool.pool.backoff import delay_after
-from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.pool.checkout import Attempt, Checkout, Slot
+from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.outage import number_after
-from otel_pgpool.pool.part import Part
+from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
 from otel_pgpool.runtime.text import class_of, printable
-from otel_pgpool.runtime.wakeup import Wakeup, start, wait_for
+from otel_pgpool.runtime.wakeup import Deferred, Wakeup, start, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from psycopg2.extensions import connection
 
-    from otel_pgpool.pool.checkout import Slot
+    from otel_pgpool.errors import PoolTimeout
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.part import Common
-    from otel_pgpool.runtime.background import ParkingThread
 
 MAX_THREADS = 3
 START_RETRY = 0.25
@@ -55,20 +50,13 @@ class Connectors(Part):
     more thread, so that the pool refills in steps. The maintenance thread gives up an attempt that does not end.
     """
 
-    def __init__(
-        self,
-        common: Common,
-        owner: object,
-        discarder: Discarder,
-        maintenance_thread: ParkingThread,
-        on_collected: Callable[[weakref.ref[connection]], None],
-    ) -> None:
+    def __init__(self, common: Common, owner: object, discarder: Discarder) -> None:
         super().__init__(common)
         self._wakeup = Wakeup()
         self._owner = weakref.ref(owner, self._wakeup.set_on_collect)  # the threads end with the owner
         self._discarder = discarder
-        self._maintenance_thread = maintenance_thread
-        self._on_collected = on_collected
+        self.dropped: Deferred[weakref.ref[connection]] = Deferred(self._maintenance_thread.wakeup)
+        """References to connections that their holders have dropped."""
         self._threads: set[threading.Thread] = set()  # threads that may connect; guarded by the core's lock
         self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # for `join`, until each has ended
         self._attempts: dict[Slot, ConnectAttempt] = {}  # the thread that pops an attempt reports its end
@@ -117,14 +105,26 @@ class Connectors(Part):
             self.start_if_needed()
         return wait_for(lock, deadline - monotonic())
 
-    def last_failure(self) -> tuple[BaseException | None, str]:
-        """Return why no connection can be opened: the last error, and its text, free of secrets."""
-        outage, start_error = self._core.outage, self._start_error
-        if outage is not None and outage.error is not None:
-            return outage.error, outage.message or class_of(outage.error)
-        if start_error is None:
-            return None, ""
-        return start_error, f"no thread can be started: {printable(str(start_error))}"
+    def diagnose(self, reason: str, since: float, retries: int, waiter: Checkout | None = None) -> PoolTimeout:
+        """Return the error of a caller that has got no connection in time; its cause is the last failed connect.
+
+        Args:
+            reason: what happened, the first words of the message.
+            since: when the wait began, as a reading of the clock.
+            retries: failed attempts during the wait.
+            waiter: the checkout that waited, if the caller did not wait for the whole pool.
+        """
+        core, outage, cause, text = self._core, self._core.outage, self._start_error, ""
+        if waiter is not None and waiter.error is not None:
+            cause, text = waiter.error, waiter.attempts[-1].message or class_of(waiter.error)
+        elif outage is not None and outage.error is not None:
+            cause, text = outage.error, outage.message or class_of(outage.error)
+        elif cause is not None:
+            text = f"no thread can be started: {printable(str(cause))}"
+        stats, holds, now = core.stats(), core.holds_now(), monotonic()
+        error = diagnose(reason, stats, holds, since=since, now=now, retries=retries, waiter=waiter, last_failure=text)
+        error.__cause__ = cause
+        return error
 
     def stop(self) -> None:
         """Wake the retry thread, which then finds the pool closed."""
@@ -143,8 +143,7 @@ class Connectors(Part):
         try:
             delay = self._step(me, limit)
         finally:
-            with self._core.lock:
-                self._leave(me)
+            self._leave(me)
         return START_RETRY if delay is None else min(delay, START_RETRY)
 
     def _run(self) -> None:
@@ -157,8 +156,7 @@ class Connectors(Part):
                     self._wakeup.wait(delay)
                 delay = self._step(me)
         finally:
-            with self._core.lock:
-                self._leave(me)
+            self._leave(me)
             delay_forks_until_this_thread_ends()
 
     def _step(self, me: threading.Thread, limit: float | None = None) -> float | None:
@@ -200,10 +198,11 @@ class Connectors(Part):
         return max(0.0, core.outage.next_attempt - now)
 
     def _leave(self, me: threading.Thread) -> None:
-        """Remove a thread that no longer connects. The caller holds the core's lock."""
-        self._threads.discard(me)
-        if self._core.retry_thread is me:
-            self._core.retry_thread = None
+        """Remove a thread that no longer connects."""
+        with self._core.lock:
+            self._threads.discard(me)
+            if self._core.retry_thread is me:
+                self._core.retry_thread = None
 
     # Attempts
 
@@ -218,8 +217,7 @@ class Connectors(Part):
             if self._attempts.pop(slot, None) is None:  # the attempt has just ended
                 self._stuck.pop(attempt, None)
                 continue
-            with self._core.lock:
-                self._leave(attempt.thread)
+            self._leave(attempt.thread)
             self._started.discard(attempt.thread)
             self._fail(slot, attempt, attempt.overdue_error())
             if len(self._stuck) == MAX_STUCK:
@@ -269,7 +267,7 @@ class Connectors(Part):
         slot.pid = conn.get_backend_pid()
         slot.baseline = session.settings(conn)
         slot.key = id(conn)
-        slot.on_collected = self._on_collected
+        slot.on_collected = self.dropped.append
         slot.track(conn)
         slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
 
@@ -299,7 +297,7 @@ class Connectors(Part):
             message = attempt.message_of(error, self._target)
         finally:
             error = without_traceback(error)
-            connect = _describe(attempt, slot, error=error, message=message, is_refusal=is_refusal(error))
+            connect = _describe(attempt, slot, error=error, message=message, is_refusal=session.is_refusal(error))
             failed = Attempt(connect.ended, class_of(error), delay, message)
             change = self._core.connect_failed(slot, failed, error, began=connect.began, is_refusal=connect.is_refusal)
             notifier, observer = self._notifier, self._notifier.observer

@@ -12,7 +12,7 @@ from otel_pgpool.driver.deadline import stop_watching
 from otel_pgpool.errors import PoolClosed, PoolError
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.call_site import call_sites
-from otel_pgpool.pool.checkout import begin
+from otel_pgpool.pool.checkout import Slot, begin
 from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
 from otel_pgpool.pool.parts import Parts
 from otel_pgpool.pool.state import PoolState
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from otel_pgpool.config import Check
     from otel_pgpool.observer import PoolObserver
-    from otel_pgpool.pool.checkout import Slot
 
 
 class ConnectionPool(PoolState):

@@ -13,15 +13,22 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool.errors import PoolClosed
 from otel_pgpool.pool.checkout import AT_ONCE, NEVER, Attempt, Checkout, Slot
+from otel_pgpool.pool.figures import COUNTERS, make_stats
 from otel_pgpool.pool.handover import NEW, NOT_HELD, QUEUED, Handover, State
-from otel_pgpool.pool.outage import Outage, OutageChange, after_failure
+from otel_pgpool.pool.outage import Outage, OutageChange, after_failure, is_unreachable
 from otel_pgpool.pool.waiters import OneShotEvent
-from otel_pgpool.types import DiscardReason
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.types import DiscardReason, PoolStatus
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
+    from otel_pgpool.stats import PoolStats
+
 __all__ = ["NOT_HELD", "Core", "State"]
+
+STATUSES = {State.NEW: PoolStatus.NEW, State.CLOSED: PoolStatus.CLOSED}
+"""The status of a pool that is not open, by its state."""
 
 
 class Core(Handover):
@@ -48,6 +55,25 @@ class Core(Handover):
         self.fill_waiters: list[OneShotEvent] = []  # callers that wait for minconn connections
         self.outage: Outage | None = None
         self.retry_thread: object = None  # the only connector that connects during an outage
+
+    def stats(self) -> PoolStats:
+        """Return the levels and totals of the pool. Takes no lock."""
+        return make_stats(
+            name=self.name,
+            status=STATUSES.get(self.state) or (PoolStatus.UNREACHABLE if is_unreachable(self.outage) else None),
+            minconn=self.minconn,
+            maxconn=self.maxconn,
+            size=len(self.members),
+            used=max(0, self.used),
+            idle=len(self.idle),
+            connecting=len(self.opening),
+            waiting=len(self.queue),
+            oldest_hold=self.oldest_hold(monotonic()),
+            checkouts=self.checkouts(),
+            discarded={str(reason): count for reason, count in self.discarded.copy().items()},
+            hold_seconds=self.total_hold(),
+            **{counter: getattr(self, counter) for counter in COUNTERS},
+        )
 
     # Connecting
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.session import close
 from otel_pgpool.pool.part import Common, Part
@@ -15,34 +15,23 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout, Slot
 
 
-class Filler(Protocol):
-    """The object that opens connections."""
-
-    def start_if_needed(self) -> None:
-        """Open a connection, if one is wanted."""
-
-
 class Discarder(Part):
     """Closes the connections that the core has set aside for closing."""
 
     def __init__(self, common: Common) -> None:
         super().__init__(common)
-        self._filler: Callable[[], Filler | None] = lambda: None
+        self._refill: Callable[[], Callable[[], None] | None] = lambda: None
 
-    def refill_by(self, filler: Filler) -> None:
-        """Set the object that opens new connections, to call after connections were closed.
+    def refill_by(self, start_if_needed: Callable[[], None]) -> None:
+        """Set the method that opens new connections, to call after connections were closed.
 
         The reference is weak: a strong one would close a circle, and an unclosed pool that the program drops would keep
         its connections until the next run of the garbage collector.
         """
-        self._filler = weakref.ref(filler)
+        self._refill = weakref.WeakMethod(start_if_needed)
 
     def discard(
-        self,
-        slots: Sequence[Slot],
-        reason: str,
-        error: BaseException | None = None,
-        checkout: Checkout | None = None,
+        self, slots: Sequence[Slot], reason: str, error: BaseException | None = None, checkout: Checkout | None = None
     ) -> None:
         """Close connections, remove their slots, and notify the observer.
 
@@ -62,9 +51,9 @@ class Discarder(Part):
                     close(conn)
         finally:
             closed = self._core.remove_closed(slots, reason)
-        filler = self._filler()
-        if filler is not None:
-            filler.start_if_needed()
+        refill = self._refill()
+        if refill is not None:
+            refill()
         observer = self._notifier.observer
         if closed and observer is not None:
             self._notifier.notify(observer.discarded, closed, reason, error, checkout)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout, timeout_error
+from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout
 from otel_pgpool.pool.utilization import status_of
+from otel_pgpool.runtime.text import printable
 from otel_pgpool.stats import PoolStats
 
 if TYPE_CHECKING:
@@ -22,14 +23,6 @@ class Counters:
     """The totals of one pool. A base class, because an object of its own would cost each checkout some lookups."""
 
     __slots__ = COUNTERS
-
-    queued: int
-    timeouts: int
-    errors: int
-    retries: int
-    long_holds: int
-    created: int
-    wait_seconds: float
 
     def reset_counters(self) -> None:
         """Reset the totals."""
@@ -73,13 +66,20 @@ def diagnose(
         waiter: the checkout that waited, whose thread or task may hold connections itself.
         last_failure: text of the last failed connect, free of secrets; empty if there was none.
     """
-    return timeout_error(
-        reason,
-        stats,
-        waited=now - since,
-        retries=retries,
-        holders=[hold.holder(now) for hold in holds[:LONGEST_HOLDERS]],
-        own_holds=0 if waiter is None else sum(map(waiter.is_by_holder_of, holds)),
-        holder="thread" if waiter is None or waiter.task is None else "task",
-        last_failure=last_failure,
-    )
+    waited = now - since
+    levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
+    history = f"{stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts"
+    lines = [f"{reason} (pool {stats.name!r}: {levels}, {history})"]
+    if last_failure:
+        lines.append(f"the last attempt to connect failed: {last_failure}")
+    own_holds = 0 if waiter is None else sum(map(waiter.is_by_holder_of, holds))
+    if own_holds:
+        holder = "thread" if waiter is None or waiter.task is None else "task"
+        lines.append(
+            f"this {holder} already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
+            "releases one; pass the connection down instead"
+        )
+    longest = tuple(hold.holder(now) for hold in holds[:LONGEST_HOLDERS])
+    lines += [f"held {each}" for each in longest]
+    text = "\n  ".join(map(printable, lines))
+    return PoolTimeout(text, waited=waited, retries=retries, holders=longest, **stats.levels())

@@ -33,13 +33,7 @@ class State(enum.Enum):
 class Handover(HoldTable):
     """The idle connections, the queue, and the steps of a checkout and of a release."""
 
-    __slots__ = (
-        "growth_requested",
-        "max_waiting",
-        "name",
-        "queue",
-        "state",
-    )
+    __slots__ = ("growth_requested", "max_waiting", "name", "queue", "state")
 
     def __init__(
         self, minconn: int, maxconn: int, long_hold: float = NEVER, max_waiting: int = 0, name: str = ""

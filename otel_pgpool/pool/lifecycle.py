@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool.driver import session
 from otel_pgpool.pool.core import State
-from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.outage import OutageChange
-from otel_pgpool.pool.part import Part
-from otel_pgpool.pool.snapshot import take_snapshot
+from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.wakeup import wait_for
 from otel_pgpool.types import DiscardReason
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.acquire import Acquirer
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.part import Common
-    from otel_pgpool.runtime.background import ParkingThread
 
 OPEN_TIMEOUT = 30.0
 """Seconds that opening the pool may take if ``timeout``, the bound of a checkout, is 0."""
@@ -31,19 +27,11 @@ MIN_JOIN = 0.1
 class Lifecycle(Part):
     """Opens, fills, resizes and closes a pool."""
 
-    def __init__(
-        self,
-        common: Common,
-        discarder: Discarder,
-        connectors: Connectors,
-        acquirer: Acquirer,
-        thread: ParkingThread,
-    ) -> None:
+    def __init__(self, common: Common, discarder: Discarder, connectors: Connectors, acquirer: Acquirer) -> None:
         super().__init__(common)
         self._discarder = discarder
         self._connectors = connectors
         self._acquirer = acquirer
-        self._thread = thread
 
     def open(self) -> None:
         """Open ``minconn`` connections, unless the pool is open; the pool is not open if that fails."""
@@ -68,17 +56,8 @@ class Lifecycle(Part):
         if not self._connectors.wait_for(waiter.lock, monotonic() + limit):
             self._core.remove_fill_waiter(waiter)
             outage = self._core.outage
-            cause, text = self._connectors.last_failure()
-            error = diagnose(
-                f"{self._core.minconn} connections could not be opened within {limit:.3g} s",
-                take_snapshot(self._core),
-                self._core.holds_now(),
-                since=began,
-                now=monotonic(),
-                retries=outage.attempts if outage else 0,
-                last_failure=text,
-            )
-            raise error from cause
+            reason = f"{self._core.minconn} connections could not be opened within {limit:.3g} s"
+            raise self._connectors.diagnose(reason, began, outage.attempts if outage else 0)
         try:
             if waiter.error is not None:
                 raise waiter.error
@@ -89,7 +68,7 @@ class Lifecycle(Part):
         """Refuse new checkouts, fail the waiters, and close the idle connections."""
         idle = self._core.close()
         self._connectors.stop()
-        self._thread.wakeup.set()
+        self._maintenance_thread.wakeup.set()
         self._discarder.discard(idle, DiscardReason.CLOSED)
 
     def wait_for_holders(self, deadline: float) -> None:
@@ -97,10 +76,10 @@ class Lifecycle(Part):
         waiter = self._core.register_idle_waiter()
         if waiter is not None:
             wait_for(waiter.lock, deadline - monotonic())
-        self._thread.wakeup.set()
+        self._maintenance_thread.wakeup.set()
         self._connectors.join(deadline - monotonic())
         if not self._core.used:
-            self._thread.join(max(MIN_JOIN, deadline - monotonic()))
+            self._maintenance_thread.join(max(MIN_JOIN, deadline - monotonic()))
 
     def close_held(self) -> None:
         """Close the connections that are checked out."""

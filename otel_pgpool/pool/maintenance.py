@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from otel_pgpool.pool.core import State
-from otel_pgpool.pool.part import Part
-from otel_pgpool.pool.snapshot import take_snapshot
+from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.pool.utilization import SAMPLE_INTERVAL, UtilizationAlarm
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason, Outcome
@@ -19,9 +17,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.part import Common
     from otel_pgpool.pool.release import Releaser
-    from otel_pgpool.runtime.wakeup import Deferred
 
 MIN_PAUSE = 0.01
 """Minimum number of seconds between two passes."""
@@ -37,20 +33,11 @@ class Maintenance(Part):
     `SAMPLE_INTERVAL` without a checkout the thread parks.
     """
 
-    def __init__(
-        self,
-        common: Common,
-        discarder: Discarder,
-        releaser: Releaser,
-        connectors: Connectors,
-        dropped: Deferred[weakref.ref[connection]],
-    ) -> None:
+    def __init__(self, common: Common, discarder: Discarder, releaser: Releaser, connectors: Connectors) -> None:
         super().__init__(common)
-        self._max_idle = common.config.max_idle
         self._discarder = discarder
         self._releaser = releaser
         self._connectors = connectors
-        self._queue_of_dropped = dropped
         self._level = UtilizationAlarm(monotonic())
         self._served = 0  # number of checkouts at the last pass
         self._dropped: list[weakref.ref[connection]] = []  # dropped since the last pass
@@ -61,7 +48,7 @@ class Maintenance(Part):
         now = monotonic()
         self._releaser.complete_deferred()
         self._reclaim(now)
-        for reason, slots in core.evict_expired(now, self._max_idle).items():
+        for reason, slots in core.evict_expired(now, self._config.max_idle).items():
             self._discarder.discard(slots, reason)
         self._connectors.give_up_overdue(now)
         self._connectors.start_if_needed()
@@ -69,7 +56,7 @@ class Maintenance(Part):
         parked = self._is_quiet() and self._level.settled and core.park()
         if core.state is State.CLOSED and not core.used:
             return None
-        seconds = max(0.0, core.next_deadline(self._max_idle) - monotonic())
+        seconds = max(0.0, core.next_deadline(self._config.max_idle) - monotonic())
         if self._dropped:
             return RECLAIM_AFTER
         # A hold that begins after this pass cannot be long before another `long_hold` has passed.
@@ -85,7 +72,7 @@ class Maintenance(Part):
 
         The delay is for generators: one that is being collected may release its connection right after the drop.
         """
-        dropped, self._dropped = self._dropped, list(self._queue_of_dropped.drain())
+        dropped, self._dropped = self._dropped, list(self._connectors.dropped.drain())
         observer = self._notifier.observer
         for checkout in self._core.reclaim(dropped, now):
             checkout.released = now
@@ -103,6 +90,6 @@ class Maintenance(Part):
             return
         for checkout in overdue:
             self._notifier.notify(observer.held_long, checkout)
-        change = self._level.look(now, partial(take_snapshot, self._core))
+        change = self._level.look(now, self._core.stats)
         if change is not None:
             self._notifier.notify(observer.utilization_changed, *change)

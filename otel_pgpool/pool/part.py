@@ -1,27 +1,39 @@
-"""A base class of the parts of a pool."""
+"""A base class of the parts of a pool, and the objects that all parts use."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from otel_pgpool.runtime.failures import ObserverGuard
+
 if TYPE_CHECKING:
     from otel_pgpool.config import PoolConfig
     from otel_pgpool.driver.connect_target import ConnectTarget
+    from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.core import Core
-    from otel_pgpool.pool.notifier import Notifier
+    from otel_pgpool.runtime.background import ParkingThread
+
+
+class Notifier(ObserverGuard):
+    """The observer of a pool, if it has one, and the protected way to call it."""
+
+    def __init__(self, observer: PoolObserver | None) -> None:
+        super().__init__("")
+        self.observer = observer
 
 
 class Common(NamedTuple):
-    """What all parts of a pool have in common."""
+    """The objects that all parts of a pool use."""
 
     core: Core
     config: PoolConfig
     target: ConnectTarget
     notifier: Notifier
+    maintenance_thread: ParkingThread
 
 
 class Part:
     """A part of a pool: a step of a checkout, or a background task."""
 
     def __init__(self, common: Common) -> None:
-        self._core, self._config, self._target, self._notifier = common
+        self._core, self._config, self._target, self._notifier, self._maintenance_thread = common

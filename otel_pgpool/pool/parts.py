@@ -7,22 +7,19 @@ from typing import TYPE_CHECKING
 from otel_pgpool.driver.session import abandon
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
-from otel_pgpool.pool.checkout import AT_ONCE
+from otel_pgpool.pool.checkout import AT_ONCE, Checkout
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
 from otel_pgpool.pool.discard import Discarder
 from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
-from otel_pgpool.pool.notifier import Notifier
-from otel_pgpool.pool.part import Common
+from otel_pgpool.pool.part import Common, Notifier
 from otel_pgpool.pool.release import Releaser
 from otel_pgpool.runtime.background import ParkingThread
-from otel_pgpool.runtime.wakeup import Deferred
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from otel_pgpool.config import PoolConfig
     from otel_pgpool.driver.connect_target import ConnectTarget
     from otel_pgpool.observer import PoolObserver
-    from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.registry import Pool
 
 
@@ -50,7 +46,6 @@ class Parts:
         "config",
         "connectors",
         "core",
-        "discarder",
         "health",
         "lifecycle",
         "maintenance",
@@ -82,20 +77,18 @@ class Parts:
             name=notifier.pool_name,
         )
         core.parked = True  # so that the first checkout starts the maintenance thread
-        common = Common(core, config, self.target, notifier)
-        thread = ParkingThread(core, None, "otel_pgpool-maintenance")
-        dropped: Deferred[weakref.ref[connection]] = Deferred(thread.wakeup)
+        self.thread = ParkingThread(core, None, "otel_pgpool-maintenance")
+        common = Common(core, config, self.target, notifier, self.thread)
         discarder = Discarder(common)
-        releaser = Releaser(common, discarder, thread.wakeup)
-        health = HealthCheck(common, discarder)
-        connectors = Connectors(common, self, discarder, thread, dropped.append)
-        acquirer = Acquirer(common, discarder, connectors, health, thread)
-        maintenance = Maintenance(common, discarder, releaser, connectors, dropped)
-        lifecycle = Lifecycle(common, discarder, connectors, acquirer, thread)
-        discarder.refill_by(connectors)
-        thread.serve(maintenance)
-        self.core, self.discarder, self.thread, self.releaser, self.health = core, discarder, thread, releaser, health
-        self.connectors, self.acquirer, self.maintenance, self.lifecycle = connectors, acquirer, maintenance, lifecycle
+        self.releaser = Releaser(common, discarder)
+        self.health = HealthCheck(common, discarder)
+        self.connectors = Connectors(common, self, discarder)
+        self.acquirer = Acquirer(common, discarder, self.connectors, self.health)
+        self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors)
+        self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer)
+        discarder.refill_by(self.connectors.start_if_needed)
+        self.thread.serve(self.maintenance)
+        self.core = core  # last, so that after an interrupt `reset_after_fork` begins anew with the parent's
 
     def reset_after_fork(self) -> list[connection]:
         """Start again in a forked child; return the connections that are checked out, which are the parent's.

@@ -10,7 +10,7 @@ from otel_pgpool.driver.deadline import shutdown_socket
 from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.core import NOT_HELD
-from otel_pgpool.pool.part import Part
+from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.runtime.gc_state import is_collecting_here
@@ -22,19 +22,18 @@ if TYPE_CHECKING:
 
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.discard import Discarder
-    from otel_pgpool.pool.part import Common
-    from otel_pgpool.runtime.wakeup import Wakeup
 
 
 class Releaser(Part):
     """Releases connections."""
 
-    def __init__(self, common: Common, discarder: Discarder, wakeup: Wakeup) -> None:
+    def __init__(self, common: Common, discarder: Discarder) -> None:
         super().__init__(common)
         self._reset = common.config.reset
-        self._configure = common.config.configure
         self._discarder = discarder
-        self._deferred: Deferred[tuple[Checkout, connection, bool]] = Deferred(wakeup)  # True: close
+        # Releases left to the maintenance thread, because the garbage collector was running in their thread, or the
+        # interpreter was finalizing; True: close the connection.
+        self._deferred: Deferred[tuple[Checkout, connection, bool]] = Deferred(self._maintenance_thread.wakeup)
 
     def end_block(self, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
         """End a ``with`` block: commit or roll back, and release the connection.
@@ -47,7 +46,7 @@ class Releaser(Part):
             return
         checkout.outcome = Outcome.ROLLED_BACK
         if exc is not None and is_collecting_here():
-            self._defer(checkout, conn)
+            self._deferred.append((checkout, conn, False))
             return
         try:
             if exc is None and session.commit(conn):
@@ -66,7 +65,7 @@ class Releaser(Part):
         try:
             checkout.outcome = Outcome.RELEASED
             if is_collecting_here():
-                self._defer(checkout, conn, close=close)
+                self._deferred.append((checkout, conn, close))
             elif not close and self._reset is None and session.is_clean(conn, checkout.slot.baseline):
                 self._release(checkout, conn)
             else:
@@ -95,7 +94,7 @@ class Releaser(Part):
         to bound the calls to the server.
         """
         if sys.is_finalizing():
-            self._defer(checkout, conn, close=close)
+            self._deferred.append((checkout, conn, close))
             return
         reason: DiscardReason | None = DiscardReason.RESET_FAILED
         cause: BaseException | None = None
@@ -127,7 +126,7 @@ class Releaser(Part):
         refused = checkout.block and session.refused_writing(error, conn)
         slot = checkout.slot
         try:
-            slot.baseline = session.restore(conn, slot.baseline, slot.origin, self._reset, self._configure)
+            slot.baseline = session.restore(conn, slot.baseline, slot.origin, self._reset, self._config.configure)
             if refused and session.is_read_only_server(conn):
                 evicted = self._core.drain(DiscardReason.READ_ONLY)
                 self._discarder.discard(evicted, DiscardReason.READ_ONLY, error, checkout)
@@ -145,12 +144,7 @@ class Releaser(Part):
         self.complete(checkout, conn, now, verdict, cause)
 
     def complete(
-        self,
-        checkout: Checkout,
-        conn: connection,
-        now: float,
-        verdict: str | None,
-        cause: BaseException | None = None,
+        self, checkout: Checkout, conn: connection, now: float, verdict: str | None, cause: BaseException | None = None
     ) -> None:
         """Act on the result of `Core.release`, and notify the observer."""
         if verdict is not None:
@@ -173,10 +167,6 @@ class Releaser(Part):
         if self._notifier.observer is not None:
             self._notifier.notify(self._notifier.observer.abandoned, checkout)
         checkout.end_reported = True
-
-    def _defer(self, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
-        """Leave a release to the maintenance thread, because the garbage collector is running in this thread."""
-        self._deferred.append((checkout, conn, close))
 
     def complete_deferred(self) -> None:
         """Complete the releases that began inside the garbage collector. Called by the maintenance thread."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.pool.core import State
-from otel_pgpool.pool.snapshot import take_snapshot
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.stats import Holder, LastFigures, PoolStats, leave_figures
@@ -64,7 +63,7 @@ class PoolState:
     @renewed
     def stats(self) -> PoolStats:
         """Return the pool's levels and totals, read without a lock."""
-        return take_snapshot(self._parts.core)
+        return self._parts.core.stats()
 
     @renewed
     def holders(self) -> list[Holder]:

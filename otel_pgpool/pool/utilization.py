@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool.stats import CRITICAL_UTILIZATION, HIGH_UTILIZATION
+from otel_pgpool.stats import CRITICAL_UTILIZATION, HIGH_UTILIZATION, PoolStats
 from otel_pgpool.types import PoolStatus, UtilizationLevel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from otel_pgpool.stats import PoolStats
 
 SAMPLE_INTERVAL = 0.5
 """Seconds between two samples of the utilization while a connection is checked out."""

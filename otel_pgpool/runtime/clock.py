@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool.runtime.unpatched import load_again
+from otel_pgpool.runtime.gevent import load_again
 
 if TYPE_CHECKING:
     from time import monotonic

@@ -16,7 +16,7 @@ from functools import partial
 from operator import methodcaller
 from typing import Any
 
-from otel_pgpool.runtime.unpatched import load_again
+from otel_pgpool.runtime.gevent import load_again
 
 
 class _Runs(set[str]):

@@ -1,8 +1,10 @@
-"""Recognition of locks that gevent has replaced since they were made."""
+"""Protection from the patches of gevent, eventlet and freezegun."""
 
 from __future__ import annotations
 
 import threading
+from importlib.util import find_spec, module_from_spec
+from typing import Any
 
 
 def is_unpatched(lock: object) -> bool:
@@ -11,3 +13,11 @@ def is_unpatched(lock: object) -> bool:
     Waiting on such a lock would stop every greenlet.
     """
     return type(lock) is not type(threading.Lock())
+
+
+def load_again(name: str) -> Any:
+    """Load a second copy of a built-in module. Patches apply to the first one, and to names imported from it."""
+    spec: Any = find_spec(name)  # never None for a built-in module
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

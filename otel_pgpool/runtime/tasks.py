@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Any
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+from typing import Any
 
 from otel_pgpool.runtime.text import LONGEST_NAME, printable
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 FRAMES = {CoroutineType: "cr_frame", GeneratorType: "gi_frame", AsyncGeneratorType: "ag_frame"}
 """Name of the attribute with the frame, by type of what can be suspended."""

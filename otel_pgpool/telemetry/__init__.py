@@ -10,15 +10,14 @@ from otel_pgpool.driver.messages import known
 from otel_pgpool.errors import PoolTimeout, error_type
 from otel_pgpool.runtime.text import class_of, text_of
 from otel_pgpool.telemetry import names
-from otel_pgpool.telemetry.checkout_state import SUPPRESSED
-from otel_pgpool.telemetry.context import leave_ended
+from otel_pgpool.telemetry.context import SUPPRESSED, CheckoutState, leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import Logs
 from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes, transaction_status
 from otel_pgpool.telemetry.metrics import instruments
-from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY
+from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY, RecordingGate
 from otel_pgpool.telemetry.spans import Spans
-from otel_pgpool.types import CheckoutPath, Outcome
+from otel_pgpool.types import CheckoutPath, Outcome, TransactionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from otel_pgpool.observer import Connect, ObservedPool
     from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.stats import PoolStats
-    from otel_pgpool.telemetry.checkout_state import CheckoutState
-    from otel_pgpool.telemetry.sdk_internals import RecordingGate
-    from otel_pgpool.types import TransactionStatus
 
 IDLE = CheckoutPath.IDLE.value
 

@@ -35,19 +35,14 @@ class PoolFigures:
 
     def __init__(self, pool: ObservedPool) -> None:
         self.name = pool.name
-        self._pool = weakref.ref(pool)
+        self.pool = weakref.ref(pool)
         self.last = pool.last_figures
         self._seen: PoolStats | None = None
         self._missed = False
 
-    @property
-    def pool(self) -> ObservedPool | None:
-        """The pool, or None if it was collected."""
-        return self._pool()
-
     def stats(self) -> PoolStats | None:
         """Return the pool's figures, or its final ones; None if there are none."""
-        pool = self._pool()
+        pool = self.pool()
         stats = self.last.stats if pool is None else pool.stats()
         if stats is not None:
             self._seen = stats
@@ -58,7 +53,7 @@ class PoolFigures:
 
         The garbage collector clears the weak reference shortly before the pool's finalizer stores the figures.
         """
-        if self._pool() is not None:
+        if self.pool() is not None:
             return False
         if self.last.stats is None and not self._missed:
             self._missed = True
@@ -114,14 +109,14 @@ class Account:
         return any(not pool.closed or _holds(pool.stats()) for pool in self._live())
 
     def _live(self) -> list[ObservedPool]:
-        return [pool for figures in self._pools.values() if (pool := figures.pool) is not None]
+        return [pool for figures in self._pools.values() if (pool := figures.pool()) is not None]
 
     def read(self) -> None:
         """Read the figures of all pools."""
         self.levels = None
         counted = {metric: Counter(past) for metric, past in self._past.items()}
         for figures in self._pools.values():
-            pool, stats = figures.pool, figures.stats()
+            pool, stats = figures.pool(), figures.stats()
             if stats is not None:
                 _add(counted, stats)
                 if pool is not None and not pool.closed:
@@ -148,7 +143,7 @@ class Account:
 
     def reset_after_fork(self, *, totals_dropped: bool) -> None:
         """Reset the totals in a forked child: to 0 if the SDK has dropped the parent's, or else to those reported."""
-        self._pools = {key: figures for key, figures in self._pools.items() if figures.pool is not None}
+        self._pools = {key: figures for key, figures in self._pools.items() if figures.pool() is not None}
         for figures in self._pools.values():
             figures.reset_after_fork()
         if totals_dropped:

@@ -6,9 +6,9 @@ import logging
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.context import attach
+from opentelemetry.context import Context, attach
 
-from otel_pgpool.errors import sqlstate
+from otel_pgpool.errors import PoolTimeout, sqlstate
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.runtime.text import printable
@@ -19,9 +19,6 @@ from otel_pgpool.types import DiscardReason, LogEvent, UtilizationLevel
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from opentelemetry.context import Context
-
-    from otel_pgpool.errors import PoolTimeout
     from otel_pgpool.observer import Connect
     from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.stats import PoolStats
@@ -134,12 +131,7 @@ class Logs:
         self._write(logging.ERROR, LogEvent.TIMEOUT, f"{error}{more}", attributes, context)
 
     def discarded(
-        self,
-        slots: Sequence[Slot],
-        reason: str,
-        error_type: str | None,
-        context: Context | None,
-        message: str = "",
+        self, slots: Sequence[Slot], reason: str, error_type: str | None, context: Context | None, message: str = ""
     ) -> None:
         """Log that connections were closed together."""
         is_loss = DiscardReason(reason).is_loss

@@ -15,13 +15,12 @@ from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry import names, sdk_internals
 from otel_pgpool.telemetry.accounts import Accounts
-from otel_pgpool.telemetry.readings import OBSERVABLES, TOTAL
+from otel_pgpool.telemetry.readings import OBSERVABLES, TOTAL, Observable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from otel_pgpool.observer import ObservedPool
-    from otel_pgpool.telemetry.readings import Observable
 
 WAIT_BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 USE_BOUNDARIES = (*WAIT_BOUNDARIES, 60.0, 300.0)

@@ -171,14 +171,9 @@ def drop_all_series(instruments: Collection[Any]) -> bool:
     return bool(readers)
 
 
-def drop_series(readers: Iterable[Any], instruments: Collection[Any], is_over: IsOver) -> bool:
-    """Remove series; return False if some could not be removed."""
-    return _drop(readers, instruments, is_over, lambda _aggregation: True)
-
-
 def drop_exported_series(reader: Any, instruments: Collection[Any], is_over: IsOver) -> None:
     """Remove those of a reader's series that contain nothing unexported."""
-    _drop([reader], instruments, is_over, _is_exported)
+    drop_series([reader], instruments, is_over, _is_exported)
 
 
 def drops_attribute(reader: Any, instrument: Any, attribute: str) -> bool:
@@ -190,9 +185,13 @@ def drops_attribute(reader: Any, instrument: Any, attribute: str) -> bool:
     return False
 
 
-def _drop(
-    readers: Iterable[Any], instruments: Collection[Any], is_over: IsOver, may_drop: Callable[[Any], bool]
+def drop_series(
+    readers: Iterable[Any],
+    instruments: Collection[Any],
+    is_over: IsOver,
+    may_drop: Callable[[Any], bool] = lambda _aggregation: True,
 ) -> bool:
+    """Remove series; return False if some could not be removed."""
     try:
         for reader in readers:
             for instrument in instruments:

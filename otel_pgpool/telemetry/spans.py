@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Status, StatusCode, set_span_in_context
 
 from otel_pgpool._version import __version__
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import thread_names
 from otel_pgpool.telemetry import names, sdk_internals
-from otel_pgpool.telemetry.checkout_state import SUPPRESSED, CheckoutState
-from otel_pgpool.telemetry.context import ContextWithSpan
+from otel_pgpool.telemetry.context import SUPPRESSED, CheckoutState, ContextWithSpan
 from otel_pgpool.telemetry.names import (
     ATTR_CONNECTION_ID,
     ATTR_CONNECTION_PID,
@@ -33,7 +32,7 @@ from otel_pgpool.types import CheckoutPath, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from opentelemetry.trace import Span, TracerProvider
+    from opentelemetry.trace import TracerProvider
     from opentelemetry.util.types import AttributeValue
 
     from otel_pgpool.config import TelemetryConfig

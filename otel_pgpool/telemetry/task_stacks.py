@@ -6,16 +6,12 @@ import gc
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.runtime.tasks import frame_of
-from otel_pgpool.telemetry.frames import current_frame
-from otel_pgpool.telemetry.stacks import calls_from, text_of_calls
+from otel_pgpool.runtime.tasks import TaskReference, frame_of
+from otel_pgpool.telemetry.stacks import Call, calls_from, current_frame, text_of_calls
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Collection
-
-    from otel_pgpool.runtime.tasks import TaskReference
-    from otel_pgpool.telemetry.stacks import Call
 
 AWAITED = {CoroutineType: "cr_await", GeneratorType: "gi_yieldfrom", AsyncGeneratorType: "ag_await"}
 """Name of the attribute with what is awaited, by type of what awaits."""

@@ -127,7 +127,7 @@ def test_a_warning(text: str) -> None:
 def test_a_log_record_in_a_view(text: str, logger: str) -> None:
     """The view does not print one as it is, nor all of a long one."""
     console = Console(file=io.StringIO(), width=100)
-    View(console, 15, 1.0).emit(_record(logger, text))
+    View(console, 15).emit(_record(logger, text))
     written: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert_harmless(written)
     assert len(written) <= MAX_TEXT + 30

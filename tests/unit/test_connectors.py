@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ def connectors() -> Any:
     """Connectors whose threads never connect."""
     kept: Any = threading.Event()  # what the connectors belong to
     nothing: Any = None
-    made = Connectors(Common(nothing, nothing, nothing, nothing), kept, nothing, nothing, lambda _ref: None)
+    thread: Any = SimpleNamespace(wakeup=nothing)
+    made = Connectors(Common(nothing, nothing, nothing, nothing, thread), kept, nothing)
     yield made
     del kept
 

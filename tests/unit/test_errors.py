@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import psycopg2
@@ -13,7 +15,9 @@ import pytest
 import otel_pgpool
 from otel_pgpool import Holder, PoolClosed, PoolError, PoolStats, PoolTimeout, TooManyRequests
 from otel_pgpool.driver.session import ended_session
-from otel_pgpool.errors import error_type, timeout_error
+from otel_pgpool.errors import error_type
+from otel_pgpool.pool.checkout import begin
+from otel_pgpool.pool.figures import diagnose
 
 STATS = PoolStats(
     name="shop",
@@ -36,15 +40,17 @@ def holder(number: int) -> Holder:
     )
 
 
-def diagnosis(*, own_holds: int = 0, holders: int = 7) -> PoolTimeout:
-    return timeout_error(
-        "no connection within 30 s",
-        STATS,
-        waited=30.0012,
-        retries=2,
-        holders=[holder(number) for number in range(1, holders + 1)],
-        own_holds=own_holds,
-    )
+def diagnosis(*, own_holds: int = 0) -> PoolTimeout:
+    waiter = begin(0.0, ())
+    holds: list[Any] = [
+        SimpleNamespace(
+            holder=lambda _now, number=number: holder(number),
+            thread=waiter.thread if number <= own_holds else None,
+            task=None,
+        )
+        for number in range(1, 8)
+    ]
+    return diagnose("no connection within 30 s", STATS, holds, since=0.0, now=30.0012, retries=2, waiter=waiter)
 
 
 @pytest.mark.parametrize("kind", [PoolError, PoolTimeout, PoolClosed, TooManyRequests])

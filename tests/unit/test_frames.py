@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from otel_pgpool.telemetry import frames
+from otel_pgpool.telemetry import stacks
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 def test_a_running_thread() -> None:
     """Its innermost frame; of one that has ended there is none, and the collector goes on."""
-    frame = frames.current_frame(threading.current_thread())
+    frame = stacks.current_frame(threading.current_thread())
     assert frame is not None
     assert frame.f_code.co_name == "current_frame"
     ended = threading.Thread(target=int)
     ended.start()
     ended.join()
-    assert frames.current_frame(ended) is None
+    assert stacks.current_frame(ended) is None
     assert gc.isenabled()
 
 
@@ -40,14 +40,14 @@ def test_a_fork_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
         return real()
 
     monkeypatch.setattr(sys, "_current_frames", slowly)
-    looking = threading.Thread(target=frames.current_frame, args=(threading.current_thread(),))
+    looking = threading.Thread(target=stacks.current_frame, args=(threading.current_thread(),))
     looking.start()
     assert inside.wait(10)
     threading.Timer(0.05, forking.set).start()
     pid = os.fork()
     if pid == 0:
         forking.set()
-        looked = threading.Thread(target=frames.current_frame, args=(threading.current_thread(),), daemon=True)
+        looked = threading.Thread(target=stacks.current_frame, args=(threading.current_thread(),), daemon=True)
         looked.start()
         looked.join(10)
         os._exit(0 if gc.isenabled() and not looked.is_alive() else 1)

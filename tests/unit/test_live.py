@@ -1,4 +1,4 @@
-"""What the view of a running demo shows: log lines as they suit it, and waits only where they are known."""
+"""What the view of a running demo shows: log lines as they suit it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import logging
 import pytest
 from rich.console import Console
 
-from otel_pgpool.demo.live import View, Waits
+from otel_pgpool.demo.live import View
 
 
 def shown(*records: tuple[str, str]) -> list[str]:
     """Return the lines that a view prints of records, given by logger and message, without their time."""
     console = Console(file=io.StringIO(), width=100)
-    view = View(console, 15, 1.0)
+    view = View(console, 15)
     for logger, message in records:
         view.emit(logging.makeLogRecord({"name": logger, "msg": message, "levelname": "WARNING"}))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
@@ -44,8 +44,3 @@ def test_the_same_record_again_is_not_shown() -> None:
     """Until there is another one."""
     again, other = ("otel_pgpool", "again"), ("otel_pgpool", "other")
     assert shown(again, again, other, again) == ["again", "other", "again"]
-
-
-def test_waits_are_unknown_without_spans() -> None:
-    """Rather than none."""
-    assert str(Waits()) == "p50 -  p99 -"

@@ -10,7 +10,7 @@ import pytest
 
 from otel_pgpool.driver.error_text import LONGEST_KEPT, describe, without_traceback
 from otel_pgpool.driver.messages import known
-from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.driver.session import is_refusal
 from otel_pgpool.driver.target import UNKNOWN, target_of_parameters
 from otel_pgpool.errors import error_type
 from otel_pgpool.runtime.text import LONGEST_TEXT

@@ -6,7 +6,7 @@ import psycopg2
 import pytest
 from psycopg2 import errors
 
-from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.driver.session import is_refusal
 
 AT = 'connection to server at "127.0.0.1", port 5432 failed: '
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_pgpool.instrumentation.adapters.base import Levels
+from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.session import InstrumentationSession
-from otel_pgpool.instrumentation.totals import Totals
 from otel_pgpool.instrumentation.tracker import PoolTracker
 from tests.support.adapters import FakeAdapter
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-class TotalsOfPool(Totals):
+class TotalsOfPool(OpenCheckouts):
     """Totals without a tracker; their pool is collected once `pool_ref` says so."""
 
     def __init__(self, pool: object = None) -> None:

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg2 import errorcodes
 
-from otel_pgpool.driver.notices import LONGEST_NOTICE, Notices
+from otel_pgpool.driver.reset import LONGEST_NOTICE, Notices
 from otel_pgpool.errors import error_type
 from otel_pgpool.runtime.text import (
     LONGEST_NAME,

@@ -461,9 +461,9 @@ def test_pool_that_is_gone(session: InstrumentationSession) -> None:
     del pool
     assert ref() is None
     assert tracker.closed
-    assert tracker in session.watch.trackers
-    session.watch.run_deferred()
-    assert tracker not in session.watch.trackers
+    assert tracker in session.trackers
+    session.run_once()
+    assert tracker not in session.trackers
     assert checkout.outcome == "reclaimed"
 
 

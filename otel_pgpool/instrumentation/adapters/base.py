@@ -83,7 +83,7 @@ class Driver:
 
 
 class Installation(ABC):
-    """What is wrapped and listened to in one library."""
+    """An adapter's wrappers of one library, and its listeners."""
 
     kind: str = ""
     """Name of the kind of pools: the top-level package of the library. Set before `install`."""
@@ -96,8 +96,16 @@ class Installation(ABC):
         """
         return None
 
+    @classmethod
+    def owner_of(cls, given: Any) -> Any:  # noqa: ARG003 - the interface
+        """Return the object that has a pool and may replace the pool, as an engine does; None if there is none.
+
+        Called with the same object as `pool_of`, if that has returned a pool.
+        """
+        return None
+
     def track_selected(self, pool: Any) -> None:  # noqa: B027 - optional
-        """Start to track a pool at once, which otherwise begins at the pool's next checkout."""
+        """Start to track a pool, or that of an owner, at once; otherwise this begins at the pool's next checkout."""
 
     @abstractmethod
     def install(self) -> None:
@@ -109,7 +117,7 @@ class Installation(ABC):
 
 
 class PoolReader(Driver, ABC):
-    """What a tracker asks about its pool and the pool's connections.
+    """The interface through which a tracker reads its pool and the pool's connections.
 
     The methods that get a pool may be called by any thread, at any time, and must neither wait nor take a lock of the
     pool. Those that get a connection must not change it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from abc import ABC, abstractmethod
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.sockets import replace_socket
+from otel_pgpool.telemetry.names import ATTR_EVENT, ATTR_POOL_NAME
+from otel_pgpool.types import LogEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -59,10 +62,17 @@ class InheritedPools(ABC, Generic[InheritedT]):
         inherited = self._unused.pop(pool, None)
         self.any_unused = bool(self._unused)
         if inherited is not None:
-            level, parent, text = self.used(pool, inherited)
+            is_repaired, parent, text = self.used(pool, inherited)
             text = f"opened in process {parent}, and used in its forked child {os.getpid()}: {text}"
-            log_safely(level, "pool %s: %s", name, text)
+            if is_repaired:
+                log_safely(logging.INFO, "pool %s: %s", name, text, extra=_attributes(LogEvent.FORK_REPAIRED, name))
+            else:
+                log_safely(logging.ERROR, "pool %s: %s", name, text, extra=_attributes(LogEvent.FORKED, name))
 
     @abstractmethod
-    def used(self, pool: Any, inherited: InheritedT) -> tuple[int, int, str]:
-        """Return the level of the record of a pool's first use, the parent's process id, and the end of the text."""
+    def used(self, pool: Any, inherited: InheritedT) -> tuple[bool, int, str]:
+        """Return whether a pool is repaired at its first use, the parent's process id, and the end of the record."""
+
+
+def _attributes(event: LogEvent, name: str) -> dict[str, str]:
+    return {ATTR_EVENT: event.value, ATTR_POOL_NAME: name}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +13,18 @@ from psycopg2.pool import SimpleConnectionPool, ThreadedConnectionPool
 from sqlalchemy import create_engine
 from sqlalchemy.pool import QueuePool
 
-import otel_pgpool
+from otel_pgpool import PgPoolInstrumentor
 from otel_pgpool.instrumentation import instrument_pool, uninstrument_pool
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
 from tests.support.adapters import FakeAdapter
+from tests.support.calls import calls_in
 from tests.support.instrumentation import instrumented
 from tests.support.urls import url_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
-
-PACKAGE = otel_pgpool.__path__[0]
+    from collections.abc import Iterator
 
 
 class Subclass(ThreadedConnectionPool):
@@ -50,22 +47,6 @@ class Untold(FakeAdapter):
         raise AssertionError
 
     can_wait = target
-
-
-def calls_in(action: Callable[[], object]) -> Counter[str]:
-    """Return the calls of this package's functions during an action."""
-    calls: Counter[str] = Counter()
-
-    def count(frame: FrameType, event: str, _arg: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
-            calls[frame.f_code.co_name] += 1
-
-    sys.setprofile(count)
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-    return calls
 
 
 @pytest.fixture
@@ -141,10 +122,10 @@ def test_selected_later(dsn: str) -> None:
     instrument_pool(pool)
     pool.putconn(pool.getconn())
     assert vars(pool)[TRACKER_ATTR].handed_out == 1
-    for each in (pool, other):
-        uninstrument_pool(each)
-        assert TRACKER_ATTR not in vars(each) or each is pool
-    assert TRACKER_ATTR not in vars(pool)
+    uninstrument_pool(other)
+    assert not isinstance(vars(other)[TRACKER_ATTR], PoolTracker)
+    PgPoolInstrumentor().uninstrument()
+    assert TRACKER_ATTR not in {*vars(pool), *vars(other)}
     with instrumented():
         assert isinstance(vars(pool)[TRACKER_ATTR], PoolTracker)
     pool.closeall()

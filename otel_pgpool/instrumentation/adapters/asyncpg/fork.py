@@ -7,7 +7,6 @@ its loop, its timers and its connections' transports are the parent's, and async
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -49,11 +48,11 @@ class InheritedAsyncpgPools(InheritedPools[int]):
         if self._are_cut_off:
             self.cut_off(cons, private.descriptor_of)
 
-    def used(self, queue: Any, inherited: int) -> tuple[int, int, str]:  # noqa: ARG002 - the interface
+    def used(self, queue: Any, inherited: int) -> tuple[bool, int, str]:  # noqa: ARG002 - the interface
         """Describe the first use of a pool."""
         shares = (
-            f"left the {inherited} connections to the parent"
+            f"left its connections to the parent ({inherited})"
             if self._are_cut_off
-            else f"shares {inherited} connections"
+            else f"shares its connections ({inherited})"
         )
-        return logging.ERROR, self._parent, f"the child {shares}: {ADVICE}"
+        return False, self._parent, f"the child {shares}: {ADVICE}"

@@ -49,8 +49,17 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     @classmethod
     def pool_of(cls, given: Any) -> Any:
-        """Return the queue of an initialized pool, by which the pool is known."""
-        return private.queue_of(given) if isinstance(given, Pool) else None
+        """Return the queue of an initialized pool, by which the pool is known.
+
+        Raises:
+            TypeError: the pool is not initialized yet.
+        """
+        if not isinstance(given, Pool):
+            return None
+        queue = private.queue_of(given)
+        if queue is None:
+            raise TypeError(f"expected an initialized pool; this {type(given).__qualname__} is not initialized yet")
+        return queue
 
     def install(self) -> None:
         """Wrap the methods, and track the pools that are open.
@@ -99,7 +108,9 @@ class AsyncpgAdapter(AsyncpgDriver):
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool. A pool of a parent process has no connection that this one can use."""
         is_inherited = self._inherited.is_inherited(pool)
-        pool = getattr(pool, POOL_ATTR)
+        pool = getattr(pool, POOL_ATTR, None)
+        if pool is None:  # after `uninstall`: a tracker may be collected later, and leaves its last figures
+            return Levels(0, 0, 0, 0, 0, closed=True)
         size, idle = (0, 0) if is_inherited else private.sizes_of(pool)
         least, limit = private.limits_of(pool)
         return Levels(least, limit, size - idle, idle, limit, closed=private.is_closed(pool))

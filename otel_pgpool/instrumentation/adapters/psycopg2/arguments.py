@@ -34,7 +34,7 @@ def names_open_checkout(pool: Any, /, key: Any = None, *_args: Any, **_kwargs: A
     if key is None:
         return False
     with ignore_errors:  # the key may not be hashable, or the pool not initialized
-        return private.is_key_used(pool, key)
+        return private.connection_by_key(pool, key) is not None
     return False
 
 
@@ -48,13 +48,7 @@ def released_connection(pool: Any, /, conn: Any = None, key: Any = None, *_args:
 
 
 def asks_to_close(
-    _pool: Any,
-    /,
-    _conn: Any = None,
-    _key: Any = None,
-    close: Any = False,  # noqa: FBT002 - its signature
-    *_args: Any,
-    **_kwargs: Any,
+    _pool: Any, /, _conn: Any = None, _key: Any = None, close: Any = None, *_args: Any, **_kwargs: Any
 ) -> bool:
     """Return whether the caller of ``putconn`` asks to close the connection."""
     return bool(close)

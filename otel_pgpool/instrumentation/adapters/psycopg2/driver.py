@@ -13,7 +13,7 @@ from psycopg2.extensions import connection
 
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
-from otel_pgpool.driver.refusal import is_refusal
+from otel_pgpool.driver.session import is_refusal
 from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.runtime.text import printable
@@ -33,8 +33,7 @@ def parameters_of(conn: Any) -> dict[str, Any]:
     """Return a connection's parameters, as libpq knows them, without the password."""
     with ignore_errors:
         info = _info_of(conn)
-        if info is not None:
-            return {**info.dsn_parameters}
+        return {} if info is None else {**info.dsn_parameters}
     return {}
 
 
@@ -79,8 +78,7 @@ class Psycopg2(Driver):
         """Return the host and the port that a connection was made to."""
         with ignore_errors:
             info = _info_of(conn)
-            if info is not None:
-                return printable(info.host), info.port
+            return (None, None) if info is None else (printable(info.host), info.port)
         return None, None
 
     def is_refusal(self, error: BaseException) -> bool:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from otel_pgpool.instrumentation.adapters.psycopg2.wrappers import PoolCalls
     from otel_pgpool.instrumentation.tracker import PoolTracker
-    from otel_pgpool.instrumentation.watch import Watch
 
     Method = Callable[..., Any]
 
@@ -120,9 +119,9 @@ def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:  # 
     return with_defaults_of(owner, putconn)
 
 
-def wrap_getconn_lightly(calls: PoolCalls, watch: Watch, original: Method) -> Method:  # noqa: C901 - the function inside counts
+def wrap_getconn_lightly(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``getconn`` for ``spans="off"``."""
-    slow_path, unobserved = calls.check_out, calls.unobserved
+    slow_path, watch, unobserved = calls.check_out, calls.watch, calls.unobserved
 
     @wraps(original)
     def getconn(self: Any, key: Any = None) -> Any:  # noqa: C901, PLR0912 - in one piece, because a call would cost 4 %

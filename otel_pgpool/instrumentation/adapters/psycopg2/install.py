@@ -117,15 +117,10 @@ class Psycopg2Adapter(Psycopg2Driver):
         }
         if owner not in OWN_CLASSES:
             return wrappers
+        getconn, putconn = fast_path.wrap_getconn, fast_path.wrap_putconn
         if self._session.options.telemetry.spans == "off":
-            return wrappers | {
-                "getconn": partial(fast_path.wrap_getconn_lightly, calls, self._session.watch),
-                "putconn": partial(fast_path.wrap_putconn_lightly, calls, owner),
-            }
-        return wrappers | {
-            "getconn": partial(fast_path.wrap_getconn, calls),
-            "putconn": partial(fast_path.wrap_putconn, calls, owner),
-        }
+            getconn, putconn = fast_path.wrap_getconn_lightly, fast_path.wrap_putconn_lightly
+        return wrappers | {"getconn": partial(getconn, calls), "putconn": partial(putconn, calls, owner)}
 
     def _make_init_subclass(self) -> Any:
         """Return a method that wraps future classes."""

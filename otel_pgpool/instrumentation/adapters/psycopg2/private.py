@@ -40,11 +40,6 @@ def counts(pool: Any) -> tuple[int, int]:
     return len(pool._used), len(pool._pool)
 
 
-def is_key_used(pool: Any, key: Any) -> bool:
-    """Return whether a connection is checked out by a key."""
-    return key in pool._used
-
-
 def connection_by_key(pool: Any, key: Any) -> Any:
     """Return the connection that is checked out by a key, or None."""
     return pool._used.get(key)

@@ -7,6 +7,7 @@ from functools import partial, wraps
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
+from psycopg2.extensions import connection
 from psycopg2.pool import PoolError
 from wrapt import FunctionWrapper
 
@@ -26,7 +27,6 @@ from otel_pgpool.instrumentation.adapters.psycopg2.results import (
     record_failure,
     release_unused,
 )
-from otel_pgpool.instrumentation.adapters.psycopg2.subclass import SubclassCall
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.pool.call_site import caller_call_sites
@@ -47,6 +47,42 @@ if TYPE_CHECKING:
     Method = Callable[..., Any]
 
 
+class SubclassCall:
+    """A call of a subclass's own ``getconn`` in progress, and what its inner call of psycopg2's method returned."""
+
+    __slots__ = ("_inner_result", "_pool", "_tracker", "checkout", "error", "is_repeat")
+
+    def __init__(self, pool: Any, tracker: PoolTracker) -> None:
+        self._pool = pool
+        self._tracker = tracker
+        self.checkout: ManualCheckout | None = None
+        self._inner_result: Any = None
+        self.is_repeat = False  # True: by a key that was checked out already
+        self.error: BaseException | None = None
+
+    def call_inner(self, getconn: Callable[[], Any], *, is_repeat: bool) -> Any:
+        """Make an inner call, and remember its result or its error."""
+        waits = self.error is not None and is_exhausted(self.error)  # the subclass waits by a repeated call
+        if waits and self.checkout is not None and self.checkout.queued is None:
+            self._tracker.enqueued(self.checkout)
+        try:
+            result = getconn()
+        except BaseException as error:
+            self.error = error
+            raise
+        if private.is_checked_out(self._pool, result):
+            self._inner_result, self.is_repeat = result, is_repeat
+        return result
+
+    def acquired(self, result: Any) -> Any:
+        """Return the connection that was checked out, or None; a subclass's ``getconn`` may return any object."""
+        if self.is_repeat:
+            return None
+        if isinstance(result, connection):
+            return result
+        return self._inner_result if private.is_checked_out(self._pool, self._inner_result) else None
+
+
 class PoolCalls:
     """The calls of wrapped methods. Each ``wrap_`` method returns the wrapper of one.
 
@@ -56,7 +92,7 @@ class PoolCalls:
 
     def __init__(self, session: InstrumentationSession, track: Callable[[Any], PoolTracker | None]) -> None:
         self._guard = session.guard
-        self._watch = session.watch  # distinguishes this session's trackers from others'
+        self.watch = session.watch  # distinguishes this session's trackers from others'
         self.unobserved = session.unobserved
         self._track = track
         self._subclass_calls: dict[tuple[int, int], SubclassCall] = {}  # by pool and thread
@@ -71,7 +107,7 @@ class PoolCalls:
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self._guard.log_error(error)
             return None
-        return tracker if tracker is not None and tracker.watch is self._watch else None
+        return tracker if tracker is not None and tracker.watch is self.watch else None
 
     def reset_after_fork(self, checked_out: list[Any]) -> None:
         """Drop the parent's calls in a forked child, and ignore releases of connections that the parent checked out."""
@@ -86,18 +122,22 @@ class PoolCalls:
         This wrapper and that of ``putconn`` are plain functions, because those of wrapt cost a checkout 13 %.
         """
         keyed = takes_key(original)
-
-        check_out = self._check_out_by_subclass
+        check_out = self._check_out
 
         @wraps(original)
         def getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not is_here:
                 renew()
-            return check_out(self, partial(original, self, *args, **kwargs), _getframe(), keyed=keyed)
+            getconn = partial(original, self, *args, **kwargs)
+            return check_out(self, getconn, _getframe(), keyed=keyed, is_subclass=True)
 
         return getconn
 
-    def _check_out_by_subclass(self, pool: Any, getconn: partial[Any], frame: FrameType, *, keyed: bool) -> Any:
+    def check_out(self, pool: Any, original: Method, key: Any, frame: FrameType) -> Any:
+        """Check out by ``getconn`` of one of psycopg2's two classes, off the fast path."""
+        return self._check_out(pool, partial(original, pool, key), frame, keyed=True, is_subclass=False)
+
+    def _check_out(self, pool: Any, getconn: partial[Any], frame: FrameType, *, keyed: bool, is_subclass: bool) -> Any:
         tracker = self.tracker_of(pool)
         if tracker is None:
             return getconn()
@@ -108,59 +148,15 @@ class PoolCalls:
             return outer.call_inner(getconn, is_repeat=is_repeat)
         if is_repeat:
             return getconn()
+        if not is_subclass:
+            return _record_checkout(tracker, pool, frame, getconn)
         call = SubclassCall(pool, tracker)
         try:
             self._subclass_calls[caller] = call
-            return self._check_out(tracker, pool, frame, getconn, call)
+            return _record_checkout(tracker, pool, frame, getconn, call)
         finally:
             self._subclass_calls.pop(caller, None)
             call.error = None  # breaks a reference cycle: the error's frames refer to the call
-
-    def check_out(self, pool: Any, original: Method, key: Any, frame: FrameType) -> Any:
-        """Check out by ``getconn`` of one of psycopg2's two classes, off the fast path."""
-        getconn = partial(original, pool, key)
-        tracker = self.tracker_of(pool)
-        if tracker is None:
-            return getconn()
-        call = self._subclass_calls.get((id(pool), threading.get_ident())) if self._subclass_calls else None
-        is_repeat = key is not None and names_open_checkout(pool, key)
-        if call is not None:
-            return call.call_inner(getconn, is_repeat=is_repeat)
-        if is_repeat:
-            return getconn()
-        return self._check_out(tracker, pool, frame, getconn)
-
-    def _check_out(
-        self,
-        tracker: PoolTracker,
-        pool: Any,
-        frame: FrameType,
-        getconn: Callable[[], Any],
-        call: SubclassCall | None = None,
-    ) -> Any:
-        checkout = result = None
-        try:
-            checkout = ManualCheckout()
-            tracker.start_with(checkout, caller_call_sites(frame))
-            if call is not None:
-                call.checkout = checkout
-            # A subclass's own getconn is called again as a whole, because it may hold a lock while it calls psycopg2's
-            # method, and a wait inside would keep that lock.
-            queue = tracker.queue
-            result = getconn() if queue is None else _wait_if_exhausted(tracker, queue, pool, checkout, getconn)
-            conn = result if call is None else call.acquired(result)
-            if conn is not None:
-                tracker.acquired(checkout, conn)
-            elif call is not None and call.error is not None:
-                record_failure(tracker, pool, checkout, call.error)
-            elif call is None or not call.is_repeat:
-                tracker.passed_through(checkout, result)
-        except BaseException as error:
-            inner = None if call is None else call.error
-            reported = inner if inner and is_exhausted(inner) else error  # a subclass may raise an error of its own
-            handle_failed_getconn(tracker, pool, checkout, result, reported)
-            raise
-        return result
 
     # Releases
 
@@ -259,6 +255,35 @@ class PoolCalls:
                 tracker.report_connects()
 
         return FunctionWrapper(original, init)
+
+
+def _record_checkout(
+    tracker: PoolTracker, pool: Any, frame: FrameType, getconn: Callable[[], Any], call: SubclassCall | None = None
+) -> Any:
+    """Check out, and record that."""
+    checkout = result = None
+    try:
+        checkout = ManualCheckout()
+        tracker.start_with(checkout, caller_call_sites(frame))
+        if call is not None:
+            call.checkout = checkout
+        # A subclass's own getconn is called again as a whole, because it may hold a lock while it calls psycopg2's
+        # method, and a wait inside would keep that lock.
+        queue = tracker.queue
+        result = getconn() if queue is None else _wait_if_exhausted(tracker, queue, pool, checkout, getconn)
+        conn = result if call is None else call.acquired(result)
+        if conn is not None:
+            tracker.acquired(checkout, conn)
+        elif call is not None and call.error is not None:
+            record_failure(tracker, pool, checkout, call.error)
+        elif call is None or not call.is_repeat:
+            tracker.passed_through(checkout, result)
+    except BaseException as error:
+        inner = None if call is None else call.error
+        reported = inner if inner and is_exhausted(inner) else error  # a subclass may raise an error of its own
+        handle_failed_getconn(tracker, pool, checkout, result, reported)
+        raise
+    return result
 
 
 def _release_known(tracker: PoolTracker, slot: Slot, conn: Any, putconn: partial[Any]) -> Any:

@@ -84,6 +84,7 @@ class PoolCalls:
     ) -> None:
         self.guard = session.guard
         self.watch = session.watch  # distinguishes this session's trackers from others'
+        self.unobserved = session.unobserved
         self._track = track
         self.connection = connection
         self.light = object()
@@ -113,7 +114,7 @@ class PoolCalls:
 
     @never_raise
     def _use_inherited(self, pool: Any) -> None:
-        if pool in self.inherited and (tracker := self.tracker_of(pool)) is not None:
+        if self.inherited.any_unused and pool in self.inherited and (tracker := self.tracker_of(pool)) is not None:
             self.inherited.first_use(pool, tracker.name)
 
     def reset_after_fork(self) -> None:
@@ -289,24 +290,19 @@ class PoolCalls:
 
     # Idle connections
 
-    @contextmanager
-    def sweeping(self, pool: Any, method: str) -> Iterator[None]:
-        """Record the idle connections that a method closes in the block."""
+    def idle_before(self, pool: Any) -> Sequence[Any]:
+        """Return the idle connections of a pool, of which a method is about to close some or all."""
         self._use_inherited(pool)
-        tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
-        if tracker is None or tracker.watch is not self.watch:
-            yield
-            return
-        idle: Sequence[Any] = ()
         with ignore_errors:
-            idle = private.idle_connections(pool)
-        try:
-            yield
-        finally:
-            self._swept(tracker, pool, method, idle)
+            return private.idle_connections(pool)
+        return ()
 
     @never_raise
-    def _swept(self, tracker: PoolTracker, pool: Any, method: str, idle: Sequence[Any]) -> None:
+    def swept(self, pool: Any, method: str, idle: Sequence[Any]) -> None:
+        """Record which idle connections a method has closed."""
+        tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        if tracker is None or tracker.watch is not self.watch:
+            return
         for conn in idle:
             record_closed(tracker, conn, reason_of_sweep(method, conn))
         if method == "close" and pool.closed:

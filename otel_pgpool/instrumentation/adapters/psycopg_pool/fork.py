@@ -8,7 +8,6 @@ a commit nor a close of the child reaches the server.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool.environment import FORK_REPAIR
@@ -33,8 +32,8 @@ class Inheritance(NamedTuple):
     def describe(self, *, is_repaired: bool) -> str:
         """Return what the first use in the child reports."""
         if is_repaired:
-            return f"it has begun anew there, and left the {self.connections} connections to the parent"
-        both = f"both processes use the same {self.connections} connections, and the child cannot open others"
+            return f"it has begun anew there, and left its connections to the parent ({self.connections})"
+        both = f"both processes use the same connections ({self.connections}), and the child cannot open others"
         advice = f"open the pool after the fork, or set {REPAIR}"
         if self.missing:
             parts = ", ".join(self.missing)
@@ -57,17 +56,24 @@ class InheritedPsycopgPools(InheritedPools[Inheritance]):
         """Note a pool in a forked child, and detach it from the parent's connections if it is to be repaired."""
         if pool in self:  # by the parent, which has inherited the pool itself
             return
+        if not conns and not self._is_repaired and private.connects_in_callers(pool):
+            return
         missing = private.missing_parts(pool) if self._is_repaired else ()
         self.add(pool, Inheritance(parent, len(conns), missing))
         if self._is_repaired and not missing:
             self.keep(conns)
             private.begin_anew(pool)
+            for conn in conns:
+                private.detach(conn)
             self.cut_off(conns, lambda conn: conn.pgconn.socket)
 
-    def used(self, pool: Any, inherited: Inheritance) -> tuple[int, int, str]:
+    def used(self, pool: Any, inherited: Inheritance) -> tuple[bool, int, str]:
         """Start the work of a pool that is repaired: its threads, or the tasks of this loop. Describe the first use."""
         is_repaired = self._is_repaired and not inherited.missing
         if is_repaired:
-            private.start_work(pool)
-        level = logging.INFO if is_repaired else logging.ERROR
-        return level, inherited.parent, inherited.describe(is_repaired=is_repaired)
+            try:
+                private.start_work(pool)
+            except BaseException:  # for example there is no loop; the next use starts the work
+                self.add(pool, inherited)
+                raise
+        return is_repaired, inherited.parent, inherited.describe(is_repaired=is_repaired)

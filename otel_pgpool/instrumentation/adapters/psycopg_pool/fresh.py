@@ -34,13 +34,12 @@ class FreshConnections:
         self._handed[id(conn)] = opened[1]
         return True
 
-    def accepted(self, worker: int) -> None:
-        """Note that the waiter has accepted the connection."""
-        self._opened.pop(worker, None)
-
-    def refused(self, conn: Any) -> None:
-        """Note that the waiter does not wait any more."""
-        self._handed.pop(id(conn), None)
+    def answered(self, worker: int, conn: Any, accepted: object) -> None:
+        """Note whether the waiter has accepted the connection; otherwise it does not wait any more."""
+        if accepted:
+            self._opened.pop(worker, None)
+        else:
+            self._handed.pop(id(conn), None)
 
     def claim(self, conn: Any) -> int | None:
         """Return the key of the connect by which a waiter's connection was opened; None if it is not fresh.

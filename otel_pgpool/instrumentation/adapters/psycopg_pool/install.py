@@ -72,7 +72,12 @@ class PsycopgPoolAdapter(PsycopgDriver):
     # Which methods are wrapped
 
     def install(self) -> None:
-        """Wrap the methods, and track the present pools."""
+        """Wrap the methods, and track the present pools.
+
+        Raises:
+            AttributeError: this release of psycopg_pool lacks a private name that is needed.
+        """
+        private.check_names()
         of_threads = {**blocking.WRAPPERS, **(light.WRAPPERS if self._is_light else {})}
         self._wrap(self._calls, (ConnectionPool, NullConnectionPool), of_threads, blocking, pool)
         self._wrap(
@@ -119,7 +124,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
 
     def _track(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool, created if there is none."""
-        if not private.is_initialized(pool):
+        if not private.is_initialized(pool) or not self._session.observes(pool, self.kind):
             return None
         tracker = self._session.track(pool, self, name=_name_of(pool))
         if tracker is not None and pool not in self._inherited:
@@ -135,7 +140,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         """Return the levels of a pool. A connection that was dropped without a release takes up its place for ever."""
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
         used = 0
-        if tracker is not None:
+        if tracker is not None and tracker is not self._session.unobserved:
             used = sum(_is_used(pool, tracker, slot) for slot in tracker.slots.copy().values())
             used += len(tracker.unseen) + tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
         max_idle = 0 if private.is_null(pool) else pool.max_size
@@ -157,11 +162,11 @@ class PsycopgPoolAdapter(PsycopgDriver):
         tracker.fast_path_owner = None  # so that the next use calls `_track`
         self._calls_of(pool).reset_after_fork()
         parent, slots = self._origins.pop(pool, (os.getppid(), {}))
-        known = [slot.ref() for slot in slots.values()]
-        held = [conn for conn in known if conn is not None and private.is_checked_out(pool, conn)]
-        conns = [*private.idle_connections(pool), *held]
+        # Those too that the pool had taken out to check them, or that it was about to hand out.
+        known = [*private.idle_connections(pool), *(slot.ref() for slot in slots.values())]
+        conns = {id(conn): conn for conn in known if conn is not None and not is_closed(conn)}
         if not pool.closed:
-            self._inherited.inherit(pool, parent, conns)
+            self._inherited.inherit(pool, parent, conns.values())
         return len(conns)
 
 

@@ -38,7 +38,7 @@ def is_light(pool: Any) -> bool:
 def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``getconn``."""
     light_waits, light, connection = calls.light_waits, calls.light, calls.connection
-    watch, slow_path = calls.watch, blocking.wrap_getconn(calls, original)
+    watch, unobserved, slow_path = calls.watch, calls.unobserved, blocking.wrap_getconn(calls, original)
 
     @wraps(original)
     def getconn(self: Any, timeout: float | None = None) -> Any:  # noqa: C901, PLR0912 - in one piece
@@ -51,7 +51,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         if (
             tracker is None or tracker.fast_path_owner is not light or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
         ):
-            return slow_path(self, timeout)
+            return original(self, timeout) if tracker is unobserved else slow_path(self, timeout)
         conn: Any = None
         started = monotonic()
         try:
@@ -103,7 +103,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
 
 def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
     """Wrap ``putconn``."""
-    slow_path = blocking.wrap_putconn(calls, original)
+    slow_path, unobserved, inherited = blocking.wrap_putconn(calls, original), calls.unobserved, calls.inherited.conns
 
     @wraps(original)
     def putconn(self: Any, conn: Any) -> Any:
@@ -114,7 +114,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         if tracker is None or (record := tracker.light.pop(id(conn), None)) is None:
-            return slow_path(self, conn)
+            return original(self, conn) if tracker is unobserved and not inherited else slow_path(self, conn)
         status = status_of(conn)
         try:
             result = original(self, conn)

@@ -1,7 +1,8 @@
 """The private parts of psycopg_pool, which offers no other way to observe a wait, a connect or a closed connection.
 
-Checked on psycopg_pool 3.2.0 to 3.3.3. A subclass may have replaced any of them, so the functions may raise anything
-where they do not say otherwise.
+Checked on psycopg_pool 3.2.0 to 3.3.3. If one of those in `METHODS` and `ATTRIBUTES` is gone, nothing is wrapped: the
+pools stay uninstrumented, with a log record. Without one of the times a discard may have another reason. A subclass may
+have replaced any of them, so the functions may raise anything where they do not say otherwise.
 
 | name | meaning |
 | --- | --- |
@@ -20,9 +21,12 @@ where they do not say otherwise.
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, pool, pool_async
+from psycopg_pool.base import BasePool
 from psycopg_pool.base_null_pool import _BaseNullConnectionPool
 
 from otel_pgpool.instrumentation.guards import ignore_errors
@@ -36,7 +40,46 @@ NUMBERED = re.compile("pool-[0-9]+")
 """The names that psycopg_pool makes up."""
 
 SWEEPS = ("close", "drain", "check", "_shrink_pool")
-"""The methods that close idle connections."""
+"""The methods that close idle connections; `drain` exists since 3.3."""
+
+OF_POOLS = (
+    *("open", "wait", "connection", "getconn", "putconn", "close", "check"),
+    *("_add_connection", "_check_connection", "_connect", "_shrink_pool"),
+)
+METHODS: dict[type, tuple[str, ...]] = {
+    ConnectionPool: OF_POOLS,
+    AsyncConnectionPool: OF_POOLS,
+    pool.WaitingClient: ("conn", "set", "wait"),
+    pool_async.WaitingClient: ("conn", "set", "wait"),
+    pool.ReturnConnection: ("_run",),
+    pool_async.ReturnConnection: ("_run",),
+}
+"""Needed names by class."""
+
+ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    BasePool: ("_closed", "_opened", "_pool"),
+    ConnectionPool: ("_check", "_reset"),
+    AsyncConnectionPool: ("_check", "_reset"),
+    pool.ReturnConnection: ("conn", "from_getconn"),
+    pool_async.ReturnConnection: ("conn", "from_getconn"),
+}
+"""Needed names that a constructor sets, by class."""
+
+
+def check_names() -> None:
+    """Check that psycopg_pool has the needed names.
+
+    Raises:
+        AttributeError: one is gone.
+    """
+    for owner, names in METHODS.items():
+        for name in names:
+            getattr(owner, name)
+    for owner, names in ATTRIBUTES.items():
+        code = getattr(inspect.unwrap(vars(owner)["__init__"]), "__code__", None)
+        for name in names:
+            if code is not None and name not in code.co_names:
+                raise AttributeError(f"{owner.__module__}.{owner.__qualname__} sets no attribute {name!r}")
 
 
 def is_initialized(pool: Any) -> bool:
@@ -52,6 +95,11 @@ def has_ended(pool: Any) -> bool:
 def is_null(pool: Any) -> bool:
     """Return whether a pool keeps no idle connections."""
     return isinstance(pool, _BaseNullConnectionPool)
+
+
+def connects_in_callers(pool: Any) -> bool:
+    """Return whether the threads of callers open a pool's connections, so that a forked child needs no worker."""
+    return is_null(pool) and isinstance(pool, ConnectionPool)
 
 
 def idle_connections(pool: Any) -> Sequence[Any]:
@@ -135,6 +183,12 @@ def begin_anew(pool: Any) -> None:
     pool._sched_runner = pool._pool_full_event = None
     pool._growing = False
     pool._nconns = pool._nconns_min = pool._min_size
+
+
+def detach(conn: Any) -> None:
+    """Have a connection refused by the pool that it was checked out of, if the connection allows that."""
+    with ignore_errors:
+        conn._pool = None
 
 
 def start_work(pool: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine.interfaces import AdaptedConnection
 
@@ -15,7 +15,6 @@ from otel_pgpool.pool.checkout import ManualCheckout
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
-    from otel_pgpool.instrumentation.adapters.sqlalchemy.pools import EnginePools
     from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -42,7 +41,9 @@ class EngineCheckout(ManualCheckout):
     @property
     def driver(self) -> EngineDriver:
         """The driver of the pool's connections."""
-        return cast("EnginePools", self.tracker.adapter).driver
+        adapter: Any = self.tracker.adapter  # an `EnginePools`
+        driver: EngineDriver = adapter.driver
+        return driver
 
     @property
     def is_dropped(self) -> bool:
@@ -100,7 +101,8 @@ class CheckoutTable:
         """Drop, in a forked child, all connections of a pool that are checked out, or were at the fork."""
         for record, tracker in [*self.trackers.items()]:
             if tracker.pool is pool and record not in idle and record.dbapi_connection is not None:
-                driver = cast("EnginePools", tracker.adapter).driver
+                adapter: Any = tracker.adapter
+                driver: EngineDriver = adapter.driver
                 inherited.add(record, record.dbapi_connection, driver)  # was being checked out or released at the fork
 
     def leave_held_to_parent(self, inherited: InheritedConnections) -> None:

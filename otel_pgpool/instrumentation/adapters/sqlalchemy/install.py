@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Engine
@@ -12,7 +14,7 @@ from wrapt import FunctionWrapper
 
 from otel_pgpool.instrumentation.adapters.base import Installation
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
-from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
+from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable, key_here
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_dialect
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import (
     engine_name,
@@ -25,7 +27,6 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.events import EventListener
 from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
 from otel_pgpool.instrumentation.adapters.sqlalchemy.pools import EnginePools
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import dialect_of
-from otel_pgpool.instrumentation.adapters.sqlalchemy.tasks import TaskAcquires
 from otel_pgpool.instrumentation.adapters.sqlalchemy.wrappers import EngineCalls
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.session import find_instances
@@ -47,8 +48,7 @@ class SqlalchemyAdapter(Installation):
         self._table = CheckoutTable()
         self._inherited = InheritedConnections()
         self._events = EventListeners(session, self._table, self._inherited, self._engine_disposed)
-        self._of_tasks = TaskAcquires(session, self._table)
-        self._calls = EngineCalls(session, self._table, self._of_tasks, self._track_engine, self._track_pool)
+        self._calls = EngineCalls(session, self._table, self._track_engine, self._track_pool)
         self._pools: dict[EngineDriver, EnginePools] = {}
         self._engines: weakref.WeakKeyDictionary[Engine, PoolTracker] = weakref.WeakKeyDictionary()
         self._replacements = Replacements()
@@ -60,6 +60,19 @@ class SqlalchemyAdapter(Installation):
         pool = engine.pool if isinstance(engine, Engine) else given
         return pool if isinstance(pool, Pool) else None
 
+    @classmethod
+    def owner_of(cls, given: Any) -> Any:
+        """Return the engine that an object is, or that has a pool; None if no engine has the pool."""
+        engine = getattr(given, "sync_engine", given)
+        if not isinstance(engine, Engine):
+            engine = next((each for each in find_instances({Engine}) if vars(each).get("pool") is given), None)
+        return None if engine is None else pool_owner(engine)
+
+    def track_selected(self, pool: Any) -> None:
+        """Start to track the pool of an engine; one without an engine is only known by its first connection."""
+        if isinstance(pool, Engine):
+            self._track_engine(pool)
+
     def install(self) -> None:
         """Add the listeners, wrap the methods, and track the engines that have connections."""
         self._events.add()
@@ -68,8 +81,8 @@ class SqlalchemyAdapter(Installation):
         wrap(Engine, "dispose", _wrap_dispose)
         wrap(Pool, "connect", self._calls.wrap_pool_connect)
         wrap(SingletonThreadPool, "connect", self._calls.wrap_pool_connect)  # it has its own
-        wrap(Queue, "get", self._calls.wrap_queue_get)
-        wrap(AsyncAdaptedQueue, "get", self._of_tasks.wrap_queue_get)
+        wrap(Queue, "get", partial(self._calls.wrap_queue_get, key=get_ident))
+        wrap(AsyncAdaptedQueue, "get", partial(self._calls.wrap_queue_get, key=partial(key_here, is_async=True)))
         for engine in find_instances({Engine}):  # so that a pool is reported before its next checkout
             with ignore_errors:  # a dialect of the application may raise
                 if isinstance(engine.pool, QueuePool) and any(read_levels(engine.pool)[2:4]):
@@ -92,7 +105,7 @@ class SqlalchemyAdapter(Installation):
             if driver is None:
                 self._session.ignore(pool)
                 return None
-            if not self._session.observes(pool, self.kind, predecessor):
+            if not self._session.observes(pool, self.kind, predecessor, engine):
                 return None
             self._events.add_to_dialect(engine.dialect)
             self._inherited.protect(engine.dialect)
@@ -102,10 +115,11 @@ class SqlalchemyAdapter(Installation):
                 name=engine_name(engine),
                 target=engine_target(engine),
                 predecessor=predecessor,
+                owner=engine,
             )
             if tracker is not None:
                 self._engines[engine] = tracker
-                tracker.fast_path_owner = self._of_tasks if engine.dialect.is_async else self._calls
+                tracker.fast_path_owner = self._calls.of_tasks if engine.dialect.is_async else self._calls
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self._session.guard.log_error(error)
             return None

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
-    from otel_pgpool.types import TransactionStatus
+
+OF_DRIVER = ("ask_backend_pid", "backend_pid", "error_type", "is_refusal", "server_address", "transaction_status")
+"""Methods that are the driver's own."""
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -39,6 +41,8 @@ class EnginePools(PoolReader):
         self.driver = driver
         self._table = table
         self._inherited = inherited
+        for name in OF_DRIVER:
+            setattr(self, name, getattr(driver, name))
 
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool, or those of its tracker if the pool keeps none."""
@@ -59,32 +63,6 @@ class EnginePools(PoolReader):
         self._inherited.abandon(idle, self.driver)
         self._table.leave_to_parent(pool, idle, self._inherited)
         return len(idle)
-
-    # What the driver tells
-
-    def backend_pid(self, conn: Any) -> int:
-        """Return the process id of a connection's backend, or 0."""
-        return self.driver.backend_pid(conn)
-
-    def ask_backend_pid(self, conn: Any) -> int:
-        """Return the process id if `backend_pid` returned 0; 0 if unknown."""
-        return self.driver.ask_backend_pid(conn)
-
-    def transaction_status(self, conn: Any) -> TransactionStatus:
-        """Return the status of a connection's transaction."""
-        return self.driver.transaction_status(conn)
-
-    def server_address(self, conn: Any) -> tuple[str | None, int | None]:
-        """Return the host and the port that a connection was made to."""
-        return self.driver.server_address(conn)
-
-    def is_refusal(self, error: BaseException) -> bool:
-        """Return whether the server is up and refused the connection."""
-        return self.driver.is_refusal(error)
-
-    def error_type(self, error: BaseException) -> str:
-        """Return an error's SQLSTATE, or else the name of its class."""
-        return self.driver.error_type(error)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a driver error's text, or SQLAlchemy's own about an exhausted pool."""

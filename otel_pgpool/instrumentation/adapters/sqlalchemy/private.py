@@ -7,7 +7,6 @@ raise anything.
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +16,21 @@ from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.pool import SingletonThreadPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy.pool import QueuePool
 
     Record = Any
     """SQLAlchemy's ``_ConnectionRecord``: a slot in the pool that outlives the DBAPI connection in it."""
 
-try:
-    from greenlet import getcurrent
-except ImportError:  # only asynchronous engines need it
-    getcurrent = threading.current_thread
-
-current_greenlet: Callable[[], Any] = getcurrent
-"""Return the greenlet in which SQLAlchemy runs the present call of an asynchronous engine."""
-
 DIALECT_EVENTS = [name for name in dir(DialectEvents) if name.startswith(("do_", "handle_"))]
+
+
+def current_greenlet() -> Any:
+    """Return the greenlet in which SQLAlchemy runs the present call of an asynchronous engine."""
+    from greenlet import getcurrent  # noqa: PLC0415 - SQLAlchemy imports it for asynchronous engines only
+
+    return getcurrent()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The acquires of asyncio's tasks, by ``create_async_engine``.
+"""The start of checkouts by asyncio's tasks, from engines of ``create_async_engine``.
 
 SQLAlchemy runs each call of an asynchronous engine in a greenlet of its own, and awaits there what the call waits for.
 Many calls of one thread are therefore in progress at the same time, each known by its greenlet.
@@ -6,25 +6,16 @@ Many calls of one thread are therefore in progress at the same time, each known 
 
 from __future__ import annotations
 
-import weakref
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.util.queue import Empty
-
-from otel_pgpool.instrumentation.adapters.sqlalchemy.acquires import Acquires
-from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import EngineCheckout
-from otel_pgpool.instrumentation.adapters.sqlalchemy.private import current_greenlet, driver_connection
-from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import current_greenlet
 from otel_pgpool.pool.call_site import GETCONN_FRAMES, SkippedModules, call_sites, task_call_sites
-from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.tasks import running_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import FrameType
 
-    from otel_pgpool.instrumentation.tracker import PoolTracker
+    from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import EngineCheckout
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.runtime.tasks import TaskReference
 
@@ -32,62 +23,11 @@ BETWEEN = SkippedModules("asyncio", "contextlib", "opentelemetry", "sqlalchemy",
 """Modules to skip in the search for the line that awaits."""
 
 
-class TaskAcquires(Acquires):
-    """The acquires of tasks."""
-
-    def wrap_queue_get(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the ``get`` of the queue in which tasks wait."""
-        in_progress = self._in_progress
-
-        @wraps(original)
-        def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
-            request = in_progress.get(id(current_greenlet())) if block else None
-            if request is None or request.queued is not None:
-                return original(queue, block, timeout)
-            try:
-                return original(queue, False)  # noqa: FBT003 - its signature
-            except Empty:
-                pass
-            request.tracker.enqueued(request)
-            try:
-                return original(queue, block, timeout)
-            finally:
-                request.wait_ended = monotonic()
-
-        return get
-
-    def check_out(self, tracker: PoolTracker, frame: FrameType, request: Callable[[], Any]) -> Any:
-        """Record a checkout by a call of ``request``, in the greenlet of the call."""
-        in_progress = self._in_progress
-        here, task = current_greenlet(), running_task()
-        checkout = EngineCheckout()
-        checkout.tracker = tracker
-        tracker.start_in_task_with(checkout, _call_sites(frame, here, task), task)
-        key = id(here)
-        outer = in_progress.get(key)
-        in_progress[key] = checkout
-        try:
-            try:
-                fairy = request()
-            finally:
-                if outer is None:
-                    in_progress.pop(key, None)
-                else:
-                    in_progress[key] = outer
-            try:
-                conn, checkout.fairy = fairy.dbapi_connection, weakref.ref(fairy)
-            except Exception as error:  # noqa: BLE001 - third-party code may return any object
-                raise_if_asynchronous(error)
-                conn = None
-            if conn is None or id(conn) in self._held:
-                self._acquired_again(checkout, fairy, conn)
-            else:
-                self._held[id(conn)] = checkout
-                tracker.acquired(checkout, driver_connection(conn))
-        except BaseException as error:
-            self._failed(checkout, error)
-            raise
-        return fairy
+def start_in_greenlet(checkout: EngineCheckout, frame: FrameType) -> int:
+    """Start the checkout of a task, requested at this frame; return the key of the call, as `key_here`."""
+    here, task = current_greenlet(), running_task()
+    checkout.tracker.start_in_task_with(checkout, _call_sites(frame, here, task), task)
+    return id(here)
 
 
 def _call_sites(frame: FrameType, here: Any, task: TaskReference | None) -> Stack:

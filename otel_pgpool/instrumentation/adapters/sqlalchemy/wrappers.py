@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import threading
 import weakref
-from functools import partial, wraps
+from functools import wraps
 from sys import _getframe
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.util.queue import Empty
 
-from otel_pgpool.instrumentation.adapters.sqlalchemy.acquires import Acquires
-from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import EngineCheckout
+from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import EngineCheckout, driver_error, key_here
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_connection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_create_engine
-from otel_pgpool.instrumentation.adapters.sqlalchemy.private import record_of
-from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import driver_connection, record_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.tasks import start_in_greenlet
+from otel_pgpool.instrumentation.guards import never_raise, raise_if_asynchronous
 from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
+from otel_pgpool.types import PoolErrorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 
     from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
-    from otel_pgpool.instrumentation.adapters.sqlalchemy.tasks import TaskAcquires
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -46,13 +47,12 @@ BETWEEN = SkippedModules("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
 """Modules to skip in the search for the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
 
 
-class EngineCalls(Acquires):
+class EngineCalls:
     """The calls of wrapped methods. Each ``wrap_`` method returns the wrapper of one.
 
     Args:
         session: the session of the instrumentation.
         table: the checkouts in progress.
-        of_tasks: the acquires from asynchronous engines.
         track_engine: return the tracker of an engine's pool, or None.
         track_pool: return the tracker of a pool without an engine, given its first connection and its driver, or None.
     """
@@ -61,13 +61,16 @@ class EngineCalls(Acquires):
         self,
         session: InstrumentationSession,
         table: CheckoutTable,
-        of_tasks: TaskAcquires,
         track_engine: Callable[[Engine], PoolTracker | None],
         track_pool: Callable[[Any, Any, EngineDriver], PoolTracker | None],
     ) -> None:
-        super().__init__(session, table)
+        self.guard = session.guard
         self._session = session
-        self._of_tasks = of_tasks
+        self._table = table
+        self._in_progress = table.in_progress
+        self._held = table.held
+        self.of_tasks = object()
+        """The owner of the fast path of asynchronous engines' pools, which tasks use."""
         self._track_engine = track_engine
         self._track_pool = track_pool
 
@@ -75,7 +78,7 @@ class EngineCalls(Acquires):
         self, original: Callable[..., Any]
     ) -> Callable[..., Any]:
         """Wrap ``Engine.raw_connection``."""
-        calls, of_tasks = self, self._of_tasks
+        calls, of_tasks = self, self.of_tasks
         track_engine, check_out, call_untracked = self._track_engine, self._check_out, self._call_untracked
         in_progress, unobserved = self._in_progress, self._session.unobserved
 
@@ -99,9 +102,12 @@ class EngineCalls(Acquires):
                     return call_untracked(original, engine, *args, **kwargs)
                 if tracker is None or tracker.fast_path_owner is not of_tasks:
                     tracker = track_engine(engine)
-                if tracker is None or tracker.fast_path_owner is of_tasks:
-                    call = partial(original, engine, *args, **kwargs)
-                    return call_untracked(call) if tracker is None else of_tasks.check_out(tracker, _getframe(), call)
+                if tracker is None:
+                    return call_untracked(original, engine, *args, **kwargs)
+                if tracker.fast_path_owner is of_tasks:
+                    return check_out(
+                        tracker, _getframe(), lambda engine: original(engine, *args, **kwargs), engine, in_task=True
+                    )
             try:
                 frame = _getframe(1)
             except ValueError:  # no Python caller, as for a greenlet's first function
@@ -114,7 +120,7 @@ class EngineCalls(Acquires):
 
     def wrap_pool_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap ``Pool.connect``."""
-        calls, of_tasks, in_progress = self, self._of_tasks, self._in_progress
+        calls, of_tasks, in_progress = self, self.of_tasks, self._in_progress
         check_out, check_out_from_unknown = self._check_out, self._check_out_from_unknown
         unobserved = self._session.unobserved
 
@@ -146,15 +152,15 @@ class EngineCalls(Acquires):
 
         return connect
 
-    def wrap_queue_get(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the ``get`` of a pool's queue."""
+    def wrap_queue_get(self, original: Callable[..., Any], key: Callable[[], int]) -> Callable[..., Any]:
+        """Wrap the ``get`` of a pool's queue; ``key`` returns the key of the call in progress."""
         in_progress = self._in_progress
 
         @wraps(original)
         def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
             if not block:
                 return original(queue, block, timeout)
-            request = in_progress.get(threading.get_ident())
+            request = in_progress.get(key())
             if request is None or request.queued is not None:
                 return original(queue, block, timeout)
             try:
@@ -169,38 +175,88 @@ class EngineCalls(Acquires):
 
         return get
 
-    def _check_out(self, tracker: PoolTracker, frame: FrameType, request: Callable[[Any], Any], subject: Any) -> Any:
-        """Record a checkout by a call of ``request`` with an engine or a pool."""
+    def _check_out(
+        self,
+        tracker: PoolTracker,
+        frame: FrameType,
+        request: Callable[[Any], Any],
+        subject: Any,
+        *,
+        in_task: bool = False,
+    ) -> Any:
+        """Record a checkout by a call of ``request`` with an engine or a pool, in a thread or in a task's greenlet."""
         in_progress, held = self._in_progress, self._held
         checkout = EngineCheckout()
-        tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN))
         checkout.tracker = tracker
-        thread = threading.get_ident()
-        outer = in_progress.get(thread)
-        in_progress[thread] = checkout
+        if in_task:
+            key = start_in_greenlet(checkout, frame)
+        else:
+            tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN))
+            key = threading.get_ident()
+        outer = in_progress.get(key)
+        in_progress[key] = checkout
         try:
             try:
                 fairy = request(subject)
             finally:
                 if outer is None:
-                    in_progress.pop(thread, None)
+                    in_progress.pop(key, None)
                 else:
-                    in_progress[thread] = outer
+                    in_progress[key] = outer
             try:
                 conn, checkout.fairy = fairy.dbapi_connection, weakref.ref(fairy)
             except Exception as error:  # noqa: BLE001 - third-party code may return any object
                 raise_if_asynchronous(error)
                 conn = None
-            key = id(conn)
-            if conn is None or key in held:
+            connection_key = id(conn)
+            if conn is None or connection_key in held:
                 self._acquired_again(checkout, fairy, conn)
             else:
-                held[key] = checkout
-                tracker.acquired(checkout, conn)
+                held[connection_key] = checkout
+                tracker.acquired(checkout, driver_connection(conn) if in_task else conn)
         except BaseException as error:
             self._failed(checkout, error)
             raise
         return fairy
+
+    def _acquired_again(self, checkout: EngineCheckout, fairy: Any, conn: Any) -> None:
+        """Record a checkout of a connection that is checked out already, or is not one of SQLAlchemy's."""
+        tracker, before = checkout.tracker, self._held.get(id(conn))
+        if conn is None:
+            tracker.acquired(checkout, fairy)
+            tracker.released(checkout)
+            return
+        if before is not None and before.fairy() is fairy:
+            # A thread takes its own connection again, of which only the last release is seen: it ends the first hold.
+            slot = tracker.slot_of(driver_connection(conn))
+            slot.checkout = None
+            tracker.acquired(checkout, driver_connection(conn))
+            tracker.released(checkout)
+            slot.checkout = before
+            return
+        if before is not None:  # a StaticPool hands out its only connection any number of times
+            before.tracker.released(before)
+        self._held[id(conn)] = checkout
+        tracker.acquired(checkout, driver_connection(conn))
+
+    @never_raise
+    def _failed(self, checkout: EngineCheckout, error: BaseException) -> None:
+        """Record a failed checkout. The driver's error is recorded without SQLAlchemy's wrapper around it."""
+        if hasattr(checkout, "acquired"):  # an interrupt hit after the hand-over; the release will be recorded
+            return
+        tracker = checkout.tracker
+        driver = checkout.driver
+        cause = driver_error(error, driver)
+        began = checkout.connect_began
+        if began is None and not checkout.connected and driver.is_error(cause) and cause is not checkout.lost:
+            began = checkout.wait_ended or checkout.started  # a creator of the application, for which there is no event
+        if began is not None:
+            tracker.connect_failed(began, cause, checkout.caller)
+            tracker.connects.connecting.discard(key_here(is_async=checkout.caller is not None))
+        timed_out = isinstance(error, QueuePoolTimeout)
+        if timed_out and checkout.queued is None:
+            tracker.enqueued_at(checkout, checkout.started)
+        tracker.failed(checkout, cause, PoolErrorType.TIMEOUT if timed_out else None)
 
     def _check_out_from_unknown(self, pool: Any, request: Callable[[Any], Any], frame: FrameType) -> Any:
         """Check out from an unknown pool without an engine; track the pool if its connections are PostgreSQL's."""

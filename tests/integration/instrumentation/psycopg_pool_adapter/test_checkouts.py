@@ -203,6 +203,34 @@ def test_interrupted_wait(signals: Signals, pool: Pool, monkeypatch: pytest.Monk
     assert tracker_of(pool).stats().waiting == 0
 
 
+def test_totals_that_differ_from_the_pools(dsn: str) -> None:
+    """A checkout that queues again counts as queued once, and a refusal of a closed pool as an error: see the docs."""
+    refused: list[Any] = []
+
+    def check(conn: Any) -> None:
+        if threading.current_thread() is not threading.main_thread() and not refused:
+            refused.append(conn)
+            conn.close()
+            raise ValueError
+
+    with opened(ConnectionPool, dsn, 1, check=check) as pool:
+        settled(pool)
+        held = pool.getconn()
+        waiter = in_thread(pool.getconn)
+        assert until(lambda: tracker_of(pool).stats().waiting)
+        pool.putconn(held)
+        pool.putconn(waiter.result(PATIENCE))
+        assert pool.get_stats()["requests_queued"] == 2
+        assert tracker_of(pool).stats().queued == 1
+        assert tracker_of(pool).stats().retries == 1
+        pool.close()
+        with pytest.raises(PoolClosed):
+            pool.getconn()
+        assert "requests_errors" not in pool.get_stats()
+        assert tracker_of(pool).stats().errors == 1
+        assert pool.get_stats()["requests_num"] == 3 == sum(tracker_of(pool).stats().checkouts.values()) + 1
+
+
 def test_interrupt_after_the_wait(signals: Signals, dsn: str) -> None:
     """A connect for a waiter that is interrupted as it receives the connection belongs to that waiter's checkout."""
     PgPoolInstrumentor().uninstrument()
@@ -291,9 +319,9 @@ def test_pool_that_is_dropped(signals: Signals, dsn: str) -> None:
         with pool.connection():
             pass
         settled(pool)
-        watch = tracker_of(pool).watch
+        tracker = tracker_of(pool)
         del pool
-        assert until(lambda: not watch.trackers)
+        assert until(lambda: tracker.is_stopped)
 
 
 def instrumented_again(signals: Signals) -> Any:
@@ -378,7 +406,7 @@ def test_quiet(dsn: str) -> None:
         assert until(lambda: tracker.stats().idle)
         assert tracker.stats().checkouts == {"idle": 2, "queued": 1, "new": 0}
         assert (tracker.light, tracker.held, tracker.waiting) == ({}, {}, {})
-        assert not tracker._adapter._calls.light_waits  # type: ignore[attr-defined]
+        assert not tracker.adapter._calls.light_waits  # type: ignore[attr-defined]
         assert_same_totals(pool)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from psycopg2.pool import ThreadedConnectionPool
-from psycopg_pool import ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy import create_engine
 
 from otel_pgpool import ConnectionPool as OwnPool
 from otel_pgpool import PgPoolInstrumentor
-from otel_pgpool.instrumentation import instrument_pool, uninstrument_pool
+from otel_pgpool.instrumentation import ADAPTERS, instrument_pool, uninstrument_pool
+from otel_pgpool.instrumentation.adapters.psycopg_pool import private
+from otel_pgpool.instrumentation.installed_adapters import find_pool
 from otel_pgpool.instrumentation.options import chosen_kinds
 from otel_pgpool.instrumentation.tracker import PoolTracker
+from tests.support.calls import calls_in, counted
 from tests.support.instrumentation import instrumented, tracker_of
 from tests.support.psycopg_pools import opened
 from tests.support.urls import url_of
@@ -91,13 +96,15 @@ def test_unknown_name(signals: Signals, old: Pool, new: Pool, monkeypatch: pytes
         (None, {"OTEL_PGPOOL_POOLS": "c"}, set()),
         ([], {"OTEL_PGPOOL_POOLS": "a"}, set()),
         (("b",), {}, {"b"}),
-        ("a", {}, {"a", "b"}),
+        ("a", {}, {"a"}),
+        ("c", {}, set()),
+        ("a,b", {}, set()),
         (7, {}, {"a", "b"}),
         ([7, "a"], {}, {"a"}),
     ],
 )
 def test_choice(value: object, environ: dict[str, str], expected: set[str]) -> None:
-    """Of names that are known and unknown the known ones count; what is no list of names does not."""
+    """Of names that are known and unknown the known ones count; a text is one name."""
     assert chosen_kinds(value, {"a", "b"}, environ) == expected
 
 
@@ -187,6 +194,75 @@ def test_engine(signals: Signals, dsn: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.parametrize("given_by", ["engine", "pool", "options"])
+def test_engine_that_replaces_its_pool(signals: Signals, dsn: str, given_by: str) -> None:
+    """The choice of an engine is kept when it is disposed of, before its first checkout and after, and can change."""
+    engine = create_engine(url_of(dsn, scheme="postgresql+psycopg2"), pool_logging_name="shop")
+    branch = engine.execution_options()  # kept, because it stands for the engine
+
+    def given() -> Any:
+        return {"engine": engine, "pool": engine.pool, "options": branch}[given_by]
+
+    def checkouts() -> int:
+        before = len(signals.named("pool.checkout"))
+        for _ in range(2):
+            engine.dispose()
+            engine.connect().close()
+        return len(signals.named("pool.checkout")) - before
+
+    with instrumented(signals, pools=[]):
+        instrument_pool(given())
+        assert isinstance(vars(engine.pool).get("_otel_pgpool"), PoolTracker)
+        assert checkouts() == 2
+        uninstrument_pool(given())
+        assert checkouts() == 0
+    with instrumented(signals):
+        uninstrument_pool(given())
+        assert checkouts() == 0
+        instrument_pool(given())
+        assert checkouts() == 2
+    engine.dispose()
+
+
+def test_pools_of_asyncpg_are_kept_too(dsn: str, signals: Signals) -> None:
+    """``instrument()`` continues with a selected pool of every kind."""
+
+    async def main() -> None:
+        async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
+            instrument_pool(pool)
+            with instrumented(signals, pools=[]):
+                async with pool.acquire():
+                    pass
+
+    asyncio.run(main())
+    assert len(signals.named("pool.checkout")) == 1
+    assert not [each for each in signals.records.all if each.record.levelname == "ERROR"]
+
+
+def test_excluded_before(signals: Signals, old: Pool, new: Pool) -> None:
+    """``instrument()`` keeps what was excluded before it, whether or not another pool was selected."""
+    uninstrument_pool(old)
+    with instrumented(signals):
+        assert not is_observed(old)
+    instrument_pool(new)
+    uninstrument_pool(old)
+    with instrumented(signals):
+        assert not is_observed(old)
+        assert is_observed(new)
+    with instrumented(signals):
+        assert is_observed(old)
+
+
+def test_uninstrument_without_instrument(new: Pool) -> None:
+    """``uninstrument()`` ends what ``instrument_pool()`` has started."""
+    before = dict(vars(ConnectionPool))
+    instrument_pool(new)
+    assert dict(vars(ConnectionPool)) != before
+    PgPoolInstrumentor().uninstrument()
+    assert not is_observed(new)
+    assert dict(vars(ConnectionPool)) == before
+
+
 @pytest.mark.parametrize("make", [object, lambda: "pool", lambda: OwnPool(0, 1, "host=x")])
 def test_no_pool(make: Any) -> None:
     """Anything else is a TypeError that names what is accepted; a pool of this package reports itself."""
@@ -195,6 +271,98 @@ def test_no_pool(make: Any) -> None:
             function(make())
 
 
+def test_adapters_of_other_libraries(old: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    """Only adapters of the pool's own library are imported; one that cannot be imported is logged."""
+    broken = "no_such_module:Adapter"
+    real = ADAPTERS["psycopg2.pool"]
+    assert find_pool({"sqlalchemy": broken, "psycopg2.pool": real}, old).pool is old
+    assert caplog.records == []
+    assert find_pool({"psycopg2": broken, "psycopg2.pool": real}, old) == ("psycopg2.pool", old, None)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("failed to import the adapter of psycopg2")
+    with pytest.raises(TypeError, match="expected a pool of psycopg2, not ThreadedConnectionPool"):
+        find_pool({"psycopg2": broken}, old)
+
+
+def test_pool_that_is_not_initialized() -> None:
+    """A pool of asyncpg must be initialized first, and the error says so."""
+
+    async def main() -> None:
+        pool = asyncpg.create_pool("postgresql://host/db")
+        for function in (instrument_pool, uninstrument_pool):
+            with pytest.raises(TypeError, match="this Pool is not initialized yet"):
+                function(pool)
+
+    asyncio.run(main())
+
+
 def test_uninstrument_pool_that_is_not_observed(new: Pool) -> None:
     uninstrument_pool(new)
     assert not PgPoolInstrumentor().is_instrumented_by_opentelemetry
+
+
+# Releases without a private name
+
+
+@pytest.mark.parametrize("table", [private.METHODS, private.ATTRIBUTES])
+def test_name_that_is_gone(
+    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, table: dict[type, tuple[str, ...]]
+) -> None:
+    """The pools of a release without one of the names stay uninstrumented, with one record, and work."""
+    monkeypatch.setitem(table, ConnectionPool, ("_of_old",))
+    before = dict(vars(ConnectionPool))
+    with instrumented(signals), opened(ConnectionPool, dsn, 1) as pool:
+        with pool.connection() as conn:
+            conn.execute("select 1")
+        assert vars(ConnectionPool) == before
+        assert "_otel_pgpool" not in vars(pool)
+    (record,) = signals.records.all
+    assert "failed to instrument the pools of psycopg_pool; they stay uninst" in record.record.getMessage()
+    assert not signals.spans.started
+
+
+@pytest.mark.parametrize("owner", [*private.METHODS])
+def test_each_name(monkeypatch: pytest.MonkeyPatch, owner: type) -> None:
+    """Each class is looked at, where its methods are inherited too."""
+    private.check_names()
+    monkeypatch.setitem(private.METHODS, owner, (*private.METHODS[owner], "_of_old"))
+    with pytest.raises(AttributeError, match="_of_old"):
+        private.check_names()
+
+
+# Pools that are not observed, beside others that are
+
+
+@pytest.mark.parametrize("spans", ["always", "off"])
+@pytest.mark.parametrize("way", ["not selected", "excluded"])
+def test_cost_of_a_pool_that_is_not_observed(dsn: str, way: str, spans: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout runs the wrappers, which compute nothing."""
+    monkeypatch.setenv("OTEL_PGPOOL_SPANS", spans)
+    with opened(ConnectionPool, dsn, 1, name="other") as other, opened(ConnectionPool, dsn, 1) as pool:
+        with instrumented(pools=[] if way == "not selected" else None, spans=spans):
+            instrument_pool(other)
+            if way == "excluded":
+                uninstrument_pool(pool)
+            pool.putconn(pool.getconn())
+            calls = calls_in(lambda: pool.putconn(pool.getconn()))
+            assert calls == {"getconn": 1, "_check_connection": 1, "has_check": 1, "putconn": 1}
+            instrument_pool(pool)
+            pool.putconn(pool.getconn())
+            assert is_observed(pool)
+        assert "_otel_pgpool" not in vars(pool)
+
+
+def test_cost_of_a_pool_for_asyncio_that_is_not_observed(dsn: str) -> None:
+    """A checkout asks once in each wrapper whether the pool is observed, and computes nothing."""
+
+    async def test() -> None:
+        async with AsyncConnectionPool(dsn, min_size=1, open=False) as pool:
+            await pool.wait()
+            with instrumented():
+                uninstrument_pool(pool)
+                await pool.putconn(await pool.getconn())
+                with counted() as calls:
+                    await pool.putconn(await pool.getconn())
+                assert calls.keys() <= {"getconn", "putconn", "tracker_of", "_check_connection", "has_check"}
+
+    asyncio.run(test())

@@ -196,7 +196,7 @@ def test_failed_check_is_a_retry(signals: Signals, dsn: str, admin: connection) 
         assert (event.attributes or {})["error.type"] == "57P01"
         assert tracker_of(pool).discards == {"check_failed": 1}
         assert tracker_of(pool).stats().retries == 1
-        assert not tracker_of(pool)._adapter._calls._failed_checks  # type: ignore[attr-defined]
+        assert not tracker_of(pool).adapter._calls._failed_checks  # type: ignore[attr-defined]
         assert_same_totals(pool)
 
 

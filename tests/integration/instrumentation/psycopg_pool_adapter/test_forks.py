@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import threading
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool
 
+from otel_pgpool import PgPoolInstrumentor
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from tests.support.forked_pools import states
 from tests.support.instrumentation import instrumented, name_of, tracker_of
 from tests.support.processes import fork_in_c, in_child
 from tests.support.psycopg_pools import backend, opened, settled
 from tests.support.telemetry import PATIENCE
+from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,11 +75,37 @@ def test_report(signals: Signals, dsn: str, instrumentation: None) -> None:
         ((level, text),), discards, idle = json.loads(in_child(child))
         assert level == "ERROR"
         assert text.startswith(f"pool {name_of(dsn)}: opened in process ")
-        assert "both processes use the same 2 connections" in text
+        assert "both processes use the same connections (2)" in text
         assert "open the pool after the fork, or set OTEL_PGPOOL_FORK_REPAIR=1" in text
         assert (discards, idle) == ({"forked": 2}, 2)
         assert reports(signals) == []
         pool.putconn(held)
+
+
+def test_attributes_of_the_report(signals: Signals, dsn: str, instrumentation: None) -> None:
+    """The record of an inherited pool has an event name and the pool's, for alerts."""
+    with opened(ConnectionPool, dsn, 2) as pool:
+        settled(pool)
+
+        def child() -> str:
+            pool.putconn(pool.getconn())
+            (record,) = signals.logged("forked")
+            return str(vars(record.record)["db.client.connection.pool.name"])
+
+        assert in_child(child) == name_of(dsn)
+
+
+def test_null_pool_without_connections(signals: Signals, dsn: str, instrumentation: None) -> None:
+    """A pool whose callers connect, and which has no connection at the fork, works in the child: no report."""
+    with NullConnectionPool(dsn, max_size=2) as pool:
+        pool.wait()
+
+        def child() -> str:
+            with pool.connection() as conn:
+                conn.execute("select 1")
+            return json.dumps(reports(signals))
+
+        assert json.loads(in_child(child)) == []
 
 
 def test_pool_of_the_child(signals: Signals, dsn: str, instrumentation: None) -> None:
@@ -183,6 +212,50 @@ def test_child_has_backends_of_its_own(
         assert use(pool)
 
 
+def test_fork_during_a_check(dsn: str, admin: connection, repaired: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that the pool checks at the fork are left to the parent, too."""
+    checking, goes_on = threading.Event(), threading.Event()
+
+    def check(conn: Any) -> None:
+        checking.set()
+        assert goes_on.wait(PATIENCE)
+
+    with opened(ConnectionPool, dsn, 2) as pool:
+        settled(pool)
+        conns = [*pool._pool]
+        monkeypatch.setattr(pool, "check_connection", check)
+        checker = in_thread(pool.check)
+        assert checking.wait(PATIENCE)
+
+        def child() -> str:
+            for conn in conns:
+                conn.close()
+            return json.dumps(tracker_of(pool).stats().discarded)
+
+        before = states(admin, [conn.info.backend_pid for conn in conns])
+        assert json.loads(in_child(child)) == {"forked": 2}
+        assert states(admin, [conn.info.backend_pid for conn in conns]) == before
+        goes_on.set()
+        checker.result(PATIENCE)
+        assert {use(pool) for _ in range(4)} <= {conn.info.backend_pid for conn in conns}
+
+
+def test_release_after_the_instrumentation(dsn: str, repaired: None) -> None:
+    """A connection of the parent never enters the child's pool."""
+    with opened(ConnectionPool, dsn, 1) as pool:
+        held = pool.getconn()
+
+        def child() -> str:
+            use(pool)
+            PgPoolInstrumentor().uninstrument()
+            with pytest.raises(ValueError, match="return connection"):
+                pool.putconn(held)
+            return str(held in pool._pool)
+
+        assert in_child(child) == "False"
+        pool.putconn(held)
+
+
 def test_waiter_of_the_parent(dsn: str, repaired: None) -> None:
     """Callers that wait in the parent, and locks that are held there, do not concern the child."""
     with opened(ConnectionPool, dsn, 1) as pool, pool._lock:
@@ -248,8 +321,9 @@ def test_private_part_that_is_missing(
         assert "has no _of_a_later_release" in text
 
 
-def test_pool_for_asyncio(dsn: str, repaired: None) -> None:
-    """A pool for asyncio begins anew in the loop of the child."""
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_pool_for_asyncio(dsn: str, repaired: None, is_bare: bool) -> None:
+    """A pool for asyncio begins anew in the loop of the child, also if its method is called before the loop runs."""
 
     async def parent() -> None:
         async with AsyncConnectionPool(dsn, min_size=1, open=False) as pool:
@@ -265,7 +339,10 @@ def test_pool_for_asyncio(dsn: str, repaired: None) -> None:
 
             def child() -> int:
                 asyncio.events._set_running_loop(None)
-                return asyncio.run(in_a_loop_of_the_child())
+                if not is_bare:
+                    return asyncio.run(in_a_loop_of_the_child())
+                pid: int = asyncio.run(pool.getconn(PATIENCE)).info.backend_pid
+                return pid
 
             assert int(in_child(child)) != mine
             async with pool.connection() as conn:

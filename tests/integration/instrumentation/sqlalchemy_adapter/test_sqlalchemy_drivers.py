@@ -18,6 +18,7 @@ from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadP
 
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import read_levels
+from otel_pgpool.instrumentation.tracker import PoolTracker
 from tests.support.database import kill, refused_port
 from tests.support.sqlalchemy_drivers import REFUSED, SYNCHRONOUS, allow_quick_passwords, driver_url, pid_of
 from tests.support.sqlalchemy_engines import (
@@ -337,7 +338,7 @@ def test_other_database(signals: Signals, instrumentation: None) -> None:
     borrow_nothing = engine.connect()
     borrow_nothing.close()
     assert signals.named("pool.checkout") == []
-    assert not hasattr(engine.pool, "_otel_pgpool")
+    assert not isinstance(getattr(engine.pool, "_otel_pgpool", None), PoolTracker)
 
 
 @pytest.mark.skipif(sqlalchemy.__version__ < "2.1", reason="postgresql:// meant psycopg2")

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 from asyncpg.connection import Connection
 from asyncpg.exceptions import PostgresError
 
-from otel_pgpool.driver.refusal_texts import refuses_by_state
-from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import OF_NETWORK, Asyncpg
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments, target_of_connection
@@ -38,10 +36,7 @@ class AsyncpgOfEngines(Asyncpg, EngineDriver):
         """Return whether asyncpg raised an error, or the event loop for asyncpg."""
         return isinstance(error, (PostgresError, *OF_NETWORK))
 
-    def is_refusal(self, error: BaseException) -> bool:
-        """Return whether the server is up and refused the connection."""
-        state = sqlstate(error)
-        return state is not None and refuses_by_state(state)
+    is_refusal = EngineDriver.is_refusal  # an error of the application's own callback is no refusal of a connect
 
     def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
         """Return the target of the arguments of ``asyncpg.connect``."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.proxy import unwrapped
+from otel_pgpool.driver.refusal_texts import refuses_by_state
 from otel_pgpool.driver.target import UNKNOWN, plain_arguments, target_of_parameters
+from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.base import Driver
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.sockets import replace_socket
@@ -29,6 +31,11 @@ class EngineDriver(Driver):
     def is_error(self, error: BaseException | None) -> bool:  # noqa: ARG002 - the interface
         """Return whether the driver raised an error, of its own or of the operating system."""
         return False
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Return whether the server is up and refused the connection, by the error's SQLSTATE."""
+        state = sqlstate(error)
+        return state is not None and refuses_by_state(state)
 
     def is_closed(self, conn: Any) -> bool:
         """Return whether a connection is closed; False if that is unknown."""

@@ -7,19 +7,17 @@ Checked on pg8000 1.31: ``_usock`` is the socket, ``_backend_key_data`` the serv
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from pg8000.core import CoreConnection
 from pg8000.exceptions import DatabaseError, Error
 
 from otel_pgpool.driver.messages import known
-from otel_pgpool.driver.refusal_texts import refuses_by_state
 from otel_pgpool.driver.system_texts import text_of_system
 from otel_pgpool.driver.target import UNKNOWN, Target
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
 from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.runtime.text import class_of, printable, text_of
+from otel_pgpool.runtime.text import printable, text_of
 from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ STATUSES = {
     b"T": TransactionStatus.IN_TRANSACTION,
     b"E": TransactionStatus.IN_ERROR,
 }
-SQLSTATE = re.compile("[0-9A-Z]{5}")
 OWN_TEXTS = frozenset(("network error", "communication error", "connection is closed"))
 
 
@@ -67,15 +64,6 @@ class Pg8000OfEngines(EngineDriver):
     def is_error(self, error: BaseException | None) -> bool:
         """Return whether pg8000 raised an error."""
         return isinstance(error, Error)
-
-    def is_refusal(self, error: BaseException) -> bool:
-        """Return whether the server is up and refused the connection."""
-        state = _sqlstate(error)
-        return state is not None and refuses_by_state(state)
-
-    def error_type(self, error: BaseException) -> str:
-        """Return an error's SQLSTATE, or else the name of its class."""
-        return _sqlstate(error) or class_of(error)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a server's message, or the operating system's text."""
@@ -112,8 +100,3 @@ def _fields(error: BaseException) -> Mapping[str, str]:
     if isinstance(error, DatabaseError) and error.args and isinstance(error.args[0], dict):
         return error.args[0]
     return {}
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    state = _fields(error).get("C", "")
-    return state if SQLSTATE.fullmatch(state) else None  # a server may send anything

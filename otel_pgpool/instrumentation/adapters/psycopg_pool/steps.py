@@ -1,0 +1,114 @@
+"""The steps that are recorded around a method of a pool, with and without asyncio.
+
+A step gets the calls, the object of the method, the method's name, and the arguments. It returns a context manager for
+the time of the call, or None if there is nothing to record. The context manager gives a function, which is called with
+the method's result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.instrumentation.adapters.psycopg_pool import private
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
+from otel_pgpool.runtime.fork import is_here, keep_from_forking, renew
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
+
+HasReturned = Callable[[Any], object]
+Recording = AbstractContextManager[HasReturned]
+Step = Callable[..., Recording | None]
+Method = Callable[..., Any]
+Wrap = Callable[["PoolCalls", Method], Method]
+
+
+def ignore(_result: object) -> None:
+    """Do nothing with the result of a method."""
+
+
+@contextmanager
+def opening(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[HasReturned]:
+    """Record a constructor or ``open``, so that a pool is reported before its first checkout."""
+    yield ignore
+    calls.opened(pool)
+
+
+def waiting_for_pool(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> None:
+    """Record ``wait``, which a forked child may call before its first checkout."""
+    if not is_here:
+        renew()
+    calls.opened(pool)
+
+
+def wrap_check(within: Callable[[Step], Wrap]) -> Wrap:
+    """Return a function that wraps the check of a connection, at little cost for pools without one."""
+
+    def wrap(calls: PoolCalls, original: Method) -> Method:
+        recorded = within(checking)(calls, original)
+
+        @wraps(original)
+        def _check_connection(self: Any, conn: Any) -> Any:
+            return recorded(self, conn) if private.has_check(self) else original(self, conn)
+
+        return _check_connection
+
+    return wrap
+
+
+@contextmanager
+def checking(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> Iterator[HasReturned]:
+    """Record the check of a connection before it is handed out."""
+    try:
+        yield ignore
+    except BaseException as error:
+        calls.check_failed(conn, error)
+        raise
+
+
+def connecting(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Recording | None:
+    """Record a connect."""
+    tracker = calls.tracker_of(pool)
+    return None if tracker is None else calls.connecting(tracker)
+
+
+@contextmanager
+def adding(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[HasReturned]:
+    """Record the work of a worker that connects."""
+    try:
+        yield ignore
+    finally:
+        with keep_from_forking():  # a child would inherit the telemetry's locks
+            calls.worker_done(pool)
+
+
+def handing_over(calls: PoolCalls, _client: Any, _method: str, conn: Any) -> Recording | None:
+    """Record that a place in the queue receives a connection, under the pool's lock."""
+    me = calls.me()
+    return nullcontext(partial(calls.fresh.answered, me, conn)) if calls.fresh.offer(me, conn) else None
+
+
+@contextmanager
+def resetting(calls: PoolCalls, task: Any, _method: str, pool: Any) -> Iterator[HasReturned]:
+    """Record the work of a worker that resets a released connection."""
+    conn, from_getconn = private.returned(task)
+    status = status_of(conn)
+    try:
+        yield ignore
+    finally:
+        calls.reset_by_worker(pool, conn, status, from_getconn=from_getconn)
+
+
+@contextmanager
+def sweeping(calls: PoolCalls, pool: Any, method: str, *_args: Any, **_kwargs: Any) -> Iterator[HasReturned]:
+    """Record a method that closes idle connections."""
+    idle = calls.idle_before(pool)
+    try:
+        yield ignore
+    finally:
+        calls.swept(pool, method, idle)
