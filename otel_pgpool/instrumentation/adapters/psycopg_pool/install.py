@@ -20,6 +20,7 @@ from psycopg_pool import (
 )
 from psycopg_pool.base import BasePool
 
+from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.psycopg.driver import PsycopgDriver, is_closed
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments
@@ -126,7 +127,8 @@ class PsycopgPoolAdapter(PsycopgDriver):
         """Return the tracker of a pool, created if there is none."""
         if not private.is_initialized(pool) or not self._session.observes(pool, self.kind):
             return None
-        tracker = self._session.track(pool, self, name=_name_of(pool))
+        target = self.target(pool)
+        tracker = self._session.track(pool, self, name=_name_of(pool, target), target=target)
         if tracker is not None and pool not in self._inherited:
             self._origins[pool] = os.getpid(), tracker.slots
             calls = self._calls_of(pool)
@@ -170,10 +172,11 @@ class PsycopgPoolAdapter(PsycopgDriver):
         return len(conns)
 
 
-def _name_of(pool: Any) -> str | None:
-    """Return the name that the application has given to its pool; None if there is none, or it may be a secret."""
+def _name_of(pool: Any, target: Target) -> str | None:
+    """Return the name of a pool; None if it may be a secret, or is only a number while the target is known."""
     name = str(pool.name)
-    return None if private.NUMBERED.fullmatch(name) or may_hold_password(name) else name
+    is_number = private.NUMBERED.fullmatch(name) is not None
+    return None if (is_number and target is not UNKNOWN) or may_hold_password(name) else name
 
 
 def _is_used(pool: Any, tracker: PoolTracker, slot: TrackedSlot) -> bool:

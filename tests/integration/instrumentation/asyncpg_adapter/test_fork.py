@@ -68,7 +68,7 @@ def test_a_child(signals: Signals, create: Callable[..., Any], *, repair: bool) 
     (text,) = texts
     assert "it cannot be repaired here; create a pool after the fork" in text
     assert ("left its connections to the parent (2)" in text) == repair
-    assert ("shares 2 connections" in text) != repair
+    assert ("shares its connections (2)" in text) != repair
     assert (discarded, size) == ({"forked": 2}, 0)
 
 

@@ -106,7 +106,7 @@ def test_conninfo_that_cannot_be_parsed(signals: Signals) -> None:
     pool: Any = NullConnectionPool("host=x secret-word", max_size=1, open=True)
     with pytest.raises(Exception, match="secret-word"):
         pool.getconn()
-    assert tracker_of(pool).name == "unknown"
+    assert tracker_of(pool).name == pool.name
     assert "secret-word" not in signals.everything()
     pool.close()
 
