@@ -21,7 +21,7 @@ from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import TIMEOUTS
 from otel_pgpool.instrumentation.guards import never_raise
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
-from otel_pgpool.pool.call_site import SkippedModules, task_call_sites
+from otel_pgpool.pool.call_site import SkippedModules, caller_of, task_call_sites
 from otel_pgpool.runtime.tasks import running_task
 from otel_pgpool.types import PoolErrorType
 
@@ -100,7 +100,7 @@ class Checkouts:
             context = original(pool, *args, **kwargs)
             try:
                 if getattr(queue_of(pool), TRACKER_ATTR, None) is not unobserved:
-                    private.attach(context, Origin.of(_getframe(1)))
+                    private.attach(context, Origin.of(caller_of(_getframe())))
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 guard.log_error(error)
             return context
