@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from otel_pgpool.environment import FORK_REPAIR
 from otel_pgpool.instrumentation.adapters.inherited import InheritedPools
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
+from otel_pgpool.instrumentation.guards import ignore_errors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -63,9 +64,16 @@ class InheritedPsycopgPools(InheritedPools[Inheritance]):
         if self._is_repaired and not missing:
             self.keep(conns)
             private.begin_anew(pool)
-            for conn in conns:
-                private.detach(conn)
             self.cut_off(conns, lambda conn: conn.pgconn.socket)
+
+    def end(self) -> None:
+        """Close the parent's connections in this process, so that no pool keeps one that is released from now on.
+
+        Their sockets are dead, so nothing reaches the server.
+        """
+        for conn in self.conns.values():
+            with ignore_errors:
+                conn.pgconn.finish()
 
     def used(self, pool: Any, inherited: Inheritance) -> tuple[bool, int, str]:
         """Start the work of a pool that is repaired: its threads, or the tasks of this loop. Describe the first use."""

@@ -105,6 +105,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
     def uninstall(self) -> None:
         """Restore the original methods."""
         self._replacements.restore()
+        self._inherited.end()
 
     # Pools
 

@@ -185,12 +185,6 @@ def begin_anew(pool: Any) -> None:
     pool._nconns = pool._nconns_min = pool._min_size
 
 
-def detach(conn: Any) -> None:
-    """Have a connection refused by the pool that it was checked out of, if the connection allows that."""
-    with ignore_errors:
-        conn._pool = None
-
-
 def start_work(pool: Any) -> None:
     """Start the threads or tasks of a pool, which then opens its connections."""
     pool._start_workers()
