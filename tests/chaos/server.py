@@ -303,6 +303,7 @@ def demotion(run: FaultRun) -> float:
     execute(standby, "select pg_promote()")
     mended = monotonic()
     run.happens(lambda: run.app.first_good(mended) is not None)
+    run.happens(lambda: not run.backends(), 2.0)  # a connection is closed at its next use, which may follow
     if left := len(run.backends()):
         run.notes.append(f"{left} connections stay on the old primary")
     return mended
