@@ -94,7 +94,7 @@ def test_same_objects_and_signatures(dsn: str) -> None:
 def test_close_returns(signals: Signals, dsn: str) -> None:
     """``close()`` of a connection is a release, where the pool was created so."""
     if RELEASE < (3, 3):
-        pytest.skip("since 3.3")
+        pytest.skip("psycopg_pool has close_returns since 3.3")
     with opened(ConnectionPool, dsn, 1, close_returns=True) as pool:
         conn = pool.getconn()
         conn.close()
@@ -162,7 +162,7 @@ def test_timeout(signals: Signals, dsn: str, pool: Pool) -> None:
 def test_timeout_of_nothing(signals: Signals, pool: Pool) -> None:
     """A timeout of 0 is a timeout without a wait, in the present release."""
     if RELEASE < (3, 3):
-        pytest.skip("an idle connection is handed out nevertheless")
+        pytest.skip("psycopg_pool before 3.3 hands out an idle connection in spite of a timeout of 0")
     with pytest.raises(PoolTimeout):
         pool.getconn(timeout=0)
     attributes = signals.checkout().attributes or {}
@@ -234,7 +234,7 @@ def test_totals_that_differ_from_the_pools(dsn: str) -> None:
 def test_interrupt_after_the_wait(signals: Signals, dsn: str) -> None:
     """A connect for a waiter that is interrupted as it receives the connection belongs to that waiter's checkout."""
     if RELEASE < (3, 3):
-        pytest.skip("early releases lose the connection")
+        pytest.skip("psycopg_pool before 3.3 loses the connection of an interrupted waiter")
     PgPoolInstrumentor().uninstrument()
     wait = WaitingClient.wait
 

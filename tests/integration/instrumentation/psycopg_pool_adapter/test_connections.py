@@ -114,7 +114,7 @@ def test_retired_at_the_release(signals: Signals, dsn: str, option: dict[str, fl
     """A connection that is too old, or older than ``drain()``, is discarded, which is no fault of the checkout."""
     with opened(ConnectionPool, dsn, 1, **option) as pool:
         if reason == "drained" and not hasattr(pool, "drain"):
-            pytest.skip("since 3.3")
+            pytest.skip("psycopg_pool has drain() since 3.3")
         conn = pool.getconn()
         if option:
             assert until(lambda: conn._expire_at <= time.monotonic())
@@ -147,7 +147,7 @@ def test_null_pool_keeps_none(signals: Signals, dsn: str) -> None:
 def test_drain(dsn: str) -> None:
     with opened(ConnectionPool, dsn, 2) as pool:
         if not hasattr(pool, "drain"):
-            pytest.skip("since 3.3")
+            pytest.skip("psycopg_pool has drain() since 3.3")
         settled(pool)
         pool.drain()
         assert tracker_of(pool).discards == {"drained": 2}
@@ -243,7 +243,7 @@ def test_levels_during_a_check(signals: Signals, dsn: str, admin: connection) ->
 def test_check_that_always_fails(signals: Signals, dsn: str) -> None:
     """The caller gets the pool's timeout, and a connection that is alive stays in the pool."""
     if RELEASE < (3, 3):
-        pytest.skip("early releases check for ever")
+        pytest.skip("psycopg_pool before 3.3 repeats a failing check without end")
 
     def refuse(conn: Any) -> None:
         raise ValueError("a check of the application")
