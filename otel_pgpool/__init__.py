@@ -34,7 +34,7 @@ else:
                 raise
             message = (
                 f"{name} needs psycopg2: install the extra 'binary' (pip install 'otel-pgpool[binary]'), "
-                "or psycopg2 itself where you build it"
+                "or psycopg2 itself, if you build it"
             )
             raise ModuleNotFoundError(message, name="psycopg2") from error
         return value

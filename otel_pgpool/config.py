@@ -32,7 +32,7 @@ def invalid_option(option: str, value: object, accepted: str) -> ValueError:
     """Return the error for an invalid value. A long value is shortened; one that may hold a password is not shown."""
     shown = repr(value)
     if may_hold_password(shown):
-        return ValueError(f"{option} must be {accepted}; the given value is not shown, as it may hold a password")
+        return ValueError(f"{option} must be {accepted}; the value is not shown, because it may contain a password")
     return ValueError(f"{option} must be {accepted}, not {cut(shown, LONGEST_VALUE)}")
 
 
@@ -138,7 +138,7 @@ def _name(value: object) -> str | None:
     if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) <= LONGEST_NAME:
         raise invalid_option("name", value, f"a printable string of 1 to {LONGEST_NAME} characters")
     if may_hold_password(value):  # a name appears in spans, metrics and logs
-        raise invalid_option("name", value, "no connection string")
+        raise invalid_option("name", value, "a name, not a connection string")
     return value
 
 

@@ -88,7 +88,7 @@ class Holder:
         connection_id: number of the connection within its pool; 1 is the first one that the pool opened.
         pid: process id of the connection's server process (``pg_backend_pid()``).
         thread: name of the thread that checked the connection out.
-        held: seconds since the connection was handed over.
+        held: seconds since the connection was handed out.
         where: call site of the checkout, as ``file:line function``.
         trace_id: trace of the checkout's span in hexadecimal digits, or None if there is no span.
         task: name of the asyncio task that checked the connection out, or None if it was not a task.

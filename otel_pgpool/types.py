@@ -32,7 +32,7 @@ class Value(str, Enum):
 class CheckoutPath(Value):
     """How a checkout obtained its connection, or would have: ``otel_pgpool.path``."""
 
-    IDLE = "idle", "an idle connection was handed over at once"
+    IDLE = "idle", "an idle connection was handed out at once"
     QUEUED = "queued", "the caller waited until another caller released a connection"
     NEW = "new", "the caller waited until a new connection was open"
 

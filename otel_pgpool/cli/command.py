@@ -26,8 +26,9 @@ MAX_SECONDS = 600
 _CHOICE = re.compile(r"(?<=invalid choice): .*(?= \(choose from )", re.DOTALL)
 
 EPILOG = """\
-OTLP is sent to --endpoint, or else to OTEL_EXPORTER_OTLP_ENDPOINT, or else not at all. OTEL_EXPORTER_OTLP_PROTOCOL is
-grpc or http/protobuf; if it is not set, port 4318 means http/protobuf, and any other port grpc.
+The demo sends OTLP to --endpoint, or else to OTEL_EXPORTER_OTLP_ENDPOINT, or else not at all.
+OTEL_EXPORTER_OTLP_PROTOCOL is grpc or http/protobuf. If it is not set, port 4318 means http/protobuf, and any other
+port means grpc.
 The SDK's other OTEL_* variables apply too, except for the sampler: every checkout of the demo leaves a span.
 """
 
@@ -121,13 +122,13 @@ def _make_parser() -> argparse.ArgumentParser:
         type=seconds,
         default=15.0,
         metavar="N",
-        help=f"for how long, at most {MAX_SECONDS} (default: 15; the scenario needs at least 4)",
+        help=f"duration in seconds, at most {MAX_SECONDS} (default: 15; the whole scenario needs at least 4)",
     )
     demo.add_argument(
         "--dsn",
         help="the PostgreSQL to use, in a scratch schema that is dropped at the end (default: an embedded one)",
     )
-    demo.add_argument("--endpoint", type=_endpoint, metavar="URL", help="where OTLP goes, as http://host:port")
+    demo.add_argument("--endpoint", type=_endpoint, metavar="URL", help="address for OTLP, as http://host:port")
     demo.add_argument("--out", **folder, help="folder for the telemetry as OTLP JSON lines (default: %(default)s)")
     report.add_argument(
         "folder", nargs="?", **folder, help="folder of the recording, the --out of its run (default: %(default)s)"

@@ -49,7 +49,7 @@ def print_recording(folder: Path, stdout: Output, *, slowest: int, as_json: bool
     except OSError as error:
         raise CommandError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        raise CommandError(f"{folder} does not hold OTLP JSON lines as the demo writes them") from None
+        raise CommandError(f"{folder} does not contain OTLP JSON lines as the demo writes them") from None
     if as_json:
         print_json(stdout, report, {"files": [str(path) for path in recording.files]})
     else:
@@ -148,7 +148,7 @@ def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) ->
     if slow.checked_out_at:
         state = (slow.transaction or "").replace("_", " ")
         place = slow.checked_out_at.rpartition("/")[2]  # without the folders
-        fields.append(("when flagged", f"{state}, checked out at {place}"))
+        fields.append(("at long hold", f"{state}, checked out at {place}"))
     fields.append(("trace", slow.trace_id))
     for name, value in fields:
         yield make_line(pad, (f"{name:<13}", "dim"), value)

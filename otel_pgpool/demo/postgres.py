@@ -173,7 +173,7 @@ class PostgresServer:
             PostgresError: the server still ran after the timeout.
         """
         if mode not in _STOP_SIGNALS:
-            raise ValueError(f"mode is {mode!r}; accepted are {', '.join(map(repr, _STOP_SIGNALS))}")
+            raise ValueError(f"mode must be one of {', '.join(map(repr, _STOP_SIGNALS))}, not {mode!r}")
         if self._process is None:
             return
         self._process.send_signal(_STOP_SIGNALS[mode])
@@ -293,7 +293,7 @@ def _find_free_port() -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
             return port
-    raise PostgresError(f"of {_PORT_ATTEMPTS} ports tried on {HOST}, none was free")
+    raise PostgresError(f"none of {_PORT_ATTEMPTS} ports tried on {HOST} was free")
 
 
 def _verifier(password: str) -> str:

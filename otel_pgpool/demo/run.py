@@ -62,7 +62,7 @@ class Demo:
             Aborted: a signal came, or the output is closed; everything is cleaned up.
         """
         if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-            raise CommandError("OTEL_SDK_DISABLED is set: the demo shows telemetry, and there would be none; unset it")
+            raise CommandError("OTEL_SDK_DISABLED is set, so the demo would have no telemetry to show: unset it")
         try:
             try:
                 with escaped_stderr() if self._options.dsn else nullcontext(), ExitStack() as stack:
@@ -98,7 +98,7 @@ class Demo:
         with self._interrupts.interruptible():
             scenario.run()
         scenario.close(TIMEOUT)
-        view.show_step("handing over the telemetry")
+        view.show_step("exporting the telemetry")
         # Export the totals once more while the pool is open, because a closed pool is not reported.
         providers.flush(FLUSH_TIMEOUT)
 
@@ -159,7 +159,7 @@ class Demo:
             self._warnings.append(str(error))
 
     def _shut_down(self, providers: otlp.Providers) -> None:
-        self._view.step = "handing over the telemetry"
+        self._view.step = "exporting the telemetry"
         providers.shutdown(SHUTDOWN_TIMEOUT)
         self._undelivered = providers.undelivered
         if self._view.write_error:
@@ -185,9 +185,9 @@ class Demo:
             run = f"{WORKERS} workers on a pool of {MAXCONN}", f"PostgreSQL {self._server_version}"
             print_report(self._console, report, *run)
             next_steps = {
-                "Jaeger": jaeger or "with --endpoint http://HOST:4317 the traces are there too",
+                "Jaeger": jaeger or "shows the traces of a run with --endpoint http://HOST:4317",
                 "report": f"{self._report_command} --slowest 10",
-                "files": f"{self._options.out}/ has its traces, metrics and logs as OTLP JSON lines",
+                "files": f"{self._options.out}/ contains the traces, metrics and logs as OTLP JSON lines",
             }
             self._console.print(make_line(("  Where to look next", "bold")))
             for name, step in next_steps.items():  # without wrapping, so that the lines can be copied
@@ -196,4 +196,4 @@ class Demo:
         if endpoint and any(lost.values()):
             counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in lost.items())
             where = f"{endpoint.url} ({endpoint.protocol})"
-            warn(f"warning: {where} did not take all of the telemetry; not delivered: {counts}")
+            warn(f"warning: {where} did not accept all of the telemetry; not delivered: {counts}")

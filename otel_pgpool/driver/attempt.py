@@ -66,7 +66,7 @@ class ConnectAttempt:
 
     def overdue_error(self) -> psycopg2.OperationalError:
         """Return the error of an attempt that was given up or cut."""
-        self._overdue = psycopg2.OperationalError(f"{self._step} was given up after {self._allowed:.3g} s")
+        self._overdue = psycopg2.OperationalError(f"{self._step} did not end within {self._allowed:.3g} s")
         return self._overdue
 
     def message_of(self, error: BaseException, target: Quotable) -> str:

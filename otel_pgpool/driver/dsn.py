@@ -43,7 +43,7 @@ def parse(args: tuple[Any, ...], kwargs: dict[str, Any], *, in_url: bool = False
     if dsn is not None and not isinstance(dsn, str):
         raise invalid_option("dsn", type(dsn).__name__, READABLE_DSN)
     if kwargs.get("async") or kwargs.get("async_") or len(args) > 1 + len(DRIVER_KEYWORDS):
-        raise ValueError("async connections cannot be pooled here: leave out async_")
+        raise ValueError("a ConnectionPool does not support async connections: leave out async_")
     given = {key: value for key, value in kwargs.items() if key not in ("dsn", "async", "async_", *DRIVER_KEYWORDS)}
     for key in given:
         _check_keyword(key)
@@ -58,7 +58,7 @@ def parse(args: tuple[Any, ...], kwargs: dict[str, Any], *, in_url: bool = False
         parameters = _by_libpq(dsn, given)
     if parameters is None:
         raise ValueError(
-            f"dsn cannot be read: expected {READABLE_DSN}; its text is not shown, as it may hold a password"
+            f"dsn cannot be read: expected {READABLE_DSN}; the dsn is not shown, because it may contain a password"
         )
     check_parameters(parameters, in_url=in_url or is_url(dsn))
     return parameters

@@ -110,12 +110,13 @@ def check_parameters(
         source = key if parameters.get(key) else VARIABLES.get(key, key)
         if may_hold_password(text) or (key == "host" and "@" in text):  # libpq would parse and quote it in errors
             raise ValueError(
-                f"dsn cannot be read: a connection string in the place of {source}; it is not shown, as it may hold a "
-                "password"
+                f"dsn cannot be read: {source} is itself a connection string; it is not shown, because it may contain "
+                "a password"
             )
     if any("@" in found[key] for key in ("host", "hostaddr", "port")) or _holds_a_login(found["dbname"], in_url=in_url):
         raise ValueError(
-            "dsn cannot be read: '@' in the host, port or database; in a password write %40, and %2F for '/'"
+            "dsn cannot be read: the host, port or database contains '@'; in a password, write %40 for '@' and %2F for "
+            "'/'"
         )
     # A port that is no number may be a part of a password.
     _check_ports("port", parameters.get("port"), show=str(parameters.get("port")).isdecimal())

@@ -91,7 +91,8 @@ class InstalledAdapters:
     def _new_adapter(self, module: str) -> Installation | None:
         refused = refused_release(module)
         if refused is not None:
-            logger.warning("the pools of %s stay uninstrumented, because its release is %s", kind_of(module), refused)
+            kind = kind_of(module)
+            logger.warning("the pools of %s stay uninstrumented, because the installed release is %s", kind, refused)
             return None
         try:
             adapter: Installation = resolve_name(self._adapters[module])(self.session)

@@ -109,12 +109,12 @@ def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, st
             return frozenset(known)
     accepted = f"a list of names among {', '.join(sorted(known))}"
     if not isinstance(value, Iterable):
-        logger.error("%s; all are instrumented", invalid_option(option, value, accepted))
+        logger.error("%s; the pools of all libraries are instrumented", invalid_option(option, value, accepted))
         return frozenset(known)
     names = [value] if isinstance(value, str) else [*value]
     for name in names:
         if name not in known:
-            logger.error("%s; it is ignored", invalid_option(option, name, accepted))
+            logger.error("%s; this name is ignored", invalid_option(option, name, accepted))
     return frozenset(name for name in names if name in known)
 
 

@@ -93,8 +93,9 @@ def _refuse_to_replace() -> None:
     taken = [signal for signal, provider in providers.items() if not _is_placeholder(provider)]
     if taken:
         raise RuntimeError(
-            f"OpenTelemetry's {' and '.join(taken)} provider is set already, which a process can do only once. Either "
-            "leave configure() out, since otel_pgpool uses the providers that are set, or leave out what set them"
+            f"OpenTelemetry's {' and '.join(taken)} provider is set already, and a process can set it only once. "
+            "Either do not call configure(), because otel_pgpool uses the providers that are set, or remove the code "
+            "that set them"
         )
 
 

@@ -55,7 +55,7 @@ def _protocol(signal: str, warnings: list[str]) -> str | None:
     names = [name.strip().lower() for name in _value(variable).split(",")]
     served = [name for name in names if name in _OTLP]
     if any(name not in _OTLP and name not in ("none", "") for name in names):
-        instead = f"{signal} go over OTLP alone" if served else f"no {signal} are exported by it"
+        instead = f"it exports {signal} over OTLP only" if served else f"it exports no {signal}"
         accepted = "otlp, none, and exporters as arguments"
         warnings.append(f"{variable.name}={_value(variable)}: configure() supports {accepted}; {instead}")
     return (_OTLP[served[0]] or _default_protocol(signal, warnings)) if served else None

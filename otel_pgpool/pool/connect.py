@@ -90,7 +90,7 @@ class Connectors(Part):
             if self._start_error is None:
                 log_safely(
                     logging.WARNING,
-                    "pool %s: no thread can be started to connect: %s; callers that wait connect in their own threads",
+                    "pool %s: no thread can be started to connect: %s; waiters connect in their own threads",
                     core.name,
                     error,
                 )
@@ -223,7 +223,7 @@ class Connectors(Part):
             if len(self._stuck) == MAX_STUCK:
                 log_safely(
                     logging.ERROR,
-                    "pool %s: %d attempts to connect have not ended; no more are made before one of them ends",
+                    "pool %s: %d attempts to connect have not ended; the next one is made when one of them has ended",
                     self._core.name,
                     MAX_STUCK,
                 )

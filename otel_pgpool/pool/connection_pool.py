@@ -46,14 +46,14 @@ class ConnectionPool(PoolState):
         name: name of the pool in telemetry, by default ``host:port/dbname``. If a live pool of this process has the
             name already, `` #2``, `` #3`` and so on is added.
         timeout: longest wait for a connection in seconds; by default ``DB_CONNECTION_TIMEOUT``, or 30 if that is not
-            set. With 0, a checkout takes an idle connection or raises at once.
+            set. With 0, a checkout gets an idle connection or raises at once.
         max_waiting: maximum number of waiters; a further checkout raises `TooManyRequests`. 0 for no limit.
         max_retries: failed attempts after which a checkout gives up before its timeout; None for no limit.
         max_lifetime: maximum age of a connection in seconds, shortened by up to 10 % at random; None for no limit.
         max_idle: seconds after which an idle connection above ``minconn`` is closed; None for never.
         long_hold: hold time in seconds after which a checkout is reported as a long hold; by default
             ``OTEL_PGPOOL_LONG_HOLD``, or 1 if that is not set; None or 0 for never.
-        check: how an idle connection is checked before it is handed over. ``"auto"``: by polling its socket, and by a
+        check: how an idle connection is checked before it is handed out. ``"auto"``: by polling its socket, and by a
             ``SELECT 1`` after 30 s without use. A callable: called with the connection if that was idle for more than
             50 ms; raises if the connection must not be used. None: not at all.
         configure: callable that prepares each new connection, and each released one after ``reset``. The server has 5 s
@@ -329,7 +329,7 @@ class ConnectionPool(PoolState):
         self.close()
 
     def _refuse_copy(self, *_args: object) -> NoReturn:
-        raise TypeError("a ConnectionPool cannot be copied or pickled: make one in each process")
+        raise TypeError("a ConnectionPool cannot be copied or pickled: create one in each process")
 
     __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy
 

@@ -76,8 +76,8 @@ def diagnose(
     if own_holds:
         holder = "thread" if waiter is None or waiter.task is None else "task"
         lines.append(
-            f"this {holder} already holds {own_holds} of them: a nested checkout cannot succeed until its caller "
-            "releases one; pass the connection down instead"
+            f"this {holder} already holds {own_holds} of them, and releases none while it waits: instead of a nested "
+            "checkout, pass the connection down"
         )
     longest = tuple(hold.holder(now) for hold in holds[:LONGEST_HOLDERS])
     lines += [f"held {each}" for each in longest]

@@ -47,7 +47,7 @@ class ObserverGuard:
             return
         self._next_log = now + ERROR_LOG_INTERVAL
         log_failure(
-            f"pool {self.pool_name}: the observer raised an error; telemetry is being lost, the pool is not affected",
+            f"pool {self.pool_name}: the observer raised an error; telemetry is lost, but the pool is not affected",
             error,
         )
 

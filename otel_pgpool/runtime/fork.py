@@ -182,7 +182,7 @@ def _run(callback: Callable[[], None]) -> None:
     try:
         callback()
     except Exception as error:  # noqa: BLE001 - a failure must not keep the other parts from being renewed
-        log_failure("otel_pgpool could not renew a part of itself in the child of a fork", error)
+        log_failure("a part of otel_pgpool could not be renewed in a forked child", error)
 
 
 FORK_WAIT = 1.0

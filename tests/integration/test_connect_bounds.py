@@ -121,7 +121,7 @@ def test_credentials_that_hang(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyP
     with ConnectionPool(0, 1, dsn, credentials=credentials, observer=recorder) as pool:
         assert served(pool)
         ((connect,),) = recorder.calls("outage_started")
-        assert connect.message == "credentials was given up after 0.2 s"
+        assert connect.message == "credentials did not end within 0.2 s"
         gate.is_open.set()
         assert wait_until(lambda: not connectors_of(pool)._stuck)
         assert wait_until(lambda: backends(dsn, "credentials_that_hang") == 1)
@@ -184,7 +184,7 @@ def test_attempts_that_never_end(
         return {}
 
     with ConnectionPool(0, 1, dsn, name="vault", credentials=credentials) as pool:
-        with pytest.raises(PoolTimeout, match="given up"):
+        with pytest.raises(PoolTimeout, match="did not end within"):
             pool.getconn(timeout=3)
         assert wait_until(lambda: "pool vault: 3 attempts to connect have not ended" in caplog.text)
         assert gate.waiting == 3
@@ -200,7 +200,7 @@ def test_closing_while_an_attempt_hangs(dsn: str, gate: Gate, monkeypatch: pytes
         gate.pass_through()
         return {}
 
-    with pytest.raises(psycopg2.OperationalError, match="credentials was given up"):
+    with pytest.raises(psycopg2.OperationalError, match="credentials did not end within"):
         ConnectionPool(1, 1, dsn, credentials=credentials)
     assert gate.waiting > 0  # it hangs still; the next attempt may have begun before the pool was closed
 

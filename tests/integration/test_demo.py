@@ -470,7 +470,7 @@ def test_what_is_no_recording_is_refused_in_a_line(folder: Path) -> None:
         (out / f"{name}.jsonl").write_text(text)
     done = run(folder, "report", "out")
     assert (done.status, done.out) == (2, "")
-    assert done.err == "otel-pgpool: out does not hold OTLP JSON lines as the demo writes them\n"
+    assert done.err == "otel-pgpool: out does not contain OTLP JSON lines as the demo writes them\n"
     (out / "logs.jsonl").write_text("")
     done = run(folder, "report", "out")
     assert (done.status, "checkouts   0" in done.out) == (0, True)

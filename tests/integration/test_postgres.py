@@ -212,7 +212,7 @@ def test_no_server_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 def test_bad_mode() -> None:
     """An unknown way to stop is refused with what is accepted."""
-    with pytest.raises(ValueError, match="mode is 'slow'; accepted are 'smart', 'fast', 'immediate'"):
+    with pytest.raises(ValueError, match="mode must be one of 'smart', 'fast', 'immediate', not 'slow'"):
         PostgresServer().stop("slow")  # type: ignore[arg-type]
 
 

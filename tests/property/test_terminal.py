@@ -301,7 +301,7 @@ def test_a_file_of_absurd_size(tmp_path: Path) -> None:
     for size, where in ((1 << 40, "traces.jsonl"), ((1 << 26) + 10, "metrics.jsonl")):
         with (tmp_path / where).open("r+b") as file:
             file.truncate(size)  # of zeros that take no room
-        with pytest.raises(CommandError, match="does not hold OTLP JSON lines"):
+        with pytest.raises(CommandError, match="does not contain OTLP JSON lines"):
             print_recording(tmp_path, Output(None, "stdout"), slowest=3, as_json=False)
         (tmp_path / where).write_bytes(b"")
     (tmp_path / "traces.jsonl").unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LOST = "telemetry is being lost"
+LOST = "telemetry is lost"
 EXPORT_FAILED, QUEUE_FULL = "Exception while exporting", "Queue full, dropping"
 CALLBACK_FAILED = "Callback failed for instrument"
 PERIOD = 20
