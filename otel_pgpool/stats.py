@@ -86,7 +86,7 @@ class Holder:
 
     Attributes:
         connection_id: number of the connection within its pool; 1 is the first one that the pool opened.
-        pid: process id of the connection's server process (``pg_backend_pid()``).
+        pid: process id of the connection's backend (``pg_backend_pid()``).
         thread: name of the thread that checked the connection out.
         held: seconds since the connection was handed out.
         where: call site of the checkout, as ``file:line function``.

@@ -48,8 +48,8 @@ _choices = Choices()
 class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is not typed
     """The instrumentor for the pools of psycopg2, psycopg_pool, SQLAlchemy and asyncpg, and their subclasses.
 
-    ``instrument()`` starts and ``uninstrument()`` ends the instrumentation, as those of OpenTelemetry's
-    ``BaseInstrumentor``, and ``opentelemetry-instrument`` calls the former. Neither raises: errors and invalid values
+    ``instrument()`` starts the instrumentation, and ``uninstrument()`` ends it, as in OpenTelemetry's
+    ``BaseInstrumentor``. ``opentelemetry-instrument`` calls ``instrument()``. Neither raises: errors and invalid values
     are logged. After ``uninstrument()`` the original methods are in place again, and the spans of checkouts in progress
     have ended.
 
@@ -82,7 +82,7 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
             _remove()
 
     def uninstrument(self, **options: Any) -> None:
-        """End the instrumentation, also one that `instrument_pool` has started."""
+        """End the instrumentation, including one that `instrument_pool` has started."""
         if self.is_instrumented_by_opentelemetry or _installed is None:
             super().uninstrument(**options)
         else:
@@ -98,8 +98,8 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
 def instrument_pool(pool: Any) -> None:
     """Observe one pool, whether or not ``instrument()`` observes all pools of its kind.
 
-    Before ``instrument()``, the options are those of the environment, and the providers are the global ones; a later
-    ``instrument()`` continues with its own options. ``uninstrument()`` ends this too.
+    Before ``instrument()``, the options come from the environment, and the providers are the global ones. A later
+    ``instrument()`` continues with its own options. ``uninstrument()`` ends the observation of this pool too.
 
     Args:
         pool: a pool of psycopg2 or psycopg_pool, an initialized one of asyncpg, or a pool or an engine of SQLAlchemy.
@@ -117,9 +117,9 @@ def instrument_pool(pool: Any) -> None:
 
 
 def uninstrument_pool(pool: Any) -> None:
-    """Stop to observe one pool, even if ``instrument()`` observes all others of its kind, or will do so.
+    """Stop observing one pool, even if ``instrument()`` observes all others of its kind, or will do so later.
 
-    The spans of its checkouts in progress end. ``uninstrument()`` ends this.
+    The spans of its checkouts in progress end. The choice applies until ``uninstrument()``.
 
     Args:
         pool: as for `instrument_pool`.
