@@ -47,8 +47,8 @@ WAIT_TIMEOUT = Variable(
     "OTEL_PGPOOL_WAIT_TIMEOUT",
     "PgPoolInstrumentor.instrument",
     "",
-    "longest wait in seconds for a connection of an exhausted, instrumented `ThreadedConnectionPool`; not set: it raises "
-    "at once",
+    "longest wait in seconds for a connection of an exhausted, instrumented `ThreadedConnectionPool`; not set: it "
+    "raises at once",
 )
 POOLS = Variable(
     "OTEL_PGPOOL_POOLS",
