@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
@@ -14,6 +16,8 @@ DISTRIBUTIONS = {
     "asyncpg.pool": ("asyncpg >= 0.29",),
 }
 """By module of a library: the requirement for each distribution that contains the module."""
+
+version = cache(metadata.version)  # parses all metadata of a distribution, which takes a millisecond
 
 
 def met_requirements() -> tuple[str, ...]:

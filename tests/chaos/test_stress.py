@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos import stress
 
-SECONDS = float(os.environ.get("STRESS_SECONDS", "5"))
+SECONDS = float(os.environ.get("STRESS_SECONDS", "3"))
 SEED = int(os.environ["STRESS_SEED"]) if os.environ.get("STRESS_SEED") else None
 
 

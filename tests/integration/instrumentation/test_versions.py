@@ -12,13 +12,14 @@ import pytest
 RELEASE = "1.4"
 FOLDER = Path(sys.prefix) / f"sqlalchemy-{RELEASE}"
 ROOT = Path(__file__).parents[3]
-TESTS = sorted(ROOT.glob("tests/**/test_sqlalchemy*.py"))
-ENDS_WITHIN = 240  # seconds
+TESTS = Path(__file__).with_name("test_sqlalchemy.py")
+"""What an adapter has to do; `make versions` runs every test of engines."""
+ENDS_WITHIN = 120  # seconds
 
 
 @pytest.mark.timeout(ENDS_WITHIN)
 def test_on_the_older_sqlalchemy(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is tested of SQLAlchemy's engines holds on 1.4 too."""
+    """Engines of SQLAlchemy 1.4 are observed."""
     if not FOLDER.is_dir():
         missing = f"{FOLDER} is missing, and SQLAlchemy {RELEASE} stays untested: `make test` installs it"
         if "MAKELEVEL" in os.environ:
@@ -38,6 +39,6 @@ def test_on_the_older_sqlalchemy(capsys: pytest.CaptureFixture[str]) -> None:
 
     version = run("-c", "import sqlalchemy; print(sqlalchemy.__version__)").stdout
     assert version.startswith(f"{RELEASE}.")
-    ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, TESTS))
+    ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert " passed" in ran.stdout
