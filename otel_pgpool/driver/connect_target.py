@@ -12,8 +12,8 @@ from psycopg2 import extensions
 
 from otel_pgpool.driver.attempt import CONNECT, ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
-from otel_pgpool.driver.dsn import DRIVER_KEYWORDS, any_set, parse
-from otel_pgpool.driver.exposure import PLAIN, is_asked_in_clear, is_exposed, safe_options
+from otel_pgpool.driver.dsn import DRIVER_KEYWORDS, parse
+from otel_pgpool.driver.exposure import UNCHANGED, has_service, is_asked_in_clear, is_exposed, safe_options
 from otel_pgpool.driver.target import VARIABLES, Target, public_values, read_target
 from otel_pgpool.runtime.fork import keep_from_forking
 
@@ -52,8 +52,8 @@ class ConnectTarget(Target):
         parameters = parse(args, self._kwargs)
         super().__init__(**vars(read_target(parameters)))
         self._own = self.public
-        self._patience = Patience.of(parameters)
-        if not ({"connect_timeout", "service"} & parameters.keys() or any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
+        self._limits = TimeLimits.of(parameters)
+        if not (has_service(parameters) or "connect_timeout" in parameters or os.environ.get("PGCONNECT_TIMEOUT")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
 
     def connect(self, attempt: ConnectAttempt | None = None) -> connection:
@@ -67,8 +67,8 @@ class ConnectTarget(Target):
         """
         attempt = attempt or ConnectAttempt()
         extra: Mapping[str, Any] = {}
-        patience = self._patience
-        choices = PLAIN
+        limits = self._limits
+        choices = UNCHANGED
         if self._credentials is not None:
             attempt.allow("credentials", CREDENTIALS_TIMEOUT)
             extra = self._credentials()
@@ -78,21 +78,21 @@ class ConnectTarget(Target):
                 )
             given = parse(() if "dsn" in extra else self._args, {**self._kwargs, **extra})
             self.public = self._own | public_values(given)
-            patience = Patience.of(given)
+            limits = TimeLimits.of(given)
             choices = safe_options(given)
             if is_exposed(given):
                 attempt.warn()
         args, kwargs = self._args, {**self._kwargs, **extra}
         if attempt.limit is not None:
-            kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, attempt.limit / patience.hosts)))
+            kwargs["connect_timeout"] = max(1, math.ceil(min(limits.host_seconds, attempt.limit / limits.hosts)))
         if extensions.get_wait_callback() is None:
-            attempt.allow(CONNECT, patience.of_libpq)
+            attempt.allow(CONNECT, limits.of_libpq)
         else:
-            attempt.allow(CONNECT, patience.when_polled)
+            attempt.allow(CONNECT, limits.when_polled)
             args, kwargs = _by_keyword(args, kwargs)
-            kwargs["connection_factory"] = attempt.watch_polled(kwargs["connection_factory"], patience.host_seconds)
+            kwargs["connection_factory"] = attempt.watch_polled(kwargs["connection_factory"], limits.host_seconds)
             if attempt.limit is not None:
-                with attempt.poll_within(min(patience.when_polled, attempt.limit)):
+                with attempt.poll_within(min(limits.when_polled, attempt.limit)):
                     return self._connect(args, kwargs, choices)
         return self._connect(args, kwargs, choices)
 
@@ -123,20 +123,19 @@ class ConnectTarget(Target):
             del first  # breaks a reference cycle: its traceback refers to this frame
 
 
-class Patience(NamedTuple):
+class TimeLimits(NamedTuple):
     """The time limits of a connect."""
 
     host_seconds: float
     hosts: int
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> Patience:
+    def of(cls, parameters: Mapping[str, Any]) -> TimeLimits:
         """Read the limits from connection parameters, or else from the environment variables that libpq reads."""
         asked = str(parameters.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or "").strip()
         seconds = int(asked) if asked.isdecimal() else 0
         if not seconds:  # with 0 libpq waits for ever
-            has_service = "service" in parameters or any_set("PGSERVICE")
-            seconds = SERVICE_TIMEOUT if has_service else CONNECT_TIMEOUT
+            seconds = SERVICE_TIMEOUT if has_service(parameters) else CONNECT_TIMEOUT
         places = (str(parameters.get(key) or os.environ.get(VARIABLES[key]) or "") for key in ("host", "hostaddr"))
         return cls(seconds, max(place.count(",") for place in places) + 1)
 

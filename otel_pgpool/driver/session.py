@@ -13,10 +13,9 @@ from psycopg2 import extensions
 
 from otel_pgpool.driver.deadline import IO_DEADLINE, Deadline, shutdown_socket
 from otel_pgpool.driver.proxy import unwrapped
-from otel_pgpool.driver.refusal_texts import refuses_by_state, refuses_by_text
+from otel_pgpool.driver.refusal_texts import refuses
 from otel_pgpool.errors import PoolError, sqlstate
 from otel_pgpool.runtime.failures import is_external
-from otel_pgpool.runtime.text import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,12 +238,9 @@ def is_refusal(error: BaseException | None) -> bool:
     """Return whether the server is up and refused this connection, as for a wrong password or an unknown database.
 
     An answer of a server that is starting, stopping or out of slots is not a refusal, because the server is not
-    available. psycopg2 provides no SQLSTATE for a failed connect, so this reads the message.
+    available.
     """
-    if not isinstance(error, psycopg2.Error):
-        return False
-    state = sqlstate(error)
-    return refuses_by_text(text_of(error)) if state is None else refuses_by_state(state)
+    return isinstance(error, psycopg2.Error) and refuses(error)
 
 
 def ended_session(error: BaseException | None) -> bool:

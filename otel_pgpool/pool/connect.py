@@ -13,7 +13,7 @@ from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import without_traceback
 from otel_pgpool.driver.exposure import warn
-from otel_pgpool.driver.reset import bound_notices, remember
+from otel_pgpool.driver.reset import bound_notices, store_initial_state
 from otel_pgpool.observer import Connect
 from otel_pgpool.pool.backoff import delay_after
 from otel_pgpool.pool.checkout import Attempt, Checkout, Slot
@@ -260,7 +260,7 @@ class Connectors(Part):
         slot.origin = session.settings(conn)
         bound_notices(conn)
         if config.reset is not None:  # `reset_session`, or a function that calls it
-            remember(conn)
+            store_initial_state(conn)
         if config.configure is not None:
             session.configure(conn, config.configure)
         now = monotonic()
