@@ -17,7 +17,7 @@ import psycopg2
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
-from otel_pgpool.runtime.wakeup import Wakeup, start
+from otel_pgpool.runtime.wakeup import Wakeup, start_thread
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -135,7 +135,7 @@ class _Watch:
 
     def _start(self, thread: threading.Thread) -> None:
         try:
-            start(thread)
+            start_thread(thread)
         except BaseException as error:
             with self._lock:
                 if self._thread is thread:

@@ -269,7 +269,7 @@ def is_read_only_server(conn: connection) -> bool:
 # Closing
 
 
-def abandon(conn: connection) -> None:
+def close_inherited(conn: connection) -> None:
     """Close the socket of a connection that a parent process has opened, without a message to the server."""
     with suppress(psycopg2.Error, OSError):  # psycopg2 does not close a socket that another process opened
         os.close(conn.fileno())

@@ -89,7 +89,7 @@ COUNTERS = (*figures.COUNTERS, *OWN_COUNTERS)
 """The counters that are summed up; each is named as its field of `PoolStats`, or after its path."""
 
 
-class Past(NamedTuple):
+class PastTotals(NamedTuple):
     """The totals of the pools that a pool has replaced.
 
     It is only replaced as a whole, so that each reader counts each of these pools once.
@@ -101,7 +101,7 @@ class Past(NamedTuple):
     """The totals of the other pools, which may still be in use."""
 
 
-NO_PAST = Past(dict.fromkeys(COUNTERS, 0), ())
+NO_PAST = PastTotals(dict.fromkeys(COUNTERS, 0), ())
 
 
 class OpenCheckouts(figures.Counters):
@@ -263,7 +263,7 @@ class OpenCheckouts(figures.Counters):
         """Take over the totals of a predecessor and of its predecessors, whose pools may still be in use."""
         predecessor.is_replaced = True  # first, so that the predecessor never reports a part of its totals
         counts, predecessors = predecessor.past
-        self.past = Past(counts, (*predecessors, predecessor))
+        self.past = PastTotals(counts, (*predecessors, predecessor))
         predecessor.past = NO_PAST
         self.discards = predecessor.discards
 
@@ -272,7 +272,7 @@ class OpenCheckouts(figures.Counters):
         """Whether no total can change any more: the pool was collected, and every connection was released."""
         return self.pool is None and not (self.held or self.light)
 
-    def _merge_finished(self) -> Past:
+    def _merge_finished(self) -> PastTotals:
         """Add up the totals of finished predecessors, and return the past.
 
         Several threads may do so at the same time: each of their results is right.
@@ -284,7 +284,7 @@ class OpenCheckouts(figures.Counters):
                 counter: sum((getattr(each, counter) for each in finished), before)
                 for counter, before in past.counts.items()
             }
-            past = self.past = Past(counts, tuple(each for each in past.predecessors if each not in finished))
+            past = self.past = PastTotals(counts, tuple(each for each in past.predecessors if each not in finished))
         return past
 
     def statistics(self, name: str, levels: Levels, *, connecting: int, is_unreachable: bool) -> PoolStats:

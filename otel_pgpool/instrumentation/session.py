@@ -202,14 +202,11 @@ class InstrumentationSession:
             self.unobserved.unmark_all()
         self._run_deferred()
         for tracker in list(self.trackers):
-            self._end(tracker)
+            tracker.end(Outcome.RELEASED)
+            with suppress(AttributeError):  # the pool is collected, or does not allow it
+                delattr(tracker.pool, TRACKER_ATTR)
         self.trackers.clear()
         self.watch.end()
-
-    def _end(self, tracker: Any) -> None:
-        tracker.end(Outcome.RELEASED)
-        with suppress(AttributeError):  # the pool is collected, or does not allow it
-            delattr(tracker.pool, TRACKER_ATTR)
 
     def reset_after_fork(self) -> None:
         """Replace the lock and the thread in a forked child."""

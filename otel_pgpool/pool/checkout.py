@@ -32,7 +32,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool.driver.proxy import unwrapped
-from otel_pgpool.pool.call_site import Stack, describe, path_to, places
+from otel_pgpool.pool.call_site import Stack, describe, describe_stack, places
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.text import thread_names
 from otel_pgpool.stats import Holder
@@ -157,9 +157,9 @@ class Blocker(NamedTuple):
         return cls(hold.observer_data, slot.serial, slot.pid, max(0.0, now - hold.acquired), hold.stack)
 
     @property
-    def path_to(self) -> str:
+    def checked_out_at(self) -> str:
         """The call sites as text, one line for each frame, innermost first."""
-        return path_to(self.stack)
+        return describe_stack(self.stack)
 
 
 class Checkout:
@@ -259,9 +259,9 @@ class Checkout:
         return describe(next(places(self.stack)))
 
     @property
-    def path_to(self) -> str:
+    def checked_out_at(self) -> str:
         """The call sites of the checkout as text, one line for each frame, innermost first."""
-        return path_to(self.stack)
+        return describe_stack(self.stack)
 
     def holder(self, now: float) -> Holder:
         """Return a `Holder`, which describes the hold to users."""

@@ -24,7 +24,7 @@ from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
 from otel_pgpool.runtime.text import class_of, printable
-from otel_pgpool.runtime.wakeup import Deferred, Wakeup, start, wait_for
+from otel_pgpool.runtime.wakeup import Deferred, Wakeup, acquire_within, start_thread
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -79,7 +79,7 @@ class Connectors(Part):
                 thread = threading.Thread(target=self._run, name="otel_pgpool-connector", daemon=True)
                 self._threads.add(thread)
                 self._started.add(thread)
-            start(thread)
+            start_thread(thread)
             self._start_error = None
         except BaseException as error:
             if thread is not None and thread.ident is None:
@@ -100,10 +100,10 @@ class Connectors(Part):
         """Wait for a hand-over; if no thread can be started, connect in the calling thread."""
         while self._start_error is not None and (left := deadline - monotonic()) > 0:
             delay = self._connect_here(left)
-            if wait_for(lock, min(delay, deadline - monotonic())):
+            if acquire_within(lock, min(delay, deadline - monotonic())):
                 return True
             self.start_if_needed()
-        return wait_for(lock, deadline - monotonic())
+        return acquire_within(lock, deadline - monotonic())
 
     def diagnose(self, reason: str, since: float, retries: int, waiter: Checkout | None = None) -> PoolTimeout:
         """Return the error of a caller that has got no connection in time; its cause is the last failed connect.

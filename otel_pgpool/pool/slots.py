@@ -260,9 +260,9 @@ class SlotTable(Counters):
         with self.lock:
             if not self.used and not self.opening:
                 return None
-            sleeper = OneShotEvent()
-            self.idle_waiters.append(sleeper)
-            return sleeper
+            waiter = OneShotEvent()
+            self.idle_waiters.append(waiter)
+            return waiter
 
     def _wake_idle_waiters(self) -> None:
         while self.idle_waiters and not self.used and not self.opening:

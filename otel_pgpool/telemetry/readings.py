@@ -52,12 +52,8 @@ def _states(stats: PoolStats) -> Values:
     )
 
 
-def _checkouts(stats: PoolStats) -> Values:
-    return ((count, {names.ATTR_PATH: path}) for path, count in stats.checkouts.items())
-
-
-def _discarded(stats: PoolStats) -> Values:
-    return ((count, {names.ATTR_REASON: reason}) for reason, count in stats.discarded.items())
+def _counts(field: str, attribute: str) -> Reading:
+    return lambda stats: ((count, {attribute: value}) for value, count in getattr(stats, field).items())
 
 
 OBSERVABLES = tuple(
@@ -89,7 +85,13 @@ OBSERVABLES = tuple(
         (TOTAL, names.METRIC_TIMEOUTS, "{timeout}", "Requests that got no connection in time.", _figure("timeouts")),
         (GAUGE, names.METRIC_UTILIZATION, "1", "Fraction of the maximum that is in use.", _utilization),
         (GAUGE, names.METRIC_OLDEST_HOLD, "s", "Age of the oldest hold in progress, or 0.", _figure("oldest_hold")),
-        (TOTAL, names.METRIC_CHECKOUTS, "{checkout}", "Checkouts that received a connection, by path.", _checkouts),
+        (
+            TOTAL,
+            names.METRIC_CHECKOUTS,
+            "{checkout}",
+            "Checkouts that received a connection, by path.",
+            _counts("checkouts", names.ATTR_PATH),
+        ),
         (
             TOTAL,
             names.METRIC_RETRIES,
@@ -99,7 +101,13 @@ OBSERVABLES = tuple(
         ),
         (TOTAL, names.METRIC_LONG_HOLDS, "{hold}", "Holds that passed the threshold.", _figure("long_holds")),
         (TOTAL, names.METRIC_CREATED, "{connection}", "Physical connections made.", _figure("created")),
-        (TOTAL, names.METRIC_DISCARDED, "{connection}", "Physical connections closed, by reason.", _discarded),
+        (
+            TOTAL,
+            names.METRIC_DISCARDED,
+            "{connection}",
+            "Physical connections closed, by reason.",
+            _counts("discarded", names.ATTR_REASON),
+        ),
     )
 )
 TOTALS = {each.name: each.read for each in OBSERVABLES if each.kind == TOTAL}

@@ -102,7 +102,7 @@ class Spans:
     def _filter(self) -> Callable[[Context], bool] | None:
         """Return the function that decides whether a checkout in a context gets a span; None if each gets one."""
         if self._mode == "off":
-            return _never
+            return lambda _caller: False
         if self._mode == "parent":
             return _is_recorded
         return sdk_internals.has_provider if sdk_internals.waits_for_provider(self._tracer) else None
@@ -241,10 +241,6 @@ class Spans:
         return set_span_in_context(span, parent)
 
 
-def _never(_caller: Context) -> bool:
-    return False
-
-
 def _is_recorded(caller: Context) -> bool:
     span: Any = caller.get(sdk_internals.SPAN_KEY)
     return span is not None and span.is_recording()
@@ -275,7 +271,7 @@ def _longest_holder(checkout: Checkout) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {
         names.ATTR_BLOCKER_HELD: round(longest.held, DIGITS),
         names.ATTR_BLOCKER_PID: longest.pid,
-        names.ATTR_BLOCKER_CHECKED_OUT_AT: longest.path_to,
+        names.ATTR_BLOCKER_CHECKED_OUT_AT: longest.checked_out_at,
     }
     trace_id = getattr(longest.observer_data, "trace_id", None)
     if trace_id is not None:
