@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -144,10 +145,9 @@ def _number(kind: type[float], most: int, accepted: str) -> Callable[[str], floa
     """Return the type of an option that is a number above 0."""
 
     def parse(text: str) -> float:
-        try:
+        number = 0.0
+        with suppress(ValueError):
             number = kind(text)
-        except ValueError:
-            number = kind(0)
         if not 0 < number <= most:  # NaN neither
             shown = "what was given" if may_hold_password(text) else repr(text)
             raise argparse.ArgumentTypeError(f"{shown} is not {accepted}")

@@ -60,11 +60,7 @@ class Deadline:
             return self
         except OSError as error:
             if error.errno != errno.EBADF:  # the connection was closed in between
-                log_safely(
-                    logging.WARNING,
-                    "cannot enforce an I/O timeout: no file descriptor is left (%s); continuing without the timeout",
-                    error,
-                )
+                _warn_without_timeout("no file descriptor is left", error)
             return self
         try:
             _watch.add(self)
@@ -142,11 +138,7 @@ class _Watch:
                     self._thread = None
             if not isinstance(error, RuntimeError):
                 raise
-            log_safely(
-                logging.WARNING,
-                "cannot enforce an I/O timeout: no watchdog thread can be started (%s); continuing without the timeout",
-                error,
-            )
+            _warn_without_timeout("no watchdog thread can be started", error)
 
     def remove(self, deadline: Deadline) -> None:
         with self._lock:
@@ -188,6 +180,11 @@ class _Watch:
 
 
 _watch = _Watch()
+
+
+def _warn_without_timeout(reason: str, error: Exception) -> None:
+    text = "cannot enforce an I/O timeout: %s (%s); continuing without the timeout"
+    log_safely(logging.WARNING, text, reason, error)
 
 
 def stop_watching() -> None:

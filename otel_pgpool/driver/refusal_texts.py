@@ -64,9 +64,8 @@ def _answers(text: str) -> list[str]:
     """Return the answers of servers, one for each host that answered, without lines of details."""
     parts = [line.partition(SEVERITY_END) for line in text.splitlines()]
     behind_a_place = [answer for head, end, answer in parts if end and ": " in head]
-    return behind_a_place or [
-        answer for _head, end, answer in parts[:1] if end
-    ]  # libpq before 14 does not name the host
+    # libpq before 14 does not name the host.
+    return behind_a_place or [answer for _head, end, answer in parts[:1] if end]
 
 
 def _refuses(answer: str) -> bool:

@@ -148,14 +148,13 @@ class OpenCheckouts(figures.Counters):
         self.past = NO_PAST
         self._last_serial = 0
         self.slots: dict[int, TrackedSlot] = {}  # slots of the known connections, by id of the connection
-        # Slots of connections to which only the code that holds them refers, and which the garbage collector has found:
-        # since when, by id of the connection. It clears weak references first, and then closes that code, for example
-        # a generator, which may release the connection.
+        # Slots whose weak reference the garbage collector has cleared, and when, by id of the connection. The garbage
+        # collector may then close the code that holds such a connection, for example a generator, which releases it.
         self.unseen: dict[int, tuple[float, TrackedSlot]] = {}
-        self.held: dict[
-            ManualCheckout, None
-        ] = {}  # checkouts that hold a connection, in the order of their acquisition
-        self.light: dict[int, LightCheckout] = {}  # the same in the light form, by id of the connection
+        # Checkouts that hold a connection, in the order of their acquisition; and those in the light form, by id of the
+        # connection.
+        self.held: dict[ManualCheckout, None] = {}
+        self.light: dict[int, LightCheckout] = {}
         self.waiting: dict[ManualCheckout, None] = {}
 
     @property

@@ -69,9 +69,8 @@ class InstrumentationSession:
         self.unobserved: Any = Unobserved()  # not typed, because wrappers compare it with trackers
         self.watch = Watch(self)
         self._handed_out = 0  # number of checkouts at the last pass of the background thread
-        self._lock = (
-            threading.RLock()
-        )  # guards the creation of trackers; reentrant, as a pool may be collected under it
+        # Guards the creation of trackers. Reentrant, because a pool may be collected under it.
+        self._lock = threading.RLock()
         _sessions.add(self)
 
     def select(self, pool: Any, owner: Any = None) -> None:

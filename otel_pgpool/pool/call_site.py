@@ -135,7 +135,7 @@ def places(stack: Stack) -> Iterator[Place]:
     return zip(stack[::2], stack[1::2], strict=True)
 
 
-def describe_stack(stack: Stack) -> str:
+def path_to(stack: Stack) -> str:
     """Return a text with one line for each call site, innermost first."""
     return "\n".join(describe(place) for place in places(stack))
 

@@ -32,7 +32,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool.driver.proxy import unwrapped
-from otel_pgpool.pool.call_site import Stack, describe, describe_stack, places
+from otel_pgpool.pool.call_site import Stack, describe, path_to, places
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.text import thread_names
 from otel_pgpool.stats import Holder
@@ -96,9 +96,8 @@ class Slot:
         although the generator may then release the connection. Such a release has to track the connection again;
         `review_at` ensures that.
         """
-        self.ref = weakref.ref(
-            unwrapped(conn), self._dropped
-        )  # unwrapped, because a cursor refers to the connection and not to its proxy
+        # Unwrapped, because a cursor refers to the connection and not to its proxy.
+        self.ref = weakref.ref(unwrapped(conn), self._dropped)
 
     def holds(self, conn: connection) -> bool:
         """Return whether a connection is this slot's.
@@ -157,9 +156,9 @@ class Blocker(NamedTuple):
         return cls(hold.observer_data, slot.serial, slot.pid, max(0.0, now - hold.acquired), hold.stack)
 
     @property
-    def checked_out_at(self) -> str:
+    def path_to(self) -> str:
         """The call sites as text, one line for each frame, innermost first."""
-        return describe_stack(self.stack)
+        return path_to(self.stack)
 
 
 class Checkout:
@@ -259,9 +258,9 @@ class Checkout:
         return describe(next(places(self.stack)))
 
     @property
-    def checked_out_at(self) -> str:
+    def path_to(self) -> str:
         """The call sites of the checkout as text, one line for each frame, innermost first."""
-        return describe_stack(self.stack)
+        return path_to(self.stack)
 
     def holder(self, now: float) -> Holder:
         """Return a `Holder`, which describes the hold to users."""

@@ -46,7 +46,7 @@ def long_hold_attributes(
         names.ATTR_HELD: round(monotonic() - checkout.acquired, DIGITS),
         names.ATTR_CONNECTION_PID: checkout.slot.pid,
         names.ATTR_TRANSACTION_STATUS: status.value,
-        names.ATTR_CHECKED_OUT_AT: checkout.checked_out_at,
+        names.ATTR_CHECKED_OUT_AT: checkout.path_to,
         **_code_attributes(checkout.stack),
     }
     stack = _stack_of(checkout, skipped)

@@ -119,7 +119,7 @@ class Instruments:
             return
         over = set(self._pools.ended_names([reader], now, kept))
         if over:
-            sdk_internals.drop_exported_series(reader, self._histograms, _is_of(over))
+            sdk_internals.drop_series([reader], self._histograms, _is_of(over), sdk_internals.is_exported)
         surplus = self._pools.surplus(readers, now, kept)
         if surplus and sdk_internals.drop_series(readers, self._all(), _is_of(surplus)):
             self._pools.drop(surplus)

@@ -271,7 +271,7 @@ def _longest_holder(checkout: Checkout) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {
         names.ATTR_BLOCKER_HELD: round(longest.held, DIGITS),
         names.ATTR_BLOCKER_PID: longest.pid,
-        names.ATTR_BLOCKER_CHECKED_OUT_AT: longest.checked_out_at,
+        names.ATTR_BLOCKER_CHECKED_OUT_AT: longest.path_to,
     }
     trace_id = getattr(longest.observer_data, "trace_id", None)
     if trace_id is not None:

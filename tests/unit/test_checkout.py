@@ -171,7 +171,7 @@ def test_a_checkout_lists_all_frames_that_asked() -> None:
     checkout = checkout_at()
     inner, _line = here()
     checkout.stack += inner
-    assert checkout.checked_out_at == f"{checkout.where}\n{describe(inner)}"
+    assert checkout.path_to == f"{checkout.where}\n{describe(inner)}"
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_waiter_knows_whom_it_waits_for() -> None:
     assert [blocker.connection_id for blocker in blockers] == [holder.slot.serial for holder in holders[:5]]
     assert [blocker.held for blocker in blockers] == [7, 6, 5, 4, 3]
     assert [blocker.pid for blocker in blockers] == [holder.slot.pid for holder in holders[:5]]
-    assert [blocker.checked_out_at for blocker in blockers] == [holder.checked_out_at for holder in holders[:5]]
+    assert [blocker.path_to for blocker in blockers] == [holder.path_to for holder in holders[:5]]
 
 
 def test_a_waiter_keeps_no_checkout_of_those_it_waits_for() -> None:

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.pending_connects import REPORT_AFTER
 from otel_pgpool.instrumentation.session import InstrumentationSession
-from otel_pgpool.pool.call_site import SkippedModules, describe_stack, task_call_sites
+from otel_pgpool.pool.call_site import SkippedModules, path_to, task_call_sites
 from otel_pgpool.runtime.tasks import TaskReference, running_task
 from otel_pgpool.telemetry.task_stacks import task_stack_of
 from otel_pgpool.types import PoolErrorType
@@ -163,7 +163,7 @@ def sites() -> Stack:
 
 
 async def helper() -> str:
-    return describe_stack(sites())
+    return path_to(sites())
 
 
 async def handler() -> str:
@@ -183,7 +183,7 @@ def test_call_sites_in_a_task_that_asyncio_has_made() -> None:
         skipped = SkippedModules(__name__.partition(".")[0])
 
         async def library() -> str:
-            return describe_stack(task_call_sites(sys._getframe(), running_task(), skipped))
+            return path_to(task_call_sites(sys._getframe(), running_task(), skipped))
 
         return await asyncio.wait_for(library(), 5)
 
@@ -192,7 +192,7 @@ def test_call_sites_in_a_task_that_asyncio_has_made() -> None:
 
 def test_call_sites_outside_of_tasks() -> None:
     """They are the thread's."""
-    assert describe_stack(sites()).splitlines()[0].endswith("test_call_sites_outside_of_tasks")
+    assert path_to(sites()).splitlines()[0].endswith("test_call_sites_outside_of_tasks")
 
 
 # Stacks

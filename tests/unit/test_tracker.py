@@ -254,7 +254,7 @@ def test_light_checkout_is_promoted(tracker: PoolTracker) -> None:
         12,
         False,
     )
-    assert checkout.checked_out_at.count("test_light_checkout_is_promoted") == 2
+    assert checkout.path_to.count("test_light_checkout_is_promoted") == 2
     assert (list(tracker.held), tracker.light) == ([checkout], {})
     assert 3 <= tracker.stats().oldest_hold <= monotonic() - began
     tracker.released(checkout)
