@@ -77,7 +77,7 @@ def _run_subcommand(options: argparse.Namespace, interrupts: Interrupts, stdout:
 def _endpoint_of_environment() -> Endpoint | None:
     url = os.environ.get(ENDPOINT_VARIABLE, "").strip()
     try:
-        return Endpoint.parse(url, os.environ, bare=False) if url else None
+        return Endpoint.parse(url, os.environ, strict=False) if url else None
     except ValueError as error:
         raise CommandError(f"{ENDPOINT_VARIABLE}: {error}") from None
 

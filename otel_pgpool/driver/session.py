@@ -130,15 +130,15 @@ def commit(conn: connection) -> bool:
     return status != IN_ERROR
 
 
-def configure(conn: connection, work: Callable[[connection], object]) -> None:
+def configure(conn: connection, prepare: Callable[[connection], object]) -> None:
     """Call the application's ``configure`` with a connection, and commit, so that a ``SET`` persists.
 
     Raises:
-        Exception: ``work`` or the commit failed, or the server did not answer in time.
+        Exception: ``prepare`` or the commit failed, or the server did not answer in time.
     """
     with Deadline(conn) as deadline:
         try:
-            work(conn)
+            prepare(conn)
             _commit_work(conn, "configure")
         except psycopg2.Error:
             if not deadline.expired:
@@ -152,7 +152,7 @@ def restore(
     baseline: tuple[Any, ...],
     origin: tuple[Any, ...],
     reset: Callable[[connection], object] | None,
-    work: Callable[[connection], object] | None,
+    prepare: Callable[[connection], object] | None,
 ) -> tuple[Any, ...]:
     """Restore a released connection: end its transaction, restore the settings of ``configure``, call ``reset``.
 
@@ -163,7 +163,7 @@ def restore(
         baseline: psycopg2's settings after ``configure``.
         origin: psycopg2's settings before ``configure``.
         reset: the application's ``reset``.
-        work: the application's ``configure``.
+        prepare: the application's ``configure``.
 
     Returns:
         The settings after ``configure``, which the next release restores.
@@ -179,8 +179,8 @@ def restore(
             reset(conn)
             _commit_work(conn, "reset")
             _restore_settings(conn, origin)
-    if reset is not None and work is not None and not deadline.expired:
-        configure(conn, work)
+    if reset is not None and prepare is not None and not deadline.expired:
+        configure(conn, prepare)
         baseline = settings(conn)
     if deadline.expired or not is_clean(conn, baseline):
         raise psycopg2.OperationalError("the connection could not be reset")

@@ -117,7 +117,7 @@ def instrument_pool(pool: Any) -> None:
 
 
 def uninstrument_pool(pool: Any) -> None:
-    """Stop to observe one pool, even if ``instrument()`` observes all others of its kind, or will do so.
+    """Stop observing one pool, even if ``instrument()`` observes all others of its kind, or will do so.
 
     The spans of its checkouts in progress end. ``uninstrument()`` ends this.
 

@@ -170,9 +170,9 @@ class InstrumentationSession:
             return None
         now = monotonic()
         due = NEVER
-        for tracker in list(self.trackers.copy()):
+        for tracker in self.trackers.copy():
             due = min(due, tracker.report_due(now) or NEVER)
-        trackers = list(self.trackers.copy())
+        trackers = self.trackers.copy()
         before, self._handed_out = self._handed_out, sum(tracker.handed_out for tracker in trackers)
         if self._handed_out == before:
             self.watch.parked = True  # before looking for holds; a checkout adds its hold before it reads `parked`
@@ -184,7 +184,7 @@ class InstrumentationSession:
     def _run_deferred(self) -> None:
         """Make the calls that finalizers have deferred, and end the trackers of collected pools."""
         self.watch.run_deferred()
-        for tracker in list(self.trackers.copy()):
+        for tracker in self.trackers.copy():
             if tracker.pool is None:
                 with suppress(KeyError):  # another thread ends the tracker
                     del self.trackers[tracker]

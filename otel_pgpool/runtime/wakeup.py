@@ -76,7 +76,7 @@ class Wakeup:
 
 
 class Deferred(Generic[Item]):
-    """Items that finalizers leave to a thread. A finalizer may run under any lock, so that it does nothing else."""
+    """Items that finalizers leave to a thread. A finalizer may run under any lock, and must do nothing else."""
 
     def __init__(self, wakeup: Wakeup) -> None:
         self._wakeup = wakeup

@@ -14,8 +14,8 @@ from otel_pgpool._version import __version__
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry import names, sdk_internals
+from otel_pgpool.telemetry.observables import OBSERVABLES, TOTAL, Observable
 from otel_pgpool.telemetry.pools_by_name import PoolsByName
-from otel_pgpool.telemetry.readings import OBSERVABLES, TOTAL, Observable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -95,11 +95,11 @@ class Instruments:
 
     def _observe_totals(self, observable: Observable) -> Iterable[Observation]:
         # A sum over all names must include the totals of dropped names.
-        for pools in self._pools.all_names() if self._merges(observable) else self._pools.shown:
+        for pools in self._pools.all_names() if self._merges_names(observable) else self._pools.shown:
             for attributes, value in pools.totals[observable.name].items():
                 yield Observation(value, {names.ATTR_POOL_NAME: pools.name, **dict(attributes)})
 
-    def _merges(self, observable: Observable) -> bool:
+    def _merges_names(self, observable: Observable) -> bool:
         """Return whether the reader has a view that drops the attribute with the pool's name."""
         instrument = self._observables.get(observable.name)
         return self._reader is not None and sdk_internals.drops_attribute(
@@ -117,16 +117,16 @@ class Instruments:
         self._pools.begin(self if reader is None else reader, now, kept)
         if reader is None or not readers:
             return
-        over = set(self._pools.ended_names([reader], now, kept))
-        if over:
-            sdk_internals.drop_series([reader], self._histograms, _is_of(over), sdk_internals.is_exported)
+        ended = set(self._pools.ended_names([reader], now, kept))
+        if ended:
+            sdk_internals.drop_series([reader], self._histograms, _is_named(ended), sdk_internals.is_exported)
         surplus = self._pools.surplus(readers, now, kept)
-        if surplus and sdk_internals.drop_series(readers, self._all(), _is_of(surplus)):
+        if surplus and sdk_internals.drop_series(readers, self._all(), _is_named(surplus)):
             self._pools.drop(surplus)
 
 
-def _is_of(over: Collection[str]) -> Callable[[dict[str, Any]], bool]:
-    return lambda attributes: attributes.get(names.ATTR_POOL_NAME) in over
+def _is_named(ended: Collection[str]) -> Callable[[dict[str, Any]], bool]:
+    return lambda attributes: attributes.get(names.ATTR_POOL_NAME) in ended
 
 
 _lock = threading.Lock()  # guards the creation of instruments; taken neither by callbacks nor by finalizers

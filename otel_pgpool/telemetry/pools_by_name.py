@@ -11,7 +11,7 @@ from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.telemetry.readings import TOTALS
+from otel_pgpool.telemetry.observables import TOTALS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -36,14 +36,14 @@ class PoolFigures:
     def __init__(self, pool: ObservedPool) -> None:
         self.name = pool.name
         self.pool = weakref.ref(pool)
-        self.last = pool.last_figures
+        self.final = pool.last_figures
         self._seen: PoolStats | None = None
-        self._missed = False
+        self._was_gone = False
 
     def stats(self) -> PoolStats | None:
         """Return the pool's figures, or its final ones; None if there are none."""
         pool = self.pool()
-        stats = self.last.stats if pool is None else pool.stats()
+        stats = self.final.stats if pool is None else pool.stats()
         if stats is not None:
             self._seen = stats
         return self._seen
@@ -55,8 +55,8 @@ class PoolFigures:
         """
         if self.pool() is not None:
             return False
-        if self.last.stats is None and not self._missed:
-            self._missed = True
+        if self.final.stats is None and not self._was_gone:
+            self._was_gone = True
             return False
         return True
 
@@ -81,7 +81,7 @@ class NamedPools:
 
     def add(self, figures: PoolFigures) -> None:
         """Add a pool, or a pool that a forked child reports again."""
-        self._pools[id(figures.last)] = figures
+        self._pools[id(figures.final)] = figures
         self._first_collections.clear()
 
     def merge(self, other: NamedPools) -> None:

@@ -280,12 +280,8 @@ def _longest_holder(checkout: Checkout) -> dict[str, AttributeValue]:
 
 
 def _address(connect: Connect) -> dict[str, AttributeValue]:
-    reached: dict[str, AttributeValue] = {}
-    if connect.address:
-        reached[names.ATTR_SERVER_ADDRESS] = connect.address
-    if connect.port:
-        reached[names.ATTR_SERVER_PORT] = connect.port
-    return reached
+    reached = {names.ATTR_SERVER_ADDRESS: connect.address, names.ATTR_SERVER_PORT: connect.port}
+    return {name: value for name, value in reached.items() if value}
 
 
 def _wall(reading: float) -> int:

@@ -14,7 +14,7 @@ from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.psycopg2 import fast_path, private
 from otel_pgpool.instrumentation.adapters.psycopg2.arguments import runs_later
 from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2Driver
-from otel_pgpool.instrumentation.adapters.psycopg2.results import EXHAUSTED, is_exhausted
+from otel_pgpool.instrumentation.adapters.psycopg2.failures import EXHAUSTED, is_exhausted
 from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg2.wrappers import PoolCalls
 from otel_pgpool.instrumentation.adapters.replacements import Replacements

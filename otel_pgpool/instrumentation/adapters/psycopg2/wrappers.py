@@ -19,7 +19,7 @@ from otel_pgpool.instrumentation.adapters.psycopg2.arguments import (
     takes_key,
 )
 from otel_pgpool.instrumentation.adapters.psycopg2.driver import closed_of
-from otel_pgpool.instrumentation.adapters.psycopg2.results import (
+from otel_pgpool.instrumentation.adapters.psycopg2.failures import (
     handle_failed_getconn,
     handle_failed_putconn,
     is_exhausted,
