@@ -16,10 +16,10 @@ from otel_pgpool.driver.exposure import warn
 from otel_pgpool.driver.reset import bound_notices, store_initial_state
 from otel_pgpool.observer import Connect
 from otel_pgpool.pool.backoff import delay_after
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.checkout import Attempt, Checkout, Slot
 from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.outage import number_after
-from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends

@@ -8,8 +8,8 @@ from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.driver.session import PING_AFTER, is_readable, ping
 from otel_pgpool.errors import error_type
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.checkout import NEVER, Attempt, Checkout, Slot
-from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.types import DiscardReason

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver import session
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
 from otel_pgpool.pool.outage import OutageChange
-from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.wakeup import acquire_within
 from otel_pgpool.types import DiscardReason

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from otel_pgpool.driver.session import close_inherited
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
+from otel_pgpool.pool.base import Common, Notifier
 from otel_pgpool.pool.checkout import AT_ONCE, Checkout
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
@@ -14,7 +15,6 @@ from otel_pgpool.pool.discard import Discarder
 from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
-from otel_pgpool.pool.part import Common, Notifier
 from otel_pgpool.pool.release import Releaser
 from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.types import DiscardReason
