@@ -62,7 +62,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
 
     def tick() -> None:
         for tracker in session.trackers:
-            tracker._alarm._looked = 0.0
+            tracker._alarm._sampled_at = 0.0
 
     played = {
         "checkout": _each(check_out, CHECKOUTS),

@@ -96,7 +96,7 @@ def validate_callable(option: str, value: Any, *, also: str = "None") -> Any:
     return value
 
 
-def environment_seconds(variable: str, default: float, environ: Mapping[str, str]) -> float:
+def environment_seconds(variable: Variable, environ: Mapping[str, str]) -> float:
     """Read a duration in seconds from the environment. An unset or empty variable means the default.
 
     OpenTelemetry's specification treats empty ``OTEL_*`` variables as unset, and so does this package.
@@ -104,20 +104,11 @@ def environment_seconds(variable: str, default: float, environ: Mapping[str, str
     Raises:
         ValueError: the value is not a number of at least 0.
     """
-    text = environ.get(variable, "").strip()
-    if not text:
-        return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if math.isnan(number) or number < 0:
-        raise invalid_option(variable, text, "a number of seconds of at least 0 (inf allowed)")
-    return number
-
-
-def _seconds(variable: Variable, environ: Mapping[str, str]) -> float:
-    return environment_seconds(variable.name, float(variable.default), environ)
+    text = environ.get(variable.name, "").strip() or variable.default
+    with suppress(ValueError):
+        if (number := float(text)) >= 0:
+            return number
+    raise invalid_option(variable.name, text, "a number of seconds of at least 0 (inf allowed)")
 
 
 def environment_choice(variable: Variable, choices: tuple[str, ...], environ: Mapping[str, str]) -> str:
@@ -189,11 +180,7 @@ class PoolConfig:
             minconn=least,
             maxconn=most,
             name=_name(name),
-            timeout=(
-                _seconds(environment.TIMEOUT, environ)
-                if timeout is None
-                else validate_seconds("timeout", timeout, none=True)
-            ),
+            timeout=_seconds(environment.TIMEOUT, timeout, environ, none=True),
             max_waiting=validate_integer("max_waiting", max_waiting),
             max_retries=None if max_retries is None else validate_integer("max_retries", max_retries, none=True),
             max_lifetime=_seconds_or_never("max_lifetime", max_lifetime),
@@ -219,7 +206,7 @@ def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
         ValueError: the value is not a duration.
     """
     if value is ...:
-        threshold = _seconds(environment.LONG_HOLD, environ)
+        threshold = environment_seconds(environment.LONG_HOLD, environ)
     else:
         threshold = 0.0 if value is None else validate_seconds("long_hold", value, none=True)
     return threshold or math.inf
@@ -232,6 +219,13 @@ def validate_expected_hold(value: object) -> float:
         ValueError: the value is not a duration above 0.
     """
     return _seconds_or_never("expected_hold", value)
+
+
+def _seconds(variable: Variable, value: object, environ: Mapping[str, str], *, none: bool = False) -> float:
+    """Validate a duration. None reads the environment."""
+    if value is None:
+        return environment_seconds(variable, environ)
+    return validate_seconds(variable.option, value, none=none)
 
 
 def _seconds_or_never(option: str, value: object) -> float:
@@ -293,7 +287,7 @@ def slow_threshold(value: object, environ: Mapping[str, str]) -> float:
     Raises:
         ValueError: the value is not a duration.
     """
-    return _seconds(environment.SLOW, environ) if value is None else validate_seconds("slow", value)
+    return _seconds(environment.SLOW, value, environ)
 
 
 def recorded_histograms(value: object, environ: Mapping[str, str]) -> frozenset[str]:
@@ -319,7 +313,12 @@ def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str
     option = "stack_skip"
     if value is None:
         option, value = environment.STACK_SKIP.name, environment_words(environment.STACK_SKIP, environ)
-    return _names(option, value, "a list of names of top-level packages", _is_identifier)
+    return _names(
+        option,
+        value,
+        "a list of names of top-level packages",
+        lambda name: isinstance(name, str) and name.isidentifier(),
+    )
 
 
 def environment_words(variable: Variable, environ: Mapping[str, str]) -> list[str]:
@@ -329,10 +328,6 @@ def environment_words(variable: Variable, environ: Mapping[str, str]) -> list[st
 
 def _split(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _is_identifier(name: object) -> bool:
-    return isinstance(name, str) and name.isidentifier()
 
 
 def _names(option: str, chosen: object, accepted: str, is_accepted: Callable[[object], bool]) -> frozenset[str]:

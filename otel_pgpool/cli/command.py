@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -77,7 +78,7 @@ def _run_subcommand(options: argparse.Namespace, interrupts: Interrupts, stdout:
 def _endpoint_of_environment() -> Endpoint | None:
     url = os.environ.get(ENDPOINT_VARIABLE, "").strip()
     try:
-        return Endpoint.parse(url, os.environ, bare=False) if url else None
+        return Endpoint.parse(url, os.environ, strict=False) if url else None
     except ValueError as error:
         raise CommandError(f"{ENDPOINT_VARIABLE}: {error}") from None
 
@@ -145,10 +146,9 @@ def _number(kind: type[float], most: int, accepted: str) -> Callable[[str], floa
     """Return the type of an option that is a number above 0."""
 
     def parse(text: str) -> float:
-        try:
+        number = 0.0
+        with suppress(ValueError):
             number = kind(text)
-        except ValueError:
-            number = kind(0)
         if not 0 < number <= most:  # NaN neither
             shown = "what was given" if may_hold_password(text) else repr(text)
             raise argparse.ArgumentTypeError(f"{shown} is not {accepted}")

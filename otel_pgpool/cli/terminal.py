@@ -6,14 +6,15 @@ import codecs
 import errno
 import os
 import sys
-from contextlib import suppress
+import threading
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import IO, TYPE_CHECKING, cast
 from unicodedata import category, normalize
 
 from otel_pgpool.cli.errors import Aborted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rich.console import Console
     from rich.text import Text
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 MAX_TEXT = 1000
 """Maximum number of characters of one text."""
 MAX_WIDTH = 110
+STDERR = 2
+MAX_STDERR_LINES = 20
+STDERR_JOIN_TIMEOUT = 1.0
 _GAP = " ... "
 _FILLERS = {"\u115f", "\u3164", "\uffa0", *map(chr, range(0x1160, 0x1200))}
 """Letters without width, or without a visible shape."""
@@ -129,6 +133,39 @@ class Output:
             self._failure = error
             with suppress(OSError):  # what Python has buffered goes to /dev/null, because it would raise at the exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextmanager
+def escaped_stderr() -> Iterator[None]:
+    """Escape what C libraries write to descriptor 2 during the block, up to a number of lines.
+
+    libpq prints a server's notices there while it connects. ``sys.stderr`` is replaced by a stream that is not escaped.
+    """
+    try:
+        real = open(os.dup(STDERR), "w", buffering=1, errors="backslashreplace")  # noqa: PTH123, SIM115 - a descriptor, closed below
+    except OSError:  # stderr is closed: nobody reads it
+        yield
+        return
+    reader, writer = os.pipe()
+    os.dup2(writer, STDERR)
+    os.close(writer)
+    copying = threading.Thread(target=_copy_escaped, args=(open(reader, "rb"), real), daemon=True)  # noqa: PTH123, SIM115 - likewise
+    copying.start()
+    try:
+        with redirect_stderr(real):
+            yield
+    finally:
+        os.dup2(real.fileno(), STDERR)  # the pipe's last writer, unless a child process lives on
+        copying.join(STDERR_JOIN_TIMEOUT)
+        with suppress(OSError):
+            real.close()
+
+
+def _copy_escaped(reader: IO[bytes], stderr: IO[str]) -> None:
+    with reader, suppress(OSError, ValueError):  # nobody reads stderr any more
+        for number, line in enumerate(iter(lambda: reader.readline(MAX_TEXT), b"")):
+            if number < MAX_STDERR_LINES:
+                stderr.write(escape(line.decode(errors="replace").rstrip("\r\n")) + "\n")
 
 
 def make_console(output: Output) -> Console:

@@ -1,23 +1,21 @@
 """The demo's part of a database: a scratch schema, and control over the demo's own sessions only.
 
-The database may be a user's. Its texts are escaped, including those that libpq prints itself.
+The database may be a user's.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, redirect_stderr, suppress
-from typing import IO, TYPE_CHECKING, Any
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.errors import CommandError
-from otel_pgpool.cli.terminal import MAX_TEXT, escape
 from otel_pgpool.driver.dsn import parse
 
 if TYPE_CHECKING:
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
 ACCEPTED = "postgresql://user@host:port/dbname or libpq's key=value pairs"
 CONNECT_TIMEOUT = 5
 STATEMENT_TIMEOUT_MS = 5000
-STDERR = 2
-MAX_STDERR_LINES = 20
-STDERR_JOIN_TIMEOUT = 1.0
 
 _TABLES = """
 CREATE TABLE customer (id integer PRIMARY KEY);
@@ -168,36 +163,3 @@ class Database:
 
     def _with_schema(self, statement: str) -> sql.Composed:
         return sql.SQL(statement).format(sql.Identifier(self.schema))
-
-
-@contextmanager
-def escaped_stderr() -> Iterator[None]:
-    """Escape what C libraries write to descriptor 2 during the block, up to a number of lines.
-
-    libpq prints a server's notices there while it connects. ``sys.stderr`` is replaced by a stream that is not escaped.
-    """
-    try:
-        real = open(os.dup(STDERR), "w", buffering=1, errors="backslashreplace")  # noqa: PTH123, SIM115 - a descriptor, closed below
-    except OSError:  # stderr is closed: nobody reads it
-        yield
-        return
-    reader, writer = os.pipe()
-    os.dup2(writer, STDERR)
-    os.close(writer)
-    copying = threading.Thread(target=_copy_escaped, args=(open(reader, "rb"), real), daemon=True)  # noqa: PTH123, SIM115 - likewise
-    copying.start()
-    try:
-        with redirect_stderr(real):
-            yield
-    finally:
-        os.dup2(real.fileno(), STDERR)  # the pipe's last writer, unless a child process lives on
-        copying.join(STDERR_JOIN_TIMEOUT)
-        with suppress(OSError):
-            real.close()
-
-
-def _copy_escaped(reader: IO[bytes], stderr: IO[str]) -> None:
-    with reader, suppress(OSError, ValueError):  # nobody reads stderr any more
-        for number, line in enumerate(iter(lambda: reader.readline(MAX_TEXT), b"")):
-            if number < MAX_STDERR_LINES:
-                stderr.write(escape(line.decode(errors="replace").rstrip("\r\n")) + "\n")

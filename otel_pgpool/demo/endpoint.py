@@ -32,13 +32,13 @@ class Endpoint:
     protocol: str
 
     @classmethod
-    def parse(cls, url: str, environ: Mapping[str, str], *, bare: bool = True) -> Endpoint:
+    def parse(cls, url: str, environ: Mapping[str, str], *, strict: bool = True) -> Endpoint:
         """Parse a URL. The protocol is the environment's, or else depends on the port: 4318 is OTLP over HTTP.
 
         Args:
-            url: the URL; unless ``bare``, the port may be omitted and a path may follow, as the SDK allows.
+            url: the URL; unless ``strict``, the port may be omitted and a path may follow, as the SDK allows.
             environ: the environment.
-            bare: whether host and port are required, and a path is not allowed.
+            strict: whether host and port are required, and a path is not allowed.
 
         Raises:
             ValueError: the URL is not an accepted one, or the protocol is not one of `PROTOCOLS`.
@@ -56,7 +56,7 @@ class Endpoint:
             or parts.fragment
             or not url.isprintable()
             or " " in url
-            or (bare and (port is None or parts.path not in {"", "/"}))
+            or (strict and (port is None or parts.path not in {"", "/"}))
         ):
             safe = place(url)
             raise ValueError(f"expected {ACCEPTED}{safe and f', not {safe!r}'}")

@@ -15,9 +15,9 @@ from otel_pgpool.cli.errors import Aborted, CommandError
 from otel_pgpool.cli.printing import print_json, print_report
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import Report, read
-from otel_pgpool.cli.terminal import Output, make_console, make_line, warn
+from otel_pgpool.cli.terminal import Output, escaped_stderr, make_console, make_line, warn
 from otel_pgpool.config import HISTOGRAMS
-from otel_pgpool.demo.database import Database, escaped_stderr
+from otel_pgpool.demo.database import Database
 from otel_pgpool.demo.export import set_providers
 from otel_pgpool.demo.live import View
 from otel_pgpool.demo.postgres import PostgresError, PostgresServer

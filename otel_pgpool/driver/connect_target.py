@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -12,8 +13,8 @@ from psycopg2 import extensions
 
 from otel_pgpool.driver.attempt import CONNECT, ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
-from otel_pgpool.driver.dsn import DRIVER_KEYWORDS, any_set, parse
-from otel_pgpool.driver.exposure import PLAIN, is_asked_in_clear, is_exposed, safe_options
+from otel_pgpool.driver.dsn import DRIVER_KEYWORDS, parse
+from otel_pgpool.driver.exposure import UNCHANGED, has_service, is_asked_in_clear, is_exposed, safe_options
 from otel_pgpool.driver.target import VARIABLES, Target, public_values, read_target
 from otel_pgpool.runtime.fork import keep_from_forking
 
@@ -51,9 +52,9 @@ class ConnectTarget(Target):
         self._accepted = 0  # index of the set of options that the server accepted last
         parameters = parse(args, self._kwargs)
         super().__init__(**vars(read_target(parameters)))
-        self._own = self.public
-        self._patience = Patience.of(parameters)
-        if not ({"connect_timeout", "service"} & parameters.keys() or any_set("PGCONNECT_TIMEOUT", "PGSERVICE")):
+        self._own_public = self.public
+        self._limits = TimeLimits.of(parameters)
+        if not (has_service(parameters) or "connect_timeout" in parameters or os.environ.get("PGCONNECT_TIMEOUT")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
 
     def connect(self, attempt: ConnectAttempt | None = None) -> connection:
@@ -66,38 +67,30 @@ class ConnectTarget(Target):
             Exception: ``credentials`` raised.
         """
         attempt = attempt or ConnectAttempt()
-        extra: Mapping[str, Any] = {}
-        patience = self._patience
-        choices = PLAIN
+        args, kwargs, limits, option_sets = self._args, self._kwargs, self._limits, UNCHANGED
         if self._credentials is not None:
-            attempt.allow("credentials", CREDENTIALS_TIMEOUT)
-            extra = self._credentials()
-            if not isinstance(extra, Mapping):
-                raise TypeError(
-                    f"credentials must return a mapping of connection parameters, not {type(extra).__name__}"
-                )
-            given = parse(() if "dsn" in extra else self._args, {**self._kwargs, **extra})
-            self.public = self._own | public_values(given)
-            patience = Patience.of(given)
-            choices = safe_options(given)
+            extra = _call(self._credentials, attempt)
+            kwargs = {**kwargs, **extra}
+            given = parse(() if "dsn" in extra else args, kwargs)
+            self.public = self._own_public | public_values(given)
+            limits, option_sets = TimeLimits.of(given), safe_options(given)
             if is_exposed(given):
                 attempt.warn()
-        args, kwargs = self._args, {**self._kwargs, **extra}
         if attempt.limit is not None:
-            kwargs["connect_timeout"] = max(1, math.ceil(min(patience.host_seconds, attempt.limit / patience.hosts)))
+            seconds = max(1, math.ceil(min(limits.host_seconds, attempt.limit / limits.hosts)))
+            kwargs = {**kwargs, "connect_timeout": seconds}
         if extensions.get_wait_callback() is None:
-            attempt.allow(CONNECT, patience.of_libpq)
-        else:
-            attempt.allow(CONNECT, patience.when_polled)
-            args, kwargs = _by_keyword(args, kwargs)
-            kwargs["connection_factory"] = attempt.watch_polled(kwargs["connection_factory"], patience.host_seconds)
-            if attempt.limit is not None:
-                with attempt.poll_within(min(patience.when_polled, attempt.limit)):
-                    return self._connect(args, kwargs, choices)
-        return self._connect(args, kwargs, choices)
+            attempt.allow(CONNECT, limits.of_libpq)
+            return self._connect(args, kwargs, option_sets)
+        attempt.allow(CONNECT, limits.when_polled)
+        args, kwargs = _by_keyword(args, kwargs)
+        kwargs["connection_factory"] = attempt.watch_polled(kwargs["connection_factory"], limits.host_seconds)
+        within = nullcontext() if attempt.limit is None else attempt.poll_within(min(limits.when_polled, attempt.limit))
+        with within:
+            return self._connect(args, kwargs, option_sets)
 
     def _connect(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], choices: Sequence[Mapping[str, str]]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], option_sets: Sequence[Mapping[str, str]]
     ) -> connection:
         """Connect with the first of several sets of options that the server accepts, beginning with the last accepted.
 
@@ -106,7 +99,7 @@ class ConnectTarget(Target):
         """
         first: psycopg2.Error | None = None
         try:
-            for options in choices[self._accepted :] or choices:
+            for options in option_sets[self._accepted :] or option_sets:
                 try:
                     with keep_from_forking():
                         made: connection = psycopg2.connect(*args, **{**kwargs, **options})
@@ -115,7 +108,7 @@ class ConnectTarget(Target):
                     if not is_asked_in_clear(error):
                         break
                 else:
-                    self._accepted = choices.index(options)
+                    self._accepted = option_sets.index(options)
                     return made
             assert first is not None  # nosec B101 # noqa: S101 - there is at least one set
             raise first
@@ -123,20 +116,19 @@ class ConnectTarget(Target):
             del first  # breaks a reference cycle: its traceback refers to this frame
 
 
-class Patience(NamedTuple):
+class TimeLimits(NamedTuple):
     """The time limits of a connect."""
 
     host_seconds: float
     hosts: int
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> Patience:
+    def of(cls, parameters: Mapping[str, Any]) -> TimeLimits:
         """Read the limits from connection parameters, or else from the environment variables that libpq reads."""
         asked = str(parameters.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or "").strip()
         seconds = int(asked) if asked.isdecimal() else 0
         if not seconds:  # with 0 libpq waits for ever
-            has_service = "service" in parameters or any_set("PGSERVICE")
-            seconds = SERVICE_TIMEOUT if has_service else CONNECT_TIMEOUT
+            seconds = SERVICE_TIMEOUT if has_service(parameters) else CONNECT_TIMEOUT
         places = (str(parameters.get(key) or os.environ.get(VARIABLES[key]) or "") for key in ("host", "hostaddr"))
         return cls(seconds, max(place.count(",") for place in places) + 1)
 
@@ -149,6 +141,19 @@ class Patience(NamedTuple):
     def of_libpq(self) -> float:
         """Seconds after which libpq should have given up itself, assuming up to four addresses for each host's name."""
         return 4 * self.host_seconds * self.hosts + IO_DEADLINE
+
+
+def _call(credentials: Callable[[], Mapping[str, Any]], attempt: ConnectAttempt) -> Mapping[str, Any]:
+    """Return the result of ``credentials``.
+
+    Raises:
+        TypeError: the result is not a mapping.
+    """
+    attempt.allow("credentials", CREDENTIALS_TIMEOUT)
+    extra = credentials()
+    if not isinstance(extra, Mapping):
+        raise TypeError(f"credentials must return a mapping of connection parameters, not {type(extra).__name__}")
+    return extra
 
 
 def _by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

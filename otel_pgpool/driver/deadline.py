@@ -17,7 +17,7 @@ import psycopg2
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
-from otel_pgpool.runtime.wakeup import Wakeup, start
+from otel_pgpool.runtime.wakeup import Wakeup, start_thread
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -60,11 +60,7 @@ class Deadline:
             return self
         except OSError as error:
             if error.errno != errno.EBADF:  # the connection was closed in between
-                log_safely(
-                    logging.WARNING,
-                    "cannot enforce an I/O timeout: no file descriptor is left (%s); continuing without the timeout",
-                    error,
-                )
+                _warn_without_timeout("no file descriptor is left", error)
             return self
         try:
             _watch.add(self)
@@ -135,18 +131,14 @@ class _Watch:
 
     def _start(self, thread: threading.Thread) -> None:
         try:
-            start(thread)
+            start_thread(thread)
         except BaseException as error:
             with self._lock:
                 if self._thread is thread:
                     self._thread = None
             if not isinstance(error, RuntimeError):
                 raise
-            log_safely(
-                logging.WARNING,
-                "cannot enforce an I/O timeout: no watchdog thread can be started (%s); continuing without the timeout",
-                error,
-            )
+            _warn_without_timeout("no watchdog thread can be started", error)
 
     def remove(self, deadline: Deadline) -> None:
         with self._lock:
@@ -188,6 +180,11 @@ class _Watch:
 
 
 _watch = _Watch()
+
+
+def _warn_without_timeout(reason: str, error: Exception) -> None:
+    text = "cannot enforce an I/O timeout: %s (%s); continuing without the timeout"
+    log_safely(logging.WARNING, text, reason, error)
 
 
 def stop_watching() -> None:

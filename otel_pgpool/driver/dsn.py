@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +74,3 @@ def _check_keyword(key: str) -> None:
     except (Error, UnicodeError):
         shown = cut(repr(key), LONGEST_VALUE)
         raise ValueError(f"{shown} is no option of ConnectionPool and no connection parameter of libpq") from None
-
-
-def any_set(*variables: str) -> bool:
-    """Return whether any of these environment variables is set."""
-    return any(os.environ.get(variable) for variable in variables)

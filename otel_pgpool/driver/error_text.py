@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import psycopg2
 
-from otel_pgpool.driver.messages import known
-from otel_pgpool.errors import sqlstate
-from otel_pgpool.runtime.text import LONGEST_TEXT, class_of, cut, printable, text_of
+from otel_pgpool.driver.messages import known_text
+from otel_pgpool.runtime.text import LONGEST_TEXT, class_of, cut, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -29,26 +28,9 @@ class Quotable(Protocol):
 def describe(target: Quotable, error: BaseException) -> str:
     """Return an error's message for telemetry, a bounded printable line without secrets, SQL or values; maybe empty.
 
-    The message consists of the parts of a psycopg2 error's text that `known` passes. The pool's own errors are psycopg2
-    errors too.
+    Only psycopg2's errors have a message, which includes the pool's own.
     """
-    if not isinstance(error, psycopg2.Error):
-        return ""
-    if sqlstate(error) is None:
-        return printable(known(text_of(error), target.public))
-    if _is_raised_by_a_function(error):
-        return ""
-    constraint = error.diag.constraint_name
-    public = target.public if constraint is None else {*target.public, constraint}
-    return printable(known(error.diag.message_primary or "", public))
-
-
-def _is_raised_by_a_function(error: psycopg2.Error) -> bool:
-    """Return whether a procedural language raised the error, with any text and SQLSTATE.
-
-    Its ``source_file`` is then PostgreSQL's pl_exec.c, plpy_elog.c or plperl.c.
-    """
-    return (error.diag.source_file or "pl").startswith("pl")
+    return known_text(error, target.public) if isinstance(error, psycopg2.Error) else ""
 
 
 def without_traceback(error: BaseException) -> BaseException:

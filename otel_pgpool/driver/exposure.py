@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import extensions
 
+from otel_pgpool.driver import target
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.text import text_of
 from otel_pgpool.types import LogEvent
@@ -22,14 +23,13 @@ UNSURE_MODES = ("disable", "allow", "prefer", "")
 """Values of ``sslmode`` with which libpq continues unencrypted if the server, or an attacker, denies having TLS."""
 
 REQUIRE_AUTH_SINCE = 160000
-PLAIN: tuple[Mapping[str, str], ...] = ({},)
+UNCHANGED: tuple[Mapping[str, str], ...] = ({},)
+"""The sets of a connect whose parameters are sent as they are."""
 NOT_IN_CLEAR = {"require_auth": "!password"}
 OVER_TLS = {"sslmode": "require"}
 
-VARIABLES = {
+VARIABLES = target.VARIABLES | {
     "gssencmode": "PGGSSENCMODE",
-    "host": "PGHOST",
-    "hostaddr": "PGHOSTADDR",
     "require_auth": "PGREQUIREAUTH",
     "sslmode": "PGSSLMODE",
     "sslrootcert": "PGSSLROOTCERT",
@@ -50,13 +50,13 @@ def safe_options(parameters: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]
     """
     if (
         extensions.libpq_version() < REQUIRE_AUTH_SINCE
-        or _has_service(parameters)
+        or has_service(parameters)
         or "require_auth" in parameters
         or _value(parameters, "require_auth")
         or not _may_be_in_clear(parameters)
         or all(_is_socket(place) for place in _places(parameters))
     ):
-        return PLAIN
+        return UNCHANGED
     return (NOT_IN_CLEAR,) if _value(parameters, "sslmode") == "disable" else (NOT_IN_CLEAR, OVER_TLS)
 
 
@@ -78,7 +78,7 @@ def warn(pool_name: str) -> None:
 
 def _may_be_in_clear(parameters: Mapping[str, Any]) -> bool:
     """Return whether the connection may be unencrypted; False if a service file, which only libpq reads, may decide."""
-    if _has_service(parameters) and "sslmode" not in parameters:
+    if has_service(parameters) and "sslmode" not in parameters:
         return False
     is_required = (
         _value(parameters, "gssencmode") == "require"
@@ -88,7 +88,8 @@ def _may_be_in_clear(parameters: Mapping[str, Any]) -> bool:
     return not is_required and _value(parameters, "sslmode") in UNSURE_MODES
 
 
-def _has_service(parameters: Mapping[str, Any]) -> bool:
+def has_service(parameters: Mapping[str, Any]) -> bool:
+    """Return whether a connect uses a service file, which only libpq reads."""
     return bool(parameters.get("service") or os.environ.get("PGSERVICE"))
 
 

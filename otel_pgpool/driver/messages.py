@@ -13,7 +13,10 @@ import os
 import re
 from functools import cached_property
 from pkgutil import get_data
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from otel_pgpool.errors import sqlstate
+from otel_pgpool.runtime.text import printable, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,7 +30,8 @@ MOST_LINES = 16
 DEEPEST = 4
 """Maximum number of nested texts: a host, a proxy's text, a severity, a message."""
 
-UNTOLD = "..."
+HIDDEN = "..."
+"""The text in the place of a value that may not be shown."""
 
 _SCOPE = re.compile("[0-9]{1,3}|(?:eth|en|wl|lo|br|docker)[0-9a-z]{0,12}")
 """The scope of an IPv6 address: an interface's number, or a name as systems assign it."""
@@ -71,8 +75,23 @@ def known(text: str, public: Collection[str]) -> str:
         public: values that the text may quote, in addition to addresses.
     """
     lines = text[:LONGEST_READ].splitlines()[:MOST_LINES]
-    told = dict.fromkeys(_known_line(line.strip(), public) for line in lines if not line.startswith("\t"))
-    return "; ".join(filter(None, told))
+    shown = dict.fromkeys(_known_line(line.strip(), public) for line in lines if not line.startswith("\t"))
+    return "; ".join(filter(None, shown))
+
+
+def known_text(error: Any, public: Collection[str]) -> str:
+    """Return the part of an error of psycopg or psycopg2 that may be shown, one printable line; maybe empty.
+
+    Nothing is shown of an error that a procedural language raised, with any text and SQLSTATE. Its ``source_file`` is
+    PostgreSQL's pl_exec.c, plpy_elog.c or plperl.c.
+    """
+    if sqlstate(error) is None:
+        return printable(known(text_of(error), public))
+    diagnosis = error.diag
+    if (diagnosis.source_file or "pl").startswith("pl"):
+        return ""
+    constraint = diagnosis.constraint_name
+    return printable(known(diagnosis.message_primary or "", public if constraint is None else {*public, constraint}))
 
 
 def _known_line(line: str, public: Collection[str], depth: int = 0) -> str:
@@ -88,7 +107,7 @@ def _known_line(line: str, public: Collection[str], depth: int = 0) -> str:
 def _quoted(value: str, public: Collection[str], depth: int) -> str:
     if value in public or _is_address(value):
         return value
-    return (_known_line(value, public, depth + 1) if depth < DEEPEST else "") or UNTOLD
+    return (_known_line(value, public, depth + 1) if depth < DEEPEST else "") or HIDDEN
 
 
 def _is_address(value: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 from otel_pgpool.driver.messages import LONGEST_READ
+from otel_pgpool.errors import sqlstate
+from otel_pgpool.runtime.text import text_of
 
 OF_THE_SERVER = ("08", "53", "57", "58", "XX")
 """Classes of SQLSTATE which mean that the server cannot serve anyone: exhausted, starting, stopping, broken."""
@@ -37,12 +39,18 @@ REFUSED_BY_CLIENT = re.compile(
 """Texts with which libpq itself stops after an answer of the server."""
 
 
+def refuses(error: BaseException) -> bool:
+    """Return whether a failed connect is a refusal, by its SQLSTATE or, as most drivers provide none, by its text."""
+    state = sqlstate(error)
+    return _refuses_by_text(text_of(error)) if state is None else refuses_by_state(state)
+
+
 def refuses_by_state(sqlstate: str) -> bool:
     """Return whether an SQLSTATE means that the server refused this connection only."""
     return sqlstate[:2] not in OF_THE_SERVER
 
 
-def refuses_by_text(text: str) -> bool:
+def _refuses_by_text(text: str) -> bool:
     """Return whether the text of a failed connect is a refusal.
 
     In a language other than English a refusal is recognised by its quotation.
@@ -56,9 +64,8 @@ def _answers(text: str) -> list[str]:
     """Return the answers of servers, one for each host that answered, without lines of details."""
     parts = [line.partition(SEVERITY_END) for line in text.splitlines()]
     behind_a_place = [answer for head, end, answer in parts if end and ": " in head]
-    return behind_a_place or [
-        answer for _head, end, answer in parts[:1] if end
-    ]  # libpq before 14 does not name the host
+    # libpq before 14 does not name the host.
+    return behind_a_place or [answer for _head, end, answer in parts[:1] if end]
 
 
 def _refuses(answer: str) -> bool:

@@ -13,7 +13,8 @@ from otel_pgpool.runtime.text import cut
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-ATTRIBUTE = "_otel_pgpool_made"
+ATTRIBUTE = "_otel_pgpool_initial_state"
+"""Name of the attribute of a connection with its initial state."""
 
 LONGEST_NOTICE = 20_000
 """Maximum number of characters of a notice: fifty of them are a megabyte for each connection."""
@@ -30,7 +31,7 @@ class Notices(list[str]):
 OWN_LISTS = (list, Notices)
 
 
-class Made(NamedTuple):
+class InitialState(NamedTuple):
     """The state of a new connection that psycopg2 keeps and ``connection.reset`` does not restore."""
 
     cursor_factory: Any = None
@@ -40,8 +41,8 @@ class Made(NamedTuple):
     notifies: Any = None
 
 
-_made: WeakKeyDictionary[connection, Made] = WeakKeyDictionary()
-"""State of connections on which no attribute can be set.
+_initial_states: WeakKeyDictionary[connection, InitialState] = WeakKeyDictionary()
+"""Initial states of connections on which no attribute can be set.
 
 Of the connection's objects only a class is kept here: others, which an application has registered, may refer to the
 connection and would keep it alive.
@@ -55,15 +56,15 @@ def bound_notices(conn: connection) -> None:
         conn.notices = Notices(conn.notices)
 
 
-def remember(conn: connection) -> None:
-    """Store the state of a new connection, which its arguments and the application's connection class determine."""
+def store_initial_state(conn: connection) -> None:
+    """Store the initial state of a connection, which its arguments and the application's connection class determine."""
     conn = unwrapped(conn)
-    made = Made(conn.cursor_factory, {**conn.string_types}, {**conn.binary_types}, conn.notices, conn.notifies)
+    factory, strings, binaries = conn.cursor_factory, {**conn.string_types}, {**conn.binary_types}
     try:
-        setattr(conn, ATTRIBUTE, made)
+        setattr(conn, ATTRIBUTE, InitialState(factory, strings, binaries, conn.notices, conn.notifies))
     except Exception:  # noqa: BLE001 - psycopg2's own class refuses attributes, an application's may raise anything
         with suppress(TypeError):  # the connection does not allow weak references
-            _made[conn] = Made(made.cursor_factory if isinstance(made.cursor_factory, type) else None)
+            _initial_states[conn] = InitialState(factory if isinstance(factory, type) else None)
 
 
 def reset_session(conn: connection) -> None:
@@ -89,13 +90,13 @@ def reset_session(conn: connection) -> None:
     roll_back(conn)
     conn.reset()  # DISCARD ALL, and psycopg2's settings; a DISCARD ALL alone leaves it a wrong encoding and DateStyle
     conn = unwrapped(conn)
-    made = getattr(conn, ATTRIBUTE, None) or _made.get(conn) or Made()
-    conn.cursor_factory = made.cursor_factory
-    for types, kept in ((conn.string_types, made.string_types), (conn.binary_types, made.binary_types)):
+    initial: InitialState = getattr(conn, ATTRIBUTE, None) or _initial_states.get(conn) or InitialState()
+    conn.cursor_factory = initial.cursor_factory
+    for types, kept in ((conn.string_types, initial.string_types), (conn.binary_types, initial.binary_types)):
         types.clear()
         types.update(kept or {})
-    conn.notices = _new(made.notices, Notices)
-    conn.notifies = _new(made.notifies, list)
+    conn.notices = _new(initial.notices, Notices)
+    conn.notifies = _new(initial.notifies, list)
 
 
 def _new(kept: Any, kind: type) -> Any:

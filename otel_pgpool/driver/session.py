@@ -13,10 +13,9 @@ from psycopg2 import extensions
 
 from otel_pgpool.driver.deadline import IO_DEADLINE, Deadline, shutdown_socket
 from otel_pgpool.driver.proxy import unwrapped
-from otel_pgpool.driver.refusal_texts import refuses_by_state, refuses_by_text
+from otel_pgpool.driver.refusal_texts import refuses
 from otel_pgpool.errors import PoolError, sqlstate
 from otel_pgpool.runtime.failures import is_external
-from otel_pgpool.runtime.text import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,15 +130,15 @@ def commit(conn: connection) -> bool:
     return status != IN_ERROR
 
 
-def configure(conn: connection, work: Callable[[connection], object]) -> None:
+def configure(conn: connection, prepare: Callable[[connection], object]) -> None:
     """Call the application's ``configure`` with a connection, and commit, so that a ``SET`` persists.
 
     Raises:
-        Exception: ``work`` or the commit failed, or the server did not answer in time.
+        Exception: ``prepare`` or the commit failed, or the server did not answer in time.
     """
     with Deadline(conn) as deadline:
         try:
-            work(conn)
+            prepare(conn)
             _commit_work(conn, "configure")
         except psycopg2.Error:
             if not deadline.expired:
@@ -153,7 +152,7 @@ def restore(
     baseline: tuple[Any, ...],
     origin: tuple[Any, ...],
     reset: Callable[[connection], object] | None,
-    work: Callable[[connection], object] | None,
+    prepare: Callable[[connection], object] | None,
 ) -> tuple[Any, ...]:
     """Restore a released connection: end its transaction, restore the settings of ``configure``, call ``reset``.
 
@@ -164,7 +163,7 @@ def restore(
         baseline: psycopg2's settings after ``configure``.
         origin: psycopg2's settings before ``configure``.
         reset: the application's ``reset``.
-        work: the application's ``configure``.
+        prepare: the application's ``configure``.
 
     Returns:
         The settings after ``configure``, which the next release restores.
@@ -180,8 +179,8 @@ def restore(
             reset(conn)
             _commit_work(conn, "reset")
             _restore_settings(conn, origin)
-    if reset is not None and work is not None and not deadline.expired:
-        configure(conn, work)
+    if reset is not None and prepare is not None and not deadline.expired:
+        configure(conn, prepare)
         baseline = settings(conn)
     if deadline.expired or not is_clean(conn, baseline):
         raise psycopg2.OperationalError("the connection could not be reset")
@@ -239,12 +238,9 @@ def is_refusal(error: BaseException | None) -> bool:
     """Return whether the server is up and refused this connection, as for a wrong password or an unknown database.
 
     An answer of a server that is starting, stopping or out of slots is not a refusal, because the server is not
-    available. psycopg2 provides no SQLSTATE for a failed connect, so this reads the message.
+    available.
     """
-    if not isinstance(error, psycopg2.Error):
-        return False
-    state = sqlstate(error)
-    return refuses_by_text(text_of(error)) if state is None else refuses_by_state(state)
+    return isinstance(error, psycopg2.Error) and refuses(error)
 
 
 def ended_session(error: BaseException | None) -> bool:
@@ -273,7 +269,7 @@ def is_read_only_server(conn: connection) -> bool:
 # Closing
 
 
-def abandon(conn: connection) -> None:
+def close_inherited(conn: connection) -> None:
     """Close the socket of a connection that a parent process has opened, without a message to the server."""
     with suppress(psycopg2.Error, OSError):  # psycopg2 does not close a socket that another process opened
         os.close(conn.fileno())

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RETRY_INTERVAL = 0.1
-"""Interval in seconds at which the first waiter asks the pool; a subclass may release by a method that is not wrapped.
-"""
+"""Seconds after which the first waiter asks again: a subclass may release by a method that is not wrapped."""
 
 
 class FairQueue:
@@ -44,7 +43,10 @@ class FairQueue:
     def wait_for(self, acquire: Callable[[], Any], seconds: float, release: Callable[[Any], object] = id) -> Any:
         """Ask the pool when the caller is first in the queue, and again after each release, for at most ``seconds``.
 
-        If an interrupt hits before the caller has the connection, the connection is released.
+        Args:
+            acquire: ask the pool for a connection.
+            seconds: longest wait in seconds.
+            release: release a connection that an interrupt has kept from the caller; by default nothing is done.
 
         Raises:
             Exception: the pool was exhausted all the time; the error is the pool's.

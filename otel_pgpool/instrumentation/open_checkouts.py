@@ -89,7 +89,7 @@ COUNTERS = (*figures.COUNTERS, *OWN_COUNTERS)
 """The counters that are summed up; each is named as its field of `PoolStats`, or after its path."""
 
 
-class Past(NamedTuple):
+class PastTotals(NamedTuple):
     """The totals of the pools that a pool has replaced.
 
     It is only replaced as a whole, so that each reader counts each of these pools once.
@@ -101,7 +101,7 @@ class Past(NamedTuple):
     """The totals of the other pools, which may still be in use."""
 
 
-NO_PAST = Past(dict.fromkeys(COUNTERS, 0), ())
+NO_PAST = PastTotals(dict.fromkeys(COUNTERS, 0), ())
 
 
 class OpenCheckouts(figures.Counters):
@@ -148,14 +148,13 @@ class OpenCheckouts(figures.Counters):
         self.past = NO_PAST
         self._last_serial = 0
         self.slots: dict[int, TrackedSlot] = {}  # slots of the known connections, by id of the connection
-        # Slots of connections to which only the code that holds them refers, and which the garbage collector has found:
-        # since when, by id of the connection. It clears weak references first, and then closes that code, for example
-        # a generator, which may release the connection.
+        # Slots whose weak reference the garbage collector has cleared, and when, by id of the connection. The garbage
+        # collector may then close the code that holds such a connection, for example a generator, which releases it.
         self.unseen: dict[int, tuple[float, TrackedSlot]] = {}
-        self.held: dict[
-            ManualCheckout, None
-        ] = {}  # checkouts that hold a connection, in the order of their acquisition
-        self.light: dict[int, LightCheckout] = {}  # the same in the light form, by id of the connection
+        # Checkouts that hold a connection, in the order of their acquisition; and those in the light form, by id of the
+        # connection.
+        self.held: dict[ManualCheckout, None] = {}
+        self.light: dict[int, LightCheckout] = {}
         self.waiting: dict[ManualCheckout, None] = {}
 
     @property
@@ -263,7 +262,7 @@ class OpenCheckouts(figures.Counters):
         """Take over the totals of a predecessor and of its predecessors, whose pools may still be in use."""
         predecessor.is_replaced = True  # first, so that the predecessor never reports a part of its totals
         counts, predecessors = predecessor.past
-        self.past = Past(counts, (*predecessors, predecessor))
+        self.past = PastTotals(counts, (*predecessors, predecessor))
         predecessor.past = NO_PAST
         self.discards = predecessor.discards
 
@@ -272,7 +271,7 @@ class OpenCheckouts(figures.Counters):
         """Whether no total can change any more: the pool was collected, and every connection was released."""
         return self.pool is None and not (self.held or self.light)
 
-    def _merge_finished(self) -> Past:
+    def _merge_finished(self) -> PastTotals:
         """Add up the totals of finished predecessors, and return the past.
 
         Several threads may do so at the same time: each of their results is right.
@@ -284,7 +283,7 @@ class OpenCheckouts(figures.Counters):
                 counter: sum((getattr(each, counter) for each in finished), before)
                 for counter, before in past.counts.items()
             }
-            past = self.past = Past(counts, tuple(each for each in past.predecessors if each not in finished))
+            past = self.past = PastTotals(counts, tuple(each for each in past.predecessors if each not in finished))
         return past
 
     def statistics(self, name: str, levels: Levels, *, connecting: int, is_unreachable: bool) -> PoolStats:

@@ -63,14 +63,14 @@ class InstrumentationOptions:
             tracer_provider,
             meter_provider,
             TelemetryConfig(
-                _read_or_default(span_mode, spans, None, environ),
-                _read_or_default(slow_threshold, None, None, environ),
-                _read_or_default(recorded_histograms, None, None, environ),
-                _read_or_default(skipped_packages, None, None, environ),
+                _read_or_default(span_mode, spans, environ),
+                _read_or_default(slow_threshold, None, environ),
+                _read_or_default(recorded_histograms, None, environ),
+                _read_or_default(skipped_packages, None, environ),
             ),
-            _read_or_default(long_hold_threshold, long_hold, ..., environ),
-            _read_or_default(wait_timeout, None, None, environ),
-            _read_or_default(fork_repair, None, None, environ),
+            _read_or_default(long_hold_threshold, long_hold, environ, unset=...),
+            _read_or_default(wait_timeout, None, environ),
+            _read_or_default(fork_repair, None, environ),
         )
 
 
@@ -80,9 +80,7 @@ def wait_timeout(_value: object, environ: Mapping[str, str]) -> float | None:
     Raises:
         ValueError: the variable is invalid.
     """
-    if not environ.get(WAIT_TIMEOUT.name, "").strip():
-        return None
-    return environment_seconds(WAIT_TIMEOUT.name, 0.0, environ)
+    return environment_seconds(WAIT_TIMEOUT, environ) if environ.get(WAIT_TIMEOUT.name, "").strip() else None
 
 
 def fork_repair(_value: object, environ: Mapping[str, str]) -> bool:
@@ -119,7 +117,7 @@ def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, st
 
 
 def _read_or_default(
-    read: Callable[[object, Mapping[str, str]], Value], value: object, unset: object, environ: Mapping[str, str]
+    read: Callable[[object, Mapping[str, str]], Value], value: object, environ: Mapping[str, str], unset: object = None
 ) -> Value:
     try:
         return read(value, environ)

@@ -62,15 +62,7 @@ class ReportedPool(OpenCheckouts):
             predecessor.stop_reporting()
             self.continue_from(predecessor)
             name = predecessor.name
-        telemetry = options.telemetry
-        self._observer = Telemetry(
-            options.tracer_provider,
-            options.meter_provider,
-            telemetry.spans,
-            telemetry.slow,
-            tuple(telemetry.histograms),
-            stack_skip=telemetry.stack_skip,
-        )
+        self._observer = Telemetry(options.tracer_provider, options.meter_provider, **vars(options.telemetry))
         self._observer.transaction_status = adapter.transaction_status
         self._observer.error_type = adapter.error_type
         self.name: str = name

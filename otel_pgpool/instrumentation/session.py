@@ -69,9 +69,8 @@ class InstrumentationSession:
         self.unobserved: Any = Unobserved()  # not typed, because wrappers compare it with trackers
         self.watch = Watch(self)
         self._handed_out = 0  # number of checkouts at the last pass of the background thread
-        self._lock = (
-            threading.RLock()
-        )  # guards the creation of trackers; reentrant, as a pool may be collected under it
+        # Guards the creation of trackers. Reentrant, because a pool may be collected under it.
+        self._lock = threading.RLock()
         _sessions.add(self)
 
     def select(self, pool: Any, owner: Any = None) -> None:
@@ -171,9 +170,9 @@ class InstrumentationSession:
             return None
         now = monotonic()
         due = NEVER
-        for tracker in list(self.trackers.copy()):
+        for tracker in self.trackers.copy():
             due = min(due, tracker.report_due(now) or NEVER)
-        trackers = list(self.trackers.copy())
+        trackers = self.trackers.copy()
         before, self._handed_out = self._handed_out, sum(tracker.handed_out for tracker in trackers)
         if self._handed_out == before:
             self.watch.parked = True  # before looking for holds; a checkout adds its hold before it reads `parked`
@@ -185,7 +184,7 @@ class InstrumentationSession:
     def _run_deferred(self) -> None:
         """Make the calls that finalizers have deferred, and end the trackers of collected pools."""
         self.watch.run_deferred()
-        for tracker in list(self.trackers.copy()):
+        for tracker in self.trackers.copy():
             if tracker.pool is None:
                 with suppress(KeyError):  # another thread ends the tracker
                     del self.trackers[tracker]
@@ -202,14 +201,11 @@ class InstrumentationSession:
             self.unobserved.unmark_all()
         self._run_deferred()
         for tracker in list(self.trackers):
-            self._end(tracker)
+            tracker.end(Outcome.RELEASED)
+            with suppress(AttributeError):  # the pool is collected, or does not allow it
+                delattr(tracker.pool, TRACKER_ATTR)
         self.trackers.clear()
         self.watch.end()
-
-    def _end(self, tracker: Any) -> None:
-        tracker.end(Outcome.RELEASED)
-        with suppress(AttributeError):  # the pool is collected, or does not allow it
-            delattr(tracker.pool, TRACKER_ATTR)
 
     def reset_after_fork(self) -> None:
         """Replace the lock and the thread in a forked child."""

@@ -335,7 +335,7 @@ class PoolTracker(ReportedPool):
             elif not checkout.flagged:
                 self.flag(checkout, now)
                 self.guard.notify(self._observer.held_long, checkout)
-        change = None if self.is_stopped else self._alarm.look(now, self.stats)
+        change = None if self.is_stopped else self._alarm.sample(now, self.stats)
         if change is not None:
             self.guard.notify(self._observer.utilization_changed, *change)
         for caller in self.connects.overdue_callers(now):
@@ -349,7 +349,7 @@ class PoolTracker(ReportedPool):
     @property
     def is_at_rest(self) -> bool:
         """Whether there is nothing to watch."""
-        return not (self.held or self.light or self.pending) and (self.is_stopped or self._alarm.settled)
+        return not (self.held or self.light or self.pending) and (self.is_stopped or self._alarm.is_settled)
 
     # The end
 

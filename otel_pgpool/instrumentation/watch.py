@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from otel_pgpool.runtime.background import ParkingThread
-from otel_pgpool.runtime.wakeup import popped
+from otel_pgpool.runtime.wakeup import Deferred
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +24,13 @@ class Watch:
 
     def reset(self, duties: Duties) -> None:
         """Set up the thread, anew in a forked child, which drops what the parent's finalizers have deferred."""
-        self._deferred: deque[Callable[[], object]] = deque()
         self.parked = True  # so that the first checkout starts the thread
         self._thread = ParkingThread(self, duties, "otel_pgpool-watch")
+        self._deferred: Deferred[Callable[[], object]] = Deferred(self._thread.wakeup)
 
     def defer(self, action: Callable[[], object]) -> None:
         """Leave a call to the thread."""
         self._deferred.append(action)
-        self._thread.wakeup.set()
 
     def pool_collected(self, _ref: object) -> None:
         """Have the thread end the tracker of a collected pool. A finalizer."""
@@ -40,7 +38,7 @@ class Watch:
 
     def run_deferred(self) -> None:
         """Make the calls that finalizers have deferred."""
-        for action in popped(self._deferred):
+        for action in self._deferred.drain():
             action()
 
     def wake(self) -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.errors import PoolClosed, PoolTimeout, TooManyRequests, error_type
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD, State
 from otel_pgpool.pool.health import CHECK_BUDGET, HealthCheck
-from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import Outcome, PoolErrorType

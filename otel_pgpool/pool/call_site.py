@@ -48,10 +48,10 @@ class SkippedModules(dict[str, bool]):
         return skipped
 
 
-OWN = SkippedModules()
+OWN_MODULES = SkippedModules()
 
 
-def call_sites(frame: FrameType | None, skipped: SkippedModules = OWN) -> Stack:
+def call_sites(frame: FrameType | None, skipped: SkippedModules = OWN_MODULES) -> Stack:
     """Return up to four call sites from ``frame`` outwards, innermost first."""
     stack: list[Any] = []
     while frame is not None and len(stack) < 2 * GETCONN_FRAMES:
@@ -61,7 +61,7 @@ def call_sites(frame: FrameType | None, skipped: SkippedModules = OWN) -> Stack:
     return tuple(stack)
 
 
-def caller_call_sites(wrapper: FrameType, skipped: SkippedModules = OWN) -> Stack:
+def caller_call_sites(wrapper: FrameType, skipped: SkippedModules = OWN_MODULES) -> Stack:
     """Return the call sites of a wrapper's callers.
 
     If there are none, for example because the wrapper is a thread's first function, return the wrapper's own.
@@ -74,7 +74,7 @@ def caller_of(wrapper: FrameType) -> FrameType:
     return wrapper.f_back or wrapper
 
 
-def task_call_sites(frame: FrameType, task: TaskReference | None, skipped: SkippedModules = OWN) -> Stack:
+def task_call_sites(frame: FrameType, task: TaskReference | None, skipped: SkippedModules = OWN_MODULES) -> Stack:
     """Return up to four call sites of a task, from ``frame`` outwards to the task's own coroutine.
 
     Those of the event loop, and of what has started it, are left out. If there are no others, return that of ``frame``.

@@ -96,9 +96,8 @@ class Slot:
         although the generator may then release the connection. Such a release has to track the connection again;
         `review_at` ensures that.
         """
-        self.ref = weakref.ref(
-            unwrapped(conn), self._dropped
-        )  # unwrapped, because a cursor refers to the connection and not to its proxy
+        # Unwrapped, because a cursor refers to the connection and not to its proxy.
+        self.ref = weakref.ref(unwrapped(conn), self._dropped)
 
     def holds(self, conn: connection) -> bool:
         """Return whether a connection is this slot's.

@@ -13,18 +13,18 @@ from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import without_traceback
 from otel_pgpool.driver.exposure import warn
-from otel_pgpool.driver.reset import bound_notices, remember
+from otel_pgpool.driver.reset import bound_notices, store_initial_state
 from otel_pgpool.observer import Connect
 from otel_pgpool.pool.backoff import delay_after
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.checkout import Attempt, Checkout, Slot
 from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.outage import number_after
-from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
 from otel_pgpool.runtime.text import class_of, printable
-from otel_pgpool.runtime.wakeup import Deferred, Wakeup, start, wait_for
+from otel_pgpool.runtime.wakeup import Deferred, Wakeup, acquire_within, start_thread
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -79,7 +79,7 @@ class Connectors(Part):
                 thread = threading.Thread(target=self._run, name="otel_pgpool-connector", daemon=True)
                 self._threads.add(thread)
                 self._started.add(thread)
-            start(thread)
+            start_thread(thread)
             self._start_error = None
         except BaseException as error:
             if thread is not None and thread.ident is None:
@@ -100,10 +100,10 @@ class Connectors(Part):
         """Wait for a hand-over; if no thread can be started, connect in the calling thread."""
         while self._start_error is not None and (left := deadline - monotonic()) > 0:
             delay = self._connect_here(left)
-            if wait_for(lock, min(delay, deadline - monotonic())):
+            if acquire_within(lock, min(delay, deadline - monotonic())):
                 return True
             self.start_if_needed()
-        return wait_for(lock, deadline - monotonic())
+        return acquire_within(lock, deadline - monotonic())
 
     def diagnose(self, reason: str, since: float, retries: int, waiter: Checkout | None = None) -> PoolTimeout:
         """Return the error of a caller that has got no connection in time; its cause is the last failed connect.
@@ -260,7 +260,7 @@ class Connectors(Part):
         slot.origin = session.settings(conn)
         bound_notices(conn)
         if config.reset is not None:  # `reset_session`, or a function that calls it
-            remember(conn)
+            store_initial_state(conn)
         if config.configure is not None:
             session.configure(conn, config.configure)
         now = monotonic()

@@ -173,14 +173,14 @@ class Core(Handover):
         with self.lock:
             if self._is_filled:
                 return None
-            sleeper = OneShotEvent()
-            self.fill_waiters.append(sleeper)
-            return sleeper
+            waiter = OneShotEvent()
+            self.fill_waiters.append(waiter)
+            return waiter
 
-    def remove_fill_waiter(self, sleeper: OneShotEvent) -> None:
+    def remove_fill_waiter(self, waiter: OneShotEvent) -> None:
         """Remove a caller that does not wait for ``minconn`` connections any more."""
         with self.lock, suppress(ValueError):  # removed already, as it was woken
-            self.fill_waiters.remove(sleeper)
+            self.fill_waiters.remove(waiter)
 
     @property
     def _is_filled(self) -> bool:

@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.session import close
-from otel_pgpool.pool.part import Common, Part
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:

@@ -67,9 +67,8 @@ class Handover(HoldTable):
         slot.checkout = checkout
         conn = slot.conn
         slot.conn = None
-        if (
-            conn is not None and started - seen < CHECK_BYPASS_WINDOW and not self.parked and not again
-        ):  # None: taken by `collect_orphans`
+        # None if `collect_orphans` has taken the connection.
+        if conn is not None and started - seen < CHECK_BYPASS_WINDOW and not self.parked and not again:
             slot.idle_checkouts += 1
             checkout.path = IDLE
         return conn

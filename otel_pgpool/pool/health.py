@@ -8,8 +8,8 @@ from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.driver.session import PING_AFTER, is_readable, ping
 from otel_pgpool.errors import error_type
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.checkout import NEVER, Attempt, Checkout, Slot
-from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.types import DiscardReason
@@ -57,7 +57,7 @@ class HealthCheck(Part):
             self._discarder.discard([slot], DiscardReason.EXPIRED, None, checkout)
             return False
         try:
-            self._check_taken(conn, now - slot.seen, _bound(_first_half(limit, now), now))
+            self._check_taken(conn, now - slot.seen, _bound(_limit_of_first(limit, now), now))
         except BaseException as failure:
             asynchronous = is_external(failure)
             error = without_traceback(failure)
@@ -107,17 +107,17 @@ class HealthCheck(Part):
         ]
         return self._find_dead(self._core.begin_check(suspects), limit, DiscardReason.BROKEN, found)
 
-    def _find_dead(self, aside: list[Slot], limit: float, reason: DiscardReason, *waiting: Slot) -> list[Slot]:
+    def _find_dead(self, aside: list[Slot], limit: float, reason: DiscardReason, *others: Slot) -> list[Slot]:
         """Check slots that were set aside; return those to be closed for ``reason``, and make the others available.
 
-        ``waiting`` are slots to be closed after the check.
+        ``others`` are slots set aside that are closed after the check.
         """
         dead: list[Slot] = []
         try:
             while aside:
                 slot = aside[-1]
                 now = monotonic()
-                self._core.keep_aside([*aside, *dead, *waiting], now)
+                self._core.keep_aside([*aside, *dead, *others], now)
                 if now > limit + CHECK_BUDGET or not self._responds(slot, _bound(limit, now)):
                     self._core.check_failed(slot)
                     dead.append(slot)
@@ -142,7 +142,7 @@ class HealthCheck(Part):
         return True
 
 
-def _first_half(limit: float, now: float) -> float:
+def _limit_of_first(limit: float, now: float) -> float:
     return min(limit, max(now + MIN_FIRST_CHECK, (now + limit) / 2))
 
 

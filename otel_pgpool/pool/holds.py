@@ -28,7 +28,8 @@ class HoldTable(SlotTable):
         return heapq.nsmallest(count, self._present_holds(), key=ACQUIRED)
 
     def _present_holds(self) -> list[Checkout]:
-        held = [slot.checkout for slot in self.members]
+        """Return the checkouts that hold a connection. Takes no lock."""
+        held = [slot.checkout for slot in self.members.copy()]
         return [hold for hold in held if hold is not None and hold.path is not None]
 
     def holds_now(self) -> list[Checkout]:
@@ -38,12 +39,8 @@ class HoldTable(SlotTable):
 
     def oldest_hold(self, now: float) -> float:
         """Return the age in seconds of the oldest hold without an ``expected_hold``, or 0. Takes no lock."""
-        holds = [slot.checkout for slot in self.members.copy()]
-        begun = [
-            hold.acquired for hold in holds if hold is not None and hold.path is not None and hold.expected_hold is None
-        ]
-        oldest = min(begun, default=now)
-        return max(0.0, now - oldest)
+        begun = [hold.acquired for hold in self._present_holds() if hold.expected_hold is None]
+        return max(0.0, now - min(begun, default=now))
 
     def checkouts(self) -> dict[str, int]:
         """Return the number of checkouts that received a connection, by path. Takes no lock."""

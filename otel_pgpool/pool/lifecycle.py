@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver import session
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
 from otel_pgpool.pool.outage import OutageChange
-from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.wakeup import wait_for
+from otel_pgpool.runtime.wakeup import acquire_within
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Lifecycle(Part):
         """Wait until no connection is checked out and the threads have ended, up to a reading of the clock."""
         waiter = self._core.register_idle_waiter()
         if waiter is not None:
-            wait_for(waiter.lock, deadline - monotonic())
+            acquire_within(waiter.lock, deadline - monotonic())
         self._maintenance_thread.wakeup.set()
         self._connectors.join(deadline - monotonic())
         if not self._core.used:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
-from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.pool.utilization import SAMPLE_INTERVAL, UtilizationAlarm
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason, Outcome
@@ -38,8 +38,8 @@ class Maintenance(Part):
         self._discarder = discarder
         self._releaser = releaser
         self._connectors = connectors
-        self._level = UtilizationAlarm(monotonic())
-        self._served = 0  # number of checkouts at the last pass
+        self._alarm = UtilizationAlarm(monotonic())
+        self._handed_out = 0  # number of checkouts at the last pass
         self._dropped: list[weakref.ref[connection]] = []  # dropped since the last pass
 
     def run_once(self) -> float | None:
@@ -53,7 +53,7 @@ class Maintenance(Part):
         self._connectors.give_up_overdue(now)
         self._connectors.start_if_needed()
         self._report(now)
-        parked = self._is_quiet() and self._level.settled and core.park()
+        parked = self._is_quiet() and self._alarm.is_settled and core.park()
         if core.state is State.CLOSED and not core.used:
             return None
         seconds = max(0.0, core.next_deadline(self._config.max_idle) - monotonic())
@@ -64,8 +64,8 @@ class Maintenance(Part):
 
     def _is_quiet(self) -> bool:
         """Return whether there was no checkout since the last pass."""
-        before, self._served = self._served, sum(self._core.checkouts().values())
-        return self._served == before
+        before, self._handed_out = self._handed_out, sum(self._core.checkouts().values())
+        return self._handed_out == before
 
     def _reclaim(self, now: float) -> None:
         """Reclaim connections dropped before the last pass.
@@ -90,6 +90,6 @@ class Maintenance(Part):
             return
         for checkout in overdue:
             self._notifier.notify(observer.held_long, checkout)
-        change = self._level.look(now, self._core.stats)
+        change = self._alarm.sample(now, self._core.stats)
         if change is not None:
             self._notifier.notify(observer.utilization_changed, *change)

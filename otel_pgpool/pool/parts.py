@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool.driver.session import abandon
+from otel_pgpool.driver.session import close_inherited
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
+from otel_pgpool.pool.base import Common, Notifier
 from otel_pgpool.pool.checkout import AT_ONCE, Checkout
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
@@ -14,7 +15,6 @@ from otel_pgpool.pool.discard import Discarder
 from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
-from otel_pgpool.pool.part import Common, Notifier
 from otel_pgpool.pool.release import Releaser
 from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.types import DiscardReason
@@ -87,7 +87,7 @@ class Parts:
         self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors)
         self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer)
         discarder.refill_by(self.connectors.start_if_needed)
-        self.thread.serve(self.maintenance)
+        self.thread.set_duties(self.maintenance)
         self.core = core  # last, so that after an interrupt `reset_after_fork` begins anew with the parent's
 
     def reset_after_fork(self) -> list[connection]:
@@ -98,7 +98,7 @@ class Parts:
         parents = self.core
         kept = [slot.conn for slot in parents.members if slot.conn is not None]
         for each in kept:
-            abandon(each)
+            close_inherited(each)
         for slot in parents.members:
             slot.mark_for_eviction(DiscardReason.FORKED)
         held = [slot for slot in parents.members if slot.checkout is not None]

@@ -9,8 +9,8 @@ from otel_pgpool.driver import session
 from otel_pgpool.driver.deadline import shutdown_socket
 from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.errors import error_type
+from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD
-from otel_pgpool.pool.part import Common, Part
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.runtime.gc_state import is_collecting_here

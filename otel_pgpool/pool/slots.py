@@ -202,9 +202,8 @@ class SlotTable(Counters):
         if slot in slots:
             rest = tuple(each for each in slots if each is not slot)
             self.totals_snapshot = (idle + slot.idle_checkouts, held + slot.hold_seconds, rest)
-        self.members.discard(
-            slot
-        )  # last: if an interrupt comes first, the slot is still a member, which `collect_orphans` finds
+        # Last: if an interrupt comes first, the slot is still a member, which `collect_orphans` finds.
+        self.members.discard(slot)
 
     def _remove_discarded(self, slot: Slot, reason: str) -> None:
         self._remove(slot)
@@ -260,9 +259,9 @@ class SlotTable(Counters):
         with self.lock:
             if not self.used and not self.opening:
                 return None
-            sleeper = OneShotEvent()
-            self.idle_waiters.append(sleeper)
-            return sleeper
+            waiter = OneShotEvent()
+            self.idle_waiters.append(waiter)
+            return waiter
 
     def _wake_idle_waiters(self) -> None:
         while self.idle_waiters and not self.used and not self.opening:

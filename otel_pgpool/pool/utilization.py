@@ -27,29 +27,29 @@ class UtilizationAlarm:
 
     def __init__(self, now: float = 0.0) -> None:
         self._level = 0
-        self._seen = 0
-        self._looked = now
+        self._last_seen = 0
+        self._sampled_at = now
 
     @property
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Whether the level is normal and the last sample was normal too."""
-        return self._level == self._seen == 0
+        return self._level == self._last_seen == 0
 
-    def look(self, now: float, stats: Callable[[], PoolStats]) -> tuple[str, PoolStats] | None:
+    def sample(self, now: float, stats: Callable[[], PoolStats]) -> tuple[str, PoolStats] | None:
         """Sample the utilization, once per `SAMPLE_INTERVAL`; return a new level and the figures, or None."""
-        if now - self._looked < SAMPLE_INTERVAL:
+        if now - self._sampled_at < SAMPLE_INTERVAL:
             return None
-        self._looked = now
+        self._sampled_at = now
         figures = stats()
-        level = self.changed(figures.utilization)
+        level = self.update(figures.utilization)
         return None if level is None else (level, figures)
 
-    def changed(self, utilization: float) -> str | None:
+    def update(self, utilization: float) -> str | None:
         """Take a sample into account; return the level's new name if it has changed."""
-        seen, self._seen = self._seen, self._measure(utilization)
-        if self._seen == seen != self._level:
-            self._level = seen
-            return self.NAMES[seen]
+        before, self._last_seen = self._last_seen, self._measure(utilization)
+        if self._last_seen == before != self._level:
+            self._level = before
+            return self.NAMES[before]
         return None
 
     def _measure(self, utilization: float) -> int:

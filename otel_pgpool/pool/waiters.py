@@ -1,4 +1,4 @@
-"""Callers that sleep: waiters in the queue for a connection, and callers of ``wait()`` and ``close()``."""
+"""The waits of callers: for a connection in the queue, or for the whole pool in ``wait()`` and ``close()``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class OneShotEvent:
-    """A sleeping thread, which another thread wakes by releasing a raw lock."""
+    """An event on which one thread waits, once. Another thread sets it by releasing a raw lock."""
 
     __slots__ = ("error", "lock")
 
@@ -24,7 +24,7 @@ class OneShotEvent:
         self.lock.acquire()
 
     def set(self, error: BaseException | None = None) -> None:
-        """Wake the thread, with an error or without one."""
+        """Wake the waiting thread, with an error or without one."""
         self.error = error
         self.lock.release()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from otel_pgpool.runtime.failures import is_external, log_failure
 from otel_pgpool.runtime.fork import keep_from_forking
 from otel_pgpool.runtime.gevent import is_unpatched
-from otel_pgpool.runtime.wakeup import Wakeup, start
+from otel_pgpool.runtime.wakeup import Wakeup, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +40,9 @@ class BackgroundThread:
         self._lock = threading.Lock()  # guards the start of the thread, nothing else
         self._thread: threading.Thread | None = None
         if duties is not None:
-            self.serve(duties)
+            self.set_duties(duties)
 
-    def serve(self, duties: Duties) -> None:
+    def set_duties(self, duties: Duties) -> None:
         """Set the object that does the work, before the first `wake`."""
         self._duties = weakref.ref(duties, self.wakeup.set_on_collect)
 
@@ -57,7 +57,7 @@ class BackgroundThread:
             with self._lock:
                 if not self._runs():
                     self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                    start(self._thread)  # after an interrupt the thread may or may not run
+                    start_thread(self._thread)  # after an interrupt the thread may or may not run
                     return  # without setting the wakeup: the thread begins with a pass, and another would follow
         self.wakeup.set()
 

@@ -30,7 +30,7 @@ MADV_WIPEONFORK = getattr(mmap, "MADV_WIPEONFORK", 18)
 """Linux's advice to give a forked child a page of zeros in place of the parent's (madvise(2), since Linux 4.14)."""
 
 
-class ByPid:
+class PidMarker:
     """A marker that compares process ids, for systems that cannot wipe a page. A test takes 250 ns instead of 8 ns."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class ByPid:
         self._pid = os.getpid()
 
 
-def make_marker() -> ctypes.c_ubyte | ByPid:
+def make_marker() -> ctypes.c_ubyte | PidMarker:
     """Create an object that is true once its ``value`` is set to 1, and false again in a forked child."""
     try:
         import ctypes  # noqa: PLC0415 - CPython can be built without it
@@ -58,7 +58,7 @@ def make_marker() -> ctypes.c_ubyte | ByPid:
         page.madvise(MADV_WIPEONFORK)
         return ctypes.c_ubyte.from_buffer(page)
     except (ImportError, AttributeError, OSError, TypeError, ValueError):  # another system, or an older kernel
-        return ByPid()
+        return PidMarker()
 
 
 is_here = make_marker()
@@ -222,11 +222,11 @@ def delay_forks_until_this_thread_ends() -> None:
     If the server asks for a password, OpenSSL keeps memory for the thread and frees it under a lock, after Python
     considers the thread ended.
     """
-    _ending.difference_update([number for number in [*_ending] if not _lives(number)])
+    _ending.difference_update([number for number in [*_ending] if not _is_alive(number)])
     _ending.add(get_native_id())
 
 
-def _lives(number: int) -> bool:
+def _is_alive(number: int) -> bool:
     """Return whether a thread of this process has not ended; always False on systems other than Linux."""
     return os.path.exists(f"/proc/self/task/{number}")  # noqa: PTH110 - polled while a fork waits: without a Path object each time
 
@@ -243,7 +243,7 @@ def _before() -> None:
     me, mine = get_ident(), get_native_id()  # excluded: under gevent this thread may be a connector's too
 
     def is_quiet() -> bool:
-        return all(each == me for each in list(_delaying)) and not any(_lives(number) for number in _ending - {mine})
+        return all(each == me for each in list(_delaying)) and not any(_is_alive(number) for number in _ending - {mine})
 
     _wait_until(is_quiet, FORK_WAIT)
 

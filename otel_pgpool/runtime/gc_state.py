@@ -20,7 +20,10 @@ from otel_pgpool.runtime.gevent import load_again
 
 
 class _Runs(set[str]):
-    """A set that is empty between the runs of the garbage collector, which reads the attribute named like its phase."""
+    """A set with an item while the garbage collector runs.
+
+    At each phase a callback reads the attribute of the phase's name: ``start`` adds the item, ``stop`` removes it.
+    """
 
     start = property(methodcaller("add", "a run"))
     stop = property(set.clear)

@@ -27,11 +27,6 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def cut_front(text: str, longest: int) -> str:
-    """Return the text, shortened at its beginning if it is longer than ``longest`` characters."""
-    return text if len(text) <= longest else f"...{text[3 - longest :]}"
-
-
 def printable(text: str, longest: int = LONGEST_TEXT, keep: str = "") -> str:
     """Return a bounded text in which characters that are not printable are escaped.
 
@@ -64,19 +59,19 @@ def may_hold_password(text: str) -> bool:
     return (start >= 0 and text.find("@", start) >= 0) or _PASSWORD.search(text) is not None
 
 
-class Names(dict[str, str]):
+class PrintableNames(dict[str, str]):
     """A cache: name -> the name made printable and bounded."""
 
     def __missing__(self, name: str) -> str:
-        told = printable(name, LONGEST_NAME)
+        shown = printable(name, LONGEST_NAME)
         if len(name) <= LONGEST_NAME:
             if len(self) >= MOST_NAMES:
                 self.clear()
-            self[name] = told
-        return told
+            self[name] = shown
+        return shown
 
 
-thread_names = Names()
+thread_names = PrintableNames()
 """The cache for names of threads, which every checkout reads; a lookup costs less than escaping each time."""
 
 
@@ -92,7 +87,8 @@ def place_of(code: CodeType, line: int) -> str:
 
 def file_of(code: CodeType) -> str:
     """Return the file of a code object; of a long path its end."""
-    return printable(cut_front(code.co_filename, LONGEST_NAME), LONGEST_NAME)
+    path = code.co_filename
+    return printable(path if len(path) <= LONGEST_NAME else f"...{path[3 - LONGEST_NAME :]}", LONGEST_NAME)
 
 
 def function_of(code: CodeType) -> str:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-def wait_for(lock: threading.Lock, seconds: float) -> bool:
+def acquire_within(lock: threading.Lock, seconds: float) -> bool:
     """Acquire ``lock`` within ``seconds``, which may be infinite; return whether it was acquired."""
     if seconds <= 0:
         return lock.acquire(blocking=False)
     return lock.acquire(timeout=-1 if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
 
 
-def start(thread: threading.Thread) -> None:
+def start_thread(thread: threading.Thread) -> None:
     """Start a thread. After an interrupt the thread may or may not run.
 
     Raises:
@@ -72,11 +72,11 @@ class Wakeup:
 
     def wait(self, seconds: float) -> bool:
         """Sleep until the event is set, for at most ``seconds``; return whether it was set."""
-        return wait_for(self._lock, seconds)
+        return acquire_within(self._lock, seconds)
 
 
 class Deferred(Generic[Item]):
-    """Items that finalizers leave to a thread. A finalizer may run under any lock, so that it does nothing else."""
+    """Items that finalizers leave to a thread. A finalizer may run under any lock, and must do nothing else."""
 
     def __init__(self, wakeup: Wakeup) -> None:
         self._wakeup = wakeup
@@ -89,11 +89,6 @@ class Deferred(Generic[Item]):
 
     def drain(self) -> Iterator[Item]:
         """Remove and yield all items; another thread may do so at the same time."""
-        return popped(self._items)
-
-
-def popped(items: deque[Item]) -> Iterator[Item]:
-    """Remove and yield what is in the deque; another thread may do so at the same time."""
-    with suppress(IndexError):
-        while True:
-            yield items.popleft()
+        with suppress(IndexError):
+            while True:
+                yield self._items.popleft()

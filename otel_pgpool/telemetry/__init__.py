@@ -221,13 +221,13 @@ class Telemetry:
 
     def connected(self, connect: Connect) -> None:
         """Record a successful attempt to connect."""
-        self._connect(connect, None)
+        self._record_connect(connect, None)
         self._logs.connected(connect)
 
     def connect_failed(self, connect: Connect) -> None:
         """Record a failed attempt to connect."""
         name = self._name_of(connect)
-        self._connect(connect, name)
+        self._record_connect(connect, name)
         self._logs.connect_failed(connect, name)
         if connect.is_refusal:
             self._logs.connect_refused(connect, name)
@@ -235,7 +235,7 @@ class Telemetry:
     def _name_of(self, connect: Connect) -> str:
         return self._error_types.of("" if connect.error is None else error_type(connect.error))
 
-    def _connect(self, connect: Connect, failure: str | None) -> None:
+    def _record_connect(self, connect: Connect, failure: str | None) -> None:
         context = self._spans.connect(connect, failure)
         if self._create_time is not None:
             attributes = self._attributes if failure is None else {**self._attributes, names.ATTR_ERROR_TYPE: failure}

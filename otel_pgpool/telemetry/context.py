@@ -78,7 +78,7 @@ def _detach(token: Any, attached: contexts.Context | None) -> None:
 
 
 class CheckoutState:
-    """The data that telemetry keeps with a checkout. Without an ``__init__``, which would double the cost.
+    """The data that telemetry keeps with a checkout. The class has no ``__init__``, which would double the cost.
 
     All its times are computed from one reading of both clocks, so that a step of the system's clock, or a thread switch
     between two readings, moves no event before the span's start.

@@ -14,8 +14,8 @@ from otel_pgpool._version import __version__
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry import names, sdk_internals
-from otel_pgpool.telemetry.accounts import Accounts
-from otel_pgpool.telemetry.readings import OBSERVABLES, TOTAL, Observable
+from otel_pgpool.telemetry.observables import OBSERVABLES, TOTAL, Observable
+from otel_pgpool.telemetry.pools_by_name import PoolsByName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -48,7 +48,7 @@ class Instruments:
 
     def __init__(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter(names.SCOPE, __version__, provider, names.SCHEMA_URL)
-        self._accounts = Accounts()
+        self._pools = PoolsByName()
         self._reader: Any = None  # the reader that collects; None if unknown
         self._histograms = tuple(
             meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=boundaries)
@@ -67,11 +67,11 @@ class Instruments:
         Its levels are reported until it is closed or collected, its totals until every reader has collected them.
         """
         if not pool.closed:  # a forked child attaches closed pools too
-            self._accounts.report(pool)
+            self._pools.report(pool)
 
     def reset_after_fork(self) -> None:
         """Drop what was collected in the parent process, in a forked child."""
-        self._accounts.reset_after_fork(totals_dropped=sdk_internals.drop_all_series(self._all()))
+        self._pools.reset_after_fork(totals_dropped=sdk_internals.drop_all_series(self._all()))
 
     def _all(self) -> tuple[Any, ...]:
         return (*self._histograms, *self._observables.values())
@@ -88,20 +88,18 @@ class Instruments:
         return callback
 
     def _observe_levels(self, observable: Observable) -> Iterable[Observation]:
-        for account in self._accounts.shown:
-            if account.levels is not None:
-                for value, attributes in observable.read(account.levels):
-                    yield Observation(value, {names.ATTR_POOL_NAME: account.name, **attributes})
+        for pools in self._pools.shown:
+            if pools.levels is not None:
+                for value, attributes in observable.read(pools.levels):
+                    yield Observation(value, {names.ATTR_POOL_NAME: pools.name, **attributes})
 
     def _observe_totals(self, observable: Observable) -> Iterable[Observation]:
-        accounts = self._accounts.shown
-        if self._merges(observable):  # the sum over all names must include the totals of dropped names
-            accounts = self._accounts.all_accounts()
-        for account in accounts:
-            for attributes, value in account.totals[observable.name].items():
-                yield Observation(value, {names.ATTR_POOL_NAME: account.name, **dict(attributes)})
+        # A sum over all names must include the totals of dropped names.
+        for pools in self._pools.all_names() if self._merges_names(observable) else self._pools.shown:
+            for attributes, value in pools.totals[observable.name].items():
+                yield Observation(value, {names.ATTR_POOL_NAME: pools.name, **dict(attributes)})
 
-    def _merges(self, observable: Observable) -> bool:
+    def _merges_names(self, observable: Observable) -> bool:
         """Return whether the reader has a view that drops the attribute with the pool's name."""
         instrument = self._observables.get(observable.name)
         return self._reader is not None and sdk_internals.drops_attribute(
@@ -116,19 +114,19 @@ class Instruments:
         readers = sdk_internals.all_readers(self._all())
         self._reader = reader
         now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_IF_READER_UNKNOWN
-        self._accounts.begin(self if reader is None else reader, now, kept)
+        self._pools.begin(self if reader is None else reader, now, kept)
         if reader is None or not readers:
             return
-        over = set(self._accounts.ended_names([reader], now, kept))
-        if over:
-            sdk_internals.drop_exported_series(reader, self._histograms, _is_of(over))
-        surplus = self._accounts.surplus(readers, now, kept)
-        if surplus and sdk_internals.drop_series(readers, self._all(), _is_of(surplus)):
-            self._accounts.drop(surplus)
+        ended = set(self._pools.ended_names([reader], now, kept))
+        if ended:
+            sdk_internals.drop_series([reader], self._histograms, _is_named(ended), sdk_internals.is_exported)
+        surplus = self._pools.surplus(readers, now, kept)
+        if surplus and sdk_internals.drop_series(readers, self._all(), _is_named(surplus)):
+            self._pools.drop(surplus)
 
 
-def _is_of(over: Collection[str]) -> Callable[[dict[str, Any]], bool]:
-    return lambda attributes: attributes.get(names.ATTR_POOL_NAME) in over
+def _is_named(ended: Collection[str]) -> Callable[[dict[str, Any]], bool]:
+    return lambda attributes: attributes.get(names.ATTR_POOL_NAME) in ended
 
 
 _lock = threading.Lock()  # guards the creation of instruments; taken neither by callbacks nor by finalizers

@@ -171,11 +171,6 @@ def drop_all_series(instruments: Collection[Any]) -> bool:
     return bool(readers)
 
 
-def drop_exported_series(reader: Any, instruments: Collection[Any], is_over: IsOver) -> None:
-    """Remove those of a reader's series that contain nothing unexported."""
-    drop_series([reader], instruments, is_over, _is_exported)
-
-
 def drops_attribute(reader: Any, instrument: Any, attribute: str) -> bool:
     """Return whether a reader's view of an instrument drops an attribute, and so merges series that differ in it."""
     with suppress(*UNEXPECTED):
@@ -191,7 +186,7 @@ def drop_series(
     is_over: IsOver,
     may_drop: Callable[[Any], bool] = lambda _aggregation: True,
 ) -> bool:
-    """Remove series; return False if some could not be removed."""
+    """Remove series for which ``may_drop`` is true; return False if some could not be removed."""
     try:
         for reader in readers:
             for instrument in instruments:
@@ -205,7 +200,7 @@ def drop_series(
     return True
 
 
-def _is_exported(aggregation: Any) -> bool:
+def is_exported(aggregation: Any) -> bool:
     """Return whether nothing was recorded since the last collection. Exponential buckets use another attribute."""
     return getattr(aggregation, "_value", None) is None and getattr(aggregation, "_value_positive", None) is None
 

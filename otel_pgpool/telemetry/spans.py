@@ -102,7 +102,7 @@ class Spans:
     def _filter(self) -> Callable[[Context], bool] | None:
         """Return the function that decides whether a checkout in a context gets a span; None if each gets one."""
         if self._mode == "off":
-            return _never
+            return lambda _caller: False
         if self._mode == "parent":
             return _is_recorded
         return sdk_internals.has_provider if sdk_internals.waits_for_provider(self._tracer) else None
@@ -241,10 +241,6 @@ class Spans:
         return set_span_in_context(span, parent)
 
 
-def _never(_caller: Context) -> bool:
-    return False
-
-
 def _is_recorded(caller: Context) -> bool:
     span: Any = caller.get(sdk_internals.SPAN_KEY)
     return span is not None and span.is_recording()
@@ -284,12 +280,8 @@ def _longest_holder(checkout: Checkout) -> dict[str, AttributeValue]:
 
 
 def _address(connect: Connect) -> dict[str, AttributeValue]:
-    reached: dict[str, AttributeValue] = {}
-    if connect.address:
-        reached[names.ATTR_SERVER_ADDRESS] = connect.address
-    if connect.port:
-        reached[names.ATTR_SERVER_PORT] = connect.port
-    return reached
+    reached = {names.ATTR_SERVER_ADDRESS: connect.address, names.ATTR_SERVER_PORT: connect.port}
+    return {name: value for name, value in reached.items() if value}
 
 
 def _wall(reading: float) -> int:

@@ -140,7 +140,7 @@ def backends(dsn: str, name: str) -> int:
 
 def test_a_connect_that_hangs(dsn: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a name server that does not answer, which libpq does not bound."""
-    monkeypatch.setattr(targets.Patience, "of_libpq", 0.2)
+    monkeypatch.setattr(targets.TimeLimits, "of_libpq", 0.2)
     connect, calls = psycopg2.connect, []
 
     def slow_connect(*args: Any, **kwargs: Any) -> connection:

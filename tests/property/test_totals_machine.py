@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from otel_pgpool.telemetry import accounts, metrics, sdk_internals
+from otel_pgpool.telemetry import metrics, pools_by_name, sdk_internals
 from tests.support.totals import CHECKOUTS, TIMEOUTS, Meter, Reader
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Machine(RuleBasedStateMachine):
         self.expected: dict[str, Counter[str]] = {TIMEOUTS: Counter(), CHECKOUTS: Counter()}
         self.patches = [
             mock.patch.object(metrics, "monotonic", side_effect=lambda: self.meter.now),
-            mock.patch.object(accounts, "MAX_REPORTED", 2),
+            mock.patch.object(pools_by_name, "MAX_REPORTED", 2),
         ]
         if opaque:
             self.patches.append(mock.patch.object(sdk_internals, "collecting_reader", return_value=None))

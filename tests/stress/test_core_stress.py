@@ -16,7 +16,7 @@ import pytest
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.pool.core import NOT_HELD
 from otel_pgpool.pool.slots import ORPHAN_AFTER
-from otel_pgpool.runtime.wakeup import wait_for
+from otel_pgpool.runtime.wakeup import acquire_within
 from tests.support.fakes import Desk, FakeConnection, agree
 from tests.support.waiting import wait_until
 
@@ -92,7 +92,7 @@ class Stressed(Desk):
                     self.core.request_growth(checkout)
                     return None
                 waiter = self.core.join(checkout, monotonic())
-                wait_for(waiter.lock, patience)
+                acquire_within(waiter.lock, patience)
                 conn = waiter.conn or self.core.leave(waiter.checkout, waiter)
                 if conn is None:
                     if patience == PATIENCE:

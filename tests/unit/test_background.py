@@ -134,7 +134,7 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, error:
 
     duties = Parked()
     watch = ParkingThread(duties, duties, NAME)
-    monkeypatch.setattr(background, "start", fail)
+    monkeypatch.setattr(background, "start_thread", fail)
     with nullcontext() if isinstance(error, RuntimeError) else pytest.raises(KeyboardInterrupt):
         watch.wake()
     assert duties.parked

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from otel_pgpool.pool.base import Common
 from otel_pgpool.pool.connect import Connectors
-from otel_pgpool.pool.part import Common
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_somebody_elses_start_that_fails(conn: Any, monkeypatch: pytest.MonkeyPa
             assert entered.wait(PATIENCE)
         raise KeyboardInterrupt if began else RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(deadlines, "start", fail)
+    monkeypatch.setattr(deadlines, "start_thread", fail)
     with pytest.raises(KeyboardInterrupt) if began else nullcontext(), Deadline(other, FAR):
         relies.join(PATIENCE)
     relies.join(PATIENCE)

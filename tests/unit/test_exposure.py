@@ -8,7 +8,7 @@ import pytest
 from psycopg2 import extensions
 
 from otel_pgpool.driver import exposure
-from otel_pgpool.driver.exposure import NOT_IN_CLEAR, OVER_TLS, PLAIN, is_exposed, safe_options
+from otel_pgpool.driver.exposure import NOT_IN_CLEAR, OVER_TLS, UNCHANGED, is_exposed, safe_options
 
 FAR = "host=db.example.com"
 
@@ -110,15 +110,15 @@ def test_variables(monkeypatch: pytest.MonkeyPatch, dsn: str, variables: dict[st
         ("host=127.0.0.1 sslmode=allow", (NOT_IN_CLEAR, OVER_TLS)),
         ("host=127.0.0.1 sslmode=disable", (NOT_IN_CLEAR,)),
         ("host=/tmp,localhost", (NOT_IN_CLEAR, OVER_TLS)),
-        ("host=/tmp", PLAIN),
-        ("host=@postgresql", PLAIN),
-        ("", PLAIN),
-        (f"{FAR} sslmode=require", PLAIN),
-        (f"{FAR} gssencmode=require", PLAIN),
-        (f"{FAR} require_auth=password", PLAIN),
-        (f"{FAR} require_auth=''", PLAIN),
-        (f"{FAR} service=shop", PLAIN),
-        (f"{FAR} service=shop sslmode=prefer", PLAIN),
+        ("host=/tmp", UNCHANGED),
+        ("host=@postgresql", UNCHANGED),
+        ("", UNCHANGED),
+        (f"{FAR} sslmode=require", UNCHANGED),
+        (f"{FAR} gssencmode=require", UNCHANGED),
+        (f"{FAR} require_auth=password", UNCHANGED),
+        (f"{FAR} require_auth=''", UNCHANGED),
+        (f"{FAR} service=shop", UNCHANGED),
+        (f"{FAR} service=shop sslmode=prefer", UNCHANGED),
     ],
 )
 def test_ways(dsn: str, expected: object) -> None:
@@ -129,8 +129,8 @@ def test_ways(dsn: str, expected: object) -> None:
 def test_ways_of_the_environment_and_of_an_old_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
     """PGREQUIREAUTH is the program's own choice; before libpq 16 there is none."""
     monkeypatch.setenv("PGREQUIREAUTH", "scram-sha-256,password")
-    assert safe_options(read(FAR)) == PLAIN
+    assert safe_options(read(FAR)) == UNCHANGED
     monkeypatch.delenv("PGREQUIREAUTH")
-    assert safe_options(read(FAR)) != PLAIN
+    assert safe_options(read(FAR)) != UNCHANGED
     monkeypatch.setattr(exposure.extensions, "libpq_version", lambda: 150000)
-    assert safe_options(read(FAR)) == PLAIN
+    assert safe_options(read(FAR)) == UNCHANGED

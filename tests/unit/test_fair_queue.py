@@ -12,7 +12,7 @@ import pytest
 from psycopg2.pool import PoolError
 
 from otel_pgpool.instrumentation import fair_queue
-from otel_pgpool.instrumentation.adapters.psycopg2.results import EXHAUSTED, is_exhausted
+from otel_pgpool.instrumentation.adapters.psycopg2.failures import EXHAUSTED, is_exhausted
 from otel_pgpool.instrumentation.fair_queue import FairQueue
 from otel_pgpool.runtime.wakeup import Wakeup
 from tests.support.waiting import PATIENCE, wait_until

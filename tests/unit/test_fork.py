@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FORKS = [os.fork, ctypes.PyDLL(None).fork]
 
 
-@pytest.fixture(params=[forking.make_marker, forking.ByPid])
+@pytest.fixture(params=[forking.make_marker, forking.PidMarker])
 def marker(request: pytest.FixtureRequest) -> Any:
     made = request.param()
     assert not made

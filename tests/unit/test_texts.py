@@ -14,7 +14,7 @@ from otel_pgpool.runtime.text import (
     LONGEST_NAME,
     LONGEST_TEXT,
     MOST_NAMES,
-    Names,
+    PrintableNames,
     file_of,
     function_of,
     may_hold_password,
@@ -72,7 +72,7 @@ def test_guard_against_passwords_is_linear(piece: str) -> None:
 
 def test_names() -> None:
     """Names are made printable once; of many the latest are kept."""
-    names = Names()
+    names = PrintableNames()
     assert (names["a\nb"], names["a"]) == ("a\\nb", "a")
     for number in range(3 * MOST_NAMES):
         names[f"thread {number}"]

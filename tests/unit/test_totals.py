@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.sdk.metrics.view import DropAggregation, ExponentialBucketHistogramAggregation, View
 
-from otel_pgpool.telemetry import accounts, metrics, sdk_internals
+from otel_pgpool.telemetry import metrics, pools_by_name, sdk_internals
 from tests.support.totals import CHECKOUTS, DISCARDED, MAX, PATH, TIMEOUTS, WAIT_TIME, Meter, Reader
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds that are reached soon."""
-    monkeypatch.setattr(accounts, "MAX_UNREPORTED", 100)
-    monkeypatch.setattr(accounts, "MAX_REPORTED", 10)
+    monkeypatch.setattr(pools_by_name, "MAX_UNREPORTED", 100)
+    monkeypatch.setattr(pools_by_name, "MAX_REPORTED", 10)
 
 
 def all_told(meter: Meter, metric: str, expected: int, name: str = "shop") -> None:
@@ -212,7 +212,7 @@ def test_nothing_grows_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Meter(monkeypatch, read, unread)
     sizes = []
     for number in range(6):
-        for each in range(accounts.MAX_UNREPORTED):
+        for each in range(pools_by_name.MAX_UNREPORTED):
             name = f"{number}-{each}"
             meter.wait(name)
             close(meter.pool(name, timeouts=1))
@@ -220,21 +220,21 @@ def test_nothing_grows_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
         read.ask()
         meter.pass_on(KEPT)
         read.ask()
-        sizes.append((meter.kept_by_the_sdk(), len(meter.instruments._accounts._ended)))
+        sizes.append((meter.kept_by_the_sdk(), len(meter.instruments._pools._ended)))
     told = [name for metric, name in read.total if metric == TIMEOUTS]
-    assert sum(read.sum_of(TIMEOUTS, name) for name in told) == 6 * accounts.MAX_UNREPORTED
+    assert sum(read.sum_of(TIMEOUTS, name) for name in told) == 6 * pools_by_name.MAX_UNREPORTED
     assert sizes[1:] == [sizes[1]] * 5
-    assert sizes[0][1] == accounts.MAX_UNREPORTED
+    assert sizes[0][1] == pools_by_name.MAX_UNREPORTED
 
 
 def test_some_names_are_kept_when_all_have_been_told(meter: Meter) -> None:
     """Those that ended last; of the others the SDK has forgotten everything too, so that a delta does not fall."""
-    for number in range(accounts.MAX_REPORTED + 1):
+    for number in range(pools_by_name.MAX_REPORTED + 1):
         close(meter.pool(f"shop-{number}", timeouts=7))
     meter.ask()
     meter.pass_on(KEPT)
     meter.ask()
-    assert len(meter.instruments._accounts._ended) == accounts.MAX_REPORTED
+    assert len(meter.instruments._pools._ended) == pools_by_name.MAX_REPORTED
     before = meter.kept_by_the_sdk()
     anew = [meter.pool("shop-0", timeouts=1), meter.pool("shop-1", timeouts=1)]
     often, _seldom = meter.readers
@@ -247,20 +247,20 @@ def test_nothing_grows_where_nobody_collects(monkeypatch: pytest.MonkeyPatch) ->
     """A program without the SDK, or without a reader, may make as many pools as it likes."""
     meter = Meter(monkeypatch)
     alive = [meter.pool() for _ in range(10)]
-    for number in range(5 * accounts.MAX_UNREPORTED):
+    for number in range(5 * pools_by_name.MAX_UNREPORTED):
         meter.pool(f"shop-{number}", timeouts=1)
-    assert len(meter.instruments._accounts._new) <= 2 * (accounts.MAX_UNREPORTED + len(alive))
+    assert len(meter.instruments._pools._new) <= 2 * (pools_by_name.MAX_UNREPORTED + len(alive))
     late = Reader()
     meter.provider.add_metric_reader(late.inner)
     assert late.ask()[MAX] == {"shop": 5}
-    assert late.sum_of(TIMEOUTS, f"shop-{5 * accounts.MAX_UNREPORTED - 1}") == 1
+    assert late.sum_of(TIMEOUTS, f"shop-{5 * pools_by_name.MAX_UNREPORTED - 1}") == 1
 
 
 def test_thousands_of_one_name_between_two_collections(meter: Meter) -> None:
     """A program that makes a pool for each request loses none of their totals."""
-    for _ in range(5 * accounts.MAX_UNREPORTED):
+    for _ in range(5 * pools_by_name.MAX_UNREPORTED):
         meter.pool(timeouts=1)
-    all_told(meter, TIMEOUTS, 5 * accounts.MAX_UNREPORTED)
+    all_told(meter, TIMEOUTS, 5 * pools_by_name.MAX_UNREPORTED)
 
 
 # A forked child
@@ -328,7 +328,7 @@ def test_an_sdk_that_does_not_tell_its_readers_apart(meter: Meter, monkeypatch: 
     assert seldom.ask()[TIMEOUTS] == {"shop": 7}
     meter.pass_on(metrics.KEPT_IF_READER_UNKNOWN)
     assert TIMEOUTS not in often.ask()
-    for number in range(2 * accounts.MAX_UNREPORTED):
+    for number in range(2 * pools_by_name.MAX_UNREPORTED):
         close(meter.pool(f"other-{number}"))
     meter.ask()
     again = meter.pool(timeouts=1)
@@ -341,16 +341,16 @@ def test_a_view_without_the_pools_name(monkeypatch: pytest.MonkeyPatch) -> None:
     views = [View(instrument_name=CHECKOUTS, attribute_keys={PATH})]
     meter = Meter(monkeypatch, Reader(delta=True), Reader(), views=views)
     stays = meter.pool("stays", served=1)
-    for number in range(accounts.MAX_REPORTED + 20):
+    for number in range(pools_by_name.MAX_REPORTED + 20):
         pool = meter.pool(f"shop-{number}", served=2)
         meter.ask()
         close(pool)
     for _ in range(3):
         meter.pass_on(KEPT)
-        all_told(meter, CHECKOUTS, 1 + 2 * (accounts.MAX_REPORTED + 20), "")
+        all_told(meter, CHECKOUTS, 1 + 2 * (pools_by_name.MAX_REPORTED + 20), "")
     anew = [meter.pool("shop-0", served=5), meter.pool("shop-29", served=5)]
     stays.served += 1
-    all_told(meter, CHECKOUTS, 12 + 2 * (accounts.MAX_REPORTED + 20), "")
+    all_told(meter, CHECKOUTS, 12 + 2 * (pools_by_name.MAX_REPORTED + 20), "")
     assert not anew[0].closed
 
 

@@ -9,7 +9,7 @@ from otel_pgpool.pool.utilization import UtilizationAlarm, status_of
 
 def changes(*looks: float) -> list[str | None]:
     level = UtilizationAlarm()
-    return [level.changed(utilization) for utilization in looks]
+    return [level.update(utilization) for utilization in looks]
 
 
 def test_two_looks_must_agree() -> None:
@@ -62,14 +62,14 @@ def test_a_level_is_left_ten_points_below_its_threshold() -> None:
 def test_settled() -> None:
     """Only after normal looks may the maintenance sleep: a level reached, or about to be, needs another look."""
     level = UtilizationAlarm()
-    assert level.settled
-    level.changed(0.9)
-    assert not level.settled
-    level.changed(0.9)
-    level.changed(0.1)
-    assert not level.settled
-    assert level.changed(0.1) == "normal"
-    assert level.settled
+    assert level.is_settled
+    level.update(0.9)
+    assert not level.is_settled
+    level.update(0.9)
+    level.update(0.1)
+    assert not level.is_settled
+    assert level.update(0.1) == "normal"
+    assert level.is_settled
 
 
 @pytest.mark.parametrize(("utilization", "name"), [(0.0, "ok"), (0.79, "ok"), (0.8, "high"), (0.95, "critical")])

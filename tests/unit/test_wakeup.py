@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from otel_pgpool.runtime.wakeup import Deferred, Wakeup, start, wait_for
+from otel_pgpool.runtime.wakeup import Deferred, Wakeup, acquire_within, start_thread
 from tests.support.fakes import FakeConnection
 
 
@@ -42,15 +42,15 @@ def test_a_weak_reference_may_ring() -> None:
 def test_waiting_for_a_lock_without_time_does_not_wait() -> None:
     """Nought and less than nought take a free lock, or answer False."""
     lock = threading.Lock()
-    assert wait_for(lock, 0) is True
-    assert wait_for(lock, 0) is False
-    assert wait_for(lock, -5) is False
+    assert acquire_within(lock, 0) is True
+    assert acquire_within(lock, 0) is False
+    assert acquire_within(lock, -5) is False
 
 
 def test_waiting_for_a_lock_takes_any_time() -> None:
     """Times longer than the platform can count, infinity included, are accepted."""
     for seconds in (math.inf, 1e300, threading.TIMEOUT_MAX * 2):
-        assert wait_for(threading.Lock(), seconds) is True
+        assert acquire_within(threading.Lock(), seconds) is True
 
 
 def test_dropped_connections_gather_until_drained() -> None:
@@ -79,7 +79,7 @@ class Interrupted(threading.Thread):
 def test_an_interrupt_while_a_thread_starts_comes_out() -> None:
     """And is not taken for a lack of threads."""
     with pytest.raises(KeyboardInterrupt):
-        start(Interrupted())
+        start_thread(Interrupted())
 
 
 class Refused(threading.Thread):
@@ -92,9 +92,9 @@ class Refused(threading.Thread):
 def test_a_lack_of_threads_comes_out_while_an_error_is_handled() -> None:
     """It is not taken for an interrupt, though the caller be handling one."""
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        start(Refused())
+        start_thread(Refused())
     try:
         raise KeyboardInterrupt  # noqa: TRY301 - it is to be handled here
     except KeyboardInterrupt:
         with pytest.raises(RuntimeError, match="can't start new thread"):
-            start(Refused())
+            start_thread(Refused())

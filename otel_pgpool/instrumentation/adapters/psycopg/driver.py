@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.pq import ConnStatus
 
-from otel_pgpool.driver.messages import known
-from otel_pgpool.driver.refusal_texts import refuses_by_state, refuses_by_text
-from otel_pgpool.errors import sqlstate
+from otel_pgpool.driver.messages import known_text
+from otel_pgpool.driver.refusal_texts import refuses
 from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
-from otel_pgpool.runtime.text import printable, text_of
-from otel_pgpool.types import TransactionStatus
+from otel_pgpool.runtime.text import printable
+from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import PoolTarget
 
 BAD = ConnStatus.BAD
-TRANSACTION_STATUSES = tuple(TransactionStatus)
-"""The statuses in the order of libpq's numbers."""
 
 
 def is_closed(conn: Any) -> bool:
@@ -54,16 +51,7 @@ def parameters_of(conn: Any) -> dict[str, str]:
 
 def error_text(error: BaseException, target: PoolTarget) -> str:
     """Return the known part of a psycopg error's text, one line without secrets, SQL or values; maybe empty."""
-    if not isinstance(error, psycopg.Error):
-        return ""
-    if sqlstate(error) is None:
-        return printable(known(text_of(error), target.public))
-    diagnosis = error.diag
-    if (diagnosis.source_file or "pl").startswith("pl"):  # raised by a procedural language, with any text
-        return ""
-    constraint = diagnosis.constraint_name
-    public = target.public if constraint is None else {*target.public, constraint}
-    return printable(known(diagnosis.message_primary or "", public))
+    return known_text(error, target.public) if isinstance(error, psycopg.Error) else ""
 
 
 class Psycopg(Driver):
@@ -90,10 +78,7 @@ class Psycopg(Driver):
 
     def is_refusal(self, error: BaseException) -> bool:
         """Return whether the server is up and refused the connection."""
-        if not isinstance(error, psycopg.Error):
-            return False
-        state = sqlstate(error)
-        return refuses_by_text(text_of(error)) if state is None else refuses_by_state(state)
+        return isinstance(error, psycopg.Error) and refuses(error)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a psycopg error's text."""

@@ -29,7 +29,7 @@ def takes_key(getconn: Method) -> bool:
     return not by_place or by_place[0].name == "key" or by_place[0].kind is by_place[0].VAR_POSITIONAL
 
 
-def names_open_checkout(pool: Any, /, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
+def is_key_checked_out(pool: Any, /, key: Any = None, *_args: Any, **_kwargs: Any) -> bool:
     """Return whether a key belongs to an open checkout, so that the pool will return that connection again."""
     if key is None:
         return False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg2.pool import SimpleConnectionPool
 
 from otel_pgpool.instrumentation.adapters.psycopg2.driver import closed_of
-from otel_pgpool.instrumentation.adapters.psycopg2.results import (
+from otel_pgpool.instrumentation.adapters.psycopg2.failures import (
     handle_failed_getconn,
     handle_failed_putconn,
     record_discard,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from functools import partial
 from logging import DEBUG
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-import psycopg2
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
+from otel_pgpool.driver.session import close_inherited
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.psycopg2 import fast_path, private
 from otel_pgpool.instrumentation.adapters.psycopg2.arguments import runs_later
 from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2Driver
-from otel_pgpool.instrumentation.adapters.psycopg2.results import EXHAUSTED, is_exhausted
+from otel_pgpool.instrumentation.adapters.psycopg2.failures import EXHAUSTED, is_exhausted
 from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg2.wrappers import PoolCalls
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
@@ -170,15 +168,11 @@ class Psycopg2Adapter(Psycopg2Driver):
         return PoolError(EXHAUSTED)
 
     def forget_inherited(self, pool: Any) -> int:
-        """Remove the parent's connections from a pool in a forked child; return their number.
-
-        The sockets are closed here, because psycopg2 closes only those that its own process has opened.
-        """
+        """Remove the parent's connections from a pool in a forked child; return their number."""
         idle, used = private.remove_all(pool)
         self._calls.reset_after_fork(used)
         for conn in idle:
-            with suppress(psycopg2.Error, OSError):
-                os.close(conn.fileno())
+            close_inherited(conn)
         return len(idle) + len(used)
 
 

@@ -14,12 +14,12 @@ from wrapt import FunctionWrapper
 from otel_pgpool.instrumentation.adapters.psycopg2 import private
 from otel_pgpool.instrumentation.adapters.psycopg2.arguments import (
     asks_to_close,
-    names_open_checkout,
+    is_key_checked_out,
     released_connection,
     takes_key,
 )
 from otel_pgpool.instrumentation.adapters.psycopg2.driver import closed_of
-from otel_pgpool.instrumentation.adapters.psycopg2.results import (
+from otel_pgpool.instrumentation.adapters.psycopg2.failures import (
     handle_failed_getconn,
     handle_failed_putconn,
     is_exhausted,
@@ -141,7 +141,7 @@ class PoolCalls:
         tracker = self.tracker_of(pool)
         if tracker is None:
             return getconn()
-        is_repeat = keyed and names_open_checkout(*getconn.args, **getconn.keywords)
+        is_repeat = keyed and is_key_checked_out(*getconn.args, **getconn.keywords)
         caller = id(pool), threading.get_ident()
         outer = self._subclass_calls.get(caller)
         if outer is not None:

@@ -1,4 +1,4 @@
-"""Errors of a pool's ``getconn`` and ``putconn``, and connections that the pool closes at a release."""
+"""Failed calls of ``getconn`` and ``putconn``, and connections that the pool closes at a release."""
 
 from __future__ import annotations
 

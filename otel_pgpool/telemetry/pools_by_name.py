@@ -1,4 +1,4 @@
-"""Accounts for the pools of each name: the levels of the open pool, and the totals of all past and present pools.
+"""PoolsByName for the pools of each name: the levels of the open pool, and the totals of all past and present pools.
 
 A total must not decrease, and must not be lost with its pool. A new pool therefore continues the totals of its name,
 and the totals of a name without a pool are reported until every reader has exported them.
@@ -11,7 +11,7 @@ from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.telemetry.readings import TOTALS
+from otel_pgpool.telemetry.observables import TOTALS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -36,14 +36,14 @@ class PoolFigures:
     def __init__(self, pool: ObservedPool) -> None:
         self.name = pool.name
         self.pool = weakref.ref(pool)
-        self.last = pool.last_figures
+        self.final = pool.last_figures
         self._seen: PoolStats | None = None
-        self._missed = False
+        self._was_gone = False
 
     def stats(self) -> PoolStats | None:
         """Return the pool's figures, or its final ones; None if there are none."""
         pool = self.pool()
-        stats = self.last.stats if pool is None else pool.stats()
+        stats = self.final.stats if pool is None else pool.stats()
         if stats is not None:
             self._seen = stats
         return self._seen
@@ -55,8 +55,8 @@ class PoolFigures:
         """
         if self.pool() is not None:
             return False
-        if self.last.stats is None and not self._missed:
-            self._missed = True
+        if self.final.stats is None and not self._was_gone:
+            self._was_gone = True
             return False
         return True
 
@@ -65,7 +65,7 @@ class PoolFigures:
         self._seen = None
 
 
-class Account:
+class NamedPools:
     """The totals and levels of the pools of one name."""
 
     def __init__(self, name: str) -> None:
@@ -81,11 +81,11 @@ class Account:
 
     def add(self, figures: PoolFigures) -> None:
         """Add a pool, or a pool that a forked child reports again."""
-        self._pools[id(figures.last)] = figures
+        self._pools[id(figures.final)] = figures
         self._first_collections.clear()
 
-    def merge(self, other: Account) -> None:
-        """Add the pools of another account of the same name."""
+    def merge(self, other: NamedPools) -> None:
+        """Add other pools of the same name."""
         for figures in other._pools.values():
             self.add(figures)
         for metric, past in other._past.items():
@@ -135,8 +135,8 @@ class Account:
         first = self._first_collections.get(reader, now)
         return first < now and now - first >= kept
 
-    def add_totals(self, other: Account) -> None:
-        """Add the totals that another account has reported."""
+    def add_totals(self, other: NamedPools) -> None:
+        """Add the totals that the pools of another name have reported."""
         for metric, counts in other.totals.items():
             self._past[metric].update(counts)
         self.read()
@@ -166,81 +166,81 @@ def _add(totals: CountsByMetric, stats: PoolStats) -> None:
         totals[metric].update({tuple(attributes.items()): value for value, attributes in read(stats)})
 
 
-class Accounts:
-    """The accounts of all names of one meter.
+class PoolsByName:
+    """The pools of one meter, by name.
 
     Pools are added from any thread; everything else happens during a collection. There is no lock here, because the SDK
     runs one collection at a time under a lock of its own.
     """
 
     def __init__(self) -> None:
-        self._new: dict[int, Account] = {}  # accounts of pools added since the last collection, in order
+        self._new: dict[int, NamedPools] = {}  # pools added since the last collection, in order
         self._numbers = count()
         self._limit = MAX_UNREPORTED
-        self._open: dict[str, Account] = {}
-        self._ended: dict[str, Account] = {}  # the earliest ended first
-        self._dropped = Account("")
-        self.shown: list[Account] = []
-        """The accounts that the present collection reports."""
+        self._open: dict[str, NamedPools] = {}
+        self._ended: dict[str, NamedPools] = {}  # the earliest ended first
+        self._dropped = NamedPools("")
+        self.shown: list[NamedPools] = []
+        """The pools that the present collection reports, by name."""
 
     def report(self, pool: ObservedPool) -> None:
         """Report a pool in all further collections."""
         if len(self._new) >= self._limit:
             self._compact()
-        new = Account(pool.name)
+        new = NamedPools(pool.name)
         new.add(PoolFigures(pool))
         self._new[next(self._numbers)] = new
 
     def _compact(self) -> None:
-        """Reduce collected pools to one account per name, and bound the number of names, while no reader collects."""
-        gone: dict[str, Account] = {}
+        """Merge the collected pools of each name, and bound the number of names, while no reader collects."""
+        gone: dict[str, NamedPools] = {}
         for number, new in list(self._new.items()):
             # Another thread may do the same at this moment. The thread that pops an entry processes it.
             if not new.is_active() and self._new.pop(number, None) is not None:
-                gone.setdefault(new.name, Account(new.name)).merge(new)
-        for account in list(gone.values())[-MAX_UNREPORTED:]:
-            account.merge_collected()
-            self._new[next(self._numbers)] = account
+                gone.setdefault(new.name, NamedPools(new.name)).merge(new)
+        for pools in list(gone.values())[-MAX_UNREPORTED:]:
+            pools.merge_collected()
+            self._new[next(self._numbers)] = pools
         self._limit = 2 * max(MAX_UNREPORTED, len(self._new))
 
     def begin(self, reader: object, now: float, kept: float) -> None:
         """Begin the collection of a reader, which gets the end of each name once, and again for ``kept`` seconds."""
         self._add_new()
-        for name, account in list(self._open.items()):
-            account.merge_collected()
-            if not account.is_active():
+        for name, pools in list(self._open.items()):
+            pools.merge_collected()
+            if not pools.is_active():
                 self._ended[name] = self._open.pop(name)
-        for account in self._ended.values():
-            account.merge_collected()
-            account.note_collection(reader, now)
-        shown = [account for account in self._ended.values() if not account.has_exported_end(reader, now, kept)]
+        for pools in self._ended.values():
+            pools.merge_collected()
+            pools.note_collection(reader, now)
+        shown = [pools for pools in self._ended.values() if not pools.has_exported_end(reader, now, kept)]
         self.shown = [*self._open.values(), *shown]
-        for account in self.shown:
-            account.read()
+        for pools in self.shown:
+            pools.read()
 
     def _add_new(self) -> None:
         for number in list(self._new):
             new = self._new.pop(number, None)
             if new is not None:
                 name = new.name
-                account = self._open.get(name) or self._ended.pop(name, None) or Account(name)
-                self._open[name] = account
-                account.merge(new)
+                pools = self._open.get(name) or self._ended.pop(name, None) or NamedPools(name)
+                self._open[name] = pools
+                pools.merge(new)
 
-    def all_accounts(self) -> list[Account]:
-        """Return every account, including those that this collection leaves out and that of dropped names."""
+    def all_names(self) -> list[NamedPools]:
+        """Return the pools of every name, including names that this collection leaves out, and dropped ones as one."""
         return [*self._open.values(), *self._ended.values(), self._dropped]
 
     def ended_names(self, readers: Collection[object], now: float, kept: float) -> Iterator[str]:
         """Iterate over the names whose end all given readers have exported, the earliest ended first."""
-        for name, account in self._ended.items():
-            if all(account.has_exported_end(reader, now, kept) for reader in readers):
+        for name, pools in self._ended.items():
+            if all(pools.has_exported_end(reader, now, kept) for reader in readers):
                 yield name
 
     def surplus(self, readers: Collection[object], now: float, kept: float) -> set[str]:
         """Return the names above the limits `MAX_REPORTED` and `MAX_UNREPORTED`."""
         exported = list(self.ended_names(readers, now, kept))
-        kept_back = {*exported, *(account.name for account in self.shown)}
+        kept_back = {*exported, *(pools.name for pools in self.shown)}
         unexported = [name for name in self._ended if name not in kept_back]
         return {*exported[:-MAX_REPORTED], *unexported[:-MAX_UNREPORTED]}
 
@@ -250,10 +250,10 @@ class Accounts:
             self._dropped.add_totals(self._ended.pop(name))
 
     def reset_after_fork(self, *, totals_dropped: bool) -> None:
-        """Reset the accounts in a forked child, without the parent's totals and without pools that ended there."""
-        for account in [*self._new.values(), *self.all_accounts()]:
-            account.reset_after_fork(totals_dropped=totals_dropped)
+        """Reset all in a forked child, without the parent's totals and without pools that ended there."""
+        for pools in [*self._new.values(), *self.all_names()]:
+            pools.reset_after_fork(totals_dropped=totals_dropped)
         self._new = {number: new for number, new in self._new.items() if new.is_open()}
         if totals_dropped:
-            self._open = {name: account for name, account in self._open.items() if account.is_open()}
+            self._open = {name: pools for name, pools in self._open.items() if pools.is_open()}
             self._ended.clear()
