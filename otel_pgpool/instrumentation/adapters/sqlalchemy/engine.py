@@ -35,7 +35,7 @@ def read_levels(pool: Any) -> Levels:
         used = max(0, size - len(records) + overflow)  # negative for a pool that was disposed of
         return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
     tracker = getattr(pool, TRACKER_ATTR, None)  # None for a pool that is not tracked yet
-    held = 0 if tracker is None else len(tracker.held)
+    held = 0 if tracker is None else len(tracker.held) + len(tracker.light)
     if isinstance(pool, (StaticPool, AssertionPool)):
         idle = not held and any(map(is_connected, pool_records(pool)))
         return Levels(0, 1, min(held, 1), int(idle), 1)

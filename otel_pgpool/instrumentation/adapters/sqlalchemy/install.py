@@ -14,7 +14,8 @@ from wrapt import FunctionWrapper
 
 from otel_pgpool.instrumentation.adapters.base import Installation
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
-from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable, key_here
+from otel_pgpool.instrumentation.adapters.sqlalchemy import light
+from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable, is_light, key_here
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_dialect
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import (
     engine_name,
@@ -77,7 +78,8 @@ class SqlalchemyAdapter(Installation):
         """Add the listeners, wrap the methods, and track the engines that have connections."""
         self._events.add()
         wrap = self._replacements.wrap
-        wrap(Engine, "raw_connection", self._calls.wrap_raw_connection)
+        wrap_lightly = partial(light.wrap_raw_connection, self._calls)
+        wrap(Engine, "raw_connection", wrap_lightly if is_light(self._session) else self._calls.wrap_raw_connection)
         wrap(Engine, "dispose", _wrap_dispose)
         wrap(Pool, "connect", self._calls.wrap_pool_connect)
         wrap(SingletonThreadPool, "connect", self._calls.wrap_pool_connect)  # it has its own

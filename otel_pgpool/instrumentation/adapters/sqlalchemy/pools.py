@@ -12,6 +12,7 @@ from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.base import PoolReader
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import read_levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import reset_pool
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.text import LONGEST_NAME, text_of
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class EnginePools(PoolReader):
         idle = reset_pool(pool)
         self._inherited.abandon(idle, self.driver)
         self._table.leave_to_parent(pool, idle, self._inherited)
-        return len(idle)
+        return len(idle) + self._inherited.count(getattr(pool, TRACKER_ATTR).name)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a driver error's text, or SQLAlchemy's own about an exhausted pool."""
