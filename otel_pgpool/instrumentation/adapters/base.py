@@ -104,6 +104,16 @@ class Installation(ABC):
         """
         return None
 
+    @classmethod  # noqa: B027 - optional
+    def check_observable(cls, given: Any) -> None:
+        """Raise an error if ``instrument_pool`` gets a pool of this kind that can never be observed.
+
+        Called with the same object as `pool_of`, if that has returned a pool.
+
+        Raises:
+            TypeError: the pool is one of another database.
+        """
+
     def track_selected(self, pool: Any) -> None:  # noqa: B027 - optional
         """Start to track a pool, or that of an owner, at once; otherwise this begins at the pool's next checkout."""
 
