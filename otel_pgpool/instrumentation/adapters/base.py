@@ -152,6 +152,10 @@ class PoolReader(Driver, ABC):
         have been held at the fork.
         """
 
+    def target_of(self, conn: Any) -> PoolTarget | None:  # noqa: ARG002 - the interface
+        """Return the target of a connection of a pool whose own is unknown; None if the connection does not know it."""
+        return None
+
     def is_idle(self, pool: Any, conn: Any) -> bool:  # noqa: ARG002 - the interface
         """Return whether a connection that counts as held is idle, released by a method that is not wrapped."""
         return False

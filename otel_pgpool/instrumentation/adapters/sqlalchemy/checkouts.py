@@ -11,6 +11,7 @@ from sqlalchemy.engine.interfaces import AdaptedConnection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import current_greenlet, driver_connection, record_of
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.pool.checkout import ManualCheckout
+from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
@@ -104,9 +105,7 @@ def record_of_request(request: EngineCheckout | LightRequest) -> EngineCheckout:
     tracker, stack, started = request
     checkout = EngineCheckout()
     checkout.tracker = tracker
-    tracker.start_with(checkout, stack)
-    checkout.started = started
-    return checkout
+    return tracker.start_with(checkout, stack, started)
 
 
 def record_of_hold(held: LightHold, conn: Any) -> EngineCheckout | None:
@@ -123,6 +122,16 @@ def record_of_hold(held: LightHold, conn: Any) -> EngineCheckout | None:
     return checkout
 
 
+class UnknownRequest:
+    """A call of ``Pool.connect`` in progress, of a pool without an engine that is not known yet."""
+
+    def __init__(self) -> None:
+        self.started = monotonic()
+        self.queued: float | None = None
+        self.wait_ended: float | None = None
+        self.is_connected = False
+
+
 class CheckoutTable:
     """The checkouts in progress. The dictionaries are never replaced, so that others may refer to them.
 
@@ -132,6 +141,7 @@ class CheckoutTable:
     def __init__(self) -> None:
         # Those without a connection yet, by `key_here`.
         self.in_progress: dict[int, EngineCheckout | LightRequest] = {}
+        self.unknown: dict[int, UnknownRequest] = {}  # likewise, by `key_here`
         self.held: dict[int, EngineCheckout | LightHold] = {}  # by id of the connection
         self.closed_while_held: dict[int, EngineCheckout] = {}  # by id of the record, which outlives its connection
         self.trackers: weakref.WeakKeyDictionary[Record, PoolTracker] = weakref.WeakKeyDictionary()
@@ -178,5 +188,5 @@ class CheckoutTable:
             with ignore_errors:
                 fairy: Any = fairy_ref()
                 inherited.add(record_of(fairy), fairy.dbapi_connection, driver_of(tracker), tracker.name)
-        for known in (self.in_progress, self.held, self.closed_while_held):
+        for known in (self.in_progress, self.unknown, self.held, self.closed_while_held):
             known.clear()

@@ -131,6 +131,8 @@ class EventListeners:
             request.tracker.connects.connecting.discard(key)
             request.tracker.connected(began, conn, request.caller)
             self._table.trackers[record] = request.tracker
+        elif key in self._table.unknown:
+            self._table.unknown[key].is_connected = True
 
     def _checked_in(self, conn: Any, record: Record) -> None:
         try:

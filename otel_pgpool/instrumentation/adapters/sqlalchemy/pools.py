@@ -53,6 +53,10 @@ class EnginePools(PoolReader):
         """Return an unknown target: a pool has none, only its engine and its connections do."""
         return UNKNOWN
 
+    def target_of(self, conn: Any) -> PoolTarget:
+        """Return the target of a connection that a creator of the application has opened."""
+        return self.driver.target_of_connection(conn)
+
     def forget_inherited(self, pool: Any) -> int:
         """Remove the parent's connections in a forked child, closing the sockets of idle ones; return their number.
 

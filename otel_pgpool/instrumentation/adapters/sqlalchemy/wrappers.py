@@ -15,7 +15,6 @@ import threading
 import weakref
 from functools import wraps
 from sys import _getframe
-from time import time
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
@@ -23,6 +22,7 @@ from sqlalchemy.util.queue import Empty
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
     EngineCheckout,
+    UnknownRequest,
     driver_error,
     driver_of,
     key_here,
@@ -32,6 +32,7 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_creat
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import driver_connection, record_of
 from otel_pgpool.instrumentation.adapters.sqlalchemy.tasks import start_in_greenlet
 from otel_pgpool.instrumentation.guards import never_raise, raise_if_asynchronous
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
 from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.session import InstrumentationSession
-    from otel_pgpool.instrumentation.tracker import PoolTracker
 
 BETWEEN = SkippedModules("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
 """Modules to skip in the search for the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
@@ -161,13 +161,14 @@ class EngineCalls:
     def wrap_queue_get(self, original: Callable[..., Any], key: Callable[[], int]) -> Callable[..., Any]:
         """Wrap the ``get`` of a pool's queue; ``key`` returns the key of the call in progress."""
         in_progress, requested = self._in_progress, self.table.requested
+        unknown, get_unknown = self.table.unknown, self._get_unknown
 
         @wraps(original)
         def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
             if not block:
                 return original(queue, block, timeout)
             if key() not in in_progress:
-                return original(queue, block, timeout)
+                return get_unknown(original, queue, block, timeout) if unknown else original(queue, block, timeout)
             try:
                 return original(queue, False)  # noqa: FBT003 - its signature
             except Empty:  # without a context manager, which would cost a tenth of the whole checkout
@@ -182,6 +183,21 @@ class EngineCalls:
                 request.wait_ended = monotonic()
 
         return get
+
+    def _get_unknown(self, get: Callable[..., Any], queue: Any, block: Any, timeout: float | None) -> Any:
+        """Call the ``get`` of a queue, and note the wait if the pool is not known yet."""
+        request = self.table.unknown.get(threading.get_ident())
+        if request is None or request.queued is not None:
+            return get(queue, block, timeout)
+        try:
+            return get(queue, False)
+        except Empty:
+            pass
+        request.queued = monotonic()
+        try:
+            return get(queue, block, timeout)
+        finally:
+            request.wait_ended = monotonic()
 
     def _check_out(
         self,
@@ -272,9 +288,19 @@ class EngineCalls:
         tracker.failed(checkout, cause, PoolErrorType.TIMEOUT if timed_out else None)
 
     def _check_out_from_unknown(self, pool: Any, request: Callable[[Any], Any], frame: FrameType) -> Any:
-        """Check out from an unknown pool without an engine; track the pool if its connections are PostgreSQL's."""
-        started, started_at = monotonic(), time()
-        fairy = request(pool)
+        """Check out from an unknown pool without an engine; track the pool if its connections are PostgreSQL's.
+
+        The checkout is recorded afterwards, with what was noted meanwhile.
+        """
+        key = threading.get_ident()
+        unknown = self.table.unknown[key] = UnknownRequest()
+        try:
+            fairy = self._call_untracked(request, pool)
+        except BaseException as error:
+            self._failed_from_unknown(pool, unknown, frame, error)
+            raise
+        finally:
+            self.table.unknown.pop(key, None)
         try:
             conn = fairy.dbapi_connection
             driver = driver_of_connection(conn) if self._session.is_on else None
@@ -282,14 +308,31 @@ class EngineCalls:
             if driver is None and conn is not None:
                 self._session.ignore(pool)
             if tracker is not None:
-                record = record_of(fairy)
-                self.table.trackers[record] = tracker
-                if record.starttime >= started_at:
-                    tracker.connected(started, conn)
-                self._check_out(tracker, frame, lambda _pool: fairy, pool)
+                self.table.trackers[record_of(fairy)] = tracker
+                checkout = self._start_unknown(tracker, unknown, frame)
+                if unknown.is_connected:
+                    tracker.connected(unknown.wait_ended or unknown.started, conn)
+                checkout.fairy = weakref.ref(fairy)
+                self.hand_over(checkout, fairy, conn)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.log_error(error)
         return fairy
+
+    @never_raise
+    def _failed_from_unknown(self, pool: Any, unknown: UnknownRequest, frame: FrameType, error: BaseException) -> None:
+        """Record a failed checkout, if another thread has made the pool known meanwhile."""
+        tracker = getattr(pool, TRACKER_ATTR, None)
+        if isinstance(tracker, PoolTracker) and tracker.watch is self.watch:
+            self.failed(self._start_unknown(tracker, unknown, frame), error)
+
+    def _start_unknown(self, tracker: PoolTracker, unknown: UnknownRequest, frame: FrameType) -> EngineCheckout:
+        """Start the checkout of a pool that has become known during the call."""
+        checkout = EngineCheckout()
+        checkout.tracker, checkout.wait_ended = tracker, unknown.wait_ended
+        tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN), unknown.started)
+        if unknown.queued is not None:
+            tracker.enqueued_at(checkout, unknown.queued)
+        return checkout
 
     def _call_untracked(self, request: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Check out from an engine that is not observed.
