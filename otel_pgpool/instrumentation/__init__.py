@@ -105,9 +105,10 @@ def instrument_pool(pool: Any) -> None:
         pool: a pool of psycopg2 or psycopg_pool, an initialized one of asyncpg, or a pool or an engine of SQLAlchemy.
 
     Raises:
-        TypeError: the object is no such pool. A `ConnectionPool` of this package reports itself.
+        TypeError: the object is no such pool, or is one of another database. A `ConnectionPool` of this package
+            reports itself.
     """
-    module, found, owner = find_pool(ADAPTERS, pool)
+    module, found, owner = find_pool(ADAPTERS, pool, to_observe=True)
     with _lock:
         installed = _installed or _replace(InstrumentationOptions.of(), ())
         installed.session.select(found, owner)

@@ -141,13 +141,14 @@ class FoundPool(NamedTuple):
     """The object that has the pool and may replace it; None if there is none."""
 
 
-def find_pool(adapters: Mapping[str, str], given: Any) -> FoundPool:
+def find_pool(adapters: Mapping[str, str], given: Any, *, to_observe: bool = False) -> FoundPool:
     """Return the pool that an object is or has.
 
     Only adapters of libraries that define a class of the object are imported. One that cannot be imported is logged.
 
     Raises:
-        TypeError: the object is no pool of a known kind, or the pool is not initialized yet.
+        TypeError: the object is no pool of a known kind, the pool is not initialized yet, or it is to be observed and
+            can never be.
     """
     libraries = {kind_of(str(cls.__module__)) for cls in given.__class__.__mro__}
     for module, name in adapters.items():
@@ -159,6 +160,15 @@ def find_pool(adapters: Mapping[str, str], given: Any) -> FoundPool:
                 continue
             pool = adapter.pool_of(given)
             if pool is not None:
+                if to_observe:
+                    adapter.check_observable(given)
                 return FoundPool(module, pool, adapter.owner_of(given))
     kinds = ", ".join(sorted({kind_of(module) for module in adapters}))
-    raise TypeError(f"expected a pool of {kinds}, not {type(given).__qualname__}")
+    raise TypeError(f"expected a pool of {kinds}, not {_shown(given)}")
+
+
+def _shown(given: Any) -> str:
+    """Return what an object is, without its values, which may be secret."""
+    if given is None:
+        return "None"
+    return f"the class {given.__qualname__}" if isinstance(given, type) else type(given).__qualname__

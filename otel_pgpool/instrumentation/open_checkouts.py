@@ -36,7 +36,7 @@ RETURN_WITHIN = 1.0
 """Seconds in which a connection usually comes back, if the garbage collector has found the code that holds it."""
 
 LightCheckout = tuple[Any, ...]
-"""The time of the hand-over, the thread, and code and instruction of three call sites, innermost first."""
+"""The time of the hand-over, the thread, and code and instruction of some call sites, innermost first."""
 
 
 def from_light(light: LightCheckout, slot: Slot) -> ManualCheckout:

@@ -10,8 +10,9 @@ from otel_pgpool.instrumentation.guards import DeferringGuard, never_raise
 from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
 from otel_pgpool.instrumentation.pending_connects import PendingConnects
 from otel_pgpool.pool import registry
-from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.pool.checkout import AT_ONCE, Attempt
 from otel_pgpool.pool.outage import is_unreachable
+from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
 from otel_pgpool.telemetry import Telemetry
@@ -38,6 +39,7 @@ class ReportedPool(OpenCheckouts):
         "name",
         "pending",
         "target",
+        "target_since",
         "watch",
     )
 
@@ -57,6 +59,7 @@ class ReportedPool(OpenCheckouts):
         self.watch = watch
         self.is_stopped = False  # True: closed, collected, replaced or no longer instrumented
         self.target = target
+        self.target_since = AT_ONCE  # when the target became known, if that was not at the start
         self.long_hold = options.long_hold
         if predecessor is not None:
             predecessor.stop_reporting()
@@ -158,6 +161,7 @@ class ReportedPool(OpenCheckouts):
         before, self.target = self.target, target
         reported = before.address, before.port, before.namespace
         if target.address and (target.address, target.port, target.namespace) != reported:
+            self.target_since = monotonic()
             self._observer.target_known(self)
 
     @never_raise

@@ -24,6 +24,7 @@ from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorTyp
 
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
+    from otel_pgpool.instrumentation.open_checkouts import TrackedSlot
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
     from otel_pgpool.pool.call_site import Stack
@@ -103,8 +104,14 @@ class PoolTracker(ReportedPool):
         """Start a checkout that was requested at these call sites, and return its record."""
         return self.start_with(ManualCheckout(), stack)
 
-    def start_with(self, checkout: AnyCheckout, stack: Stack) -> AnyCheckout:
-        """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `begin`."""
+    def start_with(self, checkout: AnyCheckout, stack: Stack, since: float | None = None) -> AnyCheckout:
+        """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `begin`.
+
+        Args:
+            checkout: the record.
+            stack: the call sites.
+            since: when the checkout was requested, if the pool was not known then.
+        """
         checkout.stack = stack
         checkout.thread = thread_cache.here.thread
         checkout.path = checkout.observer_data = checkout.queued = checkout.error_type = None
@@ -118,10 +125,10 @@ class PoolTracker(ReportedPool):
         else:
             checkout.is_observed = True
             try:
-                self._observer.started(checkout)
+                self._observer.started(checkout) if since is None else self._observer.started_before(checkout, since)
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 self.guard.log_error(error)
-        checkout.started = monotonic()
+        checkout.started = monotonic() if since is None else since
         return checkout
 
     def start_in_task(self, stack: Stack, task: TaskReference | None) -> ManualCheckout:
@@ -160,7 +167,7 @@ class PoolTracker(ReportedPool):
     def acquired(self, checkout: ManualCheckout, conn: Any) -> None:
         """Record that a checkout received ``conn``."""
         try:
-            slot = self.slots.get(id(conn)) or self.register(conn)
+            slot = self.slots.get(id(conn)) or self._first_seen(checkout, conn)
             before: Any = slot.checkout
             if before is not None:  # released by a method that is not wrapped, or checked out again by the same key
                 self.released(before)
@@ -193,9 +200,24 @@ class PoolTracker(ReportedPool):
         self.released(checkout)
         self.slots.pop(id(given), None)
 
+    def _first_seen(self, checkout: ManualCheckout, conn: Any) -> TrackedSlot:
+        """Register a connection that was opened unseen, by which the target may become known."""
+        if not self.target.address:
+            target = self.adapter.target_of(conn)
+            if target is not None:
+                self.target_known(target)
+                self._report_target(checkout)
+        return self.register(conn)
+
+    def _report_target(self, checkout: ManualCheckout) -> None:
+        """Report the target of a checkout that had begun before the target was known."""
+        if checkout.started < self.target_since and checkout.is_observed:
+            self.guard.notify(self._observer.target_known_to, checkout)
+
     def _set_path(self, checkout: ManualCheckout) -> None:
         """Set the path of a checkout that waited, or during which a connection was opened."""
         self.waiting.pop(checkout, None)
+        self._report_target(checkout)
         if self.pending and self.report_connects(checkout):
             checkout.path = NEW
             self.new_checkouts += 1
@@ -217,6 +239,7 @@ class PoolTracker(ReportedPool):
         """
         checkout.released = now = monotonic()
         self.waiting.pop(checkout, None)
+        self._report_target(checkout)
         self.wait_seconds += max(0.0, now - checkout.started)
         if self.pending and self.report_connects(checkout):
             checkout.expected_path = NEW

@@ -127,7 +127,16 @@ def call_sites_fast_filtered(frame: FrameType, skipped: SkippedModules) -> Stack
             return call_sites(frame, skipped) or (frame.f_code, frame.f_lasti)
     except KeyError:  # a frame of code without a module name
         return call_sites(frame, skipped)
-    return call_sites_fast(frame)
+    return (  # as `call_sites_fast`, which would cost a call
+        frame.f_code,
+        frame.f_lasti,
+        second.f_code,
+        second.f_lasti,
+        third.f_code,
+        third.f_lasti,
+        fourth.f_code,
+        fourth.f_lasti,
+    )
 
 
 def places(stack: Stack) -> Iterator[Place]:

@@ -106,6 +106,12 @@ class Telemetry:
 
     # Checkouts
 
+    def target_known_to(self, checkout: Checkout) -> None:
+        """Add the target to the span of a checkout that has begun before the target was known."""
+        state: CheckoutState | None = checkout.observer_data
+        if state is not None and state.span is not None:
+            self._spans.target_known(state.span)
+
     def task_known(self, checkout: Checkout) -> None:
         """Add the name of the task, which has started a checkout, to its span. For instrumented pools of coroutines."""
         state: CheckoutState | None = checkout.observer_data
@@ -119,6 +125,14 @@ class Telemetry:
             checkout.observer_data = SUPPRESSED
         else:
             self._spans.start(checkout, context)
+
+    def started_before(self, checkout: Checkout, since: float) -> None:
+        """Start the span of a checkout that was requested earlier. For instrumented pools that were unknown then."""
+        context = leave_ended()
+        if context.get(SUPPRESSION_KEY):
+            checkout.observer_data = SUPPRESSED
+        else:
+            self._spans.start(checkout, context, since)
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""

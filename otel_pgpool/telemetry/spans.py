@@ -73,8 +73,8 @@ class Spans:
             names.ATTR_POOL_NAME: self._pool_name,
         }
 
-    def start(self, checkout: Checkout, context: Context) -> None:
-        """Start the span of a checkout in the caller's context. A checkout without a span keeps no data."""
+    def start(self, checkout: Checkout, context: Context, since: float | None = None) -> None:
+        """Start the span of a checkout in the caller's context, now or since a time. Without a span, keep no data."""
         if self._wants is not None and not self._wants(context):
             return
         state = CheckoutState()
@@ -82,6 +82,8 @@ class Spans:
         state.context = context
         state.began_ns = time_ns()
         state.began = monotonic()
+        if since is not None:
+            state.began_ns, state.began = state.began_ns - int((state.began - since) * 1e9), since
         checkout.observer_data = state  # before the span starts, which an interrupt would leave open otherwise
         if self._deferred_spans:
             return
@@ -93,6 +95,11 @@ class Spans:
             checkout.observer_data = None  # the provider creates no spans
         else:
             state.context = ContextWithSpan.of(context, span)
+
+    def target_known(self, span: Span) -> None:
+        """Replace the target of a checkout's span, which has begun before the present one was known."""
+        if span.is_recording():
+            span.set_attributes(self._attributes)
 
     def task_known(self, checkout: Checkout, span: Span) -> None:
         """Add the name of a checkout's task. Not done in `end`, where it would cost the checkouts of threads."""

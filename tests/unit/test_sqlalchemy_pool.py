@@ -67,7 +67,7 @@ def test_levels_of_a_pool_without_figures(poolclass: type, maximum: int) -> None
     """A pool that counts nothing itself is read from its tracker."""
 
     class Counted:
-        held = ("one", "two")
+        held, light = ("one",), {1: ("two",)}
 
     pool = create_engine("postgresql+psycopg2://db/shop", poolclass=poolclass).pool
     vars(pool)["_otel_pgpool"] = Counted()

@@ -104,6 +104,16 @@ class Installation(ABC):
         """
         return None
 
+    @classmethod  # noqa: B027 - optional
+    def check_observable(cls, given: Any) -> None:
+        """Raise an error if ``instrument_pool`` gets a pool of this kind that can never be observed.
+
+        Called with the same object as `pool_of`, if that has returned a pool.
+
+        Raises:
+            TypeError: the pool is one of another database.
+        """
+
     def track_selected(self, pool: Any) -> None:  # noqa: B027 - optional
         """Start to track a pool, or that of an owner, at once; otherwise this begins at the pool's next checkout."""
 
@@ -141,6 +151,10 @@ class PoolReader(Driver, ABC):
         Nothing may be sent to the server, because the parent continues to use the connections. The pool's locks may
         have been held at the fork.
         """
+
+    def target_of(self, conn: Any) -> PoolTarget | None:  # noqa: ARG002 - the interface
+        """Return the target of a connection of a pool whose own is unknown; None if the connection does not know it."""
+        return None
 
     def is_idle(self, pool: Any, conn: Any) -> bool:  # noqa: ARG002 - the interface
         """Return whether a connection that counts as held is idle, released by a method that is not wrapped."""

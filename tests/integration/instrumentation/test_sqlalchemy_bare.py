@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -15,7 +17,7 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 from otel_pgpool.instrumentation.tracker import PoolTracker
 from tests.support.instrumentation import lent, name_of
 from tests.support.sqlalchemy_engines import attribute, hooked, told
-from tests.support.telemetry import assert_exactly, until
+from tests.support.telemetry import MOMENT, assert_exactly, until
 from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
@@ -75,6 +77,61 @@ def test_waits_and_timeouts(signals: Signals, instrumentation: None, make: Make)
         pool.connect()
     assert told(signals, "outcome")[-1] == "timeout"
     held.close()
+
+
+def test_first_checkouts_that_wait(signals: Signals, instrumentation: None, dsn: str) -> None:
+    """The first checkouts of a pool that nobody knows yet have their waits, in a connect or for a release."""
+    may_connect = threading.Event()
+
+    def creator() -> Any:
+        assert may_connect.wait(PATIENCE)
+        return psycopg2.connect(dsn)
+
+    pool = QueuePool(creator, pool_size=1, max_overflow=0, timeout=PATIENCE)
+    connecting = in_thread(pool.connect)
+    until(lambda: pool.overflow() == 0)
+    waiting = in_thread(pool.connect)
+    until(lambda: len(pool._pool.not_empty._waiters) == 1)  # type: ignore[attr-defined]  # a thread's condition
+    began = time.monotonic()
+    until(lambda: time.monotonic() - began > 2 * MOMENT)
+    may_connect.set()
+    connecting.result(PATIENCE).close()
+    waiting.result(PATIENCE).close()
+    first, second = signals.named("pool.checkout")
+    assert told(signals, "path") == ["new", "queued"]
+    assert min(told(signals, "wait_time")) > MOMENT
+    for span in (first, second):
+        assert (
+            span.start_time + (attribute(span, "wait_time") + attribute(span, "hold_time")) * 1e9 <= span.end_time + 1e6
+        )
+        assert (span.attributes or {})["server.address"] == parse_dsn(dsn)["host"]
+    connect, wait = signals.one("pool.connect"), signals.one("pool.wait")
+    assert first.start_time <= connect.start_time < connect.end_time <= first.end_time
+    assert second.start_time <= wait.start_time < wait.end_time <= second.end_time
+    pool.dispose()
+
+
+def test_first_checkout_that_times_out(signals: Signals, instrumentation: None, dsn: str) -> None:
+    """A caller who began to wait before the pool was known, and waits in vain, is reported with the holder."""
+    may_connect = threading.Event()
+
+    def creator() -> Any:
+        assert may_connect.wait(PATIENCE)
+        return psycopg2.connect(dsn)
+
+    pool = QueuePool(creator, pool_size=1, max_overflow=0, timeout=20 * MOMENT)
+    connecting = in_thread(pool.connect)
+    until(lambda: pool.overflow() == 0)
+    waiting = in_thread(pool.connect)
+    until(lambda: len(pool._pool.not_empty._waiters) == 1)  # type: ignore[attr-defined]  # a thread's condition
+    may_connect.set()
+    held = connecting.result(PATIENCE)
+    with pytest.raises(QueuePoolTimeout):
+        waiting.result(PATIENCE)
+    assert told(signals, "outcome") == ["timeout"]
+    assert len(signals.one("pool.wait").links) == 1
+    held.close()
+    pool.dispose()
 
 
 def test_failed_connects(signals: Signals, instrumentation: None, make: Make, dsn: str) -> None:

@@ -11,12 +11,15 @@ from sqlalchemy.engine.interfaces import AdaptedConnection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import current_greenlet, driver_connection, record_of
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.pool.checkout import ManualCheckout
+from otel_pgpool.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
     from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
+    from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
+    from otel_pgpool.pool.call_site import Stack
 
 
 class EngineCheckout(ManualCheckout):
@@ -38,28 +41,40 @@ class EngineCheckout(ManualCheckout):
     lost: BaseException | None = None
     """The error for which SQLAlchemy replaces the connection; reset afterwards, as an error keeps its frames."""
 
-    @property
-    def driver(self) -> EngineDriver:
-        """The driver of the pool's connections."""
-        adapter: Any = self.tracker.adapter  # an `EnginePools`
-        driver: EngineDriver = adapter.driver
-        return driver
 
-    @property
-    def is_dropped(self) -> bool:
-        """Whether the garbage collector releases the connection, because its holder dropped it.
+LightRequest = tuple["PoolTracker", "Stack", float]
+"""A checkout without a connection, as long as there is nothing to report: tracker, call sites and start."""
 
-        The release is then deferred, because the garbage collector may run under any lock, including the telemetry's.
-        """
-        return self.fairy() is None
+LightHold = tuple["PoolTracker", "weakref.ref[Any]"]
+"""A checkout with a connection, which its tracker keeps in the light form: the tracker, and SQLAlchemy's fairy."""
 
 
-def closed_of(conn: Any, checkout: EngineCheckout) -> bool:
+def is_light(session: InstrumentationSession) -> bool:
+    """Return whether ordinary checkouts are light: they leave no span."""
+    return session.options.telemetry.spans == "off"
+
+
+def driver_of(tracker: PoolTracker) -> EngineDriver:
+    """Return the driver of a pool's connections."""
+    adapter: Any = tracker.adapter  # an `EnginePools`
+    driver: EngineDriver = adapter.driver
+    return driver
+
+
+def is_dropped(checkout: EngineCheckout) -> bool:
+    """Return whether the garbage collector releases the connection, because its holder dropped it.
+
+    The release is then deferred, because the garbage collector may run under any lock, including the telemetry's.
+    """
+    return checkout.fairy() is None
+
+
+def closed_of(conn: Any, tracker: PoolTracker) -> bool:
     """Return whether a connection is closed; False if that is unknown."""
     try:
         closed: bool = conn.closed
     except AttributeError:
-        return checkout.driver.is_closed(driver_connection(conn))
+        return driver_of(tracker).is_closed(driver_connection(conn))
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
         raise_if_asynchronous(error)
         return False
@@ -83,33 +98,95 @@ def key_here(*, is_async: bool) -> int:
     return id(current_greenlet()) if is_async else threading.get_ident()
 
 
-class CheckoutTable:
-    """The checkouts in progress. The dictionaries are never replaced, so that others may refer to them."""
+def record_of_request(request: EngineCheckout | LightRequest) -> EngineCheckout:
+    """Return the record of a checkout without a connection. Called by the thread that has requested it."""
+    if isinstance(request, EngineCheckout):
+        return request
+    tracker, stack, started = request
+    checkout = EngineCheckout()
+    checkout.tracker = tracker
+    return tracker.start_with(checkout, stack, started)
+
+
+def record_of_hold(held: LightHold, conn: Any) -> EngineCheckout | None:
+    """Return the record of a light checkout that holds a connection; None if the tracker has ended it.
+
+    The tracker may have made the record already. It is no `EngineCheckout`, but gets the attributes of one.
+    """
+    tracker, fairy = held
+    slot = tracker.slots.get(id(conn))
+    record: Any = None if slot is None else tracker.promote(slot) or slot.checkout
+    if record is not None:
+        record.tracker, record.fairy = tracker, fairy
+    checkout: EngineCheckout | None = record
+    return checkout
+
+
+class UnknownRequest:
+    """A call of ``Pool.connect`` in progress, of a pool without an engine that is not known yet."""
 
     def __init__(self) -> None:
-        self.in_progress: dict[int, EngineCheckout] = {}  # those without a connection yet, by `key_here`
-        self.held: dict[int, EngineCheckout] = {}  # by id of the connection
+        self.started = monotonic()
+        self.queued: float | None = None
+        self.wait_ended: float | None = None
+        self.is_connected = False
+
+
+class CheckoutTable:
+    """The checkouts in progress. The dictionaries are never replaced, so that others may refer to them.
+
+    A light checkout gets its record as soon as it is looked up.
+    """
+
+    def __init__(self) -> None:
+        # Those without a connection yet, by `key_here`.
+        self.in_progress: dict[int, EngineCheckout | LightRequest] = {}
+        self.unknown: dict[int, UnknownRequest] = {}  # likewise, by `key_here`
+        self.held: dict[int, EngineCheckout | LightHold] = {}  # by id of the connection
         self.closed_while_held: dict[int, EngineCheckout] = {}  # by id of the record, which outlives its connection
         self.trackers: weakref.WeakKeyDictionary[Record, PoolTracker] = weakref.WeakKeyDictionary()
 
+    def requested(self, key: int) -> EngineCheckout | None:
+        """Return the checkout in progress of a call; None if there is none."""
+        request = self.in_progress.get(key)
+        if request is None:
+            return None
+        record = self.in_progress[key] = record_of_request(request)
+        return record
+
+    def held_by(self, conn: Any) -> EngineCheckout | None:
+        """Return the checkout that holds a connection; None if there is none."""
+        held = self.held.get(id(conn))
+        if not isinstance(held, tuple):
+            return held
+        record = record_of_hold(held, conn)
+        if record is None:
+            self.held.pop(id(conn), None)
+        else:
+            self.held[id(conn)] = record
+        return record
+
     def mark_closed_while_held(self, checkout: EngineCheckout, conn: Any, record: Record) -> None:
-        """Look up a checkout by its record from now on, because its connection is closed before the release."""
+        """Look up a checkout by SQLAlchemy's record from now on: its connection is closed before the release."""
         self.closed_while_held[id(record)] = checkout
         self.held.pop(id(conn), None)
 
     def leave_to_parent(self, pool: Any, idle: list[Record], inherited: InheritedConnections) -> None:
         """Drop, in a forked child, all connections of a pool that are checked out, or were at the fork."""
         for record, tracker in [*self.trackers.items()]:
-            if tracker.pool is pool and record not in idle and record.dbapi_connection is not None:
-                adapter: Any = tracker.adapter
-                driver: EngineDriver = adapter.driver
-                inherited.add(record, record.dbapi_connection, driver)  # was being checked out or released at the fork
+            if tracker.pool is not pool:
+                continue
+            if record not in idle and record.dbapi_connection is not None:
+                # Was being checked out or released at the fork.
+                inherited.add(record, record.dbapi_connection, driver_of(tracker), tracker.name)
+            self.trackers.pop(record, None)
 
     def leave_held_to_parent(self, inherited: InheritedConnections) -> None:
         """Drop, in a forked child, every checkout of the parent."""
-        for checkout in self.held.values():
+        for held in self.held.values():
+            tracker, fairy_ref = held if isinstance(held, tuple) else (held.tracker, held.fairy)
             with ignore_errors:
-                fairy: Any = checkout.fairy()
-                inherited.add(record_of(fairy), fairy.dbapi_connection, checkout.driver)
-        for known in (self.in_progress, self.held, self.closed_while_held):
+                fairy: Any = fairy_ref()
+                inherited.add(record_of(fairy), fairy.dbapi_connection, driver_of(tracker), tracker.name)
+        for known in (self.in_progress, self.unknown, self.held, self.closed_while_held):
             known.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine
@@ -35,7 +36,7 @@ def read_levels(pool: Any) -> Levels:
         used = max(0, size - len(records) + overflow)  # negative for a pool that was disposed of
         return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
     tracker = getattr(pool, TRACKER_ATTR, None)  # None for a pool that is not tracked yet
-    held = 0 if tracker is None else len(tracker.held)
+    held = 0 if tracker is None else len(tracker.held) + len(tracker.light)
     if isinstance(pool, (StaticPool, AssertionPool)):
         idle = not held and any(map(is_connected, pool_records(pool)))
         return Levels(0, 1, min(held, 1), int(idle), 1)
@@ -48,6 +49,14 @@ def read_levels(pool: Any) -> Levels:
 def is_connected(record: Record) -> bool:
     """Return whether a record has a connection."""
     return getattr(record, "dbapi_connection", None) is not None
+
+
+def engine_of(given: Any) -> Engine | None:
+    """Return the engine that an object is, or that an asynchronous engine has; None for any other object."""
+    asynchronous = sys.modules.get("sqlalchemy.ext.asyncio")
+    if asynchronous is not None and isinstance(given, asynchronous.AsyncEngine):
+        given = given.sync_engine
+    return given if isinstance(given, Engine) else None
 
 
 def pool_owner(engine: Engine) -> Engine:

@@ -12,7 +12,16 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from otel_pgpool.errors import error_type
-from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import closed_of, driver_error, key_here, key_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
+    closed_of,
+    driver_error,
+    driver_of,
+    is_dropped,
+    is_light,
+    key_here,
+    key_of,
+    record_of_hold,
+)
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import (
     driver_connection,
     is_invalidated,
@@ -65,7 +74,7 @@ class EventListeners:
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = [
             (Engine, "engine_disposed", self._disposed),
             (Pool, "connect", self._connected),
-            (Pool, "checkin", self._checked_in),
+            (Pool, "checkin", self._checked_in_lightly if is_light(session) else self._checked_in),
             (Pool, "invalidate", self._invalidated),
             (Pool, "detach", self._detached),
             (Pool, "close", self._closing),
@@ -99,10 +108,10 @@ class EventListeners:
     @never_raise
     def _connecting(self, dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
         key = key_here(is_async=getattr(dialect, "is_async", False))
-        request = self._in_progress.get(key)
+        request = self._table.requested(key)
         if request is not None:
             # These include connect_args, which are not in the URL.
-            request.tracker.target_known(request.driver.target(tuple(args), parameters))
+            request.tracker.target_known(driver_of(request.tracker).target(tuple(args), parameters))
             request.connect_began = monotonic()
             request.tracker.connects.connecting.add(key)
 
@@ -112,49 +121,79 @@ class EventListeners:
         if before is not None:  # a StaticPool has replaced its connection: no release of the former will be seen
             before.tracker.released(before, Outcome.DISCARDED)
         key = key_of(conn)
-        request = self._in_progress.get(key)
+        request = self._table.requested(key)
         if request is not None:
             conn = driver_connection(conn)
             began, request.connect_began, request.connected, request.lost = request.connect_began, None, True, None
             if began is None:
                 began = request.wait_ended or request.started
-                request.tracker.target_known(request.driver.target_of_connection(conn))
+                request.tracker.target_known(driver_of(request.tracker).target_of_connection(conn))
             request.tracker.connects.connecting.discard(key)
             request.tracker.connected(began, conn, request.caller)
             self._table.trackers[record] = request.tracker
+        elif key in self._table.unknown:
+            self._table.unknown[key].is_connected = True
 
     def _checked_in(self, conn: Any, record: Record) -> None:
         try:
             if not is_here:
                 renew()
-            checkout = self._held.pop(id(conn), None) or self._closed_while_held.pop(id(record), None)
+            checkout: Any = self._held.pop(id(conn), None) or self._closed_while_held.pop(id(record), None)
             if checkout is None:
                 if id(conn) in self._inherited:  # such a connection must not return to the pool
                     record.dbapi_connection = None
-            elif checkout.fairy() is None:  # `is_dropped`
+            elif checkout.fairy() is None:  # as `is_dropped`
                 self._session.defer(partial(checkout.tracker.released, checkout, Outcome.RECLAIMED))
-            elif conn is None or closed_of(conn, checkout):
+            elif conn is None or closed_of(conn, checkout.tracker):
                 checkout.tracker.released(checkout, Outcome.DISCARDED)
             else:
                 checkout.tracker.released(checkout)
         except Exception as error:  # noqa: BLE001 - as in `never_raise`, which would cost another call
             self.guard.log_error(error)
 
+    def _checked_in_lightly(self, conn: Any, record: Record) -> None:
+        """Handle the release of a light checkout; all others, and those with anything to report, get a record."""
+        try:
+            if not is_here:
+                renew()
+            key = id(conn)
+            hold = self._held.pop(key, None)
+            if type(hold) is tuple:
+                tracker, fairy = hold
+                light = tracker.light.pop(key, None)
+                if light is not None:
+                    held_for = monotonic() - light[0]
+                    try:
+                        is_closed = conn.closed
+                    except Exception:  # noqa: BLE001 - likewise
+                        is_closed = closed_of(conn, tracker)
+                    if held_for < tracker.long_hold and fairy() is not None and not is_closed:
+                        tracker.hold_seconds += held_for
+                        return
+                    tracker.light[key] = light
+                hold = record_of_hold(hold, conn)
+            if hold is not None:
+                self._held[key] = hold
+        except Exception as error:  # noqa: BLE001 - likewise
+            self.guard.log_error(error)
+        self._checked_in(conn, record)
+
     @never_raise
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
-        held, request = self._held.get(id(conn)), self._in_progress.get(key_of(conn))
+        held, request = self._table.held_by(conn), self._table.requested(key_of(conn))
         known = held or request
         if known is None:
             return
-        cause = None if error is None else driver_error(error, known.driver)
-        reason = _reason_of(cause, known.driver, is_held=held is not None)
+        driver = driver_of(known.tracker)
+        cause = None if error is None else driver_error(error, driver)
+        reason = _reason_of(cause, driver, is_held=held is not None)
         own = driver_connection(conn)
         if held is not None:
             self._table.mark_closed_while_held(held, conn, record)
             slot = held.tracker.slot_of(own)
             held.tracker.slots.pop(slot.key, None)
             discarded = partial(held.tracker.discarded, slot, reason, cause, held)
-            self._session.defer(discarded) if held.is_dropped else discarded()
+            self._session.defer(discarded) if is_dropped(held) else discarded()
         elif request is not None:
             if cause is not None:
                 request.connected, request.lost, request.wait_ended = False, cause, monotonic()
@@ -165,11 +204,12 @@ class EventListeners:
 
     @never_raise
     def _detached(self, conn: Any, _record: Record) -> None:
-        held = self._held.pop(id(conn), None)
+        held = self._table.held_by(conn)
         if held is None:
             return
+        self._held.pop(id(conn), None)
         slot = held.tracker.slot_of(driver_connection(conn))
-        if held.is_dropped:  # SQLAlchemy detaches what it cannot roll back outside of its event loop
+        if is_dropped(held):  # SQLAlchemy detaches what it cannot roll back outside of its event loop
             self._session.defer(partial(held.tracker.reclaim, slot))
         else:
             held.tracker.released(held, Outcome.DISCARDED)
@@ -177,7 +217,7 @@ class EventListeners:
 
     @never_raise
     def _closing(self, conn: Any, record: Record) -> None:
-        held = self._held.get(id(conn))
+        held = self._table.held_by(conn)
         if held is not None:  # a StaticPool may close a connection that is checked out
             self._table.mark_closed_while_held(held, conn, record)
         tracker = self._table.trackers.get(record)

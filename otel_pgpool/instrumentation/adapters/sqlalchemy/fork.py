@@ -35,13 +35,23 @@ class InheritedConnections:
     def __init__(self) -> None:
         # By id, with the driver; kept alive, so that no id is reused. Never replaced.
         self.conns: dict[int, tuple[Any, EngineDriver]] = {}
+        self._uncounted: dict[int, str] = {}  # name of the pool, by id of the connection
         self._abandoned: list[Record] = []  # kept alive, because a driver's finalizer may warn, or wake its event loop
         self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def add(self, record: Record, conn: Any, driver: EngineDriver) -> None:
+    def add(self, record: Record, conn: Any, driver: EngineDriver, pool_name: str) -> None:
         """Keep a record, whose connection was checked out in the parent, from being released to its pool."""
+        if id(conn) not in self.conns:
+            self._uncounted[id(conn)] = pool_name
         self.conns[id(conn)] = conn, driver
         record.fairy_ref = None
+
+    def count(self, pool_name: str) -> int:
+        """Return how many connections of a pool, or of a pool that it has replaced, were added; each counts once."""
+        added = [key for key, name in self._uncounted.items() if name == pool_name]
+        for key in added:
+            del self._uncounted[key]
+        return len(added)
 
     def abandon(self, idle: list[Record], driver: EngineDriver) -> None:
         """Close the sockets of the parent's idle connections in this process."""

@@ -14,10 +14,12 @@ from wrapt import FunctionWrapper
 
 from otel_pgpool.instrumentation.adapters.base import Installation
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
-from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable, key_here
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_dialect
+from otel_pgpool.instrumentation.adapters.sqlalchemy import light
+from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable, is_light, key_here
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import DATABASE, driver_of_dialect
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import (
     engine_name,
+    engine_of,
     engine_target,
     pool_name,
     pool_owner,
@@ -56,15 +58,27 @@ class SqlalchemyAdapter(Installation):
     @classmethod
     def pool_of(cls, given: Any) -> Any:
         """Return the pool that an object is, or that an engine has."""
-        engine = getattr(given, "sync_engine", given)  # of an asynchronous engine
-        pool = engine.pool if isinstance(engine, Engine) else given
+        engine = engine_of(given)
+        pool = given if engine is None else engine.pool
         return pool if isinstance(pool, Pool) else None
+
+    @classmethod
+    def check_observable(cls, given: Any) -> None:
+        """Raise an error if an engine, or a pool, is one of another database.
+
+        A pool without an engine need not know its database.
+        """
+        engine, database = engine_of(given), None
+        with ignore_errors:  # a dialect of the application may raise
+            database = getattr(dialect_of(given) if engine is None else engine.dialect, "name", None)
+        if database not in (None, DATABASE):
+            raise TypeError(f"expected a pool or an engine of {DATABASE}, not {type(given).__qualname__} of {database}")
 
     @classmethod
     def owner_of(cls, given: Any) -> Any:
         """Return the engine that an object is, or that has a pool; None if no engine has the pool."""
-        engine = getattr(given, "sync_engine", given)
-        if not isinstance(engine, Engine):
+        engine = engine_of(given)
+        if engine is None:
             engine = next((each for each in find_instances({Engine}) if vars(each).get("pool") is given), None)
         return None if engine is None else pool_owner(engine)
 
@@ -77,7 +91,8 @@ class SqlalchemyAdapter(Installation):
         """Add the listeners, wrap the methods, and track the engines that have connections."""
         self._events.add()
         wrap = self._replacements.wrap
-        wrap(Engine, "raw_connection", self._calls.wrap_raw_connection)
+        wrap_lightly = partial(light.wrap_raw_connection, self._calls)
+        wrap(Engine, "raw_connection", wrap_lightly if is_light(self._session) else self._calls.wrap_raw_connection)
         wrap(Engine, "dispose", _wrap_dispose)
         wrap(Pool, "connect", self._calls.wrap_pool_connect)
         wrap(SingletonThreadPool, "connect", self._calls.wrap_pool_connect)  # it has its own

@@ -12,6 +12,7 @@ from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.base import PoolReader
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import read_levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import reset_pool
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.text import LONGEST_NAME, text_of
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class EnginePools(PoolReader):
         """Return an unknown target: a pool has none, only its engine and its connections do."""
         return UNKNOWN
 
+    def target_of(self, conn: Any) -> PoolTarget:
+        """Return the target of a connection that a creator of the application has opened."""
+        return self.driver.target_of_connection(conn)
+
     def forget_inherited(self, pool: Any) -> int:
         """Remove the parent's connections in a forked child, closing the sockets of idle ones; return their number.
 
@@ -62,7 +67,7 @@ class EnginePools(PoolReader):
         idle = reset_pool(pool)
         self._inherited.abandon(idle, self.driver)
         self._table.leave_to_parent(pool, idle, self._inherited)
-        return len(idle)
+        return len(idle) + self._inherited.count(getattr(pool, TRACKER_ATTR).name)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a driver error's text, or SQLAlchemy's own about an exhausted pool."""

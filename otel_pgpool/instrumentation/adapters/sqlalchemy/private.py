@@ -8,6 +8,7 @@ raise anything.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Engine
@@ -16,7 +17,7 @@ from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.pool import SingletonThreadPool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.pool import QueuePool
 
@@ -28,9 +29,14 @@ DIALECT_EVENTS = [name for name in dir(DialectEvents) if name.startswith(("do_",
 
 def current_greenlet() -> Any:
     """Return the greenlet in which SQLAlchemy runs the present call of an asynchronous engine."""
+    return _getcurrent()()
+
+
+@cache
+def _getcurrent() -> Callable[[], Any]:
     from greenlet import getcurrent  # noqa: PLC0415 - SQLAlchemy imports it for asynchronous engines only
 
-    return getcurrent()
+    return getcurrent  # type: ignore[no-any-return]  # the package is not typed
 
 
 @contextmanager

@@ -15,18 +15,24 @@ import threading
 import weakref
 from functools import wraps
 from sys import _getframe
-from time import time
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.util.queue import Empty
 
-from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import EngineCheckout, driver_error, key_here
+from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
+    EngineCheckout,
+    UnknownRequest,
+    driver_error,
+    driver_of,
+    key_here,
+)
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_connection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_create_engine
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import driver_connection, record_of
 from otel_pgpool.instrumentation.adapters.sqlalchemy.tasks import start_in_greenlet
 from otel_pgpool.instrumentation.guards import never_raise, raise_if_asynchronous
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
 from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
@@ -41,7 +47,6 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.session import InstrumentationSession
-    from otel_pgpool.instrumentation.tracker import PoolTracker
 
 BETWEEN = SkippedModules("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
 """Modules to skip in the search for the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
@@ -66,18 +71,19 @@ class EngineCalls:
     ) -> None:
         self.guard = session.guard
         self._session = session
-        self._table = table
+        self.table = table
         self._in_progress = table.in_progress
         self._held = table.held
+        self.watch = session.watch
         self.of_tasks = object()
         """The owner of the fast path of asynchronous engines' pools, which tasks use."""
         self._track_engine = track_engine
         self._track_pool = track_pool
 
     def wrap_raw_connection(  # noqa: C901 - the function inside counts
-        self, original: Callable[..., Any]
+        self, original: Callable[..., Any], depth: int = 1
     ) -> Callable[..., Any]:
-        """Wrap ``Engine.raw_connection``."""
+        """Wrap ``Engine.raw_connection``, which the application's code calls through ``depth`` wrappers."""
         calls, of_tasks = self, self.of_tasks
         track_engine, check_out, call_untracked = self._track_engine, self._check_out, self._call_untracked
         in_progress, unobserved = self._in_progress, self._session.unobserved
@@ -109,7 +115,7 @@ class EngineCalls:
                         tracker, _getframe(), lambda engine: original(engine, *args, **kwargs), engine, in_task=True
                     )
             try:
-                frame = _getframe(1)
+                frame = _getframe(depth)
             except ValueError:  # no Python caller, as for a greenlet's first function
                 frame = _getframe()
             if args or kwargs:  # of SQLAlchemy 1.4
@@ -120,7 +126,7 @@ class EngineCalls:
 
     def wrap_pool_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap ``Pool.connect``."""
-        calls, of_tasks, in_progress = self, self.of_tasks, self._in_progress
+        calls, of_tasks, requested = self, self.of_tasks, self.table.requested
         check_out, check_out_from_unknown = self._check_out, self._check_out_from_unknown
         unobserved = self._session.unobserved
 
@@ -137,7 +143,7 @@ class EngineCalls:
                 return original(pool)
             if tracker is unobserved or (tracker is not None and tracker.fast_path_owner is of_tasks):  # the same
                 return original(pool)
-            request = in_progress.get(threading.get_ident())
+            request = requested(threading.get_ident())
             if (request is not None and request.tracker is tracker) or made_by_create_engine(pool):
                 return original(pool)
             if not is_here:
@@ -154,19 +160,22 @@ class EngineCalls:
 
     def wrap_queue_get(self, original: Callable[..., Any], key: Callable[[], int]) -> Callable[..., Any]:
         """Wrap the ``get`` of a pool's queue; ``key`` returns the key of the call in progress."""
-        in_progress = self._in_progress
+        in_progress, requested = self._in_progress, self.table.requested
+        unknown, get_unknown = self.table.unknown, self._get_unknown
 
         @wraps(original)
         def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
             if not block:
                 return original(queue, block, timeout)
-            request = in_progress.get(key())
-            if request is None or request.queued is not None:
-                return original(queue, block, timeout)
+            if key() not in in_progress:
+                return get_unknown(original, queue, block, timeout) if unknown else original(queue, block, timeout)
             try:
                 return original(queue, False)  # noqa: FBT003 - its signature
             except Empty:  # without a context manager, which would cost a tenth of the whole checkout
                 pass
+            request = requested(key())
+            if request is None or request.queued is not None:
+                return original(queue, block, timeout)
             request.tracker.enqueued(request)
             try:
                 return original(queue, block, timeout)
@@ -174,6 +183,21 @@ class EngineCalls:
                 request.wait_ended = monotonic()
 
         return get
+
+    def _get_unknown(self, get: Callable[..., Any], queue: Any, block: Any, timeout: float | None) -> Any:
+        """Call the ``get`` of a queue, and note the wait if the pool is not known yet."""
+        request = self.table.unknown.get(threading.get_ident())
+        if request is None or request.queued is not None:
+            return get(queue, block, timeout)
+        try:
+            return get(queue, False)
+        except Empty:
+            pass
+        request.queued = monotonic()
+        try:
+            return get(queue, block, timeout)
+        finally:
+            request.wait_ended = monotonic()
 
     def _check_out(
         self,
@@ -210,18 +234,18 @@ class EngineCalls:
                 conn = None
             connection_key = id(conn)
             if conn is None or connection_key in held:
-                self._acquired_again(checkout, fairy, conn)
+                self.hand_over(checkout, fairy, conn)
             else:
                 held[connection_key] = checkout
                 tracker.acquired(checkout, driver_connection(conn) if in_task else conn)
         except BaseException as error:
-            self._failed(checkout, error)
+            self.failed(checkout, error)
             raise
         return fairy
 
-    def _acquired_again(self, checkout: EngineCheckout, fairy: Any, conn: Any) -> None:
-        """Record a checkout of a connection that is checked out already, or is not one of SQLAlchemy's."""
-        tracker, before = checkout.tracker, self._held.get(id(conn))
+    def hand_over(self, checkout: EngineCheckout, fairy: Any, conn: Any) -> None:
+        """Record that a checkout received a connection, which may be checked out already, or not be SQLAlchemy's."""
+        tracker, before = checkout.tracker, self.table.held_by(conn)
         if conn is None:
             tracker.acquired(checkout, fairy)
             tracker.released(checkout)
@@ -240,12 +264,17 @@ class EngineCalls:
         tracker.acquired(checkout, driver_connection(conn))
 
     @never_raise
-    def _failed(self, checkout: EngineCheckout, error: BaseException) -> None:
+    def wake_watch(self) -> None:
+        """Start a pass of the watching thread, because a connection was checked out."""
+        self.watch.wake()
+
+    @never_raise
+    def failed(self, checkout: EngineCheckout, error: BaseException) -> None:
         """Record a failed checkout. The driver's error is recorded without SQLAlchemy's wrapper around it."""
         if hasattr(checkout, "acquired"):  # an interrupt hit after the hand-over; the release will be recorded
             return
         tracker = checkout.tracker
-        driver = checkout.driver
+        driver = driver_of(tracker)
         cause = driver_error(error, driver)
         began = checkout.connect_began
         if began is None and not checkout.connected and driver.is_error(cause) and cause is not checkout.lost:
@@ -259,9 +288,19 @@ class EngineCalls:
         tracker.failed(checkout, cause, PoolErrorType.TIMEOUT if timed_out else None)
 
     def _check_out_from_unknown(self, pool: Any, request: Callable[[Any], Any], frame: FrameType) -> Any:
-        """Check out from an unknown pool without an engine; track the pool if its connections are PostgreSQL's."""
-        started, started_at = monotonic(), time()
-        fairy = request(pool)
+        """Check out from an unknown pool without an engine; track the pool if its connections are PostgreSQL's.
+
+        The checkout is recorded afterwards, with what was noted meanwhile.
+        """
+        key = threading.get_ident()
+        unknown = self.table.unknown[key] = UnknownRequest()
+        try:
+            fairy = self._call_untracked(request, pool)
+        except BaseException as error:
+            self._failed_from_unknown(pool, unknown, frame, error)
+            raise
+        finally:
+            self.table.unknown.pop(key, None)
         try:
             conn = fairy.dbapi_connection
             driver = driver_of_connection(conn) if self._session.is_on else None
@@ -269,14 +308,31 @@ class EngineCalls:
             if driver is None and conn is not None:
                 self._session.ignore(pool)
             if tracker is not None:
-                record = record_of(fairy)
-                self._table.trackers[record] = tracker
-                if record.starttime >= started_at:
-                    tracker.connected(started, conn)
-                self._check_out(tracker, frame, lambda _pool: fairy, pool)
+                self.table.trackers[record_of(fairy)] = tracker
+                checkout = self._start_unknown(tracker, unknown, frame)
+                if unknown.is_connected:
+                    tracker.connected(unknown.wait_ended or unknown.started, conn)
+                checkout.fairy = weakref.ref(fairy)
+                self.hand_over(checkout, fairy, conn)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.log_error(error)
         return fairy
+
+    @never_raise
+    def _failed_from_unknown(self, pool: Any, unknown: UnknownRequest, frame: FrameType, error: BaseException) -> None:
+        """Record a failed checkout, if another thread has made the pool known meanwhile."""
+        tracker = getattr(pool, TRACKER_ATTR, None)
+        if isinstance(tracker, PoolTracker) and tracker.watch is self.watch:
+            self.failed(self._start_unknown(tracker, unknown, frame), error)
+
+    def _start_unknown(self, tracker: PoolTracker, unknown: UnknownRequest, frame: FrameType) -> EngineCheckout:
+        """Start the checkout of a pool that has become known during the call."""
+        checkout = EngineCheckout()
+        checkout.tracker, checkout.wait_ended = tracker, unknown.wait_ended
+        tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN), unknown.started)
+        if unknown.queued is not None:
+            tracker.enqueued_at(checkout, unknown.queued)
+        return checkout
 
     def _call_untracked(self, request: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Check out from an engine that is not observed.

@@ -14,7 +14,7 @@ from sqlalchemy.pool import AssertionPool, NullPool, Pool, QueuePool, SingletonT
 from tests.support.forked_pools import states
 from tests.support.processes import in_child
 from tests.support.sqlalchemy_drivers import ASYNCHRONOUS, SYNCHRONOUS, allow_quick_passwords, driver_url, pid_of
-from tests.support.sqlalchemy_engines import borrow
+from tests.support.sqlalchemy_engines import borrow, engine_tracker
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
@@ -120,6 +120,32 @@ def test_kinds_of_pools(
         assert borrow(engine) == pid
 
 
+def forked(signals: Signals, pool_name: str) -> float:
+    """Return how many connections a pool counts as its parent's."""
+    return signals.values("otel_pgpool.connections.discarded", pool_name).get(("forked",), 0)
+
+
+@pytest.mark.parametrize("is_disposed", [False, True])
+def test_held_connections_are_counted(
+    signals: Signals, instrumentation: None, engine: Engine, is_disposed: bool
+) -> None:
+    """A child counts what was checked out at the fork, also from a pool that its engine has replaced since."""
+    _idle_and_held(engine)
+    former = engine.pool
+    with engine.connect():
+        if is_disposed:
+            engine.dispose()
+            borrow(engine)
+
+        def child() -> str:
+            first = forked(signals, engine_tracker(engine).name)
+            second = in_child(lambda: f"{forked(signals, engine_tracker(engine).name):.0f}")
+            return f"{first:.0f} {second}"
+
+        assert in_child(child) == "2 0"
+    former.dispose()
+
+
 @pytest.fixture(params=ASYNCHRONOUS)
 def async_engine(request: pytest.FixtureRequest, dsn: str) -> AsyncEngine:
     return create_async_engine(driver_url(dsn, request.param), pool_size=2, max_overflow=0)
@@ -188,6 +214,18 @@ def test_child_of_tasks(
     first, *both = loop.run_until_complete(after())
     assert first in pids
     assert sorted(both) == pids
+
+
+def test_held_connections_of_tasks_are_counted(
+    signals: Signals, instrumentation: None, async_engine: AsyncEngine, loop: asyncio.AbstractEventLoop
+) -> None:
+    """A child counts what the parent's tasks had checked out at the fork, too."""
+    loop.run_until_complete(backends(async_engine))
+    held = loop.run_until_complete(_connect(async_engine))
+    name = engine_tracker(async_engine.sync_engine).name
+    assert in_child(lambda: f"{forked(signals, name):.0f}") == "2"
+    loop.run_until_complete(held.close())
+    loop.run_until_complete(async_engine.dispose())
 
 
 async def _connect(engine: AsyncEngine) -> Any:
