@@ -5,6 +5,7 @@ An application may have its own class of connections. Of such a connection only 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import PoolTarget
 
 BAD = ConnStatus.BAD
+SESSION_ENDED = ("57P01", "57P02", "57P03")
+OF_ARGUMENTS = (psycopg.ProgrammingError, psycopg.NotSupportedError)
+OF_NETWORK = (OSError, asyncio.TimeoutError)  # two classes before Python 3.11
 TRANSACTION_STATUSES = tuple(TransactionStatus)
 """The statuses in the order of libpq's numbers."""
 
@@ -41,6 +45,19 @@ def is_broken(conn: Any) -> bool:
     with ignore_errors:
         return bool(psycopg.BaseConnection.broken.__get__(conn))
     return True
+
+
+def is_lost(conn: Any, error: BaseException) -> bool:
+    """Return whether an error of a statement means that its connection was lost, not that the statement failed."""
+    state = sqlstate(error) if isinstance(error, psycopg.Error) else None
+    return is_broken(conn) or (state is not None and (state.startswith("08") or state in SESSION_ENDED))
+
+
+def is_of_program(error: BaseException) -> bool:
+    """Return whether a connect failed before it reached a server or the network: its arguments are wrong."""
+    if isinstance(error, psycopg.Error):
+        return isinstance(error, OF_ARGUMENTS) and sqlstate(error) is None
+    return not isinstance(error, OF_NETWORK)
 
 
 def parameters_of(conn: Any) -> dict[str, str]:

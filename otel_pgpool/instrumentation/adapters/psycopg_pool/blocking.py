@@ -161,6 +161,7 @@ WRAPPERS = {
     "_check_connection": within(steps.checking, private.has_check),
     "_connect": within(steps.connecting),
     "_add_connection": within(steps.adding),
+    "_close_connection": within(steps.closing),
     **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),
 }
 """The wrapper of each method of a pool."""

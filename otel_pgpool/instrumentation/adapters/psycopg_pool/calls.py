@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from otel_pgpool.errors import error_type
-from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_closed
+from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_closed, is_lost, is_of_program
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_connection
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
@@ -23,6 +23,7 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
 from otel_pgpool.instrumentation.adapters.psycopg_pool.fresh import FreshConnections
 from otel_pgpool.instrumentation.guards import ignore_errors, never_raise
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
+from otel_pgpool.observer import ARGUMENTS
 from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
 from otel_pgpool.pool.checkout import Attempt, ManualCheckout
 from otel_pgpool.runtime.clock import monotonic
@@ -93,6 +94,7 @@ class PoolCalls:
         self.in_progress: dict[int, InProgress] = {}  # by thread or task; never replaced
         self.light_waits: dict[int, InProgress] = {}  # of checkouts without a record until they wait, by thread
         self._failed_checks: dict[int, list[tuple[Any, BaseException]]] = {}  # by id of the checkout
+        self._failed_resets: dict[int, BaseException] = {}  # by id of the connection, until its discard is recorded
         self.fresh = FreshConnections()
         self.inherited: InheritedPsycopgPools  # set by the adapter, which has one for both kinds of calls
 
@@ -122,6 +124,7 @@ class PoolCalls:
         self.in_progress.clear()
         self.light_waits.clear()
         self._failed_checks.clear()
+        self._failed_resets.clear()
         self.fresh.clear()
 
     # Checkouts
@@ -206,6 +209,8 @@ class PoolCalls:
             tracker.retries += 1
             attempt = Attempt(monotonic(), error_type(error), 0.0, error_text(error, tracker.target))
             checkout.retried(attempt, None)  # without the error, which would keep its frames
+            if not is_closed(conn):  # the pool keeps the connection, and tries again
+                tracker.callback_failed("check", error, checkout)
 
     @never_raise
     def _record_failed_checks(self, tracker: PoolTracker, checkout: ManualCheckout) -> None:
@@ -220,9 +225,10 @@ class PoolCalls:
         self, tracker: PoolTracker, pool: Any, conn: Any, status: int, checkout: ManualCheckout | None = None
     ) -> None:
         """Record a release at which the pool has closed the connection."""
+        error = self._failed_resets.pop(id(conn), None)
         slot = tracker.slots.get(id(conn))
         if slot is not None and not is_left_to_worker(pool, status):
-            record_discard(tracker, slot, reason_at_release(pool, conn, status), checkout)
+            record_discard(tracker, slot, reason_at_release(pool, conn, status, error), checkout, error)
         elif checkout is not None:
             tracker.released(checkout)
 
@@ -231,13 +237,19 @@ class PoolCalls:
         if not private.is_checked_out(pool, conn):
             tracker.released(checkout, Outcome.DISCARDED if is_closed(conn) else Outcome.RELEASED)
 
+    def reset_failed(self, conn: Any, error: BaseException) -> None:
+        """Note the error for which the pool is about to close a connection that it was to reset."""
+        self._failed_resets[id(conn)] = error
+
     @never_raise
     def reset_by_worker(self, pool: Any, conn: Any, status: int, *, from_getconn: bool) -> None:
         """Record that a worker has closed a connection that it was to reset."""
+        error = self._failed_resets.pop(id(conn), None)
         tracker = self.tracker_of(pool)
         if tracker is not None:
-            reason = DiscardReason.CHECK_FAILED if from_getconn else reason_at_release(pool, conn, status)
-            record_closed(tracker, conn, reason)
+            is_failed_check = from_getconn and error is None
+            reason = DiscardReason.CHECK_FAILED if is_failed_check else reason_at_release(pool, conn, status, error)
+            record_closed(tracker, conn, reason, error)
 
     # Connects
 
@@ -256,12 +268,22 @@ class PoolCalls:
         try:
             yield partial(self._connected, tracker, key, began)
         except BaseException as error:
-            tracker.connect_failed(began, error, key)
+            self._connect_failed(tracker, key, began, error)
             if checkout is None:
                 self.fresh.opened(self.me(), None, key)
             raise
         finally:
             tracker.connects.connecting.discard(key)
+
+    @never_raise
+    def _connect_failed(self, tracker: PoolTracker, key: int, began: float, error: BaseException) -> None:
+        """Record a failed connect, and whether the application or the server is the cause."""
+        callback, conn = private.failed_callback(error)
+        if conn is not None and is_lost(conn, error):
+            callback = ""
+        elif not callback and is_of_program(error):
+            callback = ARGUMENTS
+        tracker.connect_failed(began, error, key, callback=callback, is_connected=conn is not None)
 
     @never_raise
     def _connected(self, tracker: PoolTracker, key: int, began: float, conn: Any) -> None:

@@ -7,6 +7,7 @@ the method's result.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -68,6 +69,13 @@ def adding(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: An
     finally:
         with keep_from_forking():  # a child would inherit the telemetry's locks
             calls.worker_done(pool)
+
+
+def closing(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> None:
+    """Record the error for which a pool closes a connection that it was to reset."""
+    error = sys.exc_info()[1]
+    if error is not None and private.is_handled_by_reset(error):
+        calls.reset_failed(conn, error)
 
 
 def handing_over(calls: PoolCalls, _client: Any, _method: str, conn: Any) -> Recording | None:
