@@ -125,8 +125,10 @@ class PsycopgPoolAdapter(PsycopgDriver):
         return self._calls_of_tasks if isinstance(pool, AsyncConnectionPool) else self._calls
 
     def _track(self, pool: Any) -> PoolTracker | None:
-        """Return the tracker of a pool, created if there is none."""
-        if not private.is_initialized(pool) or not self._session.observes(pool, self.kind):
+        """Return the tracker of a pool, created if there is none and the pool was opened."""
+        if not (private.is_initialized(pool) and private.was_opened(pool)):
+            return None
+        if not self._session.observes(pool, self.kind):
             return None
         target = self.target(pool)
         tracker = self._session.track(pool, self, name=_name_of(pool, target), target=target)
@@ -147,9 +149,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
             used = sum(_is_used(pool, tracker, slot) for slot in tracker.slots.copy().values())
             used += len(tracker.unseen) + tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
         max_idle = 0 if private.is_null(pool) else pool.max_size
-        return Levels(
-            pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=private.has_ended(pool)
-        )
+        return Levels(pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=pool.closed)
 
     def target(self, pool: Any) -> Target:
         """Return the target of a pool's connects; unknown if the application provides it by a function."""

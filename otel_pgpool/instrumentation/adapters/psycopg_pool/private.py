@@ -93,9 +93,9 @@ def is_initialized(pool: Any) -> bool:
     return hasattr(pool, "_closed") and hasattr(pool, "_pool")
 
 
-def has_ended(pool: Any) -> bool:
-    """Return whether a pool is closed for good; one that is not open yet is also ``closed``."""
-    return bool(pool.closed and getattr(pool, "_opened", True))
+def was_opened(pool: Any) -> bool:
+    """Return whether a pool is open, or was; one that is not open yet is also ``closed``."""
+    return bool(not pool.closed or getattr(pool, "_opened", True))
 
 
 def is_null(pool: Any) -> bool:
