@@ -113,7 +113,10 @@ def call_sites_fast(frame: FrameType) -> Stack:
 
 
 def call_sites_fast_filtered(frame: FrameType, skipped: SkippedModules) -> Stack:
-    """Return the four innermost call sites if all are the application's; otherwise the result of `call_sites`."""
+    """Return the four innermost call sites if all are the application's; otherwise the result of `call_sites`.
+
+    Hot path: repeats the tuple of `call_sites_fast`.
+    """
     try:
         if (
             (second := frame.f_back) is None
@@ -127,7 +130,16 @@ def call_sites_fast_filtered(frame: FrameType, skipped: SkippedModules) -> Stack
             return call_sites(frame, skipped) or (frame.f_code, frame.f_lasti)
     except KeyError:  # a frame of code without a module name
         return call_sites(frame, skipped)
-    return call_sites_fast(frame)
+    return (
+        frame.f_code,
+        frame.f_lasti,
+        second.f_code,
+        second.f_lasti,
+        third.f_code,
+        third.f_lasti,
+        fourth.f_code,
+        fourth.f_lasti,
+    )
 
 
 def places(stack: Stack) -> Iterator[Place]:

@@ -22,10 +22,20 @@ from otel_pgpool.types import TransactionStatus
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import PoolTarget
 
-BAD = ConnStatus.BAD
+BAD = int(ConnStatus.BAD)  # plain, because the hot path compares it
 SESSION_ENDED = ("57P01", "57P02", "57P03")
 OF_ARGUMENTS = (psycopg.ProgrammingError, psycopg.NotSupportedError)
 OF_NETWORK = (OSError, asyncio.TimeoutError)  # two classes before Python 3.11
+
+
+class _NoPGconn:
+    """The stand-in for the ``pgconn`` of a connection of the application's own class, if that cannot be read."""
+
+    status = None
+
+
+NO_PGCONN: Any = _NoPGconn()
+
 TRANSACTION_STATUSES = tuple(TransactionStatus)
 """The statuses in the order of libpq's numbers."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
+from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
@@ -91,7 +92,8 @@ class PoolCalls:
         self.light = object()
         """The owner of the fast path of pools whose ordinary checkouts leave no record."""
         self.me = me
-        self.in_progress: dict[int, InProgress] = {}  # by thread or task; never replaced
+        self.getting: set[CodeType] = set()
+        """The code of the wrappers of ``getconn`` that keep a record, by which its frames are found."""
         self.light_waits: dict[int, InProgress] = {}  # of checkouts without a record until they wait, by thread
         self._failed_checks: dict[int, list[tuple[Any, BaseException]]] = {}  # by id of the checkout
         self._failed_resets: dict[int, BaseException] = {}  # by id of the connection, until its discard is recorded
@@ -121,7 +123,6 @@ class PoolCalls:
 
     def reset_after_fork(self) -> None:
         """Drop the parent's calls in a forked child."""
-        self.in_progress.clear()
         self.light_waits.clear()
         self._failed_checks.clear()
         self._failed_resets.clear()
@@ -135,6 +136,16 @@ class PoolCalls:
             frame = getattr(frame.f_back, "f_back", None) or frame
         return tracker.start_with(ManualCheckout(), call_sites_fast_filtered(frame, BETWEEN))
 
+    def _in_progress(self, frame: FrameType) -> Any:
+        """Return the innermost call of ``getconn`` in whose course a frame runs; `NOTHING` if it keeps no record."""
+        each: FrameType | None = frame
+        while each is not None:
+            if each.f_code in self.getting:
+                found = each.f_locals
+                return found.get("tracker"), found.get("checkout")
+            each = each.f_back
+        return NOTHING
+
     @never_raise
     def enqueued(self, frame: FrameType) -> Waiting:
         """Record that the caller waits in a pool's queue; return the pool's tracker and the checkout, if there are any.
@@ -142,15 +153,14 @@ class PoolCalls:
         Args:
             frame: the frame of the pool's method that waits.
         """
-        me = self.me()
-        tracker, checkout = self.in_progress.get(me, NOTHING)
+        tracker, checkout = self._in_progress(frame)
         with ignore_errors:
             pool = private.waiting_pool(frame)
             own: Any = getattr(pool, TRACKER_ATTR, None)
             if pool is not None and own is not tracker:  # an application's check uses another pool
                 if own is None or own.fast_path_owner is not self.light:
                     return own, None
-                tracker, checkout = self.light_waits[me] = own, self.start(own, frame)
+                tracker, checkout = self.light_waits[self.me()] = own, self.start(own, frame)
         if checkout is not None and checkout.queued is None:
             tracker.enqueued(checkout)
         return tracker, checkout
@@ -201,7 +211,7 @@ class PoolCalls:
     @never_raise
     def check_failed(self, conn: Any, error: BaseException) -> None:
         """Record that a connection failed the application's check: a retry, unless the caller was interrupted."""
-        tracker, checkout = self.in_progress.get(self.me(), NOTHING)
+        tracker, checkout = self._in_progress(_getframe())
         if checkout is None:
             return
         self._failed_checks.setdefault(id(checkout), []).append((conn, error))
@@ -257,7 +267,7 @@ class PoolCalls:
     def connecting(self, tracker: PoolTracker) -> Iterator[Callable[[Any], None]]:
         """Record a connect. The block calls the given function with the connection; otherwise it has failed."""
         began = monotonic()
-        _tracker, checkout = self.in_progress.get(self.me(), NOTHING)
+        _tracker, checkout = self._in_progress(_getframe())
         if checkout is None:
             key = self.fresh.new_key()
         elif checkout.caller is None:
@@ -266,7 +276,7 @@ class PoolCalls:
             key = checkout.caller
         tracker.connects.connecting.add(key)
         try:
-            yield partial(self._connected, tracker, key, began)
+            yield partial(self._connected, tracker, key, began, by_worker=checkout is None)
         except BaseException as error:
             self._connect_failed(tracker, key, began, error)
             if checkout is None:
@@ -286,9 +296,9 @@ class PoolCalls:
         tracker.connect_failed(began, error, key, callback=callback, is_connected=conn is not None)
 
     @never_raise
-    def _connected(self, tracker: PoolTracker, key: int, began: float, conn: Any) -> None:
+    def _connected(self, tracker: PoolTracker, key: int, began: float, conn: Any, *, by_worker: bool) -> None:
         tracker.connected(began, conn, key)
-        if self.me() not in self.in_progress:
+        if by_worker:
             self.fresh.opened(self.me(), conn, key)
 
     @never_raise

@@ -45,9 +45,13 @@ def waiting_for_pool(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_
     calls.opened(pool)
 
 
+def checking(calls: PoolCalls, pool: Any, _method: str, conn: Any) -> Recording | None:
+    """Record the check of a connection before it is handed out, if the application checks connections."""
+    return _checking(calls, conn) if private.has_check(pool) else None
+
+
 @contextmanager
-def checking(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> Iterator[HasReturned]:
-    """Record the check of a connection before it is handed out."""
+def _checking(calls: PoolCalls, conn: Any) -> Iterator[HasReturned]:
     try:
         yield ignore
     except BaseException as error:
