@@ -113,7 +113,10 @@ def call_sites_fast(frame: FrameType) -> Stack:
 
 
 def call_sites_fast_filtered(frame: FrameType, skipped: SkippedModules) -> Stack:
-    """Return the four innermost call sites if all are the application's; otherwise the result of `call_sites`."""
+    """Return the four innermost call sites if all are the application's; otherwise the result of `call_sites`.
+
+    Hot path: repeats the tuple of `call_sites_fast`.
+    """
     try:
         if (
             (second := frame.f_back) is None

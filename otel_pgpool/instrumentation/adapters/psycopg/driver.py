@@ -5,6 +5,7 @@ An application may have its own class of connections. Of such a connection only 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,6 +13,7 @@ from psycopg.pq import ConnStatus
 
 from otel_pgpool.driver.messages import known_text
 from otel_pgpool.driver.refusal_texts import refuses
+from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
 from otel_pgpool.runtime.text import printable
@@ -20,7 +22,19 @@ from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import PoolTarget
 
-BAD = ConnStatus.BAD
+BAD = int(ConnStatus.BAD)  # plain, because the hot path compares it
+SESSION_ENDED = ("57P01", "57P02", "57P03")
+OF_ARGUMENTS = (psycopg.ProgrammingError, psycopg.NotSupportedError)
+OF_NETWORK = (OSError, asyncio.TimeoutError)  # two classes before Python 3.11
+
+
+class _NoPGconn:
+    """The stand-in for the ``pgconn`` of a connection of the application's own class, if that cannot be read."""
+
+    status = None
+
+
+NO_PGCONN: Any = _NoPGconn()
 
 
 def is_closed(conn: Any) -> bool:
@@ -38,6 +52,19 @@ def is_broken(conn: Any) -> bool:
     with ignore_errors:
         return bool(psycopg.BaseConnection.broken.__get__(conn))
     return True
+
+
+def is_lost(conn: Any, error: BaseException) -> bool:
+    """Return whether an error of a statement means that its connection was lost, not that the statement failed."""
+    state = sqlstate(error) if isinstance(error, psycopg.Error) else None
+    return is_broken(conn) or (state is not None and (state.startswith("08") or state in SESSION_ENDED))
+
+
+def is_of_program(error: BaseException) -> bool:
+    """Return whether a connect failed before it reached a server or the network: its arguments are wrong."""
+    if isinstance(error, psycopg.Error):
+        return isinstance(error, OF_ARGUMENTS) and sqlstate(error) is None
+    return not isinstance(error, OF_NETWORK)
 
 
 def parameters_of(conn: Any) -> dict[str, str]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import wraps
 from sys import _getframe
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.instrumentation.adapters.psycopg.driver import is_closed
+from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD, NO_PGCONN
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private, steps
-from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
-from otel_pgpool.pool.call_site import caller_of
+from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import BETWEEN
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import UNKNOWN
+from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.pool.call_site import call_sites_fast_filtered, caller_of
+from otel_pgpool.pool.checkout import ManualCheckout
 from otel_pgpool.runtime.fork import is_here, renew
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``getconn``."""
-    in_progress, start, unobserved = calls.in_progress, calls.start, calls.unobserved
+    connection, unobserved = calls.connection, calls.unobserved
 
     @wraps(original)
     def getconn(self: Any, timeout: float | None = None) -> Any:
@@ -44,18 +46,18 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             tracker = None if tracker is unobserved else calls.first_use(self)
             if tracker is None:
                 return original(self, timeout)
-        me = get_ident()
-        outer = in_progress.get(me)  # for example a check that uses another pool
         checkout = conn = None
         try:
             try:
                 frame = _getframe(1)
             except ValueError:  # no Python caller, as for a greenlet's first function
                 frame = _getframe()
-            checkout = start(tracker, frame)
-            in_progress[me] = tracker, checkout
+            if frame.f_code is connection:  # called by contextlib, which the application calls
+                frame = getattr(frame.f_back, "f_back", None) or frame
+            checkout = ManualCheckout()
+            tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN))
             conn = original(self, timeout)
-            if checkout.queued is None and not checkout.retries and checkout.caller is None:
+            if checkout.queued is None and not checkout.retries and not tracker.pending:
                 tracker.acquired(checkout, conn)
             else:
                 calls.acquired(tracker, checkout, conn)
@@ -65,13 +67,9 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
                     self.putconn(conn)
             calls.failed(tracker, checkout, error)
             raise
-        finally:
-            if outer is None:
-                in_progress.pop(me, None)
-            else:
-                in_progress[me] = outer
         return conn
 
+    calls.getting.add(getconn.__code__)  # type: ignore[attr-defined]  # the type of `wraps` has none
     return getconn
 
 
@@ -80,7 +78,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
     inherited, unobserved = calls.inherited.conns, calls.unobserved
 
     @wraps(original)
-    def putconn(self: Any, conn: Any) -> Any:
+    def putconn(self: Any, conn: Any) -> Any:  # noqa: C901 - in one piece, because calls cost
         if not is_here:
             renew()
         try:
@@ -96,10 +94,15 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         if tracker is None or slot is None:
             return original(self, conn)
         checkout: Any = slot.checkout
-        status = status_of(conn)
+        try:
+            pgconn = conn.pgconn
+            status = pgconn.transaction_status
+        except Exception as error:  # noqa: BLE001 - a connection of the application's own class
+            raise_if_asynchronous(error)
+            pgconn, status = NO_PGCONN, UNKNOWN
         try:
             result = original(self, conn)
-            if is_closed(conn):
+            if pgconn.status == BAD:
                 calls.closed_at_release(tracker, self, conn, status, checkout)
             elif checkout is not None:
                 tracker.released(checkout)
@@ -126,19 +129,12 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
     return wait
 
 
-def within(step: Step, applies: Callable[[Any], bool] | None = None) -> Callable[[PoolCalls, Method], Method]:
-    """Return a function that wraps a method in a step, which records what the method does.
-
-    Args:
-        step: the step.
-        applies: return whether there is anything to record for an object, at less cost than the step.
-    """
+def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
+    """Return a function that wraps a method in a step, which records what the method does."""
 
     def wrap(calls: PoolCalls, original: Method) -> Method:
         @wraps(original)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if applies is not None and not applies(self):
-                return original(self, *args, **kwargs)
             recording = step(calls, self, original.__name__, *args, **kwargs)
             if recording is None:
                 return original(self, *args, **kwargs)
@@ -158,12 +154,15 @@ WRAPPERS = {
     "wait": within(steps.waiting_for_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
-    "_check_connection": within(steps.checking, private.has_check),
     "_connect": within(steps.connecting),
     "_add_connection": within(steps.adding),
+    "_close_connection": within(steps.closing),
     **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),
 }
 """The wrapper of each method of a pool."""
+
+OF_CHECKING = within(steps.checking)
+"""The wrapper of the call of the application's ``check``."""
 
 OF_WAITING = {"wait": wrap_wait, "set": within(steps.handing_over)}
 """The wrapper of each method of a place in the queue."""

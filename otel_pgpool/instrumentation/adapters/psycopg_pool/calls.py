@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
+from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from otel_pgpool.errors import error_type
-from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_closed
+from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_closed, is_lost, is_of_program
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_connection
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
@@ -23,6 +24,7 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
 from otel_pgpool.instrumentation.adapters.psycopg_pool.fresh import FreshConnections
 from otel_pgpool.instrumentation.guards import ignore_errors, never_raise
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
+from otel_pgpool.observer import ARGUMENTS
 from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
 from otel_pgpool.pool.checkout import Attempt, ManualCheckout
 from otel_pgpool.runtime.clock import monotonic
@@ -90,9 +92,11 @@ class PoolCalls:
         self.light = object()
         """The owner of the fast path of pools whose ordinary checkouts leave no record."""
         self.me = me
-        self.in_progress: dict[int, InProgress] = {}  # by thread or task; never replaced
+        self.getting: set[CodeType] = set()
+        """The code of the wrappers of ``getconn`` that keep a record, by which its frames are found."""
         self.light_waits: dict[int, InProgress] = {}  # of checkouts without a record until they wait, by thread
         self._failed_checks: dict[int, list[tuple[Any, BaseException]]] = {}  # by id of the checkout
+        self._failed_resets: dict[int, BaseException] = {}  # by id of the connection, until its discard is recorded
         self.fresh = FreshConnections()
         self.inherited: InheritedPsycopgPools  # set by the adapter, which has one for both kinds of calls
 
@@ -119,9 +123,9 @@ class PoolCalls:
 
     def reset_after_fork(self) -> None:
         """Drop the parent's calls in a forked child."""
-        self.in_progress.clear()
         self.light_waits.clear()
         self._failed_checks.clear()
+        self._failed_resets.clear()
         self.fresh.clear()
 
     # Checkouts
@@ -132,6 +136,16 @@ class PoolCalls:
             frame = getattr(frame.f_back, "f_back", None) or frame
         return tracker.start_with(ManualCheckout(), call_sites_fast_filtered(frame, BETWEEN))
 
+    def _in_progress(self, frame: FrameType) -> Any:
+        """Return the innermost call of ``getconn`` in whose course a frame runs; `NOTHING` if it keeps no record."""
+        each: FrameType | None = frame
+        while each is not None:
+            if each.f_code in self.getting:
+                found = each.f_locals
+                return found.get("tracker"), found.get("checkout")
+            each = each.f_back
+        return NOTHING
+
     @never_raise
     def enqueued(self, frame: FrameType) -> Waiting:
         """Record that the caller waits in a pool's queue; return the pool's tracker and the checkout, if there are any.
@@ -139,15 +153,14 @@ class PoolCalls:
         Args:
             frame: the frame of the pool's method that waits.
         """
-        me = self.me()
-        tracker, checkout = self.in_progress.get(me, NOTHING)
+        tracker, checkout = self._in_progress(frame)
         with ignore_errors:
             pool = private.waiting_pool(frame)
             own: Any = getattr(pool, TRACKER_ATTR, None)
             if pool is not None and own is not tracker:  # an application's check uses another pool
                 if own is None or own.fast_path_owner is not self.light:
                     return own, None
-                tracker, checkout = self.light_waits[me] = own, self.start(own, frame)
+                tracker, checkout = self.light_waits[self.me()] = own, self.start(own, frame)
         if checkout is not None and checkout.queued is None:
             tracker.enqueued(checkout)
         return tracker, checkout
@@ -198,7 +211,7 @@ class PoolCalls:
     @never_raise
     def check_failed(self, conn: Any, error: BaseException) -> None:
         """Record that a connection failed the application's check: a retry, unless the caller was interrupted."""
-        tracker, checkout = self.in_progress.get(self.me(), NOTHING)
+        tracker, checkout = self._in_progress(_getframe())
         if checkout is None:
             return
         self._failed_checks.setdefault(id(checkout), []).append((conn, error))
@@ -206,6 +219,8 @@ class PoolCalls:
             tracker.retries += 1
             attempt = Attempt(monotonic(), error_type(error), 0.0, error_text(error, tracker.target))
             checkout.retried(attempt, None)  # without the error, which would keep its frames
+            if not is_closed(conn):  # the pool keeps the connection, and tries again
+                tracker.callback_failed("check", error, checkout)
 
     @never_raise
     def _record_failed_checks(self, tracker: PoolTracker, checkout: ManualCheckout) -> None:
@@ -220,9 +235,10 @@ class PoolCalls:
         self, tracker: PoolTracker, pool: Any, conn: Any, status: int, checkout: ManualCheckout | None = None
     ) -> None:
         """Record a release at which the pool has closed the connection."""
+        error = self._failed_resets.pop(id(conn), None)
         slot = tracker.slots.get(id(conn))
         if slot is not None and not is_left_to_worker(pool, status):
-            record_discard(tracker, slot, reason_at_release(pool, conn, status), checkout)
+            record_discard(tracker, slot, reason_at_release(pool, conn, status, error), checkout, error)
         elif checkout is not None:
             tracker.released(checkout)
 
@@ -231,13 +247,19 @@ class PoolCalls:
         if not private.is_checked_out(pool, conn):
             tracker.released(checkout, Outcome.DISCARDED if is_closed(conn) else Outcome.RELEASED)
 
+    def reset_failed(self, conn: Any, error: BaseException) -> None:
+        """Note the error for which the pool is about to close a connection that it was to reset."""
+        self._failed_resets[id(conn)] = error
+
     @never_raise
     def reset_by_worker(self, pool: Any, conn: Any, status: int, *, from_getconn: bool) -> None:
         """Record that a worker has closed a connection that it was to reset."""
+        error = self._failed_resets.pop(id(conn), None)
         tracker = self.tracker_of(pool)
         if tracker is not None:
-            reason = DiscardReason.CHECK_FAILED if from_getconn else reason_at_release(pool, conn, status)
-            record_closed(tracker, conn, reason)
+            is_failed_check = from_getconn and error is None
+            reason = DiscardReason.CHECK_FAILED if is_failed_check else reason_at_release(pool, conn, status, error)
+            record_closed(tracker, conn, reason, error)
 
     # Connects
 
@@ -245,7 +267,7 @@ class PoolCalls:
     def connecting(self, tracker: PoolTracker) -> Iterator[Callable[[Any], None]]:
         """Record a connect. The block calls the given function with the connection; otherwise it has failed."""
         began = monotonic()
-        _tracker, checkout = self.in_progress.get(self.me(), NOTHING)
+        _tracker, checkout = self._in_progress(_getframe())
         if checkout is None:
             key = self.fresh.new_key()
         elif checkout.caller is None:
@@ -254,9 +276,9 @@ class PoolCalls:
             key = checkout.caller
         tracker.connects.connecting.add(key)
         try:
-            yield partial(self._connected, tracker, key, began)
+            yield partial(self._connected, tracker, key, began, by_worker=checkout is None)
         except BaseException as error:
-            tracker.connect_failed(began, error, key)
+            self._connect_failed(tracker, key, began, error)
             if checkout is None:
                 self.fresh.opened(self.me(), None, key)
             raise
@@ -264,9 +286,19 @@ class PoolCalls:
             tracker.connects.connecting.discard(key)
 
     @never_raise
-    def _connected(self, tracker: PoolTracker, key: int, began: float, conn: Any) -> None:
+    def _connect_failed(self, tracker: PoolTracker, key: int, began: float, error: BaseException) -> None:
+        """Record a failed connect, and whether the application or the server is the cause."""
+        callback, conn = private.failed_callback(error)
+        if conn is not None and is_lost(conn, error):
+            callback = ""
+        elif not callback and is_of_program(error):
+            callback = ARGUMENTS
+        tracker.connect_failed(began, error, key, callback=callback, is_connected=conn is not None)
+
+    @never_raise
+    def _connected(self, tracker: PoolTracker, key: int, began: float, conn: Any, *, by_worker: bool) -> None:
         tracker.connected(began, conn, key)
-        if self.me() not in self.in_progress:
+        if by_worker:
             self.fresh.opened(self.me(), conn, key)
 
     @never_raise

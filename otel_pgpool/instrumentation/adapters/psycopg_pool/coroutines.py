@@ -64,12 +64,9 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     ) -> Any:
         if pool in calls.inherited:  # here, because a repair needs the running loop
             calls.first_use(pool)
-        me = calls.me()
-        outer = calls.in_progress.get(me)  # for example a check that uses another pool
         checkout = conn = None
         try:
             checkout = tracker.start_in_task(stack, task)
-            calls.in_progress[me] = tracker, checkout
             conn = await getting()
             calls.acquired(tracker, checkout, conn)
         except BaseException as error:
@@ -78,13 +75,9 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
                     await pool.putconn(conn)
             calls.failed(tracker, checkout, error)
             raise
-        finally:
-            if outer is None:
-                calls.in_progress.pop(me, None)
-            else:
-                calls.in_progress[me] = outer
         return conn
 
+    calls.getting.add(check_out.__code__)  # type: ignore[attr-defined]  # the type of `wraps` has none
     return FunctionWrapper(original, getconn)
 
 
@@ -133,19 +126,12 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
     return wait
 
 
-def within(step: Step, applies: Callable[[Any], bool] | None = None) -> Callable[[PoolCalls, Method], Method]:
-    """Return a function that wraps a method in a step, which records what the method does.
-
-    Args:
-        step: the step.
-        applies: return whether there is anything to record for an object, at less cost than the step.
-    """
+def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
+    """Return a function that wraps a method in a step, which records what the method does."""
 
     def wrap(calls: PoolCalls, original: Method) -> Method:
         @wraps(original)
         async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if applies is not None and not applies(self):
-                return await original(self, *args, **kwargs)
             recording = step(calls, self, original.__name__, *args, **kwargs)
             if recording is None:
                 return await original(self, *args, **kwargs)
@@ -165,12 +151,15 @@ WRAPPERS = {
     "wait": within(steps.waiting_for_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
-    "_check_connection": within(steps.checking, private.has_check),
     "_connect": within(steps.connecting),
     "_add_connection": within(steps.adding),
+    "_close_connection": within(steps.closing),
     **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),
 }
 """The wrapper of each method of a pool."""
+
+OF_CHECKING = within(steps.checking)
+"""The wrapper of the call of the application's ``check``."""
 
 OF_WAITING = {"wait": wrap_wait, "set": within(steps.handing_over)}
 """The wrapper of each method of a place in the queue."""

@@ -30,22 +30,28 @@ def status_of(conn: Any) -> int:
     return status
 
 
-def reason_at_release(pool: Any, conn: Any, status: int) -> DiscardReason:
+def reason_at_release(pool: Any, conn: Any, status: int, error: BaseException | None = None) -> DiscardReason:
     """Return why a pool has closed a connection at its release.
 
     Args:
         pool: the pool.
         conn: the connection.
         status: its transaction status at the release.
+        error: the error of its rollback or its ``reset``, if there was one and it is known.
     """
+    if error is not None:
+        return DiscardReason.RESET_FAILED
     if status == UNKNOWN:
         return DiscardReason.BROKEN if is_broken(conn) else DiscardReason.RETURNED_CLOSED
     if pool.closed:
         return DiscardReason.CLOSED
     if private.is_null(pool):
         return DiscardReason.IDLE
-    if status == ACTIVE:
-        return DiscardReason.BROKEN
+    return DiscardReason.BROKEN if status == ACTIVE else _reason_of_age(pool, conn)
+
+
+def _reason_of_age(pool: Any, conn: Any) -> DiscardReason:
+    """Return why a pool has closed a connection that was in order at its release; otherwise its reset has failed."""
     if private.is_drained(pool, conn):
         return DiscardReason.DRAINED
     return DiscardReason.EXPIRED if private.is_expired(conn) else DiscardReason.RESET_FAILED

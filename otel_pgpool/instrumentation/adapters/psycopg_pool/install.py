@@ -55,6 +55,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         self._replacements = Replacements()
         self._calls = PoolCalls(session, self._track, _code_of(ConnectionPool.connection), get_ident)
         self._calls_of_tasks = PoolCalls(session, self._track, None, coroutines.current_key)
+        self._unwrapped_checks: dict[PoolCalls, Any] = {}  # the class and the wrappers, until a pool has a check
         self._is_light = session.options.telemetry.spans == "off"
         self._inherited = InheritedPsycopgPools(is_repaired=session.options.fork_repair)
         self._calls.inherited = self._calls_of_tasks.inherited = self._inherited
@@ -79,6 +80,10 @@ class PsycopgPoolAdapter(PsycopgDriver):
             AttributeError: this release of psycopg_pool lacks a private name that is needed.
         """
         private.check_names()
+        self._unwrapped_checks = {
+            self._calls: (ConnectionPool, blocking),
+            self._calls_of_tasks: (AsyncConnectionPool, coroutines),
+        }
         of_threads = {**blocking.WRAPPERS, **(light.WRAPPERS if self._is_light else {})}
         self._wrap(self._calls, (ConnectionPool, NullConnectionPool), of_threads, blocking, pool)
         self._wrap(
@@ -102,8 +107,15 @@ class PsycopgPoolAdapter(PsycopgDriver):
             for name in methods.keys() & vars(cls).keys():  # an earlier release may not have each method
                 self._replacements.wrap(cls, name, partial(methods[name], calls))
 
+    def _wrap_check(self, calls: PoolCalls) -> None:
+        """Wrap the call of ``check``, once: only if a pool has one, because each checkout calls that method."""
+        owner, wrappers = self._unwrapped_checks.pop(calls, (None, None))
+        if owner is not None:
+            self._replacements.wrap(owner, "_check_connection", partial(wrappers.OF_CHECKING, calls))
+
     def uninstall(self) -> None:
         """Restore the original methods."""
+        self._unwrapped_checks.clear()
         self._replacements.restore()
         self._inherited.end()
 
@@ -125,14 +137,18 @@ class PsycopgPoolAdapter(PsycopgDriver):
         return self._calls_of_tasks if isinstance(pool, AsyncConnectionPool) else self._calls
 
     def _track(self, pool: Any) -> PoolTracker | None:
-        """Return the tracker of a pool, created if there is none."""
-        if not private.is_initialized(pool) or not self._session.observes(pool, self.kind):
+        """Return the tracker of a pool, created if there is none and the pool was opened."""
+        if not (private.is_initialized(pool) and private.was_opened(pool)):
+            return None
+        if not self._session.observes(pool, self.kind):
             return None
         target = self.target(pool)
         tracker = self._session.track(pool, self, name=_name_of(pool, target), target=target)
         if tracker is not None and pool not in self._inherited:
             self._origins[pool] = os.getpid(), tracker.slots
             calls = self._calls_of(pool)
+            if private.has_check(pool):
+                self._wrap_check(calls)
             is_light = calls is self._calls and self._is_light and light.is_light(pool)
             tracker.fast_path_owner = calls.light if is_light else calls
         return tracker
@@ -147,9 +163,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
             used = sum(_is_used(pool, tracker, slot) for slot in tracker.slots.copy().values())
             used += len(tracker.unseen) + tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
         max_idle = 0 if private.is_null(pool) else pool.max_size
-        return Levels(
-            pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=private.has_ended(pool)
-        )
+        return Levels(pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=pool.closed)
 
     def target(self, pool: Any) -> Target:
         """Return the target of a pool's connects; unknown if the application provides it by a function."""

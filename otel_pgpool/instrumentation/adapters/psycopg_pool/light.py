@@ -12,9 +12,9 @@ from sys import _getframe
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD
+from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD, NO_PGCONN
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, private
-from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import UNKNOWN
 from otel_pgpool.instrumentation.guards import raise_if_asynchronous
 from otel_pgpool.pool.call_site import caller_of
 from otel_pgpool.runtime import thread_cache
@@ -52,10 +52,17 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             tracker is None or tracker.fast_path_owner is not light or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
         ):
             return original(self, timeout) if tracker is unobserved else slow_path(self, timeout)
-        conn: Any = None
         started = monotonic()
         try:
             conn = original(self, timeout)
+        except BaseException as error:
+            _, checkout = light_waits.pop(get_ident(), (None, None))
+            if checkout is None:
+                checkout = calls.start(tracker, caller_of(_getframe()))
+                checkout.started = started
+            calls.failed(tracker, checkout, error)
+            raise
+        try:
             if light_waits and (waited := light_waits.pop(get_ident(), None)) is not None:
                 calls.acquired(*waited, conn)
                 return conn
@@ -85,16 +92,9 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             )
             if watch.parked:
                 watch.wake()
-        except BaseException as error:
-            if conn is None:
-                _, checkout = light_waits.pop(get_ident(), (None, None))
-                if checkout is None:
-                    checkout = calls.start(tracker, caller_of(_getframe()))
-                    checkout.started = started
-                calls.failed(tracker, checkout, error)
-            else:  # due to an interrupt the caller will not get the connection
-                with suppress(Exception):
-                    self.putconn(conn)
+        except BaseException:  # due to an interrupt the caller will not get the connection
+            with suppress(Exception):
+                self.putconn(conn)
             raise
         return conn
 
@@ -115,7 +115,12 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
             tracker = None
         if tracker is None or (record := tracker.light.pop(id(conn), None)) is None:
             return original(self, conn) if tracker is unobserved and not inherited else slow_path(self, conn)
-        status = status_of(conn)
+        try:
+            pgconn = conn.pgconn
+            status = pgconn.transaction_status
+        except Exception as error:  # noqa: BLE001 - a connection of the application's own class
+            raise_if_asynchronous(error)
+            pgconn, status = NO_PGCONN, UNKNOWN
         try:
             result = original(self, conn)
         except BaseException:
@@ -124,12 +129,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
             if checkout is not None:
                 calls.release_failed(self, conn, checkout, tracker)
             raise
-        try:
-            is_closed = conn.pgconn.status == BAD
-        except Exception as error:  # noqa: BLE001 - a connection of the application's own class
-            raise_if_asynchronous(error)
-            return result
-        if is_closed:
+        if pgconn.status == BAD:
             calls.closed_at_release(tracker, self, conn, status)
         return result
 

@@ -1,8 +1,10 @@
 """The private parts of psycopg_pool, which offers no other way to observe a wait, a connect or a closed connection.
 
 Checked on psycopg_pool 3.2.0 to 3.3.3. If one of those in `METHODS` and `ATTRIBUTES` is gone, nothing is wrapped: the
-pools stay uninstrumented, with a log record. Without one of the times a discard may have another reason. A subclass may
-have replaced any of them, so the functions may raise anything where they do not say otherwise.
+pools stay uninstrumented, with a log record. Without one of the times a discard may have another reason, and without
+one of ``_resolve_conninfo``, ``_resolve_kwargs``, ``_reset_connection`` and ``_close_connection`` an error is reported
+without the callback that raised. A subclass may have replaced any of them, so the functions may raise anything where
+they do not say otherwise.
 
 | name | meaning |
 | --- | --- |
@@ -11,6 +13,9 @@ have replaced any of them, so the functions may raise anything where they do not
 | ``_closed``, ``_opened`` | whether the pool is closed, or not open yet; whether it was opened |
 | ``_drained_at``, ``_created_at``, ``_expire_at`` | times: of ``drain()`` (since 3.3), of a connect, of its expiry |
 | ``_connect()`` | opens and configures a connection, in a worker or in a caller |
+| ``_resolve_conninfo()``, ``_resolve_kwargs()`` | call the application's functions within ``_connect`` (since 3.3) |
+| ``_reset_connection()`` | rolls back and calls the application's ``reset``, and handles their errors |
+| ``_close_connection()`` | closes a connection (not in every 3.2) |
 | ``_add_connection()`` | the work of a worker that connects |
 | ``_check_connection()`` | calls the application's ``check`` before a connection is handed out |
 | ``_shrink_pool()`` | closes one idle connection |
@@ -23,6 +28,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, pool, pool_async
@@ -87,9 +93,9 @@ def is_initialized(pool: Any) -> bool:
     return hasattr(pool, "_closed") and hasattr(pool, "_pool")
 
 
-def has_ended(pool: Any) -> bool:
-    """Return whether a pool is closed for good; one that is not open yet is also ``closed``."""
-    return bool(pool.closed and getattr(pool, "_opened", True))
+def was_opened(pool: Any) -> bool:
+    """Return whether a pool is open, or was; one that is not open yet is also ``closed``."""
+    return bool(not pool.closed or getattr(pool, "_opened", True))
 
 
 def is_null(pool: Any) -> bool:
@@ -141,6 +147,37 @@ def has_check(pool: Any) -> bool:
 def has_reset(pool: Any) -> bool:
     """Return whether the application resets connections, which a worker then does; False if that cannot be read."""
     return getattr(pool, "_reset", None) is not None
+
+
+def failed_callback(error: BaseException) -> tuple[str, Any]:
+    """Return the name of the callback that has made a connect fail, and the connection that the callback got.
+
+    The name is empty if it was the connect itself, or if that cannot be read; None is returned for no connection.
+    """
+    with ignore_errors:
+        for frame, _line in walk_tb(error.__traceback__):
+            if _is_own(frame, "_connect"):
+                conn = frame.f_locals.get("conn")
+                if conn is not None:
+                    return "configure", conn
+            elif _is_own(frame, "_resolve_conninfo"):
+                return "conninfo", None
+            elif _is_own(frame, "_resolve_kwargs"):
+                return "kwargs", None
+    return "", None
+
+
+def is_handled_by_reset(error: BaseException) -> bool:
+    """Return whether the pool handles an error of a rollback or of ``reset``; False if that cannot be read."""
+    with ignore_errors:
+        traceback = error.__traceback__
+        return traceback is not None and _is_own(traceback.tb_frame, "_reset_connection")
+    return False
+
+
+def _is_own(frame: FrameType, function: str) -> bool:
+    """Return whether a frame is that of a function of psycopg_pool."""
+    return frame.f_code.co_name == function and str(frame.f_globals.get("__name__")).startswith("psycopg_pool.")
 
 
 def waiting_pool(frame: FrameType) -> Any:

@@ -7,6 +7,7 @@ the method's result.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -44,9 +45,13 @@ def waiting_for_pool(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_
     calls.opened(pool)
 
 
+def checking(calls: PoolCalls, pool: Any, _method: str, conn: Any) -> Recording | None:
+    """Record the check of a connection before it is handed out, if the application checks connections."""
+    return _checking(calls, conn) if private.has_check(pool) else None
+
+
 @contextmanager
-def checking(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> Iterator[HasReturned]:
-    """Record the check of a connection before it is handed out."""
+def _checking(calls: PoolCalls, conn: Any) -> Iterator[HasReturned]:
     try:
         yield ignore
     except BaseException as error:
@@ -68,6 +73,13 @@ def adding(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: An
     finally:
         with keep_from_forking():  # a child would inherit the telemetry's locks
             calls.worker_done(pool)
+
+
+def closing(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> None:
+    """Record the error for which a pool closes a connection that it was to reset."""
+    error = sys.exc_info()[1]
+    if error is not None and private.is_handled_by_reset(error):
+        calls.reset_failed(conn, error)
 
 
 def handing_over(calls: PoolCalls, _client: Any, _method: str, conn: Any) -> Recording | None:

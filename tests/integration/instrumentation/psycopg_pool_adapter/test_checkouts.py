@@ -9,7 +9,7 @@ import psycopg_pool
 import pytest
 from greenlet import greenlet
 from psycopg2.pool import ThreadedConnectionPool
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import ConnectionPool, NullConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from psycopg_pool.pool import WaitingClient
 
 from otel_pgpool import PgPoolInstrumentor
@@ -279,19 +279,37 @@ def test_wait_of_a_pool_that_is_not_observed(signals: Signals, dsn: str) -> None
 # Pools that are not open
 
 
-def test_pool_that_is_not_open_yet(signals: Signals, dsn: str) -> None:
-    """A checkout is refused; the pool is reported from its opening on."""
-    with ConnectionPool(dsn, min_size=1, open=False) as pool:
-        pass
-    pool = ConnectionPool(dsn, min_size=1, open=False)
-    assert "_otel_pgpool" not in vars(pool)
+@pytest.mark.parametrize(("cls", "size"), [(ConnectionPool, 1), (NullConnectionPool, 0)])
+def test_pool_that_is_not_open_yet(signals: Signals, dsn: str, cls: type[Pool], size: int) -> None:
+    """A checkout is refused as without the instrumentation; spans and series begin when the pool is opened."""
+    pool = cls(dsn, min_size=size, max_size=1, open=False)
     with pytest.raises(PoolClosed, match="not open yet"):
         pool.getconn()
-    assert_exactly(signals.checkout().attributes, denied(dsn, "error", "closed"))
+    with pytest.raises(PoolClosed, match="not open yet"), pool.connection():
+        pass
+    with pytest.raises(ValueError, match="can't return connection"):
+        pool.putconn(object())
+    assert "_otel_pgpool" not in vars(pool)
+    assert not signals.named("pool.checkout")
+    assert not signals.metrics()
     pool.open(wait=True)
     with pool.connection():
         assert signals.value("db.client.connection.count", "used", pool_name=name_of(dsn)) == 1
     pool.close()
+    with pytest.raises(PoolClosed):
+        pool.getconn()
+    assert_exactly(signals.named("pool.checkout")[-1].attributes, denied(dsn, "error", "closed"))
+
+
+@pytest.mark.parametrize("cls", BLOCKING)
+def test_pool_that_is_never_opened(signals: Signals, dsn: str, cls: type[Pool]) -> None:
+    """It leaves nothing, also when it is closed."""
+    pool = cls(dsn, min_size=0, max_size=1, open=False)
+    pool.close()
+    with pytest.raises(PoolClosed):
+        pool.getconn()
+    assert "_otel_pgpool" not in vars(pool)
+    assert not signals.metrics()
 
 
 def test_closed_pool(signals: Signals, dsn: str, pool: Pool) -> None:

@@ -345,11 +345,24 @@ def test_cost_of_a_pool_that_is_not_observed(dsn: str, way: str, spans: str, mon
                 uninstrument_pool(pool)
             pool.putconn(pool.getconn())
             calls = calls_in(lambda: pool.putconn(pool.getconn()))
-            assert calls == {"getconn": 1, "method": 1, "has_check": 1, "putconn": 1}
+            assert calls == {"getconn": 1, "putconn": 1}
             instrument_pool(pool)
             pool.putconn(pool.getconn())
             assert is_observed(pool)
         assert "_otel_pgpool" not in vars(pool)
+
+
+def test_cost_beside_a_pool_with_a_check(dsn: str) -> None:
+    """The call of a check is wrapped once a pool has one; of pools without it, one question is asked."""
+    original = ConnectionPool._check_connection
+    with instrumented(), opened(ConnectionPool, dsn, 1) as pool:
+        assert ConnectionPool._check_connection is original
+        with opened(ConnectionPool, dsn, 1, check=lambda conn: None, name="other") as other, other.connection():
+            assert ConnectionPool._check_connection is not original
+        uninstrument_pool(pool)
+        calls = calls_in(lambda: pool.putconn(pool.getconn()))
+        assert calls == {"getconn": 1, "method": 1, "checking": 1, "has_check": 1, "putconn": 1}
+    assert ConnectionPool._check_connection is original
 
 
 def test_cost_of_a_pool_for_asyncio_that_is_not_observed(dsn: str) -> None:
@@ -363,6 +376,6 @@ def test_cost_of_a_pool_for_asyncio_that_is_not_observed(dsn: str) -> None:
                 await pool.putconn(await pool.getconn())
                 with counted() as calls:
                     await pool.putconn(await pool.getconn())
-                assert calls.keys() <= {"getconn", "putconn", "tracker_of", "method", "has_check"}
+                assert calls.keys() <= {"getconn", "putconn", "tracker_of"}
 
     asyncio.run(test())

@@ -20,7 +20,7 @@ from psycopg_pool import (
 
 from otel_pgpool import PgPoolInstrumentor
 from tests.support.database import kill
-from tests.support.instrumentation import denied, instrumented, lent, tracker_of
+from tests.support.instrumentation import denied, instrumented, lent, name_of, tracker_of
 from tests.support.psycopg_pools import RELEASE, assert_same_totals, opened
 from tests.support.telemetry import PATIENCE, assert_exactly, is_child
 
@@ -197,7 +197,6 @@ def test_cancelled_waiter(signals: Signals, dsn: str) -> None:
             await pool.putconn(held)
             async with pool.connection():
                 pass
-            assert not tracker_of(pool).adapter._calls_of_tasks.in_progress  # type: ignore[attr-defined]
 
     in_loop(test)
 
@@ -405,6 +404,24 @@ def test_coroutine_that_is_not_awaited(signals: Signals, dsn: str) -> None:
             pool.getconn().close()
             assert tracker_of(pool).stats().waiting == 0
         assert signals.named("pool.checkout") == []
+
+    in_loop(test)
+
+
+def test_pool_that_is_not_open_yet(signals: Signals, dsn: str) -> None:
+    """Spans and series begin when the pool is opened."""
+
+    async def test() -> None:
+        pool = AsyncConnectionPool(dsn, min_size=1, open=False)
+        with pytest.raises(PoolClosed, match="not open yet"):
+            await pool.getconn()
+        assert "_otel_pgpool" not in vars(pool)
+        assert not signals.named("pool.checkout")
+        assert not signals.metrics()
+        await pool.open(wait=True)
+        async with pool.connection():
+            assert signals.value("db.client.connection.count", "used", pool_name=name_of(dsn)) == 1
+        await pool.close()
 
     in_loop(test)
 
