@@ -51,6 +51,10 @@ class ObservedPool(Server, Protocol):
         """Return the pool's levels and totals."""
 
 
+ARGUMENTS = "connect"
+"""The name that stands for the arguments of a connect in the place of a callback's."""
+
+
 @dataclass(frozen=True)
 class Connect:
     """One attempt to open a physical connection. Times are readings of ``time.monotonic`` in seconds."""
@@ -67,7 +71,12 @@ class Connect:
     address: str | None = None
     port: int | None = None
     is_refusal: bool = False
-    """Whether the attempt failed because the server, which is up, refused the connection."""
+    """Whether the attempt failed although the server is up: it refused, or a callback raised on the connection."""
+    callback: str = ""
+    """Name of the program's callback that raised; `ARGUMENTS` if the connect's arguments are wrong; empty if neither.
+
+    The observer of an instrumented pool gets this name.
+    """
 
 
 class PoolObserver(Protocol):

@@ -133,6 +133,7 @@ class LogEvent(Value):
     CONNECTED = "connected", "an attempt to connect succeeded"
     CONNECT_FAILED = "connect_failed", "an attempt to connect failed"
     CONNECT_REFUSED = "connect_refused", "the server is up and refuses the connection"
+    PROGRAM_ERROR = "program_error", "a callback of the program raised, or the arguments of a connect are wrong"
     OUTAGE_STARTED = "outage_started", "no connection can be opened"
     OUTAGE_ENDED = "outage_ended", "connections can be opened again"
     FORKED = "forked", "a forked child has used a pool of its parent"

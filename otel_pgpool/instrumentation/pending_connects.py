@@ -66,13 +66,26 @@ class PendingConnects:
         self.pending.append(PendingConnect(_key_of(caller), connect, OutageChange(before, None)))
 
     def failed(
-        self, began: float, error: BaseException, message: str, *, is_refusal: bool, caller: int | None = None
+        self,
+        began: float,
+        error: BaseException,
+        message: str,
+        *,
+        is_refusal: bool,
+        caller: int | None = None,
+        callback: str = "",
     ) -> None:
-        """Add a failed connect, which starts or continues an outage; a refusal ends it, as the server was reached."""
+        """Add a failed connect, which starts or continues an outage; a refusal ends it, as the server was reached.
+
+        A connect that a callback of the program has prevented says nothing about the server.
+        """
         before = after = self.outage
-        if isinstance(error, Exception):  # an interrupt does not mean that the server is down
+        # An interrupt does not mean that the server is down.
+        if isinstance(error, Exception) and (is_refusal or not callback):
             self.outage = after = after_failure(before, Outage(began, 1, is_refusal=is_refusal))
-        connect = Connect(number_after(before), began, monotonic(), None, error, message, is_refusal=is_refusal)
+        connect = Connect(
+            number_after(before), began, monotonic(), None, error, message, is_refusal=is_refusal, callback=callback
+        )
         self.pending.append(PendingConnect(_key_of(caller), connect, OutageChange(before, after)))
 
     def pop_of(self, caller: int | None) -> Iterator[PendingConnect]:

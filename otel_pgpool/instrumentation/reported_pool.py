@@ -182,10 +182,36 @@ class ReportedPool(OpenCheckouts):
         self.connects.succeeded(began, *self.adapter.server_address(conn), caller)
 
     @never_raise
-    def connect_failed(self, began: float, error: BaseException, caller: int | None = None) -> None:
-        """Note that an attempt to connect failed; the observer is notified later. See `connected`."""
+    def connect_failed(
+        self,
+        began: float,
+        error: BaseException,
+        caller: int | None = None,
+        *,
+        callback: str = "",
+        is_connected: bool = False,
+    ) -> None:
+        """Note that an attempt to connect failed; the observer is notified later. See `connected`.
+
+        Args:
+            began: when the attempt began.
+            error: the error.
+            caller: key of the caller, as for `connected`.
+            callback: name of the callback of the program that raised, or `ARGUMENTS` if the arguments of the connect
+                are wrong; empty if the server or the network is the cause, also of an error of a callback.
+            is_connected: whether the callback got a connection, so that the server is up.
+        """
+        if not isinstance(error, Exception):  # an interrupt of the callback
+            callback = ""
         text = self.adapter.error_text(error, self.target)
-        self.connects.failed(began, error, text, is_refusal=self.adapter.is_refusal(error), caller=caller)
+        is_refusal = is_connected if callback else self.adapter.is_refusal(error)
+        self.connects.failed(began, error, text, is_refusal=is_refusal, caller=caller, callback=callback)
+
+    @never_raise
+    def callback_failed(self, callback: str, error: Exception, checkout: ManualCheckout | None = None) -> None:
+        """Report that a callback of the program raised on an open connection, which is therefore not handed out."""
+        text = self.adapter.error_text(error, self.target)
+        self.guard.notify(self._observer.callback_failed, callback, error, text, checkout)
 
     @never_raise
     def report_connects(self, checkout: ManualCheckout | None = None, caller: int | None = None) -> bool:

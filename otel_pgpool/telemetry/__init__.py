@@ -12,7 +12,7 @@ from otel_pgpool.runtime.text import class_of, text_of
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import SUPPRESSED, CheckoutState, leave_ended
 from otel_pgpool.telemetry.error_types import ErrorTypes
-from otel_pgpool.telemetry.logs import Logs
+from otel_pgpool.telemetry.logs import CANNOT_BE_HANDED_OUT, CANNOT_BE_MADE, CANNOT_BE_USED, Logs
 from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes, transaction_status
 from otel_pgpool.telemetry.metrics import instruments
 from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY, RecordingGate
@@ -229,8 +229,26 @@ class Telemetry:
         name = self._name_of(connect)
         self._connect(connect, name)
         self._logs.connect_failed(connect, name)
-        if connect.is_refusal:
+        if connect.callback:
+            effect = CANNOT_BE_USED if connect.is_refusal else CANNOT_BE_MADE
+            self._logs.program_error(effect, connect.callback, name, connect.message)
+        elif connect.is_refusal:
             self._logs.connect_refused(connect, name)
+
+    def callback_failed(
+        self, callback: str, error: BaseException, message: str, checkout: Checkout | None = None
+    ) -> None:
+        """Log that a callback of the program raised on an open connection. For instrumented pools.
+
+        Args:
+            callback: name of the callback.
+            error: the error that the callback raised.
+            message: text of the error, free of secrets.
+            checkout: the checkout that gets another connection or none, if there is one.
+        """
+        context = None if checkout is None else _context(checkout)
+        name = self._error_types.of(self.error_type(error))
+        self._logs.program_error(CANNOT_BE_HANDED_OUT, callback, name, message, context)
 
     def _name_of(self, connect: Connect) -> str:
         return self._error_types.of("" if connect.error is None else error_type(connect.error))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context, attach
 
 from otel_pgpool.errors import PoolTimeout, sqlstate
+from otel_pgpool.observer import ARGUMENTS
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.runtime.text import printable
@@ -35,12 +36,18 @@ OF_THE_LOGIN = ("28", "3D")
 """Classes of SQLSTATE with which a server refuses a login or its database. psycopg2 does not pass them on."""
 
 CANNOT_BE_REACHED = "the database cannot be reached with these arguments"
+CANNOT_BE_MADE = "no connection can be made"
+CANNOT_BE_USED = "a new connection cannot be used"
+CANNOT_BE_HANDED_OUT = "a connection cannot be handed out"
 
 REFUSAL_INTERVAL = 60.0
-"""Minimum number of seconds between two records about refused connects of pools of one name."""
+"""Minimum number of seconds between two records about refused connects, or one callback, of pools of one name."""
 
-_refused_again: dict[str, float] = {}
-"""When a refusal is logged again, by pool name: applications that probe for a database create a pool each time."""
+_logged_again: dict[tuple[str, str], float] = {}
+"""When a refusal is logged again, by pool name, and when an error of a callback, by pool name and callback.
+
+Applications that probe for a database create a pool each time.
+"""
 
 UTILIZATION_EVENTS = {
     UtilizationLevel.NORMAL: (logging.INFO, LogEvent.UTILIZATION_NORMAL),
@@ -166,22 +173,50 @@ class Logs:
 
     def connect_refused(self, connect: Connect, error_type: str) -> None:
         """Log that the server is up and refuses the connection, at most once a minute for all pools of one name."""
-        now = monotonic()
-        if now < _refused_again.get(self._pool_name, now):
+        if not self._is_due(""):
             return
-        for name in [name for name, due in _refused_again.copy().items() if due <= now]:
-            _refused_again.pop(name, None)
-        _refused_again[self._pool_name] = now + REFUSAL_INTERVAL
         state = sqlstate(connect.error)
         is_connected = state is not None and not state.startswith(OF_THE_LOGIN)  # a query of `configure` was refused
-        what = "a new connection cannot be used" if is_connected else CANNOT_BE_REACHED
+        what = CANNOT_BE_USED if is_connected else CANNOT_BE_REACHED
         text = f"{what}: {connect.message or error_type}"
         self._write(logging.WARNING, LogEvent.CONNECT_REFUSED, text, {names.ATTR_ERROR_TYPE: error_type})
+
+    def program_error(
+        self, effect: str, callback: str, error_type: str, message: str, context: Context | None = None
+    ) -> None:
+        """Log an error of the program, at most once a minute for each callback of all pools of one name.
+
+        Args:
+            effect: the first words of the record: what the error prevents.
+            callback: name of the callback that raised; `ARGUMENTS` if the connect's arguments are wrong.
+            error_type: type of the error.
+            message: text of the error, free of secrets.
+            context: the context of the checkout, if there is one.
+        """
+        if not self._is_due(callback):
+            return
+        error = f"{error_type} ({message})" if message else error_type
+        if callback == ARGUMENTS:
+            cause = f"the arguments of the connect led to {error}; correct them"
+        else:
+            cause = f"the callback {callback} raised {error}; correct the callback"
+        attributes = {names.ATTR_CALLBACK: callback, names.ATTR_ERROR_TYPE: error_type}
+        self._write(logging.ERROR, LogEvent.PROGRAM_ERROR, f"{effect}: {cause}", attributes, context)
+
+    def _is_due(self, callback: str) -> bool:
+        """Return whether a refusal, or an error of a callback, is to be logged again, and note that it is logged."""
+        now, key = monotonic(), (self._pool_name, callback)
+        if now < _logged_again.get(key, now):
+            return False
+        for each in [each for each, due in _logged_again.copy().items() if due <= now]:
+            _logged_again.pop(each, None)
+        _logged_again[key] = now + REFUSAL_INTERVAL
+        return True
 
     def outage_started(self, connect: Connect, error_type: str) -> None:
         """Log that no connection can be opened."""
         attributes = {names.ATTR_ERROR_TYPE: error_type, names.ATTR_ATTEMPTS: connect.attempt, names.ATTR_DURATION: 0.0}
-        text = f"no connection can be made: {connect.message or error_type}"
+        text = f"{CANNOT_BE_MADE}: {connect.message or error_type}"
         self._write(logging.ERROR, LogEvent.OUTAGE_STARTED, text, attributes)
 
     def outage_ended(self, attempts: int, duration: float) -> None:

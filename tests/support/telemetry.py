@@ -95,7 +95,7 @@ class Signals:
         self.complaints = Records()
 
     def __enter__(self) -> Self:
-        logs._refused_again.clear()  # another test's pool of this name may have been refused within the minute
+        logs._logged_again.clear()  # another test's pool of this name may have been refused within the minute
         logger = logging.getLogger("otel_pgpool")
         self._level = logger.level
         logger.setLevel(logging.DEBUG)

@@ -43,3 +43,14 @@ def test_attempts_are_numbered_as_by_our_own_pool() -> None:
     for is_refusal in (False, False, True, True):
         connects.failed(100.0, OSError(), "", is_refusal=is_refusal)
     assert [each.connect.attempt for each in connects.pending] == [1, 2, 3, 2]
+
+
+def test_a_callback_of_the_program() -> None:
+    """An error of a callback begins no outage; it ends one if the callback got a connection, and else changes none."""
+    connects = PendingConnects()
+    for callback, is_refusal in (("kwargs", False), ("", False), ("kwargs", False), ("configure", True)):
+        connects.failed(100.0, ValueError(), "", is_refusal=is_refusal, callback=callback)
+    changes = [each.change for each in connects.pending]
+    assert [change.has_begun for change in changes] == [False, True, False, False]
+    assert [None if change.ended is None else change.ended.attempts for change in changes] == [None, None, None, 1]
+    assert not is_unreachable(connects.outage)

@@ -12,6 +12,7 @@ from psycopg2.pool import PoolError
 from otel_pgpool.driver.target import target_of_parameters
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.session import InstrumentationSession
+from otel_pgpool.observer import ARGUMENTS
 from otel_pgpool.pool import registry
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import PoolErrorType
@@ -74,6 +75,41 @@ def test_a_target_that_becomes_known_during_a_checkout(session: InstrumentationS
         tracker.target_known(LATE)
     assert len([record for record in signals.records.all if record.event == "timeout"]) == 1
     assert tracker._observer._lock is lock
+
+
+# Callbacks of the program
+
+
+def test_an_error_of_a_callback(session: InstrumentationSession, signals: Signals) -> None:
+    """A record names the callback and the error, once a minute for each callback, beside that of a refusal."""
+    tracker = track(session, pool := Pool())
+    for error, callback, is_connected in (
+        (ValueError("secret-word"), "configure", True),
+        (ValueError("secret-word"), "configure", True),
+        (KeyError("secret-word"), "kwargs", False),
+        (TypeError("secret-word"), ARGUMENTS, False),
+        (KeyboardInterrupt(), "configure", True),
+        (OperationalError("FATAL:  no such database: shop"), "", False),
+    ):
+        tracker.connect_failed(monotonic(), error, callback=callback, is_connected=is_connected)
+    tracker.callback_failed("check", ValueError("secret-word"))
+    tracker.report_connects()
+    records = [record for record in signals.records.all if record.event in ("program_error", "connect_refused")]
+    texts = [record.record.getMessage().removeprefix("pool shop: ") for record in records]
+    assert texts == [
+        "a connection cannot be handed out: the callback check raised ValueError; correct the callback",
+        "a new connection cannot be used: the callback configure raised ValueError; correct the callback",
+        "no connection can be made: the callback kwargs raised KeyError; correct the callback",
+        "no connection can be made: the arguments of the connect led to TypeError; correct them",
+        "the database cannot be reached with these arguments: FATAL:  no such database: ...",
+    ]
+    assert [record.attributes.get("otel_pgpool.callback") for record in records] == [
+        *("check", "configure", "kwargs", "connect", None)
+    ]
+    assert not signals.logged("outage_started")
+    assert tracker.stats().status == "ok"
+    assert "secret-word" not in signals.everything()
+    assert pool
 
 
 # The set-up

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def nothing_told_yet() -> Iterator[None]:
-    logs._refused_again.clear()
+    logs._logged_again.clear()
     yield
-    logs._refused_again.clear()
+    logs._logged_again.clear()
 
 
 def told(signals: Signals) -> list[tuple[int, str]]:
