@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import suppress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from asyncpg.connection import Connection
 from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder, PoolConnectionProxy
+
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,12 +77,19 @@ BY_POOL = code_of(Pool, "terminate")
 BY_HOLDER = code_of(PoolConnectionProxy, "terminate")
 """Code of the methods that close connections, by which a closed one's reason is found."""
 
-# Pools
+CONNECTION_ATTR = "_con"
+"""Attribute with the connection, of a holder and of what a caller has received; None once it was released."""
 
+# Pools. A call of an ``attrgetter`` costs a third of that of a function.
 
-def queue_of(pool: Any) -> Any:
-    """Return the queue of a pool, which lives as long as the pool; None before the pool is initialized."""
-    return pool._queue
+queue_of = attrgetter("_queue")
+"""Return the queue of a pool, which lives as long as the pool; None before the pool is initialized."""
+
+mark_of_pool = attrgetter(f"_queue.{TRACKER_ATTR}")
+"""Return the tracker of a pool, or the mark of one that is not observed; an AttributeError if it has neither."""
+
+mark_of_holder = attrgetter(f"_pool._queue.{TRACKER_ATTR}")
+"""Return the same for the pool of a holder."""
 
 
 def has_to_wait(pool: Any) -> bool:
@@ -167,16 +177,6 @@ def detach(context: Any) -> Any:
 
 
 # Connections
-
-
-def connection_of(proxy: Any) -> Any:
-    """Return the connection behind what a caller has received, or in a holder; None if it was released."""
-    return getattr(proxy, "_con", None)
-
-
-def pool_of(holder: Any) -> Any:
-    """Return the pool of a holder."""
-    return holder._pool
 
 
 def is_worn(holder: Any, con: Any) -> bool:
