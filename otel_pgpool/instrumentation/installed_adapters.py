@@ -146,7 +146,7 @@ def find_pool(adapters: Mapping[str, str], given: Any) -> FoundPool:
     Only adapters of libraries that define a class of the object are imported. One that cannot be imported is logged.
 
     Raises:
-        TypeError: the object is no pool of a known kind, or the pool is not initialized yet.
+        TypeError: the object is no pool of a known kind.
     """
     libraries = {kind_of(str(cls.__module__)) for cls in given.__class__.__mro__}
     for module, name in adapters.items():

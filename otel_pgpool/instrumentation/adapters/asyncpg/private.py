@@ -110,6 +110,24 @@ mark_of_holder = attrgetter(f"_pool._queue.{TRACKER_ATTR}")
 """Return the same for the pool of a holder."""
 
 
+class ChosenHolders(list[Any]):
+    """The holders of a pool that was chosen before it was initialized: a list that allows weak references."""
+
+    __slots__ = ("__weakref__",)
+
+
+def choosable_part_of(pool: Any) -> Any:
+    """Return the part by which a pool is known before it has a queue: it lives as long as the pool."""
+    if type(pool._holders) is list:
+        pool._holders = ChosenHolders(pool._holders)
+    return pool._holders
+
+
+def chosen_part_of(pool: Any) -> Any:
+    """Return the part by which a pool was chosen before it was initialized; None if it was not."""
+    return pool._holders if isinstance(pool._holders, ChosenHolders) else None
+
+
 def has_to_wait(pool: Any) -> bool:
     """Return whether an acquire that begins now waits for a holder."""
     return pool._queue.empty() and not is_closing(pool)
