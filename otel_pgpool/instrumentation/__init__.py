@@ -102,7 +102,7 @@ def instrument_pool(pool: Any) -> None:
     ``instrument()`` continues with its own options. ``uninstrument()`` ends the observation of this pool too.
 
     Args:
-        pool: a pool of psycopg2 or psycopg_pool, an initialized one of asyncpg, or a pool or an engine of SQLAlchemy.
+        pool: a pool of psycopg2, psycopg_pool or asyncpg, initialized or not, or a pool or an engine of SQLAlchemy.
 
     Raises:
         TypeError: the object is no such pool, or is one of another database. A `ConnectionPool` of this package

@@ -147,8 +147,7 @@ def find_pool(adapters: Mapping[str, str], given: Any, *, to_observe: bool = Fal
     Only adapters of libraries that define a class of the object are imported. One that cannot be imported is logged.
 
     Raises:
-        TypeError: the object is no pool of a known kind, the pool is not initialized yet, or it is to be observed and
-            can never be.
+        TypeError: the object is no pool of a known kind, or it is to be observed and can never be.
     """
     libraries = {kind_of(str(cls.__module__)) for cls in given.__class__.__mro__}
     for module, name in adapters.items():

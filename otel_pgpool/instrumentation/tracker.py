@@ -23,6 +23,8 @@ from otel_pgpool.telemetry.sdk_internals import OPEN
 from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.open_checkouts import TrackedSlot
     from otel_pgpool.instrumentation.options import InstrumentationOptions
@@ -104,13 +106,20 @@ class PoolTracker(ReportedPool):
         """Start a checkout that was requested at these call sites, and return its record."""
         return self.start_with(ManualCheckout(), stack)
 
-    def start_with(self, checkout: AnyCheckout, stack: Stack, since: float | None = None) -> AnyCheckout:
+    def start_with(
+        self,
+        checkout: AnyCheckout,
+        stack: Stack,
+        since: float | None = None,
+        started: Callable[[AnyCheckout], None] | None = None,
+    ) -> AnyCheckout:
         """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `begin`.
 
         Args:
             checkout: the record.
             stack: the call sites.
             since: when the checkout was requested, if the pool was not known then.
+            started: the method of the observer to call; by default ``started``.
         """
         checkout.stack = stack
         checkout.thread = thread_cache.here.thread
@@ -125,7 +134,10 @@ class PoolTracker(ReportedPool):
         else:
             checkout.is_observed = True
             try:
-                self._observer.started(checkout) if since is None else self._observer.started_before(checkout, since)
+                if since is None:
+                    (started or self._observer.started)(checkout)
+                else:
+                    self._observer.started_before(checkout, since)
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 self.guard.log_error(error)
         checkout.started = monotonic() if since is None else since
@@ -142,27 +154,24 @@ class PoolTracker(ReportedPool):
         """Start a checkout of a task with a record supplied by the caller."""
         checkout.task = task
         checkout.caller = id(checkout)
-        self.start_with(checkout, stack)
-        if checkout.observer_data is not None:
-            self.guard.notify(self._observer.task_known, checkout)
-        return checkout
+        return self.start_with(checkout, stack, None, self._observer.started_in_task)
 
     def enqueued(self, checkout: ManualCheckout) -> None:
         """Record that a checkout waits from now on for the present holders."""
         self.enqueued_at(checkout, monotonic())
         self.waiting[checkout] = None
 
-    @never_raise
     def enqueued_at(self, checkout: ManualCheckout, since: float) -> None:
         """Record that a checkout has been queued since a time."""
         checkout.queued = since
         checkout.expected_path = QUEUED
         self.queued += 1
-        self._set_blockers(checkout, since)
-
-    def _set_blockers(self, checkout: ManualCheckout, since: float) -> None:
         if checkout.observer_data is not None:
-            checkout.blockers = [Blocker.of(holder, since) for holder in self.all_held()[:LONGEST_HOLDERS]]
+            self._set_blockers(checkout, since)
+
+    @never_raise
+    def _set_blockers(self, checkout: ManualCheckout, since: float) -> None:
+        checkout.blockers = [Blocker.of(holder, since) for holder in self.all_held()[:LONGEST_HOLDERS]]
 
     def acquired(self, checkout: ManualCheckout, conn: Any) -> None:
         """Record that a checkout received ``conn``."""
@@ -248,8 +257,8 @@ class PoolTracker(ReportedPool):
         if refusal is PoolErrorType.TIMEOUT:
             checkout.outcome = Outcome.TIMEOUT.value
             self.timeouts += 1
-            if checkout.queued is not None and not checkout.blockers:  # the holders were still connecting
-                self._set_blockers(checkout, checkout.queued)
+            if checkout.observer_data is not None and checkout.queued is not None and not checkout.blockers:
+                self._set_blockers(checkout, checkout.queued)  # at last: the holders were still connecting
             is_logged = self._observer.will_log_timeout()
             error = self._diagnosis(checkout, error, now) if is_logged else PoolTimeout(text)
         else:

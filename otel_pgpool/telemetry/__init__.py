@@ -112,12 +112,6 @@ class Telemetry:
         if state is not None and state.span is not None:
             self._spans.target_known(state.span)
 
-    def task_known(self, checkout: Checkout) -> None:
-        """Add the name of the task, which has started a checkout, to its span. For instrumented pools of coroutines."""
-        state: CheckoutState | None = checkout.observer_data
-        if state is not None and state.span is not None:
-            self._spans.task_known(checkout, state.span)
-
     def started(self, checkout: Checkout) -> None:
         """Start the span of a checkout."""
         context = leave_ended()
@@ -133,6 +127,14 @@ class Telemetry:
             checkout.observer_data = SUPPRESSED
         else:
             self._spans.start(checkout, context, since)
+
+    def started_in_task(self, checkout: Checkout) -> None:
+        """Start the span of a checkout from an instrumented pool of coroutines, with the name of its task."""
+        context = leave_ended()
+        if context.get(SUPPRESSION_KEY):
+            checkout.observer_data = SUPPRESSED
+        else:
+            self._spans.start(checkout, context, None, checkout.task)
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""

@@ -197,9 +197,9 @@ class Logs:
             return
         error = f"{error_type} ({message})" if message else error_type
         if callback == ARGUMENTS:
-            cause = f"the connect raised {error} before it reached a server; only the program can correct its arguments"
+            cause = f"the connect raised {error} before it reached a server; correct its arguments"
         else:
-            cause = f"the callback {callback} raised {error}, which only the program can correct"
+            cause = f"the callback {callback} raised {error}; correct the callback"
         attributes = {names.ATTR_CALLBACK: callback, names.ATTR_ERROR_TYPE: error_type}
         self._write(logging.ERROR, LogEvent.PROGRAM_ERROR, f"{effect}: {cause}", attributes, context)
 

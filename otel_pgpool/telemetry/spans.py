@@ -22,6 +22,7 @@ from otel_pgpool.telemetry.names import (
     ATTR_OUTCOME,
     ATTR_PATH,
     ATTR_RETRIES,
+    ATTR_TASK_NAME,
     ATTR_THREAD_NAME,
     ATTR_WAIT_TIME,
     DIGITS,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from otel_pgpool.config import TelemetryConfig
     from otel_pgpool.observer import Connect, ObservedPool
     from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.runtime.tasks import TaskReference
     from otel_pgpool.telemetry.error_types import ErrorTypes
 
 INTERNAL = SpanKind.INTERNAL
@@ -73,8 +75,13 @@ class Spans:
             names.ATTR_POOL_NAME: self._pool_name,
         }
 
-    def start(self, checkout: Checkout, context: Context, since: float | None = None) -> None:
-        """Start the span of a checkout in the caller's context, now or since a time. Without a span, keep no data."""
+    def start(
+        self, checkout: Checkout, context: Context, since: float | None = None, task: TaskReference | None = None
+    ) -> None:
+        """Start the span of a checkout in the caller's context, now or since a time. Without a span, keep no data.
+
+        The name of a task is added here and not in `end`, where it would cost the checkouts of threads.
+        """
         if self._wants is not None and not self._wants(context):
             return
         state = CheckoutState()
@@ -89,7 +96,12 @@ class Spans:
             return
         # By position: each argument by name costs 20 ns.
         state.span = span = self._tracer.start_span(
-            SPAN_CHECKOUT, context, INTERNAL, self._attributes, (), state.began_ns
+            SPAN_CHECKOUT,
+            context,
+            INTERNAL,
+            self._attributes if task is None else {**self._attributes, ATTR_TASK_NAME: task.name},
+            (),
+            state.began_ns,
         )
         if type(span) is NonRecordingSpan and not span.get_span_context().is_valid:
             checkout.observer_data = None  # the provider creates no spans
@@ -100,11 +112,6 @@ class Spans:
         """Replace the target of a checkout's span, which has begun before the present one was known."""
         if span.is_recording():
             span.set_attributes(self._attributes)
-
-    def task_known(self, checkout: Checkout, span: Span) -> None:
-        """Add the name of a checkout's task. Not done in `end`, where it would cost the checkouts of threads."""
-        if checkout.task is not None and span.is_recording():
-            span.set_attribute(names.ATTR_TASK_NAME, checkout.task.name)
 
     def _filter(self) -> Callable[[Context], bool] | None:
         """Return the function that decides whether a checkout in a context gets a span; None if each gets one."""
@@ -195,7 +202,8 @@ class Spans:
             SPAN_CHECKOUT, caller, attributes=self._attributes, start_time=state.began_ns
         )
         state.context = set_span_in_context(span, caller)
-        self.task_known(checkout, span)
+        if checkout.task is not None:
+            span.set_attribute(ATTR_TASK_NAME, checkout.task.name)
         if held is not None:
             self.acquired(checkout, state)
         if state.long_hold is not None and span.is_recording():

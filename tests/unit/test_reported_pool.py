@@ -97,13 +97,10 @@ def test_an_error_of_a_callback(session: InstrumentationSession, signals: Signal
     records = [record for record in signals.records.all if record.event in ("program_error", "connect_refused")]
     texts = [record.record.getMessage().removeprefix("pool shop: ") for record in records]
     assert texts == [
-        "a connection cannot be handed out: the callback check raised ValueError, which only the program can correct",
-        "a new connection cannot be used: the callback configure raised ValueError, which only the program can correct",
-        "no connection can be made: the callback kwargs raised KeyError, which only the program can correct",
-        (
-            "no connection can be made: the connect raised TypeError before it reached a server; "
-            "only the program can correct its arguments"
-        ),
+        "a connection cannot be handed out: the callback check raised ValueError; correct the callback",
+        "a new connection cannot be used: the callback configure raised ValueError; correct the callback",
+        "no connection can be made: the callback kwargs raised KeyError; correct the callback",
+        "no connection can be made: the connect raised TypeError before it reached a server; correct its arguments",
         "the database cannot be reached with these arguments: FATAL:  no such database: ...",
     ]
     assert [record.attributes.get("otel_pgpool.callback") for record in records] == [

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from functools import wraps
 from sys import _getframe
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from asyncpg.exceptions import InterfaceError
 
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import TIMEOUTS
+from otel_pgpool.instrumentation.adapters.asyncpg.private import CONNECTION_ATTR
 from otel_pgpool.instrumentation.guards import never_raise
+from otel_pgpool.instrumentation.open_checkouts import TaskCheckout
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.pool.call_site import SkippedModules, caller_of, task_call_sites
+from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.tasks import running_task
 from otel_pgpool.types import PoolErrorType
 
@@ -33,9 +36,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.asyncpg.tracked import TrackedPools
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
-    from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.checkout import ManualCheckout
-    from otel_pgpool.runtime.tasks import TaskReference
 
     Method = Callable[..., Any]
 
@@ -46,20 +47,21 @@ CHECKING_OUT: set[CodeType] = set()
 """Code of the coroutines in which a checkout is in progress."""
 
 
-class Origin(NamedTuple):
-    """Where and by which task a connection was asked for: a false object, see `private.attach`."""
+class ContextCheckout(TaskCheckout):
+    """The record of a checkout, which has its origin before it starts: a false object, see `private.attach`."""
 
-    stack: Stack
-    task: TaskReference | None
+    __slots__ = ()
 
     def __bool__(self) -> bool:
         return False
 
-    @classmethod
-    def of(cls, frame: FrameType) -> Origin:
-        """Return the origin of a call that the running task has made in this frame."""
-        task = running_task()
-        return cls(task_call_sites(frame, task, BETWEEN), task)
+
+def requested_in(frame: FrameType) -> ContextCheckout:
+    """Create the record of a checkout that the running task has requested in this frame."""
+    checkout = ContextCheckout()
+    checkout.task = task = running_task()
+    checkout.stack = task_call_sites(frame, task, BETWEEN)
+    return checkout
 
 
 class Begun:
@@ -93,14 +95,14 @@ class Checkouts:
 
     def wrap_acquire(self, original: Method) -> Method:
         """Wrap ``Pool.acquire``."""
-        queue_of, unobserved, guard = private.queue_of, self._session.unobserved, self.guard
+        queue_of, attach, unobserved, guard = private.queue_of, private.attach, self._session.unobserved, self.guard
 
         @wraps(original)
         def acquire(pool: Any, *args: Any, **kwargs: Any) -> Any:
             context = original(pool, *args, **kwargs)
             try:
                 if getattr(queue_of(pool), TRACKER_ATTR, None) is not unobserved:
-                    private.attach(context, Origin.of(caller_of(_getframe())))
+                    attach(context, requested_in(caller_of(_getframe())))
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 guard.log_error(error)
             return context
@@ -109,11 +111,11 @@ class Checkouts:
 
     def wrap_enter(self, original: Method) -> Method:
         """Wrap ``PoolAcquireContext.__aenter__``."""
-        start, acquired, failed = self._start, self._acquired, self._failed
+        start, acquired, failed, detach = self._start, self._acquired, self._failed, private.detach
 
         @wraps(original)
         async def __aenter__(context: Any) -> Any:  # noqa: N807 - the method's name
-            tracker, checkout = start(context, private.detach(context))
+            tracker, checkout = start(context, detach(context))
             if checkout is None:
                 return await original(context)
             proxy = None
@@ -133,8 +135,8 @@ class Checkouts:
         start, acquired, failed = self._start, self._acquired, self._failed
         queue_of, unobserved = private.queue_of, self._session.unobserved
 
-        async def check_out(context: Any, acquiring: Begun, origin: Origin | None) -> Any:
-            tracker, checkout = start(context, origin)
+        async def check_out(context: Any, acquiring: Begun, requested: ContextCheckout | None) -> Any:
+            tracker, checkout = start(context, requested)
             if checkout is None:
                 return await acquiring
             proxy = None
@@ -148,16 +150,16 @@ class Checkouts:
 
         @wraps(original)
         def __await__(context: Any) -> Generator[Any, Any, Any]:  # noqa: N807 - the method's name
-            origin = private.detach(context)  # before asyncpg marks the context as done
+            requested = private.detach(context)  # before asyncpg marks the context as done
             acquiring: Generator[Any, Any, Any] = original(context)
             if getattr(queue_of(context.pool), TRACKER_ATTR, None) is unobserved:
                 return acquiring
-            return check_out(context, Begun(acquiring), origin).__await__()
+            return check_out(context, Begun(acquiring), requested).__await__()
 
         _mark(check_out)
         return __await__
 
-    def _start(self, context: Any, origin: Origin | None) -> tuple[Any, ManualCheckout | None]:
+    def _start(self, context: Any, requested: ContextCheckout | None) -> tuple[Any, ManualCheckout | None]:
         """Start a checkout; return its tracker and its record, or None twice if the pool is not tracked."""
         pool = context.pool
         tracker = self._tracked.tracker_of(pool)
@@ -165,15 +167,15 @@ class Checkouts:
             return None, None
         if self._inherited.any_unused:
             self._inherited.first_use(tracker.pool, tracker.name)
-        if origin is None:  # the context was not made by `Pool.acquire`, or before the instrumentation
-            origin = Origin.of(_getframe(2))
-        checkout = tracker.start_in_task(origin.stack, origin.task)
+        if requested is None:  # the context was not made by `Pool.acquire`, or before the instrumentation
+            requested = requested_in(_getframe(2))
+        checkout = tracker.start_in_task_with(requested, requested.stack, requested.task)
         if private.has_to_wait(pool):
             tracker.enqueued(checkout)
         return tracker, checkout
 
     def _acquired(self, tracker: PoolTracker, checkout: ManualCheckout, proxy: Any) -> None:
-        con = private.connection_of(proxy)
+        con = getattr(proxy, CONNECTION_ATTR, None)
         if con is None:  # closed meanwhile, or an object of a subclass
             tracker.passed_through(checkout, proxy)
             return
@@ -198,17 +200,22 @@ class Checkouts:
 
     def wrap_release(self, original: Method) -> Method:
         """Wrap ``PoolConnectionHolder._release``."""
-        tracker_of, guard = self._tracked.tracker_of, self.guard
+        mark_of_holder, guard = private.mark_of_holder, self.guard
 
         @wraps(original)
         def _release(holder: Any) -> None:
-            con = private.connection_of(holder)
+            con = getattr(holder, CONNECTION_ATTR)
             original(holder)
+            if not is_here:
+                renew()
             try:
-                tracker = tracker_of(private.pool_of(holder))
-                slot = None if tracker is None else tracker.slots.get(id(con))
+                tracker: PoolTracker = mark_of_holder(holder)
+            except AttributeError:  # not tracked yet: nothing is held
+                return
+            try:
+                slot = tracker.slots.get(id(con))
                 checkout: Any = None if slot is None else slot.checkout
-                if tracker is not None and checkout is not None:
+                if checkout is not None:
                     tracker.released(checkout)
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 guard.log_error(error)

@@ -49,17 +49,16 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     @classmethod
     def pool_of(cls, given: Any) -> Any:
-        """Return the queue of an initialized pool, by which the pool is known.
-
-        Raises:
-            TypeError: the pool is not initialized yet.
-        """
+        """Return the queue, by which a pool is known, or before the pool is initialized, a part that stays."""
         if not isinstance(given, Pool):
             return None
         queue = private.queue_of(given)
-        if queue is None:
-            raise TypeError(f"expected an initialized pool; this {type(given).__qualname__} is not initialized yet")
-        return queue
+        return private.choosable_part_of(given) if queue is None else queue
+
+    @classmethod
+    def owner_of(cls, given: Any) -> Any:
+        """Return the part by which a pool was chosen before it was initialized; None if it was not."""
+        return private.chosen_part_of(given)
 
     def install(self) -> None:
         """Wrap the methods, and track the pools that are open.
@@ -92,12 +91,12 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def _track(self, pool: Any) -> PoolTracker | None:
         """Create the tracker of a pool that was not tracked before."""
-        queue = private.queue_of(pool)
-        if not (self._session.is_on and self._session.observes(queue, self.kind)):
+        queue, chosen = private.queue_of(pool), private.chosen_part_of(pool)
+        if not (self._session.is_on and self._session.observes(queue, self.kind, owner=chosen)):
             return None
         setattr(queue, POOL_ATTR, pool)
         self._queues.add(queue)
-        tracker = self._session.track(queue, self)
+        tracker = self._session.track(queue, self, owner=chosen)
         if tracker is not None:
             for con in private.connections_of(pool):
                 self._tracked.know(con, tracker)

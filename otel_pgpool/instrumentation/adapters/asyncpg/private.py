@@ -2,7 +2,8 @@
 
 Checked on asyncpg 0.29, 0.30 and 0.32. If one of those in `NEEDED` is gone, nothing is wrapped: the pools stay
 uninstrumented, with a log record. The others are read from connections: without one of them the address, the status of
-the transaction or the reason of a discard is unknown, and a forked child is not cut off from its parent's sessions.
+the transaction, the reason of a discard or the callback that has raised is unknown, and a forked child is not cut off
+from its parent's sessions.
 """
 # ruff: noqa: SLF001 - this file is the one place of these accesses
 
@@ -11,14 +12,18 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import suppress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from asyncpg import connect_utils, connection
 from asyncpg.connection import Connection
 from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder, PoolConnectionProxy
 
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import CodeType
+    from types import CodeType, FrameType
 
 NEEDED: dict[type, tuple[str, ...]] = {
     Pool: (
@@ -61,8 +66,8 @@ def check_names() -> None:
             getattr(owner, name)
 
 
-def code_of(owner: type, name: str) -> CodeType | None:
-    """Return the code of a method that nobody has replaced by one without."""
+def code_of(owner: Any, name: str) -> CodeType | None:
+    """Return the code of a function of a class or a module that nobody has replaced by one without."""
     return getattr(getattr(owner, name, None), "__code__", None)
 
 
@@ -74,12 +79,53 @@ BY_POOL = code_of(Pool, "terminate")
 BY_HOLDER = code_of(PoolConnectionProxy, "terminate")
 """Code of the methods that close connections, by which a closed one's reason is found."""
 
-# Pools
+NEW_CONNECTION = code_of(Pool, "_get_new_connection")
+CONNECT = code_of(connection, "connect")
+CONNECT_ADDRESS = code_of(connect_utils, "_connect_addr")
+"""Code of the functions that connect, by which the callback that has raised is found; the last calls a password."""
 
 
-def queue_of(pool: Any) -> Any:
-    """Return the queue of a pool, which lives as long as the pool; None before the pool is initialized."""
-    return pool._queue
+def has_connected(frame: FrameType) -> bool:
+    """Return whether a call of `NEW_CONNECTION` has a connection, which it then passes to ``init``."""
+    return "con" in frame.f_locals
+
+
+def is_of_asyncpg(frame: FrameType) -> bool:
+    """Return whether a frame is one of asyncpg's own functions."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "asyncpg"
+
+
+CONNECTION_ATTR = "_con"
+"""Attribute with the connection, of a holder and of what a caller has received; None once it was released."""
+
+# Pools. A call of an ``attrgetter`` costs a third of that of a function.
+
+queue_of = attrgetter("_queue")
+"""Return the queue of a pool, which lives as long as the pool; None before the pool is initialized."""
+
+mark_of_pool = attrgetter(f"_queue.{TRACKER_ATTR}")
+"""Return the tracker of a pool, or the mark of one that is not observed; an AttributeError if it has neither."""
+
+mark_of_holder = attrgetter(f"_pool._queue.{TRACKER_ATTR}")
+"""Return the same for the pool of a holder."""
+
+
+class ChosenHolders(list[Any]):
+    """The holders of a pool that was chosen before it was initialized: a list that allows weak references."""
+
+    __slots__ = ("__weakref__",)
+
+
+def choosable_part_of(pool: Any) -> Any:
+    """Return the part by which a pool is known before it has a queue: it lives as long as the pool."""
+    if type(pool._holders) is list:
+        pool._holders = ChosenHolders(pool._holders)
+    return pool._holders
+
+
+def chosen_part_of(pool: Any) -> Any:
+    """Return the part by which a pool was chosen before it was initialized; None if it was not."""
+    return pool._holders if isinstance(pool._holders, ChosenHolders) else None
 
 
 def has_to_wait(pool: Any) -> bool:
@@ -167,16 +213,6 @@ def detach(context: Any) -> Any:
 
 
 # Connections
-
-
-def connection_of(proxy: Any) -> Any:
-    """Return the connection behind what a caller has received, or in a holder; None if it was released."""
-    return getattr(proxy, "_con", None)
-
-
-def pool_of(holder: Any) -> Any:
-    """Return the pool of a holder."""
-    return holder._pool
 
 
 def is_worn(holder: Any, con: Any) -> bool:

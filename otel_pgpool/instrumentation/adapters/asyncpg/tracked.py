@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.guards import never_raise
-from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.fork import is_here, renew
 
 if TYPE_CHECKING:
@@ -39,14 +38,14 @@ class TrackedPools:
         if not is_here:
             renew()
         try:
-            queue = private.queue_of(pool)
-            tracker: PoolTracker | None = getattr(queue, TRACKER_ATTR, None)
-            if tracker is None and queue is not None:
-                tracker = self._track(pool)
-        except Exception as error:  # noqa: BLE001 - the application continues without telemetry
-            self.guard.log_error(error)
-            return None
+            tracker: PoolTracker | None = private.mark_of_pool(pool)
+        except AttributeError:
+            tracker = self._new_tracker_of(pool)
         return tracker if tracker is not None and tracker.watch is self._watch else None
+
+    @never_raise
+    def _new_tracker_of(self, pool: Any) -> Any:
+        return None if private.queue_of(pool) is None else self._track(pool)
 
     @never_raise
     def know(self, con: Any, tracker: PoolTracker) -> None:

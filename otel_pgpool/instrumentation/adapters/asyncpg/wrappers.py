@@ -7,6 +7,7 @@ from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.asyncpg import private
+from otel_pgpool.instrumentation.adapters.asyncpg.callbacks import SETUP, cause_of
 from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import checkout_in_progress
 from otel_pgpool.instrumentation.adapters.asyncpg.closing import closing_of, is_finalizer
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_connection
@@ -52,7 +53,7 @@ class PoolCalls:
             try:
                 con = await original(pool)
             except BaseException as error:
-                tracker.connect_failed(began, error, caller)
+                self._connect_failed(tracker, pool, began, error, caller)
                 raise
             else:
                 self._connected(tracker, began, con, caller)
@@ -63,6 +64,11 @@ class PoolCalls:
                     tracker.report_connects(caller=caller)
 
         return _get_new_connection
+
+    @never_raise
+    def _connect_failed(self, tracker: PoolTracker, pool: Any, began: float, error: BaseException, caller: int) -> None:
+        cause = cause_of(pool, error)
+        tracker.connect_failed(began, error, caller, callback=cause.callback, is_connected=cause.is_connected)
 
     @never_raise
     def _connected(self, tracker: PoolTracker, began: float, con: Any, caller: int) -> None:
@@ -91,6 +97,8 @@ class PoolCalls:
         checkout: Any = slot.checkout
         pool = getattr(tracker.pool, POOL_ATTR, None)
         closing = closing_of(pool, con, caller, is_held=checkout is not None)
+        if closing.reason is DiscardReason.CHECK_FAILED and isinstance(closing.error, Exception):
+            tracker.callback_failed(SETUP, closing.error, checkout_in_progress(caller, tracker))
         ended = partial(_end, tracker, slot, checkout, closing)
         self._session.defer(ended) if is_finalizer(caller) else ended()
 

@@ -16,7 +16,7 @@ from asyncpg.pool import Pool, PoolAcquireContext
 import otel_pgpool
 from otel_pgpool.instrumentation import instrument_pool, uninstrument_pool
 from otel_pgpool.instrumentation.adapters.asyncpg import private
-from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import Origin
+from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import ContextCheckout
 from otel_pgpool.instrumentation.tracker import PoolTracker
 from otel_pgpool.telemetry import Telemetry
 from tests.support.asyncpg_pools import backend, run, tracker_of, until, until_waiting
@@ -33,8 +33,8 @@ PACKAGE = otel_pgpool.__path__[0]
 OVERRIDABLE = [name for name in vars(Pool) if not name.startswith("_")]
 
 
-def origins() -> int:
-    return sum(type(each) is Origin for each in gc.get_objects())
+def requested() -> int:
+    return sum(type(each) is ContextCheckout for each in gc.get_objects())
 
 
 def test_contexts_that_nobody_awaits(signals: Signals, create: Callable[..., Any]) -> None:
@@ -43,10 +43,10 @@ def test_contexts_that_nobody_awaits(signals: Signals, create: Callable[..., Any
     async def main() -> None:
         async with create() as pool:
             contexts = [pool.acquire() for _ in range(100)]
-            assert origins() == 100
+            assert requested() == 100
             assert not any(context.done for context in contexts)
             contexts.clear()
-            assert origins() == 0
+            assert requested() == 0
             context = pool.acquire()
             async with context:
                 assert context.done is False
@@ -57,7 +57,7 @@ def test_contexts_that_nobody_awaits(signals: Signals, create: Callable[..., Any
 
     with instrumented(signals):
         run(main())
-    assert origins() == 0
+    assert requested() == 0
 
 
 def test_contexts_of_the_program(signals: Signals, create: Callable[..., Any]) -> None:

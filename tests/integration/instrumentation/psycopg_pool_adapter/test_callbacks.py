@@ -47,7 +47,7 @@ USED, MADE, HANDED_OUT = (
     "a connection cannot be handed out",
 )
 
-RAISED = "the callback {} raised {}, which only the program can correct"
+RAISED = "the callback {} raised {}; correct the callback"
 
 KNOWS_RESETS = hasattr(ConnectionPool, "_close_connection")  # by which the error of a reset is known
 

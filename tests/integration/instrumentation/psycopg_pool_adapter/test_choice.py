@@ -284,18 +284,6 @@ def test_adapters_of_other_libraries(old: Pool, caplog: pytest.LogCaptureFixture
         find_pool({"psycopg2": broken}, old)
 
 
-def test_pool_that_is_not_initialized() -> None:
-    """A pool of asyncpg must be initialized first, and the error says so."""
-
-    async def main() -> None:
-        pool = asyncpg.create_pool("postgresql://host/db")
-        for function in (instrument_pool, uninstrument_pool):
-            with pytest.raises(TypeError, match="this Pool is not initialized yet"):
-                function(pool)
-
-    asyncio.run(main())
-
-
 def test_uninstrument_pool_that_is_not_observed(new: Pool) -> None:
     uninstrument_pool(new)
     assert not PgPoolInstrumentor().is_instrumented_by_opentelemetry

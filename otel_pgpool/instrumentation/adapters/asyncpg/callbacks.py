@@ -1,0 +1,78 @@
+"""The callbacks of the program that a pool calls: which one has made a connect fail, by the error's traceback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asyncpg.exceptions import ClientConfigurationError, InterfaceError
+
+from otel_pgpool.driver.refusal_texts import OF_THE_SERVER
+from otel_pgpool.errors import sqlstate
+from otel_pgpool.instrumentation.adapters.asyncpg import private
+from otel_pgpool.observer import ARGUMENTS
+from otel_pgpool.runtime.text import text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import CodeType, FrameType
+
+INIT, SETUP, PASSWORD = "init", "setup", "password"
+CONNECT = "connect()"
+"""The function that a program passes as ``connect``: the word alone stands for the arguments of a connect."""
+
+WRONG_ARGUMENTS = (ClientConfigurationError, TypeError, ValueError)
+"""What asyncpg raises for arguments with which it cannot begin to connect."""
+
+
+class Cause(NamedTuple):
+    """What of the program has made a connect fail; the name is empty if the server or the network is the cause."""
+
+    callback: str = ""
+    is_connected: bool = False
+    """Whether the callback had a connection."""
+
+
+def cause_of(pool: Any, error: BaseException) -> Cause:
+    """Return what of the program has made a connect of a pool fail."""
+    found = _frames_after([*_frames_of(error)], private.NEW_CONNECTION)
+    if found is None or _is_lost(error):
+        return Cause()
+    frame, inner = found
+    if private.has_connected(frame):
+        return Cause(INIT, is_connected=True) if inner else Cause(CONNECT)  # the latter has returned something else
+    if _is_of_password(inner):
+        return Cause(PASSWORD)
+    if not private.connects_itself(pool) and _frames_after(inner, private.CONNECT) is None:
+        return Cause(CONNECT, is_connected=sqlstate(error) is not None)
+    if isinstance(error, WRONG_ARGUMENTS) and not isinstance(error, OSError):  # as an invalid certificate is
+        return Cause(ARGUMENTS)
+    return Cause()
+
+
+def _frames_of(error: BaseException) -> Iterator[FrameType]:
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
+
+
+def _frames_after(frames: Sequence[FrameType], code: CodeType | None) -> tuple[FrameType, Sequence[FrameType]] | None:
+    """Return the innermost frame of this code, and those that it has called; None if there is none."""
+    for index in reversed(range(len(frames))):
+        if frames[index].f_code is code:
+            return frames[index], frames[index + 1 :]
+    return None
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Return whether a callback failed because its connection was lost, or because the server cannot serve anyone."""
+    state = sqlstate(error)
+    if state is not None:
+        return state[:2] in OF_THE_SERVER
+    return isinstance(error, InterfaceError) and text_of(error).startswith("connection is closed")
+
+
+def _is_of_password(frames: Sequence[FrameType]) -> bool:
+    """Return whether asyncpg was calling a function for the password, and not its own."""
+    found = _frames_after(frames, private.CONNECT_ADDRESS)
+    return found is not None and not (found[1] and private.is_of_asyncpg(found[1][0]))
