@@ -7,6 +7,7 @@ import asyncio
 import logging
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -39,6 +40,11 @@ class Loop:
             asyncpg.create_pool(**self.place, password=place.get("password"), min_size=least, max_size=most)
         )
         self.checkout: Callable[[], Awaitable[None]] = self.bare
+
+    async def query(self) -> None:
+        """One checkout for a query."""
+        async with self.pool.acquire() as connection:
+            await connection.fetchval("select 1")
 
     def run(self, awaitable: Any) -> Any:
         """Run it to its end."""
@@ -92,15 +98,24 @@ class Written:
         }
         self.serials: dict[int, int] = {}
 
+    def take(self) -> Any:
+        """Give the context of a checkout."""
+        return self.pool.acquire()
+
+    def backend(self, connection: Any) -> int:
+        """Give the process of a connection."""
+        pid: int = connection.get_server_pid()
+        return pid
+
     async def checkout(self) -> None:
         """One checkout, from the request to the release."""
         asked = time.monotonic()
         span = self.tracer.start_span("pool.checkout", attributes=self.start)
         in_span = trace.set_span_in_context(span)
-        async with self.pool.acquire() as connection:
+        async with self.take() as connection:
             acquired = time.monotonic()
             self.wait_time.record(acquired - asked, self.point, in_span)
-            pid = connection.get_server_pid()
+            pid = self.backend(connection)
             serial = self.serials.setdefault(pid, len(self.serials) + 1)
         held = time.monotonic() - acquired
         self.use_time.record(held, self.point, in_span)
@@ -129,19 +144,19 @@ def instrument(**options: Any) -> None:
     PgPoolInstrumentor().instrument(**options)
 
 
-def measure(contestants: Sequence[str], dsn: str) -> Round:
+def measure(make: type[Loop], contestants: Sequence[str], dsn: str) -> Round:
     """One task, in a process that cannot import OpenTelemetry's SDK."""
     [name] = contestants
     forbid_sdk()
     if name == HOOKED:
         instrument(spans="off")
-    loop = Loop(dsn, 1, 5)
+    loop = make(dsn, 1, 5)
     played = take_turns({name: loop.spin}, CYCLES, SLICES)
     loop.close()
     return played
 
 
-def measure_traced(contestants: Sequence[str], dsn: str) -> Round:
+def measure_traced(make: type[Loop], write: type[Written], contestants: Sequence[str], dsn: str) -> Round:
     """One task, whose checkouts are recorded through a batch processor."""
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
@@ -151,36 +166,36 @@ def measure_traced(contestants: Sequence[str], dsn: str) -> Round:
     recorded = Recorded(BatchSpanProcessor(NullExporter()))
     if name == HOOKED:
         instrument(tracer_provider=recorded.tracers, meter_provider=recorded.meters)
-    loop = Loop(dsn, 1, 5)
+    loop = make(dsn, 1, 5)
     if name == BY_HAND:
-        loop.checkout = Written(loop, recorded).checkout
+        loop.checkout = write(loop, recorded).checkout
     played = take_turns({name: loop.spin}, CYCLES, SLICES, lambda _name: recorded.settle())
     loop.close()
     recorded.shut_down()
     return played
 
 
-def measure_crowd(contestants: Sequence[str], dsn: str) -> Round:
+def measure_crowd(make: type[Loop], contestants: Sequence[str], dsn: str) -> Round:
     """Many tasks, each of which checks out for a query, over and over."""
     [name] = contestants
     forbid_sdk()
     if name == HOOKED:
         instrument()
     logging.getLogger("otel_pgpool").setLevel(logging.CRITICAL)  # all are in use, which is what the row is about
-    loop = Loop(dsn, CONNECTIONS, CONNECTIONS)
-    sample: Sample = loop.run(_crowd(loop.pool))
+    loop = make(dsn, CONNECTIONS, CONNECTIONS)
+    sample: Sample = loop.run(crowd(loop.query))
     loop.close()
     return {name: sample}
 
 
-async def _crowd(pool: Any) -> Sample:
+async def crowd(query: Callable[[], Awaitable[None]]) -> Sample:
+    """Many tasks, each of which makes its query over and over."""
     served = 0
 
     async def work() -> None:
         nonlocal served
         while True:
-            async with pool.acquire() as connection:
-                await connection.fetchval("select 1")
+            await query()
             served += 1
 
     tasks = [asyncio.create_task(work()) for _ in range(TASKS)]
@@ -194,40 +209,58 @@ async def _crowd(pool: Any) -> Sample:
     return {"rate": count / seconds, "cpu": spent / max(1, count) * 1e6}
 
 
-NOTE = "Each has a process of its own, one after the other in each round. A release resets the session by a query."
+NOTE = "Each has a process of its own, one after the other in each round."
 
-ROWS = (
-    Row(
-        name="hooked-asyncpg",
-        work="one task, `async with pool.acquire(): pass`, the hook on, spans off, no SDK installed",
-        contestants=(HOOKED, UNHOOKED),
-        columns=EACH,
-        measure=measure,
-        targets=(Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), 1.5),),
-        note=NOTE,
-    ),
-    Row(
-        name="hooked-asyncpg-traced",
-        work="the same, spans and both histograms recording through a batch processor",
-        contestants=(HOOKED, BY_HAND, UNHOOKED),
-        columns=EACH,
-        measure=measure_traced,
-        targets=(
-            Target("against the same span, attributes and two records by hand", ratio("us", HOOKED, BY_HAND), 1.15),
+
+def rows(name: str, work: str, make: type[Loop], write: type[Written], note: str) -> tuple[Row, ...]:
+    """Give the rows of one kind of pools.
+
+    Args:
+        name: how their names begin.
+        work: one checkout.
+        make: its loop.
+        write: the telemetry of a checkout by hand.
+        note: what a release does.
+    """
+    return (
+        Row(
+            name=name,
+            work=f"one task, `async with {work}: pass`, the hook on, spans off, no SDK installed",
+            contestants=(HOOKED, UNHOOKED),
+            columns=EACH,
+            measure=partial(measure, make),
+            targets=(Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), 1.5),),
+            note=f"{NOTE} {note}",
         ),
-        note=NOTE,
-    ),
-    Row(
-        name="hooked-asyncpg-crowd",
-        work=f"{TASKS:,} tasks on {CONNECTIONS} connections, each for `select 1`, the hook on, no SDK installed",
-        contestants=(HOOKED, UNHOOKED),
-        columns=(Column("rate", "checkouts/s"), Column("cpu", "CPU us each")),
-        measure=measure_crowd,
-        targets=(
-            Target(
-                "checkouts/s against the same without the hook", ratio("rate", HOOKED, UNHOOKED), 0.95, at_least=True
+        Row(
+            name=f"{name}-traced",
+            work=f"one task, `async with {work}: pass`, spans and both histograms recording through a batch processor",
+            contestants=(HOOKED, BY_HAND, UNHOOKED),
+            columns=EACH,
+            measure=partial(measure_traced, make, write),
+            targets=(
+                Target("against the same span, attributes and two records by hand", ratio("us", HOOKED, BY_HAND), 1.15),
             ),
+            note=f"{NOTE} {note}",
         ),
-        note=f"Counted over {WINDOW:g} s after {WARM_UP:g} s of warm-up. CPU is this process's, the server's left out.",
-    ),
-)
+        Row(
+            name=f"{name}-crowd",
+            work=f"{TASKS:,} tasks on {CONNECTIONS} connections, `{work}` for `select 1`, the hook on, no SDK",
+            contestants=(HOOKED, UNHOOKED),
+            columns=(Column("rate", "checkouts/s"), Column("cpu", "CPU us each")),
+            measure=partial(measure_crowd, make),
+            targets=(
+                Target(
+                    "checkouts/s against the same without the hook",
+                    ratio("rate", HOOKED, UNHOOKED),
+                    0.95,
+                    at_least=True,
+                ),
+            ),
+            note=f"Counted over {WINDOW:g} s after {WARM_UP:g} s of warm-up. "
+            "CPU is this process's, the server's left out.",
+        ),
+    )
+
+
+ROWS = rows("hooked-asyncpg", "pool.acquire()", Loop, Written, "A release resets the session by a query.")

@@ -36,21 +36,31 @@ RETURN_WITHIN = 1.0
 """Seconds in which a connection usually comes back, if the garbage collector has found the code that holds it."""
 
 LightCheckout = tuple[Any, ...]
-"""The time of the hand-over, the thread, and code and instruction of some call sites, innermost first."""
+"""The time of the hand-over, the holder, and code and instruction of up to four call sites, innermost first.
+
+The holder is a thread, or a pair of a thread and a reference to a task, or None instead of the reference.
+"""
 
 
 def from_light(light: LightCheckout, slot: Slot) -> ManualCheckout:
     """Return the record of a checkout in the light form."""
-    acquired, thread, *stack = light
+    acquired, holder, *stack = light
     frames = dict.fromkeys(places(tuple(stack)))  # a short stack contains its last call site several times
     checkout = begin(acquired, tuple(chain.from_iterable(frames)))
-    checkout.thread = thread
+    _set_holder(checkout, holder)
     checkout.is_observed = False
     checkout.path = CheckoutPath.IDLE.value
     checkout.acquired = acquired
     checkout.slot = slot
     checkout.held = True
     return checkout
+
+
+def _set_holder(checkout: ManualCheckout, holder: Any) -> None:
+    if type(holder) is tuple:
+        checkout.thread, checkout.task = holder
+    else:
+        checkout.thread = holder
 
 
 class TrackedSlot(Slot):
@@ -224,7 +234,7 @@ class OpenCheckouts(figures.Counters):
             return None
         if removed is not light:  # the connection was released and checked out again in between
             checkout.acquired = checkout.started = removed[0]
-            checkout.thread = removed[1]
+            _set_holder(checkout, removed[1])
         return checkout
 
     def promote_all(self, acquired_before: float = NEVER) -> None:

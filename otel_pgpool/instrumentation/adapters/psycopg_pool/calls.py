@@ -25,7 +25,7 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool.fresh import FreshConnect
 from otel_pgpool.instrumentation.guards import ignore_errors, never_raise
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.observer import ARGUMENTS
-from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
+from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered, caller_of, task_call_sites
 from otel_pgpool.pool.checkout import Attempt, ManualCheckout
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPsycopgPools
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
+    from otel_pgpool.pool.call_site import Stack
+    from otel_pgpool.runtime.tasks import TaskReference
 
 BETWEEN = SkippedModules(
     *("psycopg_pool", "contextlib", "asyncio", "opentelemetry", "wrapt"),
@@ -92,6 +94,8 @@ class PoolCalls:
         self.light = object()
         """The owner of the fast path of pools whose ordinary checkouts leave no record."""
         self.me = me
+        self.light_code: CodeType | None = None
+        """The code of the coroutine of light checkouts."""
         self.getting: set[CodeType] = set()
         """The code of the wrappers of ``getconn`` that keep a record, by which its frames are found."""
         self.light_waits: dict[int, InProgress] = {}  # of checkouts without a record until they wait, by thread
@@ -136,6 +140,17 @@ class PoolCalls:
             frame = getattr(frame.f_back, "f_back", None) or frame
         return tracker.start_with(ManualCheckout(), call_sites_fast_filtered(frame, BETWEEN))
 
+    def _start_light(self, tracker: PoolTracker, frame: FrameType) -> ManualCheckout:
+        """Start the record of a light checkout that waits, and whose call of ``getconn`` has led to a frame."""
+        each: FrameType | None = frame
+        while each is not None:
+            if each.f_code is self.light_code:
+                found = each.f_locals
+                (_thread, task), stack = found["holder"], found["stack"]
+                return tracker.start_in_task(stack, task)
+            each = each.f_back
+        return self.start(tracker, frame)
+
     def _in_progress(self, frame: FrameType) -> Any:
         """Return the innermost call of ``getconn`` in whose course a frame runs; `NOTHING` if it keeps no record."""
         each: FrameType | None = frame
@@ -145,6 +160,13 @@ class PoolCalls:
                 return found.get("tracker"), found.get("checkout")
             each = each.f_back
         return NOTHING
+
+    def stack_of_task(self, wrapper: FrameType, task: TaskReference | None) -> Stack:
+        """Return the call sites of a coroutine that has called a wrapper of ``getconn``."""
+        frame = caller_of(wrapper)
+        if frame.f_code is self.connection:  # called by contextlib, which the application's coroutine calls
+            frame = getattr(frame.f_back, "f_back", None) or frame
+        return task_call_sites(frame, task, BETWEEN)
 
     @never_raise
     def enqueued(self, frame: FrameType) -> Waiting:
@@ -160,7 +182,7 @@ class PoolCalls:
             if pool is not None and own is not tracker:  # an application's check uses another pool
                 if own is None or own.fast_path_owner is not self.light:
                     return own, None
-                tracker, checkout = self.light_waits[self.me()] = own, self.start(own, frame)
+                tracker, checkout = self.light_waits[self.me()] = own, self._start_light(own, frame)
         if checkout is not None and checkout.queued is None:
             tracker.enqueued(checkout)
         return tracker, checkout

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import FunctionWrapper
 
-from otel_pgpool.instrumentation.adapters.psycopg.driver import is_closed
+from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, private, steps
-from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import BETWEEN
-from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
-from otel_pgpool.pool.call_site import caller_of, task_call_sites
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import pgconn_of
+from otel_pgpool.instrumentation.open_checkouts import TaskCheckout
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
+from otel_pgpool.pool.call_site import caller_of
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.tasks import running_task
 
@@ -47,16 +48,18 @@ def current_key() -> int:
 
 def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     """Wrap ``getconn``."""
+    unobserved = calls.unobserved
 
     def getconn(wrapped: Method, pool: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not is_here:
             renew()
-        tracker = calls.tracker_of(pool)
-        getting = partial(wrapped, *args, **kwargs)
-        if tracker is None:
-            return getting()
+        tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        if tracker is None or tracker.fast_path_owner is not calls:
+            tracker = None if tracker is unobserved else calls.tracker_of(pool)
+            if tracker is None:
+                return wrapped(*args, **kwargs)
         task = running_task()
-        return check_out(pool, getting, tracker, task, task_call_sites(caller_of(_getframe()), task, BETWEEN))
+        return check_out(pool, partial(wrapped, *args, **kwargs), tracker, task, calls.stack_of_task(_getframe(), task))
 
     @wraps(original)
     async def check_out(
@@ -66,9 +69,13 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
             calls.first_use(pool)
         checkout = conn = None
         try:
-            checkout = tracker.start_in_task(stack, task)
+            checkout = TaskCheckout()
+            tracker.start_in_task_with(checkout, stack, task)
             conn = await getting()
-            calls.acquired(tracker, checkout, conn)
+            if checkout.queued is None and not checkout.retries and not tracker.pending:
+                tracker.acquired(checkout, conn)
+            else:
+                calls.acquired(tracker, checkout, conn)
         except BaseException as error:
             if conn is not None:  # due to an interrupt the caller will not get the connection
                 with suppress(Exception):
@@ -83,23 +90,26 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
 
 def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
     """Wrap ``putconn``."""
+    unobserved, inherited = calls.unobserved, calls.inherited.conns
 
     @wraps(original)
     async def putconn(self: Any, conn: Any) -> Any:
         if not is_here:
             renew()
-        tracker = calls.tracker_of(self)
-        if id(conn) in calls.inherited.conns:
+        tracker: PoolTracker | None = getattr(self, TRACKER_ATTR, None)
+        if tracker is None or tracker.fast_path_owner is not calls:
+            tracker = None if tracker is unobserved else calls.tracker_of(self)
+        if inherited and id(conn) in inherited:
             return None
         # None for an unknown connection.
         slot = None if tracker is None else tracker.slots.get(id(conn)) or tracker.seen_again(conn)
         if tracker is None or slot is None:
             return await original(self, conn)
         checkout: Any = slot.checkout
-        status = status_of(conn)
+        pgconn, status = pgconn_of(conn)
         try:
             result = await original(self, conn)
-            if is_closed(conn):
+            if pgconn.status == BAD:
                 calls.closed_at_release(tracker, self, conn, status, checkout)
             elif checkout is not None:
                 tracker.released(checkout)

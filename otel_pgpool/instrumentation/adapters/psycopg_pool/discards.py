@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
 
-from otel_pgpool.instrumentation.adapters.psycopg.driver import is_broken, is_closed
+from otel_pgpool.instrumentation.adapters.psycopg.driver import NO_PGCONN, is_broken, is_closed
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.guards import raise_if_asynchronous
 from otel_pgpool.types import DiscardReason, Outcome
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 ACTIVE, UNKNOWN = TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN
 LOSSES = (DiscardReason.BROKEN, DiscardReason.RETURNED_CLOSED, DiscardReason.RESET_FAILED)
 """The reasons for which a released connection could not be used again, although the pool wanted to."""
+
+
+def pgconn_of(conn: Any) -> tuple[Any, int]:
+    """Return libpq's object of a connection, and the transaction status; a stand-in if they cannot be read."""
+    try:
+        pgconn = conn.pgconn
+        status: int = pgconn.transaction_status
+    except Exception as error:  # noqa: BLE001 - a connection of the application's own class
+        raise_if_asynchronous(error)
+        return NO_PGCONN, UNKNOWN
+    return pgconn, status
 
 
 def status_of(conn: Any) -> int:

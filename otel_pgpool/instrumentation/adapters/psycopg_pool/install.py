@@ -24,7 +24,7 @@ from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.psycopg.driver import PsycopgDriver, is_closed
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments
-from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, light, private
+from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, light, light_coroutines, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
 from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPsycopgPools
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
@@ -54,7 +54,9 @@ class PsycopgPoolAdapter(PsycopgDriver):
         self._session = session
         self._replacements = Replacements()
         self._calls = PoolCalls(session, self._track, _code_of(ConnectionPool.connection), get_ident)
-        self._calls_of_tasks = PoolCalls(session, self._track, None, coroutines.current_key)
+        self._calls_of_tasks = PoolCalls(
+            session, self._track, _code_of(AsyncConnectionPool.connection), coroutines.current_key
+        )
         self._unwrapped_checks: dict[PoolCalls, Any] = {}  # the class and the wrappers, until a pool has a check
         self._is_light = session.options.telemetry.spans == "off"
         self._inherited = InheritedPsycopgPools(is_repaired=session.options.fork_repair)
@@ -89,7 +91,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         self._wrap(
             self._calls_of_tasks,
             (AsyncConnectionPool, AsyncNullConnectionPool),
-            coroutines.WRAPPERS,
+            {**coroutines.WRAPPERS, **(light_coroutines.WRAPPERS if self._is_light else {})},
             coroutines,
             pool_async,
         )
@@ -149,7 +151,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
             calls = self._calls_of(pool)
             if private.has_check(pool):
                 self._wrap_check(calls)
-            is_light = calls is self._calls and self._is_light and light.is_light(pool)
+            is_light = self._is_light and light.is_light(pool)
             tracker.fast_path_owner = calls.light if is_light else calls
         return tracker
 

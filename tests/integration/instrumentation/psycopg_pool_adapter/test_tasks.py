@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from psycopg_pool import (
 
 from otel_pgpool import PgPoolInstrumentor
 from tests.support.database import kill
-from tests.support.instrumentation import denied, instrumented, lent, name_of, tracker_of
+from tests.support.instrumentation import denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.psycopg_pools import RELEASE, assert_same_totals, opened
 from tests.support.telemetry import PATIENCE, assert_exactly, is_child
 
@@ -439,6 +440,76 @@ def test_loop_that_ends_during_a_wait(signals: Signals, dsn: str) -> None:
     in_loop(test)
     (waited,) = [span for span in signals.named("pool.checkout") if span.attributes["otel_pgpool.path"] == "queued"]
     assert waited.attributes["error.type"] == "CancelledError"
+
+
+# Without records
+
+
+def test_quiet(dsn: str) -> None:
+    """Without spans and metrics, totals, holders with their tasks, waits, failures and discards are still known."""
+    PgPoolInstrumentor().uninstrument()
+
+    async def get(pool: Pool) -> Any:
+        return await pool.getconn()
+
+    async def test() -> None:
+        asyncio.current_task().set_name("handler")  # type: ignore[union-attr]
+        async with open_pool(AsyncConnectionPool, dsn) as pool:
+            tracker = tracker_of(pool)
+            async with pool.connection() as conn:
+                assert len(tracker.light) == 1
+                assert tracker.stats().used == 1
+                (holder,) = tracker.all_held()
+                assert (str(holder.task), holder.where.rpartition(".")[2]) == ("handler", "test")
+                assert holder.thread is threading.current_thread()
+                with pytest.raises(PoolTimeout):
+                    await pool.getconn(timeout=0.01)
+                waiter = asyncio.create_task(get(pool), name="waiter")
+                await true(lambda: tracker.stats().waiting)
+                (waiting,) = tracker.waiting
+                assert (str(waiting.task), waiting.where.rpartition(".")[2]) == ("waiter", "get")
+                cancelled = asyncio.create_task(get(pool))
+                await true(lambda: tracker.stats().waiting == 2)
+                cancelled.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await cancelled
+            assert await waiter is conn
+            await pool.putconn(conn)
+            conn = await asyncio.wait_for(pool.getconn(), PATIENCE)
+            (held,) = tracker.all_held()
+            assert str(held.task) == "handler"
+            with pytest.raises(ValueError, match="can't return"):
+                await pool.putconn(object())
+            await conn.close()
+            await pool.putconn(conn)
+            assert tracker.discards == {"returned_closed": 1}
+            await true(lambda: tracker.stats().idle)
+            stats = tracker.stats()
+            assert stats.checkouts == {"idle": 2, "queued": 1, "new": 0}
+            assert (stats.timeouts, stats.errors, stats.queued) == (1, 1, 3)
+            assert (tracker.light, tracker.held, tracker.waiting) == ({}, {}, {})
+            assert not tracker.adapter._calls_of_tasks.light_waits  # type: ignore[attr-defined]
+            await no_connects(pool)
+
+    with quietly():
+        in_loop(test)
+
+
+def test_long_hold_without_records(signals: Signals, dsn: str) -> None:
+    """The record of a long hold names the task and its line."""
+    PgPoolInstrumentor().uninstrument()
+
+    async def test() -> None:
+        asyncio.current_task().set_name("handler")  # type: ignore[union-attr]
+        async with open_pool(AsyncConnectionPool, dsn) as pool, pool.connection():
+            await true(lambda: signals.logged("long_hold"))
+
+    with instrumented(spans="off", long_hold=0.01):
+        in_loop(test)
+    (record,) = signals.logged("long_hold")
+    assert record.attributes["otel_pgpool.task.name"] == "handler"
+    assert "by task 'handler'" in record.record.getMessage()
+    assert record.attributes["code.function.name"].endswith(".test")
 
 
 def test_no_caller(dsn: str) -> None:
