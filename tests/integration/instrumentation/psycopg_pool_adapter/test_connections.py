@@ -347,7 +347,7 @@ def test_dropped_connection(signals: Signals, dsn: str) -> None:
 def test_long_hold(signals: Signals, dsn: str) -> None:
     """A long hold is reported while it lasts, with the state of its transaction."""
     PgPoolInstrumentor().uninstrument()
-    with instrumented(signals, long_hold=0.01), opened(ConnectionPool, dsn, 1) as pool:
+    with instrumented(signals, long_hold=0.25), opened(ConnectionPool, dsn, 1) as pool:
         with pool.connection() as conn:
             conn.execute("select 1")
             assert until(lambda: signals.logged("long_hold"))
