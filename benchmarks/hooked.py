@@ -58,7 +58,7 @@ ROWS = tuple(
     )
     for name, work, make, limit in (
         ("hooked", "stock `getconn()` and `putconn()`", Stock, 2.0),
-        ("hooked-sqlalchemy", "`engine.raw_connection()` and `close()`", Alchemy, 2.0),
+        ("hooked-sqlalchemy", "`engine.raw_connection()` and `close()`", Alchemy, 1.5),
         ("hooked-psycopg-pool", "psycopg_pool's `getconn()` and `putconn()`", Psycopg, 1.5),
     )
 )

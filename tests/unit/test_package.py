@@ -22,6 +22,16 @@ def test_other_names_are_refused_as_anywhere() -> None:
         otel_pgpool.Pool  # type: ignore[attr-defined]  # noqa: B018 - that it raises
 
 
+def test_the_package_does_not_load_psycopg2() -> None:
+    """Psycopg2 is imported with the first name that needs it."""
+    program = (
+        "import sys, otel_pgpool; before = 'psycopg2' in sys.modules; "
+        "from otel_pgpool import ConnectionPool; print(before, 'psycopg2' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["False", "True"]
+
+
 def test_the_command_is_there_before_psycopg2() -> None:
     """So that it can take over Ctrl-C, and say what is missing."""
     program = "import sys, otel_pgpool.cli; print([name for name in ('psycopg2', 'argparse') if name in sys.modules])"

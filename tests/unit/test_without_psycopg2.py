@@ -68,6 +68,19 @@ print(json.dumps(told))
     assert all("pip install 'otel-pgpool[binary]'" in text for _type, _name, text in told.values())
 
 
+def test_all_names_at_once_name_the_extra() -> None:
+    """``import *`` raises the same error: to leave the pool out would be a NameError at its first use."""
+    told = told_by("""
+try:
+    from otel_pgpool import *
+except ImportError as error:
+    print(json.dumps([type(error).__name__, error.name, str(error)]))
+""")
+    assert told[:2] == ["ModuleNotFoundError", "psycopg2"]
+    assert told[2].startswith("ConnectionPool needs psycopg2: ")
+    assert "pip install 'otel-pgpool[binary]'" in told[2]
+
+
 def test_errors_are_one_object() -> None:
     """The package, the module and the telemetry share the classes, as they do where psycopg2 is installed."""
     told = told_by("""

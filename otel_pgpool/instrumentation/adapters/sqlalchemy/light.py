@@ -7,12 +7,12 @@ as a wait or a connect, gets its record at that moment.
 
 from __future__ import annotations
 
-import weakref
 from functools import wraps
 from inspect import signature
 from sys import _getframe
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import record_of_request
 from otel_pgpool.instrumentation.adapters.sqlalchemy.wrappers import BETWEEN
@@ -70,7 +70,7 @@ def wrap_raw_connection(  # noqa: C901, PLR0915 - the function inside counts
         try:
             fairy = original(engine)
             try:
-                conn, fairy_ref = fairy.dbapi_connection, weakref.ref(fairy)
+                conn, fairy_ref = fairy.dbapi_connection, ref(fairy)
             except Exception as error:  # noqa: BLE001 - third-party code may return any object
                 raise_if_asynchronous(error)
                 conn = None
