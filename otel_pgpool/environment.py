@@ -60,8 +60,8 @@ FORK_REPAIR = Variable(
     "OTEL_PGPOOL_FORK_REPAIR",
     "PgPoolInstrumentor.instrument",
     "0",
-    "`1`: in a forked child, an instrumented pool of `psycopg_pool` begins anew, and one of `asyncpg` is cut off from "
-    "the parent's sessions; `0`: its use there is only reported",
+    "`1`: in a forked child, an instrumented pool of `psycopg_pool` or `asyncpg` begins anew; `0`: its use "
+    "there is only reported",
 )
 
 SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing over OTLP")

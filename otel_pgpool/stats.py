@@ -55,6 +55,11 @@ class PoolStats:
     wait_seconds: float = 0.0
     """Sum of the waits of all checkouts, whether or not they received a connection."""
     hold_seconds: float = 0.0
+    """Sum of all holds that have ended.
+
+    An instrumented pool of psycopg2 or psycopg_pool measures neither waits nor holds of ordinary checkouts while it
+    records none: with ``spans="off"``, and without a meter provider or the histograms of waits and holds.
+    """
     maxidle: int | None = None
     """Maximum number of idle connections if below ``maxconn``, as in psycopg2's and SQLAlchemy's pools; or None."""
 

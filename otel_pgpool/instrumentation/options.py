@@ -46,7 +46,7 @@ class InstrumentationOptions:
     wait_timeout: float | None
     """Time that callers wait for an exhausted pool that does not wait itself; None if they get its error at once."""
     fork_repair: bool
-    """Whether a pool of ``psycopg_pool`` begins anew in a forked child."""
+    """Whether a pool of ``psycopg_pool`` or ``asyncpg`` begins anew in a forked child."""
 
     @classmethod
     def of(

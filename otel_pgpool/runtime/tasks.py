@@ -58,7 +58,10 @@ class TaskReference:
     def root(self) -> FrameType | None:
         """The frame of the task's own coroutine; None if there is none."""
         task = self._ref()
-        return None if task is None else frame_of(task.get_coro())
+        if task is None:
+            return None
+        coro = task.get_coro()
+        return coro.cr_frame if type(coro) is CoroutineType else frame_of(coro)  # the former spares a call
 
 
 def running_task() -> TaskReference | None:

@@ -166,13 +166,17 @@ class Checkouts:
         if tracker is None:
             return None, None
         if self._inherited.any_unused:
-            self._inherited.first_use(tracker.pool, tracker.name)
+            self._first_use(tracker)
         if requested is None:  # the context was not made by `Pool.acquire`, or before the instrumentation
             requested = requested_in(_getframe(2))
         checkout = tracker.start_in_task_with(requested, requested.stack, requested.task)
         if private.has_to_wait(pool):
             tracker.enqueued(checkout)
         return tracker, checkout
+
+    @never_raise
+    def _first_use(self, tracker: PoolTracker) -> None:
+        self._inherited.first_use(tracker.pool, tracker.name)
 
     def _acquired(self, tracker: PoolTracker, checkout: ManualCheckout, proxy: Any) -> None:
         con = getattr(proxy, CONNECTION_ATTR, None)

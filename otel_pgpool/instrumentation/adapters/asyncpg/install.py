@@ -39,8 +39,7 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def __init__(self, session: InstrumentationSession) -> None:
         self._session = session
-        are_cut_off = session.options.fork_repair
-        self._inherited = InheritedAsyncpgPools(are_cut_off=are_cut_off)
+        self._inherited = InheritedAsyncpgPools(is_repaired=session.options.fork_repair)
         self._tracked = TrackedPools(session, self._track)
         self._calls = PoolCalls(session, self._tracked)
         self._checkouts = Checkouts(session, self._tracked, self._inherited)
@@ -96,6 +95,7 @@ class AsyncpgAdapter(AsyncpgDriver):
             return None
         setattr(queue, POOL_ATTR, pool)
         self._queues.add(queue)
+        self._inherited.opened(queue)
         tracker = self._session.track(queue, self, owner=chosen)
         if tracker is not None:
             for con in private.connections_of(pool):
@@ -105,7 +105,7 @@ class AsyncpgAdapter(AsyncpgDriver):
     # The state of a pool, which is known by its queue
 
     def levels(self, pool: Any) -> Levels:
-        """Return the levels of a pool. A pool of a parent process has no connection that this one can use."""
+        """Return the levels of a pool. One of a parent process has no connection of this one until it begins anew."""
         is_inherited = self._inherited.is_inherited(pool)
         pool = getattr(pool, POOL_ATTR, None)
         if pool is None:  # after `uninstall`: a tracker may be collected later, and leaves its last figures

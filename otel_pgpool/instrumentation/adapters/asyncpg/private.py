@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,36 @@ def chosen_part_of(pool: Any) -> Any:
     return pool._holders if isinstance(pool._holders, ChosenHolders) else None
 
 
+def has_other_loop(pool: Any) -> bool:
+    """Return whether another loop runs than that in which a pool was created; a forked child's copy does not count."""
+    with suppress(RuntimeError):  # no loop, or the copy of the parent's
+        return asyncio.get_running_loop() is not pool._loop
+    return False
+
+
+def begin_anew(pool: Any) -> None:
+    """Empty an initialized pool, whose loop and connections are a parent process's, for the running loop.
+
+    The pool gets new holders, because the old ones may still be used by what the parent has checked out: these become
+    free, so that a release or an end of their connections does not reach the pool. The queue is set up again in place,
+    because the pool is known by it.
+    """
+    queue, inherited = pool._queue, [*pool._holders]
+    pool._loop = asyncio.get_running_loop()
+    if hasattr(Pool, "_maintenance_task"):  # since 0.32
+        pool._maintenance_task = None
+    vars(queue).pop("_loop", None)  # to which the queue is bound by its first waiter
+    queue.__init__(maxsize=len(inherited))
+    pool._holders.clear()
+    for old in inherited:
+        old._in_use = old._inactive_callback = None
+        new = PoolConnectionHolder(
+            pool, max_queries=old._max_queries, max_inactive_time=old._max_inactive_time, setup=old._setup
+        )
+        pool._holders.append(new)
+        queue.put_nowait(new)
+
+
 def has_to_wait(pool: Any) -> bool:
     """Return whether an acquire that begins now waits for a holder."""
     return pool._queue.empty() and not is_closing(pool)
@@ -241,6 +272,11 @@ def descriptor_of(con: Any) -> int:
     """Return the file descriptor of a connection's socket."""
     number: int = con._transport.get_extra_info("socket").fileno()
     return number
+
+
+def forget_address(con: Any) -> None:
+    """Keep a connection from sending a request to cancel its statement, for which asyncpg connects again."""
+    con._addr = os.devnull  # as the path of a Unix socket, to which no connect succeeds
 
 
 def runs_query(con: Any) -> bool:

@@ -136,3 +136,22 @@ PgPoolInstrumentor().uninstrument()
         [sys.executable, "-W", "error", "-c", code], check=False, capture_output=True, env=env, text=True
     )
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+
+
+def test_totals_without_spans_and_histograms(create: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The totals of waits and holds are measured, also if no checkout leaves a span or a record."""
+    monkeypatch.setenv("OTEL_PGPOOL_HISTOGRAMS", "none")
+
+    async def main() -> None:
+        async with create(min_size=1, max_size=1) as pool:
+            async with pool.acquire() as conn:
+                waiter = asyncio.create_task(backend(pool))
+                await until_waiting(pool)
+                await conn.fetchval("select pg_sleep(0.05)")
+            await waiter
+            stats = tracker_of(pool).stats()
+            assert stats.hold_seconds >= 0.05
+            assert stats.wait_seconds >= 0.05
+
+    with instrumented(spans="off"):
+        run(main())
