@@ -55,6 +55,11 @@ class PoolStats:
     wait_seconds: float = 0.0
     """Sum of the waits of all checkouts, whether or not they received a connection."""
     hold_seconds: float = 0.0
+    """Sum of all holds that have ended.
+
+    If nothing records the checkouts of an instrumented pool (spans off, and neither ``wait_time`` nor ``use_time``, or
+    no meter provider), this sum and ``wait_seconds`` leave out those that were ordinary, and may be 0.
+    """
     maxidle: int | None = None
     """Maximum number of idle connections if below ``maxconn``, as in psycopg2's and SQLAlchemy's pools; or None."""
 
