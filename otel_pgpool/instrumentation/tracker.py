@@ -103,7 +103,7 @@ class PoolTracker(ReportedPool):
         """Start a checkout that was requested at these call sites, and return its record."""
         return self.start_with(ManualCheckout(), stack)
 
-    def start_with(self, checkout: AnyCheckout, stack: Stack) -> AnyCheckout:
+    def start_with(self, checkout: AnyCheckout, stack: Stack, task: TaskReference | None = None) -> AnyCheckout:
         """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `begin`."""
         checkout.stack = stack
         checkout.thread = thread_cache.here.thread
@@ -118,7 +118,7 @@ class PoolTracker(ReportedPool):
         else:
             checkout.is_observed = True
             try:
-                self._observer.started(checkout)
+                self._observer.started(checkout, task)
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 self.guard.log_error(error)
         checkout.started = monotonic()
@@ -135,10 +135,7 @@ class PoolTracker(ReportedPool):
         """Start a checkout of a task with a record supplied by the caller."""
         checkout.task = task
         checkout.caller = id(checkout)
-        self.start_with(checkout, stack)
-        if checkout.observer_data is not None:
-            self.guard.notify(self._observer.task_known, checkout)
-        return checkout
+        return self.start_with(checkout, stack, task)
 
     def enqueued(self, checkout: ManualCheckout) -> None:
         """Record that a checkout waits from now on for the present holders."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.observer import Connect, ObservedPool
     from otel_pgpool.pool.checkout import Checkout, Slot
+    from otel_pgpool.runtime.tasks import TaskReference
     from otel_pgpool.stats import PoolStats
 
 IDLE = CheckoutPath.IDLE.value
@@ -106,19 +107,13 @@ class Telemetry:
 
     # Checkouts
 
-    def task_known(self, checkout: Checkout) -> None:
-        """Add the name of the task, which has started a checkout, to its span. For instrumented pools of coroutines."""
-        state: CheckoutState | None = checkout.observer_data
-        if state is not None and state.span is not None:
-            self._spans.task_known(checkout, state.span)
-
-    def started(self, checkout: Checkout) -> None:
-        """Start the span of a checkout."""
+    def started(self, checkout: Checkout, task: TaskReference | None = None) -> None:
+        """Start the span of a checkout, which has the name of the task that requested the checkout, if there is one."""
         context = leave_ended()
         if context.get(SUPPRESSION_KEY):
             checkout.observer_data = SUPPRESSED
         else:
-            self._spans.start(checkout, context)
+            self._spans.start(checkout, context, task)
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from otel_pgpool.config import TelemetryConfig
     from otel_pgpool.observer import Connect, ObservedPool
     from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.runtime.tasks import TaskReference
     from otel_pgpool.telemetry.error_types import ErrorTypes
 
 INTERNAL = SpanKind.INTERNAL
@@ -73,7 +74,7 @@ class Spans:
             names.ATTR_POOL_NAME: self._pool_name,
         }
 
-    def start(self, checkout: Checkout, context: Context) -> None:
+    def start(self, checkout: Checkout, context: Context, task: TaskReference | None = None) -> None:
         """Start the span of a checkout in the caller's context. A checkout without a span keeps no data."""
         if self._wants is not None and not self._wants(context):
             return
@@ -86,18 +87,12 @@ class Spans:
         if self._deferred_spans:
             return
         # By position: each argument by name costs 20 ns.
-        state.span = span = self._tracer.start_span(
-            SPAN_CHECKOUT, context, INTERNAL, self._attributes, (), state.began_ns
-        )
+        attributes = self._attributes if task is None else {**self._attributes, names.ATTR_TASK_NAME: task.name}
+        state.span = span = self._tracer.start_span(SPAN_CHECKOUT, context, INTERNAL, attributes, (), state.began_ns)
         if type(span) is NonRecordingSpan and not span.get_span_context().is_valid:
             checkout.observer_data = None  # the provider creates no spans
         else:
             state.context = ContextWithSpan.of(context, span)
-
-    def task_known(self, checkout: Checkout, span: Span) -> None:
-        """Add the name of a checkout's task. Not done in `end`, where it would cost the checkouts of threads."""
-        if checkout.task is not None and span.is_recording():
-            span.set_attribute(names.ATTR_TASK_NAME, checkout.task.name)
 
     def _filter(self) -> Callable[[Context], bool] | None:
         """Return the function that decides whether a checkout in a context gets a span; None if each gets one."""
@@ -183,12 +178,13 @@ class Spans:
             or max(waited, held or 0.0) >= self._slow
         ):
             return None
-        caller = state.context or NO_CONTEXT
+        caller, attributes = state.context or NO_CONTEXT, self._attributes
+        if checkout.task is not None:
+            attributes = {**attributes, names.ATTR_TASK_NAME: checkout.task.name}
         state.span = span = self._tracer.start_span(
-            SPAN_CHECKOUT, caller, attributes=self._attributes, start_time=state.began_ns
+            SPAN_CHECKOUT, caller, attributes=attributes, start_time=state.began_ns
         )
         state.context = set_span_in_context(span, caller)
-        self.task_known(checkout, span)
         if held is not None:
             self.acquired(checkout, state)
         if state.long_hold is not None and span.is_recording():
