@@ -23,8 +23,6 @@ from otel_pgpool.telemetry.sdk_internals import OPEN
 from otel_pgpool.types import CheckoutPath, DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.open_checkouts import TrackedSlot
     from otel_pgpool.instrumentation.options import InstrumentationOptions
@@ -107,11 +105,7 @@ class PoolTracker(ReportedPool):
         return self.start_with(ManualCheckout(), stack)
 
     def start_with(
-        self,
-        checkout: AnyCheckout,
-        stack: Stack,
-        since: float | None = None,
-        started: Callable[[AnyCheckout], None] | None = None,
+        self, checkout: AnyCheckout, stack: Stack, since: float | None = None, task: TaskReference | None = None
     ) -> AnyCheckout:
         """Start a checkout with a record supplied by the caller. Hot path: repeats the lines of `begin`.
 
@@ -119,7 +113,7 @@ class PoolTracker(ReportedPool):
             checkout: the record.
             stack: the call sites.
             since: when the checkout was requested, if the pool was not known then.
-            started: the method of the observer to call; by default ``started``.
+            task: the task whose name the span gets.
         """
         checkout.stack = stack
         checkout.thread = thread_cache.here.thread
@@ -134,10 +128,7 @@ class PoolTracker(ReportedPool):
         else:
             checkout.is_observed = True
             try:
-                if since is None:
-                    (started or self._observer.started)(checkout)
-                else:
-                    self._observer.started_before(checkout, since)
+                self._observer.started(checkout, since, task)
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 self.guard.log_error(error)
         checkout.started = monotonic() if since is None else since
@@ -154,7 +145,7 @@ class PoolTracker(ReportedPool):
         """Start a checkout of a task with a record supplied by the caller."""
         checkout.task = task
         checkout.caller = id(checkout)
-        return self.start_with(checkout, stack, None, self._observer.started_in_task)
+        return self.start_with(checkout, stack, None, task)
 
     def enqueued(self, checkout: ManualCheckout) -> None:
         """Record that a checkout waits from now on for the present holders."""

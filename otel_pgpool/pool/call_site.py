@@ -86,10 +86,12 @@ def task_call_sites(frame: FrameType, task: TaskReference | None, skipped: Skipp
     """
     root = None if task is None else task.root
     stack: list[Any] = []
+    left = GETCONN_FRAMES
     each: FrameType | None = frame
-    while each is not None and len(stack) < 2 * GETCONN_FRAMES:
+    while each is not None and left:
         if not skipped[each.f_globals.get("__name__", "")]:
-            stack += (each.f_code, each.f_lasti)
+            stack += each.f_code, each.f_lasti
+            left -= 1
         if each is root:
             break
         each = each.f_back

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.observer import Connect, ObservedPool
     from otel_pgpool.pool.checkout import Checkout, Slot
+    from otel_pgpool.runtime.tasks import TaskReference
     from otel_pgpool.stats import PoolStats
 
 IDLE = CheckoutPath.IDLE.value
@@ -112,29 +113,19 @@ class Telemetry:
         if state is not None and state.span is not None:
             self._spans.target_known(state.span)
 
-    def started(self, checkout: Checkout) -> None:
-        """Start the span of a checkout."""
-        context = leave_ended()
-        if context.get(SUPPRESSION_KEY):
-            checkout.observer_data = SUPPRESSED
-        else:
-            self._spans.start(checkout, context)
+    def started(self, checkout: Checkout, since: float | None = None, task: TaskReference | None = None) -> None:
+        """Start the span of a checkout.
 
-    def started_before(self, checkout: Checkout, since: float) -> None:
-        """Start the span of a checkout that was requested earlier. For instrumented pools that were unknown then."""
+        Args:
+            checkout: the checkout.
+            since: when the checkout was requested, if not now.
+            task: the task that requested the checkout, if the span is to have its name.
+        """
         context = leave_ended()
         if context.get(SUPPRESSION_KEY):
             checkout.observer_data = SUPPRESSED
         else:
-            self._spans.start(checkout, context, since)
-
-    def started_in_task(self, checkout: Checkout) -> None:
-        """Start the span of a checkout from an instrumented pool of coroutines, with the name of its task."""
-        context = leave_ended()
-        if context.get(SUPPRESSION_KEY):
-            checkout.observer_data = SUPPRESSED
-        else:
-            self._spans.start(checkout, context, None, checkout.task)
+            self._spans.start(checkout, context, since, task)
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""

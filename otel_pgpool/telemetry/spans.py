@@ -22,7 +22,6 @@ from otel_pgpool.telemetry.names import (
     ATTR_OUTCOME,
     ATTR_PATH,
     ATTR_RETRIES,
-    ATTR_TASK_NAME,
     ATTR_THREAD_NAME,
     ATTR_WAIT_TIME,
     DIGITS,
@@ -95,14 +94,8 @@ class Spans:
         if self._deferred_spans:
             return
         # By position: each argument by name costs 20 ns.
-        state.span = span = self._tracer.start_span(
-            SPAN_CHECKOUT,
-            context,
-            INTERNAL,
-            self._attributes if task is None else {**self._attributes, ATTR_TASK_NAME: task.name},
-            (),
-            state.began_ns,
-        )
+        attributes = self._attributes if task is None else {**self._attributes, names.ATTR_TASK_NAME: task.name}
+        state.span = span = self._tracer.start_span(SPAN_CHECKOUT, context, INTERNAL, attributes, (), state.began_ns)
         if type(span) is NonRecordingSpan and not span.get_span_context().is_valid:
             checkout.observer_data = None  # the provider creates no spans
         else:
@@ -197,13 +190,13 @@ class Spans:
             or max(waited, held or 0.0) >= self._slow
         ):
             return None
-        caller = state.context or NO_CONTEXT
+        caller, attributes = state.context or NO_CONTEXT, self._attributes
+        if checkout.task is not None:
+            attributes = {**attributes, names.ATTR_TASK_NAME: checkout.task.name}
         state.span = span = self._tracer.start_span(
-            SPAN_CHECKOUT, caller, attributes=self._attributes, start_time=state.began_ns
+            SPAN_CHECKOUT, caller, attributes=attributes, start_time=state.began_ns
         )
         state.context = set_span_in_context(span, caller)
-        if checkout.task is not None:
-            span.set_attribute(ATTR_TASK_NAME, checkout.task.name)
         if held is not None:
             self.acquired(checkout, state)
         if state.long_hold is not None and span.is_recording():

@@ -65,7 +65,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     async def check_out(
         pool: Any, getting: Method, tracker: PoolTracker, task: TaskReference | None, stack: Stack
     ) -> Any:
-        if pool in calls.inherited:  # here, because a repair needs the running loop
+        if calls.inherited.any_unused:  # here, because a repair needs the running loop
             calls.first_use(pool)
         checkout = conn = None
         try:
