@@ -212,23 +212,23 @@ async def crowd(query: Callable[[], Awaitable[None]]) -> Sample:
 NOTE = "Each has a process of its own, one after the other in each round."
 
 
-def rows(name: str, work: str, make: type[Loop], write: type[Written], note: str) -> tuple[Row, ...]:
+def rows(name: str, work: str, measures: Sequence[Callable[[Sequence[str], str], Round]], note: str) -> tuple[Row, ...]:
     """Give the rows of one kind of pools.
 
     Args:
         name: how their names begin.
         work: one checkout.
-        make: its loop.
-        write: the telemetry of a checkout by hand.
+        measures: functions of the module of the rows, which measure one task, one with telemetry, and a crowd.
         note: what a release does.
     """
+    one, traced, many = measures
     return (
         Row(
             name=name,
             work=f"one task, `async with {work}: pass`, the hook on, spans off, no SDK installed",
             contestants=(HOOKED, UNHOOKED),
             columns=EACH,
-            measure=partial(measure, make),
+            measure=one,
             targets=(Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), 1.5),),
             note=f"{NOTE} {note}",
         ),
@@ -237,7 +237,7 @@ def rows(name: str, work: str, make: type[Loop], write: type[Written], note: str
             work=f"one task, `async with {work}: pass`, spans and both histograms recording through a batch processor",
             contestants=(HOOKED, BY_HAND, UNHOOKED),
             columns=EACH,
-            measure=partial(measure_traced, make, write),
+            measure=traced,
             targets=(
                 Target("against the same span, attributes and two records by hand", ratio("us", HOOKED, BY_HAND), 1.15),
             ),
@@ -248,7 +248,7 @@ def rows(name: str, work: str, make: type[Loop], write: type[Written], note: str
             work=f"{TASKS:,} tasks on {CONNECTIONS} connections, `{work}` for `select 1`, the hook on, no SDK",
             contestants=(HOOKED, UNHOOKED),
             columns=(Column("rate", "checkouts/s"), Column("cpu", "CPU us each")),
-            measure=partial(measure_crowd, make),
+            measure=many,
             targets=(
                 Target(
                     "checkouts/s against the same without the hook",
@@ -263,4 +263,9 @@ def rows(name: str, work: str, make: type[Loop], write: type[Written], note: str
     )
 
 
-ROWS = rows("hooked-asyncpg", "pool.acquire()", Loop, Written, "A release resets the session by a query.")
+ROWS = rows(
+    "hooked-asyncpg",
+    "pool.acquire()",
+    (partial(measure, Loop), partial(measure_traced, Loop, Written), partial(measure_crowd, Loop)),
+    "A release resets the session by a query.",
+)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import parse_dsn
 from psycopg_pool import AsyncConnectionPool
 
 from benchmarks import hooked_asyncpg
 from benchmarks.hooked_asyncpg import rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.row import Round
 
 
 class Loop(hooked_asyncpg.Loop):
@@ -48,4 +53,24 @@ class Written(hooked_asyncpg.Written):
         return pid
 
 
-ROWS = rows("hooked-psycopg-async", "pool.connection()", Loop, Written, "A checkout without a query sends nothing.")
+def measure(contestants: Sequence[str], dsn: str) -> Round:
+    """One task."""
+    return hooked_asyncpg.measure(Loop, contestants, dsn)
+
+
+def measure_traced(contestants: Sequence[str], dsn: str) -> Round:
+    """One task, whose checkouts are recorded."""
+    return hooked_asyncpg.measure_traced(Loop, Written, contestants, dsn)
+
+
+def measure_crowd(contestants: Sequence[str], dsn: str) -> Round:
+    """Many tasks."""
+    return hooked_asyncpg.measure_crowd(Loop, contestants, dsn)
+
+
+ROWS = rows(
+    "hooked-psycopg-async",
+    "pool.connection()",
+    (measure, measure_traced, measure_crowd),
+    "A checkout without a query sends nothing.",
+)
