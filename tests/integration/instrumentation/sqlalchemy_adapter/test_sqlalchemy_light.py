@@ -12,6 +12,7 @@ from sqlalchemy.pool import AssertionPool, NullPool, SingletonThreadPool, Static
 from otel_pgpool.instrumentation import uninstrument_pool
 from tests.support.database import kill
 from tests.support.processes import in_child
+from tests.support.sqlalchemy_drivers import IS_1_4
 from tests.support.sqlalchemy_engines import borrow, driver, engine_tracker, hooked, listening, waits
 from tests.support.telemetry import MOMENT, until
 from tests.support.waiting import PATIENCE, in_thread
@@ -48,13 +49,13 @@ def events(signals: Signals) -> list[str]:
 
 
 def test_ordinary_checkout(engines: Engines) -> None:
-    """It has no record, and is counted with its wait and its hold."""
+    """It has no record, except in SQLAlchemy 1.4, and is counted with its wait and its hold."""
     engine = engines(**ONE)
     borrow(engine)
     waited = stats(engine).wait_seconds
     with engine.connect() as conn:
         tracker = engine_tracker(engine)
-        assert (len(tracker.light), len(tracker.held)) == (1, 0)
+        assert (len(tracker.light), len(tracker.held)) == ((0, 1) if IS_1_4 else (1, 0))
         held = tracker.stats()
         assert (held.used, held.idle) == (1, 0)
         assert held.oldest_hold > 0
