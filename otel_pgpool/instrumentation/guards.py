@@ -63,7 +63,7 @@ ignore_errors = _IgnoreErrors()
 """The context manager in which objects of the application are read."""
 
 
-def raise_if_asynchronous(error: Exception) -> None:
+def raise_if_external(error: Exception) -> None:
     """Suppress an error that an object of the application raised, for the hot path, which avoids `ignore_errors`.
 
     Raises:

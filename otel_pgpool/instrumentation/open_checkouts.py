@@ -32,7 +32,7 @@ class TaskCheckout(ManualCheckout):
     __slots__ = ("caller", "task")
 
 
-RETURN_WITHIN = 1.0
+RELEASE_WITHIN = 1.0
 """Seconds in which a connection usually comes back, if the garbage collector has found the code that holds it."""
 
 LightCheckout = tuple[Any, ...]
@@ -132,7 +132,7 @@ class OpenCheckouts(figures.Counters):
             "light",
             "past",
             "slots",
-            "unseen",
+            "cleared",
             "waiting",
         ),
         *OWN_COUNTERS,
@@ -160,7 +160,7 @@ class OpenCheckouts(figures.Counters):
         self.slots: dict[int, TrackedSlot] = {}  # slots of the known connections, by id of the connection
         # Slots whose weak reference the garbage collector has cleared, and when, by id of the connection. The garbage
         # collector may then close the code that holds such a connection, for example a generator, which releases it.
-        self.unseen: dict[int, tuple[float, TrackedSlot]] = {}
+        self.cleared: dict[int, tuple[float, TrackedSlot]] = {}
         # Checkouts that hold a connection, in the order of their acquisition; and those in the light form, by id of the
         # connection.
         self.held: dict[ManualCheckout, None] = {}
@@ -175,8 +175,8 @@ class OpenCheckouts(figures.Counters):
     # Connections
 
     def register(self, conn: Any) -> TrackedSlot:
-        """Register a connection, which may have been `unseen`, and return its slot."""
-        _since, slot = self.unseen.pop(id(conn), (0.0, None))
+        """Register a connection, which may have been `cleared`, and return its slot."""
+        _since, slot = self.cleared.pop(id(conn), (0.0, None))
         if slot is not None and not slot.is_of(conn):
             self.connection_collected(slot)
             slot = None
@@ -194,19 +194,19 @@ class OpenCheckouts(figures.Counters):
         """Return the slot of a connection, which is registered if necessary."""
         return self.slots.get(id(conn)) or self.register(conn)
 
-    def seen_again(self, conn: Any) -> TrackedSlot | None:
-        """Return the slot of a connection that was `unseen`; None if it was not."""
-        return self.register(conn) if id(conn) in self.unseen else None
+    def find_cleared(self, conn: Any) -> TrackedSlot | None:
+        """Return the slot of a connection that was `cleared`; None if it was not."""
+        return self.register(conn) if id(conn) in self.cleared else None
 
-    def look_for_unseen(self, now: float) -> None:
+    def check_cleared(self, now: float) -> None:
         """Find out which connections that were not released soon exist, and handle the others as collected."""
-        for key, (since, slot) in self.unseen.copy().items():
-            if COLLECTING or since + RETURN_WITHIN > now:
+        for key, (since, slot) in self.cleared.copy().items():
+            if COLLECTING or since + RELEASE_WITHIN > now:
                 continue
             conn = find_object(key)
             if conn is not None and slot.is_of(conn):
-                self.seen_again(conn)
-            elif self.unseen.pop(key, None) is not None:
+                self.find_cleared(conn)
+            elif self.cleared.pop(key, None) is not None:
                 self.connection_collected(slot)
 
     def connection_collected(self, slot: Slot) -> None:
@@ -332,6 +332,6 @@ def _collected(known_ref: weakref.ref[OpenCheckouts], key: int, ref: weakref.ref
     known.promote(slot)  # because another connection may get this address
     known.slots.pop(key, None)
     if slot.checkout is not None and is_collecting_here():
-        known.unseen[key] = monotonic(), slot
+        known.cleared[key] = monotonic(), slot
     else:
         known.connection_collected(slot)

@@ -39,6 +39,14 @@ def find_instances(classes: Collection[type]) -> Iterator[Any]:
             yield found
 
 
+def subclasses_of(cls: type) -> Iterator[type]:
+    """Iterate over the subclasses of a class, direct and indirect, bases first."""
+    derived: type
+    for derived in cls.__subclasses__():
+        yield derived
+        yield from subclasses_of(derived)
+
+
 class InstrumentationSession:
     """The pools tracked between ``instrument()`` and ``uninstrument()``; each adapter is created with its session.
 

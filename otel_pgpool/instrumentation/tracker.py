@@ -167,7 +167,7 @@ class PoolTracker(ReportedPool):
     def acquired(self, checkout: ManualCheckout, conn: Any) -> None:
         """Record that a checkout received ``conn``."""
         try:
-            slot = self.slots.get(id(conn)) or self._first_seen(checkout, conn)
+            slot = self.slots.get(id(conn)) or self._register_unknown(checkout, conn)
             before: Any = slot.checkout
             if before is not None:  # released by a method that is not wrapped, or checked out again by the same key
                 self.released(before)
@@ -200,8 +200,8 @@ class PoolTracker(ReportedPool):
         self.released(checkout)
         self.slots.pop(id(given), None)
 
-    def _first_seen(self, checkout: ManualCheckout, conn: Any) -> TrackedSlot:
-        """Register a connection that was opened unseen, by which the target may become known."""
+    def _register_unknown(self, checkout: ManualCheckout, conn: Any) -> TrackedSlot:
+        """Register a connection that was opened cleared, by which the target may become known."""
         if not self.target.address:
             target = self.adapter.target_of(conn)
             if target is not None:
@@ -347,7 +347,7 @@ class PoolTracker(ReportedPool):
     @never_raise
     def report_due(self, now: float) -> float:
         """Report long holds and the utilization; return when the next call is due, as a reading of the clock."""
-        self.look_for_unseen(now)
+        self.check_cleared(now)
         self.promote_all(now - self.long_hold)
         shorter = []
         for checkout in self.held.copy():

@@ -206,7 +206,7 @@ class Connectors(Part):
 
     # Attempts
 
-    def give_up_overdue(self, now: float) -> None:
+    def abandon_overdue(self, now: float) -> None:
         """Give up attempts whose present step takes longer than allowed: they count as failed, and others are made."""
         for attempt in [*self._attempts.values(), *self._stuck]:
             attempt.cut(now)

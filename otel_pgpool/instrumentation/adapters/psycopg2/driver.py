@@ -15,7 +15,7 @@ from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.session import is_refusal
 from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
-from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
+from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_external
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 
@@ -47,7 +47,7 @@ def closed_of(conn: Any) -> int:
     try:
         closed: int = conn.closed
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
-        raise_if_asynchronous(error)
+        raise_if_external(error)
         return 0
     return closed
 
