@@ -64,7 +64,7 @@ ignore_errors = _IgnoreErrors()
 
 
 def raise_if_external(error: Exception) -> None:
-    """Suppress an error that an object of the application raised, for the hot path, which avoids `ignore_errors`.
+    """Raise an error again if a signal handler raised it; otherwise suppress it. For the hot path, as `ignore_errors`.
 
     Raises:
         Exception: the error, if a signal handler raised it.

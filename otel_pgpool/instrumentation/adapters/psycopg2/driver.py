@@ -1,8 +1,8 @@
 """Access to psycopg2's connections by psycopg2's own code only.
 
-An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. None of
-that is called, so that it sees no call that the pool itself did not make. The exceptions are ``closed``, which pools
-read too, and the process id of a connection that is not psycopg2's, when the id is reported.
+An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. The
+instrumentation calls none of this code, so that the code runs only when the pool itself calls it. The exceptions are
+``closed``, which pools read too, and the process id of a connection that is not psycopg2's, when the id is reported.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Psycopg2(Driver):
     """Access to psycopg2's connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
-        """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg2's."""
+        """Return the process id of a connection's backend; 0 if the connection is closed, or is not psycopg2's."""
         with ignore_errors:
             own = own_connection(conn)
             return 0 if own is None else connection.get_backend_pid(own)

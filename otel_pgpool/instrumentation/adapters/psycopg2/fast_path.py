@@ -232,7 +232,7 @@ def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Met
 def _handle_failed_light_getconn(
     tracker: PoolTracker, pool: Any, conn: Any, started: float, error: BaseException
 ) -> None:
-    """Record a failed checkout, or release the connection that was not delivered."""
+    """Record a failed checkout, or release a connection that did not reach the caller."""
     if conn is None:
         checkout = tracker.start(caller_call_sites(_getframe(1)))
         checkout.started = started

@@ -84,7 +84,7 @@ class Psycopg2Adapter(Psycopg2Driver):
         self._replacements.restore()
 
     def _wrap(self, owner: type) -> None:
-        """Wrap the methods that a class defines. If the class refuses, only the psycopg2 methods it calls are seen."""
+        """Wrap the methods that a class defines. If the class refuses, only psycopg2's methods are observed."""
         try:
             self._wrap_methods(owner)
         except Exception as error:  # noqa: BLE001 - whatever a metaclass raises

@@ -102,7 +102,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         if inherited and id(conn) in inherited:
             return None
         # None for an unknown connection.
-        slot = None if tracker is None else tracker.slots.get(id(conn)) or tracker.find_cleared(conn)
+        slot = None if tracker is None else tracker.slots.get(id(conn)) or tracker.restore_cleared(conn)
         if tracker is None or slot is None:
             return await original(self, conn)
         checkout: Any = slot.checkout
