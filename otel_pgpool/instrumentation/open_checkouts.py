@@ -196,7 +196,7 @@ class OpenCheckouts(figures.Counters):
         return self.slots.get(id(conn)) or self.register(conn)
 
     def restore_cleared(self, conn: Any) -> TrackedSlot | None:
-        """Return the slot of a connection whose slot is in `cleared`, and register it again; None if there is none."""
+        """Register a connection again if its slot is in `cleared`; return the slot, or None if it is not there."""
         return self.register(conn) if id(conn) in self.cleared else None
 
     def check_cleared(self, now: float) -> None:

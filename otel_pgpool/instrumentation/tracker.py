@@ -202,7 +202,7 @@ class PoolTracker(ReportedPool):
         self.slots.pop(id(given), None)
 
     def _register_unknown(self, checkout: ManualCheckout, conn: Any) -> TrackedSlot:
-        """Register a connection whose connect was not observed, and read the target from it if the target is unknown."""
+        """Register a connection whose connect was not observed, and read the target from it if that is unknown."""
         if not self.target.address:
             target = self.adapter.target_of(conn)
             if target is not None:

@@ -209,7 +209,7 @@ class ConnectionPool(PoolState):
         Args:
             conn: the connection; may be omitted if ``key`` is given.
             key: the key under which the connection was checked out.
-            close: True to close the connection in place of keeping it.
+            close: True to close the connection instead of keeping it.
 
         Raises:
             PoolError: the connection is not checked out from this pool, or not under this key.
