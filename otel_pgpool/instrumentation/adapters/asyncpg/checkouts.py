@@ -76,7 +76,7 @@ class IteratorAwaitable:
         return self._iterator
 
 
-class Checkouts:
+class CheckoutCalls:
     """The checkouts in progress. Each ``wrap_`` method returns the wrapper of one method.
 
     Args:

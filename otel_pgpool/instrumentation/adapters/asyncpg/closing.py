@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ASYNCPG_MODULES = ("asyncpg.connection", "asyncpg.pool")
 """Modules that close a connection for their own reasons."""
 
-PLANNED = (DiscardReason.IDLE, DiscardReason.EXPIRED, DiscardReason.DRAINED)
+PLANNED_REASONS = (DiscardReason.IDLE, DiscardReason.EXPIRED, DiscardReason.DRAINED)
 """Reasons for which a pool closes a connection that could still be used."""
 
 
@@ -32,7 +32,7 @@ class Closing(NamedTuple):
     @property
     def outcome(self) -> Outcome:
         """How the hold ended, if the connection was held."""
-        return Outcome.RELEASED if self.reason in PLANNED else Outcome.DISCARDED
+        return Outcome.RELEASED if self.reason in PLANNED_REASONS else Outcome.DISCARDED
 
 
 def closing_of(pool: Any, con: Any, frame: FrameType, *, is_held: bool) -> Closing:

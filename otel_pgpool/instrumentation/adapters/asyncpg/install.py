@@ -11,7 +11,7 @@ from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder
 
 from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.asyncpg import private
-from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import Checkouts
+from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import CheckoutCalls
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import Asyncpg
 from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedAsyncpgPools
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments
@@ -40,7 +40,7 @@ class AsyncpgAdapter(Asyncpg, PoolAdapter):
         self._inherited = InheritedAsyncpgPools(is_repaired=session.options.fork_repair)
         self._tracked = TrackedPools(session, self._track)
         self._calls = PoolCalls(session, self._tracked)
-        self._checkouts = Checkouts(session, self._tracked, self._inherited)
+        self._checkouts = CheckoutCalls(session, self._tracked, self._inherited)
         self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
         self._replacements = Replacements()
 

@@ -17,7 +17,7 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
     is_left_to_worker,
     reason_at_release,
-    reason_of_sweep,
+    reason_of_method,
     record_closed,
     record_discard,
 )
@@ -344,7 +344,7 @@ class PoolCalls:
 
     # Idle connections
 
-    def idle_before(self, pool: Any) -> Sequence[Any]:
+    def idle_before_closing(self, pool: Any) -> Sequence[Any]:
         """Return the idle connections of a pool, before a method that closes some or all of them."""
         self._use_inherited(pool)
         with ignore_errors:
@@ -352,12 +352,12 @@ class PoolCalls:
         return ()
 
     @never_raise
-    def swept(self, pool: Any, method: str, idle: Sequence[Any]) -> None:
+    def idle_closed(self, pool: Any, method: str, idle: Sequence[Any]) -> None:
         """Record which idle connections a method has closed."""
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
         if tracker is None or tracker.watch is not self.watch:
             return
         for conn in idle:
-            record_closed(tracker, conn, reason_of_sweep(method, conn))
+            record_closed(tracker, conn, reason_of_method(method, conn))
         if method == "close" and pool.closed:
             tracker.stop_reporting()

@@ -162,9 +162,9 @@ POOL_WRAPPERS = {
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
     "_connect": within(steps.connecting),
-    "_add_connection": within(steps.adding),
-    "_close_connection": within(steps.closing),
-    **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),
+    "_add_connection": within(steps.adding_connection),
+    "_close_connection": within(steps.closing_connection),
+    **dict.fromkeys(private.IDLE_CLOSING_METHODS, within(steps.closing_idle)),
 }
 """The wrapper of each method of a pool."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import ManualCheckout, Slot
 
 ACTIVE, UNKNOWN = TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN
-LOSSES = (DiscardReason.BROKEN, DiscardReason.RETURNED_CLOSED, DiscardReason.RESET_FAILED)
+UNPLANNED_REASONS = (DiscardReason.BROKEN, DiscardReason.RETURNED_CLOSED, DiscardReason.RESET_FAILED)
 """The reasons of discards that the pool did not plan: the released connection cannot be used again."""
 
 
@@ -58,7 +58,7 @@ def _reason_of_age(pool: Any, conn: Any) -> DiscardReason:
     return DiscardReason.EXPIRED if private.is_expired(conn) else DiscardReason.RESET_FAILED
 
 
-def reason_of_sweep(method: str, conn: Any) -> DiscardReason:
+def reason_of_method(method: str, conn: Any) -> DiscardReason:
     """Return why a method has closed an idle connection."""
     if method == "check":
         return DiscardReason.EXPIRED if private.is_expired(conn) else DiscardReason.CHECK_FAILED
@@ -79,7 +79,7 @@ def record_discard(
 ) -> None:
     """Record that a pool has closed a connection, and the end of the hold, if there is one."""
     if checkout is not None:
-        tracker.released(checkout, Outcome.DISCARDED if reason in LOSSES else Outcome.RELEASED)
+        tracker.released(checkout, Outcome.DISCARDED if reason in UNPLANNED_REASONS else Outcome.RELEASED)
     held_again = slot.checkout not in (None, checkout)  # so the next holder has closed it
     if tracker.slots.get(slot.key) is slot and not held_again:
         tracker.discarded(slot, reason, error, checkout)

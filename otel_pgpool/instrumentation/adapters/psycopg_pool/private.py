@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 GENERATED_NAME = re.compile("pool-[0-9]+")
 """The names that psycopg_pool generates for pools."""
 
-SWEEPS = ("close", "drain", "check", "_shrink_pool")
+IDLE_CLOSING_METHODS = ("close", "drain", "check", "_shrink_pool")
 """The methods that close idle connections; `drain` exists since 3.3."""
 
 POOL_METHODS = (

@@ -66,7 +66,7 @@ def connecting(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs
 
 
 @contextmanager
-def adding(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[OnResult]:
+def adding_connection(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[OnResult]:
     """Record the work of a worker that connects."""
     try:
         yield ignore_result
@@ -75,7 +75,7 @@ def adding(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: An
             calls.worker_done(pool)
 
 
-def closing(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> None:
+def closing_connection(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> None:
     """Record the error for which a pool closes a connection that it was to reset."""
     error = sys.exc_info()[1]
     if error is not None and private.is_handled_by_reset(error):
@@ -101,10 +101,10 @@ def resetting(calls: PoolCalls, task: Any, _method: str, pool: Any) -> Iterator[
 
 
 @contextmanager
-def sweeping(calls: PoolCalls, pool: Any, method: str, *_args: Any, **_kwargs: Any) -> Iterator[OnResult]:
+def closing_idle(calls: PoolCalls, pool: Any, method: str, *_args: Any, **_kwargs: Any) -> Iterator[OnResult]:
     """Record a method that closes idle connections."""
-    idle = calls.idle_before(pool)
+    idle = calls.idle_before_closing(pool)
     try:
         yield ignore_result
     finally:
-        calls.swept(pool, method, idle)
+        calls.idle_closed(pool, method, idle)
