@@ -33,7 +33,7 @@ MIN_PAUSE = 0.01
 
 
 def find_instances(classes: Collection[type]) -> Iterator[Any]:
-    """Iterate over the objects of these classes that the garbage collector knows."""
+    """Iterate over the objects of these classes that the garbage collector tracks."""
     for found in gc.get_referrers(*classes):  # an object refers to its class
         if type(found) in classes:
             yield found

@@ -203,7 +203,7 @@ class ConnectionPool(PoolState):
                 return held
         return conn
 
-    def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the stock pool's signature
+    def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the signature of psycopg2's pools
         """Release a connection that `getconn` checked out; a transaction in progress is rolled back.
 
         Args:

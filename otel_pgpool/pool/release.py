@@ -32,7 +32,7 @@ class Releaser(Part):
         self._reset = common.config.reset
         self._discarder = discarder
         # Releases left to the maintenance thread, because the garbage collector was running in their thread, or the
-        # interpreter was finalizing. The third value says whether to close the connection.
+        # interpreter was finalizing. The third value is True if the connection has to be closed.
         self._deferred: Deferred[tuple[Checkout, connection, bool]] = Deferred(self._maintenance_thread.wakeup)
 
     def end_block(self, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:

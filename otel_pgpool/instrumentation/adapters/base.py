@@ -62,7 +62,7 @@ class Driver:
         return 0
 
     def transaction_status(self, conn: Any) -> TransactionStatus:  # noqa: ARG002 - the interface
-        """Return the status of a connection's transaction, as the client knows it."""
+        """Return the status of a connection's transaction, as the client last received it."""
         return TransactionStatus.UNKNOWN
 
     def server_address(self, conn: Any) -> tuple[str | None, int | None]:  # noqa: ARG002 - the interface

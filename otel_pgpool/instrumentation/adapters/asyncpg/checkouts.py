@@ -232,7 +232,7 @@ def _add_checkout_code(check_out: Any) -> None:
 
 
 def checkout_in_progress(frame: FrameType | None, tracker: PoolTracker) -> ManualCheckout | None:
-    """Return the checkout of a pool in which a frame was called; None if there is none.
+    """Return the checkout of a pool whose coroutine has led to the call of a frame; None if there is none.
 
     The checkout of a connect is searched for in this way, because few checkouts connect.
     """

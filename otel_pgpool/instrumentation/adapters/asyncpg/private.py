@@ -108,7 +108,7 @@ tracker_attr_of_pool = attrgetter(f"_queue.{TRACKER_ATTR}")
 """Return the tracker of a pool, or the mark of one that is not observed; an AttributeError if it has neither."""
 
 tracker_attr_of_holder = attrgetter(f"_pool._queue.{TRACKER_ATTR}")
-"""Return the same for the pool of a holder."""
+"""Return the tracker or the mark of a holder's pool; an AttributeError if the pool has neither."""
 
 
 class ChosenHolders(list[Any]):
@@ -130,7 +130,7 @@ def chosen_holders(pool: Any) -> Any:
 
 
 def has_other_loop(pool: Any) -> bool:
-    """Return whether another loop runs than that in which a pool was created; a forked child's copy does not count."""
+    """Return whether another loop than the pool's runs; False in a forked child that runs a copy of the parent's."""
     with suppress(RuntimeError):  # no loop, or the copy of the parent's
         return asyncio.get_running_loop() is not pool._loop
     return False
@@ -147,7 +147,7 @@ def begin_anew(pool: Any) -> None:
     pool._loop = asyncio.get_running_loop()
     if hasattr(Pool, "_maintenance_task"):  # since 0.32
         pool._maintenance_task = None
-    vars(queue).pop("_loop", None)  # to which the queue is bound by its first waiter
+    vars(queue).pop("_loop", None)  # the first waiter has bound the queue to this loop
     queue.__init__(maxsize=len(inherited))
     pool._holders.clear()
     for old in inherited:
@@ -276,7 +276,7 @@ def descriptor_of(con: Any) -> int:
 
 def forget_address(con: Any) -> None:
     """Prevent a connection from cancelling its statement, for which asyncpg would connect again."""
-    con._addr = os.devnull  # as the path of a Unix socket, to which no connect succeeds
+    con._addr = os.devnull  # as the path of a Unix socket, where no server listens
 
 
 def runs_query(con: Any) -> bool:

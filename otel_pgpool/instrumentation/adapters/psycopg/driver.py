@@ -68,7 +68,7 @@ def is_argument_error(error: BaseException) -> bool:
 
 
 def parameters_of(conn: Any) -> dict[str, str]:
-    """Return the server, the database and the user of a connection, as libpq knows them."""
+    """Return the server, the database and the user of a connection, as libpq reports them."""
     with ignore_errors:
         pgconn = conn.pgconn
         found = {"host": pgconn.host, "port": pgconn.port, "dbname": pgconn.db, "user": pgconn.user}
@@ -91,7 +91,7 @@ class Psycopg(Driver):
         return 0
 
     def transaction_status(self, conn: Any) -> TransactionStatus:
-        """Return the status of a connection's transaction, as libpq knows it; unknown if it is not psycopg's."""
+        """Return the status of a connection's transaction, as libpq reports it; unknown if it is not psycopg's."""
         with ignore_errors:
             status: int = conn.pgconn.transaction_status
             return TRANSACTION_STATUSES[status]

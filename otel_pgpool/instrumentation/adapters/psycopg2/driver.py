@@ -30,7 +30,7 @@ def own_connection(conn: Any) -> connection | None:
 
 
 def parameters_of(conn: Any) -> dict[str, Any]:
-    """Return a connection's parameters, as libpq knows them, without the password."""
+    """Return a connection's parameters, as libpq reports them, without the password."""
     with ignore_errors:
         info = _info_of(conn)
         return {} if info is None else {**info.dsn_parameters}
@@ -67,7 +67,7 @@ class Psycopg2(Driver):
         return int(conn.get_backend_pid())
 
     def transaction_status(self, conn: Any) -> TransactionStatus:
-        """Return the status of a connection's transaction, as libpq knows it; unknown if it is not psycopg2's."""
+        """Return the status of a connection's transaction, as libpq reports it; unknown if it is not psycopg2's."""
         with ignore_errors:
             own = own_connection(conn)
             if own is not None:

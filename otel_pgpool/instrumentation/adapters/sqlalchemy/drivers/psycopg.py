@@ -34,7 +34,7 @@ class PsycopgEngineDriver(Psycopg, EngineDriver):
         return target_of_arguments(conninfo, {**kwargs}, in_url=True)
 
     def target_of_connection(self, conn: Any) -> Target:
-        """Return the target of a connection, as libpq knows it."""
+        """Return the target of a connection, as libpq reports it."""
         return target_of_connection(conn)
 
     def fileno(self, conn: Any) -> int:

@@ -34,7 +34,7 @@ class Psycopg2EngineDriver(Psycopg2, EngineDriver):
         return target_of_arguments(args, kwargs, in_url=True)
 
     def target_of_connection(self, conn: Any) -> Target:
-        """Return the target of a connection, as libpq knows it."""
+        """Return the target of a connection, as libpq reports it."""
         parameters = parameters_of(conn)
         return target_of_parameters(parameters) if parameters else UNKNOWN
 
