@@ -97,7 +97,7 @@ class UtilizationLevel(Value):
 
 
 class TransactionStatus(Value):
-    """The status of a connection's transaction, as libpq knows it: ``otel_pgpool.transaction.status``."""
+    """The status of a connection's transaction, as libpq reports it: ``otel_pgpool.transaction.status``."""
 
     IDLE = "idle", "no transaction is in progress"
     ACTIVE = "active", "a statement is running"

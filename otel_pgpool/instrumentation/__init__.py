@@ -34,7 +34,7 @@ ADAPTERS = {
     "psycopg_pool": "otel_pgpool.instrumentation.adapters.psycopg_pool.install:PsycopgPoolAdapter",
     "sqlalchemy": "otel_pgpool.instrumentation.adapters.sqlalchemy.install:SqlalchemyAdapter",
 }
-"""By module of a library: the class of the adapter, imported once the library's module has been imported.
+"""The class of each adapter, by the module of its library. It is imported once that module has been imported.
 
 Another kind of pool is added before ``instrument()``: see ``docs/extending.md``.
 """
@@ -89,7 +89,7 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
             self._uninstrument()
 
     def _uninstrument(self, **_options: Any) -> None:
-        global _choices  # noqa: PLW0603 - as `_installed`
+        global _choices  # noqa: PLW0603 - one for the whole process, as the pools' classes are
         with _lock:
             _remove()
             _choices = Choices()
@@ -146,7 +146,7 @@ def _replace(options: InstrumentationOptions, kinds: Collection[str]) -> Install
         _remove()
         installed = _installed = InstalledAdapters(ADAPTERS, options, kinds, _choices)
         installed.install_on_import()
-        for module in modules:  # those of selected pools
+        for module in modules:  # of the adapters that selected pools need
             installed.install(module)
     return installed
 

@@ -9,7 +9,8 @@ from typing import Any
 class Choices:
     """The pools that ``instrument_pool`` has selected and ``uninstrument_pool`` has excluded, until ``uninstrument()``.
 
-    The choice of a pool that has an owner, as an engine is, is the owner's too, because the owner may replace the pool.
+    If a pool has an owner, as an engine is, the choice applies to the owner too, because the owner may replace the
+    pool.
     """
 
     def __init__(self) -> None:

@@ -17,6 +17,10 @@ RETRY_INTERVAL = 0.1
 """Seconds after which the first waiter asks again: a subclass may release by a method that is not wrapped."""
 
 
+def _ignore(_acquired: object) -> None:
+    """Do nothing."""
+
+
 class FairQueue:
     """The queue in front of one pool.
 
@@ -24,7 +28,7 @@ class FairQueue:
 
     Args:
         is_exhausted: return whether the pool raised an error because all of its connections are held.
-        exhausted_error: create that error, for a waiter that has not asked.
+        exhausted_error: create that error, for a waiter that has not asked the pool when its wait ends.
     """
 
     def __init__(self, is_exhausted: Callable[[BaseException], bool], exhausted_error: Callable[[], Exception]) -> None:
@@ -40,7 +44,7 @@ class FairQueue:
         """Return whether a caller waits."""
         return bool(self._waiters)
 
-    def wait_for(self, acquire: Callable[[], Any], seconds: float, release: Callable[[Any], object] = id) -> Any:
+    def wait_for(self, acquire: Callable[[], Any], seconds: float, release: Callable[[Any], object] = _ignore) -> Any:
         """Ask the pool when the caller is first in the queue, and again after each release, for at most ``seconds``.
 
         Args:

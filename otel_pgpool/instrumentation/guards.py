@@ -63,8 +63,8 @@ ignore_errors = _IgnoreErrors()
 """The context manager in which objects of the application are read."""
 
 
-def raise_if_asynchronous(error: Exception) -> None:
-    """Suppress an error that an object of the application raised, for the hot path, which avoids `ignore_errors`.
+def raise_if_external(error: Exception) -> None:
+    """Raise an error again if a signal handler raised it; otherwise suppress it. For the hot path, as `ignore_errors`.
 
     Raises:
         Exception: the error, if a signal handler raised it.

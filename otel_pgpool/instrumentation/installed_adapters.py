@@ -37,7 +37,7 @@ class InstalledAdapters:
     Args:
         adapters: names of the classes of adapters, by module of the library.
         options: the options.
-        kinds: the kinds of which every pool is observed; of the others, only selected pools.
+        kinds: the kinds of which every pool is observed; a pool of another kind is observed only if it is selected.
         choices: the pools that were selected or excluded.
     """
 
@@ -64,10 +64,10 @@ class InstalledAdapters:
                 register_post_import_hook(partial(_install_imported, itself, module), module)
 
     def install(self, module: str) -> Installation | None:
-        """Install the adapter of an imported library, unless it is; return the adapter.
+        """Install the adapter of an imported library, unless it is installed already; return the adapter.
 
-        The result is None if that fails, or if another thread is about to install it. That thread is not waited for,
-        because it may hold the lock of a module that this one is importing.
+        The result is None if that fails, or if another thread is about to install the adapter. This method does not
+        wait for that thread, which may hold the lock of a module that this thread is importing.
         """
         with self._lock:
             if module in self._begun:
@@ -144,7 +144,8 @@ class FoundPool(NamedTuple):
 def find_pool(adapters: Mapping[str, str], given: Any, *, to_observe: bool = False) -> FoundPool:
     """Return the pool that an object is or has.
 
-    Only adapters of libraries that define a class of the object are imported. One that cannot be imported is logged.
+    Only adapters of libraries that define a class of the object are imported. If one cannot be imported, that is
+    logged.
 
     Raises:
         TypeError: the object is no pool of a known kind, or it is to be observed and can never be.

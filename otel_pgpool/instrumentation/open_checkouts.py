@@ -32,8 +32,8 @@ class TaskCheckout(ManualCheckout):
     __slots__ = ("caller", "task")
 
 
-RETURN_WITHIN = 1.0
-"""Seconds in which a connection usually comes back, if the garbage collector has found the code that holds it."""
+RELEASE_WITHIN = 1.0
+"""Seconds within which the holder of a connection releases it, if the garbage collector closes the holder's code."""
 
 LightCheckout = tuple[Any, ...]
 """The time of the hand-over, the holder, and code and instruction of up to four call sites, innermost first.
@@ -132,7 +132,7 @@ class OpenCheckouts(figures.Counters):
             "light",
             "past",
             "slots",
-            "unseen",
+            "cleared",
             "waiting",
         ),
         *OWN_COUNTERS,
@@ -158,9 +158,10 @@ class OpenCheckouts(figures.Counters):
         self.past = NO_PAST
         self._last_serial = 0
         self.slots: dict[int, TrackedSlot] = {}  # slots of the known connections, by id of the connection
-        # Slots whose weak reference the garbage collector has cleared, and when, by id of the connection. The garbage
-        # collector may then close the code that holds such a connection, for example a generator, which releases it.
-        self.unseen: dict[int, tuple[float, TrackedSlot]] = {}
+        # Slots whose weak reference the garbage collector has cleared, and when, by id of the connection. The
+        # connection may still exist: the garbage collector may close the code that holds it, such as a generator, which
+        # then releases it.
+        self.cleared: dict[int, tuple[float, TrackedSlot]] = {}
         # Checkouts that hold a connection, in the order of their acquisition; and those in the light form, by id of the
         # connection.
         self.held: dict[ManualCheckout, None] = {}
@@ -175,8 +176,8 @@ class OpenCheckouts(figures.Counters):
     # Connections
 
     def register(self, conn: Any) -> TrackedSlot:
-        """Register a connection, which may have been `unseen`, and return its slot."""
-        _since, slot = self.unseen.pop(id(conn), (0.0, None))
+        """Register a connection and return its slot, which may be one of those in `cleared`."""
+        _since, slot = self.cleared.pop(id(conn), (0.0, None))
         if slot is not None and not slot.is_of(conn):
             self.connection_collected(slot)
             slot = None
@@ -194,19 +195,19 @@ class OpenCheckouts(figures.Counters):
         """Return the slot of a connection, which is registered if necessary."""
         return self.slots.get(id(conn)) or self.register(conn)
 
-    def seen_again(self, conn: Any) -> TrackedSlot | None:
-        """Return the slot of a connection that was `unseen`; None if it was not."""
-        return self.register(conn) if id(conn) in self.unseen else None
+    def restore_cleared(self, conn: Any) -> TrackedSlot | None:
+        """Register a connection again if its slot is in `cleared`; return the slot, or None if it is not there."""
+        return self.register(conn) if id(conn) in self.cleared else None
 
-    def look_for_unseen(self, now: float) -> None:
-        """Find out which connections that were not released soon exist, and handle the others as collected."""
-        for key, (since, slot) in self.unseen.copy().items():
-            if COLLECTING or since + RETURN_WITHIN > now:
+    def check_cleared(self, now: float) -> None:
+        """Register again the connections of `cleared` slots that still exist, and handle the others as collected."""
+        for key, (since, slot) in self.cleared.copy().items():
+            if COLLECTING or since + RELEASE_WITHIN > now:
                 continue
             conn = find_object(key)
             if conn is not None and slot.is_of(conn):
-                self.seen_again(conn)
-            elif self.unseen.pop(key, None) is not None:
+                self.restore_cleared(conn)
+            elif self.cleared.pop(key, None) is not None:
                 self.connection_collected(slot)
 
     def connection_collected(self, slot: Slot) -> None:
@@ -255,9 +256,9 @@ class OpenCheckouts(figures.Counters):
         return max(0.0, now - min(self.hold_starts(self.held.copy()), default=now))
 
     def hold_starts(self, checkouts: Iterable[ManualCheckout]) -> list[float]:
-        """Return when the holds of these checkouts and of the light ones began, in no particular order.
+        """Return when the holds of these checkouts and of the light ones began.
 
-        A former light checkout comes after younger ones in `held`.
+        The result is not sorted: in `held`, a former light checkout comes after younger checkouts.
         """
         return [checkout.acquired for checkout in checkouts] + [light[0] for light in self.light.copy().values()]
 
@@ -284,7 +285,7 @@ class OpenCheckouts(figures.Counters):
     def _merge_finished(self) -> PastTotals:
         """Add up the totals of finished predecessors, and return the past.
 
-        Several threads may do so at the same time: each of their results is right.
+        Several threads may do so at the same time: the result of each is right.
         """
         past = self.past
         finished = {each for each in past.predecessors if each.is_finished}
@@ -332,6 +333,6 @@ def _collected(known_ref: weakref.ref[OpenCheckouts], key: int, ref: weakref.ref
     known.promote(slot)  # because another connection may get this address
     known.slots.pop(key, None)
     if slot.checkout is not None and is_collecting_here():
-        known.unseen[key] = monotonic(), slot
+        known.cleared[key] = monotonic(), slot
     else:
         known.connection_collected(slot)

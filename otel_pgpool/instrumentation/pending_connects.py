@@ -39,7 +39,7 @@ class PendingConnect(NamedTuple):
     change: OutageChange
 
     def report(self, observer: PoolObserver, guard: ObserverGuard, checkout: Checkout | None) -> None:
-        """Notify the observer of the connect, and of the ``checkout`` that it served, if any, and of an outage."""
+        """Notify the observer of the connect, made for ``checkout`` or for none, and of a change of the outage."""
         connect = replace(self.connect, asked_by=checkout)
         guard.notify(observer.connected if connect.error is None else observer.connect_failed, connect)
         self.change.report(guard, observer, connect)
@@ -48,8 +48,8 @@ class PendingConnect(NamedTuple):
 class PendingConnects:
     """The connects of one instrumented pool, each with the key of its caller.
 
-    A caller is a thread by default, and its key the thread's identity. An adapter of a pool for coroutines passes the
-    key of the checkout, `Checkout.caller`, because one thread runs all of them.
+    By default a caller is a thread, and its key is the thread's identity. The adapter of a pool for coroutines passes
+    the key of the checkout, `Checkout.caller`, because one thread runs all coroutines.
     """
 
     __slots__ = ("connecting", "outage", "pending")
@@ -75,9 +75,9 @@ class PendingConnects:
         caller: int | None = None,
         callback: str = "",
     ) -> None:
-        """Add a failed connect, which starts or continues an outage; a refusal ends it, as the server was reached.
+        """Add a failed connect, which starts or continues an outage; a refusal ends it, because the server was reached.
 
-        A connect that a callback of the program has prevented says nothing about the server.
+        A connect that a callback of the program has prevented does not change the outage.
         """
         before = after = self.outage
         # An interrupt does not mean that the server is down.

@@ -101,7 +101,7 @@ class ReportedPool(OpenCheckouts):
     __del__ = leave_figures
 
     def _reset_after_fork(self) -> None:
-        """Reset all in a forked child, to which the parent's checkouts, connections and totals do not belong."""
+        """Reset all totals and drop all checkouts and connections in a forked child: they belong to the parent."""
         self.reset()
         pool = self._pool()
         if pool is not None and not self.is_stopped:
@@ -157,7 +157,7 @@ class ReportedPool(OpenCheckouts):
 
     @never_raise
     def target_known(self, target: PoolTarget) -> None:
-        """Set where the pool connects to, once that is known."""
+        """Set the target of the pool, once it is known."""
         before, self.target = self.target, target
         reported = before.address, before.port, before.namespace
         if target.address and (target.address, target.port, target.namespace) != reported:
@@ -194,7 +194,7 @@ class ReportedPool(OpenCheckouts):
             error: the error.
             caller: key of the caller, as for `connected`.
             callback: name of the callback of the program that raised, or `ARGUMENTS` if the arguments of the connect
-                are wrong; empty if the server or the network is the cause, also of an error of a callback.
+                are wrong; empty if the server or the network is the cause, even of an error that a callback raised.
             is_connected: whether the callback got a connection, so that the server is up.
         """
         if not isinstance(error, Exception):  # an interrupt of the callback

@@ -15,13 +15,13 @@ DISTRIBUTIONS = {
     "sqlalchemy": ("SQLAlchemy >= 1.4",),
     "asyncpg.pool": ("asyncpg >= 0.29",),
 }
-"""By module of a library: the requirement for each distribution that contains the module."""
+"""The requirement for each distribution that contains a module, by module."""
 
 version = cache(metadata.version)  # parses all metadata of a distribution, which takes a millisecond
 
 
 def met_requirements() -> tuple[str, ...]:
-    """Return the requirements that installed distributions meet, as OpenTelemetry decides it.
+    """Return the requirements that installed distributions meet by OpenTelemetry's rules.
 
     OpenTelemetry may refuse a pre-release, and instruments nothing at all if one requirement is not met.
     """

@@ -33,10 +33,18 @@ MIN_PAUSE = 0.01
 
 
 def find_instances(classes: Collection[type]) -> Iterator[Any]:
-    """Iterate over the objects of these classes that the garbage collector knows."""
+    """Iterate over the objects of these classes that the garbage collector tracks."""
     for found in gc.get_referrers(*classes):  # an object refers to its class
         if type(found) in classes:
             yield found
+
+
+def subclasses_of(cls: type) -> Iterator[type]:
+    """Iterate over the subclasses of a class, direct and indirect, bases first."""
+    derived: type
+    for derived in cls.__subclasses__():
+        yield derived
+        yield from subclasses_of(derived)
 
 
 class InstrumentationSession:
@@ -44,7 +52,8 @@ class InstrumentationSession:
 
     Args:
         options: the options of ``instrument()`` and of the environment.
-        kinds: the kinds of which every pool is tracked; of the others, only selected pools. None for all kinds.
+        kinds: the kinds of which every pool is tracked; a pool of another kind is tracked only if it is selected. None
+            for all kinds.
         choices: the pools that were selected or excluded.
 
     Attributes:
@@ -74,13 +83,13 @@ class InstrumentationSession:
         _sessions.add(self)
 
     def select(self, pool: Any, owner: Any = None) -> None:
-        """Have a pool tracked, whatever its kind is, and any by which its owner replaces it."""
+        """Have a pool tracked, whatever its kind is, and every later pool of its owner."""
         with self._lock:
             self._choices.select(pool, owner)
             self.unobserved.unmark(pool)
 
     def exclude(self, pool: Any, owner: Any = None) -> None:
-        """End the tracker of a pool, and track neither the pool again nor any by which its owner replaces it."""
+        """End the tracker of a pool, and track neither the pool nor any later pool of its owner."""
         with self._lock:
             self._choices.exclude(pool, owner)
             tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
@@ -92,8 +101,8 @@ class InstrumentationSession:
     def observes(self, pool: Any, kind: str, predecessor: PoolTracker | None = None, owner: Any = None) -> bool:
         """Return whether a pool is to be tracked; if not, mark the pool with `unobserved`.
 
-        An adapter asks before it computes anything for `track`, which asks too. Its wrappers need not ask again about a
-        pool whose tracker is `unobserved`: the mark is removed once the pool is selected, and when the session ends.
+        An adapter calls this before it computes anything for `track`, which calls it too. Wrappers need not call it for
+        a pool that has the mark: the mark is removed when the pool is selected, and when the session ends.
 
         Args:
             pool: the pool, as for `track`.
@@ -110,7 +119,7 @@ class InstrumentationSession:
             return chosen
 
     def ignore(self, pool: Any) -> None:
-        """Mark a pool with `unobserved`, which may also be one that cannot be observed."""
+        """Mark a pool with `unobserved`, because it was not chosen or cannot be observed."""
         with self._lock:
             if self.is_on:
                 self.unobserved.mark(pool)
@@ -221,4 +230,4 @@ def _after_fork() -> None:
         session.reset_after_fork()
 
 
-fork.register(_after_fork)  # after the trackers' own, which the registry of pools has registered
+fork.register(_after_fork)  # runs after the resets of the trackers, which the registry of pools has registered

@@ -56,7 +56,7 @@ class PoolTracker(ReportedPool):
     The tracker refers to the pool weakly, and outlives the pool only until its checkouts have ended. There is no lock.
     """
 
-    __slots__ = (  # CPython stores so many attributes outside the object otherwise, which makes access slower
+    __slots__ = (  # otherwise CPython would store so many attributes outside the object, where access is slower
         "_alarm",
         "_ended",
         "fast_path_owner",
@@ -112,7 +112,7 @@ class PoolTracker(ReportedPool):
         Args:
             checkout: the record.
             stack: the call sites.
-            since: when the checkout was requested, if the pool was not known then.
+            since: when the checkout was requested, if that was before the pool was known; None for now.
             task: the task whose name the span gets.
         """
         checkout.stack = stack
@@ -135,9 +135,10 @@ class PoolTracker(ReportedPool):
         return checkout
 
     def start_in_task(self, stack: Stack, task: TaskReference | None) -> ManualCheckout:
-        """Start a checkout that a task requested, or a coroutine outside of tasks if there is none; return its record.
+        """Start a checkout that a task requested, or code outside of tasks if ``task`` is None; return its record.
 
-        The key of the checkout's connects is that of its record, because a pool may connect in a task of its own.
+        The key of the checkout's connects is the identity of its record, because a pool may connect in a task of its
+        own.
         """
         return self.start_in_task_with(TaskCheckout(), stack, task)
 
@@ -167,7 +168,7 @@ class PoolTracker(ReportedPool):
     def acquired(self, checkout: ManualCheckout, conn: Any) -> None:
         """Record that a checkout received ``conn``."""
         try:
-            slot = self.slots.get(id(conn)) or self._first_seen(checkout, conn)
+            slot = self.slots.get(id(conn)) or self._register_unknown(checkout, conn)
             before: Any = slot.checkout
             if before is not None:  # released by a method that is not wrapped, or checked out again by the same key
                 self.released(before)
@@ -200,8 +201,8 @@ class PoolTracker(ReportedPool):
         self.released(checkout)
         self.slots.pop(id(given), None)
 
-    def _first_seen(self, checkout: ManualCheckout, conn: Any) -> TrackedSlot:
-        """Register a connection that was opened unseen, by which the target may become known."""
+    def _register_unknown(self, checkout: ManualCheckout, conn: Any) -> TrackedSlot:
+        """Register a connection whose connect was not observed, and read the target from it if that is unknown."""
         if not self.target.address:
             target = self.adapter.target_of(conn)
             if target is not None:
@@ -249,7 +250,7 @@ class PoolTracker(ReportedPool):
             checkout.outcome = Outcome.TIMEOUT.value
             self.timeouts += 1
             if checkout.observer_data is not None and checkout.queued is not None and not checkout.blockers:
-                self._set_blockers(checkout, checkout.queued)  # at last: the holders were still connecting
+                self._set_blockers(checkout, checkout.queued)  # the holders were still connecting when it queued
             is_logged = self._observer.will_log_timeout()
             error = self._diagnosis(checkout, error, now) if is_logged else PoolTimeout(text)
         else:
@@ -309,7 +310,7 @@ class PoolTracker(ReportedPool):
             if duration >= self.long_hold and not checkout.flagged:
                 self.flag(checkout, now)
             del self.held[checkout]
-            self.hold_seconds += duration  # without a call since the removal: see `OpenCheckouts.is_finished`
+            self.hold_seconds += duration  # no call since the removal: no thread sees a wrong `is_finished`
         checkout.released = now
         checkout.outcome = RELEASED_TEXT if outcome is RELEASED else outcome.value
         if error is not None:
@@ -347,7 +348,7 @@ class PoolTracker(ReportedPool):
     @never_raise
     def report_due(self, now: float) -> float:
         """Report long holds and the utilization; return when the next call is due, as a reading of the clock."""
-        self.look_for_unseen(now)
+        self.check_cleared(now)
         self.promote_all(now - self.long_hold)
         shorter = []
         for checkout in self.held.copy():
@@ -378,7 +379,7 @@ class PoolTracker(ReportedPool):
 
     @never_raise
     def end(self, outcome: Outcome, reason: DiscardReason | None = None) -> None:
-        """End the reports and every hold in progress, as the pool is closed, collected or no longer instrumented."""
+        """End the reports and every hold, because the pool is closed, collected or no longer instrumented."""
         self._ended = True
         self.fast_path_owner = None
         self.stop_reporting()

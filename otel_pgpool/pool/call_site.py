@@ -70,14 +70,15 @@ def caller_call_sites(wrapper: FrameType, skipped: SkippedModules = OWN_MODULES)
 
 
 def caller_of(wrapper: FrameType) -> FrameType:
-    """Return the frame that called a wrapper's; the wrapper's own if that is a thread's or a greenlet's first."""
+    """Return the frame that called a wrapper; the wrapper's own if it is the first of a thread or a greenlet."""
     return wrapper.f_back or wrapper
 
 
 def task_call_sites(frame: FrameType, task: TaskReference | None, skipped: SkippedModules = OWN_MODULES) -> Stack:
     """Return up to four call sites of a task, from ``frame`` outwards to the task's own coroutine.
 
-    Those of the event loop, and of what has started it, are left out. If there are no others, return that of ``frame``.
+    Call sites of the event loop, and of the code that started it, are left out. If no other is left, return that of
+    ``frame``.
 
     Args:
         frame: the innermost frame.
@@ -99,7 +100,7 @@ def task_call_sites(frame: FrameType, task: TaskReference | None, skipped: Skipp
 
 
 def call_sites_fast(frame: FrameType) -> Stack:
-    """Return the four innermost call sites, if none can belong to this package; costs a third of `call_sites`."""
+    """Return the four innermost call sites, without skipping any. Costs a third of `call_sites`."""
     if (second := frame.f_back) is None or (third := second.f_back) is None or (fourth := third.f_back) is None:
         return call_sites(frame) or (frame.f_code, frame.f_lasti)
     return (

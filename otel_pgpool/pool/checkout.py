@@ -17,9 +17,9 @@ A checkout leaves HELD by one atomic step, `release_once`. The ``outcome`` is se
 is counted: `Checkout.has_outcome`.
 
 An interrupt can hit at any line: Ctrl-C, or an exception that a signal handler or another thread raises into this
-thread. The interrupted code does not know how far it came. Therefore each level of an acquire or a release catches the
-interrupt, reads from the checkout which steps are done, does the remaining ones, and raises the interrupt again.
-`Acquirer.record_failure` completes an acquire, `Releaser.finish_interrupted` a release, and
+thread. The interrupted code cannot tell which of its steps were done. Therefore each level of an acquire or a release
+catches the interrupt, reads from the checkout which steps are done, does the remaining ones, and raises the interrupt
+again. `Acquirer.record_failure` completes an acquire, `Releaser.finish_interrupted` a release, and
 `SlotTable.collect_orphans` removes a slot that no level could release.
 """
 
@@ -200,9 +200,10 @@ class Checkout:
     """When the connection was released or the checkout failed; set at that moment, like ``outcome``."""
     outcome: str
 
-    # Defaults of the attributes that few checkouts set: on the class they cost the others nothing.
-    task: TaskReference | None = None  # that asked for the connection, if the pool is one for asyncio
-    caller: int | None = None  # key of the connects made for this checkout; None for the thread's identity
+    # Defaults of the attributes that few checkouts set. They are on the class, so that the other checkouts need not set
+    # them.
+    task: TaskReference | None = None  # the task that asked for the connection, if the pool is one for asyncio
+    caller: int | None = None  # key of this checkout's connects; None: the identity of the thread
     block: bool = True
     """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
     observer_data: Any = None
@@ -302,9 +303,9 @@ class ManualCheckout(Checkout):
 
 
 def begin(started: float, stack: Stack) -> ManualCheckout:
-    """Create the record of a checkout that a call releases.
+    """Create the record of a checkout that a call of `putconn` releases, not the end of a block.
 
-    This is a function because an ``__init__`` would double the cost.
+    This is a function, because an ``__init__`` would double the cost.
     """
     checkout = ManualCheckout()
     checkout.started = started

@@ -36,9 +36,9 @@ MAX_THREADS = 3
 START_RETRY = 0.25
 """Seconds after which a waiter tries again to start a thread, if none could be started."""
 MAX_STUCK = 16
-"""Maximum number of threads whose attempt was given up and has not ended; with more, no attempt is made."""
+"""Maximum number of abandoned attempts that have not ended; with so many, no further attempt is made."""
 CONFIGURE_TIMEOUT = 2 * IO_DEADLINE
-"""Seconds for ``configure``, including its commit, after which the attempt is given up."""
+"""Seconds for ``configure``, including its commit, after which the attempt is abandoned."""
 LIFETIME_JITTER = 0.1
 """Fraction by which a lifetime is shortened at random, so that connections of the same age are not closed together."""
 
@@ -47,7 +47,7 @@ class Connectors(Part):
     """Up to three threads, started on demand; each checks whether a connection is still wanted before it opens one.
 
     During an outage only one of them, the retry thread, keeps connecting. When it succeeds, each success starts one
-    more thread, so that the pool refills in steps. The maintenance thread gives up an attempt that does not end.
+    more thread, so that the pool refills in steps. The maintenance thread abandons an attempt that does not end.
     """
 
     def __init__(self, common: Common, owner: object, discarder: Discarder) -> None:
@@ -60,7 +60,7 @@ class Connectors(Part):
         self._threads: set[threading.Thread] = set()  # threads that may connect; guarded by the core's lock
         self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # for `join`, until each has ended
         self._attempts: dict[Slot, ConnectAttempt] = {}  # the thread that pops an attempt reports its end
-        self._stuck: dict[ConnectAttempt, None] = {}  # attempts given up that have not ended
+        self._stuck: dict[ConnectAttempt, None] = {}  # abandoned attempts that have not ended
         self._has_warned = False
         self._start_error: BaseException | None = None  # of the last failed start of a thread, until a start succeeds
 
@@ -131,7 +131,7 @@ class Connectors(Part):
         self._wakeup.set()
 
     def join(self, seconds: float) -> None:
-        """Wait up to ``seconds`` for the threads to end, except for those whose attempt was given up."""
+        """Wait up to ``seconds`` for the threads to end, except for those of abandoned attempts."""
         deadline = monotonic() + seconds
         for thread in list(self._started):
             if thread is not threading.current_thread() and thread.ident is not None:
@@ -176,7 +176,7 @@ class Connectors(Part):
                 return delay
             self.start_if_needed()
             if core.parked:
-                self._maintenance_thread.wake()  # to give up the attempt if it does not end
+                self._maintenance_thread.wake()  # to abandon the attempt if it does not end
             return self._connect(slot, limit)
         except BaseException as error:
             if slot is not None and slot in core.opening:  # after an interrupt that nothing else handles
@@ -206,8 +206,8 @@ class Connectors(Part):
 
     # Attempts
 
-    def give_up_overdue(self, now: float) -> None:
-        """Give up attempts whose present step takes longer than allowed: they count as failed, and others are made."""
+    def abandon_overdue(self, now: float) -> None:
+        """Abandon attempts whose present step takes longer than allowed: they count as failed, and others are made."""
         for attempt in [*self._attempts.values(), *self._stuck]:
             attempt.cut(now)
         for slot, attempt in list(self._attempts.items()):
@@ -237,15 +237,15 @@ class Connectors(Part):
             attempt.allow("configure", CONFIGURE_TIMEOUT)
             self._prepare(slot, conn)
         except BaseException as error:
-            given_up = self._attempts.pop(slot, None) is None
+            is_abandoned = self._attempts.pop(slot, None) is None
             self._stuck.pop(attempt, None)
-            if not given_up:
+            if not is_abandoned:
                 self._fail(slot, attempt, attempt.overdue_error() if attempt.was_cut and conn is None else error)
             if conn is not None:
                 session.close(conn)
             if not isinstance(error, Exception):
                 raise
-            return None if given_up else 0.0
+            return None if is_abandoned else 0.0
         if self._attempts.pop(slot, None) is None:
             self._stuck.pop(attempt, None)
             session.close(conn)

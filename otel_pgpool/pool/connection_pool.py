@@ -203,13 +203,13 @@ class ConnectionPool(PoolState):
                 return held
         return conn
 
-    def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the stock pool's signature
+    def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the signature of psycopg2's pools
         """Release a connection that `getconn` checked out; a transaction in progress is rolled back.
 
         Args:
             conn: the connection; may be omitted if ``key`` is given.
             key: the key under which the connection was checked out.
-            close: True to close the connection in place of keeping it.
+            close: True to close the connection instead of keeping it.
 
         Raises:
             PoolError: the connection is not checked out from this pool, or not under this key.

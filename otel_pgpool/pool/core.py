@@ -34,8 +34,8 @@ STATUSES = {State.NEW: PoolStatus.NEW, State.CLOSED: PoolStatus.CLOSED}
 class Core(Handover):
     """The mechanics of a pool: which caller gets which slot, in which order, and when a connection is opened.
 
-    This class decides and marks the decision, under the lock. The caller then does what takes time, such as connecting
-    and closing, without the lock. The rules of the lock are written beside it in `SlotTable`.
+    Under the lock, the methods of this class only decide, and record the decision. Their caller then does without the
+    lock what takes time, such as connecting and closing. The rules of the lock are written beside it in `SlotTable`.
     """
 
     __slots__ = ("fill_waiters", "max_retries", "outage", "retry_thread")
@@ -88,7 +88,7 @@ class Core(Handover):
     def park(self) -> bool:
         """Park the maintenance thread, as `SlotTable.park` does, unless a caller waits or a connection is wanted.
 
-        The maintenance thread has to retry connectors whose thread could not be started or has died.
+        The maintenance thread has to start connectors again that could not be started or have died.
         """
         with self.lock:
             return not self.queue and not self.is_connection_wanted() and super().park()
@@ -248,7 +248,7 @@ class Core(Handover):
                 for slot in self.members:
                     slot.review_at = AT_ONCE
             surplus = self._pop_idle_to_close(self.remaining - maxconn)
-            if len(self.members) >= maxconn:  # no further connect is attempted, which could end the outage
+            if len(self.members) >= maxconn:  # no further connect, which could end the outage, is attempted
                 self.outage = None
             self._wake_fill_waiters()
             return surplus

@@ -25,8 +25,8 @@ class Discarder(Part):
     def refill_by(self, start_if_needed: Callable[[], None]) -> None:
         """Set the method that opens new connections, to call after connections were closed.
 
-        The reference is weak: a strong one would close a circle, and an unclosed pool that the program drops would keep
-        its connections until the next run of the garbage collector.
+        The reference is weak: a strong one would complete a reference cycle, and an unclosed pool that the program
+        drops would keep its connections until the next run of the garbage collector.
         """
         self._refill = weakref.WeakMethod(start_if_needed)
 

@@ -19,7 +19,7 @@ NOT_HELD = "not_held"
 """The result of `Handover.release` if the checkout does not hold the connection any more."""
 
 IDLE, QUEUED, NEW = CheckoutPath.IDLE, CheckoutPath.QUEUED, CheckoutPath.NEW
-"""Globals, which cost a checkout less than members of an enumeration."""
+"""Read for each checkout: a global costs less than a member of an enumeration."""
 
 
 class State(enum.Enum):
@@ -246,7 +246,7 @@ class Handover(HoldTable):
     def _release_locked(self, checkout: Checkout, conn: connection, now: float, reason: str | None) -> str | None:
         slot = checkout.slot
         with self.lock:
-            if slot not in self.members:  # a parent process's, or taken for an orphan while this thread stood still
+            if slot not in self.members:  # a parent process's, or closed as an orphan while this thread was suspended
                 return slot.evict_reason if slot.evict_reason == DiscardReason.RECLAIMED else NOT_HELD
             held = now - checkout.acquired
             if not checkout.flagged and now >= self.long_from(checkout):
@@ -260,7 +260,7 @@ class Handover(HoldTable):
             return self._keep_or_evict(slot, conn, now, QUEUED if held < CHECK_BYPASS_WINDOW else None, reason)
 
     def release_unused(self, checkout: Checkout, conn: connection, now: float) -> str | None:
-        """Release a connection that was handed over but neither used nor checked; otherwise like `release`."""
+        """Release a connection, as `release` does, that was handed over but neither used nor checked."""
         with self.lock:
             if not self.holds(checkout):
                 return NOT_HELD

@@ -45,7 +45,7 @@ class Lifecycle(Part):
             raise
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until ``minconn`` connections are open, for at most ``timeout`` seconds; None for the pool's."""
+        """Wait until ``minconn`` connections are open, up to ``timeout`` seconds; None for the pool's ``timeout``."""
         limit = (self._config.timeout or OPEN_TIMEOUT) if timeout is None else timeout
         self._acquirer.ensure_open()
         began = monotonic()

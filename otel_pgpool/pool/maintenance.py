@@ -50,7 +50,7 @@ class Maintenance(Part):
         self._reclaim(now)
         for reason, slots in core.evict_expired(now, self._config.max_idle).items():
             self._discarder.discard(slots, reason)
-        self._connectors.give_up_overdue(now)
+        self._connectors.abandon_overdue(now)
         self._connectors.start_if_needed()
         self._report(now)
         parked = self._is_quiet() and self._alarm.is_settled and core.park()

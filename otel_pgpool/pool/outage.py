@@ -23,7 +23,7 @@ class Outage(NamedTuple):
 
 
 def after_failure(before: Outage | None, failed: Outage) -> Outage:
-    """Return the outage after a failed attempt, which is given as an outage of its own."""
+    """Return the outage after a failed attempt; ``failed`` describes this attempt as an outage of one attempt."""
     if before is None or before.is_refusal != failed.is_refusal:
         return failed
     return failed._replace(since=before.since, attempts=before.attempts + 1)

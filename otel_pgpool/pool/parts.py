@@ -88,7 +88,7 @@ class Parts:
         self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer)
         discarder.refill_by(self.connectors.start_if_needed)
         self.thread.set_duties(self.maintenance)
-        self.core = core  # last, so that after an interrupt `reset_after_fork` begins anew with the parent's
+        self.core = core  # last: after an interrupt, `reset_after_fork` still finds the parent's core
 
     def reset_after_fork(self) -> list[connection]:
         """Start again in a forked child; return the connections that are checked out, which are the parent's.

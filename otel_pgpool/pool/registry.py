@@ -17,8 +17,8 @@ Pool = TypeVar("Pool")
 
 FIRST_NUMBER = 2
 
-# Guards the names. No code under this lock blocks. It is reentrant, because the garbage collector may run under it, and
-# with it an application's finalizer that closes a pool.
+# Guards the names. No code under this lock blocks. It is reentrant, because the garbage collector may run under it and
+# call an application's finalizer that closes a pool.
 _lock = threading.RLock()
 _names: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
 _resets: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
@@ -66,8 +66,7 @@ def release_name(name: str, pool: object) -> None:
 def _mark_free(name: str, number: int) -> None:
     """Note that a number is free again.
 
-    This takes no lock, because it is also called by a finalizer. If a number is missed as a result, it is not used
-    again.
+    This takes no lock, because a finalizer calls it too. A number that is missed as a result is not used again.
     """
     least = min(number, _lowest.get(name, FIRST_NUMBER))
     if least == FIRST_NUMBER:

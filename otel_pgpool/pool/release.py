@@ -32,7 +32,7 @@ class Releaser(Part):
         self._reset = common.config.reset
         self._discarder = discarder
         # Releases left to the maintenance thread, because the garbage collector was running in their thread, or the
-        # interpreter was finalizing; True: close the connection.
+        # interpreter was finalizing. The third value is True if the connection has to be closed.
         self._deferred: Deferred[tuple[Checkout, connection, bool]] = Deferred(self._maintenance_thread.wakeup)
 
     def end_block(self, checkout: Checkout, conn: connection, exc: BaseException | None) -> None:
@@ -119,7 +119,8 @@ class Releaser(Part):
             is_broken = closed == session.BROKEN
             return (DiscardReason.BROKEN if is_broken else DiscardReason.RETURNED_CLOSED), error
         status = conn.get_transaction_status()
-        if status == session.ACTIVE:  # another thread uses it; cut it now: between two statements it would look idle
+        # Another thread uses the connection. Between two statements it would look idle, so its socket is shut down now.
+        if status == session.ACTIVE:
             shutdown_socket(conn)
         if status in session.UNUSABLE or session.ended_session(error):
             return DiscardReason.BROKEN, error

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 CHECK_BYPASS_WINDOW = 0.05
-"""Seconds for which a connection that was known alive is handed over without a check."""
+"""A connection that was known to be alive within so many seconds is handed over without a check."""
 
 
 ORPHAN_AFTER = 1.0
@@ -147,7 +147,7 @@ class SlotTable(Counters):
         return [(slot, slot.idle_since) for slot in self.idle.copy()]
 
     def begin_check(self, suspects: Iterable[tuple[Slot, float]]) -> list[Slot]:
-        """Set aside, for a check, those of the given idle slots that have not been used since."""
+        """Set aside, for a check, those of the given slots that have been idle since the given times."""
         with self.lock:
             return [
                 slot

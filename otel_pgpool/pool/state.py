@@ -1,4 +1,4 @@
-"""The part of a pool that shows its state, to programs and to its observer."""
+"""The state of a pool, as programs and its observer read it."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class UtilizationAlarm:
         return None if level is None else (level, figures)
 
     def update(self, utilization: float) -> str | None:
-        """Take a sample into account; return the level's new name if it has changed."""
+        """Update the level by a sample; return the name of the new level, or None if the level has not changed."""
         before, self._last_seen = self._last_seen, self._measure(utilization)
         if self._last_seen == before != self._level:
             self._level = before

@@ -53,7 +53,7 @@ class Queue(OrderedDict["Checkout", Waiter]):
     """
 
     def join(self, checkout: Checkout) -> Waiter:
-        """Add a waiter behind all that asked earlier; a checkout whose connection proved dead keeps its turn."""
+        """Add a waiter behind all whose checkouts started earlier, so that a retried checkout keeps its turn."""
         waiter = self[checkout] = Waiter(checkout)
         later = takewhile(lambda other: other.started > checkout.started, islice(reversed(self), 1, None))
         for other in reversed(list(later)):

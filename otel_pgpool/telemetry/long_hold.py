@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def transaction_status(conn: Any) -> TransactionStatus:
-    """Return the status of a psycopg2 connection's transaction, as libpq knows it."""
+    """Return the status of a psycopg2 connection's transaction, as libpq reports it."""
     number: int = conn.get_transaction_status()
     return TRANSACTION_STATUSES[number]
 

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 from otel_pgpool.driver.target import target_of_parameters
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import engine_name, read_levels
-from otel_pgpool.instrumentation.adapters.sqlalchemy.wrappers import BETWEEN
+from otel_pgpool.instrumentation.adapters.sqlalchemy.wrappers import SKIPPED_MODULES
 from otel_pgpool.pool.call_site import call_sites, describe, places
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def test_levels_of_a_pool_without_figures(poolclass: type, maximum: int) -> None
 
 @contextmanager
 def around() -> Iterator[list[str]]:
-    yield [describe(place) for place in places(call_sites(sys._getframe(1), BETWEEN))]
+    yield [describe(place) for place in places(call_sites(sys._getframe(1), SKIPPED_MODULES))]
 
 
 def test_places_beyond_a_context_manager() -> None:

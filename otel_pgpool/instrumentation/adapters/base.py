@@ -43,7 +43,7 @@ class PoolTarget(Server, Protocol):
 class Driver:
     """The interface between the instrumentation and a driver of PostgreSQL.
 
-    The methods of this class are those of a driver of which nothing is known. They get the driver's own connections,
+    The methods of this class itself serve for a driver that is not known. They get the driver's own connections,
     perhaps inside an agent's proxy, and must neither change a connection nor talk to the server.
     """
 
@@ -62,7 +62,7 @@ class Driver:
         return 0
 
     def transaction_status(self, conn: Any) -> TransactionStatus:  # noqa: ARG002 - the interface
-        """Return the status of a connection's transaction, as the client knows it."""
+        """Return the status of a connection's transaction, as the client last received it."""
         return TransactionStatus.UNKNOWN
 
     def server_address(self, conn: Any) -> tuple[str | None, int | None]:  # noqa: ARG002 - the interface
@@ -70,7 +70,7 @@ class Driver:
         return None, None
 
     def is_refusal(self, error: BaseException) -> bool:  # noqa: ARG002 - the interface
-        """Return whether a failed connect has reached a server, which refused it, so that there is no outage."""
+        """Return whether a failed connect reached a server that refused it, so that there is no outage."""
         return False
 
     def error_type(self, error: BaseException) -> str:
@@ -153,7 +153,7 @@ class PoolReader(Driver, ABC):
         """
 
     def target_of(self, conn: Any) -> PoolTarget | None:  # noqa: ARG002 - the interface
-        """Return the target of a connection of a pool whose own is unknown; None if the connection does not know it."""
+        """Return the target of a connection, if the target of its pool is unknown; None if that cannot be read."""
         return None
 
     def is_idle(self, pool: Any, conn: Any) -> bool:  # noqa: ARG002 - the interface
@@ -161,7 +161,7 @@ class PoolReader(Driver, ABC):
         return False
 
     def can_wait(self, pool: Any) -> bool:  # noqa: ARG002 - the interface
-        """Return whether callers wait for an exhausted pool, which does not wait itself, if a wait timeout is set."""
+        """Return whether a caller waits if the pool is exhausted and a wait timeout is set."""
         return False
 
     def is_exhausted(self, error: BaseException) -> bool:  # noqa: ARG002 - the interface

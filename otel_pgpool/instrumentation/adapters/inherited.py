@@ -8,6 +8,7 @@ import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from otel_pgpool.environment import FORK_REPAIR
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.sockets import replace_socket
@@ -19,19 +20,26 @@ if TYPE_CHECKING:
 
 InheritedT = TypeVar("InheritedT")
 
+REPAIR = f"{FORK_REPAIR.name}=1"
+"""The setting that repairs pools, for log records."""
+
 
 class InheritedPools(ABC, Generic[InheritedT]):
-    """The pools of the parent in a forked child, each of which is reported at its first use there.
+    """The pools of the parent in a forked child. Each is reported at its first use there.
 
     A subclass defines what it keeps about a pool until then.
+
+    Args:
+        is_repaired: whether pools are repaired.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_repaired: bool) -> None:
+        self._is_repaired = is_repaired
         self._unused: weakref.WeakKeyDictionary[Any, InheritedT] = weakref.WeakKeyDictionary()
         self.any_unused = False
         """Whether a pool may not have been used yet, for hot paths: `__contains__` costs more."""
         self.conns: dict[int, Any] = {}
-        """The parent's connections, by id. They are kept alive, because a connection that is collected may end."""
+        """The parent's connections, by id. They are kept alive, because a driver may close a collected connection."""
 
     def __contains__(self, pool: object) -> bool:
         """Return whether a pool was inherited and not used yet."""
@@ -57,12 +65,12 @@ class InheritedPools(ABC, Generic[InheritedT]):
             with ignore_errors:  # closed already
                 replace_socket(fileno(conn))
 
-    def first_use(self, pool: Any, name: str) -> None:
+    def report_first_use(self, pool: Any, name: str) -> None:
         """Report an inherited pool, once."""
         inherited = self._unused.pop(pool, None)
         self.any_unused = bool(self._unused)
         if inherited is not None:
-            is_repaired, parent, text = self.used(pool, inherited)
+            is_repaired, parent, text = self.on_first_use(pool, inherited)
             text = f"opened in process {parent}, and used in its forked child {os.getpid()}: {text}"
             if is_repaired:
                 log_safely(logging.INFO, "pool %s: %s", name, text, extra=_attributes(LogEvent.FORK_REPAIRED, name))
@@ -70,8 +78,12 @@ class InheritedPools(ABC, Generic[InheritedT]):
                 log_safely(logging.ERROR, "pool %s: %s", name, text, extra=_attributes(LogEvent.FORKED, name))
 
     @abstractmethod
-    def used(self, pool: Any, inherited: InheritedT) -> tuple[bool, int, str]:
-        """Return whether a pool is repaired at its first use, the parent's process id, and the end of the record."""
+    def on_first_use(self, pool: Any, inherited: InheritedT) -> tuple[bool, int, str]:
+        """Repair a pool at its first use, if pools are repaired, and describe the use for a log record.
+
+        Returns:
+            Whether the pool was repaired, the parent's process id, and the end of the record's text.
+        """
 
 
 def _attributes(event: LogEvent, name: str) -> dict[str, str]:

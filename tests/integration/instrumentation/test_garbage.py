@@ -128,7 +128,7 @@ def test_abandoned_generator(signals: Signals, dsn: str, spans: str, rows: Calla
         tracker.watch.run_deferred()
         stats = tracker.stats()
         assert (stats.used, stats.idle, stats.discarded) == (0, 2, {})
-        assert not tracker.unseen
+        assert not tracker.cleared
         with pool.connection(), pool.connection():
             assert tracker.stats().used == 2
         assert tracker.stats().created == 2
@@ -140,7 +140,7 @@ def test_abandoned_generator(signals: Signals, dsn: str, spans: str, rows: Calla
 
 def test_abandoned_asynchronous_generator(signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a generator is closed later, by its loop; until then its connection is held."""
-    monkeypatch.setattr(open_checkouts, "RETURN_WITHIN", 0.0)
+    monkeypatch.setattr(open_checkouts, "RELEASE_WITHIN", 0.0)
 
     async def test() -> None:
         async with AsyncConnectionPool(dsn, min_size=2, max_size=2, open=False) as pool:

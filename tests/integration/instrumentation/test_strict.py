@@ -313,7 +313,7 @@ def test_listeners_that_raise(signals: Signals, engines: Engines, monkeypatch: p
     def raising(*_: Any, **__: Any) -> Any:
         raise UnexpectedError("of ours")
 
-    for known in ("key_of", "key_here", "driver_connection", "partial", "closed_of"):
+    for known in ("call_key_of", "current_call_key", "driver_connection", "partial", "is_connection_closed"):
         monkeypatch.setattr(events, known, raising)
     monkeypatch.setattr(wrappers, "driver_of_connection", raising)
     monkeypatch.setattr(PoolTracker, "discarded", raising)

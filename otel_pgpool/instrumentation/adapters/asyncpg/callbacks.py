@@ -1,4 +1,4 @@
-"""The callbacks of the program that a pool calls: which one has made a connect fail, by the error's traceback."""
+"""The program's part in a failed connect: which of its callbacks has failed, or whether the arguments are wrong."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 INIT, SETUP, PASSWORD = "init", "setup", "password"
 CONNECT = "connect()"
-"""The function that a program passes as ``connect``: the word alone stands for the arguments of a connect."""
+"""The name of the function that a program passes as ``connect``. `ARGUMENTS` is the name without parentheses."""
 
 WRONG_ARGUMENTS = (ClientConfigurationError, TypeError, ValueError)
 """What asyncpg raises for arguments with which it cannot begin to connect."""
 
 
 class Cause(NamedTuple):
-    """What of the program has made a connect fail; the name is empty if the server or the network is the cause."""
+    """The callback that made a connect fail, or `ARGUMENTS`; empty if the server or the network is the cause."""
 
     callback: str = ""
     is_connected: bool = False
@@ -33,18 +33,19 @@ class Cause(NamedTuple):
 
 
 def cause_of(pool: Any, error: BaseException) -> Cause:
-    """Return what of the program has made a connect of a pool fail."""
+    """Return which callback of the program, or whether its arguments, made a connect of a pool fail."""
     found = _frames_after([*_frames_of(error)], private.NEW_CONNECTION)
     if found is None or _is_lost(error):
         return Cause()
     frame, inner = found
     if private.has_connected(frame):
-        return Cause(INIT, is_connected=True) if inner else Cause(CONNECT)  # the latter has returned something else
-    if _is_of_password(inner):
+        return Cause(INIT, is_connected=True) if inner else Cause(CONNECT)  # if it returned no connection
+    if _is_password_callback(inner):
         return Cause(PASSWORD)
     if not private.connects_itself(pool) and _frames_after(inner, private.CONNECT) is None:
         return Cause(CONNECT, is_connected=sqlstate(error) is not None)
-    if isinstance(error, WRONG_ARGUMENTS) and not isinstance(error, OSError):  # as an invalid certificate is
+    # An error of an invalid certificate is of both kinds.
+    if isinstance(error, WRONG_ARGUMENTS) and not isinstance(error, OSError):
         return Cause(ARGUMENTS)
     return Cause()
 
@@ -72,7 +73,7 @@ def _is_lost(error: BaseException) -> bool:
     return isinstance(error, InterfaceError) and text_of(error).startswith("connection is closed")
 
 
-def _is_of_password(frames: Sequence[FrameType]) -> bool:
+def _is_password_callback(frames: Sequence[FrameType]) -> bool:
     """Return whether asyncpg was calling a function for the password, and not its own."""
     found = _frames_after(frames, private.CONNECT_ADDRESS)
-    return found is not None and not (found[1] and private.is_of_asyncpg(found[1][0]))
+    return found is not None and not (found[1] and private.is_asyncpg_frame(found[1][0]))

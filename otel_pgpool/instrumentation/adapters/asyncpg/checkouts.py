@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 
     Method = Callable[..., Any]
 
-BETWEEN = SkippedModules("asyncio", "asyncpg", "contextlib", "opentelemetry", "wrapt")
+SKIPPED_MODULES = SkippedModules("asyncio", "asyncpg", "contextlib", "opentelemetry", "wrapt")
 """Modules to skip in the search for the application's call site."""
 
-CHECKING_OUT: set[CodeType] = set()
+CHECKOUT_CODES: set[CodeType] = set()
 """Code of the coroutines in which a checkout is in progress."""
 
 
 class ContextCheckout(TaskCheckout):
-    """The record of a checkout, which has its origin before it starts: a false object, see `private.attach`."""
+    """The record of a checkout, created before the checkout starts. It is false: see `private.attach`."""
 
     __slots__ = ()
 
@@ -56,16 +56,16 @@ class ContextCheckout(TaskCheckout):
         return False
 
 
-def requested_in(frame: FrameType) -> ContextCheckout:
-    """Create the record of a checkout that the running task has requested in this frame."""
+def new_checkout(frame: FrameType) -> ContextCheckout:
+    """Create the record of a checkout that the running task requests in this frame."""
     checkout = ContextCheckout()
     checkout.task = task = running_task()
-    checkout.stack = task_call_sites(frame, task, BETWEEN)
+    checkout.stack = task_call_sites(frame, task, SKIPPED_MODULES)
     return checkout
 
 
-class Begun:
-    """An awaitable for an iterator that ``__await__`` has returned."""
+class IteratorAwaitable:
+    """An awaitable around the iterator that an ``__await__`` has returned."""
 
     __slots__ = ("_iterator",)
 
@@ -76,7 +76,7 @@ class Begun:
         return self._iterator
 
 
-class Checkouts:
+class CheckoutCalls:
     """The checkouts in progress. Each ``wrap_`` method returns the wrapper of one method.
 
     Args:
@@ -102,7 +102,7 @@ class Checkouts:
             context = original(pool, *args, **kwargs)
             try:
                 if getattr(queue_of(pool), TRACKER_ATTR, None) is not unobserved:
-                    attach(context, requested_in(caller_of(_getframe())))
+                    attach(context, new_checkout(caller_of(_getframe())))
             except Exception as error:  # noqa: BLE001 - the application continues without telemetry
                 guard.log_error(error)
             return context
@@ -127,7 +127,7 @@ class Checkouts:
                 raise
             return proxy
 
-        _mark(__aenter__)
+        _add_checkout_code(__aenter__)
         return __aenter__
 
     def wrap_await(self, original: Method) -> Method:
@@ -135,7 +135,7 @@ class Checkouts:
         start, acquired, failed = self._start, self._acquired, self._failed
         queue_of, unobserved = private.queue_of, self._session.unobserved
 
-        async def check_out(context: Any, acquiring: Begun, requested: ContextCheckout | None) -> Any:
+        async def check_out(context: Any, acquiring: IteratorAwaitable, requested: ContextCheckout | None) -> Any:
             tracker, checkout = start(context, requested)
             if checkout is None:
                 return await acquiring
@@ -154,9 +154,9 @@ class Checkouts:
             acquiring: Generator[Any, Any, Any] = original(context)
             if getattr(queue_of(context.pool), TRACKER_ATTR, None) is unobserved:
                 return acquiring
-            return check_out(context, Begun(acquiring), requested).__await__()
+            return check_out(context, IteratorAwaitable(acquiring), requested).__await__()
 
-        _mark(check_out)
+        _add_checkout_code(check_out)
         return __await__
 
     def _start(self, context: Any, requested: ContextCheckout | None) -> tuple[Any, ManualCheckout | None]:
@@ -166,17 +166,17 @@ class Checkouts:
         if tracker is None:
             return None, None
         if self._inherited.any_unused:
-            self._first_use(tracker)
-        if requested is None:  # the context was not made by `Pool.acquire`, or before the instrumentation
-            requested = requested_in(_getframe(2))
+            self._report_first_use(tracker)
+        if requested is None:  # not made by the wrapper of `Pool.acquire`
+            requested = new_checkout(_getframe(2))
         checkout = tracker.start_in_task_with(requested, requested.stack, requested.task)
         if private.has_to_wait(pool):
             tracker.enqueued(checkout)
         return tracker, checkout
 
     @never_raise
-    def _first_use(self, tracker: PoolTracker) -> None:
-        self._inherited.first_use(tracker.pool, tracker.name)
+    def _report_first_use(self, tracker: PoolTracker) -> None:
+        self._inherited.report_first_use(tracker.pool, tracker.name)
 
     def _acquired(self, tracker: PoolTracker, checkout: ManualCheckout, proxy: Any) -> None:
         con = getattr(proxy, CONNECTION_ATTR, None)
@@ -184,27 +184,27 @@ class Checkouts:
             tracker.passed_through(checkout, proxy)
             return
         if id(con) not in tracker.slots:  # opened before the instrumentation
-            self._tracked.know(con, tracker)
+            self._tracked.register(con, tracker)
         tracker.acquired(checkout, con)
 
     @never_raise
     def _failed(
         self, tracker: PoolTracker, checkout: ManualCheckout, context: Any, proxy: Any, error: BaseException
     ) -> None:
-        if proxy is not None:  # an interrupt hit after the hand-over, and the caller does not get the connection
+        if proxy is not None:  # an interrupt hit after the hand-over, so the caller does not get the connection
             private.release_later(context.pool, proxy)
             return
         refusal = None
         if isinstance(error, TIMEOUTS):
-            of_connect = any(each.connect.error is error for each in tracker.pending.copy())
-            refusal = PoolErrorType.TIMEOUT if context.timeout is not None and not of_connect else None
+            is_connect_timeout = any(each.connect.error is error for each in tracker.pending.copy())
+            refusal = PoolErrorType.TIMEOUT if context.timeout is not None and not is_connect_timeout else None
         elif isinstance(error, InterfaceError) and private.is_closing(context.pool):
             refusal = PoolErrorType.CLOSED
         tracker.failed(checkout, error, refusal)
 
     def wrap_release(self, original: Method) -> Method:
         """Wrap ``PoolConnectionHolder._release``."""
-        mark_of_holder, guard = private.mark_of_holder, self.guard
+        tracker_attr_of_holder, guard = private.tracker_attr_of_holder, self.guard
 
         @wraps(original)
         def _release(holder: Any) -> None:
@@ -213,7 +213,7 @@ class Checkouts:
             if not is_here:
                 renew()
             try:
-                tracker: PoolTracker = mark_of_holder(holder)
+                tracker: PoolTracker = tracker_attr_of_holder(holder)
             except AttributeError:  # not tracked yet: nothing is held
                 return
             try:
@@ -227,17 +227,17 @@ class Checkouts:
         return _release
 
 
-def _mark(check_out: Any) -> None:
-    CHECKING_OUT.add(check_out.__code__)
+def _add_checkout_code(check_out: Any) -> None:
+    CHECKOUT_CODES.add(check_out.__code__)
 
 
 def checkout_in_progress(frame: FrameType | None, tracker: PoolTracker) -> ManualCheckout | None:
-    """Return the checkout of a pool in which a frame was called; None if there is none.
+    """Return the checkout of a pool whose coroutine has led to the call of a frame; None if there is none.
 
-    A connect finds its checkout by the frames of its task, because few checkouts connect.
+    The checkout of a connect is searched for in this way, because few checkouts connect.
     """
     while frame is not None:
-        if frame.f_code in CHECKING_OUT:
+        if frame.f_code in CHECKOUT_CODES:
             names = frame.f_locals
             return names.get("checkout") if names.get("tracker") is tracker else None
         frame = frame.f_back

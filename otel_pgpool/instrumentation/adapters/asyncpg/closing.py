@@ -15,10 +15,10 @@ from otel_pgpool.types import DiscardReason, Outcome
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-OF_ASYNCPG = ("asyncpg.connection", "asyncpg.pool")
+ASYNCPG_MODULES = ("asyncpg.connection", "asyncpg.pool")
 """Modules that close a connection for their own reasons."""
 
-PLANNED = (DiscardReason.IDLE, DiscardReason.EXPIRED, DiscardReason.DRAINED)
+PLANNED_REASONS = (DiscardReason.IDLE, DiscardReason.EXPIRED, DiscardReason.DRAINED)
 """Reasons for which a pool closes a connection that could still be used."""
 
 
@@ -27,12 +27,12 @@ class Closing(NamedTuple):
 
     reason: DiscardReason
     error: BaseException | None = None
-    """The error that was the cause, of a callback of the application or of the reset."""
+    """The error that was the cause: that of a callback of the application, or of the reset."""
 
     @property
     def outcome(self) -> Outcome:
         """How the hold ended, if the connection was held."""
-        return Outcome.RELEASED if self.reason in PLANNED else Outcome.DISCARDED
+        return Outcome.RELEASED if self.reason in PLANNED_REASONS else Outcome.DISCARDED
 
 
 def closing_of(pool: Any, con: Any, frame: FrameType, *, is_held: bool) -> Closing:
@@ -52,11 +52,15 @@ def closing_of(pool: Any, con: Any, frame: FrameType, *, is_held: bool) -> Closi
         return _closing_at_release(closer.f_locals["self"], con)
     if code is private.ACQUIRE:  # the callback `setup` has raised
         return Closing(DiscardReason.CHECK_FAILED, sys.exc_info()[1])
-    if pool is None or private.is_closing(pool) or _is_called_by(closer, private.BY_POOL):
+    if pool is None or private.is_closing(pool) or _is_called_by(closer, private.POOL_TERMINATE):
         reason = DiscardReason.CLOSED
     elif code is private.DEACTIVATE:
         reason = DiscardReason.IDLE
-    elif closer is not None and code is not private.BY_HOLDER and closer.f_globals.get("__name__") in OF_ASYNCPG:
+    elif (
+        closer is not None
+        and code is not private.PROXY_TERMINATE
+        and closer.f_globals.get("__name__") in ASYNCPG_MODULES
+    ):
         reason = DiscardReason.BROKEN
     else:
         reason = DiscardReason.RETURNED_CLOSED if is_held else DiscardReason.DRAINED
@@ -64,7 +68,7 @@ def closing_of(pool: Any, con: Any, frame: FrameType, *, is_held: bool) -> Closi
 
 
 def is_finalizer(frame: FrameType) -> bool:
-    """Return whether a connection is closed because it is collected."""
+    """Return whether a finalizer closes a connection, because the connection is collected."""
     return _is_called_by(frame, private.FINALIZE)
 
 
@@ -73,7 +77,7 @@ def _is_called_by(frame: FrameType | None, code: CodeType | None) -> bool:
 
 
 def _closing_at_release(holder: Any, con: Any) -> Closing:
-    if private.is_worn(holder, con):
+    if private.has_made_max_queries(holder, con):
         return Closing(DiscardReason.EXPIRED)
     if private.is_outdated(holder):
         return Closing(DiscardReason.DRAINED)

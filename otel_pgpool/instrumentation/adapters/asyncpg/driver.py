@@ -14,7 +14,7 @@ from otel_pgpool.driver.system_texts import text_of_system
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.target import address_of
-from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
+from otel_pgpool.instrumentation.adapters.base import Driver
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.text import printable, text_of
 from otel_pgpool.types import TransactionStatus
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import PoolTarget
 
 TIMEOUTS = (asyncio.TimeoutError, TimeoutError)  # two classes before Python 3.11
-OF_NETWORK = (OSError, *TIMEOUTS, InterfaceError, InternalClientError)
+NETWORK_ERRORS = (OSError, *TIMEOUTS, InterfaceError, InternalClientError)
 """Errors of a connect that no server has answered, or that asyncpg cannot even begin."""
 
 
@@ -58,7 +58,7 @@ class Asyncpg(Driver):
         state = sqlstate(error)
         if state is not None:
             return state[:2] not in OF_THE_SERVER
-        return not isinstance(error, OF_NETWORK)
+        return not isinstance(error, NETWORK_ERRORS)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of an error's text.
@@ -74,10 +74,6 @@ class Asyncpg(Driver):
                 return printable(known(text_of(error), target.public))
             return text_of_system(error)
         return ""
-
-
-class AsyncpgDriver(Asyncpg, PoolAdapter):
-    """A base class of adapters for pools of asyncpg's connections only."""
 
 
 def _text_of_server(error: PostgresError, target: PoolTarget) -> str:

@@ -12,16 +12,13 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from otel_pgpool.environment import FORK_REPAIR
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.tracked import POOL_ATTR
-from otel_pgpool.instrumentation.adapters.inherited import InheritedPools
+from otel_pgpool.instrumentation.adapters.inherited import REPAIR, InheritedPools
 from otel_pgpool.instrumentation.guards import ignore_errors
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-
-REPAIR = f"{FORK_REPAIR.name}=1"
 
 
 class Inheritance(NamedTuple):
@@ -33,24 +30,19 @@ class Inheritance(NamedTuple):
 
 
 class InheritedAsyncpgPools(InheritedPools[Inheritance]):
-    """The pools of the parent, known by their queues.
-
-    Args:
-        is_repaired: whether pools are repaired.
-    """
+    """The pools of the parent in a forked child, given by their queues."""
 
     def __init__(self, *, is_repaired: bool) -> None:
-        super().__init__()
-        self._is_repaired = is_repaired
+        super().__init__(is_repaired=is_repaired)
         self._processes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def opened(self, queue: Any) -> None:
-        """Note that this process has a pool of its own."""
+        """Note that this process has opened a pool."""
         self._processes[queue] = os.getpid()
 
     def is_inherited(self, queue: Any) -> bool:
-        """Return whether a pool is the parent's, used here or not, and has not begun anew."""
+        """Return whether a pool is a parent's and has not begun anew, used here or not."""
         return queue in self._queues
 
     def inherit(self, queue: Any, cons: Collection[Any]) -> None:
@@ -64,7 +56,7 @@ class InheritedAsyncpgPools(InheritedPools[Inheritance]):
                 with ignore_errors:
                     private.forget_address(con)
 
-    def used(self, queue: Any, inherited: Inheritance) -> tuple[bool, int, str]:
+    def on_first_use(self, queue: Any, inherited: Inheritance) -> tuple[bool, int, str]:
         """Let a pool that is repaired begin anew in the running loop. Describe the first use."""
         parent, count = inherited
         pool = getattr(queue, POOL_ATTR)

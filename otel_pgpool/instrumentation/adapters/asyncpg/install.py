@@ -11,30 +11,28 @@ from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder
 
 from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.asyncpg import private
-from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import Checkouts
-from otel_pgpool.instrumentation.adapters.asyncpg.driver import AsyncpgDriver
+from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import CheckoutCalls
+from otel_pgpool.instrumentation.adapters.asyncpg.driver import Asyncpg
 from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedAsyncpgPools
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.asyncpg.tracked import POOL_ATTR, TrackedPools
 from otel_pgpool.instrumentation.adapters.asyncpg.wrappers import PoolCalls
-from otel_pgpool.instrumentation.adapters.base import Levels
+from otel_pgpool.instrumentation.adapters.base import Levels, PoolAdapter
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.instrumentation.session import find_instances
+from otel_pgpool.instrumentation.session import find_instances, subclasses_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
 
-class AsyncpgAdapter(AsyncpgDriver):
+class AsyncpgAdapter(Asyncpg, PoolAdapter):
     """The adapter of ``asyncpg.Pool`` and its subclasses.
 
-    A pool has neither room for an attribute nor for a weak reference. Its queue has both, and lives as long as the
-    pool: it is the object that is tracked, and it refers to the pool.
+    A pool accepts neither a further attribute nor a weak reference. Its queue accepts both, and exists as long as the
+    pool. So trackers are created for queues, and each queue gets a reference to its pool.
     """
 
     def __init__(self, session: InstrumentationSession) -> None:
@@ -42,22 +40,22 @@ class AsyncpgAdapter(AsyncpgDriver):
         self._inherited = InheritedAsyncpgPools(is_repaired=session.options.fork_repair)
         self._tracked = TrackedPools(session, self._track)
         self._calls = PoolCalls(session, self._tracked)
-        self._checkouts = Checkouts(session, self._tracked, self._inherited)
+        self._checkouts = CheckoutCalls(session, self._tracked, self._inherited)
         self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
         self._replacements = Replacements()
 
     @classmethod
     def pool_of(cls, given: Any) -> Any:
-        """Return the queue, by which a pool is known, or before the pool is initialized, a part that stays."""
+        """Return the queue, which stands for a pool, or the list of holders of a pool that is not initialized."""
         if not isinstance(given, Pool):
             return None
         queue = private.queue_of(given)
-        return private.choosable_part_of(given) if queue is None else queue
+        return private.referable_holders(given) if queue is None else queue
 
     @classmethod
     def owner_of(cls, given: Any) -> Any:
-        """Return the part by which a pool was chosen before it was initialized; None if it was not."""
-        return private.chosen_part_of(given)
+        """Return the list of holders that stood for a pool when it was chosen; None if the queue did."""
+        return private.chosen_holders(given)
 
     def install(self) -> None:
         """Wrap the methods, and track the pools that are open.
@@ -77,7 +75,7 @@ class AsyncpgAdapter(AsyncpgDriver):
         wrap(Pool, "close", calls.wrap_close)
         wrap(Pool, "terminate", calls.wrap_terminate)
         wrap(Pool, "set_connect_args", partial(calls.wrap_set_connect_args, target=self._target_of))
-        for pool in find_instances({Pool, *_subclasses(Pool)}):
+        for pool in find_instances({Pool, *subclasses_of(Pool)}):
             with ignore_errors:  # a pool whose constructor has not finished
                 if not private.is_closed(pool):
                     self._tracked.tracker_of(pool)
@@ -90,7 +88,7 @@ class AsyncpgAdapter(AsyncpgDriver):
 
     def _track(self, pool: Any) -> PoolTracker | None:
         """Create the tracker of a pool that was not tracked before."""
-        queue, chosen = private.queue_of(pool), private.chosen_part_of(pool)
+        queue, chosen = private.queue_of(pool), private.chosen_holders(pool)
         if not (self._session.is_on and self._session.observes(queue, self.kind, owner=chosen)):
             return None
         setattr(queue, POOL_ATTR, pool)
@@ -99,16 +97,16 @@ class AsyncpgAdapter(AsyncpgDriver):
         tracker = self._session.track(queue, self, owner=chosen)
         if tracker is not None:
             for con in private.connections_of(pool):
-                self._tracked.know(con, tracker)
+                self._tracked.register(con, tracker)
         return tracker
 
-    # The state of a pool, which is known by its queue
+    # The state of a pool, given by its queue
 
     def levels(self, pool: Any) -> Levels:
-        """Return the levels of a pool. One of a parent process has no connection of this one until it begins anew."""
+        """Return the levels of a pool. A pool of a parent process has no connections until it begins anew."""
         is_inherited = self._inherited.is_inherited(pool)
         pool = getattr(pool, POOL_ATTR, None)
-        if pool is None:  # after `uninstall`: a tracker may be collected later, and leaves its last figures
+        if pool is None:  # after `uninstall`, when a collected tracker reads its last figures
             return Levels(0, 0, 0, 0, 0, closed=True)
         size, idle = (0, 0) if is_inherited else private.sizes_of(pool)
         least, limit = private.limits_of(pool)
@@ -128,10 +126,3 @@ class AsyncpgAdapter(AsyncpgDriver):
         cons = [*private.connections_of(getattr(pool, POOL_ATTR))]
         self._inherited.inherit(pool, cons)
         return len(cons)
-
-
-def _subclasses(cls: type) -> Iterator[type]:
-    derived: type
-    for derived in cls.__subclasses__():
-        yield derived
-        yield from _subclasses(derived)

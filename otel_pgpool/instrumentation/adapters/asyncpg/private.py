@@ -1,8 +1,8 @@
 """The private names of asyncpg that have no public counterpart.
 
 Checked on asyncpg 0.29, 0.30 and 0.32. If one of those in `NEEDED` is gone, nothing is wrapped: the pools stay
-uninstrumented, with a log record. The others are read from connections: without one of them the address, the status of
-the transaction, the reason of a discard or the callback that has raised is unknown, and a forked child is not cut off
+uninstrumented, with a log record. The others are read from connections: if one of them is gone, the address, the status
+of the transaction, the reason of a discard or the callback that has raised is unknown, or a forked child is not cut off
 from its parent's sessions.
 """
 # ruff: noqa: SLF001 - this file is the one place of these accesses
@@ -68,7 +68,7 @@ def check_names() -> None:
 
 
 def code_of(owner: Any, name: str) -> CodeType | None:
-    """Return the code of a function of a class or a module that nobody has replaced by one without."""
+    """Return the code of a function; None if it is missing, or was replaced by a callable without code."""
     return getattr(getattr(owner, name, None), "__code__", None)
 
 
@@ -76,14 +76,14 @@ CLOSE, TERMINATE, FINALIZE = (code_of(Connection, name) for name in ("close", "t
 ACQUIRE, RELEASE, DEACTIVATE = (
     code_of(PoolConnectionHolder, name) for name in ("acquire", "release", "_deactivate_inactive_connection")
 )
-BY_POOL = code_of(Pool, "terminate")
-BY_HOLDER = code_of(PoolConnectionProxy, "terminate")
-"""Code of the methods that close connections, by which a closed one's reason is found."""
+POOL_TERMINATE = code_of(Pool, "terminate")
+PROXY_TERMINATE = code_of(PoolConnectionProxy, "terminate")
+"""Code of the methods that close connections, which shows why a connection was closed."""
 
 NEW_CONNECTION = code_of(Pool, "_get_new_connection")
 CONNECT = code_of(connection, "connect")
 CONNECT_ADDRESS = code_of(connect_utils, "_connect_addr")
-"""Code of the functions that connect, by which the callback that has raised is found; the last calls a password."""
+"""Code of the functions that connect, which shows the callback that has raised. The last one calls ``password``."""
 
 
 def has_connected(frame: FrameType) -> bool:
@@ -91,7 +91,7 @@ def has_connected(frame: FrameType) -> bool:
     return "con" in frame.f_locals
 
 
-def is_of_asyncpg(frame: FrameType) -> bool:
+def is_asyncpg_frame(frame: FrameType) -> bool:
     """Return whether a frame is one of asyncpg's own functions."""
     return str(frame.f_globals.get("__name__")).partition(".")[0] == "asyncpg"
 
@@ -102,13 +102,13 @@ CONNECTION_ATTR = "_con"
 # Pools. A call of an ``attrgetter`` costs a third of that of a function.
 
 queue_of = attrgetter("_queue")
-"""Return the queue of a pool, which lives as long as the pool; None before the pool is initialized."""
+"""Return the queue of a pool, which exists as long as the pool; None before the pool is initialized."""
 
-mark_of_pool = attrgetter(f"_queue.{TRACKER_ATTR}")
+tracker_attr_of_pool = attrgetter(f"_queue.{TRACKER_ATTR}")
 """Return the tracker of a pool, or the mark of one that is not observed; an AttributeError if it has neither."""
 
-mark_of_holder = attrgetter(f"_pool._queue.{TRACKER_ATTR}")
-"""Return the same for the pool of a holder."""
+tracker_attr_of_holder = attrgetter(f"_pool._queue.{TRACKER_ATTR}")
+"""Return the tracker or the mark of a holder's pool; an AttributeError if the pool has neither."""
 
 
 class ChosenHolders(list[Any]):
@@ -117,37 +117,37 @@ class ChosenHolders(list[Any]):
     __slots__ = ("__weakref__",)
 
 
-def choosable_part_of(pool: Any) -> Any:
-    """Return the part by which a pool is known before it has a queue: it lives as long as the pool."""
+def referable_holders(pool: Any) -> Any:
+    """Return the list of a pool's holders, which stands for a pool that has no queue yet; replace it if necessary."""
     if type(pool._holders) is list:
         pool._holders = ChosenHolders(pool._holders)
     return pool._holders
 
 
-def chosen_part_of(pool: Any) -> Any:
-    """Return the part by which a pool was chosen before it was initialized; None if it was not."""
+def chosen_holders(pool: Any) -> Any:
+    """Return the list of holders that stood for a pool when it was chosen; None if the queue did."""
     return pool._holders if isinstance(pool._holders, ChosenHolders) else None
 
 
 def has_other_loop(pool: Any) -> bool:
-    """Return whether another loop runs than that in which a pool was created; a forked child's copy does not count."""
+    """Return whether another loop than the pool's runs; False in a forked child that runs a copy of the parent's."""
     with suppress(RuntimeError):  # no loop, or the copy of the parent's
         return asyncio.get_running_loop() is not pool._loop
     return False
 
 
 def begin_anew(pool: Any) -> None:
-    """Empty an initialized pool, whose loop and connections are a parent process's, for the running loop.
+    """Empty a pool whose loop and connections are a parent process's, and set it up for the running loop.
 
-    The pool gets new holders, because the old ones may still be used by what the parent has checked out: these become
-    free, so that a release or an end of their connections does not reach the pool. The queue is set up again in place,
-    because the pool is known by it.
+    The pool gets new holders, because the parent's checkouts may still refer to the old ones. The old ones become free,
+    so that a release or an end of their connections does not reach the pool. The queue is set up again in place,
+    because the queue stands for the pool.
     """
     queue, inherited = pool._queue, [*pool._holders]
     pool._loop = asyncio.get_running_loop()
     if hasattr(Pool, "_maintenance_task"):  # since 0.32
         pool._maintenance_task = None
-    vars(queue).pop("_loop", None)  # to which the queue is bound by its first waiter
+    vars(queue).pop("_loop", None)  # the first waiter has bound the queue to this loop
     queue.__init__(maxsize=len(inherited))
     pool._holders.clear()
     for old in inherited:
@@ -219,35 +219,35 @@ _releases: set[asyncio.Task[Any]] = set()  # kept, because a loop refers to its 
 
 
 def release_later(pool: Any, proxy: Any) -> None:
-    """Release a connection by a task of the pool's loop, for a caller that cannot await."""
+    """Release a connection in a new task of the pool's loop, on behalf of a caller that cannot await."""
     release = pool._loop.create_task(pool.release(proxy))
     _releases.add(release)
     release.add_done_callback(_releases.discard)
 
 
-# Contexts, which have no room for another attribute
+# Contexts, which accept no further attribute
 
 
-def attach(context: Any, origin: Any) -> None:
-    """Keep a false object with a context until the context is entered, in ``done``, which asyncpg tests for truth."""
+def attach(context: Any, checkout: Any) -> None:
+    """Store the record of a checkout in the attribute ``done`` of a context, which asyncpg tests for truth."""
     if isinstance(context, PoolAcquireContext):
-        context.done = origin
+        context.done = checkout
 
 
 def detach(context: Any) -> Any:
-    """Return what was attached to a context, once; None if nothing was."""
-    origin = context.done
-    if isinstance(origin, bool):
+    """Remove and return the record that was stored in a context; None if there is none."""
+    checkout = context.done
+    if isinstance(checkout, bool):
         return None
     context.done = False
-    return origin
+    return checkout
 
 
 # Connections
 
 
-def is_worn(holder: Any, con: Any) -> bool:
-    """Return whether a connection has made as many queries as its pool allows."""
+def has_made_max_queries(holder: Any, con: Any) -> bool:
+    """Return whether a connection has made as many queries as ``max_queries`` allows."""
     with suppress(AttributeError):
         return bool(con._protocol.queries_count >= holder._max_queries)
     return False
@@ -275,8 +275,8 @@ def descriptor_of(con: Any) -> int:
 
 
 def forget_address(con: Any) -> None:
-    """Keep a connection from sending a request to cancel its statement, for which asyncpg connects again."""
-    con._addr = os.devnull  # as the path of a Unix socket, to which no connect succeeds
+    """Prevent a connection from cancelling its statement, for which asyncpg would connect again."""
+    con._addr = os.devnull  # as the path of a Unix socket, where no server listens
 
 
 def runs_query(con: Any) -> bool:

@@ -20,7 +20,7 @@ SOCKET = re.compile(r"(.*)/\.s\.PGSQL\.(\d+)")
 BRACKETED = re.compile(r"\[([^\]]+)\](?::([0-9]+))?")
 
 
-class Places(NamedTuple):
+class HostsAndPorts(NamedTuple):
     """The hosts of a connection string, and the port of each; empty if it names none."""
 
     hosts: Sequence[str]
@@ -30,7 +30,7 @@ class Places(NamedTuple):
 def target_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any], *, in_url: bool = False) -> Target:
     """Return the target of a pool's arguments, without raising; unknown if a decisive one is not a plain value.
 
-    It is also unknown if a service file may decide. The password is not read.
+    The target is also unknown if a service file may determine it. The password is not read.
 
     Args:
         args: positional arguments of ``asyncpg.connect``.
@@ -93,7 +93,7 @@ def _parameters(dsn: Any, places: Mapping[str, list[str]], kwargs: Mapping[str, 
         raise ValueError
     if any("@" in part for part in (url.path, url.query, url.fragment)):  # after a password with '/', '?' or '#'
         raise ValueError
-    found = _places(places["host"], netloc, query)
+    found = _hosts_and_ports(places["host"], netloc, query)
     from_query = "" if netloc and not places["host"] else query.get("port")  # asyncpg does not read it then
     ports = places["port"] or found.ports or (from_query or os.environ.get("PGPORT") or "").split(",")
     user = _first(kwargs.get("user"), unquote(login.partition(":")[0]), query.get("user"))
@@ -103,19 +103,19 @@ def _parameters(dsn: Any, places: Mapping[str, list[str]], kwargs: Mapping[str, 
     return {key: value for key, value in parameters.items() if value}
 
 
-def _places(hosts: list[str], netloc: str, query: Mapping[str, str]) -> Places:
+def _hosts_and_ports(hosts: list[str], netloc: str, query: Mapping[str, str]) -> HostsAndPorts:
     if hosts:
-        return Places(hosts, [])
+        return HostsAndPorts(hosts, [])
     for text in (netloc, query.get("host", ""), os.environ.get("PGHOST", "")):
         if text:
-            pairs = [_place(each) for each in text.split(",")]
+            pairs = [_host_and_port(each) for each in text.split(",")]
             default = os.environ.get("PGPORT", "")
             ports = [port or default for _host, port in pairs] if any(port for _host, port in pairs) else []
-            return Places([host for host, _port in pairs], ports)
-    return Places(["localhost"], [])  # after the folders of a local server's socket, where there is one
+            return HostsAndPorts([host for host, _port in pairs], ports)
+    return HostsAndPorts(["localhost"], [])  # asyncpg first tries the sockets of a local server
 
 
-def _place(text: str) -> tuple[str, str]:
+def _host_and_port(text: str) -> tuple[str, str]:
     bracketed = BRACKETED.fullmatch(text)
     if bracketed is not None:
         return bracketed[1], bracketed[2] or ""

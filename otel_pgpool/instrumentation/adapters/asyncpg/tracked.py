@@ -38,7 +38,7 @@ class TrackedPools:
         if not is_here:
             renew()
         try:
-            tracker: PoolTracker | None = private.mark_of_pool(pool)
+            tracker: PoolTracker | None = private.tracker_attr_of_pool(pool)
         except AttributeError:
             tracker = self._new_tracker_of(pool)
         return tracker if tracker is not None and tracker.watch is self._watch else None
@@ -48,7 +48,7 @@ class TrackedPools:
         return None if private.queue_of(pool) is None else self._track(pool)
 
     @never_raise
-    def know(self, con: Any, tracker: PoolTracker) -> None:
+    def register(self, con: Any, tracker: PoolTracker) -> None:
         """Register a connection of a pool."""
         self.by_connection[con] = tracker
         tracker.slot_of(con)

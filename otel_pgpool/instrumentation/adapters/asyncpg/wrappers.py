@@ -46,8 +46,8 @@ class PoolCalls:
             if tracker is None:
                 return await original(pool)
             checkout = checkout_in_progress(_getframe().f_back, tracker)
-            nobody = object()  # whose identity is the key of a connect for the pool's minimum
-            caller = id(nobody if checkout is None else checkout)
+            no_checkout = object()  # its identity is the key, if the pool connects for its minimum
+            caller = id(no_checkout if checkout is None else checkout)
             tracker.connects.connecting.add(caller)
             began = monotonic()
             try:
@@ -78,7 +78,7 @@ class PoolCalls:
         tracker.connected(began, con, caller)
 
     def wrap_cleanup(self, original: Method) -> Method:
-        """Wrap ``Connection._cleanup``, which ends every connection of the process, pooled or not."""
+        """Wrap ``Connection._cleanup``, which asyncpg calls at the end of every connection, pooled or not."""
 
         @wraps(original)
         def _cleanup(con: Any) -> Any:
@@ -99,7 +99,7 @@ class PoolCalls:
         closing = closing_of(pool, con, caller, is_held=checkout is not None)
         if closing.reason is DiscardReason.CHECK_FAILED and isinstance(closing.error, Exception):
             tracker.callback_failed(SETUP, closing.error, checkout_in_progress(caller, tracker))
-        ended = partial(_end, tracker, slot, checkout, closing)
+        ended = partial(_record_end, tracker, slot, checkout, closing)
         self._session.defer(ended) if is_finalizer(caller) else ended()
 
     # Pools
@@ -170,7 +170,7 @@ class PoolCalls:
         return set_connect_args
 
 
-def _end(tracker: PoolTracker, slot: Any, checkout: Any, closing: Any) -> None:
+def _record_end(tracker: PoolTracker, slot: Any, checkout: Any, closing: Any) -> None:
     if checkout is not None:
         tracker.released(checkout, closing.outcome, closing.error)
     tracker.discarded(slot, closing.reason, closing.error, checkout)

@@ -14,8 +14,8 @@ from psycopg.pq import ConnStatus
 from otel_pgpool.driver.messages import known_text
 from otel_pgpool.driver.refusal_texts import refuses
 from otel_pgpool.errors import sqlstate
-from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
-from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
+from otel_pgpool.instrumentation.adapters.base import Driver
+from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_external
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 BAD = int(ConnStatus.BAD)  # plain, because the hot path compares it
 SESSION_ENDED = ("57P01", "57P02", "57P03")
-OF_ARGUMENTS = (psycopg.ProgrammingError, psycopg.NotSupportedError)
-OF_NETWORK = (OSError, asyncio.TimeoutError)  # two classes before Python 3.11
+ARGUMENT_ERRORS = (psycopg.ProgrammingError, psycopg.NotSupportedError)
+NETWORK_ERRORS = (OSError, asyncio.TimeoutError)  # two classes before Python 3.11
 
 
 class _NoPGconn:
@@ -42,7 +42,7 @@ def is_closed(conn: Any) -> bool:
     try:
         closed: bool = conn.pgconn.status == BAD
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
-        raise_if_asynchronous(error)
+        raise_if_external(error)
         return False
     return closed
 
@@ -60,15 +60,15 @@ def is_lost(conn: Any, error: BaseException) -> bool:
     return is_broken(conn) or (state is not None and (state.startswith("08") or state in SESSION_ENDED))
 
 
-def is_of_program(error: BaseException) -> bool:
-    """Return whether a connect failed before it reached a server or the network: its arguments are wrong."""
+def is_argument_error(error: BaseException) -> bool:
+    """Return whether a connect failed because of its arguments, before it reached the network."""
     if isinstance(error, psycopg.Error):
-        return isinstance(error, OF_ARGUMENTS) and sqlstate(error) is None
-    return not isinstance(error, OF_NETWORK)
+        return isinstance(error, ARGUMENT_ERRORS) and sqlstate(error) is None
+    return not isinstance(error, NETWORK_ERRORS)
 
 
 def parameters_of(conn: Any) -> dict[str, str]:
-    """Return the server, the database and the user of a connection, as libpq knows them."""
+    """Return the server, the database and the user of a connection, as libpq reports them."""
     with ignore_errors:
         pgconn = conn.pgconn
         found = {"host": pgconn.host, "port": pgconn.port, "dbname": pgconn.db, "user": pgconn.user}
@@ -85,13 +85,13 @@ class Psycopg(Driver):
     """Access to psycopg's connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
-        """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg's."""
+        """Return the process id of a connection's backend; 0 if the connection is closed, or is not psycopg's."""
         with ignore_errors:
             return int(conn.pgconn.backend_pid)
         return 0
 
     def transaction_status(self, conn: Any) -> TransactionStatus:
-        """Return the status of a connection's transaction, as libpq knows it; unknown if it is not psycopg's."""
+        """Return the status of a connection's transaction, as libpq reports it; unknown if it is not psycopg's."""
         with ignore_errors:
             status: int = conn.pgconn.transaction_status
             return TRANSACTION_STATUSES[status]
@@ -112,7 +112,3 @@ class Psycopg(Driver):
         with ignore_errors:
             return error_text(error, target)
         return ""
-
-
-class PsycopgDriver(Psycopg, PoolAdapter):
-    """A base class of adapters for pools of psycopg's connections only."""

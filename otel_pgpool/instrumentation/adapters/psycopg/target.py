@@ -35,6 +35,6 @@ def target_of_arguments(conninfo: object, kwargs: Mapping[str, Any] | None, *, i
 
 
 def target_of_connection(conn: Any) -> Target:
-    """Return the target of a connection, as libpq knows it; unknown if the connection cannot be read."""
+    """Return the target of a connection, as libpq reports it; unknown if the connection cannot be read."""
     parameters = parameters_of(conn)
     return target_of_parameters(parameters) if parameters else UNKNOWN

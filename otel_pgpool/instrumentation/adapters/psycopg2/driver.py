@@ -1,8 +1,8 @@
 """Access to psycopg2's connections by psycopg2's own code only.
 
-An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. None of
-that is called, so that it sees no call that the pool itself did not make. The exceptions are ``closed``, which pools
-read too, and the process id of a connection that is not psycopg2's, when the id is reported.
+An application may have put its own code around a connection: a subclass, a fake in its tests, an agent's proxy. The
+instrumentation calls none of this code, so that the code runs only when the pool itself calls it. The exceptions are
+``closed``, which pools read too, and the process id of a connection that is not psycopg2's, when the id is reported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.session import is_refusal
 from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
-from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
+from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_external
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 
@@ -30,7 +30,7 @@ def own_connection(conn: Any) -> connection | None:
 
 
 def parameters_of(conn: Any) -> dict[str, Any]:
-    """Return a connection's parameters, as libpq knows them, without the password."""
+    """Return a connection's parameters, as libpq reports them, without the password."""
     with ignore_errors:
         info = _info_of(conn)
         return {} if info is None else {**info.dsn_parameters}
@@ -47,7 +47,7 @@ def closed_of(conn: Any) -> int:
     try:
         closed: int = conn.closed
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
-        raise_if_asynchronous(error)
+        raise_if_external(error)
         return 0
     return closed
 
@@ -56,7 +56,7 @@ class Psycopg2(Driver):
     """Access to psycopg2's connections and errors."""
 
     def backend_pid(self, conn: Any) -> int:
-        """Return the process id of a connection's backend; 0 if it has none any more, or is not psycopg2's."""
+        """Return the process id of a connection's backend; 0 if the connection is closed, or is not psycopg2's."""
         with ignore_errors:
             own = own_connection(conn)
             return 0 if own is None else connection.get_backend_pid(own)
@@ -67,7 +67,7 @@ class Psycopg2(Driver):
         return int(conn.get_backend_pid())
 
     def transaction_status(self, conn: Any) -> TransactionStatus:
-        """Return the status of a connection's transaction, as libpq knows it; unknown if it is not psycopg2's."""
+        """Return the status of a connection's transaction, as libpq reports it; unknown if it is not psycopg2's."""
         with ignore_errors:
             own = own_connection(conn)
             if own is not None:

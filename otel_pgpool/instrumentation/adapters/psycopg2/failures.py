@@ -90,6 +90,6 @@ def record_discard(
         reason = DiscardReason.RETURNED_CLOSED if close else DiscardReason.IDLE
     if checkout is not None:
         tracker.released(checkout, Outcome.RELEASED if reason is DiscardReason.IDLE else Outcome.DISCARDED)
-    held_again = slot.checkout not in (None, checkout) or slot.key in tracker.light  # and closed by its next holder
+    held_again = slot.checkout not in (None, checkout) or slot.key in tracker.light  # so the next holder closed it
     if tracker.slots.get(slot.key) is slot and not held_again:
         tracker.discarded(slot, reason, None, checkout)

@@ -22,7 +22,7 @@ from otel_pgpool.instrumentation.adapters.psycopg2.failures import (
     release_unused,
     still_checked_out,
 )
-from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.instrumentation.guards import raise_if_external
 from otel_pgpool.pool.call_site import call_sites_fast, caller_call_sites
 from otel_pgpool.pool.checkout import ManualCheckout
 from otel_pgpool.runtime import thread_cache
@@ -52,7 +52,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
-            raise_if_asynchronous(error)
+            raise_if_external(error)
             tracker = None
         if tracker is None or key is not None or tracker.fast_path_owner is not calls:
             if tracker is unobserved:
@@ -89,7 +89,7 @@ def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:  # 
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
-            raise_if_asynchronous(error)
+            raise_if_external(error)
             tracker = None
         slot = None
         if tracker is not None and key is None and tracker.fast_path_owner is calls:
@@ -104,7 +104,7 @@ def wrap_putconn(calls: PoolCalls, owner: type, original: Method) -> Method:  # 
         try:
             was_closed = conn.closed
         except Exception as error:  # noqa: BLE001 - a connection of an application's factory may raise anything
-            raise_if_asynchronous(error)
+            raise_if_external(error)
             was_closed = 0
         try:
             original(self, conn, None, close)
@@ -132,7 +132,7 @@ def wrap_getconn_lightly(calls: PoolCalls, original: Method) -> Method:  # noqa:
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
-            raise_if_asynchronous(error)
+            raise_if_external(error)
             tracker = None
         if (
             tracker is None
@@ -196,7 +196,7 @@ def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Met
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
-            raise_if_asynchronous(error)
+            raise_if_external(error)
             tracker = None
         if tracker is None or key is not None or (light := tracker.light.pop(id(conn), None)) is None:
             if tracker is unobserved and not inherited:
@@ -207,7 +207,7 @@ def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Met
         try:
             was_closed = conn.closed
         except Exception as error:  # noqa: BLE001 - a connection of an application's factory may raise anything
-            raise_if_asynchronous(error)
+            raise_if_external(error)
             was_closed = 0
         try:
             original(self, conn, None, close)
@@ -221,7 +221,7 @@ def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Met
         try:
             is_closed = conn.closed
         except Exception as error:  # noqa: BLE001 - a connection of an application's factory may raise anything
-            raise_if_asynchronous(error)
+            raise_if_external(error)
             return
         if is_closed:
             record_discard(tracker, tracker.slot_of(conn), was_closed, close=close)
@@ -232,7 +232,7 @@ def wrap_putconn_lightly(calls: PoolCalls, owner: type, original: Method) -> Met
 def _handle_failed_light_getconn(
     tracker: PoolTracker, pool: Any, conn: Any, started: float, error: BaseException
 ) -> None:
-    """Record a failed checkout, or release the connection that was not delivered."""
+    """Record a failed checkout, or release a connection that did not reach the caller."""
     if conn is None:
         checkout = tracker.start(caller_call_sites(_getframe(1)))
         checkout.started = started

@@ -19,12 +19,12 @@ from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_argum
 from otel_pgpool.instrumentation.adapters.psycopg2.wrappers import PoolCalls
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.instrumentation.session import find_instances
+from otel_pgpool.instrumentation.session import find_instances, subclasses_of
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.session import InstrumentationSession
@@ -67,7 +67,7 @@ class Psycopg2Adapter(Psycopg2Driver):
         wrap(AbstractConnectionPool, "__init__", self._calls.wrap_init)
         wrap(AbstractConnectionPool, "_connect", self._calls.wrap_connect)
         self._replacements.set(AbstractConnectionPool, "__init_subclass__", self._make_init_subclass())
-        classes = dict.fromkeys(_subclasses(AbstractConnectionPool))  # each once, bases first
+        classes = dict.fromkeys(subclasses_of(AbstractConnectionPool))  # each once, bases first
         for owner in classes:
             self._wrap(owner)
         for pool in find_instances(classes):  # so that a pool is reported before its next checkout, or a fork
@@ -84,7 +84,7 @@ class Psycopg2Adapter(Psycopg2Driver):
         self._replacements.restore()
 
     def _wrap(self, owner: type) -> None:
-        """Wrap the methods that a class defines. If the class refuses, only the psycopg2 methods it calls are seen."""
+        """Wrap the methods that a class defines. If the class refuses, only psycopg2's methods are observed."""
         try:
             self._wrap_methods(owner)
         except Exception as error:  # noqa: BLE001 - whatever a metaclass raises
@@ -174,10 +174,3 @@ class Psycopg2Adapter(Psycopg2Driver):
         for conn in idle:
             close_inherited(conn)
         return len(idle) + len(used)
-
-
-def _subclasses(cls: type) -> Iterator[type]:
-    derived: type
-    for derived in cls.__subclasses__():
-        yield derived
-        yield from _subclasses(derived)

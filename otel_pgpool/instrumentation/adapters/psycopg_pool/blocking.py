@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD, NO_PGCONN
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private, steps
-from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import BETWEEN
+from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import SKIPPED_MODULES
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import UNKNOWN
-from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.instrumentation.guards import raise_if_external
 from otel_pgpool.pool.call_site import call_sites_fast_filtered, caller_of
 from otel_pgpool.pool.checkout import ManualCheckout
 from otel_pgpool.runtime.fork import is_here, renew
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``getconn``."""
-    connection, unobserved = calls.connection, calls.unobserved
+    connection_code, unobserved = calls.connection_code, calls.unobserved
 
     @wraps(original)
     def getconn(self: Any, timeout: float | None = None) -> Any:
@@ -43,7 +43,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
-            tracker = None if tracker is unobserved else calls.first_use(self)
+            tracker = None if tracker is unobserved else calls.tracker_for_use(self)
             if tracker is None:
                 return original(self, timeout)
         checkout = conn = None
@@ -52,10 +52,10 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
                 frame = _getframe(1)
             except ValueError:  # no Python caller, as for a greenlet's first function
                 frame = _getframe()
-            if frame.f_code is connection:  # called by contextlib, which the application calls
+            if frame.f_code is connection_code:  # called by contextlib, which the application calls
                 frame = getattr(frame.f_back, "f_back", None) or frame
             checkout = ManualCheckout()
-            tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN))
+            tracker.start_with(checkout, call_sites_fast_filtered(frame, SKIPPED_MODULES))
             conn = original(self, timeout)
             if checkout.queued is None and not checkout.retries and not tracker.pending:
                 tracker.acquired(checkout, conn)
@@ -69,7 +69,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             raise
         return conn
 
-    calls.getting.add(getconn.__code__)  # type: ignore[attr-defined]  # the type of `wraps` has none
+    calls.getconn_codes.add(getconn.__code__)  # type: ignore[attr-defined]  # the type of `wraps` has none
     return getconn
 
 
@@ -90,7 +90,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         if inherited and id(conn) in inherited:
             return None
         # None for an unknown connection.
-        slot = None if tracker is None else tracker.slots.get(id(conn)) or tracker.seen_again(conn)
+        slot = None if tracker is None else tracker.slots.get(id(conn)) or tracker.restore_cleared(conn)
         if tracker is None or slot is None:
             return original(self, conn)
         checkout: Any = slot.checkout
@@ -98,7 +98,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             pgconn = conn.pgconn
             status = pgconn.transaction_status
         except Exception as error:  # noqa: BLE001 - a connection of the application's own class
-            raise_if_asynchronous(error)
+            raise_if_external(error)
             pgconn, status = NO_PGCONN, UNKNOWN
         try:
             result = original(self, conn)
@@ -138,9 +138,9 @@ def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
             recording = step(calls, self, original.__name__, *args, **kwargs)
             if recording is None:
                 return original(self, *args, **kwargs)
-            with recording as has_returned:
+            with recording as on_result:
                 result = original(self, *args, **kwargs)
-                has_returned(result)
+                on_result(result)
             return result
 
         return method
@@ -148,24 +148,24 @@ def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
     return wrap
 
 
-WRAPPERS = {
+POOL_WRAPPERS = {
     "__init__": within(steps.opening),
     "open": within(steps.opening),
     "wait": within(steps.waiting_for_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
     "_connect": within(steps.connecting),
-    "_add_connection": within(steps.adding),
-    "_close_connection": within(steps.closing),
-    **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),
+    "_add_connection": within(steps.adding_connection),
+    "_close_connection": within(steps.closing_connection),
+    **dict.fromkeys(private.IDLE_CLOSING_METHODS, within(steps.closing_idle)),
 }
 """The wrapper of each method of a pool."""
 
-OF_CHECKING = within(steps.checking)
+CHECK_WRAPPER = within(steps.checking)
 """The wrapper of the call of the application's ``check``."""
 
-OF_WAITING = {"wait": wrap_wait, "set": within(steps.handing_over)}
+WAITING_CLIENT_WRAPPERS = {"wait": wrap_wait, "set": within(steps.handing_over)}
 """The wrapper of each method of a place in the queue."""
 
-OF_RETURNING = {"_run": within(steps.resetting)}
+RETURN_CONNECTION_WRAPPERS = {"_run": within(steps.resetting)}
 """The wrapper of the work of a worker that resets a connection."""

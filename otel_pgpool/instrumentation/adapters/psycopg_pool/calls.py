@@ -11,17 +11,17 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from otel_pgpool.errors import error_type
-from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_closed, is_lost, is_of_program
+from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_argument_error, is_closed, is_lost
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_connection
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
     is_left_to_worker,
     reason_at_release,
-    reason_of_sweep,
+    reason_of_method,
     record_closed,
     record_discard,
 )
-from otel_pgpool.instrumentation.adapters.psycopg_pool.fresh import FreshConnections
+from otel_pgpool.instrumentation.adapters.psycopg_pool.worker_connects import WorkerConnects
 from otel_pgpool.instrumentation.guards import ignore_errors, never_raise
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.observer import ARGUMENTS
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.runtime.tasks import TaskReference
 
-BETWEEN = SkippedModules(
+SKIPPED_MODULES = SkippedModules(
     *("psycopg_pool", "contextlib", "asyncio", "opentelemetry", "wrapt"),
     *("django", "asgiref", "concurrent", "threading"),
 )
@@ -57,7 +57,7 @@ InProgress = tuple["PoolTracker", "ManualCheckout"]
 Waiting = tuple[Any, "ManualCheckout | None"]
 """A wait: the tracker of the pool, and the checkout that waits; None for either if there is none."""
 
-NOTHING: Any = (None, None)
+NO_CALL: Any = (None, None)
 
 REFUSALS = {
     PoolTimeout: PoolErrorType.TIMEOUT,
@@ -69,39 +69,39 @@ REFUSALS = {
 class PoolCalls:
     """The calls of wrapped methods.
 
-    Once the instrumentation has ended, the wrappers only call the original methods, also during a later
-    instrumentation, which installs its own.
+    Once the instrumentation has ended, the wrappers only call the original methods. They do so even during a later
+    instrumentation, which installs its own wrappers.
 
     Args:
         session: the session of the instrumentation.
         track: return the tracker of a pool that has none, or None.
-        connection: the code of the pools' ``connection()``.
-        me: return the identity of the running thread or task.
+        connection_code: the code of the pools' ``connection()``.
+        current_key: return the identity of the running thread or task, which is the key of a wait or a worker.
     """
 
     def __init__(
         self,
         session: InstrumentationSession,
         track: Callable[[Any], PoolTracker | None],
-        connection: CodeType | None,
-        me: Callable[[], int],
+        connection_code: CodeType | None,
+        current_key: Callable[[], int],
     ) -> None:
         self.guard = session.guard
         self.watch = session.watch  # distinguishes this session's trackers from others'
         self.unobserved = session.unobserved
         self._track = track
-        self.connection = connection
-        self.light = object()
+        self.connection_code = connection_code
+        self.light_owner = object()
         """The owner of the fast path of pools whose ordinary checkouts leave no record."""
-        self.me = me
-        self.light_code: CodeType | None = None
-        """The code of the coroutine of light checkouts."""
-        self.getting: set[CodeType] = set()
-        """The code of the wrappers of ``getconn`` that keep a record, by which its frames are found."""
-        self.light_waits: dict[int, InProgress] = {}  # of checkouts without a record until they wait, by thread
+        self.current_key = current_key
+        self.light_getconn_code: CodeType | None = None
+        """The code of the coroutine that makes light checkouts."""
+        self.getconn_codes: set[CodeType] = set()
+        """The code of the wrappers of ``getconn`` that keep a record: by the code, their frames are found."""
+        self.light_waits: dict[int, InProgress] = {}  # light checkouts that have waited, by `current_key`
         self._failed_checks: dict[int, list[tuple[Any, BaseException]]] = {}  # by id of the checkout
         self._failed_resets: dict[int, BaseException] = {}  # by id of the connection, until its discard is recorded
-        self.fresh = FreshConnections()
+        self.worker_connects = WorkerConnects()
         self.inherited: InheritedPsycopgPools  # set by the adapter, which has one for both kinds of calls
 
     def tracker_of(self, pool: Any) -> PoolTracker | None:
@@ -115,36 +115,36 @@ class PoolCalls:
             return None
         return tracker if tracker is not None and tracker.watch is self.watch else None
 
-    def first_use(self, pool: Any) -> PoolTracker | None:
-        """Return the tracker of a pool, as `tracker_of`; report or repair a pool that a forked child has inherited."""
+    def tracker_for_use(self, pool: Any) -> PoolTracker | None:
+        """Return the tracker of a pool that is about to be used; report or repair a parent's pool first."""
         self._use_inherited(pool)
         return self.tracker_of(pool)
 
     @never_raise
     def _use_inherited(self, pool: Any) -> None:
         if self.inherited.any_unused and pool in self.inherited and (tracker := self.tracker_of(pool)) is not None:
-            self.inherited.first_use(pool, tracker.name)
+            self.inherited.report_first_use(pool, tracker.name)
 
     def reset_after_fork(self) -> None:
         """Drop the parent's calls in a forked child."""
         self.light_waits.clear()
         self._failed_checks.clear()
         self._failed_resets.clear()
-        self.fresh.clear()
+        self.worker_connects.clear()
 
     # Checkouts
 
     def start(self, tracker: PoolTracker, frame: FrameType) -> ManualCheckout:
         """Start a checkout that was requested at this frame."""
-        if frame.f_code is self.connection:  # called by contextlib, which the application calls
+        if frame.f_code is self.connection_code:  # called by contextlib, which the application calls
             frame = getattr(frame.f_back, "f_back", None) or frame
-        return tracker.start_with(ManualCheckout(), call_sites_fast_filtered(frame, BETWEEN))
+        return tracker.start_with(ManualCheckout(), call_sites_fast_filtered(frame, SKIPPED_MODULES))
 
     def _start_light(self, tracker: PoolTracker, frame: FrameType) -> ManualCheckout:
-        """Start the record of a light checkout that waits, and whose call of ``getconn`` has led to a frame."""
+        """Start the record of a light checkout that waits; ``frame`` is inside its call of ``getconn``."""
         each: FrameType | None = frame
         while each is not None:
-            if each.f_code is self.light_code:
+            if each.f_code is self.light_getconn_code:
                 found = each.f_locals
                 (_thread, task), stack = found["holder"], found["stack"]
                 return tracker.start_in_task(stack, task)
@@ -152,21 +152,21 @@ class PoolCalls:
         return self.start(tracker, frame)
 
     def _in_progress(self, frame: FrameType) -> Any:
-        """Return the innermost call of ``getconn`` in whose course a frame runs; `NOTHING` if it keeps no record."""
+        """Return the innermost call of ``getconn`` around a frame; `NO_CALL` if there is none with a record."""
         each: FrameType | None = frame
         while each is not None:
-            if each.f_code in self.getting:
+            if each.f_code in self.getconn_codes:
                 found = each.f_locals
                 return found.get("tracker"), found.get("checkout")
             each = each.f_back
-        return NOTHING
+        return NO_CALL
 
     def stack_of_task(self, wrapper: FrameType, task: TaskReference | None) -> Stack:
         """Return the call sites of a coroutine that has called a wrapper of ``getconn``."""
         frame = caller_of(wrapper)
-        if frame.f_code is self.connection:  # called by contextlib, which the application's coroutine calls
+        if frame.f_code is self.connection_code:  # called by contextlib, which the application's coroutine calls
             frame = getattr(frame.f_back, "f_back", None) or frame
-        return task_call_sites(frame, task, BETWEEN)
+        return task_call_sites(frame, task, SKIPPED_MODULES)
 
     @never_raise
     def enqueued(self, frame: FrameType) -> Waiting:
@@ -179,23 +179,23 @@ class PoolCalls:
         with ignore_errors:
             pool = private.waiting_pool(frame)
             own: Any = getattr(pool, TRACKER_ATTR, None)
-            if pool is not None and own is not tracker:  # an application's check uses another pool
-                if own is None or own.fast_path_owner is not self.light:
+            if pool is not None and own is not tracker:  # a light checkout, or a ``check`` that uses another pool
+                if own is None or own.fast_path_owner is not self.light_owner:
                     return own, None
-                tracker, checkout = self.light_waits[self.me()] = own, self._start_light(own, frame)
+                tracker, checkout = self.light_waits[self.current_key()] = own, self._start_light(own, frame)
         if checkout is not None and checkout.queued is None:
             tracker.enqueued(checkout)
         return tracker, checkout
 
     @never_raise
     def wait_ended(self, waiting: Waiting | None, client: Any) -> None:
-        """Record which connect a waiter has caused, also if it was interrupted when it received the connection.
+        """Record which connect served a waiter, even if an interrupt hit when the waiter received the connection.
 
         Args:
             waiting: what `enqueued` has returned.
             client: the waiter's place in the queue.
         """
-        key = self.fresh.claim(private.received(client))
+        key = self.worker_connects.claim(private.received_connection(client))
         if key is None or waiting is None:
             return
         tracker, checkout = waiting
@@ -203,7 +203,7 @@ class PoolCalls:
             if tracker is not None:
                 tracker.report_connects(None, key)
             return
-        if checkout.caller is not None:  # that of another connection, which has failed its check
+        if checkout.caller is not None:  # the key of a connect whose connection failed its check
             tracker.report_connects(checkout)
         checkout.caller = key
 
@@ -211,10 +211,10 @@ class PoolCalls:
         """Record a checkout that was queued or has connected, or during which a connection failed its check."""
         self._record_failed_checks(tracker, checkout)
         tracker.acquired(checkout, conn)
-        self._learn_target(tracker, conn)
+        self._read_target(tracker, conn)
 
     @never_raise
-    def _learn_target(self, tracker: PoolTracker, conn: Any) -> None:
+    def _read_target(self, tracker: PoolTracker, conn: Any) -> None:
         """Read the target of a pool from a connection, if the application provides the target by a function."""
         if not tracker.target.address:
             tracker.target_known(target_of_connection(conn))
@@ -270,12 +270,12 @@ class PoolCalls:
             tracker.released(checkout, Outcome.DISCARDED if is_closed(conn) else Outcome.RELEASED)
 
     def reset_failed(self, conn: Any, error: BaseException) -> None:
-        """Note the error for which the pool is about to close a connection that it was to reset."""
+        """Note the error that a reset raised, for which the pool is about to close the connection."""
         self._failed_resets[id(conn)] = error
 
     @never_raise
     def reset_by_worker(self, pool: Any, conn: Any, status: int, *, from_getconn: bool) -> None:
-        """Record that a worker has closed a connection that it was to reset."""
+        """Record the discard of a connection that a worker was to reset, if the worker has closed it."""
         error = self._failed_resets.pop(id(conn), None)
         tracker = self.tracker_of(pool)
         if tracker is not None:
@@ -287,13 +287,13 @@ class PoolCalls:
 
     @contextmanager
     def connecting(self, tracker: PoolTracker) -> Iterator[Callable[[Any], None]]:
-        """Record a connect. The block calls the given function with the connection; otherwise it has failed."""
+        """Record a connect. The block either raises, or calls the given function with the connection."""
         began = monotonic()
         _tracker, checkout = self._in_progress(_getframe())
         if checkout is None:
-            key = self.fresh.new_key()
+            key = self.worker_connects.new_key()
         elif checkout.caller is None:
-            key = checkout.caller = self.fresh.new_key()
+            key = checkout.caller = self.worker_connects.new_key()
         else:
             key = checkout.caller
         tracker.connects.connecting.add(key)
@@ -302,7 +302,7 @@ class PoolCalls:
         except BaseException as error:
             self._connect_failed(tracker, key, began, error)
             if checkout is None:
-                self.fresh.opened(self.me(), None, key)
+                self.worker_connects.opened(self.current_key(), None, key)
             raise
         finally:
             tracker.connects.connecting.discard(key)
@@ -313,7 +313,7 @@ class PoolCalls:
         callback, conn = private.failed_callback(error)
         if conn is not None and is_lost(conn, error):
             callback = ""
-        elif not callback and is_of_program(error):
+        elif not callback and is_argument_error(error):
             callback = ARGUMENTS
         tracker.connect_failed(began, error, key, callback=callback, is_connected=conn is not None)
 
@@ -321,43 +321,43 @@ class PoolCalls:
     def _connected(self, tracker: PoolTracker, key: int, began: float, conn: Any, *, by_worker: bool) -> None:
         tracker.connected(began, conn, key)
         if by_worker:
-            self.fresh.opened(self.me(), conn, key)
+            self.worker_connects.opened(self.current_key(), conn, key)
 
     @never_raise
     def opened(self, pool: Any) -> None:
         """Track a pool that has been opened."""
         if not pool.closed:
-            self.first_use(pool)
+            self.tracker_for_use(pool)
 
     @never_raise
     def worker_done(self, pool: Any) -> None:
-        """Report a worker's connect, unless a waiter has received the connection, and reports the connect itself."""
-        left = self.fresh.left_by(self.me())
+        """Report a worker's connect, unless a waiter received the connection: its checkout reports the connect."""
+        left = self.worker_connects.pop_unclaimed(self.current_key())
         tracker = None if left is None else self.tracker_of(pool)
         if left is not None and tracker is not None:
             conn, key = left
             tracker.report_connects(None, key)
             if conn is not None:
-                self._learn_target(tracker, conn)
-                # It is closed if the pool was closed in the meantime, or keeps no connection.
+                self._read_target(tracker, conn)
+                # The pool has closed the connection if the pool was closed meanwhile, or keeps no idle connections.
                 record_closed(tracker, conn, reason_at_release(pool, conn, IDLE))
 
     # Idle connections
 
-    def idle_before(self, pool: Any) -> Sequence[Any]:
-        """Return the idle connections of a pool, of which a method is about to close some or all."""
+    def idle_before_closing(self, pool: Any) -> Sequence[Any]:
+        """Return the idle connections of a pool, before a method that closes some or all of them."""
         self._use_inherited(pool)
         with ignore_errors:
             return private.idle_connections(pool)
         return ()
 
     @never_raise
-    def swept(self, pool: Any, method: str, idle: Sequence[Any]) -> None:
+    def idle_closed(self, pool: Any, method: str, idle: Sequence[Any]) -> None:
         """Record which idle connections a method has closed."""
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
         if tracker is None or tracker.watch is not self.watch:
             return
         for conn in idle:
-            record_closed(tracker, conn, reason_of_sweep(method, conn))
+            record_closed(tracker, conn, reason_of_method(method, conn))
         if method == "close" and pool.closed:
             tracker.stop_reporting()

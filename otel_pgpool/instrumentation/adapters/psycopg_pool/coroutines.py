@@ -1,8 +1,8 @@
 """The wrappers of the methods of pools for asyncio.
 
-That of ``getconn`` runs at the call, not when the result is awaited: a program may give the result to
-``asyncio.wait_for``, which may make another task, and the holder is the task that called. It is one of wrapt, which
-``inspect.iscoroutinefunction`` takes for the coroutine function that it wraps.
+The wrapper of ``getconn`` reads the task at the call, not when the result is awaited: the holder is the calling task,
+but ``asyncio.wait_for`` may await the result in another task. This wrapper is one of wrapt, so that
+``inspect.iscoroutinefunction`` is true for it, as for the coroutine function inside.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
 
     @wraps(original)
     async def check_out(
-        pool: Any, getting: Method, tracker: PoolTracker, task: TaskReference | None, stack: Stack
+        pool: Any, acquire: Method, tracker: PoolTracker, task: TaskReference | None, stack: Stack
     ) -> Any:
         if calls.inherited.any_unused:  # here, because a repair needs the running loop
-            calls.first_use(pool)
+            calls.tracker_for_use(pool)
         checkout = conn = None
         try:
             checkout = TaskCheckout()
             tracker.start_in_task_with(checkout, stack, task)
-            conn = await getting()
+            conn = await acquire()
             if checkout.queued is None and not checkout.retries and not tracker.pending:
                 tracker.acquired(checkout, conn)
             else:
@@ -84,7 +84,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
             raise
         return conn
 
-    calls.getting.add(check_out.__code__)  # type: ignore[attr-defined]  # the type of `wraps` has none
+    calls.getconn_codes.add(check_out.__code__)  # type: ignore[attr-defined]  # the type of `wraps` has none
     return FunctionWrapper(original, getconn)
 
 
@@ -102,7 +102,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         if inherited and id(conn) in inherited:
             return None
         # None for an unknown connection.
-        slot = None if tracker is None else tracker.slots.get(id(conn)) or tracker.seen_again(conn)
+        slot = None if tracker is None else tracker.slots.get(id(conn)) or tracker.restore_cleared(conn)
         if tracker is None or slot is None:
             return await original(self, conn)
         checkout: Any = slot.checkout
@@ -145,9 +145,9 @@ def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
             recording = step(calls, self, original.__name__, *args, **kwargs)
             if recording is None:
                 return await original(self, *args, **kwargs)
-            with recording as has_returned:
+            with recording as on_result:
                 result = await original(self, *args, **kwargs)
-                has_returned(result)
+                on_result(result)
             return result
 
         return method
@@ -155,24 +155,24 @@ def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
     return wrap
 
 
-WRAPPERS = {
+POOL_WRAPPERS = {
     "__init__": blocking.within(steps.opening),
     "open": within(steps.opening),
     "wait": within(steps.waiting_for_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
     "_connect": within(steps.connecting),
-    "_add_connection": within(steps.adding),
-    "_close_connection": within(steps.closing),
-    **dict.fromkeys(private.SWEEPS, within(steps.sweeping)),
+    "_add_connection": within(steps.adding_connection),
+    "_close_connection": within(steps.closing_connection),
+    **dict.fromkeys(private.IDLE_CLOSING_METHODS, within(steps.closing_idle)),
 }
 """The wrapper of each method of a pool."""
 
-OF_CHECKING = within(steps.checking)
+CHECK_WRAPPER = within(steps.checking)
 """The wrapper of the call of the application's ``check``."""
 
-OF_WAITING = {"wait": wrap_wait, "set": within(steps.handing_over)}
+WAITING_CLIENT_WRAPPERS = {"wait": wrap_wait, "set": within(steps.handing_over)}
 """The wrapper of each method of a place in the queue."""
 
-OF_RETURNING = {"_run": within(steps.resetting)}
+RETURN_CONNECTION_WRAPPERS = {"_run": within(steps.resetting)}
 """The wrapper of the work of a worker that resets a connection."""

@@ -8,7 +8,7 @@ from psycopg.pq import TransactionStatus
 
 from otel_pgpool.instrumentation.adapters.psycopg.driver import NO_PGCONN, is_broken, is_closed
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
-from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.instrumentation.guards import raise_if_external
 from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import ManualCheckout, Slot
 
 ACTIVE, UNKNOWN = TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN
-LOSSES = (DiscardReason.BROKEN, DiscardReason.RETURNED_CLOSED, DiscardReason.RESET_FAILED)
-"""The reasons for which a released connection could not be used again, although the pool wanted to."""
+UNPLANNED_REASONS = (DiscardReason.BROKEN, DiscardReason.RETURNED_CLOSED, DiscardReason.RESET_FAILED)
+"""The reasons of discards that the pool did not plan: the released connection cannot be used again."""
 
 
 def pgconn_of(conn: Any) -> tuple[Any, int]:
@@ -26,19 +26,9 @@ def pgconn_of(conn: Any) -> tuple[Any, int]:
         pgconn = conn.pgconn
         status: int = pgconn.transaction_status
     except Exception as error:  # noqa: BLE001 - a connection of the application's own class
-        raise_if_asynchronous(error)
+        raise_if_external(error)
         return NO_PGCONN, UNKNOWN
     return pgconn, status
-
-
-def status_of(conn: Any) -> int:
-    """Return a connection's transaction status by libpq's number; unknown, as of a closed one, if it cannot be read."""
-    try:
-        status: int = conn.pgconn.transaction_status
-    except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
-        raise_if_asynchronous(error)
-        return UNKNOWN
-    return status
 
 
 def reason_at_release(pool: Any, conn: Any, status: int, error: BaseException | None = None) -> DiscardReason:
@@ -62,13 +52,13 @@ def reason_at_release(pool: Any, conn: Any, status: int, error: BaseException | 
 
 
 def _reason_of_age(pool: Any, conn: Any) -> DiscardReason:
-    """Return why a pool has closed a connection that was in order at its release; otherwise its reset has failed."""
+    """Return why a pool has closed a connection that was usable at its release: its age, or else a failed reset."""
     if private.is_drained(pool, conn):
         return DiscardReason.DRAINED
     return DiscardReason.EXPIRED if private.is_expired(conn) else DiscardReason.RESET_FAILED
 
 
-def reason_of_sweep(method: str, conn: Any) -> DiscardReason:
+def reason_of_method(method: str, conn: Any) -> DiscardReason:
     """Return why a method has closed an idle connection."""
     if method == "check":
         return DiscardReason.EXPIRED if private.is_expired(conn) else DiscardReason.CHECK_FAILED
@@ -89,8 +79,8 @@ def record_discard(
 ) -> None:
     """Record that a pool has closed a connection, and the end of the hold, if there is one."""
     if checkout is not None:
-        tracker.released(checkout, Outcome.DISCARDED if reason in LOSSES else Outcome.RELEASED)
-    held_again = slot.checkout not in (None, checkout)  # and closed by its next holder
+        tracker.released(checkout, Outcome.DISCARDED if reason in UNPLANNED_REASONS else Outcome.RELEASED)
+    held_again = slot.checkout not in (None, checkout)  # so the next holder has closed it
     if tracker.slots.get(slot.key) is slot and not held_again:
         tracker.discarded(slot, reason, error, checkout)
 

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from otel_pgpool.environment import FORK_REPAIR
-from otel_pgpool.instrumentation.adapters.inherited import InheritedPools
+from otel_pgpool.instrumentation.adapters.inherited import REPAIR, InheritedPools
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.guards import ignore_errors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-
-REPAIR = f"{FORK_REPAIR.name}=1"
 
 
 class Inheritance(NamedTuple):
@@ -43,19 +40,11 @@ class Inheritance(NamedTuple):
 
 
 class InheritedPsycopgPools(InheritedPools[Inheritance]):
-    """The pools of the parent in a forked child.
-
-    Args:
-        is_repaired: whether pools are repaired.
-    """
-
-    def __init__(self, *, is_repaired: bool) -> None:
-        super().__init__()
-        self._is_repaired = is_repaired
+    """The pools of the parent in a forked child."""
 
     def inherit(self, pool: Any, parent: int, conns: Collection[Any]) -> None:
         """Note a pool in a forked child, and detach it from the parent's connections if it is to be repaired."""
-        if pool in self:  # by the parent, which has inherited the pool itself
+        if pool in self:  # the parent had inherited the pool from its own parent
             return
         if not conns and not self._is_repaired and private.connects_in_callers(pool):
             return
@@ -75,13 +64,13 @@ class InheritedPsycopgPools(InheritedPools[Inheritance]):
             with ignore_errors:
                 conn.pgconn.finish()
 
-    def used(self, pool: Any, inherited: Inheritance) -> tuple[bool, int, str]:
+    def on_first_use(self, pool: Any, inherited: Inheritance) -> tuple[bool, int, str]:
         """Start the work of a pool that is repaired: its threads, or the tasks of this loop. Describe the first use."""
         is_repaired = self._is_repaired and not inherited.missing
         if is_repaired:
             try:
                 private.start_work(pool)
-            except BaseException:  # for example there is no loop; the next use starts the work
+            except BaseException:  # for example, no loop runs; the next use starts the work
                 self.add(pool, inherited)
                 raise
         return is_repaired, inherited.parent, inherited.describe(is_repaired=is_repaired)

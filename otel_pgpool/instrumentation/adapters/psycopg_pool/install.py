@@ -21,21 +21,21 @@ from psycopg_pool import (
 from psycopg_pool.base import BasePool
 
 from otel_pgpool.driver.target import UNKNOWN
-from otel_pgpool.instrumentation.adapters.base import Levels
-from otel_pgpool.instrumentation.adapters.psycopg.driver import PsycopgDriver, is_closed
+from otel_pgpool.instrumentation.adapters.base import Levels, PoolAdapter
+from otel_pgpool.instrumentation.adapters.psycopg.driver import Psycopg, is_closed
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, light, light_coroutines, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
 from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPsycopgPools
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.instrumentation.session import find_instances
+from otel_pgpool.instrumentation.session import find_instances, subclasses_of
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.text import may_hold_password
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import ModuleType
 
     from otel_pgpool.driver.target import Target
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
 
-class PsycopgPoolAdapter(PsycopgDriver):
+class PsycopgPoolAdapter(Psycopg, PoolAdapter):
     """The adapter of psycopg_pool's pools.
 
     A subclass's own ``getconn`` is observed where it calls that of psycopg_pool.
@@ -54,14 +54,16 @@ class PsycopgPoolAdapter(PsycopgDriver):
         self._session = session
         self._replacements = Replacements()
         self._calls = PoolCalls(session, self._track, _code_of(ConnectionPool.connection), get_ident)
-        self._calls_of_tasks = PoolCalls(
+        self._async_calls = PoolCalls(
             session, self._track, _code_of(AsyncConnectionPool.connection), coroutines.current_key
         )
-        self._unwrapped_checks: dict[PoolCalls, Any] = {}  # the class and the wrappers, until a pool has a check
+        # The class and the wrappers of ``check``, until these are installed.
+        self._check_wrappers: dict[PoolCalls, Any] = {}
         self._is_light = session.options.telemetry.spans == "off"
         self._inherited = InheritedPsycopgPools(is_repaired=session.options.fork_repair)
-        self._calls.inherited = self._calls_of_tasks.inherited = self._inherited
-        # The process of each pool and the slots of its connections, also after a fork, when the tracker has others.
+        self._calls.inherited = self._async_calls.inherited = self._inherited
+        # The process that opened each pool, and the slots of its connections, kept for a forked child, whose tracker
+        # has new ones.
         self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, TrackedSlot]]] = weakref.WeakKeyDictionary()
 
     @classmethod
@@ -82,20 +84,20 @@ class PsycopgPoolAdapter(PsycopgDriver):
             AttributeError: this release of psycopg_pool lacks a private name that is needed.
         """
         private.check_names()
-        self._unwrapped_checks = {
+        self._check_wrappers = {
             self._calls: (ConnectionPool, blocking),
-            self._calls_of_tasks: (AsyncConnectionPool, coroutines),
+            self._async_calls: (AsyncConnectionPool, coroutines),
         }
-        of_threads = {**blocking.WRAPPERS, **(light.WRAPPERS if self._is_light else {})}
+        of_threads = {**blocking.POOL_WRAPPERS, **(light.POOL_WRAPPERS if self._is_light else {})}
         self._wrap(self._calls, (ConnectionPool, NullConnectionPool), of_threads, blocking, pool)
         self._wrap(
-            self._calls_of_tasks,
+            self._async_calls,
             (AsyncConnectionPool, AsyncNullConnectionPool),
-            {**coroutines.WRAPPERS, **(light_coroutines.WRAPPERS if self._is_light else {})},
+            {**coroutines.POOL_WRAPPERS, **(light_coroutines.POOL_WRAPPERS if self._is_light else {})},
             coroutines,
             pool_async,
         )
-        self._track_open(find_instances([*_subclasses(BasePool)]))
+        self._track_open(find_instances([BasePool, *subclasses_of(BasePool)]))
 
     def _wrap(
         self, calls: PoolCalls, owners: Sequence[type], of_pools: Mapping[str, Any], wrappers: Any, module: ModuleType
@@ -103,32 +105,32 @@ class PsycopgPoolAdapter(PsycopgDriver):
         """Wrap the methods of classes of pools, and of the classes that these use."""
         for cls, methods in (
             *((owner, of_pools) for owner in owners),
-            (module.WaitingClient, wrappers.OF_WAITING),
-            (module.ReturnConnection, wrappers.OF_RETURNING),
+            (module.WaitingClient, wrappers.WAITING_CLIENT_WRAPPERS),
+            (module.ReturnConnection, wrappers.RETURN_CONNECTION_WRAPPERS),
         ):
             for name in methods.keys() & vars(cls).keys():  # an earlier release may not have each method
                 self._replacements.wrap(cls, name, partial(methods[name], calls))
 
     def _wrap_check(self, calls: PoolCalls) -> None:
-        """Wrap the call of ``check``, once: only if a pool has one, because each checkout calls that method."""
-        owner, wrappers = self._unwrapped_checks.pop(calls, (None, None))
+        """Wrap the method that calls ``check``, as soon as a pool has a check: every checkout calls that method."""
+        owner, wrappers = self._check_wrappers.pop(calls, (None, None))
         if owner is not None:
-            self._replacements.wrap(owner, "_check_connection", partial(wrappers.OF_CHECKING, calls))
+            self._replacements.wrap(owner, "_check_connection", partial(wrappers.CHECK_WRAPPER, calls))
 
     def uninstall(self) -> None:
         """Restore the original methods."""
-        self._unwrapped_checks.clear()
+        self._check_wrappers.clear()
         self._replacements.restore()
         self._inherited.end()
 
     # Pools
 
     def _track_open(self, pools: Iterable[Any]) -> None:
-        """Track the pools that are open, and their connections, so that those count that are checked out."""
+        """Track the pools that are open, and their connections, so that the checked-out ones count."""
         pools = [each for each in pools if _is_open(each)]
-        conns = [*find_instances([*_subclasses(psycopg.BaseConnection)])] if pools else []
+        conns = [*find_instances([psycopg.BaseConnection, *subclasses_of(psycopg.BaseConnection)])] if pools else []
         for each in pools:
-            tracker = self._calls_of(each).first_use(each)
+            tracker = self._calls_of(each).tracker_for_use(each)
             if tracker is not None:
                 with ignore_errors:
                     checked_out = [conn for conn in conns if private.is_checked_out(each, conn)]
@@ -136,7 +138,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
                         tracker.slot_of(conn)
 
     def _calls_of(self, pool: Any) -> PoolCalls:
-        return self._calls_of_tasks if isinstance(pool, AsyncConnectionPool) else self._calls
+        return self._async_calls if isinstance(pool, AsyncConnectionPool) else self._calls
 
     def _track(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool, created if there is none and the pool was opened."""
@@ -152,7 +154,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
             if private.has_check(pool):
                 self._wrap_check(calls)
             is_light = self._is_light and light.is_light(pool)
-            tracker.fast_path_owner = calls.light if is_light else calls
+            tracker.fast_path_owner = calls.light_owner if is_light else calls
         return tracker
 
     # The state of a pool
@@ -163,7 +165,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
         used = 0
         if tracker is not None and tracker is not self._session.unobserved:
             used = sum(_is_used(pool, tracker, slot) for slot in tracker.slots.copy().values())
-            used += len(tracker.unseen) + tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
+            used += len(tracker.cleared) + tracker.discards.get(DiscardReason.RECLAIMED.value, 0)
         max_idle = 0 if private.is_null(pool) else pool.max_size
         return Levels(pool.min_size, pool.max_size, used, private.idle_count(pool), max_idle, closed=pool.closed)
 
@@ -176,12 +178,12 @@ class PsycopgPoolAdapter(PsycopgDriver):
         return not private.is_checked_out(pool, conn)
 
     def forget_inherited(self, pool: Any) -> int:
-        """Return the number of the parent's connections, which a pool to be repaired leaves to the parent."""
+        """Leave the parent's connections to the parent, if pools are repaired; return their number."""
         tracker: PoolTracker = getattr(pool, TRACKER_ATTR)
         tracker.fast_path_owner = None  # so that the next use calls `_track`
         self._calls_of(pool).reset_after_fork()
         parent, slots = self._origins.pop(pool, (os.getppid(), {}))
-        # Those too that the pool had taken out to check them, or that it was about to hand out.
+        # The slots include connections that the pool was checking or was about to hand out at the fork.
         known = [*private.idle_connections(pool), *(slot.ref() for slot in slots.values())]
         conns = {id(conn): conn for conn in known if conn is not None and not is_closed(conn)}
         if not pool.closed:
@@ -192,7 +194,7 @@ class PsycopgPoolAdapter(PsycopgDriver):
 def _name_of(pool: Any, target: Target) -> str | None:
     """Return the name of a pool; None if it may be a secret, or is only a number while the target is known."""
     name = str(pool.name)
-    is_number = private.NUMBERED.fullmatch(name) is not None
+    is_number = private.GENERATED_NAME.fullmatch(name) is not None
     return None if (is_number and target is not UNKNOWN) or may_hold_password(name) else name
 
 
@@ -212,10 +214,3 @@ def _is_open(pool: Any) -> bool:
 
 def _code_of(method: Any) -> Any:
     return getattr(inspect.unwrap(method), "__code__", None)
-
-
-def _subclasses(cls: type) -> Iterator[type]:
-    yield cls
-    derived: type
-    for derived in cls.__subclasses__():
-        yield from _subclasses(derived)

@@ -1,7 +1,7 @@
 """The wrappers of ``getconn`` and ``putconn`` for ``spans="off"``, which keep no record of an ordinary checkout.
 
-The benchmark ``hooked-psycopg-pool`` measures them. Each is in one piece, because a call would cost 2 %. Pools that
-connect or check connections in their callers, and all calls that are not ordinary, take the other wrappers.
+The benchmark ``hooked-psycopg-pool`` measures them. Each is in one piece, because a call would cost 2 %. The wrappers
+of `blocking` serve pools that connect or check connections in their callers, and all calls that are not ordinary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD, NO_PGCONN
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import UNKNOWN
-from otel_pgpool.instrumentation.guards import raise_if_asynchronous
+from otel_pgpool.instrumentation.guards import raise_if_external
 from otel_pgpool.pool.call_site import caller_of
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
@@ -37,7 +37,7 @@ def is_light(pool: Any) -> bool:
 
 def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``getconn``."""
-    light_waits, light, connection = calls.light_waits, calls.light, calls.connection
+    light_waits, light_owner, connection_code = calls.light_waits, calls.light_owner, calls.connection_code
     watch, unobserved, slow_path = calls.watch, calls.unobserved, blocking.wrap_getconn(calls, original)
 
     @wraps(original)
@@ -49,7 +49,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
         if (
-            tracker is None or tracker.fast_path_owner is not light or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
+            tracker is None or tracker.fast_path_owner is not light_owner or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
         ):
             return original(self, timeout) if tracker is unobserved else slow_path(self, timeout)
         started = monotonic()
@@ -71,7 +71,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
                 first = _getframe(1)
             except ValueError:  # no Python caller, as for a greenlet's first function
                 first = _getframe()
-            if first.f_code is connection:  # called by contextlib, which the application calls
+            if first.f_code is connection_code:  # called by contextlib, which the application calls
                 first = getattr(first.f_back, "f_back", None) or first
             if (second := first.f_back) is None:
                 second = first
@@ -119,7 +119,7 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
             pgconn = conn.pgconn
             status = pgconn.transaction_status
         except Exception as error:  # noqa: BLE001 - a connection of the application's own class
-            raise_if_asynchronous(error)
+            raise_if_external(error)
             pgconn, status = NO_PGCONN, UNKNOWN
         try:
             result = original(self, conn)
@@ -136,5 +136,5 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
     return putconn
 
 
-WRAPPERS = {"getconn": wrap_getconn, "putconn": wrap_putconn}
+POOL_WRAPPERS = {"getconn": wrap_getconn, "putconn": wrap_putconn}
 """The wrapper of each method of a pool, in place of those of `blocking`."""

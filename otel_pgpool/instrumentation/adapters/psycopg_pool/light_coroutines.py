@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def wrap_getconn(calls: PoolCalls, original: Method) -> Any:  # noqa: C901 - the functions inside count
     """Wrap ``getconn``."""
-    light_waits, light, watch, me = calls.light_waits, calls.light, calls.watch, calls.me
+    light_waits, light_owner, watch, current_key = calls.light_waits, calls.light_owner, calls.watch, calls.current_key
     slow_path = coroutines.wrap_getconn(calls, original)._self_wrapper  # noqa: SLF001 - wrapt's name of the function
 
     def getconn(wrapped: Method, pool: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -42,7 +42,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:  # noqa: C901 - the
             renew()
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
         if (
-            tracker is None or tracker.fast_path_owner is not light or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
+            tracker is None or tracker.fast_path_owner is not light_owner or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
         ):
             return slow_path(wrapped, pool, args, kwargs)
         task = running_task()
@@ -51,20 +51,20 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:  # noqa: C901 - the
 
     @wraps(original)
     async def check_out(
-        pool: Any, getting: Method, tracker: PoolTracker, holder: tuple[Any, TaskReference | None], stack: Stack
+        pool: Any, acquire: Method, tracker: PoolTracker, holder: tuple[Any, TaskReference | None], stack: Stack
     ) -> Any:
         started = monotonic()
         try:
-            conn = await getting()
+            conn = await acquire()
         except BaseException as error:
-            _, checkout = light_waits.pop(me(), (None, None))
+            _, checkout = light_waits.pop(current_key(), (None, None))
             if checkout is None:
                 checkout = tracker.start_in_task(stack, holder[1])
                 checkout.started = started
             calls.failed(tracker, checkout, error)
             raise
         try:
-            if light_waits and (waited := light_waits.pop(me(), None)) is not None:
+            if light_waits and (waited := light_waits.pop(current_key(), None)) is not None:
                 calls.acquired(*waited, conn)
                 return conn
             tracker.idle_checkouts += 1
@@ -80,7 +80,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:  # noqa: C901 - the
             raise
         return conn
 
-    calls.light_code = check_out.__code__  # type: ignore[attr-defined]  # the type of `wraps` has none
+    calls.light_getconn_code = check_out.__code__  # type: ignore[attr-defined]  # the type of `wraps` has none
     return FunctionWrapper(original, getconn)
 
 
@@ -111,5 +111,5 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
     return putconn
 
 
-WRAPPERS = {"getconn": wrap_getconn, "putconn": wrap_putconn}
+POOL_WRAPPERS = {"getconn": wrap_getconn, "putconn": wrap_putconn}
 """The wrapper of each method of a pool, in place of those of `coroutines`."""

@@ -1,10 +1,10 @@
 """The private parts of psycopg_pool, which offers no other way to observe a wait, a connect or a closed connection.
 
 Checked on psycopg_pool 3.2.0 to 3.3.3. If one of those in `METHODS` and `ATTRIBUTES` is gone, nothing is wrapped: the
-pools stay uninstrumented, with a log record. Without one of the times a discard may have another reason, and without
-one of ``_resolve_conninfo``, ``_resolve_kwargs``, ``_reset_connection`` and ``_close_connection`` an error is reported
-without the callback that raised. A subclass may have replaced any of them, so the functions may raise anything where
-they do not say otherwise.
+pools stay uninstrumented, with a log record. If one of the times is gone, a discard may have another reason. If one of
+``_resolve_conninfo``, ``_resolve_kwargs``, ``_reset_connection`` and ``_close_connection`` is gone, an error is
+reported without the callback that raised. A subclass may have replaced any of them, so the functions may raise anything
+where they do not say otherwise.
 
 | name | meaning |
 | --- | --- |
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-NUMBERED = re.compile("pool-[0-9]+")
-"""The names that psycopg_pool makes up."""
+GENERATED_NAME = re.compile("pool-[0-9]+")
+"""The names that psycopg_pool generates for pools."""
 
-SWEEPS = ("close", "drain", "check", "_shrink_pool")
+IDLE_CLOSING_METHODS = ("close", "drain", "check", "_shrink_pool")
 """The methods that close idle connections; `drain` exists since 3.3."""
 
-OF_POOLS = (
+POOL_METHODS = (
     *("open", "wait", "connection", "getconn", "putconn", "close", "check"),
     *("_add_connection", "_check_connection", "_connect", "_shrink_pool"),
 )
 METHODS: dict[type, tuple[str, ...]] = {
-    ConnectionPool: OF_POOLS,
-    AsyncConnectionPool: OF_POOLS,
+    ConnectionPool: POOL_METHODS,
+    AsyncConnectionPool: POOL_METHODS,
     pool.WaitingClient: ("conn", "set", "wait"),
     pool_async.WaitingClient: ("conn", "set", "wait"),
     pool.ReturnConnection: ("_run",),
@@ -152,7 +152,7 @@ def has_reset(pool: Any) -> bool:
 def failed_callback(error: BaseException) -> tuple[str, Any]:
     """Return the name of the callback that has made a connect fail, and the connection that the callback got.
 
-    The name is empty if it was the connect itself, or if that cannot be read; None is returned for no connection.
+    The name is empty if no callback has failed, or if that cannot be read. The connection is None if there was none.
     """
     with ignore_errors:
         for frame, _line in walk_tb(error.__traceback__):
@@ -185,13 +185,13 @@ def waiting_pool(frame: FrameType) -> Any:
     return frame.f_locals.get("self")
 
 
-def received(client: Any) -> Any:
-    """Return the connection that a place in the queue has received; None if there is none."""
+def received_connection(client: Any) -> Any:
+    """Return the connection that a waiter has received; None if there is none."""
     return getattr(client, "conn", None)
 
 
-def returned(task: Any) -> tuple[Any, bool]:
-    """Return the connection that a ``ReturnConnection`` is about, and whether ``getconn`` has given it back."""
+def connection_to_reset(task: Any) -> tuple[Any, bool]:
+    """Return the connection that a worker resets, and whether ``getconn`` has released it, after a failed check."""
     return task.conn, bool(task.from_getconn)
 
 

@@ -1,6 +1,6 @@
 """The steps that are recorded around a method of a pool, with and without asyncio.
 
-A step gets the calls, the object of the method, the method's name, and the arguments. It returns a context manager for
+A step gets the `PoolCalls`, and the object, the name and the arguments of the method. It returns a context manager for
 the time of the call, or None if there is nothing to record. The context manager gives a function, which is called with
 the method's result.
 """
@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
-from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import status_of
+from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import pgconn_of
 from otel_pgpool.runtime.fork import is_here, keep_from_forking, renew
 
 if TYPE_CHECKING:
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
     from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
 
-HasReturned = Callable[[Any], object]
-Recording = AbstractContextManager[HasReturned]
+OnResult = Callable[[Any], object]
+Recording = AbstractContextManager[OnResult]
 Step = Callable[..., Recording | None]
 
 
-def ignore(_result: object) -> None:
+def ignore_result(_result: object) -> None:
     """Do nothing with the result of a method."""
 
 
 @contextmanager
-def opening(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[HasReturned]:
-    """Record a constructor or ``open``, so that a pool is reported before its first checkout."""
-    yield ignore
+def opening(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[OnResult]:
+    """Track a pool after its constructor or ``open``, so that the pool is reported before its first checkout."""
+    yield ignore_result
     calls.opened(pool)
 
 
 def waiting_for_pool(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> None:
-    """Record ``wait``, which a forked child may call before its first checkout."""
+    """Track a pool at its ``wait``, which a forked child may call before its first checkout."""
     if not is_here:
         renew()
     calls.opened(pool)
@@ -51,9 +51,9 @@ def checking(calls: PoolCalls, pool: Any, _method: str, conn: Any) -> Recording 
 
 
 @contextmanager
-def _checking(calls: PoolCalls, conn: Any) -> Iterator[HasReturned]:
+def _checking(calls: PoolCalls, conn: Any) -> Iterator[OnResult]:
     try:
-        yield ignore
+        yield ignore_result
     except BaseException as error:
         calls.check_failed(conn, error)
         raise
@@ -66,16 +66,16 @@ def connecting(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs
 
 
 @contextmanager
-def adding(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[HasReturned]:
+def adding_connection(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[OnResult]:
     """Record the work of a worker that connects."""
     try:
-        yield ignore
+        yield ignore_result
     finally:
         with keep_from_forking():  # a child would inherit the telemetry's locks
             calls.worker_done(pool)
 
 
-def closing(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> None:
+def closing_connection(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> None:
     """Record the error for which a pool closes a connection that it was to reset."""
     error = sys.exc_info()[1]
     if error is not None and private.is_handled_by_reset(error):
@@ -83,27 +83,28 @@ def closing(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> None:
 
 
 def handing_over(calls: PoolCalls, _client: Any, _method: str, conn: Any) -> Recording | None:
-    """Record that a place in the queue receives a connection, under the pool's lock."""
-    me = calls.me()
-    return nullcontext(partial(calls.fresh.answered, me, conn)) if calls.fresh.offer(me, conn) else None
+    """Record a worker's hand-over to a waiter. Called under the pool's lock."""
+    worker, connects = calls.current_key(), calls.worker_connects
+    is_new = connects.begin_hand_over(worker, conn)
+    return nullcontext(partial(connects.end_hand_over, worker, conn)) if is_new else None
 
 
 @contextmanager
-def resetting(calls: PoolCalls, task: Any, _method: str, pool: Any) -> Iterator[HasReturned]:
+def resetting(calls: PoolCalls, task: Any, _method: str, pool: Any) -> Iterator[OnResult]:
     """Record the work of a worker that resets a released connection."""
-    conn, from_getconn = private.returned(task)
-    status = status_of(conn)
+    conn, from_getconn = private.connection_to_reset(task)
+    _pgconn, status = pgconn_of(conn)
     try:
-        yield ignore
+        yield ignore_result
     finally:
         calls.reset_by_worker(pool, conn, status, from_getconn=from_getconn)
 
 
 @contextmanager
-def sweeping(calls: PoolCalls, pool: Any, method: str, *_args: Any, **_kwargs: Any) -> Iterator[HasReturned]:
+def closing_idle(calls: PoolCalls, pool: Any, method: str, *_args: Any, **_kwargs: Any) -> Iterator[OnResult]:
     """Record a method that closes idle connections."""
-    idle = calls.idle_before(pool)
+    idle = calls.idle_before_closing(pool)
     try:
-        yield ignore
+        yield ignore_result
     finally:
-        calls.swept(pool, method, idle)
+        calls.idle_closed(pool, method, idle)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.engine.interfaces import AdaptedConnection
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import current_greenlet, driver_connection, record_of
-from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_asynchronous
+from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_external
 from otel_pgpool.pool.checkout import ManualCheckout
 from otel_pgpool.runtime.clock import monotonic
 
@@ -42,11 +42,11 @@ class EngineCheckout(ManualCheckout):
     """The error for which SQLAlchemy replaces the connection; reset afterwards, as an error keeps its frames."""
 
 
-LightRequest = tuple["PoolTracker", "Stack", float]
-"""A checkout without a connection, as long as there is nothing to report: tracker, call sites and start."""
+LightCall = tuple["PoolTracker", "Stack", float]
+"""A light checkout that has no connection yet: the tracker, the call sites and the start."""
 
 LightHold = tuple["PoolTracker", "weakref.ref[Any]"]
-"""A checkout with a connection, which its tracker keeps in the light form: the tracker, and SQLAlchemy's fairy."""
+"""A light checkout that holds a connection: the tracker, and SQLAlchemy's fairy. The tracker keeps the rest."""
 
 
 def is_light(session: InstrumentationSession) -> bool:
@@ -56,7 +56,7 @@ def is_light(session: InstrumentationSession) -> bool:
 
 def driver_of(tracker: PoolTracker) -> EngineDriver:
     """Return the driver of a pool's connections."""
-    adapter: Any = tracker.adapter  # an `EnginePools`
+    adapter: Any = tracker.adapter  # an `EnginePoolReader`
     driver: EngineDriver = adapter.driver
     return driver
 
@@ -69,14 +69,14 @@ def is_dropped(checkout: EngineCheckout) -> bool:
     return checkout.fairy() is None
 
 
-def closed_of(conn: Any, tracker: PoolTracker) -> bool:
+def is_connection_closed(conn: Any, tracker: PoolTracker) -> bool:
     """Return whether a connection is closed; False if that is unknown."""
     try:
         closed: bool = conn.closed
     except AttributeError:
         return driver_of(tracker).is_closed(driver_connection(conn))
     except Exception as error:  # noqa: BLE001 - the hot path, hence no context manager
-        raise_if_asynchronous(error)
+        raise_if_external(error)
         return False
     return closed
 
@@ -88,21 +88,21 @@ def driver_error(error: BaseException, driver: EngineDriver) -> BaseException:
     return cause if cause is not None and driver.is_error(cause) and not driver.is_error(error) else error
 
 
-def key_of(conn: Any) -> int:
+def call_key_of(conn: Any) -> int:
     """Return the key of the call in progress that has opened or uses a connection."""
-    return key_here(is_async=isinstance(conn, AdaptedConnection))
+    return current_call_key(is_async=isinstance(conn, AdaptedConnection))
 
 
-def key_here(*, is_async: bool) -> int:
+def current_call_key(*, is_async: bool) -> int:
     """Return the key of the call in progress here: of a thread, or of SQLAlchemy's greenlet in a task."""
     return id(current_greenlet()) if is_async else threading.get_ident()
 
 
-def record_of_request(request: EngineCheckout | LightRequest) -> EngineCheckout:
-    """Return the record of a checkout without a connection. Called by the thread that has requested it."""
-    if isinstance(request, EngineCheckout):
-        return request
-    tracker, stack, started = request
+def record_of_call(call: EngineCheckout | LightCall) -> EngineCheckout:
+    """Return the record of a checkout that has no connection yet. Only the thread of the checkout may call this."""
+    if isinstance(call, EngineCheckout):
+        return call
+    tracker, stack, started = call
     checkout = EngineCheckout()
     checkout.tracker = tracker
     return tracker.start_with(checkout, stack, started)
@@ -111,7 +111,7 @@ def record_of_request(request: EngineCheckout | LightRequest) -> EngineCheckout:
 def record_of_hold(held: LightHold, conn: Any) -> EngineCheckout | None:
     """Return the record of a light checkout that holds a connection; None if the tracker has ended it.
 
-    The tracker may have made the record already. It is no `EngineCheckout`, but gets the attributes of one.
+    The tracker may have made the record before. That record is no `EngineCheckout`, but gets the attributes of one.
     """
     tracker, fairy = held
     slot = tracker.slots.get(id(conn))
@@ -122,8 +122,8 @@ def record_of_hold(held: LightHold, conn: Any) -> EngineCheckout | None:
     return checkout
 
 
-class UnknownRequest:
-    """A call of ``Pool.connect`` in progress, of a pool without an engine that is not known yet."""
+class UnknownPoolCall:
+    """A call of ``Pool.connect`` in progress, for a pool without an engine that is not tracked yet."""
 
     def __init__(self) -> None:
         self.started = monotonic()
@@ -133,25 +133,25 @@ class UnknownRequest:
 
 
 class CheckoutTable:
-    """The checkouts in progress. The dictionaries are never replaced, so that others may refer to them.
+    """The checkouts in progress. The dictionaries are never replaced, because wrappers refer to them.
 
-    A light checkout gets its record as soon as it is looked up.
+    The methods of this class replace a light checkout by its record.
     """
 
     def __init__(self) -> None:
-        # Those without a connection yet, by `key_here`.
-        self.in_progress: dict[int, EngineCheckout | LightRequest] = {}
-        self.unknown: dict[int, UnknownRequest] = {}  # likewise, by `key_here`
+        # Checkouts that have no connection yet, by `current_call_key`.
+        self.in_progress: dict[int, EngineCheckout | LightCall] = {}
+        self.unknown_calls: dict[int, UnknownPoolCall] = {}  # by `current_call_key`
         self.held: dict[int, EngineCheckout | LightHold] = {}  # by id of the connection
         self.closed_while_held: dict[int, EngineCheckout] = {}  # by id of the record, which outlives its connection
         self.trackers: weakref.WeakKeyDictionary[Record, PoolTracker] = weakref.WeakKeyDictionary()
 
-    def requested(self, key: int) -> EngineCheckout | None:
+    def checkout_of_call(self, key: int) -> EngineCheckout | None:
         """Return the checkout in progress of a call; None if there is none."""
-        request = self.in_progress.get(key)
-        if request is None:
+        call = self.in_progress.get(key)
+        if call is None:
             return None
-        record = self.in_progress[key] = record_of_request(request)
+        record = self.in_progress[key] = record_of_call(call)
         return record
 
     def held_by(self, conn: Any) -> EngineCheckout | None:
@@ -167,7 +167,7 @@ class CheckoutTable:
         return record
 
     def mark_closed_while_held(self, checkout: EngineCheckout, conn: Any, record: Record) -> None:
-        """Look up a checkout by SQLAlchemy's record from now on: its connection is closed before the release."""
+        """Note that a connection is closed before its release, so that its checkout is found by SQLAlchemy's record."""
         self.closed_while_held[id(record)] = checkout
         self.held.pop(id(conn), None)
 
@@ -188,5 +188,5 @@ class CheckoutTable:
             with ignore_errors:
                 fairy: Any = fairy_ref()
                 inherited.add(record_of(fairy), fairy.dbapi_connection, driver_of(tracker), tracker.name)
-        for known in (self.in_progress, self.unknown, self.held, self.closed_while_held):
+        for known in (self.in_progress, self.unknown_calls, self.held, self.closed_while_held):
             known.clear()

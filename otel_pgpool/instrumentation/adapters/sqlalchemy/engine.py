@@ -12,7 +12,7 @@ from sqlalchemy.pool import AssertionPool, QueuePool, SingletonThreadPool, Stati
 from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_dialect
-from otel_pgpool.instrumentation.adapters.sqlalchemy.private import creator_of, engine_behind, pool_records, queue_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.private import creator_of, engine_behind, pool_records, queue_state
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.text import may_hold_password, printable
@@ -29,18 +29,18 @@ TARGET_KEYS = ("host", "port", "dbname", "user")
 def read_levels(pool: Any) -> Levels:
     """Return the levels of a pool, or those of its tracker if the pool keeps none."""
     if isinstance(pool, QueuePool):
-        records, max_overflow, overflow = queue_of(pool)
+        records, max_overflow, overflow = queue_state(pool)
         size = pool.size()
         limit = 0 if max_overflow < 0 else size + max_overflow
         idle = sum(is_connected(record) for record in records)
         used = max(0, size - len(records) + overflow)  # negative for a pool that was disposed of
-        return Levels(0, limit, used, idle, size or None)  # a size of 0 keeps them all
+        return Levels(0, limit, used, idle, size or None)  # with a size of 0, QueuePool keeps all connections
     tracker = getattr(pool, TRACKER_ATTR, None)  # None for a pool that is not tracked yet
     held = 0 if tracker is None else len(tracker.held) + len(tracker.light)
     if isinstance(pool, (StaticPool, AssertionPool)):
         idle = not held and any(map(is_connected, pool_records(pool)))
         return Levels(0, 1, min(held, 1), int(idle), 1)
-    if isinstance(pool, SingletonThreadPool):  # more threads than its size only make it close connections
+    if isinstance(pool, SingletonThreadPool):  # no limit: above its size, the pool closes connections of other threads
         connected = sum(map(is_connected, pool_records(pool)))
         return Levels(0, 0, held, max(0, connected - held), pool.size)
     return Levels(0, 0, held, 0, 0)
@@ -60,7 +60,7 @@ def engine_of(given: Any) -> Engine | None:
 
 
 def pool_owner(engine: Engine) -> Engine:
-    """Return the original of an engine from ``execution_options``, because the latter may be collected earlier."""
+    """Return an engine, or the original of one that ``execution_options`` has made, which may soon be collected."""
     while (behind := engine_behind(engine)) is not None:
         engine = behind
     return engine

@@ -13,13 +13,13 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
-    closed_of,
+    call_key_of,
+    current_call_key,
     driver_error,
     driver_of,
+    is_connection_closed,
     is_dropped,
     is_light,
-    key_here,
-    key_of,
     record_of_hold,
 )
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import (
@@ -107,32 +107,32 @@ class EventListeners:
 
     @never_raise
     def _connecting(self, dialect: Any, _record: Record, args: Any, parameters: Any) -> None:
-        key = key_here(is_async=getattr(dialect, "is_async", False))
-        request = self._table.requested(key)
-        if request is not None:
-            # These include connect_args, which are not in the URL.
-            request.tracker.target_known(driver_of(request.tracker).target(tuple(args), parameters))
-            request.connect_began = monotonic()
-            request.tracker.connects.connecting.add(key)
+        key = current_call_key(is_async=getattr(dialect, "is_async", False))
+        checkout = self._table.checkout_of_call(key)
+        if checkout is not None:
+            # The parameters include ``connect_args``, which are not in the URL.
+            checkout.tracker.target_known(driver_of(checkout.tracker).target(tuple(args), parameters))
+            checkout.connect_began = monotonic()
+            checkout.tracker.connects.connecting.add(key)
 
     @never_raise
     def _connected(self, conn: Any, record: Record) -> None:
         before = self._closed_while_held.pop(id(record), None)
-        if before is not None:  # a StaticPool has replaced its connection: no release of the former will be seen
+        if before is not None:  # a StaticPool has replaced a connection, whose release will not be observed
             before.tracker.released(before, Outcome.DISCARDED)
-        key = key_of(conn)
-        request = self._table.requested(key)
-        if request is not None:
+        key = call_key_of(conn)
+        checkout = self._table.checkout_of_call(key)
+        if checkout is not None:
             conn = driver_connection(conn)
-            began, request.connect_began, request.connected, request.lost = request.connect_began, None, True, None
+            began, checkout.connect_began, checkout.connected, checkout.lost = checkout.connect_began, None, True, None
             if began is None:
-                began = request.wait_ended or request.started
-                request.tracker.target_known(driver_of(request.tracker).target_of_connection(conn))
-            request.tracker.connects.connecting.discard(key)
-            request.tracker.connected(began, conn, request.caller)
-            self._table.trackers[record] = request.tracker
-        elif key in self._table.unknown:
-            self._table.unknown[key].is_connected = True
+                began = checkout.wait_ended or checkout.started
+                checkout.tracker.target_known(driver_of(checkout.tracker).target_of_connection(conn))
+            checkout.tracker.connects.connecting.discard(key)
+            checkout.tracker.connected(began, conn, checkout.caller)
+            self._table.trackers[record] = checkout.tracker
+        elif key in self._table.unknown_calls:
+            self._table.unknown_calls[key].is_connected = True
 
     def _checked_in(self, conn: Any, record: Record) -> None:
         try:
@@ -140,11 +140,11 @@ class EventListeners:
                 renew()
             checkout: Any = self._held.pop(id(conn), None) or self._closed_while_held.pop(id(record), None)
             if checkout is None:
-                if id(conn) in self._inherited:  # such a connection must not return to the pool
+                if id(conn) in self._inherited:  # this connection of the parent must not get back into the pool
                     record.dbapi_connection = None
-            elif checkout.fairy() is None:  # as `is_dropped`
+            elif checkout.fairy() is None:  # repeats `is_dropped`
                 self._session.defer(partial(checkout.tracker.released, checkout, Outcome.RECLAIMED))
-            elif conn is None or closed_of(conn, checkout.tracker):
+            elif conn is None or is_connection_closed(conn, checkout.tracker):
                 checkout.tracker.released(checkout, Outcome.DISCARDED)
             else:
                 checkout.tracker.released(checkout)
@@ -152,7 +152,7 @@ class EventListeners:
             self.guard.log_error(error)
 
     def _checked_in_lightly(self, conn: Any, record: Record) -> None:
-        """Handle the release of a light checkout; all others, and those with anything to report, get a record."""
+        """Handle the release of a light checkout. If there is anything to report, it gets a record first."""
         try:
             if not is_here:
                 renew()
@@ -165,8 +165,8 @@ class EventListeners:
                     held_for = monotonic() - light[0]
                     try:
                         is_closed = conn.closed
-                    except Exception:  # noqa: BLE001 - likewise
-                        is_closed = closed_of(conn, tracker)
+                    except Exception:  # noqa: BLE001 - a connection of the application's own class
+                        is_closed = is_connection_closed(conn, tracker)
                     if held_for < tracker.long_hold and fairy() is not None and not is_closed:
                         tracker.hold_seconds += held_for
                         return
@@ -174,19 +174,19 @@ class EventListeners:
                 hold = record_of_hold(hold, conn)
             if hold is not None:
                 self._held[key] = hold
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - as in `never_raise`
             self.guard.log_error(error)
         self._checked_in(conn, record)
 
     @never_raise
     def _invalidated(self, conn: Any, record: Record, error: BaseException | None) -> None:
-        held, request = self._table.held_by(conn), self._table.requested(key_of(conn))
-        known = held or request
+        held, acquiring = self._table.held_by(conn), self._table.checkout_of_call(call_key_of(conn))
+        known = held or acquiring
         if known is None:
             return
         driver = driver_of(known.tracker)
         cause = None if error is None else driver_error(error, driver)
-        reason = _reason_of(cause, driver, is_held=held is not None)
+        reason = _invalidation_reason(cause, driver, is_held=held is not None)
         own = driver_connection(conn)
         if held is not None:
             self._table.mark_closed_while_held(held, conn, record)
@@ -194,13 +194,13 @@ class EventListeners:
             held.tracker.slots.pop(slot.key, None)
             discarded = partial(held.tracker.discarded, slot, reason, cause, held)
             self._session.defer(discarded) if is_dropped(held) else discarded()
-        elif request is not None:
+        elif acquiring is not None:
             if cause is not None:
-                request.connected, request.lost, request.wait_ended = False, cause, monotonic()
-            if isinstance(cause, DisconnectionError):  # only after this error SQLAlchemy tries another connection
-                request.retried(Attempt(monotonic(), error_type(cause), 0.0), None)
-                request.tracker.retries += 1
-            request.tracker.discarded(request.tracker.slot_of(own), reason, cause, request)
+                acquiring.connected, acquiring.lost, acquiring.wait_ended = False, cause, monotonic()
+            if isinstance(cause, DisconnectionError):  # the only error after which SQLAlchemy tries another connection
+                acquiring.retried(Attempt(monotonic(), error_type(cause), 0.0), None)
+                acquiring.tracker.retries += 1
+            acquiring.tracker.discarded(acquiring.tracker.slot_of(own), reason, cause, acquiring)
 
     @never_raise
     def _detached(self, conn: Any, _record: Record) -> None:
@@ -209,7 +209,7 @@ class EventListeners:
             return
         self._held.pop(id(conn), None)
         slot = held.tracker.slot_of(driver_connection(conn))
-        if is_dropped(held):  # SQLAlchemy detaches what it cannot roll back outside of its event loop
+        if is_dropped(held):  # outside of the event loop, SQLAlchemy cannot roll back, and detaches the connection
             self._session.defer(partial(held.tracker.reclaim, slot))
         else:
             held.tracker.released(held, Outcome.DISCARDED)
@@ -224,18 +224,18 @@ class EventListeners:
         slot = None if tracker is None else tracker.slots.get(id(driver_connection(conn)))
         if tracker is None or slot is None:  # discarded as broken before
             return
-        discarded = partial(tracker.discarded, slot, self._why_closed(tracker.pool, conn, record))
+        discarded = partial(tracker.discarded, slot, self._close_reason(tracker.pool, conn, record))
         self._session.defer(discarded) if is_collecting_here() else discarded()
 
-    def _why_closed(self, pool: Any, conn: Any, record: Record) -> DiscardReason:
+    def _close_reason(self, pool: Any, conn: Any, record: Record) -> DiscardReason:
         if isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and 0 < pool.size() <= pool.checkedin()):
             return DiscardReason.IDLE  # released to a pool that was full
-        if key_of(conn) not in self._in_progress:
+        if call_key_of(conn) not in self._in_progress:
             return DiscardReason.DRAINED  # by ``dispose``
         return DiscardReason.DRAINED if is_invalidated(record) else DiscardReason.EXPIRED
 
 
-def _reason_of(cause: BaseException | None, driver: EngineDriver, *, is_held: bool) -> DiscardReason:
+def _invalidation_reason(cause: BaseException | None, driver: EngineDriver, *, is_held: bool) -> DiscardReason:
     """Return why SQLAlchemy has invalidated a connection."""
     if cause is None:  # the application asked to close it
         return DiscardReason.RETURNED_CLOSED

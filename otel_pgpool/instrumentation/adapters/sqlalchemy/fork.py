@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
 
-ENDING = ("do_rollback", "do_close", "do_terminate")
+ENDING_METHODS = ("do_rollback", "do_close", "do_terminate")
 """Methods of a dialect by which a pool ends a transaction or a connection at its release."""
 
 
@@ -36,7 +36,7 @@ class InheritedConnections:
         # By id, with the driver; kept alive, so that no id is reused. Never replaced.
         self.conns: dict[int, tuple[Any, EngineDriver]] = {}
         self._uncounted: dict[int, str] = {}  # name of the pool, by id of the connection
-        self._abandoned: list[Record] = []  # kept alive, because a driver's finalizer may warn, or wake its event loop
+        self._kept_alive: list[Record] = []  # because a driver's finalizer may warn, or wake its event loop
         self._dialects: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def add(self, record: Record, conn: Any, driver: EngineDriver, pool_name: str) -> None:
@@ -53,18 +53,18 @@ class InheritedConnections:
             del self._uncounted[key]
         return len(added)
 
-    def abandon(self, idle: list[Record], driver: EngineDriver) -> None:
-        """Close the sockets of the parent's idle connections in this process."""
-        self._abandoned += idle
+    def close_sockets(self, idle: list[Record], driver: EngineDriver) -> None:
+        """Close the sockets of the parent's idle connections in this process, and keep the records alive."""
+        self._kept_alive += idle
         for record in idle:
             with ignore_errors:  # closed already
-                driver.abandon(driver_connection(record.dbapi_connection))
+                driver.close_socket(driver_connection(record.dbapi_connection))
 
     def protect(self, dialect: Any) -> None:
-        """Wrap the methods of a dialect."""
+        """Wrap the methods of a dialect that a release calls."""
         if dialect not in self._dialects:
             self._dialects.add(dialect)
-            for name in ENDING:
+            for name in ENDING_METHODS:
                 original = getattr(dialect, name, None)  # SQLAlchemy before 1.4.42 cannot terminate
                 if original is not None:
                     setattr(dialect, name, self._unless_inherited(original, vars(dialect).get(name)))
@@ -72,7 +72,7 @@ class InheritedConnections:
     def restore_dialects(self) -> None:
         """Restore the dialects' methods, except where third-party code has wrapped them since."""
         for dialect in [*self._dialects]:
-            for name in ENDING:
+            for name in ENDING_METHODS:
                 now = vars(dialect).get(name)
                 if getattr(now, "inherited", None) is self:
                     if now.before is None:

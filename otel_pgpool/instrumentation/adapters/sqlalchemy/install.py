@@ -15,7 +15,7 @@ from wrapt import FunctionWrapper
 from otel_pgpool.instrumentation.adapters.base import Installation
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.adapters.sqlalchemy import light
-from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable, is_light, key_here
+from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable, current_call_key, is_light
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import DATABASE, driver_of_dialect
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import (
     engine_name,
@@ -27,7 +27,7 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import (
 )
 from otel_pgpool.instrumentation.adapters.sqlalchemy.events import EventListeners
 from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
-from otel_pgpool.instrumentation.adapters.sqlalchemy.pools import EnginePools
+from otel_pgpool.instrumentation.adapters.sqlalchemy.pool_reader import EnginePoolReader
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import dialect_of
 from otel_pgpool.instrumentation.adapters.sqlalchemy.wrappers import EngineCalls
 from otel_pgpool.instrumentation.guards import ignore_errors
@@ -51,7 +51,7 @@ class SqlalchemyAdapter(Installation):
         self._inherited = InheritedConnections()
         self._events = EventListeners(session, self._table, self._inherited, self._engine_disposed)
         self._calls = EngineCalls(session, self._table, self._track_engine, self._track_pool)
-        self._pools: dict[EngineDriver, EnginePools] = {}
+        self._readers: dict[EngineDriver, EnginePoolReader] = {}
         self._engines: weakref.WeakKeyDictionary[Engine, PoolTracker] = weakref.WeakKeyDictionary()
         self._replacements = Replacements()
 
@@ -66,7 +66,7 @@ class SqlalchemyAdapter(Installation):
     def check_observable(cls, given: Any) -> None:
         """Raise an error if an engine, or a pool, is one of another database.
 
-        A pool without an engine need not know its database.
+        A pool without an engine may be accepted although its database is unknown.
         """
         engine, database = engine_of(given), None
         with ignore_errors:  # a dialect of the application may raise
@@ -97,7 +97,9 @@ class SqlalchemyAdapter(Installation):
         wrap(Pool, "connect", self._calls.wrap_pool_connect)
         wrap(SingletonThreadPool, "connect", self._calls.wrap_pool_connect)  # it has its own
         wrap(Queue, "get", partial(self._calls.wrap_queue_get, key=get_ident))
-        wrap(AsyncAdaptedQueue, "get", partial(self._calls.wrap_queue_get, key=partial(key_here, is_async=True)))
+        wrap(
+            AsyncAdaptedQueue, "get", partial(self._calls.wrap_queue_get, key=partial(current_call_key, is_async=True))
+        )
         for engine in find_instances({Engine}):  # so that a pool is reported before its next checkout
             with ignore_errors:  # a dialect of the application may raise
                 if isinstance(engine.pool, QueuePool) and any(read_levels(engine.pool)[2:4]):
@@ -112,7 +114,7 @@ class SqlalchemyAdapter(Installation):
     # Which pools are tracked
 
     def _track_engine(self, engine: Engine) -> PoolTracker | None:
-        """Return the tracker of an engine's pool, which continues that of its previous pool; None on failure."""
+        """Return the tracker of an engine's pool, which continues that of the previous pool; None on failure."""
         try:
             engine = pool_owner(engine)
             pool, predecessor = engine.pool, self._engines.get(engine)
@@ -126,7 +128,7 @@ class SqlalchemyAdapter(Installation):
             self._inherited.protect(engine.dialect)
             tracker = self._session.track(
                 pool,
-                self._pools_on(driver),
+                self._reader_on(driver),
                 name=engine_name(engine),
                 target=engine_target(engine),
                 predecessor=predecessor,
@@ -134,7 +136,7 @@ class SqlalchemyAdapter(Installation):
             )
             if tracker is not None:
                 self._engines[engine] = tracker
-                tracker.fast_path_owner = self._calls.of_tasks if engine.dialect.is_async else self._calls
+                tracker.fast_path_owner = self._calls.async_owner if engine.dialect.is_async else self._calls
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self._session.guard.log_error(error)
             return None
@@ -146,11 +148,11 @@ class SqlalchemyAdapter(Installation):
             return None
         self._inherited.protect(dialect_of(pool))
         target = driver.target_of_connection(conn)
-        return self._session.track(pool, self._pools_on(driver), name=pool_name(pool, target), target=target)
+        return self._session.track(pool, self._reader_on(driver), name=pool_name(pool, target), target=target)
 
-    def _pools_on(self, driver: EngineDriver) -> EnginePools:
-        """Return the adapter that the trackers of pools on a driver get."""
-        return self._pools.setdefault(driver, EnginePools(driver, self._table, self._inherited))
+    def _reader_on(self, driver: EngineDriver) -> EnginePoolReader:
+        """Return the reader for the trackers of pools on a driver."""
+        return self._readers.setdefault(driver, EnginePoolReader(driver, self._table, self._inherited))
 
     def _engine_disposed(self, engine: Engine) -> None:
         """Track the engine's new pool. Callers that still wait for the old pool stay included in the levels."""

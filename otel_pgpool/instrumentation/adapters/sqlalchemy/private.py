@@ -43,7 +43,7 @@ def _getcurrent() -> Callable[[], Any]:
 def keep_has_events() -> Iterator[None]:
     """Restore ``_has_events``, the flag of engines whose statements have listeners.
 
-    A listener for ``engine_disposed`` sets the flag. It slows down each statement, and ``dispose`` does not need it.
+    A listener for ``engine_disposed`` sets the flag, which slows down each statement. The listener works without it.
     """
     had_events = Engine._has_events
     yield
@@ -51,13 +51,13 @@ def keep_has_events() -> Iterator[None]:
 
 
 def reset_has_events(dialect: Any) -> None:
-    """Reset the same flag of a dialect from which the last listener was removed."""
+    """Reset ``_has_events`` of a dialect from which the last listener was removed."""
     if not any(getattr(dialect.dispatch, name, ()) for name in DIALECT_EVENTS):
         dialect.__dict__.pop("_has_events", None)
 
 
 def engine_behind(engine: Engine) -> Engine | None:
-    """Return the engine from which ``execution_options`` has made another; None if this is the first."""
+    """Return the engine from which ``execution_options`` has made this one; None if this one is an original."""
     return getattr(engine, "_proxied", None)
 
 
@@ -71,7 +71,7 @@ def dialect_of(pool: Any) -> Any:
     return pool._dialect
 
 
-def queue_of(pool: QueuePool) -> tuple[list[Record], int, int]:
+def queue_state(pool: QueuePool) -> tuple[list[Record], int, int]:
     """Return the idle records of a pool, the maximum of its overflow (-1 for no limit), and its overflow.
 
     The public methods take the lock of the pool's queue, and count slots that have lost their connection as idle.
@@ -80,7 +80,7 @@ def queue_of(pool: QueuePool) -> tuple[list[Record], int, int]:
 
 
 def _queued(queue: Any) -> list[Record]:
-    """Return the records in a queue: SQLAlchemy's own, or its adapter of asyncio's, which exists from the first use."""
+    """Return the records in SQLAlchemy's own queue, or in its adapter of asyncio's, which creates that on first use."""
     if hasattr(queue, "queue"):
         return list(queue.queue)
     of_asyncio = vars(queue).get("_queue")

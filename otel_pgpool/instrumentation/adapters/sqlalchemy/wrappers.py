@@ -1,10 +1,10 @@
 """The wrappers of SQLAlchemy's methods that acquire connections, and of the method in which callers wait.
 
 SQLAlchemy has no event for the start or the failure of an acquire, so events do not show how long a caller waited.
-Every connection of an engine is acquired by ``Engine.raw_connection``, which also has the URL. ``Pool.connect`` is for
-pools without an engine, which are recognised by their first connection. Neither method distinguishes a wait for a
-release from a slow check of an idle connection (``pool_pre_ping``, a listener of the application). A pool waits in the
-``get`` of its queue and nowhere else.
+Every connection of an engine is acquired by ``Engine.raw_connection``, whose engine also has the URL. ``Pool.connect``
+is wrapped for pools without an engine, which are recognized by their first connection. Neither method distinguishes a
+wait for a release from a slow check of an idle connection (``pool_pre_ping``, a listener of the application). A pool
+waits in the ``get`` of its queue and nowhere else.
 
 The wrappers are plain functions: the benchmark ``hooked-sqlalchemy`` measures them, and one of wrapt is slower.
 """
@@ -22,16 +22,16 @@ from sqlalchemy.util.queue import Empty
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
     EngineCheckout,
-    UnknownRequest,
+    UnknownPoolCall,
+    current_call_key,
     driver_error,
     driver_of,
-    key_here,
 )
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_connection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_create_engine
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import driver_connection, record_of
 from otel_pgpool.instrumentation.adapters.sqlalchemy.tasks import start_in_greenlet
-from otel_pgpool.instrumentation.guards import never_raise, raise_if_asynchronous
+from otel_pgpool.instrumentation.guards import never_raise, raise_if_external
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
 from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered
 from otel_pgpool.runtime.clock import monotonic
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.session import InstrumentationSession
 
-BETWEEN = SkippedModules("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
-"""Modules to skip in the search for the application's call site: ``with engine.begin()``, a wrapped ``connect``."""
+SKIPPED_MODULES = SkippedModules("sqlalchemy", "contextlib", "opentelemetry", "wrapt")
+"""Modules to skip in the search for the application's call site, as inside ``with engine.begin()``."""
 
 
 class EngineCalls:
@@ -75,7 +75,7 @@ class EngineCalls:
         self._in_progress = table.in_progress
         self._held = table.held
         self.watch = session.watch
-        self.of_tasks = object()
+        self.async_owner = object()
         """The owner of the fast path of asynchronous engines' pools, which tasks use."""
         self._track_engine = track_engine
         self._track_pool = track_pool
@@ -84,7 +84,7 @@ class EngineCalls:
         self, original: Callable[..., Any], depth: int = 1
     ) -> Callable[..., Any]:
         """Wrap ``Engine.raw_connection``, which the application's code calls through ``depth`` wrappers."""
-        calls, of_tasks = self, self.of_tasks
+        calls, async_owner = self, self.async_owner
         track_engine, check_out, call_untracked = self._track_engine, self._check_out, self._call_untracked
         in_progress, unobserved = self._in_progress, self._session.unobserved
 
@@ -99,18 +99,18 @@ class EngineCalls:
             except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
                 tracker = None
             except Exception as error:  # noqa: BLE001 - an engine that the application has built itself
-                raise_if_asynchronous(error)
+                raise_if_external(error)
                 tracker = None
             if tracker is None or tracker.fast_path_owner is not calls:
                 if tracker is unobserved and not in_progress:
                     return original(engine, *args, **kwargs)
                 if tracker is unobserved:
                     return call_untracked(original, engine, *args, **kwargs)
-                if tracker is None or tracker.fast_path_owner is not of_tasks:
+                if tracker is None or tracker.fast_path_owner is not async_owner:
                     tracker = track_engine(engine)
                 if tracker is None:
                     return call_untracked(original, engine, *args, **kwargs)
-                if tracker.fast_path_owner is of_tasks:
+                if tracker.fast_path_owner is async_owner:
                     return check_out(
                         tracker, _getframe(), lambda engine: original(engine, *args, **kwargs), engine, in_task=True
                     )
@@ -126,8 +126,8 @@ class EngineCalls:
 
     def wrap_pool_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap ``Pool.connect``."""
-        calls, of_tasks, requested = self, self.of_tasks, self.table.requested
-        check_out, check_out_from_unknown = self._check_out, self._check_out_from_unknown
+        calls, async_owner, checkout_of_call = self, self.async_owner, self.table.checkout_of_call
+        check_out, check_out_from_unknown_pool = self._check_out, self._check_out_from_unknown_pool
         unobserved = self._session.unobserved
 
         @wraps(original)
@@ -137,14 +137,14 @@ class EngineCalls:
             except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
                 tracker = None
             except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
-                raise_if_asynchronous(error)
+                raise_if_external(error)
                 tracker = None
-            if tracker is not None and tracker.fast_path_owner is calls:  # its engine's ``raw_connection`` tracks this
+            if tracker is not None and tracker.fast_path_owner is calls:  # `raw_connection` of its engine records this
                 return original(pool)
-            if tracker is unobserved or (tracker is not None and tracker.fast_path_owner is of_tasks):  # the same
+            if tracker is unobserved or (tracker is not None and tracker.fast_path_owner is async_owner):
                 return original(pool)
-            request = requested(threading.get_ident())
-            if (request is not None and request.tracker is tracker) or made_by_create_engine(pool):
+            checkout = checkout_of_call(threading.get_ident())
+            if (checkout is not None and checkout.tracker is tracker) or made_by_create_engine(pool):
                 return original(pool)
             if not is_here:
                 renew()
@@ -153,75 +153,85 @@ class EngineCalls:
             except ValueError:
                 frame = _getframe()
             if tracker is None:
-                return check_out_from_unknown(pool, original, frame)
+                return check_out_from_unknown_pool(pool, original, frame)
             return check_out(tracker, frame, original, pool)
 
         return connect
 
     def wrap_queue_get(self, original: Callable[..., Any], key: Callable[[], int]) -> Callable[..., Any]:
         """Wrap the ``get`` of a pool's queue; ``key`` returns the key of the call in progress."""
-        in_progress, requested = self._in_progress, self.table.requested
-        unknown, get_unknown = self.table.unknown, self._get_unknown
+        in_progress, checkout_of_call = self._in_progress, self.table.checkout_of_call
+        unknown_calls, get_in_unknown_pool = self.table.unknown_calls, self._get_in_unknown_pool
 
         @wraps(original)
         def get(queue: Any, block: Any = True, timeout: float | None = None) -> Any:  # noqa: FBT002 - its signature
             if not block:
                 return original(queue, block, timeout)
             if key() not in in_progress:
-                return get_unknown(original, queue, block, timeout) if unknown else original(queue, block, timeout)
+                if unknown_calls:
+                    return get_in_unknown_pool(original, queue, block, timeout)
+                return original(queue, block, timeout)
             try:
                 return original(queue, False)  # noqa: FBT003 - its signature
             except Empty:  # without a context manager, which would cost a tenth of the whole checkout
                 pass
-            request = requested(key())
-            if request is None or request.queued is not None:
+            checkout = checkout_of_call(key())
+            if checkout is None or checkout.queued is not None:
                 return original(queue, block, timeout)
-            request.tracker.enqueued(request)
+            checkout.tracker.enqueued(checkout)
             try:
                 return original(queue, block, timeout)
             finally:
-                request.wait_ended = monotonic()
+                checkout.wait_ended = monotonic()
 
         return get
 
-    def _get_unknown(self, get: Callable[..., Any], queue: Any, block: Any, timeout: float | None) -> Any:
+    def _get_in_unknown_pool(self, get: Callable[..., Any], queue: Any, block: Any, timeout: float | None) -> Any:
         """Call the ``get`` of a queue, and note the wait if the pool is not known yet."""
-        request = self.table.unknown.get(threading.get_ident())
-        if request is None or request.queued is not None:
+        call = self.table.unknown_calls.get(threading.get_ident())
+        if call is None or call.queued is not None:
             return get(queue, block, timeout)
         try:
             return get(queue, False)
         except Empty:
             pass
-        request.queued = monotonic()
+        call.queued = monotonic()
         try:
             return get(queue, block, timeout)
         finally:
-            request.wait_ended = monotonic()
+            call.wait_ended = monotonic()
 
     def _check_out(
         self,
         tracker: PoolTracker,
         frame: FrameType,
-        request: Callable[[Any], Any],
+        acquire: Callable[[Any], Any],
         subject: Any,
         *,
         in_task: bool = False,
     ) -> Any:
-        """Record a checkout by a call of ``request`` with an engine or a pool, in a thread or in a task's greenlet."""
+        """Record a checkout, made by a call of ``acquire`` in a thread or in a task's greenlet.
+
+        Args:
+            tracker: the tracker of the pool.
+            frame: the frame of the caller.
+            acquire: the method to call.
+            subject: its argument, an engine or a pool.
+            in_task: whether a task calls.
+        """
         in_progress, held = self._in_progress, self._held
         checkout = EngineCheckout()
         checkout.tracker = tracker
         if in_task:
             key = start_in_greenlet(checkout, frame)
         else:
-            tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN))
+            tracker.start_with(checkout, call_sites_fast_filtered(frame, SKIPPED_MODULES))
             key = threading.get_ident()
         outer = in_progress.get(key)
         in_progress[key] = checkout
         try:
             try:
-                fairy = request(subject)
+                fairy = acquire(subject)
             finally:
                 if outer is None:
                     in_progress.pop(key, None)
@@ -230,11 +240,11 @@ class EngineCalls:
             try:
                 conn, checkout.fairy = fairy.dbapi_connection, weakref.ref(fairy)
             except Exception as error:  # noqa: BLE001 - third-party code may return any object
-                raise_if_asynchronous(error)
+                raise_if_external(error)
                 conn = None
             connection_key = id(conn)
             if conn is None or connection_key in held:
-                self.hand_over(checkout, fairy, conn)
+                self.record_hand_over(checkout, fairy, conn)
             else:
                 held[connection_key] = checkout
                 tracker.acquired(checkout, driver_connection(conn) if in_task else conn)
@@ -243,7 +253,7 @@ class EngineCalls:
             raise
         return fairy
 
-    def hand_over(self, checkout: EngineCheckout, fairy: Any, conn: Any) -> None:
+    def record_hand_over(self, checkout: EngineCheckout, fairy: Any, conn: Any) -> None:
         """Record that a checkout received a connection, which may be checked out already, or not be SQLAlchemy's."""
         tracker, before = checkout.tracker, self.table.held_by(conn)
         if conn is None:
@@ -251,7 +261,8 @@ class EngineCalls:
             tracker.released(checkout)
             return
         if before is not None and before.fairy() is fairy:
-            # A thread takes its own connection again, of which only the last release is seen: it ends the first hold.
+            # The thread has acquired its own connection again. Only the last release is observed, so it ends the first
+            # hold.
             slot = tracker.slot_of(driver_connection(conn))
             slot.checkout = None
             tracker.acquired(checkout, driver_connection(conn))
@@ -278,29 +289,29 @@ class EngineCalls:
         cause = driver_error(error, driver)
         began = checkout.connect_began
         if began is None and not checkout.connected and driver.is_error(cause) and cause is not checkout.lost:
-            began = checkout.wait_ended or checkout.started  # a creator of the application, for which there is no event
+            began = checkout.wait_ended or checkout.started  # the application's creator has connected, without an event
         if began is not None:
             tracker.connect_failed(began, cause, checkout.caller)
-            tracker.connects.connecting.discard(key_here(is_async=checkout.caller is not None))
+            tracker.connects.connecting.discard(current_call_key(is_async=checkout.caller is not None))
         timed_out = isinstance(error, QueuePoolTimeout)
         if timed_out and checkout.queued is None:
             tracker.enqueued_at(checkout, checkout.started)
         tracker.failed(checkout, cause, PoolErrorType.TIMEOUT if timed_out else None)
 
-    def _check_out_from_unknown(self, pool: Any, request: Callable[[Any], Any], frame: FrameType) -> Any:
+    def _check_out_from_unknown_pool(self, pool: Any, acquire: Callable[[Any], Any], frame: FrameType) -> Any:
         """Check out from an unknown pool without an engine; track the pool if its connections are PostgreSQL's.
 
-        The checkout is recorded afterwards, with what was noted meanwhile.
+        The checkout is recorded afterwards, with the times that `UnknownPoolCall` has stored.
         """
         key = threading.get_ident()
-        unknown = self.table.unknown[key] = UnknownRequest()
+        unknown = self.table.unknown_calls[key] = UnknownPoolCall()
         try:
-            fairy = self._call_untracked(request, pool)
+            fairy = self._call_untracked(acquire, pool)
         except BaseException as error:
-            self._failed_from_unknown(pool, unknown, frame, error)
+            self._failed_from_unknown_pool(pool, unknown, frame, error)
             raise
         finally:
-            self.table.unknown.pop(key, None)
+            self.table.unknown_calls.pop(key, None)
         try:
             conn = fairy.dbapi_connection
             driver = driver_of_connection(conn) if self._session.is_on else None
@@ -309,32 +320,36 @@ class EngineCalls:
                 self._session.ignore(pool)
             if tracker is not None:
                 self.table.trackers[record_of(fairy)] = tracker
-                checkout = self._start_unknown(tracker, unknown, frame)
+                checkout = self._start_from_unknown_pool(tracker, unknown, frame)
                 if unknown.is_connected:
                     tracker.connected(unknown.wait_ended or unknown.started, conn)
                 checkout.fairy = weakref.ref(fairy)
-                self.hand_over(checkout, fairy, conn)
+                self.record_hand_over(checkout, fairy, conn)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.log_error(error)
         return fairy
 
     @never_raise
-    def _failed_from_unknown(self, pool: Any, unknown: UnknownRequest, frame: FrameType, error: BaseException) -> None:
-        """Record a failed checkout, if another thread has made the pool known meanwhile."""
+    def _failed_from_unknown_pool(
+        self, pool: Any, unknown: UnknownPoolCall, frame: FrameType, error: BaseException
+    ) -> None:
+        """Record a failed checkout, if the pool is tracked by now, because of a call in another thread."""
         tracker = getattr(pool, TRACKER_ATTR, None)
         if isinstance(tracker, PoolTracker) and tracker.watch is self.watch:
-            self.failed(self._start_unknown(tracker, unknown, frame), error)
+            self.failed(self._start_from_unknown_pool(tracker, unknown, frame), error)
 
-    def _start_unknown(self, tracker: PoolTracker, unknown: UnknownRequest, frame: FrameType) -> EngineCheckout:
+    def _start_from_unknown_pool(
+        self, tracker: PoolTracker, unknown: UnknownPoolCall, frame: FrameType
+    ) -> EngineCheckout:
         """Start the checkout of a pool that has become known during the call."""
         checkout = EngineCheckout()
         checkout.tracker, checkout.wait_ended = tracker, unknown.wait_ended
-        tracker.start_with(checkout, call_sites_fast_filtered(frame, BETWEEN), unknown.started)
+        tracker.start_with(checkout, call_sites_fast_filtered(frame, SKIPPED_MODULES), unknown.started)
         if unknown.queued is not None:
             tracker.enqueued_at(checkout, unknown.queued)
         return checkout
 
-    def _call_untracked(self, request: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _call_untracked(self, acquire: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Check out from an engine that is not observed.
 
         The checkout in progress is hidden meanwhile, so that the other engine's events are not attributed to it.
@@ -342,7 +357,7 @@ class EngineCalls:
         thread = threading.get_ident()
         outer = self._in_progress.pop(thread, None)
         try:
-            return request(*args, **kwargs)
+            return acquire(*args, **kwargs)
         finally:
             if outer is not None:
                 self._in_progress[thread] = outer

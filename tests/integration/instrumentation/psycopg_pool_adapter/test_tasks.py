@@ -489,7 +489,7 @@ def test_quiet(dsn: str) -> None:
             assert stats.checkouts == {"idle": 2, "queued": 1, "new": 0}
             assert (stats.timeouts, stats.errors, stats.queued) == (1, 1, 3)
             assert (tracker.light, tracker.held, tracker.waiting) == ({}, {}, {})
-            assert not tracker.adapter._calls_of_tasks.light_waits  # type: ignore[attr-defined]
+            assert not tracker.adapter._async_calls.light_waits  # type: ignore[attr-defined]
             await no_connects(pool)
 
     with quietly():

@@ -16,12 +16,12 @@ DATABASE = "postgresql"
 """Name of the dialects that are observed."""
 
 CLASSES = {
-    "psycopg2": "psycopg2:Psycopg2OfEngines",
-    "psycopg": "psycopg:PsycopgOfEngines",
-    "asyncpg": "asyncpg:AsyncpgOfEngines",
-    "pg8000": "pg8000:Pg8000OfEngines",
+    "psycopg2": "psycopg2:Psycopg2EngineDriver",
+    "psycopg": "psycopg:PsycopgEngineDriver",
+    "asyncpg": "asyncpg:AsyncpgEngineDriver",
+    "pg8000": "pg8000:Pg8000EngineDriver",
 }
-"""By the name that a dialect gives to its driver, which is the name of the driver's module: our class for it."""
+"""The class for each driver, by the name of the driver's module, which is also a dialect's name for the driver."""
 
 UNKNOWN_DRIVER = EngineDriver()
 
@@ -29,7 +29,7 @@ _known: dict[str, EngineDriver] = {}
 
 
 def driver_named(name: object) -> EngineDriver:
-    """Return the driver of that name; one that knows nothing if there is none, or if it cannot be imported."""
+    """Return the driver of that name; `UNKNOWN_DRIVER` if there is none, or if it cannot be imported."""
     driver = _known.get(str(name))
     if driver is None:
         driver = UNKNOWN_DRIVER
@@ -48,7 +48,7 @@ def driver_of_dialect(dialect: Any) -> EngineDriver | None:
 
 
 def driver_of_connection(conn: Any) -> EngineDriver | None:
-    """Return the driver to which a connection belongs; None if it is none of PostgreSQL's."""
+    """Return the driver of a connection; None if it is not a connection to PostgreSQL."""
     return next((driver for driver in _loaded() if driver.own_connection(conn) is not None), None)
 
 

@@ -8,9 +8,9 @@ from asyncpg.connection import Connection
 from asyncpg.exceptions import PostgresError
 
 from otel_pgpool.instrumentation.adapters.asyncpg import private
-from otel_pgpool.instrumentation.adapters.asyncpg.driver import OF_NETWORK, Asyncpg
+from otel_pgpool.instrumentation.adapters.asyncpg.driver import NETWORK_ERRORS, Asyncpg
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments, target_of_connection
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, unwrapped_instance
 from otel_pgpool.instrumentation.guards import ignore_errors
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from otel_pgpool.driver.target import Target
 
 
-class AsyncpgOfEngines(Asyncpg, EngineDriver):
+class AsyncpgEngineDriver(Asyncpg, EngineDriver):
     """The driver asyncpg."""
 
     def own_connection(self, conn: Any) -> Any:
         """Return asyncpg's connection inside the proxies of agents; None if there is none."""
-        return own_of(conn, (Connection,))
+        return unwrapped_instance(conn, (Connection,))
 
     def is_closed(self, conn: Any) -> bool:
         """Return whether a connection is closed."""
@@ -34,7 +34,7 @@ class AsyncpgOfEngines(Asyncpg, EngineDriver):
 
     def is_error(self, error: BaseException | None) -> bool:
         """Return whether asyncpg raised an error, or the event loop for asyncpg."""
-        return isinstance(error, (PostgresError, *OF_NETWORK))
+        return isinstance(error, (PostgresError, *NETWORK_ERRORS))
 
     is_refusal = EngineDriver.is_refusal  # an error of the application's own callback is no refusal of a connect
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class EngineDriver(Driver):
     """The interface between the adapter of SQLAlchemy and a driver: connections, errors and the arguments of a connect.
 
-    The methods of this class are those of a driver of which nothing is known.
+    The methods of this class itself serve for a driver that is not known.
     """
 
     def own_connection(self, conn: Any) -> Any:  # noqa: ARG002 - the interface
@@ -46,7 +46,7 @@ class EngineDriver(Driver):
     def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
         """Return the target of the arguments of a connect, without raising and without calling the application.
 
-        SQLAlchemy has read them from a URL. They may also be the parts of the URL, named as libpq names them.
+        The arguments are those that SQLAlchemy has read from a URL, or the parts of the URL, named as libpq names them.
         """
         given = {key: kwargs.get(key) for key in ("host", "port", "user")}
         given["dbname"] = kwargs.get("database", kwargs.get("dbname"))
@@ -67,7 +67,7 @@ class EngineDriver(Driver):
         """
         return int(conn.fileno())
 
-    def abandon(self, conn: Any) -> None:
+    def close_socket(self, conn: Any) -> None:
         """Close the socket of a parent's idle connection in a forked child, without a byte to the server."""
         replace_socket(self.fileno(conn))
 
@@ -76,7 +76,7 @@ class EngineDriver(Driver):
         replace_socket(self.fileno(conn))
 
 
-def own_of(conn: Any, classes: tuple[type, ...]) -> Any:
+def unwrapped_instance(conn: Any, classes: tuple[type, ...]) -> Any:
     """Return the connection of one of these classes inside the proxies of agents; None if there is none."""
     own = unwrapped(conn)
     return own if issubclass(type(own), classes) else None

@@ -15,7 +15,7 @@ from pg8000.exceptions import DatabaseError, Error
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.system_texts import text_of_system
 from otel_pgpool.driver.target import UNKNOWN, Target
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, unwrapped_instance
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.text import printable, text_of
 from otel_pgpool.types import TransactionStatus
@@ -34,12 +34,12 @@ STATUSES = {
 OWN_TEXTS = frozenset(("network error", "communication error", "connection is closed"))
 
 
-class Pg8000OfEngines(EngineDriver):
+class Pg8000EngineDriver(EngineDriver):
     """The driver pg8000."""
 
     def own_connection(self, conn: Any) -> Any:
         """Return pg8000's connection inside the proxies of agents; None if there is none."""
-        return own_of(conn, (CoreConnection,))
+        return unwrapped_instance(conn, (CoreConnection,))
 
     def backend_pid(self, conn: Any) -> int:
         """Return the process id of a connection's backend; 0 if it is unknown."""
@@ -84,7 +84,7 @@ class Pg8000OfEngines(EngineDriver):
         return super().target(args, kwargs)
 
     def target_of_connection(self, conn: Any) -> Target:
-        """Return the server of a connection, which has forgotten the database."""
+        """Return the server of a connection, without the database, which pg8000 does not store."""
         with ignore_errors:
             host, port = self.own_connection(conn)._usock.getpeername()[:2]
             return Target(host, port, "", f"{host}:{port}", frozenset((host, str(port))))

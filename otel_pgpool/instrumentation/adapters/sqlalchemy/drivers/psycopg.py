@@ -9,7 +9,7 @@ import psycopg
 
 from otel_pgpool.instrumentation.adapters.psycopg.driver import Psycopg
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments, target_of_connection
-from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, own_of
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, unwrapped_instance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from otel_pgpool.driver.target import Target
 
 
-class PsycopgOfEngines(Psycopg, EngineDriver):
+class PsycopgEngineDriver(Psycopg, EngineDriver):
     """The driver psycopg 3."""
 
     def own_connection(self, conn: Any) -> Any:
         """Return psycopg's connection inside the proxies of agents; None if there is none."""
-        return own_of(conn, (psycopg.Connection, psycopg.AsyncConnection))
+        return unwrapped_instance(conn, (psycopg.Connection, psycopg.AsyncConnection))
 
     def is_error(self, error: BaseException | None) -> bool:
         """Return whether psycopg raised an error."""
@@ -34,13 +34,13 @@ class PsycopgOfEngines(Psycopg, EngineDriver):
         return target_of_arguments(conninfo, {**kwargs}, in_url=True)
 
     def target_of_connection(self, conn: Any) -> Target:
-        """Return the target of a connection, as libpq knows it."""
+        """Return the target of a connection, as libpq reports it."""
         return target_of_connection(conn)
 
     def fileno(self, conn: Any) -> int:
         """Return the descriptor of a connection's socket."""
         return int(conn.pgconn.socket)
 
-    def abandon(self, conn: Any) -> None:
+    def close_socket(self, conn: Any) -> None:
         """Close the socket; psycopg itself closes only what its own process has opened."""
         os.close(self.fileno(conn))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from otel_pgpool.driver.target import Target
 
 
-class Psycopg2OfEngines(Psycopg2, EngineDriver):
+class Psycopg2EngineDriver(Psycopg2, EngineDriver):
     """The driver psycopg2."""
 
     def own_connection(self, conn: Any) -> Any:
@@ -34,10 +34,10 @@ class Psycopg2OfEngines(Psycopg2, EngineDriver):
         return target_of_arguments(args, kwargs, in_url=True)
 
     def target_of_connection(self, conn: Any) -> Target:
-        """Return the target of a connection, as libpq knows it."""
+        """Return the target of a connection, as libpq reports it."""
         parameters = parameters_of(conn)
         return target_of_parameters(parameters) if parameters else UNKNOWN
 
-    def abandon(self, conn: Any) -> None:
+    def close_socket(self, conn: Any) -> None:
         """Close the socket; psycopg2 itself closes only what its own process has opened."""
         os.close(self.fileno(conn))

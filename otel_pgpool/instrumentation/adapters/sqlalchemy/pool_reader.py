@@ -1,4 +1,4 @@
-"""SQLAlchemy's pools on one driver, as their trackers see them."""
+"""The interface through which trackers read SQLAlchemy's pools and their connections."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
 
-OF_DRIVER = ("ask_backend_pid", "backend_pid", "error_type", "is_refusal", "server_address", "transaction_status")
-"""Methods that are the driver's own."""
+DRIVER_METHODS = ("ask_backend_pid", "backend_pid", "error_type", "is_refusal", "server_address", "transaction_status")
+"""Methods that a reader has from its driver."""
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-class EnginePools(PoolReader):
-    """The pools on one driver, which answers for their connections and errors.
+class EnginePoolReader(PoolReader):
+    """The reader of all pools on one driver. Its methods for connections and errors are the driver's.
 
     Args:
         driver: the driver.
@@ -42,14 +42,14 @@ class EnginePools(PoolReader):
         self.driver = driver
         self._table = table
         self._inherited = inherited
-        for name in OF_DRIVER:
+        for name in DRIVER_METHODS:
             setattr(self, name, getattr(driver, name))
 
     def levels(self, pool: Any) -> Levels:
         """Return the levels of a pool, or those of its tracker if the pool keeps none."""
         return read_levels(pool)
 
-    def target(self, pool: Any) -> PoolTarget:  # noqa: ARG002 - only its engine or a connection knows
+    def target(self, pool: Any) -> PoolTarget:  # noqa: ARG002 - the interface
         """Return an unknown target: a pool has none, only its engine and its connections do."""
         return UNKNOWN
 
@@ -65,7 +65,7 @@ class EnginePools(PoolReader):
         """
         self._table.leave_held_to_parent(self._inherited)
         idle = reset_pool(pool)
-        self._inherited.abandon(idle, self.driver)
+        self._inherited.close_sockets(idle, self.driver)
         self._table.leave_to_parent(pool, idle, self._inherited)
         return len(idle) + self._inherited.count(getattr(pool, TRACKER_ATTR).name)
 
