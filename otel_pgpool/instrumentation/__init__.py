@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
 
 from otel_pgpool.instrumentation.choices import Choices
 from otel_pgpool.instrumentation.options import InstrumentationOptions, chosen_kinds
+from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ ADAPTERS = {
 
 Another kind of pool is added before ``instrument()``: see ``docs/extending.md``.
 """
+
+OTHERS_OPTIONS = ("logger_provider", "event_logger_provider")
+"""Options that programs pass to every instrumentor, which this one does not need."""
 
 # Guards the adapters and the choices of single pools. Reentrant: a signal handler may call `instrument_pool`.
 _lock = threading.RLock()
@@ -72,8 +76,10 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
     def _instrument(self, **options: Any) -> None:
         known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")
         try:
-            for option in options.keys() - {*known}:
-                logger.debug("PgPoolInstrumentor has no option %r", option)
+            for option in sorted(options.keys() - {*known, *OTHERS_OPTIONS}):
+                logger.warning(
+                    "PgPoolInstrumentor has no option %r, which is ignored; it has %s", option, ", ".join(known)
+                )
             given = {option: options[option] for option in known if option in options}
             kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
             _replace(InstrumentationOptions.of(**given), kinds)
@@ -158,3 +164,14 @@ def _remove() -> None:
         installed, _installed = _installed, None
         if installed is not None:
             installed.remove()
+
+
+def _renew_locks() -> None:
+    """Replace the locks in a forked child, because another thread of the parent may have held them."""
+    global _lock  # noqa: PLW0603 - one for the whole process
+    _lock = threading.RLock()
+    if _installed is not None:
+        _installed.renew_lock()
+
+
+fork.register(_renew_locks)

@@ -54,6 +54,10 @@ class InstalledAdapters:
         self.installed: dict[str, Installation] = {}  # by module
         self._begun: set[str] = set()  # modules whose adapter is installed, or is being installed
         self._is_removed = False
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Create the lock, anew in a forked child."""
         self._lock = threading.RLock()  # reentrant, because a signal handler may call `instrument_pool`
 
     def install_on_import(self) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from otel_pgpool.instrumentation.adapters.base import Levels, PoolReader
+    from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.stats import PoolStats
 
 
@@ -36,17 +37,17 @@ RELEASE_WITHIN = 1.0
 """Seconds within which the holder of a connection releases it, if the garbage collector closes the holder's code."""
 
 LightCheckout = tuple[Any, ...]
-"""The time of the hand-over, the holder, and code and instruction of up to four call sites, innermost first.
+"""The time of the request or of the hand-over, the holder, and code and instruction of up to four call sites.
 
-The holder is a thread, or a pair of a thread and a reference to a task, or None instead of the reference.
+No light checkout waits between the two times. The innermost call site is the first. The holder is a thread, or a pair
+of a thread and a reference to a task, or None instead of the reference.
 """
 
 
 def from_light(light: LightCheckout, slot: Slot) -> ManualCheckout:
     """Return the record of a checkout in the light form."""
-    acquired, holder, *stack = light
-    frames = dict.fromkeys(places(tuple(stack)))  # a short stack contains its last call site several times
-    checkout = begin(acquired, tuple(chain.from_iterable(frames)))
+    acquired, holder = light[:2]
+    checkout = begin(acquired, _stack_of(light))
     _set_holder(checkout, holder)
     checkout.is_observed = False
     checkout.path = CheckoutPath.IDLE.value
@@ -54,6 +55,10 @@ def from_light(light: LightCheckout, slot: Slot) -> ManualCheckout:
     checkout.slot = slot
     checkout.held = True
     return checkout
+
+
+def _stack_of(light: LightCheckout) -> Stack:
+    return tuple(chain.from_iterable(dict.fromkeys(places(light[2:]))))  # a short one repeats its last call site
 
 
 def _set_holder(checkout: ManualCheckout, holder: Any) -> None:
@@ -235,6 +240,7 @@ class OpenCheckouts(figures.Counters):
             return None
         if removed is not light:  # the connection was released and checked out again in between
             checkout.acquired = checkout.started = removed[0]
+            checkout.stack = _stack_of(removed)
             _set_holder(checkout, removed[1])
         return checkout
 

@@ -93,7 +93,10 @@ def fork_repair(_value: object, environ: Mapping[str, str]) -> bool:
 
 
 def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, str] = os.environ) -> frozenset[str]:
-    """Return the kinds of pools to instrument. Names that are not known are logged, and the others count.
+    """Return the kinds of pools to instrument.
+
+    Unknown names are logged, and the others count. If all are unknown, every kind is instrumented. A name may be
+    written as that of the distribution, such as ``psycopg-pool``.
 
     Args:
         value: the names, or one name; None to read ``OTEL_PGPOOL_POOLS``, of which the default is all.
@@ -110,10 +113,13 @@ def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, st
         logger.error("%s; the pools of all libraries are instrumented", invalid_option(option, value, accepted))
         return frozenset(known)
     names = [value] if isinstance(value, str) else [*value]
-    for name in names:
-        if name not in known:
-            logger.error("%s; this name is ignored", invalid_option(option, name, accepted))
-    return frozenset(name for name in names if name in known)
+    kinds = {name: str(name).strip().lower().replace("-", "_") for name in names}
+    chosen = frozenset(kinds.values()) & frozenset(known)
+    effect = "this name is ignored" if chosen else "the pools of all libraries are instrumented"
+    for name, kind in kinds.items():
+        if kind not in known:
+            logger.error("%s; %s", invalid_option(option, name, accepted), effect)
+    return chosen if chosen or not names else frozenset(known)
 
 
 def _read_or_default(

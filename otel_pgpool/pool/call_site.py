@@ -41,7 +41,9 @@ class SkippedModules(dict[str, bool]):
     def __init__(self, *packages: str) -> None:
         self._packages = packages
 
-    def __missing__(self, module: str) -> bool:
+    def __missing__(self, module: object) -> bool:
+        if not isinstance(module, str):  # code that was run with globals of its own
+            return False
         package = module.partition(".")[0]
         is_own = package == OWN_PACKAGE and not module.startswith(OWN_PROGRAM)
         self[module] = skipped = is_own or package in self._packages

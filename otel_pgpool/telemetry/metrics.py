@@ -129,7 +129,9 @@ def _is_named(ended: Collection[str]) -> Callable[[dict[str, Any]], bool]:
     return lambda attributes: attributes.get(names.ATTR_POOL_NAME) in ended
 
 
-_lock = threading.Lock()  # guards the creation of instruments; taken neither by callbacks nor by finalizers
+# Guards the creation of instruments. Reentrant: a signal handler, or a generator that the garbage collector closes, may
+# use a new pool meanwhile.
+_lock = threading.RLock()
 _instruments: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
 _default: list[Instruments] = []
 
@@ -148,7 +150,7 @@ def instruments(provider: MeterProvider | None) -> Instruments:
 
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - the parent may have held it at the moment of the fork
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for known in [*_default, *_instruments.values()]:
         known.reset_after_fork()
 

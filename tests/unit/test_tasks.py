@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.pending_connects import REPORT_AFTER
 from otel_pgpool.instrumentation.session import InstrumentationSession
-from otel_pgpool.pool.call_site import SkippedModules, path_to, task_call_sites
+from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered, path_to, task_call_sites
 from otel_pgpool.runtime.tasks import TaskReference, running_task
 from otel_pgpool.telemetry.task_stacks import task_stack_of
 from otel_pgpool.types import PoolErrorType
@@ -417,3 +417,10 @@ def test_threads_do_not_import_asyncio() -> None:
         "assert 'otel_pgpool.runtime.tasks' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_code_without_the_name_of_a_module() -> None:
+    """Code that a program runs with globals of its own is the application's."""
+    names: dict[str, Any] = {"__name__": None, "call_sites": call_sites_fast_filtered, "skipped": SkippedModules()}
+    exec("import sys\ndef checkout(): return call_sites(sys._getframe(), skipped)", names)  # noqa: S102
+    assert names["checkout"]()[0] is names["checkout"].__code__

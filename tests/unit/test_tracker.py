@@ -16,10 +16,12 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from psycopg2.pool import PoolError
 
 from otel_pgpool.instrumentation.adapters.base import Levels
+from otel_pgpool.instrumentation.open_checkouts import LightCheckout
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.pending_connects import REPORT_AFTER
 from otel_pgpool.instrumentation.session import InstrumentationSession
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
+from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import NEVER
 from otel_pgpool.runtime.thread_cache import here
 from otel_pgpool.telemetry.sdk_internals import CLOSED, OPEN
@@ -258,6 +260,25 @@ def test_light_checkout_is_promoted(tracker: PoolTracker) -> None:
     assert (list(tracker.held), tracker.light) == ([checkout], {})
     assert 3 <= tracker.stats().oldest_hold <= monotonic() - began
     tracker.released(checkout)
+
+
+def test_light_checkout_that_another_follows_meanwhile(tracker: PoolTracker) -> None:
+    """If the connection is released and checked out again during the promotion, the record is that of the new hold."""
+    conn, other = FakeConnection(12), FakeConnection(13)
+    acquire_lightly(tracker, conn)
+    acquire_lightly(tracker, other)
+    follower = tracker.light.pop(id(other))
+    follower = (follower[0] + 1, "follower", *call_sites(sys._getframe()))
+
+    class Followed(dict[int, LightCheckout]):
+        def pop(self, key: int, default: Any = None) -> Any:
+            super().pop(key, default)
+            return follower
+
+    tracker.light = Followed(tracker.light)
+    checkout = tracker.promote_checkout_of(conn)
+    assert checkout is not None
+    assert (checkout.acquired, checkout.thread, checkout.stack) == (follower[0], "follower", follower[2:])
 
 
 def test_light_checkout_of_a_connection_that_is_gone(tracker: PoolTracker) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import pytest
 from psycopg2.extensions import connection
 from psycopg2.pool import AbstractConnectionPool, PoolError, SimpleConnectionPool, ThreadedConnectionPool
 
+import otel_pgpool.instrumentation as hook
+from otel_pgpool import PgPoolInstrumentor
 from tests.support.database import IN_TRANSACTION, ask
 from tests.support.forked_pools import DEEDS, end_by_putconn_key, states, use, warm
 from tests.support.instrumentation import EXHAUSTED, instrumented, lent, name_of, quietly, tracker_of
@@ -436,3 +439,28 @@ def test_error_of_the_child_is_not_the_parents(signals: Signals, dsn: str) -> No
 
         assert int(in_child(child)) == 1
         assert signals.logged("outage_started") == []
+
+
+def test_locks_that_another_thread_held_at_the_fork(instrumentation: None) -> None:
+    """A child can end the instrumentation, although the parent was about to change it."""
+    held, done = threading.Event(), threading.Event()
+
+    def change() -> None:
+        installed = hook._installed
+        assert installed is not None
+        with hook._lock, installed._lock:
+            held.set()
+            done.wait(PATIENCE)
+
+    def child() -> None:
+        signal.alarm(10)
+        PgPoolInstrumentor().uninstrument()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    held.wait(PATIENCE)
+    try:
+        in_child(child)
+    finally:
+        done.set()
+        thread.join()

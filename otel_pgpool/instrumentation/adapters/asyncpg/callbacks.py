@@ -34,7 +34,7 @@ class Cause(NamedTuple):
 
 def cause_of(pool: Any, error: BaseException) -> Cause:
     """Return which callback of the program, or whether its arguments, made a connect of a pool fail."""
-    found = _frames_after([*_frames_of(error)], private.NEW_CONNECTION)
+    found = _frames_after([*frames_of(error)], private.NEW_CONNECTION)
     if found is None or _is_lost(error):
         return Cause()
     frame, inner = found
@@ -50,7 +50,8 @@ def cause_of(pool: Any, error: BaseException) -> Cause:
     return Cause()
 
 
-def _frames_of(error: BaseException) -> Iterator[FrameType]:
+def frames_of(error: BaseException) -> Iterator[FrameType]:
+    """Iterate over the frames of an error's traceback, outermost first."""
     traceback = error.__traceback__
     while traceback is not None:
         yield traceback.tb_frame

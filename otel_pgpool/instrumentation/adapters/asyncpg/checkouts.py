@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from asyncpg.exceptions import InterfaceError
 
 from otel_pgpool.instrumentation.adapters.asyncpg import private
+from otel_pgpool.instrumentation.adapters.asyncpg.callbacks import frames_of
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import TIMEOUTS
 from otel_pgpool.instrumentation.adapters.asyncpg.private import CONNECTION_ATTR
 from otel_pgpool.instrumentation.guards import never_raise
@@ -115,15 +116,15 @@ class CheckoutCalls:
 
         @wraps(original)
         async def __aenter__(context: Any) -> Any:  # noqa: N807 - the method's name
-            tracker, checkout = start(context, detach(context))
-            if checkout is None:
-                return await original(context)
-            proxy = None
+            checkout = proxy = None
             try:
+                tracker, checkout = start(context, detach(context))
                 proxy = await original(context)
-                acquired(tracker, checkout, proxy)
+                if checkout is not None:
+                    acquired(tracker, checkout, proxy)
             except BaseException as error:
-                failed(tracker, checkout, context, proxy, error)
+                if checkout is not None:
+                    failed(tracker, checkout, context, proxy, error)
                 raise
             return proxy
 
@@ -136,15 +137,15 @@ class CheckoutCalls:
         queue_of, unobserved = private.queue_of, self._session.unobserved
 
         async def check_out(context: Any, acquiring: IteratorAwaitable, requested: ContextCheckout | None) -> Any:
-            tracker, checkout = start(context, requested)
-            if checkout is None:
-                return await acquiring
-            proxy = None
+            checkout = proxy = None
             try:
+                tracker, checkout = start(context, requested)
                 proxy = await acquiring
-                acquired(tracker, checkout, proxy)
+                if checkout is not None:
+                    acquired(tracker, checkout, proxy)
             except BaseException as error:
-                failed(tracker, checkout, context, proxy, error)
+                if checkout is not None:
+                    failed(tracker, checkout, context, proxy, error)
                 raise
             return proxy
 
@@ -196,8 +197,9 @@ class CheckoutCalls:
             return
         refusal = None
         if isinstance(error, TIMEOUTS):
-            is_connect_timeout = any(each.connect.error is error for each in tracker.pending.copy())
-            refusal = PoolErrorType.TIMEOUT if context.timeout is not None and not is_connect_timeout else None
+            # A connect and the callback ``setup`` may time out too, after the wait.
+            has_waited = private.ACQUIRE in {frame.f_code for frame in frames_of(error)}
+            refusal = PoolErrorType.TIMEOUT if context.timeout is not None and not has_waited else None
         elif isinstance(error, InterfaceError) and private.is_closing(context.pool):
             refusal = PoolErrorType.CLOSED
         tracker.failed(checkout, error, refusal)

@@ -31,7 +31,7 @@ class TrackedPools:
         self.guard = session.guard
         self._watch = session.watch
         self._track = track
-        self.by_connection: weakref.WeakKeyDictionary[Any, PoolTracker] = weakref.WeakKeyDictionary()
+        self._by_connection: weakref.WeakValueDictionary[int, PoolTracker] = weakref.WeakValueDictionary()  # by id
 
     def tracker_of(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool; None before the pool is initialized, or if the instrumentation has ended."""
@@ -50,5 +50,9 @@ class TrackedPools:
     @never_raise
     def register(self, con: Any, tracker: PoolTracker) -> None:
         """Register a connection of a pool."""
-        self.by_connection[con] = tracker
+        self._by_connection[id(con)] = tracker
         tracker.slot_of(con)
+
+    def forget(self, con: Any) -> PoolTracker | None:
+        """Forget a connection that is closed, and return its tracker; None if it has none."""
+        return self._by_connection.pop(id(con), None)

@@ -74,7 +74,7 @@ class PoolCalls:
     def _connected(self, tracker: PoolTracker, began: float, con: Any, caller: int) -> None:
         if not tracker.address:
             tracker.target_known(target_of_connection(con))
-        self._tracked.by_connection[con] = tracker
+        self._tracked.register(con, tracker)
         tracker.connected(began, con, caller)
 
     def wrap_cleanup(self, original: Method) -> Method:
@@ -89,7 +89,7 @@ class PoolCalls:
 
     @never_raise
     def _closed(self, con: Any, wrapper: FrameType) -> None:
-        tracker = self._tracked.by_connection.pop(con, None)
+        tracker = self._tracked.forget(con)
         slot = None if tracker is None else tracker.slots.get(id(con))
         caller = wrapper.f_back
         if tracker is None or slot is None or caller is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from tests.support.asyncpg_pools import backend, run, tracker_of, until
+from tests.support.asyncpg_pools import TIMEOUTS, backend, run, tracker_of, until
 from tests.support.database import kill, refused_port
 
 if TYPE_CHECKING:
@@ -212,3 +212,21 @@ def test_reset_that_raises(signals: Signals, create: Callable[..., Any]) -> None
     assert "reset_failed (ValueError)" in lost.record.getMessage()
     assert lost.attributes["error.type"] == "ValueError"
     assert "secret" not in signals.everything()
+
+
+def test_setup_that_times_out(signals: Signals, create: Callable[..., Any]) -> None:
+    """A timeout inside `setup` is an error of the program: nobody has waited for the pool."""
+
+    async def times_out(_conn: Any) -> None:
+        raise asyncio.TimeoutError
+
+    async def main() -> None:
+        async with create(setup=times_out) as pool:
+            with pytest.raises(TIMEOUTS):
+                await pool.acquire(timeout=30)
+            stats = tracker_of(pool).stats()
+            assert (stats.timeouts, stats.errors) == (0, 1)
+
+    run(main())
+    assert signals.checkout().attributes["otel_pgpool.outcome"] == "error"
+    assert not signals.logged("timeout")

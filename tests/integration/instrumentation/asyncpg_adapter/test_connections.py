@@ -43,6 +43,28 @@ async def ending(pool: Any, admin: connection, pid: int) -> None:
 # Connects
 
 
+class Comparable(asyncpg.Connection):  # type: ignore[misc,type-arg]
+    """A connection class with an equality of its own, which makes it unhashable."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Comparable)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_connections_that_are_equal(dsn: str, create: Callable[..., Any]) -> None:
+    """Each counts by itself, whatever a program's class of connections says about equality."""
+
+    async def main() -> Any:
+        async with create(min_size=3, max_size=3, connection_class=Comparable) as pool:
+            tracker = tracker_of(pool)
+            await pool.fetchval("select 1")
+        return tracker.stats()
+
+    stats = run(main())
+    assert (stats.created, stats.discarded["closed"]) == (3, 3)
+
+
 def test_the_first_connections(signals: Signals, dsn: str, create: Callable[..., Any]) -> None:
     """Those of `min_size` are nobody's; the pool is reported before its first checkout, with its levels."""
 

@@ -93,18 +93,19 @@ def test_unknown_name(signals: Signals, old: Pool, new: Pool, monkeypatch: pytes
         (None, {}, {"a", "b"}),
         (None, {"OTEL_PGPOOL_POOLS": ""}, {"a", "b"}),
         (None, {"OTEL_PGPOOL_POOLS": "a,,"}, {"a"}),
-        (None, {"OTEL_PGPOOL_POOLS": "c"}, set()),
+        (None, {"OTEL_PGPOOL_POOLS": "c"}, {"a", "b"}),
         ([], {"OTEL_PGPOOL_POOLS": "a"}, set()),
         (("b",), {}, {"b"}),
         ("a", {}, {"a"}),
-        ("c", {}, set()),
-        ("a,b", {}, set()),
+        ("c", {}, {"a", "b"}),
+        ("a,b", {}, {"a", "b"}),
+        (" A ", {}, {"a"}),
         (7, {}, {"a", "b"}),
         ([7, "a"], {}, {"a"}),
     ],
 )
 def test_choice(value: object, environ: dict[str, str], expected: set[str]) -> None:
-    """Of names that are known and unknown the known ones count; a text is one name."""
+    """Of known and unknown names the known ones count; without a known one all kinds do. A text is one name."""
     assert chosen_kinds(value, {"a", "b"}, environ) == expected
 
 
@@ -367,3 +368,8 @@ def test_cost_of_a_pool_for_asyncio_that_is_not_observed(dsn: str) -> None:
                 assert calls.keys() <= {"getconn", "putconn", "tracker_of"}
 
     asyncio.run(test())
+
+
+def test_names_of_distributions() -> None:
+    """A kind may be named as its distribution is."""
+    assert chosen_kinds("psycopg-pool", {"psycopg_pool", "asyncpg"}, {}) == {"psycopg_pool"}
