@@ -9,6 +9,7 @@ from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.guards import DeferringGuard, never_raise
 from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
 from otel_pgpool.instrumentation.pending_connects import PendingConnects
+from otel_pgpool.observer import ARGUMENTS
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.checkout import AT_ONCE, Attempt
 from otel_pgpool.pool.outage import is_unreachable
@@ -193,12 +194,14 @@ class ReportedPool(OpenCheckouts):
             began: when the attempt began.
             error: the error.
             caller: key of the caller, as for `connected`.
-            callback: name of the callback of the program that raised, or `ARGUMENTS` if the arguments of the connect
-                are wrong; empty if the server or the network is the cause, even of an error that a callback raised.
+            callback: name of the callback of the program that raised; empty if the arguments, the server or the network
+                are the cause, even of an error that a callback raised.
             is_connected: whether the callback got a connection, so that the server is up.
         """
         if not isinstance(error, Exception):  # an interrupt of the callback
             callback = ""
+        elif not callback and not is_connected and self.adapter.is_argument_error(error):
+            callback = ARGUMENTS
         text = self.adapter.error_text(error, self.target)
         is_refusal = is_connected if callback else self.adapter.is_refusal(error)
         self.connects.failed(began, error, text, is_refusal=is_refusal, caller=caller, callback=callback)

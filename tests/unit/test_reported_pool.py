@@ -141,13 +141,13 @@ class Choosy(FakeAdapter):
     """An adapter with an answer of its own to whether the server refused a connection."""
 
     def is_refusal(self, error: BaseException) -> bool:
-        return isinstance(error, ValueError)
+        return isinstance(error, RuntimeError)
 
 
 @pytest.mark.parametrize(
     ("error", "events"),
     [
-        (ValueError("no"), ["connect_failed", "connect_refused"]),
+        (RuntimeError("no"), ["connect_failed", "connect_refused"]),
         (OperationalError("FATAL:  no such database: shop"), ["connect_failed", "outage_started"]),
     ],
 )

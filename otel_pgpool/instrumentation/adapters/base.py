@@ -73,6 +73,10 @@ class Driver:
         """Return whether a failed connect reached a server that refused it, so that there is no outage."""
         return False
 
+    def is_argument_error(self, error: BaseException) -> bool:  # noqa: ARG002 - the interface
+        """Return whether a connect failed because of its arguments, before it reached the network: no outage."""
+        return False
+
     def error_type(self, error: BaseException) -> str:
         """Return the value of ``error.type`` for an error: its SQLSTATE, or else the name of its class."""
         return error_type(error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 from psycopg2.pool import ThreadedConnectionPool
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from otel_pgpool.telemetry import logs
@@ -122,3 +122,23 @@ def test_engine(signals: Signals, instrumentation: None, engines: Engines, dsn: 
             borrow(engine)
         assert engine_tracker(engine).stats().status == "ok"
     assert told(signals) == [(logging.WARNING, "connect_refused")] * 2
+
+
+@pytest.mark.parametrize("scheme", ["psycopg2", "psycopg", "pg8000"])
+def test_wrong_arguments_of_an_engine(
+    signals: Signals, instrumentation: None, engines: Engines, dsn: str, scheme: str
+) -> None:
+    """Arguments with which no connect can begin are the program's fault, whatever the driver: no outage."""
+    engine = engines(url_of(dsn, scheme=f"postgresql+{scheme}"), connect_args={"nonsense": 1})
+    with pytest.raises((TypeError, ProgrammingError)):
+        borrow(engine)
+    assert told(signals) == [(logging.ERROR, "program_error")]
+
+
+def test_wrong_arguments_of_a_pool(signals: Signals, instrumentation: None, dsn: str) -> None:
+    """The same for a pool of psycopg2."""
+    pool = ThreadedConnectionPool(0, 1, dsn)
+    pool._kwargs["nonsense"] = 1
+    with pytest.raises(psycopg2.ProgrammingError):
+        pool.getconn()
+    assert told(signals) == [(logging.ERROR, "program_error")]

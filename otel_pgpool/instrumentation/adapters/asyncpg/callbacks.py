@@ -1,15 +1,14 @@
-"""The program's part in a failed connect: which of its callbacks has failed, or whether the arguments are wrong."""
+"""The program's part in a failed connect: which of its callbacks has failed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asyncpg.exceptions import ClientConfigurationError, InterfaceError
+from asyncpg.exceptions import InterfaceError
 
 from otel_pgpool.driver.refusal_texts import OF_THE_SERVER
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.asyncpg import private
-from otel_pgpool.observer import ARGUMENTS
 from otel_pgpool.runtime.text import text_of
 
 if TYPE_CHECKING:
@@ -18,14 +17,11 @@ if TYPE_CHECKING:
 
 INIT, SETUP, PASSWORD = "init", "setup", "password"
 CONNECT = "connect()"
-"""The name of the function that a program passes as ``connect``. `ARGUMENTS` is the name without parentheses."""
-
-WRONG_ARGUMENTS = (ClientConfigurationError, TypeError, ValueError)
-"""What asyncpg raises for arguments with which it cannot begin to connect."""
+"""The function that a program passes as ``connect``. The name without parentheses stands for its arguments."""
 
 
 class Cause(NamedTuple):
-    """The callback that made a connect fail, or `ARGUMENTS`; empty if the server or the network is the cause."""
+    """The callback that made a connect fail; empty if there is none."""
 
     callback: str = ""
     is_connected: bool = False
@@ -33,7 +29,7 @@ class Cause(NamedTuple):
 
 
 def cause_of(pool: Any, error: BaseException) -> Cause:
-    """Return which callback of the program, or whether its arguments, made a connect of a pool fail."""
+    """Return which callback of the program made a connect of a pool fail."""
     found = _frames_after([*frames_of(error)], private.NEW_CONNECTION)
     if found is None or _is_lost(error):
         return Cause()
@@ -44,9 +40,6 @@ def cause_of(pool: Any, error: BaseException) -> Cause:
         return Cause(PASSWORD)
     if not private.connects_itself(pool) and _frames_after(inner, private.CONNECT) is None:
         return Cause(CONNECT, is_connected=sqlstate(error) is not None)
-    # An error of an invalid certificate is of both kinds.
-    if isinstance(error, WRONG_ARGUMENTS) and not isinstance(error, OSError):
-        return Cause(ARGUMENTS)
     return Cause()
 
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from asyncpg.connection import Connection
-from asyncpg.exceptions import InterfaceError, InternalClientError, PostgresError
+from asyncpg.exceptions import ClientConfigurationError, InterfaceError, InternalClientError, PostgresError
 
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.refusal_texts import OF_THE_SERVER
@@ -59,6 +59,11 @@ class Asyncpg(Driver):
         if state is not None:
             return state[:2] not in OF_THE_SERVER
         return not isinstance(error, NETWORK_ERRORS)
+
+    def is_argument_error(self, error: BaseException) -> bool:
+        """Return whether a connect failed because of its arguments, before it reached the network."""
+        # An error of an invalid certificate is of both kinds.
+        return isinstance(error, (ClientConfigurationError, TypeError, ValueError)) and not isinstance(error, OSError)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of an error's text.

@@ -107,6 +107,10 @@ class Psycopg(Driver):
         """Return whether the server is up and refused the connection."""
         return isinstance(error, psycopg.Error) and refuses(error)
 
+    def is_argument_error(self, error: BaseException) -> bool:
+        """Return whether a connect failed because of its arguments, before it reached the network."""
+        return is_argument_error(error)
+
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a psycopg error's text."""
         with ignore_errors:

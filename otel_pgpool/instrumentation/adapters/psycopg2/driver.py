@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 from psycopg2.extensions import connection
 
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.session import is_refusal
+from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_external
 from otel_pgpool.runtime.text import printable
@@ -84,6 +86,10 @@ class Psycopg2(Driver):
     def is_refusal(self, error: BaseException) -> bool:
         """Return whether the server is up and refused the connection."""
         return is_refusal(error)
+
+    def is_argument_error(self, error: BaseException) -> bool:
+        """Return whether a connect failed because of its arguments, before it reached the network."""
+        return isinstance(error, (psycopg2.ProgrammingError, TypeError, ValueError)) and sqlstate(error) is None
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a psycopg2 error's text."""

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
 
-DRIVER_METHODS = ("ask_backend_pid", "backend_pid", "error_type", "is_refusal", "server_address", "transaction_status")
+DRIVER_METHODS = (
+    "ask_backend_pid",
+    "backend_pid",
+    "error_type",
+    "is_argument_error",
+    "is_refusal",
+    "server_address",
+    "transaction_status",
+)
 """Methods that a reader has from its driver."""
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")

@@ -55,6 +55,10 @@ class Pg8000EngineDriver(EngineDriver):
                 return STATUSES[own._transaction_status]
         return TransactionStatus.UNKNOWN
 
+    def is_argument_error(self, error: BaseException) -> bool:
+        """Return whether a connect failed because of its arguments, before it reached the network."""
+        return isinstance(error, (TypeError, ValueError)) and not isinstance(error, OSError)
+
     def is_closed(self, conn: Any) -> bool:
         """Return whether a connection is closed."""
         with ignore_errors:
