@@ -166,6 +166,16 @@ def test_twice_is_once(signals: Signals, dsn: str, caplog: pytest.LogCaptureFixt
     signals.complaints.all.clear()
 
 
+def test_unknown_option(signals: Signals, caplog: pytest.LogCaptureFixture) -> None:
+    """A misspelt option is a warning that names the options; what other instrumentors take is none."""
+    with instrumented(signals, longhold=3, logger_provider=None):
+        pass
+    (record,) = [record for record in caplog.records if "has no option" in record.message]
+    assert record.levelname == "WARNING"
+    assert "'longhold'" in record.message
+    assert "long_hold" in record.message
+
+
 def test_methods_taken_while_the_hook_was_on(signals: Signals, dsn: str) -> None:
     """A program that keeps `pool.getconn` itself goes on with it after `uninstrument()`, and is not seen any more."""
     pool = ThreadedConnectionPool(1, 1, dsn)
