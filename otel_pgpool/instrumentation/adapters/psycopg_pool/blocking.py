@@ -120,9 +120,13 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        waiting = calls.enqueued(caller_of(_getframe()))
-        try:
+        waiting = None
+        try:  # from the first line on: the pool has queued the caller, and notes no interrupt before its own ``wait``
+            waiting = calls.enqueued(caller_of(_getframe()))
             return original(self, *args, **kwargs)
+        except BaseException as error:
+            private.leave_queue(self, error)
+            raise
         finally:
             calls.wait_ended(waiting, self)
 

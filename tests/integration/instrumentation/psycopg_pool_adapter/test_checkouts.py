@@ -14,6 +14,7 @@ from psycopg_pool.pool import WaitingClient
 
 from otel_pgpool import PgPoolInstrumentor
 from otel_pgpool.instrumentation import uninstrument_pool
+from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
 from tests.support.instrumentation import denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.psycopg_pools import BLOCKING, RELEASE, assert_same_totals, backend, opened, settled
 from tests.support.telemetry import assert_exactly, is_child, until
@@ -201,6 +202,39 @@ def test_interrupted_wait(signals: Signals, pool: Pool, monkeypatch: pytest.Monk
     assert (attributes["otel_pgpool.outcome"], attributes["error.type"]) == ("error", "KeyboardInterrupt")
     pool.putconn(held)
     assert tracker_of(pool).stats().waiting == 0
+
+
+def test_interrupt_before_the_wait(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt between the pool's queue and its own wait costs no connection: the next caller receives it."""
+    held = pool.getconn()
+
+    def interrupted(*_args: Any) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolCalls, "enqueued", interrupted)
+        with pytest.raises(InterruptedError):
+            pool.getconn()
+    pool.putconn(held)
+    pool.putconn(pool.getconn())
+    assert tracker_of(pool).stats().waiting == 0
+
+
+def test_interrupt_at_the_start_of_the_wait(signals: Signals, dsn: str) -> None:
+    """An interrupt that the pool does not note in its own wait costs no connection either."""
+    PgPoolInstrumentor().uninstrument()
+
+    def interrupted(self: Any, timeout: float) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WaitingClient, "wait", interrupted)
+        with instrumented(signals), opened(ConnectionPool, dsn, 1) as pool:
+            held = pool.getconn()
+            with pytest.raises(KeyboardInterrupt):
+                pool.getconn()
+            pool.putconn(held)
+            pool.putconn(pool.getconn())
 
 
 def test_totals_that_differ_from_the_pools(dsn: str) -> None:

@@ -20,6 +20,7 @@ from psycopg_pool import (
 )
 
 from otel_pgpool import PgPoolInstrumentor
+from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
 from tests.support.database import kill
 from tests.support.instrumentation import denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.psycopg_pools import RELEASE, assert_same_totals, opened
@@ -195,6 +196,26 @@ def test_cancelled_waiter(signals: Signals, dsn: str) -> None:
             attributes = signals.checkout().attributes or {}
             assert (attributes["otel_pgpool.outcome"], attributes["error.type"]) == ("error", "CancelledError")
             assert tracker_of(pool).stats().waiting == 0
+            await pool.putconn(held)
+            async with pool.connection():
+                pass
+
+    in_loop(test)
+
+
+def test_interrupt_before_the_wait(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt between the pool's queue and its own wait costs no connection: the next task receives it."""
+
+    def interrupted(*_args: Any) -> None:
+        raise InterruptedError
+
+    async def test() -> None:
+        async with open_pool(AsyncConnectionPool, dsn) as pool:
+            held = await pool.getconn()
+            with monkeypatch.context() as patch:
+                patch.setattr(PoolCalls, "enqueued", interrupted)
+                with pytest.raises(InterruptedError):
+                    await pool.getconn()
             await pool.putconn(held)
             async with pool.connection():
                 pass
