@@ -35,12 +35,15 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
     connection_code, unobserved = calls.connection_code, calls.unobserved
 
     @wraps(original)
-    def getconn(self: Any, timeout: float | None = None) -> Any:
+    def getconn(self: Any, timeout: float | None = None) -> Any:  # noqa: C901 - in one piece, because calls cost
         if not is_here:
             renew()
         try:
             tracker: PoolTracker | None = self._otel_pgpool
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+            tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
             tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
             tracker = None if tracker is unobserved else calls.tracker_for_use(self)
@@ -84,6 +87,9 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
         try:
             tracker: PoolTracker | None = self._otel_pgpool
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+            tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
             tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
             tracker = None if tracker is unobserved else calls.tracker_of(self)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
     from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPsycopgPools
+    from otel_pgpool.instrumentation.adapters.replacements import Replacements
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.call_site import Stack
@@ -75,6 +76,7 @@ class PoolCalls:
     Args:
         session: the session of the instrumentation.
         track: return the tracker of a pool that has none, or None.
+        replacements: the attributes of classes that are replaced.
         connection_code: the code of the pools' ``connection()``.
         current_key: return the identity of the running thread or task, which is the key of a wait or a worker.
     """
@@ -83,6 +85,7 @@ class PoolCalls:
         self,
         session: InstrumentationSession,
         track: Callable[[Any], PoolTracker | None],
+        replacements: Replacements,
         connection_code: CodeType | None,
         current_key: Callable[[], int],
     ) -> None:
@@ -90,6 +93,7 @@ class PoolCalls:
         self.watch = session.watch  # distinguishes this session's trackers from others'
         self.unobserved = session.unobserved
         self._track = track
+        self._replacements = replacements
         self.connection_code = connection_code
         self.light_owner = object()
         """The owner of the fast path of pools whose ordinary checkouts leave no record."""
@@ -103,6 +107,16 @@ class PoolCalls:
         self._failed_resets: dict[int, BaseException] = {}  # by id of the connection, until its discard is recorded
         self.worker_connects = WorkerConnects()
         self.inherited: InheritedPsycopgPools  # set by the adapter, which has one for both kinds of calls
+
+    @never_raise
+    def separate(self, pool: Any) -> None:
+        """Separate the tracker of a pool from that of another one, to which its class may delegate.
+
+        Only a class with a ``__getattr__`` gets an attribute, because that would make the hot path of others slower.
+        """
+        cls = type(pool)
+        if hasattr(cls, "__getattr__") and TRACKER_ATTR not in vars(cls):
+            self._replacements.set(cls, TRACKER_ATTR, None)
 
     def tracker_of(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool; None if there is none, or one of a later instrumentation."""

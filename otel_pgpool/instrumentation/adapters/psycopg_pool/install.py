@@ -53,10 +53,9 @@ class PsycopgPoolAdapter(Psycopg, PoolAdapter):
     def __init__(self, session: InstrumentationSession) -> None:
         self._session = session
         self._replacements = Replacements()
-        self._calls = PoolCalls(session, self._track, _code_of(ConnectionPool.connection), get_ident)
-        self._async_calls = PoolCalls(
-            session, self._track, _code_of(AsyncConnectionPool.connection), coroutines.current_key
-        )
+        of_both = session, self._track, self._replacements
+        self._calls = PoolCalls(*of_both, _code_of(ConnectionPool.connection), get_ident)
+        self._async_calls = PoolCalls(*of_both, _code_of(AsyncConnectionPool.connection), coroutines.current_key)
         # The class and the wrappers of ``check``, until these are installed.
         self._check_wrappers: dict[PoolCalls, Any] = {}
         self._is_light = session.options.telemetry.spans == "off"
@@ -130,6 +129,7 @@ class PsycopgPoolAdapter(Psycopg, PoolAdapter):
         pools = [each for each in pools if _is_open(each)]
         conns = [*find_instances([psycopg.BaseConnection, *subclasses_of(psycopg.BaseConnection)])] if pools else []
         for each in pools:
+            self._calls_of(each).separate(each)
             tracker = self._calls_of(each).tracker_for_use(each)
             if tracker is not None:
                 with ignore_errors:

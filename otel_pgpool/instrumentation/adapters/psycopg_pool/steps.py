@@ -34,6 +34,7 @@ def ignore_result(_result: object) -> None:
 @contextmanager
 def opening(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[OnResult]:
     """Track a pool after its constructor or ``open``, so that the pool is reported before its first checkout."""
+    calls.separate(pool)
     yield ignore_result
     calls.opened(pool)
 

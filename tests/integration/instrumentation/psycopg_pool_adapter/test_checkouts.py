@@ -116,6 +116,56 @@ def test_subclass(signals: Signals, dsn: str) -> None:
     assert_exactly(signals.checkout().attributes, lent(dsn))
 
 
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_pool_that_shows_what_another_has(signals: Signals, dsn: str, spans: str) -> None:
+    """A pool in front of another, whose attributes it passes off as its own, has telemetry of its own."""
+
+    class Front(ConnectionPool[Any]):
+        behind: Any = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.behind, name)
+
+    PgPoolInstrumentor().uninstrument()
+    with opened(ConnectionPool, dsn, 1) as behind:
+        before = Front(dsn, min_size=1, open=True)
+        before.behind = behind
+        with instrumented(signals, spans=spans):
+            later = Front(dsn, min_size=1, open=False)
+            later.behind = behind
+            later.open()
+            for pool in (before, later):
+                with pool, pool.connection():
+                    pass
+                assert tracker_of(pool).handed_out == 1
+            assert tracker_of(behind).handed_out == 0
+    assert "_otel_pgpool" not in vars(Front)
+
+
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_pool_whose_attributes_raise(signals: Signals, dsn: str, spans: str) -> None:
+    """A pool whose class raises another error for an attribute that it does not have works as without telemetry."""
+
+    class Refusing(type):
+        def __setattr__(cls, name: str, value: object) -> None:
+            if name == "_otel_pgpool":
+                raise TypeError(name)
+            super().__setattr__(name, value)
+
+    class Configured(ConnectionPool[Any], metaclass=Refusing):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyError(name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "_otel_pgpool":
+                raise TypeError(name)
+            super().__setattr__(name, value)
+
+    PgPoolInstrumentor().uninstrument()
+    with instrumented(signals, spans=spans), opened(Configured, dsn, 1) as pool, pool.connection() as conn:
+        assert backend(conn)
+
+
 # Waits
 
 

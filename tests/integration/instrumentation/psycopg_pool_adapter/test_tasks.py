@@ -92,6 +92,33 @@ def test_checkout(signals: Signals, dsn: str, cls: type[Pool]) -> None:
     in_loop(test)
 
 
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_pool_whose_attributes_raise(signals: Signals, dsn: str, spans: str) -> None:
+    """A pool whose class raises another error for an attribute that it does not have works as without telemetry."""
+
+    class Configured(AsyncConnectionPool[Any]):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyError(name) if name == "_otel_pgpool" else AttributeError(name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "_otel_pgpool":
+                raise TypeError(name)
+            super().__setattr__(name, value)
+
+    PgPoolInstrumentor().uninstrument()
+
+    async def test() -> None:
+        async with open_pool(Configured, dsn) as pool:
+            get, put = pool.getconn, pool.putconn
+            await put(await get())
+            instrumentation.uninstrument()  # the application has kept the wrapped methods
+            await put(await get())
+
+    instrumentation = PgPoolInstrumentor()
+    with instrumented(signals, spans=spans):
+        in_loop(test)
+
+
 def test_same_kind_of_functions(dsn: str) -> None:
     """``getconn`` counts as a coroutine function, as the original does."""
     assert asyncio.iscoroutinefunction(AsyncConnectionPool.getconn)
