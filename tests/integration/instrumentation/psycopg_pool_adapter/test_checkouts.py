@@ -117,7 +117,7 @@ def test_subclass(signals: Signals, dsn: str) -> None:
 
 
 @pytest.mark.parametrize("spans", ["always", "off"])
-def test_pool_that_shows_what_another_has(signals: Signals, dsn: str, spans: str) -> None:
+def test_pool_that_shows_what_another_has(dsn: str, spans: str) -> None:
     """A pool in front of another, whose attributes it passes off as its own, has telemetry of its own."""
 
     class Front(ConnectionPool[Any]):
@@ -130,7 +130,7 @@ def test_pool_that_shows_what_another_has(signals: Signals, dsn: str, spans: str
     with opened(ConnectionPool, dsn, 1) as behind:
         before = Front(dsn, min_size=1, open=True)
         before.behind = behind
-        with instrumented(signals, spans=spans):
+        with instrumented(spans=spans):
             later = Front(dsn, min_size=1, open=False)
             later.behind = behind
             later.open()
@@ -143,7 +143,7 @@ def test_pool_that_shows_what_another_has(signals: Signals, dsn: str, spans: str
 
 
 @pytest.mark.parametrize("spans", ["always", "off"])
-def test_pool_whose_attributes_raise(signals: Signals, dsn: str, spans: str) -> None:
+def test_pool_whose_attributes_raise(dsn: str, spans: str) -> None:
     """A pool whose class raises another error for an attribute that it does not have works as without telemetry."""
 
     class Refusing(type):
@@ -162,7 +162,7 @@ def test_pool_whose_attributes_raise(signals: Signals, dsn: str, spans: str) -> 
             super().__setattr__(name, value)
 
     PgPoolInstrumentor().uninstrument()
-    with instrumented(signals, spans=spans), opened(Configured, dsn, 1) as pool, pool.connection() as conn:
+    with instrumented(spans=spans), opened(Configured, dsn, 1) as pool, pool.connection() as conn:
         assert backend(conn)
 
 
@@ -519,7 +519,7 @@ def test_span_modes(signals: Signals, dsn: str, spans: str, monkeypatch: pytest.
     """Totals are the same whatever leaves a span."""
     monkeypatch.setenv("OTEL_PGPOOL_SLOW", "60")
     PgPoolInstrumentor().uninstrument()
-    with instrumented(signals, spans=spans), opened(ConnectionPool, dsn, 1, max_size=2) as pool:
+    with instrumented(spans=spans), opened(ConnectionPool, dsn, 1, max_size=2) as pool:
         with pool.connection(), pool.connection():
             pass
         assert signals.named("pool.checkout") == []
@@ -527,7 +527,7 @@ def test_span_modes(signals: Signals, dsn: str, spans: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("spans", ["always", "off"])
-def test_nested_checkout_in_a_callback(signals: Signals, dsn: str, spans: str) -> None:
+def test_nested_checkout_in_a_callback(dsn: str, spans: str) -> None:
     """A check that uses another pool does not mix up the two checkouts, also where both wait."""
     PgPoolInstrumentor().uninstrument()
     with instrumented(spans=spans), opened(ConnectionPool, dsn, 1, name="inner") as inner:

@@ -93,7 +93,7 @@ def test_checkout(signals: Signals, dsn: str, cls: type[Pool]) -> None:
 
 
 @pytest.mark.parametrize("spans", ["always", "off"])
-def test_pool_whose_attributes_raise(signals: Signals, dsn: str, spans: str) -> None:
+def test_pool_whose_attributes_raise(dsn: str, spans: str) -> None:
     """A pool whose class raises another error for an attribute that it does not have works as without telemetry."""
 
     class Configured(AsyncConnectionPool[Any]):
@@ -115,7 +115,7 @@ def test_pool_whose_attributes_raise(signals: Signals, dsn: str, spans: str) -> 
             await put(await get())
 
     instrumentation = PgPoolInstrumentor()
-    with instrumented(signals, spans=spans):
+    with instrumented(spans=spans):
         in_loop(test)
 
 
