@@ -242,6 +242,8 @@ class PoolCalls:
             checkout.started = monotonic()
         self._record_failed_checks(tracker, checkout)
         refusal = next((REFUSALS[each] for each in type(error).__mro__ if each in REFUSALS), None)
+        if refusal is not None and _is_of_connect(tracker, error):
+            refusal = None
         tracker.failed(checkout, error, refusal)
 
     @never_raise
@@ -263,6 +265,7 @@ class PoolCalls:
         """Record the connections that the pool has closed because they failed the check."""
         for conn, error in self._failed_checks.pop(id(checkout), ()):
             record_closed(tracker, conn, DiscardReason.CHECK_FAILED, error)
+            self._failed_resets.pop(id(conn), None)
 
     # Releases
 
@@ -280,12 +283,15 @@ class PoolCalls:
 
     def release_failed(self, pool: Any, conn: Any, checkout: ManualCheckout, tracker: PoolTracker) -> None:
         """Record the end of a hold at a release that raised, unless the connection is still checked out."""
+        self._failed_resets.pop(id(conn), None)
         if not private.is_checked_out(pool, conn):
             tracker.released(checkout, Outcome.DISCARDED if is_closed(conn) else Outcome.RELEASED)
 
-    def reset_failed(self, conn: Any, error: BaseException) -> None:
+    def reset_failed(self, pool: Any, conn: Any, error: BaseException) -> None:
         """Note the error that a reset raised, for which the pool is about to close the connection."""
-        self._failed_resets[id(conn)] = error
+        tracker = self.tracker_of(pool)
+        if tracker is not None and id(conn) in tracker.slots:  # so the discard is recorded, and takes the error
+            self._failed_resets[id(conn)] = error
 
     @never_raise
     def reset_by_worker(self, pool: Any, conn: Any, status: int, *, from_getconn: bool) -> None:
@@ -375,3 +381,12 @@ class PoolCalls:
             record_closed(tracker, conn, reason_of_method(method, conn))
         if method == "close" and pool.closed:
             tracker.stop_reporting()
+
+
+def _is_of_connect(tracker: PoolTracker, error: BaseException) -> bool:
+    """Return whether a failed connect raised an error, as a ``configure`` does that has no connection of another pool.
+
+    The pool raises a timeout once more, as an error of its own.
+    """
+    raised = (error, error.__context__)
+    return any(each.connect.error is one for each in tracker.pending.copy() for one in raised if one is not None)

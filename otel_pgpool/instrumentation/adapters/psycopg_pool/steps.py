@@ -76,11 +76,11 @@ def adding_connection(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **
             calls.worker_done(pool)
 
 
-def closing_connection(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> None:
+def closing_connection(calls: PoolCalls, pool: Any, _method: str, conn: Any) -> None:
     """Record the error for which a pool closes a connection that it was to reset."""
     error = sys.exc_info()[1]
     if error is not None and private.is_handled_by_reset(error):
-        calls.reset_failed(conn, error)
+        calls.reset_failed(pool, conn, error)
 
 
 def handing_over(calls: PoolCalls, _client: Any, _method: str, conn: Any) -> Recording | None:
