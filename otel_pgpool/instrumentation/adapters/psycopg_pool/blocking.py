@@ -161,7 +161,8 @@ def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
 POOL_WRAPPERS = {
     "__init__": within(steps.opening),
     "open": within(steps.opening),
-    "wait": within(steps.waiting_for_pool),
+    "wait": within(steps.using_pool),
+    "resize": within(steps.using_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
     "_connect": within(steps.connecting),

@@ -50,7 +50,7 @@ IDLE_CLOSING_METHODS = ("close", "drain", "check", "_shrink_pool")
 """The methods that close idle connections; `drain` exists since 3.3."""
 
 POOL_METHODS = (
-    *("open", "wait", "connection", "getconn", "putconn", "close", "check"),
+    *("open", "wait", "connection", "getconn", "putconn", "close", "check", "resize"),
     *("_add_connection", "_check_connection", "_connect", "_shrink_pool"),
 )
 METHODS: dict[type, tuple[str, ...]] = {

@@ -39,8 +39,8 @@ def opening(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: A
     calls.opened(pool)
 
 
-def waiting_for_pool(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> None:
-    """Track a pool at its ``wait``, which a forked child may call before its first checkout."""
+def using_pool(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> None:
+    """Track a pool at its ``wait`` or ``resize``, which a forked child may call before its first checkout."""
     if not is_here:
         renew()
     calls.opened(pool)

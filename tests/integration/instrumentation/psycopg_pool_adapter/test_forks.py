@@ -6,11 +6,13 @@ import asyncio
 import json
 import multiprocessing
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolTimeout
+from psycopg_pool.pool import AddConnection
 
 from otel_pgpool import PgPoolInstrumentor
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
@@ -303,6 +305,21 @@ def test_wait_first(dsn: str, repaired: None) -> None:
             return len(pool._pool)
 
         assert in_child(child) == "1"
+
+
+def test_resize_first(dsn: str, repaired: None) -> None:
+    """A child may resize its pool before its first checkout, and opens no more connections than that."""
+    with opened(ConnectionPool, dsn, 1) as pool:
+
+        def child() -> int:
+            tasks: list[Any] = []
+            pool.run_task = tasks.append
+            pool.resize(2, 2)
+            with suppress(PoolTimeout):
+                pool.wait(0.01)
+            return sum(isinstance(task, AddConnection) for task in tasks)
+
+        assert in_child(child) == "2"
 
 
 def test_private_part_that_is_missing(
