@@ -116,6 +116,22 @@ def test_subclass(signals: Signals, dsn: str) -> None:
     assert_exactly(signals.checkout().attributes, lent(dsn))
 
 
+def test_pools_that_are_equal(signals: Signals, dsn: str) -> None:
+    """A pool whose class compares its pools, so that they are not hashable, is observed as any other."""
+
+    class Compared(ConnectionPool[Any]):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Compared)
+
+        __hash__ = None  # type: ignore[assignment]  # as Python sets it
+
+    with opened(Compared, dsn, 1) as pool, opened(Compared, dsn, 1) as other:
+        with pool.connection():
+            pass
+        assert (tracker_of(pool).handed_out, tracker_of(other).handed_out) == (1, 0)
+        assert signals.checkout()
+
+
 @pytest.mark.parametrize("spans", ["always", "off"])
 def test_pool_that_shows_what_another_has(dsn: str, spans: str) -> None:
     """A pool in front of another, whose attributes it passes off as its own, has telemetry of its own."""

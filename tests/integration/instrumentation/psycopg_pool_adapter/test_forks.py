@@ -322,6 +322,21 @@ def test_resize_first(dsn: str, repaired: None) -> None:
         assert in_child(child) == "2"
 
 
+def test_pools_that_are_equal(dsn: str, repaired: None) -> None:
+    """Of pools whose class compares them, so that they are not hashable, each begins anew."""
+
+    class Compared(ConnectionPool[Any]):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Compared)
+
+        __hash__ = None  # type: ignore[assignment]  # as Python sets it
+
+    with opened(Compared, dsn, 1) as one, opened(Compared, dsn, 1) as two:
+        mine = {use(one), use(two)}
+        theirs = json.loads(in_child(lambda: json.dumps([use(one), use(two)])))
+        assert len({*mine, *theirs}) == 4
+
+
 def test_private_part_that_is_missing(
     signals: Signals, dsn: str, repaired: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
