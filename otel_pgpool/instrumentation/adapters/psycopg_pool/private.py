@@ -182,7 +182,7 @@ def _is_own(frame: FrameType, function: str) -> bool:
 
 
 def waiting_pool(frame: FrameType) -> Any:
-    """Return the pool in whose method a caller waits, by the method's frame; None if it is another function."""
+    """Return the pool in whose method a caller waits: the ``self`` of the method's frame; None if there is none."""
     return frame.f_locals.get("self")
 
 
