@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from otel_pgpool.environment import FORK_REPAIR
 from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.runtime.by_identity import WeakIdentityDict
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.sockets import replace_socket
 from otel_pgpool.telemetry.names import ATTR_EVENT, ATTR_POOL_NAME
@@ -35,7 +35,7 @@ class InheritedPools(ABC, Generic[InheritedT]):
 
     def __init__(self, *, is_repaired: bool) -> None:
         self._is_repaired = is_repaired
-        self._unused: weakref.WeakKeyDictionary[Any, InheritedT] = weakref.WeakKeyDictionary()
+        self._unused: WeakIdentityDict[InheritedT] = WeakIdentityDict()
         self.any_unused = False
         """Whether a pool may not have been used yet, for hot paths: `__contains__` costs more."""
         self.conns: dict[int, Any] = {}
@@ -67,7 +67,7 @@ class InheritedPools(ABC, Generic[InheritedT]):
 
     def report_first_use(self, pool: Any, name: str) -> None:
         """Report an inherited pool, once."""
-        inherited = self._unused.pop(pool, None)
+        inherited = self._unused.pop(pool)
         self.any_unused = bool(self._unused)
         if inherited is not None:
             is_repaired, parent, text = self.on_first_use(pool, inherited)

@@ -35,12 +35,15 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
     connection_code, unobserved = calls.connection_code, calls.unobserved
 
     @wraps(original)
-    def getconn(self: Any, timeout: float | None = None) -> Any:
+    def getconn(self: Any, timeout: float | None = None) -> Any:  # noqa: C901 - in one piece, because calls cost
         if not is_here:
             renew()
         try:
             tracker: PoolTracker | None = self._otel_pgpool
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+            tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
             tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
             tracker = None if tracker is unobserved else calls.tracker_for_use(self)
@@ -85,6 +88,9 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             tracker: PoolTracker | None = self._otel_pgpool
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
+            tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
             tracker = None if tracker is unobserved else calls.tracker_of(self)
         if inherited and id(conn) in inherited:
@@ -120,9 +126,13 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        waiting = calls.enqueued(caller_of(_getframe()))
-        try:
+        waiting = None
+        try:  # from the first line on: the pool has queued the caller, and notes no interrupt before its own ``wait``
+            waiting = calls.enqueued(caller_of(_getframe()))
             return original(self, *args, **kwargs)
+        except BaseException as error:
+            private.leave_queue(self, error)
+            raise
         finally:
             calls.wait_ended(waiting, self)
 
@@ -151,7 +161,8 @@ def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
 POOL_WRAPPERS = {
     "__init__": within(steps.opening),
     "open": within(steps.opening),
-    "wait": within(steps.waiting_for_pool),
+    "wait": within(steps.using_pool),
+    "resize": within(steps.using_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
     "_connect": within(steps.connecting),

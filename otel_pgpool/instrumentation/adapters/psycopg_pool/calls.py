@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
     from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPsycopgPools
+    from otel_pgpool.instrumentation.adapters.replacements import Replacements
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.call_site import Stack
@@ -75,6 +76,7 @@ class PoolCalls:
     Args:
         session: the session of the instrumentation.
         track: return the tracker of a pool that has none, or None.
+        replacements: the attributes of classes that are replaced.
         connection_code: the code of the pools' ``connection()``.
         current_key: return the identity of the running thread or task, which is the key of a wait or a worker.
     """
@@ -83,6 +85,7 @@ class PoolCalls:
         self,
         session: InstrumentationSession,
         track: Callable[[Any], PoolTracker | None],
+        replacements: Replacements,
         connection_code: CodeType | None,
         current_key: Callable[[], int],
     ) -> None:
@@ -90,6 +93,7 @@ class PoolCalls:
         self.watch = session.watch  # distinguishes this session's trackers from others'
         self.unobserved = session.unobserved
         self._track = track
+        self._replacements = replacements
         self.connection_code = connection_code
         self.light_owner = object()
         """The owner of the fast path of pools whose ordinary checkouts leave no record."""
@@ -103,6 +107,16 @@ class PoolCalls:
         self._failed_resets: dict[int, BaseException] = {}  # by id of the connection, until its discard is recorded
         self.worker_connects = WorkerConnects()
         self.inherited: InheritedPsycopgPools  # set by the adapter, which has one for both kinds of calls
+
+    @never_raise
+    def separate(self, pool: Any) -> None:
+        """Separate the tracker of a pool from that of another one, to which its class may delegate.
+
+        Only a class with a ``__getattr__`` gets an attribute, because that would make the hot path of others slower.
+        """
+        cls = type(pool)
+        if hasattr(cls, "__getattr__") and TRACKER_ATTR not in vars(cls):
+            self._replacements.set(cls, TRACKER_ATTR, None)
 
     def tracker_of(self, pool: Any) -> PoolTracker | None:
         """Return the tracker of a pool; None if there is none, or one of a later instrumentation."""
@@ -228,6 +242,8 @@ class PoolCalls:
             checkout.started = monotonic()
         self._record_failed_checks(tracker, checkout)
         refusal = next((REFUSALS[each] for each in type(error).__mro__ if each in REFUSALS), None)
+        if refusal is not None and _is_of_connect(tracker, error):
+            refusal = None
         tracker.failed(checkout, error, refusal)
 
     @never_raise
@@ -249,6 +265,7 @@ class PoolCalls:
         """Record the connections that the pool has closed because they failed the check."""
         for conn, error in self._failed_checks.pop(id(checkout), ()):
             record_closed(tracker, conn, DiscardReason.CHECK_FAILED, error)
+            self._failed_resets.pop(id(conn), None)
 
     # Releases
 
@@ -266,12 +283,15 @@ class PoolCalls:
 
     def release_failed(self, pool: Any, conn: Any, checkout: ManualCheckout, tracker: PoolTracker) -> None:
         """Record the end of a hold at a release that raised, unless the connection is still checked out."""
+        self._failed_resets.pop(id(conn), None)
         if not private.is_checked_out(pool, conn):
             tracker.released(checkout, Outcome.DISCARDED if is_closed(conn) else Outcome.RELEASED)
 
-    def reset_failed(self, conn: Any, error: BaseException) -> None:
+    def reset_failed(self, pool: Any, conn: Any, error: BaseException) -> None:
         """Note the error that a reset raised, for which the pool is about to close the connection."""
-        self._failed_resets[id(conn)] = error
+        tracker = self.tracker_of(pool)
+        if tracker is not None and id(conn) in tracker.slots:  # so the discard is recorded, and takes the error
+            self._failed_resets[id(conn)] = error
 
     @never_raise
     def reset_by_worker(self, pool: Any, conn: Any, status: int, *, from_getconn: bool) -> None:
@@ -361,3 +381,12 @@ class PoolCalls:
             record_closed(tracker, conn, reason_of_method(method, conn))
         if method == "close" and pool.closed:
             tracker.stop_reporting()
+
+
+def _is_of_connect(tracker: PoolTracker, error: BaseException) -> bool:
+    """Return whether a failed connect raised an error, as a ``configure`` does that has no connection of another pool.
+
+    The pool raises a timeout once more, as an error of its own.
+    """
+    raised = (error, error.__context__)
+    return any(each.connect.error is one for each in tracker.pending.copy() for one in raised if one is not None)

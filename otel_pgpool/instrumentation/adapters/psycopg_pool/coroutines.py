@@ -19,6 +19,7 @@ from wrapt import FunctionWrapper
 from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, private, steps
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import pgconn_of
+from otel_pgpool.instrumentation.guards import raise_if_external
 from otel_pgpool.instrumentation.open_checkouts import TaskCheckout
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.pool.call_site import caller_of
@@ -46,14 +47,18 @@ def current_key() -> int:
     return get_ident() if task is None else id(task)
 
 
-def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
+def wrap_getconn(calls: PoolCalls, original: Method) -> Any:  # noqa: C901 - the functions inside count
     """Wrap ``getconn``."""
     unobserved = calls.unobserved
 
     def getconn(wrapped: Method, pool: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not is_here:
             renew()
-        tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        try:
+            tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
+            tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
             tracker = None if tracker is unobserved else calls.tracker_of(pool)
             if tracker is None:
@@ -88,7 +93,7 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:
     return FunctionWrapper(original, getconn)
 
 
-def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
+def wrap_putconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - the function inside counts
     """Wrap ``putconn``."""
     unobserved, inherited = calls.unobserved, calls.inherited.conns
 
@@ -96,7 +101,11 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
     async def putconn(self: Any, conn: Any) -> Any:
         if not is_here:
             renew()
-        tracker: PoolTracker | None = getattr(self, TRACKER_ATTR, None)
+        try:
+            tracker: PoolTracker | None = getattr(self, TRACKER_ATTR, None)
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
+            tracker = None
         if tracker is None or tracker.fast_path_owner is not calls:
             tracker = None if tracker is unobserved else calls.tracker_of(self)
         if inherited and id(conn) in inherited:
@@ -127,9 +136,13 @@ def wrap_wait(calls: PoolCalls, original: Method) -> Method:
 
     @wraps(original)
     async def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        waiting = calls.enqueued(caller_of(_getframe()))
-        try:
+        waiting = None
+        try:  # from the first line on: the pool has queued the caller, and notes no interrupt before its own ``wait``
+            waiting = calls.enqueued(caller_of(_getframe()))
             return await original(self, *args, **kwargs)
+        except BaseException as error:
+            private.leave_queue_of_tasks(self, error)
+            raise
         finally:
             calls.wait_ended(waiting, self)
 
@@ -158,7 +171,8 @@ def within(step: Step) -> Callable[[PoolCalls, Method], Method]:
 POOL_WRAPPERS = {
     "__init__": blocking.within(steps.opening),
     "open": within(steps.opening),
-    "wait": within(steps.waiting_for_pool),
+    "wait": within(steps.using_pool),
+    "resize": within(steps.using_pool),
     "getconn": wrap_getconn,
     "putconn": wrap_putconn,
     "_connect": within(steps.connecting),

@@ -80,7 +80,7 @@ def record_discard(
     """Record that a pool has closed a connection, and the end of the hold, if there is one."""
     if checkout is not None:
         tracker.released(checkout, Outcome.DISCARDED if reason in UNPLANNED_REASONS else Outcome.RELEASED)
-    held_again = slot.checkout not in (None, checkout)  # so the next holder has closed it
+    held_again = slot.checkout not in (None, checkout) or slot.key in tracker.light  # so the next holder has closed it
     if tracker.slots.get(slot.key) is slot and not held_again:
         tracker.discarded(slot, reason, error, checkout)
 

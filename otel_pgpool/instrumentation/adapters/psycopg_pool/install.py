@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import weakref
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.session import find_instances, subclasses_of
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
+from otel_pgpool.runtime.by_identity import WeakIdentityDict
 from otel_pgpool.runtime.text import may_hold_password
 from otel_pgpool.types import DiscardReason
 
@@ -53,10 +53,9 @@ class PsycopgPoolAdapter(Psycopg, PoolAdapter):
     def __init__(self, session: InstrumentationSession) -> None:
         self._session = session
         self._replacements = Replacements()
-        self._calls = PoolCalls(session, self._track, _code_of(ConnectionPool.connection), get_ident)
-        self._async_calls = PoolCalls(
-            session, self._track, _code_of(AsyncConnectionPool.connection), coroutines.current_key
-        )
+        of_both = session, self._track, self._replacements
+        self._calls = PoolCalls(*of_both, _code_of(ConnectionPool.connection), get_ident)
+        self._async_calls = PoolCalls(*of_both, _code_of(AsyncConnectionPool.connection), coroutines.current_key)
         # The class and the wrappers of ``check``, until these are installed.
         self._check_wrappers: dict[PoolCalls, Any] = {}
         self._is_light = session.options.telemetry.spans == "off"
@@ -64,7 +63,7 @@ class PsycopgPoolAdapter(Psycopg, PoolAdapter):
         self._calls.inherited = self._async_calls.inherited = self._inherited
         # The process that opened each pool, and the slots of its connections, kept for a forked child, whose tracker
         # has new ones.
-        self._origins: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, TrackedSlot]]] = weakref.WeakKeyDictionary()
+        self._origins: WeakIdentityDict[tuple[int, dict[int, TrackedSlot]]] = WeakIdentityDict()
 
     @classmethod
     def pool_of(cls, given: Any) -> Any:
@@ -130,6 +129,7 @@ class PsycopgPoolAdapter(Psycopg, PoolAdapter):
         pools = [each for each in pools if _is_open(each)]
         conns = [*find_instances([psycopg.BaseConnection, *subclasses_of(psycopg.BaseConnection)])] if pools else []
         for each in pools:
+            self._calls_of(each).separate(each)
             tracker = self._calls_of(each).tracker_for_use(each)
             if tracker is not None:
                 with ignore_errors:
@@ -182,7 +182,7 @@ class PsycopgPoolAdapter(Psycopg, PoolAdapter):
         tracker: PoolTracker = getattr(pool, TRACKER_ATTR)
         tracker.fast_path_owner = None  # so that the next use calls `_track`
         self._calls_of(pool).reset_after_fork()
-        parent, slots = self._origins.pop(pool, (os.getppid(), {}))
+        parent, slots = self._origins.pop(pool) or (os.getppid(), {})
         # The slots include connections that the pool was checking or was about to hand out at the fork.
         known = [*private.idle_connections(pool), *(slot.ref() for slot in slots.values())]
         conns = {id(conn): conn for conn in known if conn is not None and not is_closed(conn)}

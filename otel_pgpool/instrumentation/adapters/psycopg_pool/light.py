@@ -48,6 +48,9 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Method:  # noqa: C901 - 
             tracker: PoolTracker | None = self._otel_pgpool
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
             tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
+            tracker = None
         if (
             tracker is None or tracker.fast_path_owner is not light_owner or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
         ):
@@ -112,6 +115,9 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
         try:
             tracker: PoolTracker | None = self._otel_pgpool
         except AttributeError:  # the pool is not tracked yet, or the instrumentation has ended
+            tracker = None
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
             tracker = None
         if tracker is None or (record := tracker.light.pop(id(conn), None)) is None:
             return original(self, conn) if tracker is unobserved and not inherited else slow_path(self, conn)

@@ -15,6 +15,7 @@ from wrapt import FunctionWrapper
 from otel_pgpool.instrumentation.adapters.psycopg.driver import BAD
 from otel_pgpool.instrumentation.adapters.psycopg_pool import coroutines, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import pgconn_of
+from otel_pgpool.instrumentation.guards import raise_if_external
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
@@ -40,7 +41,11 @@ def wrap_getconn(calls: PoolCalls, original: Method) -> Any:  # noqa: C901 - the
     def getconn(wrapped: Method, pool: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not is_here:
             renew()
-        tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        try:
+            tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
+            tracker = None
         if (
             tracker is None or tracker.fast_path_owner is not light_owner or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
         ):
@@ -92,7 +97,11 @@ def wrap_putconn(calls: PoolCalls, original: Method) -> Method:
     async def putconn(self: Any, conn: Any) -> Any:
         if not is_here:
             renew()
-        tracker: PoolTracker | None = getattr(self, TRACKER_ATTR, None)
+        try:
+            tracker: PoolTracker | None = getattr(self, TRACKER_ATTR, None)
+        except Exception as error:  # noqa: BLE001 - a class of the application may raise anything
+            raise_if_external(error)
+            tracker = None
         if tracker is None or (record := tracker.light.pop(id(conn), None)) is None:
             return await (original if tracker is unobserved and not inherited else slow_path)(self, conn)
         pgconn, status = pgconn_of(conn)

@@ -20,6 +20,7 @@ where they do not say otherwise.
 | ``_check_connection()`` | calls the application's ``check`` before a connection is handed out |
 | ``_shrink_pool()`` | closes one idle connection |
 | ``WaitingClient`` | the place of a caller in the queue: ``wait()``, and ``set(conn)``, called under the pool's lock |
+| ``error``, ``_cond`` of a place | the error that has ended the wait, so that ``set`` refuses; the lock of the place |
 | ``ReturnConnection`` | the work of a worker that resets a released connection |
 """
 # ruff: noqa: SLF001 - this file is the one place of these accesses
@@ -49,14 +50,14 @@ IDLE_CLOSING_METHODS = ("close", "drain", "check", "_shrink_pool")
 """The methods that close idle connections; `drain` exists since 3.3."""
 
 POOL_METHODS = (
-    *("open", "wait", "connection", "getconn", "putconn", "close", "check"),
+    *("open", "wait", "connection", "getconn", "putconn", "close", "check", "resize"),
     *("_add_connection", "_check_connection", "_connect", "_shrink_pool"),
 )
 METHODS: dict[type, tuple[str, ...]] = {
     ConnectionPool: POOL_METHODS,
     AsyncConnectionPool: POOL_METHODS,
-    pool.WaitingClient: ("conn", "set", "wait"),
-    pool_async.WaitingClient: ("conn", "set", "wait"),
+    pool.WaitingClient: ("conn", "error", "set", "wait", "_cond"),
+    pool_async.WaitingClient: ("conn", "error", "set", "wait", "_cond"),
     pool.ReturnConnection: ("_run",),
     pool_async.ReturnConnection: ("_run",),
 }
@@ -181,13 +182,24 @@ def _is_own(frame: FrameType, function: str) -> bool:
 
 
 def waiting_pool(frame: FrameType) -> Any:
-    """Return the pool in whose method a caller waits, by the method's frame; None if it is another function."""
+    """Return the pool in whose method a caller waits: the ``self`` of the method's frame; None if there is none."""
     return frame.f_locals.get("self")
 
 
 def received_connection(client: Any) -> Any:
     """Return the connection that a waiter has received; None if there is none."""
     return getattr(client, "conn", None)
+
+
+def leave_queue(client: Any, error: BaseException) -> None:
+    """Have a waiter receive no connection from now on, because an error has ended its wait."""
+    with client._cond:
+        leave_queue_of_tasks(client, error)
+
+
+def leave_queue_of_tasks(client: Any, error: BaseException) -> None:
+    """Do as `leave_queue` for a task, which needs no lock: a connection is received between two switches of tasks."""
+    client.error = client.error or error
 
 
 def connection_to_reset(task: Any) -> tuple[Any, bool]:

@@ -34,12 +34,13 @@ def ignore_result(_result: object) -> None:
 @contextmanager
 def opening(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> Iterator[OnResult]:
     """Track a pool after its constructor or ``open``, so that the pool is reported before its first checkout."""
+    calls.separate(pool)
     yield ignore_result
     calls.opened(pool)
 
 
-def waiting_for_pool(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> None:
-    """Track a pool at its ``wait``, which a forked child may call before its first checkout."""
+def using_pool(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **_kwargs: Any) -> None:
+    """Track a pool at its ``wait`` or ``resize``, which a forked child may call before its first checkout."""
     if not is_here:
         renew()
     calls.opened(pool)
@@ -75,11 +76,11 @@ def adding_connection(calls: PoolCalls, pool: Any, _method: str, *_args: Any, **
             calls.worker_done(pool)
 
 
-def closing_connection(calls: PoolCalls, _pool: Any, _method: str, conn: Any) -> None:
+def closing_connection(calls: PoolCalls, pool: Any, _method: str, conn: Any) -> None:
     """Record the error for which a pool closes a connection that it was to reset."""
     error = sys.exc_info()[1]
     if error is not None and private.is_handled_by_reset(error):
-        calls.reset_failed(conn, error)
+        calls.reset_failed(pool, conn, error)
 
 
 def handing_over(calls: PoolCalls, _client: Any, _method: str, conn: Any) -> Recording | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolTimeout
 
+from otel_pgpool.instrumentation import uninstrument_pool
 from tests.support.database import kill, refused_port
 from tests.support.instrumentation import tracker_of
 from tests.support.psycopg_pools import RELEASE, opened, settled
@@ -171,6 +174,26 @@ def test_an_interrupted_configure(signals: Signals, dsn: str) -> None:
         assert_no_outage(signals, pool)
 
 
+@pytest.mark.parametrize("refused", ["timeout", "closed"])
+def test_another_pool_that_refuses_within_configure(dsn: str, refused: str) -> None:
+    """A connect that fails because ``configure`` receives no connection of another pool is an error, no timeout."""
+    with opened(ConnectionPool, dsn, 1, name="inner") as inner:
+        held = inner.getconn()
+
+        def configure(_conn: Any) -> None:
+            inner.getconn(0.01)
+
+        with opened(NullConnectionPool, dsn, 1, name="outer", configure=configure) as outer:
+            if refused == "closed":
+                inner.close()
+            with pytest.raises(psycopg.OperationalError):
+                outer.getconn()
+            stats = tracker_of(outer).stats()
+            assert (stats.timeouts, stats.errors) == (0, 1)
+            assert tracker_of(inner).stats().timeouts == (refused == "timeout")
+        inner.putconn(held)
+
+
 def test_a_subclass_that_connects_by_itself(signals: Signals, dsn: str) -> None:
     """Without the frames of psycopg_pool the callback is unknown, and the error still no outage."""
 
@@ -231,6 +254,39 @@ def test_a_reset_that_raises(signals: Signals, dsn: str, null: bool) -> None:
         assert lost.attributes.get("error.type") == ("ValueError" if KNOWS_RESETS else None)
         assert not tracker_of(pool).adapter._calls._failed_resets  # type: ignore[attr-defined]
         assert not signals.logged("program_error")
+
+
+def test_a_reset_of_a_pool_that_is_not_observed(dsn: str, admin: connection) -> None:
+    """The connection that the pool closes is collected, and the error with it."""
+    with opened(ConnectionPool, dsn, 1) as pool:
+        uninstrument_pool(pool)
+        conn = pool.getconn()
+        conn.execute("select 1")
+        kill(admin, [conn.info.backend_pid])
+        pool.putconn(conn)
+        assert conn.closed
+        conn = weakref.ref(conn)
+        gc.collect()
+        assert conn() is None
+
+
+def test_a_reset_after_a_failed_check(dsn: str, admin: connection) -> None:
+    """A connection whose check failed in a transaction, and whose rollback fails too, is collected."""
+    checked: list[Any] = []
+
+    def check(conn: Any) -> None:
+        if not checked:
+            checked.append(weakref.ref(conn))
+            conn.execute("select 1")
+            kill(admin, [conn.info.backend_pid])
+            raise ValueError
+
+    with opened(ConnectionPool, dsn, 1, check=check) as pool:
+        settled(pool)
+        pool.putconn(pool.getconn())
+        assert tracker_of(pool).discards == {"check_failed": 1}
+        gc.collect()
+        assert checked[0]() is None
 
 
 class _Waiting:

@@ -14,6 +14,7 @@ from psycopg_pool.pool import WaitingClient
 
 from otel_pgpool import PgPoolInstrumentor
 from otel_pgpool.instrumentation import uninstrument_pool
+from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
 from tests.support.instrumentation import denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.psycopg_pools import BLOCKING, RELEASE, assert_same_totals, backend, opened, settled
 from tests.support.telemetry import assert_exactly, is_child, until
@@ -115,6 +116,72 @@ def test_subclass(signals: Signals, dsn: str) -> None:
     assert_exactly(signals.checkout().attributes, lent(dsn))
 
 
+def test_pools_that_are_equal(signals: Signals, dsn: str) -> None:
+    """A pool whose class compares its pools, so that they are not hashable, is observed as any other."""
+
+    class Compared(ConnectionPool[Any]):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Compared)
+
+        __hash__ = None  # type: ignore[assignment]  # as Python sets it
+
+    with opened(Compared, dsn, 1) as pool, opened(Compared, dsn, 1) as other:
+        with pool.connection():
+            pass
+        assert (tracker_of(pool).handed_out, tracker_of(other).handed_out) == (1, 0)
+        assert signals.checkout()
+
+
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_pool_that_shows_what_another_has(dsn: str, spans: str) -> None:
+    """A pool in front of another, whose attributes it passes off as its own, has telemetry of its own."""
+
+    class Front(ConnectionPool[Any]):
+        behind: Any = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.behind, name)
+
+    PgPoolInstrumentor().uninstrument()
+    with opened(ConnectionPool, dsn, 1) as behind:
+        before = Front(dsn, min_size=1, open=True)
+        before.behind = behind
+        with instrumented(spans=spans):
+            later = Front(dsn, min_size=1, open=False)
+            later.behind = behind
+            later.open()
+            for pool in (before, later):
+                with pool, pool.connection():
+                    pass
+                assert tracker_of(pool).handed_out == 1
+            assert tracker_of(behind).handed_out == 0
+    assert "_otel_pgpool" not in vars(Front)
+
+
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_pool_whose_attributes_raise(dsn: str, spans: str) -> None:
+    """A pool whose class raises another error for an attribute that it does not have works as without telemetry."""
+
+    class Refusing(type):
+        def __setattr__(cls, name: str, value: object) -> None:
+            if name == "_otel_pgpool":
+                raise TypeError(name)
+            super().__setattr__(name, value)
+
+    class Configured(ConnectionPool[Any], metaclass=Refusing):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyError(name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "_otel_pgpool":
+                raise TypeError(name)
+            super().__setattr__(name, value)
+
+    PgPoolInstrumentor().uninstrument()
+    with instrumented(spans=spans), opened(Configured, dsn, 1) as pool, pool.connection() as conn:
+        assert backend(conn)
+
+
 # Waits
 
 
@@ -201,6 +268,39 @@ def test_interrupted_wait(signals: Signals, pool: Pool, monkeypatch: pytest.Monk
     assert (attributes["otel_pgpool.outcome"], attributes["error.type"]) == ("error", "KeyboardInterrupt")
     pool.putconn(held)
     assert tracker_of(pool).stats().waiting == 0
+
+
+def test_interrupt_before_the_wait(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt between the pool's queue and its own wait costs no connection: the next caller receives it."""
+    held = pool.getconn()
+
+    def interrupted(*_args: Any) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolCalls, "enqueued", interrupted)
+        with pytest.raises(InterruptedError):
+            pool.getconn()
+    pool.putconn(held)
+    pool.putconn(pool.getconn())
+    assert tracker_of(pool).stats().waiting == 0
+
+
+def test_interrupt_at_the_start_of_the_wait(signals: Signals, dsn: str) -> None:
+    """An interrupt that the pool does not note in its own wait costs no connection either."""
+    PgPoolInstrumentor().uninstrument()
+
+    def interrupted(self: Any, timeout: float) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WaitingClient, "wait", interrupted)
+        with instrumented(signals), opened(ConnectionPool, dsn, 1) as pool:
+            held = pool.getconn()
+            with pytest.raises(KeyboardInterrupt):
+                pool.getconn()
+            pool.putconn(held)
+            pool.putconn(pool.getconn())
 
 
 def test_totals_that_differ_from_the_pools(dsn: str) -> None:
@@ -435,7 +535,7 @@ def test_span_modes(signals: Signals, dsn: str, spans: str, monkeypatch: pytest.
     """Totals are the same whatever leaves a span."""
     monkeypatch.setenv("OTEL_PGPOOL_SLOW", "60")
     PgPoolInstrumentor().uninstrument()
-    with instrumented(signals, spans=spans), opened(ConnectionPool, dsn, 1, max_size=2) as pool:
+    with instrumented(spans=spans), opened(ConnectionPool, dsn, 1, max_size=2) as pool:
         with pool.connection(), pool.connection():
             pass
         assert signals.named("pool.checkout") == []
@@ -443,7 +543,7 @@ def test_span_modes(signals: Signals, dsn: str, spans: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("spans", ["always", "off"])
-def test_nested_checkout_in_a_callback(signals: Signals, dsn: str, spans: str) -> None:
+def test_nested_checkout_in_a_callback(dsn: str, spans: str) -> None:
     """A check that uses another pool does not mix up the two checkouts, also where both wait."""
     PgPoolInstrumentor().uninstrument()
     with instrumented(spans=spans), opened(ConnectionPool, dsn, 1, name="inner") as inner:

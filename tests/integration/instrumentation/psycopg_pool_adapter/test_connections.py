@@ -180,6 +180,28 @@ def test_check_of_the_pool(dsn: str, admin: connection) -> None:
         assert tracker_of(pool).discards == {"check_failed": 1}
 
 
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_check_of_the_pool_during_a_hold(dsn: str, spans: str) -> None:
+    """A connection that its holder closes while ``check()`` runs was not discarded by the check."""
+    held: list[Any] = []
+
+    class Connection(psycopg.Connection[Any]):
+        def execute(self, *args: Any, **kwargs: Any) -> Any:
+            if held == [] and pool.get_stats()["pool_available"]:  # the other connection was checked, and is idle again
+                held.append(pool.getconn())
+                held[0].close()
+            return super().execute(*args, **kwargs)
+
+    PgPoolInstrumentor().uninstrument()
+    with instrumented(spans=spans), opened(ConnectionPool, dsn, 2, connection_class=Connection) as pool:
+        settled(pool)
+        pool.check()
+        tracker = tracker_of(pool)
+        assert (len(tracker.all_held()), tracker.discards) == (1, {})
+        pool.putconn(held[0])
+        assert tracker.discards == {"returned_closed": 1}
+
+
 # The application's check
 
 

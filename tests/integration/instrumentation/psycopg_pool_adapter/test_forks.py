@@ -6,11 +6,13 @@ import asyncio
 import json
 import multiprocessing
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolTimeout
+from psycopg_pool.pool import AddConnection
 
 from otel_pgpool import PgPoolInstrumentor
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
@@ -303,6 +305,36 @@ def test_wait_first(dsn: str, repaired: None) -> None:
             return len(pool._pool)
 
         assert in_child(child) == "1"
+
+
+def test_resize_first(dsn: str, repaired: None) -> None:
+    """A child may resize its pool before its first checkout, and opens no more connections than that."""
+    with opened(ConnectionPool, dsn, 1) as pool:
+
+        def child() -> int:
+            tasks: list[Any] = []
+            pool.run_task = tasks.append
+            pool.resize(2, 2)
+            with suppress(PoolTimeout):
+                pool.wait(0.01)
+            return sum(isinstance(task, AddConnection) for task in tasks)
+
+        assert in_child(child) == "2"
+
+
+def test_pools_that_are_equal(dsn: str, repaired: None) -> None:
+    """Of pools whose class compares them, so that they are not hashable, each begins anew."""
+
+    class Compared(ConnectionPool[Any]):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Compared)
+
+        __hash__ = None  # type: ignore[assignment]  # as Python sets it
+
+    with opened(Compared, dsn, 1) as one, opened(Compared, dsn, 1) as two:
+        mine = {use(one), use(two)}
+        theirs = json.loads(in_child(lambda: json.dumps([use(one), use(two)])))
+        assert len({*mine, *theirs}) == 4
 
 
 def test_private_part_that_is_missing(

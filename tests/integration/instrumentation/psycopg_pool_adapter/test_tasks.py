@@ -20,6 +20,7 @@ from psycopg_pool import (
 )
 
 from otel_pgpool import PgPoolInstrumentor
+from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
 from tests.support.database import kill
 from tests.support.instrumentation import denied, instrumented, lent, name_of, quietly, tracker_of
 from tests.support.psycopg_pools import RELEASE, assert_same_totals, opened
@@ -89,6 +90,33 @@ def test_checkout(signals: Signals, dsn: str, cls: type[Pool]) -> None:
             assert_same_totals(pool)
 
     in_loop(test)
+
+
+@pytest.mark.parametrize("spans", ["always", "off"])
+def test_pool_whose_attributes_raise(dsn: str, spans: str) -> None:
+    """A pool whose class raises another error for an attribute that it does not have works as without telemetry."""
+
+    class Configured(AsyncConnectionPool[Any]):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyError(name) if name == "_otel_pgpool" else AttributeError(name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "_otel_pgpool":
+                raise TypeError(name)
+            super().__setattr__(name, value)
+
+    PgPoolInstrumentor().uninstrument()
+
+    async def test() -> None:
+        async with open_pool(Configured, dsn) as pool:
+            get, put = pool.getconn, pool.putconn
+            await put(await get())
+            instrumentation.uninstrument()  # the application has kept the wrapped methods
+            await put(await get())
+
+    instrumentation = PgPoolInstrumentor()
+    with instrumented(spans=spans):
+        in_loop(test)
 
 
 def test_same_kind_of_functions(dsn: str) -> None:
@@ -195,6 +223,26 @@ def test_cancelled_waiter(signals: Signals, dsn: str) -> None:
             attributes = signals.checkout().attributes or {}
             assert (attributes["otel_pgpool.outcome"], attributes["error.type"]) == ("error", "CancelledError")
             assert tracker_of(pool).stats().waiting == 0
+            await pool.putconn(held)
+            async with pool.connection():
+                pass
+
+    in_loop(test)
+
+
+def test_interrupt_before_the_wait(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt between the pool's queue and its own wait costs no connection: the next task receives it."""
+
+    def interrupted(*_args: Any) -> None:
+        raise InterruptedError
+
+    async def test() -> None:
+        async with open_pool(AsyncConnectionPool, dsn) as pool:
+            held = await pool.getconn()
+            with monkeypatch.context() as patch:
+                patch.setattr(PoolCalls, "enqueued", interrupted)
+                with pytest.raises(InterruptedError):
+                    await pool.getconn()
             await pool.putconn(held)
             async with pool.connection():
                 pass
