@@ -466,6 +466,26 @@ def test_pool_that_waits_in_its_own_way(signals: Signals, instrumentation: None,
     assert is_child(signals.one("pool.wait"), failed)
 
 
+@pytest.mark.parametrize("where", ["connect", "checkout", "do_connect", "creator"])
+def test_timeout_of_another_pool(signals: Signals, instrumentation: None, engines: Engines, where: str) -> None:
+    """If a callback of the program gets no connection from another pool, only that pool has timed out."""
+    full = engines(pool_size=1, max_overflow=0, pool_timeout=0.01, pool_logging_name="full")
+
+    def use_full(*_args: Any) -> None:
+        borrow(full)
+
+    engine = engines(pool_logging_name="own", **({"creator": use_full} if where == "creator" else {}))
+    if where != "creator":
+        event.listen(engine, where, use_full)
+    with full.connect(), pytest.raises(exc.TimeoutError):
+        engine.connect()
+    figures = [
+        (stats.timeouts, stats.errors, stats.queued)
+        for stats in (engine_tracker(each).stats() for each in (full, engine))
+    ]
+    assert figures == [(1, 0, 1), (0, 1, 0)]
+
+
 # Names
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import traceback
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine.interfaces import AdaptedConnection
+from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
+from sqlalchemy.pool import Pool
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import current_greenlet, driver_connection, record_of
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_external
@@ -86,6 +89,15 @@ def driver_error(error: BaseException, driver: EngineDriver) -> BaseException:
     error = getattr(error, "orig", None) or error
     cause = error.__cause__
     return cause if cause is not None and driver.is_error(cause) and not driver.is_error(error) else error
+
+
+def is_timeout_of(pool: Any, error: BaseException) -> bool:
+    """Return whether an error is the timeout of a pool, and not of another one that a callback of this pool uses."""
+    if not isinstance(error, QueuePoolTimeout):
+        return False
+    methods = (frame.f_locals.get("self") for frame, _line in traceback.walk_tb(error.__traceback__))
+    pools = [each for each in methods if issubclass(type(each), Pool)]
+    return bool(pools) and pools[-1] is pool  # the innermost
 
 
 def call_key_of(conn: Any) -> int:

@@ -17,7 +17,6 @@ from functools import wraps
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.util.queue import Empty
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
@@ -26,6 +25,7 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
     current_call_key,
     driver_error,
     driver_of,
+    is_timeout_of,
 )
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_connection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_create_engine
@@ -293,7 +293,7 @@ class EngineCalls:
         if began is not None:
             tracker.connect_failed(began, cause, checkout.caller)
             tracker.connects.connecting.discard(current_call_key(is_async=checkout.caller is not None))
-        timed_out = isinstance(error, QueuePoolTimeout)
+        timed_out = began is None and not checkout.connected and is_timeout_of(tracker.pool, error)
         if timed_out and checkout.queued is None:
             tracker.enqueued_at(checkout, checkout.started)
         tracker.failed(checkout, cause, PoolErrorType.TIMEOUT if timed_out else None)
