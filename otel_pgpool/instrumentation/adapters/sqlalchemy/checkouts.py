@@ -86,7 +86,9 @@ def is_connection_closed(conn: Any, tracker: PoolTracker) -> bool:
 
 def driver_error(error: BaseException, driver: EngineDriver) -> BaseException:
     """Return the driver's error inside an error of SQLAlchemy, or inside that of its adapter of asyncpg."""
-    error = getattr(error, "orig", None) or error
+    with ignore_errors:  # an error of the application may have any ``orig``, or a property that raises
+        own = getattr(error, "orig", None)
+        error = own if isinstance(own, BaseException) else error
     cause = error.__cause__
     return cause if cause is not None and driver.is_error(cause) and not driver.is_error(error) else error
 
