@@ -288,6 +288,20 @@ def test_interrupted_wait(signals: Signals, instrumentation: None, engines: Engi
     assert engine_tracker(engine).stats().waiting == 0
 
 
+def test_interrupt_when_the_span_has_started(
+    signals: Signals, instrumentation: None, engines: Engines, interrupted_start: None
+) -> None:
+    """The checkout ends with the interrupt as its error, and the next one is as before."""
+    engine = engines()
+    with pytest.raises(KeyboardInterrupt):
+        engine.connect()
+    assert (signals.checkout().attributes or {})["error.type"] == "KeyboardInterrupt"
+    stats = engine_tracker(engine).stats()
+    assert (stats.errors, stats.used, stats.connecting) == (1, 0, 0)
+    borrow(engine)
+    assert told(signals, "outcome") == ["error", "released"]
+
+
 @pytest.mark.parametrize("pre_ping", [False, True])
 def test_what_is_idle_in_a_full_pool_is_not_waited_for(
     signals: Signals, instrumentation: None, engines: Engines, pre_ping: bool
