@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
     from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
+    from otel_pgpool.instrumentation.open_checkouts import TrackedSlot
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.call_site import Stack
@@ -41,6 +42,8 @@ class EngineCheckout(ManualCheckout):
     """When the connect in progress began."""
     connected = False
     """Whether a connection was opened for this checkout and not lost since."""
+    opened: tuple[weakref.ref[Record], TrackedSlot] | None = None
+    """SQLAlchemy's record and the slot of that connection, if its connect was observed."""
     lost: BaseException | None = None
     """The error for which SQLAlchemy replaces the connection; reset afterwards, as an error keeps its frames."""
 

@@ -29,6 +29,7 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
 )
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_connection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_create_engine
+from otel_pgpool.instrumentation.adapters.sqlalchemy.failed_listeners import discard_opened
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import driver_connection, record_of
 from otel_pgpool.instrumentation.adapters.sqlalchemy.tasks import start_in_greenlet
 from otel_pgpool.instrumentation.guards import never_raise, raise_if_external
@@ -295,6 +296,7 @@ class EngineCalls:
         if began is not None:
             tracker.connect_failed(began, cause, checkout.caller)
             tracker.connects.connecting.discard(current_call_key(is_async=checkout.caller is not None))
+        discard_opened(checkout, cause)
         timed_out = began is None and not checkout.connected and is_timeout_of(tracker.pool, error)
         if timed_out and checkout.queued is None:
             tracker.enqueued_at(checkout, checkout.started)
