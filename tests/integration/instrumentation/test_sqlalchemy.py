@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.trace import SpanKind
 from sqlalchemy import create_engine, event, exc, text
 from sqlalchemy.orm import Session, declarative_base, sessionmaker
-from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import AssertionPool, NullPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 from sqlalchemy.schema import Column
 from sqlalchemy.types import Integer
 
@@ -498,6 +498,36 @@ def test_timeout_of_another_pool(signals: Signals, instrumentation: None, engine
         for stats in (engine_tracker(each).stats() for each in (full, engine))
     ]
     assert figures == [(1, 0, 1), (0, 1, 0)]
+
+
+@pytest.mark.parametrize("is_defined_before", [True, False])
+@pytest.mark.parametrize("spans", ["all", "off"])
+def test_pool_that_delegates_to_another(
+    signals: Signals, engines: Engines, spans: str, is_defined_before: bool
+) -> None:
+    """A pool whose class shows the attributes of another pool as its own has telemetry of its own."""
+
+    class Delegating:
+        behind: Any = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.behind, name)
+
+    def define() -> type[QueuePool]:
+        return type("Front", (Delegating, QueuePool), {})
+
+    before = define()
+    with hooked(signals, spans=spans):
+        cls = before if is_defined_before else define()
+        behind, engine = engines(pool_logging_name="behind"), engines(poolclass=cls, pool_logging_name="front")
+        borrow(behind)
+        pool: Any = engine.pool
+        pool.behind = behind.pool
+        borrow(engine)
+        assert [engine_tracker(each).stats().name for each in (engine, behind)] == ["front", "behind"]
+        assert [engine_tracker(each).stats().created for each in (engine, behind)] == [1, 1]
+    assert "_otel_pgpool" not in vars(cls)
+    assert "__init_subclass__" not in vars(Pool)
 
 
 # Names
