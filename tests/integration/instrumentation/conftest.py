@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
 from psycopg2.pool import AbstractConnectionPool
 
+from otel_pgpool.telemetry import Telemetry
 from tests.support.instrumentation import instrumented
 from tests.support.sqlalchemy_engines import Engines
 
@@ -31,6 +32,19 @@ def engines(dsn: str) -> Iterator[Engines]:
     """Provide a function that makes engines of SQLAlchemy, and dispose of them."""
     with Engines(dsn) as engines:
         yield engines
+
+
+@pytest.fixture
+def interrupted_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt the first checkout, as Ctrl-C does, directly after its span has started."""
+    original = Telemetry.started
+
+    def interrupt(self: Telemetry, *args: Any) -> None:
+        monkeypatch.setattr(Telemetry, "started", original)
+        original(self, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Telemetry, "started", interrupt)
 
 
 @pytest.fixture(autouse=True, scope="module")

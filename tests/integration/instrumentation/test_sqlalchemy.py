@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.trace import SpanKind
 from sqlalchemy import create_engine, event, exc, text
 from sqlalchemy.orm import Session, declarative_base, sessionmaker
-from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import AssertionPool, NullPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 from sqlalchemy.schema import Column
 from sqlalchemy.types import Integer
 
@@ -288,6 +288,20 @@ def test_interrupted_wait(signals: Signals, instrumentation: None, engines: Engi
     assert engine_tracker(engine).stats().waiting == 0
 
 
+def test_interrupt_when_the_span_has_started(
+    signals: Signals, instrumentation: None, engines: Engines, interrupted_start: None
+) -> None:
+    """The checkout ends with the interrupt as its error, and the next one is as before."""
+    engine = engines()
+    with pytest.raises(KeyboardInterrupt):
+        engine.connect()
+    assert (signals.checkout().attributes or {})["error.type"] == "KeyboardInterrupt"
+    stats = engine_tracker(engine).stats()
+    assert (stats.errors, stats.used, stats.connecting) == (1, 0, 0)
+    borrow(engine)
+    assert told(signals, "outcome") == ["error", "released"]
+
+
 @pytest.mark.parametrize("pre_ping", [False, True])
 def test_what_is_idle_in_a_full_pool_is_not_waited_for(
     signals: Signals, instrumentation: None, engines: Engines, pre_ping: bool
@@ -464,6 +478,56 @@ def test_pool_that_waits_in_its_own_way(signals: Signals, instrumentation: None,
     failed = signals.checkout()
     assert (attribute(failed, "outcome"), attribute(failed, "path")) == ("timeout", "queued")
     assert is_child(signals.one("pool.wait"), failed)
+
+
+@pytest.mark.parametrize("where", ["connect", "checkout", "do_connect", "creator"])
+def test_timeout_of_another_pool(signals: Signals, instrumentation: None, engines: Engines, where: str) -> None:
+    """If a callback of the program gets no connection from another pool, only that pool has timed out."""
+    full = engines(pool_size=1, max_overflow=0, pool_timeout=0.01, pool_logging_name="full")
+
+    def use_full(*_args: Any) -> None:
+        borrow(full)
+
+    engine = engines(pool_logging_name="own", **({"creator": use_full} if where == "creator" else {}))
+    if where != "creator":
+        event.listen(engine, where, use_full)
+    with full.connect(), pytest.raises(exc.TimeoutError):
+        engine.connect()
+    figures = [
+        (stats.timeouts, stats.errors, stats.queued)
+        for stats in (engine_tracker(each).stats() for each in (full, engine))
+    ]
+    assert figures == [(1, 0, 1), (0, 1, 0)]
+
+
+@pytest.mark.parametrize("is_defined_before", [True, False])
+@pytest.mark.parametrize("spans", ["all", "off"])
+def test_pool_that_delegates_to_another(
+    signals: Signals, engines: Engines, spans: str, is_defined_before: bool
+) -> None:
+    """A pool whose class shows the attributes of another pool as its own has telemetry of its own."""
+
+    class Delegating:
+        behind: Any = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.behind, name)
+
+    def define() -> type[QueuePool]:
+        return type("Front", (Delegating, QueuePool), {})
+
+    before = define()
+    with hooked(signals, spans=spans):
+        cls = before if is_defined_before else define()
+        behind, engine = engines(pool_logging_name="behind"), engines(poolclass=cls, pool_logging_name="front")
+        borrow(behind)
+        pool: Any = engine.pool
+        pool.behind = behind.pool
+        borrow(engine)
+        assert [engine_tracker(each).stats().name for each in (engine, behind)] == ["front", "behind"]
+        assert [engine_tracker(each).stats().created for each in (engine, behind)] == [1, 1]
+    assert "_otel_pgpool" not in vars(cls)
+    assert "__init_subclass__" not in vars(Pool)
 
 
 # Names

@@ -237,3 +237,15 @@ def test_behind_a_proxy(signals: Signals, instrumentation: None, dsn: str) -> No
     raw.close()
     assert attribute(signals.checkout(), "connection.pid") == pid
     pool.dispose()
+
+
+def test_interrupt_when_the_first_span_has_started(
+    signals: Signals, instrumentation: None, make: Make, interrupted_start: None
+) -> None:
+    """The first checkout, recorded when its pool is known, has the interrupt as its error; the next is as before."""
+    pool = make(pool_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        pool.connect()
+    assert (signals.checkout().attributes or {})["error.type"] == "KeyboardInterrupt"
+    pool.connect().close()
+    assert told(signals, "outcome") == ["error", "released"]

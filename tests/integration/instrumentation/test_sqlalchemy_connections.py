@@ -182,6 +182,32 @@ def test_creator_with_an_error_of_its_own(signals: Signals, instrumentation: Non
     assert "s3cret" not in signals.everything()
 
 
+class _UnreadableError(Exception):
+    @property
+    def orig(self) -> Any:
+        raise RuntimeError("not known yet")
+
+
+class _StrangeError(Exception):
+    orig = "a text"
+
+
+@pytest.mark.parametrize("kind", [_UnreadableError, _StrangeError])
+def test_error_with_an_attribute_of_another_meaning(
+    signals: Signals, instrumentation: None, engines: Engines, kind: type[Exception]
+) -> None:
+    """An error of the program need not have the driver's error as its ``orig``: its checkout fails as any other."""
+
+    def creator() -> Any:
+        raise kind
+
+    engine = engines(NOWHERE, creator=creator)
+    with pytest.raises(kind):
+        engine.connect()
+    assert (signals.checkout().attributes or {})["error.type"] == kind.__name__
+    assert engine_tracker(engine).stats().errors == 1
+
+
 def test_wait_of_a_creator_is_no_connect(signals: Signals, instrumentation: None, engines: Engines, dsn: str) -> None:
     """A creator's connect begins when it is its turn, and not when its caller began to wait."""
     engine = engines(NOWHERE, creator=lambda: psycopg2.connect(dsn), pool_size=1, max_overflow=0, pool_timeout=PATIENCE)

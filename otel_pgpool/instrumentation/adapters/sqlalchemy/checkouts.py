@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import traceback
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine.interfaces import AdaptedConnection
+from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
+from sqlalchemy.pool import Pool
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import current_greenlet, driver_connection, record_of
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_external
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
     from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
+    from otel_pgpool.instrumentation.open_checkouts import TrackedSlot
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
     from otel_pgpool.pool.call_site import Stack
@@ -38,6 +42,8 @@ class EngineCheckout(ManualCheckout):
     """When the connect in progress began."""
     connected = False
     """Whether a connection was opened for this checkout and not lost since."""
+    opened: tuple[weakref.ref[Record], TrackedSlot] | None = None
+    """SQLAlchemy's record and the slot of that connection, if its connect was observed."""
     lost: BaseException | None = None
     """The error for which SQLAlchemy replaces the connection; reset afterwards, as an error keeps its frames."""
 
@@ -83,9 +89,20 @@ def is_connection_closed(conn: Any, tracker: PoolTracker) -> bool:
 
 def driver_error(error: BaseException, driver: EngineDriver) -> BaseException:
     """Return the driver's error inside an error of SQLAlchemy, or inside that of its adapter of asyncpg."""
-    error = getattr(error, "orig", None) or error
+    with ignore_errors:  # an error of the application may have any ``orig``, or a property that raises
+        own = getattr(error, "orig", None)
+        error = own if isinstance(own, BaseException) else error
     cause = error.__cause__
     return cause if cause is not None and driver.is_error(cause) and not driver.is_error(error) else error
+
+
+def is_timeout_of(pool: Any, error: BaseException) -> bool:
+    """Return whether an error is the timeout of a pool, and not of another one that a callback of this pool uses."""
+    if not isinstance(error, QueuePoolTimeout):
+        return False
+    methods = (frame.f_locals.get("self") for frame, _line in traceback.walk_tb(error.__traceback__))
+    pools = [each for each in methods if issubclass(type(each), Pool)]
+    return bool(pools) and pools[-1] is pool  # the innermost
 
 
 def call_key_of(conn: Any) -> int:

@@ -22,6 +22,7 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
     is_light,
     record_of_hold,
 )
+from otel_pgpool.instrumentation.adapters.sqlalchemy.failed_listeners import ON_CHECKOUT, ON_CONNECT, discard_unused
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import (
     driver_connection,
     is_invalidated,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
-    from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
     from otel_pgpool.instrumentation.adapters.sqlalchemy.private import Record
     from otel_pgpool.instrumentation.session import InstrumentationSession
@@ -130,6 +130,7 @@ class EventListeners:
                 checkout.tracker.target_known(driver_of(checkout.tracker).target_of_connection(conn))
             checkout.tracker.connects.connecting.discard(key)
             checkout.tracker.connected(began, conn, checkout.caller)
+            checkout.opened = weakref.ref(record), checkout.tracker.slot_of(conn)
             self._table.trackers[record] = checkout.tracker
         elif key in self._table.unknown_calls:
             self._table.unknown_calls[key].is_connected = True
@@ -184,14 +185,13 @@ class EventListeners:
         known = held or acquiring
         if known is None:
             return
-        driver = driver_of(known.tracker)
-        cause = None if error is None else driver_error(error, driver)
-        reason = _invalidation_reason(cause, driver, is_held=held is not None)
+        cause = None if error is None else driver_error(error, driver_of(known.tracker))
         own = driver_connection(conn)
         if held is not None:
             self._table.mark_closed_while_held(held, conn, record)
             slot = held.tracker.slot_of(own)
             held.tracker.slots.pop(slot.key, None)
+            reason = _invalidation_reason(cause)
             discarded = partial(held.tracker.discarded, slot, reason, cause, held)
             self._session.defer(discarded) if is_dropped(held) else discarded()
         elif acquiring is not None:
@@ -200,7 +200,9 @@ class EventListeners:
             if isinstance(cause, DisconnectionError):  # the only error after which SQLAlchemy tries another connection
                 acquiring.retried(Attempt(monotonic(), error_type(cause), 0.0), None)
                 acquiring.tracker.retries += 1
-            acquiring.tracker.discarded(acquiring.tracker.slot_of(own), reason, cause, acquiring)
+            acquiring.opened = None
+            callback = ON_CHECKOUT if record.in_use else ON_CONNECT
+            discard_unused(acquiring, acquiring.tracker.slot_of(own), callback, cause)
 
     @never_raise
     def _detached(self, conn: Any, _record: Record) -> None:
@@ -235,12 +237,8 @@ class EventListeners:
         return DiscardReason.DRAINED if is_invalidated(record) else DiscardReason.EXPIRED
 
 
-def _invalidation_reason(cause: BaseException | None, driver: EngineDriver, *, is_held: bool) -> DiscardReason:
-    """Return why SQLAlchemy has invalidated a connection."""
+def _invalidation_reason(cause: BaseException | None) -> DiscardReason:
+    """Return why SQLAlchemy has invalidated a connection that is checked out."""
     if cause is None:  # the application asked to close it
         return DiscardReason.RETURNED_CLOSED
-    if type(cause) is DisconnectionError or not (
-        is_held or driver.is_error(cause) or isinstance(cause, DisconnectionError)
-    ):
-        return DiscardReason.CHECK_FAILED  # raised by a listener of the application that checks connections
-    return DiscardReason.BROKEN
+    return DiscardReason.CHECK_FAILED if type(cause) is DisconnectionError else DiscardReason.BROKEN

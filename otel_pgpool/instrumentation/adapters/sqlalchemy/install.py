@@ -31,7 +31,8 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.pool_reader import EnginePo
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import dialect_of
 from otel_pgpool.instrumentation.adapters.sqlalchemy.wrappers import EngineCalls
 from otel_pgpool.instrumentation.guards import ignore_errors
-from otel_pgpool.instrumentation.session import find_instances
+from otel_pgpool.instrumentation.session import find_instances, subclasses_of
+from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.fork import is_here, renew
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ class SqlalchemyAdapter(Installation):
         wrap_lightly = partial(light.wrap_raw_connection, self._calls)
         wrap(Engine, "raw_connection", wrap_lightly if is_light(self._session) else self._calls.wrap_raw_connection)
         wrap(Engine, "dispose", _wrap_dispose)
+        self._replacements.set(Pool, "__init_subclass__", self._make_init_subclass())
+        for owner in dict.fromkeys(subclasses_of(Pool)):
+            self._separate(owner)
         wrap(Pool, "connect", self._calls.wrap_pool_connect)
         wrap(SingletonThreadPool, "connect", self._calls.wrap_pool_connect)  # it has its own
         wrap(Queue, "get", partial(self._calls.wrap_queue_get, key=get_ident))
@@ -110,6 +114,23 @@ class SqlalchemyAdapter(Installation):
         self._replacements.restore()
         self._inherited.restore_dialects()
         self._events.remove()
+
+    def _separate(self, owner: type) -> None:
+        """Let pools of a class with a ``__getattr__``, which may delegate to another pool, not show its tracker."""
+        if any("__getattr__" in vars(base) for base in owner.__mro__):
+            with ignore_errors:  # whatever a metaclass raises
+                self._replacements.set(owner, TRACKER_ATTR, None)
+
+    def _make_init_subclass(self) -> Any:
+        """Return a method that separates the pools of future classes."""
+        session, separate = self._session, self._separate
+
+        def __init_subclass__(cls: Any, /, **kwargs: Any) -> None:  # noqa: N807 - replaces the class's own
+            super(Pool, cls).__init_subclass__(**kwargs)  # type: ignore[misc]  # cls is one of them
+            if session.is_on:
+                separate(cls)
+
+        return classmethod(__init_subclass__)
 
     # Which pools are tracked
 

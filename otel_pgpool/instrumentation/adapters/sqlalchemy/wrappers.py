@@ -17,7 +17,6 @@ from functools import wraps
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from sqlalchemy.util.queue import Empty
 
 from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
@@ -26,9 +25,11 @@ from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import (
     current_call_key,
     driver_error,
     driver_of,
+    is_timeout_of,
 )
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import driver_of_connection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import made_by_create_engine
+from otel_pgpool.instrumentation.adapters.sqlalchemy.failed_listeners import discard_opened
 from otel_pgpool.instrumentation.adapters.sqlalchemy.private import driver_connection, record_of
 from otel_pgpool.instrumentation.adapters.sqlalchemy.tasks import start_in_greenlet
 from otel_pgpool.instrumentation.guards import never_raise, raise_if_external
@@ -222,14 +223,14 @@ class EngineCalls:
         in_progress, held = self._in_progress, self._held
         checkout = EngineCheckout()
         checkout.tracker = tracker
-        if in_task:
-            key = start_in_greenlet(checkout, frame)
-        else:
-            tracker.start_with(checkout, call_sites_fast_filtered(frame, SKIPPED_MODULES))
-            key = threading.get_ident()
-        outer = in_progress.get(key)
-        in_progress[key] = checkout
         try:
+            if in_task:
+                key = start_in_greenlet(checkout, frame)
+            else:
+                tracker.start_with(checkout, call_sites_fast_filtered(frame, SKIPPED_MODULES))
+                key = threading.get_ident()
+            outer = in_progress.get(key)
+            in_progress[key] = checkout
             try:
                 fairy = acquire(subject)
             finally:
@@ -282,8 +283,10 @@ class EngineCalls:
     @never_raise
     def failed(self, checkout: EngineCheckout, error: BaseException) -> None:
         """Record a failed checkout. The driver's error is recorded without SQLAlchemy's wrapper around it."""
-        if hasattr(checkout, "acquired"):  # an interrupt hit after the hand-over; the release will be recorded
-            return
+        if not hasattr(checkout, "is_observed") or hasattr(checkout, "acquired"):
+            return  # interrupted at its start, or after the hand-over, so that the release will be recorded
+        if not hasattr(checkout, "started"):
+            checkout.started = monotonic()
         tracker = checkout.tracker
         driver = driver_of(tracker)
         cause = driver_error(error, driver)
@@ -293,7 +296,8 @@ class EngineCalls:
         if began is not None:
             tracker.connect_failed(began, cause, checkout.caller)
             tracker.connects.connecting.discard(current_call_key(is_async=checkout.caller is not None))
-        timed_out = isinstance(error, QueuePoolTimeout)
+        discard_opened(checkout, cause)
+        timed_out = began is None and not checkout.connected and is_timeout_of(tracker.pool, error)
         if timed_out and checkout.queued is None:
             tracker.enqueued_at(checkout, checkout.started)
         tracker.failed(checkout, cause, PoolErrorType.TIMEOUT if timed_out else None)
@@ -320,14 +324,25 @@ class EngineCalls:
                 self._session.ignore(pool)
             if tracker is not None:
                 self.table.trackers[record_of(fairy)] = tracker
-                checkout = self._start_from_unknown_pool(tracker, unknown, frame)
-                if unknown.is_connected:
-                    tracker.connected(unknown.wait_ended or unknown.started, conn)
-                checkout.fairy = weakref.ref(fairy)
-                self.record_hand_over(checkout, fairy, conn)
+                self._record_from_unknown_pool(tracker, unknown, frame, fairy)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry
             self.guard.log_error(error)
         return fairy
+
+    def _record_from_unknown_pool(
+        self, tracker: PoolTracker, unknown: UnknownPoolCall, frame: FrameType, fairy: Any
+    ) -> None:
+        """Record a checkout of a pool that has become known by its connection."""
+        checkout = EngineCheckout()
+        try:
+            _start_from_unknown_pool(checkout, tracker, unknown, frame)
+            conn, checkout.fairy = fairy.dbapi_connection, weakref.ref(fairy)
+            if unknown.is_connected:
+                tracker.connected(unknown.wait_ended or unknown.started, conn)
+            self.record_hand_over(checkout, fairy, conn)
+        except BaseException as error:
+            self.failed(checkout, error)
+            raise
 
     @never_raise
     def _failed_from_unknown_pool(
@@ -336,18 +351,11 @@ class EngineCalls:
         """Record a failed checkout, if the pool is tracked by now, because of a call in another thread."""
         tracker = getattr(pool, TRACKER_ATTR, None)
         if isinstance(tracker, PoolTracker) and tracker.watch is self.watch:
-            self.failed(self._start_from_unknown_pool(tracker, unknown, frame), error)
-
-    def _start_from_unknown_pool(
-        self, tracker: PoolTracker, unknown: UnknownPoolCall, frame: FrameType
-    ) -> EngineCheckout:
-        """Start the checkout of a pool that has become known during the call."""
-        checkout = EngineCheckout()
-        checkout.tracker, checkout.wait_ended = tracker, unknown.wait_ended
-        tracker.start_with(checkout, call_sites_fast_filtered(frame, SKIPPED_MODULES), unknown.started)
-        if unknown.queued is not None:
-            tracker.enqueued_at(checkout, unknown.queued)
-        return checkout
+            checkout = EngineCheckout()
+            try:
+                _start_from_unknown_pool(checkout, tracker, unknown, frame)
+            finally:
+                self.failed(checkout, error)
 
     def _call_untracked(self, acquire: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Check out from an engine that is not observed.
@@ -361,3 +369,13 @@ class EngineCalls:
         finally:
             if outer is not None:
                 self._in_progress[thread] = outer
+
+
+def _start_from_unknown_pool(
+    checkout: EngineCheckout, tracker: PoolTracker, unknown: UnknownPoolCall, frame: FrameType
+) -> None:
+    """Start the checkout of a pool that has become known during the call."""
+    checkout.tracker, checkout.wait_ended, checkout.connected = tracker, unknown.wait_ended, unknown.is_connected
+    tracker.start_with(checkout, call_sites_fast_filtered(frame, SKIPPED_MODULES), unknown.started)
+    if unknown.queued is not None:
+        tracker.enqueued_at(checkout, unknown.queued)

@@ -199,6 +199,21 @@ def test_cancelled(signals: Signals, instrumentation: None, url: str, moment: st
     assert [(span.attributes or {})["error.type"] for span in failures] == ["CancelledError"] * (moment != "hold")
 
 
+def test_interrupt_when_the_span_has_started(
+    signals: Signals, instrumentation: None, url: str, interrupted_start: None
+) -> None:
+    """The checkout ends with the interrupt as its error."""
+
+    async def program() -> None:
+        async with engine_on(url) as engine:
+            with pytest.raises(KeyboardInterrupt):
+                await engine.connect()
+            assert engine_tracker(engine.sync_engine).stats().errors == 1
+
+    asyncio.run(program())
+    assert (signals.checkout().attributes or {})["error.type"] == "KeyboardInterrupt"
+
+
 def told_of(engine: AsyncEngine, figure: str) -> Any:
     pool = engine.sync_engine.pool
     return getattr(engine_tracker(engine.sync_engine).stats(), figure) if "_otel_pgpool" in vars(pool) else 0
