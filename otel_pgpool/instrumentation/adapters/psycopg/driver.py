@@ -60,13 +60,6 @@ def is_lost(conn: Any, error: BaseException) -> bool:
     return is_broken(conn) or (state is not None and (state.startswith("08") or state in SESSION_ENDED))
 
 
-def is_argument_error(error: BaseException) -> bool:
-    """Return whether a connect failed because of its arguments, before it reached the network."""
-    if isinstance(error, psycopg.Error):
-        return isinstance(error, ARGUMENT_ERRORS) and sqlstate(error) is None
-    return not isinstance(error, NETWORK_ERRORS)
-
-
 def parameters_of(conn: Any) -> dict[str, str]:
     """Return the server, the database and the user of a connection, as libpq reports them."""
     with ignore_errors:
@@ -109,7 +102,9 @@ class Psycopg(Driver):
 
     def is_argument_error(self, error: BaseException) -> bool:
         """Return whether a connect failed because of its arguments, before it reached the network."""
-        return is_argument_error(error)
+        if isinstance(error, psycopg.Error):
+            return isinstance(error, ARGUMENT_ERRORS) and sqlstate(error) is None
+        return not isinstance(error, NETWORK_ERRORS)
 
     def error_text(self, error: BaseException, target: PoolTarget) -> str:
         """Return the known part of a psycopg error's text."""

@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from otel_pgpool.errors import error_type
-from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_argument_error, is_closed, is_lost
+from otel_pgpool.instrumentation.adapters.psycopg.driver import error_text, is_closed, is_lost
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_connection
 from otel_pgpool.instrumentation.adapters.psycopg_pool import private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
@@ -24,7 +24,6 @@ from otel_pgpool.instrumentation.adapters.psycopg_pool.discards import (
 from otel_pgpool.instrumentation.adapters.psycopg_pool.worker_connects import WorkerConnects
 from otel_pgpool.instrumentation.guards import ignore_errors, never_raise
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
-from otel_pgpool.observer import ARGUMENTS
 from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered, caller_of, task_call_sites
 from otel_pgpool.pool.checkout import Attempt, ManualCheckout
 from otel_pgpool.runtime.clock import monotonic
@@ -333,8 +332,6 @@ class PoolCalls:
         callback, conn = private.failed_callback(error)
         if conn is not None and is_lost(conn, error):
             callback = ""
-        elif not callback and is_argument_error(error):
-            callback = ARGUMENTS
         tracker.connect_failed(began, error, key, callback=callback, is_connected=conn is not None)
 
     @never_raise

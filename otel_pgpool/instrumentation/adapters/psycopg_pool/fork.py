@@ -26,17 +26,21 @@ class Inheritance(NamedTuple):
     connections: int
     missing: Sequence[str]
     """Private parts of the pool without which it cannot be repaired."""
+    can_connect: bool
+    """Whether the pool opens connections in its callers, which do not need its threads."""
 
     def describe(self, *, is_repaired: bool) -> str:
         """Return what the first use in the child reports."""
         if is_repaired:
             return f"it has begun anew there, and left its connections to the parent ({self.connections})"
-        both = f"both processes use the same connections ({self.connections}), and the child cannot open others"
+        state = f"both processes use the same connections ({self.connections}), and the child cannot open others"
+        if self.can_connect:
+            state = f"the child shares the connections that the parent has checked out ({self.connections})"
         advice = f"open the pool after the fork, or set {REPAIR}"
         if self.missing:
             parts = ", ".join(self.missing)
             advice = f"open the pool after the fork; {REPAIR} has no effect, because this psycopg_pool has no {parts}"
-        return f"{both}; {advice}"
+        return f"{state}; {advice}"
 
 
 class InheritedPsycopgPools(InheritedPools[Inheritance]):
@@ -46,10 +50,11 @@ class InheritedPsycopgPools(InheritedPools[Inheritance]):
         """Note a pool in a forked child, and detach it from the parent's connections if it is to be repaired."""
         if pool in self:  # the parent had inherited the pool from its own parent
             return
-        if not conns and not self._is_repaired and private.connects_in_callers(pool):
+        can_connect = private.connects_in_callers(pool)
+        if not conns and not self._is_repaired and can_connect:
             return
         missing = private.missing_parts(pool) if self._is_repaired else ()
-        self.add(pool, Inheritance(parent, len(conns), missing))
+        self.add(pool, Inheritance(parent, len(conns), missing, can_connect))
         if self._is_repaired and not missing:
             self.keep(conns)
             private.begin_anew(pool)

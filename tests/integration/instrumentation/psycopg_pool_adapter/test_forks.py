@@ -110,6 +110,19 @@ def test_null_pool_without_connections(signals: Signals, dsn: str, instrumentati
         assert json.loads(in_child(child)) == []
 
 
+def test_null_pool_with_a_connection(signals: Signals, dsn: str, instrumentation: None) -> None:
+    """If the parent has checked out a connection, the report says that the child shares this one; others it opens."""
+    with NullConnectionPool(dsn, max_size=2) as pool, pool.connection():
+
+        def child() -> str:
+            with pool.connection() as conn:
+                conn.execute("select 1")
+            return json.dumps(reports(signals))
+
+        ((_level, text),) = json.loads(in_child(child))
+        assert "the child shares the connections that the parent has checked out (1); open the pool after" in text
+
+
 def test_pool_of_the_child(signals: Signals, dsn: str, instrumentation: None) -> None:
     """A pool that is opened after the fork is not reported."""
 
