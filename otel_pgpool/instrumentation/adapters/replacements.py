@@ -27,7 +27,7 @@ class Replacements:
     def restore(self) -> None:
         """Restore the originals, except where third-party code has replaced the attribute since."""
         for owner, name, before, now in reversed(self._replaced):
-            if vars(owner).get(name) is not now:
+            if name not in vars(owner) or vars(owner)[name] is not now:
                 continue
             if before is None:
                 delattr(owner, name)
