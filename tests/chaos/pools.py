@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from psycopg2 import errors
 
 from benchmarks.peers import MAKERS, Setup
-from benchmarks.row import OURS, PSYCOPG, QUEUEPOOL, STOCK
+from benchmarks.row import OURS, PSYCOPG, PSYCOPG2, QUEUEPOOL
 from otel_pgpool import ConnectionPool, PoolError, PoolTimeout, TooManyRequests
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.application import CommitRecording, text_of
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 PRE_PING = f"{QUEUEPOOL}, pre_ping"
-PEERS = (STOCK, PSYCOPG, PRE_PING)
+PEERS = (PSYCOPG2, PSYCOPG, PRE_PING)
 POOLS = (OURS, *PEERS)
 
 
