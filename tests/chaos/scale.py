@@ -86,7 +86,7 @@ class WaitersResult:
         yield (
             f"{self.waiting:,} threads wait at once for {self.maxconn} connections, all of which are held and "
             f"then released. {self.served:,} are served, the last after {self.seconds:.3f} s, with "
-            f"{sum(self.outcomes.values()) - self.served} errors and never more than {self.most_backends} server "
+            f"{sum(self.outcomes.values()) - self.served} errors and at most {self.most_backends} server "
             f"processes. Each waiter takes {self.resident:.0f} KB, its thread included. Left: {self.threads_left} "
             f"threads, {self.descriptors_left} file descriptors."
         )

@@ -84,7 +84,7 @@ class StressThread(threading.Thread):
     """Runs one random action after the other until the lap is over."""
 
     def __init__(self, shared: Shared, rng: random.Random) -> None:
-        super().__init__(name="borrower", daemon=True)
+        super().__init__(name="stress", daemon=True)
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
         """How often each action was run, and each result occurred."""

@@ -26,10 +26,10 @@ def test_the_application_goes_on(name: str) -> None:
 
 def test_a_pool_that_never_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A play that hangs, or crashes, costs the document one cell, of our pool's too."""
-    assert faults.play_apart("no such fault", OURS, AWAY) == "could not be played"
+    assert faults.play_apart("no such fault", OURS, AWAY) == "could not be run"
     monkeypatch.setattr(faults, "PATIENCE", 0.0)
     hung = faults.play_apart("cut", OURS, 0.0)
-    assert hung == "never came back"
+    assert hung == "did not end in time"
     written = [*lines(dict.fromkeys(product(FAULTS, POOLS), hung), AWAY)]
     assert sum(hung in line for line in written) > len(FAULTS)
     assert sum(hung in line for line in findings(dict.fromkeys(product(FAULTS, POOLS), hung))) > 1
@@ -49,7 +49,7 @@ def outcome(*, first_good: float | None = 0.5, lost: int = 0, violations: tuple[
         most_backends=4,
         most_backends_at_all=4,
         longest_wait=0.0,
-        longest_return=0.0,
+        longest_release=0.0,
         longest_work=0.1,
         longest_stall=0.0,
         violations=[*violations],

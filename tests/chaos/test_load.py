@@ -80,12 +80,12 @@ def test_one_that_cannot_be_played_is_a_violation_of_the_whole() -> None:
     """The next run is tried all the same, and the document says which has no figures."""
     figures = load.play(["many-pools", "many-waiters"], ["--pools", "none", "--threads", "20"])
     assert figures.violations == [
-        "many-pools: could not be played: status 2",
-        "many-waiters: could not be played: status 2",
+        "many-pools: could not be run: status 2",
+        "many-waiters: could not be run: status 2",
     ]
     told = "\n".join(load.lines(figures))
-    assert "### Many pools\n\nIt could not be played: status 2.\n" in told
-    assert "### Many waiters\n\nIt could not be played: status 2." in told
+    assert "### Many pools\n\nIt could not be run: status 2.\n" in told
+    assert "### Many waiters\n\nIt could not be run: status 2." in told
 
 
 class Blind(Monitor):
