@@ -65,7 +65,7 @@ def forked(run: FaultRun) -> float:
 
 
 def use_in_child(run: FaultRun, parents: Collection[int]) -> None:
-    """Use the pool in the child; the answers must come from server processes that are not the parent's."""
+    """Use the pool in the child; the answers must come from backends that are not the parent's."""
     with run.app.new_block() as conn, conn.cursor() as cursor:
         for number in range(20):
             cursor.execute("select %s::int, pg_backend_pid()", (number,))

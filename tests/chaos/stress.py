@@ -89,7 +89,7 @@ class StressResult:
         """Return what must not happen, and did."""
         found = [*self.found]
         if self.most_backends > self.maxconn:
-            found.append(f"{self.most_backends} server processes of at most {self.maxconn}")
+            found.append(f"{self.most_backends} backends of at most {self.maxconn}")
         if self.longest_late > GRACE:
             found.append(f"a caller came {self.longest_late:.3f} s late: {self.latest}")
         if self.grown > MAX_GROWTH:
@@ -201,7 +201,7 @@ class Stress:
             self.pool.resize(MINCONN, maxconn)
 
     def kill(self, number: int) -> int:
-        """End one of the pool's server processes, as an administrator does; return how many were ended."""
+        """End one of the pool's backends, as an administrator does; return how many were ended."""
         return execute(
             self._admin,
             "select pg_terminate_backend(pid) from (select pid from pg_stat_activity where application_name = %s "
@@ -225,7 +225,7 @@ class Stress:
         yield from self._unrest([MINCONN])
 
     def _unrest(self, sizes: Collection[int]) -> Iterator[str]:
-        """Wait until all connections are idle, as many as given, and each has its server process."""
+        """Wait until all connections are idle, as many as given, and each has its backend."""
         deadline = monotonic() + PATIENCE
         while monotonic() < deadline:
             gc.collect()  # finds dropped connections
@@ -236,7 +236,7 @@ class Stress:
             if at_work == (0, 0, 0) and stats.size == stats.idle == backends and backends in sizes:
                 return
             time.sleep(0.01)
-        yield f"{self.pool!r}, {stats.size} in all, {backends} server processes"
+        yield f"{self.pool!r}, {stats.size} in all, {backends} backends"
 
     def disagreements(self) -> Iterator[str]:
         """Return the figures in which the threads, the pool, its spans and its metrics differ."""

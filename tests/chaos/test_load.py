@@ -71,7 +71,7 @@ def test_what_many_waiters_leave_is_reported() -> None:
         "found",
         "8 of 9 threads wait",
         "of 9 threads: {'served': 7, 'PoolTimeout': 1}",
-        "3 server processes of 2",
+        "3 backends of 2",
         "1 threads and 1 descriptors are left",
     ]
 

@@ -217,7 +217,7 @@ def first_after(since: float, moments: list[float]) -> float | None:
 
 
 def count_backends(dsn: str, connections: int, since: float) -> tuple[int, float | None]:
-    """Return the maximum number of server processes, and the seconds until there were enough.
+    """Return the maximum number of backends, and the seconds until there were enough.
 
     The number is observed for a while longer than that.
     """
