@@ -1,1 +1,1 @@
-"""The pool beside its peers, on a real PostgreSQL: ``python -m benchmarks`` writes RESULTS.md."""
+"""Measurements of the pool and of other pools on a real PostgreSQL: ``python -m benchmarks`` writes RESULTS.md."""

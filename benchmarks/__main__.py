@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure all, and write RESULTS.md; or some rows by name, and only print."""
+"""``python -m benchmarks``: measure all rows and write RESULTS.md, or measure the named rows and only print them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows to measure; without any, all")
     parser.add_argument("--rounds", type=int, help="rounds of each row, instead of its own number")
     parser.add_argument("--dsn", help="a PostgreSQL to measure on, instead of a throw-away one")
-    parser.add_argument("--list", action="store_true", help="show the rows and stop")
+    parser.add_argument("--list", action="store_true", help="list the rows, and measure nothing")
     options = parser.parse_args(arguments)
     known = [row.name for row in ROWS]
     unknown = [name for name in options.names if name not in known]
@@ -63,12 +63,12 @@ def main() -> int:
 
 
 def run(rows: Sequence[Row], rounds: int | None, dsn: str | None, *, save: bool) -> int:
-    """Measure the rows; 1 if a measurement failed, and 0 even where a target was missed."""
+    """Measure the rows; return 1 if a measurement failed, and 0 otherwise, even if a target was missed."""
     began = time.monotonic()
     with server(dsn) as at:
-        outcomes = [play(row, rounds or row.rounds, at, tell) for row in rows]
+        outcomes = [play(row, rounds or row.rounds, at, show_progress) for row in rows]
         text = report.document(outcomes, machine.describe(at))
-    tell("")
+    show_progress("")
     print(text)
     if save:
         RESULTS.write_text(text)
@@ -77,8 +77,8 @@ def run(rows: Sequence[Row], rounds: int | None, dsn: str | None, *, save: bool)
     return int(any(outcome.failures for outcome in outcomes))
 
 
-def tell(text: str) -> None:
-    """Say what is being done, on one line of a terminal or on lines of a log."""
+def show_progress(text: str) -> None:
+    """Print the present step: on a terminal always in the same line, otherwise in a line of its own."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
     elif text:

@@ -1,4 +1,4 @@
-"""The telemetry of a checkout as a person writes it around the stock pool."""
+"""The telemetry of a checkout, written by hand around the calls of a pool."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from benchmarks.lenders import Lender
+    from benchmarks.measured_pools import MeasuredPool
     from benchmarks.recorded import Recorded
 
 NAME = "shop"
@@ -23,7 +23,7 @@ BOUNDARIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30)
 
 
 class Written:
-    """What a person writes around the stock pool to leave the same telemetry, without a class or a generator."""
+    """The same telemetry as the package's, written by hand around psycopg2's pool, without a context manager."""
 
     def __init__(self, dsn: str, recorded: Recorded) -> None:
         self.pool = ThreadedConnectionPool(1, 5, dsn)
@@ -32,7 +32,7 @@ class Written:
         self.pool.putconn(connection)
 
     def prepare(self, recorded: Recorded, connection: Any, name: str) -> None:
-        """Make the instruments, and write down what is the same at each checkout."""
+        """Create the instruments, and compute what is the same for each checkout."""
         self.tracer = recorded.tracers.get_tracer("by hand")
         meter = recorded.meters.get_meter("by hand")
         self.wait_time, self.use_time = (
@@ -57,7 +57,7 @@ class Written:
             self.checkout()
 
     def checkout(self) -> None:
-        """One checkout, from the request to the return."""
+        """Check out once, from the request to the release."""
         asked = time.monotonic()
         span = self.tracer.start_span("pool.checkout", attributes=self.start)
         in_span = trace.set_span_in_context(span)
@@ -84,7 +84,7 @@ class Written:
             span.end()
 
     def finish(self, waited: float, held: float, outcome: str, connection: Any) -> dict[str, Any]:
-        """Attributes known only at the end."""
+        """Return the attributes that are known at the end only."""
         serial, pid = self.identities[id(connection)]
         return {
             "otel_pgpool.wait_time": waited,
@@ -102,52 +102,52 @@ class Written:
         self.pool.closeall()
 
 
-class Lent(Written):
-    """The same around a pool that is somebody else's, where nothing is current and nothing is committed."""
+class InOneFunction(Written):
+    """The same in one function, around any pool, as the instrumentation does it: no current span, and no commit."""
 
-    def __init__(self, lender: Lender, recorded: Recorded) -> None:
-        self.take, self.give, self.driver = lender.take, lender.give, lender.driver
-        connection = self.take()
-        self.prepare(recorded, self.driver(connection), lender.name)
-        self.give(connection)
+    def __init__(self, pool: MeasuredPool, recorded: Recorded) -> None:
+        self.acquire, self.release, self.driver = pool.acquire, pool.release, pool.driver
+        connection = self.acquire()
+        self.prepare(recorded, self.driver(connection), pool.name)
+        self.release(connection)
 
     def checkout(self) -> None:
-        """One checkout, from the request to the return."""
+        """Check out once, from the request to the release."""
         asked = time.monotonic()
         span = self.tracer.start_span("pool.checkout", attributes=self.start)
         in_span = trace.set_span_in_context(span)
-        connection = self.take()
+        connection = self.acquire()
         acquired = time.monotonic()
         waited = acquired - asked
         self.wait_time.record(waited, self.point, in_span)
         try:
-            driver = self.driver(connection)  # what the caller does is none of ours
+            driver = self.driver(connection)  # in place of the caller's work
         finally:
-            self.give(connection)
+            self.release(connection)
             held = time.monotonic() - acquired
             self.use_time.record(held, self.point, in_span)
             span.set_attributes(self.finish(waited, held, "released", driver))
             span.end()
 
 
-class Apart(Lent):
-    """The same for a program that takes in one place and gives back in another: each in a function of its own."""
+class InTwoFunctions(InOneFunction):
+    """The same in two functions, for a program that acquires in one place and releases in another."""
 
-    def __init__(self, lender: Lender, recorded: Recorded) -> None:
-        super().__init__(lender, recorded)
+    def __init__(self, pool: MeasuredPool, recorded: Recorded) -> None:
+        super().__init__(pool, recorded)
         self.held: dict[int, tuple[Span, Context, float, float]] = {}
 
     def checkout(self) -> None:
-        """One checkout, from the request to the return."""
+        """Check out once, from the request to the release."""
         self.put(self.get())
 
     def get(self) -> Any:
-        """Check out."""
+        """Acquire a connection."""
         asked = time.monotonic()
         span = self.tracer.start_span("pool.checkout", attributes=self.start)
         in_span = trace.set_span_in_context(span)
         try:
-            connection = self.take()
+            connection = self.acquire()
         except BaseException as error:
             span.set_status(Status(StatusCode.ERROR, str(error)))
             span.end()
@@ -158,11 +158,11 @@ class Apart(Lent):
         return connection
 
     def put(self, connection: Any) -> None:
-        """Give back."""
+        """Release a connection."""
         span, in_span, asked, acquired = self.held.pop(id(connection))
         driver = self.driver(connection)
         try:
-            self.give(connection)
+            self.release(connection)
         finally:
             held = time.monotonic() - acquired
             self.use_time.record(held, self.point, in_span)
@@ -171,10 +171,10 @@ class Apart(Lent):
 
 
 class Textbook(Written):
-    """The same as OpenTelemetry's own guide would have it, one block within the other."""
+    """The same around psycopg2's pool in the way of OpenTelemetry's guide, with `start_as_current_span`."""
 
     def checkout(self) -> None:
-        """One checkout, from the request to the return."""
+        """Check out once, from the request to the release."""
         asked = time.monotonic()
         with self.tracer.start_as_current_span("pool.checkout", attributes=self.start) as span:
             connection = self.pool.getconn()

@@ -1,4 +1,4 @@
-"""One thread takes a connection and gives it back, with nothing between: the price of the pool itself."""
+"""The cost of the pool itself: one thread checks out a connection and releases it at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.peers import MAKERS, Setup, warm
-from benchmarks.row import DBUTILS, OURS, PSYCOPG, QUEUEPOOL, STOCK, Column, Round, Row, Target, ratio
+from benchmarks.row import DBUTILS, OURS, PSYCOPG, PSYCOPG2, QUEUEPOOL, Column, Round, Row, Target, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +22,19 @@ EACH = (Column("us", "us each", 2),)
 
 
 WHAT_IT_DOES_MORE = (
-    "Beyond the stock pool, each checkout keeps where it was asked for (0.24 us, most of it the caller's "
-    "frame object), compares the session's settings when it ends (0.2 us) and makes a record of its "
-    "holder (0.2 us)."
+    "In addition to what psycopg2's pool does, each checkout stores its call site (0.24 us, mostly for the caller's "
+    "frame object), compares the session's settings at its end (0.2 us), and creates a record of its holder "
+    "(0.2 us)."
 )
 
 
 def measure(contestants: Sequence[str], dsn: str) -> Round:
-    """Without telemetry."""
+    """Measure checkouts without telemetry."""
     return _spin(contestants, dsn, telemetry=False)
 
 
 def measure_without_sdk(contestants: Sequence[str], dsn: str) -> Round:
-    """With telemetry, in a process that cannot import OpenTelemetry's SDK."""
+    """Measure checkouts with telemetry, in a process that cannot import OpenTelemetry's SDK."""
     forbid_sdk()
     return _spin(contestants, dsn, telemetry=True)
 
@@ -55,32 +55,33 @@ def take_turns(
     slices: int = SLICES,
     settle: Callable[[str], object] = lambda _name: gc.collect(),
 ) -> Round:
-    """Spin each in short slices, one after another, over and over; the median slice counts.
+    """Let the contestants check out in turn, each in short slices; return the median time of a checkout.
 
-    The first turn of each is a warm-up. Before each slice, outside the clock, ``settle`` is told whose it is.
+    The first slice of each contestant is a warm-up. Before each slice, ``settle`` is called with the contestant's
+    name; its time does not count.
     """
-    taken: dict[str, list[float]] = {name: [] for name in spins}
+    times: dict[str, list[float]] = {name: [] for name in spins}
     for _ in range(slices + 1):
         for name, spin in spins.items():
             settle(name)
             began = time.perf_counter()
             spin(cycles)
-            taken[name].append((time.perf_counter() - began) / cycles * 1e6)
-    return {name: {"us": statistics.median(each[1:])} for name, each in taken.items()}
+            times[name].append((time.perf_counter() - began) / cycles * 1e6)
+    return {name: {"us": statistics.median(each[1:])} for name, each in times.items()}
 
 
 class NoSDK:
-    """An import hook: the SDK is not there."""
+    """A finder of modules that hides the SDK."""
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
-        """Refuse ``opentelemetry.sdk`` and what is under it; leave the rest to the next finder."""
+        """Raise for ``opentelemetry.sdk`` and its modules; leave all others to the next finder."""
         if name == "opentelemetry.sdk" or name.startswith("opentelemetry.sdk."):
             raise ModuleNotFoundError(name, name=name)
         return None
 
 
 def forbid_sdk() -> None:
-    """Make OpenTelemetry's SDK impossible to import, and prove it."""
+    """Make imports of OpenTelemetry's SDK fail, and check that they do."""
     loaded = [name for name in sys.modules if name.startswith("opentelemetry.sdk")]
     if loaded:
         message = f"the SDK is loaded already: {loaded}"
@@ -98,12 +99,12 @@ ROWS = (
     Row(
         name="checkout",
         work="one thread, `with pool.connection(): pass`, telemetry off",
-        contestants=(OURS, STOCK, PSYCOPG, DBUTILS, QUEUEPOOL),
+        contestants=(OURS, PSYCOPG2, PSYCOPG, DBUTILS, QUEUEPOOL),
         columns=EACH,
         measure=measure,
         together=True,
         targets=(
-            Target("against stock getconn/putconn", ratio("us", OURS, STOCK), 1.6, reason=WHAT_IT_DOES_MORE),
+            Target("against psycopg2's getconn/putconn", ratio("us", OURS, PSYCOPG2), 1.6, reason=WHAT_IT_DOES_MORE),
             Target("against psycopg_pool connection()", ratio("us", OURS, PSYCOPG), 0.5),
             Target("against DBUtils", ratio("us", OURS, DBUTILS), 1.0),
             Target("against QueuePool", ratio("us", OURS, QUEUEPOOL), 1.0),
@@ -112,11 +113,11 @@ ROWS = (
     Row(
         name="no-sdk",
         work="the same, telemetry on, no SDK installed",
-        contestants=(OURS, STOCK),
+        contestants=(OURS, PSYCOPG2),
         columns=EACH,
         measure=measure_without_sdk,
         together=True,
-        targets=(Target("against stock getconn/putconn", ratio("us", OURS, STOCK), 3.0),),
-        note="The process refuses to import `opentelemetry.sdk`; the API's own providers are left in place.",
+        targets=(Target("against psycopg2's getconn/putconn", ratio("us", OURS, PSYCOPG2), 3.0),),
+        note="In the process, imports of `opentelemetry.sdk` fail, so the API's own providers are used.",
     ),
 )

@@ -1,4 +1,4 @@
-"""What one collection of the metrics costs, by the number of pools in the process."""
+"""The cost of one collection of the metrics, by the number of pools in the process."""
 # ruff: noqa: PLC0415 - the SDK is loaded only in the process that measures it
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLOSED = {ONE_CLOSED: 1, ALL_CLOSED: 1_000, NEVER_SEEN: 1_000}
 
 
 def measure(contestants: Sequence[str], _dsn: str) -> Round:
-    """Collect with so many pools, which never connect."""
+    """Measure a collection with as many pools as the contestant's name says; they never connect."""
     from opentelemetry import metrics
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -43,14 +43,14 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
 
 
 def make_pools(count: int) -> list[Any]:
-    """Pools that are open and hold no connection."""
+    """Create open pools without a connection."""
     from otel_pgpool import ConnectionPool
 
     return [ConnectionPool(0, 5, "host=localhost dbname=shop", name=f"shop-{number}") for number in range(count)]
 
 
 def verify(reader: Any, pools: int) -> None:
-    """Raise unless exactly so many pools report."""
+    """Raise an error unless exactly this number of pools reports."""
     data = reader.get_metrics_data()
     reported = [
         point
@@ -66,7 +66,7 @@ def verify(reader: Any, pools: int) -> None:
 
 
 def collect(reader: Any) -> float:
-    """Seconds of one collection: the median of several."""
+    """Return the seconds of one collection, the median of several."""
     took = []
     for _ in range(COLLECTIONS):
         gc.collect()
@@ -81,7 +81,7 @@ def _linear(played: Round) -> float:
 
 
 def _closed(name: str) -> Any:
-    """Cost of a closed pool as a share of a live one's, in percent."""
+    """Return the function that computes the cost of closed pools, in percent of the cost of open ones."""
     return lambda played: 100 * max(0.0, played[name]["ms"] - played[ONE_CLOSED]["ms"]) / played["1,000 pools"]["ms"]
 
 
@@ -100,12 +100,12 @@ ROWS = (
                 _closed(ALL_CLOSED),
                 1,
                 unit="%",
-                reason="The SDK walks every series that it keeps at each collection: those of the hundred pools that "
-                "ended last are there, so that a pool which is made anew under one of their names counts on.",
+                reason="At each collection, the SDK iterates over every series that it keeps. It keeps those of the "
+                "hundred pools that ended last, so that a new pool with one of their names continues their totals.",
             ),
             Target("the same, closed before the first collection", _closed(NEVER_SEEN), 1, unit="%"),
         ),
-        note="`InMemoryMetricReader`; the pools are open and hold no connection. "
-        "Closed pools had reported before they were closed, where not said otherwise, and their end has been exported.",
+        note="Measured with an `InMemoryMetricReader`. The pools have no connections. The closed pools have been "
+        "collected before their close, unless their line says otherwise, and once after it.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Plays the rounds: each measurement in a process of its own, the contestants in turn, round after round."""
+"""Runs the rounds of a row: each measurement in a process of its own, the contestants in turn."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ FOREIGN = ("OTEL_", "PG", "DB_CONNECTION_")
 
 
 class MeasureError(Exception):
-    """A measurement did not come to its end."""
+    """A measurement failed or did not end in time."""
 
 
 @dataclass
 class Outcome:
-    """What a row's rounds gave."""
+    """The results of a row's rounds."""
 
     row: Row
     rounds: list[Round] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
 
-def play(row: Row, rounds: int, dsn: str, tell: Callable[[str], None]) -> Outcome:
-    """Play the rounds of one row. A measurement that fails is noted, and the row goes on."""
+def play(row: Row, rounds: int, dsn: str, show_progress: Callable[[str], None]) -> Outcome:
+    """Run the rounds of one row. A failed measurement is recorded, and the others continue."""
     outcome = Outcome(row)
     teams = [list(row.contestants)] if row.together else [[name] for name in row.contestants]
     for number in range(rounds):
         played: Round = {}
         for team in teams:
-            tell(f"{row.name}: round {number + 1} of {rounds}, {', '.join(team)}")
+            show_progress(f"{row.name}: round {number + 1} of {rounds}, {', '.join(team)}")
             try:
                 played |= in_own_process(row, team, dsn)
             except MeasureError as error:
@@ -51,7 +51,7 @@ def play(row: Row, rounds: int, dsn: str, tell: Callable[[str], None]) -> Outcom
 
 
 def in_own_process(row: Row, contestants: Sequence[str], dsn: str) -> Round:
-    """Measure in a fresh interpreter, so that no contestant's threads or imports disturb another's."""
+    """Measure in a process of its own, so that one contestant's threads and imports do not affect another."""
     command = [sys.executable, "-m", "benchmarks.contest", row.module, row.name, *contestants]
     environment = {name: text for name, text in os.environ.items() if not name.startswith(FOREIGN)}
     try:
@@ -68,8 +68,8 @@ def in_own_process(row: Row, contestants: Sequence[str], dsn: str) -> Round:
     return played
 
 
-class Complaints(logging.Handler):
-    """Errors that the pool logs: a pool that is not well is not worth measuring."""
+class LoggedErrors(logging.Handler):
+    """A log handler that stores the pool's first error, which makes the measurement invalid."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -81,17 +81,17 @@ class Complaints(logging.Handler):
 
 
 def main() -> None:
-    """Measure what the command line says, against the server named on standard input."""
+    """Measure the contestants on the command line, on the server whose DSN is on standard input."""
     module, name, *contestants = sys.argv[1:]
     dsn = sys.stdin.read()
-    complaints = Complaints()
-    logging.getLogger("otel_pgpool").addHandler(complaints)
+    logged = LoggedErrors()
+    logging.getLogger("otel_pgpool").addHandler(logged)
     [row] = [row for row in importlib.import_module(module).ROWS if row.name == name]
     try:
         print(json.dumps(row.measure(contestants, dsn)))
     finally:
-        if complaints.first:
-            sys.exit(complaints.first)
+        if logged.first:
+            sys.exit(logged.first)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Connections that are slow to open: the delay is inside the driver's own connect, after the pool has decided."""
+"""Slow connects: the delay is in the driver's connect, after the pool has decided to connect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Delay:
-    """Seconds that each new connection takes longer from now on, and how many were begun."""
+    """The delay of each connect in seconds, which may be changed at any time, and the number of connects begun."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -21,12 +21,12 @@ class Delay:
         self.connects = 0
 
     def begin(self) -> None:
-        """Called as a connect begins."""
+        """Count a connect that begins, and sleep."""
         self.connects = next(self._begun) + 1
         time.sleep(self.seconds)
 
     def psycopg2_factory(self) -> type[psycopg2.extensions.connection]:
-        """A ``connection_factory`` for psycopg2 that sleeps before it connects."""
+        """Return a ``connection_factory`` for psycopg2 that sleeps before it connects."""
         delay = self
 
         class Delayed(psycopg2.extensions.connection):
@@ -37,7 +37,7 @@ class Delay:
         return Delayed
 
     def psycopg_class(self) -> type[psycopg.Connection[Any]]:
-        """A ``connection_class`` for psycopg_pool that sleeps before it connects."""
+        """Return a ``connection_class`` for psycopg_pool that sleeps before it connects."""
         import psycopg  # noqa: PLC0415 - only the processes that measure psycopg_pool need it
 
         delay = self

@@ -1,5 +1,5 @@
-"""The hook where it leaves neither span nor record: what a program pays for having it on."""
-# ruff: noqa: PLC0415 - our code is imported only where the hook is on
+"""The cost of the instrumentation without spans and without an SDK, for pools without asyncio."""
+# ruff: noqa: PLC0415 - the package is imported only in the process that is instrumented
 
 from __future__ import annotations
 
@@ -7,58 +7,63 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.checkout import CYCLES, EACH, forbid_sdk, take_turns
-from benchmarks.lenders import Alchemy, Psycopg, Stock
+from benchmarks.measured_pools import Engine, Psycopg2Pool, PsycopgPool
 from benchmarks.row import Round, Row, Target, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmarks.lenders import Lender
+    from benchmarks.measured_pools import MeasuredPool
 
-HOOKED, UNHOOKED = "hooked", "not hooked"
+INSTRUMENTED, NOT_INSTRUMENTED = "instrumented", "not instrumented"
 
 
-def measure(make: Callable[[str], Lender], contestants: Sequence[str], dsn: str) -> Round:
-    """One of the two, in a process that cannot import OpenTelemetry's SDK."""
+def measure(make: Callable[[str], MeasuredPool], contestants: Sequence[str], dsn: str) -> Round:
+    """Measure one contestant in a process that cannot import OpenTelemetry's SDK."""
     [name] = contestants
     forbid_sdk()
-    if name == HOOKED:
+    if name == INSTRUMENTED:
         from otel_pgpool import PgPoolInstrumentor
 
         PgPoolInstrumentor().instrument(spans="off")
-    lender = make(dsn)
-    played = take_turns({name: lender.spin}, CYCLES)
-    lender.close()
+    pool = make(dsn)
+    played = take_turns({name: pool.spin}, CYCLES)
+    pool.close()
     return played
 
 
 WHAT_IT_KEEPS = (
-    "What is left of it is a record of the checkout, of where it was asked for and of its thread, and for SQLAlchemy "
-    "the dispatch of its events."
+    "What remains is the record of the checkout, with its call sites and its thread, and for SQLAlchemy the dispatch "
+    "of its events."
 )
 
 NOTE = (
-    "Each has a process of its own, one after the other in each round: to put the hook on and off between the slices "
-    "of one process makes both dearer by what the interpreter has to learn anew, and so the ratio kinder by a "
-    "twentieth. Neither process can import `opentelemetry.sdk`."
+    "Each contestant has a process of its own, one after the other in each round. If one process switched the "
+    "instrumentation on and off between the slices, the interpreter would have to specialize the code anew each time. "
+    "Both contestants would be slower, and the ratio 5 % lower. Neither process can import `opentelemetry.sdk`."
 )
 
 ROWS = tuple(
     Row(
         name=name,
-        work=f"one thread, {work}, the hook on, spans off, no SDK installed",
-        contestants=(HOOKED, UNHOOKED),
+        work=f"one thread, {work}, instrumented, spans off, no SDK installed",
+        contestants=(INSTRUMENTED, NOT_INSTRUMENTED),
         columns=EACH,
         measure=partial(measure, make),
         rounds=5,
         targets=(
-            Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), limit, reason=WHAT_IT_KEEPS),
+            Target(
+                "against the same without the instrumentation",
+                ratio("us", INSTRUMENTED, NOT_INSTRUMENTED),
+                limit,
+                reason=WHAT_IT_KEEPS,
+            ),
         ),
         note=NOTE,
     )
     for name, work, make, limit in (
-        ("hooked", "stock `getconn()` and `putconn()`", Stock, 2.0),
-        ("hooked-sqlalchemy", "`engine.raw_connection()` and `close()`", Alchemy, 1.5),
-        ("hooked-psycopg-pool", "psycopg_pool's `getconn()` and `putconn()`", Psycopg, 1.5),
+        ("hooked", "psycopg2's `getconn()` and `putconn()`", Psycopg2Pool, 2.0),
+        ("hooked-sqlalchemy", "`engine.raw_connection()` and `close()`", Engine, 1.5),
+        ("hooked-psycopg-pool", "psycopg_pool's `getconn()` and `putconn()`", PsycopgPool, 1.5),
     )
 )

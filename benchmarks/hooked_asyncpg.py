@@ -1,5 +1,5 @@
-"""asyncpg's pools with the instrumentation and without: one task that takes and gives back, and a crowd of tasks."""
-# ruff: noqa: PLC0415 - our code is imported only where the hook is on
+"""asyncpg's pools with and without the instrumentation: checkouts of one task, and of many tasks at once."""
+# ruff: noqa: PLC0415 - the package is imported only in the process that is instrumented
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from psycopg2.extensions import parse_dsn
 
 from benchmarks.by_hand import BOUNDARIES
 from benchmarks.checkout import EACH, forbid_sdk, take_turns
-from benchmarks.hooked import HOOKED, UNHOOKED
+from benchmarks.hooked import INSTRUMENTED, NOT_INSTRUMENTED
 from benchmarks.row import Column, Round, Row, Sample, Target, ratio
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ WARM_UP, WINDOW = 0.5, 2.0
 
 
 class Loop:
-    """A loop with a pool, whose checkouts are counted."""
+    """An event loop with a pool of asyncpg."""
 
     def __init__(self, dsn: str, least: int, most: int) -> None:
         self.loop = asyncio.new_event_loop()
@@ -42,12 +42,12 @@ class Loop:
         self.checkout: Callable[[], Awaitable[None]] = self.bare
 
     async def query(self) -> None:
-        """One checkout for a query."""
+        """Check out once, and run a query."""
         async with self.pool.acquire() as connection:
             await connection.fetchval("select 1")
 
     def run(self, awaitable: Any) -> Any:
-        """Run it to its end."""
+        """Run an awaitable in the loop, and return its result."""
 
         async def main() -> Any:
             return await awaitable
@@ -55,12 +55,12 @@ class Loop:
         return self.loop.run_until_complete(main())
 
     async def bare(self) -> None:
-        """One checkout."""
+        """Check out once, and do nothing."""
         async with self.pool.acquire():
             pass
 
     def spin(self, times: int) -> None:
-        """Check out so often, one after another."""
+        """Check out this number of times, one after the other."""
 
         async def work() -> None:
             checkout = self.checkout
@@ -76,7 +76,7 @@ class Loop:
 
 
 class Written:
-    """What a person writes around the pool to leave the same telemetry."""
+    """The same telemetry, written by hand around the pool."""
 
     def __init__(self, loop: Loop, recorded: Any) -> None:
         self.pool = loop.pool
@@ -98,21 +98,21 @@ class Written:
         }
         self.serials: dict[int, int] = {}
 
-    def take(self) -> Any:
-        """Give the context of a checkout."""
+    def acquiring(self) -> Any:
+        """Return the context manager that acquires a connection."""
         return self.pool.acquire()
 
     def backend(self, connection: Any) -> int:
-        """Give the process of a connection."""
+        """Return the process id of a connection's backend."""
         pid: int = connection.get_server_pid()
         return pid
 
     async def checkout(self) -> None:
-        """One checkout, from the request to the release."""
+        """Check out once, from the request to the release."""
         asked = time.monotonic()
         span = self.tracer.start_span("pool.checkout", attributes=self.start)
         in_span = trace.set_span_in_context(span)
-        async with self.take() as connection:
+        async with self.acquiring() as connection:
             acquired = time.monotonic()
             self.wait_time.record(acquired - asked, self.point, in_span)
             pid = self.backend(connection)
@@ -138,17 +138,17 @@ class Written:
 
 
 def instrument(**options: Any) -> None:
-    """Put the hook on."""
+    """Start the instrumentation."""
     from otel_pgpool import PgPoolInstrumentor
 
     PgPoolInstrumentor().instrument(**options)
 
 
 def measure(make: type[Loop], contestants: Sequence[str], dsn: str) -> Round:
-    """One task, in a process that cannot import OpenTelemetry's SDK."""
+    """Measure one task, in a process that cannot import OpenTelemetry's SDK."""
     [name] = contestants
     forbid_sdk()
-    if name == HOOKED:
+    if name == INSTRUMENTED:
         instrument(spans="off")
     loop = make(dsn, 1, 5)
     played = take_turns({name: loop.spin}, CYCLES, SLICES)
@@ -157,14 +157,14 @@ def measure(make: type[Loop], contestants: Sequence[str], dsn: str) -> Round:
 
 
 def measure_traced(make: type[Loop], write: type[Written], contestants: Sequence[str], dsn: str) -> Round:
-    """One task, whose checkouts are recorded through a batch processor."""
+    """Measure one task whose spans are exported by a batch processor."""
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from benchmarks.recorded import NullExporter, Recorded
 
     [name] = contestants
     recorded = Recorded(BatchSpanProcessor(NullExporter()))
-    if name == HOOKED:
+    if name == INSTRUMENTED:
         instrument(tracer_provider=recorded.tracers, meter_provider=recorded.meters)
     loop = make(dsn, 1, 5)
     if name == BY_HAND:
@@ -176,12 +176,12 @@ def measure_traced(make: type[Loop], write: type[Written], contestants: Sequence
 
 
 def measure_crowd(make: type[Loop], contestants: Sequence[str], dsn: str) -> Round:
-    """Many tasks, each of which checks out for a query, over and over."""
+    """Measure many tasks, each of which checks out and runs a query, again and again."""
     [name] = contestants
     forbid_sdk()
-    if name == HOOKED:
+    if name == INSTRUMENTED:
         instrument()
-    logging.getLogger("otel_pgpool").setLevel(logging.CRITICAL)  # all are in use, which is what the row is about
+    logging.getLogger("otel_pgpool").setLevel(logging.CRITICAL)  # all connections are in use by design, which is logged
     loop = make(dsn, CONNECTIONS, CONNECTIONS)
     sample: Sample = loop.run(crowd(loop.query))
     loop.close()
@@ -189,7 +189,7 @@ def measure_crowd(make: type[Loop], contestants: Sequence[str], dsn: str) -> Rou
 
 
 async def crowd(query: Callable[[], Awaitable[None]]) -> Sample:
-    """Many tasks, each of which makes its query over and over."""
+    """Run many tasks, each of which runs its query again and again; return the rate and the CPU for each."""
     served, is_over = 0, False
 
     async def work() -> None:
@@ -208,56 +208,64 @@ async def crowd(query: Callable[[], Awaitable[None]]) -> Sample:
     return {"rate": count / seconds, "cpu": spent / max(1, count) * 1e6}
 
 
-NOTE = "Each has a process of its own, one after the other in each round."
+NOTE = "Each contestant has a process of its own, one after the other in each round."
 
 
 def rows(name: str, work: str, measures: Sequence[Callable[[Sequence[str], str], Round]], note: str) -> tuple[Row, ...]:
-    """Give the rows of one kind of pools.
+    """Return the rows of one kind of pools.
 
     Args:
-        name: how their names begin.
-        work: one checkout.
-        measures: functions of the module of the rows, which measure one task, one with telemetry, and a crowd.
-        note: what a release does.
+        name: the first part of their names.
+        work: the code of one checkout.
+        measures: functions of the module of the rows, which measure one task, one with telemetry, and many.
+        note: what a checkout and its release send to the server.
     """
     one, traced, many = measures
     return (
         Row(
             name=name,
-            work=f"one task, `async with {work}: pass`, the hook on, spans off, no SDK installed",
-            contestants=(HOOKED, UNHOOKED),
+            work=f"one task, `async with {work}: pass`, instrumented, spans off, no SDK installed",
+            contestants=(INSTRUMENTED, NOT_INSTRUMENTED),
             columns=EACH,
             measure=one,
-            targets=(Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), 1.5),),
+            targets=(
+                Target(
+                    "against the same without the instrumentation", ratio("us", INSTRUMENTED, NOT_INSTRUMENTED), 1.5
+                ),
+            ),
             note=f"{NOTE} {note}",
         ),
         Row(
             name=f"{name}-traced",
             work=f"one task, `async with {work}: pass`, spans and both histograms recording through a batch processor",
-            contestants=(HOOKED, BY_HAND, UNHOOKED),
+            contestants=(INSTRUMENTED, BY_HAND, NOT_INSTRUMENTED),
             columns=EACH,
             measure=traced,
             targets=(
-                Target("against the same span, attributes and two records by hand", ratio("us", HOOKED, BY_HAND), 1.15),
+                Target(
+                    "against the same span, attributes and two records by hand",
+                    ratio("us", INSTRUMENTED, BY_HAND),
+                    1.15,
+                ),
             ),
             note=f"{NOTE} {note}",
         ),
         Row(
             name=f"{name}-crowd",
-            work=f"{TASKS:,} tasks on {CONNECTIONS} connections, `{work}` for `select 1`, the hook on, no SDK",
-            contestants=(HOOKED, UNHOOKED),
+            work=f"{TASKS:,} tasks on {CONNECTIONS} connections, `{work}` for `select 1`, instrumented, no SDK",
+            contestants=(INSTRUMENTED, NOT_INSTRUMENTED),
             columns=(Column("rate", "checkouts/s"), Column("cpu", "CPU us each")),
             measure=many,
             targets=(
                 Target(
-                    "checkouts/s against the same without the hook",
-                    ratio("rate", HOOKED, UNHOOKED),
+                    "checkouts/s against the same without the instrumentation",
+                    ratio("rate", INSTRUMENTED, NOT_INSTRUMENTED),
                     0.95,
                     at_least=True,
                 ),
             ),
             note=f"Counted over {WINDOW:g} s after {WARM_UP:g} s of warm-up. "
-            "CPU is this process's, the server's left out.",
+            "CPU is that of this process, without the server.",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What the hook costs by the number of pools in the process: a checkout of each, a collection, a look of the watch."""
+"""The cost of the instrumentation by the number of pools: of a checkout, a collection, and a pass of its thread."""
 # ruff: noqa: PLC0415 - the SDK is loaded only in the process that measures it
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COUNTS = {"1 pool": 1, "100 pools": 100, "1,000 pools": 1_000}
 
 
 class Info:
-    """Idle, outside any transaction."""
+    """The state of an idle connection, in no transaction."""
 
     transaction_status = 0
     host = "localhost"
@@ -26,7 +26,7 @@ class Info:
 
 
 class Connection:
-    """What a pool looks at: a thousand real ones are more than a server takes."""
+    """A fake connection, because a server does not accept a thousand real ones."""
 
     closed = 0
     info = Info()
@@ -39,7 +39,7 @@ class Connection:
 
 
 def measure(contestants: Sequence[str], _dsn: str) -> Round:
-    """So many stock pools, of which each has one connection."""
+    """Measure as many pools of psycopg2 as the contestant's name says, with one connection each."""
     import psycopg2
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -74,7 +74,7 @@ def measure(contestants: Sequence[str], _dsn: str) -> Round:
 
 
 def _each(work: Callable[[], Any], times: int, prepare: Callable[[], None] = lambda: None) -> float:
-    """Microseconds of one of ``times``: the median of several turns; what is prepared is outside the clock."""
+    """Return the microseconds of one of ``times``, the median of several turns; ``prepare`` is not measured."""
     took = []
     for _ in range(TURNS):
         prepare()
@@ -92,22 +92,22 @@ def _growth(metric: str) -> Callable[[Round], float]:
 ROWS = (
     Row(
         name="hooked-growth",
-        work="1, 100 and 1,000 hooked stock pools of one connection",
+        work="1, 100 and 1,000 instrumented pools of psycopg2, with one connection each",
         contestants=tuple(COUNTS),
         columns=(
             Column("checkout", "checkout, us", 1),
             Column("collection", "collection, us for each pool", 1),
-            Column("look", "look of the watch, us for each pool", 2),
+            Column("look", "pass of the thread, us for each pool", 2),
         ),
         measure=measure,
         rounds=3,
         targets=(
             Target("a checkout, 1,000 against 100", _growth("checkout"), 1.5),
             Target("a collection for each pool, 1,000 against 100", _growth("collection"), 1.5),
-            Target("a look of the watch for each pool, 1,000 against 100", _growth("look"), 1.5),
+            Target("a pass of the thread for each pool, 1,000 against 100", _growth("look"), 1.5),
         ),
-        note="The connections are stand-ins. Spans and records on; a span goes nowhere, as no provider is set for it. "
-        "The pools take turns in checking out. While the watch looks, one connection is out of each, and at each look "
-        "the utilization is due, which otherwise is read twice a second.",
+        note="The connections are fakes. Metrics are recorded; spans are not, because no tracer provider is set. The "
+        "checkouts go from pool to pool. During the passes of the background thread, one connection of each pool is "
+        "checked out, and each pass samples the utilization, which otherwise happens twice a second.",
     ),
 )

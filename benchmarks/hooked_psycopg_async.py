@@ -1,4 +1,4 @@
-"""psycopg_pool's pools for asyncio with the instrumentation and without: one task, and a crowd of tasks."""
+"""psycopg_pool's pools for asyncio with and without the instrumentation: one task, and many tasks at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Loop(hooked_asyncpg.Loop):
-    """A loop with a pool of psycopg_pool."""
+    """An event loop with a pool of psycopg_pool."""
 
     def __init__(self, dsn: str, least: int, most: int) -> None:
         self.loop = asyncio.new_event_loop()
@@ -30,41 +30,41 @@ class Loop(hooked_asyncpg.Loop):
         self.checkout = self.bare
 
     async def bare(self) -> None:
-        """One checkout."""
+        """Check out once, and do nothing."""
         async with self.pool.connection():
             pass
 
     async def query(self) -> None:
-        """One checkout for a query."""
+        """Check out once, and run a query."""
         async with self.pool.connection() as connection:
             await connection.execute("select 1")
 
 
 class Written(hooked_asyncpg.Written):
-    """What a person writes around the pool to leave the same telemetry."""
+    """The same telemetry, written by hand around the pool."""
 
-    def take(self) -> Any:
-        """Give the context of a checkout."""
+    def acquiring(self) -> Any:
+        """Return the context manager that acquires a connection."""
         return self.pool.connection()
 
     def backend(self, connection: Any) -> int:
-        """Give the process of a connection."""
+        """Return the process id of a connection's backend."""
         pid: int = connection.info.backend_pid
         return pid
 
 
 def measure(contestants: Sequence[str], dsn: str) -> Round:
-    """One task."""
+    """Measure one task."""
     return hooked_asyncpg.measure(Loop, contestants, dsn)
 
 
 def measure_traced(contestants: Sequence[str], dsn: str) -> Round:
-    """One task, whose checkouts are recorded."""
+    """Measure one task with telemetry."""
     return hooked_asyncpg.measure_traced(Loop, Written, contestants, dsn)
 
 
 def measure_crowd(contestants: Sequence[str], dsn: str) -> Round:
-    """Many tasks."""
+    """Measure many tasks."""
     return hooked_asyncpg.measure_crowd(Loop, contestants, dsn)
 
 

@@ -1,5 +1,5 @@
-"""SQLAlchemy's engines for asyncio with the instrumentation and without: one task that takes and gives back."""
-# ruff: noqa: PLC0415 - our code is imported only where the hook is on
+"""SQLAlchemy's engines for asyncio with and without the instrumentation: checkouts of one task."""
+# ruff: noqa: PLC0415 - the package is imported only in the process that is instrumented
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from psycopg2.extensions import parse_dsn
 
 from benchmarks.checkout import EACH, forbid_sdk, take_turns
-from benchmarks.hooked import HOOKED, UNHOOKED
-from benchmarks.lenders import SOCKETS
+from benchmarks.hooked import INSTRUMENTED, NOT_INSTRUMENTED
+from benchmarks.measured_pools import SOCKETS
 from benchmarks.row import Round, Row, Target, ratio
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ CYCLES, SLICES = 200, 20
 
 
 class Tasks:
-    """A loop with an engine, whose checkouts are made by one task."""
+    """An event loop with an engine, from which one task checks out."""
 
     def __init__(self, driver: str, dsn: str) -> None:
         from sqlalchemy import URL
@@ -37,7 +37,7 @@ class Tasks:
         self.spin(1)
 
     def spin(self, times: int) -> None:
-        """Check out so often, one after another."""
+        """Check out this number of times, one after the other."""
 
         async def work() -> None:
             engine = self.engine
@@ -54,10 +54,10 @@ class Tasks:
 
 
 def measure(driver: str, contestants: Sequence[str], dsn: str) -> Round:
-    """One task, in a process that cannot import OpenTelemetry's SDK."""
+    """Measure one task, in a process that cannot import OpenTelemetry's SDK."""
     [name] = contestants
     forbid_sdk()
-    if name == HOOKED:
+    if name == INSTRUMENTED:
         from otel_pgpool import PgPoolInstrumentor
 
         PgPoolInstrumentor().instrument(spans="off")
@@ -70,12 +70,14 @@ def measure(driver: str, contestants: Sequence[str], dsn: str) -> Round:
 ROWS = tuple(
     Row(
         name=f"hooked-sqlalchemy-{driver}",
-        work=f"one task, `async with engine.connect(): pass` on {driver}, the hook on, spans off, no SDK installed",
-        contestants=(HOOKED, UNHOOKED),
+        work=f"one task, `async with engine.connect(): pass` on {driver}, instrumented, spans off, no SDK installed",
+        contestants=(INSTRUMENTED, NOT_INSTRUMENTED),
         columns=EACH,
         measure=partial(measure, driver),
-        targets=(Target("against the same without the hook", ratio("us", HOOKED, UNHOOKED), 1.5),),
-        note="Each has a process of its own, one after the other in each round.",
+        targets=(
+            Target("against the same without the instrumentation", ratio("us", INSTRUMENTED, NOT_INSTRUMENTED), 1.5),
+        ),
+        note="Each contestant has a process of its own, one after the other in each round.",
     )
     for driver in ("psycopg", "asyncpg")
 )

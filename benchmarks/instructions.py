@@ -18,11 +18,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from benchmarks import hooked_asyncpg, hooked_psycopg_async
 from benchmarks.__main__ import server
-from benchmarks.by_hand import Lent
-from benchmarks.hooked import HOOKED, UNHOOKED
+from benchmarks.by_hand import InOneFunction
+from benchmarks.hooked import INSTRUMENTED, NOT_INSTRUMENTED
 from benchmarks.hooked_asyncpg import BY_HAND, instrument
 from benchmarks.hooked_sqlalchemy_tasks import Tasks
-from benchmarks.lenders import SOCKETS, Alchemy, Psycopg, Stock
+from benchmarks.measured_pools import SOCKETS, Engine, Psycopg2Pool, PsycopgPool
 from benchmarks.recorded import NullExporter, Recorded
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ FEW, MANY = 300, 900
 """Numbers of checkouts. The difference of their counts leaves out the start of the program."""
 
 POOLS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
-    "hooked": (Stock, Lent),
-    "hooked-psycopg-pool": (Psycopg, Lent),
-    "hooked-sqlalchemy": (Alchemy, Lent),
+    "hooked": (Psycopg2Pool, InOneFunction),
+    "hooked-psycopg-pool": (PsycopgPool, InOneFunction),
+    "hooked-sqlalchemy": (Engine, InOneFunction),
     "hooked-asyncpg": (lambda dsn: hooked_asyncpg.Loop(dsn, *SOCKETS), hooked_asyncpg.Written),
     "hooked-psycopg-async": (lambda dsn: hooked_psycopg_async.Loop(dsn, *SOCKETS), hooked_psycopg_async.Written),
     "hooked-sqlalchemy-psycopg": (partial(Tasks, "psycopg"), None),
@@ -45,18 +45,18 @@ POOLS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
 
 
 def play(name: str, contestant: str, times: int, dsn: str, *, traced: bool) -> None:
-    """Check out so often, in this process, and end it."""
+    """Check out this number of times, and end the process."""
     make, write = POOLS[name]
     recorded = Recorded(BatchSpanProcessor(NullExporter())) if traced else None
-    if contestant == HOOKED and recorded is None:
+    if contestant == INSTRUMENTED and recorded is None:
         instrument(spans="off")
-    elif contestant == HOOKED and recorded is not None:
+    elif contestant == INSTRUMENTED and recorded is not None:
         instrument(tracer_provider=recorded.tracers, meter_provider=recorded.meters)
     pool = make(dsn)
     spinning = pool
     if contestant == BY_HAND and write is not None:
         written = write(pool, recorded)
-        if write is Lent:
+        if write is InOneFunction:
             spinning = written
         else:
             pool.checkout = written.checkout
@@ -79,12 +79,12 @@ def count(dsn: str, *arguments: str) -> int:
 
 
 def compare(name: str, peer: str, dsn: str) -> str:
-    """Return a line of the table: the instructions of a checkout, and of the peer's."""
+    """Return a line of the table: the instructions of an instrumented checkout, and of one of the other contestant."""
     how = ["--traced"] if peer == BY_HAND else []
     ours, theirs = (
         (count(dsn, name, "--play", each, str(MANY), *how) - count(dsn, name, "--play", each, str(FEW), *how))
         / (MANY - FEW)
-        for each in (HOOKED, peer)
+        for each in (INSTRUMENTED, peer)
     )
     row = f"{name}-traced" if how else name
     return f"| {row} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.3f} |"
@@ -106,8 +106,8 @@ def main() -> None:
     print("| row | instrumented | not instrumented, or by hand | ratio |\n| --- | ---: | ---: | ---: |")
     with server(None) as dsn:
         for name in options.names or POOLS:
-            for peer in (UNHOOKED, BY_HAND):
-                if peer == UNHOOKED or POOLS[name][1] is not None:
+            for peer in (NOT_INSTRUMENTED, BY_HAND):
+                if peer == NOT_INSTRUMENTED or POOLS[name][1] is not None:
                     print(compare(name, peer, dsn), flush=True)
 
 

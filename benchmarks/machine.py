@@ -1,4 +1,4 @@
-"""Where the figures come from."""
+"""The machine and the versions on which the figures were measured."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def describe(dsn: str) -> dict[str, str]:
 
 
 def cpu() -> str:
-    """The processor's model, where the system tells it."""
+    """Return the model of the processor, if the system has it in /proc/cpuinfo."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The pools behind one face. Each is used by its own shortest idiom, so that none pays for the comparison."""
+"""The compared pools behind one interface. Each is used in its own shortest way, without a wrapper that costs time."""
 # ruff: noqa: PLC0415 - a process imports only the pool that it measures
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg2
 
-from benchmarks.row import DBUTILS, OURS, PSYCOPG, QUEUEPOOL, STOCK
+from benchmarks.row import DBUTILS, OURS, PSYCOPG, PSYCOPG2, QUEUEPOOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from benchmarks.delay import Delay
 
 POLL = 0.001
-"""Seconds between the attempts of a caller on the stock pool, which cannot wait."""
+"""Seconds between the attempts of a caller of psycopg2's pool, which cannot wait."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a pool is made for."""
+    """The settings of a pool."""
 
     dsn: str
     minconn: int
     maxconn: int
     timeout: float = 60.0
     telemetry: bool = False
-    """Ours only: with its default observer."""
+    """Whether `Ours` has its default observer."""
     checked: bool = False
-    """Let psycopg_pool, QueuePool and DBUtils test a connection before they lend it."""
+    """Whether psycopg_pool, QueuePool and DBUtils check a connection before they hand it out."""
     delay: Delay | None = None
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keywords for ``psycopg2.connect``."""
+        """Keyword arguments for ``psycopg2.connect``."""
         return {"connection_factory": self.delay.psycopg2_factory()} if self.delay else {}
 
     def connect(self) -> Any:
@@ -51,11 +51,11 @@ class Peer(Protocol):
 
     @property
     def connection(self) -> Callable[[], AbstractContextManager[Any]]:
-        """Borrow a connection for a block."""
+        """Check out a connection for a block."""
         ...
 
     def spin(self, times: int) -> None:
-        """Check a connection out and give it back, ``times`` over, with nothing between."""
+        """Check out this number of times, and do nothing with the connection."""
 
     def close(self) -> None:
         """Close the pool."""
@@ -75,15 +75,15 @@ class Ours:
         self.close = self.pool.close
 
     def spin(self, times: int) -> None:
-        """With a block, the pool's first face."""
+        """Check out in blocks."""
         pool = self.pool
         for _ in range(times):
             with pool.connection():
                 pass
 
 
-class Stock:
-    """``psycopg2.pool.ThreadedConnectionPool``, asked again every millisecond while it is exhausted."""
+class Psycopg2Pool:
+    """``psycopg2.pool.ThreadedConnectionPool``, whose callers try again every millisecond while it is exhausted."""
 
     def __init__(self, setup: Setup) -> None:
         from psycopg2.pool import ThreadedConnectionPool
@@ -92,11 +92,11 @@ class Stock:
         self.close = self.pool.closeall
 
     def connection(self) -> AbstractContextManager[Any]:
-        """Borrow by polling."""
+        """Check out a connection for a block, by repeated attempts."""
         return Polled(self.pool)
 
     def spin(self, times: int) -> None:
-        """``getconn`` and ``putconn``, all it has."""
+        """Check out by ``getconn`` and ``putconn``."""
         pool = self.pool
         for _ in range(times):
             connection = pool.getconn()
@@ -104,7 +104,7 @@ class Stock:
 
 
 class Polled:
-    """A block around the stock pool's ``getconn`` and ``putconn``."""
+    """A block around the ``getconn`` and ``putconn`` of psycopg2's pool."""
 
     __slots__ = ("_connection", "_pool")
 
@@ -141,7 +141,7 @@ class PsycopgPool:
         self.close = self.pool.close
 
     def spin(self, times: int) -> None:
-        """With a block."""
+        """Check out in blocks."""
         pool = self.pool
         for _ in range(times):
             with pool.connection():
@@ -167,18 +167,18 @@ class QueuePool:
         self.close = self.pool.dispose
 
     def connection(self) -> AbstractContextManager[Any]:
-        """Borrow for a block."""
+        """Check out a connection for a block."""
         return closing(self.pool.connect())
 
     def spin(self, times: int) -> None:
-        """``connect`` and ``close``."""
+        """Check out by ``connect`` and ``close``."""
         pool = self.pool
         for _ in range(times):
             pool.connect().close()
 
 
 class DBUtils:
-    """``dbutils.pooled_db.PooledDB``, told to wait and to keep what it has opened."""
+    """``dbutils.pooled_db.PooledDB``, which waits and keeps its connections with these options."""
 
     def __init__(self, setup: Setup) -> None:
         options = {"ping": "select 1"} if setup.checked else {}
@@ -196,7 +196,7 @@ class DBUtils:
         self.close = self.pool.close
 
     def spin(self, times: int) -> None:
-        """``connection`` and ``close``."""
+        """Check out by ``connection`` and ``close``."""
         pool = self.pool
         for _ in range(times):
             pool.connection().close()
@@ -204,7 +204,7 @@ class DBUtils:
 
 MAKERS: dict[str, Callable[[Setup], Peer]] = {
     OURS: Ours,
-    STOCK: Stock,
+    PSYCOPG2: Psycopg2Pool,
     PSYCOPG: PsycopgPool,
     QUEUEPOOL: QueuePool,
     DBUTILS: DBUtils,
@@ -212,7 +212,7 @@ MAKERS: dict[str, Callable[[Setup], Peer]] = {
 
 
 def warm(peer: Peer, connections: int) -> None:
-    """Have ``connections`` open: hold as many at once."""
+    """Open a number of connections, by holding as many at once."""
     with ExitStack() as held:
         for _ in range(connections):
             held.enter_context(peer.connection())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NullExporter(SpanExporter):
-    """Takes spans and drops them."""
+    """An exporter that drops spans."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         del spans
@@ -25,7 +25,7 @@ class NullExporter(SpanExporter):
 
 
 class Recorded:
-    """Providers of one contestant, all alike."""
+    """The providers of one contestant."""
 
     def __init__(self, processor: SpanProcessor) -> None:
         self.reader = InMemoryMetricReader()
@@ -34,7 +34,7 @@ class Recorded:
         self.tracers.add_span_processor(processor)
 
     def settle(self) -> None:
-        """Let nothing of this slice run on into the next."""
+        """Export all spans, and collect garbage, so that the next slice does not do so."""
         self.tracers.force_flush()
         gc.collect()
 
@@ -44,7 +44,7 @@ class Recorded:
         self.meters.shutdown()
 
     def records(self) -> list[tuple[Any, ...]]:
-        """What the two histograms hold: name, unit, boundaries, attributes, count, exemplars with a trace."""
+        """Return the data of the two histograms: name, unit, boundaries, attributes, count, exemplars with a trace."""
         data = self.reader.get_metrics_data()
         return sorted(
             (metric.name, metric.unit, point.explicit_bounds, dict(point.attributes or {}), point.count, traced(point))
@@ -58,5 +58,5 @@ class Recorded:
 
 
 def traced(point: HistogramDataPoint) -> int:
-    """How many of its exemplars lead to a trace."""
+    """Return how many exemplars of a point have a trace."""
     return sum(exemplar.trace_id is not None for exemplar in point.exemplars)

@@ -1,4 +1,4 @@
-"""Writes the table: what was to be reached, what was measured, and where."""
+"""The document RESULTS.md: the machine, the targets, and the measurements."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 HEAD = """\
 # Benchmarks
 
-Written by `make bench`, all in one run. Every measurement runs in a process of its own; the contestants take turns,
-round after round, so that a drifting machine hits all alike. Ratios are computed within a round, from figures taken
-seconds apart; what is shown is the median over the rounds, with the lower and upper quartile behind it.
+Written by `make bench`, in one run. Every measurement runs in a process of its own. The contestants take turns, round
+after round, so that a change of the machine's speed affects all of them. Ratios are computed within a round, from
+figures measured seconds apart. Each figure is the median of the rounds, followed by the lower and upper quartile.
 """
 
 
 def document(outcomes: Sequence[Outcome], machine: Mapping[str, str]) -> str:
-    """Put together all of RESULTS.md."""
+    """Return the text of RESULTS.md."""
     parts = [HEAD, "".join(f"- {name}: {text}\n" for name, text in machine.items())]
     parts += ["## Targets\n", "\n".join([*targets(outcomes), *reasons(outcomes)]) + "\n", "## Measurements\n"]
     parts += ["\n".join(measurements(outcome)) + "\n" for outcome in outcomes]
@@ -31,7 +31,7 @@ def document(outcomes: Sequence[Outcome], machine: Mapping[str, str]) -> str:
 
 
 def targets(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Lines of the table of targets."""
+    """Iterate over the lines of the table of targets."""
     yield "| work | figure | must reach | measured | |"
     yield "| --- | --- | --- | --- | --- |"
     for outcome in outcomes:
@@ -43,7 +43,7 @@ def targets(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def reasons(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Why targets were missed, where that is known."""
+    """Iterate over the known reasons of missed targets."""
     for outcome in outcomes:
         for target in outcome.row.targets:
             if target.reason and not verdict(outcome, target)[1]:
@@ -51,7 +51,7 @@ def reasons(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def verdict(outcome: Outcome, target: Target) -> tuple[str, bool]:
-    """The figure with its spread, and whether it was reached; a row with a failure reaches nothing."""
+    """Return the figure with its quartiles, and whether the target was reached; it was not if there is no figure."""
     try:
         figure, reached = target.judge(outcome.rounds)
         low, _, high = quartiles([target.figure(played) for played in outcome.rounds])
@@ -62,12 +62,12 @@ def verdict(outcome: Outcome, target: Target) -> tuple[str, bool]:
 
 
 def missed(outcomes: Sequence[Outcome]) -> int:
-    """How many targets were not reached."""
+    """Return the number of missed targets."""
     return sum(not verdict(outcome, target)[1] for outcome in outcomes for target in outcome.row.targets)
 
 
 def measurements(outcome: Outcome) -> Iterator[str]:
-    """Lines of one row's own table."""
+    """Iterate over the lines of one row's own table."""
     row = outcome.row
     yield f"### `{row.name}`: {row.work}\n"
     yield f"{row.note} Rounds: {len(outcome.rounds)}.\n".lstrip()
@@ -80,7 +80,7 @@ def measurements(outcome: Outcome) -> Iterator[str]:
 
 
 def cell(outcome: Outcome, contestant: str, column: Column) -> str:
-    """Median and quartiles of one metric of one contestant."""
+    """Return the median and the quartiles of one metric of one contestant."""
     figures = [played[contestant][column.metric] for played in outcome.rounds if contestant in played]
     if not figures:
         return "failed"

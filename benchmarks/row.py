@@ -1,4 +1,4 @@
-"""What a row of the table is: who competes, what is measured, what must be reached."""
+"""A row of the table: its contestants, its measurement and its targets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 OURS = "otel_pgpool"
-STOCK = "psycopg2.pool"
+PSYCOPG2 = "psycopg2.pool"
 PSYCOPG = "psycopg_pool"
 QUEUEPOOL = "QueuePool"
 DBUTILS = "DBUtils"
-PEERS = (PSYCOPG, QUEUEPOOL, DBUTILS, STOCK)
+PEERS = (PSYCOPG, QUEUEPOOL, DBUTILS, PSYCOPG2)
 
 Sample = dict[str, float]
 """One contestant's figures in one round."""
@@ -32,15 +32,15 @@ class Target:
     figure: Callable[[Round], float]
     limit: float
     at_least: bool = False
-    """The figure must reach the limit; otherwise it must not pass it."""
+    """Whether the limit is a minimum; otherwise it is a maximum."""
     worst: bool = False
-    """Every round must keep the bound; otherwise the median must."""
+    """Whether every round has to keep the limit; otherwise the median has to."""
     unit: str = "x"
     reason: str = ""
-    """Why it is missed where it is, as far as that is known."""
+    """Why the target may be missed; empty if that is not known."""
 
     def judge(self, rounds: Sequence[Round]) -> tuple[float, bool]:
-        """Give the figure over all rounds, and whether it was reached."""
+        """Return the figure of all rounds, and whether the target was reached."""
         figures = [self.figure(played) for played in rounds]
         worst = min if self.at_least else max
         figure = worst(figures) if self.worst else statistics.median(figures)
@@ -48,13 +48,13 @@ class Target:
 
     @property
     def bound(self) -> str:
-        """The limit as written in the table."""
+        """The limit, as the table shows it."""
         return f"{'>=' if self.at_least else '<='} {self.limit:g} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
 class Column:
-    """A metric as the report shows it."""
+    """A metric, as the report shows it."""
 
     metric: str
     header: str
@@ -63,49 +63,49 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of work."""
+    """One kind of work, on which contestants are compared."""
 
     name: str
     work: str
     contestants: tuple[str, ...]
     columns: tuple[Column, ...]
     measure: Callable[[Sequence[str], str], Round]
-    """Called in a process of its own with the contestants to measure and the DSN."""
+    """The measurement, called in a process of its own with the names of contestants and the DSN."""
     targets: tuple[Target, ...]
     rounds: int = 5
     together: bool = False
-    """The contestants share a process and take turns in short slices; otherwise each has a process to itself."""
+    """Whether the contestants share a process and take turns in short slices; otherwise each has its own process."""
     note: str = ""
 
     @property
     def module(self) -> str:
-        """The module that its own process must import."""
+        """The module with the measurement, which its process imports."""
         function = self.measure.func if isinstance(self.measure, partial) else self.measure
         return str(function.__module__)
 
 
 def ratio(metric: str, one: str, other: str) -> Callable[[Round], float]:
-    """``metric`` of ``one`` over that of ``other``, in the same round."""
+    """Return a function that divides the metric of one contestant by that of another, in the same round."""
     return lambda played: played[one][metric] / played[other][metric]
 
 
 def to_best(metric: str, one: str, others: Sequence[str]) -> Callable[[Round], float]:
-    """``metric`` of ``one`` over the highest among ``others``, in the same round."""
+    """Return a function that divides the metric of one contestant by the highest of others, in the same round."""
     return lambda played: played[one][metric] / max(played[other][metric] for other in others)
 
 
 def value(metric: str, one: str) -> Callable[[Round], float]:
-    """``metric`` of ``one`` itself."""
+    """Return a function that reads the metric of one contestant."""
     return lambda played: played[one][metric]
 
 
 def spread(rounds: Sequence[Round], contestant: str, metric: str) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile over the rounds."""
+    """Return the lower quartile, the median and the upper quartile of the rounds."""
     return quartiles([played[contestant][metric] for played in rounds])
 
 
 def quartiles(figures: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile; of a single figure, itself."""
+    """Return the lower quartile, the median and the upper quartile; a single figure is all three."""
     if len(figures) == 1:
         return figures[0], figures[0], figures[0]
     low, middle, high = statistics.quantiles(figures, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""Fifty callers at once where connecting is slow: does the pool open what it will not need?"""
+"""Fifty callers at once while connects are slow: does the pool open connections that it does not need?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONNECT = 0.150
 
 
 def measure(contestants: Sequence[str], dsn: str) -> Round:
-    """Warm the pool, slow the connects down, and let them all come."""
+    """Open some connections, delay further connects, and let all callers check out at once."""
     played: Round = {}
     for name in contestants:
         delay = Delay()
@@ -31,14 +31,14 @@ def measure(contestants: Sequence[str], dsn: str) -> Round:
         time.sleep(0.1)
         delay.seconds, before = CONNECT, delay.connects
         took = rush(peer)
-        time.sleep(2 * CONNECT)  # connects that are decided on late count too
+        time.sleep(2 * CONNECT)  # connects that begin later count too
         played[name] = {"ms": took * 1e3, "new": delay.connects - before}
         peer.close()
     return played
 
 
 def rush(peer: Peer) -> float:
-    """Seconds from the start of all callers to the end of the last."""
+    """Return the seconds from the start of all callers to the end of the last one."""
     began = []
     start = Barrier(CALLERS, action=lambda: began.append(time.perf_counter()))
 

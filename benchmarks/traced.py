@@ -1,5 +1,5 @@
-"""A recorded span and two histogram records around each checkout: ours beside the same thing written by hand."""
-# ruff: noqa: PLC0415 - our pool is imported where it is made
+"""The cost of a checkout with a recorded span and two histograms, and of the same written by hand."""
+# ruff: noqa: PLC0415 - the package is imported only if its pool is measured
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg2.pool import ThreadedConnectionPool
 from benchmarks.by_hand import NAME, Textbook, Written
 from benchmarks.checkout import EACH, take_turns
 from benchmarks.recorded import NullExporter, Recorded
-from benchmarks.row import OURS, STOCK, Round, Row, Target, ratio
+from benchmarks.row import OURS, PSYCOPG2, Round, Row, Target, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +24,11 @@ VARYING = {
     "otel_pgpool.hold_time",
     "otel_pgpool.connection.pid",  # each has a connection of its own
 }
-"""Attributes whose values differ between two checkouts alike; all others must be equal."""
+"""Attributes whose values differ from checkout to checkout; all others must be equal."""
 
 
 class OurPool:
-    """Telemetry as it comes with the pool."""
+    """The package's pool with its own telemetry."""
 
     def __init__(self, dsn: str, recorded: Recorded) -> None:
         from otel_pgpool import ConnectionPool
@@ -48,7 +48,7 @@ class OurPool:
 
 
 class Plain:
-    """The stock pool alone, for scale."""
+    """psycopg2's pool without telemetry, for comparison."""
 
     def __init__(self, dsn: str, _recorded: Recorded) -> None:
         self.pool = ThreadedConnectionPool(1, 5, dsn)
@@ -67,12 +67,12 @@ MAKERS: dict[str, Callable[[str, Recorded], Any]] = {
     OURS: OurPool,
     BY_HAND: Written,
     TEXTBOOK: Textbook,
-    STOCK: Plain,
+    PSYCOPG2: Plain,
 }
 
 
 def measure(contestants: Sequence[str], dsn: str) -> Round:
-    """Prove that they leave the same, then time them."""
+    """Check that all leave the same telemetry, then measure them."""
     verify_alike(dsn)
     recorded = {name: Recorded(BatchSpanProcessor(NullExporter())) for name in contestants}
     pools = {name: MAKERS[name](dsn, recorded[name]) for name in contestants}
@@ -89,12 +89,12 @@ def measure(contestants: Sequence[str], dsn: str) -> Round:
 
 
 def verify_alike(dsn: str) -> None:
-    """Raise unless all leave the same span and the same records."""
+    """Raise an error unless all contestants leave the same span and the same records."""
     refuse_differences({name: what_is_left(name, dsn) for name in (OURS, BY_HAND, TEXTBOOK)})
 
 
 def refuse_differences(left: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise unless each left what the first one did."""
+    """Raise an error unless each contestant left the same telemetry as the first one."""
     (first, expected), *others = left.items()
     for name, found in others:
         if found != expected:
@@ -103,11 +103,11 @@ def refuse_differences(left: Mapping[str, tuple[Any, ...]]) -> None:
 
 
 def what_is_left(name: str, dsn: str) -> tuple[Any, ...]:
-    """The telemetry of one checkout, without what it took to connect."""
+    """Return the telemetry of one checkout, without that of the connect."""
     exporter = InMemorySpanExporter()
     recorded = Recorded(SimpleSpanProcessor(exporter))
     pool = MAKERS[name](dsn, recorded)
-    exporter.clear()  # connecting is not the checkout
+    exporter.clear()  # removes the span of the connect
     pool.spin(1)
     left = telemetry(exporter, recorded)
     pool.close()
@@ -115,7 +115,7 @@ def what_is_left(name: str, dsn: str) -> tuple[Any, ...]:
 
 
 def telemetry(exporter: InMemorySpanExporter, recorded: Recorded) -> tuple[Any, ...]:
-    """Everything about one checkout's span and records that must not differ."""
+    """Return everything about one checkout's span and records that must not differ."""
     [span] = exporter.get_finished_spans()
     attributes = span.attributes or {}
     values = {key: type(value) if key in VARYING else value for key, value in attributes.items()}
@@ -127,15 +127,16 @@ ROWS = (
     Row(
         name="traced",
         work="the same, spans and both histograms recording through a batch processor",
-        contestants=(OURS, BY_HAND, TEXTBOOK, STOCK),
+        contestants=(OURS, BY_HAND, TEXTBOOK, PSYCOPG2),
         columns=EACH,
         measure=measure,
         together=True,
         targets=(
             Target("against the same span, attributes and two records by hand", ratio("us", OURS, BY_HAND), 1.15),
         ),
-        note="Each has its own `TracerProvider` with a `BatchSpanProcessor` over an exporter that drops, and its own "
-        "`MeterProvider`. Before the clock starts, one checkout of each must leave the same span and the same records. "
-        "Queues are flushed between the slices, outside the clock. The leaner hand-written form is the one to match.",
+        note="Each contestant has its own `TracerProvider`, with a `BatchSpanProcessor` and an exporter that drops its "
+        "spans, and its own `MeterProvider`. Before the measurement, one checkout of each has to leave the same span "
+        "and the same records. Queues are flushed between the slices, which is not measured. The target is compared "
+        "with the faster hand-written form.",
     ),
 )

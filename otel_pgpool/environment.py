@@ -28,7 +28,8 @@ SLOW = Variable(
     "OTEL_PGPOOL_SLOW",
     "slow",
     "0.1",
-    "with `slow`: a checkout leaves a span only if it waited or held for this many seconds, failed or was retried",
+    "with `slow`: a checkout leaves a span only if it waited or held for this many seconds, failed, had a retry, "
+    "became a long hold or was reclaimed",
 )
 HISTOGRAMS = Variable(
     "OTEL_PGPOOL_HISTOGRAMS",

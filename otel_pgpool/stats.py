@@ -57,8 +57,8 @@ class PoolStats:
     hold_seconds: float = 0.0
     """Sum of all holds that have ended.
 
-    An instrumented pool of psycopg2 or psycopg_pool measures neither waits nor holds of ordinary checkouts while it
-    records none: with ``spans="off"``, and without a meter provider or the histograms of waits and holds.
+    An instrumented pool of psycopg2 or psycopg_pool does not measure the waits and holds of ordinary checkouts if
+    nothing records them: ``spans`` is ``"off"``, and there is no meter provider or no histogram of waits or holds.
     """
     maxidle: int | None = None
     """Maximum number of idle connections if below ``maxconn``, as in psycopg2's and SQLAlchemy's pools; or None."""

@@ -30,7 +30,7 @@ class ConnectAttempt:
 
     libpq's ``connect_timeout`` does not bound the lookup of a host's name, nor a connect under a wait callback, as
     psycogreen and eventlet set one. The application's own code, such as ``credentials``, has no bound at all. An
-    attempt whose step takes longer than allowed is therefore given up: its thread is left alone, and a connection that
+    attempt whose step takes longer than allowed is therefore abandoned: its thread is left alone, and a connection that
     it opens later is closed.
 
     Args:
@@ -65,7 +65,7 @@ class ConnectAttempt:
         return now >= self._due
 
     def overdue_error(self) -> psycopg2.OperationalError:
-        """Return the error of an attempt that was given up or cut."""
+        """Return the error of an attempt that was abandoned or cut."""
         self._overdue = psycopg2.OperationalError(f"{self._step} did not end within {self._allowed:.3g} s")
         return self._overdue
 

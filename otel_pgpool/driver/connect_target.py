@@ -139,7 +139,7 @@ class TimeLimits(NamedTuple):
 
     @property
     def of_libpq(self) -> float:
-        """Seconds after which libpq should have given up itself, assuming up to four addresses for each host's name."""
+        """Seconds after which libpq itself should have ended a connect, with up to four addresses for each host."""
         return 4 * self.host_seconds * self.hosts + IO_DEADLINE
 
 

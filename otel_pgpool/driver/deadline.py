@@ -166,7 +166,9 @@ class _Watch:
     def _run(self, wakeup: Wakeup) -> None:
         while True:
             with self._lock:
-                if self._thread is None and self._deadlines:  # `_start` took an interrupt for a failed start
+                if (
+                    self._thread is None and self._deadlines
+                ):  # an interrupt hit `_start`, which counts as a failed start
                     self._thread, self._wakeup = threading.current_thread(), wakeup
                 if self._thread is not threading.current_thread():
                     return

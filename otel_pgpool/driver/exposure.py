@@ -82,7 +82,7 @@ def _may_be_in_clear(parameters: Mapping[str, Any]) -> bool:
         return False
     is_required = (
         _value(parameters, "gssencmode") == "require"
-        or _value(parameters, "sslrootcert") == "system"  # libpq takes nothing below verify-full with it
+        or _value(parameters, "sslrootcert") == "system"  # libpq then refuses a mode below verify-full
         or ("sslmode" not in parameters and os.environ.get("PGREQUIRESSL") == "1" and not os.environ.get("PGSSLMODE"))
     )
     return not is_required and _value(parameters, "sslmode") in UNSURE_MODES

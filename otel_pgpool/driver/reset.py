@@ -88,7 +88,8 @@ def reset_session(conn: connection) -> None:
             connection then.
     """
     roll_back(conn)
-    conn.reset()  # DISCARD ALL, and psycopg2's settings; a DISCARD ALL alone leaves it a wrong encoding and DateStyle
+    # DISCARD ALL, and psycopg2's settings: after a DISCARD ALL alone, its encoding and DateStyle would be wrong.
+    conn.reset()
     conn = unwrapped(conn)
     initial: InitialState = getattr(conn, ATTRIBUTE, None) or _initial_states.get(conn) or InitialState()
     conn.cursor_factory = initial.cursor_factory

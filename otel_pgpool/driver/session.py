@@ -193,7 +193,7 @@ def _commit_work(conn: connection, option: str) -> None:
         raise PoolError(f"{option} left a transaction in error, so its work cannot be committed")
     if conn.status != READY:
         conn.commit()
-    if conn.get_transaction_status() != IDLE:  # begun by a statement that psycopg2 did not take note of
+    if conn.get_transaction_status() != IDLE:  # begun by a statement that psycopg2 did not notice
         execute(conn, "COMMIT")
 
 
@@ -211,7 +211,7 @@ def roll_back(conn: connection) -> None:
             conn.rollback()
         except psycopg2.ProgrammingError:  # the only sign of a two-phase transaction
             conn.tpc_rollback()
-    if conn.get_transaction_status() != IDLE:  # begun by a statement that psycopg2 did not take note of
+    if conn.get_transaction_status() != IDLE:  # begun by a statement that psycopg2 did not notice
         execute(conn, "ROLLBACK")
 
 

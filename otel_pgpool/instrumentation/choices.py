@@ -18,13 +18,13 @@ class Choices:
         self._excluded: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def select(self, pool: Any, owner: Any = None) -> None:
-        """Have a pool observed, whatever its kind is."""
+        """Select a pool of any kind to be observed."""
         for each in _both(pool, owner):
             self._excluded.pop(id(each), None)
             self._selected[id(each)] = each
 
     def exclude(self, pool: Any, owner: Any = None) -> None:
-        """Have a pool not observed, whatever its kind is."""
+        """Exclude a pool of any kind from the observation."""
         for each in _both(pool, owner):
             self._selected.pop(id(each), None)
             self._excluded[id(each)] = each

@@ -83,7 +83,7 @@ class InstrumentationSession:
         _sessions.add(self)
 
     def select(self, pool: Any, owner: Any = None) -> None:
-        """Have a pool tracked, whatever its kind is, and every later pool of its owner."""
+        """Select a pool of any kind to be tracked, and every later pool of its owner."""
         with self._lock:
             self._choices.select(pool, owner)
             self.unobserved.unmark(pool)

@@ -33,7 +33,7 @@ class Watch:
         self._deferred.append(action)
 
     def pool_collected(self, _ref: object) -> None:
-        """Have the thread end the tracker of a collected pool. A finalizer."""
+        """Wake the thread, which ends the tracker of a collected pool. A finalizer."""
         self._thread.wakeup.set()
 
     def run_deferred(self) -> None:

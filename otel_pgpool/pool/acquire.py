@@ -37,7 +37,7 @@ class Acquirer(Part):
         self._connectors = connectors
         self._health = health
 
-    def acquire(self, checkout: Checkout, timeout: float | None, taken: connection | None = None) -> connection:
+    def acquire(self, checkout: Checkout, timeout: float | None, unchecked: connection | None = None) -> connection:
         """Acquire a connection and notify the observer.
 
         The slow path runs only if `Core.try_acquire_idle` yields no connection that can be used at once.
@@ -45,7 +45,7 @@ class Acquirer(Part):
         Args:
             checkout: the record of the checkout.
             timeout: longest wait in seconds; None for the pool's.
-            taken: a connection from `Core.try_acquire_idle` that has to be checked first.
+            unchecked: a connection from `Core.try_acquire_idle` that has to be checked first.
 
         Raises:
             PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
@@ -61,11 +61,11 @@ class Acquirer(Part):
                 except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
                     self._notifier.log_error(error)
                 checkout.started = monotonic()
-            if taken is None:
+            if unchecked is None:
                 conn = self._core.try_acquire_idle(checkout)
             if checkout.path is None:
-                taken, conn = (conn if taken is None else taken), None
-                conn = self._acquire_slowly(checkout, taken, self._config.timeout if timeout is None else timeout)
+                unchecked, conn = (conn if unchecked is None else unchecked), None
+                conn = self._acquire_slowly(checkout, unchecked, self._config.timeout if timeout is None else timeout)
             if observer is not None:
                 try:
                     observer.acquired(checkout)
@@ -133,7 +133,7 @@ class Acquirer(Part):
         return conn
 
     def _wait_in_queue(self, checkout: Checkout, deadline: float) -> connection:
-        """Wait in the queue until a connection is handed over."""
+        """Wait in the queue until the checkout is served."""
         core = self._core
         if core.state is State.NEW:
             self.ensure_open()
@@ -165,7 +165,7 @@ class Acquirer(Part):
         raise self._timed_out(checkout, f"no connection within {deadline - checkout.started:.3g} s")
 
     def _release_unused(self, checkout: Checkout, conn: connection) -> None:
-        """Release a connection that was handed over but did not reach the caller."""
+        """Release a connection that was handed to a waiter but did not reach the caller."""
         core, now = self._core, monotonic()
         verdict = (
             core.release_unused(checkout, conn, now) if checkout.path is None else core.release(checkout, conn, now)

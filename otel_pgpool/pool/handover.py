@@ -48,11 +48,12 @@ class Handover(HoldTable):
     # Checkout
 
     def try_acquire_idle(self, checkout: Checkout, again: bool = False) -> connection | None:  # noqa: FBT001, FBT002 - a keyword-only argument makes every call slower
-        """Take the idle connection that was used last, unless a caller is waiting in the queue.
+        """Acquire the idle connection that was used last, unless a caller is waiting in the queue.
 
         ``checkout.path`` stays None if the connection has to be checked before use: it was last known alive more than
         `CHECK_BYPASS_WINDOW` seconds ago, the maintenance thread is parked (the caller wakes it), or this is a repeated
-        attempt (``again``), whose clock reading is out of date. The caller then calls `accept` or `reject_taken`.
+        attempt (``again``), whose clock reading is out of date. The caller then calls `accept` or
+        `set_aside_for_closing`.
         """
         if self.queue:
             return None
@@ -67,14 +68,14 @@ class Handover(HoldTable):
         slot.checkout = checkout
         conn = slot.conn
         slot.conn = None
-        # None if `collect_orphans` has taken the connection.
+        # None if `collect_orphans` has removed the connection.
         if conn is not None and started - seen < CHECK_BYPASS_WINDOW and not self.parked and not again:
             slot.idle_checkouts += 1
             checkout.path = IDLE
         return conn
 
     def accept(self, checkout: Checkout, now: float) -> None:
-        """Hand over a taken connection that has proved to be alive."""
+        """Complete a checkout whose connection from `try_acquire_idle` has passed its check."""
         with self.lock:
             slot = checkout.slot
             if slot.seen >= checkout.started and not slot.idle_checkouts and not slot.hold_seconds:
@@ -84,10 +85,10 @@ class Handover(HoldTable):
             checkout.acquired = slot.seen = now
             self._count(checkout, now)
 
-    def reject_taken(
+    def set_aside_for_closing(
         self, checkout: Checkout, attempt: Attempt | None = None, error: BaseException | None = None
     ) -> None:
-        """Set aside, for closing, a taken connection that is too old or dead; count a dead one as a failed attempt."""
+        """Set aside an old or a dead connection from `try_acquire_idle`; count a dead one as a failed attempt."""
         with self.lock:
             del checkout.held
             checkout.slot.checkout = None
@@ -131,14 +132,14 @@ class Handover(HoldTable):
         while self.idle and (waiter := self.queue.first()) is not None:
             try:
                 slot = self.idle.pop()
-            except IndexError:  # another thread has taken it
+            except IndexError:  # another thread has acquired it
                 return
             conn, slot.conn = slot.conn, None
             if conn is not None:
                 self._hand_over(waiter, slot, conn, now, QUEUED if now - slot.seen < CHECK_BYPASS_WINDOW else None)
 
     def leave(self, checkout: Checkout, waiter: Waiter | None) -> connection | None:
-        """Remove a checkout from the queue; return the connection if one was handed over before.
+        """Remove a checkout from the queue; return the connection if the checkout was served before.
 
         The waiter is looked up by its checkout, because an interrupt may have hit before the caller got the waiter.
         """
@@ -260,7 +261,7 @@ class Handover(HoldTable):
             return self._keep_or_evict(slot, conn, now, QUEUED if held < CHECK_BYPASS_WINDOW else None, reason)
 
     def release_unused(self, checkout: Checkout, conn: connection, now: float) -> str | None:
-        """Release a connection, as `release` does, that was handed over but neither used nor checked."""
+        """Release, as `release` does, a connection that a waiter received but that was neither used nor checked."""
         with self.lock:
             if not self.holds(checkout):
                 return NOT_HELD

@@ -46,18 +46,18 @@ class HealthCheck(Part):
         """Check a connection that was idle: accept it, or discard it together with every other dead one.
 
         Args:
-            checkout: the checkout that has taken the connection.
+            checkout: the checkout that has the connection from `Core.try_acquire_idle`.
             conn: the connection.
             limit: when the check must end, as a reading of the clock in seconds.
         """
         core, slot, now = self._core, checkout.slot, monotonic()
         if now >= slot.expires:
-            core.reject_taken(checkout)
+            core.set_aside_for_closing(checkout)
             slot.conn = conn
             self._discarder.discard([slot], DiscardReason.EXPIRED, None, checkout)
             return False
         try:
-            self._check_taken(conn, now - slot.seen, _bound(_limit_of_first(limit, now), now))
+            self._check_for_checkout(conn, now - slot.seen, _bound(_limit_of_first(limit, now), now))
         except BaseException as failure:
             asynchronous = is_external(failure)
             error = without_traceback(failure)
@@ -66,7 +66,7 @@ class HealthCheck(Part):
             reason = DiscardReason.BROKEN if is_broken else DiscardReason.CHECK_FAILED
             dead: list[Slot] = []
             try:
-                core.reject_taken(checkout, Attempt(monotonic(), error_type(error), 0.0, message), error)
+                core.set_aside_for_closing(checkout, Attempt(monotonic(), error_type(error), 0.0, message), error)
                 slot.conn = conn
                 if not asynchronous:
                     dead = self._sweep(limit, slot)
@@ -78,8 +78,8 @@ class HealthCheck(Part):
         core.accept(checkout, monotonic())
         return True
 
-    def _check_taken(self, conn: connection, unseen: float, seconds: float) -> None:
-        """Check a connection that a checkout has taken, and that was last known alive ``unseen`` seconds ago.
+    def _check_for_checkout(self, conn: connection, unseen: float, seconds: float) -> None:
+        """Check the connection of a checkout, which was last known alive ``unseen`` seconds ago.
 
         By default the socket is polled, and the server is queried if the socket is readable or was not used for long.
 
@@ -135,7 +135,7 @@ class HealthCheck(Part):
             if slot.conn is None:
                 return False
             ping(slot.conn, self._check, seconds)
-        except Exception as failure:  # whatever was raised, the connection must not be handed over
+        except Exception as failure:  # whatever was raised, the connection must not be handed out
             if is_external(failure):
                 raise
             return False

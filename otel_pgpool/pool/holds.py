@@ -59,7 +59,7 @@ class HoldTable(SlotTable):
             return self.keys.get(key, (None, None))
 
     def slot_behind(self, conn: connection) -> Slot | None:
-        """Find the slot of a connection that was handed over in a proxy and is released without the proxy.
+        """Find the slot of a connection that was handed out in a proxy and is released without the proxy.
 
         ``cursor.connection``, for example, is the connection itself.
         """

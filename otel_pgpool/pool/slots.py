@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 CHECK_BYPASS_WINDOW = 0.05
-"""A connection that was known to be alive within so many seconds is handed over without a check."""
+"""A connection that was known to be alive within this number of seconds is handed out without a check."""
 
 
 ORPHAN_AFTER = 1.0
@@ -82,7 +82,7 @@ class SlotTable(Counters):
     # A checkout that finds an idle connection, and a release without waiters, do not take the lock. They rely on
     # atomic steps: list.pop gives a slot to one caller only, deleting `Checkout.held` succeeds once only, and only the
     # holder of a slot changes the slot's counters. Between these steps a slot is in no set, so it counts as used: it is
-    # not handed over twice, and no limit is exceeded. Each side does its own step first and then looks for the other's:
+    # not handed out twice, and no limit is exceeded. Each side does its own step first and then looks for the other's:
     # a release appends to `idle` and then reads the queue, a waiter queues and then reads `idle`, so that at least one
     # of them sees the other. For this reason `idle` is never replaced, and levels can be read at any time.
     def __init__(self, minconn: int, maxconn: int, long_hold: float) -> None:
@@ -128,13 +128,13 @@ class SlotTable(Counters):
         while len(surplus) < count and self.idle:
             try:
                 surplus.append(self.idle.pop(0))
-            except IndexError:  # another thread has taken the last one
+            except IndexError:  # another thread has removed the last one
                 break
         self.closing.update(surplus)
         return surplus
 
     def _move_from_idle(self, slot: Slot, where: set[Slot]) -> bool:
-        """Move an idle slot to another set; return False if another thread has taken the slot."""
+        """Move an idle slot to another set; return False if another thread has removed the slot."""
         try:
             self.idle.remove(slot)
         except ValueError:
@@ -215,7 +215,7 @@ class SlotTable(Counters):
         """Set aside, for closing, slots that an asynchronous exception has orphaned while a thread moved them.
 
         Such a slot has had no owner for `ORPHAN_AFTER` seconds, or has been set aside for `ORPHAN_AFTER_CHECK` seconds.
-        Its connection is not handed over again: if the thread that moved the slot is only slow, that thread must find
+        Its connection is not handed out again: if the thread that moved the slot is only slow, that thread must find
         no connection rather than share one.
         """
         with self.lock:
@@ -270,8 +270,8 @@ class SlotTable(Counters):
     def park(self) -> bool:
         """Let the maintenance thread sleep until the next checkout, unless a slot is used, checked, closed or opened.
 
-        This sets ``parked`` first and looks for such slots second; a checkout takes a connection first and reads
-        ``parked`` second. So at least one of them sees the other.
+        This sets ``parked`` first and looks for such slots second; a checkout removes its slot from ``idle`` first and
+        reads ``parked`` second. So at least one of them sees the other.
         """
         with self.lock:
             self.parked = True

@@ -10,7 +10,7 @@ from typing import Any
 from otel_pgpool.runtime.text import LONGEST_NAME, printable
 
 FRAMES = {CoroutineType: "cr_frame", GeneratorType: "gi_frame", AsyncGeneratorType: "ag_frame"}
-"""Name of the attribute with the frame, by type of what can be suspended."""
+"""Name of the attribute with the frame of a coroutine or a generator, by its type."""
 
 
 class TaskReference:

@@ -39,7 +39,7 @@ class ContextWithSpan(contexts.Context):
 
 
 def leave_ended() -> contexts.Context:
-    """Leave the contexts of blocks that have ended, maybe in another thread; return the then current context."""
+    """Leave the contexts of blocks that have ended, maybe in another thread; return the context that is now current."""
     found = current = contexts.get_current()
     while type(current) is ContextWithSpan and current.is_over:
         current = current.before

@@ -1,4 +1,4 @@
-"""The values of ``error.type``: a metric needs few, and applications and servers may have any number."""
+"""The values of ``error.type``, bounded in number, because each value makes a new series of a metric."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_TYPES = 50
 """Maximum number of different classes, and of SQLSTATEs unknown to PostgreSQL, for each pool."""
 
 SQLSTATES = frozenset((get_data(__package__, "sqlstates.txt") or b"").decode().split())
-"""PostgreSQL's own: of its file ``errcodes.txt``, one line for each class."""
+"""PostgreSQL's own SQLSTATEs, from its file ``errcodes.txt``; each line has those of one class."""
 
 OF_DRIVERS = (
     *("Warning", "Error", "InterfaceError", "DatabaseError", "DataError", "OperationalError"),

@@ -1,4 +1,4 @@
-"""Every name that telemetry uses. Dashboards and alerts depend on them; no other module spells one."""
+"""Every name that telemetry uses. Dashboards and alerts depend on them; no other module contains one."""
 
 from __future__ import annotations
 

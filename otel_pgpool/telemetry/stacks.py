@@ -86,7 +86,7 @@ def text_of_calls(calls: list[Call], skipped: Collection[str] = ()) -> str:
 def _beginning(packages: list[str], servers: Collection[str]) -> int:
     """Return the index of the application's outermost frame; 0 if no frame is the application's.
 
-    A script that runs a server is not taken for the application if the server calls the application in turn.
+    A script that runs a server does not count as the application if the server calls the application in turn.
     """
     own = [number for number, package in enumerate(packages) if package not in servers and package not in LIBRARIES]
     if not own:

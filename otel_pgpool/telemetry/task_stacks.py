@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 AWAITED = {CoroutineType: "cr_await", GeneratorType: "gi_yieldfrom", AsyncGeneratorType: "ag_await"}
-"""Name of the attribute with what is awaited, by type of what awaits."""
+"""Name of the attribute that refers to the awaited object, by type of the awaiting object."""
 
 DEEPEST = 1000
 """Maximum number of coroutines that are read."""

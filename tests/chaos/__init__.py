@@ -1,1 +1,1 @@
-"""What production breaks, broken on purpose: real servers, real processes, a real network between them."""
+"""Fault injection: real servers, processes and networks are broken on purpose while an application works."""

@@ -1,4 +1,4 @@
-"""``python -m tests.chaos``: break every pool in every way, and write docs/reliability.md; or some, and only print."""
+"""``python -m tests.chaos``: run every fault on every pool, and write docs/reliability.md; or run and print some."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *FAULTS], metavar="FAULT", help=", ".join(FAULTS))
-    parser.add_argument("--pool", choices=POOLS, action="append", help="a pool to break; without any, all")
+    parser.add_argument(
+        "--pool", choices=POOLS, action="append", help="pool on which the faults are run (default: all)"
+    )
     parser.add_argument("--away", type=float, default=AWAY, help="seconds that a server or a network is away")
     parser.add_argument("--json", action="store_true", help="in this process, one JSON document for each outcome")
     return parser.parse_args(arguments)
 
 
 def main() -> int:
-    """Play the faults, and write the document."""
+    """Run the faults, and write the document."""
     options = parse()
     names, pools = options.names or list(FAULTS), options.pool or list(POOLS)
     if options.json:
@@ -58,15 +60,15 @@ def main() -> int:
 
 
 def play_apart(name: str, pool: str, away: float) -> Outcome | str:
-    """Play in a process of its own, which can be ended; return a text if there is no outcome."""
+    """Run a fault in a process of its own, which can be ended; return a text if there is no outcome."""
     command = [sys.executable, "-m", "tests.chaos", name, "--pool", pool, "--away", str(away), "--json"]
     try:
         played = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE + away, check=True)
     except subprocess.TimeoutExpired:
-        return "never came back"
+        return "did not end in time"
     except subprocess.CalledProcessError as error:
         print(error.stderr, file=sys.stderr, flush=True)
-        return "could not be played"
+        return "could not be run"
     return Outcome(**json.loads(played.stdout.splitlines()[-1]))
 
 

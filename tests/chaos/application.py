@@ -45,7 +45,7 @@ current = CurrentWork()
 class RecordingConnection:
     """A connection that records each commit in the attempt of the calling thread.
 
-    Neither a pool nor its application can be mistaken about these.
+    These records do not depend on what the pool or the application reports.
     """
 
     closed: Any
@@ -73,7 +73,7 @@ class RecordingPsycopg2(RecordingConnection, psycopg2.extensions.connection):
 
 
 class CommitRecording(Delay):
-    """Makes a pool use recording connections, in the place where the benchmarks put slow ones."""
+    """Makes a pool use recording connections, as `Delay` makes it use slow ones in the benchmarks."""
 
     def psycopg2_factory(self) -> type[psycopg2.extensions.connection]:
         """Return the class for psycopg2."""
@@ -123,7 +123,7 @@ class Attempt:
     """Whether the body ended without an error, so that the block has to commit."""
     commit: Commit = Commit.UNTRIED
     committed: bool = False
-    """Whether the block was left without an error, so that the application takes its work for committed."""
+    """Whether the block was left without an error, so that the application counts its work as committed."""
     error: str | None = None
     message: str = ""
     """The moment of the error, and its text."""
@@ -138,7 +138,7 @@ class Attempt:
         elif self.commit in {Commit.IN_DOUBT, Commit.REFUSED}:
             moment = "in the commit"
         else:
-            moment = "at the return"
+            moment = "at the release"
         self.message = f"{moment}: {text_of(error)}"
 
 
@@ -159,7 +159,7 @@ class Application:
     connections wait until `go_on`.
     """
 
-    def __init__(self, borrow: Callable[[], AbstractContextManager[Any]], workers: int) -> None:
+    def __init__(self, new_block: Callable[[], AbstractContextManager[Any]], workers: int) -> None:
         self.statement = QUICK
         self.abandons = False
         self.attempts: list[Attempt] = []
@@ -169,7 +169,7 @@ class Application:
         self.asked: list[float] = []
         """When each block was requested, by a worker or by a fault."""
         self.violations: list[str] = []
-        self._borrow = borrow
+        self._new_block = new_block
         self._holders = HolderCheck()
         self._numbers = count(1)
         self._over = threading.Event()
@@ -214,10 +214,10 @@ class Application:
             thread.join(max(0.0, deadline - monotonic()))
         return sum(thread.is_alive() for thread in self.threads)
 
-    def borrow(self) -> AbstractContextManager[Any]:
+    def new_block(self) -> AbstractContextManager[Any]:
         """Request a block with a connection from the pool."""
         self.asked.append(monotonic())
-        return self._borrow()
+        return self._new_block()
 
     def _work(self) -> None:
         while not self._over.wait(PAUSE):
@@ -232,7 +232,7 @@ class Application:
 
     def _attempt(self, attempt: Attempt) -> None:
         try:
-            with self.borrow() as conn:
+            with self.new_block() as conn:
                 attempt.acquired = monotonic()
                 try:
                     with self._holders.hold(getattr(conn, "dbapi_connection", conn)):
@@ -273,7 +273,7 @@ class Application:
         """Return the attempts that hold a connection and are stopped."""
         return [each for each in self.holding() if each.stopped]
 
-    def returning(self) -> list[Attempt]:
+    def releasing(self) -> list[Attempt]:
         """Return the attempts whose release is in progress."""
         return [each for each in [*self.current_attempts.values()] if each.leaving is not None and each.ended is None]
 
@@ -296,7 +296,7 @@ class Application:
         """Return the seconds of the longest checkout, whether it got a connection or not."""
         return max(((each.acquired or each.ended or 0.0) - each.began for each in self.attempts), default=0.0)
 
-    def longest_return(self) -> float:
+    def longest_release(self) -> float:
         """Return the seconds of the longest release, from the end of the body or of the commit."""
         return max((each.ended - each.leaving for each in self.attempts if each.ended and each.leaving), default=0.0)
 

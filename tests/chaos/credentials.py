@@ -36,7 +36,7 @@ def unverified(run: FaultRun) -> float:
 FAULTS = {
     "rotated": Fault(
         "password rotated, the application's secret follows",
-        "`alter role`, all killed; `credentials` returns the new one later",
+        "`alter role`, all backends killed; `credentials` returns the new password later",
         rotated,
         environment=with_a_password,
         ours_alone=True,
@@ -47,7 +47,7 @@ FAULTS = {
     ),
     "unverified": Fault(
         "certificate that does not verify",
-        "all cut, another authority's certificate shown for a while; `sslmode=verify-full`",
+        "all connections cut, then another authority's certificate for a while; `sslmode=verify-full`",
         unverified,
         environment=over_tls,
         evidence=("while it connected: .*certificate verify failed",),

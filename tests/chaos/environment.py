@@ -1,4 +1,4 @@
-"""Where a fault happens: a server, or two, and what lies between them and the pool."""
+"""The environment of a fault: one server or two, and the network between them and the pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A KeyboardInterrupt at every line of the operations of the pool: nothing is lost."""
+"""A KeyboardInterrupt at every line of the operations of the pool, and checks that nothing is lost."""
 
 from __future__ import annotations
 
@@ -169,16 +169,16 @@ class InterruptResult:
             f"{self.lines_interrupted} lines that a checkout and its release may run through. Waits, timeouts, dead "
             "and aged connections, failing blocks and commits are among them. Each time, the interrupt reaches the "
             f"program, all {MAXCONN} connections can be checked out again, no checkout or waiter is left, the "
-            "OpenTelemetry context is the one from before, no file descriptor is left, and the garbage collector is "
+            "OpenTelemetry context is the same as before, no file descriptor is left, and the garbage collector is "
             f"on. Each of {self.spans:,} spans has ended when the pool is closed. Connections replaced: {lost}. "
             f"Violations: {len(self.violations)}."
         )
         yield ""
         yield (
-            f"The pool closes what an interrupt has orphaned after {ORPHAN_AFTER:g} s here; elsewhere after "
-            f"{slots.ORPHAN_AFTER:g} s, or {slots.ORPHAN_AFTER_CHECK:g} s for one that was to be checked or closed. "
-            "Not tried are the lines where CPython handles no signal, the callbacks of weak references, and the first "
-            "line of a block's `__exit__`, which [cannot be guarded](design/concurrency.md#interrupts)."
+            f"In this run the pool closes orphans after {ORPHAN_AFTER:g} s; otherwise after {slots.ORPHAN_AFTER:g} s, "
+            f"or {slots.ORPHAN_AFTER_CHECK:g} s for a slot that was set aside for a check or a close. No interrupt is "
+            "raised at the lines where CPython handles no signal, in the callbacks of weak references, and at the "
+            "first line of a block's `__exit__`, which [cannot be guarded](design/concurrency.md#interrupts)."
         )
 
 

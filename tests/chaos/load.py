@@ -63,15 +63,15 @@ class Unplayed:
 
     @property
     def violations(self) -> list[str]:
-        """Say that the run could not be played."""
-        return [f"could not be played: status {self.status}"]
+        """Say that the run could not be run."""
+        return [f"could not be run: status {self.status}"]
 
     def lines(self) -> Iterator[str]:
         """Return the section of docs/reliability.md."""
         title = self.name.replace("-", " ").capitalize()
         yield f"### {title}"
         yield ""
-        yield f"It could not be played: status {self.status}."
+        yield f"It could not be run: status {self.status}."
 
 
 class Figures(dict[str, "Figure | Unplayed"]):

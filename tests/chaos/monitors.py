@@ -1,4 +1,4 @@
-"""Threads that watch a pool, its server processes and the machine while a fault or a load goes on."""
+"""Threads that watch a pool, its backends and the machine while a fault or a load goes on."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SERVER_AWAY = psycopg2.OperationalError, psycopg2.InterfaceError
 
 
 class BackendMonitor(Monitor):
-    """Counts the server processes of a pool, and checks its levels.
+    """Counts the backends of a pool, and checks its levels.
 
     The server takes a moment to end a process whose client has left, and the pool need not wait for it. So the limit
     holds for those whose client's socket is still open; the number of all is counted too.
@@ -66,7 +66,7 @@ class BackendMonitor(Monitor):
         name: the ``application_name`` of the pool's connections.
         pool: the pool whose levels are checked, if it is ours.
         limit: how many connections the pool may have.
-        extra_backends: how many server processes there may be in addition.
+        extra_backends: how many backends there may be in addition.
         standby: another server, whose processes count as well.
     """
 
@@ -95,7 +95,7 @@ class BackendMonitor(Monitor):
     def __exit__(self, *_: object) -> None:
         super().__exit__()
         if not self.most_at_all:
-            self.violations.add("no server process was seen")
+            self.violations.add("no backend was seen")
 
     def _watch(self) -> None:
         with ServerSessions(self._name) as sessions:
@@ -115,18 +115,18 @@ class BackendMonitor(Monitor):
         return over
 
     def _count(self, sessions: ServerSessions, servers: Sequence[PostgresServer]) -> int:
-        """Return the number of server processes whose client is connected."""
+        """Return the number of backends whose client is connected."""
         listed = {server.port: sessions.ports(server) for server in servers}
         # Read second: a listed process whose socket is still open was connected all the time in between.
         living = sum(len(ports & open_ports(port)) for port, ports in listed.items())
         self.most = max(self.most, living)
         self.most_at_all = max(self.most_at_all, sum(map(len, listed.values())))
         if living > self._limit + self._extra_backends:
-            self.violations.add(f"{living} server processes of at most {self._limit + self._extra_backends}")
+            self.violations.add(f"{living} backends of at most {self._limit + self._extra_backends}")
         return living
 
     def count(self, servers: Sequence[PostgresServer] | None = None) -> int:
-        """Return the present number of server processes whose client is connected, of all servers or of some."""
+        """Return the present number of backends whose client is connected, of all servers or of some."""
         with ServerSessions(self._name) as sessions:
             return self._count(sessions, self._servers if servers is None else servers)
 
@@ -153,7 +153,7 @@ class ServerSessions:
             conn.close()
 
     def ports(self, server: PostgresServer) -> set[int]:
-        """Return the client ports of the server processes with this name."""
+        """Return the client ports of the backends with this name."""
         try:
             if server not in self._conns:
                 self._conns[server] = connect(server)
@@ -184,13 +184,13 @@ def open_ports(server: int) -> set[int]:
 
 
 class LimitMonitor(Monitor):
-    """Compares the server processes with the limits in force since the last comparison.
+    """Compares the backends with the limits in force since the last comparison.
 
     A connection that exists when the limit is lowered may stay until it is released; no new one may exceed the limit.
 
     Args:
         pool: the pool, which is resized only inside `change`.
-        count: returns the number of the pool's server processes whose client is connected.
+        count: returns the number of the pool's backends whose client is connected.
     """
 
     def __init__(self, pool: ConnectionPool, count: Callable[[], int]) -> None:
@@ -218,7 +218,7 @@ class LimitMonitor(Monitor):
         while not self._over.wait(EVERY):
             found, highest = self._count(), self._take()
             if found > max(size, highest):
-                self.violations.add(f"{found} server processes, where {size} were there and {highest} may be")
+                self.violations.add(f"{found} backends, where {size} were there and {highest} may be")
             size = self._pool.stats().size
 
     def _take(self) -> int:

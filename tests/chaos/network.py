@@ -66,7 +66,7 @@ FAULTS = {
     ),
     "connect-reset": Fault(
         "connections reset while they are made",
-        "all cut, new ones accepted and reset",
+        "all connections cut, new ones accepted and reset",
         partial(under, condition=Condition.RESETTING, cut_first=True),
         environment=over_a_network,
         evidence=("while it connected: .*(reset by peer|closed the connection)",),
@@ -76,7 +76,7 @@ FAULTS = {
     ),
     "silent-port": Fault(
         "a port that accepts and never answers",
-        "all cut, new ones accepted and never answered",
+        "all connections cut, new ones accepted and never answered",
         partial(under, condition=Condition.SILENT, cut_first=True),
         environment=over_a_network,
         errors=MAXCONN,

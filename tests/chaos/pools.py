@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from psycopg2 import errors
 
 from benchmarks.peers import MAKERS, Setup
-from benchmarks.row import OURS, PSYCOPG, QUEUEPOOL, STOCK
+from benchmarks.row import OURS, PSYCOPG, PSYCOPG2, QUEUEPOOL
 from otel_pgpool import ConnectionPool, PoolError, PoolTimeout, TooManyRequests
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.application import CommitRecording, text_of
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 PRE_PING = f"{QUEUEPOOL}, pre_ping"
-PEERS = (STOCK, PSYCOPG, PRE_PING)
+PEERS = (PSYCOPG2, PSYCOPG, PRE_PING)
 POOLS = (OURS, *PEERS)
 
 
@@ -86,13 +86,13 @@ class CommittingPeer:
     """A peer whose blocks do not commit, with a commit at the end of each, as its users write it."""
 
     def __init__(self, peer: Peer) -> None:
-        self._borrow = peer.connection
+        self._new_block = peer.connection
         self.close = peer.close
 
     @contextmanager
     def connection(self) -> Iterator[Any]:
         """Provide a connection for a block."""
-        with self._borrow() as conn:
+        with self._new_block() as conn:
             yield conn
             conn.commit()
 
@@ -106,7 +106,7 @@ def make(name: str, setup: Setup, options: Mapping[str, Any]) -> Any:
     return peer if name == PSYCOPG else CommittingPeer(peer)
 
 
-def capacity(borrow: Callable[[], Any], limit: int, patience: float) -> int:
+def capacity(new_block: Callable[[], Any], limit: int, patience: float) -> int:
     """Return how many connections can be checked out at once."""
     had = threading.Semaphore(0)
     over = threading.Event()
@@ -114,7 +114,7 @@ def capacity(borrow: Callable[[], Any], limit: int, patience: float) -> int:
     def hold() -> None:
         with ExitStack() as held:
             try:
-                conn = held.enter_context(borrow())
+                conn = held.enter_context(new_block())
                 with conn.cursor() as cursor:
                     cursor.execute("select 1")
             except Exception:  # noqa: BLE001 - the connection cannot be checked out

@@ -1,4 +1,4 @@
-"""Faults of the application's process: forks, suspensions, and checkouts that nobody ends."""
+"""Faults of the application's process: forks, suspensions, and connections that are dropped without a release."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def forked(run: FaultRun) -> float:
 
 
 def use_in_child(run: FaultRun, parents: Collection[int]) -> None:
-    """Use the pool in the child; the answers must come from server processes that are not the parent's."""
-    with run.app.borrow() as conn, conn.cursor() as cursor:
+    """Use the pool in the child; the answers must come from backends that are not the parent's."""
+    with run.app.new_block() as conn, conn.cursor() as cursor:
         for number in range(20):
             cursor.execute("select %s::int, pg_backend_pid()", (number,))
             answer, backend = cursor.fetchone()
@@ -76,14 +76,14 @@ def use_in_child(run: FaultRun, parents: Collection[int]) -> None:
 
 FORKS = {
     "forked-holding": Fault(
-        "fork with connections out",
-        "the child runs 20 statements on the pool that it has inherited, and leaves by `os._exit`",
+        "fork with connections checked out",
+        "the child runs 20 statements on the pool that it has inherited, and ends by `os._exit`",
         forked_while_held,
         extra_backends=MAXCONN,  # the child's own
     ),
     "forked-waiting": Fault(
         "fork while threads wait for a connection",
-        "the same, while all are held",
+        "the same, while all connections are held",
         forked_while_waited_for,
         extra_backends=MAXCONN,  # the child's own
     ),
@@ -153,7 +153,7 @@ class Cycle:
 
 def entered_block(run: FaultRun) -> tuple[Any, Any]:
     """Enter a block without leaving it; return the block and its connection, in a transaction."""
-    block = run.app.borrow()
+    block = run.app.new_block()
     conn = block.__enter__()
     with conn.cursor() as cursor:
         cursor.execute("select 1")
@@ -162,7 +162,7 @@ def entered_block(run: FaultRun) -> tuple[Any, Any]:
 
 def rows(run: FaultRun) -> Iterator[int]:
     """Hold a connection between the rows of a generator."""
-    with run.app.borrow() as conn, conn.cursor() as cursor:
+    with run.app.new_block() as conn, conn.cursor() as cursor:
         cursor.execute("select 1")
         yield 1
         yield 2
@@ -219,7 +219,10 @@ def holders_die(run: FaultRun) -> float:
 
 DROPS = {
     "dropped": Fault(
-        "connections dropped without being given back", "the last reference to all four goes", dropped, ours_alone=True
+        "connections dropped without a release",
+        "the last reference to each of the four is deleted",
+        dropped,
+        ours_alone=True,
     ),
     "dropped-in-cycles": Fault(
         "the same, in cycles", "the garbage collector finds all four", dropped_in_cycles, ours_alone=True

@@ -11,7 +11,7 @@ from otel_pgpool.demo.postgres import PostgresServer
 from tests.chaos import load
 from tests.chaos.catalogue import FAULTS
 from tests.chaos.pools import POOLS
-from tests.chaos.runner import GRACE, MAXCONN, OUTAGE, RETURN, TIMEOUT, WORKERS, Outcome
+from tests.chaos.runner import GRACE, MAXCONN, OUTAGE, RELEASE, TIMEOUT, WORKERS, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,29 +27,28 @@ OURS = POOLS[0]
 
 HEAD = f"""\
 Each fault happens to a real PostgreSQL while {WORKERS} workers insert and commit rows through a pool of {MAXCONN}
-connections. Each worker waits up to {TIMEOUT:g} s for a connection. Afterwards, what the application was told is
-compared with what the connections saw of their commits and with what the table holds. An error is in doubt if the
-connection died before the commit was answered.
+connections. Each worker waits up to {TIMEOUT:g} s for a connection. Afterwards, the results that the application got
+are compared with the results of the commits on the connections, and with the rows in the table. An error is in doubt
+if the connection died before the commit was answered.
 
 While a fault runs, otel_pgpool must keep these invariants:
 
 - No connection has two holders.
-- At most {MAXCONN} server processes have a client, those of a forked child not counted. The pool cannot end the
-  processes of connections that it has abandoned because they were frozen or busy; the second figure of that column
-  includes them.
+- At most {MAXCONN} backends have a client, without those of a forked child. The pool cannot end the backends that it
+  has abandoned because they were frozen or busy; the second figure of that column includes them.
 - No caller waits for a connection for longer than {TIMEOUT + GRACE:g} s.
-- No release takes longer than {RETURN + GRACE:g} s, its commit not counted.
+- No release takes longer than {RELEASE + GRACE:g} s, without its commit.
 
-Both limits are extended by any time during which the machine itself stalled. Time during which the process was
-suspended does not count as waiting. Afterwards:
+Both limits are extended by the time for which the machine itself stalled. The time for which the process was
+suspended does not count as waiting. The following has to be true afterwards:
 
 - The fault has really happened.
-- Errors and recovery are within what the columns "allowed" say: the errors of connections that died, timeouts while
-  no connection can be made, and {OUTAGE:g} s after that, since the prober pauses for up to 5 s.
+- Errors and recovery do not exceed the columns "allowed": one error for each connection that died, timeouts while no
+  connection can be made, and {OUTAGE:g} s after that, because the retry thread pauses for up to 5 s.
 - No connection is checked out and no caller waits, every connection can be checked out again, and none leads to an
   old primary.
-- Each checkout has begun and ended one span; a span that a broken processor or sampler refuses counts as both.
-- No thread and no file descriptor is left.
+- Each checkout has begun and ended one span; a span that a broken processor or sampler prevents counts as both.
+- Neither a thread nor a file descriptor is left.
 
 A connection counts as lost if it cannot be checked out within {TIMEOUT + GRACE:g} s after all work has stopped. A
 pool with a longer reconnect delay may still recover it later."""
@@ -59,7 +58,7 @@ def in_short(outcome: Outcome | str) -> str:
     """Return an outcome in one line."""
     if isinstance(outcome, str):
         return outcome
-    good = f"good again after {in_seconds(outcome.first_good)} s"
+    good = f"work succeeded again after {in_seconds(outcome.first_good)} s"
     return "; ".join([f"errors: {errors_of(outcome)}", good, *outcome.failures()])
 
 
@@ -97,7 +96,7 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     yield ""
     yield (
         "| fault | how | errors | allowed | recovery | allowed | longest wait | longest release | "
-        "most server processes / with abandoned ones | connections lost | threads / descriptors left |"
+        "most backends / including abandoned ones | connections lost | threads / descriptors left |"
     )
     yield "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, fault in FAULTS.items():
@@ -105,9 +104,10 @@ def lines(outcomes: Outcomes, away: float) -> Iterator[str]:
     yield ""
     yield "## Compared with other pools"
     yield ""
-    yield "Each cell has the errors that the application saw / the recovery in seconds / the longest work in seconds,"
-    yield "from request to release / the connections lost. If there is no error and the work took 10 s, a worker hung:"
-    yield "the other pools bound neither a check of a connection nor a release. No pool bounds a statement in progress."
+    yield "Each cell has the number of errors that the application saw / the recovery in seconds / the longest work in"
+    yield "seconds, from request to release / the connections lost. If there is no error and the work took 10 s, a"
+    yield "worker hung: the other pools limit neither a check of a connection nor a release. No pool limits a"
+    yield "statement."
     yield ""
     yield "The pool of psycopg2 cannot wait, so its callers try again every millisecond. psycopg_pool checks each"
     yield "connection before it hands it out (`check`)."
@@ -124,14 +124,14 @@ ELSEWHERE = """## Without figures
 
 These are checked by tests only, all of them in `make test`:
 
-- the system's clock steps by an hour, back and forward: `tests/chaos/test_clock.py`;
+- the system's clock is set back and forward by an hour: `tests/chaos/test_clock.py`;
 - `fork` and `spawn` of multiprocessing, a child that ends like a program, and a grandchild:
   `tests/integration/test_fork.py`;
 - the interpreter exits with connections checked out, waiting threads and unfinished generators; `close()` with waiters
   and holders: `tests/chaos/test_dropped.py`;
 - an observable callback raises, and lost telemetry is reported: `tests/chaos/test_telemetry.py`;
-- hostile option values, DSNs and names, and passwords in unusual places, with a search of everything that was
-  emitted: `tests/hostile/test_hostile_input.py`.
+- hostile values of options, DSNs and names, and passwords in unusual places; all telemetry is searched for the
+  passwords: `tests/hostile/test_hostile_input.py`.
 """
 
 
@@ -142,7 +142,7 @@ def own_cells(fault: Fault, outcome: Outcome | str) -> str:
     allowed = f"{fault.errors}, timeouts" if fault.shut_out else f"{fault.errors}"
     return (
         f"{errors_of(outcome)} | {allowed} | {in_seconds(outcome.first_good)} | {fault.within:g} | "
-        f"{outcome.longest_wait:.3f} | {outcome.longest_return:.3f} | "
+        f"{outcome.longest_wait:.3f} | {outcome.longest_release:.3f} | "
         f"{outcome.most_backends} / {outcome.most_backends_at_all} | {outcome.lost} | "
         f"{outcome.threads} / {outcome.descriptors}"
     )
@@ -190,10 +190,10 @@ def child_work(outcome: Outcome) -> str:
 
 
 COMPARED: tuple[tuple[str, str, str, Callable[[Outcome], str]], ...] = (
-    ("idle-killed", "PostgreSQL ends every idle connection", "errors", errors),
+    ("idle-killed", "every idle backend is killed", "errors", errors),
     ("stopped-fast", "PostgreSQL restarts, and callers try again", "errors", errors),
-    ("demotion", "the primary becomes read-only while its sessions live", "time until work succeeds", recovery),
-    ("return-frozen", "two of four server processes freeze", "longest piece of work", longest_work),
+    ("demotion", "the primary becomes read-only while its sessions continue", "time until work succeeds", recovery),
+    ("return-frozen", "two of four backends freeze", "longest piece of work", longest_work),
     ("forked-holding", "the program forks while connections are in use", "the child's work", child_work),
 )
 """Fault, what happens, what is compared, how to read it from an outcome."""

@@ -1,4 +1,4 @@
-"""One fault happening to one pool, from the first good work before the fault to the checks afterwards."""
+"""One fault on one pool, from the first successful work before the fault to the checks afterwards."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ TIMEOUT = 2.0
 PATIENCE = 15.0
 """Seconds within which work has to succeed again."""
 OUTAGE = 7.0
-"""The same for our pool after an outage: its prober pauses for up to 5 s while no connection can be made."""
-RETURN = 5.0
+"""The same for our pool after an outage: its retry thread pauses for up to 5 s while no connection can be made."""
+RELEASE = 5.0
 """Seconds that a release of ours may take, its commit not counted."""
 GRACE = 0.25
 """Seconds beyond a bound from which our pool is late."""
@@ -89,16 +89,16 @@ class Outcome:
     """Server processes whose client is connected, at most."""
     most_backends_at_all: int
     longest_wait: float
-    longest_return: float
+    longest_release: float
     longest_work: float
     longest_stall: float
     """Seconds by which an idle thread was late, at most."""
     violations: list[str]
     notes: list[str]
-    """What else the fault itself found wrong."""
+    """Other problems, which the fault itself has found."""
 
     def failures(self) -> list[str]:
-        """Return everything that a pool without a fault of its own would not show."""
+        """Return everything that a pool without a defect would not show."""
         left = {
             "connections lost": self.lost,
             "workers hang": self.hung,
@@ -106,7 +106,7 @@ class Outcome:
             "file descriptors left": self.descriptors,
         }
         counted = [f"{number} {what}" for what, number in left.items() if number]
-        return [*self.violations, *self.notes, *counted, *["never good again"] * (self.first_good is None)]
+        return [*self.violations, *self.notes, *counted, *["work never succeeded again"] * (self.first_good is None)]
 
 
 class FaultRun:
@@ -124,7 +124,7 @@ class FaultRun:
         """Seconds that a server or a network is away."""
         self.notes: list[str] = []
         self.took: list[tuple[str, float, float]] = []
-        """What has a bound on our pool: its name, the seconds it took, and the seconds it may take."""
+        """Durations that are bounded on our pool: the name, the seconds measured, and the maximum in seconds."""
 
     def admin(self) -> connection:
         """Open a connection that bypasses the proxy."""
@@ -204,21 +204,23 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
             environment.server, NAME, ours and ours.pool, MAXCONN, fault.extra_backends, standby=environment.standby
         ) as monitor:
             app.start()
-            stage.callback(app.stop, 0.0)  # where the fault cannot be caused, the application ends too
+            stage.callback(app.stop, 0.0)  # even if the fault cannot be caused, the application has to end
             run.wait_for(lambda: monitor.most == MAXCONN)
             run.wait_for(lambda: sum(each.committed for each in [*app.attempts]) >= 5 * WORKERS)
-            mended = copy_context().run(fault.inject, run)  # where a block is never left, its span stays current
+            mended = copy_context().run(
+                fault.inject, run
+            )  # in a copy, because the span of a block that is never left stays current
             run.happens(lambda: app.first_good(mended) is not None)
             hung = app.stop(TIMEOUT + PATIENCE)
-            lost = MAXCONN - capacity(app.borrow, MAXCONN, TIMEOUT + GRACE)
-            strays = monitor.count(environment.old_primaries)
+            lost = MAXCONN - capacity(app.new_block, MAXCONN, TIMEOUT + GRACE)
+            on_old_primary = monitor.count(environment.old_primaries)
         app.check_commits(environment.audited.dsn)
-        if strays:
-            monitor.violations.add(f"{strays} connections are on the old primary in the end")
+        if on_old_primary:
+            monitor.violations.add(f"{on_old_primary} connections are on the old primary in the end")
         run.took += [
-            ("a caller was inside", app.longest_wait(), TIMEOUT),
-            ("a return took", app.longest_return(), RETURN),
-            ("the first good work came", app.first_good(mended) or 0.0, fault.within),
+            ("the longest wait", app.longest_wait(), TIMEOUT),
+            ("the longest release", app.longest_release(), RELEASE),
+            ("the recovery", app.first_good(mended) or 0.0, fault.within),
         ]
         closing = threading.Thread(target=pool.close, daemon=True)  # some pools hang here
         closing.start()
@@ -236,20 +238,20 @@ def play(fault: Fault, name: str, away: float) -> Outcome:
             most_backends=monitor.most,
             most_backends_at_all=monitor.most_at_all,
             longest_wait=app.longest_wait(),
-            longest_return=app.longest_return(),
+            longest_release=app.longest_release(),
             longest_work=app.longest_work(),
             longest_stall=monitor.longest_stall,
             violations=[
                 *app.violations,
                 *monitor.violations,
-                *broken_promises(run, monitor.longest_stall),
+                *broken_invariants(run, monitor.longest_stall),
             ],
             notes=run.notes,
         )
 
 
-def broken_promises(run: FaultRun, stall: float) -> Iterator[str]:
-    """Return the promises of otel_pgpool and the requirements of the fault that were broken; none for other pools.
+def broken_invariants(run: FaultRun, stall: float) -> Iterator[str]:
+    """Return the invariants of otel_pgpool and the requirements of the fault that were not kept; none for other pools.
 
     Args:
         run: the run, after all work, with the pool still open.

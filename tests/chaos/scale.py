@@ -72,7 +72,7 @@ class WaitersResult:
         if self.outcomes != {SERVED: self.threads}:
             found.append(f"of {self.threads} threads: {self.outcomes}")
         if self.most_backends != self.maxconn:
-            found.append(f"{self.most_backends} server processes of {self.maxconn}")
+            found.append(f"{self.most_backends} backends of {self.maxconn}")
         if self.resident > MAX_KB_PER_WAITER:
             found.append(f"{self.resident:.0f} KB for each that waits")
         if self.threads_left or self.descriptors_left:
@@ -86,8 +86,8 @@ class WaitersResult:
         yield (
             f"{self.waiting:,} threads wait at once for {self.maxconn} connections, all of which are held and "
             f"then released. {self.served:,} are served, the last after {self.seconds:.3f} s, with "
-            f"{sum(self.outcomes.values()) - self.served} errors and never more than {self.most_backends} server "
-            f"processes. Each waiter takes {self.resident:.0f} KB, its thread included. Left: {self.threads_left} "
+            f"{sum(self.outcomes.values()) - self.served} errors and at most {self.most_backends} backends. "
+            f"Each waiter takes {self.resident:.0f} KB, its thread included. Left: {self.threads_left} "
             f"threads, {self.descriptors_left} file descriptors."
         )
 
@@ -199,7 +199,7 @@ class PoolsResult:
         if self.threads_open > 1 or self.threads_new:
             found.append(f"{self.threads_new:g} threads for each new pool, {self.threads_open:g} for each that works")
         if self.backends != self.pools:
-            found.append(f"{self.backends} server processes of {self.pools} pools with one connection each")
+            found.append(f"{self.backends} backends of {self.pools} pools with one connection each")
         if self.descriptors_open > 1 or self.descriptors_new:
             found.append(
                 f"{self.descriptors_new:g} descriptors for each new pool, {self.descriptors_open:g} with a connection"
@@ -283,7 +283,7 @@ def use_once(pool: ConnectionPool) -> None:
 
 
 def count_backends(dsn: str) -> int:
-    """Return the number of server processes of all pools."""
+    """Return the number of backends of all pools."""
     with closing(psycopg2.connect(dsn)) as conn, conn.cursor() as cursor:
         cursor.execute("select count(*) from pg_stat_activity where application_name = %s", (POOLS_NAME,))
         (number,) = cursor.fetchone() or (0,)

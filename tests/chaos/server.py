@@ -20,7 +20,7 @@ from otel_pgpool.driver.session import PING_AFTER
 from tests.chaos.application import QUICK, SLOW_COMMIT, SLOW_STATEMENT, Abandoned
 from tests.chaos.checks import ENDED, IN_RECOVERY, REFUSED, SOCKET_SHUT_DOWN
 from tests.chaos.environment import FULL_SERVER, RECOVERABLE_SERVER, execute, primary_and_standby
-from tests.chaos.runner import GRACE, MAXCONN, OUTAGE, RETURN, TIMEOUT, Fault
+from tests.chaos.runner import GRACE, MAXCONN, OUTAGE, RELEASE, TIMEOUT, Fault
 from tests.support.internals import core_of
 from tests.support.processes import frozen
 
@@ -56,13 +56,13 @@ def killed_during(run: FaultRun, work: str, query: str) -> float:
 
 
 def killed_in_a_rollback(run: FaultRun) -> float:
-    """Frozen while held, so that the rollback on return waits; then killed."""
+    """Freeze held backends, so that the rollback at the release waits; then kill them."""
     run.hold_all()
     pids = run.backends()
     with frozen(*pids):
         run.app.abandons = True
         run.app.go_on()
-        run.wait_for(lambda: len(run.app.returning()) == MAXCONN)
+        run.wait_for(lambda: len(run.app.releasing()) == MAXCONN)
         run.app.abandons = False
         run.ask("select pg_terminate_backend(pid) from unnest(%s) as pid", pids)
     return monotonic()
@@ -88,13 +88,13 @@ KILLS = {
     ),
     "commit-killed": Fault(
         "during a commit",
-        "the same, while a deferred trigger holds the commit up",
+        "the same, while a deferred trigger delays the commit",
         partial(killed_during, work=SLOW_COMMIT, query="commit"),
         evidence=(f"in the commit: .*({ENDED})",),
         errors=MAXCONN,
     ),
     "rollback-killed": Fault(
-        "during the rollback on return",
+        "during the rollback at the release",
         "frozen by SIGSTOP first, so that the rollback waits",
         killed_in_a_rollback,
         evidence=(ENDED,),
@@ -151,7 +151,7 @@ def start_in_vain(run: FaultRun) -> None:
 OUTAGES = {
     "stopped-fast": Fault(
         "server stopped and started again, fast",
-        "SIGINT, away, start",
+        "SIGINT, outage, start",
         partial(stopped, mode="fast"),
         evidence=(ENDED, REFUSED),
         errors=MAXCONN,
@@ -160,7 +160,7 @@ OUTAGES = {
     ),
     "stopped-immediate": Fault(
         "the same, immediate",
-        "SIGQUIT, away, start",
+        "SIGQUIT, outage, start",
         partial(stopped, mode="immediate"),
         evidence=(ENDED, REFUSED),
         errors=MAXCONN,
@@ -168,8 +168,8 @@ OUTAGES = {
         within=OUTAGE,
     ),
     "too-many-clients": Fault(
-        "`max_connections` taken by others (53300)",
-        "ours killed, every place taken by other clients",
+        "`max_connections` used by others (53300)",
+        "the pool's backends killed, every slot of the server used by other clients",
         too_many_clients,
         environment=FULL_SERVER,
         evidence=("while it connected: .*too many clients already",),
@@ -178,7 +178,7 @@ OUTAGES = {
     ),
     "in-recovery": Fault(
         "server in recovery (57P03)",
-        "restarted as a standby that takes no connections, then as a primary",
+        "restarted as a standby that refuses connections, then as a primary",
         in_recovery,
         environment=RECOVERABLE_SERVER,
         evidence=(IN_RECOVERY,),
@@ -190,7 +190,7 @@ OUTAGES = {
 
 
 SLACK = 2.0
-"""Seconds for which the backends stay frozen after the bound, so that a pool without one is found out."""
+"""Seconds for which the backends stay frozen after the bound, to show which pools have no bound."""
 CLOSE_TIMEOUT = 1.0
 """The timeout of `close`, in seconds."""
 
@@ -207,7 +207,7 @@ def frozen_while_idle(run: FaultRun) -> float:
     return monotonic()
 
 
-def frozen_at_the_return(run: FaultRun) -> float:
+def frozen_at_the_release(run: FaultRun) -> float:
     """Freeze two of four held backends, until they are released or the bound of a release has passed."""
     held = run.hold_all()
     with frozen(*run.backends()[: MAXCONN // 2]):
@@ -215,12 +215,12 @@ def frozen_at_the_return(run: FaultRun) -> float:
         run.app.go_on()
         run.wait_for(lambda: all(each.leaving for each in held))
         run.app.abandons = False
-        run.happens(lambda: all(each.ended for each in held), max(run.away, RETURN + SLACK))
+        run.happens(lambda: all(each.ended for each in held), max(run.away, RELEASE + SLACK))
     return monotonic()
 
 
 def frozen_at_the_close(run: FaultRun) -> float:
-    """Close a second pool with one holder in a statement, one that returns its connection, and two idle connections."""
+    """Close a second pool with one holder in a statement, one that releases its connection, and two idle ones."""
     name = "closed while frozen"
     pool = ConnectionPool(MAXCONN, MAXCONN, **{**run.environment.dsn, "application_name": name}, observer=None)
     held: list[connection] = []
@@ -255,19 +255,19 @@ def frozen_at_the_close(run: FaultRun) -> float:
 FREEZES = {
     "idle-frozen": Fault(
         "two of four backends frozen while idle",
-        f"SIGSTOP, after they have been idle for over {PING_AFTER:g} s, so that they are asked; later SIGCONT",
+        f"SIGSTOP, after they have been idle for over {PING_AFTER:g} s, so that the pool sends a ping; later SIGCONT",
         frozen_while_idle,
         evidence=(SOCKET_SHUT_DOWN,),
     ),
     "return-frozen": Fault(
-        "two of four frozen at the return",
+        "two of four backends frozen at the release",
         "SIGSTOP while held, then the block raises",
-        frozen_at_the_return,
+        frozen_at_the_release,
         evidence=(SOCKET_SHUT_DOWN,),
     ),
     "close-frozen": Fault(
-        "all of another pool frozen at its close",
-        "SIGSTOP: one in a statement, one at its return, two idle; "
+        "all backends of another pool frozen at its close",
+        "SIGSTOP: one in a statement, one at its release, two idle; "
         f"`close({CLOSE_TIMEOUT:g})` has {CLOSE_TIMEOUT + GRACE:g} s",
         frozen_at_the_close,
         ours_alone=True,
@@ -321,7 +321,7 @@ FAILOVERS = {
         within=OUTAGE,
     ),
     "demotion": Fault(
-        "primary turns read-only while its sessions live (25006)",
+        "primary becomes read-only while its sessions continue (25006)",
         "`default_transaction_read_only`, `pg_promote()`",
         demotion,
         environment=primary_and_standby,

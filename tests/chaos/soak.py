@@ -145,7 +145,7 @@ def work(
     """Let all threads check out until the goal is reached, and measure the process after each tenth."""
     goal, over = result.checkouts, threading.Event()
 
-    def borrow(pool: ConnectionPool) -> None:
+    def check_out(pool: ConnectionPool) -> None:
         try:
             while not over.is_set():
                 use(pool, providers)
@@ -153,7 +153,7 @@ def work(
             result.found.append(repr(error))
             over.set()
 
-    threads = [threading.Thread(target=borrow, args=(pool,)) for pool in pools for _ in range(THREADS)]
+    threads = [threading.Thread(target=check_out, args=(pool,)) for pool in pools for _ in range(THREADS)]
     for thread in threads:
         thread.start()
     for look in range(1, LOOKS + 1):

@@ -89,7 +89,7 @@ class StressResult:
         """Return what must not happen, and did."""
         found = [*self.found]
         if self.most_backends > self.maxconn:
-            found.append(f"{self.most_backends} server processes of at most {self.maxconn}")
+            found.append(f"{self.most_backends} backends of at most {self.maxconn}")
         if self.longest_late > GRACE:
             found.append(f"a caller came {self.longest_late:.3f} s late: {self.latest}")
         if self.grown > MAX_GROWTH:
@@ -106,26 +106,26 @@ class StressResult:
         yield (
             f"{self.threads} threads act at random on one pool of up to {self.maxconn} connections for "
             f"{self.seconds:g} s (`--seed {self.seed}`). They check out, hold, raise, give up early, use `getconn`, "
-            "drop connections, also in cycles, kill server processes, drain, resize and check. Whenever "
-            "all of them rest, what they saw, the pool's counters, its spans and its metrics agree, "
-            "and the table holds what was reported as committed and nothing else."
+            "drop connections, also in cycles, kill backends, drain, resize and check. Whenever all of them rest, "
+            "the results of the threads agree with the pool's counters, spans and metrics, and the table contains "
+            "exactly the work that was reported as committed."
         )
         yield ""
         yield "| what | figure |"
         yield "| --- | ---: |"
-        yield f"| checkouts asked for, each of which ended one span | {seen['asked']:,} |"
+        yield f"| checkouts, each of which ended one span | {seen['asked']:,} |"
         refused = numbers(seen, "served", "timeouts", "too many requests")
         yield f"| served / timed out / refused by `max_waiting` | {refused} |"
         yield f"| pieces of work committed, all of them stored | {seen['committed'] + seen['committed by hand']:,} |"
-        yield f"| server processes killed / connections that holders lost by it | {numbers(seen, 'killed', 'lost')} |"
+        yield f"| backends killed / connections that holders lost because of that | {numbers(seen, 'killed', 'lost')} |"
         doubts = f"{self.in_doubt:,} / {self.in_doubt_stored:,}"
-        yield f"| commits that failed with their connection / stored all the same | {doubts} |"
+        yield f"| commits that failed with their connection / of these, work that was stored | {doubts} |"
         yield f"| drains / resizes | {numbers(seen, 'drain', 'resize')} |"
         yield f"| connections made / reclaimed | {self.created:,} / {self.discarded.get('reclaimed', 0):,} |"
-        yield f"| most server processes at once | {self.most_backends} |"
+        yield f"| most backends at once | {self.most_backends} |"
         yield f"| the same, including abandoned ones | {self.most_backends_at_all} |"
-        yield f"| a call beyond its timeout and the machine's stalls, at most | {self.longest_late:.3f} s |"
-        yield f"| an idle thread of the same process late, at most | {self.longest_stall:.3f} s |"
+        yield f"| longest time of a call beyond its timeout, without the machine's stalls | {self.longest_late:.3f} s |"
+        yield f"| longest delay of an idle thread of the same process | {self.longest_stall:.3f} s |"
         yield f"| memory at rest after the first / the last lap | {self.resident[0]:.1f} / {self.resident[-1]:.1f} MB |"
         yield f"| threads / file descriptors left | {self.threads_left} / {self.descriptors_left} |"
 
@@ -201,7 +201,7 @@ class Stress:
             self.pool.resize(MINCONN, maxconn)
 
     def kill(self, number: int) -> int:
-        """End one of the pool's server processes, as an administrator does; return how many were ended."""
+        """End one of the pool's backends, as an administrator does; return how many were ended."""
         return execute(
             self._admin,
             "select pg_terminate_backend(pid) from (select pid from pg_stat_activity where application_name = %s "
@@ -225,7 +225,7 @@ class Stress:
         yield from self._unrest([MINCONN])
 
     def _unrest(self, sizes: Collection[int]) -> Iterator[str]:
-        """Wait until all connections are idle, as many as given, and each has its server process."""
+        """Wait until all connections are idle, as many as given, and each has its backend."""
         deadline = monotonic() + PATIENCE
         while monotonic() < deadline:
             gc.collect()  # finds dropped connections
@@ -236,7 +236,7 @@ class Stress:
             if at_work == (0, 0, 0) and stats.size == stats.idle == backends and backends in sizes:
                 return
             time.sleep(0.01)
-        yield f"{self.pool!r}, {stats.size} in all, {backends} server processes"
+        yield f"{self.pool!r}, {stats.size} in all, {backends} backends"
 
     def disagreements(self) -> Iterator[str]:
         """Return the figures in which the threads, the pool, its spans and its metrics differ."""

@@ -72,7 +72,7 @@ class Shared:
     """The highest limit of connections."""
     limits: LimitMonitor
     kill: Callable[[int], int]
-    """Ends one of the pool's server processes, by its number; returns how many were ended."""
+    """Ends one of the pool's backends, by its number; returns how many were ended."""
     commit_log: CommitLog
     longest_rest: float
     """Seconds between two actions, at most."""
@@ -84,7 +84,7 @@ class StressThread(threading.Thread):
     """Runs one random action after the other until the lap is over."""
 
     def __init__(self, shared: Shared, rng: random.Random) -> None:
-        super().__init__(name="borrower", daemon=True)
+        super().__init__(name="stress", daemon=True)
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
         """How often each action was run, and each result occurred."""
@@ -215,7 +215,7 @@ class StressThread(threading.Thread):
     # Actions on the whole pool
 
     def kill(self) -> None:
-        """End one of the pool's server processes."""
+        """End one of the pool's backends."""
         self.counts["killed"] += self._shared.kill(self._rng.randrange(self._shared.most))
 
     def resize(self) -> None:
@@ -265,7 +265,7 @@ class StressThread(threading.Thread):
 
     @contextmanager
     def _losing(self, conn: connection) -> Iterator[None]:
-        """Use a connection whose server process may be killed."""
+        """Use a connection whose backend may be killed."""
         try:
             yield
         except psycopg2.Error as error:

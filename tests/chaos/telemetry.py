@@ -275,15 +275,26 @@ def queue_is_full(run: FaultRun) -> float:
 
 Inject = Callable[["FaultRun"], float]
 CASES: tuple[tuple[str, str, str, Inject, Callable[[ExitStack], Environment]], ...] = (
-    ("collector-absent", "no collector", "spans are exported to a port that refuses", collector_absent, to_nobody),
+    (
+        "collector-absent",
+        "no Collector",
+        "spans are exported to a port on which nothing listens",
+        collector_absent,
+        to_nobody,
+    ),
     *(
-        (name, f"collector {title}", f"{cause}, for a while", partial(collector_answers, answer=answer), to_a_receiver)
+        (name, f"Collector {title}", f"{cause}, for a while", partial(collector_answers, answer=answer), to_a_receiver)
         for name, title, cause, answer in (
             ("collector-refuses", "that refuses", "HTTP 400", Answer.REFUSED),
             ("collector-unavailable", "that is unavailable", "HTTP 503", Answer.UNAVAILABLE),
             ("collector-hangs", "that hangs", "it accepts and never answers", Answer.NONE),
-            ("collector-garbage", "that answers garbage", "success, with a body that is no message", Answer.GARBAGE),
-            ("collector-no-http", "that does not speak HTTP", "an answer that is no HTTP", Answer.NO_HTTP),
+            (
+                "collector-garbage",
+                "that answers garbage",
+                "success, with a body that is no OTLP message",
+                Answer.GARBAGE,
+            ),
+            ("collector-no-http", "that does not speak HTTP", "an answer that is not HTTP", Answer.NO_HTTP),
         )
     ),
     ("exporter-raises", "an exporter that raises", "in a batch processor, at each export", raises, by_an_exporter),

@@ -1,4 +1,4 @@
-"""The system's clock steps, and the process stands still: decisions go by the monotonic clock alone."""
+"""Steps of the system's clock, and suspensions of the process: only the monotonic clock decides."""
 
 from __future__ import annotations
 
@@ -152,10 +152,10 @@ LONG = 0.05
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR], ids=["back", "on"])
 def test_the_system_time_steps(dsn: str, step: float) -> None:
-    """By an hour, while connections are held, made and waited for: nothing is early or late, and spans stay whole.
+    """A step by an hour, during holds, connects and waits, makes nothing early or late.
 
-    Nothing expires, a timeout comes when it should, a waiter is served. Spans end after their start by as much as has
-    passed, and what belongs to one lies within it.
+    No connection expires, a timeout is on time, and a waiter is served. The duration of each span is that of the
+    monotonic clock, and its events and children lie within it.
     """
     ended = run(TICKING + STEPPING, str(step), DATABASE_URL=dsn)
     assert ended.returncode == 0, ended.stderr
@@ -268,13 +268,13 @@ print(json.dumps({
 }))
 """
 STOPPED = 5.0
-"""Seconds: the timeouts, and the deadline of the return that goes on meanwhile, run out."""
+"""Seconds of the suspension, after which the timeouts and the deadline of the release in progress have passed."""
 STORM = 2.0
-"""Seconds in which 64 threads on two busy cores write down why they got nothing; the timeout is twice as long."""
+"""Seconds in which 64 threads on two busy cores create their errors; the timeout is twice as long."""
 
 
 def test_a_storm_of_expired_timeouts(dsn: str) -> None:
-    """A process that stood still, with three holders, one slow return and 64 waiters, is whole when it goes on.
+    """A process with three holders, one slow release and 64 waiters works again after a suspension.
 
     Each waiter has a connection or its error at once, nothing is lost, and each checkout has ended its span.
     """
@@ -310,7 +310,7 @@ AWAY = 0.2
 
 @pytest.mark.parametrize("name", SUSPENSIONS)
 def test_the_application_goes_on(name: str) -> None:
-    """Only those who waited see an error, if any; played apart, as a shell takes note of who stands still."""
+    """At most the callers that waited see an error. In a process of its own, because the shell notices a suspension."""
     played = run(TICKING + PLAY, name, str(AWAY))
     assert played.returncode == 0, played.stderr
     told, gaps = json.loads(played.stdout)

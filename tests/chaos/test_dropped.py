@@ -1,4 +1,4 @@
-"""Checkouts that nobody ends: dropped, left to the garbage collector, to the interpreter's exit, to close()."""
+"""Connections that the program does not release: dropped, collected, held at the interpreter's exit or at close()."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("name", DROPS)
 def test_the_application_goes_on(name: str) -> None:
-    """Nobody sees an error, and the places of the dropped are free again at once."""
+    """The application sees no error, and the slots of dropped connections are free again at once."""
     outcome = play(DROPS[name], OURS, 0.0)
     assert (outcome.failures(), outcome.errors) == ([], {})
 
 
 def test_a_dead_threads_connection_that_somebody_keeps(dsn: str) -> None:
-    """A holder that dies while another refers to its connection holds on, is told as ended, and may be relieved."""
+    """A hold outlasts its thread while another object keeps the connection; its thread is reported as ended."""
     with Signals() as signals, signals.pool(1, 1, dsn) as pool:
         kept: list[connection] = []
         in_thread(lambda: kept.append(pool.getconn()), name="the late").result(PATIENCE)
@@ -50,7 +50,7 @@ def open_descriptors() -> int:
 
 
 def test_close_with_waiters_and_holders(dsn: str) -> None:
-    """Waiters are told at once, holders finish and commit, and neither span, thread, descriptor nor session stays."""
+    """Waiters get an error at once, holders finish and commit, and no span, thread, descriptor or session is left."""
     descriptors = open_descriptors()
     enough = threading.Event()
     with Signals() as signals:
@@ -123,7 +123,7 @@ def hold(reached):
 """
 
 EXITS = {
-    "a connection lent": "conn = pool.getconn()",
+    "a connection checked out": "conn = pool.getconn()",
     "a generator": "generator = rows(); next(generator)",
     "a generator in a cycle": "generator = rows(); next(generator); Knot(generator=generator); del generator",
     "a connection in a cycle": "Knot(conn=pool.getconn())",
@@ -140,7 +140,7 @@ EXITS = {
 
 @pytest.mark.parametrize("what", EXITS)
 def test_interpreter_exit(dsn: str, what: str) -> None:
-    """Whatever is out when a program ends: it ends, silently, and its sessions with it."""
+    """A program with open checkouts ends without output, and so do its sessions."""
     ended = run(EXITING + EXITS[what], DATABASE_URL=dsn)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     admin = psycopg2.connect(dsn)
@@ -150,7 +150,7 @@ def test_interpreter_exit(dsn: str, what: str) -> None:
 
 
 def test_exit_from_inside_a_block(dsn: str) -> None:
-    """A program that leaves from inside a block is rolled back, and ends with its own status."""
+    """If a program exits inside a block, its work is rolled back, and it ends with its own status."""
     ended = run(
         f"{EXITING}\nwith pool.connection() as conn:\n    conn.cursor().execute('select 1')\n    sys.exit(3)",
         DATABASE_URL=dsn,

@@ -1,4 +1,4 @@
-"""Every fault of `make faults` from outside, briefly, on our pool: the application goes on, and nothing is lost."""
+"""The faults of servers and networks, and forks, briefly, on our pool: the application continues, nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ AWAY = 0.5
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_the_application_goes_on(name: str) -> None:
-    """Whoever held a connection that was broken sees one error; nobody else does, and all is as before afterwards."""
+    """Each holder of a broken connection sees one error, other callers see none, and the pool recovers completely."""
     outcome = play(OUTSIDE[name], OURS, AWAY)
     assert outcome.failures() == []
     assert outcome.attempts > WORKERS
 
 
 def test_a_pool_that_never_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A play that hangs, or crashes, costs the document one cell, of our pool's too."""
-    assert faults.play_apart("no such fault", OURS, AWAY) == "could not be played"
+    """If the run of a fault hangs or crashes, the document says so in its cell."""
+    assert faults.play_apart("no such fault", OURS, AWAY) == "could not be run"
     monkeypatch.setattr(faults, "PATIENCE", 0.0)
     hung = faults.play_apart("cut", OURS, 0.0)
-    assert hung == "never came back"
+    assert hung == "did not end in time"
     written = [*lines(dict.fromkeys(product(FAULTS, POOLS), hung), AWAY)]
     assert sum(hung in line for line in written) > len(FAULTS)
     assert sum(hung in line for line in findings(dict.fromkeys(product(FAULTS, POOLS), hung))) > 1
@@ -49,7 +49,7 @@ def outcome(*, first_good: float | None = 0.5, lost: int = 0, violations: tuple[
         most_backends=4,
         most_backends_at_all=4,
         longest_wait=0.0,
-        longest_return=0.0,
+        longest_release=0.0,
         longest_work=0.1,
         longest_stall=0.0,
         violations=[*violations],
@@ -58,7 +58,7 @@ def outcome(*, first_good: float | None = 0.5, lost: int = 0, violations: tuple[
 
 
 def test_the_findings_say_what_went_wrong() -> None:
-    """They count the faults that left something behind, name each violation, and sum the errors of telemetry."""
+    """The findings count the faults without remains, name each violation, and add up the errors of telemetry faults."""
     outcomes = dict.fromkeys(product(FAULTS, POOLS), outcome())
     outcomes["demotion", OURS] = outcome(first_good=None)
     outcomes["cut", OURS] = outcome(lost=1)

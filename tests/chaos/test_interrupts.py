@@ -1,4 +1,4 @@
-"""Ctrl-C at every line of the ways in and out of the pool, once: nothing is lost."""
+"""An interrupt at every line of a checkout and its release, once: nothing is lost."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.chaos import interrupts
 
 @pytest.mark.timeout(180)
 def test_an_interrupt_anywhere_loses_nothing(dsn: str) -> None:
-    """Whatever line it comes at, connections, spans, the context and descriptors are as before.
+    """After each interrupt, connections, spans, the context and descriptors are as before.
 
-    A tracer goes on, and the thread handles no error any more.
+    Afterwards, the former tracer is active again, and the thread handles no error.
     """
     tracer = sys.gettrace()
     interrupted = interrupts.play(1, dsn)

@@ -1,4 +1,4 @@
-"""The long runs of `make faults`, small: what they look for is found missing in seconds too."""
+"""The long runs of `make faults`, shortened, and tests that each run reports its violations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.chaos.monitors import Monitor
 
 
 def test_nothing_grows_with_the_checkouts() -> None:
-    """Each checkout's span arrives, no series comes twice, threads stay as many; memory is judged by a million."""
+    """Each span arrives, no series is exported twice, the number of threads is constant; memory needs a long run."""
     result = load.play(["soak"], ["--checkouts", "4000"])["soak"]
     assert isinstance(result, soak.SoakResult)
     assert [each for each in result.violations if "MB more" not in each] == []
@@ -18,7 +18,7 @@ def test_nothing_grows_with_the_checkouts() -> None:
 
 
 def test_a_soak_whose_workers_die_ends() -> None:
-    """What a worker raises is a violation, as is that nothing was exported."""
+    """An error of a worker is a violation, and so is a run without exports."""
     dead = soak.SoakResult(10, resident=[1.0], threads=[1], descriptors=[1], series=[0], found=["ValueError()"])
     assert dead.violations == [
         "ValueError()",
@@ -28,26 +28,26 @@ def test_a_soak_whose_workers_die_ends() -> None:
 
 
 def test_many_waiters_are_served() -> None:
-    """All wait at once for few connections, and all are served."""
+    """Many threads wait at once for few connections, and all are served."""
     result = scale.play_waiters(400)
     assert result.violations == []
     assert (result.waiting, result.served) == (400, 400)
 
 
 def test_many_pools_cost_a_thread_each_and_leave_nothing() -> None:
-    """None before the first connection, one from then on, none when they are closed."""
+    """A pool has no thread before its first connection, then one, and none after its close."""
     result = scale.play_pools(40)
     assert result.violations == []
 
 
 def test_a_thundering_herd_is_held_back() -> None:
-    """While the server is away each process tries alone; when it is back each makes its connections once."""
+    """During an outage each process connects by one thread; afterwards it opens each connection once."""
     result = thundering_herd.play(processes=4, connections=3, away=0.5)
     assert result.violations == []
 
 
 def test_a_herd_without_restraint_is_seen() -> None:
-    """Pools that do not pause, or come back all at once, or one short, or not at all, are violations."""
+    """It is a violation if pools do not pause, return at the same moment, miss a connection, or do not return."""
     seconds = [130, 20, 12, 9, 9, 7, 7, 8, 8, 8, 1]
     good = thundering_herd.HerdResult(20, 10, 10.2, seconds, 1.0, [70, 60, 40, 20, 10], 0.1, 4.0, 4.5, {}, 200)
     assert good.violations == []
@@ -71,21 +71,21 @@ def test_what_many_waiters_leave_is_reported() -> None:
         "found",
         "8 of 9 threads wait",
         "of 9 threads: {'served': 7, 'PoolTimeout': 1}",
-        "3 server processes of 2",
+        "3 backends of 2",
         "1 threads and 1 descriptors are left",
     ]
 
 
 def test_one_that_cannot_be_played_is_a_violation_of_the_whole() -> None:
-    """The next run is tried all the same, and the document says which has no figures."""
+    """If a run fails, the next one is still started, and the document says which run has no figures."""
     figures = load.play(["many-pools", "many-waiters"], ["--pools", "none", "--threads", "20"])
     assert figures.violations == [
-        "many-pools: could not be played: status 2",
-        "many-waiters: could not be played: status 2",
+        "many-pools: could not be run: status 2",
+        "many-waiters: could not be run: status 2",
     ]
     told = "\n".join(load.lines(figures))
-    assert "### Many pools\n\nIt could not be played: status 2.\n" in told
-    assert "### Many waiters\n\nIt could not be played: status 2." in told
+    assert "### Many pools\n\nIt could not be run: status 2.\n" in told
+    assert "### Many waiters\n\nIt could not be run: status 2." in told
 
 
 class Blind(Monitor):

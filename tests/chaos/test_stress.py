@@ -1,4 +1,4 @@
-"""The load of `make faults`, briefly: whatever comes together, nothing is lost, and what went up comes down."""
+"""The stress test of `make faults`, briefly: nothing is lost, and threads and descriptors are as before."""
 
 from __future__ import annotations
 

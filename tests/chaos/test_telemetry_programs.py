@@ -87,11 +87,11 @@ print(json.dumps({
 }))
 """
 PROMPT, PATIENT = 1.0, 12.0
-"""Seconds for an export: to an endpoint that takes none, and to one that takes all, on however busy a machine."""
+"""Seconds for an export: to an endpoint that accepts nothing, and to one that accepts all, on a busy machine."""
 SLACK = 5.0
-"""Seconds on such a machine, beside the three exports that a shutdown has time for."""
+"""Seconds on a busy machine, in addition to the three exports of a shutdown."""
 TAKEN = (Answer.ACCEPTED, Answer.GARBAGE)
-"""Answers that say success."""
+"""Answers that mean success."""
 SETTINGS = {
     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
     "OTEL_BSP_SCHEDULE_DELAY": "20",
@@ -103,7 +103,7 @@ SETTINGS = {
 
 @dataclass
 class Ended:
-    """A program that was served all it asked for, and what it has said."""
+    """The results of a program whose checkouts were all served, and its output."""
 
     undelivered: list[int]
     raised: int
@@ -149,7 +149,7 @@ def ended(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
 
 @pytest.mark.parametrize("answer", [None, *Answer], ids=lambda answer: getattr(answer, "name", "ABSENT"))
 def test_a_program_that_exports(ended: Callable[..., Ended], answer: Answer | None) -> None:
-    """By `otlp.configure()`: every checkout is served, the exit is bounded, and a loss is said once for each signal."""
+    """With `otlp.configure()`, every checkout is served, the exit is bounded, and a loss is logged once per signal."""
     program = ended(answer)
     if answer in TAKEN:
         assert program.stderr == []
@@ -160,10 +160,7 @@ def test_a_program_that_exports(ended: Callable[..., Ended], answer: Answer | No
 
 
 def test_a_program_whose_queue_is_full(ended: Callable[..., Ended]) -> None:
-    """By `otlp.configure()`, to an endpoint that hangs: the queue is said to be full once, beside the exporters' one.
-
-    Nearly a thousand spans overrun it.
-    """
+    """With `otlp.configure()` and an endpoint that hangs, the full queue is logged once, and so is each error."""
     program = ended(Answer.NONE, OTEL_BSP_MAX_QUEUE_SIZE="64")
     full = program.count(QUEUE_FULL)
     assert program.undelivered[0] >= 800
@@ -172,7 +169,7 @@ def test_a_program_whose_queue_is_full(ended: Callable[..., Ended]) -> None:
 
 
 def test_a_program_that_ends_before_its_exports_fail(ended: Callable[..., Ended]) -> None:
-    """By `otlp.configure()`, to an endpoint that hangs for longer than the program runs: said at its exit."""
+    """With `otlp.configure()` and an endpoint that hangs until the program ends, the loss is logged at the exit."""
     program = ended(Answer.NONE, OTEL_EXPORTER_OTLP_TIMEOUT="30")
     assert program.undelivered[0] >= 800
     assert program.stderr == ["not delivered: {} spans, {} metric points, {} log records".format(*program.undelivered)]
@@ -180,7 +177,7 @@ def test_a_program_that_ends_before_its_exports_fail(ended: Callable[..., Ended]
 
 @pytest.mark.parametrize("broken", ["on_start", "on_end", "sampler"])
 def test_a_program_with_a_broken_piece(ended: Callable[..., Ended], broken: str) -> None:
-    """A span processor or a sampler of its own, beside `otlp.configure()`: said by the pool, once, and nothing else."""
+    """If the program's own span processor or sampler raises, the pool logs that once, and nothing else is logged."""
     program = ended(Answer.ACCEPTED, broken)
     assert program.raised >= 800
     assert (program.count(LOST), len(program.stderr)) == (1, 1), program.stderr
@@ -188,7 +185,7 @@ def test_a_program_with_a_broken_piece(ended: Callable[..., Ended], broken: str)
 
 
 def test_a_program_whose_own_exporter_raises(ended: Callable[..., Ended]) -> None:
-    """One given to `otlp.configure()`: said by the SDK, with its traceback, once; OTLP has everything."""
+    """If an exporter given to `otlp.configure()` raises, the SDK logs that once; everything is sent over OTLP."""
     program = ended(Answer.ACCEPTED, "exporter")
     assert program.raised > 1
     assert program.count(EXPORT_FAILED) == 1
@@ -197,7 +194,7 @@ def test_a_program_whose_own_exporter_raises(ended: Callable[..., Ended]) -> Non
 
 
 def test_a_program_whose_callback_raises(ended: Callable[..., Ended]) -> None:
-    """Said by the SDK, with its traceback, once, where it would say so at each collection; all others are exported."""
+    """If a callback of the program raises, the SDK logs that once, not at each collection; other metrics are sent."""
     program = ended(Answer.ACCEPTED, "callback")
     assert program.raised > 1
     assert program.count(f"{CALLBACK_FAILED} broken.") == 1

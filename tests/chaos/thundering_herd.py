@@ -60,7 +60,7 @@ class HerdResult:
     silence: float
     """Seconds between two connects, at most, from the third second on."""
     on_return: list[int]
-    """Connects in each second from the return of the server."""
+    """Connects in each second since the server is back."""
     first_work: float | None
     """Seconds until one worker worked again; None if none did."""
     all_work: float | None
@@ -111,8 +111,9 @@ class HerdResult:
         yield f"- at most: {bound.coming_back * self.connections} in a second, and {wanted + self.processes} in all"
         yield ""
         yield (
-            "The bounds are those of simulated herds, each process with a single prober whose pauses double up to 5 s "
-            f"and are cut short at random, times {MARGIN} while the server is away."
+            "The bounds come from simulated herds. Each simulated process has one retry thread, whose pauses are "
+            f"random, below a maximum that doubles up to 5 s. While the server is away, the bounds are "
+            f"{MARGIN} times the highest simulated figures."
         )
         yield ""
         yield (
@@ -216,7 +217,7 @@ def first_after(since: float, moments: list[float]) -> float | None:
 
 
 def count_backends(dsn: str, connections: int, since: float) -> tuple[int, float | None]:
-    """Return the maximum number of server processes, and the seconds until there were enough.
+    """Return the maximum number of backends, and the seconds until there were enough.
 
     The number is observed for a while longer than that.
     """
@@ -275,13 +276,13 @@ def main(dsn: str, connections: int) -> None:
 AT_ONCE = 3
 """Connects of one process that are in progress when the server goes away."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds: the first and the last upper bound of the prober's random pauses, which doubles in between."""
+"""Seconds: the first and the last maximum of the retry thread's random pauses; the maximum doubles in between."""
 NOTICED = 0.2
 """Seconds until each process notices the outage."""
 SIMULATIONS = 2_000
 """Number of simulated herds."""
 MARGIN = 1.25
-"""Factor on the highest simulated figure: chance alone practically never exceeds it, three probers always do."""
+"""Factor on the highest simulated figure: chance alone practically never exceeds it, three retry threads always do."""
 WARMUP = 2
 """Seconds in which pauses are still short, so that the number of connects varies more than later."""
 
@@ -294,7 +295,7 @@ class Bounds(NamedTuple):
     later: float
     """Connects in all, from the third second on."""
     coming_back: int
-    """Processes whose prober succeeds in the same second of the return; without a margin, which would allow all."""
+    """Processes whose retry thread succeeds in the same second once the server is back; without a margin."""
     silence: float
     """Seconds without a connect, from the third second on: longer if all processes paused alike."""
 

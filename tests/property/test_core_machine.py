@@ -140,11 +140,11 @@ class CoreMachine(RuleBasedStateMachine):
             return
         now, slot = self.desk.now, checkout.slot
         if now >= slot.expires:
-            self.core.reject_taken(checkout)
+            self.core.set_aside_for_closing(checkout)
         elif dead:
             if dead > 1:
                 self.ask()  # somebody else asks while this one looks
-            self.core.reject_taken(checkout, Attempt(now, "OSError", 0.0), OSError())
+            self.core.set_aside_for_closing(checkout, Attempt(now, "OSError", 0.0), OSError())
             self.retries += 1
         else:
             self.core.accept(checkout, now)

@@ -103,7 +103,7 @@ class Stressed(Desk):
             if dice.random() < 0.9:
                 self.core.accept(checkout, monotonic())
                 return conn
-            self.core.reject_taken(checkout, Attempt(monotonic(), "OSError", 0.0), OSError())
+            self.core.set_aside_for_closing(checkout, Attempt(monotonic(), "OSError", 0.0), OSError())
             checkout.slot.conn = conn
             self.discard([checkout.slot], "broken")
             conn = self.core.try_acquire_idle(checkout)

@@ -94,7 +94,7 @@ def test_a_dead_connection_counts_as_a_failed_attempt() -> None:
     checkout = desk.ask()
     conn = desk.core.try_acquire_idle(checkout)
     error = OSError("reset by peer")
-    desk.core.reject_taken(checkout, Attempt(desk.now, "OSError", 0.0), error)
+    desk.core.set_aside_for_closing(checkout, Attempt(desk.now, "OSError", 0.0), error)
     assert (checkout.retries, checkout.error, desk.core.retries) == (1, error, 1)
     assert not desk.core.holds(checkout)
     assert len(desk.core.members) == 1
@@ -111,7 +111,7 @@ def test_an_expired_connection_is_no_failed_attempt() -> None:
     desk.now += STALE
     checkout = desk.ask()
     desk.core.try_acquire_idle(checkout)
-    desk.core.reject_taken(checkout)
+    desk.core.set_aside_for_closing(checkout)
     assert (checkout.retries, desk.core.retries) == (0, 0)
 
 
@@ -147,7 +147,7 @@ def test_one_that_comes_back_keeps_its_turn() -> None:
     conn = desk.core.try_acquire_idle(unlucky)
     desk.now += 1
     later = desk.join()
-    desk.core.reject_taken(unlucky, Attempt(desk.now, "OSError", 0.0), OSError())
+    desk.core.set_aside_for_closing(unlucky, Attempt(desk.now, "OSError", 0.0), OSError())
     unlucky.slot.conn = conn
     desk.discard([unlucky.slot], "broken")
     returned = desk.join(unlucky)
@@ -284,7 +284,7 @@ def test_a_waiter_handed_a_dead_connection_is_first_again() -> None:
     desk.now += STALE
     second = desk.join()
     desk.give_back(holder, conn)
-    desk.core.reject_taken(first.checkout, Attempt(desk.now, "OSError", 0.0), OSError())
+    desk.core.set_aside_for_closing(first.checkout, Attempt(desk.now, "OSError", 0.0), OSError())
     first.checkout.slot.conn = conn
     desk.discard([first.checkout.slot], "broken")
     again = desk.join(first.checkout)
@@ -515,7 +515,7 @@ def test_what_was_made_meanwhile_is_new() -> None:
     desk.now += STALE
     checkout = desk.ask()
     conn = desk.core.try_acquire_idle(checkout)
-    desk.core.reject_taken(checkout, Attempt(desk.now, "OSError", 0.0), OSError())
+    desk.core.set_aside_for_closing(checkout, Attempt(desk.now, "OSError", 0.0), OSError())
     checkout.slot.conn = conn
     desk.discard([checkout.slot], "broken")
     desk.now += 0.004

@@ -53,13 +53,13 @@ def handle_failed_putconn(
 
 
 def release_unused(pool: Any, conn: Any) -> None:
-    """Release a connection that was handed over but, due to an interrupt, did not reach the caller."""
+    """Release a connection that was handed out but, due to an interrupt, did not reach the caller."""
     with suppress(Exception):  # the caller has to get the interrupt, not this error
-        private.put_back(pool, conn)
+        private.release(pool, conn)
 
 
 def record_failure(tracker: PoolTracker, pool: Any, checkout: ManualCheckout, error: BaseException) -> None:
-    """Record that the pool handed over no connection."""
+    """Record that the pool handed out no connection."""
     refusal = None
     if is_exhausted(error):
         refusal = PoolErrorType.TIMEOUT

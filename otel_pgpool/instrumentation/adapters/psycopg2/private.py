@@ -52,7 +52,7 @@ def is_checked_out(pool: Any, conn: Any) -> bool:
     return False
 
 
-def put_back(pool: Any, conn: Any) -> None:
+def release(pool: Any, conn: Any) -> None:
     """Release a connection by the pool's ``putconn``, or by ``_putconn`` where a subclass has no other."""
     (pool.putconn if hasattr(pool, "putconn") else pool._putconn)(conn)
 

@@ -160,7 +160,7 @@ class PsycopgPoolAdapter(Psycopg, PoolAdapter):
     # The state of a pool
 
     def levels(self, pool: Any) -> Levels:
-        """Return the levels of a pool. A connection that was dropped without a release takes up its place for ever."""
+        """Return the levels of a pool. A connection that was dropped without a release occupies its place forever."""
         tracker: PoolTracker | None = getattr(pool, TRACKER_ATTR, None)
         used = 0
         if tracker is not None and tracker is not self._session.unobserved:

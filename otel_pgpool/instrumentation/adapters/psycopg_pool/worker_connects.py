@@ -35,7 +35,7 @@ class WorkerConnects:
         return True
 
     def end_hand_over(self, worker: int, conn: Any, accepted: object) -> None:
-        """Note whether the waiter has accepted the connection. It has not if it does not wait any more."""
+        """Note whether the waiter has accepted the connection, which it does only while it still waits."""
         if accepted:
             self._opened.pop(worker, None)
         else:

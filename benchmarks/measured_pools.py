@@ -1,4 +1,4 @@
-"""Pools as the hook meets them: their connections are taken and given back by hand, each in its own words."""
+"""The pools that are measured with and without the instrumentation, each used by its own methods."""
 # ruff: noqa: PLC0415 - a process imports only the pool that it measures
 
 from __future__ import annotations
@@ -11,45 +11,45 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 SOCKETS = (1, 5)
-"""Connections kept, and allowed."""
+"""The number of connections that a pool keeps, and its maximum."""
 
 
-class Lender(Protocol):
-    """A pool that knows of no hook. Its first connection is made with it."""
+class MeasuredPool(Protocol):
+    """A pool of a library, whose constructor opens its first connection."""
 
     name: str
-    """As telemetry calls it."""
+    """The name of the pool in telemetry."""
 
-    def take(self) -> Any:
-        """Check out."""
+    def acquire(self) -> Any:
+        """Acquire a connection."""
 
-    def give(self, taken: Any) -> None:
-        """Give back."""
+    def release(self, given: Any) -> None:
+        """Release a connection."""
 
-    def driver(self, taken: Any) -> connection:
-        """psycopg2's own of what was taken."""
+    def driver(self, given: Any) -> connection:
+        """Return the connection of the driver inside the object that `acquire` returned."""
         ...
 
     def spin(self, times: int) -> None:
-        """Take and give back, ``times`` over, with nothing between."""
+        """Acquire and release a connection this number of times."""
 
     def close(self) -> None:
-        """Close it."""
+        """Close the pool."""
 
 
-class Stock:
+class Psycopg2Pool:
     """``psycopg2.pool.ThreadedConnectionPool``."""
 
     def __init__(self, dsn: str) -> None:
         from psycopg2.pool import ThreadedConnectionPool
 
         self.pool = ThreadedConnectionPool(*SOCKETS, dsn)
-        self.take, self.give, self.close = self.pool.getconn, self.pool.putconn, self.pool.closeall
+        self.acquire, self.release, self.close = self.pool.getconn, self.pool.putconn, self.pool.closeall
         at = parse_dsn(dsn)
         self.name = f"{at['host']}:{at['port']}/{at['dbname']}"
 
-    def driver(self, taken: connection) -> connection:
-        return taken
+    def driver(self, given: connection) -> connection:
+        return given
 
     def spin(self, times: int) -> None:
         pool = self.pool
@@ -58,7 +58,7 @@ class Stock:
             pool.putconn(connection)
 
 
-class Psycopg:
+class PsycopgPool:
     """``psycopg_pool.ConnectionPool``."""
 
     name = "shop"
@@ -69,10 +69,10 @@ class Psycopg:
         kept, allowed = SOCKETS
         self.pool: Any = ConnectionPool(dsn, min_size=kept, max_size=allowed, name=self.name, open=True)
         self.pool.wait()
-        self.take, self.give, self.close = self.pool.getconn, self.pool.putconn, self.pool.close
+        self.acquire, self.release, self.close = self.pool.getconn, self.pool.putconn, self.pool.close
 
-    def driver(self, taken: Any) -> Any:
-        return taken
+    def driver(self, given: Any) -> Any:
+        return given
 
     def spin(self, times: int) -> None:
         pool = self.pool
@@ -81,8 +81,8 @@ class Psycopg:
             pool.putconn(connection)
 
 
-class Alchemy:
-    """SQLAlchemy's engine on a ``QueuePool``."""
+class Engine:
+    """An engine of SQLAlchemy, with a ``QueuePool``."""
 
     name = "shop"
 
@@ -95,14 +95,14 @@ class Alchemy:
         )
         kept, allowed = SOCKETS
         self.engine = create_engine(url, pool_size=kept, max_overflow=allowed - kept, pool_logging_name=self.name)
-        self.take, self.close = self.engine.raw_connection, self.engine.dispose
+        self.acquire, self.close = self.engine.raw_connection, self.engine.dispose
         self.spin(1)
 
-    def give(self, taken: Any) -> None:
-        taken.close()
+    def release(self, given: Any) -> None:
+        given.close()
 
-    def driver(self, taken: Any) -> connection:
-        driver: connection = taken.driver_connection
+    def driver(self, given: Any) -> connection:
+        driver: connection = given.driver_connection
         return driver
 
     def spin(self, times: int) -> None:
