@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DSN = "BENCHMARK_DSN"
-FEW, MANY = 300, 900
+FEW, MANY = 1_000, 5_000
 """Numbers of checkouts. The difference of their counts leaves out the start of the program."""
 
 POOLS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
@@ -68,7 +68,7 @@ def count(dsn: str, *arguments: str) -> int:
     """Return the number of instructions of one process."""
     command = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
     program = [sys.executable, "-m", "benchmarks.instructions", *arguments]
-    environment = {**os.environ, DSN: dsn}  # not an argument, which any user may read
+    environment = {**os.environ, DSN: dsn, "PYTHONHASHSEED": "0"}  # the DSN is no argument, which any user may read
     done = subprocess.run(  # noqa: S603 - our own module
         [*command, *program], env=environment, capture_output=True, text=True, check=False
     )
