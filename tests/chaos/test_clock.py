@@ -54,10 +54,10 @@ def clocks(file: Path) -> set[str]:
 
 
 def test_only_spans_look_at_the_time_of_day() -> None:
-    """The start of a span reads it, and the instrumentation, because SQLAlchemy dates its connections so."""
+    """The start of a span reads the time of day; everything else reads the monotonic clock."""
     files = [file for file in PACKAGE.rglob("*.py") if not {"cli", "demo"} & set(file.parts)]
     looking = {file.relative_to(PACKAGE).as_posix() for file in files if clocks(file) & WALL_CLOCK}
-    assert looking == {"telemetry/spans.py", "instrumentation/adapters/sqlalchemy/wrappers.py"}
+    assert looking == {"telemetry/spans.py"}
 
 
 STEPPING = """

@@ -254,7 +254,7 @@ def test_multiprocessing_spawn_is_refused(dsn: str, monkeypatch: pytest.MonkeyPa
     context = multiprocessing.get_context("spawn")
     with make(0, 1, dsn) as pool:
         worker = context.Process(target=os.getpid, args=(pool,))
-        with pytest.raises(TypeError, match="make one in each process"):
+        with pytest.raises(TypeError, match="create one in each process"):
             worker.start()
 
 
