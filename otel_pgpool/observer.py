@@ -75,7 +75,7 @@ class Connect:
     callback: str = ""
     """Name of the program's callback that raised; `ARGUMENTS` if the connect's arguments are wrong; empty if neither.
 
-    The observer of an instrumented pool gets this name.
+    A `ConnectionPool` sets it for ``configure`` only.
     """
 
 

@@ -239,7 +239,9 @@ class Connectors(Part):
         except BaseException as error:
             is_abandoned = self._attempts.pop(slot, None) is None
             self._stuck.pop(attempt, None)
-            if not is_abandoned:
+            if not is_abandoned and conn is not None and not conn.closed and isinstance(error, Exception):
+                self._fail(slot, attempt, error, "configure")
+            elif not is_abandoned:
                 self._fail(slot, attempt, attempt.overdue_error() if attempt.was_cut and conn is None else error)
             if conn is not None:
                 session.close(conn)
@@ -290,14 +292,17 @@ class Connectors(Part):
         elif self._core.parked:
             self._maintenance_thread.wake()  # to watch the connection's lifetime
 
-    def _fail(self, slot: Slot, attempt: ConnectAttempt, error: BaseException) -> None:
+    def _fail(self, slot: Slot, attempt: ConnectAttempt, error: BaseException, callback: str = "") -> None:
+        """Record a failed attempt; ``callback`` is the function of the application that raised the error, if any."""
         delay = delay_after(attempt.number)
         message = ""
         try:
             message = attempt.message_of(error, self._target)
         finally:
             error = without_traceback(error)
-            connect = _describe(attempt, slot, error=error, message=message, is_refusal=session.is_refusal(error))
+            is_refusal = bool(callback) or session.is_refusal(error)  # the server is up
+            outcome = {"error": error, "message": message, "is_refusal": is_refusal, "callback": callback}
+            connect = _describe(attempt, slot, **outcome)
             failed = Attempt(connect.ended, class_of(error), delay, message)
             change = self._core.connect_failed(slot, failed, error, began=connect.began, is_refusal=connect.is_refusal)
             notifier, observer = self._notifier, self._notifier.observer

@@ -10,7 +10,7 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import PoolTimeout
-from tests.support.database import ask
+from tests.support.database import ask, kill
 from tests.support.telemetry import Signals
 from tests.support.waiting import wait_until
 
@@ -68,3 +68,36 @@ def test_too_many_clients_are_an_outage(dsn: str, admin: connection) -> None:
             assert pool.stats().status == "unreachable"
     finally:
         ask(admin, "drop role crowded")
+
+
+def test_an_error_of_configure(dsn: str) -> None:
+    """An error of the program's `configure` is told as that: the server is up, and there is no outage."""
+
+    def configure(_conn: connection) -> None:
+        raise ValueError("a secret word")
+
+    with Signals() as signals, signals.pool(0, 1, dsn, configure=configure, open=False) as pool:
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.5)
+        assert pool.stats().status == "ok"
+        (record,) = signals.logged("program_error")
+        assert record.attributes["otel_pgpool.callback"] == "configure"
+        assert record.attributes["error.type"] == "ValueError"
+        assert "a new connection cannot be used: the callback configure raised ValueError" in record.record.getMessage()
+        assert not signals.logged("outage_started")
+        assert not signals.logged("connect_refused")
+        assert "secret" not in signals.everything()
+
+
+def test_a_connection_that_is_lost_in_configure(dsn: str, admin: connection) -> None:
+    """If the server ends the connection meanwhile, the server is the cause."""
+
+    def configure(conn: connection) -> None:
+        kill(admin, [conn.info.backend_pid])
+        ask(conn, "select 1")
+
+    with Signals() as signals, signals.pool(0, 1, dsn, configure=configure, open=False) as pool:
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.5)
+        assert signals.logged("outage_started")
+        assert not signals.logged("program_error")
