@@ -150,6 +150,8 @@ class PoolConfig:
     configure: Callable[[connection], object] | None
     reset: Callable[[connection], object] | None
     credentials: Callable[[], Mapping[str, Any]] | None
+    is_monitored: bool = True
+    """Whether the server is asked about long holds."""
 
     @classmethod
     def of(
@@ -190,6 +192,7 @@ class PoolConfig:
             configure=validate_callable("configure", configure),
             reset=validate_callable("reset", reset),
             credentials=_credentials(credentials),
+            is_monitored=environment_choice(environment.DATABASE_STATE, DATABASE_STATES, environ) != "off",
         )
 
 
@@ -232,6 +235,7 @@ def _seconds_or_never(option: str, value: object) -> float:
     return math.inf if value is None else validate_seconds(option, value, above=True, none=True)
 
 
+DATABASE_STATES = ("on", "off", "all")
 HISTOGRAMS = ("wait_time", "use_time", "create_time")
 SPAN_MODES = ("always", "parent", "slow", "off")
 

@@ -65,6 +65,14 @@ FORK_REPAIR = Variable(
     "there is only reported",
 )
 
+DATABASE_STATE = Variable(
+    "OTEL_PGPOOL_DATABASE_STATE",
+    "ConnectionPool",
+    "on",
+    "whether the server is asked about long holds over a connection of its own: `on`: for those of `ConnectionPool`; "
+    "`all`: for those of instrumented pools too; `off`: never",
+)
+
 SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing over OTLP")
 EXPORTERS = {
     signal: Variable(
@@ -98,6 +106,7 @@ ENVIRONMENT = (
     WAIT_TIMEOUT,
     POOLS,
     FORK_REPAIR,
+    DATABASE_STATE,
     SDK_DISABLED,
     *EXPORTERS.values(),
     PROTOCOL,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.stats import LastFigures, PoolStats
 
@@ -140,3 +141,16 @@ class PoolObserver(Protocol):
 
     def utilization_changed(self, level: str, stats: PoolStats) -> None:
         """Handle a lasting change of the utilization level: ``normal``, ``high`` or ``critical``."""
+
+
+class DatabaseObserver(PoolObserver, Protocol):
+    """The interface of an observer that is also told what the server says of long holds."""
+
+    def database_state(self, checkout: Checkout, state: DatabaseState, blockers: Sequence[Checkout]) -> None:
+        """Handle what the server says of a long hold in progress; called again when the hold's age has doubled.
+
+        Args:
+            checkout: the checkout that holds the connection.
+            state: the state of its session.
+            blockers: the checkouts of this process, of any pool, whose sessions block it.
+        """

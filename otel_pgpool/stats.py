@@ -11,6 +11,8 @@ from otel_pgpool.runtime.fork import is_here
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from otel_pgpool.database_state import DatabaseState
+
 HIGH_UTILIZATION = 0.80
 CRITICAL_UTILIZATION = 0.95
 
@@ -97,6 +99,7 @@ class Holder:
         where: call site of the checkout, as ``file:line function``.
         trace_id: trace of the checkout's span in hexadecimal digits, or None if there is no span.
         task: name of the asyncio task that checked the connection out, or None if it was not a task.
+        database_state: what the server said last of the session, or None if it was not asked: see `DatabaseState`.
     """
 
     connection_id: int
@@ -106,12 +109,15 @@ class Holder:
     where: str
     trace_id: str | None = None
     task: str | None = None
+    database_state: DatabaseState | None = None
 
     def __str__(self) -> str:
         """Return one line for messages and logs."""
         trace = f", trace {self.trace_id}" if self.trace_id else ""
         holder = f"thread {self.thread!r}" if self.task is None else f"task {self.task!r}"
-        return f"{self.held:.3f} s by {holder} at {self.where} (pid {self.pid}{trace})"
+        state = self.database_state
+        asked = "" if state is None else f"; in the database, after {state.held:.3f} s: {state}"
+        return f"{self.held:.3f} s by {holder} at {self.where} (pid {self.pid}{trace}){asked}"
 
 
 class LastFigures:

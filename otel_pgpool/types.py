@@ -122,6 +122,7 @@ class LogEvent(Value):
     """The events of log records: ``otel_pgpool.event``."""
 
     LONG_HOLD = "long_hold", "a hold has passed its threshold and continues"
+    DATABASE_STATE = "database_state", "what the server says of the session of a long hold that continues"
     LONG_HOLD_RETURNED = "long_hold_returned", "a long hold has ended"
     UTILIZATION_NORMAL = "utilization_normal", "the utilization is below its thresholds again"
     UTILIZATION_HIGH = "utilization_high", "80 % of maxconn or more is in use"

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -57,8 +58,14 @@ class ConnectTarget(Target):
         if not (has_service(parameters) or "connect_timeout" in parameters or os.environ.get("PGCONNECT_TIMEOUT")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
 
-    def connect(self, attempt: ConnectAttempt | None = None) -> connection:
-        """Open one connection; ``attempt`` is given the time limit of each step.
+    def connect(
+        self, attempt: ConnectAttempt | None = None, changes: Mapping[str, Any] = MappingProxyType({})
+    ) -> connection:
+        """Open one connection.
+
+        Args:
+            attempt: the attempt, which is given the time limit of each step.
+            changes: keyword arguments that replace those of the pool; None for psycopg2's default.
 
         Raises:
             psycopg2.Error: ``psycopg2.connect`` failed.
@@ -76,6 +83,9 @@ class ConnectTarget(Target):
             limits, option_sets = TimeLimits.of(given), safe_options(given)
             if is_exposed(given):
                 attempt.warn()
+        if changes:
+            args, kwargs = _by_keyword(args, kwargs)
+            kwargs = {**kwargs, **changes}
         if attempt.limit is not None:
             seconds = max(1, math.ceil(min(limits.host_seconds, attempt.limit / limits.hosts)))
             kwargs = {**kwargs, "connect_timeout": seconds}

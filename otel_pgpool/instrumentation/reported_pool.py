@@ -86,8 +86,9 @@ class ReportedPool(OpenCheckouts):
         Raises:
             Exception: the observer refuses the pool.
         """
-        reset = type(self)._reset_after_fork  # noqa: SLF001 - the method of this class
-        self.name = self.guard.pool_name = registry.register(self, self.name, reset)
+        cls = type(self)
+        reset = cls._reset_after_fork
+        self.name = self.guard.pool_name = registry.register(self, self.name, reset, cls.all_held)
         self._observer.attached(self)
 
     def stop_reporting(self) -> None:

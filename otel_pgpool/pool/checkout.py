@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
+    from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.runtime.tasks import TaskReference
 
 NEVER = math.inf
@@ -223,6 +224,8 @@ class Checkout:
     flagged_at: float = 0.0
     long_hold_reported: bool = False
     """Whether the observer has reported the long hold."""
+    database_state: DatabaseState | None = None
+    """What the server said last of the session of this long hold, if a monitor has asked it."""
     error_type: str | None = None
     """``error.type`` of what failed in the pool's own work: the wait, a connect, a commit or a rollback."""
     error_message: str = ""
@@ -273,6 +276,7 @@ class Checkout:
             where=self.where,
             trace_id=getattr(self.observer_data, "trace_id", None),
             task=None if self.task is None else str(self.task),
+            database_state=self.database_state,
         )
 
     def is_by_holder_of(self, other: Checkout) -> bool:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from otel_pgpool.config import PoolConfig, invalid_option, validate_expected_hold, validate_limits, validate_seconds
 from otel_pgpool.driver.connect_target import ConnectTarget
-from otel_pgpool.driver.deadline import stop_watching
 from otel_pgpool.errors import PoolClosed, PoolError
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
 from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
+from otel_pgpool.pool.lifecycle import end_shared_threads
 from otel_pgpool.pool.parts import Parts
 from otel_pgpool.pool.state import PoolState
 from otel_pgpool.runtime.clock import monotonic
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.config import Check
     from otel_pgpool.observer import PoolObserver
+    from otel_pgpool.pool.checkout import Checkout
 
 
 class ConnectionPool(PoolState):
@@ -117,7 +118,7 @@ class ConnectionPool(PoolState):
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         target = ConnectTarget(args, kwargs, credentials)
         super().__init__(Parts(config, target, _default() if observer is ... else observer))
-        self._parts.register(self, type(self)._reset_after_fork)  # noqa: SLF001 - the method of this class
+        self._parts.register(self, type(self)._reset_after_fork, type(self)._holds)  # noqa: SLF001 - methods of this class
         if self._parts.observer is not None:
             self._parts.observer.attached(self)  # not guarded: an error here is a misuse, which the caller should see
         if open:
@@ -278,8 +279,7 @@ class ConnectionPool(PoolState):
             return
         self._close()
         self._parts.lifecycle.wait_for_holders(deadline)
-        if not registry.any_open():
-            stop_watching()
+        end_shared_threads()
 
     @renewed
     def closeall(self) -> None:
@@ -332,6 +332,9 @@ class ConnectionPool(PoolState):
         raise TypeError("a ConnectionPool cannot be copied or pickled: create one in each process")
 
     __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy
+
+    def _holds(self) -> list[Checkout]:
+        return self._parts.core.holds_now()
 
     def _reset_after_fork(self) -> None:
         """Restart the pool in a forked child, without sending anything over the sockets inherited from the parent."""

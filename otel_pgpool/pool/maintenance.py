@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from otel_pgpool.driver.monitor_connection import MonitorSource
+from otel_pgpool.pool import monitors
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
+from otel_pgpool.pool.monitor import MonitoredPool
 from otel_pgpool.pool.utilization import SAMPLE_INTERVAL, UtilizationAlarm
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason, Outcome
@@ -90,6 +94,11 @@ class Maintenance(Part):
             return
         for checkout in overdue:
             self._notifier.notify(observer.held_long, checkout)
+        report = getattr(observer, "database_state", None)  # a `DatabaseObserver` has it
+        if report is not None and self._config.is_monitored:
+            pool = MonitoredPool(self._core.name, MonitorSource(self._target), partial(self._notifier.notify, report))
+            for checkout in overdue:
+                self._notifier.notify(monitors.watch, pool, checkout)
         change = self._alarm.sample(now, self._core.stats)
         if change is not None:
             self._notifier.notify(observer.utilization_changed, *change)

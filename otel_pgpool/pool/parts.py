@@ -20,7 +20,7 @@ from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from psycopg2.extensions import connection
 
@@ -107,9 +107,9 @@ class Parts:
         self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 
-    def register(self, pool: Pool, reset: Callable[[Pool], None]) -> None:
-        """Give the pool a unique name; ``reset`` is called with the pool in a forked child."""
-        name = registry.register(pool, self.config.name or self.target.name, reset)
+    def register(self, pool: Pool, reset: Callable[[Pool], None], holds: Callable[[Pool], Iterable[Checkout]]) -> None:
+        """Give the pool a unique name; see `registry.register` for the functions."""
+        name = registry.register(pool, self.config.name or self.target.name, reset, holds)
         self.core.name = self.notifier.pool_name = name
 
     def expect_hold(self, checkout: Checkout, hold: float) -> None:

@@ -1,4 +1,4 @@
-"""The live pools of this process: their unique names, and their reset in a forked child."""
+"""The live pools of this process: their unique names, their holds, and their reset in a forked child."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
+
+    from otel_pgpool.pool.checkout import Checkout
 
 
 Pool = TypeVar("Pool")
@@ -22,19 +24,23 @@ FIRST_NUMBER = 2
 _lock = threading.RLock()
 _names: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
 _resets: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+_holds: weakref.WeakKeyDictionary[Any, Callable[[Any], Iterable[Checkout]]] = weakref.WeakKeyDictionary()
 # By name: the lowest number that may be free, at which `register` starts its search, so that creating many pools of one
 # name takes linear time. Lowered when a numbered pool is closed or collected.
 _lowest: dict[str, int] = {}
 _numbered: weakref.WeakKeyDictionary[object, Callable[[], object]] = weakref.WeakKeyDictionary()
 
 
-def register(pool: Pool, name: str, reset: Callable[[Pool], None]) -> str:
+def register(
+    pool: Pool, name: str, reset: Callable[[Pool], None], holds: Callable[[Pool], Iterable[Checkout]] | None = None
+) -> str:
     """Register a pool under a unique name.
 
     Args:
         pool: the pool, which is referred to weakly.
         name: the requested name.
         reset: the function that resets the pool in a forked child.
+        holds: the function that returns the pool's checkouts that hold a connection, for `all_holds`.
 
     Returns:
         The name: as requested, or followed by `` #2``, `` #3`` and so on if another live pool has the name.
@@ -51,7 +57,17 @@ def register(pool: Pool, name: str, reset: Callable[[Pool], None]) -> str:
             _numbered[pool] = freed
         _names[unique] = pool
         _resets[pool] = reset
+        if holds is not None:
+            _holds[pool] = holds
         return unique
+
+
+def all_holds() -> Iterator[tuple[str, int | None, Iterable[Checkout]]]:
+    """Iterate over address, port and holds of all pools, closed ones included."""
+    with _lock:
+        pools = list(_holds.items())
+    for pool, holds in pools:
+        yield pool.address, pool.port, holds(pool)
 
 
 def release_name(name: str, pool: object) -> None:

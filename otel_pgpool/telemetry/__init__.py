@@ -11,6 +11,7 @@ from otel_pgpool.errors import PoolTimeout, error_type
 from otel_pgpool.runtime.text import class_of, text_of
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import SUPPRESSED, CheckoutState, leave_ended
+from otel_pgpool.telemetry.database_state import database_state_attributes
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import CANNOT_BE_HANDED_OUT, CANNOT_BE_MADE, CANNOT_BE_USED, Logs
 from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes, transaction_status
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.observer import Connect, ObservedPool
     from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.runtime.tasks import TaskReference
@@ -217,6 +219,17 @@ class Telemetry:
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
+
+    def database_state(self, checkout: Checkout, state: DatabaseState, blockers: Sequence[Checkout]) -> None:
+        """Add the event of what the server says of a long hold, and log the record, unless the hold has ended."""
+        attributes = database_state_attributes(state)
+        with self._lock:  # a release takes it too, for the event of the long hold, before it ends the span
+            if not checkout.is_held:
+                return
+            data: CheckoutState | None = checkout.observer_data
+            if data is not None and data is not SUPPRESSED:
+                self._spans.database_state(data, attributes, blockers)
+        self._logs.database_state(state, {**attributes, **holder_attributes(checkout)}, _context(checkout))
 
     def reclaimed(self, checkout: Checkout) -> None:
         """End the span of a checkout whose connection was dropped, and log its holder."""

@@ -14,7 +14,7 @@ from opentelemetry import trace
 from otel_pgpool.telemetry.sdk_internals import SPAN_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from opentelemetry.util.types import AttributeValue
 
@@ -95,6 +95,8 @@ class CheckoutState:
     """Token of the context while it is current."""
     long_hold: Mapping[str, AttributeValue] | None = None
     """Attributes of the long hold's event."""
+    database_states: Sequence[tuple[float, Mapping[str, AttributeValue]]] = ()
+    """Times and attributes of the events of the database's side, if there is no span yet."""
 
     def enter(self) -> None:
         """Make the checkout's span current."""
@@ -119,6 +121,14 @@ class CheckoutState:
             return None
         span_context = trace.get_current_span(self.context).get_span_context()
         return trace.format_trace_id(span_context.trace_id) if span_context.is_valid else None
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C header that names the checkout's span; None if there is none."""
+        if self.span is None:
+            return None
+        span = self.span.get_span_context()
+        return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}" if span.is_valid else None
 
 
 SUPPRESSED = CheckoutState()

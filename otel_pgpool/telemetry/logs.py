@@ -20,6 +20,7 @@ from otel_pgpool.types import DiscardReason, LogEvent, UtilizationLevel
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.observer import Connect
     from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.stats import PoolStats
@@ -93,6 +94,11 @@ class Logs:
             f"({attributes[names.ATTR_TRANSACTION_STATUS]}), checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
         )
         self._write(logging.WARNING, LogEvent.LONG_HOLD, text, attributes, context)
+
+    def database_state(self, state: DatabaseState, attributes: Mapping[str, Any], context: Context | None) -> None:
+        """Log what the server says of the session of a long hold."""
+        text = f"connection held for {state.held:.3f} s (pid {state.pid}); in the database: {state}"
+        self._write(logging.WARNING, LogEvent.DATABASE_STATE, text, attributes, context)
 
     def long_hold_returned(self, checkout: Checkout, context: Context | None) -> None:
         """Log the end of a long hold."""

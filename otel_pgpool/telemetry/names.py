@@ -19,6 +19,7 @@ SPAN_CONNECT = "pool.connect"
 EVENT_ACQUIRED = "pool.acquired"
 EVENT_RETRY = "pool.retry"
 EVENT_LONG_HOLD = "pool.long_hold"
+EVENT_DATABASE_STATE = "pool.database_state"
 
 # Attributes of the semantic conventions
 
@@ -61,6 +62,25 @@ ATTR_TRANSACTION_STATUS = "otel_pgpool.transaction.status"
 ATTR_CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
 ATTR_TASK_NAME = "otel_pgpool.task.name"
 ATTR_REASON = "otel_pgpool.reason"
+
+# Attributes of the database's side of a hold. Those of PostgreSQL are named as the Collector's receiver names them.
+
+ATTR_STATE = "postgresql.state"
+ATTR_WAIT_EVENT_TYPE = "postgresql.wait_event_type"
+ATTR_WAIT_EVENT = "postgresql.wait_event"
+ATTR_TRANSACTION_AGE = "otel_pgpool.transaction.age"
+ATTR_QUERY_AGE = "otel_pgpool.query.age"
+ATTR_BLOCKING_PIDS = "postgresql.blocking.pids"
+ATTR_BLOCKING_LOCK_MODE = "postgresql.blocking.lock.mode"
+ATTR_BLOCKING_LOCK_RELATION = "postgresql.blocking.lock.relation"
+ATTR_BLOCKING_TRACES = "otel_pgpool.blocking.traces"
+ATTR_BLOCKING_CHECKED_OUT_AT = "otel_pgpool.blocking.checked_out_at"
+ATTR_BLOCKING_APPLICATIONS = "otel_pgpool.blocking.applications"
+ATTR_BLOCKING_STATES = "otel_pgpool.blocking.states"
+ATTR_BLOCKING_ROOT_PID = "otel_pgpool.blocking.root.pid"
+ATTR_BLOCKING_ROOT_TRACE = "otel_pgpool.blocking.root.trace"
+ATTR_RELATION = "otel_pgpool.relation"
+VALUE_BLOCKED_BY = "blocked_by"
 
 DIGITS = 6
 """Decimal digits of a duration in seconds: clocks are not exact beyond microseconds."""

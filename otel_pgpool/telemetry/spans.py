@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    set_span_in_context,
+)
 
 from otel_pgpool._version import __version__
 from otel_pgpool.runtime.clock import monotonic
@@ -30,7 +39,7 @@ from otel_pgpool.telemetry.names import (
 from otel_pgpool.types import CheckoutPath, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.trace import TracerProvider
     from opentelemetry.util.types import AttributeValue
@@ -43,6 +52,8 @@ if TYPE_CHECKING:
 
 INTERNAL = SpanKind.INTERNAL
 NO_CONTEXT = Context()
+MOST_DATABASE_STATES = 20
+"""Number of events of the database's side that are kept for a span that does not exist yet."""
 IDLE = CheckoutPath.IDLE.value
 
 
@@ -129,6 +140,18 @@ class Spans:
         if span is not None and span.is_recording():
             span.add_event(names.EVENT_LONG_HOLD, attributes, state.at(monotonic()))
 
+    def database_state(
+        self, state: CheckoutState, attributes: Mapping[str, AttributeValue], blockers: Sequence[Checkout]
+    ) -> None:
+        """Add the event of what the server says of a long hold, and links to the checkouts that block it."""
+        now, span = monotonic(), state.span
+        if span is None:
+            state.database_states = (*state.database_states, (now, attributes))[-MOST_DATABASE_STATES:]
+        elif span.is_recording():
+            for context in _new_links(span, blockers):
+                span.add_link(context, {names.ATTR_RELATION: names.VALUE_BLOCKED_BY})
+            span.add_event(names.EVENT_DATABASE_STATE, attributes, state.at(now))
+
     def end(self, checkout: Checkout, state: CheckoutState) -> None:
         """End the span of a checkout that had a connection. A second call, after an interrupt, does nothing."""
         span = state.span
@@ -201,6 +224,9 @@ class Spans:
             self.acquired(checkout, state)
         if state.long_hold is not None and span.is_recording():
             span.add_event(names.EVENT_LONG_HOLD, state.long_hold, state.at(checkout.flagged_at))
+        if span.is_recording():
+            for at, answer in state.database_states:
+                span.add_event(names.EVENT_DATABASE_STATE, answer, state.at(at))
         return span
 
     def _report_wait(self, checkout: Checkout, state: CheckoutState, span: Span, until: float) -> None:
@@ -269,6 +295,17 @@ def _links(checkout: Checkout) -> list[Link]:
             attributes = {names.ATTR_HELD: round(blocker.held, DIGITS), names.ATTR_CONNECTION_ID: blocker.connection_id}
             links.append(Link(span.get_span_context(), attributes))
     return links
+
+
+def _new_links(span: Span, blockers: Sequence[Checkout]) -> list[SpanContext]:
+    """Return the contexts of the blockers' spans to which a span has no link yet."""
+    contexts = [
+        blocker.observer_data.span.get_span_context()
+        for blocker in blockers
+        if getattr(blocker.observer_data, "span", None) is not None
+    ]
+    known = {link.context.span_id for link in getattr(span, "links", ())}
+    return [context for context in contexts if context.is_valid and context.span_id not in known]
 
 
 def _longest_holder(checkout: Checkout) -> dict[str, AttributeValue]:

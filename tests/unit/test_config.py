@@ -53,6 +53,7 @@ def test_defaults() -> None:
         "configure": None,
         "reset": None,
         "credentials": None,
+        "is_monitored": True,
     }
 
 

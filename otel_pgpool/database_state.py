@@ -1,0 +1,100 @@
+"""What PostgreSQL said of a long hold's session, as values: `DatabaseState` and `BlockingSession`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BlockingSession:
+    """A session that holds, or waits in front of, a lock that another session waits for.
+
+    Attributes:
+        pid: process id of the session; 0 for a prepared transaction, which has no session.
+        application_name: the session's ``application_name``; empty if unknown.
+        state: state as in ``pg_stat_activity``, such as ``idle in transaction``; empty if unknown.
+        transaction_age: age of its transaction in seconds; None if unknown.
+        trace_id: trace of its checkout in hexadecimal digits; None if unknown.
+        checked_out_at: call site of its checkout, as ``file:line function``; None for a session of another process.
+    """
+
+    pid: int
+    application_name: str = ""
+    state: str = ""
+    transaction_age: float | None = None
+    trace_id: str | None = None
+    checked_out_at: str | None = None
+
+    def __str__(self) -> str:
+        """Return a few words for messages and logs."""
+        if not self.pid:
+            return "a prepared transaction"
+        details = [
+            self.state,
+            "" if self.transaction_age is None else f"transaction {self.transaction_age:.3f} s",
+            f"application {self.application_name!r}" if self.application_name else "",
+            f"checked out at {self.checked_out_at}" if self.checked_out_at else "",
+            f"trace {self.trace_id}" if self.trace_id else "",
+        ]
+        known = ", ".join(filter(None, details))
+        return f"pid {self.pid} ({known})" if known else f"pid {self.pid}"
+
+
+@dataclass(frozen=True)
+class DatabaseState:
+    """What PostgreSQL said of the session of a hold. Durations are in seconds.
+
+    Attributes:
+        held: duration of the hold when the server answered.
+        pid: process id of the session.
+        state: state as in ``pg_stat_activity``; empty if the login may not see it.
+        wait_event_type: type of the event that the session waits for, such as ``Lock`` or ``Client``; may be empty.
+        wait_event: the event that the session waits for; may be empty.
+        transaction_age: age of the transaction; None if there is none, or it is unknown.
+        query_age: age of the statement that runs; None if none runs, or it is unknown.
+        blocked_by: the sessions that the session waits for.
+        lock_mode: mode of the lock that it waits for; may be empty.
+        lock_relation: table or index of that lock; may be empty.
+        root_blocker: the session at the head of the chain, which waits for no lock; None if there is none.
+    """
+
+    held: float
+    pid: int
+    state: str = ""
+    wait_event_type: str = ""
+    wait_event: str = ""
+    transaction_age: float | None = None
+    query_age: float | None = None
+    blocked_by: tuple[BlockingSession, ...] = ()
+    lock_mode: str = ""
+    lock_relation: str = ""
+    root_blocker: BlockingSession | None = None
+
+    def __str__(self) -> str:
+        """Return one line for messages and logs."""
+        words = [self.state or "state unknown"]
+        if self.transaction_age is not None:
+            words.append(f"transaction {self.transaction_age:.3f} s")
+        if self.query_age is not None:
+            words.append(f"statement {self.query_age:.3f} s")
+        if self.blocked_by:
+            words.append(f"waits for {self._lock} of {'; '.join(map(str, self.blocked_by[:SHOWN_BLOCKERS]))}")
+            more = len(self.blocked_by) - SHOWN_BLOCKERS
+            if more > 0:
+                words.append(f"and of {more} more")
+            if self.root_blocker is not None and self.root_blocker not in self.blocked_by:
+                words.append(f"at the head of the chain: {self.root_blocker}")
+        elif self.wait_event_type == "Client":
+            words.append("waits for the client")
+        elif self.wait_event:
+            words.append(f"waits for {self.wait_event_type} {self.wait_event}")
+        return ", ".join(words)
+
+    @property
+    def _lock(self) -> str:
+        mode = self.lock_mode or "a lock"
+        return f"{mode} on {self.lock_relation}" if self.lock_relation else mode
+
+
+SHOWN_BLOCKERS = 3
+"""Maximum number of blocking sessions in the text of a state."""

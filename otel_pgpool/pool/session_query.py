@@ -1,0 +1,133 @@
+"""The one query of a monitor: what PostgreSQL says of some sessions, and of those that block them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from otel_pgpool.runtime.text import LONGEST_NAME, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+MOST_BLOCKERS = 50
+"""Number of sessions that are shown as those that one session waits for: in a long queue, each waits for all others."""
+
+TRACEPARENT = re.compile("00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+"""The header of W3C Trace Context, as an ``application_name``; its group is the trace id."""
+
+STATEMENT = """
+WITH RECURSIVE activity AS (
+  SELECT pid, application_name, state, wait_event_type, wait_event, xact_start, query_start
+  FROM pg_catalog.pg_stat_activity
+), chain(pid, blockers) AS (
+  SELECT pid, CASE WHEN wait_event_type = 'Lock' OR state IS NULL
+    THEN pg_catalog.pg_blocking_pids(pid) ELSE ARRAY[]::int[] END
+  FROM activity
+  WHERE pid = ANY (ARRAY[{pids}]::int[]) OR application_name = ANY (ARRAY[{names}]::text[])
+UNION
+  SELECT pid, CASE WHEN wait_event_type = 'Lock' OR state IS NULL
+    THEN pg_catalog.pg_blocking_pids(pid) ELSE ARRAY[]::int[] END
+  FROM (SELECT DISTINCT unnest(blockers) AS pid FROM chain) AS blocker LEFT JOIN activity USING (pid)
+), locks AS (
+  SELECT pid, locktype, mode, granted, relation, database
+  FROM pg_catalog.pg_locks
+  WHERE EXISTS (SELECT FROM chain WHERE blockers <> ARRAY[]::int[])
+    AND pid IN (SELECT pid FROM chain WHERE blockers <> ARRAY[]::int[])
+    AND (NOT granted OR locktype = 'tuple')
+), waits AS (
+  SELECT DISTINCT ON (pid) wanted.pid, wanted.mode, coalesce(wanted.relation, taken.relation) AS relation,
+    coalesce(wanted.database, taken.database) AS database
+  FROM locks AS wanted
+    LEFT JOIN locks AS taken ON taken.pid = wanted.pid AND taken.granted AND wanted.relation IS NULL
+  WHERE NOT wanted.granted
+), sessions AS (
+  SELECT pid, blockers, application_name, state, wait_event_type, wait_event,
+    extract(epoch FROM clock_timestamp() - xact_start) AS transaction_age,
+    CASE WHEN state = 'active' THEN extract(epoch FROM clock_timestamp() - query_start) END AS query_age,
+    mode AS lock_mode,
+    CASE WHEN database IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
+      THEN relation::regclass::text END AS lock_relation
+  FROM chain LEFT JOIN activity USING (pid) LEFT JOIN waits USING (pid)
+)
+SELECT json_build_object(
+  'backend', pg_catalog.pg_backend_pid(),
+  'sessions', (SELECT coalesce(json_agg(row_to_json(sessions)), '[]') FROM sessions)
+)::text
+"""
+"""The statement, which returns one JSON text, so that each driver returns the same.
+
+A row lock is waited for as the lock of a transaction, which names no relation. The session then has the lock of the row
+itself, which does. A relation of another database has no name here.
+"""
+
+
+class Session(NamedTuple):
+    """One session as ``pg_stat_activity`` and ``pg_locks`` show it. Ages are in seconds; None if there is none."""
+
+    pid: int
+    blockers: tuple[int, ...]
+    """Process ids of the sessions that hold or precede the lock that this session waits for."""
+    application_name: str
+    state: str
+    """Empty if the monitor's login may not see it."""
+    wait_event_type: str
+    wait_event: str
+    transaction_age: float | None
+    query_age: float | None
+    """Age of the statement that runs."""
+    lock_mode: str
+    lock_relation: str
+
+    @property
+    def trace_id(self) -> str:
+        """Trace that the session's ``application_name`` contains; empty if it contains none."""
+        found = TRACEPARENT.fullmatch(self.application_name)
+        return found[1] if found else ""
+
+
+class Answer(NamedTuple):
+    """The answer to the query."""
+
+    backend: int
+    """Process id of the session that has answered."""
+    sessions: dict[int, Session]
+    """The sessions that were asked for and those that block them, by process id."""
+
+
+def statement_for(pids: Collection[int], names: Collection[str]) -> str:
+    """Return the statement that asks for sessions by process id, or by a traceparent as ``application_name``."""
+    listed = ", ".join(f"'{name}'" for name in names if TRACEPARENT.fullmatch(name))
+    return STATEMENT.format(pids=", ".join(str(int(pid)) for pid in pids), names=listed)
+
+
+def read_answer(text: str) -> Answer:
+    """Read the answer.
+
+    Raises:
+        ValueError, KeyError, TypeError: the text is not the answer to this query.
+    """
+    found = json.loads(text)
+    return Answer(int(found["backend"]), {row["pid"]: _session_of(row) for row in found["sessions"]})
+
+
+def _session_of(row: dict[str, Any]) -> Session:
+    def text(key: str) -> str:
+        return printable(row[key] or "", LONGEST_NAME)
+
+    def age(key: str) -> float | None:
+        return None if row[key] is None else max(0.0, float(row[key]))
+
+    return Session(
+        pid=int(row["pid"]),
+        blockers=tuple(dict.fromkeys(row["blockers"] or ()))[:MOST_BLOCKERS],
+        application_name=text("application_name"),
+        state=text("state"),
+        wait_event_type=text("wait_event_type"),
+        wait_event=text("wait_event"),
+        transaction_age=age("transaction_age"),
+        query_age=age("query_age"),
+        lock_mode=text("lock_mode"),
+        lock_relation=text("lock_relation"),
+    )
