@@ -168,7 +168,8 @@ def test_log_records_carry_their_trace_and_their_extra(receiver: Receiver) -> No
         log = logging.getLogger("otel_pgpool")
         with configure("shop"):
             with trace.get_tracer("shop").start_as_current_span("checkout"):
-                log.warning("held %.1f s", 1.5, extra={"otel.event.name": "otel_pgpool.long_hold", "pid": 7, "who": ["a"]})
+                extra = {"otel.event.name": "otel_pgpool.long_hold", "pid": 7, "who": ["a"]}
+                log.warning("held %.1f s", 1.5, extra=extra)
             log.debug("unheard")
             log.info("returned")
             try:
