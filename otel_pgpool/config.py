@@ -133,6 +133,9 @@ def _name(value: object) -> str | None:
     return value
 
 
+APPLICATION_NAMES = ("off", "trace")
+
+
 @dataclass(frozen=True)
 class PoolConfig:
     """Validated options of a pool. Durations are in seconds, and infinite if switched off."""
@@ -150,6 +153,8 @@ class PoolConfig:
     configure: Callable[[connection], object] | None
     reset: Callable[[connection], object] | None
     credentials: Callable[[], Mapping[str, Any]] | None
+    names_traces: bool
+    """Whether a sampled checkout names its session by its trace."""
 
     @classmethod
     def of(
@@ -190,6 +195,7 @@ class PoolConfig:
             configure=validate_callable("configure", configure),
             reset=validate_callable("reset", reset),
             credentials=_credentials(credentials),
+            names_traces=environment_choice(environment.APPLICATION_NAME, APPLICATION_NAMES, environ) == "trace",
         )
 
 
