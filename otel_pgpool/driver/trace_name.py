@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 PARAMETER = "application_name"
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def is_traceparent(name: str) -> bool:
+    """Return whether a name is a ``traceparent``, which the server keeps as it is."""
+    return TRACEPARENT.fullmatch(name) is not None
 
 
 class Renamed(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.error_text import describe
-from otel_pgpool.driver.trace_name import Renamed
+from otel_pgpool.driver.trace_name import Renamed, is_traceparent
 from otel_pgpool.errors import PoolClosed, PoolTimeout, TooManyRequests, error_type
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD, State
@@ -108,7 +108,8 @@ class Acquirer(Part):
     def _choose_name(self, checkout: Checkout, traceparent: Callable[[Checkout], str | None]) -> bool:
         """Choose the name that the session gets for the checkout; return False if it keeps its own."""
         try:
-            checkout.trace_name = traceparent(checkout)
+            name = traceparent(checkout)
+            checkout.trace_name = name if name is None or is_traceparent(name) else None
         except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
             self._notifier.log_error(error)
         return checkout.trace_name is not None

@@ -193,7 +193,9 @@ class Handover(HoldTable):
         checkout.slot = slot
         queued = checkout.started if checkout.queued is None else checkout.queued
         checkout.acquired = now = max(now, queued)  # the waiter may have queued after the release began
-        checkout.path = path = path if checkout.trace_name is None else None  # else `accept` counts it, once renamed
+        if checkout.trace_name is not None:
+            path = None  # as for a check: the waiter renames the session, and calls `accept`
+        checkout.path = path
         checkout.held = True
         slot.checkout = checkout
         if path is not None:

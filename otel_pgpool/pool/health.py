@@ -91,16 +91,17 @@ class HealthCheck(Part):
         """
         slot, name, unseen = checkout.slot, checkout.trace_name, now - checkout.slot.seen
         renamed = None
-        if name is not None and limit - now >= CHECK_BUDGET:  # with less time, a name could cost the connection
+        if name is not None and limit - now > CHECK_BUDGET:  # with less time, a name could cost the connection
             renamed = Renamed.of(conn, slot.baseline, name)
         if self._check is not None:
             if name is None or unseen >= CHECK_BYPASS_WINDOW:
                 ping(conn, self._check, _seconds(limit, now))
+                now = monotonic()
         elif self._is_auto and renamed is None and (unseen > PING_AFTER or is_readable(conn)):
             ping(conn, None, _seconds(limit, now))
-        if renamed is not None:
-            slot.baseline = renamed  # first, so that after an interrupt the session is not taken for one without
-            renamed.apply(conn, _seconds(limit, monotonic()))
+        if renamed is not None and limit - now > CHECK_BUDGET:
+            slot.baseline = renamed  # first, so that after an interrupt the session is not taken for one without a name
+            renamed.apply(conn, _seconds(limit, now))
 
     def check_all(self) -> None:
         """Check every idle connection with a query, one after the other, and discard those that do not answer."""

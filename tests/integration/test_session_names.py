@@ -281,6 +281,14 @@ def test_one_statement_at_the_checkout_and_one_at_the_release(dsn: str, signals:
     assert "application_name" not in signals.everything()
 
 
+HOSTILE_NAMES: dict[str, Callable[[object], Any]] = {
+    "injected": lambda _checkout: "'; drop table orders; --",
+    "no text": lambda _checkout: 7,
+    "raising": lambda _checkout: 1 / 0,
+}
+"""Functions in the place of `Telemetry.traceparent`."""
+
+
 class RecordOnly(Sampler):
     def should_sample(self, *_args: Any, **_options: Any) -> SamplingResult:
         return SamplingResult(Decision.RECORD_ONLY)
@@ -290,14 +298,19 @@ class RecordOnly(Sampler):
 
 
 @pytest.mark.usefixtures("trace_on")
-@pytest.mark.parametrize("kind", ["unsampled", "recorded only", "slow", "off", "none", "foreign"])
+@pytest.mark.parametrize("kind", ["unsampled", "recorded only", "slow", "off", "none", "foreign", *HOSTILE_NAMES])
 def test_no_other_checkout_sends_a_statement(dsn: str, log: Log, kind: str) -> None:
-    """Not sampled, not recorded, in the mode `slow`, without spans, without telemetry, or with another observer."""
+    """Not sampled, not recorded, in the mode `slow`, without spans, without telemetry, or with another observer.
+
+    An observer that raises, or returns anything but a ``traceparent``, costs nothing either.
+    """
     sampler = {"unsampled": ALWAYS_OFF, "recorded only": RecordOnly()}.get(kind, ALWAYS_ON)
     with Signals(sampler) as signals:
         observer: Any = signals.telemetry(spans=kind if kind in {"slow", "off"} else None)
         if kind in {"none", "foreign"}:
             observer = Recorder() if kind == "foreign" else None
+        if kind in HOSTILE_NAMES:
+            observer.traceparent = HOSTILE_NAMES[kind]
         with ConnectionPool(1, 1, dsn, observer=observer, timeout=PATIENCE) as pool:
             log.statements()
             with pool.connection():
