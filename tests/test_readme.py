@@ -298,6 +298,7 @@ def test_variables_are_those_that_are_read() -> None:
     assert told["OTEL_PGPOOL_SPANS"] == telemetry.spans
     assert float(told["OTEL_PGPOOL_SLOW"]) == telemetry.slow
     assert set(told["OTEL_PGPOOL_HISTOGRAMS"].split(",")) == telemetry.histograms
+    assert (told["OTEL_PGPOOL_APPLICATION_NAME"] == "trace") is pool.names_traces
     assert told["OTEL_PGPOOL_STACK_SKIP"] == ",".join(telemetry.stack_skip) == ""
     assert told["OTEL_PGPOOL_WAIT_TIMEOUT"] == ""
     assert InstrumentationOptions.of(environ={}).wait_timeout is None
@@ -308,7 +309,7 @@ def test_no_variable_is_read_beside_the_table() -> None:
     sources = [path for path in (ROOT / "otel_pgpool").rglob("*.py") if not {"cli", "demo"} & set(path.parts)]
     texts = "".join(path.read_text(encoding="utf-8") for path in sources)
     named = set(re.findall(r"[\"'`]((?:OTEL|DB)_[A-Z_]*[A-Z])[\"'`]", texts))
-    read_by_the_sdk = {"OTEL_SERVICE_NAME"}
+    read_by_the_sdk = {"OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"}
     assert named - read_by_the_sdk <= {variable.name for variable in ENVIRONMENT}
 
 
