@@ -9,6 +9,7 @@ import psycopg2
 from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import Deadline
 from otel_pgpool.driver.error_text import describe
+from otel_pgpool.driver.monitoring import APPLICATION_NAME, READ_ONLY, TIME_LIMIT
 from otel_pgpool.driver.session import close, close_inherited, execute
 from otel_pgpool.runtime.text import class_of
 
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool.driver.connect_target import ConnectTarget
-
-APPLICATION_NAME = "otel_pgpool monitor"
-
-TIME_LIMIT = 2.0
-"""Seconds for a connect to each host, and for a query."""
-
-READ_ONLY = "SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = 1000; "
-"""The beginning of each query. It sets nothing for the session, which a proxy may share with other clients."""
 
 
 class MonitorConnection:
@@ -72,14 +65,24 @@ class MonitorSource:
         Raises:
             Exception: the connection cannot be opened; see `ConnectTarget.connect`.
         """
-        changes: dict[str, Any] = {"connection_factory": None, "cursor_factory": None}
-        changes["application_name"] = APPLICATION_NAME
-        if "," in self._target.address:
-            host, port = server
-            changes |= {"host": host, "hostaddr": None, "port": port, "target_session_attrs": "any"}
+        changes = monitor_arguments(server if "," in self._target.address else None)
         return MonitorConnection(self._target.connect(ConnectAttempt(limit=TIME_LIMIT), changes))
 
     def error_text(self, error: BaseException) -> str:
         """Return the text of an error, without secrets or SQL."""
         text = describe(self._target, error) if isinstance(error, psycopg2.Error) else ""
         return text or class_of(error)
+
+
+def monitor_arguments(chosen: tuple[str, int | None] | None) -> dict[str, Any]:
+    """Return the arguments of ``psycopg2.connect`` in which a monitoring connection differs from a pool's.
+
+    Args:
+        chosen: the server, if the arguments name several.
+    """
+    changes: dict[str, Any] = {"connection_factory": None, "cursor_factory": None}
+    changes |= {"application_name": APPLICATION_NAME, "connect_timeout": int(TIME_LIMIT)}
+    if chosen is not None:
+        host, port = chosen
+        changes |= {"host": host, "hostaddr": None, "port": port, "target_session_attrs": "any"}
+    return changes

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout
 
 STOP_WITHIN = 1.0
-"""Seconds that `stop` waits for each monitor."""
+"""Seconds to wait for the end of a monitor."""
 
 LOCAL = ("localhost", "127.0.0.1", "::1", "")
 
@@ -29,13 +29,13 @@ def watch(pool: MonitoredPool, checkout: Checkout) -> None:
     monitor.watch(pool, checkout)
 
 
-def stop() -> None:
-    """End all monitors, because no pool is open any more."""
+def stop(seconds: float = STOP_WITHIN) -> None:
+    """End all monitors, because no pool is open any more; wait up to ``seconds`` for each."""
     with _lock:
         ending = list(_monitors.values())
         _monitors.clear()
     for monitor in ending:
-        monitor.stop(STOP_WITHIN)
+        monitor.stop(seconds)
 
 
 def find_holds(server: Server) -> tuple[dict[int, Checkout], dict[str, Checkout]]:
