@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import psycopg2
+from psycopg2 import extensions
 
 from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import Deadline
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.monitoring import APPLICATION_NAME, READ_ONLY, TIME_LIMIT
 from otel_pgpool.driver.session import close, close_inherited, execute
+from otel_pgpool.errors import PoolError
+from otel_pgpool.runtime.gevent import has_green_threads
 from otel_pgpool.runtime.text import class_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from psycopg2.extensions import connection
 
     from otel_pgpool.driver.connect_target import ConnectTarget
@@ -63,15 +70,18 @@ class MonitorSource:
         """Open a monitoring connection to one of the pool's servers.
 
         Raises:
+            PoolError: under gevent or eventlet without a wait callback, where each call stops every greenlet.
             Exception: the connection cannot be opened; see `ConnectTarget.connect`.
         """
         changes = monitor_arguments(server if "," in self._target.address else None)
-        return MonitorConnection(self._target.connect(ConnectAttempt(limit=TIME_LIMIT), changes))
+        with limited_attempt() as attempt:
+            return MonitorConnection(self._target.connect(attempt, changes))
 
     def error_text(self, error: BaseException) -> str:
         """Return the text of an error, without secrets or SQL."""
-        text = describe(self._target, error) if isinstance(error, psycopg2.Error) else ""
-        return text or class_of(error)
+        if isinstance(error, PoolError):
+            return str(error)
+        return describe(self._target, error) or class_of(error)
 
 
 def monitor_arguments(chosen: tuple[str, int | None] | None) -> dict[str, Any]:
@@ -86,3 +96,26 @@ def monitor_arguments(chosen: tuple[str, int | None] | None) -> dict[str, Any]:
         host, port = chosen
         changes |= {"host": host, "hostaddr": None, "port": port, "target_session_attrs": "any"}
     return changes
+
+
+@contextmanager
+def limited_attempt() -> Iterator[ConnectAttempt]:
+    """Limit the time of a connect, and yield its attempt.
+
+    Raises:
+        PoolError: under gevent or eventlet without a wait callback, where each call stops every greenlet.
+    """
+    is_polled = extensions.get_wait_callback() is not None
+    if has_green_threads() and not is_polled:
+        raise PoolError("under gevent or eventlet, psycopg2 needs a wait callback, such as psycogreen's")
+    if not is_polled:
+        yield ConnectAttempt(limit=TIME_LIMIT)
+        return
+    attempt = ConnectAttempt()
+    limit = threading.Timer(TIME_LIMIT, attempt.cut, [math.inf])  # libpq does not bound a connect that is polled
+    limit.daemon = True
+    limit.start()
+    try:
+        yield attempt
+    finally:
+        limit.cancel()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_pgpool.errors import PoolError
 from otel_pgpool.runtime.text import class_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class TrackedPoolSource:
 
     def error_text(self, error: BaseException) -> str:
         """Return the text of an error, without secrets or SQL."""
+        if isinstance(error, PoolError):
+            return str(error)
         return self._reader.error_text(error, self._target) or class_of(error)
 
 

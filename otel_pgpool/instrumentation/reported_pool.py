@@ -144,9 +144,7 @@ class ReportedPool(OpenCheckouts):
         if connect is not None:
             source = TrackedPoolSource(connect, self.adapter, self.target)
             report = partial(self.guard.notify, self._observer.database_state)
-            monitored = MonitoredPool(self.name, source, report)
-            for checkout in holds:
-                monitors.watch(monitored, checkout)
+            monitors.watch(MonitoredPool(self.name, source, report), holds)
         elif pool is not None:
             self._is_monitored = False
             log_safely(logging.WARNING, NOT_MONITORED, self.name, DATABASE_STATE.name)

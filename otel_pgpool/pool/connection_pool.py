@@ -292,6 +292,7 @@ class ConnectionPool(PoolState):
             raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
         self._close()
         self._parts.lifecycle.close_held()
+        end_shared_threads()
 
     def _close(self) -> None:
         self._parts.lifecycle.close()

@@ -95,10 +95,9 @@ class Maintenance(Part):
         for checkout in overdue:
             self._notifier.notify(observer.held_long, checkout)
         report = getattr(observer, "database_state", None)  # a `DatabaseObserver` has it
-        if report is not None and self._config.is_monitored:
+        if overdue and report is not None and self._config.is_monitored:
             pool = MonitoredPool(self._core.name, MonitorSource(self._target), partial(self._notifier.notify, report))
-            for checkout in overdue:
-                self._notifier.notify(monitors.watch, pool, checkout)
+            self._notifier.notify(monitors.watch, pool, overdue)
         change = self._alarm.sample(now, self._core.stats)
         if change is not None:
             self._notifier.notify(observer.utilization_changed, *change)

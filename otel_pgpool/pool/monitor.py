@@ -14,7 +14,7 @@ from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends, keep_fr
 from otel_pgpool.runtime.wakeup import Wakeup, start_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.pool.checkout import Checkout
@@ -24,6 +24,12 @@ QUERY_INTERVAL = 1.0
 
 CLOSE_AFTER = 60.0
 """Seconds without a long hold after which the monitoring connection is closed."""
+
+GATHER = 0.05
+"""Seconds between the first long hold and the query, so that holds that become long together are one query."""
+
+AT_ONCE = 1.0
+"""Seconds within which a query fails on a connection that the server has closed."""
 
 RETRY_AFTER = 10.0
 """Seconds between a failed query and the next one."""
@@ -135,18 +141,21 @@ class Monitor:
         self._holds: list[WatchedHold] = []
         self._thread: threading.Thread | None = None
         self._is_stopped = False
-        self._conn: MonitorConnection | None = None
-        self._wakeup = Wakeup()
         self._next_query = 0.0
+        self._wakeup = Wakeup()
+        # What follows belongs to the thread.
+        self._conn: MonitorConnection | None = None
         self._last_work = 0.0
         self._is_proxy = False
         self._told: set[str] = set()
 
-    def watch(self, pool: MonitoredPool, checkout: Checkout) -> None:
-        """Watch a long hold until its end. Called by background threads, for which this takes some 100 us."""
-        hold, thread = WatchedHold(pool, checkout), None
+    def watch(self, pool: MonitoredPool, holds: Iterable[Checkout]) -> None:
+        """Watch long holds until their end. Called by background threads, for which this takes some 100 us."""
+        watched, thread = [WatchedHold(pool, hold) for hold in holds], None
         with self._lock:
-            self._holds.append(hold)
+            if not self._holds:
+                self._next_query = max(self._next_query, monotonic() + GATHER)
+            self._holds = [*self._holds, *watched]
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="otel_pgpool-monitor", daemon=True)
                 self._thread = thread
@@ -158,7 +167,7 @@ class Monitor:
         except RuntimeError:  # no thread can be started: the next long hold tries again
             with self._lock:
                 self._thread = None
-                self._holds.remove(hold)
+                self._holds = []
 
     def stop(self, seconds: float) -> None:
         """End the thread and close the connection, and wait up to ``seconds`` for that."""
@@ -176,37 +185,36 @@ class Monitor:
     def _run(self) -> None:
         seconds: float | None = 0.0
         try:
+            self._wakeup.rebuild_if_patched()
             while seconds is not None:
                 self._wakeup.wait(seconds)
                 try:
-                    seconds = self._step()
+                    seconds = self.run_once()
                 except Exception as error:  # noqa: BLE001 - no error may end the thread
                     log_failure("a monitor failed; the database state of long holds may be missing", error)
                     seconds = QUERY_INTERVAL
         finally:
             delay_forks_until_this_thread_ends()
 
-    def _step(self) -> float | None:
-        """Ask the server if that is due; return the seconds until the next step, or None to end the thread."""
-        now, closing = monotonic(), None
+    def run_once(self) -> float | None:
+        """Ask the server if that is due; return the seconds until the next pass, or None to end the thread."""
+        now = monotonic()
         with self._lock:
             holds = self._holds = [hold for hold in self._holds if hold.checkout.is_held]
             if holds:
                 self._last_work = now
-            if self._is_stopped or now >= self._last_work + CLOSE_AFTER:
-                self._thread = None  # first, so that `watch` starts another thread
-                closing, self._conn = self._conn, None
-                holds = []
-        if self._thread is not threading.current_thread():
-            if closing is not None:
-                closing.close()
+            is_over = self._is_stopped or now >= self._last_work + CLOSE_AFTER
+            if is_over:
+                self._thread = None  # so that `watch` starts another thread
+        if is_over:
+            self._drop_connection()
             return None
         if not holds:
             return self._last_work + CLOSE_AFTER - now
         if now >= self._next_query and any(hold.due <= now for hold in holds):
             self._ask(holds, now)
         due = max(min(hold.due for hold in holds), self._next_query) - monotonic()
-        return min(QUERY_INTERVAL, max(MIN_PAUSE, due))
+        return min(QUERY_INTERVAL, max(MIN_PAUSE, due))  # within the interval, to drop the holds that have ended
 
     def _ask(self, holds: list[WatchedHold], now: float) -> None:
         """Ask the server for the sessions of all long holds, and report those that are due."""
@@ -232,16 +240,25 @@ class Monitor:
     def _query(self, holds: list[WatchedHold], source: MonitorSource) -> Answer | None:
         """Return the server's answer; None if the sessions cannot be found behind a proxy."""
         names = [hold.traceparent for hold in holds if hold.traceparent]
-        conn = self._conn
-        if conn is None:
-            conn = source.open(self._server)
-            with self._lock:
-                self._conn = conn
         if self._is_proxy and not names:
             return None
-        answer = read_answer(conn.query(statement_for([] if self._is_proxy else _pids_of(holds), names)))
-        self._is_proxy = conn.pid not in (0, answer.backend)
+        pids = [] if self._is_proxy else [hold.checkout.slot.pid for hold in holds]
+        answer = read_answer(self._value_of(statement_for(pids, names), source))
+        self._is_proxy = self._conn is not None and self._conn.pid not in (0, answer.backend)
         return answer if names or not self._is_proxy else None
+
+    def _value_of(self, statement: str, source: MonitorSource) -> str:
+        """Run a statement, on a new connection if there is none or the server has closed the one that was idle."""
+        if self._conn is not None:
+            began = monotonic()
+            try:
+                return self._conn.query(statement)
+            except Exception:
+                self._drop_connection()
+                if monotonic() - began >= AT_ONCE:  # the server is frozen, and would freeze the next connection too
+                    raise
+        self._conn = source.open(self._server)
+        return self._conn.query(statement)
 
     def _report(self, holds: list[WatchedHold], answer: Answer) -> None:
         by_pid, by_name = self._find_holds(self._server)
@@ -260,8 +277,7 @@ class Monitor:
                 hold.pool.report(checkout, state, graph.blockers_of(session))
 
     def _drop_connection(self) -> None:
-        with self._lock:
-            conn, self._conn = self._conn, None
+        conn, self._conn = self._conn, None
         if conn is not None:
             conn.close()
 
@@ -277,7 +293,3 @@ class Monitor:
 BEHIND_PROXY = (
     "a proxy such as PgBouncer hides the sessions; OTEL_PGPOOL_APPLICATION_NAME=trace shows those of sampled checkouts"
 )
-
-
-def _pids_of(holds: list[WatchedHold]) -> list[int]:
-    return [hold.checkout.slot.pid for hold in holds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from otel_pgpool.pool import registry
@@ -10,10 +11,12 @@ from otel_pgpool.pool.monitor import Monitor, MonitoredPool, Server, traceparent
 from otel_pgpool.runtime import fork
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from otel_pgpool.pool.checkout import Checkout
 
-STOP_WITHIN = 1.0
-"""Seconds to wait for the end of a monitor."""
+STOP_WITHIN = 0.1
+"""Seconds that `stop` waits for each monitor; one that waits for its server ends by itself."""
 
 LOCAL = ("localhost", "127.0.0.1", "::1", "")
 
@@ -21,12 +24,12 @@ _monitors: dict[Server, Monitor] = {}
 _lock = threading.Lock()  # guards the dictionary; nothing under it blocks
 
 
-def watch(pool: MonitoredPool, checkout: Checkout) -> None:
-    """Watch a long hold until its end."""
-    server = pool.source.server_of(checkout.slot.ref())
-    with _lock:
-        monitor = _monitors.get(server) or _monitors.setdefault(server, Monitor(server, find_holds))
-    monitor.watch(pool, checkout)
+def watch(pool: MonitoredPool, holds: Iterable[Checkout]) -> None:
+    """Watch long holds of a pool until their end."""
+    for server, those in groupby(holds, lambda hold: pool.source.server_of(hold.slot.ref())):
+        with _lock:
+            monitor = _monitors.get(server) or _monitors.setdefault(server, Monitor(server, find_holds))
+        monitor.watch(pool, those)
 
 
 def stop(seconds: float = STOP_WITHIN) -> None:

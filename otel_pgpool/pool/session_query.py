@@ -99,7 +99,7 @@ class Answer(NamedTuple):
 def statement_for(pids: Collection[int], names: Collection[str]) -> str:
     """Return the statement that asks for sessions by process id, or by a traceparent as ``application_name``."""
     listed = ", ".join(f"'{name}'" for name in names if TRACEPARENT.fullmatch(name))
-    return STATEMENT.format(pids=", ".join(str(int(pid)) for pid in pids), names=listed)
+    return STATEMENT.format(pids=", ".join(str(int(pid)) for pid in pids if pid), names=listed)
 
 
 def read_answer(text: str) -> Answer:

@@ -7,6 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.monitoring import APPLICATION_NAME, TIME_LIMIT
+from otel_pgpool.errors import PoolError
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.tracked import POOL_ATTR
 from otel_pgpool.instrumentation.adapters.monitor import BoundedConnection, OwnLoop
@@ -70,7 +71,7 @@ def connector(queue: Any) -> MonitorConnect:
 async def _connection_of(pool: Any, chosen: Server | None) -> Any:
     """Connect as a pool does, but in the running loop, and with asyncpg's own classes."""
     if pool is None:
-        raise ReferenceError("the pool was collected")
+        raise PoolError("the pool was collected")
     args, kwargs = private.connect_arguments(pool)
     if private.connects_itself(pool):
         return await private.connect(*args, **{**kwargs, **monitor_arguments(kwargs, chosen)})

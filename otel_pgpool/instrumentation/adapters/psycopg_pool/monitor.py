@@ -7,6 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.monitoring import TIME_LIMIT
+from otel_pgpool.errors import PoolError
 from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
 from otel_pgpool.instrumentation.adapters.psycopg.monitor import open_monitor
 
@@ -30,7 +31,7 @@ def connector(pool: Any) -> MonitorConnect:
 def _arguments_of(pool: Any) -> tuple[str, dict[str, Any]]:
     """Return the arguments of a pool's connects, which functions of the program may provide."""
     if pool is None:
-        raise ReferenceError("the pool was collected")
+        raise PoolError("the pool was collected")
     return _resolved(pool.conninfo) or "", _resolved(pool.kwargs) or {}
 
 

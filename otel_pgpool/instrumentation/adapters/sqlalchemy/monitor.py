@@ -7,21 +7,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.monitoring import TIME_LIMIT
+from otel_pgpool.errors import PoolError
 from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
 from otel_pgpool.instrumentation.adapters.sqlalchemy import private
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from otel_pgpool.instrumentation.adapters.base import MonitorConnect
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.pool.monitor import MonitorConnection, Server
 
 CONNECT_LIMIT = 5 * TIME_LIMIT
 """Seconds for the connect of an asynchronous engine, whose arguments may name several hosts."""
-
-
-class SharedConnectionError(Exception):
-    """A creator of the program has returned a connection that the pool has already."""
 
 
 def connector(pool: Any, driver: EngineDriver) -> MonitorConnect:
@@ -31,7 +30,7 @@ def connector(pool: Any, driver: EngineDriver) -> MonitorConnect:
     def connect(chosen: Server | None) -> MonitorConnection:
         pool = ref()
         if pool is None:
-            raise ReferenceError("the pool was collected")
+            raise PoolError("the pool was collected")
         make = partial(_connection_of, pool, driver, chosen)
         if not getattr(private.dialect_of(pool), "is_async", False):
             return driver.monitor(make(), None)
@@ -49,15 +48,16 @@ def _connection_of(pool: Any, driver: EngineDriver, chosen: Server | None) -> An
     """Return a new connection of the driver.
 
     Raises:
-        SharedConnectionError: the creator has returned a connection of the pool.
-        TypeError: it has returned something else.
+        PoolError: the creator of the program has returned another object, or a connection of the pool.
         Exception: the connection cannot be opened.
     """
-    conn = private.driver_connection(private.open_connection(pool, partial(driver.monitor_arguments, chosen=chosen)))
-    own = driver.own_connection(conn)
-    if own is None:
-        raise TypeError(f"the creator has returned an object of {type(conn).__name__}")
-    tracker = getattr(pool, TRACKER_ATTR, None)
-    if tracker is not None and id(conn) in tracker.slots:
-        raise SharedConnectionError
+    with driver.limited_connect() as changes:
+
+        def changed(given: Mapping[str, Any]) -> dict[str, Any]:
+            return {**driver.monitor_arguments(given, chosen), **changes}
+
+        conn = private.driver_connection(private.open_connection(pool, changed))
+    own, tracker = driver.own_connection(conn), getattr(pool, TRACKER_ATTR, None)
+    if own is None or (tracker is not None and id(conn) in tracker.slots):
+        raise PoolError("the creator of the pool's connections does not return a new one")
     return own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.proxy import unwrapped
@@ -14,6 +15,7 @@ from otel_pgpool.runtime.sockets import replace_socket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
@@ -69,6 +71,14 @@ class EngineDriver(Driver):
             chosen: the server, if the arguments name several.
         """
         return {}
+
+    def limited_connect(self) -> AbstractContextManager[Mapping[str, Any]]:
+        """Return the context in which a monitoring connection is opened; it yields further arguments to change.
+
+        Raises:
+            PoolError: no connection can be opened, because that could block the whole program.
+        """
+        return nullcontext({})
 
     def monitor(self, conn: Any, loop: OwnLoop | None) -> MonitorConnection:
         """Return a connection that was just opened as a monitoring connection.

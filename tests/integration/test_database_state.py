@@ -1,0 +1,416 @@
+"""The database's side of a long hold: its state, who blocks it, and what a server that does not answer costs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import psycopg2
+import pytest
+
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.driver import monitor_connection
+from otel_pgpool.pool import monitor, monitors
+from tests.support.database import ask, kill
+from tests.support.processes import frozen, in_child
+from tests.support.servers import ClonedServer
+from tests.support.telemetry import Signals, until
+from tests.support.waiting import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from opentelemetry.sdk.trace import ReadableSpan
+    from psycopg2.extensions import connection
+
+    from otel_pgpool.demo.postgres import PostgresServer
+
+LONG = 0.2
+"""Seconds after which a hold is long here."""
+MONITORS = "select count(*) from pg_stat_activity where application_name = 'otel_pgpool monitor'"
+UPDATE = "update stock set number = number - 1 where id = 1"
+
+
+@pytest.fixture
+def stock(dsn: str) -> Iterator[None]:
+    """Provide a table with one row to wait for."""
+    with closing(psycopg2.connect(dsn)) as conn, conn, conn.cursor() as cursor:
+        cursor.execute("create table stock (id int primary key, number int); insert into stock values (1, 100)")
+    yield
+    with closing(psycopg2.connect(dsn)) as conn, conn, conn.cursor() as cursor:
+        cursor.execute("drop table stock")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a monitor ask more often than once a second."""
+    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 0.05)
+
+
+@contextmanager
+def holding(pool: ConnectionPool, statement: str) -> Iterator[connection]:
+    """Hold a connection that runs a statement which may wait; the statement is cancelled at the end, if necessary."""
+    conn = pool.getconn()
+    worker = in_thread(run, conn, statement)
+    try:
+        yield conn
+    finally:
+        with suppress(psycopg2.Error):
+            conn.cancel()
+        worker.result()
+        pool.putconn(conn)
+
+
+def run(conn: connection, statement: str) -> None:
+    with suppress(psycopg2.extensions.QueryCanceledError), conn.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def states(span: ReadableSpan) -> list[dict[str, Any]]:
+    return [dict(event.attributes or {}) for event in span.events if event.name == "pool.database_state"]
+
+
+def span_of(signals: Signals, conn: connection) -> ReadableSpan:
+    """Return the span of a hold in progress."""
+    pid = conn.info.backend_pid
+    return next(
+        span for span in signals.live() if any(state["otel_pgpool.connection.pid"] == pid for state in states(span))
+    )
+
+
+def asked(signals: Signals, *conns: connection) -> None:
+    """Wait until the state of each connection's hold was logged."""
+    pids = {conn.info.backend_pid for conn in conns}
+    until(
+        lambda: (
+            pids <= {attributes_of(record)["otel_pgpool.connection.pid"] for record in signals.logged("database_state")}
+        )
+    )
+
+
+def attributes_of(record: Any) -> dict[str, Any]:
+    return vars(record.record)
+
+
+@pytest.mark.usefixtures("stock")
+def test_a_chain_of_three_over_two_pools(dsn: str, signals: Signals) -> None:
+    """A holds a row, B waits for A, and C for B: events, links and records of B and C lead to A."""
+    with (
+        signals.pool(0, 2, dsn, name="one", long_hold=LONG) as one,
+        signals.pool(0, 1, dsn, name="two", long_hold=LONG) as two,
+        holding(one, UPDATE) as a,
+    ):
+        until(lambda: a.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS)
+        with holding(two, UPDATE) as b:
+            until(lambda: is_waiting(dsn, b))
+            with holding(one, UPDATE) as c:
+                until(lambda: any(states(span)[-1].get("postgresql.blocking.pids") for span in spans_with(signals, c)))
+                asked(signals, a, b, c)
+                first, second, third = (span_of(signals, conn) for conn in (a, b, c))
+                of_a, of_b, of_c = (states(span)[-1] for span in (first, second, third))
+                with pytest.raises(PoolTimeout) as caught:
+                    two.getconn(timeout=0)
+    pid_a, pid_b = (state["otel_pgpool.connection.pid"] for state in (of_a, of_b))
+    assert of_a["postgresql.state"] == "idle in transaction"
+    assert "postgresql.blocking.pids" not in of_a
+    assert (of_b["postgresql.state"], of_b["postgresql.wait_event_type"]) == ("active", "Lock")
+    assert of_b["postgresql.blocking.pids"] == (pid_a,)
+    assert of_b["postgresql.blocking.lock.mode"] == "ShareLock"
+    assert of_b["postgresql.blocking.lock.relation"] == "stock"
+    assert of_b["otel_pgpool.blocking.traces"] == (f"{first.context.trace_id:032x}",)
+    assert __file__ in of_b["otel_pgpool.blocking.checked_out_at"][0]
+    assert of_b["otel_pgpool.blocking.states"] == ("idle in transaction",)
+    assert of_c["postgresql.blocking.pids"] == (pid_b,)
+    assert of_c["otel_pgpool.blocking.root.pid"] == pid_a
+    assert of_c["otel_pgpool.blocking.root.trace"] == f"{first.context.trace_id:032x}"
+    links = {link.context.span_id: dict(link.attributes or {}) for link in third.links}
+    assert links == {
+        key: {"otel_pgpool.relation": "blocked_by"} for key in [first.context.span_id, second.context.span_id]
+    }
+    for span in (first, second, third):
+        assert [event.name for event in span.events if event.name.startswith(("pool.l", "pool.d"))][:2] == [
+            "pool.long_hold",
+            "pool.database_state",
+        ]
+    assert f"waits for ShareLock on stock of pid {pid_a} (idle in transaction" in str(caught.value)
+    assert caught.value.holders[0].database_state is not None
+    record = next(each for each in signals.logged("database_state") if "head of the chain" in each.record.getMessage())
+    assert record.span_context.trace_id == third.context.trace_id
+    assert "stock set number" not in signals.everything()
+    assert psycopg2.extensions.parse_dsn(dsn)["password"] not in signals.everything()
+
+
+def spans_with(signals: Signals, conn: connection) -> list[ReadableSpan]:
+    with suppress(StopIteration):
+        return [span_of(signals, conn)]
+    return []
+
+
+def is_waiting(dsn: str, conn: connection) -> bool:
+    with closing(psycopg2.connect(dsn)) as other:
+        sql = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
+        return bool(ask(other, sql, conn.info.backend_pid))
+
+
+@pytest.mark.parametrize(
+    ("statement", "state", "wait"),
+    [
+        ("select pg_sleep(60)", "active", "Timeout"),
+        ("select 1", "idle in transaction", "Client"),
+        ("rollback", "idle", "Client"),
+    ],
+)
+def test_holds_that_wait_for_nobody(dsn: str, signals: Signals, statement: str, state: str, wait: str) -> None:
+    """A long statement, an open transaction and a hold outside of one are told apart; none has a blocker."""
+    with signals.pool(0, 1, dsn, long_hold=LONG) as pool:
+        with holding(pool, statement) as conn:
+            asked(signals, conn)
+        attributes = attributes_of(signals.logged("database_state")[0])
+    assert (attributes["postgresql.state"], attributes["postgresql.wait_event_type"]) == (state, wait)
+    assert "postgresql.blocking.pids" not in attributes
+    assert ("otel_pgpool.query.age" in attributes) == (state == "active")
+    assert ("otel_pgpool.transaction.age" in attributes) == (state != "idle")
+
+
+@pytest.mark.usefixtures("stock")
+def test_a_session_of_another_program(dsn: str, signals: Signals) -> None:
+    """A blocker outside of this process is told by its process id, name and state, and has no call site."""
+    with (
+        closing(psycopg2.connect(dsn, application_name="nightly")) as other,
+        signals.pool(0, 1, dsn, long_hold=LONG) as pool,
+    ):
+        run(other, UPDATE)
+        with holding(pool, UPDATE) as conn:
+            asked(signals, conn)
+        attributes = attributes_of(signals.logged("database_state")[0])
+    assert attributes["postgresql.blocking.pids"] == [other_pid := attributes["otel_pgpool.blocking.root.pid"]]
+    assert attributes["otel_pgpool.blocking.applications"] == ["nightly"]
+    assert attributes["otel_pgpool.blocking.checked_out_at"] == [""]
+    assert other_pid
+    assert signals.checkout().links == ()
+
+
+@pytest.mark.usefixtures("stock")
+def test_a_prepared_transaction(signals: Signals) -> None:
+    """It blocks without a session: its process id is 0."""
+    with ClonedServer(settings={"max_prepared_transactions": 2}) as server:
+        with closing(psycopg2.connect(server.dsn)) as other:
+            other.autocommit = True
+            run(other, "create table stock (id int, number int)")
+            run(other, "insert into stock values (1, 1)")
+            other.autocommit = False
+            other.tpc_begin("two")
+            run(other, UPDATE)
+            other.tpc_prepare()
+        with signals.pool(0, 1, server.dsn, long_hold=LONG) as pool, holding(pool, UPDATE) as conn:
+            asked(signals, conn)
+        attributes = attributes_of(signals.logged("database_state")[0])
+    assert attributes["postgresql.blocking.pids"] == [0]
+    assert "a prepared transaction" in signals.logged("database_state")[0].record.getMessage()
+
+
+def test_without_rights(own_server: PostgresServer, signals: Signals) -> None:
+    """Of another user's session the process id, the name and that it blocks are told; of the own one, everything."""
+    with closing(psycopg2.connect(own_server.dsn, application_name="nightly")) as other:
+        run(other, "create table stock (id int primary key, number int)")
+        run(other, "insert into stock values (1, 1)")
+        run(other, "create role plain login password 'plain-secret'")
+        run(other, "grant all on stock to plain")
+        other.commit()
+        run(other, UPDATE)
+        options = {"user": "plain", "password": "plain-secret", "long_hold": LONG}
+        with signals.pool(0, 1, own_server.dsn, **options) as pool, holding(pool, UPDATE) as conn:
+            asked(signals, conn)
+        attributes = attributes_of(signals.logged("database_state")[0])
+        assert attributes["postgresql.state"] == "active"
+        assert attributes["postgresql.blocking.pids"] == [other.info.backend_pid]
+        assert attributes["otel_pgpool.blocking.applications"] == ["nightly"]
+        assert attributes["otel_pgpool.blocking.states"] == [""]
+
+
+def test_many_flagged_holds_are_one_query(signals: Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred holds that are long at the same time are asked for together, over one connection."""
+    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 1.0)
+    queries: list[int] = []
+    original = monitor_connection.MonitorConnection.query
+
+    def count(self: monitor_connection.MonitorConnection, statement: str) -> str:
+        queries.append(statement.count(","))
+        return original(self, statement)
+
+    monkeypatch.setattr(monitor_connection.MonitorConnection, "query", count)
+    with (
+        ClonedServer(settings={"max_connections": 220}) as server,
+        signals.pool(200, 200, server.dsn, long_hold=60, timeout=60) as pool,
+    ):
+        conns = [pool.getconn() for _ in range(200)]
+        for hold in pool._parts.core.holds_now():
+            hold.acquired -= 60
+        pool._parts.thread.wake()
+        until(lambda: len(signals.logged("database_state")) == 200)
+        with closing(psycopg2.connect(server.dsn)) as other:
+            assert ask(other, MONITORS) == 1
+        assert len(queries) == 1
+        for conn in conns:
+            pool.putconn(conn)
+
+
+@pytest.mark.parametrize(("value", "count"), [("off", 0), ("on", 1), ("all", 1)])
+def test_the_variable(dsn: str, admin: connection, signals: Signals, value: str, count: int) -> None:
+    """`off` asks nothing; the connection of the other values ends with the last pool."""
+    with patch.dict(os.environ, OTEL_PGPOOL_DATABASE_STATE=value), signals.pool(0, 1, dsn, long_hold=LONG) as pool:
+        with pool.connection():
+            until(lambda: signals.logged("database_state" if count else "long_hold"))
+            assert ask(admin, MONITORS) == count
+        assert pool.stats().created == 1
+    until(lambda: ask(admin, MONITORS) == 0)
+
+
+def test_a_wrong_value(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+    """It is refused with the variable's name and what is accepted."""
+    monkeypatch.setenv("OTEL_PGPOOL_DATABASE_STATE", "yes")
+    with pytest.raises(ValueError, match=r"OTEL_PGPOOL_DATABASE_STATE must be one of on, off, all, not 'yes'"):
+        ConnectionPool(0, 1, dsn)
+
+
+def on_time(signals: Signals) -> bool:
+    """Return whether each long hold was reported within 0.25 s of its threshold."""
+    records = [attributes_of(record) for record in signals.logged("long_hold")]
+    return bool(records) and all(each["otel_pgpool.held"] <= LONG + 0.25 for each in records)
+
+
+def unknown(signals: Signals) -> list[str]:
+    """Return the records that say why the state is unknown."""
+    messages = [record.record.getMessage() for record in list(signals.records.all)]
+    return [message for message in messages if "the database state of long holds is unknown" in message]
+
+
+def test_a_full_server(signals: Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without a free slot costs the answer, which is told once; later the answer comes."""
+    monkeypatch.setattr(monitor, "RETRY_AFTER", 0.2)
+    with (
+        ClonedServer(settings={"max_connections": 5, "superuser_reserved_connections": 0}) as server,
+        signals.pool(0, 5, server.dsn, long_hold=LONG) as pool,
+    ):
+        conns = [pool.getconn() for _ in range(5)]
+        until(lambda: unknown(signals))
+        time.sleep(3 * 0.2)
+        assert len(unknown(signals)) == 1
+        assert "too many clients" in unknown(signals)[0]
+        assert on_time(signals)
+        assert signals.logged("database_state") == []
+        assert signals.logged("outage_started") == []
+        pool.putconn(conns.pop(), close=True)
+        until(lambda: signals.logged("database_state"))
+        pool.closeall()
+
+
+def test_a_frozen_server(own_server: PostgresServer, signals: Signals) -> None:
+    """A server that accepts no login costs the answer: neither the event, a checkout nor another pool waits for it."""
+    with (
+        signals.pool(2, 2, own_server.dsn, long_hold=LONG) as pool,
+        frozen(own_server.pid),
+    ):
+        conn = pool.getconn()
+        until(lambda: signals.logged("long_hold"))
+        began = time.monotonic()
+        with pool.connection() as other:
+            assert ask(other, "select 1") == 1
+        assert time.monotonic() - began < 0.25
+        until(lambda: unknown(signals))
+        pool.putconn(conn)
+        began = time.monotonic()
+    assert time.monotonic() - began < 1
+    assert on_time(signals)
+    assert len(unknown(signals)) == 1
+
+
+def test_a_monitor_that_is_killed(dsn: str, admin: connection, signals: Signals) -> None:
+    """The next answer comes over a new connection, and nothing is told."""
+    with signals.pool(0, 1, dsn, long_hold=LONG) as pool:
+        with pool.connection():
+            until(lambda: signals.logged("database_state"))
+            pid = ask(admin, MONITORS.replace("count(*)", "pid"))
+            kill(admin, [pid])
+            until(lambda: len(signals.logged("database_state")) >= 3)
+            assert ask(admin, MONITORS.replace("count(*)", "pid")) != pid
+        assert unknown(signals) == []
+
+
+def test_a_fork(dsn: str, admin: connection, signals: Signals) -> None:
+    """A child neither uses nor ends the parent's monitoring connection, and asks over one of its own."""
+    with signals.pool(0, 2, dsn, long_hold=LONG) as pool, pool.connection():
+        until(lambda: signals.logged("database_state"))
+        pid = ask(admin, MONITORS.replace("count(*)", "pid"))
+
+        def hold() -> list[object]:
+            before = len(signals.logged("database_state"))
+            with pool.connection():
+                until(lambda: len(signals.logged("database_state")) > before)
+                with closing(psycopg2.connect(dsn)) as other:
+                    count = ask(other, MONITORS)
+            pool.close()
+            return [count, [thread.name for thread in threading.enumerate()]]
+
+        assert in_child(hold) == "[2, ['MainThread']]"
+        count = len(signals.logged("database_state"))
+        until(lambda: len(signals.logged("database_state")) > count)
+        assert ask(admin, MONITORS.replace("count(*)", "pid")) == pid
+
+
+def test_spans_in_the_mode_slow(dsn: str, signals: Signals) -> None:
+    """A span that is made at the end has the events of its hold."""
+    with signals.pool(0, 1, dsn, long_hold=LONG, telemetry={"spans": "slow"}) as pool, pool.connection():
+        until(lambda: signals.logged("database_state"))
+    assert states(signals.checkout())
+
+
+def test_an_observer_without_the_method(dsn: str, admin: connection) -> None:
+    """It is notified as before, and the server is not asked."""
+
+    class Plain:
+        def __getattr__(self, name: str) -> Any:
+            if name == "database_state":
+                raise AttributeError(name)
+            if name == "held_long":
+                return held.append
+            return lambda *_args: None
+
+    held: list[object] = []
+    with ConnectionPool(0, 1, dsn, long_hold=LONG, observer=Plain()) as pool, pool.connection():
+        until(lambda: held)
+        assert ask(admin, MONITORS) == 0
+
+
+def test_a_hold_that_ends_meanwhile(dsn: str, signals: Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holds that end while the server is asked leave a complete span, and no complaint of the SDK."""
+    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 0.01)
+    monkeypatch.setattr(monitor, "GATHER", 0.0)
+    with signals.pool(0, 4, dsn, long_hold=0.01) as pool, ExitStack() as stack:
+        stop = threading.Event()
+        stack.callback(stop.set)
+
+        def work() -> None:
+            while not stop.is_set():
+                with pool.connection():
+                    time.sleep(0.02)
+
+        workers: list[Future[None]] = [in_thread(work) for _ in range(4)]
+        until(lambda: len(signals.logged("database_state")) > 20)
+        stop.set()
+        for worker in workers:
+            worker.result()
+    assert signals.live() == []
+
+
+def test_nothing_is_kept(dsn: str) -> None:
+    """With the last pool, every monitor goes."""
+    with Signals() as signals, signals.pool(0, 1, dsn, long_hold=LONG) as pool, pool.connection():
+        until(lambda: signals.logged("database_state"))
+        assert monitors._monitors
+    assert monitors._monitors == {}

@@ -1,0 +1,210 @@
+"""The monitor of a server, on a fake connection and an injected clock: when it asks, what it tells, when it ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_pgpool.pool import monitor as module
+from otel_pgpool.pool.checkout import Checkout, Slot, begin
+from otel_pgpool.pool.monitor import CLOSE_AFTER, GATHER, QUERY_INTERVAL, RETRY_AFTER, Monitor, MonitoredPool
+from otel_pgpool.pool.session_query import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otel_pgpool.database_state import DatabaseState
+
+SERVER = ("db", 5432)
+
+
+class FakeConnection:
+    """Answers that every session is idle; fails on demand."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.pid = 99
+        self.closed = False
+
+    def query(self, statement: str) -> str:
+        self.bench.queries.append(statement)
+        if self.bench.error is not None:
+            raise self.bench.error
+        pids = [hold.slot.pid for hold in self.bench.holds]
+        rows = [{**dict.fromkeys(Session._fields), "pid": pid, "blockers": [], "state": "idle"} for pid in pids]
+        return json.dumps({"backend": self.bench.backend, "sessions": rows})
+
+    def close(self) -> None:
+        self.closed = True
+
+    def close_inherited(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    """A monitor whose passes the test makes, the pool that it serves, and what it reports."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.backend = 99
+        self.error: Exception | None = None
+        self.queries: list[str] = []
+        self.connections: list[FakeConnection] = []
+        self.holds: list[Checkout] = []
+        self.reports: list[tuple[int, float]] = []
+        self.monitor = Monitor(SERVER, lambda _server: ({}, {}))
+        self.pool = MonitoredPool("main", self, self.report)
+
+    def server_of(self, _conn: object) -> tuple[str, int | None]:
+        return SERVER
+
+    def open(self, server: tuple[str, int | None]) -> FakeConnection:
+        assert server == SERVER
+        if self.error is not None:
+            raise self.error
+        self.connections.append(FakeConnection(self))
+        return self.connections[-1]
+
+    def error_text(self, error: BaseException) -> str:
+        return str(error)
+
+    def report(self, checkout: Checkout, state: DatabaseState, _blockers: Sequence[Checkout]) -> None:
+        self.reports.append((checkout.slot.pid, round(state.held, 3)))
+
+    def flag(self, pid: int, age: float = 1.0) -> Checkout:
+        """Let a hold become long now."""
+        checkout: Any = begin(self.now - age, ())
+        checkout.slot, checkout.acquired, checkout.held = Slot(), self.now - age, True
+        checkout.slot.pid, checkout.flagged_at = pid, self.now
+        self.holds.append(checkout)
+        self.monitor.watch(self.pool, [checkout])
+        return checkout
+
+    def run_until(self, end: float) -> None:
+        """Make the passes that are due before a time."""
+        while (seconds := self.monitor.run_once()) is not None and self.now + seconds < end:
+            self.now += seconds
+        self.now = end
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    bench = Bench()
+    monkeypatch.setattr(module, "monotonic", lambda: bench.now)
+    monkeypatch.setattr(module, "start_thread", lambda _thread: None)
+    return bench
+
+
+def test_it_asks_at_each_doubling(bench: Bench) -> None:
+    """At the threshold, and each time that the hold's age has doubled."""
+    bench.flag(7)
+    bench.run_until(1040.0)
+    assert [age for _pid, age in bench.reports] == pytest.approx([1, 2, 4, 8, 16, 32], abs=0.1)
+    assert len(bench.queries) == len(bench.reports)
+
+
+def test_one_query_for_all(bench: Bench) -> None:
+    """However many holds are long; each keeps its latest state, and is reported when it is due."""
+    first = bench.flag(7)
+    bench.run_until(1000.1)
+    others = [bench.flag(pid) for pid in range(10, 210)]
+    bench.run_until(1002.0)
+    assert len(bench.queries) == 2
+    assert "7, 10, 11" in bench.queries[1]
+    assert all(hold.database_state is not None for hold in [first, *others])
+    assert sorted(pid for pid, _age in bench.reports) == [7, 7, *range(10, 210)]
+
+
+def test_at_most_one_query_a_second(bench: Bench) -> None:
+    """However short the threshold is."""
+    for pid in range(50):
+        bench.flag(pid + 1, age=0.01)
+        bench.run_until(bench.now + 0.1)
+    assert len(bench.queries) <= 50 * 0.1 / QUERY_INTERVAL + 1
+
+
+def test_nothing_is_asked_after_the_hold(bench: Bench) -> None:
+    """A hold that has ended is neither asked for nor kept; a minute later connection and thread end."""
+    hold: Any = bench.flag(7)
+    bench.run_until(1000.5)
+    del hold.held
+    bench.run_until(1000.5 + CLOSE_AFTER - 2)
+    assert len(bench.queries) == 1
+    assert not bench.connections[0].closed
+    bench.now += 3
+    assert bench.monitor.run_once() is None
+    assert bench.connections[0].closed
+    bench.flag(8)
+    bench.run_until(bench.now + 2 * GATHER)
+    assert len(bench.connections) == 2
+
+
+def test_a_failure_is_told_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """The next query follows after some seconds, with a new connection; a later failure is told again."""
+    with caplog.at_level(logging.WARNING, "otel_pgpool"):
+        bench.error = RuntimeError("too many clients")
+        bench.flag(7)
+        bench.run_until(1000.0 + 3.5 * RETRY_AFTER)
+        assert [record.getMessage() for record in caplog.records] == [
+            "pool main: the database state of long holds is unknown: the server does not answer: too many clients"
+        ]
+        bench.error = None
+        bench.run_until(bench.now + RETRY_AFTER)
+        assert len(bench.reports) == 1
+        bench.error = RuntimeError("frozen")
+        bench.run_until(bench.now + 100)
+        assert len(caplog.records) == 2
+
+
+def test_a_closed_connection_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the server has closed the idle connection, the same pass asks over a new one."""
+    bench.flag(7)
+    bench.run_until(bench.now + 2 * GATHER)
+
+    def refuse(_statement: str) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr(bench.connections[0], "query", refuse)
+    bench.run_until(1001.5)
+    assert [age for _pid, age in bench.reports] == pytest.approx([1, 2], abs=0.1)
+    assert [each.closed for each in bench.connections] == [True, False]
+
+
+def test_behind_a_proxy(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the process id of a session is not the server's, no row is taken for a hold's, and that is told once."""
+    bench.backend = 4711
+    with caplog.at_level(logging.WARNING, "otel_pgpool"):
+        bench.flag(7)
+        bench.run_until(1100.0)
+    assert bench.reports == []
+    assert len(bench.queries) == 1
+    (record,) = caplog.records
+    assert "OTEL_PGPOOL_APPLICATION_NAME=trace" in record.getMessage()
+
+
+def test_a_stopped_monitor_ends(bench: Bench) -> None:
+    """It closes its connection, whatever it watches."""
+    bench.flag(7)
+    bench.run_until(bench.now + 2 * GATHER)
+    bench.monitor.stop(0.0)
+    assert bench.monitor.run_once() is None
+    assert bench.connections[0].closed
+
+
+def test_no_thread_can_be_started(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hold is not watched, and the next one tries again."""
+
+    def refuse(_thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "start_thread", refuse)
+        bench.flag(7)
+    bench.run_until(bench.now + 2 * GATHER)
+    assert bench.queries == []
+    bench.flag(8)
+    bench.run_until(bench.now + 2 * GATHER)
+    assert len(bench.queries) == 1
