@@ -13,7 +13,6 @@ from otel_pgpool.instrumentation.tracker import TRACKER_ATTR, PoolTracker
 from otel_pgpool.instrumentation.unobserved import Unobserved
 from otel_pgpool.instrumentation.watch import Watch
 from otel_pgpool.pool.checkout import NEVER
-from otel_pgpool.pool.shared_threads import end_shared_threads
 from otel_pgpool.pool.utilization import SAMPLE_INTERVAL
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
@@ -216,7 +215,6 @@ class InstrumentationSession:
                 delattr(tracker.pool, TRACKER_ATTR)
         self.trackers.clear()
         self.watch.end()
-        end_shared_threads()
 
     def reset_after_fork(self) -> None:
         """Replace the lock and the thread in a forked child."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
+import weakref
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +211,19 @@ def test_a_creator_of_something_else() -> None:
     engine = create_engine("postgresql+psycopg2://", creator=object)
     with pytest.raises(PoolError, match="does not return a new one"):
         connector_of(engine)(None)
+
+
+def test_a_connector_keeps_no_pool(dsn: str) -> None:
+    """Once the pool was collected, a connector opens nothing."""
+    pools: list[Any] = [ConnectionPool(dsn, open=False), create_engine(driver_url(dsn, "psycopg2")).pool]
+    connectors = [of_psycopg_pool.connector(pools[0]), of_sqlalchemy.connector(pools[1], driver_named("psycopg2"))]
+    refs = [weakref.ref(pool) for pool in pools]
+    pools.clear()
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
+    for connect in connectors:
+        with pytest.raises(PoolError, match="collected"):
+            connect(None)
 
 
 def connectors_to(place: str, asyncpg_pool: Callable[..., Any]) -> dict[str, MonitorConnect]:

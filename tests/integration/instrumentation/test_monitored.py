@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import socket
 import threading
 import time
 import weakref
@@ -18,7 +20,7 @@ from psycopg2.pool import PoolError, ThreadedConnectionPool
 
 from otel_pgpool.driver import monitor_connection
 from otel_pgpool.instrumentation.adapters import monitor as bounded
-from otel_pgpool.pool import monitor
+from otel_pgpool.pool import monitor, monitors
 from tests.support.database import ask, kill
 from tests.support.instrumentation import instrumented
 from tests.support.monitored_pools import KINDS, SIZE, opened
@@ -113,8 +115,8 @@ def test_a_hold_that_another_pool_blocks(kind: str, dsn: str, signals: Signals, 
     """Event, link and record lead to our own pool's checkout; the pool's figures stay, and nothing is left behind."""
     with table(dsn), instrumented(signals, long_hold=LONG):
         with (
-            signals.pool(0, 1, dsn, name="ours", long_hold=None) as ours,
             opened(kind, dsn) as pool,
+            signals.pool(0, 1, dsn, name="ours", long_hold=None) as ours,
             held(pool, "select 1") as waiter,
             ours.connection() as conn,
         ):
@@ -201,13 +203,25 @@ def test_a_frozen_monitor(
     assert max(hold_times(signals)) < ON_TIME
 
 
+def is_connected(descriptor: int) -> bool:
+    """Return whether a descriptor of this process is a socket with a peer."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            return bool(duplicate.getpeername())
+    except OSError:
+        return False
+
+
 @every_driver
 def test_a_fork(kind: str, dsn: str, signals: Signals, admin: extensions.connection) -> None:
     """A child has no monitor, and leaves the parent's alone, which goes on to ask."""
     with instrumented(signals, long_hold=LONG), opened(kind, dsn) as pool, held(pool):
         assert until(lambda: signals.logged("database_state"))
         pid = ask(admin, f"select pid {MONITORS}")
-        assert in_child(lambda: (gc.collect(), len(signals.logged("database_state")))[1]) == "1"
+        (watching,) = monitors._monitors.values()
+        number: int = watching._conn._conn.fileno() if kind != "psycopg2" else watching._conn._conn._conn.fileno()  # type: ignore[union-attr]  # both are there
+        assert is_connected(number)
+        assert in_child(lambda: (gc.collect(), is_connected(number))[1]) == "False"
         assert until(lambda: len(signals.logged("database_state")) > 1)
         assert ask(admin, f"select array_agg(pid) {MONITORS}") == [pid]
     assert is_without_monitors(admin)
@@ -224,19 +238,17 @@ def test_a_cut_monitor(kind: str, dsn: str, signals: Signals, admin: extensions.
     assert unknown(signals) == []
 
 
-@pytest.mark.parametrize("kind", ["psycopg_pool", "sqlalchemy-psycopg2"])
-def test_a_watched_pool_is_collected(kind: str, dsn: str, signals: Signals, admin: extensions.connection) -> None:
-    """A monitor keeps no pool alive. The collection of the last one ends the monitor."""
+def test_a_watched_pool_is_collected(dsn: str, signals: Signals, admin: extensions.connection) -> None:
+    """A monitor keeps no pool alive. The collection of the last pool ends the monitor, even during a hold."""
     with instrumented(signals, long_hold=LONG):
-        holder = KINDS[kind](dsn)
-        conn = holder.acquire()
+        pool = ThreadedConnectionPool(0, 1, dsn)
+        conn = pool.getconn()
         assert until(lambda: signals.logged("database_state"))
-        holder.release(conn)
-        ref = weakref.ref(holder.engine.pool if hasattr(holder, "engine") else holder.pool)
-        holder.close()
-        del holder, conn
+        ref = weakref.ref(pool)
+        del pool
         assert until(lambda: gc.collect() >= 0 and ref() is None)
         assert is_without_monitors(admin)
+    conn.close()
 
 
 def test_the_record_of_a_timeout(dsn: str, signals: Signals) -> None:
