@@ -85,5 +85,6 @@ class OwnLoop:
         try:
             if tasks:
                 self._loop.run_until_complete(asyncio.wait(tasks, timeout=END_TASKS_WITHIN))
+            self._loop.run_until_complete(asyncio.sleep(0))  # the loop closes the sockets of aborted connections
         finally:
             self._loop.close()
