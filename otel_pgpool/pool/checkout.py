@@ -118,6 +118,12 @@ class Slot:
         if self.on_collected is not None:
             self.on_collected(ref)
 
+    def note_proxy_wait(self) -> None:
+        """Note that a proxy let a query of the checkout wait that has the connection, or has asked for it."""
+        checkout = self.checkout or self.asked_by
+        if checkout is not None:
+            checkout.had_proxy_wait = checkout.is_remarkable = True
+
     def mark_for_eviction(self, reason: str) -> None:
         """Mark the slot for eviction at its release. The caller holds the pool's lock."""
         self.evict_reason = reason
@@ -219,11 +225,15 @@ class Checkout:
     """The error of the last failed attempt."""
     expected_hold: float | None = None
     """Seconds that the hold may last, infinite for any duration; None for the pool's ``long_hold``."""
+    is_remarkable: bool = False
+    """Whether the observer has to report a long hold or a wait in a proxy at the release."""
     flagged: bool = False
     """Whether the hold has passed its threshold."""
     flagged_at: float = 0.0
     long_hold_reported: bool = False
     """Whether the observer has reported the long hold."""
+    had_proxy_wait: bool = False
+    """Whether PgBouncer has sent a notice that a query waits for a connection to the server."""
     database_state: DatabaseState | None = None
     """What the server said last of the session of this long hold, if a monitor has asked it."""
     error_type: str | None = None

@@ -260,7 +260,7 @@ class Connectors(Part):
         """Prepare a new connection: call ``configure``, set its lifetime, store what a release restores."""
         config = self._config
         slot.origin = session.settings(conn)
-        bound_notices(conn)
+        bound_notices(conn, slot.note_proxy_wait)
         if config.reset is not None:  # `reset_session`, or a function that calls it
             store_initial_state(conn)
         if config.configure is not None:
