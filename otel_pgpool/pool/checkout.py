@@ -75,6 +75,8 @@ class Slot:
     kept_at: float = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
     seen: float = AT_ONCE  # when the connection was last known to be alive
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
+    pinged: float = AT_ONCE  # when the pool has last pinged it for `keepalive`, which is no use of it
+    ping_after: float = NEVER  # seconds without use after which it is pinged
     expires: float = NEVER
     review_at: float = NEVER  # when a release first calls `_evict_reason`: at the end of the lifetime, or at once
     evict_reason: str | None = None  # the reason, if the slot is marked for eviction
@@ -84,6 +86,11 @@ class Slot:
     def idle_since(self) -> float:
         """When the connection became idle."""
         return max(self.seen, self.returned)
+
+    @property
+    def ping_due(self) -> float:
+        """When the idle connection is to be pinged."""
+        return max(self.idle_since, self.pinged) + self.ping_after
 
     @property
     def is_held(self) -> bool:

@@ -57,7 +57,7 @@ class HealthCheck(Part):
             self._discarder.discard([slot], DiscardReason.EXPIRED, None, checkout)
             return False
         try:
-            self._check_for_checkout(conn, now - slot.seen, _bound(_limit_of_first(limit, now), now))
+            self._check_for_checkout(conn, now - max(slot.seen, slot.pinged), _bound(_limit_of_first(limit, now), now))
         except BaseException as failure:
             asynchronous = is_external(failure)
             error = without_traceback(failure)

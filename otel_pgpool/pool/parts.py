@@ -13,6 +13,7 @@ from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
 from otel_pgpool.pool.discard import Discarder
 from otel_pgpool.pool.health import HealthCheck
+from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
 from otel_pgpool.pool.release import Releaser
@@ -47,6 +48,7 @@ class Parts:
         "connectors",
         "core",
         "health",
+        "keepalive",
         "lifecycle",
         "maintenance",
         "notifier",
@@ -84,8 +86,9 @@ class Parts:
         self.health = HealthCheck(common, discarder)
         self.connectors = Connectors(common, self, discarder)
         self.acquirer = Acquirer(common, discarder, self.connectors, self.health)
-        self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors)
-        self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer)
+        self.keepalive = Keepalive(common, discarder)
+        self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors, self.keepalive)
+        self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer, self.keepalive)
         discarder.refill_by(self.connectors.start_if_needed)
         self.thread.set_duties(self.maintenance)
         self.core = core  # last: after an interrupt, `reset_after_fork` still finds the parent's core

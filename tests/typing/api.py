@@ -53,6 +53,7 @@ def made_in_every_way() -> list[ConnectionPool]:
             max_retries=3,
             max_lifetime=math.inf,
             max_idle=60.0,
+            keepalive=30.0,
             long_hold=0.5,
             check=ask,
             configure=configure,
@@ -62,9 +63,9 @@ def made_in_every_way() -> list[ConnectionPool]:
             observer=None,
         ),
         ConnectionPool(
-            1, 1, max_retries=None, max_lifetime=None, max_idle=None, long_hold=None, check=None, timeout=None
+            1, 1, max_retries=None, max_lifetime=None, max_idle=None, keepalive=None, long_hold=None, check=None
         ),
-        ConnectionPool(1, 1, check="auto", credentials=lambda: {"user": "app", "port": 5433}),
+        ConnectionPool(1, 1, check="auto", timeout=None, credentials=lambda: {"user": "app", "port": 5433}),
         ConnectionPool(1, 1, observer=Telemetry(spans="slow", slow=0.5, histograms=["wait_time"])),
         ConnectionPool(1, 1, observer=Telemetry(None, None)),
         ConnectionPool(1, 1, observer=Telemetry(stack_skip=["acme"])),
