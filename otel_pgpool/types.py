@@ -88,6 +88,15 @@ class PoolStatus(Value):
     CLOSED = "closed", "the pool is closed"
 
 
+class HealthStatus(Value):
+    """The verdict on a pool: ``PoolHealth.status``. The last one that applies counts."""
+
+    OK = "ok", "callers are served, as far as is known"
+    SATURATED = "saturated", "every connection is in use and callers wait, or the queue is full"
+    UNREACHABLE = "unreachable", "no connection can be opened"
+    CLOSED = "closed", "the pool is closed"
+
+
 class UtilizationLevel(Value):
     """The utilization level of a pool, as in the names of the log events."""
 

@@ -38,7 +38,7 @@ class Core(Handover):
     lock what takes time, such as connecting and closing. The rules of the lock are written beside it in `SlotTable`.
     """
 
-    __slots__ = ("fill_waiters", "max_retries", "outage", "retry_thread")
+    __slots__ = ("closed_at", "fill_waiters", "max_retries", "outage", "retry_thread")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Core(Handover):
         self.max_retries = max_retries
         self.fill_waiters: list[OneShotEvent] = []  # callers that wait for minconn connections
         self.outage: Outage | None = None
+        self.closed_at = NEVER  # when the pool was closed
         self.retry_thread: object = None  # the only connector that connects during an outage
 
     def stats(self) -> PoolStats:
@@ -219,6 +220,7 @@ class Core(Handover):
         """
         with self.lock:
             self.state = State.CLOSED
+            self.closed_at = min(self.closed_at, monotonic())
             for waiter in list(self.queue.values()):
                 self.queue.fail(waiter, PoolClosed(f"pool {self.name!r}: connection pool was closed while waiting"))
             self._wake_fill_waiters(PoolClosed(f"pool {self.name!r}: connection pool was closed"))

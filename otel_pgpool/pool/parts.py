@@ -106,7 +106,7 @@ class Parts:
             slot.mark_for_eviction(DiscardReason.FORKED)
         held = [slot for slot in parents.members if slot.checkout is not None]
         self.assemble(parents.minconn, parents.maxconn)
-        self.core.state = parents.state
+        self.core.state, self.core.closed_at = parents.state, parents.closed_at
         self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 

@@ -17,6 +17,7 @@ from otel_pgpool import (
     Holder,
     PoolClosed,
     PoolError,
+    PoolHealth,
     PoolObserver,
     PoolStats,
     PoolTimeout,
@@ -116,6 +117,14 @@ def looked_at(pool: ConnectionPool) -> None:
     assert_type(pool.minconn, int)
     assert_type(pool.maxconn, int)
     assert_type(pool.closed, bool)
+    health = pool.health()
+    assert_type(health, PoolHealth)
+    assert_type(health.is_ok, bool)
+    assert_type(health.reasons, tuple[str, ...])
+    assert_type(health.duration, float | None)
+    assert_type(health.as_dict(), dict[str, Any])
+    if health.status == "saturated":
+        print(health.status.description)
     stats = pool.stats()
     assert_type(stats, PoolStats)
     assert_type((stats.name, stats.status), tuple[str, str])
