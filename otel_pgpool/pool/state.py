@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PoolState:
-    """The state of a `ConnectionPool`, as `ObservedPool` describes it. Nothing here waits for a server or a connection."""
+    """The state of a `ConnectionPool`, as `ObservedPool` describes it. Nothing here waits for server or connection."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
