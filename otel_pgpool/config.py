@@ -148,6 +148,7 @@ class PoolConfig:
     max_retries: int | None
     max_lifetime: float
     max_idle: float
+    keepalive: float
     long_hold: float
     check: Check
     configure: Callable[[connection], object] | None
@@ -170,6 +171,7 @@ class PoolConfig:
         max_retries: object = None,
         max_lifetime: object = 3600.0,
         max_idle: object = 600.0,
+        keepalive: object = None,
         long_hold: object = ...,
         check: object = "auto",
         configure: object = None,
@@ -192,6 +194,7 @@ class PoolConfig:
             max_retries=None if max_retries is None else validate_integer("max_retries", max_retries, none=True),
             max_lifetime=_seconds_or_never("max_lifetime", max_lifetime),
             max_idle=_seconds_or_never("max_idle", max_idle),
+            keepalive=_seconds_or_never("keepalive", keepalive),
             long_hold=long_hold_threshold(long_hold, environ),
             check=check if check == "auto" else validate_callable("check", check, also="'auto' or None"),
             configure=validate_callable("configure", configure),

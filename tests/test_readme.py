@@ -36,6 +36,7 @@ from sqlalchemy import pool as sqlalchemy_pools
 import otel_pgpool
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
 from otel_pgpool.config import PoolConfig, TelemetryConfig
+from otel_pgpool.driver.reset import PROXY_WAIT
 from otel_pgpool.environment import ENVIRONMENT
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.telemetry import Telemetry
@@ -334,7 +335,7 @@ async def check_out_in_a_task(dsn: str) -> None:
 
 @pytest.fixture(scope="module")
 def measured(dsn: str) -> tuple[list[Any], list[Any]]:
-    """Spans and metrics of checkouts: served, queued, failed, held long, closed by hand, and made by a task."""
+    """Spans and metrics of checkouts: served, queued, failed, held long, let wait by a proxy, by hand, by a task."""
     memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
 
     def credentials() -> dict[str, str]:
@@ -350,6 +351,7 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
     ) as pool:
         with pool.connection() as conn, conn.cursor() as cur:
             cur.execute("select pg_sleep(0.1)")
+            conn.notices.append(PROXY_WAIT)  # as psycopg2 does
             refuse = True
             with suppress(PoolTimeout):
                 pool.getconn()

@@ -89,7 +89,8 @@ class HealthCheck(Part):
         Raises:
             Exception: the connection must not be used.
         """
-        slot, name, unseen = checkout.slot, checkout.trace_name, now - checkout.slot.seen
+        slot, name = checkout.slot, checkout.trace_name
+        unseen = now - max(slot.seen, slot.pinged)
         renamed = None
         if name is not None and limit - now > CHECK_BUDGET:  # with less time, a name could cost the connection
             renamed = Renamed.of(conn, slot.baseline, name)

@@ -165,6 +165,9 @@ class Telemetry:
         if state is not None and state is not SUPPRESSED:
             state.leave()  # an interrupt may have hit after the hand-over, when the span was current
             context = state.context
+        if checkout.had_proxy_wait:
+            self._report_proxy_wait(checkout, context)
+        if state is not None and state is not SUPPRESSED:
             self._spans.fail(checkout, state)
         if self._wait_time is not None and state is not SUPPRESSED:
             attributes = {**self._attributes, names.ATTR_ERROR_TYPE: checkout.error_type}
@@ -184,9 +187,8 @@ class Telemetry:
             if state.token is not None:
                 state.leave()
             context = state.context
-        if checkout.flagged:
-            self.held_long(checkout)
-            self._logs.long_hold_returned(checkout, context)
+        if checkout.is_remarkable:
+            self._report_remarkable(checkout, context)
         if state is SUPPRESSED:
             return
         try:
@@ -195,6 +197,21 @@ class Telemetry:
         finally:
             if state is not None:
                 self._spans.end(checkout, state)
+
+    def _report_remarkable(self, checkout: Checkout, context: Context | None) -> None:
+        """Report what is rare at the end of a hold: its length, or a wait in a proxy."""
+        if checkout.flagged:
+            self.held_long(checkout)
+            self._logs.long_hold_returned(checkout, context)
+        if checkout.had_proxy_wait:
+            self._report_proxy_wait(checkout, context)
+
+    def _report_proxy_wait(self, checkout: Checkout, context: Context | None) -> None:
+        state: CheckoutState | None = checkout.observer_data
+        if state is not None and state.span is not None:
+            self._spans.proxy_wait(state.span)
+        attributes = {names.ATTR_CHECKED_OUT_AT: checkout.path_to, **holder_attributes(checkout)}
+        self._logs.proxy_wait(attributes, context)
 
     def will_log_timeout(self) -> bool:
         """Return whether the next timeout will be logged; only then is its diagnosis needed."""

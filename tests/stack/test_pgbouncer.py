@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool.demo.postgres import PostgresServer
+    from tests.support.telemetry import Signals
 
     Bouncing = Callable[..., "PgBouncer"]
 
@@ -311,3 +312,30 @@ def test_transaction_mode_gives_each_client_its_own_name(
                     assert name == ask(conn, "show application_name")
                     assert name == conn.get_parameter_status("application_name")
         assert one.get_parameter_status("application_name").startswith("00-")
+
+
+def version_of(program: Path) -> tuple[int, ...]:
+    """Return the version of a PgBouncer."""
+    done = subprocess.run([program, "--version"], env=environment(), capture_output=True, text=True, check=True)
+    return tuple(map(int, done.stdout.split()[1].split(".")))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wait_in_pgbouncer_is_told(bouncing: Bouncing, signals: Signals, mode: str) -> None:
+    """From 1.25 on, who waited there for longer than `query_wait_notify` has a record and an attribute."""
+    if version_of(find_program("pgbouncer")) < (1, 25):
+        pytest.skip("PgBouncer tells its clients of a wait from 1.25 on")
+    bouncer = bouncing(mode, default_pool_size=1, query_wait_notify=1)
+    first = psycopg2.connect(bouncer.dsn)
+    ask(first, "select 1")  # and its transaction stays open
+    end = threading.Timer(2.5, first.close)  # PgBouncer tells once more than a whole second has passed
+    end.start()
+    with signals.pool(1, 1, bouncer.dsn) as pool:
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+    end.join()
+    told = [dict(span.attributes or {}).get("otel_pgpool.proxy_wait") for span in signals.named("pool.checkout")]
+    assert told == [True, None]
+    assert len(signals.logged("proxy_wait")) == 1
