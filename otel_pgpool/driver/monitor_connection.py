@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from typing import TYPE_CHECKING, Any
 
-import psycopg2
+from psycopg2 import extensions
 
 from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import Deadline
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.session import close, close_inherited, execute
+from otel_pgpool.errors import PoolError
+from otel_pgpool.runtime.gevent import has_green_threads
 from otel_pgpool.runtime.text import class_of
 
 if TYPE_CHECKING:
@@ -70,16 +74,29 @@ class MonitorSource:
         """Open a monitoring connection to one of the pool's servers.
 
         Raises:
+            PoolError: under gevent or eventlet without a wait callback, where each call stops every greenlet.
             Exception: the connection cannot be opened; see `ConnectTarget.connect`.
         """
+        if has_green_threads() and extensions.get_wait_callback() is None:
+            raise PoolError("under gevent or eventlet, psycopg2 needs a wait callback, such as psycogreen's")
         changes: dict[str, Any] = {"connection_factory": None, "cursor_factory": None}
         changes["application_name"] = APPLICATION_NAME
         if "," in self._target.address:
             host, port = server
             changes |= {"host": host, "hostaddr": None, "port": port, "target_session_attrs": "any"}
-        return MonitorConnection(self._target.connect(ConnectAttempt(limit=TIME_LIMIT), changes))
+        if extensions.get_wait_callback() is None:
+            return MonitorConnection(self._target.connect(ConnectAttempt(limit=TIME_LIMIT), changes))
+        attempt = ConnectAttempt()
+        limit = threading.Timer(TIME_LIMIT, attempt.cut, [math.inf])  # libpq does not bound a connect that is polled
+        limit.daemon = True
+        limit.start()
+        try:
+            return MonitorConnection(self._target.connect(attempt, changes))
+        finally:
+            limit.cancel()
 
     def error_text(self, error: BaseException) -> str:
         """Return the text of an error, without secrets or SQL."""
-        text = describe(self._target, error) if isinstance(error, psycopg2.Error) else ""
-        return text or class_of(error)
+        if isinstance(error, PoolError):
+            return str(error)
+        return describe(self._target, error) or class_of(error)

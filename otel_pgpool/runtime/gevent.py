@@ -15,6 +15,11 @@ def is_unpatched(lock: object) -> bool:
     return type(lock) is not type(threading.Lock())
 
 
+def has_green_threads() -> bool:
+    """Return whether gevent or eventlet has replaced ``threading.Lock``, so that threads are greenlets."""
+    return type(threading.Lock()).__module__.partition(".")[0] in ("gevent", "eventlet")
+
+
 def load_again(name: str) -> Any:
     """Load a second copy of a built-in module. Patches apply to the first one, and to names imported from it."""
     spec: Any = find_spec(name)  # never None for a built-in module

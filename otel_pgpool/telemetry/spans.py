@@ -74,16 +74,14 @@ class Spans:
 
     def set_target(self, pool: ObservedPool) -> None:
         """Set the attributes that say where the pool connects to."""
-        server: dict[str, AttributeValue] = {names.ATTR_SERVER_ADDRESS: pool.address}
-        if pool.port is not None:
-            server[names.ATTR_SERVER_PORT] = pool.port
-        self._server = server
         self._attributes: dict[str, AttributeValue] = {
             names.ATTR_DB_SYSTEM_NAME: names.VALUE_POSTGRESQL,
             names.ATTR_DB_NAMESPACE: pool.namespace,
-            **server,
+            names.ATTR_SERVER_ADDRESS: pool.address,
             names.ATTR_POOL_NAME: self._pool_name,
         }
+        if pool.port is not None:
+            self._attributes[names.ATTR_SERVER_PORT] = pool.port
 
     def start(
         self, checkout: Checkout, context: Context, since: float | None = None, task: TaskReference | None = None
@@ -263,7 +261,7 @@ class Spans:
             names.SPAN_CONNECT,
             parent,
             SpanKind.CLIENT,
-            {**self._server, **_address(connect), names.ATTR_ATTEMPT: connect.attempt},
+            {**self._attributes, **_address(connect), names.ATTR_ATTEMPT: connect.attempt},
             start_time=began,
         )
         try:

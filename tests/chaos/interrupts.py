@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace import TracerProvider
 import otel_pgpool
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.driver.deadline import IO_DEADLINE
-from otel_pgpool.pool import slots
+from otel_pgpool.pool import monitors, slots
 from otel_pgpool.pool.context import CheckoutContext
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.checks import ProcessUsage, SpanCounter, usage_at_rest
@@ -288,6 +288,7 @@ class InterruptRun:
             yield f"a finalizer raised {self._ignored.pop()}"
 
     def _open_files(self) -> Iterator[str]:
+        monitors.stop()  # a hold that an interrupt made long leaves a monitoring connection open for a minute
         before = ProcessUsage(sys.maxsize, self._descriptors, 0.0)  # threads are not counted here
         after = usage_at_rest(before, FD_GRACE)
         if after.descriptors > self._descriptors:

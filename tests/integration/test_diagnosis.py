@@ -143,7 +143,7 @@ def test_where_is_the_programs_helper(dsn: str) -> None:
 def test_holder_fields() -> None:
     """The fields promised, in order, frozen."""
     names = [field.name for field in dataclasses.fields(Holder)]
-    assert names == ["connection_id", "pid", "thread", "held", "where", "trace_id", "task"]
+    assert names == ["connection_id", "pid", "thread", "held", "where", "trace_id", "task", "database_state"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         Holder(1, 2, "t", 0.0, "w").pid = 3  # type: ignore[misc]
 

@@ -16,7 +16,7 @@ from otel_pgpool import __version__
 from tests.support.metric_names import BOUNDS, GAUGE, HISTOGRAM, LEVEL, METRICS, POOL, TOTAL
 from tests.support.receivers import GrpcReceiver, HttpReceiver, Receiver
 from tests.support.servers import ClonedServer
-from tests.support.telemetry import assert_exactly, served, server_attributes, unserved, waited
+from tests.support.telemetry import assert_exactly, served, start_attributes, unserved, waited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,7 +208,7 @@ def test_waits(run: Run) -> None:
 def test_connects(run: Run) -> None:
     """Each attempt is a CLIENT span; the one that failed says why."""
     failed, second, third = run.spans("pool.connect")
-    where = server_attributes(run.dsn)
+    where = start_attributes(run.dsn)
     assert {span.kind for span in (failed, second, third)} == {"CLIENT"}
     assert_exactly(failed.attributes, {**where, "otel_pgpool.attempt": 1, "error.type": "OperationalError"})
     assert_exactly(second.attributes, {**where, "otel_pgpool.attempt": 2})

@@ -29,7 +29,6 @@ from tests.support.telemetry import (
     is_child,
     queued,
     served,
-    server_attributes,
     start_attributes,
     status_of,
     unserved,
@@ -115,7 +114,7 @@ def test_new_checkout(signals: Signals, dsn: str) -> None:
         assert is_child(wait, span)
         assert is_child(connect, span)
         assert connect.kind is SpanKind.CLIENT
-        assert_exactly(connect.attributes, {**server_attributes(dsn), "otel_pgpool.attempt": 1})
+        assert_exactly(connect.attributes, {**start_attributes(dsn), "otel_pgpool.attempt": 1})
         assert status_of(connect) == ("UNSET", None)
 
 
@@ -463,7 +462,7 @@ def test_given_up_after_max_retries(signals: Signals, closed_dsn: str) -> None:
         assert status_of(span)[0] == "ERROR"
         assert_exactly(
             connect.attributes,
-            {**server_attributes(closed_dsn), "otel_pgpool.attempt": 1, "error.type": "OperationalError"},
+            {**start_attributes(closed_dsn), "otel_pgpool.attempt": 1, "error.type": "OperationalError"},
         )
         status, description = status_of(connect)
         assert status == "ERROR"
@@ -578,7 +577,7 @@ def test_samplers_see_the_start_attributes(dsn: str) -> None:
     with Signals(Watching()) as signals, signals.pool(0, 1, dsn) as pool, pool.connection():
         pass
     assert_exactly(seen["pool.checkout"], start_attributes(dsn))
-    assert_exactly(seen["pool.connect"], {**server_attributes(dsn), "otel_pgpool.attempt": 1})
+    assert_exactly(seen["pool.connect"], {**start_attributes(dsn), "otel_pgpool.attempt": 1})
 
 
 # What is current

@@ -30,7 +30,7 @@ from tests.support.instrumentation import (
     quietly,
     tracker_of,
 )
-from tests.support.telemetry import assert_exactly, is_child, server_attributes, status_of, until
+from tests.support.telemetry import assert_exactly, is_child, start_attributes, status_of, until
 from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def test_new_connection(signals: Signals, instrumentation: None, dsn: str, cls: 
     ]
     assert is_child(connect, span)
     assert connect.kind is SpanKind.CLIENT
-    assert_exactly(connect.attributes, {**server_attributes(dsn), "otel_pgpool.attempt": 1})
+    assert_exactly(connect.attributes, {**start_attributes(dsn, name_of(dsn)), "otel_pgpool.attempt": 1})
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -460,8 +460,9 @@ def test_constructor_that_cannot_connect(signals: Signals, instrumentation: None
         ThreadedConnectionPool(1, 1, host="127.0.0.1", port=port, user="postgres", password="secret-word")
     span = signals.one("pool.connect")
     assert span.parent is None
-    expected = {"server.address": "127.0.0.1", "server.port": port, "otel_pgpool.attempt": 1}
-    assert_exactly(span.attributes, {**expected, "error.type": "OperationalError"})
+    dsn = f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
+    start = start_attributes(dsn, name_of(dsn))
+    assert_exactly(span.attributes, {**start, "otel_pgpool.attempt": 1, "error.type": "OperationalError"})
     assert status_of(span)[0] == "ERROR"
     assert "refused" in str(status_of(span)[1])
     (record,) = signals.logged("outage_started")

@@ -41,7 +41,7 @@ from tests.support.telemetry import (
     Signals,
     assert_exactly,
     is_child,
-    server_attributes,
+    start_attributes,
     status_of,
     until,
 )
@@ -102,7 +102,7 @@ def test_connect(signals: Signals, instrumentation: None, engines: Engines, dsn:
     connect = signals.one("pool.connect")
     assert is_child(connect, signals.checkout())
     assert connect.kind is SpanKind.CLIENT
-    assert_exactly(connect.attributes, {**server_attributes(dsn), "otel_pgpool.attempt": 1})
+    assert_exactly(connect.attributes, {**start_attributes(dsn, engines.name), "otel_pgpool.attempt": 1})
     assert signals.value("otel_pgpool.connections.created", pool_name=engines.name) == 1
     (created,) = signals.points("db.client.connection.create_time", engines.name)
     assert created.count == 1

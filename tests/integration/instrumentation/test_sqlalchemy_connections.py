@@ -36,6 +36,7 @@ from tests.support.telemetry import (
     assert_exactly,
     is_child,
     server_attributes,
+    start_attributes,
     status_of,
     until,
 )
@@ -75,7 +76,7 @@ def test_connect_that_fails(signals: Signals, instrumentation: None, engines: En
     assert retries(failed) == ["OperationalError"]
     connect = signals.one("pool.connect")
     assert is_child(connect, failed)
-    expected = {**server_attributes(dsn), "otel_pgpool.attempt": 1, "error.type": "OperationalError"}
+    expected = {**start_attributes(dsn, name), "otel_pgpool.attempt": 1, "error.type": "OperationalError"}
     assert_exactly(connect.attributes, expected)
     assert status_of(connect) == status_of(failed)
     (created,) = signals.points("db.client.connection.create_time", name)

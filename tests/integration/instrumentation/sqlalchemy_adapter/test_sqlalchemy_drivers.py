@@ -32,7 +32,7 @@ from tests.support.sqlalchemy_engines import (
     told,
     waits,
 )
-from tests.support.telemetry import assert_exactly, is_child, server_attributes, status_of, until
+from tests.support.telemetry import assert_exactly, is_child, start_attributes, status_of, until
 from tests.support.urls import url_of
 from tests.support.waiting import PATIENCE, in_thread
 
@@ -86,7 +86,7 @@ def test_checkouts(signals: Signals, instrumentation: None, make: Make, dsn: str
     assert (attribute(second, "path"), attribute(second, "connection.id")) == (path, 1 + (poolclass is NullPool))
     connect = signals.named("pool.connect")[0]
     assert is_child(connect, first)
-    assert_exactly(connect.attributes, {**server_attributes(dsn), "otel_pgpool.attempt": 1})
+    assert_exactly(connect.attributes, {**start_attributes(dsn, name_of(engine)), "otel_pgpool.attempt": 1})
 
 
 def test_queue(signals: Signals, instrumentation: None, make: Make) -> None:
