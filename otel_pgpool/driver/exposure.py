@@ -72,7 +72,7 @@ def warn(pool_name: str) -> None:
         "pool %s: the result of `credentials` is sent to another machine, and the connection may be unencrypted: "
         "set sslmode=verify-full, or at least sslmode=require",
         pool_name,
-        extra={"otel_pgpool.event": LogEvent.CREDENTIALS_EXPOSED.value, "db.client.connection.pool.name": pool_name},
+        extra={**LogEvent.CREDENTIALS_EXPOSED.attributes, "db.client.connection.pool.name": pool_name},
     )
 
 

@@ -25,6 +25,10 @@ _SEVERITIES = {
 }
 
 
+EVENT_NAME = "otel.event.name"
+"""Attribute that names a record's event, which OpenTelemetry keeps in a field of its own."""
+
+
 class LogHandler(logging.Handler):
     """A handler that passes standard log records to OpenTelemetry, in the context in which they were logged.
 
@@ -54,13 +58,15 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record to OpenTelemetry; without another handler, to stderr too."""
         try:
+            attributes = {name: value for name, value in vars(record).items() if name not in self._OWN_FIELDS}
             severity = _SEVERITIES.get(record.levelno, SeverityNumber.INFO)
             self._provider.get_logger(record.name).emit(
                 timestamp=int(record.created * 1e9),
                 severity_number=severity,
                 severity_text=severity.name,
                 body=record.getMessage(),
-                attributes={name: value for name, value in vars(record).items() if name not in self._OWN_FIELDS},
+                event_name=attributes.pop(EVENT_NAME, None),
+                attributes=attributes,
                 exception=record.exc_info[1] if record.exc_info else None,
             )
         except Exception:  # noqa: BLE001 - logging must not raise

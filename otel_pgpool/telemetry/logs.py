@@ -71,7 +71,7 @@ class Logs:
     ) -> None:
         if not logger.isEnabledFor(level):
             return
-        extra = {names.ATTR_EVENT: event.value, names.ATTR_POOL_NAME: self._pool_name, **attributes}
+        extra = {**event.attributes, names.ATTR_POOL_NAME: self._pool_name, **attributes}
         shown = printable("; ".join(map(str.strip, text.split("\n"))), LONGEST_RECORD)
         try:
             copy_context().run(self._log, level, shown, extra, context)  # an error leaves the present context as is

@@ -109,7 +109,6 @@ METRIC_DISCARDED = "otel_pgpool.connections.discarded"
 
 # Attributes of log records, some of which share their name with a metric
 
-ATTR_EVENT = "otel_pgpool.event"
 ATTR_SIZE = "otel_pgpool.size"
 ATTR_USED = "otel_pgpool.used"
 ATTR_IDLE = "otel_pgpool.idle"

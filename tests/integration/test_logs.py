@@ -35,7 +35,7 @@ def assert_record(record: Record, level: int, event: str, **attributes: Any) -> 
     """Logger, level, the attributes of every record, and these; ``otel_pgpool.`` is left out of their names."""
     assert (record.record.name, record.record.levelno) == ("otel_pgpool", level)
     assert NAME in record.record.getMessage()
-    common = {"otel_pgpool.event": event, POOL: NAME}
+    common = {"otel_pgpool.event": event, "otel.event.name": f"otel_pgpool.{event}", POOL: NAME}
     assert_exactly(record.attributes, common | attributes)
 
 

@@ -9,6 +9,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from otel_pgpool.telemetry import names
+from otel_pgpool.types import LogEvent
 from tests.support.collector import BINARY, QUICK, Collector, wait_until
 from tests.support.collector_targets import Targets, open_targets
 from tests.support.otlp_sender import program, trace_id
@@ -102,7 +103,7 @@ def test_from_an_agent_through_a_gateway(targets: Targets, tmp_path: Path) -> No
             sent = sender.checkout(long_hold=True, sql=0)
             sender.span("SELECT", {"db.statement": SECRET, names.ATTR_WAIT_TIME: 0.2}, scope="dbapi").end()
             sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
-            sender.log(names.SCOPE, "held for long", {names.ATTR_EVENT: "long_hold"})
+            sender.log(names.SCOPE, "held for long", LogEvent.LONG_HOLD.attributes)
             sender.flush()
             targets.jaeger.wait_for(lambda r: len(r.spans) == 2)
             targets.prometheus.wait_for(lambda r: [point.name for point in r.metrics] == ["otel_pgpool.sent"])

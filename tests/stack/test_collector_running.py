@@ -10,6 +10,7 @@ import pytest
 from opentelemetry.trace import Status, StatusCode
 
 from otel_pgpool.telemetry import names
+from otel_pgpool.types import LogEvent
 from tests.support.collector import BINARY, QUICK, Collector, backend_overlay, wait_until
 from tests.support.collector_targets import Targets, open_targets
 from tests.support.database_roles import PASSWORDS, make_roles, open_server
@@ -46,7 +47,7 @@ def test_what_a_program_sends_arrives(targets: Targets, tmp_path: Path) -> None:
     with Collector("collector.yaml", tmp_path, **targets.environ) as collector, program(collector) as sender:
         sent = sender.checkout()
         sender.meters.get_meter(names.SCOPE).create_counter("otel_pgpool.sent").add(1)
-        sender.log(names.SCOPE, "held for long", {names.ATTR_EVENT: "long_hold"})
+        sender.log(names.SCOPE, "held for long", LogEvent.LONG_HOLD.attributes)
         sender.flush()
         targets.jaeger.wait_for(lambda r: [span.trace_id for span in r.spans] == [sent])
         targets.prometheus.wait_for(lambda r: [point.name for point in r.metrics] == ["otel_pgpool.sent"])

@@ -12,7 +12,7 @@ from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.by_identity import WeakIdentityDict
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.sockets import replace_socket
-from otel_pgpool.telemetry.names import ATTR_EVENT, ATTR_POOL_NAME
+from otel_pgpool.telemetry.names import ATTR_POOL_NAME
 from otel_pgpool.types import LogEvent
 
 if TYPE_CHECKING:
@@ -87,4 +87,4 @@ class InheritedPools(ABC, Generic[InheritedT]):
 
 
 def _attributes(event: LogEvent, name: str) -> dict[str, str]:
-    return {ATTR_EVENT: event.value, ATTR_POOL_NAME: name}
+    return {**event.attributes, ATTR_POOL_NAME: name}
