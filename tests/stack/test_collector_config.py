@@ -241,7 +241,8 @@ def test_what_is_counted_is_what_the_pool_logs() -> None:
     assert collector["connectors"] == gateway["connectors"]
     ((metric, count),) = collector["connectors"]["count"]["logs"].items()
     assert metric == "otel_pgpool.database_states"
-    assert count["conditions"] == [f'log.attributes["{names.ATTR_EVENT}"] == "{LogEvent.DATABASE_STATE}"']
+    event, *_more = LogEvent.DATABASE_STATE.attributes.items()
+    assert count["conditions"] == ['log.attributes["{}"] == "{}"'.format(*event)]
     counted = [attribute["key"] for attribute in count["attributes"]]
     assert counted == [names.ATTR_POOL_NAME, names.ATTR_STATE, names.ATTR_WAIT_EVENT_TYPE]
     for config in (collector, gateway):

@@ -173,7 +173,7 @@ def test_what_postgresql_said_of_long_holds_is_counted(
     with Collector(file, tmp_path, overlay, **targets.environ) as collector, program(collector) as sender:
 
         def log(**attributes: Any) -> None:
-            event = {names.ATTR_EVENT: "database_state", names.ATTR_POOL_NAME: "shop"}
+            event = {**LogEvent.DATABASE_STATE.attributes, names.ATTR_POOL_NAME: "shop"}
             sender.log(names.SCOPE, "connection held", {**event, **attributes})
 
         def total(labels: dict[str, str]) -> int:
@@ -185,7 +185,7 @@ def test_what_postgresql_said_of_long_holds_is_counted(
         log(**blocked, **{names.ATTR_BLOCKING_PIDS: [7]})
         log(**{names.ATTR_STATE: "active"})
         log()
-        log(**{names.ATTR_EVENT: "long_hold"})
+        log(**LogEvent.LONG_HOLD.attributes)
         sender.log("shop", "an order", {})
         sender.flush()
         wait_until(lambda: total(blocked) == 2)
