@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING
 from otel_pgpool._version import __version__
 
 if TYPE_CHECKING:
+    from otel_pgpool.database_state import BlockingSession, DatabaseState
     from otel_pgpool.driver.reset import reset_session
     from otel_pgpool.errors import PoolClosed, PoolError, PoolTimeout, TooManyRequests
     from otel_pgpool.instrumentation import PgPoolInstrumentor as PgPoolInstrumentor
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.connection_pool import ConnectionPool
-    from otel_pgpool.stats import Holder, PoolStats
+    from otel_pgpool.stats import Holder, PoolHealth, PoolStats
 else:
     # The public names are imported at their first use: the command line imports this package before it can handle
     # Ctrl-C, and PgPoolInstrumentor needs the extra "instrument", but not psycopg2.
     _HOMES = {
         **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "errors"),
-        **dict.fromkeys(("Holder", "PoolStats"), "stats"),
+        **dict.fromkeys(("BlockingSession", "DatabaseState"), "database_state"),
+        **dict.fromkeys(("Holder", "PoolHealth", "PoolStats"), "stats"),
         "PoolObserver": "observer",
         "ConnectionPool": "pool.connection_pool",
         "reset_session": "driver.reset",
@@ -49,10 +51,13 @@ __path__.append(f"{__path__[0]}/_former")
 
 # Without PgPoolInstrumentor, because `import *` must work where the extra "instrument" is not installed.
 __all__ = [
+    "BlockingSession",
     "ConnectionPool",
+    "DatabaseState",
     "Holder",
     "PoolClosed",
     "PoolError",
+    "PoolHealth",
     "PoolObserver",
     "PoolStats",
     "PoolTimeout",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.acquire import Acquirer
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.keepalive import Keepalive
 
 OPEN_TIMEOUT = 30.0
 """Seconds that opening the pool may take if ``timeout``, the bound of a checkout, is 0."""
@@ -27,11 +28,14 @@ MIN_JOIN = 0.1
 class Lifecycle(Part):
     """Opens, fills, resizes and closes a pool."""
 
-    def __init__(self, common: Common, discarder: Discarder, connectors: Connectors, acquirer: Acquirer) -> None:
+    def __init__(
+        self, common: Common, discarder: Discarder, connectors: Connectors, acquirer: Acquirer, keepalive: Keepalive
+    ) -> None:
         super().__init__(common)
         self._discarder = discarder
         self._connectors = connectors
         self._acquirer = acquirer
+        self._keepalive = keepalive
 
     def open(self) -> None:
         """Open ``minconn`` connections, unless the pool is open; the pool is not open if that fails."""
@@ -68,6 +72,7 @@ class Lifecycle(Part):
         """Refuse new checkouts, fail the waiters, and close the idle connections."""
         idle = self._core.close()
         self._connectors.stop()
+        self._keepalive.stop()
         self._maintenance_thread.wakeup.set()
         self._discarder.discard(idle, DiscardReason.CLOSED)
 
@@ -78,6 +83,7 @@ class Lifecycle(Part):
             acquire_within(waiter.lock, deadline - monotonic())
         self._maintenance_thread.wakeup.set()
         self._connectors.join(deadline - monotonic())
+        self._keepalive.join(deadline - monotonic())
         if not self._core.used:
             self._maintenance_thread.join(max(MIN_JOIN, deadline - monotonic()))
 

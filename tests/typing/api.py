@@ -13,10 +13,13 @@ from typing_extensions import assert_type
 
 import otel_pgpool
 from otel_pgpool import (
+    BlockingSession,
     ConnectionPool,
+    DatabaseState,
     Holder,
     PoolClosed,
     PoolError,
+    PoolHealth,
     PoolObserver,
     PoolStats,
     PoolTimeout,
@@ -53,6 +56,7 @@ def made_in_every_way() -> list[ConnectionPool]:
             max_retries=3,
             max_lifetime=math.inf,
             max_idle=60.0,
+            keepalive=30.0,
             long_hold=0.5,
             check=ask,
             configure=configure,
@@ -62,9 +66,9 @@ def made_in_every_way() -> list[ConnectionPool]:
             observer=None,
         ),
         ConnectionPool(
-            1, 1, max_retries=None, max_lifetime=None, max_idle=None, long_hold=None, check=None, timeout=None
+            1, 1, max_retries=None, max_lifetime=None, max_idle=None, keepalive=None, long_hold=None, check=None
         ),
-        ConnectionPool(1, 1, check="auto", credentials=lambda: {"user": "app", "port": 5433}),
+        ConnectionPool(1, 1, check="auto", timeout=None, credentials=lambda: {"user": "app", "port": 5433}),
         ConnectionPool(1, 1, observer=Telemetry(spans="slow", slow=0.5, histograms=["wait_time"])),
         ConnectionPool(1, 1, observer=Telemetry(None, None)),
         ConnectionPool(1, 1, observer=Telemetry(stack_skip=["acme"])),
@@ -115,6 +119,14 @@ def looked_at(pool: ConnectionPool) -> None:
     assert_type(pool.minconn, int)
     assert_type(pool.maxconn, int)
     assert_type(pool.closed, bool)
+    health = pool.health()
+    assert_type(health, PoolHealth)
+    assert_type(health.is_ok, bool)
+    assert_type(health.reasons, tuple[str, ...])
+    assert_type(health.duration, float | None)
+    assert_type(health.as_dict(), dict[str, Any])
+    if health.status == "saturated":
+        print(health.status.description)
     stats = pool.stats()
     assert_type(stats, PoolStats)
     assert_type((stats.name, stats.status), tuple[str, str])
@@ -127,6 +139,17 @@ def looked_at(pool: ConnectionPool) -> None:
     assert_type((stats.wait_seconds, stats.hold_seconds), tuple[float, float])
     assert_type(stats.as_dict(), dict[str, Any])
     assert_type(pool.holders(), list[Holder])
+
+
+def why_held(holder: Holder) -> str | None:
+    state = holder.database_state
+    assert_type(state, DatabaseState | None)
+    if state is None:
+        return None
+    assert_type(state.blocked_by, tuple[BlockingSession, ...])
+    assert_type(state.root_blocker, BlockingSession | None)
+    assert_type(state.transaction_age, float | None)
+    return f"{state}: {state.wait_event_type} {state.lock_relation} {[each.trace_id for each in state.blocked_by]}"
 
 
 def held_by(holder: Holder) -> str:
