@@ -17,6 +17,7 @@ from grafana.queries import (
     POOL,
     increase,
     level,
+    occurrences,
     quantile,
     quantiles,
     query,
@@ -30,6 +31,8 @@ FILE = Path(__file__).parent / "dashboards" / "otel-pgpool.json"
 QUEUED = search("Jaeger: checkouts that queued", "otel_pgpool.path=queued")
 TIMED_OUT = search("Jaeger: checkouts that timed out", "otel_pgpool.outcome=timeout")
 HELD_LONG = search("Jaeger: long holds", "otel_pgpool.long_hold=true")
+BLOCKED = search("Jaeger: holds that waited for a lock", "postgresql.wait_event_type=Lock")
+STATE = "postgresql_state, postgresql_wait_event_type"
 NOT_CONNECTED = search("Jaeger: failed connects", "error=true", "pool.connect")
 FAILED = search("Jaeger: checkouts that failed", "error=true")
 NEW = search("Jaeger: checkouts that waited for a new connection", "otel_pgpool.path=new")
@@ -186,7 +189,22 @@ HOLDING = (
         "short",
         [query(increase("otel_pgpool_long_holds_total"), NAME_AND_INSTANCE)],
         HELD_LONG,
-        width=12,
+    ),
+    graph(
+        "Why are long holds long?",
+        "What PostgreSQL said of the sessions of long holds within five minutes, by state and by what they wait for. "
+        "active, Lock: another session blocks them; the span links to it, and the log record database_state names it. "
+        "active with anything else: a slow statement. idle in transaction: the program does something else, and keeps "
+        "its locks meanwhile. idle: it only holds the connection. A hold counts again each time its age has doubled.",
+        "short",
+        [
+            query(
+                occurrences("otel_pgpool_database_states_total", by=f"job, {POOL}, {STATE}"),
+                f"{{{{postgresql_state}}}}, {{{{postgresql_wait_event_type}}}} · {NAME}",
+            )
+        ],
+        HELD_LONG,
+        BLOCKED,
     ),
     graph(
         "Needed connections",
@@ -195,7 +213,6 @@ HOLDING = (
         "have ended: a leak is not in it, and it is 0 when nothing else comes back.",
         "short",
         [slow_query(rate("db_client_connection_use_time_seconds_sum"), NAME_AND_INSTANCE)],
-        width=12,
     ),
 )
 

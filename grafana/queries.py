@@ -43,6 +43,16 @@ def increase(name: str, *more: str, by: str = EACH) -> str:
     return f"sum by ({by}) (({new}) or increase({total}[5m]))"
 
 
+def occurrences(name: str, *, by: str) -> str:
+    """By how much a total of the Collector's grew in five minutes.
+
+    Such a total has a sample only when it grows, and begins anew with its Collector or after a day.
+    """
+    total = metric(name)
+    now = f"last_over_time({total}[5m])"
+    return f"sum by ({by}) (({now} - last_over_time({total}[1d] offset 5m) >= 0) or {now})"
+
+
 def quantile(fraction: float, histogram: str, *, by: str = "", window: str = RATE) -> str:
     """Return a quantile of a histogram's records."""
     labels = f"{by}, le" if by else "le"

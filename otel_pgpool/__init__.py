@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from otel_pgpool._version import __version__
 
 if TYPE_CHECKING:
+    from otel_pgpool.database_state import BlockingSession, DatabaseState
     from otel_pgpool.driver.reset import reset_session
     from otel_pgpool.errors import PoolClosed, PoolError, PoolTimeout, TooManyRequests
     from otel_pgpool.instrumentation import PgPoolInstrumentor as PgPoolInstrumentor
@@ -17,6 +18,7 @@ else:
     # Ctrl-C, and PgPoolInstrumentor needs the extra "instrument", but not psycopg2.
     _HOMES = {
         **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "errors"),
+        **dict.fromkeys(("BlockingSession", "DatabaseState"), "database_state"),
         **dict.fromkeys(("Holder", "PoolHealth", "PoolStats"), "stats"),
         "PoolObserver": "observer",
         "ConnectionPool": "pool.connection_pool",
@@ -49,7 +51,9 @@ __path__.append(f"{__path__[0]}/_former")
 
 # Without PgPoolInstrumentor, because `import *` must work where the extra "instrument" is not installed.
 __all__ = [
+    "BlockingSession",
     "ConnectionPool",
+    "DatabaseState",
     "Holder",
     "PoolClosed",
     "PoolError",

@@ -133,6 +133,9 @@ def _name(value: object) -> str | None:
     return value
 
 
+APPLICATION_NAMES = ("off", "trace")
+
+
 @dataclass(frozen=True)
 class PoolConfig:
     """Validated options of a pool. Durations are in seconds, and infinite if switched off."""
@@ -151,8 +154,10 @@ class PoolConfig:
     configure: Callable[[connection], object] | None
     reset: Callable[[connection], object] | None
     credentials: Callable[[], Mapping[str, Any]] | None
-    is_monitored: bool = True
+    is_monitored: bool
     """Whether the server is asked about long holds."""
+    names_traces: bool
+    """Whether a sampled checkout names its session by its trace."""
 
     @classmethod
     def of(
@@ -196,6 +201,7 @@ class PoolConfig:
             reset=validate_callable("reset", reset),
             credentials=_credentials(credentials),
             is_monitored=environment_choice(environment.DATABASE_STATE, DATABASE_STATES, environ) != "off",
+            names_traces=environment_choice(environment.APPLICATION_NAME, APPLICATION_NAMES, environ) == "trace",
         )
 
 

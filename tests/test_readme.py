@@ -9,9 +9,11 @@ import ast
 import asyncio
 import inspect
 import json
+import logging
 import re
 import shlex
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import distribution, version
@@ -61,6 +63,7 @@ from tests.support.receivers import GrpcReceiver, HttpReceiver
 from tests.support.servers import ClonedServer
 from tests.support.stack_files import compose
 from tests.support.urls import url_of
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,10 +115,15 @@ def late_order(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 
 
 def stood_still(spans: list[dict[str, Any]]) -> bool:
-    """Whether the machine made another picture of it: the order came too late to wait, or a hold was too long."""
+    """Whether the machine made another picture of it.
+
+    The order came too late to wait, a hold was too long, or PostgreSQL's answer came after the hold.
+    """
     held = [span["attributes"]["otel_pgpool.hold_time"] for span in spans if span["name"] == "pool.checkout"]
     waited = any(span["name"] == "pool.wait" for span in spans)
-    return not waited or any(time > meant + 0.15 for time, meant in zip(sorted(held), (0.8, 1.3), strict=True))
+    answered = any(event["name"] == "pool.database_state" for span in spans for event in span["events"])
+    late = any(time > meant + 0.15 for time, meant in zip(sorted(held), (0.8, 1.3), strict=True))
+    return late or not (waited and answered)
 
 
 def settled(text: str) -> str:
@@ -198,7 +206,7 @@ def check_export(program: Program, line: str, environ: dict[str, str], folder: P
 # The picture
 
 WIDTH = 44
-TOLD = ("otel_pgpool.transaction.status", "otel_pgpool.checked_out_at")
+TOLD = ("otel_pgpool.transaction.status", "otel_pgpool.checked_out_at", "postgresql.state")
 
 
 def seconds(moment: str) -> float:
@@ -229,9 +237,10 @@ def draw(spans: list[dict[str, Any]]) -> str:
     lines.append(f"   │    link to the pool.checkout of {holder['name']}, which held the connection")
     for event in checkout["events"]:
         at = seconds(event["timestamp"])
-        branch = "└─" if event is checkout["events"][-1] else "├─"
+        branch, stem = ("└─", " ") if event is checkout["events"][-1] else ("├─", "│")
         lines.append(row(f"   {branch} {event['name']}", at, " " * int((at - start) / scale) + "╵"))
-        lines += [f"        {name}  {shown(event['attributes'][name])}" for name in TOLD if name in event["attributes"]]
+        told = {name: shown(event["attributes"][name]) for name in TOLD if name in event["attributes"]}
+        lines += [f"   {stem}    {name}  {value}" for name, value in told.items()]
     cells = [f"{name:<28}{shown(attributes[name])}" for name in attributes if name.startswith("otel_pgpool.")]
     lines += ["", *(f"{left:<40}{right}" for left, right in zip(cells[::2], cells[1::2], strict=True))]
     return "\n".join(lines) + "\n"
@@ -299,6 +308,7 @@ def test_variables_are_those_that_are_read() -> None:
     assert told["OTEL_PGPOOL_SPANS"] == telemetry.spans
     assert float(told["OTEL_PGPOOL_SLOW"]) == telemetry.slow
     assert set(told["OTEL_PGPOOL_HISTOGRAMS"].split(",")) == telemetry.histograms
+    assert (told["OTEL_PGPOOL_APPLICATION_NAME"] == "trace") is pool.names_traces
     assert told["OTEL_PGPOOL_STACK_SKIP"] == ",".join(telemetry.stack_skip) == ""
     assert told["OTEL_PGPOOL_WAIT_TIMEOUT"] == ""
     assert InstrumentationOptions.of(environ={}).wait_timeout is None
@@ -309,7 +319,7 @@ def test_no_variable_is_read_beside_the_table() -> None:
     sources = [path for path in (ROOT / "otel_pgpool").rglob("*.py") if not {"cli", "demo"} & set(path.parts)]
     texts = "".join(path.read_text(encoding="utf-8") for path in sources)
     named = set(re.findall(r"[\"'`]((?:OTEL|DB)_[A-Z_]*[A-Z])[\"'`]", texts))
-    read_by_the_sdk = {"OTEL_SERVICE_NAME"}
+    read_by_the_sdk = {"OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"}
     assert named - read_by_the_sdk <= {variable.name for variable in ENVIRONMENT}
 
 
@@ -332,9 +342,34 @@ async def check_out_in_a_task(dsn: str) -> None:
         pass
 
 
+def be_blocked(dsn: str, observer: Telemetry) -> None:
+    """Wait for the lock of another checkout, until PostgreSQL has said so."""
+
+    def lock() -> None:
+        with pool.connection() as conn, conn.cursor() as cur:
+            cur.execute("lock table pg_description in share row exclusive mode")
+            locked.set()
+            told.wait(PATIENCE)
+
+    def listen(record: logging.LogRecord) -> bool:
+        if hasattr(record, "postgresql.blocking.pids"):
+            told.set()
+        return True
+
+    locked, told, logger = threading.Event(), threading.Event(), logging.getLogger("otel_pgpool")
+    logger.addFilter(listen)
+    with ConnectionPool(2, 2, dsn, name="blocked", long_hold=0.01, observer=observer) as pool:
+        holder = in_thread(lock)
+        locked.wait(PATIENCE)
+        lock()
+        holder.result(PATIENCE)
+    logger.removeFilter(listen)
+    assert told.is_set()
+
+
 @pytest.fixture(scope="module")
 def measured(dsn: str) -> tuple[list[Any], list[Any]]:
-    """Spans and metrics of checkouts: served, queued, failed, held long, let wait by a proxy, by hand, by a task."""
+    """Spans and metrics of checkouts: served, queued, failed, long, blocked, let wait by a proxy, by hand, by a task."""
     memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
 
     def credentials() -> dict[str, str]:
@@ -345,9 +380,8 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(memory))
     observer = Telemetry(tracers, MeterProvider([reader]))
-    with ConnectionPool(
-        0, 2, dsn, timeout=5, max_retries=1, long_hold=0.01, credentials=credentials, observer=observer
-    ) as pool:
+    options = {"timeout": 5, "max_retries": 1, "credentials": credentials}
+    with ConnectionPool(0, 2, dsn, long_hold=0.01, observer=observer, **options) as pool:
         with pool.connection() as conn, conn.cursor() as cur:
             cur.execute("select pg_sleep(0.1)")
             conn.notices.append(PROXY_WAIT)  # as psycopg2 does
@@ -357,6 +391,7 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
         pool.putconn(pool.getconn(), close=True)
         data = reader.get_metrics_data()
         metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
+    be_blocked(dsn, Telemetry(tracers, MeterProvider()))
     with instrumented(tracers):
         asyncio.run(check_out_in_a_task(dsn))
     return list(memory.get_finished_spans()), list(metrics)
@@ -378,9 +413,27 @@ def test_attributes_are_those_of_the_span(name: str, measured: tuple[list[Any], 
 
 
 def test_events_are_those_of_a_checkout(measured: tuple[list[Any], list[Any]]) -> None:
-    """Every event with all its attributes."""
+    """Every event with all its attributes; what PostgreSQL says of a session has a table of its own."""
     seen = {event.name: set(event.attributes) for span in measured[0] for event in span.events}
-    assert {code(row[0])[0]: set(code(row[1])) for row in table(TELEMETRY, "events")} == seen
+    del seen["pool.database_state"]
+    told = {code(row[0])[0]: set(code(row[1])) for row in table(TELEMETRY, "events")}
+    assert told.pop("pool.database_state") == set()
+    assert told == seen
+
+
+def test_attributes_are_those_of_the_database_state(measured: tuple[list[Any], list[Any]]) -> None:
+    """Every attribute of an event about a session that waits for a lock, with its type."""
+    types = {float: "double", int: "int", str: "string"}
+    events = [event for span in measured[0] for event in span.events if event.name == "pool.database_state"]
+    seen = {
+        name: f"{types[type(value[0])]}[]" if isinstance(value, tuple) else types[type(value)]
+        for event in events
+        for name, value in event.attributes.items()
+    }
+    assert {code(row[0])[0]: row[1] for row in table(TELEMETRY, "attributes of pool.database_state")} == seen
+    links = [dict(link.attributes) for span in measured[0] if span.name == "pool.checkout" for link in span.links]
+    assert links
+    assert all(link == {"otel_pgpool.relation": "blocked_by"} for link in links)
 
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""A small shop on a pool of otel_pgpool: orders, a slow report, a lock conflict, and a leak to switch on.
+"""A small shop on a pool of otel_pgpool: orders, a slow report, lock conflicts, and a leak to switch on.
 
 It shows pools, and is no pattern for forms: they have no CSRF tokens, and nobody is asked who they are.
 """
@@ -33,6 +33,8 @@ PAGE = """<!doctype html>
 <table>{% for id, name, placed in orders %}<tr><td>{{ id }}<td>{{ name }}<td>{{ placed }}{% endfor %}</table>
 <p><a href="{{ url_for('report') }}">Turnover</a>, slowly
 <form method="post" action="{{ url_for('recount') }}"><button>Count product 1 again</button>, locking it</form>
+<form method="post" action="{{ url_for('payment') }}"><button>Pay the oldest order</button>, slowly</form>
+<form method="post" action="{{ url_for('cancellation') }}"><button>Cancel it</button>, after the payment</form>
 <form method="post" action="{{ url_for('leak') }}">
 <button>Switch the leak {{ 'off' if leaking else 'on' }}</button>: one order in ten forgets its connection</form>
 <p>These forms have no CSRF tokens: any page that is open in this browser may send them.
@@ -92,6 +94,23 @@ def recount() -> object:
     with pool.connection() as conn, conn.cursor() as cur:
         cur.execute("select stock from product where id = 1 for update")
         time.sleep(1.2)
+    return redirect(url_for("orders"))
+
+
+@app.post("/payment")
+def payment() -> object:
+    """Lock the oldest order, and wait for a slow payment provider meanwhile."""
+    with pool.connection() as conn, conn.cursor() as cur:
+        cur.execute("select id from orders order by id limit 1 for update")
+        time.sleep(2.5)
+    return redirect(url_for("orders"))
+
+
+@app.post("/cancellation")
+def cancellation() -> object:
+    """Delete the oldest order; while it is being paid, PostgreSQL lets this wait."""
+    with pool.connection() as conn, conn.cursor() as cur:
+        cur.execute("delete from orders where id = (select min(id) from orders)")
     return redirect(url_for("orders"))
 
 

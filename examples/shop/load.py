@@ -14,7 +14,7 @@ from contextlib import suppress
 CUSTOMERS = 10
 CYCLE = 60.0
 """Seconds after which the day begins again."""
-BETWEEN_REPORTS, BETWEEN_RECOUNTS = 15.0, 20.0
+BETWEEN_REPORTS, BETWEEN_RECOUNTS, BETWEEN_PAYMENTS = 15.0, 20.0, 25.0
 RUSH = 40.0
 """From this second of a cycle on, customers do not pause between two requests, and more of them come."""
 RUSH_CUSTOMERS = 20
@@ -59,6 +59,17 @@ def work_in_the_office(shop: str, path: str, data: bytes | None, pause: float) -
         ask(shop, path, data)
 
 
+def pay_and_cancel(shop: str) -> None:
+    """Pay the oldest order, again and again, and cancel it while it is being paid."""
+    while True:
+        time.sleep(BETWEEN_PAYMENTS)
+        payment = threading.Thread(target=ask, args=(shop, "/payment", b""), daemon=True)
+        payment.start()
+        time.sleep(0.1)
+        ask(shop, "/cancellation", b"")
+        payment.join()
+
+
 def main(shop: str) -> None:
     """Send everybody to the shop, and say every ten seconds how they were answered."""
     for number in range(CUSTOMERS + RUSH_CUSTOMERS):
@@ -66,6 +77,7 @@ def main(shop: str) -> None:
         threading.Thread(target=buy, args=(shop,), kwargs=guest, daemon=True).start()
     for work in (("/report", None, BETWEEN_REPORTS), ("/recount", b"", BETWEEN_RECOUNTS)):
         threading.Thread(target=work_in_the_office, args=(shop, *work), daemon=True).start()
+    threading.Thread(target=pay_and_cancel, args=(shop,), daemon=True).start()
     while True:
         time.sleep(10)
         print("answers:", ", ".join(f"{count} {status}" for status, count in sorted(answers.items())), flush=True)

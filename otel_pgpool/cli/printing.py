@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from otel_pgpool.cli.answers import Answer, Blocker
     from otel_pgpool.cli.report import Report, SlowCheckout, WaitedFor
     from otel_pgpool.cli.terminal import Output
 
 INDENT = 4
 MAX_WAITED_FOR = 3
+MAX_BLOCKERS = 2
 MAX_MARKS = 32
 MAX_LISTED = 20
 MAX_NAME = 80
@@ -149,9 +151,41 @@ def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) ->
         state = (slow.transaction or "").replace("_", " ")
         place = slow.checked_out_at.rpartition("/")[2]  # without the folders
         fields.append(("at long hold", f"{state}, checked out at {place}"))
+    if slow.database:
+        fields += _database_fields(slow.database)
     fields.append(("trace", slow.trace_id))
     for name, value in fields:
         yield make_line(pad, (f"{name:<13}", "dim"), value)
+
+
+def _database_fields(answer: Answer) -> Iterator[tuple[str, str]]:
+    """Iterate over the fields of what PostgreSQL said last: the session, its blockers, and the head of the chain."""
+    waits = ""
+    if answer.blocked_by:
+        on = f" on {answer.lock_relation}" if answer.lock_relation else ""
+        waits = f", waits for {answer.lock_mode or 'a lock'}{on}"
+    elif answer.wait_event_type == "Client":
+        waits = ", waits for the client"
+    elif answer.wait_event_type:
+        waits = f", waits for {answer.wait_event_type} {answer.wait_event}"
+    yield "in database", f"{answer.state or 'state unknown'}{waits}, after {duration(answer.held)}"
+    for blocker in answer.blocked_by[:MAX_BLOCKERS]:
+        yield from _blocker_fields("blocked by", blocker)
+    if len(answer.blocked_by) > MAX_BLOCKERS:
+        yield "", f"and {len(answer.blocked_by) - MAX_BLOCKERS} more"
+    if answer.root and answer.root not in answer.blocked_by:
+        yield from _blocker_fields("chain's head", answer.root)
+
+
+def _blocker_fields(name: str, blocker: Blocker) -> Iterator[tuple[str, str]]:
+    thread = f" ({blocker.thread})" if blocker.thread else ""
+    who = f"{blocker.request}{thread}" if blocker.request else blocker.application and f"{blocker.application!r}"
+    pid = f"pid {blocker.pid}" if blocker.pid else "a prepared transaction"
+    yield name, ", ".join(filter(None, (who, pid, blocker.state)))
+    if blocker.checked_out_at:
+        yield "", f"checked out at {blocker.checked_out_at.rpartition('/')[2]}"  # without the folders
+    if blocker.trace_id:
+        yield "", f"trace {blocker.trace_id}"
 
 
 def _describe_holder(holder: WaitedFor) -> str:

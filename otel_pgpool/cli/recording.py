@@ -20,6 +20,8 @@ MAX_LINE = 1 << 26
 """Maximum size in bytes of a line, which is one batch of an exporter."""
 MAX_DEPTH = 8
 """Maximum number of nested lists in an attribute's value."""
+MAX_DURATION = 1e9
+"""Maximum duration in seconds, about 30 years."""
 MAX_NUMBER = 1 << 64
 """Maximum time in nanoseconds since the epoch, and maximum count; OTLP limits both."""
 LINE_START = '{"resource'
@@ -119,6 +121,17 @@ class Recording:
                     self.cut_short.add(path)
                 else:
                     yield from batch.get(CONTENTS[path.name][0], ())
+
+
+def seconds(value: object) -> float:
+    """Validate a recorded duration.
+
+    Raises:
+        ValueError: the value is not a duration.
+    """
+    if not isinstance(value, float | int) or not 0 <= value <= MAX_DURATION:
+        raise ValueError("a duration is out of range")
+    return float(value)
 
 
 def _whole(value: str | float) -> int:

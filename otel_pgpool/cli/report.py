@@ -8,14 +8,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from otel_pgpool.cli.answers import Answer, last_answer
+from otel_pgpool.cli.recording import seconds
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from otel_pgpool.cli.recording import Recording, Span
 
 NANOSECONDS = 1e9
-MAX_DURATION = 1e9
-"""Maximum duration in seconds, about 30 years."""
 T = TypeVar("T")
 
 
@@ -79,6 +80,8 @@ class SlowCheckout:
     transaction: str | None = None
     """State of the transaction when the hold was reported as long."""
     checked_out_at: str | None = None
+    database: Answer | None = None
+    """What PostgreSQL said last of its session; None if it was not asked."""
 
     @property
     def total(self) -> float:
@@ -130,8 +133,8 @@ def read(recording: Recording, slowest: int = 3) -> Report:
         long_holds=sum(recording.totals("otel_pgpool.long_holds").values()),
         created=sum(recording.totals("otel_pgpool.connections.created").values()),
         discarded=recording.totals("otel_pgpool.connections.discarded", "otel_pgpool.reason"),
-        wait=Spread.of(_seconds(attributes["otel_pgpool.wait_time"]) for attributes in recorded),
-        hold=Spread.of(_seconds(a["otel_pgpool.hold_time"]) for a in recorded if "otel_pgpool.hold_time" in a),
+        wait=Spread.of(seconds(attributes["otel_pgpool.wait_time"]) for attributes in recorded),
+        hold=Spread.of(seconds(a["otel_pgpool.hold_time"]) for a in recorded if "otel_pgpool.hold_time" in a),
         slowest=tuple(
             _slow_checkout(span, waits.get(span.span_id), spans)
             for span in heapq.nlargest(slowest, checkouts, key=lambda span: span.end - span.start)
@@ -147,8 +150,8 @@ def _slow_checkout(span: Span, wait: Span | None, spans: dict[str, Span]) -> Slo
         thread=str(attributes.get("thread.name", "")),
         trace_id=span.trace_id,
         outcome=str(attributes.get("otel_pgpool.outcome", "")),
-        wait=_seconds(attributes["otel_pgpool.wait_time"]),
-        hold=_optional(_seconds, attributes.get("otel_pgpool.hold_time")),
+        wait=seconds(attributes["otel_pgpool.wait_time"]),
+        hold=_optional(seconds, attributes.get("otel_pgpool.hold_time")),
         marks=tuple(
             Mark((event.time - span.start) / NANOSECONDS, event.name.removeprefix("pool."))
             for event in sorted(span.events, key=lambda event: event.time)
@@ -156,6 +159,7 @@ def _slow_checkout(span: Span, wait: Span | None, spans: dict[str, Span]) -> Slo
         waited_for=_waited_for(wait, spans) if wait else (),
         transaction=_optional(str, flagged.get("otel_pgpool.transaction.status")),
         checked_out_at=next(iter(str(flagged.get("otel_pgpool.checked_out_at", "")).splitlines()), None),
+        database=last_answer(span, spans),
     )
 
 
@@ -168,24 +172,13 @@ def _waited_for(wait: Span, spans: dict[str, Span]) -> tuple[WaitedFor, ...]:
         found.append(
             WaitedFor(
                 connection_id=int(link.attributes.get("otel_pgpool.connection.id", 0)),
-                held_then=_seconds(link.attributes.get("otel_pgpool.held", 0.0)),
-                held=_optional(_seconds, known.get("otel_pgpool.hold_time")),
+                held_then=seconds(link.attributes.get("otel_pgpool.held", 0.0)),
+                held=_optional(seconds, known.get("otel_pgpool.hold_time")),
                 request=_request(holder, spans) if holder else None,
                 thread=_optional(str, known.get("thread.name")),
             )
         )
     return tuple(sorted(found, key=lambda one: -one.held_then))
-
-
-def _seconds(value: object) -> float:
-    """Validate a recorded duration.
-
-    Raises:
-        ValueError: the value is not a duration.
-    """
-    if not isinstance(value, float | int) or not 0 <= value <= MAX_DURATION:
-        raise ValueError("a duration is out of range")
-    return float(value)
 
 
 def _optional(read: Callable[[Any], T], value: object) -> T | None:

@@ -1,4 +1,4 @@
-"""The scenario of the demo, and the workers that run it: orders, slow reports, a rush, killed backends."""
+"""The scenario of the demo, and the workers that run it: orders, reports, a rush, a lock conflict, killed backends."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ MIN_REPORT = 1.2
 """Minimum duration of a report in seconds, which makes a long hold."""
 ENDLESS = 20.0
 """Seconds that a report would take if its session were not killed."""
+CONFLICT = 1.5
+"""Duration of the lock conflict, in durations of a report: so long that it is among the slowest checkouts."""
 MAX_DAY = 20.0
 """Maximum duration of a day in seconds; a longer run has several days."""
 CHECKED_AFTER = 0.1
@@ -83,7 +85,7 @@ class Workers:
 class Scenario:
     """One or several days of work, which take ``seconds`` together; each problem in them has a real cause.
 
-    Each step waits for the event that it needs, so that a day takes at least about 3 s.
+    Each step waits for the event that it needs, so that a day takes at least about 4 s.
     """
 
     def __init__(
@@ -133,10 +135,14 @@ class Scenario:
             report.join(self._report_time + STEP_TIMEOUT)
         wait_for(0.72)
         self._kill_idle()
-        wait_for(0.80)
+        wait_for(0.76)
+        conflict = self._start_lock_conflict()
+        wait_for(0.82)
         self._kill_in_use()
-        wait_for(0.88)
+        wait_for(0.89)
         self._drop_connection_and_fail_commit()
+        for request in conflict:
+            request.join(CONFLICT * self._report_time + STEP_TIMEOUT)
         wait_for(1.0)
 
     def _start_rush(self) -> list[threading.Thread]:
@@ -156,6 +162,14 @@ class Scenario:
         wait_until(lambda: not self._database.count_sessions(), SESSION_END_TIMEOUT)
         self._pause(CHECKED_AFTER)
         self._set_workload(f"{killed} idle backends killed; orders go on", self._orders)
+
+    def _start_lock_conflict(self) -> list[threading.Thread]:
+        """Let two requests need the same row: one locks it for long, the other waits for it in the database."""
+        self._show_step("an order is paid slowly, and changed meanwhile")
+        locked = threading.Event()
+        payment = self._submit(lambda: self._shop.slow_payment(CONFLICT * self._report_time, locked))
+        locked.wait(STEP_TIMEOUT)
+        return [payment, self._submit(self._shop.change_order)]
 
     def _kill_in_use(self) -> None:
         """End the session of a report in the middle of its query."""

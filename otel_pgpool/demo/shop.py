@@ -28,6 +28,7 @@ SOLD_OUT = 1
 PRODUCTS = 200
 CUSTOMERS = 50
 DELETED_CUSTOMER = -1
+PAID_ORDER = 8
 UNAVAILABLE = 503
 """HTTP status if no connection was available."""
 SLOW_QUERY = "SELECT count(*) FROM orders CROSS JOIN pg_sleep(%s)"
@@ -121,6 +122,20 @@ class Shop:
         with self._pool.connection() as conn:
             _query(conn, "product", "SELECT id, stock FROM product WHERE stock < %s", 10)
             self._closing.wait(seconds)
+
+    @request("POST", "/orders/{id}/payment")
+    def slow_payment(self, seconds: float, locked: threading.Event) -> None:
+        """Pay an order with a provider that is slow, and keep the order locked meanwhile; set ``locked`` then."""
+        with self._pool.connection() as conn:
+            _query(conn, "orders", "SELECT placed_at FROM orders WHERE id = %s FOR UPDATE", PAID_ORDER)
+            locked.set()
+            self._closing.wait(seconds)
+
+    @request("PATCH", "/orders/{id}")
+    def change_order(self) -> None:
+        """Change the order that is being paid, which has to wait for its lock."""
+        with self._pool.connection() as conn:
+            _query(conn, "orders", "UPDATE orders SET placed_at = now() WHERE id = %s", PAID_ORDER)
 
     @request("GET", "/export")
     def export(self) -> None:

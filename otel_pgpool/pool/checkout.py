@@ -71,7 +71,8 @@ class Slot:
     on_collected: Callable[[weakref.ref[connection]], None] | None = None  # called if the holder dropped the connection
     pid: int = 0
     origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
-    baseline: tuple[Any, ...] = ()  # psycopg2's settings after `configure`, which a release restores
+    # psycopg2's settings after `configure`, which a release restores; a `Renamed` while the session has a trace's name
+    baseline: tuple[Any, ...] = ()
     kept_at: float = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
     seen: float = AT_ONCE  # when the connection was last known to be alive
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
@@ -222,6 +223,8 @@ class Checkout:
     """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
     observer_data: Any = None
     """Data of the observer."""
+    trace_name: str | None = None
+    """The name that the session gets on the server; None if it keeps its own."""
     expected_path: str = "idle"
     """The path that the checkout would have if it were served now."""
     queued: float | None = None

@@ -13,8 +13,8 @@ from otel_pgpool.pool import registry
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
 from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
-from otel_pgpool.pool.lifecycle import end_shared_threads
 from otel_pgpool.pool.parts import Parts
+from otel_pgpool.pool.shared_threads import end_shared_threads
 from otel_pgpool.pool.state import PoolState
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew, renewed

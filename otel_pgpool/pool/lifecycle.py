@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver import session
-from otel_pgpool.driver.deadline import stop_watching
-from otel_pgpool.pool import monitors, registry
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
 from otel_pgpool.pool.outage import OutageChange
@@ -108,10 +106,3 @@ class Lifecycle(Part):
         observer = self._notifier.observer
         if observer is not None:
             OutageChange(outage, self._core.outage).report_end(self._notifier, observer, monotonic())
-
-
-def end_shared_threads() -> None:
-    """End the threads that all pools share, unless a pool of this process is open."""
-    if not registry.any_open():
-        monitors.stop()
-        stop_watching()

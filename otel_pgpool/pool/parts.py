@@ -65,6 +65,7 @@ class Parts:
         self.observer = observer
         self.reset = config.reset
         self.notifier = Notifier(observer)
+        target.fallback_name = self.notifier.session_name
         self.assemble(config.minconn, config.maxconn)
 
     def assemble(self, minconn: int, maxconn: int) -> None:

@@ -17,6 +17,7 @@ from otel_pgpool.telemetry.logs import CANNOT_BE_HANDED_OUT, CANNOT_BE_MADE, CAN
 from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes, transaction_status
 from otel_pgpool.telemetry.metrics import instruments
 from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY, RecordingGate
+from otel_pgpool.telemetry.service_name import service_name
 from otel_pgpool.telemetry.spans import Spans
 from otel_pgpool.types import CheckoutPath, Outcome, TransactionStatus
 
@@ -106,6 +107,17 @@ class Telemetry:
     def target_known(self, pool: ObservedPool) -> None:
         """Report from now on where the pool connects to, which was unknown before; checkouts may be in progress."""
         self._spans.set_target(pool)
+
+    # Names of sessions on the server
+
+    def service_name(self) -> str | None:
+        """Return the ``service.name`` of the tracer provider's resource; None if it is not known (yet)."""
+        return service_name(self._tracer_provider)
+
+    def traceparent(self, checkout: Checkout) -> str | None:
+        """Return the ``traceparent`` of a checkout's span; None if there is no span (yet), or none that is sampled."""
+        state: CheckoutState | None = checkout.observer_data
+        return None if state is None else state.traceparent
 
     # Checkouts
 

@@ -213,6 +213,7 @@ def test_every_path_outcome_and_event_is_taken(runs: Runs) -> None:
         "pool.acquired",
         "pool.retry",
         "pool.long_hold",
+        "pool.database_state",
     }
     errors = {span.attributes.get("error.type") for span in checkouts}
     assert {"timeout", "too_many_requests", "23503"} <= errors
@@ -229,6 +230,24 @@ def test_a_slow_query_is_told_from_a_transaction_left_open(runs: Runs) -> None:
         for place in event.attributes["otel_pgpool.checked_out_at"].splitlines()[:1]
     }
     assert {("active", "turnover_report"), ("in_transaction", "stock_report")} <= flagged
+
+
+def test_a_lock_conflict_leads_to_the_blocker(runs: Runs) -> None:
+    """The request that waits for an order's row is linked to the one that has locked it; the report tells both."""
+    slowest = json.loads(runs.full.out)["slowest"]
+    waiting = next(slow for slow in slowest if slow["request"] == "PATCH /orders/{id}")
+    paying = next(slow for slow in slowest if slow["request"] == "POST /orders/{id}/payment")
+    answer = waiting["database"]
+    assert (answer["state"], answer["wait_event_type"]) == ("active", "Lock")
+    assert answer["lock_relation"].endswith(".orders")
+    (blocker,) = answer["blocked_by"]
+    assert (blocker["request"], blocker["thread"]) == (paying["request"], paying["thread"])
+    assert (blocker["state"], blocker["trace_id"]) == ("idle in transaction", paying["trace_id"])
+    assert blocker["checked_out_at"].endswith("slow_payment")
+    assert answer["root"] == blocker
+    assert (paying["database"]["state"], paying["database"]["blocked_by"]) == ("idle in transaction", [])
+    (warning,) = {line for line in runs.dead.out.splitlines() if "in the database: active" in line and "Lock" in line}
+    assert "checked out at shop.py:" in warning
 
 
 def test_waits_are_linked_to_the_holders(runs: Runs) -> None:
@@ -253,7 +272,7 @@ def test_checkouts_stand_under_the_requests_and_over_the_queries(runs: Runs) -> 
 def test_the_logs_tell_the_same(runs: Runs) -> None:
     """Long holds, timeouts and lost connections are logged too."""
     logged = (runs.full.folder / "out" / "logs.jsonl").read_text()
-    for event in ("long_hold", "long_hold_returned", "timeout", "connection_lost", "reclaimed"):
+    for event in ("long_hold", "database_state", "long_hold_returned", "timeout", "connection_lost", "reclaimed"):
         assert f'"key":"otel_pgpool.event","value":{{"stringValue":"{event}"}}' in logged.replace(": ", ":").replace(
             ", ", ","
         )
@@ -355,6 +374,11 @@ def test_the_report_is_plain_where_there_is_no_terminal(runs: Runs) -> None:
     assert ESCAPE not in runs.dead.out + runs.dead.err
     assert "\r" not in runs.dead.out
     for expected in ("The 3 slowest checkouts", "waited for", "long_hold", "p50", "p99", "Where to look next", "16686"):
+        assert expected in runs.dead.out
+    for expected in (
+        "active, waits for ShareLock on otel_pgpool_demo_",
+        "blocked by   POST /orders/{id}/payment (worker-",
+    ):
         assert expected in runs.dead.out
     assert [line for line in runs.dead.out.splitlines() if line != line.rstrip()] == []
 

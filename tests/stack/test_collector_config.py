@@ -12,6 +12,7 @@ import yaml
 from opentelemetry.semconv._incubating.attributes import db_attributes
 
 from otel_pgpool.telemetry import names
+from otel_pgpool.types import LogEvent
 from tests.support.collector import BINARY, FILES, FOLDER, NEEDED, ROOT, TLS, backend_overlay, load
 from tests.support.documents import TELEMETRY, table
 
@@ -25,6 +26,8 @@ SQL = {
     f"{db_attributes.DB_OPERATION_PARAMETER_TEMPLATE}.name",
     "db.statement.parameters",  # the query instrumentation's, with capture_parameters
 }
+
+SAMPLES = "query-samples.yaml"
 
 every_file = pytest.mark.parametrize("name", FILES)
 
@@ -50,14 +53,17 @@ def policies() -> dict[str, dict[str, Any]]:
 def test_what_is_defined_is_used_and_what_is_used_is_defined(name: str) -> None:
     config = load(name)
     pipelines = config["service"]["pipelines"].values()
+    connectors = set(config.get("connectors", ()))
     for section in ("receivers", "processors", "exporters"):
-        assert set(config[section]) == {used for pipeline in pipelines for used in pipeline[section]}
+        used = {used for pipeline in pipelines for used in pipeline[section]}
+        between = set() if section == "processors" else connectors
+        assert set(config[section]) | between == used
     assert set(config["extensions"]) == set(config["service"]["extensions"])
 
 
 @every_file
 def test_each_signal_has_a_pipeline(name: str) -> None:
-    assert set(load(name)["service"]["pipelines"]) == {"traces", "metrics", "logs"}
+    assert {kind(pipeline) for pipeline in load(name)["service"]["pipelines"]} == {"traces", "metrics", "logs"}
 
 
 @every_file
@@ -161,13 +167,26 @@ def test_what_is_laid_over_a_file_for_tls_changes_what_is_there(name: str, overl
         assert [each["protocol"]["otlp"]["tls"]["insecure"] for each in part.values()] == [False, False]
 
 
+def test_query_samples_are_off_until_an_overlay_switches_them_on() -> None:
+    """The overlay changes nothing else, and what samples contain of the query is removed with all other SQL."""
+    config, overlay = load("collector.yaml"), load(SAMPLES)
+    assert config["receivers"]["postgresql"]["events"] == {"db.server.query_sample": {"enabled": False}}
+    assert config["service"]["pipelines"]["logs"]["receivers"] == ["otlp"]
+    assert overlay == {
+        "receivers": {"postgresql": {"events": {"db.server.query_sample": {"enabled": True}}}},
+        "service": {"pipelines": {"logs": {"receivers": ["otlp", "postgresql"]}}},
+    }
+    assert "transform/sql" in config["service"]["pipelines"]["logs"]["processors"]
+
+
 def test_sql_is_removed_where_programs_send() -> None:
     """By the collector and by the agents, in the same way, from every signal."""
     collector, agent = load("collector.yaml"), load("agent.yaml")
     assert collector["processors"]["transform/sql"] == agent["processors"]["transform/sql"]
     for config in (collector, agent):
         for pipeline in config["service"]["pipelines"].values():
-            assert "transform/sql" in pipeline["processors"]
+            if "otlp" in pipeline["receivers"]:
+                assert "transform/sql" in pipeline["processors"]
 
 
 def test_the_attributes_removed_are_those_that_hold_sql() -> None:
@@ -230,9 +249,34 @@ def test_only_traces_are_sampled() -> None:
     assert sampled == {"traces"}
 
 
+def test_what_is_counted_is_what_the_pool_logs() -> None:
+    """Both Collectors that deliver count the answers of PostgreSQL by attributes of which each has few values."""
+    collector, gateway = load("collector.yaml"), load("gateway.yaml")
+    assert collector["connectors"] == gateway["connectors"]
+    ((metric, count),) = collector["connectors"]["count"]["logs"].items()
+    assert metric == "otel_pgpool.database_states"
+    event, *_more = LogEvent.DATABASE_STATE.attributes.items()
+    assert count["conditions"] == ['log.attributes["{}"] == "{}"'.format(*event)]
+    counted = [attribute["key"] for attribute in count["attributes"]]
+    assert counted == [names.ATTR_POOL_NAME, names.ATTR_STATE, names.ATTR_WAIT_EVENT_TYPE]
+    for config in (collector, gateway):
+        pipelines = config["service"]["pipelines"]
+        assert "count" in pipelines["logs"]["exporters"]
+        assert pipelines["metrics/database_states"]["receivers"] == ["count"]
+        assert pipelines["metrics/database_states"]["exporters"] == pipelines["metrics"]["exporters"]
+        assert config["processors"]["deltatocumulative"] == collector["processors"]["deltatocumulative"]
+
+
+def test_another_backend_gets_the_counts_too() -> None:
+    """The overlay replaces the exporters of each pipeline, and keeps the connector."""
+    pipelines = backend_overlay()["service"]["pipelines"]
+    assert set(pipelines) == set(load("collector.yaml")["service"]["pipelines"])
+    assert "count" in pipelines["logs"]["exporters"]
+
+
 @pytest.mark.skipif(not BINARY, reason="OTELCOL names no Collector to validate with")
-@every_file
-def test_the_collector_finds_it_valid(name: str) -> None:
-    command = [BINARY, "validate", f"--config={FOLDER / name}"]
+@pytest.mark.parametrize("names", [*((name,) for name in FILES), ("collector.yaml", SAMPLES)])
+def test_the_collector_finds_it_valid(names: tuple[str, ...]) -> None:
+    command = [BINARY, "validate", *(f"--config={FOLDER / name}" for name in names)]
     done = subprocess.run(command, env={**os.environ, **NEEDED}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -164,6 +164,43 @@ def test_the_server_tells_its_connections_and_nothing_else(targets: Targets, tmp
     assert servers == {(host, port)}
 
 
+@pytest.mark.parametrize(("file", "overlay"), [("collector.yaml", {}), ("gateway.yaml", QUICK)])
+def test_what_postgresql_said_of_long_holds_is_counted(
+    targets: Targets, tmp_path: Path, file: str, overlay: dict[str, Any]
+) -> None:
+    """By pool, state and kind of wait, as a total that grows from batch to batch; other records count as nothing."""
+    blocked = {names.ATTR_STATE: "active", names.ATTR_WAIT_EVENT_TYPE: "Lock"}
+    with Collector(file, tmp_path, overlay, **targets.environ) as collector, program(collector) as sender:
+
+        def log(**attributes: Any) -> None:
+            event = {**LogEvent.DATABASE_STATE.attributes, names.ATTR_POOL_NAME: "shop"}
+            sender.log(names.SCOPE, "connection held", {**event, **attributes})
+
+        def total(labels: dict[str, str]) -> int:
+            """Return the last total of a series."""
+            labels = {names.ATTR_POOL_NAME: "shop", **labels}
+            return max((point.value for point in counted(targets) if point.attributes == labels), default=0)
+
+        log(**blocked)
+        log(**blocked, **{names.ATTR_BLOCKING_PIDS: [7]})
+        log(**{names.ATTR_STATE: "active"})
+        log()
+        log(**LogEvent.LONG_HOLD.attributes)
+        sender.log("shop", "an order", {})
+        sender.flush()
+        wait_until(lambda: total(blocked) == 2)
+        log(**blocked)
+        sender.flush()
+        wait_until(lambda: total(blocked) == 3)
+        assert total({names.ATTR_STATE: "active", names.ATTR_WAIT_EVENT_TYPE: "none"}) == 1
+        assert total({names.ATTR_STATE: "unknown", names.ATTR_WAIT_EVENT_TYPE: "none"}) == 1
+        assert len({tuple(sorted(point.attributes.items())) for point in counted(targets)}) == 3
+
+
+def counted(targets: Targets) -> list[Any]:
+    return [point for point in targets.prometheus.metrics if point.name == "otel_pgpool.database_states"]
+
+
 def test_another_backend_gets_all_three_signals_and_the_key(tmp_path: Path) -> None:
     """By the file that the README lays over collector.yaml."""
     with HttpReceiver() as backend:

@@ -30,7 +30,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 RULES = [rule for group in load("prometheus/rules.yaml")["groups"] for rule in group["rules"]]
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
-METRIC = re.compile(r"\b(?:db_client_connection|otel_pgpool|postgresql)_(?!pool_name|state|path|reason)\w+")
+METRIC = re.compile(r"\b(?:db_client_connection|otel_pgpool|postgresql)_(?!pool_name|state|wait_event|path|reason)\w+")
 CHOSEN = {"$service": "shop", "$instance": ".*", "$pool": ".*", "$__rate_interval": "4m"}
 """What Grafana puts in the place of its variables."""
 
@@ -132,6 +132,29 @@ def test_every_verdict_is_a_figure_or_nothing(told: Told) -> None:
             (target,) = panel["targets"]
             found = told.over_time(filled_in(target["expr"].replace("$instance", "shop-1")))
             assert all(is_figure(value) for each in found for _at, value in each["values"]), panel["title"]
+
+
+def test_the_panel_says_why_long_holds_are_long(told: Told) -> None:
+    """One hold keeps its transaction open, another waits for its lock: once at the beginning, and during the leak.
+
+    Each time until five minutes later, although the totals have no samples in between.
+    """
+    (panel,) = [panel for panel in PANELS if panel["title"] == "Why are long holds long?"]
+    calm, _end = told.history.phases["calm"]
+    begin, end = told.history.phases["leak"]
+    shown: dict[tuple[str, str], dict[float, float]] = {}
+    for found in told.over_time(filled_in(panel["targets"][0]["expr"])):
+        labels = found["metric"]
+        assert (labels["job"], labels["db_client_connection_pool_name"]) == ("shop", "orders")
+        values = {float(at): float(value) for at, value in found["values"]}
+        shown[labels["postgresql_state"], labels["postgresql_wait_event_type"]] = values
+    for reason in (("idle in transaction", "Client"), ("active", "Lock")):
+        times = [at for at, value in shown[reason].items() if value > 0]
+        first, second = ([at for at in times if (at > begin) is late] for late in (False, True))
+        assert first
+        assert max(first) <= calm + 5 * 60 + STEP
+        assert second
+        assert max(second) <= end + 5 * 60 + STEP
 
 
 def test_every_metric_that_is_asked_for_exists(told: Told) -> None:

@@ -22,13 +22,16 @@ from tests.support.external_programs import free_ports
 from tests.support.processes import arguments_of_all
 from tests.support.receivers import GrpcReceiver
 from tests.support.stack_files import ROOT
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.support.otlp_views import Span
+
 pytestmark = pytest.mark.timeout(120)
 
+BLOCKED_BY = {"otel_pgpool.relation": "blocked_by"}
 OPENS_WITHIN, CLOSES_WITHIN = 30.0, 20.0  # seconds
 
 
@@ -227,6 +230,32 @@ def test_a_locked_product_makes_orders_wait_in_the_database(shop: Shop, receiver
     shop.post("/recount")
     in_transaction = {"otel_pgpool.event": "long_hold", "otel_pgpool.transaction.status": "in_transaction"}
     receiver.wait_for(lambda r: any(log.attributes.items() >= in_transaction.items() for log in r.logs))
+
+
+def test_a_cancellation_leads_to_the_payment_that_blocks_it(shop: Shop, receiver: GrpcReceiver) -> None:
+    """Its checkout says that it waits for a lock, and of which table, and links to the payment's checkout."""
+
+    def blocked(receiver: GrpcReceiver) -> list[Span]:
+        return [span for span in receiver.spans if any(link.attributes == BLOCKED_BY for link in span.links)]
+
+    shop.post("/", b"product=3")
+    for _ in range(3):  # on a busy machine the cancellation may come first
+        payment = in_thread(shop.post, "/payment")
+        shop.get("/")
+        began = time.monotonic()
+        shop.post("/cancellation")
+        payment.result(PATIENCE)
+        if time.monotonic() - began > 2:
+            break
+    receiver.wait_for(blocked)
+    span = blocked(receiver)[0]
+    told = [event.attributes for event in span.events if event.name == "pool.database_state"][-1]
+    assert (told["postgresql.state"], told["postgresql.wait_event_type"]) == ("active", "Lock")
+    assert told["postgresql.blocking.lock.relation"] == "orders"
+    receiver.wait_for(lambda r: {link.span_id for link in span.links} <= {each.span_id for each in r.spans})
+    spans = {each.span_id: each for each in receiver.spans}
+    blocker = spans[span.links[0].span_id]
+    assert [spans[each.parent_span_id].name for each in (span, blocker)] == ["POST /cancellation", "POST /payment"]
 
 
 def test_the_leak_shows_until_it_is_switched_off(shop: Shop, receiver: GrpcReceiver) -> None:

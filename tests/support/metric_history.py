@@ -6,6 +6,7 @@ older by as much, and the exports get the times at which they would have been ma
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.telemetry import Telemetry
+from otel_pgpool.types import LogEvent
 from tests.support.database import ask
 from tests.support.internals import core_of
 from tests.support.pools import let_lie
 from tests.support.servers import ClonedServer
+from tests.support.stack_files import load
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ STEP = 15.0
 MINUTES = {"calm": 6, "exhaustion": 8, "after it": 7, "leak": 3, "after that": 7, "outage": 3, "at last": 6}
 LENGTH = 60 * sum(MINUTES.values())
 MAXCONN = 4
+LOCK = "select pg_advisory_xact_lock(1)"
 
 
 class Process:
@@ -87,6 +91,32 @@ class Server:
         self._metrics.shutdown()
 
 
+class Answers(logging.Handler):
+    """What PostgreSQL said of a process's long holds, counted from its log records as the Collectors count them."""
+
+    def __init__(self, instance: str) -> None:
+        super().__init__()
+        ((name, count),) = load("collector-config/collector.yaml")["connectors"]["count"]["logs"].items()
+        self._labels: dict[str, str] = {each["key"]: each.get("default_value", "") for each in count["attributes"]}
+        resource = Resource({"service.name": "shop", "service.instance.id": instance})
+        self.reader = InMemoryMetricReader()
+        self._metrics = MeterProvider([self.reader], resource, shutdown_on_exit=False)
+        self._counter = self._metrics.get_meter("countconnector").create_counter(name)
+        self.waits: set[str] = set()
+        """What the sessions waited for, since the last export."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = vars(record)
+        if fields.get("otel_pgpool.event") == LogEvent.DATABASE_STATE:
+            labels = {key: str(fields.get(key, default)) for key, default in self._labels.items()}
+            self._counter.add(1, labels)
+            self.waits.add(labels["postgresql.wait_event_type"])
+
+    def close(self) -> None:
+        self._metrics.shutdown()
+        super().close()
+
+
 @dataclass
 class History:
     """What was exported, and when; times are seconds since 1970."""
@@ -109,9 +139,9 @@ class History:
 class Recorder:
     """Plays the phases, and records what the processes and the server export."""
 
-    def __init__(self, begin: float, troubled: Process, well: Process, server: Server) -> None:
+    def __init__(self, begin: float, troubled: Process, well: Process, server: Server, answers: Answers) -> None:
         self.history = History(begin)
-        self.troubled, self.well, self._server = troubled, well, server
+        self.troubled, self.well, self._server, self._answers = troubled, well, server, answers
         self._now = begin
 
     @contextmanager
@@ -122,9 +152,11 @@ class Recorder:
         self.history.phases[name] = begin, self._now
 
     def export(self) -> None:
-        """Let all export, and advance the time."""
+        """Let all export, and advance the time. The Collector exports its totals only if they have grown."""
         self._now += STEP
-        for reader in (self.troubled.reader, self.well.reader, self._server.reader):
+        grown = [self._answers.reader] if self._answers.waits else []
+        self._answers.waits.clear()
+        for reader in (self.troubled.reader, self.well.reader, self._server.reader, *grown):
             data = reader.get_metrics_data()
             assert data is not None
             self.history.exports.append(_dated(encode_metrics(data), self.history.begin, self._now))
@@ -154,11 +186,10 @@ class Recorder:
                 each.result(PATIENCE)
 
     def leak(self) -> None:
-        """Hold one connection until its hold is reported as long."""
+        """Hold one connection, with a lock for which another holder waits, until the hold is reported as long."""
         pool = self.troubled.pool
         noticed = pool.stats().long_holds
-        with self.phase("leak") as exports:
-            conn = pool.getconn()
+        with self.phase("leak") as exports, self.conflict():
             for _ in exports:
                 self.troubled.work()
                 self.well.work()
@@ -167,7 +198,21 @@ class Recorder:
                     hold.acquired -= STEP
                 assert wait_until(lambda: pool.stats().long_holds > noticed)
                 self.export()
-            pool.putconn(conn)
+
+    @contextmanager
+    def conflict(self) -> Iterator[None]:
+        """Hold a lock for which another holder waits, both for so long that PostgreSQL has been asked why."""
+
+        def lock() -> None:
+            with self.troubled.pool.connection() as conn:
+                ask(conn, LOCK)
+
+        with self.troubled.pool.connection() as conn:
+            ask(conn, LOCK)
+            blocked = in_thread(lock)
+            assert wait_until(lambda: {"Client", "Lock"} <= self._answers.waits)
+            yield
+        blocked.result(PATIENCE)
 
     def outage(self, postgres: PostgresServer) -> None:
         """Stop the server and start it again, while a caller waits."""
@@ -192,7 +237,13 @@ def play_history(end: float) -> History:
         running.callback(well.close)
         server = Server(postgres.dsn)
         running.callback(server.close)
-        recorder = Recorder(end - LENGTH, troubled, well, server)
+        answers = Answers("shop-1")
+        running.callback(answers.close)
+        logging.getLogger("otel_pgpool").addHandler(answers)
+        running.callback(logging.getLogger("otel_pgpool").removeHandler, answers)
+        recorder = Recorder(end - LENGTH, troubled, well, server, answers)
+        with recorder.conflict():
+            pass
         recorder.calm("calm")
         recorder.exhaustion()
         recorder.calm("after it")

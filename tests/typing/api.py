@@ -13,7 +13,9 @@ from typing_extensions import assert_type
 
 import otel_pgpool
 from otel_pgpool import (
+    BlockingSession,
     ConnectionPool,
+    DatabaseState,
     Holder,
     PoolClosed,
     PoolError,
@@ -137,6 +139,17 @@ def looked_at(pool: ConnectionPool) -> None:
     assert_type((stats.wait_seconds, stats.hold_seconds), tuple[float, float])
     assert_type(stats.as_dict(), dict[str, Any])
     assert_type(pool.holders(), list[Holder])
+
+
+def why_held(holder: Holder) -> str | None:
+    state = holder.database_state
+    assert_type(state, DatabaseState | None)
+    if state is None:
+        return None
+    assert_type(state.blocked_by, tuple[BlockingSession, ...])
+    assert_type(state.root_blocker, BlockingSession | None)
+    assert_type(state.transaction_age, float | None)
+    return f"{state}: {state.wait_event_type} {state.lock_relation} {[each.trace_id for each in state.blocked_by]}"
 
 
 def held_by(holder: Holder) -> str:

@@ -55,6 +55,7 @@ def test_defaults() -> None:
         "reset": None,
         "credentials": None,
         "is_monitored": True,
+        "names_traces": False,
     }
 
 
@@ -212,6 +213,20 @@ def test_a_bad_variable_is_refused(variable: str, value: str) -> None:
     with pytest.raises(ValueError, match=variable) as caught:
         pool_config(environ={variable: value})
     assert str(caught.value) == f"{variable} must be {FROM_TEXT}, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("value", "is_on"), [("", False), ("off", False), (" Off ", False), ("trace", True), (" TRACE ", True)]
+)
+def test_the_names_of_sessions(value: str, is_on: bool) -> None:
+    """A sampled checkout names its session only if the variable asks for that."""
+    assert pool_config(environ={"OTEL_PGPOOL_APPLICATION_NAME": value}).names_traces is is_on
+
+
+def test_another_name_of_sessions_is_refused() -> None:
+    """The error names the variable, the value and what is accepted."""
+    with pytest.raises(ValueError, match=r"^OTEL_PGPOOL_APPLICATION_NAME must be one of off, trace, not 'on'$"):
+        pool_config(environ={"OTEL_PGPOOL_APPLICATION_NAME": "on"})
 
 
 # Telemetry

@@ -16,11 +16,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from otel_pgpool.cli import printing, terminal
+from otel_pgpool.cli.answers import Answer, Blocker
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import Mark, Report, SlowCheckout, Spread, WaitedFor, percentile, read
 from otel_pgpool.demo.endpoint import Endpoint, place
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from opentelemetry.trace import Span
@@ -59,6 +61,7 @@ class Recorder:
         parent: Span | None = None,
         thread: str = "worker-01",
         waited_for: dict[Span, float] | None = None,
+        blocked_by: Sequence[Span] = (),
         events: dict[str, tuple[float, dict[str, Any]]] | None = None,
         **attributes: Any,
     ) -> Span:
@@ -70,6 +73,8 @@ class Recorder:
         span.set_attributes(told | {name.replace("__", "."): value for name, value in attributes.items()})
         for name, (time, details) in (events or {}).items():
             span.add_event(name, details, timestamp=at(start + time))
+        for blocker in blocked_by:
+            span.add_link(blocker.get_span_context(), {"otel_pgpool.relation": "blocked_by"})
         if waited_for is not None:
             links = [
                 trace.Link(holder.get_span_context(), {"otel_pgpool.held": held, "otel_pgpool.connection.id": number})
@@ -230,6 +235,87 @@ def test_events_are_marks_at_their_times(recorder: Recorder) -> None:
     assert slow.marks == (Mark(0.5, "acquired"), Mark(1.5, "long_hold"))
     assert slow.transaction == "in_transaction"
     assert slow.checked_out_at == "/app/stock.py:12 report"
+
+
+# What PostgreSQL said
+
+BLOCKED = {
+    "otel_pgpool.held": 2.0,
+    "otel_pgpool.connection.pid": 43,
+    "postgresql.state": "active",
+    "postgresql.wait_event_type": "Lock",
+    "postgresql.wait_event": "transactionid",
+    "postgresql.blocking.pids": [42, 41],
+    "postgresql.blocking.lock.mode": "ShareLock",
+    "postgresql.blocking.lock.relation": "orders",
+    "otel_pgpool.blocking.traces": ["a" * 32, ""],
+    "otel_pgpool.blocking.checked_out_at": ["/app/pay.py:7 pay", ""],
+    "otel_pgpool.blocking.applications": ["shop", "nightly"],
+    "otel_pgpool.blocking.states": ["idle in transaction", ""],
+    "otel_pgpool.blocking.root.pid": 40,
+    "otel_pgpool.blocking.root.trace": "b" * 32,
+}
+
+
+def test_the_last_answer_of_postgresql_is_told(recorder: Recorder) -> None:
+    """The session, its blockers and the head of the chain; a linked blocker with its request and its thread."""
+    payment = recorder.request("POST /payment", 0, 4)
+    blocker = recorder.checkout(0, 0, 0.1, parent=payment, thread="worker-07", otel_pgpool__connection__pid=42)
+    events = {"pool.long_hold": (1.0, {}), "pool.database_state": (2.0, BLOCKED)}
+    recorder.checkout(0, 0, 3.0, blocked_by=[blocker], events=events)
+    report = recorder.report(slowest=1)
+    first = Blocker(42, "idle in transaction", "shop", "/app/pay.py:7 pay", "a" * 32, "POST /payment", "worker-07")
+    second, root = Blocker(41, application="nightly"), Blocker(40, trace_id="b" * 32)
+    assert report.slowest[0].database == Answer(
+        2.0, "active", "Lock", "transactionid", "ShareLock", "orders", (first, second), root
+    )
+    lines = drawn(report)
+    start = next(number for number, line in enumerate(lines) if "in database" in line)
+    assert [line.strip() for line in lines[start : start + 7]] == [
+        "in database  active, waits for ShareLock on orders, after 2.00 s",
+        "blocked by   POST /payment (worker-07), pid 42, idle in transaction",
+        "checked out at pay.py:7 pay",
+        f"trace {'a' * 32}",
+        "blocked by   'nightly', pid 41",
+        "chain's head pid 40",
+        f"trace {'b' * 32}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"postgresql.state": "idle in transaction", "postgresql.wait_event_type": "Client"}, "waits for the client"),
+        ({"postgresql.state": "active"}, "active, after 1.00 s"),
+        (
+            {"postgresql.state": "active", "postgresql.wait_event_type": "IO", "postgresql.wait_event": "DataFileRead"},
+            "active, waits for IO DataFileRead, after 1.00 s",
+        ),
+        ({}, "state unknown, after 1.00 s"),
+        ({"postgresql.blocking.pids": [0]}, "a prepared transaction"),
+        ({"postgresql.blocking.pids": [5, 6, 7], "postgresql.state": "active"}, "and 1 more"),
+    ],
+)
+def test_what_is_unknown_is_left_out(recorder: Recorder, told: dict[str, Any], expected: str) -> None:
+    """Holds that wait for nobody are told apart; a blocker of which little is known does no harm."""
+    recorder.checkout(0, 0, 2.0, events={"pool.database_state": (1.0, {"otel_pgpool.held": 1.0, **told})})
+    assert any(expected in line for line in drawn(recorder.report()))
+
+
+def test_a_checkout_about_which_nobody_asked_has_no_answer(recorder: Recorder) -> None:
+    """Neither in the report's values nor in its lines."""
+    recorder.checkout(0, 0, 2.0)
+    report = recorder.report()
+    assert report.slowest[0].database is None
+    assert not any("in database" in line for line in drawn(report))
+
+
+@pytest.mark.parametrize("wrong", [{"otel_pgpool.held": "long"}, {"postgresql.blocking.pids": 7}])
+def test_an_answer_of_a_wrong_type_is_refused(recorder: Recorder, wrong: dict[str, Any]) -> None:
+    """As any other recording that is none of the pool's."""
+    recorder.checkout(0, 0, 2.0, events={"pool.database_state": (1.0, {"otel_pgpool.held": 1.0, **wrong})})
+    with pytest.raises((TypeError, ValueError)):
+        recorder.report()
 
 
 # Bars
