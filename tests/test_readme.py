@@ -369,7 +369,7 @@ def be_blocked(dsn: str, observer: Telemetry) -> None:
 
 @pytest.fixture(scope="module")
 def measured(dsn: str) -> tuple[list[Any], list[Any]]:
-    """Spans and metrics of checkouts: idle, queued, failed, long, blocked, let wait by a proxy, by hand, in a task."""
+    """Spans and metrics of checkouts: served, queued, failed, long, blocked, waiting in a proxy, by hand, by a task."""
     memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
 
     def credentials() -> dict[str, str]:

@@ -30,12 +30,17 @@ AT_ONCE = 1.0
 
 
 class Check:
-    """A program's check, which notes the connections, and waits if it is told to."""
+    """A program's check, which notes the connections, and waits from `hold_up` on."""
 
     def __init__(self) -> None:
         self.pids: list[int] = []
         self.go_on = threading.Event()
         self.go_on.set()
+
+    def hold_up(self) -> None:
+        """Let the next checks wait; those of checkouts are over."""
+        self.pids.clear()
+        self.go_on.clear()
 
     def __call__(self, conn: connection) -> None:
         self.pids.append(conn.info.backend_pid)
@@ -46,7 +51,6 @@ class Check:
 @pytest.fixture
 def held_up() -> Iterator[Check]:
     check = Check()
-    check.go_on.clear()
     yield check
     check.go_on.set()
 
@@ -62,11 +66,13 @@ def keepalive_threads() -> list[threading.Thread]:
 
 
 def test_a_pool_that_nobody_uses(dsn: str) -> None:
-    """Its connections are pinged again and again, by a thread that ends in between."""
+    """Its connections are pinged although its maintenance is parked, by a thread that ends afterwards."""
     check = Check()
-    with make(2, 2, dsn, keepalive=0.4, check=check) as pool:
+    with make(2, 2, dsn, keepalive=1.2, check=check) as pool:
         pids = set(fill(pool, 2))
-        assert wait_until(lambda: all(check.pids.count(pid) >= 2 for pid in pids))
+        assert wait_until(lambda: core_of(pool).parked)
+        check.pids.clear()
+        assert wait_until(lambda: pids <= {*check.pids})
         assert wait_until(lambda: not keepalive_threads())
         assert (pool.stats().created, pool.stats().discarded) == (2, {})
 
@@ -86,6 +92,7 @@ def test_one_at_a_time_and_the_longest_idle_first(dsn: str, held_up: Check) -> N
     with make(3, 3, dsn, keepalive=60, check=held_up) as pool:
         fill(pool, 3)
         order = [slot.pid for slot in core_of(pool).idle]
+        held_up.hold_up()
         ping_now(pool)
         assert wait_until(lambda: held_up.pids)
         assert (held_up.pids, pool.stats().idle) == (order[:1], 2)
@@ -182,6 +189,7 @@ def test_closed_or_drained_during_a_ping(dsn: str, admin: connection, held_up: C
     """The pinged connection goes after its ping, for that reason."""
     pool = make(1, 1, dsn, keepalive=60, check=held_up)
     [pid] = fill(pool, 1)
+    held_up.hold_up()
     ping_now(pool)
     assert wait_until(lambda: held_up.pids)
     done = in_thread(getattr(pool, what))
@@ -200,6 +208,7 @@ def test_a_pool_dropped_during_a_ping(dsn: str, admin: connection, held_up: Chec
     pool: Any = make(2, 2, dsn, keepalive=60, check=held_up)
     pids = fill(pool, 2)
     dropped = weakref.ref(pool)
+    held_up.hold_up()
     ping_now(pool)
     assert wait_until(lambda: held_up.pids)
     del pool
@@ -242,6 +251,7 @@ def test_a_child_of_a_fork_pings_its_own(dsn: str, admin: connection, held_up: C
     """It neither waits for the parent's ping nor touches its connection."""
     with make(1, 1, dsn, keepalive=60, check=held_up) as pool:
         [pid] = fill(pool, 1)
+        held_up.hold_up()
         ping_now(pool)
         assert wait_until(lambda: held_up.pids)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from asyncpg import connect_utils, connection
 from asyncpg.connection import Connection
 from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder, PoolConnectionProxy
-from asyncpg.protocol import Record
+from asyncpg.protocol import Record  # `asyncpg` itself may not have it yet: this module is imported with its pool
 
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 
