@@ -369,7 +369,7 @@ def be_blocked(dsn: str, observer: Telemetry) -> None:
 
 @pytest.fixture(scope="module")
 def measured(dsn: str) -> tuple[list[Any], list[Any]]:
-    """Spans and metrics of checkouts: served, queued, failed, long, blocked, let wait by a proxy, by hand, by a task."""
+    """Spans and metrics of checkouts: served, queued, failed, long, blocked, held up by a proxy, by hand, by a task."""
     memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
 
     def credentials() -> dict[str, str]:

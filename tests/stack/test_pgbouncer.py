@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool.demo.postgres import PostgresServer
-    from tests.support.telemetry import Signals
 
     Bouncing = Callable[..., "PgBouncer"]
 
