@@ -16,9 +16,10 @@ from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from asyncpg import Record, connect_utils, connection
+from asyncpg import connect_utils, connection
 from asyncpg.connection import Connection
 from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder, PoolConnectionProxy
+from asyncpg.protocol import Record  # the package does not have it yet while it imports its pool
 
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 
