@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import (
+    application_name,
     checkout,
     churn,
     collection,
@@ -21,6 +22,7 @@ from benchmarks import (
 ROWS = (
     *checkout.ROWS,
     *traced.ROWS,
+    *application_name.ROWS,
     *hooked.ROWS,
     *hooked_traced.ROWS,
     *hooked_asyncpg.ROWS,

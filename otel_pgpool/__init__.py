@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from otel_pgpool.instrumentation import PgPoolInstrumentor as PgPoolInstrumentor
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.connection_pool import ConnectionPool
-    from otel_pgpool.stats import Holder, PoolStats
+    from otel_pgpool.stats import Holder, PoolHealth, PoolStats
 else:
     # The public names are imported at their first use: the command line imports this package before it can handle
     # Ctrl-C, and PgPoolInstrumentor needs the extra "instrument", but not psycopg2.
     _HOMES = {
         **dict.fromkeys(("PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "errors"),
         **dict.fromkeys(("BlockingSession", "DatabaseState"), "database_state"),
-        **dict.fromkeys(("Holder", "PoolStats"), "stats"),
+        **dict.fromkeys(("Holder", "PoolHealth", "PoolStats"), "stats"),
         "PoolObserver": "observer",
         "ConnectionPool": "pool.connection_pool",
         "reset_session": "driver.reset",
@@ -57,6 +57,7 @@ __all__ = [
     "Holder",
     "PoolClosed",
     "PoolError",
+    "PoolHealth",
     "PoolObserver",
     "PoolStats",
     "PoolTimeout",

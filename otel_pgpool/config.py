@@ -133,6 +133,9 @@ def _name(value: object) -> str | None:
     return value
 
 
+APPLICATION_NAMES = ("off", "trace")
+
+
 @dataclass(frozen=True)
 class PoolConfig:
     """Validated options of a pool. Durations are in seconds, and infinite if switched off."""
@@ -145,13 +148,16 @@ class PoolConfig:
     max_retries: int | None
     max_lifetime: float
     max_idle: float
+    keepalive: float
     long_hold: float
     check: Check
     configure: Callable[[connection], object] | None
     reset: Callable[[connection], object] | None
     credentials: Callable[[], Mapping[str, Any]] | None
-    is_monitored: bool = True
+    is_monitored: bool
     """Whether the server is asked about long holds."""
+    names_traces: bool
+    """Whether a sampled checkout names its session by its trace."""
 
     @classmethod
     def of(
@@ -165,6 +171,7 @@ class PoolConfig:
         max_retries: object = None,
         max_lifetime: object = 3600.0,
         max_idle: object = 600.0,
+        keepalive: object = None,
         long_hold: object = ...,
         check: object = "auto",
         configure: object = None,
@@ -187,12 +194,14 @@ class PoolConfig:
             max_retries=None if max_retries is None else validate_integer("max_retries", max_retries, none=True),
             max_lifetime=_seconds_or_never("max_lifetime", max_lifetime),
             max_idle=_seconds_or_never("max_idle", max_idle),
+            keepalive=_seconds_or_never("keepalive", keepalive),
             long_hold=long_hold_threshold(long_hold, environ),
             check=check if check == "auto" else validate_callable("check", check, also="'auto' or None"),
             configure=validate_callable("configure", configure),
             reset=validate_callable("reset", reset),
             credentials=_credentials(credentials),
             is_monitored=environment_choice(environment.DATABASE_STATE, DATABASE_STATES, environ) != "off",
+            names_traces=environment_choice(environment.APPLICATION_NAME, APPLICATION_NAMES, environ) == "trace",
         )
 
 

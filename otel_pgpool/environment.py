@@ -37,6 +37,13 @@ HISTOGRAMS = Variable(
     "wait_time,use_time,create_time",
     "the histograms to record; `none` for none",
 )
+APPLICATION_NAME = Variable(
+    "OTEL_PGPOOL_APPLICATION_NAME",
+    "ConnectionPool",
+    "off",
+    "`trace`: a sampled checkout sets `application_name` on its connection to the `traceparent` of its span, and the "
+    "release restores it; `off`",
+)
 STACK_SKIP = Variable(
     "OTEL_PGPOOL_STACK_SKIP",
     "stack_skip",
@@ -102,6 +109,7 @@ ENVIRONMENT = (
     SPANS,
     SLOW,
     HISTOGRAMS,
+    APPLICATION_NAME,
     STACK_SKIP,
     WAIT_TIMEOUT,
     POOLS,

@@ -80,6 +80,22 @@ class Connect:
     """
 
 
+class SessionNames(Protocol):
+    """What an observer may know in addition: the names of sessions on the server. A `PoolObserver` need not have it.
+
+    The pool logs an error that a method raises, and then uses no name of the observer's.
+    """
+
+    def service_name(self) -> str | None:
+        """Return the name of the service that the pool's connections belong to; None for the environment's."""
+
+    def traceparent(self, checkout: Checkout) -> str | None:
+        """Return the ``traceparent`` of a checkout's span; None if there is no span (yet), or none that is sampled.
+
+        Called after ``started``, and only with ``OTEL_PGPOOL_APPLICATION_NAME=trace``.
+        """
+
+
 class PoolObserver(Protocol):
     """The interface of an observer, which the pool notifies of its events.
 

@@ -1,4 +1,4 @@
-"""The pool's state as values: `PoolStats` and `Holder`."""
+"""The pool's state as values: `PoolStats`, `PoolHealth` and `Holder`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.runtime.fork import is_here
+from otel_pgpool.types import HealthStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,6 +85,38 @@ class PoolStats:
             "available_connections": self.idle,
             "total_connections": self.size,
             "failed_connections": self.timeouts + self.errors,
+        }
+
+
+@dataclass(frozen=True)
+class PoolHealth:
+    """A verdict on a pool, for a readiness probe: whether it can serve callers, as far as the pool knows.
+
+    Attributes:
+        name: name of the pool.
+        status: ``ok``, ``saturated``, ``unreachable`` or ``closed``.
+        reasons: what is wrong, a sentence each with its figures, the worst first; empty if nothing is. There are no
+            addresses and no texts of errors in them, so that anybody may read them.
+        duration: seconds for which the status has held; None if it is ``ok``.
+    """
+
+    name: str
+    status: HealthStatus
+    reasons: tuple[str, ...] = ()
+    duration: float | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the status is ``ok``."""
+        return self.status is HealthStatus.OK
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values, for JSON."""
+        return {
+            "name": self.name,
+            "status": self.status.value,
+            "reasons": list(self.reasons),
+            "duration": self.duration,
         }
 
 

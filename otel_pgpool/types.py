@@ -88,6 +88,15 @@ class PoolStatus(Value):
     CLOSED = "closed", "the pool is closed"
 
 
+class HealthStatus(Value):
+    """The verdict on a pool: ``PoolHealth.status``. The last one that applies counts."""
+
+    OK = "ok", "callers are served, as far as is known"
+    SATURATED = "saturated", "every connection is in use and callers wait, or the queue is full"
+    UNREACHABLE = "unreachable", "no connection can be opened"
+    CLOSED = "closed", "the pool is closed"
+
+
 class UtilizationLevel(Value):
     """The utilization level of a pool, as in the names of the log events."""
 
@@ -129,6 +138,7 @@ class LogEvent(Value):
     LONG_HOLD = "long_hold", "a hold has passed its threshold and continues"
     DATABASE_STATE = "database_state", "what the server says of the session of a long hold that continues"
     LONG_HOLD_RETURNED = "long_hold_returned", "a long hold has ended"
+    PROXY_WAIT = "proxy_wait", "PgBouncer let a query of a checkout wait for a connection to the server"
     UTILIZATION_NORMAL = "utilization_normal", "the utilization is below its thresholds again"
     UTILIZATION_HIGH = "utilization_high", "80 % of maxconn or more is in use"
     UTILIZATION_CRITICAL = "utilization_critical", "95 % of maxconn or more is in use"

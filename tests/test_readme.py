@@ -38,6 +38,7 @@ from sqlalchemy import pool as sqlalchemy_pools
 import otel_pgpool
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
 from otel_pgpool.config import PoolConfig, TelemetryConfig
+from otel_pgpool.driver.reset import PROXY_WAIT
 from otel_pgpool.environment import ENVIRONMENT
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.telemetry import Telemetry
@@ -307,6 +308,7 @@ def test_variables_are_those_that_are_read() -> None:
     assert told["OTEL_PGPOOL_SPANS"] == telemetry.spans
     assert float(told["OTEL_PGPOOL_SLOW"]) == telemetry.slow
     assert set(told["OTEL_PGPOOL_HISTOGRAMS"].split(",")) == telemetry.histograms
+    assert (told["OTEL_PGPOOL_APPLICATION_NAME"] == "trace") is pool.names_traces
     assert told["OTEL_PGPOOL_STACK_SKIP"] == ",".join(telemetry.stack_skip) == ""
     assert told["OTEL_PGPOOL_WAIT_TIMEOUT"] == ""
     assert InstrumentationOptions.of(environ={}).wait_timeout is None
@@ -317,7 +319,7 @@ def test_no_variable_is_read_beside_the_table() -> None:
     sources = [path for path in (ROOT / "otel_pgpool").rglob("*.py") if not {"cli", "demo"} & set(path.parts)]
     texts = "".join(path.read_text(encoding="utf-8") for path in sources)
     named = set(re.findall(r"[\"'`]((?:OTEL|DB)_[A-Z_]*[A-Z])[\"'`]", texts))
-    read_by_the_sdk = {"OTEL_SERVICE_NAME"}
+    read_by_the_sdk = {"OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"}
     assert named - read_by_the_sdk <= {variable.name for variable in ENVIRONMENT}
 
 
@@ -367,7 +369,7 @@ def be_blocked(dsn: str, observer: Telemetry) -> None:
 
 @pytest.fixture(scope="module")
 def measured(dsn: str) -> tuple[list[Any], list[Any]]:
-    """Spans and metrics of checkouts: served, queued, failed, long, blocked, closed by hand, and made by a task."""
+    """Spans and metrics of checkouts: served, queued, failed, long, blocked, let wait by a proxy, by hand, by a task."""
     memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
 
     def credentials() -> dict[str, str]:
@@ -382,6 +384,7 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
     with ConnectionPool(0, 2, dsn, long_hold=0.01, observer=observer, **options) as pool:
         with pool.connection() as conn, conn.cursor() as cur:
             cur.execute("select pg_sleep(0.1)")
+            conn.notices.append(PROXY_WAIT)  # as psycopg2 does
             refuse = True
             with suppress(PoolTimeout):
                 pool.getconn()

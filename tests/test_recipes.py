@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import psycopg2
@@ -21,6 +23,7 @@ from psycopg2.extensions import parse_dsn
 from tests.support.documents import EXTENDING, RECIPES, clean_environ, make_tables, read, run, write
 from tests.support.receivers import HttpReceiver
 from tests.support.servers import ClonedServer
+from tests.support.waiting import in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -423,6 +426,62 @@ def test_django_on_psycopg2(
     assert re.search(r"Ran \d\d tests", done.stderr)
     receiver.wait_for(lambda r: {span.attributes["otel_pgpool.outcome"] for span in checkouts(r)} >= {"released"})
     assert {span.attributes["db.client.connection.pool.name"] for span in checkouts(receiver)} == {"shop"}
+
+
+def status_of(url: str) -> tuple[int, Any]:
+    """Return the status and the JSON of an answer."""
+    try:
+        with urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310 - an address of our own
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        with error:
+            text = error.read()
+        return error.code, json.loads(text) if error.headers.get_content_type() == "application/json" else None
+
+
+def check_readiness(line: str, listens: str, environ: dict[str, str], folder: Path, server: ClonedServer) -> None:
+    """Check that the probe tells of an outage that a request found, and of its end without a further request."""
+
+    def is_ready() -> bool:
+        code, told = status_of(f"{address}/ready")
+        [health] = told.get("pools", [told])
+        assert (health["name"], health["status"]) == ("shop", "ok" if code == 200 else "unreachable")
+        assert (code == 200) == (health["reasons"] == []) == (health["duration"] is None)
+        return code == 200
+
+    make_tables(server.dsn)
+    with start(line, environ, folder) as program:
+        address = program.wait_for(listens)
+        assert status_of(f"{address}/orders/1") == (200, {"amount": 25})
+        assert is_ready()
+        server.stop()
+        request = in_thread(status_of, f"{address}/orders/1")
+        assert wait_until(lambda: not is_ready(), PATIENCE)
+        assert request.result(PATIENCE)[0] == 500
+        server.start()
+        assert wait_until(is_ready, PATIENCE)
+        assert status_of(f"{address}/orders/1") == (200, {"amount": 25})
+
+
+def test_readiness_in_flask(environ: dict[str, str], own_server: ClonedServer, tmp_path: Path) -> None:
+    """The probe follows an outage of the database."""
+    [line] = lay_out("Readiness in Flask", tmp_path).shell
+    environ["DATABASE_URL"] = own_server.dsn
+    check_readiness(line, r"Running on (http://[\d.:]+)", environ, tmp_path, own_server)
+
+
+def test_readiness_in_django(environ: dict[str, str], own_server: ClonedServer, tmp_path: Path) -> None:
+    """The probe follows an outage of the database."""
+    lay_out("Django on psycopg2", tmp_path, "pooled/base.py")
+    [line] = lay_out("Readiness in Django", tmp_path).shell
+    (tmp_path / "pooled" / "__init__.py").touch()
+    (tmp_path / "psycopg.py").write_text(NO_PSYCOPG3, encoding="utf-8")
+    environ |= {
+        **variables_of(own_server.dsn),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), environ["PYTHONPATH"]]),
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+    }
+    check_readiness(line, r"Listening at: (http://[\d.:]+)", environ, tmp_path, own_server)
 
 
 SHELF = """

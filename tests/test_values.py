@@ -14,6 +14,7 @@ from otel_pgpool.telemetry.logs import UTILIZATION_EVENTS
 from otel_pgpool.types import (
     CheckoutPath,
     DiscardReason,
+    HealthStatus,
     LogEvent,
     Outcome,
     PoolErrorType,
@@ -21,7 +22,7 @@ from otel_pgpool.types import (
     TransactionStatus,
     UtilizationLevel,
 )
-from tests.support.documents import ROOT, TELEMETRY, code, table, text_of
+from tests.support.documents import REFERENCE, ROOT, TELEMETRY, code, table, text_of
 
 if TYPE_CHECKING:
     from enum import Enum
@@ -99,6 +100,11 @@ def test_statuses_of_a_pool() -> None:
     """The list of the statuses is complete and in order."""
     (listed,) = re.findall(r"`status` is (.*?);", one_line(MIGRATING))
     assert code(listed) == values(PoolStatus)
+
+
+def test_health_statuses() -> None:
+    """The table lists them in the order of their severity."""
+    assert [code(row[0])[0] for row in table(REFERENCE, "health")] == values(HealthStatus)
 
 
 def test_operations() -> None:

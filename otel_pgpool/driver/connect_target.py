@@ -16,6 +16,7 @@ from otel_pgpool.driver.attempt import CONNECT, ConnectAttempt
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.dsn import DRIVER_KEYWORDS, parse
 from otel_pgpool.driver.exposure import UNCHANGED, has_service, is_asked_in_clear, is_exposed, safe_options
+from otel_pgpool.driver.fallback_name import KEY, is_named
 from otel_pgpool.driver.target import VARIABLES, Target, public_values, read_target
 from otel_pgpool.runtime.fork import keep_from_forking
 
@@ -41,6 +42,9 @@ class ConnectTarget(Target):
         ValueError: the arguments cannot be parsed.
     """
 
+    fallback_name: Callable[[], str] | None = None
+    """Function that returns the name of the sessions on the server, for a program that sets none."""
+
     def __init__(
         self,
         args: tuple[Any, ...],
@@ -55,6 +59,7 @@ class ConnectTarget(Target):
         super().__init__(**vars(read_target(parameters)))
         self._own_public = self.public
         self._limits = TimeLimits.of(parameters)
+        self._is_named = is_named(parameters)
         if not (has_service(parameters) or "connect_timeout" in parameters or os.environ.get("PGCONNECT_TIMEOUT")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
 
@@ -75,17 +80,20 @@ class ConnectTarget(Target):
         """
         attempt = attempt or ConnectAttempt()
         args, kwargs, limits, option_sets = self._args, self._kwargs, self._limits, UNCHANGED
+        named = self._is_named
         if self._credentials is not None:
             extra = _call(self._credentials, attempt)
             kwargs = {**kwargs, **extra}
             given = parse(() if "dsn" in extra else args, kwargs)
             self.public = self._own_public | public_values(given)
-            limits, option_sets = TimeLimits.of(given), safe_options(given)
+            limits, option_sets, named = TimeLimits.of(given), safe_options(given), is_named(given)
             if is_exposed(given):
                 attempt.warn()
         if changes:
             args, kwargs = _by_keyword(args, kwargs)
             kwargs = {**kwargs, **changes}
+        if self.fallback_name is not None and not named:
+            kwargs = {**kwargs, KEY: self.fallback_name()}
         if attempt.limit is not None:
             seconds = max(1, math.ceil(min(limits.host_seconds, attempt.limit / limits.hosts)))
             kwargs = {**kwargs, "connect_timeout": seconds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from psycopg2 import extensions
@@ -11,23 +12,18 @@ from psycopg2 import extensions
 from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import Deadline
 from otel_pgpool.driver.error_text import describe
+from otel_pgpool.driver.monitoring import APPLICATION_NAME, READ_ONLY, TIME_LIMIT
 from otel_pgpool.driver.session import close, close_inherited, execute
 from otel_pgpool.errors import PoolError
 from otel_pgpool.runtime.gevent import has_green_threads
 from otel_pgpool.runtime.text import class_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from psycopg2.extensions import connection
 
     from otel_pgpool.driver.connect_target import ConnectTarget
-
-APPLICATION_NAME = "otel_pgpool monitor"
-
-TIME_LIMIT = 2.0
-"""Seconds for a connect to each host, and for a query."""
-
-READ_ONLY = "SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = 1000; "
-"""The beginning of each query. It sets nothing for the session, which a proxy may share with other clients."""
 
 
 class MonitorConnection:
@@ -77,26 +73,49 @@ class MonitorSource:
             PoolError: under gevent or eventlet without a wait callback, where each call stops every greenlet.
             Exception: the connection cannot be opened; see `ConnectTarget.connect`.
         """
-        if has_green_threads() and extensions.get_wait_callback() is None:
-            raise PoolError("under gevent or eventlet, psycopg2 needs a wait callback, such as psycogreen's")
-        changes: dict[str, Any] = {"connection_factory": None, "cursor_factory": None}
-        changes["application_name"] = APPLICATION_NAME
-        if "," in self._target.address:
-            host, port = server
-            changes |= {"host": host, "hostaddr": None, "port": port, "target_session_attrs": "any"}
-        if extensions.get_wait_callback() is None:
-            return MonitorConnection(self._target.connect(ConnectAttempt(limit=TIME_LIMIT), changes))
-        attempt = ConnectAttempt()
-        limit = threading.Timer(TIME_LIMIT, attempt.cut, [math.inf])  # libpq does not bound a connect that is polled
-        limit.daemon = True
-        limit.start()
-        try:
+        changes = monitor_arguments(server if "," in self._target.address else None)
+        with limited_attempt() as attempt:
             return MonitorConnection(self._target.connect(attempt, changes))
-        finally:
-            limit.cancel()
 
     def error_text(self, error: BaseException) -> str:
         """Return the text of an error, without secrets or SQL."""
         if isinstance(error, PoolError):
             return str(error)
         return describe(self._target, error) or class_of(error)
+
+
+def monitor_arguments(chosen: tuple[str, int | None] | None) -> dict[str, Any]:
+    """Return the arguments of ``psycopg2.connect`` in which a monitoring connection differs from a pool's.
+
+    Args:
+        chosen: the server, if the arguments name several.
+    """
+    changes: dict[str, Any] = {"connection_factory": None, "cursor_factory": None}
+    changes |= {"application_name": APPLICATION_NAME, "connect_timeout": int(TIME_LIMIT)}
+    if chosen is not None:
+        host, port = chosen
+        changes |= {"host": host, "hostaddr": None, "port": port, "target_session_attrs": "any"}
+    return changes
+
+
+@contextmanager
+def limited_attempt() -> Iterator[ConnectAttempt]:
+    """Limit the time of a connect, and yield its attempt.
+
+    Raises:
+        PoolError: under gevent or eventlet without a wait callback, where each call stops every greenlet.
+    """
+    is_polled = extensions.get_wait_callback() is not None
+    if has_green_threads() and not is_polled:
+        raise PoolError("under gevent or eventlet, psycopg2 needs a wait callback, such as psycogreen's")
+    if not is_polled:
+        yield ConnectAttempt(limit=TIME_LIMIT)
+        return
+    attempt = ConnectAttempt()
+    limit = threading.Timer(TIME_LIMIT, attempt.cut, [math.inf])  # libpq does not bound a connect that is polled
+    limit.daemon = True
+    limit.start()
+    try:
+        yield attempt
+    finally:
+        limit.cancel()

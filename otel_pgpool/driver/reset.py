@@ -11,6 +11,8 @@ from otel_pgpool.driver.session import roll_back
 from otel_pgpool.runtime.text import cut
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from psycopg2.extensions import connection
 
 ATTRIBUTE = "_otel_pgpool_initial_state"
@@ -20,15 +22,35 @@ LONGEST_NOTICE = 20_000
 """Maximum number of characters of a notice: fifty of them are a megabyte for each connection."""
 
 
+PROXY_WAIT = "NOTICE:  No server connection available in postgres backend, client being queued\n"
+"""The notice of PgBouncer 1.25 or later to a client whose query waits for a server connection.
+
+The whole text is compared. PostgreSQL's own notices differ even with these words if the server's messages are not in
+English, or if they have a detail or a hint. psycopg2 shows no other field of a notice.
+"""
+
+
 class Notices(list[str]):
-    """A list of notices that keeps the beginning of each."""
+    """A list of notices that keeps the beginning of each, and notes when a proxy lets a query wait.
+
+    Args:
+        notices: the notices that the list has at first.
+        note_proxy_wait: called with each notice of `PROXY_WAIT`, by psycopg2 at the end of a query: it may only note.
+    """
+
+    def __init__(self, notices: Iterable[str] = (), note_proxy_wait: Callable[[], object] | None = None) -> None:
+        super().__init__(notices)
+        self._note_proxy_wait = note_proxy_wait
 
     def append(self, notice: str) -> None:
         """Append a notice, shortened. Called by psycopg2, which removes the oldest notice itself."""
         super().append(cut(notice, LONGEST_NOTICE))
+        if notice == PROXY_WAIT and self._note_proxy_wait is not None:
+            self._note_proxy_wait()
 
-
-OWN_LISTS = (list, Notices)
+    def emptied(self) -> Notices:
+        """Return a new, empty list of the same connection."""
+        return Notices((), self._note_proxy_wait)
 
 
 class InitialState(NamedTuple):
@@ -49,11 +71,14 @@ connection and would keep it alive.
 """
 
 
-def bound_notices(conn: connection) -> None:
-    """Bound the notices of a connection, unless the connection or the list is of an application's own class."""
+def bound_notices(conn: connection, note_proxy_wait: Callable[[], object] | None = None) -> None:
+    """Bound the notices of a connection, unless the connection or the list is of an application's own class.
+
+    ``note_proxy_wait`` is called when a proxy lets a query of the connection wait: see `Notices`.
+    """
     is_psycopg2s = type(conn).__module__.partition(".")[0] == "psycopg2"  # an application's class may share its list
     if is_psycopg2s and type(conn.notices) is list:
-        conn.notices = Notices(conn.notices)
+        conn.notices = Notices(conn.notices, note_proxy_wait)
 
 
 def store_initial_state(conn: connection) -> None:
@@ -96,10 +121,12 @@ def reset_session(conn: connection) -> None:
     for types, kept in ((conn.string_types, initial.string_types), (conn.binary_types, initial.binary_types)):
         types.clear()
         types.update(kept or {})
-    conn.notices = _new(initial.notices, Notices)
+    conn.notices = _new(conn.notices if type(conn.notices) is Notices else initial.notices, Notices)
     conn.notifies = _new(initial.notifies, list)
 
 
 def _new(kept: Any, kind: type) -> Any:
     """Return a new list, to which the last holder has no reference; or ``kept`` if it is the application's own."""
-    return kind() if kept is None or type(kept) in OWN_LISTS else kept
+    if type(kept) is Notices:
+        return kept.emptied()
+    return kind() if kept is None or type(kept) is list else kept

@@ -82,15 +82,8 @@ def ping(conn: connection, check: Callable[[connection], object] | None, seconds
         if check is not None:
             check(conn)
             roll_back(conn)
-        elif conn.autocommit:
-            execute(conn, "SELECT 1")
         else:
-            conn.autocommit = True  # local to psycopg2: saves the BEGIN and the ROLLBACK
-            try:
-                execute(conn, "SELECT 1")
-            finally:
-                if not conn.closed:
-                    conn.autocommit = False
+            execute_alone(conn, "SELECT 1")
     if deadline.expired or conn.closed:
         raise psycopg2.OperationalError(f"the connection did not answer within {seconds:.3g} s")
 
@@ -103,6 +96,19 @@ def execute(conn: connection, statement: str) -> Any:
     with extensions.cursor(unwrapped(conn)) as cursor:
         cursor.execute(statement)
         return cursor.fetchone() if cursor.description else None
+
+
+def execute_alone(conn: connection, statement: str) -> None:
+    """Run one of the pool's own statements on an idle connection, outside of any transaction."""
+    if conn.autocommit:
+        execute(conn, statement)
+        return
+    conn.autocommit = True  # local to psycopg2: saves the BEGIN and the ROLLBACK
+    try:
+        execute(conn, statement)
+    finally:
+        if not conn.closed:
+            conn.autocommit = False
 
 
 # Ending a transaction

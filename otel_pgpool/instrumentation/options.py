@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from otel_pgpool.config import (
+    DATABASE_STATES,
     TelemetryConfig,
     environment_choice,
     environment_seconds,
@@ -20,7 +21,7 @@ from otel_pgpool.config import (
     slow_threshold,
     span_mode,
 )
-from otel_pgpool.environment import FORK_REPAIR, POOLS, WAIT_TIMEOUT
+from otel_pgpool.environment import DATABASE_STATE, FORK_REPAIR, POOLS, WAIT_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -47,6 +48,8 @@ class InstrumentationOptions:
     """Time that callers wait for an exhausted pool that does not wait itself; None if they get its error at once."""
     fork_repair: bool
     """Whether a pool of ``psycopg_pool`` or ``asyncpg`` begins anew in a forked child."""
+    is_monitored: bool
+    """Whether the server is asked about long holds, over a connection of its own."""
 
     @classmethod
     def of(
@@ -71,6 +74,7 @@ class InstrumentationOptions:
             _read_or_default(long_hold_threshold, long_hold, environ, unset=...),
             _read_or_default(wait_timeout, None, environ),
             _read_or_default(fork_repair, None, environ),
+            _read_or_default(is_monitored, None, environ),
         )
 
 
@@ -90,6 +94,15 @@ def fork_repair(_value: object, environ: Mapping[str, str]) -> bool:
         ValueError: the variable is invalid.
     """
     return environment_choice(FORK_REPAIR, ("0", "1"), environ) == "1"
+
+
+def is_monitored(_value: object, environ: Mapping[str, str]) -> bool:
+    """Return whether ``OTEL_PGPOOL_DATABASE_STATE``, for which there is no argument, includes instrumented pools.
+
+    Raises:
+        ValueError: the variable is invalid.
+    """
+    return environment_choice(DATABASE_STATE, DATABASE_STATES, environ) == "all"
 
 
 def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, str] = os.environ) -> frozenset[str]:

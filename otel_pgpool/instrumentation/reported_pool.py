@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from otel_pgpool.environment import DATABASE_STATE
 from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.guards import DeferringGuard, never_raise
+from otel_pgpool.instrumentation.monitoring import TrackedPoolSource
 from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
 from otel_pgpool.instrumentation.pending_connects import PendingConnects
 from otel_pgpool.observer import ARGUMENTS
-from otel_pgpool.pool import registry
+from otel_pgpool.pool import monitors, registry
 from otel_pgpool.pool.checkout import AT_ONCE, Attempt
+from otel_pgpool.pool.monitor import MonitoredPool
 from otel_pgpool.pool.outage import is_unreachable
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.stats import LastFigures, PoolStats, leave_figures
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from otel_pgpool.instrumentation.adapters.base import PoolReader, PoolTarget
     from otel_pgpool.instrumentation.options import InstrumentationOptions
     from otel_pgpool.instrumentation.watch import Watch
-    from otel_pgpool.pool.checkout import ManualCheckout, Slot
+    from otel_pgpool.pool.checkout import Checkout, ManualCheckout, Slot
+
+
+NOT_MONITORED = (
+    "pool %s: the database state of long holds is unknown: this kind of pool has no monitoring connections; %s=all "
+    "covers psycopg2, psycopg_pool, asyncpg, and SQLAlchemy on psycopg2, psycopg, pg8000 and asyncpg"
+)
 
 
 class ReportedPool(OpenCheckouts):
@@ -31,6 +45,7 @@ class ReportedPool(OpenCheckouts):
 
     __slots__ = (
         "__weakref__",
+        "_is_monitored",
         "_observer",
         "connects",
         "guard",
@@ -62,6 +77,7 @@ class ReportedPool(OpenCheckouts):
         self.target = target
         self.target_since = AT_ONCE  # when the target became known, if that was not at the start
         self.long_hold = options.long_hold
+        self._is_monitored = options.is_monitored
         if predecessor is not None:
             predecessor.stop_reporting()
             self.continue_from(predecessor)
@@ -111,6 +127,27 @@ class ReportedPool(OpenCheckouts):
                 self.discards[DiscardReason.FORKED.value] = self.adapter.forget_inherited(pool)
             finally:
                 self.guard.notify(self._observer.attached, self)
+
+    # Long holds
+
+    @never_raise
+    def report_long_holds(self, holds: Sequence[Checkout]) -> None:
+        """Report holds that have become long; then let the monitor of their server watch their sessions."""
+        for checkout in holds:
+            self.guard.notify(self._observer.held_long, checkout)
+        if holds and self._is_monitored:
+            self._watch_sessions(holds)
+
+    def _watch_sessions(self, holds: Sequence[Checkout]) -> None:
+        pool = self._pool()
+        connect = None if pool is None else self.adapter.monitor_connect(pool)
+        if connect is not None:
+            source = TrackedPoolSource(connect, self.adapter, self.target)
+            report = partial(self.guard.notify, self._observer.database_state)
+            monitors.watch(MonitoredPool(self.name, source, report), holds)
+        elif pool is not None:
+            self._is_monitored = False
+            log_safely(logging.WARNING, NOT_MONITORED, self.name, DATABASE_STATE.name)
 
     # What the observer reads
 

@@ -13,6 +13,7 @@ from otel_pgpool.instrumentation.open_checkouts import TaskCheckout
 from otel_pgpool.instrumentation.reported_pool import ReportedPool
 from otel_pgpool.pool.checkout import NEVER, Blocker, ManualCheckout
 from otel_pgpool.pool.figures import diagnose
+from otel_pgpool.pool.shared_threads import end_shared_threads
 from otel_pgpool.pool.utilization import UtilizationAlarm
 from otel_pgpool.runtime import thread_cache
 from otel_pgpool.runtime.clock import monotonic
@@ -350,7 +351,7 @@ class PoolTracker(ReportedPool):
         """Report long holds and the utilization; return when the next call is due, as a reading of the clock."""
         self.check_cleared(now)
         self.promote_all(now - self.long_hold)
-        shorter = []
+        shorter, overdue = [], []
         for checkout in self.held.copy():
             if not checkout.flagged and checkout.acquired + self.long_hold > now:
                 shorter.append(checkout)
@@ -358,7 +359,8 @@ class PoolTracker(ReportedPool):
                 self.released(checkout, at=checkout.acquired)  # the time is unknown: count a hold of 0 s
             elif not checkout.flagged:
                 self.flag(checkout, now)
-                self.guard.notify(self._observer.held_long, checkout)
+                overdue.append(checkout)
+        self.report_long_holds(overdue)
         change = None if self.is_stopped else self._alarm.sample(now, self.stats)
         if change is not None:
             self.guard.notify(self._observer.utilization_changed, *change)
@@ -391,3 +393,4 @@ class PoolTracker(ReportedPool):
         self.report_connects()
         if self.queue is not None:
             self.queue.end()
+        end_shared_threads(0.0)  # without a wait: an event loop may run this

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.error_text import describe
+from otel_pgpool.driver.trace_name import Renamed, is_traceparent
 from otel_pgpool.errors import PoolClosed, PoolTimeout, TooManyRequests, error_type
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD, State
 from otel_pgpool.pool.health import CHECK_BUDGET, HealthCheck
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import printable
-from otel_pgpool.types import Outcome, PoolErrorType
+from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg2.extensions import connection
 
     from otel_pgpool.pool.checkout import Checkout
@@ -36,6 +39,8 @@ class Acquirer(Part):
         self._discarder = discarder
         self._connectors = connectors
         self._health = health
+        observer = common.notifier.observer
+        self._traceparent = getattr(observer, "traceparent", None) if common.config.names_traces else None
 
     def acquire(self, checkout: Checkout, timeout: float | None, unchecked: connection | None = None) -> connection:
         """Acquire a connection and notify the observer.
@@ -53,7 +58,7 @@ class Acquirer(Part):
             PoolClosed: the pool is closed.
         """
         observer = self._notifier.observer
-        conn = None
+        conn, is_renamed = None, False
         try:
             if observer is not None:
                 try:
@@ -61,8 +66,10 @@ class Acquirer(Part):
                 except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
                     self._notifier.log_error(error)
                 checkout.started = monotonic()
+                if self._traceparent is not None:
+                    is_renamed = self._choose_name(checkout, self._traceparent)
             if unchecked is None:
-                conn = self._core.try_acquire_idle(checkout)
+                conn = self._core.try_acquire_idle(checkout, is_renamed)
             if checkout.path is None:
                 unchecked, conn = (conn if unchecked is None else unchecked), None
                 conn = self._acquire_slowly(checkout, unchecked, self._config.timeout if timeout is None else timeout)
@@ -98,6 +105,15 @@ class Acquirer(Part):
             self._notifier.notify(self._notifier.observer.failed, checkout, error)
         checkout.end_reported = True
 
+    def _choose_name(self, checkout: Checkout, traceparent: Callable[[Checkout], str | None]) -> bool:
+        """Choose the name that the session gets for the checkout; return False if it keeps its own."""
+        try:
+            name = traceparent(checkout)
+            checkout.trace_name = name if name is None or is_traceparent(name) else None
+        except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
+            self._notifier.log_error(error)
+        return checkout.trace_name is not None
+
     def ensure_open(self) -> None:
         """Open the pool if it is not open yet, and start to fill it.
 
@@ -123,7 +139,7 @@ class Acquirer(Part):
                 if core.has_exhausted_retries(checkout):
                     raise self._retries_exhausted(checkout)  # noqa: TRY301 - the handler below raises it again
                 if monotonic() < limit:
-                    conn = core.try_acquire_idle(checkout, again=True)
+                    conn = core.try_acquire_idle(checkout, slow=True)
             if core.parked:
                 self._maintenance_thread.wake()
         except BaseException:
@@ -167,9 +183,9 @@ class Acquirer(Part):
     def _release_unused(self, checkout: Checkout, conn: connection) -> None:
         """Release a connection that was handed to a waiter but did not reach the caller."""
         core, now = self._core, monotonic()
-        verdict = (
-            core.release_unused(checkout, conn, now) if checkout.path is None else core.release(checkout, conn, now)
-        )
+        reason = DiscardReason.RESET_FAILED if isinstance(checkout.slot.baseline, Renamed) else None
+        release = core.release_unused if checkout.path is None else core.release
+        verdict = release(checkout, conn, now, reason)
         if verdict is not None and verdict is not NOT_HELD:
             checkout.slot.conn = conn
             self._discarder.discard([checkout.slot], verdict, None, checkout)

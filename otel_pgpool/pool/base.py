@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from otel_pgpool.driver.fallback_name import fallback_name
 from otel_pgpool.runtime.failures import ObserverGuard
 
 if TYPE_CHECKING:
@@ -20,6 +21,21 @@ class Notifier(ObserverGuard):
     def __init__(self, observer: PoolObserver | None) -> None:
         super().__init__("")
         self.observer = observer
+
+    def session_name(self) -> str:
+        """Return the name of the pool's sessions on the server, for a program that sets none.
+
+        It is computed for each connect, because the pool gets its name, and the SDK its provider, after the constructor
+        has begun.
+        """
+        service = None
+        read = getattr(self.observer, "service_name", None)
+        if read is not None:
+            try:
+                service = read()
+            except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
+                self.log_error(error)
+        return fallback_name(service, self.pool_name)
 
 
 class Common(NamedTuple):

@@ -71,10 +71,13 @@ class Slot:
     on_collected: Callable[[weakref.ref[connection]], None] | None = None  # called if the holder dropped the connection
     pid: int = 0
     origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
-    baseline: tuple[Any, ...] = ()  # psycopg2's settings after `configure`, which a release restores
+    # psycopg2's settings after `configure`, which a release restores; a `Renamed` while the session has a trace's name
+    baseline: tuple[Any, ...] = ()
     kept_at: float = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
     seen: float = AT_ONCE  # when the connection was last known to be alive
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
+    pinged: float = AT_ONCE  # when the pool has last pinged it for `keepalive`, which is no use of it
+    ping_after: float = NEVER  # seconds without use after which it is pinged
     expires: float = NEVER
     review_at: float = NEVER  # when a release first calls `_evict_reason`: at the end of the lifetime, or at once
     evict_reason: str | None = None  # the reason, if the slot is marked for eviction
@@ -84,6 +87,11 @@ class Slot:
     def idle_since(self) -> float:
         """When the connection became idle."""
         return max(self.seen, self.returned)
+
+    @property
+    def ping_due(self) -> float:
+        """When the idle connection is to be pinged."""
+        return max(self.idle_since, self.pinged) + self.ping_after
 
     @property
     def is_held(self) -> bool:
@@ -117,6 +125,12 @@ class Slot:
         self.review_at = AT_ONCE
         if self.on_collected is not None:
             self.on_collected(ref)
+
+    def note_proxy_wait(self) -> None:
+        """Note that a proxy let a query of the checkout wait that has the connection, or has asked for it."""
+        checkout = self.checkout or self.asked_by
+        if checkout is not None:
+            checkout.had_proxy_wait = checkout.is_remarkable = True
 
     def mark_for_eviction(self, reason: str) -> None:
         """Mark the slot for eviction at its release. The caller holds the pool's lock."""
@@ -209,6 +223,8 @@ class Checkout:
     """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
     observer_data: Any = None
     """Data of the observer."""
+    trace_name: str | None = None
+    """The name that the session gets on the server; None if it keeps its own."""
     expected_path: str = "idle"
     """The path that the checkout would have if it were served now."""
     queued: float | None = None
@@ -219,11 +235,15 @@ class Checkout:
     """The error of the last failed attempt."""
     expected_hold: float | None = None
     """Seconds that the hold may last, infinite for any duration; None for the pool's ``long_hold``."""
+    is_remarkable: bool = False
+    """Whether the observer has to report a long hold or a wait in a proxy at the release."""
     flagged: bool = False
     """Whether the hold has passed its threshold."""
     flagged_at: float = 0.0
     long_hold_reported: bool = False
     """Whether the observer has reported the long hold."""
+    had_proxy_wait: bool = False
+    """Whether PgBouncer has sent a notice that a query waits for a connection to the server."""
     database_state: DatabaseState | None = None
     """What the server said last of the session of this long hold, if a monitor has asked it."""
     error_type: str | None = None

@@ -41,6 +41,8 @@ CONFIGURE_TIMEOUT = 2 * IO_DEADLINE
 """Seconds for ``configure``, including its commit, after which the attempt is abandoned."""
 LIFETIME_JITTER = 0.1
 """Fraction by which a lifetime is shortened at random, so that connections of the same age are not closed together."""
+KEEPALIVE_JITTER = 0.2
+"""Fraction by which the time between pings is shortened at random, for each connection."""
 
 
 class Connectors(Part):
@@ -260,7 +262,7 @@ class Connectors(Part):
         """Prepare a new connection: call ``configure``, set its lifetime, store what a release restores."""
         config = self._config
         slot.origin = session.settings(conn)
-        bound_notices(conn)
+        bound_notices(conn, slot.note_proxy_wait)
         if config.reset is not None:  # `reset_session`, or a function that calls it
             store_initial_state(conn)
         if config.configure is not None:
@@ -272,6 +274,7 @@ class Connectors(Part):
         slot.on_collected = self.dropped.append
         slot.track(conn)
         slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
+        slot.ping_after = config.keepalive * (1 - KEEPALIVE_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
 
     def _warn_once(self) -> None:
         """Log that credentials are exposed, once for each pool."""

@@ -13,8 +13,8 @@ from otel_pgpool.pool import registry
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
 from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
-from otel_pgpool.pool.lifecycle import end_shared_threads
 from otel_pgpool.pool.parts import Parts
+from otel_pgpool.pool.shared_threads import end_shared_threads
 from otel_pgpool.pool.state import PoolState
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew, renewed
@@ -52,6 +52,7 @@ class ConnectionPool(PoolState):
         max_retries: failed attempts after which a checkout gives up before its timeout; None for no limit.
         max_lifetime: maximum age of a connection in seconds, shortened by up to 10 % at random; None for no limit.
         max_idle: seconds after which an idle connection above ``minconn`` is closed; None for never.
+        keepalive: seconds, shortened by up to 20 % at random, after which an idle connection is pinged; None for never.
         long_hold: hold time in seconds after which a checkout is reported as a long hold; by default
             ``OTEL_PGPOOL_LONG_HOLD``, or 1 if that is not set; None or 0 for never.
         check: how an idle connection is checked before it is handed out. ``"auto"``: by polling its socket, and by a
@@ -86,6 +87,7 @@ class ConnectionPool(PoolState):
         max_retries: int | None = None,
         max_lifetime: float | None = 3600.0,
         max_idle: float | None = 600.0,
+        keepalive: float | None = None,
         long_hold: float | EllipsisType | None = ...,
         check: Check = "auto",
         configure: Callable[[Connection], object] | None = None,
@@ -104,6 +106,7 @@ class ConnectionPool(PoolState):
             max_retries=max_retries,
             max_lifetime=max_lifetime,
             max_idle=max_idle,
+            keepalive=keepalive,
             long_hold=long_hold,
             check=check,
             configure=configure,

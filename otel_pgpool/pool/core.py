@@ -38,7 +38,7 @@ class Core(Handover):
     lock what takes time, such as connecting and closing. The rules of the lock are written beside it in `SlotTable`.
     """
 
-    __slots__ = ("fill_waiters", "max_retries", "outage", "retry_thread")
+    __slots__ = ("closed_at", "fill_waiters", "max_retries", "outage", "retry_thread")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Core(Handover):
         self.max_retries = max_retries
         self.fill_waiters: list[OneShotEvent] = []  # callers that wait for minconn connections
         self.outage: Outage | None = None
+        self.closed_at = NEVER  # when the pool was closed
         self.retry_thread: object = None  # the only connector that connects during an outage
 
     def stats(self) -> PoolStats:
@@ -219,6 +220,7 @@ class Core(Handover):
         """
         with self.lock:
             self.state = State.CLOSED
+            self.closed_at = min(self.closed_at, monotonic())
             for waiter in list(self.queue.values()):
                 self.queue.fail(waiter, PoolClosed(f"pool {self.name!r}: connection pool was closed while waiting"))
             self._wake_fill_waiters(PoolClosed(f"pool {self.name!r}: connection pool was closed"))
@@ -260,13 +262,49 @@ class Core(Handover):
         with self.lock:
             if slot not in self.checking:
                 return None
-            reason = self._evict_reason(slot, now) if now >= slot.review_at else None
-            if reason is not None:
-                self.closing.add(slot)
-            self.checking.discard(slot)
+            reason = self._end_check(slot, now)
             if reason is None and slot.conn is not None:
                 slot.seen = now
                 conn, slot.conn = slot.conn, None
                 self._hand_over_or_keep(slot, conn, now, QUEUED)
+                self._wake_fill_waiters()
+            return reason
+
+    def _end_check(self, slot: Slot, now: float) -> str | None:
+        """Remove a slot from those being checked; return the reason if it has to be closed."""
+        reason = self._evict_reason(slot, now) if now >= slot.review_at else None
+        if reason is not None:
+            self.closing.add(slot)
+        self.checking.discard(slot)
+        return reason
+
+    # Pinging idle connections
+
+    def next_ping(self) -> float:
+        """Return when an idle connection is to be pinged next, as a reading of the clock in seconds. Takes no lock."""
+        return min((slot.ping_due for slot in self.idle.copy()), default=NEVER)
+
+    def begin_ping(self, now: float) -> Slot | None:
+        """Set the longest idle of the connections aside that are to be pinged; None if there is none, or a waiter."""
+        with self.lock:
+            due = (slot for slot in self.idle.copy() if now >= slot.ping_due)
+            return (
+                None if self.queue else next((slot for slot in due if self._move_from_idle(slot, self.checking)), None)
+            )
+
+    def ping_passed(self, slot: Slot, now: float) -> str | None:
+        """Put a pinged connection back in its place among the idle ones; return the reason if it has to be closed.
+
+        It still counts as idle since its last use. A caller that has queued during the ping may get the connection.
+        """
+        with self.lock:
+            if slot not in self.checking:
+                return None
+            slot.pinged = now
+            place = sum(other.idle_since <= slot.idle_since for other in self.idle.copy())
+            reason = self._end_check(slot, now)
+            if reason is None:
+                self.idle.insert(place, slot)
+                self._serve_waiters(now)
                 self._wake_fill_waiters()
             return reason

@@ -31,7 +31,7 @@ class Counters:
 
     def flag(self, checkout: Checkout, now: float) -> None:
         """Mark a hold that has passed its threshold, and count it."""
-        checkout.flagged = True
+        checkout.flagged = checkout.is_remarkable = True
         checkout.flagged_at = now
         self.long_holds += 1
 

@@ -47,13 +47,13 @@ class Handover(HoldTable):
 
     # Checkout
 
-    def try_acquire_idle(self, checkout: Checkout, again: bool = False) -> connection | None:  # noqa: FBT001, FBT002 - a keyword-only argument makes every call slower
+    def try_acquire_idle(self, checkout: Checkout, slow: bool = False) -> connection | None:  # noqa: FBT001, FBT002 - a keyword-only argument makes every call slower
         """Acquire the idle connection that was used last, unless a caller is waiting in the queue.
 
         ``checkout.path`` stays None if the connection has to be checked before use: it was last known alive more than
-        `CHECK_BYPASS_WINDOW` seconds ago, the maintenance thread is parked (the caller wakes it), or this is a repeated
-        attempt (``again``), whose clock reading is out of date. The caller then calls `accept` or
-        `set_aside_for_closing`.
+        `CHECK_BYPASS_WINDOW` seconds ago, the maintenance thread is parked (the caller wakes it), or the caller asks
+        for that (``slow``): in a repeated attempt, whose clock reading is out of date, and to rename the session. The
+        caller then calls `accept` or `set_aside_for_closing`.
         """
         if self.queue:
             return None
@@ -69,7 +69,7 @@ class Handover(HoldTable):
         conn = slot.conn
         slot.conn = None
         # None if `collect_orphans` has removed the connection.
-        if conn is not None and started - seen < CHECK_BYPASS_WINDOW and not self.parked and not again:
+        if conn is not None and started - seen < CHECK_BYPASS_WINDOW and not self.parked and not slow:
             slot.idle_checkouts += 1
             checkout.path = IDLE
         return conn
@@ -193,6 +193,8 @@ class Handover(HoldTable):
         checkout.slot = slot
         queued = checkout.started if checkout.queued is None else checkout.queued
         checkout.acquired = now = max(now, queued)  # the waiter may have queued after the release began
+        if checkout.trace_name is not None:
+            path = None  # as for a check: the waiter renames the session, and calls `accept`
         checkout.path = path
         checkout.held = True
         slot.checkout = checkout
@@ -260,7 +262,7 @@ class Handover(HoldTable):
             slot.seen, slot.returned = checkout.acquired, now
             return self._keep_or_evict(slot, conn, now, QUEUED if held < CHECK_BYPASS_WINDOW else None, reason)
 
-    def release_unused(self, checkout: Checkout, conn: connection, now: float) -> str | None:
+    def release_unused(self, checkout: Checkout, conn: connection, now: float, reason: str | None = None) -> str | None:
         """Release, as `release` does, a connection that a waiter received but that was neither used nor checked."""
         with self.lock:
             if not self.holds(checkout):
@@ -268,7 +270,7 @@ class Handover(HoldTable):
             del checkout.held
             slot = checkout.slot
             slot.checkout = None
-            return self._keep_or_evict(slot, conn, now, None)
+            return self._keep_or_evict(slot, conn, now, None, reason)
 
     def _recheck(self, slot: Slot, now: float) -> str | None:
         """Recheck a slot that has become idle while a caller queued, or while the slot was marked for eviction."""

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.driver.session import PING_AFTER, is_readable, ping
+from otel_pgpool.driver.trace_name import Renamed
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.checkout import NEVER, Attempt, Checkout, Slot
+from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.types import DiscardReason
@@ -57,7 +59,7 @@ class HealthCheck(Part):
             self._discarder.discard([slot], DiscardReason.EXPIRED, None, checkout)
             return False
         try:
-            self._check_for_checkout(conn, now - slot.seen, _bound(_limit_of_first(limit, now), now))
+            self._check_for_checkout(checkout, conn, now, limit)
         except BaseException as failure:
             asynchronous = is_external(failure)
             error = without_traceback(failure)
@@ -78,16 +80,29 @@ class HealthCheck(Part):
         core.accept(checkout, monotonic())
         return True
 
-    def _check_for_checkout(self, conn: connection, unseen: float, seconds: float) -> None:
-        """Check the connection of a checkout, which was last known alive ``unseen`` seconds ago.
+    def _check_for_checkout(self, checkout: Checkout, conn: connection, now: float, limit: float) -> None:
+        """Check the connection of a checkout, and rename its session if the checkout asks for that.
 
         By default the socket is polled, and the server is queried if the socket is readable or was not used for long.
+        The statement that renames the session takes the place of that query.
 
         Raises:
             Exception: the connection must not be used.
         """
-        if self._check is not None or (self._is_auto and (unseen > PING_AFTER or is_readable(conn))):
-            ping(conn, self._check, seconds)
+        slot, name = checkout.slot, checkout.trace_name
+        unseen = now - max(slot.seen, slot.pinged)
+        renamed = None
+        if name is not None and limit - now > CHECK_BUDGET:  # with less time, a name could cost the connection
+            renamed = Renamed.of(conn, slot.baseline, name)
+        if self._check is not None:
+            if name is None or unseen >= CHECK_BYPASS_WINDOW:
+                ping(conn, self._check, _seconds(limit, now))
+                now = monotonic()
+        elif self._is_auto and renamed is None and (unseen > PING_AFTER or is_readable(conn)):
+            ping(conn, None, _seconds(limit, now))
+        if renamed is not None and limit - now > CHECK_BUDGET:
+            slot.baseline = renamed  # first, so that after an interrupt the session is not taken for one without a name
+            renamed.apply(conn, _seconds(limit, now))
 
     def check_all(self) -> None:
         """Check every idle connection with a query, one after the other, and discard those that do not answer."""
@@ -142,8 +157,9 @@ class HealthCheck(Part):
         return True
 
 
-def _limit_of_first(limit: float, now: float) -> float:
-    return min(limit, max(now + MIN_FIRST_CHECK, (now + limit) / 2))
+def _seconds(limit: float, now: float) -> float:
+    """Return how long the check of the first connection may take."""
+    return _bound(min(limit, max(now + MIN_FIRST_CHECK, (now + limit) / 2)), now)
 
 
 def _bound(limit: float, now: float) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver import session
-from otel_pgpool.driver.deadline import stop_watching
-from otel_pgpool.pool import monitors, registry
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
 from otel_pgpool.pool.outage import OutageChange
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.acquire import Acquirer
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.keepalive import Keepalive
 
 OPEN_TIMEOUT = 30.0
 """Seconds that opening the pool may take if ``timeout``, the bound of a checkout, is 0."""
@@ -29,11 +28,14 @@ MIN_JOIN = 0.1
 class Lifecycle(Part):
     """Opens, fills, resizes and closes a pool."""
 
-    def __init__(self, common: Common, discarder: Discarder, connectors: Connectors, acquirer: Acquirer) -> None:
+    def __init__(
+        self, common: Common, discarder: Discarder, connectors: Connectors, acquirer: Acquirer, keepalive: Keepalive
+    ) -> None:
         super().__init__(common)
         self._discarder = discarder
         self._connectors = connectors
         self._acquirer = acquirer
+        self._keepalive = keepalive
 
     def open(self) -> None:
         """Open ``minconn`` connections, unless the pool is open; the pool is not open if that fails."""
@@ -70,6 +72,7 @@ class Lifecycle(Part):
         """Refuse new checkouts, fail the waiters, and close the idle connections."""
         idle = self._core.close()
         self._connectors.stop()
+        self._keepalive.stop()
         self._maintenance_thread.wakeup.set()
         self._discarder.discard(idle, DiscardReason.CLOSED)
 
@@ -80,6 +83,7 @@ class Lifecycle(Part):
             acquire_within(waiter.lock, deadline - monotonic())
         self._maintenance_thread.wakeup.set()
         self._connectors.join(deadline - monotonic())
+        self._keepalive.join(deadline - monotonic())
         if not self._core.used:
             self._maintenance_thread.join(max(MIN_JOIN, deadline - monotonic()))
 
@@ -102,10 +106,3 @@ class Lifecycle(Part):
         observer = self._notifier.observer
         if observer is not None:
             OutageChange(outage, self._core.outage).report_end(self._notifier, observer, monotonic())
-
-
-def end_shared_threads() -> None:
-    """End the threads that all pools share, unless a pool of this process is open."""
-    if not registry.any_open():
-        monitors.stop()
-        stop_watching()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.keepalive import Keepalive
     from otel_pgpool.pool.release import Releaser
 
 MIN_PAUSE = 0.01
@@ -37,11 +38,14 @@ class Maintenance(Part):
     `SAMPLE_INTERVAL` without a checkout the thread parks.
     """
 
-    def __init__(self, common: Common, discarder: Discarder, releaser: Releaser, connectors: Connectors) -> None:
+    def __init__(
+        self, common: Common, discarder: Discarder, releaser: Releaser, connectors: Connectors, keepalive: Keepalive
+    ) -> None:
         super().__init__(common)
         self._discarder = discarder
         self._releaser = releaser
         self._connectors = connectors
+        self._keepalive = keepalive
         self._alarm = UtilizationAlarm(monotonic())
         self._handed_out = 0  # number of checkouts at the last pass
         self._dropped: list[weakref.ref[connection]] = []  # dropped since the last pass
@@ -57,10 +61,11 @@ class Maintenance(Part):
         self._connectors.abandon_overdue(now)
         self._connectors.start_if_needed()
         self._report(now)
+        until_ping = self._keepalive.start_if_due(now)
         parked = self._is_quiet() and self._alarm.is_settled and core.park()
         if core.state is State.CLOSED and not core.used:
             return None
-        seconds = max(0.0, core.next_deadline(self._config.max_idle) - monotonic())
+        seconds = min(until_ping, max(0.0, core.next_deadline(self._config.max_idle) - monotonic()))
         if self._dropped:
             return RECLAIM_AFTER
         # A hold that begins after this pass cannot be long before another `long_hold` has passed.

@@ -32,13 +32,13 @@ def watch(pool: MonitoredPool, holds: Iterable[Checkout]) -> None:
         monitor.watch(pool, those)
 
 
-def stop() -> None:
-    """End all monitors, because no pool is open any more."""
+def stop(seconds: float = STOP_WITHIN) -> None:
+    """End all monitors, because no pool is open any more; wait up to ``seconds`` for each."""
     with _lock:
         ending = list(_monitors.values())
         _monitors.clear()
     for monitor in ending:
-        monitor.stop(STOP_WITHIN)
+        monitor.stop(seconds)
 
 
 def find_holds(server: Server) -> tuple[dict[int, Checkout], dict[str, Checkout]]:

@@ -13,6 +13,7 @@ from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
 from otel_pgpool.pool.discard import Discarder
 from otel_pgpool.pool.health import HealthCheck
+from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
 from otel_pgpool.pool.release import Releaser
@@ -47,6 +48,7 @@ class Parts:
         "connectors",
         "core",
         "health",
+        "keepalive",
         "lifecycle",
         "maintenance",
         "notifier",
@@ -63,6 +65,7 @@ class Parts:
         self.observer = observer
         self.reset = config.reset
         self.notifier = Notifier(observer)
+        target.fallback_name = self.notifier.session_name
         self.assemble(config.minconn, config.maxconn)
 
     def assemble(self, minconn: int, maxconn: int) -> None:
@@ -84,8 +87,9 @@ class Parts:
         self.health = HealthCheck(common, discarder)
         self.connectors = Connectors(common, self, discarder)
         self.acquirer = Acquirer(common, discarder, self.connectors, self.health)
-        self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors)
-        self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer)
+        self.keepalive = Keepalive(common, discarder)
+        self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors, self.keepalive)
+        self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer, self.keepalive)
         discarder.refill_by(self.connectors.start_if_needed)
         self.thread.set_duties(self.maintenance)
         self.core = core  # last: after an interrupt, `reset_after_fork` still finds the parent's core
@@ -103,7 +107,7 @@ class Parts:
             slot.mark_for_eviction(DiscardReason.FORKED)
         held = [slot for slot in parents.members if slot.checkout is not None]
         self.assemble(parents.minconn, parents.maxconn)
-        self.core.state = parents.state
+        self.core.state, self.core.closed_at = parents.state, parents.closed_at
         self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 

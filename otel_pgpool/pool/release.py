@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from otel_pgpool.driver import session
 from otel_pgpool.driver.deadline import shutdown_socket
 from otel_pgpool.driver.error_text import describe, without_traceback
+from otel_pgpool.driver.trace_name import restore
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD
@@ -127,7 +128,7 @@ class Releaser(Part):
         refused = checkout.block and session.refused_writing(error, conn)
         slot = checkout.slot
         try:
-            slot.baseline = session.restore(conn, slot.baseline, slot.origin, self._reset, self._config.configure)
+            slot.baseline = restore(conn, slot.baseline, slot.origin, self._reset, self._config.configure)
             if refused and session.is_read_only_server(conn):
                 evicted = self._core.drain(DiscardReason.READ_ONLY)
                 self._discarder.discard(evicted, DiscardReason.READ_ONLY, error, checkout)

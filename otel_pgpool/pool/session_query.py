@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from otel_pgpool.runtime.text import LONGEST_NAME, printable
+from otel_pgpool.runtime.text import LONGEST_NAME, TRACEPARENT, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 MOST_BLOCKERS = 50
 """Number of sessions that are shown as those that one session waits for: in a long queue, each waits for all others."""
-
-TRACEPARENT = re.compile("00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-"""The header of W3C Trace Context, as an ``application_name``; its group is the trace id."""
 
 STATEMENT = """
 WITH RECURSIVE activity AS (

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_pgpool.pool.core import State
+from otel_pgpool.pool.verdict import health_of
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import renewed
-from otel_pgpool.stats import Holder, LastFigures, PoolStats, leave_figures
+from otel_pgpool.stats import Holder, LastFigures, PoolHealth, PoolStats, leave_figures
 
 if TYPE_CHECKING:
     from otel_pgpool.pool.parts import Parts
 
 
 class PoolState:
-    """The state of a `ConnectionPool`, as `ObservedPool` describes it. Nothing here takes a lock."""
+    """The state of a `ConnectionPool`, as `ObservedPool` describes it. Nothing here waits for server or connection."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -64,6 +65,11 @@ class PoolState:
     def stats(self) -> PoolStats:
         """Return the pool's levels and totals, read without a lock."""
         return self._parts.core.stats()
+
+    @renewed
+    def health(self) -> PoolHealth:
+        """Return whether the pool can serve callers, as far as it knows: it asks no server and uses no connection."""
+        return health_of(self._parts.core, monotonic())
 
     @renewed
     def holders(self) -> list[Holder]:

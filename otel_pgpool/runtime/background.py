@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextlib import nullcontext
 from logging import DEBUG
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,12 +32,18 @@ class BackgroundThread:
 
     It has a weak reference to the object that does its work, and ends with that object. Setting its ``wakeup`` begins
     the next pass too, but starts no thread.
+
+    Args:
+        duties: the object that does the work.
+        name: name of the thread.
+        delays_forks: whether ``os.fork`` waits for a pass to end, because it may hold locks of libpq or of telemetry.
     """
 
-    def __init__(self, duties: Duties | None, name: str) -> None:
+    def __init__(self, duties: Duties | None, name: str, *, delays_forks: bool = True) -> None:
         self.wakeup = Wakeup()
         self._duties: Callable[[], Duties | None] = lambda: None
         self._name = name
+        self._delays_forks = delays_forks
         self._lock = threading.Lock()  # guards the start of the thread, nothing else
         self._thread: threading.Thread | None = None
         if duties is not None:
@@ -96,7 +103,7 @@ class BackgroundThread:
         duties = self._duties()
         if duties is None or self._thread is not threading.current_thread():
             return None
-        with keep_from_forking():
+        with keep_from_forking() if self._delays_forks else nullcontext():
             return duties.run_once()
 
 

@@ -22,6 +22,10 @@ MOST_FRAMES = 64
 _PASSWORD = re.compile(r"(?:passw\w{0,20}|pwd)['\"]?\s*[=:]", re.IGNORECASE)
 
 
+TRACEPARENT = re.compile("00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+"""The header of W3C Trace Context, as the name of a session on the server; its group is the trace id."""
+
+
 def cut(text: str, longest: int) -> str:
     """Return the text, shortened at its end if it is longer than ``longest`` characters."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -17,6 +17,7 @@ from otel_pgpool.telemetry.logs import CANNOT_BE_HANDED_OUT, CANNOT_BE_MADE, CAN
 from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes, transaction_status
 from otel_pgpool.telemetry.metrics import instruments
 from otel_pgpool.telemetry.sdk_internals import CLOSED, SUPPRESSION_KEY, RecordingGate
+from otel_pgpool.telemetry.service_name import service_name
 from otel_pgpool.telemetry.spans import Spans
 from otel_pgpool.types import CheckoutPath, Outcome, TransactionStatus
 
@@ -107,6 +108,17 @@ class Telemetry:
         """Report from now on where the pool connects to, which was unknown before; checkouts may be in progress."""
         self._spans.set_target(pool)
 
+    # Names of sessions on the server
+
+    def service_name(self) -> str | None:
+        """Return the ``service.name`` of the tracer provider's resource; None if it is not known (yet)."""
+        return service_name(self._tracer_provider)
+
+    def traceparent(self, checkout: Checkout) -> str | None:
+        """Return the ``traceparent`` of a checkout's span; None if there is no span (yet), or none that is sampled."""
+        state: CheckoutState | None = checkout.observer_data
+        return None if state is None else state.traceparent
+
     # Checkouts
 
     def target_known_to(self, checkout: Checkout) -> None:
@@ -153,6 +165,9 @@ class Telemetry:
         if state is not None and state is not SUPPRESSED:
             state.leave()  # an interrupt may have hit after the hand-over, when the span was current
             context = state.context
+        if checkout.had_proxy_wait:
+            self._report_proxy_wait(checkout, context)
+        if state is not None and state is not SUPPRESSED:
             self._spans.fail(checkout, state)
         if self._wait_time is not None and state is not SUPPRESSED:
             attributes = {**self._attributes, names.ATTR_ERROR_TYPE: checkout.error_type}
@@ -172,9 +187,8 @@ class Telemetry:
             if state.token is not None:
                 state.leave()
             context = state.context
-        if checkout.flagged:
-            self.held_long(checkout)
-            self._logs.long_hold_returned(checkout, context)
+        if checkout.is_remarkable:
+            self._report_remarkable(checkout, context)
         if state is SUPPRESSED:
             return
         try:
@@ -183,6 +197,21 @@ class Telemetry:
         finally:
             if state is not None:
                 self._spans.end(checkout, state)
+
+    def _report_remarkable(self, checkout: Checkout, context: Context | None) -> None:
+        """Report what is rare at the end of a hold: its length, or a wait in a proxy."""
+        if checkout.flagged:
+            self.held_long(checkout)
+            self._logs.long_hold_returned(checkout, context)
+        if checkout.had_proxy_wait:
+            self._report_proxy_wait(checkout, context)
+
+    def _report_proxy_wait(self, checkout: Checkout, context: Context | None) -> None:
+        state: CheckoutState | None = checkout.observer_data
+        if state is not None and state.span is not None:
+            self._spans.proxy_wait(state.span)
+        attributes = {names.ATTR_CHECKED_OUT_AT: checkout.path_to, **holder_attributes(checkout)}
+        self._logs.proxy_wait(attributes, context)
 
     def will_log_timeout(self) -> bool:
         """Return whether the next timeout will be logged; only then is its diagnosis needed."""

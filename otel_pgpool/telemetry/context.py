@@ -124,11 +124,13 @@ class CheckoutState:
 
     @property
     def traceparent(self) -> str | None:
-        """The W3C header that names the checkout's span; None if there is none."""
-        if self.span is None:
+        """The W3C header that names the checkout's span; None if there is no span (yet), or none that is sampled."""
+        if self.span is None or not self.span.is_recording():
             return None
-        span = self.span.get_span_context()
-        return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}" if span.is_valid else None
+        context = self.span.get_span_context()
+        if not (context.is_valid and context.trace_flags.sampled):
+            return None
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
 
 
 SUPPRESSED = CheckoutState()

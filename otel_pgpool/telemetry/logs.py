@@ -107,6 +107,15 @@ class Logs:
         text = f"connection released after {held:.3f} s"
         self._write(logging.INFO, LogEvent.LONG_HOLD_RETURNED, text, attributes, context)
 
+    def proxy_wait(self, attributes: Mapping[str, Any], context: Context | None) -> None:
+        """Log that PgBouncer let a query of a checkout wait for a connection to the server."""
+        text = (
+            f"PgBouncer let a query of {_holder_in(attributes)} wait for longer than its query_wait_notify, because "
+            "all its connections to the server were in use; shorten the transactions of its clients, or raise its "
+            f"default_pool_size; the connection was checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
+        )
+        self._write(logging.WARNING, LogEvent.PROXY_WAIT, text, attributes, context)
+
     def reclaimed(self, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Log that a dropped connection was reclaimed."""
         text = (

@@ -60,6 +60,7 @@ ATTR_BLOCKER_TRACE_ID = "otel_pgpool.blocker.trace_id"
 ATTR_BLOCKER_COUNT = "otel_pgpool.blocker.count"
 ATTR_TRANSACTION_STATUS = "otel_pgpool.transaction.status"
 ATTR_CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
+ATTR_PROXY_WAIT = "otel_pgpool.proxy_wait"
 ATTR_TASK_NAME = "otel_pgpool.task.name"
 ATTR_REASON = "otel_pgpool.reason"
 

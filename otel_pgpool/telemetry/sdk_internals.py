@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from opentelemetry.context import Context
+    from opentelemetry.trace import TracerProvider
 
     IsOver = Callable[[dict[str, Any]], bool]
     """Whether the series with these attributes is to be removed."""
@@ -87,6 +88,16 @@ def has_provider(_caller: Context) -> bool:
     that the API creates and nobody exports; without the attribute, such spans are created.
     """
     return trace._TRACER_PROVIDER is not None  # noqa: SLF001 - see above
+
+
+def global_tracer_provider() -> TracerProvider | None:
+    """Return the global tracer provider, or None if it is not set.
+
+    See `has_provider`; without the attribute, the public function is called.
+    """
+    if hasattr(trace, "_TRACER_PROVIDER"):
+        return trace._TRACER_PROVIDER  # noqa: SLF001 - see above
+    return trace.get_tracer_provider()
 
 
 # The shutdown of the SDK's processors

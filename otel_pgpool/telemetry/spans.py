@@ -150,6 +150,10 @@ class Spans:
                 span.add_link(context, {names.ATTR_RELATION: names.VALUE_BLOCKED_BY})
             span.add_event(names.EVENT_DATABASE_STATE, attributes, state.at(now))
 
+    def proxy_wait(self, span: Span) -> None:
+        """Note in the span of a checkout that a proxy let a query wait."""
+        span.set_attributes({names.ATTR_PROXY_WAIT: True})
+
     def end(self, checkout: Checkout, state: CheckoutState) -> None:
         """End the span of a checkout that had a connection. A second call, after an interrupt, does nothing."""
         span = state.span
@@ -214,6 +218,8 @@ class Spans:
         caller, attributes = state.context or NO_CONTEXT, self._attributes
         if checkout.task is not None:
             attributes = {**attributes, names.ATTR_TASK_NAME: checkout.task.name}
+        if checkout.had_proxy_wait:
+            attributes = {**attributes, names.ATTR_PROXY_WAIT: True}
         state.span = span = self._tracer.start_span(
             SPAN_CHECKOUT, caller, attributes=attributes, start_time=state.began_ns
         )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
     from types import FrameType
 
+    from psycopg2.extensions import connection
     from typing_extensions import Self
 
     Operation = Callable[[ConnectionPool], None]
@@ -128,6 +129,13 @@ def enters_exit(frame: FrameType) -> bool:
     if code is not CheckoutContext.__exit__.__code__:
         return False
     return frame.f_lineno == min(line for *_, line in code.co_lines() if line and line > code.co_firstlineno)
+
+
+def is_renamed(conn: connection | None) -> bool:
+    """Return whether a session has the name of a checkout's trace."""
+    if conn is None or conn.closed:
+        return False
+    return str(conn.get_parameter_status("application_name")).startswith("00-")
 
 
 def in_own_frame(operation: Operation, pool: ConnectionPool) -> Iterator[None]:
@@ -263,6 +271,8 @@ class InterruptRun:
         deadline = monotonic() + PATIENCE
         while (core.used or core.queue) and monotonic() < deadline:
             time.sleep(0.001)
+        if any(is_renamed(slot.conn) for slot in list(core.idle)):
+            yield "an idle session has the name of a trace"
         if core.used or core.queue:
             yield f"{core.used} out and {len(core.queue)} waiting"
         else:

@@ -10,11 +10,15 @@ from tests.chaos import interrupts
 
 
 @pytest.mark.timeout(180)
-def test_an_interrupt_anywhere_loses_nothing(dsn: str) -> None:
+@pytest.mark.parametrize("names", ["off", "trace"])
+def test_an_interrupt_anywhere_loses_nothing(dsn: str, names: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each interrupt, connections, spans, the context and descriptors are as before.
+
+    No idle session keeps the name of a checkout's trace, if checkouts name their sessions.
 
     Afterwards, the former tracer is active again, and the thread handles no error.
     """
+    monkeypatch.setenv("OTEL_PGPOOL_APPLICATION_NAME", names)
     tracer = sys.gettrace()
     interrupted = interrupts.play(1, dsn)
     assert interrupted.violations == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from otel_pgpool import PoolClosed
-from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.pool.checkout import NEVER, Attempt
 from otel_pgpool.pool.core import NOT_HELD, State
 from tests.support.fakes import STALE, Desk, agree
 
@@ -348,6 +348,31 @@ class CoreMachine(RuleBasedStateMachine):
                 assert reason == self.model.judge(slot, self.desk.now, self.core.maxconn)
                 if reason is not None:
                     self._discard([slot], reason)
+        self._wake()
+
+    @precondition(lambda self: self.model.idle)
+    @rule(dead=st.booleans(), event=EVENTS)
+    def ping(self, dead: bool, event: str) -> None:
+        """Ping the longest idle one, which nobody has meanwhile; then it goes, is offered, or is back in its place."""
+        slot = self.model.idle.pop(0)
+        slot.ping_after = 0.0
+        assert self.core.begin_ping(self.desk.now) is slot
+        slot.ping_after = NEVER
+        self.happen(event)
+        if dead:
+            self.core.check_failed(slot)
+            self.model.alive.discard(slot)
+            self._discard([slot], "broken")
+            return
+        queued = bool(self.model.queue)
+        reason = self.model.judge(slot, self.desk.now, self.core.maxconn)
+        if reason is None and not queued:
+            self.model.idle.pop()
+            place = sum(other.idle_since <= slot.idle_since for other in self.model.idle)
+            self.model.idle.insert(place, slot)
+        assert self.core.ping_passed(slot, self.desk.now) == reason
+        if reason is not None:
+            self._discard([slot], reason)
         self._wake()
 
     def closed(self, which: int) -> None:

@@ -27,6 +27,8 @@ SQL = {
     "db.statement.parameters",  # the query instrumentation's, with capture_parameters
 }
 
+SAMPLES = "query-samples.yaml"
+
 every_file = pytest.mark.parametrize("name", FILES)
 
 
@@ -165,6 +167,18 @@ def test_what_is_laid_over_a_file_for_tls_changes_what_is_there(name: str, overl
         assert [each["protocol"]["otlp"]["tls"]["insecure"] for each in part.values()] == [False, False]
 
 
+def test_query_samples_are_off_until_an_overlay_switches_them_on() -> None:
+    """The overlay changes nothing else, and what samples contain of the query is removed with all other SQL."""
+    config, overlay = load("collector.yaml"), load(SAMPLES)
+    assert config["receivers"]["postgresql"]["events"] == {"db.server.query_sample": {"enabled": False}}
+    assert config["service"]["pipelines"]["logs"]["receivers"] == ["otlp"]
+    assert overlay == {
+        "receivers": {"postgresql": {"events": {"db.server.query_sample": {"enabled": True}}}},
+        "service": {"pipelines": {"logs": {"receivers": ["otlp", "postgresql"]}}},
+    }
+    assert "transform/sql" in config["service"]["pipelines"]["logs"]["processors"]
+
+
 def test_sql_is_removed_where_programs_send() -> None:
     """By the collector and by the agents, in the same way, from every signal."""
     collector, agent = load("collector.yaml"), load("agent.yaml")
@@ -261,8 +275,8 @@ def test_another_backend_gets_the_counts_too() -> None:
 
 
 @pytest.mark.skipif(not BINARY, reason="OTELCOL names no Collector to validate with")
-@every_file
-def test_the_collector_finds_it_valid(name: str) -> None:
-    command = [BINARY, "validate", f"--config={FOLDER / name}"]
+@pytest.mark.parametrize("names", [*((name,) for name in FILES), ("collector.yaml", SAMPLES)])
+def test_the_collector_finds_it_valid(names: tuple[str, ...]) -> None:
+    command = [BINARY, "validate", *(f"--config={FOLDER / name}" for name in names)]
     done = subprocess.run(command, env={**os.environ, **NEEDED}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

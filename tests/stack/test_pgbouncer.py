@@ -8,18 +8,20 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
+from opentelemetry import trace
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, reset_session
 from tests.support.external_programs import environment, find_program, free_ports
 from tests.support.internals import core_of
 from tests.support.servers import ClonedServer
+from tests.support.telemetry import Signals
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool.demo.postgres import PostgresServer
+    from tests.support.telemetry import Signals
 
     Bouncing = Callable[..., "PgBouncer"]
 
@@ -253,3 +256,86 @@ def test_the_pid_is_pgbouncers(bouncing: Bouncing, mode: str) -> None:
     """`connection.pid` is what PgBouncer told the client, and no process of PostgreSQL's."""
     with pool_of(bouncing(mode), 1, 1) as pool, pool.connection() as conn:
         assert ask(conn, "select pg_backend_pid()") != pool.holders()[0].pid
+
+
+def session_names(server: PostgresServer) -> set[str]:
+    """Return the names of PgBouncer's connections to PostgreSQL."""
+    with closing(psycopg2.connect(server.dsn)) as conn:
+        return set(
+            ask(
+                conn,
+                "select coalesce(array_agg(application_name), '{}') from pg_stat_activity "
+                "where backend_type = 'client backend' and pid <> pg_backend_pid()",
+            )
+        )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_session_has_the_name_of_service_and_pool(
+    bouncing: Bouncing, server: PostgresServer, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PgBouncer gives a server connection the name of the client that uses it."""
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
+    with pool_of(bouncing(mode), 1, 1, name="orders", observer=None) as pool, pool.connection() as conn:
+        ask(conn, "select 1")
+        assert "shop/orders" in session_names(server)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_session_has_the_name_of_the_trace(
+    bouncing: Bouncing, server: PostgresServer, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both modes, while the checkout's transaction is open, and not after the release; the next one has its own."""
+    monkeypatch.setenv("OTEL_PGPOOL_APPLICATION_NAME", "trace")
+    bouncer = bouncing(mode, default_pool_size=1)
+    with Signals() as signals, signals.pool(1, 1, bouncer.dsn) as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                ask(conn, "select 1")
+                span = trace.get_current_span().get_span_context()
+                assert session_names(server) == {f"00-{span.trace_id:032x}-{span.span_id:016x}-01"}
+            assert session_names(server) == {"unknown_service:python/shop"}
+        assert pool.stats().created == 1
+
+
+def test_transaction_mode_gives_each_client_its_own_name(
+    bouncing: Bouncing, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two checkouts that share one server connection, one after the other, have their own traces there."""
+    monkeypatch.setenv("OTEL_PGPOOL_APPLICATION_NAME", "trace")
+    bouncer = bouncing("transaction", default_pool_size=1)
+    with Signals() as signals, signals.pool(2, 2, bouncer.dsn) as pool, pool.connection() as one:
+        with pool.connection() as other:
+            for conn in (one, other):
+                with conn:
+                    (name,) = session_names(server) if ask(conn, "select 1") else ()
+                    assert name == ask(conn, "show application_name")
+                    assert name == conn.get_parameter_status("application_name")
+        assert one.get_parameter_status("application_name").startswith("00-")
+
+
+def version_of(program: Path) -> tuple[int, ...]:
+    """Return the version of a PgBouncer."""
+    done = subprocess.run([program, "--version"], env=environment(), capture_output=True, text=True, check=True)
+    return tuple(map(int, done.stdout.split()[1].split(".")))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wait_in_pgbouncer_is_told(bouncing: Bouncing, signals: Signals, mode: str) -> None:
+    """From 1.25 on, who waited there for longer than `query_wait_notify` has a record and an attribute."""
+    if version_of(find_program("pgbouncer")) < (1, 25):
+        pytest.skip("PgBouncer tells its clients of a wait from 1.25 on")
+    bouncer = bouncing(mode, default_pool_size=1, query_wait_notify=1)
+    first = psycopg2.connect(bouncer.dsn)
+    ask(first, "select 1")  # and its transaction stays open
+    end = threading.Timer(2.5, first.close)  # PgBouncer tells once more than a whole second has passed
+    end.start()
+    with signals.pool(1, 1, bouncer.dsn) as pool:
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+        with pool.connection() as conn:
+            assert ask(conn, "select 1") == 1
+    end.join()
+    told = [dict(span.attributes or {}).get("otel_pgpool.proxy_wait") for span in signals.named("pool.checkout")]
+    assert told == [True, None]
+    assert len(signals.logged("proxy_wait")) == 1

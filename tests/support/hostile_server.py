@@ -32,8 +32,9 @@ def notice(text: str) -> bytes:
     return message(b"N", f"SNOTICE\0VNOTICE\0C00000\0M{text}\0\0".encode())
 
 
-def login() -> bytes:
-    settings = {"server_version": "18.0", "client_encoding": "UTF8", "standard_conforming_strings": "on"}
+def login(**more: str) -> bytes:
+    """Return what a server says to a client that it lets in; ``more`` are further settings that it reports."""
+    settings = {"server_version": "18.0", "client_encoding": "UTF8", "standard_conforming_strings": "on", **more}
     statuses = b"".join(message(b"S", f"{name}\0{value}\0".encode()) for name, value in settings.items())
     return message(b"R", bytes(4)) + statuses + message(b"K", bytes(8)) + READY
 

@@ -19,6 +19,7 @@ from otel_pgpool import (
     Holder,
     PoolClosed,
     PoolError,
+    PoolHealth,
     PoolObserver,
     PoolStats,
     PoolTimeout,
@@ -55,6 +56,7 @@ def made_in_every_way() -> list[ConnectionPool]:
             max_retries=3,
             max_lifetime=math.inf,
             max_idle=60.0,
+            keepalive=30.0,
             long_hold=0.5,
             check=ask,
             configure=configure,
@@ -64,9 +66,9 @@ def made_in_every_way() -> list[ConnectionPool]:
             observer=None,
         ),
         ConnectionPool(
-            1, 1, max_retries=None, max_lifetime=None, max_idle=None, long_hold=None, check=None, timeout=None
+            1, 1, max_retries=None, max_lifetime=None, max_idle=None, keepalive=None, long_hold=None, check=None
         ),
-        ConnectionPool(1, 1, check="auto", credentials=lambda: {"user": "app", "port": 5433}),
+        ConnectionPool(1, 1, check="auto", timeout=None, credentials=lambda: {"user": "app", "port": 5433}),
         ConnectionPool(1, 1, observer=Telemetry(spans="slow", slow=0.5, histograms=["wait_time"])),
         ConnectionPool(1, 1, observer=Telemetry(None, None)),
         ConnectionPool(1, 1, observer=Telemetry(stack_skip=["acme"])),
@@ -117,6 +119,14 @@ def looked_at(pool: ConnectionPool) -> None:
     assert_type(pool.minconn, int)
     assert_type(pool.maxconn, int)
     assert_type(pool.closed, bool)
+    health = pool.health()
+    assert_type(health, PoolHealth)
+    assert_type(health.is_ok, bool)
+    assert_type(health.reasons, tuple[str, ...])
+    assert_type(health.duration, float | None)
+    assert_type(health.as_dict(), dict[str, Any])
+    if health.status == "saturated":
+        print(health.status.description)
     stats = pool.stats()
     assert_type(stats, PoolStats)
     assert_type((stats.name, stats.status), tuple[str, str])

@@ -505,7 +505,7 @@ def test_a_second_look_is_not_spared() -> None:
     desk = filled(1, 1)
     checkout = desk.ask()
     desk.now += STALE
-    assert desk.core.try_acquire_idle(checkout, again=True) is not None
+    assert desk.core.try_acquire_idle(checkout, slow=True) is not None
     assert checkout.path is None
 
 
@@ -520,7 +520,7 @@ def test_what_was_made_meanwhile_is_new() -> None:
     desk.discard([checkout.slot], "broken")
     desk.now += 0.004
     desk.connect()
-    assert desk.core.try_acquire_idle(checkout, again=True) is not None
+    assert desk.core.try_acquire_idle(checkout, slow=True) is not None
     desk.core.accept(checkout, desk.now)
     assert checkout.path == "new"
     assert desk.core.checkouts() == {"idle": 0, "queued": 0, "new": 1}

@@ -48,12 +48,14 @@ def test_defaults() -> None:
         "max_retries": None,
         "max_lifetime": 3600.0,
         "max_idle": 600.0,
+        "keepalive": math.inf,
         "long_hold": 1.0,
         "check": "auto",
         "configure": None,
         "reset": None,
         "credentials": None,
         "is_monitored": True,
+        "names_traces": False,
     }
 
 
@@ -80,6 +82,8 @@ def test_a_config_is_frozen() -> None:
         ({"max_lifetime": 0.5}, 0.5),
         ({"max_idle": None}, math.inf),
         ({"max_idle": 1}, 1.0),
+        ({"keepalive": None}, math.inf),
+        ({"keepalive": 30}, 30.0),
         ({"long_hold": None}, math.inf),
         ({"long_hold": 0}, math.inf),
         ({"long_hold": 2}, 2.0),
@@ -121,6 +125,7 @@ REFUSED: list[tuple[str, object, str]] = [
     *[("long_hold", bad, SECONDS_OR_NONE) for bad in (-1, NAN, True, "1", {})],
     *[("max_lifetime", bad, ABOVE_OR_NONE) for bad in (0, 0.0, -1, NAN, True, "3600")],
     *[("max_idle", bad, ABOVE_OR_NONE) for bad in (0, -1, NAN, False, "600")],
+    *[("keepalive", bad, ABOVE_OR_NONE) for bad in (0, -1, NAN, True, "30")],
     *[("max_waiting", bad, WHOLE) for bad in (-1, 1.0, 0.5, NAN, math.inf, True, "7", None, Indexed(-1))],
     *[("max_retries", bad, WHOLE_OR_NONE) for bad in (-1, 3.0, NAN, math.inf, False, "3", [], Indexed(-2))],
     *[("minconn", bad, WHOLE) for bad in (-1, 1.0, NAN, math.inf, True, "1", None, Indexed(-1))],
@@ -208,6 +213,20 @@ def test_a_bad_variable_is_refused(variable: str, value: str) -> None:
     with pytest.raises(ValueError, match=variable) as caught:
         pool_config(environ={variable: value})
     assert str(caught.value) == f"{variable} must be {FROM_TEXT}, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("value", "is_on"), [("", False), ("off", False), (" Off ", False), ("trace", True), (" TRACE ", True)]
+)
+def test_the_names_of_sessions(value: str, is_on: bool) -> None:
+    """A sampled checkout names its session only if the variable asks for that."""
+    assert pool_config(environ={"OTEL_PGPOOL_APPLICATION_NAME": value}).names_traces is is_on
+
+
+def test_another_name_of_sessions_is_refused() -> None:
+    """The error names the variable, the value and what is accepted."""
+    with pytest.raises(ValueError, match=r"^OTEL_PGPOOL_APPLICATION_NAME must be one of off, trace, not 'on'$"):
+        pool_config(environ={"OTEL_PGPOOL_APPLICATION_NAME": "on"})
 
 
 # Telemetry

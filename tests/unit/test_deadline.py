@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from otel_pgpool.driver import deadline as deadlines
-from otel_pgpool.driver.deadline import Deadline, stop_watching
+from otel_pgpool.driver.deadline import Deadline, shutdown_socket
+from otel_pgpool.runtime import deadline as deadlines
+from otel_pgpool.runtime.deadline import stop_watching
 from otel_pgpool.runtime.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def test_a_descriptor_that_is_somebody_elses_by_now() -> None:
         def fileno(self) -> int:
             return next(self.numbers)
 
-    deadlines.shutdown_socket(Reconnecting())  # type: ignore[arg-type]  # all that is asked of it
+    shutdown_socket(Reconnecting())  # type: ignore[arg-type]  # all that is asked of it
     mine.sendall(b"alive")
     assert other.recv(5) == b"alive"
     mine.close()

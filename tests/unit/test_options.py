@@ -65,6 +65,12 @@ def test_empty_is_unset(text: str) -> None:
     assert of({"OTEL_PGPOOL_WAIT_TIMEOUT": text}).wait_timeout is None
 
 
+@pytest.mark.parametrize(("text", "expected"), [("", False), ("on", False), ("off", False), (" All ", True)])
+def test_database_state(text: str, expected: bool) -> None:
+    """Only ``all`` lets a monitor watch instrumented pools."""
+    assert of({"OTEL_PGPOOL_DATABASE_STATE": text}).is_monitored is expected
+
+
 @pytest.mark.parametrize(("text", "expected"), [("0", 0.0), ("inf", math.inf), ("1e2", 100.0)])
 def test_wait_timeout(text: str, expected: float) -> None:
     """Any number of seconds."""
@@ -75,6 +81,7 @@ def test_wait_timeout(text: str, expected: float) -> None:
     ("environ", "options"),
     [
         ({"OTEL_PGPOOL_SPANS": "some"}, {}),
+        ({"OTEL_PGPOOL_DATABASE_STATE": "everything"}, {}),
         ({"OTEL_PGPOOL_SLOW": "fast"}, {}),
         ({"OTEL_PGPOOL_HISTOGRAMS": "all"}, {}),
         ({"OTEL_PGPOOL_STACK_SKIP": "acme.server"}, {}),

@@ -39,9 +39,15 @@ def told_by(program: str) -> Any:
         "otel_pgpool.observer",
         "otel_pgpool.telemetry",
         "otel_pgpool.instrumentation",
+        "otel_pgpool.instrumentation.adapters.asyncpg.monitor",
         "otel_pgpool.instrumentation.adapters.base",
+        "otel_pgpool.instrumentation.adapters.monitor",
+        "otel_pgpool.instrumentation.adapters.psycopg_pool.monitor",
+        "otel_pgpool.instrumentation.adapters.sqlalchemy.monitor",
         "otel_pgpool.instrumentation.fair_queue",
         "otel_pgpool.instrumentation.session",
+        "otel_pgpool.pool.monitors",
+        "otel_pgpool.runtime.deadline",
         "otel_pgpool.otlp",
         "otel_pgpool.cli.command",
     ],
@@ -133,6 +139,47 @@ print(json.dumps([failed.error_type, late.error_type, stats.name, stats.timeouts
 session.end()
 """)
     assert told == ["57014", "timeout", "db:5432/shop", 1, 1, {"idle": 0, "queued": 0, "new": 1}]
+
+
+def test_a_monitored_pool() -> None:
+    """The session of a long hold is asked for over another driver's connection, and its state reported."""
+    told = told_by("""
+import threading
+from otel_pgpool.instrumentation.adapters.base import Levels, PoolAdapter
+from otel_pgpool.instrumentation.options import InstrumentationOptions
+from otel_pgpool.instrumentation.session import InstrumentationSession
+from otel_pgpool.instrumentation.tracker import PoolTracker
+
+class Target:
+    address, port, namespace, name, public = "db", 5432, "shop", "db:5432/shop", ()
+
+asked = threading.Event()
+class Monitor:
+    pid = 1
+    def query(self, statement):
+        asked.set()
+        return '{"backend": 1, "sessions": []}'
+    def close(self): pass
+
+class Adapter(PoolAdapter):
+    install = uninstall = forget_inherited = None
+    def levels(self, pool):
+        return Levels(0, 2, 1, 0, None)
+    def target(self, pool):
+        return Target
+    def monitor_connect(self, pool):
+        return lambda chosen: Monitor()
+
+class Pool: pass
+environ = {"OTEL_PGPOOL_DATABASE_STATE": "all"}
+session = InstrumentationSession(InstrumentationOptions.of(long_hold=0.01, environ=environ))
+pool, conn = Pool(), Pool()
+tracker = session.track(pool, Adapter())
+tracker.acquired(tracker.start(()), conn)
+print(json.dumps([asked.wait(10), "psycopg2" in sys.modules, "psycopg" in sys.modules, "asyncpg" in sys.modules]))
+session.end()
+""")
+    assert told == [True, False, False, False]
 
 
 def test_targets() -> None:

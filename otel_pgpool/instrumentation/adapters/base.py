@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol
 
 from otel_pgpool.errors import error_type
 from otel_pgpool.observer import Server
@@ -11,6 +12,15 @@ from otel_pgpool.types import TransactionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from otel_pgpool.pool.monitor import MonitorConnection
+    from otel_pgpool.pool.monitor import Server as ServerAddress
+
+MonitorConnect = Callable[[Optional["ServerAddress"]], "MonitorConnection"]
+"""A function that opens a monitoring connection within a few seconds, or raises the driver's error.
+
+Its argument is the host and the port of one server if the pool's arguments name several; otherwise None.
+"""
 
 
 class Levels(NamedTuple):
@@ -158,6 +168,14 @@ class PoolReader(Driver, ABC):
 
     def target_of(self, conn: Any) -> PoolTarget | None:  # noqa: ARG002 - the interface
         """Return the target of a connection, if the target of its pool is unknown; None if that cannot be read."""
+        return None
+
+    def monitor_connect(self, pool: Any) -> MonitorConnect | None:  # noqa: ARG002 - the interface
+        """Return the function that opens monitoring connections to the servers of a pool; None if there is no way.
+
+        Called when a hold is long and ``OTEL_PGPOOL_DATABASE_STATE`` is ``all``. This method must not connect. The
+        function is called by the thread of a monitor; it must not keep the pool alive.
+        """
         return None
 
     def is_idle(self, pool: Any, conn: Any) -> bool:  # noqa: ARG002 - the interface

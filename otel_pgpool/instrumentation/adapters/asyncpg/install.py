@@ -14,6 +14,7 @@ from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.checkouts import CheckoutCalls
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import Asyncpg
 from otel_pgpool.instrumentation.adapters.asyncpg.fork import InheritedAsyncpgPools
+from otel_pgpool.instrumentation.adapters.asyncpg.monitor import connector
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.asyncpg.tracked import POOL_ATTR, TrackedPools
 from otel_pgpool.instrumentation.adapters.asyncpg.wrappers import PoolCalls
@@ -24,6 +25,7 @@ from otel_pgpool.instrumentation.session import find_instances, subclasses_of
 
 if TYPE_CHECKING:
     from otel_pgpool.driver.target import Target
+    from otel_pgpool.instrumentation.adapters.base import MonitorConnect
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -120,6 +122,10 @@ class AsyncpgAdapter(Asyncpg, PoolAdapter):
         if not private.connects_itself(pool):  # a function of the application may connect to anything
             return UNKNOWN
         return target_of_arguments(*private.connect_arguments(pool))
+
+    def monitor_connect(self, pool: Any) -> MonitorConnect:
+        """Return the function that opens monitoring connections."""
+        return connector(pool)
 
     def forget_inherited(self, pool: Any) -> int:
         """Note a pool, and its connections, as those of the parent; return the number of connections."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from asyncpg import connect_utils, connection
+from asyncpg import Record, connect_utils, connection
 from asyncpg.connection import Connection
 from asyncpg.pool import Pool, PoolAcquireContext, PoolConnectionHolder, PoolConnectionProxy
 
@@ -203,6 +203,16 @@ def connects_itself(pool: Any) -> bool:
     """Return whether a pool connects by asyncpg's own function, not by one of the application."""
     function = getattr(pool, "_connect", None)  # since 0.30
     return function is None or getattr(function, "__module__", None) == Connection.__module__
+
+
+connect = connection.connect
+"""Open a connection."""
+
+
+def connect_by_program(pool: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return the awaitable of a connect by the program's function, in the running loop, with asyncpg's own classes."""
+    loop = asyncio.get_running_loop()
+    return pool._connect(*args, loop=loop, connection_class=Connection, record_class=Record, **kwargs)
 
 
 def connections_of(pool: Any) -> Iterator[Any]:

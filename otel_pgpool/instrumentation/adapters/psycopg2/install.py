@@ -15,6 +15,7 @@ from otel_pgpool.instrumentation.adapters.psycopg2 import fast_path, private
 from otel_pgpool.instrumentation.adapters.psycopg2.arguments import runs_later
 from otel_pgpool.instrumentation.adapters.psycopg2.driver import Psycopg2Driver
 from otel_pgpool.instrumentation.adapters.psycopg2.failures import EXHAUSTED, is_exhausted
+from otel_pgpool.instrumentation.adapters.psycopg2.monitor import connector
 from otel_pgpool.instrumentation.adapters.psycopg2.target import target_of_arguments
 from otel_pgpool.instrumentation.adapters.psycopg2.wrappers import PoolCalls
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_pgpool.driver.target import Target
+    from otel_pgpool.instrumentation.adapters.base import MonitorConnect
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
 
@@ -150,6 +152,10 @@ class Psycopg2Adapter(Psycopg2Driver):
     def target(self, pool: Any) -> Target:
         """Return the target of a pool's connects."""
         return target_of_arguments(*private.connect_arguments(pool))
+
+    def monitor_connect(self, pool: Any) -> MonitorConnect:
+        """Return the function that opens monitoring connections."""
+        return connector(*private.connect_arguments(pool))
 
     def is_idle(self, pool: Any, conn: Any) -> bool:
         """Return whether a connection is idle: a subclass may release by a method that is not wrapped."""

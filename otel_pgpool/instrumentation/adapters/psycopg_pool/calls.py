@@ -26,6 +26,7 @@ from otel_pgpool.instrumentation.guards import ignore_errors, never_raise
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.pool.call_site import SkippedModules, call_sites_fast_filtered, caller_of, task_call_sites
 from otel_pgpool.pool.checkout import Attempt, ManualCheckout
+from otel_pgpool.pool.shared_threads import end_shared_threads
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
 
@@ -378,6 +379,7 @@ class PoolCalls:
             record_closed(tracker, conn, reason_of_method(method, conn))
         if method == "close" and pool.closed:
             tracker.stop_reporting()
+            end_shared_threads(0.0)
 
 
 def _is_of_connect(tracker: PoolTracker, error: BaseException) -> bool:

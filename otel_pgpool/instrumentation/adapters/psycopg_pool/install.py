@@ -26,6 +26,7 @@ from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_argume
 from otel_pgpool.instrumentation.adapters.psycopg_pool import blocking, coroutines, light, light_coroutines, private
 from otel_pgpool.instrumentation.adapters.psycopg_pool.calls import PoolCalls
 from otel_pgpool.instrumentation.adapters.psycopg_pool.fork import InheritedPsycopgPools
+from otel_pgpool.instrumentation.adapters.psycopg_pool.monitor import connector
 from otel_pgpool.instrumentation.adapters.replacements import Replacements
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.instrumentation.session import find_instances, subclasses_of
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from otel_pgpool.driver.target import Target
+    from otel_pgpool.instrumentation.adapters.base import MonitorConnect
     from otel_pgpool.instrumentation.open_checkouts import TrackedSlot
     from otel_pgpool.instrumentation.session import InstrumentationSession
     from otel_pgpool.instrumentation.tracker import PoolTracker
@@ -172,6 +174,10 @@ class PsycopgPoolAdapter(Psycopg, PoolAdapter):
     def target(self, pool: Any) -> Target:
         """Return the target of a pool's connects; unknown if the application provides it by a function."""
         return target_of_arguments(pool.conninfo, pool.kwargs)
+
+    def monitor_connect(self, pool: Any) -> MonitorConnect:
+        """Return the function that opens monitoring connections."""
+        return connector(pool)
 
     def is_idle(self, pool: Any, conn: Any) -> bool:
         """Return whether a connection is idle: a subclass may release by a method that is not wrapped."""

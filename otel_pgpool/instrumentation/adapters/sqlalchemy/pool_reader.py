@@ -10,13 +10,15 @@ from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
 from otel_pgpool.driver.messages import known
 from otel_pgpool.driver.target import UNKNOWN
 from otel_pgpool.instrumentation.adapters.base import PoolReader
+from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers import UNKNOWN_DRIVER
 from otel_pgpool.instrumentation.adapters.sqlalchemy.engine import read_levels
 from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import reset_pool
+from otel_pgpool.instrumentation.adapters.sqlalchemy.monitor import connector
 from otel_pgpool.instrumentation.tracker import TRACKER_ATTR
 from otel_pgpool.runtime.text import LONGEST_NAME, text_of
 
 if TYPE_CHECKING:
-    from otel_pgpool.instrumentation.adapters.base import Levels, PoolTarget
+    from otel_pgpool.instrumentation.adapters.base import Levels, MonitorConnect, PoolTarget
     from otel_pgpool.instrumentation.adapters.sqlalchemy.checkouts import CheckoutTable
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
     from otel_pgpool.instrumentation.adapters.sqlalchemy.fork import InheritedConnections
@@ -64,6 +66,10 @@ class EnginePoolReader(PoolReader):
     def target_of(self, conn: Any) -> PoolTarget:
         """Return the target of a connection that a creator of the application has opened."""
         return self.driver.target_of_connection(conn)
+
+    def monitor_connect(self, pool: Any) -> MonitorConnect | None:
+        """Return the function that opens monitoring connections; None if the driver is not known."""
+        return None if self.driver is UNKNOWN_DRIVER else connector(pool, self.driver)
 
     def forget_inherited(self, pool: Any) -> int:
         """Remove the parent's connections in a forked child, closing the sockets of idle ones; return their number.

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import cache
+from inspect import getclosurevars
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine
 from sqlalchemy.engine.events import DialectEvents
 from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool.base import _ConnectionRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +67,34 @@ def engine_behind(engine: Engine) -> Engine | None:
 def creator_of(pool: Any) -> Any:
     """Return the function with which a pool connects, or None."""
     return getattr(pool, "_creator", None)
+
+
+def open_connection(pool: Any, changes: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Open a DBAPI connection as a pool does, without the pool's knowledge.
+
+    Args:
+        pool: the pool.
+        changes: return the arguments to change, given the keyword arguments. It is not called if a creator of the
+            program connects, or if this release hides the arguments.
+    """
+    record, creator = _ConnectionRecord(pool, connect=False), pool._creator
+    found = getclosurevars(creator).nonlocals if creator.__module__ == create_engine.__module__ else {}
+    args, params = found.get("cargs_tup", found.get("cargs")), found.get("cparams")  # of 2 and of 1.4
+    if args is None or params is None:
+        return pool._invoke_creator(record)
+    dialect, args, params = pool._dialect, [*args], {**params, **changes({**params})}
+    for listener in dialect.dispatch.do_connect:
+        conn = listener(dialect, record, args, params)
+        if conn is not None:
+            return conn
+    return dialect.connect(*args, **params)
+
+
+def greenlet_spawn(function: Callable[[], Any]) -> Any:
+    """Return the coroutine that calls a function which awaits in SQLAlchemy's way."""
+    from sqlalchemy.util.concurrency import greenlet_spawn  # noqa: PLC0415 - for asynchronous engines only
+
+    return greenlet_spawn(function)
 
 
 def dialect_of(pool: Any) -> Any:

@@ -9,6 +9,7 @@ from asyncpg.exceptions import PostgresError
 
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.driver import NETWORK_ERRORS, Asyncpg
+from otel_pgpool.instrumentation.adapters.asyncpg.monitor import AsyncpgMonitor, monitor_arguments
 from otel_pgpool.instrumentation.adapters.asyncpg.target import target_of_arguments, target_of_connection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, unwrapped_instance
 from otel_pgpool.instrumentation.guards import ignore_errors
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_pgpool.driver.target import Target
+    from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
+    from otel_pgpool.pool.monitor import Server
 
 
 class AsyncpgEngineDriver(Asyncpg, EngineDriver):
@@ -47,6 +50,15 @@ class AsyncpgEngineDriver(Asyncpg, EngineDriver):
     def target_of_connection(self, conn: Any) -> Target:
         """Return the target of a connection."""
         return target_of_connection(conn)
+
+    def monitor_arguments(self, given: Mapping[str, Any], chosen: Server | None) -> dict[str, Any]:
+        """Return the arguments in which a monitoring connection differs from a pool's."""
+        return monitor_arguments(given, chosen)
+
+    def monitor(self, conn: Any, loop: OwnLoop | None) -> AsyncpgMonitor:
+        """Return a connection as a monitoring connection."""
+        assert loop is not None  # nosec B101 # noqa: S101 - asyncpg has no synchronous connections
+        return AsyncpgMonitor(conn, loop)
 
     def fileno(self, conn: Any) -> int:
         """Return the descriptor of a connection's socket.

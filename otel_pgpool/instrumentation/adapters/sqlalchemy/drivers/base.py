@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.proxy import unwrapped
@@ -14,8 +15,11 @@ from otel_pgpool.runtime.sockets import replace_socket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from otel_pgpool.driver.target import Target
+    from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
+    from otel_pgpool.pool.monitor import MonitorConnection, Server
 
 
 class EngineDriver(Driver):
@@ -58,6 +62,32 @@ class EngineDriver(Driver):
     def target_of_connection(self, conn: Any) -> Target:  # noqa: ARG002 - the interface
         """Return the target that a connection was made to."""
         return UNKNOWN
+
+    def monitor_arguments(self, given: Mapping[str, Any], chosen: Server | None) -> dict[str, Any]:  # noqa: ARG002 - the interface
+        """Return the arguments of a connect in which a monitoring connection differs from a pool's.
+
+        Args:
+            given: the keyword arguments of the pool's connects.
+            chosen: the server, if the arguments name several.
+        """
+        return {}
+
+    def limited_connect(self) -> AbstractContextManager[Mapping[str, Any]]:
+        """Return the context in which a monitoring connection is opened; it yields further arguments to change.
+
+        Raises:
+            PoolError: no connection can be opened, because that could block the whole program.
+        """
+        return nullcontext({})
+
+    def monitor(self, conn: Any, loop: OwnLoop | None) -> MonitorConnection:
+        """Return a connection that was just opened as a monitoring connection.
+
+        Args:
+            conn: the driver's own connection.
+            loop: the event loop in which it was opened; None for a synchronous driver.
+        """
+        raise NotImplementedError
 
     def fileno(self, conn: Any) -> int:
         """Return the descriptor of a connection's socket.

@@ -13,8 +13,10 @@ from pg8000.core import CoreConnection
 from pg8000.exceptions import DatabaseError, Error
 
 from otel_pgpool.driver.messages import known
+from otel_pgpool.driver.monitoring import APPLICATION_NAME, READ_ONLY, TIME_LIMIT
 from otel_pgpool.driver.system_texts import text_of_system
 from otel_pgpool.driver.target import UNKNOWN, Target
+from otel_pgpool.instrumentation.adapters.monitor import BoundedConnection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, unwrapped_instance
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.text import printable, text_of
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_pgpool.instrumentation.adapters.base import PoolTarget
+    from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
+    from otel_pgpool.pool.monitor import MonitorConnection, Server
 
 STATUSES = {
     None: TransactionStatus.IDLE,  # no statement was sent yet
@@ -94,9 +98,38 @@ class Pg8000EngineDriver(EngineDriver):
             return Target(host, port, "", f"{host}:{port}", frozenset((host, str(port))))
         return UNKNOWN
 
+    def monitor_arguments(self, given: Mapping[str, Any], chosen: Server | None) -> dict[str, Any]:  # noqa: ARG002 - the interface
+        """Return the arguments in which a monitoring connection differs from a pool's."""
+        return {"application_name": APPLICATION_NAME, "timeout": TIME_LIMIT}
+
+    def monitor(self, conn: Any, loop: OwnLoop | None) -> MonitorConnection:  # noqa: ARG002 - the interface
+        """Return a connection as a monitoring connection."""
+        return Pg8000Monitor(conn, self)
+
     def fileno(self, conn: Any) -> int:
         """Return the descriptor of a connection's socket."""
         return int(self.own_connection(conn)._usock.fileno())
+
+
+class Pg8000Monitor(BoundedConnection):
+    """A monitoring connection of pg8000."""
+
+    def __init__(self, conn: CoreConnection, driver: Pg8000EngineDriver) -> None:
+        self._conn = conn
+        self._driver = driver
+        self.pid = driver.backend_pid(conn)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket."""
+        return self._driver.fileno(self._conn)
+
+    def run(self, statement: str) -> str:
+        """Run a statement and return its value."""
+        return str(self._conn.execute_simple(READ_ONLY + statement).rows[0][0])
+
+    def end(self) -> None:
+        """End the session."""
+        self._conn.close()
 
 
 def _fields(error: BaseException) -> Mapping[str, str]:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from otel_pgpool.instrumentation.adapters.psycopg.driver import Psycopg
+from otel_pgpool.instrumentation.adapters.psycopg.monitor import (
+    AsyncPsycopgMonitor,
+    PsycopgMonitor,
+    monitor_arguments,
+)
 from otel_pgpool.instrumentation.adapters.psycopg.target import target_of_arguments, target_of_connection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, unwrapped_instance
+from otel_pgpool.runtime.fork import keep_from_forking
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from otel_pgpool.driver.target import Target
+    from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
+    from otel_pgpool.pool.monitor import MonitorConnection, Server
 
 
 class PsycopgEngineDriver(Psycopg, EngineDriver):
@@ -36,6 +45,20 @@ class PsycopgEngineDriver(Psycopg, EngineDriver):
     def target_of_connection(self, conn: Any) -> Target:
         """Return the target of a connection, as libpq reports it."""
         return target_of_connection(conn)
+
+    def monitor_arguments(self, given: Mapping[str, Any], chosen: Server | None) -> dict[str, Any]:  # noqa: ARG002 - the interface
+        """Return the arguments in which a monitoring connection differs from a pool's."""
+        return {**monitor_arguments(chosen), "cursor_factory": None, "row_factory": None}
+
+    @contextmanager
+    def limited_connect(self) -> Iterator[Mapping[str, Any]]:
+        """Delay forks during the connect, which libpq limits itself."""
+        with keep_from_forking():
+            yield {}
+
+    def monitor(self, conn: Any, loop: OwnLoop | None) -> MonitorConnection:
+        """Return a connection as a monitoring connection."""
+        return PsycopgMonitor(conn) if loop is None else AsyncPsycopgMonitor(conn, loop)
 
     def fileno(self, conn: Any) -> int:
         """Return the descriptor of a connection's socket."""

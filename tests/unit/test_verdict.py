@@ -1,0 +1,159 @@
+"""The verdict on a pool, on a core without a database and with a clock set by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from otel_pgpool import TooManyRequests
+from otel_pgpool.pool import core
+from otel_pgpool.pool.checkout import Attempt
+from otel_pgpool.pool.core import Core
+from otel_pgpool.pool.verdict import health_of
+from otel_pgpool.stats import PoolHealth
+from otel_pgpool.types import HealthStatus
+from tests.support.fakes import Desk, filled, lent_out
+
+
+def verdict(desk: Desk) -> PoolHealth:
+    return health_of(desk.core, desk.now)
+
+
+def test_a_pool_at_work() -> None:
+    """It is ok with idle connections, while it connects, and while all are in use and nobody waits."""
+    desk = Desk(2, 2, name="shop")
+    assert verdict(desk) == PoolHealth("shop", HealthStatus.OK, (), None)
+    waiter = desk.join()
+    assert verdict(desk).is_ok, "it waits for a connect"
+    desk.connect(2)
+    conn = desk.accept(waiter)
+    desk.hold()
+    assert verdict(desk).is_ok, "nobody waits"
+    assert conn is not None
+    desk.give_back(waiter.checkout, conn)
+    assert verdict(desk).is_ok
+
+
+def test_a_pool_that_is_not_open_yet() -> None:
+    """Its first checkout opens it."""
+    assert health_of(Core(1, 2), 0.0).is_ok
+
+
+def test_saturated_since_the_oldest_waiter_queued() -> None:
+    """The duration is that of the present oldest waiter, and ends with it."""
+    desk, checkout, conn = lent_out()
+    first = desk.join()
+    desk.now += 2.0
+    desk.join()
+    desk.now += 1.0
+    health = verdict(desk)
+    assert (health.status, health.duration, health.is_ok) == ("saturated", 3.0, False)
+    assert health.reasons == ("1 of 1 connections are in use, 2 waiting, the first for 3.000 s",)
+    desk.give_back(checkout, conn)
+    assert first.conn is not None
+    assert verdict(desk).duration == 1.0
+
+
+def test_saturated_after_maxconn_was_lowered() -> None:
+    """More connections are in use than the pool may have."""
+    desk = filled(2, 2)
+    held = [desk.hold(), desk.hold()]
+    desk.core.resize(0, 1)
+    desk.join()
+    assert verdict(desk).status == "saturated"
+    assert verdict(desk).reasons[0].startswith("2 of 1 connections are in use")
+    desk.give_back(*held[0])
+    assert verdict(desk).reasons[0].startswith("1 of 1 connections are in use")
+
+
+def test_a_full_queue() -> None:
+    """Further callers are refused, even if connections are being opened for those that wait."""
+    desk = Desk(0, 3, max_waiting=2)
+    desk.join()
+    assert verdict(desk).is_ok
+    desk.now += 1.0
+    desk.join()
+    health = verdict(desk)
+    assert (health.status, health.duration) == ("saturated", 1.0)
+    assert health.reasons == ("the queue is full: 2 waiting (max_waiting=2), further callers are refused",)
+    with pytest.raises(TooManyRequests):
+        desk.join()
+
+
+def test_several_reasons() -> None:
+    """The worst is the status, its duration is that of the verdict, and all are told."""
+    desk = Desk(0, 2, max_waiting=1)
+    desk.join()
+    slot = desk.claim()
+    assert slot is not None
+    desk.now += 5.0
+    desk.miss(slot)
+    desk.now += 1.0
+    health = verdict(desk)
+    assert (health.status, health.duration) == ("unreachable", 1.0)
+    assert [reason.partition(":")[0] for reason in health.reasons] == [
+        "no connection can be opened",
+        "the queue is full",
+    ]
+
+
+def test_unreachable() -> None:
+    """Since the first failed attempt, until the server is reached; the error's text is left out."""
+    desk = Desk(1, 2)
+    for _ in range(2):
+        slot = desk.claim()
+        assert slot is not None
+        desk.miss(slot, OSError('connection to server at "10.0.0.5" failed'))
+        desk.now += 1.5
+    health = verdict(desk)
+    assert (health.status, health.duration) == ("unreachable", 3.0)
+    assert health.reasons == (
+        "no connection can be opened: 2 failed attempts within 3.000 s, the last one with OSError",
+    )
+    desk.connect()
+    assert verdict(desk).is_ok
+
+
+@pytest.mark.parametrize("has_connection", [False, True])
+def test_refused(has_connection: bool) -> None:
+    """While the server refuses new connections, such as for a changed password, those that the pool has serve on."""
+    desk = filled(int(has_connection), 2)
+    desk.core.resize(2, 2)
+    slot = desk.claim()
+    assert slot is not None
+    desk.core.connect_failed(slot, Attempt(desk.now, "28P01", 0.5), OSError(), is_refusal=True)
+    desk.now += 2.0
+    health = verdict(desk)
+    if has_connection:
+        assert health.is_ok
+    else:
+        assert (health.status, health.duration) == ("unreachable", 2.0)
+        assert health.reasons[0].startswith("the server is up, but no connection can be used: 1 failed attempts")
+
+
+def test_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since the first close, and whatever else is wrong."""
+    desk, _checkout, _conn = lent_out()
+    desk.join()
+    monkeypatch.setattr(core, "monotonic", lambda: desk.now)
+    desk.core.close()
+    desk.now += 4.0
+    desk.core.close()
+    health = verdict(desk)
+    assert (health.status, health.reasons, health.duration) == ("closed", ("the pool is closed",), 4.0)
+
+
+def test_as_json() -> None:
+    """All fields as plain values."""
+    desk, _checkout, _conn = lent_out()
+    desk.join()
+    desk.now += 0.25
+    told = verdict(desk).as_dict()
+    assert type(told["status"]) is str
+    assert json.loads(json.dumps(told)) == {
+        "name": "",
+        "status": "saturated",
+        "reasons": ["1 of 1 connections are in use, 1 waiting, the first for 0.250 s"],
+        "duration": 0.25,
+    }
