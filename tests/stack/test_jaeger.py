@@ -71,20 +71,39 @@ def test_what_the_demo_prints_shows_the_long_holds(jaeger: Jaeger) -> None:
 def test_what_the_dashboard_links_to_shows_the_long_holds(jaeger: Jaeger) -> None:
     """With its holes filled in as Grafana does, in the time that is shown and no other."""
     sent = send(jaeger)
+    now = int(time.time() * 1000)
+    for since, found in ((now - 3_600_000, sent), (now - 7_200_000, set())):
+        assert jaeger.search(linked(jaeger, "Jaeger: long holds", since)) == found
+
+
+def test_what_the_dashboard_links_to_shows_the_holds_that_waited_for_a_lock(jaeger: Jaeger) -> None:
+    """By an attribute of the event, which Jaeger searches as it does those of the span."""
+    provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=jaeger.otlp, insecure=True)))
+    sent = {}
+    for wait in ("Lock", "Client"):
+        span = provider.get_tracer(names.SCOPE).start_span(names.SPAN_CHECKOUT)
+        span.add_event(names.EVENT_DATABASE_STATE, {names.ATTR_WAIT_EVENT_TYPE: wait})
+        span.end()
+        sent[wait] = trace_id(span)
+    provider.shutdown()
+    since = int(time.time() * 1000) - 3_000_000
+    assert jaeger.search(linked(jaeger, "Jaeger: holds that waited for a lock", since)) == {sent["Lock"]}
+
+
+def linked(jaeger: Jaeger, title: str, since: int) -> str:
+    """Return the address of a link of the dashboard, for the shop and the hour from ``since`` on, in milliseconds."""
     dashboard = json.loads((ROOT / "grafana/dashboards/otel-pgpool.json").read_text())
     links = [
         link for panel in dashboard["panels"] for link in panel.get("fieldConfig", NONE)["defaults"].get("links", ())
     ]
-    (link,) = {link["url"] for link in links if link["title"] == "Jaeger: long holds"}
-    now = int(time.time() * 1000)
-    for since, found in ((now - 3_600_000, sent), (now - 7_200_000, set())):
-        filled = {"jaeger:raw": f"http://{jaeger.ui}", "__field.labels.job": "shop"}
-        filled |= {"__from": str(since), "__to": str(since + 3_600_000)}
-        address = link
-        for hole, value in filled.items():
-            address = address.replace(f"${{{hole}}}", value)
-        assert "$" not in address
-        assert jaeger.search(address) == found
+    (address,) = {link["url"] for link in links if link["title"] == title}
+    filled = {"jaeger:raw": f"http://{jaeger.ui}", "__field.labels.job": "shop"}
+    filled |= {"__from": str(since), "__to": str(since + 3_600_000)}
+    for hole, value in filled.items():
+        address = address.replace(f"${{{hole}}}", value)
+    assert "$" not in address
+    return address
 
 
 def test_a_search_without_a_time_is_refused(jaeger: Jaeger) -> None:
