@@ -15,11 +15,12 @@ import pytest
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.driver import monitor_connection
 from otel_pgpool.pool import monitor, monitors
+from tests.support import scripts
 from tests.support.database import ask, kill
 from tests.support.processes import frozen, in_child
 from tests.support.servers import ClonedServer
 from tests.support.telemetry import Signals, until
-from tests.support.waiting import in_thread
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,6 +176,48 @@ def test_holds_that_wait_for_nobody(dsn: str, signals: Signals, statement: str, 
     assert "postgresql.blocking.pids" not in attributes
     assert ("otel_pgpool.query.age" in attributes) == (state == "active")
     assert ("otel_pgpool.transaction.age" in attributes) == (state != "idle")
+
+
+HOLDER = """
+import os, sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from otel_pgpool import ConnectionPool
+
+trace.set_tracer_provider(TracerProvider(shutdown_on_exit=False))
+with ConnectionPool(0, 1, os.environ["DATABASE_URL"]) as pool, pool.connection() as conn:
+    conn.cursor().execute("update stock set number = number - 1 where id = 1")
+    print(f"{trace.get_current_span().get_span_context().trace_id:032x}", conn.info.backend_pid, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.usefixtures("stock")
+def test_a_chain_over_two_processes(dsn: str, signals: Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A is a checkout of another process that names its session by its trace: B and C lead to this trace."""
+    monkeypatch.setenv("OTEL_PGPOOL_APPLICATION_NAME", "trace")
+    with (
+        scripts.started(HOLDER, DATABASE_URL=dsn) as other,
+        signals.pool(0, 2, dsn, long_hold=LONG) as pool,
+    ):
+        assert other.stdin is not None
+        assert other.stdout is not None
+        trace_id, pid = other.stdout.readline().split()
+        with holding(pool, UPDATE) as b:
+            until(lambda: is_waiting(dsn, b))
+            with holding(pool, UPDATE) as c:
+                until(lambda: any("postgresql.blocking.pids" in states(span)[-1] for span in spans_with(signals, c)))
+                asked(signals, b, c)
+                of_b, of_c = (states(span_of(signals, conn))[-1] for conn in (b, c))
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.wait(PATIENCE) == 0
+    assert of_b["postgresql.blocking.pids"] == (int(pid),)
+    assert of_b["otel_pgpool.blocking.traces"] == (trace_id,)
+    assert of_b["otel_pgpool.blocking.checked_out_at"] == ("",)
+    assert of_b["otel_pgpool.blocking.applications"][0].startswith(f"00-{trace_id}-")
+    assert of_c["postgresql.blocking.pids"] == (of_b["otel_pgpool.connection.pid"],)
+    assert (of_c["otel_pgpool.blocking.root.pid"], of_c["otel_pgpool.blocking.root.trace"]) == (int(pid), trace_id)
 
 
 @pytest.mark.usefixtures("stock")

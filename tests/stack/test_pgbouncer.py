@@ -22,11 +22,12 @@ from tests.support.external_programs import environment, find_program, free_port
 from tests.support.internals import core_of
 from tests.support.servers import ClonedServer
 from tests.support.telemetry import Signals
-from tests.support.waiting import wait_until
+from tests.support.waiting import in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from opentelemetry.sdk.trace import Span
     from psycopg2.extensions import connection
 
     from otel_pgpool.demo.postgres import PostgresServer
@@ -338,3 +339,57 @@ def test_a_wait_in_pgbouncer_is_told(bouncing: Bouncing, signals: Signals, mode:
     told = [dict(span.attributes or {}).get("otel_pgpool.proxy_wait") for span in signals.named("pool.checkout")]
     assert told == [True, None]
     assert len(signals.logged("proxy_wait")) == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_chain_of_lock_waits(bouncing: Bouncing, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """With traces as names, the sessions behind PgBouncer are found: each waiter leads to the head by its links."""
+    monkeypatch.setenv("OTEL_PGPOOL_APPLICATION_NAME", "trace")
+    bouncer = bouncing(mode, default_pool_size=5)
+    with Signals() as signals, signals.pool(0, 3, bouncer.dsn, long_hold=0.2) as pool:
+        with pool.connection() as conn:
+            run(conn, "create table stock (id int)")
+            run(conn, "insert into stock values (1)")
+        conns, workers, spans = [], [], []
+        for _ in range(3):
+            before = [id(span) for span in signals.live()]
+            conns.append(pool.getconn())
+            spans += [span for span in signals.live() if id(span) not in before]
+            workers.append(in_thread(run, conns[-1], "update stock set id = id"))
+            assert wait_until(lambda: is_running(bouncer, len(workers) - 1))
+        first, second, third = spans
+        assert wait_until(
+            lambda: any(event.name == "pool.database_state" and link_ids(third) for event in third.events)
+        )
+        state = next(event.attributes for event in third.events if event.name == "pool.database_state") or {}
+        assert link_ids(third) == {first.get_span_context().span_id, second.get_span_context().span_id}
+        assert link_ids(second) == {first.get_span_context().span_id}
+        assert state["otel_pgpool.blocking.root.trace"] == f"{first.get_span_context().trace_id:032x}"
+        for conn, worker in zip(conns, workers, strict=True):
+            worker.result()
+            pool.putconn(conn)
+        with pool.connection() as conn:
+            run(conn, "drop table stock")
+
+
+def run(conn: connection, statement: str) -> None:
+    """Run a statement that returns no rows."""
+    with conn.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def is_running(bouncer: PgBouncer, waiting: int) -> bool:
+    """Return whether this number of sessions waits for a lock, and one is idle in its transaction."""
+    with closing(psycopg2.connect(bouncer.dsn)) as conn:
+        sql = (
+            "select count(*) filter (where wait_event_type = 'Lock'), "
+            "count(*) filter (where state = 'idle in transaction') from pg_stat_activity"
+        )
+        with conn.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetchone() == (waiting, 1)
+
+
+def link_ids(span: Span) -> set[int]:
+    """Return the ids of the spans that a span in progress has links to."""
+    return {link.context.span_id for link in span.links}
