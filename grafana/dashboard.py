@@ -76,7 +76,7 @@ VERDICTS = (
         "outage_started and the failed spans have its reason. The pool goes on trying; nothing has to be restarted "
         "when PostgreSQL is back.",
         "short",
-        increase("db_client_connection_create_time_seconds_count", 'error_type!=""'),
+        increase("otel_pgpool_connect_failures_total"),
         NOT_CONNECTED,
         steps=(1, 1),
     ),
@@ -244,7 +244,7 @@ CONNECTING = (
         "short",
         [
             query(
-                increase("db_client_connection_create_time_seconds_count", 'error_type!=""', by=f"{EACH}, error_type"),
+                increase("otel_pgpool_connect_failures_total", by=f"{EACH}, error_type"),
                 f"{{{{error_type}}}} · {NAME_AND_INSTANCE}",
             )
         ],

@@ -445,7 +445,7 @@ KINDS = {
 
 
 def test_metrics_are_those_of_the_meter(measured: tuple[list[Any], list[Any]]) -> None:
-    """The sixteen metrics with instrument, unit and attributes."""
+    """The seventeen metrics with instrument, unit and attributes."""
     told, seen = {}, {}
     for name, instrument, unit, more in table(TELEMETRY, "metrics"):
         told[code(name)[0]] = (instrument.removeprefix("observable "), code(unit)[0], code(more)[:1])
@@ -455,7 +455,7 @@ def test_metrics_are_those_of_the_meter(measured: tuple[list[Any], list[Any]]) -
         kind = KINDS[type(metric.data), getattr(metric.data, "is_monotonic", None)]
         seen[metric.name] = (kind, metric.unit, sorted(names))
     assert told == seen
-    assert len(seen) == 16
+    assert len(seen) == 17
 
 
 def test_boundaries_are_those_of_the_histograms(measured: tuple[list[Any], list[Any]]) -> None:

@@ -304,8 +304,10 @@ class Telemetry:
 
     def _record_connect(self, connect: Connect, failure: str | None) -> None:
         context = self._spans.connect(connect, failure)
+        attributes = self._attributes if failure is None else {**self._attributes, names.ATTR_ERROR_TYPE: failure}
+        if failure is not None:
+            self._instruments.connect_failures.add(1, attributes, context)
         if self._create_time is not None:
-            attributes = self._attributes if failure is None else {**self._attributes, names.ATTR_ERROR_TYPE: failure}
             self._create_time.record(connect.ended - connect.began, attributes, context)
 
     def discarded(

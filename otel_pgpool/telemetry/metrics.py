@@ -14,7 +14,7 @@ from otel_pgpool._version import __version__
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry import names, sdk_internals
-from otel_pgpool.telemetry.observables import OBSERVABLES, TOTAL, Observable
+from otel_pgpool.telemetry.observables import CONNECTIONS, OBSERVABLES, TOTAL, Observable
 from otel_pgpool.telemetry.pools_by_name import PoolsByName
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ KEPT_IF_READER_UNKNOWN = 600.0
 
 
 class Instruments:
-    """The sixteen instruments of one meter, and the pools that they report.
+    """The seventeen instruments of one meter, and the pools that they report.
 
     One callback for each instrument iterates over the pools, because a callback cannot be removed and a second
     registration of an instrument's name is ignored. A callback takes no lock of this package and creates no instrument,
@@ -55,6 +55,10 @@ class Instruments:
             for name, description, boundaries in HISTOGRAMS
         )
         self.wait_time, self.use_time, self.create_time = self._histograms
+        self.connect_failures = meter.create_counter(
+            names.METRIC_CONNECT_FAILURES, CONNECTIONS, "Attempts to connect that failed, by the type of their error."
+        )
+        self._recorded = (*self._histograms, self.connect_failures)
         self.recording_gate = sdk_internals.recording_gate(self.wait_time)
         self._observables: dict[str, Any] = {}
         for each in OBSERVABLES:
@@ -74,7 +78,7 @@ class Instruments:
         self._pools.reset_after_fork(totals_dropped=sdk_internals.drop_all_series(self._all()))
 
     def _all(self) -> tuple[Any, ...]:
-        return (*self._histograms, *self._observables.values())
+        return (*self._recorded, *self._observables.values())
 
     def _callback(self, observable: Observable) -> Callable[[CallbackOptions], Iterable[Observation]]:
         observe = self._observe_totals if observable.kind == TOTAL else self._observe_levels
@@ -119,7 +123,7 @@ class Instruments:
             return
         ended = set(self._pools.ended_names([reader], now, kept))
         if ended:
-            sdk_internals.drop_series([reader], self._histograms, _is_named(ended), sdk_internals.is_exported)
+            sdk_internals.drop_series([reader], self._recorded, _is_named(ended), sdk_internals.is_exported)
         surplus = self._pools.surplus(readers, now, kept)
         if surplus and sdk_internals.drop_series(readers, self._all(), _is_named(surplus)):
             self._pools.drop(surplus)

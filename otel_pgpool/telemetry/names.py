@@ -107,6 +107,7 @@ METRIC_CHECKOUTS = "otel_pgpool.checkouts"
 METRIC_LONG_HOLDS = "otel_pgpool.long_holds"
 METRIC_CREATED = "otel_pgpool.connections.created"
 METRIC_DISCARDED = "otel_pgpool.connections.discarded"
+METRIC_CONNECT_FAILURES = "otel_pgpool.connect_failures"
 
 # Attributes of log records, some of which share their name with a metric
 

@@ -1,4 +1,4 @@
-"""The sixteen metrics: names, units, kinds, boundaries, attributes, and values against stats()."""
+"""The seventeen metrics: names, units, kinds, boundaries, attributes, and values against stats()."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, Sum
 
 from otel_pgpool import ConnectionPool, PoolTimeout, TooManyRequests, __version__
 from otel_pgpool.telemetry import metrics
+from tests.support.database import refused_port
 from tests.support.internals import start_pass
 from tests.support.metric_names import (
     BOUNDS,
+    FAILURES,
     GAUGE,
     HISTOGRAM,
     LEVEL,
@@ -46,15 +48,17 @@ def histogram(signals: Signals, name: str, **rest: str) -> Any:
     return point
 
 
-def test_the_sixteen(signals: Signals, dsn: str) -> None:
-    """A pool that was used has exactly sixteen metrics, each of its kind and unit, with a description and the name."""
+def test_all_but_failures(signals: Signals, dsn: str) -> None:
+    """A pool without a failure has exactly sixteen metrics, each of its kind and unit, with a description."""
     with signals.pool(1, 1, dsn) as pool:
         with pool.connection():
             pass
         pool.drain()  # so that one has been discarded
         all_connects_told(pool)
         metrics = signals.metrics()
-        assert {name: (kind_of(metric), metric.unit) for name, metric in metrics.items()} == METRICS
+        assert {name: (kind_of(metric), metric.unit) for name, metric in metrics.items()} == {
+            name: kind for name, kind in METRICS.items() if name != FAILURES
+        }
         assert all(metric.description for metric in metrics.values())
         assert all(POOL in point.attributes for metric in metrics.values() for point in metric.data.data_points)
         (scope,) = [
@@ -62,6 +66,31 @@ def test_the_sixteen(signals: Signals, dsn: str) -> None:
         ]
         assert (scope.scope.name, scope.scope.version) == ("otel_pgpool", __version__)
         assert scope.scope.schema_url == "https://opentelemetry.io/schemas/1.44.0"
+
+
+@pytest.mark.parametrize("histograms", [[], ["create_time"]])
+def test_connect_failures(signals: Signals, histograms: list[str]) -> None:
+    """Each failed attempt to connect is counted by the type of its error, with or without histograms."""
+    with refused_port() as port:
+        pool = ConnectionPool(
+            0,
+            1,
+            f"host=127.0.0.1 port={port}",
+            name=NAME,
+            max_retries=2,
+            timeout=5,
+            long_hold=None,
+            observer=signals.telemetry(histograms=histograms),
+        )
+        with pytest.raises(PoolTimeout):
+            pool.getconn()
+        pool.close()
+    all_connects_told(pool)
+    (metric,) = [metric for name, metric in signals.metrics().items() if name == FAILURES]
+    assert (kind_of(metric), metric.unit) == METRICS[FAILURES]
+    failures = signals.values(FAILURES)
+    assert list(failures) == [("OperationalError",)]
+    assert failures["OperationalError",] >= 2
 
 
 @pytest.mark.parametrize("name", BOUNDS)

@@ -1,4 +1,4 @@
-"""A program on a pool, from ``otlp.configure()`` to the wire: all three spans, all sixteen metrics, the logs."""
+"""A program on a pool, from ``otlp.configure()`` to the wire: all three spans, all seventeen metrics, the logs."""
 
 from __future__ import annotations
 
@@ -217,8 +217,8 @@ def test_connects(run: Run) -> None:
     assert "Connection refused" in failed.status_description
 
 
-def test_the_sixteen_metrics(run: Run) -> None:
-    """Names, units and kinds of all sixteen, as they arrive; each point names its pool."""
+def test_the_seventeen_metrics(run: Run) -> None:
+    """Names, units and kinds of all seventeen, as they arrive; each point names its pool."""
     ours = [point for point in run.receiver.metrics if point.scope.name == "otel_pgpool"]
     kinds = {
         ("sum", True): TOTAL,

@@ -15,6 +15,7 @@ from psycopg2 import extensions, extras
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from tests.support.database import kill, lives
+from tests.support.internals import thread_of
 from tests.support.scripts import run_program
 from tests.support.waiting import wait_until
 
@@ -43,11 +44,13 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     lifted.set()
 
 
-def end(name: str, error: type[BaseException]) -> None:
-    """Raise an error in each thread of that name, wherever it is."""
-    for thread in threading.enumerate():
-        if thread.name == name and thread.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
+def end(thread: threading.Thread, error: type[BaseException]) -> None:
+    """Raise an error in a thread that lives as long as its pool, wherever it is.
+
+    A thread that may end meanwhile must not be given: a new thread may get its identity, and the error.
+    """
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
 
 
 def test_a_caller_connects_itself(dsn: str, no_threads: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
@@ -176,7 +179,7 @@ def test_the_maintenance_is_ended(dsn: str, error: type[BaseException]) -> None:
     with ConnectionPool(1, 1, dsn, timeout=PATIENCE) as pool:
         for _ in range(3):
             conn: Any = pool.getconn()
-            end("otel_pgpool-maintenance", error)
+            end(thread_of(pool), error)
             del conn
             with pool.connection():
                 assert pool.stats().used == 1

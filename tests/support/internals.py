@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import Thread
 
     from psycopg2.extensions import connection
 
@@ -34,6 +35,13 @@ def connectors_of(pool: ConnectionPool) -> Connectors:
 def maintenance_of(pool: ConnectionPool) -> ParkingThread:
     """Return the maintenance thread of a pool."""
     return pool._parts.thread
+
+
+def thread_of(pool: ConnectionPool) -> Thread:
+    """Return the thread of the pool's maintenance, once it runs."""
+    thread = maintenance_of(pool)._thread
+    assert thread is not None
+    return thread
 
 
 def start_pass(pool: ConnectionPool) -> None:

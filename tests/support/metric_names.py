@@ -21,9 +21,12 @@ METRICS = {
     "otel_pgpool.long_holds": (TOTAL, "{hold}"),
     "otel_pgpool.connections.created": (TOTAL, "{connection}"),
     "otel_pgpool.connections.discarded": (TOTAL, "{connection}"),
+    "otel_pgpool.connect_failures": (TOTAL, "{connection}"),
 }
-OBSERVED = [name for name, (kind, _unit) in METRICS.items() if kind != HISTOGRAM]
+FAILURES = "otel_pgpool.connect_failures"
+"""The counter that has no value before the first failure."""
+OBSERVED = [name for name, (kind, _unit) in METRICS.items() if kind != HISTOGRAM and name != FAILURES]
 LEVELS = [name for name, (kind, _unit) in METRICS.items() if kind in {LEVEL, GAUGE}]
-TOTALS = [name for name, (kind, _unit) in METRICS.items() if kind == TOTAL]
+TOTALS = [name for name, (kind, _unit) in METRICS.items() if kind == TOTAL and name != FAILURES]
 WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30)
 BOUNDS = {"wait_time": WAIT_BOUNDS, "create_time": WAIT_BOUNDS, "use_time": (*WAIT_BOUNDS, 60, 300)}
