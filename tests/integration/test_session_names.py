@@ -59,6 +59,12 @@ def name_of(admin: connection, conn: connection) -> str:
     return str(ask(admin, "select application_name from pg_stat_activity where pid = %s", conn.info.backend_pid))
 
 
+@pytest.fixture(autouse=True)
+def alone(admin: connection) -> None:
+    """Wait until the server has ended the sessions of the test before."""
+    assert wait_until(lambda: not names(admin))
+
+
 def names(admin: connection) -> set[str]:
     """Return the names of all sessions but that of ``admin``."""
     with admin.cursor() as cur:
