@@ -180,7 +180,7 @@ def test_call_sites_in_a_task_that_asyncio_has_made() -> None:
     """Without a line of the program in the task, the innermost frame is shown, not the line that started the loop."""
 
     async def main() -> str:
-        skipped = SkippedModules(__name__.partition(".")[0])
+        skipped = SkippedModules(__name__.partition(".")[0], "asyncio")
 
         async def library() -> str:
             return path_to(task_call_sites(sys._getframe(), running_task(), skipped))

@@ -253,6 +253,7 @@ ERRORS: dict[str, type[Exception]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pg8000 leaves its socket unclosed
 def test_a_server_that_does_not_answer(dsn: str, asyncpg_pool: Callable[..., Any]) -> None:
     """A connect to a silent server ends within some 2 s, whatever the driver, and leaves nothing that runs."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

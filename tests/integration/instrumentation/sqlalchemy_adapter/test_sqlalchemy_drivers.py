@@ -339,6 +339,7 @@ def test_other_database(signals: Signals, instrumentation: None) -> None:
     borrow_nothing.close()
     assert signals.named("pool.checkout") == []
     assert not isinstance(getattr(engine.pool, "_otel_pgpool", None), PoolTracker)
+    engine.dispose()
 
 
 @pytest.mark.skipif(sqlalchemy.__version__ < "2.1", reason="postgresql:// meant psycopg2")

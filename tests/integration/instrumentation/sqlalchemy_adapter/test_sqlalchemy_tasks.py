@@ -575,4 +575,5 @@ def test_other_database(signals: Signals, instrumentation: None) -> None:
     """Another database's engines are left alone."""
     engine = create_engine("sqlite://")
     engine.connect().close()
+    engine.dispose()
     assert signals.named("pool.checkout") == []
