@@ -1,4 +1,4 @@
-"""What PostgreSQL said of a long hold's session, as values: `DatabaseState` and `BlockingSession`."""
+"""The database's side of a long hold, as values: `DatabaseState` and `BlockingSession`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class BlockingSession:
 
 @dataclass(frozen=True)
 class DatabaseState:
-    """What PostgreSQL said of the session of a hold. Durations are in seconds.
+    """PostgreSQL's description of the session of a hold. Durations are in seconds.
 
     Attributes:
         held: duration of the hold when the server answered.

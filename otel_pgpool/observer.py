@@ -81,7 +81,7 @@ class Connect:
 
 
 class SessionNames(Protocol):
-    """What an observer may know in addition: the names of sessions on the server. A `PoolObserver` need not have it.
+    """The part of an observer that names sessions on the server. A `PoolObserver` need not have it.
 
     The pool logs an error that a method raises, and then uses no name of the observer's.
     """

@@ -1,4 +1,4 @@
-"""What PostgreSQL said last of the session of a recorded checkout, and the sessions that blocked it."""
+"""PostgreSQL's last description of the session of a recorded checkout, and of the sessions that blocked it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Blocker:
 
 @dataclass(frozen=True)
 class Answer:
-    """What PostgreSQL said of a session. Texts are empty if they are unknown; times are in seconds."""
+    """PostgreSQL's description of a session. Texts are empty if they are unknown; times are in seconds."""
 
     held: float
     """Duration of the hold when PostgreSQL answered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from sys import _getframe
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.config import PoolConfig, invalid_option, validate_expected_hold, validate_limits, validate_seconds
 from otel_pgpool.driver.connect_target import ConnectTarget
@@ -331,11 +331,6 @@ class ConnectionPool(PoolState):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _refuse_copy(self, *_args: object) -> NoReturn:
-        raise TypeError("a ConnectionPool cannot be copied or pickled: create one in each process")
-
-    __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy
 
     def _holds(self) -> list[Checkout]:
         return self._parts.core.holds_now()

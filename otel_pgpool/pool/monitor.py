@@ -76,7 +76,7 @@ class MonitorSource(Protocol):
 
 
 class MonitoredPool(NamedTuple):
-    """What a monitor needs of a pool."""
+    """A pool as its monitor sees it."""
 
     name: str
     source: MonitorSource

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from otel_pgpool.pool.core import State
 from otel_pgpool.pool.verdict import health_of
@@ -83,5 +83,10 @@ class PoolState:
             f"<{type(self).__name__} {stats.name!r} {stats.status}: {stats.used} of {stats.maxconn} in use, "
             f"{stats.idle} idle, {stats.connecting} connecting, {stats.waiting} waiting>"
         )
+
+    def _refuse_copy(self, *_args: object) -> NoReturn:
+        raise TypeError("a ConnectionPool cannot be copied or pickled: create one in each process")
+
+    __copy__ = __deepcopy__ = __reduce_ex__ = _refuse_copy
 
     __del__ = leave_figures
