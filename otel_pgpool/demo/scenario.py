@@ -21,6 +21,8 @@ ENDLESS = 20.0
 """Seconds that a report would take if its session were not killed."""
 CONFLICT = 1.5
 """Duration of the lock conflict, in durations of a report: so long that it is among the slowest checkouts."""
+MIN_CONFLICT = 2.5
+"""Minimum duration of the lock conflict in seconds. A hold is long after 1 s, and the server is asked once a second."""
 MAX_DAY = 20.0
 """Maximum duration of a day in seconds; a longer run has several days."""
 CHECKED_AFTER = 0.1
@@ -101,6 +103,7 @@ class Scenario:
         self._shop = shop = Shop(pool, self.closing)
         self._show_step = show_step
         self._report_time = max(MIN_REPORT, 0.11 * self._day)
+        self._conflict_time = max(MIN_CONFLICT, CONFLICT * self._report_time)
         self._orders = Workload((shop.browse, shop.browse, shop.order, shop.order, shop.order_status), (0.02, 0.12))
         self._rush = Workload((shop.till,), (0.05, 0.15))
 
@@ -142,7 +145,7 @@ class Scenario:
         wait_for(0.89)
         self._drop_connection_and_fail_commit()
         for request in conflict:
-            request.join(CONFLICT * self._report_time + STEP_TIMEOUT)
+            request.join(self._conflict_time + STEP_TIMEOUT)
         wait_for(1.0)
 
     def _start_rush(self) -> list[threading.Thread]:
@@ -167,7 +170,7 @@ class Scenario:
         """Let two requests need the same row: one locks it for long, the other waits for it in the database."""
         self._show_step("an order is paid slowly, and changed meanwhile")
         locked = threading.Event()
-        payment = self._submit(lambda: self._shop.slow_payment(CONFLICT * self._report_time, locked))
+        payment = self._submit(lambda: self._shop.slow_payment(self._conflict_time, locked))
         locked.wait(STEP_TIMEOUT)
         return [payment, self._submit(self._shop.change_order)]
 

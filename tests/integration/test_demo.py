@@ -246,8 +246,9 @@ def test_a_lock_conflict_leads_to_the_blocker(runs: Runs) -> None:
     assert blocker["checked_out_at"].endswith("slow_payment")
     assert answer["root"] == blocker
     assert (paying["database"]["state"], paying["database"]["blocked_by"]) == ("idle in transaction", [])
-    (warning,) = {line for line in runs.dead.out.splitlines() if "in the database: active" in line and "Lock" in line}
-    assert "checked out at shop.py:" in warning
+    warnings = [line for line in runs.dead.out.splitlines() if "in the database: active" in line and "Lock" in line]
+    assert warnings
+    assert all("checked out at shop.py:" in warning for warning in warnings)
 
 
 def test_waits_are_linked_to_the_holders(runs: Runs) -> None:
