@@ -73,7 +73,8 @@ class MonitorSource:
             PoolError: under gevent or eventlet without a wait callback, where each call stops every greenlet.
             Exception: the connection cannot be opened; see `ConnectTarget.connect`.
         """
-        changes = monitor_arguments(server if "," in self._target.address else None)
+        is_chosen = "," in self._target.address and "," not in server[0]
+        changes = monitor_arguments(server if is_chosen else None)
         with limited_attempt() as attempt:
             return MonitorConnection(self._target.connect(attempt, changes))
 
@@ -94,7 +95,7 @@ def monitor_arguments(chosen: tuple[str, int | None] | None) -> dict[str, Any]:
     changes |= {"application_name": APPLICATION_NAME, "connect_timeout": int(TIME_LIMIT)}
     if chosen is not None:
         host, port = chosen
-        changes |= {"host": host, "hostaddr": None, "port": port, "target_session_attrs": "any"}
+        changes |= {"host": host, "hostaddr": "", "port": port, "target_session_attrs": "any"}
     return changes
 
 

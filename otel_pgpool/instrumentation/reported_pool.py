@@ -104,7 +104,7 @@ class ReportedPool(OpenCheckouts):
         """
         cls = type(self)
         reset = cls._reset_after_fork
-        self.name = self.guard.pool_name = registry.register(self, self.name, reset, cls.all_held)
+        self.name = self.guard.pool_name = registry.register(self, self.name, reset, cls.recorded_holds)
         self._observer.attached(self)
 
     def stop_reporting(self) -> None:

@@ -191,7 +191,7 @@ class Monitor:
                 try:
                     seconds = self.run_once()
                 except Exception as error:  # noqa: BLE001 - no error may end the thread
-                    log_failure("a monitor failed; the database state of long holds may be missing", error)
+                    self._log_once(error)
                     seconds = QUERY_INTERVAL
         finally:
             delay_forks_until_this_thread_ends()
@@ -280,6 +280,12 @@ class Monitor:
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.close()
+
+    def _log_once(self, error: Exception) -> None:
+        """Log an error of the monitor itself, once."""
+        if "error" not in self._told:
+            self._told.add("error")
+            log_failure("a monitor failed; the database state of long holds may be missing", error)
 
     def _tell(self, what: str, pool: MonitoredPool, reason: str) -> None:
         """Log once why the state of long holds is unknown."""

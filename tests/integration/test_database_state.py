@@ -321,6 +321,16 @@ def test_a_wrong_value(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
         ConnectionPool(0, 1, dsn)
 
 
+@pytest.mark.parametrize("hostaddr", ["", "127.0.0.1,127.0.0.1"])
+def test_one_of_several_hosts(dsn: str, signals: Signals, hostaddr: str) -> None:
+    """The server that the pool has reached is asked, not the first of the list."""
+    port = psycopg2.extensions.parse_dsn(dsn)["port"]
+    several = psycopg2.extensions.make_dsn(dsn, host="localhost,localhost", port=f"1,{port}", hostaddr=hostaddr or None)
+    with signals.pool(0, 1, several, long_hold=LONG) as pool, pool.connection() as conn:
+        asked(signals, conn)
+    assert unknown(signals) == []
+
+
 def on_time(signals: Signals) -> bool:
     """Return whether each long hold was reported within 0.25 s of its threshold."""
     records = [attributes_of(record) for record in signals.logged("long_hold")]
