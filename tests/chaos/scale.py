@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool
+from otel_pgpool.driver.deadline import stop_watching
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.checks import ProcessUsage, SpanCounter, usage_at_rest
 from tests.chaos.monitors import BackendMonitor
@@ -237,6 +238,7 @@ def play_pools(pools: int = 500) -> PoolsResult:
         tracers.add_span_processor(SpanCounter())
         stage.callback(meters.shutdown)
         stage.callback(tracers.shutdown)
+        stop_watching()  # this thread may be another run's, and end only now
         cold = ProcessUsage.now()
         warm_up(dsn, tracers, meters)
         before = usage_at_rest(cold)  # its threads may take a moment to end
