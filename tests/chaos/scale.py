@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from psycopg2.extensions import make_dsn
 
 from otel_pgpool import ConnectionPool
-from otel_pgpool.driver.deadline import stop_watching
+from otel_pgpool.runtime.deadline import stop_watching
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.checks import ProcessUsage, SpanCounter, usage_at_rest
 from tests.chaos.monitors import BackendMonitor
