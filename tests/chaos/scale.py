@@ -257,13 +257,14 @@ def play_pools(pools: int = 500) -> PoolsResult:
         for pool in made:
             pool.close()
         after = usage_at_rest(before)
+        others = min(before.threads, after.threads)  # a thread of another run may have ended meanwhile
         return PoolsResult(
             pools=pools,
             seconds=seconds,
-            threads_new=(new.threads - before.threads) / pools,
+            threads_new=(new.threads - others) / pools,
             resident_new=(new.resident - before.resident) * 1024 / pools,
             descriptors_new=(new.descriptors - before.descriptors) / pools,
-            threads_open=(opened.threads - before.threads) / pools,
+            threads_open=(opened.threads - others) / pools,
             resident_open=(opened.resident - before.resident) * 1024 / pools,
             descriptors_open=(opened.descriptors - before.descriptors) / pools,
             backends=backends,
