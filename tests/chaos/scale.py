@@ -257,16 +257,17 @@ def play_pools(pools: int = 500) -> PoolsResult:
         for pool in made:
             pool.close()
         after = usage_at_rest(before)
-        others = min(before.threads, after.threads)  # a thread of another run may have ended meanwhile
+        # Threads and descriptors of another run may have ended meanwhile.
+        others, files = min(before.threads, after.threads), min(before.descriptors, after.descriptors)
         return PoolsResult(
             pools=pools,
             seconds=seconds,
             threads_new=(new.threads - others) / pools,
             resident_new=(new.resident - before.resident) * 1024 / pools,
-            descriptors_new=(new.descriptors - before.descriptors) / pools,
+            descriptors_new=(new.descriptors - files) / pools,
             threads_open=(opened.threads - others) / pools,
             resident_open=(opened.resident - before.resident) * 1024 / pools,
-            descriptors_open=(opened.descriptors - before.descriptors) / pools,
+            descriptors_open=(opened.descriptors - files) / pools,
             backends=backends,
             threads_left=max(0, after.threads - before.threads),
             descriptors_left=max(0, after.descriptors - before.descriptors),
