@@ -17,6 +17,7 @@ from psycopg2 import extensions
 from werkzeug.serving import make_server
 
 from otel_pgpool import PoolTimeout
+from tests.support.call_sites import shown_name
 from tests.support.pools import let_last
 from tests.support.telemetry import (
     MOMENT,
@@ -324,9 +325,9 @@ def test_transaction_status_active(signals: Signals, dsn: str) -> None:
         pool.putconn(conn)
 
 
-def where(function: str, line: int) -> tuple[str, ...]:
-    """How a frame is shown: with the qualified name from Python 3.11 on, with the plain one before."""
-    return tuple(f"{HERE}:{line} {name}" for name in (function, function.rpartition(".")[2]))
+def where(function: str, line: int) -> str:
+    """Return how a frame is shown."""
+    return f"{HERE}:{line} {shown_name(function)}"
 
 
 def test_checked_out_at(signals: Signals, dsn: str) -> None:
@@ -343,16 +344,16 @@ def test_checked_out_at(signals: Signals, dsn: str) -> None:
         with held_long(signals, pool, conn) as attributes:
             first, second, third, fourth = attributes["otel_pgpool.checked_out_at"].split("\n")
             code = test_checked_out_at.__code__
-            assert first in where("test_checked_out_at.<locals>.inner", code.co_firstlineno + 4)
-            assert second in where("test_checked_out_at.<locals>.outer", code.co_firstlineno + 7)
-            assert third in where("test_checked_out_at", code.co_firstlineno + 10)
+            assert first == where("test_checked_out_at.<locals>.inner", code.co_firstlineno + 4)
+            assert second == where("test_checked_out_at.<locals>.outer", code.co_firstlineno + 7)
+            assert third == where("test_checked_out_at", code.co_firstlineno + 10)
             assert "otel_pgpool/_" not in fourth
         signals.spans.started.clear()
         with pool.connection():
             (span,) = signals.live()
             (event,) = until(lambda: long_hold_events(span))
             (place,) = (event.attributes or {})["otel_pgpool.checked_out_at"].split("\n")
-            assert place in where("test_checked_out_at", code.co_firstlineno + 19)
+            assert place == where("test_checked_out_at", code.co_firstlineno + 19)
 
 
 def test_stacktrace_is_the_borrowers(signals: Signals, dsn: str) -> None:
@@ -451,9 +452,12 @@ def test_told_once(signals: Signals, dsn: str) -> None:
 def test_links_name_the_holders(signals: Signals, dsn: str) -> None:
     """pool.wait links to the spans of the five longest holders, longest first, with how long each had held by then."""
     with signals.pool(7, 7, dsn) as pool:
-        held = [(monotonic(), pool.getconn(), monotonic()) for _ in range(7)]
+
+        def hold() -> tuple[float, connection, float]:
+            return monotonic(), pool.getconn(), monotonic()
+
+        held = [hold() for _ in range(7)]
         pids = [conn.get_backend_pid() for _asked, conn, _had in held]
-        first_line = test_links_name_the_holders.__code__.co_firstlineno
         spans = signals.live()
         joined: list[float] = []
 
@@ -479,7 +483,7 @@ def test_links_name_the_holders(signals: Signals, dsn: str) -> None:
     assert told(wait.attributes, "blocker.connection.pid") == pids[0]
     assert told(wait.attributes, "blocker.trace_id") == f"{wait.links[0].context.trace_id:032x}"
     place = told(wait.attributes, "blocker.checked_out_at").partition("\n")[0]
-    assert place.startswith(f"{HERE}:{first_line + 3} test_links_name_the_holders")
+    assert place == where(hold.__qualname__, hold.__code__.co_firstlineno + 1)
 
 
 def test_links_of_a_wait_that_failed(signals: Signals, dsn: str) -> None:

@@ -462,7 +462,7 @@ def other_server(answers: bool, reports: bool) -> Iterator[tuple[HostileServer, 
     def answer(conn: socket.socket) -> None:
         conn.sendall(login(DateStyle="ISO, MDY", **({"application_name": "legacy"} if reports else {})))
         while head := conn.recv(5):
-            conn.recv(int.from_bytes(head[1:]) - 4)
+            conn.recv(int.from_bytes(head[1:], "big") - 4)
             if head[:1] == b"X":
                 return
             asked.append(head)

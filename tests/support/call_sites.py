@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import sys
+
+QUALIFIED = sys.version_info >= (3, 11)
+"""Whether code objects know their functions' qualified names."""
 
 
-def function_at(place: str) -> str:
-    """Return the function's own name: before Python 3.11 a place does not have the qualified one."""
-    found = re.search(r"\w+$", place)
-    assert found is not None, place
-    return found[0]
+def shown_name(qualified_name: str) -> str:
+    """Return what a call site shows of a function's qualified name: all of it, or on Python 3.10 the plain name."""
+    return qualified_name if QUALIFIED else qualified_name.rpartition(".")[2]

@@ -11,10 +11,9 @@ import pytest
 from otel_pgpool import Holder, PoolStats
 from otel_pgpool.pool.call_site import Place, Stack, call_sites, describe, places
 from otel_pgpool.pool.checkout import Attempt, Checkout, Slot, begin
+from tests.support.call_sites import shown_name
 
 HERE = __file__
-NESTED = sys.version_info >= (3, 11)
-"""Whether code objects know the names around them."""
 
 
 def here() -> tuple[Place, int]:
@@ -36,8 +35,7 @@ def test_a_place_in_a_nested_function_names_those_around_it() -> None:
         return here()
 
     place, line = inner()
-    around = "test_a_place_in_a_nested_function_names_those_around_it.<locals>."
-    assert describe(place) == f"{HERE}:{line} {around if NESTED else ''}inner"
+    assert describe(place) == f"{HERE}:{line} {shown_name(inner.__qualname__)}"
 
 
 def test_a_place_in_a_method_names_its_class() -> None:
@@ -48,8 +46,7 @@ def test_a_place_in_a_method_names_its_class() -> None:
             return here()
 
     place, line = Till().count()
-    around = "test_a_place_in_a_method_names_its_class.<locals>.Till."
-    assert describe(place) == f"{HERE}:{line} {around if NESTED else ''}count"
+    assert describe(place) == f"{HERE}:{line} {shown_name(Till.count.__qualname__)}"
 
 
 def test_a_place_is_the_line_of_the_call_and_not_of_the_function() -> None:

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from tests.support import telemetry
-from tests.support.asyncpg_pools import backend, run, tracker_of, until
+from tests.support.asyncpg_pools import TIMEOUTS, backend, run, tracker_of, until
 from tests.support.instrumentation import name_of
 from tests.support.urls import url_of
 
@@ -103,7 +103,7 @@ def test_a_connect_with_a_timeout_in_the_past(signals: Signals, create: Callable
 
     async def main() -> None:
         async with create() as pool:
-            with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+            with pytest.raises(TIMEOUTS):
                 await pool.acquire(timeout=0)
             await backend(pool)
             stats = tracker_of(pool).stats()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import otel_pgpool
-from tests.support.call_sites import function_at
+from tests.support.call_sites import shown_name
 from tests.support.program_signals import COUNT, last, logs
 from tests.support.programs import ENDS_WITHIN, UNDER_OTEL, database, locked, running, until_held_up
 from tests.support.receivers import HttpReceiver
@@ -166,6 +166,6 @@ def test_client_that_goes_away(receiver: HttpReceiver, dsn: str) -> None:
     assert record.attributes["otel_pgpool.connection.pid"] == pid
     line = line_of("engine.connect()")
     place = record.attributes["otel_pgpool.checked_out_at"].splitlines()[0]
-    assert (place.partition(" ")[0], function_at(place)) == (f"{PROGRAM}:{line}", "pieces")
+    assert place == f"{PROGRAM}:{line} {shown_name('stock.<locals>.pieces')}"
     (held,) = long_checkouts(receiver)
     assert (held.attributes["otel_pgpool.outcome"], held.attributes["otel_pgpool.connection.pid"]) == ("discarded", pid)

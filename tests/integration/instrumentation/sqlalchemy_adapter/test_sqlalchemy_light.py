@@ -10,7 +10,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.pool import AssertionPool, NullPool, SingletonThreadPool, StaticPool
 
 from otel_pgpool.instrumentation import uninstrument_pool
-from tests.support.call_sites import function_at
+from tests.support.call_sites import shown_name
 from tests.support.database import kill
 from tests.support.processes import in_child
 from tests.support.sqlalchemy_drivers import IS_1_4
@@ -144,7 +144,8 @@ def test_dropped(signals: Signals, engines: Engines) -> None:
     drop()
     gc.collect()
     (record,) = until(lambda: signals.logged("reclaimed"))
-    assert function_at(record.attributes["otel_pgpool.checked_out_at"].splitlines()[0]) == "drop"
+    place = record.attributes["otel_pgpool.checked_out_at"].splitlines()[0]
+    assert place.endswith(f" {shown_name(drop.__qualname__)}")
     after = stats(engine)
     assert (after.used, after.idle) == (0, 1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import re
 import warnings
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
+from tests.support.call_sites import shown_name
 from tests.support.database import kill, refused_port
 from tests.support.sqlalchemy_drivers import ASYNCHRONOUS, IS_1_4, REFUSED, driver_url
 from tests.support.sqlalchemy_engines import attribute, engine_tracker, hooked, lent, told
@@ -380,7 +380,8 @@ def test_abandoned_generator(signals: Signals, url: str) -> None:
     with hooked(signals, long_hold=0.2):
         asyncio.run(main())
     (record,) = signals.logged("timeout")
-    assert re.search(r"[ .]rows \(pid", record.attributes["otel_pgpool.holders"][0])
+    generator = shown_name("test_abandoned_generator.<locals>.rows")
+    assert f" {generator} (pid" in record.attributes["otel_pgpool.holders"][0]
     assert told(signals, "outcome") == ["timeout", "released", "released"]
 
 
