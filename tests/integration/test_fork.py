@@ -226,7 +226,7 @@ pool.close()
 
 def test_child_that_ends_like_a_program(dsn: str, fork: str) -> None:
     """At the end of the child's interpreter all its objects go: the parent's sessions stay."""
-    ended = run_program(dsn, PROGRAM, fork)
+    ended = run_program(dsn, PROGRAM, fork, options=("-W", "ignore:This process:DeprecationWarning"))  # of the fork
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

@@ -499,7 +499,7 @@ def test_endpoint_that_hangs_does_not_hold_up_shutdown(receiver: Receiver) -> No
     assert told["undelivered"][1] >= 1
     assert told["undelivered"][2] == 10
     assert receiver.requests
-    assert len(err.splitlines()) <= 3, err
+    assert len(err.splitlines()) <= 4, err  # one of each exporter that is cut off, and the count of the undelivered
 
 
 def test_interpreter_exit_flushes_and_is_bounded(receiver: Receiver) -> None:
