@@ -17,6 +17,7 @@ VALUE = "{id}"
 
 _METHOD = re.compile(r"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|HTTP)\b")
 _SERVER = re.compile(r"\b[a-z][a-z0-9+.-]*://[^/?\s]*", re.IGNORECASE)
+_GROUP = re.compile(r"\(\?P<\w+>(?:[^()]|\([^()]*\))*\)")  # of a route that is a regular expression, as in Django
 _VERSION = re.compile(r"v\d{1,3}(?:\.\d{1,3})*", re.IGNORECASE)
 _DIGIT = re.compile(r"\d")
 _LONGEST_WORD = 64
@@ -36,9 +37,9 @@ def name_of_span(name: str) -> str:
     replaced by `VALUE`; in a path also every part with a digit, except for a version such as ``v1``. A value that
     consists of letters only cannot be distinguished from a part of a route.
     """
-    name, has_server = _SERVER.subn("", name[: 10 * LONGEST_NAME])
-    name = name.partition("?")[0]
-    is_request = bool(has_server or _METHOD.match(name))
+    name, has_server = _SERVER.subn("", name[: 2 * LONGEST_NAME])
+    name = _GROUP.sub(VALUE, name).partition("?")[0]
+    is_request = bool(has_server or _METHOD.match(name) or name.startswith("/"))
     shown = " ".join(_word(word, is_path=is_request or word.startswith("/")) for word in name.split())
     return "" if may_hold_password(shown) else printable(shown, LONGEST_NAME)
 
