@@ -55,7 +55,7 @@ class Process:
         self._traces.add_span_processor(SimpleSpanProcessor(self.spans))
         self.reader = InMemoryMetricReader()
         self._metrics = MeterProvider([self.reader], resource, shutdown_on_exit=False)
-        observer = Telemetry(self._traces, self._metrics)
+        observer = Telemetry(self._traces, self._metrics, caller=True)
         self.pool = ConnectionPool(minconn, MAXCONN, dsn, name=pool, observer=observer, **options)
 
     def work(self) -> None:
