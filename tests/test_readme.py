@@ -388,7 +388,7 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
             refuse = True
             with suppress(PoolTimeout):
                 pool.getconn()
-        pool.putconn(pool.getconn(), close=True)
+        pool.putconn(pool.getconn(expected_hold=None), close=True)
         data = reader.get_metrics_data()
         metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
     be_blocked(dsn, Telemetry(tracers, MeterProvider()))

@@ -218,7 +218,10 @@ class Telemetry:
                 self._spans.end(checkout, state)
 
     def _report_remarkable(self, checkout: Checkout, context: Context | None) -> None:
-        """Report what is rare at the end of a hold: its length, or a wait in a proxy."""
+        """Report what is rare at the end of a hold: its length, expected or not, or a wait in a proxy."""
+        state: CheckoutState | None = checkout.observer_data
+        if checkout.expected_hold is not None and state is not None and state.span is not None:
+            self._spans.hold_expected(state.span)
         if checkout.flagged:
             self.held_long(checkout)
             self._logs.long_hold_returned(checkout, context)
