@@ -10,7 +10,8 @@ import pytest
 
 from otel_pgpool.pool import monitor as module
 from otel_pgpool.pool.checkout import Checkout, Slot, begin
-from otel_pgpool.pool.monitor import CLOSE_AFTER, GATHER, QUERY_INTERVAL, RETRY_AFTER, Monitor, MonitoredPool
+from otel_pgpool.pool.monitor import CLOSE_AFTER, GATHER, QUERY_INTERVAL, RETRY_AFTER, Monitor
+from otel_pgpool.pool.monitor_source import MonitoredPool
 from otel_pgpool.pool.session_query import Session
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class FakeConnection:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.pid = 99
+        self.local_port = 0
         self.closed = False
 
     def query(self, statement: str) -> str:
@@ -35,7 +37,7 @@ class FakeConnection:
             raise self.bench.error
         pids = [hold.slot.pid for hold in self.bench.holds]
         rows = [{**dict.fromkeys(Session._fields), "pid": pid, "blockers": [], "state": "idle"} for pid in pids]
-        return json.dumps({"backend": self.bench.backend, "sessions": rows})
+        return json.dumps({"backend": self.bench.backend, "client_port": None, "sessions": rows})
 
     def close(self) -> None:
         self.closed = True
@@ -55,10 +57,12 @@ class Bench:
         self.connections: list[FakeConnection] = []
         self.holds: list[Checkout] = []
         self.reports: list[tuple[int, float]] = []
-        self.monitor = Monitor(SERVER, lambda _server: ({}, {}))
+        self.monitor = Monitor(SERVER)
         self.pool = MonitoredPool("main", self, self.report)
 
-    def server_of(self, _conn: object) -> tuple[str, int | None]:
+    login = "app"
+
+    def server_of(self, _slot: object) -> tuple[str, int | None]:
         return SERVER
 
     def open(self, server: tuple[str, int | None]) -> FakeConnection:
@@ -79,6 +83,7 @@ class Bench:
         checkout: Any = begin(self.now - age, ())
         checkout.slot, checkout.acquired, checkout.held = Slot(), self.now - age, True
         checkout.slot.pid, checkout.flagged_at = pid, self.now
+        checkout.slot.ref = lambda: self
         self.holds.append(checkout)
         self.monitor.watch(self.pool, [checkout])
         return checkout
@@ -113,7 +118,7 @@ def test_one_query_for_all(bench: Bench) -> None:
     others = [bench.flag(pid) for pid in range(10, 210)]
     bench.run_until(1002.0)
     assert len(bench.queries) == 2
-    assert "7, 10, 11" in bench.queries[1]
+    assert "7,10,11" in bench.queries[1]
     assert all(hold.database_state is not None for hold in [first, *others])
     assert sorted(pid for pid, _age in bench.reports) == [7, 7, *range(10, 210)]
 
@@ -149,7 +154,7 @@ def test_a_failure_is_told_once(bench: Bench, caplog: pytest.LogCaptureFixture) 
         bench.flag(7)
         bench.run_until(1000.0 + 3.5 * RETRY_AFTER)
         assert [record.getMessage() for record in caplog.records] == [
-            "pool main: the database state of long holds is unknown: the server does not answer: too many clients"
+            "pool main: the database state of long holds is unknown: it could not be asked: too many clients"
         ]
         bench.error = None
         bench.run_until(bench.now + RETRY_AFTER)
