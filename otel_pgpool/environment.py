@@ -16,7 +16,10 @@ class Variable(NamedTuple):
     description: str
 
 
-TIMEOUT = Variable("DB_CONNECTION_TIMEOUT", "timeout", "30", "default of `timeout`, in seconds")
+TIMEOUT = Variable(
+    "OTEL_PGPOOL_TIMEOUT", "timeout", "", "default of `timeout`, in seconds; not set: `DB_CONNECTION_TIMEOUT`"
+)
+FALLBACK_TIMEOUT = Variable("DB_CONNECTION_TIMEOUT", "timeout", "30", "the same, if `OTEL_PGPOOL_TIMEOUT` is not set")
 LONG_HOLD = Variable("OTEL_PGPOOL_LONG_HOLD", "long_hold", "1.0", "default of `long_hold`, in seconds; 0: never")
 SPANS = Variable(
     "OTEL_PGPOOL_SPANS",
@@ -105,6 +108,7 @@ PROTOCOLS = {
 
 ENVIRONMENT = (
     TIMEOUT,
+    FALLBACK_TIMEOUT,
     LONG_HOLD,
     SPANS,
     SLOW,

@@ -43,10 +43,11 @@ class ConnectionPool(PoolControl):
         *args: for ``psycopg2.connect``: a URL or ``key=value`` string, ``connection_factory``, ``cursor_factory``.
         name: name of the pool in telemetry, by default ``host:port/dbname``. If a live pool of this process has the
             name already, `` #2``, `` #3`` and so on is added.
-        timeout: longest wait for a connection in seconds; by default ``DB_CONNECTION_TIMEOUT``, or 30 if that is not
-            set. With 0, a checkout gets an idle connection or raises at once.
+        timeout: longest wait for a connection in seconds; by default ``OTEL_PGPOOL_TIMEOUT``, or else
+            ``DB_CONNECTION_TIMEOUT``, or else 30. With 0, a checkout gets an idle connection or raises at once.
         max_waiting: maximum number of waiters; a further checkout raises `TooManyRequests`. 0 for no limit.
-        max_retries: failed attempts after which a checkout gives up before its timeout; None for no limit.
+        max_attempts: failed attempts after which a checkout gives up before its timeout; None for no limit.
+        max_retries: an older name of ``max_attempts``; 0 counts as 1.
         max_lifetime: maximum age of a connection in seconds, shortened by up to 10 % at random; None for no limit.
         max_idle: seconds after which an idle connection above ``minconn`` is closed; None for never.
         keepalive: seconds, shortened by up to 20 % at random, after which an idle connection is pinged; None for never.
@@ -81,6 +82,7 @@ class ConnectionPool(PoolControl):
         name: str | None = None,
         timeout: float | None = None,
         max_waiting: int = 0,
+        max_attempts: int | None = None,
         max_retries: int | None = None,
         max_lifetime: float | None = 3600.0,
         max_idle: float | None = 600.0,
@@ -100,6 +102,7 @@ class ConnectionPool(PoolControl):
             name=name,
             timeout=timeout,
             max_waiting=max_waiting,
+            max_attempts=max_attempts,
             max_retries=max_retries,
             max_lifetime=max_lifetime,
             max_idle=max_idle,
@@ -146,7 +149,8 @@ class ConnectionPool(PoolControl):
 
         Raises:
             ValueError: ``timeout`` or ``expected_hold`` is invalid.
-            PoolTimeout: on entering the block, no connection became available in time, or ``max_retries`` is reached.
+            PoolTimeout: on entering the block, no connection became available in time.
+            ConnectionFailed: on entering the block, ``max_attempts`` is reached.
             TooManyRequests: on entering the block, the queue is full.
             PoolClosed: on entering the block, the pool is closed.
             psycopg2.Error: on leaving the block, the commit failed.
@@ -175,7 +179,8 @@ class ConnectionPool(PoolControl):
 
         Raises:
             ValueError: ``timeout`` or ``expected_hold`` is invalid.
-            PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
+            PoolTimeout: no connection became available in time.
+            ConnectionFailed: ``max_attempts`` is reached.
             TooManyRequests: the queue is full.
             PoolClosed: the pool is closed.
         """

@@ -77,7 +77,7 @@ class Parts:
             minconn,
             maxconn,
             max_waiting=config.max_waiting,
-            max_retries=config.max_retries,
+            max_attempts=config.max_attempts,
             long_hold=config.long_hold,
             name=notifier.pool_name,
         )
