@@ -195,6 +195,11 @@ class ReportedPool(OpenCheckouts):
             is_unreachable=is_unreachable(connects.outage),
         )
 
+    @renewed
+    def held_checkouts(self) -> Sequence[Checkout]:
+        """Return the checkouts that hold a connection, light ones included."""
+        return self.all_held()
+
     # Connections
 
     @never_raise

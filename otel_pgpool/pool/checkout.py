@@ -221,6 +221,7 @@ class Checkout:
     # them.
     task: TaskReference | None = None  # the task that asked for the connection, if the pool is one for asyncio
     caller: int | None = None  # key of this checkout's connects; None: the identity of the thread
+    caller_name: str | None = None  # value of the metrics' attribute; None if it is not reported, or not known yet
     block: bool = True
     """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
     observer_data: Any = None
