@@ -20,7 +20,7 @@ from tests.support.database import ask, kill
 from tests.support.processes import frozen, in_child
 from tests.support.servers import ClonedServer
 from tests.support.telemetry import Signals, until
-from tests.support.waiting import PATIENCE, in_thread
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -473,6 +473,7 @@ def test_a_close_that_does_not_wait(dsn: str, admin: connection, signals: Signal
         pool.close(0)
         count = len(signals.logged("long_hold"))
         until(lambda: len(signals.logged("long_hold")) > count)
+        assert not wait_until(lambda: monitors._monitors, 0.3)
         pool.putconn(conn)
     until(lambda: ask(admin, MONITORS) == 0)
     assert monitors._monitors == {}
