@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import weakref
@@ -230,7 +231,7 @@ def test_a_slow_server_is_asked_less_often(bench: Bench) -> None:
     assert len(bench.reports) == len({(pid, age) for pid, age in bench.reports})
     for pid in (7, 8, 9):
         ages = [age for each, age in bench.reports if each == pid]
-        assert all(later >= 1.5 * earlier for earlier, later in zip(ages, ages[1:], strict=False))
+        assert all(later >= 1.5 * earlier for earlier, later in itertools.pairwise(ages))
 
 
 class BrokenSource:
