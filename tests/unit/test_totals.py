@@ -110,27 +110,6 @@ def test_a_pool_that_leaves_no_figures(meter: Meter) -> None:
     all_told(meter, TIMEOUTS, 6)
 
 
-def test_readers_collect_while_a_pool_is_finalized(meter: Meter) -> None:
-    """Finalizers of the program may run between the end of the weak reference and the pool's own finalizer."""
-
-    class Reading:
-        def __del__(self) -> None:
-            for _ in range(3):
-                meter.ask()
-                meter.pass_on(1)
-
-    reading: Any = Reading()
-    pool = meter.pool(timeouts=5)
-    all_told(meter, TIMEOUTS, 5)
-    pool.timeouts = 7
-    reading.pool, pool.reading = pool, reading  # type: ignore[attr-defined]  # a cycle, whose older part goes first
-    del pool, reading
-    gc.collect()
-    all_told(meter, TIMEOUTS, 7)
-    meter.pool(timeouts=1)
-    all_told(meter, TIMEOUTS, 8)
-
-
 def test_a_return_after_the_end_counts(meter: Meter) -> None:
     """The totals of a closed pool may grow while a connection is checked out; they are reported until its release."""
     pool = meter.pool(timeouts=1, oldest_hold=0.5)
