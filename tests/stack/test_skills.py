@@ -106,7 +106,8 @@ def test_every_name_in_it_is_one_of_telemetry() -> None:
     others = {each for each in quoted if re.fullmatch(r"[a-z]+(_[a-z]+)+", each)}
     values = {value for _name, value in PAIR.findall(WAIT.read_text(encoding="utf-8"))}
     assert others - TOOLS - FIELDS - values == {"in_transaction"}
-    assert {each.partition("=")[0] for each in quoted if each.startswith("OTEL_PGPOOL_")} <= {each.name for each in ENVIRONMENT}
+    variables = {each.partition("=")[0] for each in quoted if each.startswith("OTEL_PGPOOL_")}
+    assert variables <= {each.name for each in ENVIRONMENT}
 
 
 @pytest.mark.parametrize(("name", "value"), sorted(set(PAIR.findall(WAIT.read_text(encoding="utf-8")))))
