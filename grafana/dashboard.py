@@ -25,6 +25,7 @@ from grafana.queries import (
     quantiles,
     query,
     rate,
+    rate_of_sum,
     search,
     slow_query,
 )
@@ -217,7 +218,7 @@ HOLDING = (
         "above it in the busiest minutes makes callers wait; see Sizing a pool in docs/operations.md. Of holds that "
         "have ended: a leak is not in it, and it is 0 when nothing else comes back.",
         "short",
-        [slow_query(rate("db_client_connection_use_time_seconds_sum"), NAME_AND_INSTANCE)],
+        [slow_query(rate_of_sum("db_client_connection_use_time_seconds"), NAME_AND_INSTANCE)],
     ),
 )
 
