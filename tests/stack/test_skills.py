@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import Link, set_span_in_context
 
 from otel_pgpool.environment import ENVIRONMENT
 from otel_pgpool.telemetry import names
 from tests.support.documents import TELEMETRY, table, text_of
 from tests.support.jaeger import BINARY, Jaeger
+from tests.support.otlp_sender import trace_id
 from tests.support.stack_files import ROOT, compose
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from opentelemetry.trace import Span
 
 SKILLS = ROOT / "docs/skills"
 INDEX = SKILLS / "SKILL.md"
@@ -44,6 +54,10 @@ PAIR = re.compile(r"`([\w.]+)` = `([\w ]+)`")
 """An attribute and a value."""
 
 every_file = pytest.mark.parametrize("file", [INDEX, *PLAYBOOKS], ids=lambda file: file.name)
+
+
+def span_id(span: Span) -> str:
+    return f"{span.get_span_context().span_id:016x}"
 
 
 def front_matter(file: Path) -> dict[str, str]:
@@ -130,10 +144,61 @@ def test_the_states_are_those_of_the_runbook() -> None:
     assert [row[:2] for row in table(PAGE, "states")] == [row[:2] for row in table("docs/operations.md", "states")]
 
 
-@pytest.mark.skipif(not BINARY, reason="JAEGER names no Jaeger to run")
+needs_jaeger = pytest.mark.skipif(not BINARY, reason="JAEGER names no Jaeger to run")
+
+
+@needs_jaeger
 def test_jaeger_hands_it_out(tmp_path: Path) -> None:
     """Through its MCP server, under the path that the index names, with the tools that it needs beside it."""
     with Jaeger(tmp_path, skills=SKILLS) as jaeger, jaeger.assistant() as assistant:
         assert set(front_matter(WAIT)["allowed-tools"].split()) <= assistant.tools() <= TOOLS
         for file in (INDEX, WAIT):
             assert assistant.call("read_skill", path=f"custom/{file.name}") == file.read_text(encoding="utf-8")
+
+
+def record(jaeger: Jaeger) -> tuple[Span, Span, Span]:
+    """Send a checkout that held while its session waited for a lock, one that timed out behind it, and its wait."""
+    provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=jaeger.otlp, insecure=True)))
+    tracer = provider.get_tracer(names.SCOPE)
+    held = {names.ATTR_PATH: "new", names.ATTR_OUTCOME: "committed", names.ATTR_LONG_HOLD: True}
+    holder = tracer.start_span(names.SPAN_CHECKOUT, attributes=held)
+    holder.add_event(names.EVENT_DATABASE_STATE, {names.ATTR_STATE: "active", names.ATTR_WAIT_EVENT_TYPE: "Lock"})
+    holder.end()
+    refused = {names.ATTR_PATH: "queued", names.ATTR_OUTCOME: "timeout"}
+    waiter = tracer.start_span(names.SPAN_CHECKOUT, attributes=refused)
+    link = Link(holder.get_span_context(), {names.ATTR_HELD: 2.5, names.ATTR_CONNECTION_ID: 1})
+    began = time.time_ns()
+    wait = tracer.start_span(names.SPAN_WAIT, set_span_in_context(waiter), links=[link], start_time=began)
+    wait.end(began + 1_500_000_000)
+    waiter.end()
+    provider.shutdown()
+    return holder, waiter, wait
+
+
+@needs_jaeger
+def test_its_steps_lead_from_the_waiter_to_the_holder(tmp_path: Path) -> None:
+    """Each search of the first table finds what it is for; the link of the wait has what the holder is found by."""
+    searches = re.findall(r"^\| [^|]+ \| `([\w.]+)` = `(\w+)` \|$", text_of(PAGE).partition("## Read")[0], re.MULTILINE)
+    with Jaeger(tmp_path) as jaeger, jaeger.assistant() as assistant:
+        holder, waiter, wait = record(jaeger)
+        wanted = {"service_name": "shop", "span_name": names.SPAN_CHECKOUT}
+
+        def found(**more: object) -> list[str]:
+            answer = json.loads(assistant.call("search_traces", **{**wanted, **more}))
+            return [trace["trace_id"] for trace in answer.get("traces", ())]
+
+        assert len(searches) == 5
+        for name, value in searches:
+            expected = waiter if value in {"timeout", "queued"} else holder
+            assert found(attributes={name: value}) == [trace_id(expected)], name
+        assert found(span_name=names.SPAN_WAIT, duration_min="1s") == [trace_id(waiter)]
+        assert found(span_name=names.SPAN_WAIT, duration_min="2s") == []
+        asked = {"trace_id": trace_id(wait), "span_ids": [span_id(wait)]}
+        (told,) = json.loads(assistant.call("get_span_details", **asked))["spans"]
+        (link,) = told["links"]
+        assert link["attributes"] == {names.ATTR_HELD: 2.5, names.ATTR_CONNECTION_ID: 1}
+        asked = {"trace_id": link["trace_id"], "span_ids": [link["span_id"]]}
+        (told,) = json.loads(assistant.call("get_span_details", **asked))["spans"]
+        assert told["span_id"] == span_id(holder)
+        assert [event["name"] for event in told["events"]] == [names.EVENT_DATABASE_STATE]
