@@ -85,7 +85,7 @@ def test_every_python_and_every_release_of_sqlalchemy_is_tried() -> None:
     (sqlalchemys,) = re.findall(r"^SQLALCHEMYS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     found = jobs(FOLDER / "tests.yaml")
     assert found["test"]["strategy"]["matrix"] == {"python": pythons}
-    assert found["libraries"]["strategy"]["matrix"] == {"python": pythons, "sqlalchemy": sqlalchemys.split()}
+    assert found["sqlalchemy"]["strategy"]["matrix"] == {"python": pythons, "sqlalchemy": sqlalchemys.split()}
 
 
 @every_file
@@ -108,6 +108,16 @@ def test_a_job_ends(file: Path) -> None:
     for job in jobs(file).values():
         assert 0 < job["timeout-minutes"] <= 60
         assert not job["runs-on"].endswith("-latest")
+
+
+def test_what_is_pinned_is_renewed() -> None:
+    """Actions, and the images of the stack."""
+    file = FOLDER.parent / "dependabot.yml"
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    checked = subprocess.run([checker, "--builtin-schema", "vendor.dependabot", file], capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    kinds = {each["package-ecosystem"] for each in yaml.safe_load(file.read_text())["updates"]}
+    assert kinds == {"github-actions", "docker-compose"}
 
 
 def test_a_linter_of_workflows_finds_nothing() -> None:
