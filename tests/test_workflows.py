@@ -64,7 +64,7 @@ def test_a_release_is_published_by_whom_the_index_trusts() -> None:
     build, publish = jobs(FOLDER / "release.yaml").values()
     assert loaded(FOLDER / "release.yaml")["on"] == {"push": {"tags": ["v*"]}}
     commands = [step["run"] for step in build["steps"] if "run" in step]
-    assert commands == [f"make {(ROOT / '.ci/run').read_text().split('exec make ')[1].strip()}", "make release-check"]
+    assert commands == ["make lint types test", "make release-check"]
     assert build["steps"][2]["env"] == {"RELEASE_TAG": "${{ github.ref_name }}"}
     assert publish["needs"] == "build"
     assert publish["environment"] == "pypi"
