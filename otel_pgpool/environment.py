@@ -53,20 +53,20 @@ STACK_SKIP = Variable(
 )
 WAIT_TIMEOUT = Variable(
     "OTEL_PGPOOL_WAIT_TIMEOUT",
-    "PgPoolInstrumentor.instrument",
+    "wait_timeout",
     "",
     "longest wait in seconds for a connection of an exhausted, instrumented `ThreadedConnectionPool`; not set: it "
     "raises at once",
 )
 POOLS = Variable(
     "OTEL_PGPOOL_POOLS",
-    "PgPoolInstrumentor.instrument",
+    "pools",
     "",
     "comma-separated kinds of pools to instrument: `psycopg2`, `psycopg_pool`, `sqlalchemy`, `asyncpg`; not set: all",
 )
 FORK_REPAIR = Variable(
     "OTEL_PGPOOL_FORK_REPAIR",
-    "PgPoolInstrumentor.instrument",
+    "fork_repair",
     "0",
     "`1`: in a forked child, an instrumented pool of `psycopg_pool` or `asyncpg` begins anew; `0`: its use "
     "there is only reported",
