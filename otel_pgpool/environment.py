@@ -80,10 +80,14 @@ DATABASE_STATE = Variable(
     "`all`: for those of instrumented pools too; `off`: never",
 )
 
-SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing over OTLP")
+SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing")
 EXPORTERS = {
     signal: Variable(
-        f"OTEL_{signal.upper()}_EXPORTER", "configure", "otlp", f"`none`: `configure()` exports no {signal} over OTLP"
+        f"OTEL_{signal.upper()}_EXPORTER",
+        "configure",
+        "otlp",
+        f"comma-separated exporters of `configure()` for {signal}: `otlp`, `console`, "
+        f"{'`prometheus` ' if signal == 'metrics' else ''}and others that are installed; `none` for none",
     )
     for signal in ("traces", "metrics", "logs")
 }
