@@ -16,7 +16,10 @@ class Variable(NamedTuple):
     description: str
 
 
-TIMEOUT = Variable("DB_CONNECTION_TIMEOUT", "timeout", "30", "default of `timeout`, in seconds")
+TIMEOUT = Variable(
+    "OTEL_PGPOOL_TIMEOUT", "timeout", "", "default of `timeout`, in seconds; not set: `DB_CONNECTION_TIMEOUT`"
+)
+FALLBACK_TIMEOUT = Variable("DB_CONNECTION_TIMEOUT", "timeout", "30", "the same, if `OTEL_PGPOOL_TIMEOUT` is not set")
 LONG_HOLD = Variable("OTEL_PGPOOL_LONG_HOLD", "long_hold", "1.0", "default of `long_hold`, in seconds; 0: never")
 SPANS = Variable(
     "OTEL_PGPOOL_SPANS",
@@ -36,6 +39,12 @@ HISTOGRAMS = Variable(
     "histograms",
     "wait_time,use_time,create_time",
     "the histograms to record; `none` for none",
+)
+CALLER = Variable(
+    "OTEL_PGPOOL_CALLER",
+    "caller",
+    "0",
+    "`1`: waits and holds are reported by the caller, and so are the connections that are held; `0`",
 )
 APPLICATION_NAME = Variable(
     "OTEL_PGPOOL_APPLICATION_NAME",
@@ -109,10 +118,12 @@ PROTOCOLS = {
 
 ENVIRONMENT = (
     TIMEOUT,
+    FALLBACK_TIMEOUT,
     LONG_HOLD,
     SPANS,
     SLOW,
     HISTOGRAMS,
+    CALLER,
     APPLICATION_NAME,
     STACK_SKIP,
     WAIT_TIMEOUT,

@@ -68,6 +68,7 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
         slow: with ``slow``: wait or hold in seconds from which on a checkout gets spans; by default 0.1.
         histograms: the histograms to record, of ``wait_time``, ``use_time`` and ``create_time``; by default all.
         stack_skip: packages that a long hold's stack leaves out, in addition to the known ones.
+        caller: whether waits, holds and held connections are reported by caller; by default False.
         long_hold: hold time in seconds after which a checkout is reported as a long hold, None or 0 for never; by
             default 1.
         wait_timeout: longest wait in seconds for a connection of an exhausted ``ThreadedConnectionPool``, which by

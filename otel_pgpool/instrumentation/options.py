@@ -18,6 +18,7 @@ from otel_pgpool.config import (
     invalid_option,
     long_hold_threshold,
     recorded_histograms,
+    reports_callers,
     skipped_packages,
     slow_threshold,
     span_mode,
@@ -64,6 +65,7 @@ class InstrumentationOptions:
         slow: object = None,
         histograms: object = None,
         stack_skip: object = None,
+        caller: object = None,
         long_hold: object = ...,
         wait_timeout: object = None,
         fork_repair: object = None,
@@ -83,10 +85,11 @@ class InstrumentationOptions:
                 _read_or_default(slow_threshold, slow, environ),
                 _read_or_default(recorded_histograms, _names(histograms), environ),
                 _read_or_default(skipped_packages, _names(stack_skip), environ),
+                _read_or_default(reports_callers, _flag(caller), environ),
             ),
             _read_or_default(long_hold_threshold, long_hold, environ, unset=...),
             _read_or_default(_wait_timeout, wait_timeout, environ),
-            _read_or_default(_fork_repair, fork_repair, environ),
+            _read_or_default(_fork_repair, _flag(fork_repair), environ),
             _read_or_default(_database_state, _word(database_state, DATABASE_STATES), environ) == "all",
         )
 
@@ -98,6 +101,7 @@ OPTIONS = (
     "slow",
     "histograms",
     "stack_skip",
+    "caller",
     "long_hold",
     "wait_timeout",
     "fork_repair",
@@ -111,6 +115,11 @@ def _word(value: object, choices: Collection[str]) -> object:
     """Return the choice that YAML reads as a boolean, ``on`` or ``off``; any other value as it is."""
     word = "on" if value is True else "off" if value is False else value
     return word if word in choices else value
+
+
+def _flag(value: object) -> object:
+    """Return True for the number 1 and False for 0, as in the variables; any other value as it is."""
+    return bool(value) if isinstance(value, int) and value in (0, 1) else value
 
 
 def _names(value: object) -> object:
@@ -137,8 +146,8 @@ def _wait_timeout(value: object, environ: Mapping[str, str]) -> float | None:
 def _fork_repair(value: object, environ: Mapping[str, str]) -> bool:
     if value is None:
         return environment_choice(FORK_REPAIR, ("0", "1"), environ) == "1"
-    if isinstance(value, int) and value in (0, 1):  # True and False included
-        return bool(value)
+    if isinstance(value, bool):
+        return value
     raise invalid_option(FORK_REPAIR.option, value, "True or False")
 
 

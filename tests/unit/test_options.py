@@ -67,6 +67,7 @@ def test_arguments() -> None:
     assert of(histograms="none").telemetry.histograms == of(histograms=[]).telemetry.histograms == set()
     assert of({"OTEL_PGPOOL_DATABASE_STATE": "all"}, database_state=True).is_monitored is False
     assert of({"OTEL_PGPOOL_FORK_REPAIR": "1"}, fork_repair=0).fork_repair is False
+    assert of(caller=1).telemetry.caller is of(caller=True).telemetry.caller is True
 
 
 def test_none_is_not_given() -> None:
@@ -131,6 +132,7 @@ def test_wait_timeout(text: str, expected: float) -> None:
         ({}, {"wait_timeout": False}),
         ({}, {"fork_repair": "1"}),
         ({}, {"fork_repair": 2}),
+        ({}, {"caller": "1"}),
         ({}, {"database_state": "everything"}),
         ({}, {"tracer_provider": "global"}),
         ({}, {"meter_provider": 5}),

@@ -113,6 +113,6 @@ def test_unknown_and_invalid_options(receiver: HttpReceiver, dsn: str, tmp_path:
 
 def test_every_variable_of_the_instrumentation_is_an_option() -> None:
     """An option has the name of its variable; the other options are objects, which no file can contain."""
-    of_pools = {"application_name"}
+    of_pools = {"application_name", "timeout"}
     ours = {variable.name[12:].lower() for variable in ENVIRONMENT if variable.name.startswith("OTEL_PGPOOL_")}
     assert {*OPTIONS} - {"tracer_provider", "meter_provider"} == ours - of_pools
