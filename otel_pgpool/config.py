@@ -145,7 +145,7 @@ class PoolConfig:
     name: str | None
     timeout: float
     max_waiting: int
-    max_retries: int | None
+    max_attempts: int | None
     max_lifetime: float
     max_idle: float
     keepalive: float
@@ -168,6 +168,7 @@ class PoolConfig:
         name: object = None,
         timeout: object = None,
         max_waiting: object = 0,
+        max_attempts: object = None,
         max_retries: object = None,
         max_lifetime: object = 3600.0,
         max_idle: object = 600.0,
@@ -189,9 +190,9 @@ class PoolConfig:
             minconn=least,
             maxconn=most,
             name=_name(name),
-            timeout=_seconds(environment.TIMEOUT, timeout, environ, none=True),
+            timeout=_timeout(timeout, environ),
             max_waiting=validate_integer("max_waiting", max_waiting),
-            max_retries=None if max_retries is None else validate_integer("max_retries", max_retries, none=True),
+            max_attempts=_attempts(max_attempts, max_retries),
             max_lifetime=_seconds_or_never("max_lifetime", max_lifetime),
             max_idle=_seconds_or_never("max_idle", max_idle),
             keepalive=_seconds_or_never("keepalive", keepalive),
@@ -203,6 +204,24 @@ class PoolConfig:
             is_monitored=environment_choice(environment.DATABASE_STATE, DATABASE_STATES, environ) != "off",
             names_traces=environment_choice(environment.APPLICATION_NAME, APPLICATION_NAMES, environ) == "trace",
         )
+
+
+def _timeout(value: object, environ: Mapping[str, str]) -> float:
+    is_set = environ.get(environment.TIMEOUT.name, "").strip()
+    return _seconds(environment.TIMEOUT if is_set else environment.FALLBACK_TIMEOUT, value, environ, none=True)
+
+
+def _attempts(max_attempts: object, max_retries: object) -> int | None:
+    """Validate the number of failed attempts after which a checkout gives up, by either of its names.
+
+    Raises:
+        ValueError: the number is invalid, or both names are used.
+    """
+    if max_attempts is not None and max_retries is not None:
+        raise ValueError("max_attempts and max_retries are two names of one option: give max_attempts only")
+    if max_retries is not None:
+        return max(1, validate_integer("max_retries", max_retries, none=True))
+    return None if max_attempts is None else validate_integer("max_attempts", max_attempts, least=1, none=True)
 
 
 def _credentials(value: Any) -> Any:
@@ -354,10 +373,11 @@ def reports_callers(value: object, environ: Mapping[str, str]) -> bool:
 
 def environment_words(variable: Variable, environ: Mapping[str, str]) -> list[str]:
     """Read a comma-separated list from the environment. An unset or empty variable means the default."""
-    return _split(environ.get(variable.name, "")) or _split(variable.default)
+    return split_words(environ.get(variable.name, "")) or split_words(variable.default)
 
 
-def _split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
+    """Split a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

@@ -111,5 +111,14 @@ def _rebuild(kind: type[PoolTimeout], message: str, diagnosis: dict[str, Any]) -
     return kind(message, **diagnosis)
 
 
+class ConnectionFailed(PoolTimeout):
+    """Raised if a checkout gave up after ``max_attempts`` failed attempts, before its timeout.
+
+    ``__cause__`` is the error of the last failed attempt. A `PoolTimeout`, so that code that catches one catches both.
+    """
+
+    __module__ = "otel_pgpool"
+
+
 LONGEST_HOLDERS = 5
 """Maximum number of holders in a ``PoolTimeout``, and of links from a queued checkout to the holds it waited for."""

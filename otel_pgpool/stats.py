@@ -52,7 +52,7 @@ class PoolStats:
     """Checkouts that waited in the queue, whether or not they received a connection."""
     timeouts: int = 0
     errors: int = 0
-    """Checkouts that failed for another reason: queue full, pool closed, ``max_retries`` reached, interrupted."""
+    """Checkouts that failed for another reason: queue full, pool closed, ``max_attempts`` reached, interrupted."""
     retries: int = 0
     long_holds: int = 0
     created: int = 0

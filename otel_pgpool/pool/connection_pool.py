@@ -6,33 +6,30 @@ import weakref
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.config import PoolConfig, invalid_option, validate_expected_hold, validate_limits, validate_seconds
+from otel_pgpool.config import PoolConfig, invalid_option, validate_expected_hold, validate_seconds
 from otel_pgpool.driver.connect_target import ConnectTarget
-from otel_pgpool.errors import PoolClosed, PoolError
-from otel_pgpool.pool import registry
+from otel_pgpool.errors import PoolError
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
 from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
+from otel_pgpool.pool.control import PoolControl
 from otel_pgpool.pool.parts import Parts
-from otel_pgpool.pool.shared_threads import end_shared_threads
-from otel_pgpool.pool.state import PoolState
 from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.fork import is_here, renew, renewed
+from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import EllipsisType, TracebackType
+    from types import EllipsisType
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is a method of the pool
-    from typing_extensions import Self
 
     from otel_pgpool.config import Check
     from otel_pgpool.observer import PoolObserver
-    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.monitor_source import PoolHolds
 
 
-class ConnectionPool(PoolState):
+class ConnectionPool(PoolControl):
     """A pool of psycopg2 connections in which every checkout is an OpenTelemetry span.
 
     The first arguments are those of ``psycopg2.pool.ThreadedConnectionPool``: ``minconn``, ``maxconn``, then the
@@ -46,10 +43,11 @@ class ConnectionPool(PoolState):
         *args: for ``psycopg2.connect``: a URL or ``key=value`` string, ``connection_factory``, ``cursor_factory``.
         name: name of the pool in telemetry, by default ``host:port/dbname``. If a live pool of this process has the
             name already, `` #2``, `` #3`` and so on is added.
-        timeout: longest wait for a connection in seconds; by default ``DB_CONNECTION_TIMEOUT``, or 30 if that is not
-            set. With 0, a checkout gets an idle connection or raises at once.
+        timeout: longest wait for a connection in seconds; by default ``OTEL_PGPOOL_TIMEOUT``, or else
+            ``DB_CONNECTION_TIMEOUT``, or else 30. With 0, a checkout gets an idle connection or raises at once.
         max_waiting: maximum number of waiters; a further checkout raises `TooManyRequests`. 0 for no limit.
-        max_retries: failed attempts after which a checkout gives up before its timeout; None for no limit.
+        max_attempts: failed attempts after which a checkout gives up before its timeout; None for no limit.
+        max_retries: an older name of ``max_attempts``; 0 counts as 1.
         max_lifetime: maximum age of a connection in seconds, shortened by up to 10 % at random; None for no limit.
         max_idle: seconds after which an idle connection above ``minconn`` is closed; None for never.
         keepalive: seconds, shortened by up to 20 % at random, after which an idle connection is pinged; None for never.
@@ -84,6 +82,7 @@ class ConnectionPool(PoolState):
         name: str | None = None,
         timeout: float | None = None,
         max_waiting: int = 0,
+        max_attempts: int | None = None,
         max_retries: int | None = None,
         max_lifetime: float | None = 3600.0,
         max_idle: float | None = 600.0,
@@ -103,6 +102,7 @@ class ConnectionPool(PoolState):
             name=name,
             timeout=timeout,
             max_waiting=max_waiting,
+            max_attempts=max_attempts,
             max_retries=max_retries,
             max_lifetime=max_lifetime,
             max_idle=max_idle,
@@ -149,7 +149,8 @@ class ConnectionPool(PoolState):
 
         Raises:
             ValueError: ``timeout`` or ``expected_hold`` is invalid.
-            PoolTimeout: on entering the block, no connection became available in time, or ``max_retries`` is reached.
+            PoolTimeout: on entering the block, no connection became available in time.
+            ConnectionFailed: on entering the block, ``max_attempts`` is reached.
             TooManyRequests: on entering the block, the queue is full.
             PoolClosed: on entering the block, the pool is closed.
             psycopg2.Error: on leaving the block, the commit failed.
@@ -178,7 +179,8 @@ class ConnectionPool(PoolState):
 
         Raises:
             ValueError: ``timeout`` or ``expected_hold`` is invalid.
-            PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
+            PoolTimeout: no connection became available in time.
+            ConnectionFailed: ``max_attempts`` is reached.
             TooManyRequests: the queue is full.
             PoolClosed: the pool is closed.
         """
@@ -236,103 +238,8 @@ class ConnectionPool(PoolState):
             raise PoolError(f"pool {core.name!r}: cannot release this connection: it is not checked out under this key")
         self._parts.releaser.release_by_hand(checkout, conn, close=close)
 
-    # The whole pool
-
-    @renewed
-    def open(self) -> None:
-        """Open ``minconn`` connections; do nothing if the pool is open.
-
-        Raises:
-            psycopg2.Error: the first attempt to connect failed; the pool is not open then.
-            PoolTimeout: the connections could not be opened within the pool's ``timeout``.
-            PoolClosed: the pool is closed.
-        """
-        self._parts.lifecycle.open()
-
-    @renewed
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until ``minconn`` connections are open; open the pool if necessary.
-
-        Args:
-            timeout: longest wait in seconds, in place of the pool's ``timeout``.
-
-        Raises:
-            ValueError: ``timeout`` is invalid.
-            psycopg2.Error: an attempt to connect failed.
-            PoolTimeout: the connections could not be opened in time.
-            PoolClosed: the pool is closed.
-        """
-        self._parts.lifecycle.wait(None if timeout is None else validate_seconds("timeout", timeout))
-
-    @renewed
-    def close(self, timeout: float = 5.0) -> None:
-        """Close the pool: refuse new checkouts, fail the waiters, close idle connections, wait for the holders.
-
-        A connection that is still checked out after ``timeout`` is closed at its release. A second call does nothing.
-
-        Args:
-            timeout: longest wait for the holders in seconds.
-
-        Raises:
-            ValueError: ``timeout`` is invalid.
-        """
-        deadline = monotonic() + validate_seconds("timeout", timeout)
-        if self.closed:
-            return
-        self._close()
-        self._parts.lifecycle.wait_for_holders(deadline)
-        end_shared_threads()
-
-    @renewed
-    def closeall(self) -> None:
-        """Close the pool and every connection at once, including those that are checked out, as psycopg2's pools do.
-
-        Raises:
-            PoolClosed: the pool is closed already.
-        """
-        if self.closed:
-            raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
-        self._close()
-        self._parts.lifecycle.close_held()
-        end_shared_threads()
-
-    def _close(self) -> None:
-        self._parts.lifecycle.close()
-        registry.release_name(self.name, self)
-
-    @renewed
-    def drain(self) -> None:
-        """Replace every connection: close the idle ones now, and the checked-out ones at their release."""
-        self._parts.lifecycle.drain()
-
-    @renewed
-    def resize(self, minconn: int, maxconn: int) -> None:
-        """Change the limits: close surplus idle connections now, and surplus checked-out ones at their release.
-
-        Args:
-            minconn: the new minimum, as in the constructor.
-            maxconn: the new maximum, as in the constructor.
-
-        Raises:
-            ValueError: a limit is invalid; nothing is changed then.
-        """
-        self._parts.lifecycle.resize(*validate_limits(minconn, maxconn))
-
-    @renewed
-    def check(self) -> None:
-        """Check every idle connection, one by one, by ``check`` or a query; discard those that do not pass in 5 s."""
-        self._parts.health.check_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _holds(self) -> list[Checkout]:
-        return self._parts.core.holds_now()
+    def _holds(self) -> PoolHolds:
+        return self._parts.holds()
 
     def _reset_after_fork(self) -> None:
         """Restart the pool in a forked child, without sending anything over the sockets inherited from the parent."""

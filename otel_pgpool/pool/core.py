@@ -38,7 +38,7 @@ class Core(Handover):
     lock what takes time, such as connecting and closing. The rules of the lock are written beside it in `SlotTable`.
     """
 
-    __slots__ = ("closed_at", "fill_waiters", "max_retries", "outage", "retry_thread")
+    __slots__ = ("closed_at", "fill_waiters", "max_attempts", "outage", "retry_thread")
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class Core(Handover):
         maxconn: int,
         *,
         max_waiting: int = 0,
-        max_retries: int | None = None,
+        max_attempts: int | None = None,
         long_hold: float = NEVER,
         name: str = "",
     ) -> None:
         super().__init__(minconn, maxconn, long_hold, max_waiting, name)
-        self.max_retries = max_retries
+        self.max_attempts = max_attempts
         self.fill_waiters: list[OneShotEvent] = []  # callers that wait for minconn connections
         self.outage: Outage | None = None
         self.closed_at = NEVER  # when the pool was closed
@@ -158,15 +158,15 @@ class Core(Handover):
             self.retries += len(self.queue)
             for waiter in list(self.queue.values()):
                 waiter.checkout.retried(attempt, error)
-                if self.has_exhausted_retries(waiter.checkout):
+                if self.has_exhausted_attempts(waiter.checkout):
                     self.queue.fail(waiter, error)
             self._wake_fill_waiters(error)
             self._wake_idle_waiters()
             return change
 
-    def has_exhausted_retries(self, checkout: Checkout) -> bool:
-        """Return whether a checkout has reached ``max_retries``."""
-        return self.max_retries is not None and checkout.retries >= max(1, self.max_retries)
+    def has_exhausted_attempts(self, checkout: Checkout) -> bool:
+        """Return whether a checkout has reached ``max_attempts``."""
+        return self.max_attempts is not None and checkout.retries >= self.max_attempts
 
     # Waiting for the whole pool
 

@@ -67,6 +67,7 @@ def diagnose(
     retries: int,
     waiter: Checkout | None = None,
     last_failure: str = "",
+    kind: type[PoolTimeout] = PoolTimeout,
 ) -> PoolTimeout:
     """Build the error of a caller that has waited for a connection, with the figures of the pool in its message.
 
@@ -79,6 +80,7 @@ def diagnose(
         retries: failed attempts during the wait.
         waiter: the checkout that waited, whose thread or task may hold connections itself.
         last_failure: text of the last failed connect, free of secrets; empty if there was none.
+        kind: the class of the error.
     """
     waited = now - since
     levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
@@ -96,4 +98,4 @@ def diagnose(
     longest = tuple(hold.holder(now) for hold in holds[:LONGEST_HOLDERS])
     lines += [f"held {each}" for each in longest]
     text = "\n  ".join(map(printable, lines))
-    return PoolTimeout(text, waited=waited, retries=retries, holders=longest, **stats.levels())
+    return kind(text, waited=waited, retries=retries, holders=longest, **stats.levels())

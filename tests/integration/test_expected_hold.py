@@ -106,7 +106,12 @@ def test_the_server_is_not_asked_before_its_time(dsn: str, borrow: Borrow, monke
     def asked() -> set[object]:
         return {record.attributes["otel_pgpool.connection.pid"] for record in signals.logged("database_state")}
 
-    with Signals() as signals, signals.pool(3, 3, dsn, long_hold=0.05) as pool, borrow(pool, None), ExitStack() as stack:
+    with (
+        Signals() as signals,
+        signals.pool(3, 3, dsn, long_hold=0.05) as pool,
+        borrow(pool, None),
+        ExitStack() as stack,
+    ):
         other = stack.enter_context(pool.connection()).info.backend_pid
         until(lambda: len(signals.logged("database_state")) >= 3)  # of ages 0.05 s, 0.1 s and 0.2 s
         assert asked() == {other}
@@ -116,7 +121,7 @@ def test_the_server_is_not_asked_before_its_time(dsn: str, borrow: Borrow, monke
 
 
 def test_it_is_no_utilization(dsn: str, borrow: Borrow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool of listeners alone is not full, as nobody else is kept waiting; of others' connections it says how full."""
+    """A pool of listeners alone is not full, as nobody else is kept waiting; the others' connections count."""
     for module in (utilization, maintenance):
         monkeypatch.setattr(module, "SAMPLE_INTERVAL", 0.01)
     with Signals() as signals, signals.pool(3, 3, dsn) as pool:

@@ -14,6 +14,7 @@ from typing_extensions import assert_type
 import otel_pgpool
 from otel_pgpool import (
     BlockingSession,
+    ConnectionFailed,
     ConnectionPool,
     DatabaseState,
     Holder,
@@ -23,10 +24,10 @@ from otel_pgpool import (
     PoolObserver,
     PoolStats,
     PoolTimeout,
+    Telemetry,
     TooManyRequests,
     reset_session,
 )
-from otel_pgpool.telemetry import Telemetry
 
 
 def configure(conn: connection) -> None:
@@ -53,7 +54,7 @@ def made_in_every_way() -> list[ConnectionPool]:
             name="shop",
             timeout=30,
             max_waiting=100,
-            max_retries=3,
+            max_attempts=3,
             max_lifetime=math.inf,
             max_idle=60.0,
             keepalive=30.0,
@@ -170,6 +171,8 @@ def failed(pool: ConnectionPool) -> None:
         assert_type((error.connecting, error.waiting), tuple[int, int])
         assert_type((error.minconn, error.maxconn), tuple[int, int])
         assert_type((error.utilization, error.oldest_hold), tuple[float, float])
+        if isinstance(error, ConnectionFailed):
+            print(error.retries)
     except (PoolClosed, TooManyRequests) as error:
         caught: PoolError = error
         stock: psycopg2.pool.PoolError = caught
