@@ -18,7 +18,7 @@ from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.telemetry import Telemetry
 from otel_pgpool.telemetry.callers import MOST_CALLERS, OTHER
 from tests.support.processes import in_child
-from tests.support.telemetry import NAME, Signals
+from tests.support.telemetry import NAME, Signals, all_connects_told
 from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
@@ -245,6 +245,7 @@ def test_a_forked_child_has_its_own(signals: Signals, dsn: str) -> None:
             pool.close(0)
             return fresh, during, uses
 
+        all_connects_told(pool)  # a child would inherit the locks of a handler that writes at that moment
         with pool.connection():
             assert held(signals) == {"GET /": 1}
             assert ast.literal_eval(in_child(child)) == ({}, {"POST /": 1}, {"POST /": 1})
