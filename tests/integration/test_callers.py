@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.telemetry import Telemetry
-from otel_pgpool.telemetry.callers import MOST_CALLERS, OTHER
+from otel_pgpool.telemetry.callers import MOST_CALLERS, OTHER, Callers
 from tests.support.processes import in_child
 from tests.support.telemetry import NAME, Signals, all_connects_told
 from tests.support.waiting import in_thread
@@ -149,6 +150,21 @@ def test_fifty_callers_then_other(signals: Signals, dsn: str) -> None:
             assert held(signals) == {**dict.fromkeys(expected, 0), OTHER: 1, names[0]: 1}
         with entry(signals, names[-1]), own.connection():
             assert held(signals, "own") == {names[-1]: 1}
+
+
+def test_the_cap_holds_with_many_threads() -> None:
+    """However many callers come at the same moment: exactly fifty keep their names."""
+    callers, start = Callers(), threading.Barrier(8)
+    files = [compile("", f"job_{number}.py", "exec") for number in range(MOST_CALLERS + 10)]
+
+    def come() -> set[str]:
+        start.wait()
+        return {callers.at((code, 0)) for code in files}
+
+    threads = [in_thread(come) for _ in range(8)]
+    (names,) = {frozenset(thread.result()) for thread in threads}
+    assert len(names - {OTHER}) == MOST_CALLERS
+    assert OTHER in names
 
 
 def test_many_ids_are_one_caller(signals: Signals, dsn: str) -> None:
