@@ -111,6 +111,7 @@ class Telemetry:
         if self._config.caller:
             self._callers = self._instruments.callers_of(pool)
             entry_spans.watch(self._tracer_provider)
+        self._connect_failures = self._instruments.connect_failures_of(pool)
         self._instruments.report(pool, self._callers)
 
     def target_known(self, pool: ObservedPool) -> None:
@@ -328,7 +329,7 @@ class Telemetry:
         context = self._spans.connect(connect, failure)
         attributes = self._attributes if failure is None else {**self._attributes, names.ATTR_ERROR_TYPE: failure}
         if failure is not None:
-            self._instruments.connect_failures.add(1, attributes, context)
+            self._connect_failures.add(failure)
         if self._create_time is not None:
             self._create_time.record(connect.ended - connect.began, attributes, context)
 
