@@ -72,17 +72,38 @@ def validate_integer(option: str, value: object, *, least: int = 0, most: int | 
     return number
 
 
-def validate_limits(minconn: object, maxconn: object) -> tuple[int, int]:
-    """Validate the size limits of a pool, and return them as integers.
+def validate_limits(
+    minconn: object = ..., maxconn: object = ..., min_size: object = ..., max_size: object = ...
+) -> tuple[int, int]:
+    """Validate the size limits of a pool, each by either of its names, and return them as integers.
 
     Raises:
-        ValueError: a limit is not an integer, ``maxconn`` is out of bounds, or ``minconn`` is above ``maxconn``.
+        ValueError: a limit is not an integer, ``maxconn`` is out of bounds, or ``minconn`` is above ``maxconn``; or a
+            limit has both of its names, or neither.
     """
-    least = validate_integer("minconn", minconn)
-    most = validate_integer("maxconn", maxconn, least=1, most=MOST_CONNECTIONS)
+    lower, minimum = _either("minconn", minconn, "min_size", min_size)
+    upper, maximum = _either("maxconn", maxconn, "max_size", max_size)
+    least = validate_integer(lower, minimum)
+    most = validate_integer(upper, maximum, least=1, most=MOST_CONNECTIONS)
     if least > most:
-        raise invalid_option("minconn", minconn, f"at most maxconn ({most})")
+        raise invalid_option(lower, minimum, f"at most {upper} ({most})")
     return least, most
+
+
+def _either(name: str, value: object, other_name: str, other: object) -> tuple[str, object]:
+    """Return the name and the value of an option that has two names; ``...`` stands for a name that is not used.
+
+    Raises:
+        ValueError: both names are used, or neither.
+    """
+    if other is ... and value is ...:
+        raise ValueError(f"{name} must be given, or {other_name}, which means the same")
+    if other is ...:
+        return name, value
+    if value is ...:
+        return other_name, other
+    hint = ": give a DSN as dsn=" if isinstance(value, str) else ""
+    raise ValueError(f"{name} and {other_name} are two names of one option: give one of them{hint}")
 
 
 def validate_callable(option: str, value: Any, *, also: str = "None") -> Any:
@@ -162,9 +183,11 @@ class PoolConfig:
     @classmethod
     def of(
         cls,
-        minconn: object,
-        maxconn: object,
+        minconn: object = ...,
+        maxconn: object = ...,
         *,
+        min_size: object = ...,
+        max_size: object = ...,
         name: object = None,
         timeout: object = None,
         max_waiting: object = 0,
@@ -185,7 +208,7 @@ class PoolConfig:
         Raises:
             ValueError: an option or variable is invalid; the message contains its name and what is accepted.
         """
-        least, most = validate_limits(minconn, maxconn)
+        least, most = validate_limits(minconn, maxconn, min_size, max_size)
         return cls(
             minconn=least,
             maxconn=most,

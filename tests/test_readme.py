@@ -286,6 +286,15 @@ def test_options_are_those_of_the_constructor() -> None:
     assert [(code(row[0])[0], ast.literal_eval(code(row[1])[0])) for row in table(REFERENCE, "options")] == options
 
 
+def test_figures_of_psycopg_pool() -> None:
+    """Every figure of ``get_stats``, in its order."""
+    pool = ConnectionPool(0, 1, "host=nowhere.invalid", open=False, observer=None)
+    assert [name for row in table("docs/migrating.md", "psycopg-pool-stats") for name in code(row[0])] == list(
+        pool.get_stats()
+    )
+    pool.close()
+
+
 def test_extras_are_those_of_the_package() -> None:
     """Every extra, in the order in which the package declares them."""
     _, _, declared = text_of("pyproject.toml").partition("[project.optional-dependencies]\n")

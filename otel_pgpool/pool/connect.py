@@ -294,7 +294,7 @@ class Connectors(Part):
             warn(self._core.name)
 
     def _succeed(self, slot: Slot, conn: connection, connect: Connect) -> None:
-        reason, change = self._core.connect_succeeded(slot, conn, connect.ended)
+        reason, change = self._core.connect_succeeded(slot, conn, connect.ended, began=connect.began)
         notifier, observer = self._notifier, self._notifier.observer
         if observer is not None:
             notifier.notify(observer.connected, connect)

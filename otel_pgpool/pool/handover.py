@@ -96,6 +96,7 @@ class Handover(HoldTable):
             if attempt is not None:
                 checkout.retried(attempt, error)
                 self.retries += 1
+                self.connection_totals.lost += 1
 
     def join(self, checkout: Checkout, now: float) -> Waiter:
         """Put a checkout into the queue; the returned waiter may have been served already.
@@ -260,6 +261,8 @@ class Handover(HoldTable):
             if slot.ref() is None:  # the garbage collector cleared the weak reference, but the connection survived
                 slot.track(conn)
             slot.seen, slot.returned = checkout.acquired, now
+            if reason is not None:
+                self.connection_totals.bad_returns += 1
             return self._keep_or_evict(slot, conn, now, QUEUED if held < CHECK_BYPASS_WINDOW else None, reason)
 
     def release_unused(self, checkout: Checkout, conn: connection, now: float, reason: str | None = None) -> str | None:

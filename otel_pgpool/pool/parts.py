@@ -16,6 +16,7 @@ from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
+from otel_pgpool.pool.psycopg_pool_stats import PsycopgPoolStats
 from otel_pgpool.pool.release import Releaser
 from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.types import DiscardReason
@@ -53,6 +54,7 @@ class Parts:
         "maintenance",
         "notifier",
         "observer",
+        "psycopg_pool_stats",
         "releaser",
         "reset",
         "target",
@@ -91,6 +93,7 @@ class Parts:
         self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors, self.keepalive)
         self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer, self.keepalive)
         discarder.refill_by(self.connectors.start_if_needed)
+        self.psycopg_pool_stats = PsycopgPoolStats(core)
         self.thread.set_duties(self.maintenance)
         self.core = core  # last: after an interrupt, `reset_after_fork` still finds the parent's core
 

@@ -219,7 +219,6 @@ clean: ConnectionPool = ConnectionPool(1, 2, reset=reset_session)
 
 def mistakes_are_found(pool: ConnectionPool) -> None:
     """Strict mode reports each of these comments that hides no mistake."""
-    ConnectionPool(1)  # type: ignore[call-arg]
     ConnectionPool("1", 2)  # type: ignore[arg-type]
     ConnectionPool(1, 2, timeout="30")  # type: ignore[arg-type]
     ConnectionPool(1, 2, name=b"shop")  # type: ignore[arg-type]
@@ -230,7 +229,6 @@ def mistakes_are_found(pool: ConnectionPool) -> None:
     ConnectionPool(1, 2, observer=object())  # type: ignore[arg-type]
     pool.connection(timeout="5")  # type: ignore[arg-type]
     pool.getconn(None, 5)  # type: ignore[call-arg]
-    pool.resize(1)  # type: ignore[call-arg]
     pool.name = "other"  # type: ignore[misc]
     pool.stats().used = 0  # type: ignore[misc]
     pool.nonsense()  # type: ignore[attr-defined]

@@ -153,6 +153,43 @@ def test_refused(option: str, value: object, accepted: str) -> None:
     assert message == f"{option} must be {accepted}, not {shown}"
 
 
+SIZES: list[tuple[dict[str, object], tuple[int, int]]] = [
+    ({"minconn": 1, "maxconn": 2}, (1, 2)),
+    ({"min_size": 1, "max_size": 2}, (1, 2)),
+    ({"minconn": 0, "max_size": 3}, (0, 3)),
+    ({"min_size": Indexed(2), "maxconn": 3}, (2, 3)),
+]
+
+
+@pytest.mark.parametrize(("given", "limits"), SIZES)
+def test_sizes_by_either_name(given: dict[str, object], limits: tuple[int, int]) -> None:
+    """`min_size` and `max_size`, the names of psycopg_pool, mean `minconn` and `maxconn`."""
+    config = PoolConfig.of(**given, environ={})
+    assert (config.minconn, config.maxconn) == limits
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "minconn must be given, or min_size, which means the same"),
+        ({"minconn": 1}, "maxconn must be given, or max_size, which means the same"),
+        ({"max_size": 1}, "minconn must be given, or min_size, which means the same"),
+        ({"minconn": 1, "min_size": 1, "max_size": 2}, "minconn and min_size are two names of one option: give one"),
+        ({"minconn": 1, "maxconn": 2, "max_size": 2}, "maxconn and max_size are two names of one option: give one"),
+        ({"minconn": "host=db", "min_size": 1, "max_size": 2}, "minconn and min_size .*: give a DSN as dsn=$"),
+        ({"min_size": 3, "max_size": 2}, r"min_size must be at most max_size \(2\), not 3"),
+        ({"min_size": "1", "max_size": 2}, "min_size must be a whole number of at least 0, not '1'"),
+        ({"minconn": 0, "max_size": 0}, "max_size must be a whole number of at least 1 .*, not 0"),
+        ({"min_size": None, "max_size": 1}, "min_size must be a whole number of at least 0, not None"),
+    ],
+)
+def test_sizes_refused(given: dict[str, object], message: str) -> None:
+    """The error has the names that the program uses, and never a DSN that stands in the wrong place."""
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        PoolConfig.of(**given, environ={})
+    assert "host=db" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("older", "attempts"), [(0, 1), (1, 1), (2, 2), (Indexed(5), 5), (None, None)])
 def test_the_older_name_of_max_attempts(older: object, attempts: int | None) -> None:
     """`max_retries` means the same; its 0 counts as 1, because a checkout cannot give up before an attempt."""
