@@ -27,7 +27,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down passwords dashboard test coverage versions faults lint audit types bench docs clean
+.PHONY: help demo shop up down stack passwords dashboard test coverage versions faults lint audit types bench docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -42,17 +42,39 @@ define NEEDS_COMPOSE
 @docker compose version >/dev/null 2>&1 || { echo "make up and make down need Docker with its compose plugin, and 'docker compose version' fails here; without it, make shop runs the shop" >&2; exit 1; }
 endef
 
-up: passwords ## the whole stack, with Docker: shop, Collector, Jaeger, Prometheus, Grafana
-	@docker compose up --build --detach --wait
+# What reads the telemetry: full, a container for each program, or lgtm, one container for all, with Tempo instead of Jaeger.
+STACK    ?= full
+SERVICES := $(if $(filter lgtm,$(STACK)),lgtm lgtm-shop lgtm-load)
+up: export COMPOSE_PROFILES := $(filter lgtm,$(STACK))
+down: export COMPOSE_PROFILES := lgtm
+
+# A search for the shop's long holds of the last hour, in Jaeger and in Tempo.
+IN_JAEGER := search?service=shop&operation=pool.checkout&tags=%7B%22otel_pgpool.long_hold%22%3A%22true%22%7D&lookback=1h
+IN_TEMPO  := explore?schemaVersion=1&orgId=1&panes=%7B%22a%22%3A%7B%22datasource%22%3A%22tempo%22%2C%22queries%22%3A%5B%7B%22refId%22%3A%22A%22%2C%22datasource%22%3A%7B%22type%22%3A%22tempo%22%2C%22uid%22%3A%22tempo%22%7D%2C%22queryType%22%3A%22traceql%22%2C%22query%22%3A%22%7B%20resource.service.name%20%3D%20%5C%22shop%5C%22%20%26%26%20name%20%3D%20%5C%22pool.checkout%5C%22%20%26%26%20span.otel_pgpool.long_hold%20%3D%20true%20%7D%22%7D%5D%2C%22range%22%3A%7B%22from%22%3A%22now-1h%22%2C%22to%22%3A%22now%22%7D%7D%7D
+
+up: stack passwords ## the whole stack, with Docker: shop, Collector, Jaeger, Prometheus, Grafana; STACK=lgtm: in one container
+	@docker compose up --build --detach --wait $(SERVICES)
+ifeq ($(STACK),lgtm)
+	@shop=$$(docker compose port lgtm-shop 8000) && grafana=$$(docker compose port lgtm 3000) && \
+	prometheus=$$(docker compose port lgtm 9090) && \
+	echo "The shop            http://$$shop/" && \
+	echo "Long holds          http://$$grafana/$(IN_TEMPO)" && \
+	echo "Dashboard           http://$$grafana/d/otel-pgpool" && \
+	echo "Alerts              http://$$prometheus/alerts"
+else
 	@shop=$$(docker compose port shop 8000) && jaeger=$$(docker compose port jaeger 16686) && \
 	prometheus=$$(docker compose port prometheus 9090) && grafana=$$(docker compose port grafana 3000) && \
 	echo "The shop            http://$$shop/" && \
-	echo "Long holds          http://$$jaeger/search?service=shop&operation=pool.checkout&tags=%7B%22otel_pgpool.long_hold%22%3A%22true%22%7D&lookback=1h" && \
+	echo "Long holds          http://$$jaeger/$(IN_JAEGER)" && \
 	echo "Dashboard           http://$$grafana/d/otel-pgpool?var-jaeger=http://$$jaeger" && \
 	echo "Alerts              http://$$prometheus/alerts"
+endif
 
 down: passwords ## end the stack, and remove what it has stored
 	@docker compose down --volumes --remove-orphans
+
+stack:
+	@case "$(STACK)" in full|lgtm) ;; *) echo "STACK is '$(STACK)': full or lgtm is accepted" >&2; exit 1; esac
 
 # Compose reads .env, for its owner alone. What stands there stays.
 PASSWORDS := POSTGRES_PASSWORD SHOP_PASSWORD COLLECTOR_PASSWORD GRAFANA_PASSWORD
@@ -62,7 +84,7 @@ passwords:
 		grep -q "^$$name=." .env || printf '\n%s=%s\n' "$$name" "$$(od -An -v -N24 -tx1 /dev/urandom | tr -d ' \n')" >>.env || exit; \
 	done
 
-dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, grafana/dashboards/otel-pgpool.json
+dashboard: $(ENV)/dev.stamp ## write Grafana's dashboard, with links into Jaeger and into Tempo
 	@$(BIN)/python -m grafana.dashboard
 
 # Three at a time on any machine: most tests wait for a server most of their time. With worksteal the tests of a file mostly stay on one

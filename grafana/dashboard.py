@@ -1,4 +1,7 @@
-"""Grafana's dashboard as code: ``make dashboard`` writes it to ``grafana/dashboards/otel-pgpool.json``."""
+"""Grafana's dashboard as code, which ``make dashboard`` writes.
+
+``grafana/dashboards/otel-pgpool.json`` has links into Jaeger, ``grafana/lgtm/otel-pgpool.json`` into Tempo.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,14 @@ from grafana.queries import (
     quantiles,
     query,
     rate,
+    rate_of_sum,
     search,
     slow_query,
 )
+from grafana.tempo import in_tempo
 
 FILE = Path(__file__).parent / "dashboards" / "otel-pgpool.json"
+TEMPO_FILE = Path(__file__).parent / "lgtm" / "otel-pgpool.json"
 
 QUEUED = search("Jaeger: checkouts that queued", "otel_pgpool.path=queued")
 TIMED_OUT = search("Jaeger: checkouts that timed out", "otel_pgpool.outcome=timeout")
@@ -212,7 +218,7 @@ HOLDING = (
         "above it in the busiest minutes makes callers wait; see Sizing a pool in docs/operations.md. Of holds that "
         "have ended: a leak is not in it, and it is 0 when nothing else comes back.",
         "short",
-        [slow_query(rate("db_client_connection_use_time_seconds_sum"), NAME_AND_INSTANCE)],
+        [slow_query(rate_of_sum("db_client_connection_use_time_seconds"), NAME_AND_INSTANCE)],
     ),
 )
 
@@ -372,3 +378,4 @@ def build() -> str:
 
 if __name__ == "__main__":
     FILE.write_text(build(), encoding="utf-8")
+    TEMPO_FILE.write_text(in_tempo(build()), encoding="utf-8")

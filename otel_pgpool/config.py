@@ -300,6 +300,8 @@ class TelemetryConfig:
     histograms: frozenset[str]
     stack_skip: frozenset[str] = frozenset()
     """Top-level packages to leave out of call sites, in addition to the built-in list."""
+    caller: bool = False
+    """Whether waits, holds and held connections are reported by the caller."""
 
     @classmethod
     def of(
@@ -308,6 +310,8 @@ class TelemetryConfig:
         slow: object = None,
         histograms: object = None,
         stack_skip: object = None,
+        *,
+        caller: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> TelemetryConfig:
         """Validate telemetry options. An argument overrides its environment variable, which overrides the default.
@@ -320,6 +324,7 @@ class TelemetryConfig:
             slow_threshold(slow, environ),
             recorded_histograms(histograms, environ),
             skipped_packages(stack_skip, environ),
+            reports_callers(caller, environ),
         )
 
 
@@ -374,6 +379,19 @@ def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str
         "a list of names of top-level packages",
         lambda name: isinstance(name, str) and name.isidentifier(),
     )
+
+
+def reports_callers(value: object, environ: Mapping[str, str]) -> bool:
+    """Validate whether metrics are reported by the caller. None reads the environment.
+
+    Raises:
+        ValueError: the value is neither True nor False.
+    """
+    if value is None:
+        return environment_choice(environment.CALLER, ("0", "1"), environ) == "1"
+    if isinstance(value, bool):
+        return value
+    raise invalid_option("caller", value, "True or False")
 
 
 def environment_words(variable: Variable, environ: Mapping[str, str]) -> list[str]:

@@ -40,6 +40,12 @@ HISTOGRAMS = Variable(
     "wait_time,use_time,create_time",
     "the histograms to record; `none` for none",
 )
+CALLER = Variable(
+    "OTEL_PGPOOL_CALLER",
+    "caller",
+    "0",
+    "`1`: waits and holds are reported by the caller, and so are the connections that are held; `0`",
+)
 APPLICATION_NAME = Variable(
     "OTEL_PGPOOL_APPLICATION_NAME",
     "ConnectionPool",
@@ -113,6 +119,7 @@ ENVIRONMENT = (
     SPANS,
     SLOW,
     HISTOGRAMS,
+    CALLER,
     APPLICATION_NAME,
     STACK_SKIP,
     WAIT_TIMEOUT,

@@ -51,6 +51,9 @@ class ObservedPool(Server, Protocol):
     def stats(self) -> PoolStats:
         """Return the pool's levels and totals."""
 
+    def held_checkouts(self) -> Sequence[Checkout]:
+        """Return the checkouts that hold a connection at this moment."""
+
 
 ARGUMENTS = "connect"
 """The name that stands for the arguments of a connect in the place of a callback's."""

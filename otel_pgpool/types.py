@@ -127,13 +127,17 @@ class PoolErrorType(Value):
     TOO_MANY_REQUESTS = "too_many_requests", "TooManyRequests: the queue is full"
 
 
+EVENT_NAME = "otel.event.name"
+"""Attribute that names the event of a standard log record; OpenTelemetry keeps it in a field of its own."""
+
+
 class LogEvent(Value):
     """The events of log records: ``otel_pgpool.event``, and with the package's name ``otel.event.name``."""
 
     @property
     def attributes(self) -> dict[str, str]:
         """The attributes of a record that name its event."""
-        return {"otel_pgpool.event": self.value, "otel.event.name": f"otel_pgpool.{self.value}"}
+        return {"otel_pgpool.event": self.value, EVENT_NAME: f"otel_pgpool.{self.value}"}
 
     LONG_HOLD = "long_hold", "a hold has passed its threshold and continues"
     DATABASE_STATE = "database_state", "what the server says of the session of a long hold that continues"

@@ -70,6 +70,8 @@ class Slot:
     key: int = 0  # id of the connection
     on_collected: Callable[[weakref.ref[connection]], None] | None = None  # called if the holder dropped the connection
     pid: int = 0
+    server: tuple[str, int | None] | None = None  # host and port, if the pool's arguments name several
+    local_port: int = 0  # port of this end of the connection; 0 for a Unix socket, or if unknown
     origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
     # psycopg2's settings after `configure`, which a release restores; a `Renamed` while the session has a trace's name
     baseline: tuple[Any, ...] = ()
@@ -219,6 +221,7 @@ class Checkout:
     # them.
     task: TaskReference | None = None  # the task that asked for the connection, if the pool is one for asyncio
     caller: int | None = None  # key of this checkout's connects; None: the identity of the thread
+    caller_name: str | None = None  # value of the metrics' attribute; None if it is not reported, or not known yet
     block: bool = True
     """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
     observer_data: Any = None

@@ -24,6 +24,7 @@ from otel_pgpool.pool.outage import number_after
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
+from otel_pgpool.runtime.sockets import local_port
 from otel_pgpool.runtime.text import class_of, printable
 from otel_pgpool.runtime.wakeup import Deferred, Wakeup, acquire_within, start_thread
 
@@ -279,6 +280,8 @@ class Connectors(Part):
             session.configure(conn, config.configure)
         now = monotonic()
         slot.pid = conn.get_backend_pid()
+        slot.server = self._target.chosen_server(conn)
+        slot.local_port = local_port(conn.fileno())
         slot.baseline = session.settings(conn)
         slot.key = id(conn)
         slot.on_collected = self.dropped.append

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor
 
     from otel_pgpool.observer import PoolObserver
-    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.monitor_source import PoolHolds
 
 
 class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
@@ -261,8 +261,8 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             raise PoolError(f"pool {core.name!r}: cannot release this connection: it is not checked out under this key")
         self._parts.releaser.release_by_hand(checkout, conn, close=close)
 
-    def _holds(self) -> list[Checkout]:
-        return self._parts.core.holds_now()
+    def _holds(self) -> PoolHolds:
+        return self._parts.holds()
 
     def _reset_after_fork(self) -> None:
         """Restart the pool in a forked child, without sending anything over the sockets inherited from the parent."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from otel_pgpool.driver.monitor_connection import MonitorSource
 from otel_pgpool.driver.session import close_inherited
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
@@ -16,13 +17,14 @@ from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
+from otel_pgpool.pool.monitor_source import PoolHolds
 from otel_pgpool.pool.psycopg_pool_stats import PsycopgPoolStats
 from otel_pgpool.pool.release import Releaser
 from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from psycopg2.extensions import connection
 
@@ -114,10 +116,14 @@ class Parts:
         self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 
-    def register(self, pool: Pool, reset: Callable[[Pool], None], holds: Callable[[Pool], Iterable[Checkout]]) -> None:
+    def register(self, pool: Pool, reset: Callable[[Pool], None], holds: Callable[[Pool], PoolHolds]) -> None:
         """Give the pool a unique name; see `registry.register` for the functions."""
         name = registry.register(pool, self.config.name or self.target.name, reset, holds)
         self.core.name = self.notifier.pool_name = name
+
+    def holds(self) -> PoolHolds:
+        """Return the checkouts that hold a connection."""
+        return PoolHolds(MonitorSource(self.target).server_of, self.core.holds_now())
 
     def expect_hold(self, checkout: Checkout, hold: float) -> None:
         """Set the threshold in seconds after which this hold is reported as long."""

@@ -12,6 +12,7 @@ from otel_pgpool.runtime.text import class_of, text_of
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import SUPPRESSED, CheckoutState, leave_ended
 from otel_pgpool.telemetry.database_state import database_state_attributes
+from otel_pgpool.telemetry.entry_spans import entry_spans
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import CANNOT_BE_HANDED_OUT, CANNOT_BE_MADE, CANNOT_BE_USED, Logs
 from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes, transaction_status
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.runtime.tasks import TaskReference
     from otel_pgpool.stats import PoolStats
+    from otel_pgpool.telemetry.callers import Callers
 
 IDLE = CheckoutPath.IDLE.value
 
@@ -54,6 +56,8 @@ class Telemetry:
             ``OTEL_PGPOOL_HISTOGRAMS``, or all if that is not set.
         stack_skip: top-level packages to leave out of the stack of a long hold, in addition to the built-in list of
             servers and frameworks; by default ``OTEL_PGPOOL_STACK_SKIP``, or none if that is not set.
+        caller: whether waits, holds and held connections are reported by the caller; by default
+            ``OTEL_PGPOOL_CALLER``, or False if that is not set.
 
     Raises:
         ValueError: an argument or an environment variable is invalid.
@@ -68,15 +72,16 @@ class Telemetry:
         histograms: Sequence[str] | None = None,
         *,
         stack_skip: Collection[str] | None = None,
+        caller: bool | None = None,
     ) -> None:
-        self._config = TelemetryConfig.of(spans, slow, histograms, stack_skip)
+        self._config = TelemetryConfig.of(spans, slow, histograms, stack_skip, caller=caller)
         self._tracer_provider = tracer_provider
         self._instruments = instruments(meter_provider)
         recorded = self._config.histograms
         self._wait_time = self._instruments.wait_time if "wait_time" in recorded else None
         self._use_time = self._instruments.use_time if "use_time" in recorded else None
         self._create_time = self._instruments.create_time if "create_time" in recorded else None
-        is_recorded = self._wait_time is not None or self._use_time is not None
+        is_recorded = self._wait_time is not None or self._use_time is not None or self._config.caller
         gate = self._instruments.recording_gate if is_recorded else CLOSED
         self.recording_gate: RecordingGate | None = gate if self._config.spans == "off" else None
         self.transaction_status: Callable[[Any], TransactionStatus] = transaction_status
@@ -85,6 +90,7 @@ class Telemetry:
         """Function that returns the type of an error; the instrumentation sets its own."""
         self._pool_name: str | None = None
         self._error_types = ErrorTypes()
+        self._callers: Callers | None = None
 
     def attached(self, pool: ObservedPool) -> None:
         """Prepare the telemetry of a pool; called again in a forked child.
@@ -102,7 +108,10 @@ class Telemetry:
         # Taken for long holds only, so that a span does not end while its event is being added. Reentrant, because the
         # garbage collector may run under it and close a generator, which ends a block.
         self._lock = threading.RLock()
-        self._instruments.report(pool)
+        if self._config.caller:
+            self._callers = self._instruments.callers_of(pool)
+            entry_spans.watch(self._tracer_provider)
+        self._instruments.report(pool, self._callers)
 
     def target_known(self, pool: ObservedPool) -> None:
         """Report from now on where the pool connects to, which was unknown before; checkouts may be in progress."""
@@ -138,8 +147,13 @@ class Telemetry:
         context = leave_ended()
         if context.get(SUPPRESSION_KEY):
             checkout.observer_data = SUPPRESSED
-        else:
-            self._spans.start(checkout, context, since, task)
+            return
+        if self._callers is not None:
+            checkout.caller_name = self._callers.of(context, checkout.stack)
+        self._spans.start(checkout, context, since, task)
+
+    def _attributes_with(self, callers: Callers, checkout: Checkout) -> dict[str, str]:
+        return {**self._attributes, names.ATTR_CALLER: checkout.caller_name or callers.at(checkout.stack)}
 
     def acquired(self, checkout: Checkout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""
@@ -153,7 +167,9 @@ class Telemetry:
                 self._spans.acquired(checkout, state)
             context = state.context
         if self._wait_time is not None:
-            self._wait_time.record(checkout.acquired - checkout.started, self._attributes, context)
+            callers = self._callers
+            attributes = self._attributes if callers is None else self._attributes_with(callers, checkout)
+            self._wait_time.record(checkout.acquired - checkout.started, attributes, context)
         if checkout.block and state is not None and state.span is not None:
             state.enter()
 
@@ -170,7 +186,8 @@ class Telemetry:
         if state is not None and state is not SUPPRESSED:
             self._spans.fail(checkout, state)
         if self._wait_time is not None and state is not SUPPRESSED:
-            attributes = {**self._attributes, names.ATTR_ERROR_TYPE: checkout.error_type}
+            attributes = self._attributes if self._callers is None else self._attributes_with(self._callers, checkout)
+            attributes = {**attributes, names.ATTR_ERROR_TYPE: checkout.error_type}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)
         if isinstance(error, PoolTimeout) and checkout.outcome == Outcome.TIMEOUT:
             self._logs.timeout(error, context)
@@ -193,7 +210,9 @@ class Telemetry:
             return
         try:
             if self._use_time is not None:
-                self._use_time.record(checkout.released - checkout.acquired, self._attributes, context)
+                callers = self._callers
+                attributes = self._attributes if callers is None else self._attributes_with(callers, checkout)
+                self._use_time.record(checkout.released - checkout.acquired, attributes, context)
         finally:
             if state is not None:
                 self._spans.end(checkout, state)

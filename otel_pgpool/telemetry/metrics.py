@@ -14,6 +14,7 @@ from otel_pgpool._version import __version__
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry import names, sdk_internals
+from otel_pgpool.telemetry.callers import Callers
 from otel_pgpool.telemetry.observables import CONNECTIONS, OBSERVABLES, TOTAL, Observable
 from otel_pgpool.telemetry.pools_by_name import PoolsByName
 
@@ -38,7 +39,7 @@ KEPT_IF_READER_UNKNOWN = 600.0
 
 
 class Instruments:
-    """The seventeen instruments of one meter, and the pools that they report.
+    """The eighteen instruments of one meter, and the pools that they report.
 
     One callback for each instrument iterates over the pools, because a callback cannot be removed and a second
     registration of an instrument's name is ignored. A callback takes no lock of this package and creates no instrument,
@@ -49,6 +50,7 @@ class Instruments:
     def __init__(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter(names.SCOPE, __version__, provider, names.SCHEMA_URL)
         self._pools = PoolsByName()
+        self._callers: weakref.WeakValueDictionary[str, Callers] = weakref.WeakValueDictionary()  # by name of the pool
         self._reader: Any = None  # the reader that collects; None if unknown
         self._histograms = tuple(
             meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=boundaries)
@@ -64,18 +66,33 @@ class Instruments:
         for each in OBSERVABLES:
             create = getattr(meter, f"create_observable_{each.kind}")
             self._observables[each.name] = create(each.name, [self._callback(each)], each.unit, each.description)
+        self._observables[names.METRIC_HELD] = meter.create_observable_up_down_counter(
+            names.METRIC_HELD, [self._observe_held], CONNECTIONS, "Connections that are checked out, by the caller."
+        )
 
-    def report(self, pool: ObservedPool) -> None:
+    def report(self, pool: ObservedPool, callers: Callers | None = None) -> None:
         """Report a pool in all further collections.
 
         Its levels are reported until it is closed or collected, its totals until every reader has collected them.
+
+        Args:
+            pool: the pool.
+            callers: the callers of the pools of its name, if its holds are to be reported by the caller.
         """
         if not pool.closed:  # a forked child attaches closed pools too
-            self._pools.report(pool)
+            self._pools.report(pool, callers)
+
+    def callers_of(self, pool: ObservedPool) -> Callers:
+        """Return the callers of the pools of a pool's name, which are kept as long as the totals of the name."""
+        with _lock:
+            return self._callers.setdefault(pool.name, Callers())
 
     def reset_after_fork(self) -> None:
         """Drop what was collected in the parent process, in a forked child."""
-        self._pools.reset_after_fork(totals_dropped=sdk_internals.drop_all_series(self._all()))
+        dropped = sdk_internals.drop_all_series(self._all())
+        self._pools.reset_after_fork(totals_dropped=dropped)
+        for callers in list(self._callers.values()):
+            callers.reset_after_fork(series_dropped=dropped)
 
     def _all(self) -> tuple[Any, ...]:
         return (*self._recorded, *self._observables.values())
@@ -96,6 +113,11 @@ class Instruments:
             if pools.levels is not None:
                 for value, attributes in observable.read(pools.levels):
                     yield Observation(value, {names.ATTR_POOL_NAME: pools.name, **attributes})
+
+    def _observe_held(self, _options: CallbackOptions) -> Iterable[Observation]:
+        for pools in self._pools.shown:
+            for caller, count in pools.held.items():
+                yield Observation(count, {names.ATTR_POOL_NAME: pools.name, names.ATTR_CALLER: caller})
 
     def _observe_totals(self, observable: Observable) -> Iterable[Observation]:
         # A sum over all names must include the totals of dropped names.

@@ -63,6 +63,7 @@ ATTR_CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
 ATTR_PROXY_WAIT = "otel_pgpool.proxy_wait"
 ATTR_TASK_NAME = "otel_pgpool.task.name"
 ATTR_REASON = "otel_pgpool.reason"
+ATTR_CALLER = "otel_pgpool.caller"
 
 # Attributes of the database's side of a hold. Those of PostgreSQL are named as the Collector's receiver names them.
 
@@ -108,6 +109,7 @@ METRIC_LONG_HOLDS = "otel_pgpool.long_holds"
 METRIC_CREATED = "otel_pgpool.connections.created"
 METRIC_DISCARDED = "otel_pgpool.connections.discarded"
 METRIC_CONNECT_FAILURES = "otel_pgpool.connect_failures"
+METRIC_HELD = "otel_pgpool.connections.held"
 
 # Attributes of log records, some of which share their name with a metric
 

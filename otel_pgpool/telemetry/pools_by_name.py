@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.telemetry.observables import TOTALS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from otel_pgpool.observer import ObservedPool
+    from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.stats import PoolStats
+    from otel_pgpool.telemetry.callers import Callers
 
     Attributes = tuple[tuple[str, str], ...]
     CountsByMetric = dict[str, Counter[Attributes]]
@@ -68,12 +70,15 @@ class PoolFigures:
 class NamedPools:
     """The totals and levels of the pools of one name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, callers: Callers | None = None) -> None:
         self.name = name
+        self._callers = callers
         self._pools: dict[int, PoolFigures] = {}  # by id of the container of their final figures
         self._past = _nothing()  # totals of collected pools
         self.levels: PoolStats | None = None
         """Figures of the open pool, or None."""
+        self.held: Mapping[str, int] = {}
+        """Connections of the open pool that are held, by the caller; 0 for each caller of this name that holds none."""
         self.totals = _nothing()
         """Totals of all pools of this name; never less than reported before."""
         # When each reader first collected the end. Weak references, because a removed reader occupies much memory.
@@ -86,6 +91,7 @@ class NamedPools:
 
     def merge(self, other: NamedPools) -> None:
         """Add other pools of the same name."""
+        self._callers = other._callers or self._callers
         for figures in other._pools.values():
             self.add(figures)
         for metric, past in other._past.items():
@@ -114,6 +120,7 @@ class NamedPools:
     def read(self) -> None:
         """Read the figures of all pools."""
         self.levels = None
+        holds: Sequence[Checkout] = ()
         counted = {metric: Counter(past) for metric, past in self._past.items()}
         for figures in self._pools.values():
             pool, stats = figures.pool(), figures.stats()
@@ -121,6 +128,8 @@ class NamedPools:
                 _add(counted, stats)
                 if pool is not None and not pool.closed:
                     self.levels = stats
+                    holds = pool.held_checkouts() if self._callers else ()
+        self.held = self._callers.count(holds) if self._callers else {}
         for metric, counts in counted.items():
             reported = self.totals[metric]
             for attributes, value in counts.items():
@@ -183,11 +192,11 @@ class PoolsByName:
         self.shown: list[NamedPools] = []
         """The pools that the present collection reports, by name."""
 
-    def report(self, pool: ObservedPool) -> None:
-        """Report a pool in all further collections."""
+    def report(self, pool: ObservedPool, callers: Callers | None = None) -> None:
+        """Report a pool in all further collections, and its holds by the caller if ``callers`` is given."""
         if len(self._new) >= self._limit:
             self._compact()
-        new = NamedPools(pool.name)
+        new = NamedPools(pool.name, callers)
         new.add(PoolFigures(pool))
         self._new[next(self._numbers)] = new
 
