@@ -8,9 +8,9 @@ from typing import Any
 
 from psycopg2 import Error, extensions
 
-from otel_pgpool.config import LONGEST_VALUE, invalid_option
 from otel_pgpool.driver.target import UNKNOWN, Target, check_parameters, is_url, read_target
 from otel_pgpool.runtime.text import cut
+from otel_pgpool.validation import LONGEST_VALUE, invalid_option
 
 DRIVER_KEYWORDS = ("connection_factory", "cursor_factory")
 READABLE_DSN = "a URL (postgresql://user@host:port/dbname) or libpq's key=value form"

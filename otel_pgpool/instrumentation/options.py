@@ -14,7 +14,6 @@ from otel_pgpool.config import (
     environment_choice,
     environment_seconds,
     environment_words,
-    invalid_option,
     long_hold_threshold,
     recorded_histograms,
     reports_callers,
@@ -23,6 +22,7 @@ from otel_pgpool.config import (
     span_mode,
 )
 from otel_pgpool.environment import DATABASE_STATE, FORK_REPAIR, POOLS, WAIT_TIMEOUT
+from otel_pgpool.validation import invalid_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

@@ -6,7 +6,7 @@ import weakref
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Generic
 
-from otel_pgpool.config import PoolConfig, invalid_option, validate_expected_hold, validate_seconds
+from otel_pgpool.config import PoolConfig, validate_expected_hold
 from otel_pgpool.driver.connect_target import ConnectTarget
 from otel_pgpool.driver.dsn import merge
 from otel_pgpool.errors import PoolError
@@ -18,6 +18,7 @@ from otel_pgpool.pool.psycopg_pool_names import PsycopgPoolNames
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
+from otel_pgpool.validation import invalid_option, validate_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,6 +72,10 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
         credentials: callable that returns a mapping of keyword arguments to merge into those of ``psycopg2.connect``,
             called before each connect. With it, and libpq 16 or later, a password is sent in clear text over TLS only,
             unless libpq's parameter ``require_auth`` is given.
+        reconnect_timeout: seconds for which every attempt to connect has failed when ``reconnect_failed`` is called.
+        reconnect_failed: callable that is called with the pool if no connection could be opened for
+            ``reconnect_timeout``, once until one can be opened again. It runs in a thread of its own; the pool goes on
+            to connect, and logs an error that it raises.
         open: False to open no connection before `open` or the first checkout, for pre-fork servers.
         observer: a `PoolObserver` to notify of the pool's events. By default `Telemetry`, which reports to
             OpenTelemetry; None for no telemetry.
@@ -108,6 +113,8 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
         configure: Callable[[ConnectionT_co], object] | None = None,
         reset: Callable[[ConnectionT_co], object] | None = None,
         credentials: Callable[[], Mapping[str, Any]] | None = None,
+        reconnect_timeout: float = 300.0,
+        reconnect_failed: Callable[[ConnectionPool[ConnectionT_co]], object] | None = None,
         open: bool = True,  # noqa: A002 - the name that psycopg_pool's users know
         observer: PoolObserver | EllipsisType | None = ...,
         connect_kwargs: Mapping[str, Any] | None = None,
@@ -131,6 +138,8 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             configure=configure,
             reset=reset,
             credentials=credentials,
+            reconnect_timeout=reconnect_timeout,
+            reconnect_failed=reconnect_failed,
         )
         if not isinstance(open, bool):
             raise invalid_option("open", open, "True or False")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool.config import validate_limits, validate_seconds
 from otel_pgpool.errors import PoolClosed
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.shared_threads import end_shared_threads
 from otel_pgpool.pool.state import PoolState
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import renewed
+from otel_pgpool.validation import validate_limits, validate_seconds
 
 if TYPE_CHECKING:
     from types import EllipsisType, TracebackType

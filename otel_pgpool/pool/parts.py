@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.monitor_connection import MonitorSource
@@ -120,6 +121,7 @@ class Parts:
         """Give the pool a unique name; see `registry.register` for the functions."""
         name = registry.register(pool, self.config.name or self.target.name, reset, holds)
         self.core.name = self.notifier.pool_name = name
+        self.notifier.pool = weakref.ref(pool)
 
     def holds(self) -> PoolHolds:
         """Return the checkouts that hold a connection."""

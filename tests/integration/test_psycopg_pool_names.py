@@ -13,6 +13,7 @@ from psycopg_pool.base import BasePool
 from otel_pgpool import ConnectionFailed, ConnectionPool, PoolClosed, PoolTimeout
 from tests.support.database import IDLE, IN_TRANSACTION, ask, kill, refused_port, wait_until_readable
 from tests.support.pools import Gate, let_lie, make, pid_of_a_checkout
+from tests.support.processes import in_child
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
@@ -295,3 +296,54 @@ def test_each_checkout_is_popped_once(dsn: str) -> None:
         assert sum(stats["requests_num"] for stats in popped) == 4 * 50
         assert sum(stats["requests_queued"] for stats in popped) == pool.stats().queued
         assert min(min(stats.values()) for stats in popped) >= 0
+
+
+# Reconnecting
+
+
+def test_reconnect_failed(own_server: PostgresServer) -> None:
+    """The program is called once in an outage, and the pool goes on: it is full again when the server is back."""
+    called: list[ConnectionPool] = []
+
+    def note(pool: ConnectionPool) -> None:
+        called.append(pool)
+        raise RuntimeError
+
+    with make(1, 2, own_server.dsn, reconnect_timeout=0.2, reconnect_failed=note) as pool:
+        own_server.stop()
+        pool.check()
+        assert wait_until(lambda: called)
+        assert wait_until(lambda: pool.get_stats()["connections_errors"] > 4)
+        assert called == [pool]
+        own_server.start()
+        pool.wait(PATIENCE)
+        assert pool.stats().status == "ok"
+
+
+def test_reconnect_failed_may_close_the_pool(own_server: PostgresServer) -> None:
+    """Waiters fail at once, and no thread is left."""
+    with make(1, 1, own_server.dsn, reconnect_timeout=0, reconnect_failed=ConnectionPool.close) as pool:
+        own_server.stop()
+        let_lie(pool)
+        with pytest.raises(PoolClosed):
+            pid_of_a_checkout(pool)
+        assert pool.closed
+
+
+def test_reconnect_failed_in_a_child(server: PostgresServer) -> None:
+    """A forked child has an outage of its own, and calls with the same pool."""
+    called: list[ConnectionPool] = []
+    with refused_port() as port:
+        options = {"reconnect_timeout": 0, "reconnect_failed": called.append, "max_attempts": 1}
+        with make(0, 1, host="127.0.0.1", port=port, **options) as pool:
+            with pytest.raises(ConnectionFailed):
+                pool.getconn()
+            assert wait_until(lambda: called == [pool])
+            called.clear()
+
+            def use() -> bool:
+                with pytest.raises(ConnectionFailed):
+                    pool.getconn()
+                return wait_until(lambda: called == [pool])
+
+            assert in_child(use) == "True"

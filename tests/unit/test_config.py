@@ -54,6 +54,8 @@ def test_defaults() -> None:
         "configure": None,
         "reset": None,
         "credentials": None,
+        "reconnect_timeout": 300.0,
+        "reconnect_failed": None,
         "is_monitored": True,
         "names_traces": False,
     }
@@ -93,6 +95,9 @@ def test_a_config_is_frozen() -> None:
         ({"configure": nothing}, nothing),
         ({"reset": nothing}, nothing),
         ({"credentials": nothing}, nothing),
+        ({"reconnect_timeout": 0}, 0.0),
+        ({"reconnect_timeout": math.inf}, math.inf),
+        ({"reconnect_failed": nothing}, nothing),
         ({"name": "shop"}, "shop"),
         ({"name": "Größe 4"}, "Größe 4"),
         ({"minconn": 0}, 0),
@@ -137,6 +142,8 @@ REFUSED: list[tuple[str, object, str]] = [
     *[("name", bad, NAME) for bad in ("", "  ", "a\nb", "a\x00b", "x" * 201, 5, b"shop", True, ["shop"])],
     *[("check", bad, "a callable or 'auto' or None") for bad in ("AUTO", "ping", "", 1, True, False)],
     *[("configure", bad, "a callable or None") for bad in ("SET x = 1", 1, True)],
+    *[("reconnect_timeout", bad, SECONDS) for bad in (-1, NAN, True, "300", None)],
+    *[("reconnect_failed", bad, "a callable or None") for bad in ("exit", 1, False)],
     *[("reset", bad, "a callable or None") for bad in ("DISCARD ALL", 1, False)],
 ]
 
