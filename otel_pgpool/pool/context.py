@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.parts import Parts
+    from otel_pgpool.types import OutcomeName
 
     ConnectionT_co = TypeVar("ConnectionT_co", bound=connection, default=connection, covariant=True)
 else:
@@ -29,7 +30,7 @@ else:
 
     ConnectionT_co = TypeVar("ConnectionT_co", covariant=True)  # without the default, which Python 3.13 has first
 
-COMMITTED = Outcome.COMMITTED  # read for each checkout: a global costs less than a member of an enumeration
+COMMITTED: OutcomeName = Outcome.COMMITTED.value
 
 
 class CheckoutContext(Generic[ConnectionT_co]):

@@ -15,11 +15,14 @@ from otel_pgpool.types import CheckoutPath, DiscardReason
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
+    from otel_pgpool.types import PathName
+
 NOT_HELD = "not_held"
 """The result of `Handover.release` if the checkout does not hold the connection any more."""
 
-IDLE, QUEUED, NEW = CheckoutPath.IDLE, CheckoutPath.QUEUED, CheckoutPath.NEW
-"""Read for each checkout: a global costs less than a member of an enumeration."""
+IDLE: PathName = CheckoutPath.IDLE.value
+QUEUED: PathName = CheckoutPath.QUEUED.value
+NEW: PathName = CheckoutPath.NEW.value
 
 
 class State(enum.Enum):
@@ -165,7 +168,7 @@ class Handover(HoldTable):
                 self.errors += 1
 
     def _keep_or_evict(
-        self, slot: Slot, conn: connection, now: float, path: str | None, reason: str | None = None
+        self, slot: Slot, conn: connection, now: float, path: PathName | None, reason: str | None = None
     ) -> str | None:
         """Hand a connection over or keep it idle, unless it has to be closed; return the reason if it has to."""
         if reason is None and now >= slot.review_at:
@@ -176,7 +179,7 @@ class Handover(HoldTable):
             self.closing.add(slot)
         return reason
 
-    def _hand_over_or_keep(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+    def _hand_over_or_keep(self, slot: Slot, conn: connection, now: float, path: PathName | None) -> None:
         """Hand a connection to the first waiter, or keep it idle if there are no waiters."""
         waiter = self.queue.first()
         if waiter is not None:
@@ -185,7 +188,7 @@ class Handover(HoldTable):
             slot.conn = conn
             self.idle.append(slot)
 
-    def _hand_over(self, waiter: Waiter, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+    def _hand_over(self, waiter: Waiter, slot: Slot, conn: connection, now: float, path: PathName | None) -> None:
         """Hand a connection to the first waiter, and wake the waiter under the lock.
 
         The waiter is removed from the queue last, so that an exception raised in between does not leave it unserved.

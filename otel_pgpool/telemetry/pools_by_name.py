@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from otel_pgpool.telemetry.observables import TOTALS
 
@@ -128,7 +128,7 @@ class NamedPools:
                 _add(counted, stats)
                 if pool is not None and not pool.closed:
                     self.levels = stats
-                    holds = pool.held_checkouts() if self._callers else ()
+                    holds = cast("Sequence[Checkout]", pool.held_checkouts()) if self._callers else ()
         self.held = self._callers.count(holds) if self._callers else {}
         for metric, counts in counted.items():
             reported = self.totals[metric]
