@@ -195,6 +195,7 @@ HOLDING = (
         "short",
         [query(increase("otel_pgpool_long_holds_total"), NAME_AND_INSTANCE)],
         HELD_LONG,
+        width=12,
     ),
     graph(
         "Why are long holds long?",
@@ -211,6 +212,7 @@ HOLDING = (
         ],
         HELD_LONG,
         BLOCKED,
+        width=12,
     ),
     graph(
         "Needed connections",
@@ -219,6 +221,22 @@ HOLDING = (
         "have ended: a leak is not in it, and it is 0 when nothing else comes back.",
         "short",
         [slow_query(rate_of_sum("db_client_connection_use_time_seconds"), NAME_AND_INSTANCE)],
+        width=12,
+    ),
+    graph(
+        "Connections by caller",
+        "Who has the connections that are out: requests and jobs by their entry span, other code by its file and "
+        "function. One caller above all others: its holds are long, or it is called often; the wait and hold times "
+        "have the label too. Only of pools with OTEL_PGPOOL_CALLER=1.",
+        "short",
+        [
+            query(
+                f"sum by (job, {POOL}, otel_pgpool_caller) ({level('otel_pgpool_connections_held')}) > 0",
+                f"{{{{otel_pgpool_caller}}}} · {NAME}",
+            )
+        ],
+        HELD_LONG,
+        width=12,
     ),
 )
 

@@ -300,10 +300,11 @@ def reports_callers(value: object, environ: Mapping[str, str]) -> bool:
 
 def environment_words(variable: Variable, environ: Mapping[str, str]) -> list[str]:
     """Read a comma-separated list from the environment. An unset or empty variable means the default."""
-    return _split(environ.get(variable.name, "")) or _split(variable.default)
+    return split_words(environ.get(variable.name, "")) or split_words(variable.default)
 
 
-def _split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
+    """Split a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

@@ -62,20 +62,20 @@ STACK_SKIP = Variable(
 )
 WAIT_TIMEOUT = Variable(
     "OTEL_PGPOOL_WAIT_TIMEOUT",
-    "PgPoolInstrumentor.instrument",
+    "wait_timeout",
     "",
     "longest wait in seconds for a connection of an exhausted, instrumented `ThreadedConnectionPool`; not set: it "
     "raises at once",
 )
 POOLS = Variable(
     "OTEL_PGPOOL_POOLS",
-    "PgPoolInstrumentor.instrument",
+    "pools",
     "",
     "comma-separated kinds of pools to instrument: `psycopg2`, `psycopg_pool`, `sqlalchemy`, `asyncpg`; not set: all",
 )
 FORK_REPAIR = Variable(
     "OTEL_PGPOOL_FORK_REPAIR",
-    "PgPoolInstrumentor.instrument",
+    "fork_repair",
     "0",
     "`1`: in a forked child, an instrumented pool of `psycopg_pool` or `asyncpg` begins anew; `0`: its use "
     "there is only reported",
@@ -89,10 +89,14 @@ DATABASE_STATE = Variable(
     "`all`: for those of instrumented pools too; `off`: never",
 )
 
-SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing over OTLP")
+SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing")
 EXPORTERS = {
     signal: Variable(
-        f"OTEL_{signal.upper()}_EXPORTER", "configure", "otlp", f"`none`: `configure()` exports no {signal} over OTLP"
+        f"OTEL_{signal.upper()}_EXPORTER",
+        "configure",
+        "otlp",
+        f"comma-separated exporters of `configure()` for {signal}: `otlp`, `console`, "
+        f"{'`prometheus` ' if signal == 'metrics' else ''}and others that are installed; `none` for none",
     )
     for signal in ("traces", "metrics", "logs")
 }

@@ -40,7 +40,7 @@ from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
 from otel_pgpool.config import PoolConfig, TelemetryConfig
 from otel_pgpool.driver.reset import PROXY_WAIT
 from otel_pgpool.environment import ENVIRONMENT
-from otel_pgpool.instrumentation.options import InstrumentationOptions
+from otel_pgpool.instrumentation.options import OPTIONS, InstrumentationOptions
 from otel_pgpool.telemetry import Telemetry
 from tests.support.documents import (
     DOCUMENTS,
@@ -293,6 +293,15 @@ def test_figures_of_psycopg_pool() -> None:
         pool.get_stats()
     )
     pool.close()
+
+
+def test_options_of_the_instrumentor() -> None:
+    """Every option, with the variable that its default comes from."""
+    providers, *rows = table(INSTRUMENTATION, "instrumentor")
+    assert (*code(providers[0]), *(code(row[0])[0] for row in rows)) == OPTIONS
+    assert {code(row[0])[0]: code(row[1]) for row in rows} == {
+        option: [f"OTEL_PGPOOL_{option.upper()}"] for option in OPTIONS[2:]
+    }
 
 
 def test_extras_are_those_of_the_package() -> None:

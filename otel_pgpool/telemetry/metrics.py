@@ -139,6 +139,7 @@ class Instruments:
         reader = sdk_internals.collecting_reader(sys._getframe(1))  # noqa: SLF001 - the reader is found by its frame
         readers = sdk_internals.all_readers(self._all())
         self._reader = reader
+        sdk_internals.drop_uncollected(readers, self._observables.values())
         now, kept = monotonic(), KEPT_AFTER_THE_END if reader is not None else KEPT_IF_READER_UNKNOWN
         self._pools.begin(self if reader is None else reader, now, kept)
         if reader is None or not readers:

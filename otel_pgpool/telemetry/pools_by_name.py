@@ -11,6 +11,7 @@ from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
+from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry.observables import TOTALS
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ MAX_UNREPORTED = 1_000
 MAX_REPORTED = 100
 """Maximum number of names of ended pools kept for future pools after every reader has exported their end."""
 
+LONGEST_FINALIZATION = 60.0
+"""Seconds in which a collected pool leaves its final figures, unless its class has a finalizer that leaves none."""
+
 
 class PoolFigures:
     """The figures of a pool, which is referenced weakly, and the final figures that the pool leaves."""
@@ -40,7 +44,7 @@ class PoolFigures:
         self.pool = weakref.ref(pool)
         self.final = pool.last_figures
         self._seen: PoolStats | None = None
-        self._was_gone = False
+        self._gone_since: float | None = None
 
     def stats(self) -> PoolStats | None:
         """Return the pool's figures, or its final ones; None if there are none."""
@@ -50,17 +54,17 @@ class PoolFigures:
             self._seen = stats
         return self._seen
 
-    def check_gone(self) -> bool:
-        """Return whether the pool was collected and has left its final figures.
+    def check_gone(self, now: float) -> bool:
+        """Return whether the pool was collected, and has left its final figures or will not leave any.
 
-        The garbage collector clears the weak reference shortly before the pool's finalizer stores the figures.
+        The garbage collector clears the weak reference before the pool's finalizer stores the figures. In between, the
+        finalizers of other objects may run, which may take their time, and other threads.
         """
         if self.pool() is not None:
             return False
-        if self.final.stats is None and not self._was_gone:
-            self._was_gone = True
-            return False
-        return True
+        if self._gone_since is None:
+            self._gone_since = now
+        return self.final.stats is not None or now - self._gone_since >= LONGEST_FINALIZATION
 
     def reset_after_fork(self) -> None:
         """Drop figures that were read in another process."""
@@ -98,9 +102,9 @@ class NamedPools:
             self._past[metric].update(past)
         self._first_collections.clear()
 
-    def merge_collected(self) -> None:
+    def merge_collected(self, now: float) -> None:
         """Replace collected pools by their totals."""
-        for key, figures in [each for each in self._pools.items() if each[1].check_gone()]:
+        for key, figures in [each for each in self._pools.items() if each[1].check_gone(now)]:
             stats = figures.stats()
             if stats is not None:
                 _add(self._past, stats)
@@ -208,7 +212,7 @@ class PoolsByName:
             if not new.is_active() and self._new.pop(number, None) is not None:
                 gone.setdefault(new.name, NamedPools(new.name)).merge(new)
         for pools in list(gone.values())[-MAX_UNREPORTED:]:
-            pools.merge_collected()
+            pools.merge_collected(monotonic())
             self._new[next(self._numbers)] = pools
         self._limit = 2 * max(MAX_UNREPORTED, len(self._new))
 
@@ -216,11 +220,11 @@ class PoolsByName:
         """Begin the collection of a reader, which gets the end of each name once, and again for ``kept`` seconds."""
         self._add_new()
         for name, pools in list(self._open.items()):
-            pools.merge_collected()
+            pools.merge_collected(now)
             if not pools.is_active():
                 self._ended[name] = self._open.pop(name)
         for pools in self._ended.values():
-            pools.merge_collected()
+            pools.merge_collected(now)
             pools.note_collection(reader, now)
         shown = [pools for pools in self._ended.values() if not pools.has_exported_end(reader, now, kept)]
         self.shown = [*self._open.values(), *shown]

@@ -31,7 +31,9 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 RULES = [rule for group in load("prometheus/rules.yaml")["groups"] for rule in group["rules"]]
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
-METRIC = re.compile(r"\b(?:db_client_connection|otel_pgpool|postgresql)_(?!pool_name|state|wait_event|path|reason)\w+")
+METRIC = re.compile(
+    r"\b(?:db_client_connection|otel_pgpool|postgresql)_(?!pool_name|state|wait_event|path|reason|caller)\w+"
+)
 CHOSEN = {"$service": "shop", "$instance": ".*", "$pool": ".*", "$__rate_interval": "4m"}
 """What Grafana puts in the place of its variables."""
 

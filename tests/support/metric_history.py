@@ -61,7 +61,7 @@ class Process:
         self.exponential_reader = InMemoryMetricReader(preferred_aggregation=AGGREGATION)
         readers = [self.reader, self.exponential_reader]
         self._metrics = MeterProvider(readers, resource, shutdown_on_exit=False)
-        observer = Telemetry(self._traces, self._metrics)
+        observer = Telemetry(self._traces, self._metrics, caller=True)
         self.pool = ConnectionPool(minconn, MAXCONN, dsn, name=pool, observer=observer, **options)
 
     def work(self) -> None:
