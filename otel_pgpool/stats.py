@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_pgpool.database_state import DatabaseState
+    from otel_pgpool.types import StatusName
 
 HIGH_UTILIZATION = 0.80
 CRITICAL_UTILIZATION = 0.95
@@ -27,7 +28,7 @@ class PoolStats:
     """
 
     name: str
-    status: str
+    status: StatusName
     """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable`` or ``closed``."""
     minconn: int
     maxconn: int

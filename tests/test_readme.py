@@ -286,6 +286,15 @@ def test_options_are_those_of_the_constructor() -> None:
     assert [(code(row[0])[0], ast.literal_eval(code(row[1])[0])) for row in table(REFERENCE, "options")] == options
 
 
+def test_figures_of_psycopg_pool() -> None:
+    """Every figure of ``get_stats``, in its order."""
+    pool = ConnectionPool(0, 1, "host=nowhere.invalid", open=False, observer=None)
+    assert [name for row in table("docs/migrating.md", "psycopg-pool-stats") for name in code(row[0])] == list(
+        pool.get_stats()
+    )
+    pool.close()
+
+
 def test_options_of_the_instrumentor() -> None:
     """Every option, with the variable that its default comes from."""
     providers, *rows = table(INSTRUMENTATION, "instrumentor")

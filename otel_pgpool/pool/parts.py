@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.monitor_connection import MonitorSource
@@ -18,6 +19,7 @@ from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
 from otel_pgpool.pool.monitor_source import PoolHolds
+from otel_pgpool.pool.psycopg_pool_stats import PsycopgPoolStats
 from otel_pgpool.pool.release import Releaser
 from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.types import DiscardReason
@@ -55,6 +57,7 @@ class Parts:
         "maintenance",
         "notifier",
         "observer",
+        "psycopg_pool_stats",
         "releaser",
         "reset",
         "target",
@@ -93,6 +96,7 @@ class Parts:
         self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors, self.keepalive)
         self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer, self.keepalive)
         discarder.refill_by(self.connectors.start_if_needed)
+        self.psycopg_pool_stats = PsycopgPoolStats(core)
         self.thread.set_duties(self.maintenance)
         self.core = core  # last: after an interrupt, `reset_after_fork` still finds the parent's core
 
@@ -117,6 +121,7 @@ class Parts:
         """Give the pool a unique name; see `registry.register` for the functions."""
         name = registry.register(pool, self.config.name or self.target.name, reset, holds)
         self.core.name = self.notifier.pool_name = name
+        self.notifier.pool = weakref.ref(pool)
 
     def holds(self) -> PoolHolds:
         """Return the checkouts that hold a connection."""

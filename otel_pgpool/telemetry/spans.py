@@ -215,7 +215,7 @@ class Spans:
             checkout.flagged
             or checkout.retries > 0
             or checkout.error_type is not None
-            or checkout.outcome == Outcome.RECLAIMED
+            or checkout.outcome == Outcome.RECLAIMED.value
             or max(waited, held or 0.0) >= self._slow
         ):
             return None
