@@ -1,6 +1,6 @@
 """The registry of the signals: valid for OpenTelemetry Weaver, and the same as the constants and the documents.
 
-That all of it is emitted, and nothing besides, is seen by `tests/support/emitted.py` and `tests/integration/test_demo.py`.
+That all of it is emitted, and nothing besides, is seen by `tests/support/emitted.py`, and of the demo by its tests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ ENUMS = {
     "otel_pgpool.reason": types.DiscardReason,
     "otel_pgpool.transaction.status": types.TransactionStatus,
 }
-OF_THE_DEMO = {"db.collection.name", "db.operation.name", "http.request.method", "http.response.status_code", "http.route"}
+OF_THE_DEMO = {
+    *("db.collection.name", "db.operation.name"),
+    *("http.request.method", "http.response.status_code", "http.route"),
+}
 
 
 def constants(prefix: str) -> set[str]:
@@ -182,10 +185,10 @@ def test_table_of_events() -> None:
 
 def test_table_of_metrics() -> None:
     """The table lists each metric with its instrument, its unit and the attributes beside the pool's name."""
-    told = {
-        code(name)[0]: (instrument.removeprefix("observable ").replace("up-down ", "updown"), code(unit)[0], code(more)[:1])
-        for name, instrument, unit, more in table(TELEMETRY, "metrics")
-    }
+    told = {}
+    for name, written, unit, more in table(TELEMETRY, "metrics"):
+        instrument = written.removeprefix("observable ").replace("up-down ", "updown")
+        told[code(name)[0]] = (instrument, code(unit)[0], code(more)[:1])
     assert told == {
         name: (
             metric.details["instrument"],
@@ -201,7 +204,10 @@ def test_table_of_reasons() -> None:
     assert {code(row[0])[0] for row in table(TELEMETRY, "reasons")} == set(registry().enums["otel_pgpool.reason"])
 
 
-LEVELS = {f"otel_pgpool.{each}" for each in ("size", "used", "idle", "connecting", "waiting", "max", "utilization", "oldest_hold")}
+LEVELS = {
+    f"otel_pgpool.{each}"
+    for each in ("size", "used", "idle", "connecting", "waiting", "max", "utilization", "oldest_hold")
+}
 
 
 def test_table_of_logs() -> None:

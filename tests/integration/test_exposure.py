@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
-from opentelemetry.trace import INVALID_SPAN_CONTEXT
 import trustme
+from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from psycopg2 import extensions
 
 from tests.support.database import ask
+from tests.support.emitted import check_record
 from tests.support.pools import make
 from tests.support.proxy import Proxy
-from tests.support.emitted import check_record
 from tests.support.servers import ClonedServer
 from tests.support.telemetry import Record
 from tests.support.waiting import PATIENCE

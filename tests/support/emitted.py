@@ -1,23 +1,22 @@
 """What tests have seen of telemetry, compared with the registry of the signals, both ways.
 
-Each signal that a test sees is declared, with its attributes, their types and values: otherwise the test fails. What the
-tests of a session have seen stands in a file, to which their processes and forked children add: each thing that is
-declared has to be there when the whole suite has run.
+A signal that a test sees has to be declared, with its attributes, their types and values; otherwise the test fails. What
+the tests of a session have seen is in a file, to which their processes and forked children add. When the whole suite
+has run, everything that is declared has to be there.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.metrics.export import Gauge, Histogram, Sum
+from opentelemetry.sdk.metrics.export import Gauge, Histogram
 
 from tests.support.signal_registry import SCOPE, registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from tests.support.otlp_views import LogRecord, MetricPoint
     from tests.support.signal_registry import Signal
@@ -32,7 +31,7 @@ FOR_HANDLERS = "otel.event.name"
 _seen: set[str] = set()
 
 
-class Undeclared(AssertionError):
+class UndeclaredError(AssertionError):
     """Something is emitted that the registry does not declare so."""
 
 
@@ -40,7 +39,7 @@ def check_span(span: Any) -> None:
     """Check a span of this package, or of the demo's shop: the SDK's, or one that a receiver has got.
 
     Raises:
-        Undeclared: the span, an event, a link or an attribute is not declared.
+        UndeclaredError: the span, an event, a link or an attribute is not declared.
     """
     spans = registry().of_sort("span")
     kind = getattr(span.kind, "name", span.kind).lower()
@@ -49,12 +48,12 @@ def check_span(span: Any) -> None:
     else:
         (signal,) = (each for each in spans.values() if each.name.startswith("shop.") and each.details["kind"] == kind)
     if signal.details["kind"] != kind:
-        raise Undeclared(f"span {span.name} of the kind {kind}")
+        raise UndeclaredError(f"span {span.name} of the kind {kind}")
     _check(signal, span.attributes)
     for event in span.events:
         declared = _declared(registry().of_sort("event").get(event.name), f"event {event.name}")
         if declared.details["event_of"] != span.name:
-            raise Undeclared(f"event {event.name} of the span {span.name}")
+            raise UndeclaredError(f"event {event.name} of the span {span.name}")
         _check(declared, event.attributes)
     for link in span.links:
         links = [each for each in registry().of_sort("links").values() if each.details["link_of"] == span.name]
@@ -66,7 +65,7 @@ def check_metric(metric: Any) -> None:
     """Check a metric of the SDK.
 
     Raises:
-        Undeclared: the metric, its instrument, its unit or an attribute is not declared.
+        UndeclaredError: the metric, its instrument, its unit or an attribute is not declared.
     """
     instruments = {Histogram: "histogram", Gauge: "gauge"}
     data = metric.data
@@ -78,7 +77,7 @@ def check_point(point: MetricPoint) -> None:
     """Check a point of a metric that a receiver has got.
 
     Raises:
-        Undeclared: the metric, its instrument, its unit or an attribute is not declared.
+        UndeclaredError: the metric, its instrument, its unit or an attribute is not declared.
     """
     instruments = {"sum": "counter" if point.monotonic else "updowncounter", "exponential_histogram": "histogram"}
     _check_metric(point.name, instruments.get(point.type, point.type), point.unit, [point.attributes])
@@ -88,7 +87,7 @@ def _check_metric(name: str, instrument: str, unit: str, points: Iterable[Any]) 
     signal = _declared(registry().of_sort("metric").get(name), f"metric {name}")
     declared = signal.details["instrument"], signal.details["unit"]
     if declared != (instrument, unit):
-        raise Undeclared(f"metric {name} as {(instrument, unit)}, not {declared}")
+        raise UndeclaredError(f"metric {name} as {(instrument, unit)}, not {declared}")
     for attributes in points:
         _check(signal, attributes)
 
@@ -97,24 +96,24 @@ def check_record(attributes: Mapping[str, Any], level: str) -> None:
     """Check the attributes and the level of a record of the standard library; a record without an event has neither.
 
     Raises:
-        Undeclared: the event or an attribute is not declared.
+        UndeclaredError: the event or an attribute is not declared.
     """
     own = dict(attributes)
     name = own.pop(FOR_HANDLERS, None)
     if name is not None:
         signal = _declared(registry().of_sort("log").get(name), f"log {name}")
         if signal.details["level"] != level:
-            raise Undeclared(f"log {name} with the level {level}")
+            raise UndeclaredError(f"log {name} with the level {level}")
         _check(signal, own)
     elif SCOPE in " ".join(own):
-        raise Undeclared(f"record without an event: {own}")
+        raise UndeclaredError(f"record without an event: {own}")
 
 
 def check_log(record: LogRecord) -> None:
     """Check a log record that a receiver has got. The SDK's handler adds where the record was written.
 
     Raises:
-        Undeclared: the event or an attribute is not declared.
+        UndeclaredError: the event or an attribute is not declared.
     """
     if record.event_name:
         signal = _declared(registry().of_sort("log").get(record.event_name), f"log {record.event_name}")
@@ -129,7 +128,7 @@ def _scope(span: Any) -> str:
 
 def _declared(signal: Signal | None, what: str) -> Signal:
     if signal is None:
-        raise Undeclared(what)
+        raise UndeclaredError(what)
     return signal
 
 
@@ -137,9 +136,9 @@ def _check(signal: Signal, attributes: Mapping[str, Any] | None) -> None:
     """Check attributes of a signal, and note what was seen."""
     attributes, what = attributes or {}, f"{signal.sort} {signal.name}"
     if missing := signal.required - set(attributes):
-        raise Undeclared(f"{what} without the required {sorted(missing)}")
+        raise UndeclaredError(f"{what} without the required {sorted(missing)}")
     if more := set(attributes) - signal.attributes:
-        raise Undeclared(f"{what} with {sorted(more)}")
+        raise UndeclaredError(f"{what} with {sorted(more)}")
     note([what])
     for name, value in attributes.items():
         _check_value(what, name, value)
@@ -149,10 +148,10 @@ def _check(signal: Signal, attributes: Mapping[str, Any] | None) -> None:
 def _check_value(what: str, name: str, value: Any) -> None:
     declared, members = registry().types[name], registry().enums.get(name)
     if not _fits(value, declared):
-        raise Undeclared(f"{what}: {name} is {value!r}, not of the type {declared}")
+        raise UndeclaredError(f"{what}: {name} is {value!r}, not of the type {declared}")
     if members is not None:
         if value not in members:
-            raise Undeclared(f"{what}: {name} is {value!r}, none of {sorted(members)}")
+            raise UndeclaredError(f"{what}: {name} is {value!r}, none of {sorted(members)}")
         note([f"value {name} = {value}"])
 
 

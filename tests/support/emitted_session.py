@@ -15,7 +15,7 @@ NARROWED = ("keyword", "markexpr", "deselect", "lf", "ignore", "ignore_glob", "c
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Make the file of the session, which the workers of pytest-xdist and the forked children inherit by its variable."""
+    """Make the file of the session, whose name xdist's workers and forked children inherit."""
     if not _is_worker(session):
         number, os.environ[SEEN] = tempfile.mkstemp(prefix="otel-pgpool-seen-")
         os.close(number)

@@ -94,8 +94,9 @@ def load() -> dict[str, list[dict[str, Any]]]:
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in (*LISTS, "imports")}
     for path in sorted(FOLDER.glob("*.yaml")):
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for name, found in entries.items():
-            found += [loaded.get(name, {})] if name == "imports" else loaded.get(name, [])
+        for name in LISTS:
+            entries[name] += loaded.get(name, [])
+        entries["imports"] += [loaded.get("imports", {})]
     return entries
 
 
@@ -110,10 +111,11 @@ def registry() -> Registry:
             enums[name] = {member["value"]: member["brief"] for member in kind["members"]}
         types[name] = kind if isinstance(kind, str) else "string"
     groups = {group["id"]: group.get("attributes", []) for group in entries["attribute_groups"]}
+    links = [group for group in entries["attribute_groups"] if "link_of" in _own(group)]
     signals = [
         *(_signal("span", each["type"], each, groups) for each in entries["spans"]),
         *(_signal(_sort_of(each), each["name"], each, groups) for each in entries["events"]),
-        *(_signal("links", each["id"], each, groups) for each in entries["attribute_groups"] if "link_of" in _own(each)),
+        *(_signal("links", each["id"], each, groups) for each in links),
         *(_signal("metric", each["name"], each, groups) for each in entries["metrics"]),
         *_conventional_metrics(entries, groups),
     ]

@@ -21,7 +21,7 @@ from psycopg2 import extensions
 
 from otel_pgpool import ConnectionPool
 from otel_pgpool.telemetry import Telemetry, logs
-from tests.support.emitted import Undeclared, check_metric, check_record, check_span, own_metrics
+from tests.support.emitted import UndeclaredError, check_metric, check_record, check_span, own_metrics
 from tests.support.internals import connectors_of
 from tests.support.signal_registry import SCOPE
 from tests.support.waiting import PATIENCE, in_thread
@@ -84,13 +84,13 @@ class CheckedRecords(Records):
 
     def __init__(self) -> None:
         super().__init__()
-        self.undeclared: list[Undeclared] = []
+        self.undeclared: list[UndeclaredError] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
         try:
             check_record(self.all[-1].attributes, record.levelname)
-        except Undeclared as problem:
+        except UndeclaredError as problem:
             self.undeclared.append(problem)
 
 
@@ -98,7 +98,8 @@ class Signals:
     """Providers of its own.
 
     As a context manager, it fails when OpenTelemetry itself had something to complain of, when something is emitted
-    that the registry of the signals does not declare, and unless those checkouts say that they queued which have a wait.
+    that the registry of the signals does not declare, and unless those checkouts say that they queued which have a
+    wait.
     """
 
     def __init__(self, sampler: Sampler | None = None) -> None:
