@@ -1,8 +1,8 @@
 """What tests have seen of telemetry, compared with the registry of the signals, both ways.
 
-A signal that a test sees has to be declared, with its attributes, their types and values; otherwise the test fails. What
-the tests of a session have seen is in a file, to which their processes and forked children add. When the whole suite
-has run, everything that is declared has to be there.
+A signal that a test sees has to be declared, with its attributes, their types and values; otherwise the test fails.
+What the tests of a session have seen is in a file, to which their processes and forked children add. When the whole
+suite has run, everything that is declared has to be there.
 """
 
 from __future__ import annotations
