@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool import environment
@@ -12,7 +13,7 @@ from otel_pgpool.driver.target import VARIABLES
 from otel_pgpool.validation import MOST_CONNECTIONS, invalid_option, validate_bounds, validate_integer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from otel_pgpool.environment import Variable
 
@@ -95,12 +96,14 @@ def arguments_from(environ: Mapping[str, str], given: Mapping[str, Any]) -> dict
             sources[names[0]] = variable.name
     if len(sources.keys() & {"minconn", "maxconn"}) == 2:  # noqa: PLR2004 - both; the constructor compares others
         validate_bounds(sources["minconn"], found["minconn"], sources["maxconn"], found["maxconn"])
-    dsn = environ.get(environment.DATABASE_URL.name, "").strip()
-    if "dsn" not in given and "dsn" not in (given.get("connect_kwargs") or {}):
+    extra = given.get("connect_kwargs")
+    connect_arguments = {**given, **extra} if isinstance(extra, Mapping) else given
+    if "dsn" not in connect_arguments:
+        dsn = environ.get(environment.DATABASE_URL.name, "").strip()
         if dsn:
             found["dsn"] = _readable(dsn)
         else:
-            _require_target(environ, given)
+            _require_target(environ, connect_arguments)
     return {**found, **given}
 
 
@@ -116,10 +119,11 @@ def _readable(dsn: str) -> str:
     return dsn
 
 
-def _require_target(environ: Mapping[str, str], given: Mapping[str, Any]) -> None:
+def _require_target(environ: Mapping[str, str], connect_arguments: Mapping[str, Any]) -> None:
     """Check that the program or libpq's variables name a server or a database."""
-    named = {**given, **(given.get("connect_kwargs") or {})}
-    if not any(named.get(key) for key in TARGETS) and not any(environ.get(name) for name in TARGET_VARIABLES):
+    if not any(connect_arguments.get(key) for key in TARGETS) and not any(
+        environ.get(name) for name in TARGET_VARIABLES
+    ):
         variables = ", ".join(TARGET_VARIABLES)
         raise ValueError(
             f"{environment.DATABASE_URL.name} must be set to {READABLE_DSN}, or one of libpq's variables {variables}"

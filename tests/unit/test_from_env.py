@@ -163,6 +163,15 @@ def test_a_bad_variable_of_libpq_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         arguments_from({"DATABASE_URL": "postgresql://db/shop"}, {})
 
 
+@pytest.mark.parametrize("value", [["hunter2"], "hunter2", {"dsn": "hunter2"}])
+def test_bad_connect_kwargs(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    """The constructor's own error, which shows no value."""
+    monkeypatch.setenv("DATABASE_URL", URL)
+    with pytest.raises(ValueError, match=r"connect_kwargs must be|dsn cannot be read") as caught:
+        ConnectionPool.from_env(open=False, connect_kwargs=value)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool is of the class that is asked, and reads the constructor's own variables as ever."""
 
