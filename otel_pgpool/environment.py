@@ -44,7 +44,7 @@ CALLER = Variable(
     "OTEL_PGPOOL_CALLER",
     "caller",
     "0",
-    "`1`: waits and holds are reported by the caller, and so are the connections that are held; `0`",
+    "`1`: waits, holds and the connections in use are reported by the caller; `0`: they are not",
 )
 APPLICATION_NAME = Variable(
     "OTEL_PGPOOL_APPLICATION_NAME",

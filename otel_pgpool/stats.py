@@ -40,7 +40,10 @@ class PoolStats:
     connecting: int
     waiting: int
     utilization: float
-    """``used / maxconn``."""
+    """``used / maxconn``, both without the holds with an ``expected_hold``.
+
+    If these are all of ``maxconn``, it is 1 while a caller waits, and otherwise 0.
+    """
     oldest_hold: float
     """Age of the oldest hold in progress, 0 if there is none. Holds with an ``expected_hold`` do not count."""
 

@@ -406,7 +406,7 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
             refuse = True
             with suppress(PoolTimeout):
                 pool.getconn()
-        pool.putconn(pool.getconn(), close=True)
+        pool.putconn(pool.getconn(expected_hold=None), close=True)
         data = reader.get_metrics_data()
         metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
     be_blocked(dsn, Telemetry(tracers, MeterProvider()))
@@ -474,6 +474,26 @@ def test_metrics_are_those_of_the_meter(measured: tuple[list[Any], list[Any]]) -
         seen[metric.name] = (kind, metric.unit, sorted(names))
     assert told == seen
     assert len(seen) == 17
+
+
+def test_metrics_by_caller_are_those_of_the_meter(dsn: str) -> None:
+    """With callers, these metrics have the attribute, and no others."""
+    reader = InMemoryMetricReader()
+    observer = Telemetry(TracerProvider(), MeterProvider([reader]), caller=True)
+    with ConnectionPool(1, 1, dsn, observer=observer) as pool:
+        with pool.connection():
+            pass
+        data = reader.get_metrics_data()
+    seen = set()
+    for metric in data.resource_metrics[0].scope_metrics[0].metrics if data else ():
+        if any("otel_pgpool.caller" in (point.attributes or {}) for point in metric.data.data_points):
+            kind = KINDS[type(metric.data), getattr(metric.data, "is_monotonic", None)]
+            seen.add((metric.name, kind, metric.unit, "otel_pgpool.caller"))
+    rows = table(TELEMETRY, "metrics by caller")
+    assert seen == {
+        (code(name)[0], kind.removeprefix("observable "), code(unit)[0], code(attribute)[0])
+        for name, kind, unit, attribute in rows
+    }
 
 
 def test_boundaries_are_those_of_the_histograms(measured: tuple[list[Any], list[Any]]) -> None:

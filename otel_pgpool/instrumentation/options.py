@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from otel_pgpool.config import (
     DATABASE_STATES,
@@ -58,8 +58,8 @@ class InstrumentationOptions:
     def of(
         cls,
         *,
-        tracer_provider: object = None,
-        meter_provider: object = None,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
         spans: object = None,
         slow: object = None,
         histograms: object = None,
@@ -77,8 +77,8 @@ class InstrumentationOptions:
         a list may be a text, as in a variable.
         """
         return cls(
-            _provider("tracer_provider", tracer_provider, "get_tracer"),
-            _provider("meter_provider", meter_provider, "get_meter"),
+            tracer_provider,
+            meter_provider,
             TelemetryConfig(
                 _read_or_default(span_mode, _word(spans, SPAN_MODES), environ),
                 _read_or_default(slow_threshold, slow, environ),
@@ -126,14 +126,6 @@ def _names(value: object) -> object:
     if not isinstance(value, str):
         return value
     return [] if value.strip().lower() == "none" else split_words(value)
-
-
-def _provider(option: str, value: object, method: str) -> Any:
-    """Return a provider, or None for the global one, which also replaces an invalid value."""
-    if value is None or callable(getattr(value, method, None)):
-        return value
-    logger.error("%s; the global one is used instead", invalid_option(option, value, f"a provider with {method}()"))
-    return None
 
 
 def _wait_timeout(value: object, environ: Mapping[str, str]) -> float | None:

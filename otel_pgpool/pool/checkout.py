@@ -240,7 +240,7 @@ class Checkout:
     expected_hold: float | None = None
     """Seconds that the hold may last, infinite for any duration; None for the pool's ``long_hold``."""
     is_remarkable: bool = False
-    """Whether the observer has to report a long hold or a wait in a proxy at the release."""
+    """Whether the observer has to report a long or an expected hold, or a wait in a proxy, at the release."""
     flagged: bool = False
     """Whether the hold has passed its threshold."""
     flagged_at: float = 0.0

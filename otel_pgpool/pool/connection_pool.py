@@ -242,18 +242,17 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
         if not is_here:
             renew()
         parts = self._parts
-        if key is not None:
-            held = parts.core.by_key(key)[1]
-            if held is not None:
-                return held  # type: ignore[return-value]  # made by `connection_factory`
+        if key is not None and (held := parts.core.by_key(key)[1]) is not None:
+            return held  # type: ignore[return-value]  # made by `connection_factory`
         checkout = begin(monotonic(), call_sites(_getframe(1)))
+        checkout.expected_hold = hold
         try:
             conn = parts.acquirer.acquire(checkout, timeout)
         except BaseException as error:
             parts.acquirer.record_failure(checkout, None, error)  # completes what an interrupt may have cut short
             raise
         if hold is not None:
-            parts.expect_hold(checkout, hold)
+            parts.expect_hold(checkout)
         if key is not None:
             held = parts.core.enter_key(key, checkout.slot, conn)
             if held is not conn:  # another thread has checked out by this key first

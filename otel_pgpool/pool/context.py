@@ -33,6 +33,13 @@ else:
 COMMITTED: OutcomeName = Outcome.COMMITTED.value
 
 
+def in_use(parts: Parts) -> PoolError:
+    """Return the error of a context that is entered inside itself."""
+    return PoolError(
+        f"pool {parts.core.name!r}: this connection() is in use: call pool.connection() again for a second connection"
+    )
+
+
 class CheckoutContext(Generic[ConnectionT_co]):
     """One checkout for a ``with`` block: commit on a clean exit, roll back on an exception, release the connection.
 
@@ -61,10 +68,7 @@ class CheckoutContext(Generic[ConnectionT_co]):
         checkout.path = conn = None
         checkout.started = monotonic()
         if self.checkout is not None:
-            raise PoolError(
-                f"pool {parts.core.name!r}: this connection() is in use: call pool.connection() again for a second "
-                "connection"
-            )
+            raise in_use(parts)
         try:
             self.checkout = checkout  # no call between the test and this line, so that no other thread runs in between
             conn = parts.core.try_acquire_idle(checkout) if parts.observer is None else None
@@ -127,11 +131,27 @@ class LongCheckoutContext(CheckoutContext[ConnectionT_co]):
         return context
 
     def __enter__(self) -> ConnectionT_co:
-        conn = super().__enter__()
+        """Do as `CheckoutContext` does, with a record that has its threshold before the hand-over."""
+        if not is_here:
+            renew()
+        parts = self.parts
+        if self.checkout is not None:
+            raise in_use(parts)
+        checkout = Checkout()
+        checkout.stack = self.stack
+        checkout.thread = thread_cache.here.thread
+        checkout.path = None
+        checkout.expected_hold = self.expected_hold
+        checkout.started = monotonic()
         try:
-            if self.checkout is not None:
-                self.parts.expect_hold(self.checkout, self.expected_hold)
-        except BaseException:
-            self.__exit__(*sys.exc_info())
+            self.checkout = checkout
+            self.conn = parts.acquirer.acquire(checkout, self.timeout)
+            parts.expect_hold(checkout)
+            return self.conn  # type: ignore[return-value]  # noqa: TRY300 - as in `CheckoutContext.__enter__`
+        except BaseException as error:
+            if self.conn is None:
+                self.checkout = None
+                parts.acquirer.record_failure(checkout, None, error)
+            else:
+                self.__exit__(*sys.exc_info())
             raise
-        return conn

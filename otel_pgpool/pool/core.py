@@ -70,6 +70,7 @@ class Core(Handover):
             connecting=len(self.opening),
             waiting=len(self.queue),
             oldest_hold=self.oldest_hold(monotonic()),
+            expected=self.expected_holds(),
             checkouts=self.checkouts(),
             discarded={str(reason): count for reason, count in self.discarded.copy().items()},
             hold_seconds=self.total_hold(),

@@ -50,11 +50,25 @@ class Counters:
         self.long_holds += 1
 
 
-def make_stats(*, maxconn: int, used: int, status: PoolStatus | None, **figures: Any) -> PoolStats:
-    """Return the statistics of a pool; without a ``status``, the utilization decides the status."""
-    utilization = used / maxconn if maxconn else 0.0
+def make_stats(
+    *, maxconn: int, used: int, waiting: int, status: PoolStatus | None, expected: int = 0, **figures: Any
+) -> PoolStats:
+    """Return the statistics of a pool.
+
+    Args:
+        maxconn: maximum number of connections; 0 for no limit.
+        used: connections that are checked out.
+        waiting: callers in the queue.
+        status: the status; None if the utilization decides.
+        expected: checked-out connections whose hold is expected to be long, and that the utilization leaves out.
+        figures: the other fields.
+    """
+    others = maxconn - expected
+    utilization = max(0, used - expected) / others if others > 0 else float(maxconn > 0 and waiting > 0)
     status = status or status_of(utilization)
-    return PoolStats(maxconn=maxconn, used=used, utilization=utilization, status=status.value, **figures)
+    return PoolStats(
+        maxconn=maxconn, used=used, waiting=waiting, utilization=utilization, status=status.value, **figures
+    )
 
 
 def diagnose(

@@ -127,8 +127,8 @@ class Parts:
         """Return the checkouts that hold a connection."""
         return PoolHolds(MonitorSource(self.target).server_of, self.core.holds_now())
 
-    def expect_hold(self, checkout: Checkout, hold: float) -> None:
-        """Set the threshold in seconds after which this hold is reported as long."""
-        checkout.expected_hold = hold
+    def expect_hold(self, checkout: Checkout) -> None:
+        """Observe the threshold of a hold that has just begun, and that has one of its own."""
+        checkout.is_remarkable = True
         checkout.slot.review_at = AT_ONCE  # so that even a short hold is compared with its threshold when it ends
         self.thread.wake()

@@ -115,6 +115,7 @@ class Telemetry:
         if self._config.caller:
             self._callers = self._instruments.callers_of(pool)
             entry_spans.watch(self._tracer_provider)
+        self._connect_failures = self._instruments.connect_failures_of(pool)
         self._instruments.report(pool, self._callers)
 
     def target_known(self, pool: ObservedPool) -> None:
@@ -222,7 +223,10 @@ class Telemetry:
                 self._spans.end(checkout, state)
 
     def _report_remarkable(self, checkout: Checkout, context: Context | None) -> None:
-        """Report what is rare at the end of a hold: its length, or a wait in a proxy."""
+        """Report what is rare at the end of a hold: its length, expected or not, or a wait in a proxy."""
+        state: CheckoutState | None = checkout.observer_data
+        if checkout.expected_hold is not None and state is not None and state.span is not None:
+            self._spans.hold_expected(state.span)
         if checkout.flagged:
             self.held_long(checkout)
             self._logs.long_hold_returned(checkout, context)
@@ -329,7 +333,7 @@ class Telemetry:
         context = self._spans.connect(connect, failure)
         attributes = self._attributes if failure is None else {**self._attributes, names.ATTR_ERROR_TYPE: failure}
         if failure is not None:
-            self._instruments.connect_failures.add(1, attributes, context)
+            self._connect_failures.add(failure)
         if self._create_time is not None:
             self._create_time.record(connect.ended - connect.began, attributes, context)
 

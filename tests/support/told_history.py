@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import openmetrics
 from tests.support.metric_history import CLASSIC, EXPONENTIAL, STEP, History, without
-from tests.support.prometheus import Prometheus, promtool
+from tests.support.prometheus import CONVERTS_SINCE, Prometheus, find_version, promtool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,6 +62,8 @@ class ToldByKind:
             prometheus = Prometheus(folder, converts=kind == "converted")
             if not prometheus.receives_otlp and kind != "classic":
                 pytest.skip("this Prometheus has no OTLP receiver, which takes native histograms")
+            if kind == "converted" and find_version() < CONVERTS_SINCE:
+                pytest.skip("this Prometheus does not convert histograms")
             folder.mkdir()
             if not prometheus.receives_otlp:
                 backfill(folder, self._history)
