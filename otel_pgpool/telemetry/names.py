@@ -61,9 +61,11 @@ ATTR_BLOCKER_TRACE_ID = "otel_pgpool.blocker.trace_id"
 ATTR_BLOCKER_COUNT = "otel_pgpool.blocker.count"
 ATTR_TRANSACTION_STATUS = "otel_pgpool.transaction.status"
 ATTR_CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
+ATTR_EXPECTED_HOLD = "otel_pgpool.expected_hold"
 ATTR_PROXY_WAIT = "otel_pgpool.proxy_wait"
 ATTR_TASK_NAME = "otel_pgpool.task.name"
 ATTR_REASON = "otel_pgpool.reason"
+ATTR_CALLER = "otel_pgpool.caller"
 
 # Attributes of the database's side of a hold. Those of PostgreSQL are named as the Collector's receiver names them.
 
@@ -109,6 +111,7 @@ METRIC_LONG_HOLDS = "otel_pgpool.long_holds"
 METRIC_CREATED = "otel_pgpool.connections.created"
 METRIC_DISCARDED = "otel_pgpool.connections.discarded"
 METRIC_CONNECT_FAILURES = "otel_pgpool.connect_failures"
+METRIC_HELD = "otel_pgpool.connections.held"
 
 # Attributes of log records, some of which share their name with a metric
 

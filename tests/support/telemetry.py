@@ -17,6 +17,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.semconv.schemas import Schemas
 from psycopg2 import extensions
 
 from otel_pgpool import ConnectionPool
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 NAME = "shop"
+SCHEMA = "https://opentelemetry.io/schemas/1.44.0" if hasattr(Schemas, "V1_44_0") else ""
+"""The schema of spans and metrics; older semantic conventions do not know it."""
 MOMENT = 0.1  # s: how far clocks read by a thread on a busy machine may be apart
 
 

@@ -1,0 +1,125 @@
+"""The methods of a pool that act on the whole pool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_pgpool.errors import PoolClosed
+from otel_pgpool.pool import registry
+from otel_pgpool.pool.shared_threads import end_shared_threads
+from otel_pgpool.pool.state import PoolState
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.fork import renewed
+from otel_pgpool.validation import validate_limits, validate_seconds
+
+if TYPE_CHECKING:
+    from types import EllipsisType, TracebackType
+
+    from typing_extensions import Self
+
+
+class PoolControl(PoolState):
+    """The control of a `ConnectionPool` as a whole: its opening, its end, its limits and its idle connections."""
+
+    @renewed
+    def open(self) -> None:
+        """Open ``minconn`` connections; do nothing if the pool is open.
+
+        Raises:
+            psycopg2.Error: the first attempt to connect failed; the pool is not open then.
+            PoolTimeout: the connections could not be opened within the pool's ``timeout``.
+            PoolClosed: the pool is closed.
+        """
+        self._parts.lifecycle.open()
+
+    @renewed
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until ``minconn`` connections are open; open the pool if necessary.
+
+        Args:
+            timeout: longest wait in seconds, in place of the pool's ``timeout``.
+
+        Raises:
+            ValueError: ``timeout`` is invalid.
+            psycopg2.Error: an attempt to connect failed.
+            PoolTimeout: the connections could not be opened in time.
+            PoolClosed: the pool is closed.
+        """
+        self._parts.lifecycle.wait(None if timeout is None else validate_seconds("timeout", timeout))
+
+    @renewed
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool: refuse new checkouts, fail the waiters, close idle connections, wait for the holders.
+
+        A connection that is still checked out after ``timeout`` is closed at its release. A second call does nothing.
+
+        Args:
+            timeout: longest wait for the holders in seconds.
+
+        Raises:
+            ValueError: ``timeout`` is invalid.
+        """
+        deadline = monotonic() + validate_seconds("timeout", timeout)
+        if self.closed:
+            return
+        self._close()
+        self._parts.lifecycle.wait_for_holders(deadline)
+        end_shared_threads()
+
+    @renewed
+    def closeall(self) -> None:
+        """Close the pool and every connection at once, including those that are checked out, as psycopg2's pools do.
+
+        Raises:
+            PoolClosed: the pool is closed already.
+        """
+        if self.closed:
+            raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
+        self._close()
+        self._parts.lifecycle.close_held()
+        end_shared_threads()
+
+    def _close(self) -> None:
+        self._parts.lifecycle.close()
+        registry.release_name(self.name, self)
+
+    @renewed
+    def drain(self) -> None:
+        """Replace every connection: close the idle ones now, and the checked-out ones at their release."""
+        self._parts.lifecycle.drain()
+
+    @renewed
+    def resize(
+        self,
+        minconn: int | EllipsisType = ...,
+        maxconn: int | EllipsisType = ...,
+        *,
+        min_size: int | EllipsisType = ...,
+        max_size: int | EllipsisType = ...,
+    ) -> None:
+        """Change the limits: close surplus idle connections now, and surplus checked-out ones at their release.
+
+        Args:
+            minconn: the new minimum, as in the constructor.
+            maxconn: the new maximum, as in the constructor.
+            min_size: another name of ``minconn``.
+            max_size: another name of ``maxconn``.
+
+        Raises:
+            ValueError: a limit is invalid; nothing is changed then.
+        """
+        self._parts.lifecycle.resize(*validate_limits(minconn, maxconn, min_size, max_size))
+
+    @renewed
+    def check(self) -> None:
+        """Check every idle connection, one by one, by ``check`` or a query; discard those that do not pass in 5 s."""
+        self._parts.health.check_all()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
