@@ -47,7 +47,8 @@ VERDICTS = (
     verdict(
         "Utilization now",
         "The fullest pool: connections in use / max. From 95 % on, whoever asks for a connection waits. Low while "
-        "callers suffer: the pool is not the problem, or it cannot connect. A pool without a limit has none.",
+        "callers suffer: the pool is not the problem, or it cannot connect. A pool without a limit has none. Holds "
+        "that are long by design (expected_hold) do not count.",
         "percentunit",
         level("otel_pgpool_utilization_ratio"),
         QUEUED,

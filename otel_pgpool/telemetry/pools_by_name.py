@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry import names
@@ -138,7 +138,7 @@ class NamedPools:
                 _add(counted, stats)
                 if pool is not None and not pool.closed:
                     self.levels = stats
-                    holds = pool.held_checkouts() if self._callers else ()
+                    holds = cast("Sequence[Checkout]", pool.held_checkouts()) if self._callers else ()
         self.held = self._callers.count(holds) if self._callers else {}
         if self._connect_failures is not None:
             counted[names.METRIC_CONNECT_FAILURES].update(
