@@ -30,10 +30,10 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down stack passwords dashboard test coverage versions faults lint audit types bench docs clean
+.PHONY: help demo shop up down stack passwords dashboard test coverage versions faults lint audit types bench release-check docs clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-21s %s\n", $$1, $$2 }'
 
 demo: $(ENV)/demo.stamp ## 15 s of a small shop's traffic on a PostgreSQL of its own, with a live view and a report
 	@$(BIN)/otel-pgpool demo $(ARGS)
@@ -146,6 +146,9 @@ bench: $(ENV)/dev.stamp ## compare with other pools; writes benchmarks/RESULTS.m
 
 faults: $(ENV)/dev.stamp ## the fault-injection suite; writes docs/reliability.md
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+release-check: $(ENV)/dev.stamp ## build sdist and wheel into dist/, check them, and try each in an empty environment
+	@$(BIN)/python -m tests.release
 
 docs: $(ENV)/docs.stamp ## the documentation as a site, in build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(ENV)/docs/bin/mkdocs build --strict

@@ -47,7 +47,8 @@ VERDICTS = (
     verdict(
         "Utilization now",
         "The fullest pool: connections in use / max. From 95 % on, whoever asks for a connection waits. Low while "
-        "callers suffer: the pool is not the problem, or it cannot connect. A pool without a limit has none.",
+        "callers suffer: the pool is not the problem, or it cannot connect. A pool without a limit has none. Holds "
+        "that are long by design (expected_hold) do not count.",
         "percentunit",
         level("otel_pgpool_utilization_ratio"),
         QUEUED,
@@ -195,6 +196,7 @@ HOLDING = (
         "short",
         [query(increase("otel_pgpool_long_holds_total"), NAME_AND_INSTANCE)],
         HELD_LONG,
+        width=12,
     ),
     graph(
         "Why are long holds long?",
@@ -211,6 +213,7 @@ HOLDING = (
         ],
         HELD_LONG,
         BLOCKED,
+        width=12,
     ),
     graph(
         "Needed connections",
@@ -219,6 +222,22 @@ HOLDING = (
         "have ended: a leak is not in it, and it is 0 when nothing else comes back.",
         "short",
         [slow_query(rate_of_sum("db_client_connection_use_time_seconds"), NAME_AND_INSTANCE)],
+        width=12,
+    ),
+    graph(
+        "Connections by caller",
+        "Who has the connections that are out: requests and jobs by their entry span, other code by its file and "
+        "function. One caller above all others: its holds are long, or it is called often; the wait and hold times "
+        "have the label too. Only of pools with OTEL_PGPOOL_CALLER=1.",
+        "short",
+        [
+            query(
+                f"sum by (job, {POOL}, otel_pgpool_caller) ({level('otel_pgpool_connections_held')}) > 0",
+                f"{{{{otel_pgpool_caller}}}} · {NAME}",
+            )
+        ],
+        HELD_LONG,
+        width=12,
     ),
 )
 

@@ -59,9 +59,10 @@ def occurrences(name: str, *, by: str) -> str:
 def quantile(fraction: float, histogram: str, *, by: str = "", window: str = RATE) -> str:
     """Return a quantile of a histogram's records; of classic and native series, the greater one."""
     native, classic = (f"rate({metric(name)}[{window}])" for name in (histogram, f"{histogram}_bucket"))
-    records = f'{native} or on ({EACH}) label_replace({classic}, "kind", "classic", "", "")'
-    labels = f"{by}, kind, le" if by else "kind, le"
-    return f"max by ({by}) (histogram_quantile({fraction}, sum by ({labels}) ({records})))"
+    labels = f"{by}, le" if by else "le"
+    of_native = f"histogram_quantile({fraction}, sum by ({by}) ({native}))"
+    of_classic = f"histogram_quantile({fraction}, sum by ({labels}) ({classic} unless on ({EACH}) {native}))"
+    return f'max by ({by}) ({of_native} or label_replace({of_classic}, "kind", "classic", "", ""))'
 
 
 def buckets(histogram: str) -> str:

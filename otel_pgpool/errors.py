@@ -79,7 +79,7 @@ class PoolTimeout(PoolError):
         idle: connections that are idle.
         connecting: connections that are being opened.
         waiting: callers that wait for a connection.
-        utilization: ``used / maxconn``.
+        utilization: fraction of the connections that are in use, as in `PoolStats`.
         oldest_hold: age of the oldest hold in seconds, as in `PoolStats`.
     """
 

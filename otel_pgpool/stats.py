@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_pgpool.database_state import DatabaseState
+    from otel_pgpool.types import StatusName
 
 HIGH_UTILIZATION = 0.80
 CRITICAL_UTILIZATION = 0.95
@@ -27,7 +28,7 @@ class PoolStats:
     """
 
     name: str
-    status: str
+    status: StatusName
     """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable`` or ``closed``."""
     minconn: int
     maxconn: int
@@ -39,7 +40,10 @@ class PoolStats:
     connecting: int
     waiting: int
     utilization: float
-    """``used / maxconn``."""
+    """``used / maxconn``, both without the holds with an ``expected_hold``.
+
+    If these are all of ``maxconn``, it is 1 while a caller waits, and otherwise 0.
+    """
     oldest_hold: float
     """Age of the oldest hold in progress, 0 if there is none. Holds with an ``expected_hold`` do not count."""
 

@@ -74,7 +74,7 @@ class QuietConnection:
         self._conn = conn
         self.pid: int = conn.pid
         """Process id of the session as the client knows it; 0 if the driver does not tell."""
-        self.local_port: int = conn.local_port
+        self.local_port: int = getattr(conn, "local_port", 0)  # that of an adapter elsewhere may not have it
         """Port of this end of the connection; 0 for a Unix socket."""
 
     def query(self, statement: str) -> str:

@@ -15,7 +15,6 @@ from otel_pgpool.config import (
     environment_choice,
     environment_seconds,
     environment_words,
-    invalid_option,
     long_hold_threshold,
     recorded_histograms,
     reports_callers,
@@ -23,9 +22,9 @@ from otel_pgpool.config import (
     slow_threshold,
     span_mode,
     split_words,
-    validate_seconds,
 )
 from otel_pgpool.environment import DATABASE_STATE, FORK_REPAIR, POOLS, WAIT_TIMEOUT
+from otel_pgpool.validation import invalid_option, validate_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

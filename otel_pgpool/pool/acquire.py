@@ -100,7 +100,7 @@ class Acquirer(Part):
                 own = ERROR_TYPES.get(type(error))
                 text = describe(self._target, error) if own is None else printable(str(error), keep="\n")
                 checkout.fail(own or error_type(error), text)
-            checkout.outcome = Outcome.TIMEOUT if timed_out else Outcome.ERROR
+            checkout.outcome = Outcome.TIMEOUT.value if timed_out else Outcome.ERROR.value
             self._core.count_failure(checkout.released - checkout.started, timed_out=timed_out)
         if self._notifier.observer is not None:
             self._notifier.notify(self._notifier.observer.failed, checkout, error)

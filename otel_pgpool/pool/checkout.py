@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.runtime.tasks import TaskReference
+    from otel_pgpool.types import OutcomeName, PathName
 
 NEVER = math.inf
 AT_ONCE = -math.inf
@@ -204,7 +205,7 @@ class Checkout:
     """Call sites of the checkout."""
     thread: threading.Thread
     """The thread that asked for the connection."""
-    path: str | None
+    path: PathName | None
     """How the connection was acquired: ``idle``, ``queued`` or ``new``; None until the hand-over."""
     slot: Slot
     """The slot of the connection; set at the hand-over, like ``acquired``."""
@@ -215,7 +216,7 @@ class Checkout:
     """Present, and True, once the observer was notified of the checkout's end."""
     released: float
     """When the connection was released or the checkout failed; set at that moment, like ``outcome``."""
-    outcome: str
+    outcome: OutcomeName
 
     # Defaults of the attributes that few checkouts set. They are on the class, so that the other checkouts need not set
     # them.
@@ -228,7 +229,7 @@ class Checkout:
     """Data of the observer."""
     trace_name: str | None = None
     """The name that the session gets on the server; None if it keeps its own."""
-    expected_path: str = "idle"
+    expected_path: PathName = "idle"
     """The path that the checkout would have if it were served now."""
     queued: float | None = None
     blockers: Sequence[Blocker] = ()
@@ -239,7 +240,7 @@ class Checkout:
     expected_hold: float | None = None
     """Seconds that the hold may last, infinite for any duration; None for the pool's ``long_hold``."""
     is_remarkable: bool = False
-    """Whether the observer has to report a long hold or a wait in a proxy at the release."""
+    """Whether the observer has to report a long or an expected hold, or a wait in a proxy, at the release."""
     flagged: bool = False
     """Whether the hold has passed its threshold."""
     flagged_at: float = 0.0

@@ -70,6 +70,7 @@ class Core(Handover):
             connecting=len(self.opening),
             waiting=len(self.queue),
             oldest_hold=self.oldest_hold(monotonic()),
+            expected=self.expected_holds(),
             checkouts=self.checkouts(),
             discarded={str(reason): count for reason, count in self.discarded.copy().items()},
             hold_seconds=self.total_hold(),
@@ -105,8 +106,16 @@ class Core(Handover):
         self._add(slot)
         return slot
 
-    def connect_succeeded(self, slot: Slot, conn: connection, now: float) -> tuple[str | None, OutageChange]:
+    def connect_succeeded(
+        self, slot: Slot, conn: connection, now: float, *, began: float | None = None
+    ) -> tuple[str | None, OutageChange]:
         """Hand a newly opened connection to a waiter, or keep it idle.
+
+        Args:
+            slot: the slot reserved for the connection.
+            conn: the connection.
+            now: when the connect ended, as a reading of the clock.
+            began: when the connect began, as a reading of the clock.
 
         Returns:
             The reason why the caller has to close the connection, or None; and the outage before and after.
@@ -116,6 +125,7 @@ class Core(Handover):
             slot.asked_by = None
             change, self.outage = OutageChange(self.outage, None), None
             self.created += 1
+            self.connection_totals.connect_seconds += 0.0 if began is None else now - began
             slot.serial = self.created
             self.slots[slot.key] = slot
             slot.seen = now
@@ -154,6 +164,7 @@ class Core(Handover):
             failed = Outage(began, 1, error, attempt.message, attempt.at + attempt.delay, is_refusal)
             change = OutageChange(self.outage, after_failure(self.outage, failed))
             self.outage = change.after
+            self.connection_totals.connect_failures += 1
             self.retries += len(self.queue)
             for waiter in list(self.queue.values()):
                 waiter.checkout.retried(attempt, error)

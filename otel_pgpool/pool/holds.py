@@ -42,6 +42,10 @@ class HoldTable(SlotTable):
         begun = [hold.acquired for hold in self.present_holds() if hold.expected_hold is None]
         return max(0.0, now - min(begun, default=now))
 
+    def expected_holds(self) -> int:
+        """Return the number of holds with an ``expected_hold``. Takes no lock."""
+        return sum(hold.expected_hold is not None for hold in self.present_holds())
+
     def checkouts(self) -> dict[str, int]:
         """Return the number of checkouts that received a connection, by path. Takes no lock."""
         past, _held, slots = self.totals_snapshot

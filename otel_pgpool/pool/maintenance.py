@@ -88,7 +88,7 @@ class Maintenance(Part):
         observer = self._notifier.observer
         for checkout in self._core.reclaim(dropped, now):
             checkout.released = now
-            checkout.outcome = Outcome.RECLAIMED
+            checkout.outcome = Outcome.RECLAIMED.value
             self._connectors.start_if_needed()
             if observer is not None:
                 self._notifier.notify(observer.reclaimed, checkout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.monitor_connection import MonitorSource
@@ -18,6 +19,7 @@ from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
 from otel_pgpool.pool.monitor_source import PoolHolds
+from otel_pgpool.pool.psycopg_pool_stats import PsycopgPoolStats
 from otel_pgpool.pool.release import Releaser
 from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.types import DiscardReason
@@ -37,8 +39,8 @@ class Parts:
     """The parts of one pool, all in one place.
 
     Only `ConnectionPool` and `CheckoutContext` have this object. Each part gets those that it calls. Nothing
-    here refers to the pool, and parts refer to this object only weakly: when a program drops an unclosed pool,
-    this object is collected, and the threads end.
+    here refers to the pool except weakly, and parts refer to this object only weakly: when a program drops an unclosed
+    pool, this object is collected, and the threads end.
 
     In a forked child `assemble` replaces the parts, whose locks and threads belong to the parent.
     """
@@ -55,6 +57,7 @@ class Parts:
         "maintenance",
         "notifier",
         "observer",
+        "psycopg_pool_stats",
         "releaser",
         "reset",
         "target",
@@ -93,6 +96,7 @@ class Parts:
         self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors, self.keepalive)
         self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer, self.keepalive)
         discarder.refill_by(self.connectors.start_if_needed)
+        self.psycopg_pool_stats = PsycopgPoolStats(core)
         self.thread.set_duties(self.maintenance)
         self.core = core  # last: after an interrupt, `reset_after_fork` still finds the parent's core
 
@@ -117,13 +121,14 @@ class Parts:
         """Give the pool a unique name; see `registry.register` for the functions."""
         name = registry.register(pool, self.config.name or self.target.name, reset, holds)
         self.core.name = self.notifier.pool_name = name
+        self.notifier.pool = weakref.ref(pool)
 
     def holds(self) -> PoolHolds:
         """Return the checkouts that hold a connection."""
         return PoolHolds(MonitorSource(self.target).server_of, self.core.holds_now())
 
-    def expect_hold(self, checkout: Checkout, hold: float) -> None:
-        """Set the threshold in seconds after which this hold is reported as long."""
-        checkout.expected_hold = hold
+    def expect_hold(self, checkout: Checkout) -> None:
+        """Observe the threshold of a hold that has just begun, and that has one of its own."""
+        checkout.is_remarkable = True
         checkout.slot.review_at = AT_ONCE  # so that even a short hold is compared with its threshold when it ends
         self.thread.wake()

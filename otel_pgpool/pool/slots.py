@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from otel_pgpool.pool.figures import Counters
+from otel_pgpool.pool.figures import ConnectionTotals, Counters
 from otel_pgpool.pool.waiters import OneShotEvent
 from otel_pgpool.types import DiscardReason
 
@@ -55,6 +55,7 @@ class SlotTable(Counters):
         "bypass_below",
         "checking",
         "closing",
+        "connection_totals",
         "discarded",
         "idle",
         "idle_waiters",
@@ -94,6 +95,7 @@ class SlotTable(Counters):
         # A shorter hold is within the window, and not long, so its release needs no lock.
         self.bypass_below = min(CHECK_BYPASS_WINDOW, long_hold)
 
+        self.connection_totals = ConnectionTotals()
         self.members: set[Slot] = set()
         # Totals of past members, and the present members: replaced together, so that no reader sees a total decrease.
         self.totals_snapshot: tuple[int, float, tuple[Slot, ...]] = (0, 0.0, ())
@@ -168,6 +170,7 @@ class SlotTable(Counters):
             if slot in self.checking:
                 self.closing.add(slot)
                 self.checking.discard(slot)
+                self.connection_totals.lost += 1
             return slot in self.closing
 
     def evict_expired(self, now: float, max_idle: float) -> dict[str, list[Slot]]:

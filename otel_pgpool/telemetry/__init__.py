@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from otel_pgpool.runtime.tasks import TaskReference
     from otel_pgpool.stats import PoolStats
     from otel_pgpool.telemetry.callers import Callers
+    from otel_pgpool.types import LevelName, ReasonName
+
+    # What is passed is a `Checkout`. An observer of the program knows it as an `ObservedCheckout`, and may pass it on.
+    AnyCheckout = Checkout | Any
 
 IDLE = CheckoutPath.IDLE.value
 
@@ -112,6 +116,7 @@ class Telemetry:
         if self._config.caller:
             self._callers = self._instruments.callers_of(pool)
             entry_spans.watch(self._tracer_provider)
+        self._connect_failures = self._instruments.connect_failures_of(pool)
         self._instruments.report(pool, self._callers)
 
     def target_known(self, pool: ObservedPool) -> None:
@@ -124,7 +129,7 @@ class Telemetry:
         """Return the ``service.name`` of the tracer provider's resource; None if it is not known (yet)."""
         return service_name(self._tracer_provider)
 
-    def traceparent(self, checkout: Checkout) -> str | None:
+    def traceparent(self, checkout: AnyCheckout) -> str | None:
         """Return the ``traceparent`` of a checkout's span; None if there is no span (yet), or none that is sampled."""
         state: CheckoutState | None = checkout.observer_data
         return None if state is None else state.traceparent
@@ -137,7 +142,7 @@ class Telemetry:
         if state is not None and state.span is not None:
             self._spans.target_known(state.span)
 
-    def started(self, checkout: Checkout, since: float | None = None, task: TaskReference | None = None) -> None:
+    def started(self, checkout: AnyCheckout, since: float | None = None, task: TaskReference | None = None) -> None:
         """Start the span of a checkout.
 
         Args:
@@ -157,7 +162,7 @@ class Telemetry:
     def _attributes_with(self, callers: Callers, checkout: Checkout) -> dict[str, str]:
         return {**self._attributes, names.ATTR_CALLER: checkout.caller_name or callers.at(checkout.stack)}
 
-    def acquired(self, checkout: Checkout) -> None:
+    def acquired(self, checkout: AnyCheckout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""
         state: CheckoutState | None = checkout.observer_data
         if state is None:
@@ -175,7 +180,7 @@ class Telemetry:
         if checkout.block and state is not None and state.span is not None:
             state.enter()
 
-    def failed(self, checkout: Checkout, error: BaseException) -> None:
+    def failed(self, checkout: AnyCheckout, error: BaseException) -> None:
         """End the span of a checkout that received no connection, and record its wait."""
         state: CheckoutState | None = checkout.observer_data
         context = None
@@ -191,10 +196,10 @@ class Telemetry:
             attributes = self._attributes if self._callers is None else self._attributes_with(self._callers, checkout)
             attributes = {**attributes, names.ATTR_ERROR_TYPE: checkout.error_type}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)
-        if isinstance(error, PoolTimeout) and checkout.outcome == Outcome.TIMEOUT:
+        if isinstance(error, PoolTimeout) and checkout.outcome == Outcome.TIMEOUT.value:
             self._logs.timeout(error, context)
 
-    def released(self, checkout: Checkout) -> None:
+    def released(self, checkout: AnyCheckout) -> None:
         """Record the hold, then end the span.
 
         In this order the histogram's code is still in the cache from the wait.
@@ -220,7 +225,10 @@ class Telemetry:
                 self._spans.end(checkout, state)
 
     def _report_remarkable(self, checkout: Checkout, context: Context | None) -> None:
-        """Report what is rare at the end of a hold: its length, or a wait in a proxy."""
+        """Report what is rare at the end of a hold: its length, expected or not, or a wait in a proxy."""
+        state: CheckoutState | None = checkout.observer_data
+        if checkout.expected_hold is not None and state is not None and state.span is not None:
+            self._spans.hold_expected(state.span)
         if checkout.flagged:
             self.held_long(checkout)
             self._logs.long_hold_returned(checkout, context)
@@ -238,7 +246,7 @@ class Telemetry:
         """Return whether the next timeout will be logged; only then is its diagnosis needed."""
         return self._logs.will_log_timeout()
 
-    def abandoned(self, checkout: Checkout) -> None:
+    def abandoned(self, checkout: AnyCheckout) -> None:
         """Detach the context of a checkout whose span this process must not end."""
         state: CheckoutState | None = checkout.observer_data
         if state is not None:
@@ -246,7 +254,7 @@ class Telemetry:
 
     # Long holds
 
-    def held_long(self, checkout: Checkout) -> None:
+    def held_long(self, checkout: AnyCheckout) -> None:
         """Add the event and log the record of a long hold, once, while the connection is held or at its release."""
         with self._lock:
             attributes = self._report_long_hold(checkout)
@@ -270,7 +278,7 @@ class Telemetry:
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
 
-    def database_state(self, checkout: Checkout, state: DatabaseState, blockers: Sequence[Checkout]) -> None:
+    def database_state(self, checkout: AnyCheckout, state: DatabaseState, blockers: Sequence[AnyCheckout]) -> None:
         """Add the event of what the server says of a long hold, and log the record, unless the hold has ended."""
         attributes = database_state_attributes(state)
         with self._lock:  # a release takes it too, for the event of the long hold, before it ends the span
@@ -281,7 +289,7 @@ class Telemetry:
                 self._spans.database_state(data, attributes, blockers)
         self._logs.database_state(state, {**attributes, **holder_attributes(checkout)}, _context(checkout))
 
-    def reclaimed(self, checkout: Checkout) -> None:
+    def reclaimed(self, checkout: AnyCheckout) -> None:
         """End the span of a checkout whose connection was dropped, and log its holder."""
         attributes = {**self._long_hold_attributes(checkout), **holder_attributes(checkout)}
         self._logs.reclaimed(attributes, _context(checkout))
@@ -327,12 +335,12 @@ class Telemetry:
         context = self._spans.connect(connect, failure)
         attributes = self._attributes if failure is None else {**self._attributes, names.ATTR_ERROR_TYPE: failure}
         if failure is not None:
-            self._instruments.connect_failures.add(1, attributes, context)
+            self._connect_failures.add(failure)
         if self._create_time is not None:
             self._create_time.record(connect.ended - connect.began, attributes, context)
 
     def discarded(
-        self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
+        self, slots: Sequence[Slot | Any], reason: ReasonName, error: BaseException | None, checkout: AnyCheckout | None
     ) -> None:
         """Log which connections were closed, and why."""
         context = None if checkout is None else _context(checkout)
@@ -347,7 +355,7 @@ class Telemetry:
         """Log that the server was reached again."""
         self._logs.outage_ended(attempts, duration)
 
-    def utilization_changed(self, level: str, stats: PoolStats) -> None:
+    def utilization_changed(self, level: LevelName, stats: PoolStats) -> None:
         """Log the new utilization level of the pool."""
         self._logs.utilization(level, stats)
 

@@ -51,6 +51,8 @@ class Callers:
 
     def at(self, stack: Stack) -> str:
         """Return the value for the innermost of these call sites."""
+        if not stack:  # every frame was skipped
+            return self._bounded(OTHER)
         code = stack[0]
         known = self._of_code.get(id(code))
         if known is None:

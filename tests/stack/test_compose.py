@@ -39,8 +39,9 @@ FILES_WITH_ENDPOINTS = ("docker-compose.yml", "prometheus/prometheus.yaml")
 
 def shell_commands() -> list[str]:
     """Those that the documents show."""
-    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
-    texts = [(ROOT / document).read_text() for document in listed.stdout.splitlines()]
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    documents = [*ROOT.glob("*.md"), *(document for folder in folders for document in folder.rglob("*.md"))]
+    texts = [document.read_text() for document in sorted(documents)]
     blocks = [block for text in texts for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
     return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
 
@@ -182,6 +183,8 @@ def test_each_program_has_a_password_of_its_own() -> None:
 def test_no_secret_is_in_the_tree() -> None:
     ignored = (ROOT / ".gitignore").read_text().split()
     assert "/.env" in ignored
+    if not (ROOT / ".git").exists():
+        pytest.skip("an sdist has no index")
     listed = subprocess.run(["git", "ls-files", ".env"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert listed.stdout == ""
 

@@ -61,7 +61,7 @@ class Process:
         self.exponential_reader = InMemoryMetricReader(preferred_aggregation=AGGREGATION)
         readers = [self.reader, self.exponential_reader]
         self._metrics = MeterProvider(readers, resource, shutdown_on_exit=False)
-        observer = Telemetry(self._traces, self._metrics)
+        observer = Telemetry(self._traces, self._metrics, caller=True)
         self.pool = ConnectionPool(minconn, MAXCONN, dsn, name=pool, observer=observer, **options)
 
     def work(self) -> None:
@@ -161,6 +161,8 @@ class Recorder:
     def export(self) -> None:
         """Let all export, and advance the time. The Collector exports its totals only if they have grown."""
         self._now += STEP
+        for hold in core_of(self.well.pool).holds_now():  # the listener's
+            hold.acquired -= STEP
         grown = [self._answers.reader] if self._answers.waits else []
         self._answers.waits.clear()
         for process in (self.troubled, self.well):
@@ -250,6 +252,8 @@ def play_history(end: float) -> History:
         running.callback(troubled.close)
         well = Process("shop-2", "reports", postgres.dsn, minconn=0, max_idle=None)
         running.callback(well.close)
+        listener = running.enter_context(well.pool.connection(expected_hold=None))
+        listener.autocommit = True  # otherwise the restart of the server would end a transaction
         server = Server(postgres.dsn)
         running.callback(server.close)
         answers = Answers("shop-1")

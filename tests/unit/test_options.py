@@ -35,6 +35,7 @@ def test_environment() -> None:
             "OTEL_PGPOOL_SLOW": "2",
             "OTEL_PGPOOL_HISTOGRAMS": "use_time",
             "OTEL_PGPOOL_STACK_SKIP": "acme",
+            "OTEL_PGPOOL_CALLER": "1",
             "OTEL_PGPOOL_LONG_HOLD": "0",
             "OTEL_PGPOOL_WAIT_TIMEOUT": " 2.5 ",
         }
@@ -43,6 +44,7 @@ def test_environment() -> None:
     assert settings.telemetry.slow == 2.0
     assert settings.telemetry.histograms == {"use_time"}
     assert settings.telemetry.stack_skip == {"acme"}
+    assert settings.telemetry.caller
     assert (settings.long_hold, settings.wait_timeout) == (math.inf, 2.5)
 
 
@@ -116,6 +118,7 @@ def test_wait_timeout(text: str, expected: float) -> None:
         ({"OTEL_PGPOOL_SLOW": "fast"}, {}),
         ({"OTEL_PGPOOL_HISTOGRAMS": "all"}, {}),
         ({"OTEL_PGPOOL_STACK_SKIP": "acme.server"}, {}),
+        ({"OTEL_PGPOOL_CALLER": "true"}, {}),
         ({"OTEL_PGPOOL_LONG_HOLD": "-1"}, {}),
         ({"OTEL_PGPOOL_WAIT_TIMEOUT": "nan"}, {}),
         ({}, {"spans": "some"}),
