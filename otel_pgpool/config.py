@@ -192,9 +192,9 @@ class PoolConfig:
             timeout=_seconds(environment.TIMEOUT, timeout, environ, none=True),
             max_waiting=validate_integer("max_waiting", max_waiting),
             max_retries=None if max_retries is None else validate_integer("max_retries", max_retries, none=True),
-            max_lifetime=_seconds_or_never("max_lifetime", max_lifetime),
-            max_idle=_seconds_or_never("max_idle", max_idle),
-            keepalive=_seconds_or_never("keepalive", keepalive),
+            max_lifetime=validate_seconds_or_never("max_lifetime", max_lifetime),
+            max_idle=validate_seconds_or_never("max_idle", max_idle),
+            keepalive=validate_seconds_or_never("keepalive", keepalive),
             long_hold=long_hold_threshold(long_hold, environ),
             check=check if check == "auto" else validate_callable("check", check, also="'auto' or None"),
             configure=validate_callable("configure", configure),
@@ -211,7 +211,7 @@ def _credentials(value: Any) -> Any:
     return value
 
 
-def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
+def long_hold_threshold(value: object, environ: Mapping[str, str] = os.environ) -> float:
     """Return the hold time in seconds after which a hold is long; infinite for never. ``...`` reads the environment.
 
     Raises:
@@ -230,7 +230,7 @@ def validate_expected_hold(value: object) -> float:
     Raises:
         ValueError: the value is not a duration above 0.
     """
-    return _seconds_or_never("expected_hold", value)
+    return validate_seconds_or_never("expected_hold", value)
 
 
 def _seconds(variable: Variable, value: object, environ: Mapping[str, str], *, none: bool = False) -> float:
@@ -240,7 +240,12 @@ def _seconds(variable: Variable, value: object, environ: Mapping[str, str], *, n
     return validate_seconds(variable.option, value, none=none)
 
 
-def _seconds_or_never(option: str, value: object) -> float:
+def validate_seconds_or_never(option: str, value: object) -> float:
+    """Validate a duration in seconds above 0; return infinity for None.
+
+    Raises:
+        ValueError: the value is neither such a duration nor None.
+    """
     return math.inf if value is None else validate_seconds(option, value, above=True, none=True)
 
 

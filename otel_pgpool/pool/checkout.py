@@ -78,6 +78,8 @@ class Slot:
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
     pinged: float = AT_ONCE  # when the pool has last pinged it for `keepalive`, which is no use of it
     ping_after: float = NEVER  # seconds without use after which it is pinged
+    opened: float = NEVER  # when it was opened
+    lifetime_share: float = 1.0  # the part of `max_lifetime` after which it expires
     expires: float = NEVER
     review_at: float = NEVER  # when a release first calls `_evict_reason`: at the end of the lifetime, or at once
     evict_reason: str | None = None  # the reason, if the slot is marked for eviction
@@ -97,6 +99,10 @@ class Slot:
     def is_held(self) -> bool:
         """Whether a checkout holds the connection: the slot has none, and the checkout has not released it."""
         return self.conn is None and self.checkout is not None and self.checkout.is_held
+
+    def end_of_life(self, max_lifetime: float) -> float:
+        """Return when the connection expires, if the maximum lifetime has this number of seconds."""
+        return self.opened + max_lifetime * self.lifetime_share
 
     def track(self, conn: connection) -> None:
         """Track the connection by a weak reference, so that `on_collected` is called if the holder drops it.

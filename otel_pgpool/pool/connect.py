@@ -273,7 +273,10 @@ class Connectors(Part):
         slot.key = id(conn)
         slot.on_collected = self.dropped.append
         slot.track(conn)
-        slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
+        slot.opened = now
+        slot.lifetime_share = 1 - LIFETIME_JITTER * random.random()  # nosec B311 # noqa: S311 - jitter
+        with self._core.lock:  # so that no change of `max_lifetime` is missed
+            slot.expires = slot.end_of_life(self._durations.max_lifetime)
         slot.ping_after = config.keepalive * (1 - KEEPALIVE_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
 
     def _warn_once(self) -> None:

@@ -9,7 +9,7 @@ from otel_pgpool.errors import LONGEST_HOLDERS, PoolClosed, TooManyRequests
 from otel_pgpool.pool.checkout import NEVER, Attempt, Blocker, Checkout, Slot
 from otel_pgpool.pool.holds import HoldTable
 from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
-from otel_pgpool.pool.waiters import Queue, Waiter
+from otel_pgpool.pool.waiters import Queue, QueueAgain, Waiter
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
@@ -146,6 +146,12 @@ class Handover(HoldTable):
         with self.lock:
             self.queue.leave(checkout)
             return None if waiter is None else waiter.conn
+
+    def let_waiters_queue_again(self) -> None:
+        """Wake the waiters, which then wait on with the pool's present timeout. Each keeps its turn."""
+        with self.lock:
+            for waiter in list(self.queue.values()):
+                self.queue.fail(waiter, QueueAgain())
 
     def request_growth(self, checkout: Checkout) -> None:
         """Request one more connection on behalf of a caller that does not wait for it."""

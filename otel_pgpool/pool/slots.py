@@ -29,6 +29,11 @@ ORPHAN_AFTER_CHECK = 10.0
 """Seconds after which a slot set aside is considered an orphan: twice the maximum duration of a check or a close."""
 
 
+def bypass_below(long_hold: float) -> float:
+    """Return the seconds below which a hold is within the window, and not long, so that its release needs no lock."""
+    return min(CHECK_BYPASS_WINDOW, long_hold)
+
+
 class Orphan(NamedTuple):
     """A slot that no thread seems to own, with the state that changes as soon as a thread touches the slot."""
 
@@ -91,8 +96,7 @@ class SlotTable(Counters):
         self.minconn = minconn
         self.maxconn = maxconn
         self.long_hold = long_hold
-        # A shorter hold is within the window, and not long, so its release needs no lock.
-        self.bypass_below = min(CHECK_BYPASS_WINDOW, long_hold)
+        self.bypass_below = bypass_below(long_hold)
 
         self.members: set[Slot] = set()
         # Totals of past members, and the present members: replaced together, so that no reader sees a total decrease.
@@ -181,6 +185,13 @@ class SlotTable(Counters):
                 DiscardReason.EXPIRED: expired,
                 DiscardReason.IDLE: [slot for slot in unused[:spare] if self._move_from_idle(slot, self.closing)],
             }
+
+    def change_lifetimes(self, max_lifetime: float) -> None:
+        """Change the lifetimes of all connections according to a new maximum in seconds."""
+        with self.lock:
+            for slot in self.members:
+                slot.expires = slot.end_of_life(max_lifetime)
+                slot.review_at = min(slot.review_at, slot.expires)
 
     # Leaving
 

@@ -29,6 +29,10 @@ class OneShotEvent:
         self.lock.release()
 
 
+class QueueAgain(Exception):  # noqa: N818 - no error: it reaches no caller
+    """What wakes a waiter that has to queue again, because something that it waits by has changed."""
+
+
 class Waiter(OneShotEvent):
     """A caller in the queue for a connection."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.config import TelemetryConfig
@@ -95,7 +96,7 @@ class Telemetry:
         if self._pool_name not in (None, pool.name):
             raise ValueError(f"observer belongs to pool {self._pool_name!r}: each pool needs a Telemetry of its own")
         self._pool_name = pool.name
-        self._threshold = pool.long_hold
+        self._pool, self._threshold = weakref.ref(pool), pool.long_hold
         self._attributes = {names.ATTR_POOL_NAME: pool.name}
         self._spans = Spans(self._tracer_provider, self._config, pool, self._error_types)
         self._logs = Logs(pool.name)
@@ -247,6 +248,9 @@ class Telemetry:
         return {**attributes, **holder_attributes(checkout)}
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
+        pool = self._pool()
+        if pool is not None:
+            self._threshold = pool.long_hold  # may have changed
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
 
     def database_state(self, checkout: Checkout, state: DatabaseState, blockers: Sequence[Checkout]) -> None:
