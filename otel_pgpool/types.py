@@ -85,6 +85,7 @@ class PoolStatus(Value):
     HIGH = "high", "80 % of maxconn or more is in use"
     CRITICAL = "critical", "95 % of maxconn or more is in use"
     UNREACHABLE = "unreachable", "no connection can be opened"
+    SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
 
 
@@ -94,6 +95,7 @@ class HealthStatus(Value):
     OK = "ok", "callers are served, as far as is known"
     SATURATED = "saturated", "every connection is in use and callers wait, or the queue is full"
     UNREACHABLE = "unreachable", "no connection can be opened"
+    SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
 
 

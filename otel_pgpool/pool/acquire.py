@@ -158,7 +158,7 @@ class Acquirer(Part):
         if now >= deadline and core.state is State.OPEN:
             core.request_growth(checkout)
             self._connectors.start_if_needed()
-            raise self._timed_out(checkout, "no connection is idle")
+            raise self._timed_out(checkout, "no connection at once" if core.is_suspended else "no connection is idle")
         waiter = None
         try:
             waiter = core.join(checkout, now)

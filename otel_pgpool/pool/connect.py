@@ -117,6 +117,8 @@ class Connectors(Part):
             waiter: the checkout that waited, if the caller did not wait for the whole pool.
         """
         core, outage, cause, text = self._core, self._core.outage, self._start_error, ""
+        if core.is_suspended:
+            reason = f"the pool is suspended: {reason}"
         if waiter is not None and waiter.error is not None:
             cause, text = waiter.error, waiter.attempts[-1].message or class_of(waiter.error)
         elif outage is not None and outage.error is not None:

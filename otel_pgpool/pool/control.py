@@ -111,6 +111,21 @@ class PoolControl(LiveOptions):
         self._parts.lifecycle.resize(*validate_limits(minconn, maxconn))
 
     @renewed
+    def suspend(self) -> None:
+        """Let every checkout from now on wait, up to its timeout, until `resume` is called.
+
+        Connections in use stay with their holders, who release them as ever. Idle connections stay open, and none is
+        opened. So there is a time without a session that works, for a failover or a change of the schema: when
+        ``stats().used`` is 0, `drain` closes those that are left. A second call does nothing.
+        """
+        self._parts.core.suspend(monotonic())
+
+    @renewed
+    def resume(self) -> None:
+        """Serve the waiters of a suspended pool in the order in which they asked; do nothing if it is not suspended."""
+        self._parts.lifecycle.resume()
+
+    @renewed
     def check(self) -> None:
         """Check every idle connection, one by one, by ``check`` or a query; discard those that do not pass in 5 s."""
         self._parts.health.check_all()

@@ -115,6 +115,12 @@ class Lifecycle(Part):
         if observer is not None:
             OutageChange(outage, self._core.outage).report_end(self._notifier, observer, monotonic())
 
+    def resume(self) -> None:
+        """Serve the waiters of a suspended pool, and open connections again."""
+        self._core.resume(monotonic())
+        self._connectors.start_if_needed()
+        self._wake_maintenance()
+
     # Options
 
     def change_timeout(self, seconds: float) -> None:

@@ -110,6 +110,8 @@ class Parts:
         held = [slot for slot in parents.members if slot.checkout is not None]
         self.assemble(parents.minconn, parents.maxconn, parents.long_hold)
         self.core.state, self.core.closed_at = parents.state, parents.closed_at
+        if parents.suspended_at is not None:
+            self.core.suspend(parents.suspended_at)
         self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 
