@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.environment import Variable
 
+    EvictOn = Callable[[BaseException], object] | frozenset[str] | None
     Check = Callable[[connection], object] | Literal["auto"] | None
 
 LONGEST_VALUE = 80
@@ -133,6 +135,9 @@ def _name(value: object) -> str | None:
     return value
 
 
+SQLSTATE = re.compile("[0-9A-Z]{5}|[0-9A-Z]{2}")
+"""A SQLSTATE, or its class."""
+
 APPLICATION_NAMES = ("off", "trace")
 
 
@@ -154,6 +159,7 @@ class PoolConfig:
     configure: Callable[[connection], object] | None
     reset: Callable[[connection], object] | None
     credentials: Callable[[], Mapping[str, Any]] | None
+    evict_on: EvictOn
     is_monitored: bool
     """Whether the server is asked about long holds."""
     names_traces: bool
@@ -177,6 +183,7 @@ class PoolConfig:
         configure: object = None,
         reset: object = None,
         credentials: object = None,
+        evict_on: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> PoolConfig:
         """Validate a pool's options. An argument overrides its environment variable, which overrides the default.
@@ -200,6 +207,7 @@ class PoolConfig:
             configure=validate_callable("configure", configure),
             reset=validate_callable("reset", reset),
             credentials=_credentials(credentials),
+            evict_on=_evict_on(evict_on),
             is_monitored=environment_choice(environment.DATABASE_STATE, DATABASE_STATES, environ) != "off",
             names_traces=environment_choice(environment.APPLICATION_NAME, APPLICATION_NAMES, environ) == "trace",
         )
@@ -209,6 +217,14 @@ def _credentials(value: Any) -> Any:
     if value is not None and not callable(value):  # not `invalid_option`: the value may be a password in plain text
         raise ValueError(f"credentials must be a callable or None, not of type {type(value).__name__}")
     return value
+
+
+def _evict_on(value: Any) -> EvictOn:
+    """Validate ``evict_on``. The class of an error is refused: it is callable, and as a function of no use."""
+    accepted = "a callable, a list of SQLSTATEs (5 characters) and of their classes (2 characters), or None"
+    if value is None or (callable(value) and not isinstance(value, type)):
+        return value
+    return _names("evict_on", value, accepted, lambda code: isinstance(code, str) and bool(SQLSTATE.fullmatch(code)))
 
 
 def long_hold_threshold(value: object, environ: Mapping[str, str] = os.environ) -> float:

@@ -67,6 +67,7 @@ class DiscardReason(Value):
     CHECK_FAILED = "check_failed", "the connection did not pass its check", True
     READ_ONLY = "read_only", "the server does not accept writes any more", True
     RESET_FAILED = "reset_failed", "the connection could not be reset at its release", True
+    EVICT_ON = "evict_on", "the block ended with an error to which evict_on applies"
     EXPIRED = "expired", "the connection was older than max_lifetime"
     IDLE = "idle", "the connection was above minconn and idle for max_idle"
     DRAINED = "drained", "drain() was called"

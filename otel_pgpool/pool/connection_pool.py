@@ -19,7 +19,7 @@ from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import EllipsisType
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is a method of the pool
@@ -61,6 +61,9 @@ class ConnectionPool(PoolControl):
         credentials: callable that returns a mapping of keyword arguments to merge into those of ``psycopg2.connect``,
             called before each connect. With it, and libpq 16 or later, a password is sent in clear text over TLS only,
             unless libpq's parameter ``require_auth`` is given.
+        evict_on: which errors of a ``with pool.connection()`` block cost the connection its place: SQLSTATEs
+            (``"57014"``) and classes of them (``"XX"``), or a callable that gets the error and returns True. None: only
+            those after which the session has ended or cannot be reset.
         open: False to open no connection before `open` or the first checkout, for pre-fork servers.
         observer: a `PoolObserver` to notify of the pool's events. By default `Telemetry`, which reports to
             OpenTelemetry; None for no telemetry.
@@ -90,6 +93,7 @@ class ConnectionPool(PoolControl):
         configure: Callable[[Connection], object] | None = None,
         reset: Callable[[Connection], object] | None = None,
         credentials: Callable[[], Mapping[str, Any]] | None = None,
+        evict_on: Callable[[BaseException], object] | Iterable[str] | None = None,
         open: bool = True,  # noqa: A002 - the name that psycopg_pool's users know
         observer: PoolObserver | EllipsisType | None = ...,
         **kwargs: Any,
@@ -109,6 +113,7 @@ class ConnectionPool(PoolControl):
             configure=configure,
             reset=reset,
             credentials=credentials,
+            evict_on=evict_on,
         )
         if not isinstance(open, bool):
             raise invalid_option("open", open, "True or False")

@@ -54,6 +54,7 @@ def test_defaults() -> None:
         "configure": None,
         "reset": None,
         "credentials": None,
+        "evict_on": None,
         "is_monitored": True,
         "names_traces": False,
     }
