@@ -87,6 +87,17 @@ def validate_limits(minconn: object, maxconn: object) -> tuple[int, int]:
     return least, most
 
 
+def validate_bool(option: str, value: object) -> bool:
+    """Validate a truth value.
+
+    Raises:
+        ValueError: the value is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise invalid_option(option, value, "True or False")
+    return value
+
+
 def validate_callable(option: str, value: Any, *, also: str = "None") -> Any:
     """Validate a callable or None.
 
@@ -160,6 +171,7 @@ class PoolConfig:
     reset: Callable[[connection], object] | None
     credentials: Callable[[], Mapping[str, Any]] | None
     evict_on: EvictOn
+    reentrant: bool
     is_monitored: bool
     """Whether the server is asked about long holds."""
     names_traces: bool
@@ -184,6 +196,7 @@ class PoolConfig:
         reset: object = None,
         credentials: object = None,
         evict_on: object = None,
+        reentrant: object = False,
         environ: Mapping[str, str] = os.environ,
     ) -> PoolConfig:
         """Validate a pool's options. An argument overrides its environment variable, which overrides the default.
@@ -208,6 +221,7 @@ class PoolConfig:
             reset=validate_callable("reset", reset),
             credentials=_credentials(credentials),
             evict_on=_evict_on(evict_on),
+            reentrant=validate_bool("reentrant", reentrant),
             is_monitored=environment_choice(environment.DATABASE_STATE, DATABASE_STATES, environ) != "off",
             names_traces=environment_choice(environment.APPLICATION_NAME, APPLICATION_NAMES, environ) == "trace",
         )

@@ -248,6 +248,8 @@ class Checkout:
     flagged_at: float = 0.0
     long_hold_reported: bool = False
     """Whether the observer has reported the long hold."""
+    blocks_inside: int = 0
+    """Number of blocks inside its block that have used the same connection."""
     had_proxy_wait: bool = False
     """Whether PgBouncer has sent a notice that a query waits for a connection to the server."""
     database_state: DatabaseState | None = None

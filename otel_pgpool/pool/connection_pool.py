@@ -6,14 +6,15 @@ import weakref
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.config import PoolConfig, invalid_option, validate_expected_hold, validate_seconds
+from otel_pgpool.config import PoolConfig, invalid_option, validate_bool, validate_expected_hold, validate_seconds
 from otel_pgpool.driver.connect_target import ConnectTarget
 from otel_pgpool.errors import PoolError
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
-from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
+from otel_pgpool.pool.context import CheckoutContext
 from otel_pgpool.pool.control import PoolControl
 from otel_pgpool.pool.parts import Parts
+from otel_pgpool.pool.reentrant import ReentrantContext
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
@@ -64,6 +65,8 @@ class ConnectionPool(PoolControl):
         evict_on: which errors of a ``with pool.connection()`` block cost the connection its place: SQLSTATEs
             (``"57014"``) and classes of them (``"XX"``), or a callable that gets the error and returns True. None: only
             those after which the session has ended or cannot be reset.
+        reentrant: True to let a ``with pool.connection()`` block inside another one of the same thread, greenlet or
+            task use the same connection. The outermost block commits or rolls back; a block inside has a savepoint.
         open: False to open no connection before `open` or the first checkout, for pre-fork servers.
         observer: a `PoolObserver` to notify of the pool's events. By default `Telemetry`, which reports to
             OpenTelemetry; None for no telemetry.
@@ -94,6 +97,7 @@ class ConnectionPool(PoolControl):
         reset: Callable[[Connection], object] | None = None,
         credentials: Callable[[], Mapping[str, Any]] | None = None,
         evict_on: Callable[[BaseException], object] | Iterable[str] | None = None,
+        reentrant: bool = False,
         open: bool = True,  # noqa: A002 - the name that psycopg_pool's users know
         observer: PoolObserver | EllipsisType | None = ...,
         **kwargs: Any,
@@ -114,12 +118,13 @@ class ConnectionPool(PoolControl):
             reset=reset,
             credentials=credentials,
             evict_on=evict_on,
+            reentrant=reentrant,
         )
-        if not isinstance(open, bool):
-            raise invalid_option("open", open, "True or False")
+        validate_bool("open", open)
         if observer is not None and observer is not ... and not hasattr(observer, "attached"):
             raise invalid_option("observer", observer, "a PoolObserver or None")
         reset_thread_cache()
+        self._context = ReentrantContext if config.reentrant else CheckoutContext
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         target = ConnectTarget(args, kwargs, credentials)
         super().__init__(Parts(config, target, _default() if observer is ... else observer))
@@ -159,7 +164,7 @@ class ConnectionPool(PoolControl):
         if timeout is not None:
             timeout = validate_seconds("timeout", timeout)
         frame = _getframe(1)
-        context = CheckoutContext() if expected_hold is ... else LongCheckoutContext.expecting(expected_hold)
+        context = self._context() if expected_hold is ... else self._context.expecting(expected_hold)
         context.owner = self
         context.parts = self._parts
         context.timeout = timeout

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from psycopg2.extensions import connection
-    from typing_extensions import Self
 
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.parts import Parts
@@ -43,6 +42,17 @@ class CheckoutContext:
     stack: Stack
     checkout: Checkout | None
     conn: connection | None
+
+    @classmethod
+    def expecting(cls, hold: object) -> CheckoutContext:
+        """Return a context whose hold may last ``hold`` seconds.
+
+        Raises:
+            ValueError: ``hold`` is neither a number above 0 nor None.
+        """
+        context = LongCheckoutContext()
+        context.expected_hold = validate_expected_hold(hold)
+        return context
 
     def __enter__(self) -> connection:
         if not is_here:
@@ -107,17 +117,6 @@ class LongCheckoutContext(CheckoutContext):
     __slots__ = ("expected_hold",)
 
     expected_hold: float
-
-    @classmethod
-    def expecting(cls, hold: object) -> Self:
-        """Return a context whose hold may last ``hold`` seconds.
-
-        Raises:
-            ValueError: ``hold`` is neither a number above 0 nor None.
-        """
-        context = cls()
-        context.expected_hold = validate_expected_hold(hold)
-        return context
 
     def __enter__(self) -> connection:
         conn = super().__enter__()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from otel_pgpool.driver.session import close_inherited
 from otel_pgpool.pool import registry
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from otel_pgpool.driver.connect_target import ConnectTarget
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.registry import Pool
+    from otel_pgpool.runtime.flow import Flow
 
 
 class Parts:
@@ -44,6 +46,7 @@ class Parts:
     __slots__ = (
         "__weakref__",
         "acquirer",
+        "blocks",
         "config",
         "connectors",
         "core",
@@ -66,6 +69,8 @@ class Parts:
         self.target = target
         self.observer = observer
         self.reset = config.reset
+        # Of a reentrant pool: the outermost block of each flow, a `ReentrantContext`, which may have ended.
+        self.blocks: WeakValueDictionary[Flow, Any] = WeakValueDictionary()
         self.notifier = Notifier(observer)
         target.fallback_name = self.notifier.session_name
         self.assemble(config.minconn, config.maxconn, config.long_hold)

@@ -200,12 +200,15 @@ class Telemetry:
                 self._spans.end(checkout, state)
 
     def _report_remarkable(self, checkout: Checkout, context: Context | None) -> None:
-        """Report what is rare at the end of a hold: its length, or a wait in a proxy."""
+        """Report what is rare at the end of a hold: its length, a wait in a proxy, or blocks inside its block."""
         if checkout.flagged:
             self.held_long(checkout)
             self._logs.long_hold_returned(checkout, context)
         if checkout.had_proxy_wait:
             self._report_proxy_wait(checkout, context)
+        state: CheckoutState | None = checkout.observer_data
+        if checkout.blocks_inside and state is not None and state.span is not None:
+            self._spans.blocks_inside(state.span, checkout.blocks_inside)
 
     def _report_proxy_wait(self, checkout: Checkout, context: Context | None) -> None:
         state: CheckoutState | None = checkout.observer_data

@@ -154,6 +154,10 @@ class Spans:
         """Note in the span of a checkout that a proxy let a query wait."""
         span.set_attributes({names.ATTR_PROXY_WAIT: True})
 
+    def blocks_inside(self, span: Span, count: int) -> None:
+        """Note in the span of a checkout how many blocks inside its own have used the same connection."""
+        span.set_attributes({names.ATTR_BLOCKS_INSIDE: count})
+
     def end(self, checkout: Checkout, state: CheckoutState) -> None:
         """End the span of a checkout that had a connection. A second call, after an interrupt, does nothing."""
         span = state.span
@@ -220,6 +224,8 @@ class Spans:
             attributes = {**attributes, names.ATTR_TASK_NAME: checkout.task.name}
         if checkout.had_proxy_wait:
             attributes = {**attributes, names.ATTR_PROXY_WAIT: True}
+        if checkout.blocks_inside:
+            attributes = {**attributes, names.ATTR_BLOCKS_INSIDE: checkout.blocks_inside}
         state.span = span = self._tracer.start_span(
             SPAN_CHECKOUT, caller, attributes=attributes, start_time=state.began_ns
         )

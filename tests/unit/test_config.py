@@ -55,6 +55,7 @@ def test_defaults() -> None:
         "reset": None,
         "credentials": None,
         "evict_on": None,
+        "reentrant": False,
         "is_monitored": True,
         "names_traces": False,
     }
