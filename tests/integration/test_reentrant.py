@@ -14,6 +14,7 @@ from psycopg2 import errors
 
 from otel_pgpool import PoolError, PoolTimeout
 from otel_pgpool.driver import savepoint
+from otel_pgpool.pool.reentrant import ReentrantContext
 from tests.support.calls import calls_in
 from tests.support.database import ask, kill
 from tests.support.pools import Recorder, make
@@ -515,8 +516,10 @@ def test_a_lost_connection(pool: ConnectionPool, admin: connection) -> None:
         kill(admin, [conn.info.backend_pid])
         with pool.connection():
             pytest.fail("it has begun")
-    with pool.connection() as conn, pool.connection():
-        conn.close()
+    with pool.connection() as conn:
+        do(conn, 1)
+        with pool.connection():
+            conn.close()
     assert pool.stats().discarded == {"broken": 2, "returned_closed": 1}
     assert steps(admin) == []
 
@@ -553,6 +556,22 @@ def test_an_interrupt(
         with suppress(psycopg2.Error):  # in error, if the savepoint had ended already
             do(conn, 5)
     assert steps(admin) in ([3, 5], [])
+
+
+@pytest.mark.parametrize("step", ["_problem", "is_held"])
+def test_an_interrupt_of_the_outermost_block(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Before its end, or at the begin of one inside: the connection is released, without a commit."""
+
+    def interrupted(*_args: object) -> object:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with raises(KeyboardInterrupt), pool.connection() as conn:
+        do(conn, 1)
+        monkeypatch.setattr(ReentrantContext, step, property(interrupted) if step == "is_held" else interrupted)
+        if step == "is_held":
+            pool.connection().__enter__()
+    assert pool.stats().used == 0
 
 
 def test_evict_on(dsn: str) -> None:
