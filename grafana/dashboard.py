@@ -1,4 +1,7 @@
-"""Grafana's dashboard as code: ``make dashboard`` writes it to ``grafana/dashboards/otel-pgpool.json``."""
+"""Grafana's dashboard as code, which ``make dashboard`` writes.
+
+``grafana/dashboards/otel-pgpool.json`` has links into Jaeger, ``grafana/lgtm/otel-pgpool.json`` into Tempo.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,14 @@ from grafana.queries import (
     quantiles,
     query,
     rate,
+    rate_of_sum,
     search,
     slow_query,
 )
+from grafana.tempo import in_tempo
 
 FILE = Path(__file__).parent / "dashboards" / "otel-pgpool.json"
+TEMPO_FILE = Path(__file__).parent / "lgtm" / "otel-pgpool.json"
 
 QUEUED = search("Jaeger: checkouts that queued", "otel_pgpool.path=queued")
 TIMED_OUT = search("Jaeger: checkouts that timed out", "otel_pgpool.outcome=timeout")
@@ -41,7 +47,8 @@ VERDICTS = (
     verdict(
         "Utilization now",
         "The fullest pool: connections in use / max. From 95 % on, whoever asks for a connection waits. Low while "
-        "callers suffer: the pool is not the problem, or it cannot connect. A pool without a limit has none.",
+        "callers suffer: the pool is not the problem, or it cannot connect. A pool without a limit has none. Holds "
+        "that are long by design (expected_hold) do not count.",
         "percentunit",
         level("otel_pgpool_utilization_ratio"),
         QUEUED,
@@ -189,6 +196,7 @@ HOLDING = (
         "short",
         [query(increase("otel_pgpool_long_holds_total"), NAME_AND_INSTANCE)],
         HELD_LONG,
+        width=12,
     ),
     graph(
         "Why are long holds long?",
@@ -205,6 +213,7 @@ HOLDING = (
         ],
         HELD_LONG,
         BLOCKED,
+        width=12,
     ),
     graph(
         "Needed connections",
@@ -212,7 +221,23 @@ HOLDING = (
         "above it in the busiest minutes makes callers wait; see Sizing a pool in docs/operations.md. Of holds that "
         "have ended: a leak is not in it, and it is 0 when nothing else comes back.",
         "short",
-        [slow_query(rate("db_client_connection_use_time_seconds_sum"), NAME_AND_INSTANCE)],
+        [slow_query(rate_of_sum("db_client_connection_use_time_seconds"), NAME_AND_INSTANCE)],
+        width=12,
+    ),
+    graph(
+        "Connections by caller",
+        "Who has the connections that are out: requests and jobs by their entry span, other code by its file and "
+        "function. One caller above all others: its holds are long, or it is called often; the wait and hold times "
+        "have the label too. Only of pools with OTEL_PGPOOL_CALLER=1.",
+        "short",
+        [
+            query(
+                f"sum by (job, {POOL}, otel_pgpool_caller) ({level('otel_pgpool_connections_held')}) > 0",
+                f"{{{{otel_pgpool_caller}}}} · {NAME}",
+            )
+        ],
+        HELD_LONG,
+        width=12,
     ),
 )
 
@@ -372,3 +397,4 @@ def build() -> str:
 
 if __name__ == "__main__":
     FILE.write_text(build(), encoding="utf-8")
+    TEMPO_FILE.write_text(in_tempo(build()), encoding="utf-8")

@@ -27,7 +27,7 @@ from grafana_foundation_sdk.models.dashboard import FieldColorModeId, Threshold,
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from grafana.queries import now, rate, slow_query
+from grafana.queries import buckets, now, slow_query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,9 +111,9 @@ def graph(
 
 def heat_map(title: str, description: str, histogram: str) -> Heatmap:
     """Seconds over time; each diamond is an exemplar, which leads to its trace."""
-    buckets = slow_query(rate(f"{histogram}_bucket", by="le"), "{{le}}").format(PromQueryFormat.HEATMAP)
+    records = slow_query(buckets(histogram), "{{le}}").format(PromQueryFormat.HEATMAP)
     return (
-        described(Heatmap(), title, description, "s", [buckets])
+        described(Heatmap(), title, description, "s", [records])
         .height(8)
         .span(8)
         .calculate(calculate=False)

@@ -3,6 +3,9 @@
 Levels are asked for over 90 s, as in ``prometheus/rules.yaml``: a process that has ended is gone from the panels then,
 and not after five minutes. Rates have a step of at least a minute, so that Grafana's ``$__rate_interval`` holds four
 exports of a process that exports as seldom as the SDK does by default.
+
+A histogram may be classic series (``_bucket``, ``_sum``, ``_count``) or a native one without a suffix: exponential, or
+made from classic buckets. A process that has both counts by its native one, which is the more exact.
 """
 
 from __future__ import annotations
@@ -54,9 +57,24 @@ def occurrences(name: str, *, by: str) -> str:
 
 
 def quantile(fraction: float, histogram: str, *, by: str = "", window: str = RATE) -> str:
-    """Return a quantile of a histogram's records."""
+    """Return a quantile of a histogram's records; of classic and native series, the greater one."""
+    native, classic = (f"rate({metric(name)}[{window}])" for name in (histogram, f"{histogram}_bucket"))
     labels = f"{by}, le" if by else "le"
-    return f"histogram_quantile({fraction}, sum by ({labels}) (rate({metric(f'{histogram}_bucket')}[{window}])))"
+    of_native = f"histogram_quantile({fraction}, sum by ({by}) ({native}))"
+    of_classic = f"histogram_quantile({fraction}, sum by ({labels}) ({classic} unless on ({EACH}) {native}))"
+    return f'max by ({by}) ({of_native} or label_replace({of_classic}, "kind", "classic", "", ""))'
+
+
+def buckets(histogram: str) -> str:
+    """Return the rate of a histogram's records: a native histogram where there are native series, else by ``le``."""
+    native, classic = (f"rate({metric(name)}[{RATE}])" for name in (histogram, f"{histogram}_bucket"))
+    return f"sum({native}) or on () sum by (le) ({classic})"
+
+
+def rate_of_sum(histogram: str, *, by: str = EACH) -> str:
+    """By how much the sum of a histogram's records grows in a second."""
+    native, classic = (f"rate({metric(name)}[{RATE}])" for name in (histogram, f"{histogram}_sum"))
+    return f"sum by ({by}) (histogram_sum({native}) or {classic})"
 
 
 def now(expression: str) -> Dataquery:

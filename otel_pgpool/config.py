@@ -1,19 +1,26 @@
-"""Validation of options and environment variables. Errors contain the name, the value and what is accepted."""
+"""The options of a pool and of its telemetry, validated: argument, then environment variable, then default."""
 
 from __future__ import annotations
 
 import math
-import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from otel_pgpool import environment
-from otel_pgpool.runtime.text import LONGEST_NAME, cut, may_hold_password
+from otel_pgpool.runtime.text import LONGEST_NAME, may_hold_password
+from otel_pgpool.validation import (
+    invalid_option,
+    validate_attempts,
+    validate_bool,
+    validate_callable,
+    validate_integer,
+    validate_limits,
+    validate_seconds,
+)
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -22,91 +29,6 @@ if TYPE_CHECKING:
 
     EvictOn = Callable[[BaseException], object] | frozenset[str] | None
     Check = Callable[[connection], object] | Literal["auto"] | None
-
-LONGEST_VALUE = 80
-"""Maximum number of characters that an error shows of an invalid value."""
-
-MOST_CONNECTIONS = 262_143
-"""PostgreSQL's own bound on ``max_connections``."""
-
-
-def invalid_option(option: str, value: object, accepted: str) -> ValueError:
-    """Return the error for an invalid value. A long value is shortened; one that may hold a password is not shown."""
-    shown = repr(value)
-    if may_hold_password(shown):
-        return ValueError(f"{option} must be {accepted}; the value is not shown, because it may contain a password")
-    return ValueError(f"{option} must be {accepted}, not {cut(shown, LONGEST_VALUE)}")
-
-
-def validate_seconds(
-    option: str, value: object, *, least: float = 0.0, above: bool = False, none: bool = False
-) -> float:
-    """Validate a duration in seconds, which may be infinite.
-
-    Raises:
-        ValueError: the value is not a number, NaN, or below ``least`` (with ``above``: not above ``least``).
-    """
-    bound = f"{'above' if above else 'of at least'} {least:g} (math.inf allowed)"
-    accepted = f"a number of seconds {bound}{' or None' if none else ''}"
-    number = math.nan
-    if not isinstance(value, bool) and isinstance(value, Real):
-        with suppress(OverflowError):
-            number = float(value)
-    if math.isnan(number) or number < least or (above and number == least):
-        raise invalid_option(option, value, accepted)
-    return number
-
-
-def validate_integer(option: str, value: object, *, least: int = 0, most: int | None = None, none: bool = False) -> int:
-    """Validate an integer.
-
-    Raises:
-        ValueError: the value is not an integer, below ``least`` or above ``most``.
-    """
-    bound = "" if most is None else f" and at most {most}"
-    accepted = f"a whole number of at least {least}{bound}{' or None' if none else ''}"
-    number = None
-    if not isinstance(value, bool):
-        with suppress(TypeError):  # the value is not an integer
-            number = operator.index(value)  # type: ignore[arg-type]
-    if number is None or number < least or (most is not None and number > most):
-        raise invalid_option(option, value, accepted)
-    return number
-
-
-def validate_limits(minconn: object, maxconn: object) -> tuple[int, int]:
-    """Validate the size limits of a pool, and return them as integers.
-
-    Raises:
-        ValueError: a limit is not an integer, ``maxconn`` is out of bounds, or ``minconn`` is above ``maxconn``.
-    """
-    least = validate_integer("minconn", minconn)
-    most = validate_integer("maxconn", maxconn, least=1, most=MOST_CONNECTIONS)
-    if least > most:
-        raise invalid_option("minconn", minconn, f"at most maxconn ({most})")
-    return least, most
-
-
-def validate_bool(option: str, value: object) -> bool:
-    """Validate a truth value.
-
-    Raises:
-        ValueError: the value is neither True nor False.
-    """
-    if not isinstance(value, bool):
-        raise invalid_option(option, value, "True or False")
-    return value
-
-
-def validate_callable(option: str, value: Any, *, also: str = "None") -> Any:
-    """Validate a callable or None.
-
-    Raises:
-        ValueError: the value is neither.
-    """
-    if value is not None and not callable(value):
-        raise invalid_option(option, value, f"a callable or {also}")
-    return value
 
 
 def environment_seconds(variable: Variable, environ: Mapping[str, str]) -> float:
@@ -161,7 +83,7 @@ class PoolConfig:
     name: str | None
     timeout: float
     max_waiting: int
-    max_retries: int | None
+    max_attempts: int | None
     max_lifetime: float
     max_idle: float
     keepalive: float
@@ -172,6 +94,8 @@ class PoolConfig:
     credentials: Callable[[], Mapping[str, Any]] | None
     evict_on: EvictOn
     reentrant: bool
+    reconnect_timeout: float
+    reconnect_failed: Callable[[Any], object] | None
     is_monitored: bool
     """Whether the server is asked about long holds."""
     names_traces: bool
@@ -180,12 +104,15 @@ class PoolConfig:
     @classmethod
     def of(
         cls,
-        minconn: object,
-        maxconn: object,
+        minconn: object = ...,
+        maxconn: object = ...,
         *,
+        min_size: object = ...,
+        max_size: object = ...,
         name: object = None,
         timeout: object = None,
         max_waiting: object = 0,
+        max_attempts: object = None,
         max_retries: object = None,
         max_lifetime: object = 3600.0,
         max_idle: object = 600.0,
@@ -197,6 +124,8 @@ class PoolConfig:
         credentials: object = None,
         evict_on: object = None,
         reentrant: object = False,
+        reconnect_timeout: object = 300.0,
+        reconnect_failed: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> PoolConfig:
         """Validate a pool's options. An argument overrides its environment variable, which overrides the default.
@@ -204,14 +133,14 @@ class PoolConfig:
         Raises:
             ValueError: an option or variable is invalid; the message contains its name and what is accepted.
         """
-        least, most = validate_limits(minconn, maxconn)
+        least, most = validate_limits(minconn, maxconn, min_size, max_size)
         return cls(
             minconn=least,
             maxconn=most,
             name=_name(name),
-            timeout=_seconds(environment.TIMEOUT, timeout, environ, none=True),
+            timeout=_timeout(timeout, environ),
             max_waiting=validate_integer("max_waiting", max_waiting),
-            max_retries=None if max_retries is None else validate_integer("max_retries", max_retries, none=True),
+            max_attempts=validate_attempts(max_attempts, max_retries),
             max_lifetime=validate_seconds_or_never("max_lifetime", max_lifetime),
             max_idle=validate_seconds_or_never("max_idle", max_idle),
             keepalive=validate_seconds_or_never("keepalive", keepalive),
@@ -222,9 +151,16 @@ class PoolConfig:
             credentials=_credentials(credentials),
             evict_on=_evict_on(evict_on),
             reentrant=validate_bool("reentrant", reentrant),
+            reconnect_timeout=validate_seconds("reconnect_timeout", reconnect_timeout),
+            reconnect_failed=validate_callable("reconnect_failed", reconnect_failed),
             is_monitored=environment_choice(environment.DATABASE_STATE, DATABASE_STATES, environ) != "off",
             names_traces=environment_choice(environment.APPLICATION_NAME, APPLICATION_NAMES, environ) == "trace",
         )
+
+
+def _timeout(value: object, environ: Mapping[str, str]) -> float:
+    is_set = environ.get(environment.TIMEOUT.name, "").strip()
+    return _seconds(environment.TIMEOUT if is_set else environment.FALLBACK_TIMEOUT, value, environ, none=True)
 
 
 def _credentials(value: Any) -> Any:
@@ -293,6 +229,8 @@ class TelemetryConfig:
     histograms: frozenset[str]
     stack_skip: frozenset[str] = frozenset()
     """Top-level packages to leave out of call sites, in addition to the built-in list."""
+    caller: bool = False
+    """Whether waits, holds and held connections are reported by the caller."""
 
     @classmethod
     def of(
@@ -301,6 +239,8 @@ class TelemetryConfig:
         slow: object = None,
         histograms: object = None,
         stack_skip: object = None,
+        *,
+        caller: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> TelemetryConfig:
         """Validate telemetry options. An argument overrides its environment variable, which overrides the default.
@@ -313,6 +253,7 @@ class TelemetryConfig:
             slow_threshold(slow, environ),
             recorded_histograms(histograms, environ),
             skipped_packages(stack_skip, environ),
+            reports_callers(caller, environ),
         )
 
 
@@ -369,12 +310,26 @@ def skipped_packages(value: object, environ: Mapping[str, str]) -> frozenset[str
     )
 
 
+def reports_callers(value: object, environ: Mapping[str, str]) -> bool:
+    """Validate whether metrics are reported by the caller. None reads the environment.
+
+    Raises:
+        ValueError: the value is neither True nor False.
+    """
+    if value is None:
+        return environment_choice(environment.CALLER, ("0", "1"), environ) == "1"
+    if isinstance(value, bool):
+        return value
+    raise invalid_option("caller", value, "True or False")
+
+
 def environment_words(variable: Variable, environ: Mapping[str, str]) -> list[str]:
     """Read a comma-separated list from the environment. An unset or empty variable means the default."""
-    return _split(environ.get(variable.name, "")) or _split(variable.default)
+    return split_words(environ.get(variable.name, "")) or split_words(variable.default)
 
 
-def _split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
+    """Split a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

@@ -16,7 +16,10 @@ class Variable(NamedTuple):
     description: str
 
 
-TIMEOUT = Variable("DB_CONNECTION_TIMEOUT", "timeout", "30", "default of `timeout`, in seconds")
+TIMEOUT = Variable(
+    "OTEL_PGPOOL_TIMEOUT", "timeout", "", "default of `timeout`, in seconds; not set: `DB_CONNECTION_TIMEOUT`"
+)
+FALLBACK_TIMEOUT = Variable("DB_CONNECTION_TIMEOUT", "timeout", "30", "the same, if `OTEL_PGPOOL_TIMEOUT` is not set")
 LONG_HOLD = Variable("OTEL_PGPOOL_LONG_HOLD", "long_hold", "1.0", "default of `long_hold`, in seconds; 0: never")
 SPANS = Variable(
     "OTEL_PGPOOL_SPANS",
@@ -37,6 +40,12 @@ HISTOGRAMS = Variable(
     "wait_time,use_time,create_time",
     "the histograms to record; `none` for none",
 )
+CALLER = Variable(
+    "OTEL_PGPOOL_CALLER",
+    "caller",
+    "0",
+    "`1`: waits, holds and the connections in use are reported by the caller; `0`: they are not",
+)
 APPLICATION_NAME = Variable(
     "OTEL_PGPOOL_APPLICATION_NAME",
     "ConnectionPool",
@@ -53,20 +62,20 @@ STACK_SKIP = Variable(
 )
 WAIT_TIMEOUT = Variable(
     "OTEL_PGPOOL_WAIT_TIMEOUT",
-    "PgPoolInstrumentor.instrument",
+    "wait_timeout",
     "",
     "longest wait in seconds for a connection of an exhausted, instrumented `ThreadedConnectionPool`; not set: it "
     "raises at once",
 )
 POOLS = Variable(
     "OTEL_PGPOOL_POOLS",
-    "PgPoolInstrumentor.instrument",
+    "pools",
     "",
     "comma-separated kinds of pools to instrument: `psycopg2`, `psycopg_pool`, `sqlalchemy`, `asyncpg`; not set: all",
 )
 FORK_REPAIR = Variable(
     "OTEL_PGPOOL_FORK_REPAIR",
-    "PgPoolInstrumentor.instrument",
+    "fork_repair",
     "0",
     "`1`: in a forked child, an instrumented pool of `psycopg_pool` or `asyncpg` begins anew; `0`: its use "
     "there is only reported",
@@ -80,10 +89,14 @@ DATABASE_STATE = Variable(
     "`all`: for those of instrumented pools too; `off`: never",
 )
 
-SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing over OTLP")
+SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing")
 EXPORTERS = {
     signal: Variable(
-        f"OTEL_{signal.upper()}_EXPORTER", "configure", "otlp", f"`none`: `configure()` exports no {signal} over OTLP"
+        f"OTEL_{signal.upper()}_EXPORTER",
+        "configure",
+        "otlp",
+        f"comma-separated exporters of `configure()` for {signal}: `otlp`, `console`, "
+        f"{'`prometheus` ' if signal == 'metrics' else ''}and others that are installed; `none` for none",
     )
     for signal in ("traces", "metrics", "logs")
 }
@@ -105,10 +118,12 @@ PROTOCOLS = {
 
 ENVIRONMENT = (
     TIMEOUT,
+    FALLBACK_TIMEOUT,
     LONG_HOLD,
     SPANS,
     SLOW,
     HISTOGRAMS,
+    CALLER,
     APPLICATION_NAME,
     STACK_SKIP,
     WAIT_TIMEOUT,

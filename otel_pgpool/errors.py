@@ -79,7 +79,7 @@ class PoolTimeout(PoolError):
         idle: connections that are idle.
         connecting: connections that are being opened.
         waiting: callers that wait for a connection.
-        utilization: ``used / maxconn``.
+        utilization: fraction of the connections that are in use, as in `PoolStats`.
         oldest_hold: age of the oldest hold in seconds, as in `PoolStats`.
     """
 
@@ -109,6 +109,15 @@ class PoolTimeout(PoolError):
 def _rebuild(kind: type[PoolTimeout], message: str, diagnosis: dict[str, Any]) -> PoolTimeout:
     """Rebuild a pickled error with its attributes, which ``psycopg2.Error.__reduce__`` would lose."""
     return kind(message, **diagnosis)
+
+
+class ConnectionFailed(PoolTimeout):
+    """Raised if a checkout gave up after ``max_attempts`` failed attempts, before its timeout.
+
+    ``__cause__`` is the error of the last failed attempt. A `PoolTimeout`, so that code that catches one catches both.
+    """
+
+    __module__ = "otel_pgpool"
 
 
 LONGEST_HOLDERS = 5

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_pgpool.database_state import DatabaseState
+    from otel_pgpool.types import StatusName
 
 HIGH_UTILIZATION = 0.80
 CRITICAL_UTILIZATION = 0.95
@@ -27,7 +28,7 @@ class PoolStats:
     """
 
     name: str
-    status: str
+    status: StatusName
     """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable``, ``suspended`` or
     ``closed``."""
     minconn: int
@@ -40,7 +41,10 @@ class PoolStats:
     connecting: int
     waiting: int
     utilization: float
-    """``used / maxconn``."""
+    """``used / maxconn``, both without the holds with an ``expected_hold``.
+
+    If these are all of ``maxconn``, it is 1 while a caller waits, and otherwise 0.
+    """
     oldest_hold: float
     """Age of the oldest hold in progress, 0 if there is none. Holds with an ``expected_hold`` do not count."""
 
@@ -50,7 +54,7 @@ class PoolStats:
     """Checkouts that waited in the queue, whether or not they received a connection."""
     timeouts: int = 0
     errors: int = 0
-    """Checkouts that failed for another reason: queue full, pool closed, ``max_retries`` reached, interrupted."""
+    """Checkouts that failed for another reason: queue full, pool closed, ``max_attempts`` reached, interrupted."""
     retries: int = 0
     long_holds: int = 0
     created: int = 0

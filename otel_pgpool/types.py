@@ -6,7 +6,7 @@ Each value is a ``str``: it compares, prints and serialises as its text.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,6 +37,10 @@ class CheckoutPath(Value):
     NEW = "new", "the caller waited until a new connection was open"
 
 
+PathName = Literal["idle", "queued", "new"]
+"""The texts of `CheckoutPath`, for annotations."""
+
+
 class Outcome(Value):
     """How a checkout ended: ``otel_pgpool.outcome``."""
 
@@ -47,6 +51,10 @@ class Outcome(Value):
     RECLAIMED = "reclaimed", "the holder dropped the connection, and the pool reclaimed it"
     TIMEOUT = "timeout", "no connection became available in time"
     ERROR = "error", "the checkout failed for another reason, or was interrupted"
+
+
+OutcomeName = Literal["committed", "rolled_back", "released", "discarded", "reclaimed", "timeout", "error"]
+"""The texts of `Outcome`, for annotations."""
 
 
 class DiscardReason(Value):
@@ -78,6 +86,24 @@ class DiscardReason(Value):
     FORKED = "forked", "the connection belongs to the parent process of a fork"
 
 
+ReasonName = Literal[
+    "broken",
+    "check_failed",
+    "read_only",
+    "reset_failed",
+    "evict_on",
+    "expired",
+    "idle",
+    "drained",
+    "resized",
+    "reclaimed",
+    "returned_closed",
+    "closed",
+    "forked",
+]
+"""The texts of `DiscardReason`, for annotations."""
+
+
 class PoolStatus(Value):
     """The status of a pool: ``PoolStats.status``."""
 
@@ -88,6 +114,10 @@ class PoolStatus(Value):
     UNREACHABLE = "unreachable", "no connection can be opened"
     SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
+
+
+StatusName = Literal["new", "ok", "high", "critical", "unreachable", "suspended", "closed"]
+"""The texts of `PoolStatus`, for annotations."""
 
 
 class HealthStatus(Value):
@@ -106,6 +136,10 @@ class UtilizationLevel(Value):
     NORMAL = "normal", "less than 80 % of maxconn is in use"
     HIGH = "high", "80 % of maxconn or more is in use"
     CRITICAL = "critical", "95 % of maxconn or more is in use"
+
+
+LevelName = Literal["normal", "high", "critical"]
+"""The texts of `UtilizationLevel`, for annotations."""
 
 
 class TransactionStatus(Value):
@@ -130,13 +164,17 @@ class PoolErrorType(Value):
     TOO_MANY_REQUESTS = "too_many_requests", "TooManyRequests: the queue is full"
 
 
+EVENT_NAME = "otel.event.name"
+"""Attribute that names the event of a standard log record; OpenTelemetry keeps it in a field of its own."""
+
+
 class LogEvent(Value):
     """The events of log records: ``otel_pgpool.event``, and with the package's name ``otel.event.name``."""
 
     @property
     def attributes(self) -> dict[str, str]:
         """The attributes of a record that name its event."""
-        return {"otel_pgpool.event": self.value, "otel.event.name": f"otel_pgpool.{self.value}"}
+        return {"otel_pgpool.event": self.value, EVENT_NAME: f"otel_pgpool.{self.value}"}
 
     LONG_HOLD = "long_hold", "a hold has passed its threshold and continues"
     DATABASE_STATE = "database_state", "what the server says of the session of a long hold that continues"

@@ -40,7 +40,7 @@ from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
 from otel_pgpool.config import PoolConfig, TelemetryConfig
 from otel_pgpool.driver.reset import PROXY_WAIT
 from otel_pgpool.environment import ENVIRONMENT
-from otel_pgpool.instrumentation.options import InstrumentationOptions
+from otel_pgpool.instrumentation.options import OPTIONS, InstrumentationOptions
 from otel_pgpool.telemetry import Telemetry
 from tests.support.documents import (
     DOCUMENTS,
@@ -286,6 +286,24 @@ def test_options_are_those_of_the_constructor() -> None:
     assert [(code(row[0])[0], ast.literal_eval(code(row[1])[0])) for row in table(REFERENCE, "options")] == options
 
 
+def test_figures_of_psycopg_pool() -> None:
+    """Every figure of ``get_stats``, in its order."""
+    pool = ConnectionPool(0, 1, "host=nowhere.invalid", open=False, observer=None)
+    assert [name for row in table("docs/migrating.md", "psycopg-pool-stats") for name in code(row[0])] == list(
+        pool.get_stats()
+    )
+    pool.close()
+
+
+def test_options_of_the_instrumentor() -> None:
+    """Every option, with the variable that its default comes from."""
+    providers, *rows = table(INSTRUMENTATION, "instrumentor")
+    assert (*code(providers[0]), *(code(row[0])[0] for row in rows)) == OPTIONS
+    assert {code(row[0])[0]: code(row[1]) for row in rows} == {
+        option: [f"OTEL_PGPOOL_{option.upper()}"] for option in OPTIONS[2:]
+    }
+
+
 def test_extras_are_those_of_the_package() -> None:
     """Every extra, in the order in which the package declares them."""
     _, _, declared = text_of("pyproject.toml").partition("[project.optional-dependencies]\n")
@@ -390,7 +408,7 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
             refuse = True
             with suppress(PoolTimeout):
                 pool.getconn()
-        pool.putconn(pool.getconn(), close=True)
+        pool.putconn(pool.getconn(expected_hold=None), close=True)
         data = reader.get_metrics_data()
         metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
     be_blocked(dsn, Telemetry(tracers, MeterProvider()))
@@ -458,6 +476,26 @@ def test_metrics_are_those_of_the_meter(measured: tuple[list[Any], list[Any]]) -
         seen[metric.name] = (kind, metric.unit, sorted(names))
     assert told == seen
     assert len(seen) == 17
+
+
+def test_metrics_by_caller_are_those_of_the_meter(dsn: str) -> None:
+    """With callers, these metrics have the attribute, and no others."""
+    reader = InMemoryMetricReader()
+    observer = Telemetry(TracerProvider(), MeterProvider([reader]), caller=True)
+    with ConnectionPool(1, 1, dsn, observer=observer) as pool:
+        with pool.connection():
+            pass
+        data = reader.get_metrics_data()
+    seen = set()
+    for metric in data.resource_metrics[0].scope_metrics[0].metrics if data else ():
+        if any("otel_pgpool.caller" in (point.attributes or {}) for point in metric.data.data_points):
+            kind = KINDS[type(metric.data), getattr(metric.data, "is_monotonic", None)]
+            seen.add((metric.name, kind, metric.unit, "otel_pgpool.caller"))
+    rows = table(TELEMETRY, "metrics by caller")
+    assert seen == {
+        (code(name)[0], kind.removeprefix("observable "), code(unit)[0], code(attribute)[0])
+        for name, kind, unit, attribute in rows
+    }
 
 
 def test_boundaries_are_those_of_the_histograms(measured: tuple[list[Any], list[Any]]) -> None:

@@ -137,9 +137,15 @@ def read(recording: Recording, slowest: int = 3) -> Report:
         hold=Spread.of(seconds(a["otel_pgpool.hold_time"]) for a in recorded if "otel_pgpool.hold_time" in a),
         slowest=tuple(
             _slow_checkout(span, waits.get(span.span_id), spans)
-            for span in heapq.nlargest(slowest, checkouts, key=lambda span: span.end - span.start)
+            for span in heapq.nlargest(slowest, checkouts, key=_slowness)
         ),
     )
+
+
+def _slowness(span: Span) -> float:
+    """Return the duration of a checkout in seconds, without a hold that was expected to be as long as it was."""
+    is_expected = span.attributes.get("otel_pgpool.expected_hold") and not span.attributes.get("otel_pgpool.long_hold")
+    return seconds(span.attributes["otel_pgpool.wait_time"]) if is_expected else (span.end - span.start) / NANOSECONDS
 
 
 def _slow_checkout(span: Span, wait: Span | None, spans: dict[str, Span]) -> SlowCheckout:

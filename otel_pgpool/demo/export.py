@@ -25,6 +25,7 @@ SDK_DEFAULTS = {
     "OTEL_BSP_MAX_QUEUE_SIZE": "20000",
     "OTEL_BSP_SCHEDULE_DELAY": "1000",
 }
+EXPORTER_VARIABLES = ("OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER")
 # The report reads the totals from the last values, so it needs cumulative ones, whatever the user's backend prefers.
 CUMULATIVE: dict[type, AggregationTemporality] = dict.fromkeys(
     (Counter, Histogram, ObservableCounter, ObservableUpDownCounter, UpDownCounter),
@@ -46,6 +47,9 @@ def set_providers(recording: Recording, endpoint: Endpoint | None) -> otlp.Provi
     os.environ["OTEL_TRACES_SAMPLER"] = "always_on"
     if endpoint is not None:
         endpoint.export_to(os.environ)
+        for variable in EXPORTER_VARIABLES:  # another exporter, such as that of the console, would write into the view
+            names = os.environ.get(variable, "").lower().split(",")
+            os.environ[variable] = ",".join(name for name in names if name.strip().startswith(("otlp_proto", "none")))
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     try:
         recording.folder.mkdir(parents=True, exist_ok=True)

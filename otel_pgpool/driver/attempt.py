@@ -37,14 +37,22 @@ class ConnectAttempt:
         number: number of the attempt since the server became unreachable; otherwise 1.
         limit: seconds that the caller has if it connects in its own thread; None in a thread of the pool.
         warn: called before credentials are sent over a connection that may not be encrypted.
+        delays_fork: seconds that the connect delays a fork at most.
     """
 
-    def __init__(self, number: int = 1, limit: float | None = None, warn: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        number: int = 1,
+        limit: float | None = None,
+        warn: Callable[[], None] = lambda: None,
+        delays_fork: float = math.inf,
+    ) -> None:
         self.number = number
         self.began = monotonic()
         self.thread = threading.current_thread()
         self.limit = limit
         self.warn = warn
+        self.delays_fork = delays_fork
         self._step = ""
         self._allowed = math.inf
         self._due = math.inf

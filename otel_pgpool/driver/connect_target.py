@@ -63,6 +63,10 @@ class ConnectTarget(Target):
         if not (has_service(parameters) or "connect_timeout" in parameters or os.environ.get("PGCONNECT_TIMEOUT")):
             self._kwargs["connect_timeout"] = CONNECT_TIMEOUT
 
+    def chosen_server(self, conn: connection) -> tuple[str, int | None] | None:
+        """Return host and port of a new connection, if libpq has chosen among several; otherwise None."""
+        return (conn.info.host, conn.info.port) if "," in self.address else None
+
     def connect(
         self, attempt: ConnectAttempt | None = None, changes: Mapping[str, Any] = MappingProxyType({})
     ) -> connection:
@@ -99,16 +103,20 @@ class ConnectTarget(Target):
             kwargs = {**kwargs, "connect_timeout": seconds}
         if extensions.get_wait_callback() is None:
             attempt.allow(CONNECT, limits.of_libpq)
-            return self._connect(args, kwargs, option_sets)
+            return self._connect(attempt, args, kwargs, option_sets)
         attempt.allow(CONNECT, limits.when_polled)
         args, kwargs = _by_keyword(args, kwargs)
         kwargs["connection_factory"] = attempt.watch_polled(kwargs["connection_factory"], limits.host_seconds)
         within = nullcontext() if attempt.limit is None else attempt.poll_within(min(limits.when_polled, attempt.limit))
         with within:
-            return self._connect(args, kwargs, option_sets)
+            return self._connect(attempt, args, kwargs, option_sets)
 
     def _connect(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], option_sets: Sequence[Mapping[str, str]]
+        self,
+        attempt: ConnectAttempt,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        option_sets: Sequence[Mapping[str, str]],
     ) -> connection:
         """Connect with the first of several sets of options that the server accepts, beginning with the last accepted.
 
@@ -119,7 +127,7 @@ class ConnectTarget(Target):
         try:
             for options in option_sets[self._accepted :] or option_sets:
                 try:
-                    with keep_from_forking():
+                    with keep_from_forking(attempt.delays_fork):
                         made: connection = psycopg2.connect(*args, **{**kwargs, **options})
                 except psycopg2.OperationalError as error:
                     first, self._accepted = first or error, 0

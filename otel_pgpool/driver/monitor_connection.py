@@ -12,10 +12,11 @@ from psycopg2 import extensions
 from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import Deadline
 from otel_pgpool.driver.error_text import describe
-from otel_pgpool.driver.monitoring import APPLICATION_NAME, READ_ONLY, TIME_LIMIT
+from otel_pgpool.driver.monitoring import APPLICATION_NAME, FORK_DELAY, READ_ONLY, TIME_LIMIT
 from otel_pgpool.driver.session import close, close_inherited, execute
 from otel_pgpool.errors import PoolError
 from otel_pgpool.runtime.gevent import has_green_threads
+from otel_pgpool.runtime.sockets import local_port
 from otel_pgpool.runtime.text import class_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class MonitorConnection:
         conn.autocommit = True
         self.pid: int = conn.get_backend_pid()
         """Process id of the session as the client knows it."""
+        self.local_port: int = local_port(conn.fileno())
+        """Port of this end of the connection; 0 for a Unix socket."""
 
     def query(self, statement: str) -> str:
         """Return the first value of a statement's first row.
@@ -59,12 +62,14 @@ class MonitorSource:
     def __init__(self, target: ConnectTarget) -> None:
         self._target = target
 
-    def server_of(self, conn: Any) -> tuple[str, int | None]:
-        """Return host and port of the server of a pool's connection, which the pool may have chosen among several."""
-        target = self._target
-        if conn is None or conn.closed or "," not in target.address:
-            return target.address, target.port
-        return conn.info.host, conn.info.port
+    @property
+    def login(self) -> str:
+        """User that the pool logs in as; empty if unknown."""
+        return self._target.user
+
+    def server_of(self, slot: Any) -> tuple[str, int | None]:
+        """Return host and port of the server of one of the pool's connections, given by its `Slot`."""
+        return slot.server or (self._target.address, self._target.port)
 
     def open(self, server: tuple[str, int | None]) -> MonitorConnection:
         """Open a monitoring connection to one of the pool's servers.
@@ -110,9 +115,9 @@ def limited_attempt() -> Iterator[ConnectAttempt]:
     if has_green_threads() and not is_polled:
         raise PoolError("under gevent or eventlet, psycopg2 needs a wait callback, such as psycogreen's")
     if not is_polled:
-        yield ConnectAttempt(limit=TIME_LIMIT)
+        yield ConnectAttempt(limit=TIME_LIMIT, delays_fork=FORK_DELAY)
         return
-    attempt = ConnectAttempt()
+    attempt = ConnectAttempt(delays_fork=FORK_DELAY)
     limit = threading.Timer(TIME_LIMIT, attempt.cut, [math.inf])  # libpq does not bound a connect that is polled
     limit.daemon = True
     limit.start()

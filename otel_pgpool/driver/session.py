@@ -88,6 +88,18 @@ def ping(conn: connection, check: Callable[[connection], object] | None, seconds
         raise psycopg2.OperationalError(f"the connection did not answer within {seconds:.3g} s")
 
 
+def check(conn: connection) -> None:
+    """Check a connection by a query; outside of a transaction, the query begins none.
+
+    Raises:
+        psycopg2.Error: the connection does not work.
+    """
+    if conn.status == READY:
+        execute_alone(conn, "SELECT 1")
+    else:
+        execute(conn, "SELECT 1")
+
+
 def execute(conn: connection, statement: str) -> Any:
     """Run one of the pool's own statements; return its first row, if there is one.
 

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.config import invalid_option
 from otel_pgpool.runtime.text import LONGEST_NAME, cut, may_hold_password, printable
+from otel_pgpool.validation import invalid_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +44,8 @@ class Target:
     """Name of the target: ``host:port/dbname``, with a port for each of several hosts."""
     public: frozenset[str] = frozenset()
     """Values that an error's text may quote."""
+    user: str = ""
+    """User of the login."""
 
 
 UNKNOWN = Target()
@@ -84,6 +86,7 @@ def read_target(parameters: Mapping[str, Any], environ: Mapping[str, str] = os.e
         namespace,
         cut(f"{places}/{namespace}", LONGEST_NAME),
         public_values(parameters, environ),
+        found["user"],
     )
 
 

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from otel_pgpool.instrumentation.choices import Choices
-from otel_pgpool.instrumentation.options import InstrumentationOptions, chosen_kinds
+from otel_pgpool.instrumentation.options import OPTIONS, InstrumentationOptions, chosen_kinds
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.failures import log_failure
 
@@ -57,16 +57,26 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
     are logged. After ``uninstrument()`` the original methods are in place again, and the spans of checkouts in progress
     have ended.
 
-    ``instrument()`` takes these keyword arguments, all of them optional:
+    ``instrument()`` takes these keyword arguments, all of them optional. A file of OpenTelemetry's declarative
+    configuration passes them from ``instrumentation/development: python: otel_pgpool:``. By default, an option has the
+    value of its environment variable, which is its name in capitals after ``OTEL_PGPOOL_``, or else the default of
+    that.
 
         tracer_provider: the tracer provider; by default the global one.
         meter_provider: the meter provider; by default the global one.
-        spans: which checkouts get spans: ``always``, ``parent``, ``slow`` or ``off``; by default ``OTEL_PGPOOL_SPANS``,
-            or ``always`` if that is not set.
+        spans: which checkouts get spans: ``always`` (the default), ``parent``, ``slow`` or ``off``.
+        slow: with ``slow``: wait or hold in seconds from which on a checkout gets spans; by default 0.1.
+        histograms: the histograms to record, of ``wait_time``, ``use_time`` and ``create_time``; by default all.
+        stack_skip: packages that a long hold's stack leaves out, in addition to the known ones.
+        caller: whether waits, holds and held connections are reported by caller; by default False.
         long_hold: hold time in seconds after which a checkout is reported as a long hold, None or 0 for never; by
-            default ``OTEL_PGPOOL_LONG_HOLD``, or 1 if that is not set.
-        pools: the kinds of pools to instrument, such as ``["psycopg_pool"]``, or one kind; by default
-            ``OTEL_PGPOOL_POOLS``, or all if that is not set.
+            default 1.
+        wait_timeout: longest wait in seconds for a connection of an exhausted ``ThreadedConnectionPool``, which by
+            default raises at once.
+        fork_repair: whether a pool of ``psycopg_pool`` or ``asyncpg`` begins anew in a forked child; by default False.
+        database_state: ``all`` to ask the server about long holds, over a connection of its own; by default it is not
+            asked.
+        pools: the kinds of pools to instrument, such as ``["psycopg_pool"]``; by default all.
     """
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -74,13 +84,12 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
         return met_requirements()
 
     def _instrument(self, **options: Any) -> None:
-        known = ("tracer_provider", "meter_provider", "spans", "long_hold", "pools")
         try:
-            for option in sorted(options.keys() - {*known, *OTHERS_OPTIONS}):
+            for option in sorted(options.keys() - {*OPTIONS, *OTHERS_OPTIONS}):
                 logger.warning(
-                    "PgPoolInstrumentor has no option %r, which is ignored; it has %s", option, ", ".join(known)
+                    "PgPoolInstrumentor has no option %r, which is ignored; it has %s", option, ", ".join(OPTIONS)
                 )
-            given = {option: options[option] for option in known if option in options}
+            given = {option: options[option] for option in OPTIONS if option in options}
             kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
             _replace(InstrumentationOptions.of(**given), kinds)
         except Exception as error:  # noqa: BLE001 - the application continues without telemetry

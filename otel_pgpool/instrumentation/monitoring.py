@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -11,7 +11,8 @@ from otel_pgpool.runtime.text import class_of
 
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import MonitorConnect, PoolReader, PoolTarget
-    from otel_pgpool.pool.monitor import MonitorConnection, Server
+    from otel_pgpool.pool.checkout import Slot
+    from otel_pgpool.pool.monitor_source import MonitorConnection, Server
 
 
 class TrackedPoolSource:
@@ -30,14 +31,14 @@ class TrackedPoolSource:
         self._reader = reader
         self._target = target
 
-    def server_of(self, conn: Any) -> Server:
+    @property
+    def login(self) -> str:
+        """User that the pool logs in as; empty if unknown."""
+        return str(getattr(self._target, "user", ""))  # a target of an adapter elsewhere may not have it
+
+    def server_of(self, slot: Slot) -> Server:
         """Return host and port of the server of a pool's connection, which the pool may have chosen among several."""
-        address = self._target.address
-        if conn is not None and (not address or "," in address):
-            host, port = self._reader.server_address(conn)
-            if host is not None:
-                return host, port
-        return address, self._target.port
+        return server_of(slot, self._reader, self._target)
 
     def open(self, server: Server) -> MonitorConnection:
         """Open a monitoring connection.
@@ -56,6 +57,16 @@ class TrackedPoolSource:
         return self._reader.error_text(error, self._target) or class_of(error)
 
 
+def server_of(slot: Slot, reader: PoolReader, target: PoolTarget) -> Server:
+    """Return host and port of the server of a connection of an instrumented pool."""
+    conn = slot.ref()
+    if conn is not None and (not target.address or "," in target.address):
+        host, port = reader.server_address(conn)
+        if host is not None:
+            return host, port
+    return target.address, target.port
+
+
 class QuietConnection:
     """A monitoring connection whose use no other instrumentation reports."""
 
@@ -63,6 +74,8 @@ class QuietConnection:
         self._conn = conn
         self.pid: int = conn.pid
         """Process id of the session as the client knows it; 0 if the driver does not tell."""
+        self.local_port: int = getattr(conn, "local_port", 0)  # that of an adapter elsewhere may not have it
+        """Port of this end of the connection; 0 for a Unix socket."""
 
     def query(self, statement: str) -> str:
         """Return the one value of a statement.

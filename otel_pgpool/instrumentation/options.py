@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 from otel_pgpool.config import (
     DATABASE_STATES,
+    SPAN_MODES,
     TelemetryConfig,
     environment_choice,
     environment_seconds,
     environment_words,
-    invalid_option,
     long_hold_threshold,
     recorded_histograms,
+    reports_callers,
     skipped_packages,
     slow_threshold,
     span_mode,
+    split_words,
 )
 from otel_pgpool.environment import DATABASE_STATE, FORK_REPAIR, POOLS, WAIT_TIMEOUT
+from otel_pgpool.validation import invalid_option, validate_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -58,51 +61,93 @@ class InstrumentationOptions:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         spans: object = None,
+        slow: object = None,
+        histograms: object = None,
+        stack_skip: object = None,
+        caller: object = None,
         long_hold: object = ...,
+        wait_timeout: object = None,
+        fork_repair: object = None,
+        database_state: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> InstrumentationOptions:
-        """Read the options. An argument overrides its environment variable, which overrides the default."""
+        """Read the options. An argument overrides its environment variable, which overrides the default.
+
+        An argument may come from a file of OpenTelemetry's declarative configuration. There, ``off`` is a boolean, and
+        a list may be a text, as in a variable.
+        """
         return cls(
             tracer_provider,
             meter_provider,
             TelemetryConfig(
-                _read_or_default(span_mode, spans, environ),
-                _read_or_default(slow_threshold, None, environ),
-                _read_or_default(recorded_histograms, None, environ),
-                _read_or_default(skipped_packages, None, environ),
+                _read_or_default(span_mode, _word(spans, SPAN_MODES), environ),
+                _read_or_default(slow_threshold, slow, environ),
+                _read_or_default(recorded_histograms, _names(histograms), environ),
+                _read_or_default(skipped_packages, _names(stack_skip), environ),
+                _read_or_default(reports_callers, _flag(caller), environ),
             ),
             _read_or_default(long_hold_threshold, long_hold, environ, unset=...),
-            _read_or_default(wait_timeout, None, environ),
-            _read_or_default(fork_repair, None, environ),
-            _read_or_default(is_monitored, None, environ),
+            _read_or_default(_wait_timeout, wait_timeout, environ),
+            _read_or_default(_fork_repair, _flag(fork_repair), environ),
+            _read_or_default(_database_state, _word(database_state, DATABASE_STATES), environ) == "all",
         )
 
 
-def wait_timeout(_value: object, environ: Mapping[str, str]) -> float | None:
-    """Read ``OTEL_PGPOOL_WAIT_TIMEOUT``, for which there is no argument.
+OPTIONS = (
+    "tracer_provider",
+    "meter_provider",
+    "spans",
+    "slow",
+    "histograms",
+    "stack_skip",
+    "caller",
+    "long_hold",
+    "wait_timeout",
+    "fork_repair",
+    "database_state",
+    "pools",
+)
+"""The options of ``PgPoolInstrumentor.instrument``, in the order of the documentation."""
 
-    Raises:
-        ValueError: the variable is invalid.
-    """
+
+def _word(value: object, choices: Collection[str]) -> object:
+    """Return the choice that YAML reads as a boolean, ``on`` or ``off``; any other value as it is."""
+    word = "on" if value is True else "off" if value is False else value
+    return word if word in choices else value
+
+
+def _flag(value: object) -> object:
+    """Return True for the number 1 and False for 0, as in the variables; any other value as it is."""
+    return bool(value) if isinstance(value, int) and value in (0, 1) else value
+
+
+def _names(value: object) -> object:
+    """Return the names in a text, written as in a variable; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    return [] if value.strip().lower() == "none" else split_words(value)
+
+
+def _wait_timeout(value: object, environ: Mapping[str, str]) -> float | None:
+    if value is not None:
+        return validate_seconds(WAIT_TIMEOUT.option, value, none=True)
     return environment_seconds(WAIT_TIMEOUT, environ) if environ.get(WAIT_TIMEOUT.name, "").strip() else None
 
 
-def fork_repair(_value: object, environ: Mapping[str, str]) -> bool:
-    """Read ``OTEL_PGPOOL_FORK_REPAIR``, for which there is no argument.
+def _fork_repair(value: object, environ: Mapping[str, str]) -> bool:
+    if value is None:
+        return environment_choice(FORK_REPAIR, ("0", "1"), environ) == "1"
+    if isinstance(value, bool):
+        return value
+    raise invalid_option(FORK_REPAIR.option, value, "True or False")
 
-    Raises:
-        ValueError: the variable is invalid.
-    """
-    return environment_choice(FORK_REPAIR, ("0", "1"), environ) == "1"
 
-
-def is_monitored(_value: object, environ: Mapping[str, str]) -> bool:
-    """Return whether ``OTEL_PGPOOL_DATABASE_STATE``, for which there is no argument, includes instrumented pools.
-
-    Raises:
-        ValueError: the variable is invalid.
-    """
-    return environment_choice(DATABASE_STATE, DATABASE_STATES, environ) == "all"
+def _database_state(value: object, environ: Mapping[str, str]) -> str:
+    if value is None:
+        return environment_choice(DATABASE_STATE, DATABASE_STATES, environ)
+    if isinstance(value, str) and value in DATABASE_STATES:
+        return value
+    raise invalid_option("database_state", value, f"one of {', '.join(DATABASE_STATES)}")
 
 
 def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, str] = os.environ) -> frozenset[str]:
@@ -112,7 +157,7 @@ def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, st
     written as that of the distribution, such as ``psycopg-pool``.
 
     Args:
-        value: the names, or one name; None to read ``OTEL_PGPOOL_POOLS``, of which the default is all.
+        value: the names, or a text as in the variable; None to read ``OTEL_PGPOOL_POOLS``, of which the default is all.
         known: the names that are accepted.
         environ: the environment.
     """
@@ -122,17 +167,17 @@ def chosen_kinds(value: object, known: Collection[str], environ: Mapping[str, st
         if not value:
             return frozenset(known)
     accepted = f"a list of names among {', '.join(sorted(known))}"
+    value = _names(value)
     if not isinstance(value, Iterable):
         logger.error("%s; the pools of all libraries are instrumented", invalid_option(option, value, accepted))
         return frozenset(known)
-    names = [value] if isinstance(value, str) else [*value]
-    kinds = {name: str(name).strip().lower().replace("-", "_") for name in names}
-    chosen = frozenset(kinds.values()) & frozenset(known)
+    kinds = [(name, str(name).strip().lower().replace("-", "_")) for name in value]
+    chosen = frozenset(kind for _name, kind in kinds) & frozenset(known)
     effect = "this name is ignored" if chosen else "the pools of all libraries are instrumented"
-    for name, kind in kinds.items():
+    for name, kind in kinds:
         if kind not in known:
             logger.error("%s; %s", invalid_option(option, name, accepted), effect)
-    return chosen if chosen or not names else frozenset(known)
+    return chosen if chosen or not kinds else frozenset(known)
 
 
 def _read_or_default(

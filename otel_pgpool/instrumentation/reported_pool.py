@@ -10,13 +10,13 @@ from otel_pgpool.environment import DATABASE_STATE
 from otel_pgpool.errors import error_type
 from otel_pgpool.instrumentation.adapters.base import Levels
 from otel_pgpool.instrumentation.guards import DeferringGuard, never_raise
-from otel_pgpool.instrumentation.monitoring import TrackedPoolSource
+from otel_pgpool.instrumentation.monitoring import TrackedPoolSource, server_of
 from otel_pgpool.instrumentation.open_checkouts import OpenCheckouts
 from otel_pgpool.instrumentation.pending_connects import PendingConnects
 from otel_pgpool.observer import ARGUMENTS
 from otel_pgpool.pool import monitors, registry
 from otel_pgpool.pool.checkout import AT_ONCE, Attempt
-from otel_pgpool.pool.monitor import MonitoredPool
+from otel_pgpool.pool.monitor_source import MonitoredPool, PoolHolds
 from otel_pgpool.pool.outage import is_unreachable
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
@@ -104,7 +104,7 @@ class ReportedPool(OpenCheckouts):
         """
         cls = type(self)
         reset = cls._reset_after_fork
-        self.name = self.guard.pool_name = registry.register(self, self.name, reset, cls.recorded_holds)
+        self.name = self.guard.pool_name = registry.register(self, self.name, reset, cls._holds)
         self._observer.attached(self)
 
     def stop_reporting(self) -> None:
@@ -127,6 +127,9 @@ class ReportedPool(OpenCheckouts):
                 self.discards[DiscardReason.FORKED.value] = self.adapter.forget_inherited(pool)
             finally:
                 self.guard.notify(self._observer.attached, self)
+
+    def _holds(self) -> PoolHolds:
+        return PoolHolds(partial(server_of, reader=self.adapter, target=self.target), self.recorded_holds())
 
     # Long holds
 
@@ -191,6 +194,11 @@ class ReportedPool(OpenCheckouts):
             connecting=len(connects.connecting),
             is_unreachable=is_unreachable(connects.outage),
         )
+
+    @renewed
+    def held_checkouts(self) -> Sequence[Checkout]:
+        """Return the checkouts that hold a connection, light ones included."""
+        return self.all_held()
 
     # Connections
 

@@ -19,6 +19,7 @@ from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import ObserverGuard
 from otel_pgpool.runtime.text import LONGEST_NAME, printable
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
+from otel_pgpool.telemetry.entry_spans import entry_spans
 from otel_pgpool.types import DiscardReason, Outcome
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class InstrumentationSession:
         # Guards the creation of trackers. Reentrant, because a pool may be collected under it.
         self._lock = threading.RLock()
         _sessions.add(self)
+        if options.telemetry.caller:  # before any pool is known, whose first caller's span may have started then
+            entry_spans.watch(options.tracer_provider)
 
     def select(self, pool: Any, owner: Any = None) -> None:
         """Select a pool of any kind to be tracked, and every later pool of its owner."""

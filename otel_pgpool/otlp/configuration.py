@@ -11,10 +11,10 @@ from opentelemetry._logs import get_logger_provider, set_logger_provider
 from opentelemetry.metrics import get_meter_provider, set_meter_provider
 from opentelemetry.sdk.resources import Resource
 
-from otel_pgpool.config import invalid_option
 from otel_pgpool.otlp.counting_exporter import CountingExporter
-from otel_pgpool.otlp.environment import otlp_exporters
+from otel_pgpool.otlp.environment import other_exporters, otlp_exporters
 from otel_pgpool.otlp.providers import Providers
+from otel_pgpool.validation import invalid_option
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
@@ -32,15 +32,17 @@ def configure(
     log_exporters: Iterable[LogRecordExporter] = (),
     otlp: bool = True,
 ) -> Providers:
-    """Set the global tracer, meter and logger providers, which export over OTLP as the ``OTEL_*`` variables say.
+    """Set the global tracer, meter and logger providers, which export as the ``OTEL_*`` variables say.
 
     This is for applications that have no provider yet. The SDK and its exporters read most of the variables of
     OpenTelemetry's specification themselves: endpoints, headers, timeouts, compression, intervals, queues, sampler,
     limits, resource. This function reads those that the SDK leaves to the code that builds the providers:
-    ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its forms for one signal (``grpc``, the default, or ``http/protobuf``);
-    ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` and ``OTEL_LOGS_EXPORTER`` (``otlp``, the default, or ``none``);
-    and ``OTEL_SDK_DISABLED``. Another value, such as one meant for ``opentelemetry-instrument``, does not raise: a
-    warning contains the variable, its value, and what happens instead.
+    ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` and ``OTEL_LOGS_EXPORTER`` as ``opentelemetry-instrument`` does
+    (``otlp``, the default, ``console``, ``prometheus`` and others that are installed, separated by commas, or
+    ``none``); ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its forms for one signal (``grpc``, the default, or
+    ``http/protobuf``); and ``OTEL_SDK_DISABLED``. A value that is not supported does not raise, nor does an exporter
+    that fails, such as Prometheus's if its port is taken: a warning contains the variable, its value, and what happens
+    instead.
 
     Records of the logger ``otel_pgpool`` are exported too, with the trace that was active when they were logged, and
     still reach the application's own handlers. If that logger has no level, its level is set to INFO.
@@ -55,10 +57,10 @@ def configure(
 
     Args:
         service_name: the resource's ``service.name``, which overrides ``OTEL_SERVICE_NAME``; None to use the variables.
-        span_exporters: span exporters to use alongside OTLP; they are shut down with the providers.
-        metric_exporters: metric exporters to use alongside OTLP; they are shut down with the providers.
-        log_exporters: log exporters to use alongside OTLP; they are shut down with the providers.
-        otlp: False to send nothing over OTLP, whatever the variables say.
+        span_exporters: span exporters to use in addition; they are shut down with the providers.
+        metric_exporters: metric exporters to use in addition; they are shut down with the providers.
+        log_exporters: log exporters to use in addition; they are shut down with the providers.
+        otlp: False to use only these exporters, whatever the variables say.
 
     Returns:
         The providers, to ``flush()`` and to ``shutdown()``, or to use as a context manager. They are shut down at the
@@ -77,13 +79,17 @@ def configure(
         _exporters("log_exporters", log_exporters),
     )
     resource = Resource.create({"service.name": service_name} if service_name else {})
-    exporters, warnings = otlp_exporters() if otlp else ({}, [])
-    counting = {signal: CountingExporter(create) for signal, create in exporters.items()}
+    warnings: list[str] = []
+    counting: dict[str, CountingExporter] = {}
+    if otlp:
+        counting = {signal: CountingExporter(create) for signal, create in otlp_exporters(warnings).items()}
+        for exporters, others in zip(given, other_exporters(warnings).values(), strict=True):
+            exporters.extend(others)
     providers = Providers(resource, counting, *given)
     trace.set_tracer_provider(providers.tracer_provider)
     set_meter_provider(providers.meter_provider)
     set_logger_provider(providers.logger_provider)
-    for warning in warnings:
+    for warning in dict.fromkeys(warnings):  # once each: a variable may concern all three signals
         _log.warning(warning)
     return providers
 

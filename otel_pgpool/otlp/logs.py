@@ -11,6 +11,7 @@ from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import ERROR_LOG_INTERVAL
 from otel_pgpool.runtime.text import LONGEST_TEXT, cut
 from otel_pgpool.telemetry.sdk_internals import REPEATING_LOGGERS
+from otel_pgpool.types import EVENT_NAME
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import LoggerProvider
@@ -23,10 +24,6 @@ _SEVERITIES = {
     logging.ERROR: SeverityNumber.ERROR,
     logging.CRITICAL: SeverityNumber.FATAL,
 }
-
-
-EVENT_NAME = "otel.event.name"
-"""Attribute that names a record's event, which OpenTelemetry keeps in a field of its own."""
 
 
 class LogHandler(logging.Handler):

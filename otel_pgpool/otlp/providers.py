@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from otel_pgpool.config import validate_seconds
 from otel_pgpool.otlp.logs import LogHandler, rate_limit_sdk_loggers
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry.sdk_internals import shutdown_batch_processor
+from otel_pgpool.validation import validate_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,14 +104,16 @@ class Providers:
         resource: Resource,
         otlp_exporters: dict[str, CountingExporter],
         span_exporters: Iterable[SpanExporter],
-        metric_exporters: Iterable[MetricExporter],
+        metric_exporters: Iterable[MetricExporter | MetricReader],
         log_exporters: Iterable[LogRecordExporter],
     ) -> None:
         self._otlp_exporters = otlp_exporters
         self._deadline = math.inf
         self._shutdown_once = threading.Lock()
         # The given exporters are always added first, so that an OTLP endpoint that hangs does not delay their shutdown.
-        readers = [PeriodicExportingMetricReader(exporter) for exporter in metric_exporters]
+        readers: list[MetricReader] = [
+            each if isinstance(each, MetricReader) else PeriodicExportingMetricReader(each) for each in metric_exporters
+        ]
         span_processors = [BatchSpanProcessor(exporter) for exporter in span_exporters]
         log_processors = [BatchLogRecordProcessor(exporter) for exporter in log_exporters]
         for signal, exporter in otlp_exporters.items():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.error_text import describe
 from otel_pgpool.driver.trace_name import Renamed, is_traceparent
-from otel_pgpool.errors import PoolClosed, PoolTimeout, TooManyRequests, error_type
+from otel_pgpool.errors import ConnectionFailed, PoolClosed, PoolTimeout, TooManyRequests, error_type
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD, State
 from otel_pgpool.pool.health import CHECK_BUDGET, HealthCheck
@@ -54,7 +54,8 @@ class Acquirer(Part):
             unchecked: a connection from `Core.try_acquire_idle` that has to be checked first.
 
         Raises:
-            PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
+            PoolTimeout: no connection became available in time.
+            ConnectionFailed: ``max_attempts`` is reached.
             TooManyRequests: the queue is full.
             PoolClosed: the pool is closed.
         """
@@ -92,7 +93,7 @@ class Acquirer(Part):
             self._release_unused(checkout, conn)
         if not checkout.has_outcome:
             checkout.released = monotonic()
-            gave_up = self._core.has_exhausted_retries(checkout)
+            gave_up = self._core.has_exhausted_attempts(checkout)
             timed_out = isinstance(error, PoolTimeout) and not gave_up
             if gave_up and checkout.error is not None:
                 checkout.fail(error_type(checkout.error), checkout.attempts[-1].message)
@@ -100,7 +101,7 @@ class Acquirer(Part):
                 own = ERROR_TYPES.get(type(error))
                 text = describe(self._target, error) if own is None else printable(str(error), keep="\n")
                 checkout.fail(own or error_type(error), text)
-            checkout.outcome = Outcome.TIMEOUT if timed_out else Outcome.ERROR
+            checkout.outcome = Outcome.TIMEOUT.value if timed_out else Outcome.ERROR.value
             self._core.count_failure(checkout.released - checkout.started, timed_out=timed_out)
         if self._notifier.observer is not None:
             self._notifier.notify(self._notifier.observer.failed, checkout, error)
@@ -137,8 +138,8 @@ class Acquirer(Part):
                 if checkout.path is not None or self._health.is_alive(checkout, conn, limit):
                     break
                 conn = None
-                if core.has_exhausted_retries(checkout):
-                    raise self._retries_exhausted(checkout)  # noqa: TRY301 - the handler below raises it again
+                if core.has_exhausted_attempts(checkout):
+                    raise self._connection_failed(checkout)  # noqa: TRY301 - the handler below raises it again
                 if monotonic() < limit:
                     conn = core.try_acquire_idle(checkout, slow=True)
             if core.parked:
@@ -182,7 +183,7 @@ class Acquirer(Part):
         if isinstance(error, PoolClosed):
             return error
         if error is not None:
-            return self._retries_exhausted(checkout)
+            return self._connection_failed(checkout)
         return self._timed_out(checkout, f"no connection within {deadline - checkout.started:.3g} s")
 
     def _release_unused(self, checkout: Checkout, conn: connection) -> None:
@@ -195,8 +196,8 @@ class Acquirer(Part):
             checkout.slot.conn = conn
             self._discarder.discard([checkout.slot], verdict, None, checkout)
 
-    def _retries_exhausted(self, checkout: Checkout) -> PoolTimeout:
-        return self._timed_out(checkout, f"gave up after {checkout.retries} failed attempts")
+    def _connection_failed(self, checkout: Checkout) -> PoolTimeout:
+        return self._timed_out(checkout, f"gave up after {checkout.retries} failed attempts", ConnectionFailed)
 
-    def _timed_out(self, checkout: Checkout, reason: str) -> PoolTimeout:
-        return self._connectors.diagnose(reason, checkout.started, checkout.retries, checkout)
+    def _timed_out(self, checkout: Checkout, reason: str, kind: type[PoolTimeout] = PoolTimeout) -> PoolTimeout:
+        return self._connectors.diagnose(reason, checkout.started, checkout.retries, checkout, kind)

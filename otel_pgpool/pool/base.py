@@ -9,6 +9,8 @@ from otel_pgpool.driver.fallback_name import fallback_name
 from otel_pgpool.runtime.failures import ObserverGuard
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Self
 
     from otel_pgpool.config import PoolConfig
@@ -24,6 +26,8 @@ class Notifier(ObserverGuard):
     def __init__(self, observer: PoolObserver | None) -> None:
         super().__init__("")
         self.observer = observer
+        self.pool: Callable[[], object] = _no_pool
+        """Function that returns the pool; None if it was collected, or is not registered yet."""
 
     def session_name(self) -> str:
         """Return the name of the pool's sessions on the server, for a program that sets none.
@@ -39,6 +43,10 @@ class Notifier(ObserverGuard):
             except Exception as error:  # noqa: BLE001 - an observer must not cost a connection
                 self.log_error(error)
         return fallback_name(service, self.pool_name)
+
+
+def _no_pool() -> object:
+    return None
 
 
 @dataclass

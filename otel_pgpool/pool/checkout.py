@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.runtime.tasks import TaskReference
+    from otel_pgpool.types import OutcomeName, PathName
 
 NEVER = math.inf
 AT_ONCE = -math.inf
@@ -70,6 +71,8 @@ class Slot:
     key: int = 0  # id of the connection
     on_collected: Callable[[weakref.ref[connection]], None] | None = None  # called if the holder dropped the connection
     pid: int = 0
+    server: tuple[str, int | None] | None = None  # host and port, if the pool's arguments name several
+    local_port: int = 0  # port of this end of the connection; 0 for a Unix socket, or if unknown
     origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
     # psycopg2's settings after `configure`, which a release restores; a `Renamed` while the session has a trace's name
     baseline: tuple[Any, ...] = ()
@@ -99,10 +102,6 @@ class Slot:
     def is_held(self) -> bool:
         """Whether a checkout holds the connection: the slot has none, and the checkout has not released it."""
         return self.conn is None and self.checkout is not None and self.checkout.is_held
-
-    def end_of_life(self, max_lifetime: float) -> float:
-        """Return when the connection expires, if the maximum lifetime has this number of seconds."""
-        return self.opened + max_lifetime * self.lifetime_share
 
     def track(self, conn: connection) -> None:
         """Track the connection by a weak reference, so that `on_collected` is called if the holder drops it.
@@ -208,7 +207,7 @@ class Checkout:
     """Call sites of the checkout."""
     thread: threading.Thread
     """The thread that asked for the connection."""
-    path: str | None
+    path: PathName | None
     """How the connection was acquired: ``idle``, ``queued`` or ``new``; None until the hand-over."""
     slot: Slot
     """The slot of the connection; set at the hand-over, like ``acquired``."""
@@ -219,19 +218,20 @@ class Checkout:
     """Present, and True, once the observer was notified of the checkout's end."""
     released: float
     """When the connection was released or the checkout failed; set at that moment, like ``outcome``."""
-    outcome: str
+    outcome: OutcomeName
 
     # Defaults of the attributes that few checkouts set. They are on the class, so that the other checkouts need not set
     # them.
     task: TaskReference | None = None  # the task that asked for the connection, if the pool is one for asyncio
     caller: int | None = None  # key of this checkout's connects; None: the identity of the thread
+    caller_name: str | None = None  # value of the metrics' attribute; None if it is not reported, or not known yet
     block: bool = True
     """Whether the checkout belongs to ``with pool.connection()``, inside which its span is the current one."""
     observer_data: Any = None
     """Data of the observer."""
     trace_name: str | None = None
     """The name that the session gets on the server; None if it keeps its own."""
-    expected_path: str = "idle"
+    expected_path: PathName = "idle"
     """The path that the checkout would have if it were served now."""
     queued: float | None = None
     blockers: Sequence[Blocker] = ()
@@ -242,7 +242,7 @@ class Checkout:
     expected_hold: float | None = None
     """Seconds that the hold may last, infinite for any duration; None for the pool's ``long_hold``."""
     is_remarkable: bool = False
-    """Whether the observer has to report a long hold or a wait in a proxy at the release."""
+    """Whether the observer has to report a long or an expected hold, or a wait in a proxy, at the release."""
     flagged: bool = False
     """Whether the hold has passed its threshold."""
     flagged_at: float = 0.0

@@ -14,22 +14,25 @@ from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.driver.error_text import without_traceback
 from otel_pgpool.driver.exposure import warn
 from otel_pgpool.driver.reset import bound_notices, store_initial_state
+from otel_pgpool.errors import PoolTimeout
 from otel_pgpool.observer import Connect
 from otel_pgpool.pool.backoff import delay_after
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.checkout import Attempt, Checkout, Slot
 from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.outage import number_after
+from otel_pgpool.pool.reconnect_failed import ReconnectFailed
+from otel_pgpool.pool.slots import set_lifetime
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
+from otel_pgpool.runtime.sockets import local_port
 from otel_pgpool.runtime.text import class_of, printable
 from otel_pgpool.runtime.wakeup import Deferred, Wakeup, acquire_within, start_thread
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from otel_pgpool.errors import PoolTimeout
     from otel_pgpool.pool.discard import Discarder
 
 MAX_THREADS = 3
@@ -57,6 +60,7 @@ class Connectors(Part):
         self._wakeup = Wakeup()
         self._owner = weakref.ref(owner, self._wakeup.set_on_collect)  # the threads end with the owner
         self._discarder = discarder
+        self._reconnect_failed = ReconnectFailed(common)
         self.dropped: Deferred[weakref.ref[connection]] = Deferred(self._maintenance_thread.wakeup)
         """References to connections that their holders have dropped."""
         self._threads: set[threading.Thread] = set()  # threads that may connect; guarded by the core's lock
@@ -107,7 +111,14 @@ class Connectors(Part):
             self.start_if_needed()
         return acquire_within(lock, deadline - monotonic())
 
-    def diagnose(self, reason: str, since: float, retries: int, waiter: Checkout | None = None) -> PoolTimeout:
+    def diagnose(
+        self,
+        reason: str,
+        since: float,
+        retries: int,
+        waiter: Checkout | None = None,
+        kind: type[PoolTimeout] = PoolTimeout,
+    ) -> PoolTimeout:
         """Return the error of a caller that has got no connection in time; its cause is the last failed connect.
 
         Args:
@@ -115,6 +126,7 @@ class Connectors(Part):
             since: when the wait began, as a reading of the clock.
             retries: failed attempts during the wait.
             waiter: the checkout that waited, if the caller did not wait for the whole pool.
+            kind: the class of the error.
         """
         core, outage, cause, text = self._core, self._core.outage, self._start_error, ""
         if core.is_suspended:
@@ -126,7 +138,9 @@ class Connectors(Part):
         elif cause is not None:
             text = f"no thread can be started: {printable(str(cause))}"
         stats, holds, now = core.stats(), core.holds_now(), monotonic()
-        error = diagnose(reason, stats, holds, since=since, now=now, retries=retries, waiter=waiter, last_failure=text)
+        error = diagnose(
+            reason, stats, holds, since=since, now=now, retries=retries, waiter=waiter, last_failure=text, kind=kind
+        )
         error.__cause__ = cause
         return error
 
@@ -271,6 +285,8 @@ class Connectors(Part):
             session.configure(conn, config.configure)
         now = monotonic()
         slot.pid = conn.get_backend_pid()
+        slot.server = self._target.chosen_server(conn)
+        slot.local_port = local_port(conn.fileno())
         slot.baseline = session.settings(conn)
         slot.key = id(conn)
         slot.on_collected = self.dropped.append
@@ -278,7 +294,7 @@ class Connectors(Part):
         slot.opened = now
         slot.lifetime_share = 1 - LIFETIME_JITTER * random.random()  # nosec B311 # noqa: S311 - jitter
         with self._core.lock:  # so that no change of `max_lifetime` is missed
-            slot.expires = slot.end_of_life(self._durations.max_lifetime)
+            set_lifetime(slot, self._durations.max_lifetime)
         slot.ping_after = config.keepalive * (1 - KEEPALIVE_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
 
     def _warn_once(self) -> None:
@@ -289,7 +305,8 @@ class Connectors(Part):
             warn(self._core.name)
 
     def _succeed(self, slot: Slot, conn: connection, connect: Connect) -> None:
-        reason, change = self._core.connect_succeeded(slot, conn, connect.ended)
+        self._reconnect_failed.connected()
+        reason, change = self._core.connect_succeeded(slot, conn, connect.ended, began=connect.began)
         notifier, observer = self._notifier, self._notifier.observer
         if observer is not None:
             notifier.notify(observer.connected, connect)
@@ -317,6 +334,7 @@ class Connectors(Part):
             if observer is not None:
                 notifier.notify(observer.connect_failed, connect)
                 change.report(notifier, observer, connect)
+            self._reconnect_failed.failed(connect.began, connect.ended)
 
 
 def _describe(attempt: ConnectAttempt, slot: Slot, **outcome: Any) -> Connect:

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import weakref
 from sys import _getframe
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
-from otel_pgpool.config import PoolConfig, invalid_option, validate_bool, validate_expected_hold, validate_seconds
+from otel_pgpool.config import PoolConfig, validate_expected_hold
 from otel_pgpool.driver.connect_target import ConnectTarget
+from otel_pgpool.driver.dsn import merge
 from otel_pgpool.errors import PoolError
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
-from otel_pgpool.pool.context import CheckoutContext
-from otel_pgpool.pool.control import PoolControl
+from otel_pgpool.pool.context import CheckoutContext, ConnectionT_co, LongCheckoutContext
 from otel_pgpool.pool.parts import Parts
+from otel_pgpool.pool.psycopg_pool_names import PsycopgPoolNames
 from otel_pgpool.pool.reentrant import ReentrantContext
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
+from otel_pgpool.validation import invalid_option, validate_bool, validate_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import EllipsisType
+    from typing import Literal
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is a method of the pool
+    from psycopg2.extensions import cursor
 
-    from otel_pgpool.config import Check
     from otel_pgpool.observer import PoolObserver
-    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.monitor_source import PoolHolds
 
 
-class ConnectionPool(PoolControl):
+class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
     """A pool of psycopg2 connections in which every checkout is an OpenTelemetry span.
 
     The first arguments are those of ``psycopg2.pool.ThreadedConnectionPool``: ``minconn``, ``maxconn``, then the
@@ -38,16 +41,24 @@ class ConnectionPool(PoolControl):
     connections in the order in which they asked, and wait where psycopg2's pools raise. Threads may share a pool. A
     forked child opens connections of its own.
 
+    The class is generic in the class of its connections, which ``connection_factory`` decides.
+
     Args:
         minconn: minimum number of connections, kept open at all times; at least 0.
         maxconn: maximum number of connections at any time; 1 to 262143, PostgreSQL's bound on ``max_connections``.
-        *args: for ``psycopg2.connect``: a URL or ``key=value`` string, ``connection_factory``, ``cursor_factory``.
+        dsn: for ``psycopg2.connect``: a URL or ``key=value`` string.
+        connection_factory: for ``psycopg2.connect``: a subclass of ``psycopg2.extensions.connection``, or a function
+            that returns a connection.
+        cursor_factory: for ``psycopg2.connect``.
+        min_size: another name of ``minconn``, as in psycopg_pool.
+        max_size: another name of ``maxconn``, as in psycopg_pool.
         name: name of the pool in telemetry, by default ``host:port/dbname``. If a live pool of this process has the
             name already, `` #2``, `` #3`` and so on is added.
-        timeout: longest wait for a connection in seconds; by default ``DB_CONNECTION_TIMEOUT``, or 30 if that is not
-            set. With 0, a checkout gets an idle connection or raises at once.
+        timeout: longest wait for a connection in seconds; by default ``OTEL_PGPOOL_TIMEOUT``, or else
+            ``DB_CONNECTION_TIMEOUT``, or else 30. With 0, a checkout gets an idle connection or raises at once.
         max_waiting: maximum number of waiters; a further checkout raises `TooManyRequests`. 0 for no limit.
-        max_retries: failed attempts after which a checkout gives up before its timeout; None for no limit.
+        max_attempts: failed attempts after which a checkout gives up before its timeout; None for no limit.
+        max_retries: an older name of ``max_attempts``; 0 counts as 1.
         max_lifetime: maximum age of a connection in seconds, shortened by up to 10 % at random; None for no limit.
         max_idle: seconds after which an idle connection above ``minconn`` is closed; None for never.
         keepalive: seconds, shortened by up to 20 % at random, after which an idle connection is pinged; None for never.
@@ -67,9 +78,15 @@ class ConnectionPool(PoolControl):
             those after which the session has ended or cannot be reset.
         reentrant: True to let a ``with pool.connection()`` block inside another one of the same thread, greenlet or
             task use the same connection. The outermost block commits or rolls back; a block inside has a savepoint.
+        reconnect_timeout: seconds for which every attempt to connect has failed when ``reconnect_failed`` is called.
+        reconnect_failed: callable that is called with the pool if no connection could be opened for
+            ``reconnect_timeout``, once until one can be opened again. It runs in a thread of its own; the pool goes on
+            to connect, and logs an error that it raises.
         open: False to open no connection before `open` or the first checkout, for pre-fork servers.
         observer: a `PoolObserver` to notify of the pool's events. By default `Telemetry`, which reports to
             OpenTelemetry; None for no telemetry.
+        connect_kwargs: mapping of further arguments for ``psycopg2.connect``, also of those that are named as an
+            option of the pool.
         **kwargs: for ``psycopg2.connect``.
 
     Raises:
@@ -81,33 +98,45 @@ class ConnectionPool(PoolControl):
 
     def __init__(
         self,
-        minconn: int,
-        maxconn: int,
-        *args: Any,
+        minconn: int | EllipsisType = ...,
+        maxconn: int | EllipsisType = ...,
+        dsn: str | None = None,
+        connection_factory: Callable[..., ConnectionT_co] | None = None,
+        cursor_factory: Callable[..., cursor] | None = None,
+        *,
+        min_size: int | EllipsisType = ...,
+        max_size: int | EllipsisType = ...,
         name: str | None = None,
         timeout: float | None = None,
         max_waiting: int = 0,
+        max_attempts: int | None = None,
         max_retries: int | None = None,
         max_lifetime: float | None = 3600.0,
         max_idle: float | None = 600.0,
         keepalive: float | None = None,
         long_hold: float | EllipsisType | None = ...,
-        check: Check = "auto",
-        configure: Callable[[Connection], object] | None = None,
-        reset: Callable[[Connection], object] | None = None,
+        check: Callable[[ConnectionT_co], object] | Literal["auto"] | None = "auto",
+        configure: Callable[[ConnectionT_co], object] | None = None,
+        reset: Callable[[ConnectionT_co], object] | None = None,
         credentials: Callable[[], Mapping[str, Any]] | None = None,
         evict_on: Callable[[BaseException], object] | Iterable[str] | None = None,
         reentrant: bool = False,
+        reconnect_timeout: float = 300.0,
+        reconnect_failed: Callable[[ConnectionPool[ConnectionT_co]], object] | None = None,
         open: bool = True,  # noqa: A002 - the name that psycopg_pool's users know
         observer: PoolObserver | EllipsisType | None = ...,
+        connect_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         config = PoolConfig.of(
             minconn,
             maxconn,
+            min_size=min_size,
+            max_size=max_size,
             name=name,
             timeout=timeout,
             max_waiting=max_waiting,
+            max_attempts=max_attempts,
             max_retries=max_retries,
             max_lifetime=max_lifetime,
             max_idle=max_idle,
@@ -119,14 +148,22 @@ class ConnectionPool(PoolControl):
             credentials=credentials,
             evict_on=evict_on,
             reentrant=reentrant,
+            reconnect_timeout=reconnect_timeout,
+            reconnect_failed=reconnect_failed,
         )
         validate_bool("open", open)
         if observer is not None and observer is not ... and not hasattr(observer, "attached"):
             raise invalid_option("observer", observer, "a PoolObserver or None")
         reset_thread_cache()
-        self._context = ReentrantContext if config.reentrant else CheckoutContext
+        self._context: type[CheckoutContext[ConnectionT_co]]
+        self._long_context: type[LongCheckoutContext[ConnectionT_co]]
+        self._context, self._long_context = CheckoutContext, LongCheckoutContext
+        if config.reentrant:
+            self._context = self._long_context = ReentrantContext
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
-        target = ConnectTarget(args, kwargs, credentials)
+        named = {"dsn": dsn, "connection_factory": connection_factory, "cursor_factory": cursor_factory}
+        arguments = {name: value for name, value in named.items() if value is not None} | kwargs
+        target = ConnectTarget((), merge(connect_kwargs, arguments), credentials)
         super().__init__(Parts(config, target, _default() if observer is ... else observer))
         self._parts.register(self, type(self)._reset_after_fork, type(self)._holds)  # noqa: SLF001 - methods of this class
         if self._parts.observer is not None:
@@ -142,7 +179,7 @@ class ConnectionPool(PoolControl):
 
     def connection(
         self, timeout: float | None = None, *, expected_hold: float | EllipsisType | None = ...
-    ) -> CheckoutContext:
+    ) -> CheckoutContext[ConnectionT_co]:
         """Check out a connection for a ``with`` block, and release it at the block's end.
 
         A clean exit commits, an exception rolls back; a connection in autocommit mode is neither committed nor rolled
@@ -156,7 +193,8 @@ class ConnectionPool(PoolControl):
 
         Raises:
             ValueError: ``timeout`` or ``expected_hold`` is invalid.
-            PoolTimeout: on entering the block, no connection became available in time, or ``max_retries`` is reached.
+            PoolTimeout: on entering the block, no connection became available in time.
+            ConnectionFailed: on entering the block, ``max_attempts`` is reached.
             TooManyRequests: on entering the block, the queue is full.
             PoolClosed: on entering the block, the pool is closed.
             psycopg2.Error: on leaving the block, the commit failed.
@@ -164,7 +202,8 @@ class ConnectionPool(PoolControl):
         if timeout is not None:
             timeout = validate_seconds("timeout", timeout)
         frame = _getframe(1)
-        context = self._context() if expected_hold is ... else self._context.expecting(expected_hold)
+        context: CheckoutContext[ConnectionT_co]
+        context = self._context() if expected_hold is ... else self._long_context.expecting(expected_hold)
         context.owner = self
         context.parts = self._parts
         context.timeout = timeout
@@ -174,7 +213,7 @@ class ConnectionPool(PoolControl):
 
     def getconn(
         self, key: object = None, *, timeout: float | None = None, expected_hold: float | EllipsisType | None = ...
-    ) -> Connection:
+    ) -> ConnectionT_co:
         """Check out a connection, which `putconn` releases.
 
         Args:
@@ -185,7 +224,8 @@ class ConnectionPool(PoolControl):
 
         Raises:
             ValueError: ``timeout`` or ``expected_hold`` is invalid.
-            PoolTimeout: no connection became available in time, or ``max_retries`` is reached.
+            PoolTimeout: no connection became available in time.
+            ConnectionFailed: ``max_attempts`` is reached.
             TooManyRequests: the queue is full.
             PoolClosed: the pool is closed.
         """
@@ -195,24 +235,23 @@ class ConnectionPool(PoolControl):
         if not is_here:
             renew()
         parts = self._parts
-        if key is not None:
-            held = parts.core.by_key(key)[1]
-            if held is not None:
-                return held
+        if key is not None and (held := parts.core.by_key(key)[1]) is not None:
+            return held  # type: ignore[return-value]  # made by `connection_factory`
         checkout = begin(monotonic(), call_sites(_getframe(1)))
+        checkout.expected_hold = hold
         try:
             conn = parts.acquirer.acquire(checkout, timeout)
         except BaseException as error:
             parts.acquirer.record_failure(checkout, None, error)  # completes what an interrupt may have cut short
             raise
         if hold is not None:
-            parts.expect_hold(checkout, hold)
+            parts.expect_hold(checkout)
         if key is not None:
             held = parts.core.enter_key(key, checkout.slot, conn)
             if held is not conn:  # another thread has checked out by this key first
                 self.putconn(conn)
-                return held
-        return conn
+                return held  # type: ignore[return-value]  # as above
+        return conn  # type: ignore[return-value]  # as above
 
     def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the signature of psycopg2's pools
         """Release a connection that `getconn` checked out; a transaction in progress is rolled back.
@@ -244,8 +283,8 @@ class ConnectionPool(PoolControl):
             raise PoolError(f"pool {core.name!r}: cannot release this connection: it is not checked out under this key")
         self._parts.releaser.release_by_hand(checkout, conn, close=close)
 
-    def _holds(self) -> list[Checkout]:
-        return self._parts.core.holds_now()
+    def _holds(self) -> PoolHolds:
+        return self._parts.holds()
 
     def _reset_after_fork(self) -> None:
         """Restart the pool in a forked child, without sending anything over the sockets inherited from the parent."""

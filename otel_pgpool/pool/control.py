@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool.config import invalid_option, validate_limits, validate_seconds
 from otel_pgpool.errors import PoolClosed
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.live_options import LiveOptions
 from otel_pgpool.pool.shared_threads import end_shared_threads
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import renewed
+from otel_pgpool.validation import invalid_option, validate_limits, validate_seconds
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import EllipsisType, TracebackType
 
     from typing_extensions import Self
 
@@ -98,17 +98,26 @@ class PoolControl(LiveOptions):
         self._parts.lifecycle.drain()
 
     @renewed
-    def resize(self, minconn: int, maxconn: int) -> None:
+    def resize(
+        self,
+        minconn: int | EllipsisType = ...,
+        maxconn: int | EllipsisType = ...,
+        *,
+        min_size: int | EllipsisType = ...,
+        max_size: int | EllipsisType = ...,
+    ) -> None:
         """Change the limits: close surplus idle connections now, and surplus checked-out ones at their release.
 
         Args:
             minconn: the new minimum, as in the constructor.
             maxconn: the new maximum, as in the constructor.
+            min_size: another name of ``minconn``.
+            max_size: another name of ``maxconn``.
 
         Raises:
             ValueError: a limit is invalid; nothing is changed then.
         """
-        self._parts.lifecycle.resize(*validate_limits(minconn, maxconn))
+        self._parts.lifecycle.resize(*validate_limits(minconn, maxconn, min_size, max_size))
 
     @renewed
     def suspend(self) -> None:
@@ -131,6 +140,7 @@ class PoolControl(LiveOptions):
         self._parts.health.check_all()
 
     def __enter__(self) -> Self:
+        self.open()
         return self
 
     def __exit__(

@@ -38,7 +38,7 @@ class Core(Handover):
     lock what takes time, such as connecting and closing. The rules of the lock are written beside it in `SlotTable`.
     """
 
-    __slots__ = ("closed_at", "fill_waiters", "max_retries", "outage", "retry_thread")
+    __slots__ = ("closed_at", "fill_waiters", "max_attempts", "outage", "retry_thread")
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class Core(Handover):
         maxconn: int,
         *,
         max_waiting: int = 0,
-        max_retries: int | None = None,
+        max_attempts: int | None = None,
         long_hold: float = NEVER,
         name: str = "",
     ) -> None:
         super().__init__(minconn, maxconn, long_hold, max_waiting, name)
-        self.max_retries = max_retries
+        self.max_attempts = max_attempts
         self.fill_waiters: list[OneShotEvent] = []  # callers that wait for minconn connections
         self.outage: Outage | None = None
         self.closed_at = NEVER  # when the pool was closed
@@ -70,6 +70,7 @@ class Core(Handover):
             connecting=len(self.opening),
             waiting=len(self.queue),
             oldest_hold=self.oldest_hold(monotonic()),
+            expected=self.expected_holds(),
             checkouts=self.checkouts(),
             discarded={str(reason): count for reason, count in self.discarded.copy().items()},
             hold_seconds=self.total_hold(),
@@ -111,8 +112,16 @@ class Core(Handover):
         self._add(slot)
         return slot
 
-    def connect_succeeded(self, slot: Slot, conn: connection, now: float) -> tuple[str | None, OutageChange]:
+    def connect_succeeded(
+        self, slot: Slot, conn: connection, now: float, *, began: float | None = None
+    ) -> tuple[str | None, OutageChange]:
         """Hand a newly opened connection to a waiter, or keep it idle.
+
+        Args:
+            slot: the slot reserved for the connection.
+            conn: the connection.
+            now: when the connect ended, as a reading of the clock.
+            began: when the connect began, as a reading of the clock.
 
         Returns:
             The reason why the caller has to close the connection, or None; and the outage before and after.
@@ -122,6 +131,7 @@ class Core(Handover):
             slot.asked_by = None
             change, self.outage = OutageChange(self.outage, None), None
             self.created += 1
+            self.connection_totals.connect_seconds += 0.0 if began is None else now - began
             slot.serial = self.created
             self.slots[slot.key] = slot
             slot.seen = now
@@ -160,18 +170,19 @@ class Core(Handover):
             failed = Outage(began, 1, error, attempt.message, attempt.at + attempt.delay, is_refusal)
             change = OutageChange(self.outage, after_failure(self.outage, failed))
             self.outage = change.after
+            self.connection_totals.connect_failures += 1
             self.retries += len(self.queue)
             for waiter in list(self.queue.values()):
                 waiter.checkout.retried(attempt, error)
-                if self.has_exhausted_retries(waiter.checkout):
+                if self.has_exhausted_attempts(waiter.checkout):
                     self.queue.fail(waiter, error)
             self._wake_fill_waiters(error)
             self._wake_idle_waiters()
             return change
 
-    def has_exhausted_retries(self, checkout: Checkout) -> bool:
-        """Return whether a checkout has reached ``max_retries``."""
-        return self.max_retries is not None and checkout.retries >= max(1, self.max_retries)
+    def has_exhausted_attempts(self, checkout: Checkout) -> bool:
+        """Return whether a checkout has reached ``max_attempts``."""
+        return self.max_attempts is not None and checkout.retries >= self.max_attempts
 
     # Waiting for the whole pool
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 
 COUNTERS = ("queued", "timeouts", "errors", "retries", "long_holds", "created", "wait_seconds")
 """The totals that are kept as numbers; each is named as its field of `PoolStats`."""
+
+
+@dataclass(slots=True)
+class ConnectionTotals:
+    """The totals of a pool's connections that `PoolStats` does not have; the pool's lock guards them."""
+
+    connect_failures: int = 0
+    connect_seconds: float = 0.0
+    """Sum of the durations of all connects that succeeded."""
+    lost: int = 0
+    """Idle connections that were found dead, or did not pass their check."""
+    bad_returns: int = 0
+    """Connections that were released and could not be used again, because they were broken or closed."""
 
 
 class Counters:
@@ -36,11 +50,25 @@ class Counters:
         self.long_holds += 1
 
 
-def make_stats(*, maxconn: int, used: int, status: PoolStatus | None, **figures: Any) -> PoolStats:
-    """Return the statistics of a pool; without a ``status``, the utilization decides the status."""
-    utilization = used / maxconn if maxconn else 0.0
+def make_stats(
+    *, maxconn: int, used: int, waiting: int, status: PoolStatus | None, expected: int = 0, **figures: Any
+) -> PoolStats:
+    """Return the statistics of a pool.
+
+    Args:
+        maxconn: maximum number of connections; 0 for no limit.
+        used: connections that are checked out.
+        waiting: callers in the queue.
+        status: the status; None if the utilization decides.
+        expected: checked-out connections whose hold is expected to be long, and that the utilization leaves out.
+        figures: the other fields.
+    """
+    others = maxconn - expected
+    utilization = max(0, used - expected) / others if others > 0 else float(maxconn > 0 and waiting > 0)
     status = status or status_of(utilization)
-    return PoolStats(maxconn=maxconn, used=used, utilization=utilization, status=status.value, **figures)
+    return PoolStats(
+        maxconn=maxconn, used=used, waiting=waiting, utilization=utilization, status=status.value, **figures
+    )
 
 
 def diagnose(
@@ -53,6 +81,7 @@ def diagnose(
     retries: int,
     waiter: Checkout | None = None,
     last_failure: str = "",
+    kind: type[PoolTimeout] = PoolTimeout,
 ) -> PoolTimeout:
     """Build the error of a caller that has waited for a connection, with the figures of the pool in its message.
 
@@ -65,6 +94,7 @@ def diagnose(
         retries: failed attempts during the wait.
         waiter: the checkout that waited, whose thread or task may hold connections itself.
         last_failure: text of the last failed connect, free of secrets; empty if there was none.
+        kind: the class of the error.
     """
     waited = now - since
     levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
@@ -82,4 +112,4 @@ def diagnose(
     longest = tuple(hold.holder(now) for hold in holds[:LONGEST_HOLDERS])
     lines += [f"held {each}" for each in longest]
     text = "\n  ".join(map(printable, lines))
-    return PoolTimeout(text, waited=waited, retries=retries, holders=longest, **stats.levels())
+    return kind(text, waited=waited, retries=retries, holders=longest, **stats.levels())

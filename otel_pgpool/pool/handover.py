@@ -15,11 +15,14 @@ from otel_pgpool.types import CheckoutPath, DiscardReason
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
+    from otel_pgpool.types import PathName
+
 NOT_HELD = "not_held"
 """The result of `Handover.release` if the checkout does not hold the connection any more."""
 
-IDLE, QUEUED, NEW = CheckoutPath.IDLE, CheckoutPath.QUEUED, CheckoutPath.NEW
-"""Read for each checkout: a global costs less than a member of an enumeration."""
+IDLE: PathName = CheckoutPath.IDLE.value
+QUEUED: PathName = CheckoutPath.QUEUED.value
+NEW: PathName = CheckoutPath.NEW.value
 
 
 class State(enum.Enum):
@@ -97,6 +100,7 @@ class Handover(HoldTable):
             if attempt is not None:
                 checkout.retried(attempt, error)
                 self.retries += 1
+                self.connection_totals.lost += 1
 
     def join(self, checkout: Checkout, now: float) -> Waiter:
         """Put a checkout into the queue; the returned waiter may have been served already.
@@ -173,7 +177,7 @@ class Handover(HoldTable):
                 self.errors += 1
 
     def _keep_or_evict(
-        self, slot: Slot, conn: connection, now: float, path: str | None, reason: str | None = None
+        self, slot: Slot, conn: connection, now: float, path: PathName | None, reason: str | None = None
     ) -> str | None:
         """Hand a connection over or keep it idle, unless it has to be closed; return the reason if it has to."""
         if reason is None and now >= slot.review_at:
@@ -184,7 +188,7 @@ class Handover(HoldTable):
             self.closing.add(slot)
         return reason
 
-    def _hand_over_or_keep(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+    def _hand_over_or_keep(self, slot: Slot, conn: connection, now: float, path: PathName | None) -> None:
         """Hand a connection to the first waiter, or keep it idle if there are no waiters."""
         waiter = self.queue.first()
         if waiter is not None:
@@ -193,7 +197,7 @@ class Handover(HoldTable):
             slot.conn = conn
             self.idle.append(slot)
 
-    def _hand_over(self, waiter: Waiter, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+    def _hand_over(self, waiter: Waiter, slot: Slot, conn: connection, now: float, path: PathName | None) -> None:
         """Hand a connection to the first waiter, and wake the waiter under the lock.
 
         The waiter is removed from the queue last, so that an exception raised in between does not leave it unserved.
@@ -290,6 +294,8 @@ class Handover(HoldTable):
             if slot.ref() is None:  # the garbage collector cleared the weak reference, but the connection survived
                 slot.track(conn)
             slot.seen, slot.returned = checkout.acquired, now
+            if reason is not None:
+                self.connection_totals.bad_returns += 1
             return self._keep_or_evict(slot, conn, now, QUEUED if held < CHECK_BYPASS_WINDOW else None, reason)
 
     def release_unused(self, checkout: Checkout, conn: connection, now: float, reason: str | None = None) -> str | None:

@@ -22,12 +22,12 @@ class HoldTable(SlotTable):
     __slots__ = ()
 
     def _holds(self) -> list[Checkout]:
-        return sorted(self._present_holds(), key=ACQUIRED)
+        return sorted(self.present_holds(), key=ACQUIRED)
 
     def _longest_holds(self, count: int) -> list[Checkout]:
-        return heapq.nsmallest(count, self._present_holds(), key=ACQUIRED)
+        return heapq.nsmallest(count, self.present_holds(), key=ACQUIRED)
 
-    def _present_holds(self) -> list[Checkout]:
+    def present_holds(self) -> list[Checkout]:
         """Return the checkouts that hold a connection. Takes no lock."""
         held = [slot.checkout for slot in self.members.copy()]
         return [hold for hold in held if hold is not None and hold.path is not None]
@@ -39,8 +39,12 @@ class HoldTable(SlotTable):
 
     def oldest_hold(self, now: float) -> float:
         """Return the age in seconds of the oldest hold without an ``expected_hold``, or 0. Takes no lock."""
-        begun = [hold.acquired for hold in self._present_holds() if hold.expected_hold is None]
+        begun = [hold.acquired for hold in self.present_holds() if hold.expected_hold is None]
         return max(0.0, now - min(begun, default=now))
+
+    def expected_holds(self) -> int:
+        """Return the number of holds with an ``expected_hold``. Takes no lock."""
+        return sum(hold.expected_hold is not None for hold in self.present_holds())
 
     def checkouts(self) -> dict[str, int]:
         """Return the number of checkouts that received a connection, by path. Takes no lock."""

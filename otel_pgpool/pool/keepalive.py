@@ -82,7 +82,8 @@ class Keepalive(Part):
         if conn is None:  # closed as an orphan
             return
         try:
-            ping(conn, self._check)
+            if slot.evict_reason is None:  # read after `_pinged` was set, so that either `stop` or this sees the other
+                ping(conn, self._check)
         except BaseException as failure:
             if self._core.check_failed(slot):
                 self._discard(slot, conn, failure)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from otel_pgpool.config import long_hold_threshold, validate_seconds, validate_seconds_or_never
+from otel_pgpool.config import long_hold_threshold, validate_seconds_or_never
 from otel_pgpool.pool.state import PoolState
 from otel_pgpool.runtime.fork import renewed
+from otel_pgpool.validation import validate_seconds
 
 
 class LiveOptions(PoolState):

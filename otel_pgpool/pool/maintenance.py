@@ -9,7 +9,8 @@ from otel_pgpool.driver.monitor_connection import MonitorSource
 from otel_pgpool.pool import monitors
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
-from otel_pgpool.pool.monitor import MonitoredPool
+from otel_pgpool.pool.monitor_source import MonitoredPool
+from otel_pgpool.pool.shared_threads import end_shared_threads
 from otel_pgpool.pool.utilization import SAMPLE_INTERVAL, UtilizationAlarm
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason, Outcome
@@ -46,6 +47,7 @@ class Maintenance(Part):
         self._releaser = releaser
         self._connectors = connectors
         self._keepalive = keepalive
+        self._source = MonitorSource(common.target)
         self._alarm = UtilizationAlarm(monotonic())
         self._handed_out = 0  # number of checkouts at the last pass
         self._dropped: list[weakref.ref[connection]] = []  # dropped since the last pass
@@ -64,6 +66,7 @@ class Maintenance(Part):
         until_ping = self._keepalive.start_if_due(now)
         parked = self._is_quiet() and self._alarm.is_settled and core.park()
         if core.state is State.CLOSED and not core.used:
+            end_shared_threads()
             return None
         seconds = min(until_ping, max(0.0, core.next_deadline(self._durations.max_idle) - monotonic()))
         if self._dropped:
@@ -85,7 +88,7 @@ class Maintenance(Part):
         observer = self._notifier.observer
         for checkout in self._core.reclaim(dropped, now):
             checkout.released = now
-            checkout.outcome = Outcome.RECLAIMED
+            checkout.outcome = Outcome.RECLAIMED.value
             self._connectors.start_if_needed()
             if observer is not None:
                 self._notifier.notify(observer.reclaimed, checkout)
@@ -101,7 +104,7 @@ class Maintenance(Part):
             self._notifier.notify(observer.held_long, checkout)
         report = getattr(observer, "database_state", None)  # a `DatabaseObserver` has it
         if overdue and report is not None and self._config.is_monitored:
-            pool = MonitoredPool(self._core.name, MonitorSource(self._target), partial(self._notifier.notify, report))
+            pool = MonitoredPool(self._core.name, self._source, partial(self._notifier.notify, report))
             self._notifier.notify(monitors.watch, pool, overdue)
         change = self._alarm.sample(now, self._core.stats)
         if change is not None:

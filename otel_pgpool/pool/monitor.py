@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
+from otel_pgpool.pool.session_match import Place, match, traceparent_of
 from otel_pgpool.pool.session_query import Answer, read_answer, statement_for
 from otel_pgpool.pool.wait_graph import WaitGraph
+from otel_pgpool.pool.watched_hold import WatchedHold
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_failure, log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends, keep_from_forking
 from otel_pgpool.runtime.wakeup import Wakeup, start_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable
 
-    from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.monitor_source import MonitorConnection, MonitoredPool, MonitorSource, Server
 
 QUERY_INTERVAL = 1.0
 """Minimum number of seconds between two queries of a server."""
+
+QUERY_SHARE = 0.1
+"""Maximum share of the time in which a server works on queries: after a slow query, the interval is longer."""
 
 CLOSE_AFTER = 60.0
 """Seconds without a long hold after which the monitoring connection is closed."""
@@ -29,114 +34,29 @@ GATHER = 0.05
 """Seconds between the first long hold and the query, so that holds that become long together are one query."""
 
 AT_ONCE = 1.0
-"""Seconds within which a query fails on a connection that the server has closed."""
+"""Seconds within which a query fails on a connection that the server has closed, or a server refuses a connection."""
 
 RETRY_AFTER = 10.0
 """Seconds between a failed query and the next one."""
 
-Server = tuple[str, "int | None"]
-"""Host, or folder of a Unix socket, and port."""
-
-
-class MonitorConnection(Protocol):
-    """A monitoring connection of some driver."""
-
-    pid: int
-    """Process id of the session as the client knows it; 0 if the driver does not tell."""
-
-    def query(self, statement: str) -> str:
-        """Return the one value of a statement, run in a read-only transaction with a time limit.
-
-        Raises:
-            Exception: the server did not answer in time, or refused the statement.
-        """
-
-    def close(self) -> None:
-        """Close the connection. Must not raise."""
-
-    def close_inherited(self) -> None:
-        """Close the socket in a forked child, without a message to the server."""
-
-
-class MonitorSource(Protocol):
-    """The way to monitoring connections of one pool."""
-
-    def server_of(self, conn: Any) -> Server:
-        """Return the server of one of the pool's connections, or of the pool if that is None."""
-
-    def open(self, server: Server) -> MonitorConnection:
-        """Open a monitoring connection within a few seconds.
-
-        Raises:
-            Exception: the connection cannot be opened.
-        """
-
-    def error_text(self, error: BaseException) -> str:
-        """Return the text of an error, without secrets or SQL."""
-
-
-class MonitoredPool(NamedTuple):
-    """A pool as its monitor sees it."""
-
-    name: str
-    source: MonitorSource
-    report: Callable[[Checkout, DatabaseState, Sequence[Checkout]], None]
-    """Called with a hold, its state, and the checkouts of this process that block it; never raises."""
-
-
-class WatchedHold:
-    """A long hold that is in progress."""
-
-    __slots__ = ("checkout", "due_age", "pool")
-
-    def __init__(self, pool: MonitoredPool, checkout: Checkout) -> None:
-        self.pool = pool
-        self.checkout = checkout
-        self.due_age = max(0.0, checkout.flagged_at - checkout.acquired)
-        """Age in seconds at which the state of the hold is reported next."""
-
-    @property
-    def due(self) -> float:
-        """When the state is reported next, as a reading of the clock."""
-        return self.checkout.acquired + self.due_age
-
-    @property
-    def traceparent(self) -> str:
-        """The traceparent that the session may have as ``application_name``; empty if there is none."""
-        return traceparent_of(self.checkout)
-
-    def postpone(self, now: float) -> None:
-        """Postpone the next report until the hold's age has doubled."""
-        age = now - self.checkout.acquired
-        self.due_age = max(self.due_age, age / 2, MIN_PAUSE) * 2
-        while self.due_age <= age:
-            self.due_age *= 2
-
-
 MIN_PAUSE = 0.01
 """Minimum number of seconds between two steps of a monitor."""
 
+BEHIND_PROXY = (
+    "a proxy such as PgBouncer hides the sessions; OTEL_PGPOOL_APPLICATION_NAME=trace shows those of sampled checkouts"
+)
 
-def traceparent_of(checkout: Checkout) -> str:
-    """Return the traceparent of a checkout's span; empty if there is none."""
-    return getattr(checkout.observer_data, "traceparent", None) or ""
+NO_SESSION = "the server that answered has no such session: it has ended, or a load balancer leads to several servers"
 
 
 class Monitor:
     """The monitor of one server, with a thread and a connection of its own, both made when there is a long hold.
 
     Nothing waits for a monitor: a server that refuses, freezes or is full costs the answer and nothing else.
-
-    Args:
-        server: the server.
-        find_holds: function that returns the holds of this process on a server, by process id and by traceparent.
     """
 
-    def __init__(
-        self, server: Server, find_holds: Callable[[Server], tuple[dict[int, Checkout], dict[str, Checkout]]]
-    ) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
-        self._find_holds = find_holds
         self._lock = threading.Lock()  # guards the next four attributes; nothing under it blocks
         self._holds: list[WatchedHold] = []
         self._thread: threading.Thread | None = None
@@ -146,13 +66,20 @@ class Monitor:
         # What follows belongs to the thread.
         self._conn: MonitorConnection | None = None
         self._last_work = 0.0
-        self._is_proxy = False
-        self._told: set[str] = set()
+        self._is_proxy: bool | None = None  # None: not known yet
+        self._failing: set[str] = set()  # pools whose way to a connection has failed
+        self._told: set[str] = set()  # what was logged, so that it is logged once
 
-    def watch(self, pool: MonitoredPool, holds: Iterable[Checkout]) -> None:
-        """Watch long holds until their end. Called by background threads, for which this takes some 100 us."""
+    def watch(self, pool: MonitoredPool, holds: Iterable[Checkout]) -> bool:
+        """Watch long holds until their end. Called by background threads, for which this takes some 100 us.
+
+        Returns:
+            Whether they are watched; False if this monitor was stopped.
+        """
         watched, thread = [WatchedHold(pool, hold) for hold in holds], None
         with self._lock:
+            if self._is_stopped:
+                return False
             if not self._holds:
                 self._next_query = max(self._next_query, monotonic() + GATHER)
             self._holds = [*self._holds, *watched]
@@ -161,13 +88,14 @@ class Monitor:
                 self._thread = thread
         if thread is None:
             self._wakeup.set()
-            return
+            return True
         try:
             start_thread(thread)
         except RuntimeError:  # no thread can be started: the next long hold tries again
             with self._lock:
                 self._thread = None
                 self._holds = []
+        return True
 
     def stop(self, seconds: float) -> None:
         """End the thread and close the connection, and wait up to ``seconds`` for that."""
@@ -184,23 +112,21 @@ class Monitor:
 
     def _run(self) -> None:
         seconds: float | None = 0.0
-        try:
-            self._wakeup.rebuild_if_patched()
-            while seconds is not None:
+        self._wakeup.rebuild_if_patched()
+        while seconds is not None:
+            try:
                 self._wakeup.wait(seconds)
-                try:
-                    seconds = self.run_once()
-                except Exception as error:  # noqa: BLE001 - no error may end the thread
-                    self._log_once(error)
-                    seconds = QUERY_INTERVAL
-        finally:
-            delay_forks_until_this_thread_ends()
+                seconds = self.run_once()
+            except BaseException as error:  # noqa: BLE001 - no error, not even an injected one, may end the thread
+                self._log_once(error)
+                seconds = QUERY_INTERVAL
+        delay_forks_until_this_thread_ends()
 
     def run_once(self) -> float | None:
         """Ask the server if that is due; return the seconds until the next pass, or None to end the thread."""
         now = monotonic()
         with self._lock:
-            holds = self._holds = [hold for hold in self._holds if hold.checkout.is_held]
+            holds = self._holds = [hold for hold in self._holds if not hold.is_over]
             if holds:
                 self._last_work = now
             is_over = self._is_stopped or now >= self._last_work + CLOSE_AFTER
@@ -211,77 +137,114 @@ class Monitor:
             return None
         if not holds:
             return self._last_work + CLOSE_AFTER - now
-        if now >= self._next_query and any(hold.due <= now for hold in holds):
-            self._ask(holds, now)
-        due = max(min(hold.due for hold in holds), self._next_query) - monotonic()
-        return min(QUERY_INTERVAL, max(MIN_PAUSE, due))  # within the interval, to drop the holds that have ended
+        due = [hold for hold in holds if hold.due <= now]
+        if due and now >= self._next_query:
+            self._ask(holds, due)
+        pause = max(min(hold.due for hold in holds), self._next_query) - monotonic()
+        return min(QUERY_INTERVAL, max(MIN_PAUSE, pause))  # within the interval, to drop the holds that have ended
 
-    def _ask(self, holds: list[WatchedHold], now: float) -> None:
+    # The query
+
+    def _ask(self, holds: list[WatchedHold], due: list[WatchedHold]) -> None:
         """Ask the server for the sessions of all long holds, and report those that are due."""
-        self._next_query = now + QUERY_INTERVAL
-        first = min(holds, key=lambda hold: hold.due)
-        try:
-            answer = self._query(holds, first.pool.source)
-        except Exception as error:  # noqa: BLE001 - a driver or a callback of the program may raise anything
-            self._next_query = monotonic() + RETRY_AFTER
-            self._drop_connection()
-            self._tell("failed", first.pool, f"the server does not answer: {first.pool.source.error_text(error)}")
-            return
-        if answer is not None:
-            self._told.discard("failed")
-            with keep_from_forking():
-                self._report(holds, answer)
-        elif self._is_proxy:
-            self._tell("proxy", first.pool, BEHIND_PROXY)
-        for hold in holds:
-            if hold.due <= now:
-                hold.postpone(monotonic())
-
-    def _query(self, holds: list[WatchedHold], source: MonitorSource) -> Answer | None:
-        """Return the server's answer; None if the sessions cannot be found behind a proxy."""
-        names = [hold.traceparent for hold in holds if hold.traceparent]
+        names = [name for hold in holds if (name := traceparent_of(hold.checkout))]
         if self._is_proxy and not names:
-            return None
-        pids = [] if self._is_proxy else [hold.checkout.slot.pid for hold in holds]
-        answer = read_answer(self._value_of(statement_for(pids, names), source))
-        self._is_proxy = self._conn is not None and self._conn.pid not in (0, answer.backend)
-        return answer if names or not self._is_proxy else None
+            self._tell("proxy", due[0].pool, BEHIND_PROXY)
+        else:
+            began = monotonic()
+            pids = [] if self._is_proxy else [hold.checkout.slot.pid for hold in holds]
+            answer = self._query(statement_for(pids, [] if self._is_proxy is False else names), due)
+            if answer is None:
+                return
+            with keep_from_forking():
+                self._report(holds, due, answer, began)
+        for hold in due:
+            hold.postpone(monotonic())
+
+    def _query(self, statement: str, due: list[WatchedHold]) -> Answer | None:
+        """Return the server's answer; None if no pool has a way to it.
+
+        The pools of the holds that are due are tried one after the other. A pool that takes more than a moment to fail
+        is the last, and the others are tried first at the next query.
+        """
+        pools = {hold.pool.name: hold.pool for hold in due}
+        failures: list[str] = []
+        for pool in sorted(pools.values(), key=lambda pool: pool.name in self._failing):
+            began = monotonic()
+            try:
+                answer = read_answer(self._value_of(statement, pool.source))
+            except Exception as error:  # noqa: BLE001 - a driver or a callback of the program may raise anything
+                self._drop_connection()
+                self._failing.add(pool.name)
+                failures.append(f"it could not be asked: {pool.source.error_text(error)}")
+                if monotonic() - began >= AT_ONCE or self._is_stopped:
+                    break
+            else:
+                self._failing.discard(pool.name)
+                self._told.discard("failed")
+                return answer
+        are_all_failing = self._failing >= pools.keys()
+        self._next_query = monotonic() + (RETRY_AFTER if are_all_failing else QUERY_INTERVAL)
+        if are_all_failing:
+            self._failing.clear()
+            self._tell("failed", due[0].pool, failures[0])
+        return None
 
     def _value_of(self, statement: str, source: MonitorSource) -> str:
         """Run a statement, on a new connection if there is none or the server has closed the one that was idle."""
         if self._conn is not None:
             began = monotonic()
             try:
-                return self._conn.query(statement)
+                return self._run_statement(self._conn, statement)
             except Exception:
                 self._drop_connection()
                 if monotonic() - began >= AT_ONCE:  # the server is frozen, and would freeze the next connection too
                     raise
         self._conn = source.open(self._server)
-        return self._conn.query(statement)
+        return self._run_statement(self._conn, statement)
 
-    def _report(self, holds: list[WatchedHold], answer: Answer) -> None:
-        by_pid, by_name = self._find_holds(self._server)
-        graph = WaitGraph(answer.sessions, {} if self._is_proxy else by_pid, by_name)
-        sessions = {session.application_name: session for session in answer.sessions.values()}
-        for hold in holds:
-            checkout, now = hold.checkout, monotonic()
-            session = sessions.get(hold.traceparent) if hold.traceparent else None
-            if session is None and not self._is_proxy:
-                session = answer.sessions.get(checkout.slot.pid)
-            if session is None or not checkout.is_held:
-                continue
-            state = graph.state_of(session, now - checkout.acquired)
-            checkout.database_state = state
-            if hold.due <= now:
-                hold.pool.report(checkout, state, graph.blockers_of(session))
+    def _run_statement(self, conn: MonitorConnection, statement: str) -> str:
+        began = monotonic()
+        value = conn.query(statement)
+        ended = monotonic()
+        self._next_query = max(began + QUERY_INTERVAL, ended + (ended - began) / QUERY_SHARE)
+        return value
 
     def _drop_connection(self) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.close()
 
-    def _log_once(self, error: Exception) -> None:
+    # The answer
+
+    def _report(self, holds: list[WatchedHold], due: list[WatchedHold], answer: Answer, asked: float) -> None:
+        """Store the state of each hold, and report those that are due."""
+        place = self._place_of(answer, asked)
+        found = match(answer, place)
+        graph = WaitGraph(answer.sessions, found.hold_of)
+        for hold in holds:
+            checkout, session = hold.checkout, found.session_of(hold.checkout)
+            if hold.is_over:
+                continue
+            if session is not None:
+                state = checkout.database_state = graph.state_of(session, monotonic() - checkout.acquired)
+                if hold in due:
+                    hold.pool.report(checkout, state, graph.blockers_of(session))
+            elif not place.is_proxy:
+                self._tell("missing", hold.pool, NO_SESSION)
+            elif not traceparent_of(checkout):
+                self._tell("proxy", hold.pool, BEHIND_PROXY)
+
+    def _place_of(self, answer: Answer, asked: float) -> Place:
+        """Return the server that has answered."""
+        conn = self._conn
+        pid, local_port = (0, 0) if conn is None else (conn.pid, conn.local_port)
+        self._is_proxy = pid not in (0, answer.backend)
+        return Place(self._server, asked, self._is_proxy, is_direct=0 < local_port == answer.client_port)
+
+    # Logs
+
+    def _log_once(self, error: BaseException) -> None:
         """Log an error of the monitor itself, once."""
         if "error" not in self._told:
             self._told.add("error")
@@ -294,8 +257,3 @@ class Monitor:
         self._told.add(what)
         text = "pool %s: the database state of long holds is unknown: %s"
         log_safely(logging.WARNING, text, pool.name, reason)
-
-
-BEHIND_PROXY = (
-    "a proxy such as PgBouncer hides the sessions; OTEL_PGPOOL_APPLICATION_NAME=trace shows those of sampled checkouts"
-)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
+from otel_pgpool.driver.monitor_connection import MonitorSource
 from otel_pgpool.driver.session import close_inherited
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
@@ -17,12 +18,14 @@ from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
 from otel_pgpool.pool.maintenance import Maintenance
+from otel_pgpool.pool.monitor_source import PoolHolds
+from otel_pgpool.pool.psycopg_pool_stats import PsycopgPoolStats
 from otel_pgpool.pool.release import Releaser
 from otel_pgpool.runtime.background import ParkingThread
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from psycopg2.extensions import connection
 
@@ -57,6 +60,7 @@ class Parts:
         "maintenance",
         "notifier",
         "observer",
+        "psycopg_pool_stats",
         "releaser",
         "reset",
         "target",
@@ -70,7 +74,7 @@ class Parts:
         self.observer = observer
         self.reset = config.reset
         # Of a reentrant pool: the outermost block of each flow, a `ReentrantContext`, which may have ended.
-        self.blocks: WeakValueDictionary[Flow, Any] = WeakValueDictionary()
+        self.blocks: weakref.WeakValueDictionary[Flow, Any] = weakref.WeakValueDictionary()
         self.notifier = Notifier(observer)
         target.fallback_name = self.notifier.session_name
         self.assemble(config.minconn, config.maxconn, config.long_hold)
@@ -82,7 +86,7 @@ class Parts:
             minconn,
             maxconn,
             max_waiting=config.max_waiting,
-            max_retries=config.max_retries,
+            max_attempts=config.max_attempts,
             long_hold=long_hold,
             name=notifier.pool_name,
         )
@@ -98,6 +102,7 @@ class Parts:
         self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors, self.keepalive)
         self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer, self.keepalive)
         discarder.refill_by(self.connectors.start_if_needed)
+        self.psycopg_pool_stats = PsycopgPoolStats(core)
         self.thread.set_duties(self.maintenance)
         self.core = core  # last: after an interrupt, `reset_after_fork` still finds the parent's core
 
@@ -120,13 +125,18 @@ class Parts:
         self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 
-    def register(self, pool: Pool, reset: Callable[[Pool], None], holds: Callable[[Pool], Iterable[Checkout]]) -> None:
+    def register(self, pool: Pool, reset: Callable[[Pool], None], holds: Callable[[Pool], PoolHolds]) -> None:
         """Give the pool a unique name; see `registry.register` for the functions."""
         name = registry.register(pool, self.config.name or self.target.name, reset, holds)
         self.core.name = self.notifier.pool_name = name
+        self.notifier.pool = weakref.ref(pool)
 
-    def expect_hold(self, checkout: Checkout, hold: float) -> None:
-        """Set the threshold in seconds after which this hold is reported as long."""
-        checkout.expected_hold = hold
+    def holds(self) -> PoolHolds:
+        """Return the checkouts that hold a connection."""
+        return PoolHolds(MonitorSource(self.target).server_of, self.core.holds_now())
+
+    def expect_hold(self, checkout: Checkout) -> None:
+        """Observe the threshold of a hold that has just begun, and that has one of its own."""
+        checkout.is_remarkable = True
         checkout.slot.review_at = AT_ONCE  # so that even a short hold is compared with its threshold when it ends
         self.thread.wake()

@@ -6,41 +6,38 @@ import sys
 import weakref
 from typing import TYPE_CHECKING
 
-from otel_pgpool.config import validate_expected_hold
 from otel_pgpool.driver import savepoint as savepoints
 from otel_pgpool.errors import PoolError
-from otel_pgpool.pool.context import CheckoutContext
+from otel_pgpool.pool.context import CheckoutContext, ConnectionT_co, LongCheckoutContext, in_use
 from otel_pgpool.runtime.flow import current_flow
 from otel_pgpool.runtime.fork import is_here, renew
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from psycopg2.extensions import connection
     from typing_extensions import Self
-
-    from otel_pgpool.runtime.flow import Flow
 
 OPEN_INSIDE = "a block inside this one has not ended, so this one is rolled back: blocks must end in reverse order"
 ENDED_INSIDE = "a block inside another one has ended the transaction: only the outermost block commits and rolls back"
 ENDED_AROUND = "the block around this one has ended before it: blocks must end in reverse order"
 
 
-class ReentrantContext(CheckoutContext):
+class ReentrantContext(LongCheckoutContext[ConnectionT_co]):
     """A block of a reentrant pool: the outermost one of its flow, which is a checkout, or one inside it.
 
     An outermost block refers weakly to those inside, and the pool refers weakly to it, so that a connection is
     reclaimed as ever if the program drops the contexts.
     """
 
-    __slots__ = ("__weakref__", "expected_hold", "inside", "is_ended", "number", "outermost", "savepoint")
+    __slots__ = ("__weakref__", "inside", "is_ended", "is_long", "number", "outermost", "savepoint")
 
-    expected_hold: float | None
-    outermost: ReentrantContext | None
+    is_long: bool
+    """Whether its hold has a threshold of its own, which counts if the block is the outermost."""
+    outermost: ReentrantContext[ConnectionT_co] | None
     """The outermost block, if this one is inside it."""
     savepoint: str | None
     """The savepoint of a block inside, if one was needed."""
-    inside: list[weakref.ref[ReentrantContext]]
+    inside: list[weakref.ref[ReentrantContext[ConnectionT_co]]]
     """The blocks inside that have not ended, from the outside to the inside."""
     number: int
     """Number of the blocks that have begun inside."""
@@ -48,37 +45,32 @@ class ReentrantContext(CheckoutContext):
     """Whether the program has ended the transaction inside a block inside."""
 
     def __init__(self) -> None:
-        self.expected_hold = self.outermost = self.savepoint = None
+        self.is_long = False
+        self.outermost = self.savepoint = None
 
     @classmethod
     def expecting(cls, hold: object) -> Self:
-        """Return a context with a hold threshold of its own, which counts if its block is the outermost."""
-        context = cls()
-        context.expected_hold = validate_expected_hold(hold)
+        """Return a context whose hold may last ``hold`` seconds if its block is the outermost.
+
+        Raises:
+            ValueError: ``hold`` is neither a number above 0 nor None.
+        """
+        context = super().expecting(hold)
+        context.is_long = True
         return context
 
-    def __enter__(self) -> connection:
+    def __enter__(self) -> ConnectionT_co:
         if self.checkout is not None:
-            return super().__enter__()  # raises
+            raise in_use(self.parts)
         if not is_here:
             renew()
         flow = current_flow()
-        outermost: ReentrantContext | None = self.parts.blocks.get(flow)
+        outermost: ReentrantContext[ConnectionT_co] | None = self.parts.blocks.get(flow)
         if outermost is not None and outermost.is_held:
             return self._enter_inside(outermost)
-        return self._enter_outermost(flow)
-
-    def _enter_outermost(self, flow: Flow) -> connection:
         self.inside, self.number, self.is_ended = [], 0, False
         self.parts.blocks[flow] = self
-        conn = super().__enter__()
-        try:
-            if self.expected_hold is not None and self.checkout is not None:
-                self.parts.expect_hold(self.checkout, self.expected_hold)
-        except BaseException:
-            self.__exit__(*sys.exc_info())
-            raise
-        return conn
+        return super().__enter__() if self.is_long else CheckoutContext.__enter__(self)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -116,7 +108,7 @@ class ReentrantContext(CheckoutContext):
 
     # Blocks inside
 
-    def _enter_inside(self, outermost: ReentrantContext) -> connection:
+    def _enter_inside(self, outermost: ReentrantContext[ConnectionT_co]) -> ConnectionT_co:
         conn, checkout = outermost.conn, outermost.checkout
         if conn is None or checkout is None:
             raise self._error(ENDED_AROUND)
@@ -126,9 +118,9 @@ class ReentrantContext(CheckoutContext):
         outermost.inside.append(weakref.ref(self))
         checkout.blocks_inside += 1
         checkout.is_remarkable = True
-        return conn
+        return conn  # type: ignore[return-value]  # made by `connection_factory`
 
-    def _exit_inside(self, outermost: ReentrantContext, exc: BaseException | None) -> None:
+    def _exit_inside(self, outermost: ReentrantContext[ConnectionT_co], exc: BaseException | None) -> None:
         conn, checkout, savepoint = self.conn, self.checkout, self.savepoint
         blocks = [block() for block in outermost.inside]
         if conn is None or checkout is not outermost.checkout or self not in blocks:

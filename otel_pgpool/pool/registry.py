@@ -10,9 +10,9 @@ from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.failures import log_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.pool.monitor_source import PoolHolds
 
 
 Pool = TypeVar("Pool")
@@ -24,7 +24,7 @@ FIRST_NUMBER = 2
 _lock = threading.RLock()
 _names: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
 _resets: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
-_holds: weakref.WeakKeyDictionary[Any, Callable[[Any], Iterable[Checkout]]] = weakref.WeakKeyDictionary()
+_holds: weakref.WeakKeyDictionary[Any, Callable[[Any], PoolHolds]] = weakref.WeakKeyDictionary()
 # By name: the lowest number that may be free, at which `register` starts its search, so that creating many pools of one
 # name takes linear time. Lowered when a numbered pool is closed or collected.
 _lowest: dict[str, int] = {}
@@ -32,7 +32,7 @@ _numbered: weakref.WeakKeyDictionary[object, Callable[[], object]] = weakref.Wea
 
 
 def register(
-    pool: Pool, name: str, reset: Callable[[Pool], None], holds: Callable[[Pool], Iterable[Checkout]] | None = None
+    pool: Pool, name: str, reset: Callable[[Pool], None], holds: Callable[[Pool], PoolHolds] | None = None
 ) -> str:
     """Register a pool under a unique name.
 
@@ -62,12 +62,12 @@ def register(
         return unique
 
 
-def all_holds() -> Iterator[tuple[str, int | None, Iterable[Checkout]]]:
-    """Iterate over address, port and holds of all pools, closed ones included."""
+def all_holds() -> Iterator[PoolHolds]:
+    """Iterate over the holds of all pools, closed ones included."""
     with _lock:
         pools = list(_holds.items())
     for pool, holds in pools:
-        yield pool.address, pool.port, holds(pool)
+        yield holds(pool)
 
 
 def release_name(name: str, pool: object) -> None:

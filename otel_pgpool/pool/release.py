@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.types import OutcomeName
+
+COMMITTED: OutcomeName = Outcome.COMMITTED.value
+ROLLED_BACK: OutcomeName = Outcome.ROLLED_BACK.value
+RELEASED: OutcomeName = Outcome.RELEASED.value
+DISCARDED: OutcomeName = Outcome.DISCARDED.value
 
 
 class Releaser(Part):
@@ -47,13 +53,13 @@ class Releaser(Part):
         if not self._core.holds(checkout):
             self._abandon(checkout)
             return
-        checkout.outcome = Outcome.ROLLED_BACK
+        checkout.outcome = ROLLED_BACK
         if exc is not None and is_collecting_here():
             self._deferred.append((checkout, conn, False))
             return
         try:
             if exc is None and session.commit(conn):
-                checkout.outcome = Outcome.COMMITTED
+                checkout.outcome = COMMITTED
         except BaseException as failure:
             checkout.fail(error_type(failure), describe(self._target, failure))
             self.reset_and_release(checkout, conn, failure)
@@ -66,7 +72,7 @@ class Releaser(Part):
     def release_by_hand(self, checkout: Checkout, conn: connection, *, close: bool) -> None:
         """Release the connection of a ``putconn``, or close it."""
         try:
-            checkout.outcome = Outcome.RELEASED
+            checkout.outcome = RELEASED
             if is_collecting_here():
                 self._deferred.append((checkout, conn, close))
             elif not close and self._reset is None and session.is_clean(conn, checkout.slot.baseline):
@@ -81,7 +87,7 @@ class Releaser(Part):
         """Complete a release that an interrupt cut short; do nothing if only the commit failed."""
         if checkout.is_held:
             if not checkout.has_outcome:
-                checkout.outcome = Outcome.ROLLED_BACK
+                checkout.outcome = ROLLED_BACK
             self.reset_and_release(checkout, conn, None, close=close)
         elif self._notifier.observer is not None and not checkout.is_reported:
             checkout.released = monotonic()
@@ -107,8 +113,8 @@ class Releaser(Part):
             )
         finally:
             is_closed = reason is DiscardReason.RETURNED_CLOSED
-            if is_closed or (reason is not None and checkout.outcome != Outcome.COMMITTED):
-                checkout.outcome = Outcome.DISCARDED
+            if is_closed or (reason is not None and checkout.outcome != COMMITTED):
+                checkout.outcome = DISCARDED
                 if cause is not None and cause is not error and checkout.error_type is None:
                     checkout.fail(error_type(cause), describe(self._target, cause))
             self._release(checkout, conn, reason, cause)

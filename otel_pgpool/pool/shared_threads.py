@@ -10,8 +10,8 @@ def end_shared_threads(seconds: float = monitors.STOP_WITHIN) -> None:
     """End the threads that all pools share, unless a pool of this process is open.
 
     Args:
-        seconds: time to wait for each monitor, which may be waiting for its server.
+        seconds: time to wait for each thread to end; a monitor may be waiting for its server.
     """
     if not registry.any_open():
         monitors.stop(seconds)
-        stop_watching()
+        stop_watching(seconds)

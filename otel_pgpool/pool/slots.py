@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from otel_pgpool.pool.figures import Counters
+from otel_pgpool.pool.figures import ConnectionTotals, Counters
 from otel_pgpool.pool.waiters import OneShotEvent
 from otel_pgpool.types import DiscardReason
 
@@ -32,6 +32,11 @@ ORPHAN_AFTER_CHECK = 10.0
 def bypass_below(long_hold: float) -> float:
     """Return the seconds below which a hold is within the window, and not long, so that its release needs no lock."""
     return min(CHECK_BYPASS_WINDOW, long_hold)
+
+
+def set_lifetime(slot: Slot, max_lifetime: float) -> None:
+    """Set when the connection of a slot expires, for a maximum lifetime in seconds. The caller holds the lock."""
+    slot.expires = slot.opened + max_lifetime * slot.lifetime_share
 
 
 class Orphan(NamedTuple):
@@ -60,6 +65,7 @@ class SlotTable(Counters):
         "bypass_below",
         "checking",
         "closing",
+        "connection_totals",
         "discarded",
         "idle",
         "idle_waiters",
@@ -98,6 +104,7 @@ class SlotTable(Counters):
         self.long_hold = long_hold
         self.bypass_below = bypass_below(long_hold)
 
+        self.connection_totals = ConnectionTotals()
         self.members: set[Slot] = set()
         # Totals of past members, and the present members: replaced together, so that no reader sees a total decrease.
         self.totals_snapshot: tuple[int, float, tuple[Slot, ...]] = (0, 0.0, ())
@@ -172,6 +179,7 @@ class SlotTable(Counters):
             if slot in self.checking:
                 self.closing.add(slot)
                 self.checking.discard(slot)
+                self.connection_totals.lost += 1
             return slot in self.closing
 
     def evict_expired(self, now: float, max_idle: float) -> dict[str, list[Slot]]:
@@ -190,7 +198,7 @@ class SlotTable(Counters):
         """Change the lifetimes of all connections according to a new maximum in seconds."""
         with self.lock:
             for slot in self.members:
-                slot.expires = slot.end_of_life(max_lifetime)
+                set_lifetime(slot, max_lifetime)
                 slot.review_at = min(slot.review_at, slot.expires)
 
     # Leaving

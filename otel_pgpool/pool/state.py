@@ -11,6 +11,9 @@ from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.stats import Holder, LastFigures, PoolHealth, PoolStats, leave_figures
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.parts import Parts
 
 
@@ -71,6 +74,11 @@ class PoolState:
         """Return a `Holder` for each connection that is checked out, the longest hold first."""
         now = monotonic()
         return [checkout.holder(now) for checkout in self._parts.core.holds_now()]
+
+    @renewed
+    def held_checkouts(self) -> Sequence[Checkout]:
+        """Return the checkouts that hold a connection, for the pool's observer. Takes no lock."""
+        return self._parts.core.present_holds()
 
     def __repr__(self) -> str:
         stats = self.stats()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from otel_pgpool.database_state import BlockingSession, DatabaseState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.session_query import Session
@@ -18,15 +18,8 @@ class WaitGraph(NamedTuple):
 
     sessions: Mapping[int, Session]
     """The sessions by process id."""
-    holds_by_pid: Mapping[int, Checkout]
-    holds_by_name: Mapping[str, Checkout]
-    """The holds whose sessions have a traceparent as ``application_name``."""
-
-    def hold_of(self, pid: int) -> Checkout | None:
-        """Return the checkout of this process that holds a session; None if there is none."""
-        found = self.holds_by_pid.get(pid)
-        session = self.sessions.get(pid)
-        return self.holds_by_name.get(session.application_name) if found is None and session is not None else found
+    hold_of: Callable[[int], Checkout | None]
+    """Function that returns the checkout that holds a session, given by its process id; None if there is none."""
 
     def state_of(self, session: Session, held: float) -> DatabaseState:
         """Return the state of a session whose hold has lasted for ``held`` seconds."""

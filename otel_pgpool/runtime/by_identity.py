@@ -37,6 +37,11 @@ class WeakIdentityDict(Generic[ValueT]):
 
         entries[number] = weakref.ref(key, remove), value
 
+    def get(self, key: object) -> ValueT | None:
+        """Return the value of an object; None if there is none."""
+        entry = self._entries.get(id(key))
+        return entry[1] if entry is not None and entry[0]() is key else None
+
     def pop(self, key: object) -> ValueT | None:
         """Remove and return the value of an object; None if there is none."""
         return self._entries.pop(id(key))[1] if key in self else None

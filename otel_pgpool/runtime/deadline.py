@@ -145,14 +145,14 @@ class _Watch:
         with self._lock:
             self._deadlines.discard(deadline)
 
-    def stop(self) -> None:
+    def stop(self, seconds: float) -> None:
         with self._lock:
             if self._deadlines or self._thread is None:
                 return
             thread, self._thread = self._thread, None
             self._wakeup.set()
         if thread.ident is not None and thread is not threading.current_thread():
-            thread.join(1.0)
+            thread.join(seconds)
 
     def _cut_overdue(self, now: float) -> None:
         """Cut the overdue connections. The caller holds the lock.
@@ -190,9 +190,12 @@ def _warn_without_timeout(reason: str, error: Exception) -> None:
     log_safely(logging.WARNING, text, reason, error)
 
 
-def stop_watching() -> None:
-    """End the watchdog thread unless a deadline is set. The next deadline starts a new thread."""
-    _watch.stop()
+def stop_watching(seconds: float = 1.0) -> None:
+    """End the watchdog thread unless a deadline is set, and wait up to ``seconds`` for that.
+
+    The next deadline starts a new thread.
+    """
+    _watch.stop(seconds)
 
 
 def _after_fork() -> None:

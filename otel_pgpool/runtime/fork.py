@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _imp
+import math
 import mmap
 import os
 import sys
@@ -193,21 +194,25 @@ CONNECT_WAIT = 5.0
 Longer than a fork waits: otherwise a connect could stop waiting with the fork, and take libpq's locks at that moment.
 """
 
-_delaying: list[int] = []  # threads, by identity; a thread may be here more than once
+_delaying: list[tuple[int, float]] = []  # threads by identity, maybe more than once, and until when they delay a fork
 _ending: set[int] = set()  # threads, by native id
 
 
 @contextmanager
-def keep_from_forking() -> Iterator[None]:
+def keep_from_forking(seconds: float = math.inf) -> Iterator[None]:
     """Delay ``os.fork`` while this thread connects or notifies.
 
     A child would inherit the locks that libpq, or OpenTelemetry's SDK and its exporters, hold at that moment.
+
+    Args:
+        seconds: time for which this thread delays a fork at most; by default `FORK_WAIT` is the only limit.
     """
-    me = get_ident()
+    me = get_ident(), monotonic() + seconds
     _delaying.append(me)  # before reading `_python_forks`, so that at least one side sees the other
     if _python_forks:
         _delaying.remove(me)
         _wait_until(lambda: not _python_forks, CONNECT_WAIT)
+        me = get_ident(), monotonic() + seconds
         _delaying.append(me)
     try:
         yield
@@ -243,7 +248,9 @@ def _before() -> None:
     me, mine = get_ident(), get_native_id()  # excluded: under gevent this thread may be a connector's too
 
     def is_quiet() -> bool:
-        return all(each == me for each in list(_delaying)) and not any(_is_alive(number) for number in _ending - {mine})
+        now = monotonic()
+        delaying = any(thread != me and now < until for thread, until in list(_delaying))
+        return not delaying and not any(_is_alive(number) for number in _ending - {mine})
 
     _wait_until(is_quiet, FORK_WAIT)
 

@@ -1,9 +1,10 @@
-"""Sockets of a parent process in its forked child."""
+"""What is done with the sockets of connections, which belong to a driver."""
 
 from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 
 def replace_socket(fileno: int) -> None:
@@ -13,3 +14,14 @@ def replace_socket(fileno: int) -> None:
     """
     with socket.socket() as dead:
         os.dup2(dead.fileno(), fileno, inheritable=False)
+
+
+def local_port(fileno: int) -> int:
+    """Return the port of this end of a TCP connection; 0 for another kind of socket."""
+    with suppress(OSError):
+        borrowed = socket.socket(fileno=fileno)
+        try:
+            return int(borrowed.getsockname()[1]) if borrowed.family in (socket.AF_INET, socket.AF_INET6) else 0
+        finally:
+            borrowed.detach()
+    return 0

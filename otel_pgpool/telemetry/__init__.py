@@ -13,6 +13,7 @@ from otel_pgpool.runtime.text import class_of, text_of
 from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.context import SUPPRESSED, CheckoutState, leave_ended
 from otel_pgpool.telemetry.database_state import database_state_attributes
+from otel_pgpool.telemetry.entry_spans import entry_spans
 from otel_pgpool.telemetry.error_types import ErrorTypes
 from otel_pgpool.telemetry.logs import CANNOT_BE_HANDED_OUT, CANNOT_BE_MADE, CANNOT_BE_USED, Logs
 from otel_pgpool.telemetry.long_hold import holder_attributes, long_hold_attributes, transaction_status
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout, Slot
     from otel_pgpool.runtime.tasks import TaskReference
     from otel_pgpool.stats import PoolStats
+    from otel_pgpool.telemetry.callers import Callers
+    from otel_pgpool.types import LevelName, ReasonName
+
+    # What is passed is a `Checkout`. An observer of the program knows it as an `ObservedCheckout`, and may pass it on.
+    AnyCheckout = Checkout | Any
 
 IDLE = CheckoutPath.IDLE.value
 
@@ -55,6 +61,8 @@ class Telemetry:
             ``OTEL_PGPOOL_HISTOGRAMS``, or all if that is not set.
         stack_skip: top-level packages to leave out of the stack of a long hold, in addition to the built-in list of
             servers and frameworks; by default ``OTEL_PGPOOL_STACK_SKIP``, or none if that is not set.
+        caller: whether waits, holds and held connections are reported by the caller; by default
+            ``OTEL_PGPOOL_CALLER``, or False if that is not set.
 
     Raises:
         ValueError: an argument or an environment variable is invalid.
@@ -69,15 +77,16 @@ class Telemetry:
         histograms: Sequence[str] | None = None,
         *,
         stack_skip: Collection[str] | None = None,
+        caller: bool | None = None,
     ) -> None:
-        self._config = TelemetryConfig.of(spans, slow, histograms, stack_skip)
+        self._config = TelemetryConfig.of(spans, slow, histograms, stack_skip, caller=caller)
         self._tracer_provider = tracer_provider
         self._instruments = instruments(meter_provider)
         recorded = self._config.histograms
         self._wait_time = self._instruments.wait_time if "wait_time" in recorded else None
         self._use_time = self._instruments.use_time if "use_time" in recorded else None
         self._create_time = self._instruments.create_time if "create_time" in recorded else None
-        is_recorded = self._wait_time is not None or self._use_time is not None
+        is_recorded = self._wait_time is not None or self._use_time is not None or self._config.caller
         gate = self._instruments.recording_gate if is_recorded else CLOSED
         self.recording_gate: RecordingGate | None = gate if self._config.spans == "off" else None
         self.transaction_status: Callable[[Any], TransactionStatus] = transaction_status
@@ -86,6 +95,7 @@ class Telemetry:
         """Function that returns the type of an error; the instrumentation sets its own."""
         self._pool_name: str | None = None
         self._error_types = ErrorTypes()
+        self._callers: Callers | None = None
 
     def attached(self, pool: ObservedPool) -> None:
         """Prepare the telemetry of a pool; called again in a forked child.
@@ -103,7 +113,11 @@ class Telemetry:
         # Taken for long holds only, so that a span does not end while its event is being added. Reentrant, because the
         # garbage collector may run under it and close a generator, which ends a block.
         self._lock = threading.RLock()
-        self._instruments.report(pool)
+        if self._config.caller:
+            self._callers = self._instruments.callers_of(pool)
+            entry_spans.watch(self._tracer_provider)
+        self._connect_failures = self._instruments.connect_failures_of(pool)
+        self._instruments.report(pool, self._callers)
 
     def target_known(self, pool: ObservedPool) -> None:
         """Report from now on where the pool connects to, which was unknown before; checkouts may be in progress."""
@@ -115,7 +129,7 @@ class Telemetry:
         """Return the ``service.name`` of the tracer provider's resource; None if it is not known (yet)."""
         return service_name(self._tracer_provider)
 
-    def traceparent(self, checkout: Checkout) -> str | None:
+    def traceparent(self, checkout: AnyCheckout) -> str | None:
         """Return the ``traceparent`` of a checkout's span; None if there is no span (yet), or none that is sampled."""
         state: CheckoutState | None = checkout.observer_data
         return None if state is None else state.traceparent
@@ -128,7 +142,7 @@ class Telemetry:
         if state is not None and state.span is not None:
             self._spans.target_known(state.span)
 
-    def started(self, checkout: Checkout, since: float | None = None, task: TaskReference | None = None) -> None:
+    def started(self, checkout: AnyCheckout, since: float | None = None, task: TaskReference | None = None) -> None:
         """Start the span of a checkout.
 
         Args:
@@ -139,10 +153,15 @@ class Telemetry:
         context = leave_ended()
         if context.get(SUPPRESSION_KEY):
             checkout.observer_data = SUPPRESSED
-        else:
-            self._spans.start(checkout, context, since, task)
+            return
+        if self._callers is not None:
+            checkout.caller_name = self._callers.of(context, checkout.stack)
+        self._spans.start(checkout, context, since, task)
 
-    def acquired(self, checkout: Checkout) -> None:
+    def _attributes_with(self, callers: Callers, checkout: Checkout) -> dict[str, str]:
+        return {**self._attributes, names.ATTR_CALLER: checkout.caller_name or callers.at(checkout.stack)}
+
+    def acquired(self, checkout: AnyCheckout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""
         state: CheckoutState | None = checkout.observer_data
         if state is None:
@@ -154,11 +173,13 @@ class Telemetry:
                 self._spans.acquired(checkout, state)
             context = state.context
         if self._wait_time is not None:
-            self._wait_time.record(checkout.acquired - checkout.started, self._attributes, context)
+            callers = self._callers
+            attributes = self._attributes if callers is None else self._attributes_with(callers, checkout)
+            self._wait_time.record(checkout.acquired - checkout.started, attributes, context)
         if checkout.block and state is not None and state.span is not None:
             state.enter()
 
-    def failed(self, checkout: Checkout, error: BaseException) -> None:
+    def failed(self, checkout: AnyCheckout, error: BaseException) -> None:
         """End the span of a checkout that received no connection, and record its wait."""
         state: CheckoutState | None = checkout.observer_data
         context = None
@@ -171,12 +192,13 @@ class Telemetry:
         if state is not None and state is not SUPPRESSED:
             self._spans.fail(checkout, state)
         if self._wait_time is not None and state is not SUPPRESSED:
-            attributes = {**self._attributes, names.ATTR_ERROR_TYPE: checkout.error_type}
+            attributes = self._attributes if self._callers is None else self._attributes_with(self._callers, checkout)
+            attributes = {**attributes, names.ATTR_ERROR_TYPE: checkout.error_type}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)
-        if isinstance(error, PoolTimeout) and checkout.outcome == Outcome.TIMEOUT:
+        if isinstance(error, PoolTimeout) and checkout.outcome == Outcome.TIMEOUT.value:
             self._logs.timeout(error, context)
 
-    def released(self, checkout: Checkout) -> None:
+    def released(self, checkout: AnyCheckout) -> None:
         """Record the hold, then end the span.
 
         In this order the histogram's code is still in the cache from the wait.
@@ -194,19 +216,23 @@ class Telemetry:
             return
         try:
             if self._use_time is not None:
-                self._use_time.record(checkout.released - checkout.acquired, self._attributes, context)
+                callers = self._callers
+                attributes = self._attributes if callers is None else self._attributes_with(callers, checkout)
+                self._use_time.record(checkout.released - checkout.acquired, attributes, context)
         finally:
             if state is not None:
                 self._spans.end(checkout, state)
 
     def _report_remarkable(self, checkout: Checkout, context: Context | None) -> None:
-        """Report what is rare at the end of a hold: its length, a wait in a proxy, or blocks inside its block."""
+        """Report what is rare at the end of a hold: its length, expected or not, a proxy's wait, or blocks inside."""
+        state: CheckoutState | None = checkout.observer_data
+        if checkout.expected_hold is not None and state is not None and state.span is not None:
+            self._spans.hold_expected(state.span)
         if checkout.flagged:
             self.held_long(checkout)
             self._logs.long_hold_returned(checkout, context)
         if checkout.had_proxy_wait:
             self._report_proxy_wait(checkout, context)
-        state: CheckoutState | None = checkout.observer_data
         if checkout.blocks_inside and state is not None and state.span is not None:
             self._spans.blocks_inside(state.span, checkout.blocks_inside)
 
@@ -221,7 +247,7 @@ class Telemetry:
         """Return whether the next timeout will be logged; only then is its diagnosis needed."""
         return self._logs.will_log_timeout()
 
-    def abandoned(self, checkout: Checkout) -> None:
+    def abandoned(self, checkout: AnyCheckout) -> None:
         """Detach the context of a checkout whose span this process must not end."""
         state: CheckoutState | None = checkout.observer_data
         if state is not None:
@@ -229,7 +255,7 @@ class Telemetry:
 
     # Long holds
 
-    def held_long(self, checkout: Checkout) -> None:
+    def held_long(self, checkout: AnyCheckout) -> None:
         """Add the event and log the record of a long hold, once, while the connection is held or at its release."""
         with self._lock:
             attributes = self._report_long_hold(checkout)
@@ -256,7 +282,7 @@ class Telemetry:
             self._threshold = pool.long_hold  # may have changed
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
 
-    def database_state(self, checkout: Checkout, state: DatabaseState, blockers: Sequence[Checkout]) -> None:
+    def database_state(self, checkout: AnyCheckout, state: DatabaseState, blockers: Sequence[AnyCheckout]) -> None:
         """Add the event of what the server says of a long hold, and log the record, unless the hold has ended."""
         attributes = database_state_attributes(state)
         with self._lock:  # a release takes it too, for the event of the long hold, before it ends the span
@@ -267,7 +293,7 @@ class Telemetry:
                 self._spans.database_state(data, attributes, blockers)
         self._logs.database_state(state, {**attributes, **holder_attributes(checkout)}, _context(checkout))
 
-    def reclaimed(self, checkout: Checkout) -> None:
+    def reclaimed(self, checkout: AnyCheckout) -> None:
         """End the span of a checkout whose connection was dropped, and log its holder."""
         attributes = {**self._long_hold_attributes(checkout), **holder_attributes(checkout)}
         self._logs.reclaimed(attributes, _context(checkout))
@@ -313,12 +339,12 @@ class Telemetry:
         context = self._spans.connect(connect, failure)
         attributes = self._attributes if failure is None else {**self._attributes, names.ATTR_ERROR_TYPE: failure}
         if failure is not None:
-            self._instruments.connect_failures.add(1, attributes, context)
+            self._connect_failures.add(failure)
         if self._create_time is not None:
             self._create_time.record(connect.ended - connect.began, attributes, context)
 
     def discarded(
-        self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
+        self, slots: Sequence[Slot | Any], reason: ReasonName, error: BaseException | None, checkout: AnyCheckout | None
     ) -> None:
         """Log which connections were closed, and why."""
         context = None if checkout is None else _context(checkout)
@@ -333,7 +359,7 @@ class Telemetry:
         """Log that the server was reached again."""
         self._logs.outage_ended(attempts, duration)
 
-    def utilization_changed(self, level: str, stats: PoolStats) -> None:
+    def utilization_changed(self, level: LevelName, stats: PoolStats) -> None:
         """Log the new utilization level of the pool."""
         self._logs.utilization(level, stats)
 

@@ -49,6 +49,7 @@ ATTR_LONG_HOLD = "otel_pgpool.long_hold"
 ATTR_OUTCOME = "otel_pgpool.outcome"
 ATTR_CONNECTION_ID = "otel_pgpool.connection.id"
 ATTR_CONNECTION_PID = "otel_pgpool.connection.pid"
+ATTR_CONNECTION_PIDS = "otel_pgpool.connection.pids"
 ATTR_ATTEMPT = "otel_pgpool.attempt"
 ATTR_DELAY = "otel_pgpool.delay"
 ATTR_LONG_HOLD_THRESHOLD = "otel_pgpool.long_hold.threshold"
@@ -61,9 +62,11 @@ ATTR_BLOCKER_COUNT = "otel_pgpool.blocker.count"
 ATTR_TRANSACTION_STATUS = "otel_pgpool.transaction.status"
 ATTR_CHECKED_OUT_AT = "otel_pgpool.checked_out_at"
 ATTR_BLOCKS_INSIDE = "otel_pgpool.blocks_inside"
+ATTR_EXPECTED_HOLD = "otel_pgpool.expected_hold"
 ATTR_PROXY_WAIT = "otel_pgpool.proxy_wait"
 ATTR_TASK_NAME = "otel_pgpool.task.name"
 ATTR_REASON = "otel_pgpool.reason"
+ATTR_CALLER = "otel_pgpool.caller"
 
 # Attributes of the database's side of a hold. Those of PostgreSQL are named as the Collector's receiver names them.
 
@@ -109,6 +112,7 @@ METRIC_LONG_HOLDS = "otel_pgpool.long_holds"
 METRIC_CREATED = "otel_pgpool.connections.created"
 METRIC_DISCARDED = "otel_pgpool.connections.discarded"
 METRIC_CONNECT_FAILURES = "otel_pgpool.connect_failures"
+METRIC_HELD = "otel_pgpool.connections.held"
 
 # Attributes of log records, some of which share their name with a metric
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.observables import TOTALS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from otel_pgpool.observer import ObservedPool
+    from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.stats import PoolStats
+    from otel_pgpool.telemetry.callers import Callers
+    from otel_pgpool.telemetry.connect_failures import ConnectFailures
 
     Attributes = tuple[tuple[str, str], ...]
     CountsByMetric = dict[str, Counter[Attributes]]
@@ -29,6 +34,9 @@ MAX_UNREPORTED = 1_000
 MAX_REPORTED = 100
 """Maximum number of names of ended pools kept for future pools after every reader has exported their end."""
 
+LONGEST_FINALIZATION = 60.0
+"""Seconds in which a collected pool leaves its final figures, unless its class has a finalizer that leaves none."""
+
 
 class PoolFigures:
     """The figures of a pool, which is referenced weakly, and the final figures that the pool leaves."""
@@ -38,7 +46,7 @@ class PoolFigures:
         self.pool = weakref.ref(pool)
         self.final = pool.last_figures
         self._seen: PoolStats | None = None
-        self._was_gone = False
+        self._gone_since: float | None = None
 
     def stats(self) -> PoolStats | None:
         """Return the pool's figures, or its final ones; None if there are none."""
@@ -48,17 +56,17 @@ class PoolFigures:
             self._seen = stats
         return self._seen
 
-    def check_gone(self) -> bool:
-        """Return whether the pool was collected and has left its final figures.
+    def check_gone(self, now: float) -> bool:
+        """Return whether the pool was collected, and has left its final figures or will not leave any.
 
-        The garbage collector clears the weak reference shortly before the pool's finalizer stores the figures.
+        The garbage collector clears the weak reference before the pool's finalizer stores the figures. In between, the
+        finalizers of other objects may run, which may take their time, and other threads.
         """
         if self.pool() is not None:
             return False
-        if self.final.stats is None and not self._was_gone:
-            self._was_gone = True
-            return False
-        return True
+        if self._gone_since is None:
+            self._gone_since = now
+        return self.final.stats is not None or now - self._gone_since >= LONGEST_FINALIZATION
 
     def reset_after_fork(self) -> None:
         """Drop figures that were read in another process."""
@@ -68,12 +76,18 @@ class PoolFigures:
 class NamedPools:
     """The totals and levels of the pools of one name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, callers: Callers | None = None, connect_failures: ConnectFailures | None = None
+    ) -> None:
         self.name = name
+        self._callers = callers
+        self._connect_failures = connect_failures
         self._pools: dict[int, PoolFigures] = {}  # by id of the container of their final figures
         self._past = _nothing()  # totals of collected pools
         self.levels: PoolStats | None = None
         """Figures of the open pool, or None."""
+        self.held: Mapping[str, int] = {}
+        """Connections of the open pool that are held, by the caller; 0 for each caller of this name that holds none."""
         self.totals = _nothing()
         """Totals of all pools of this name; never less than reported before."""
         # When each reader first collected the end. Weak references, because a removed reader occupies much memory.
@@ -86,15 +100,17 @@ class NamedPools:
 
     def merge(self, other: NamedPools) -> None:
         """Add other pools of the same name."""
+        self._callers = other._callers or self._callers
+        self._connect_failures = other._connect_failures or self._connect_failures
         for figures in other._pools.values():
             self.add(figures)
         for metric, past in other._past.items():
             self._past[metric].update(past)
         self._first_collections.clear()
 
-    def merge_collected(self) -> None:
+    def merge_collected(self, now: float) -> None:
         """Replace collected pools by their totals."""
-        for key, figures in [each for each in self._pools.items() if each[1].check_gone()]:
+        for key, figures in [each for each in self._pools.items() if each[1].check_gone(now)]:
             stats = figures.stats()
             if stats is not None:
                 _add(self._past, stats)
@@ -114,6 +130,7 @@ class NamedPools:
     def read(self) -> None:
         """Read the figures of all pools."""
         self.levels = None
+        holds: Sequence[Checkout] = ()
         counted = {metric: Counter(past) for metric, past in self._past.items()}
         for figures in self._pools.values():
             pool, stats = figures.pool(), figures.stats()
@@ -121,6 +138,12 @@ class NamedPools:
                 _add(counted, stats)
                 if pool is not None and not pool.closed:
                     self.levels = stats
+                    holds = cast("Sequence[Checkout]", pool.held_checkouts()) if self._callers else ()
+        self.held = self._callers.count(holds) if self._callers else {}
+        if self._connect_failures is not None:
+            counted[names.METRIC_CONNECT_FAILURES].update(
+                {((names.ATTR_ERROR_TYPE, name),): count for name, count in self._connect_failures.counts().items()}
+            )
         for metric, counts in counted.items():
             reported = self.totals[metric]
             for attributes, value in counts.items():
@@ -158,7 +181,7 @@ def _holds(stats: PoolStats) -> bool:
 
 
 def _nothing() -> CountsByMetric:
-    return {metric: Counter() for metric in TOTALS}
+    return {metric: Counter() for metric in (*TOTALS, names.METRIC_CONNECT_FAILURES)}
 
 
 def _add(totals: CountsByMetric, stats: PoolStats) -> None:
@@ -183,11 +206,13 @@ class PoolsByName:
         self.shown: list[NamedPools] = []
         """The pools that the present collection reports, by name."""
 
-    def report(self, pool: ObservedPool) -> None:
-        """Report a pool in all further collections."""
+    def report(
+        self, pool: ObservedPool, callers: Callers | None = None, connect_failures: ConnectFailures | None = None
+    ) -> None:
+        """Report a pool in all further collections, and its holds by the caller if ``callers`` is given."""
         if len(self._new) >= self._limit:
             self._compact()
-        new = NamedPools(pool.name)
+        new = NamedPools(pool.name, callers, connect_failures)
         new.add(PoolFigures(pool))
         self._new[next(self._numbers)] = new
 
@@ -199,7 +224,7 @@ class PoolsByName:
             if not new.is_active() and self._new.pop(number, None) is not None:
                 gone.setdefault(new.name, NamedPools(new.name)).merge(new)
         for pools in list(gone.values())[-MAX_UNREPORTED:]:
-            pools.merge_collected()
+            pools.merge_collected(monotonic())
             self._new[next(self._numbers)] = pools
         self._limit = 2 * max(MAX_UNREPORTED, len(self._new))
 
@@ -207,11 +232,11 @@ class PoolsByName:
         """Begin the collection of a reader, which gets the end of each name once, and again for ``kept`` seconds."""
         self._add_new()
         for name, pools in list(self._open.items()):
-            pools.merge_collected()
+            pools.merge_collected(now)
             if not pools.is_active():
                 self._ended[name] = self._open.pop(name)
         for pools in self._ended.values():
-            pools.merge_collected()
+            pools.merge_collected(now)
             pools.note_collection(reader, now)
         shown = [pools for pools in self._ended.values() if not pools.has_exported_end(reader, now, kept)]
         self.shown = [*self._open.values(), *shown]

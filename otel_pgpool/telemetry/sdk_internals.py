@@ -182,6 +182,20 @@ def drop_all_series(instruments: Collection[Any]) -> bool:
     return bool(readers)
 
 
+def drop_uncollected(readers: Iterable[Any], observables: Collection[Any]) -> None:
+    """Remove what was observed in a collection that was given up, as the SDK does after its time limit.
+
+    The SDK would add the observations of the next collection to it, so that totals would rise, and then decrease.
+    """
+    with suppress(*UNEXPECTED):
+        for reader in readers:
+            for instrument in observables:
+                for series, lock in _stored_series(reader, instrument):
+                    with lock:
+                        for each in series.values():
+                            each._value = None  # noqa: SLF001 - see above
+
+
 def drops_attribute(reader: Any, instrument: Any, attribute: str) -> bool:
     """Return whether a reader's view of an instrument drops an attribute, and so merges series that differ in it."""
     with suppress(*UNEXPECTED):

@@ -79,6 +79,7 @@ def test_environment(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("OTEL_PGPOOL_SPANS", "sometimes"),
         ("OTEL_PGPOOL_SLOW", "fast"),
         ("OTEL_PGPOOL_HISTOGRAMS", "wait"),
+        ("OTEL_PGPOOL_CALLER", "yes"),
     ],
 )
 def test_bad_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:

@@ -20,7 +20,7 @@ from tests.support.database import ask, kill
 from tests.support.processes import frozen, in_child
 from tests.support.servers import ClonedServer
 from tests.support.telemetry import Signals, until
-from tests.support.waiting import PATIENCE, in_thread
+from tests.support.waiting import PATIENCE, in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -289,11 +289,10 @@ def test_many_flagged_holds_are_one_query(signals: Signals, monkeypatch: pytest.
     monkeypatch.setattr(monitor_connection.MonitorConnection, "query", count)
     with (
         ClonedServer(settings={"max_connections": 220}) as server,
-        signals.pool(200, 200, server.dsn, long_hold=60, timeout=60) as pool,
+        signals.pool(200, 200, server.dsn, long_hold=None, timeout=60) as pool,
     ):
         conns = [pool.getconn() for _ in range(200)]
-        for hold in pool._parts.core.holds_now():
-            hold.acquired -= 60
+        pool._parts.core.long_hold = 0.0
         pool._parts.thread.wake()
         until(lambda: len(signals.logged("database_state")) == 200)
         with closing(psycopg2.connect(server.dsn)) as other:
@@ -321,13 +320,86 @@ def test_a_wrong_value(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
         ConnectionPool(0, 1, dsn)
 
 
+@pytest.mark.usefixtures("stock")
 @pytest.mark.parametrize("hostaddr", ["", "127.0.0.1,127.0.0.1"])
 def test_one_of_several_hosts(dsn: str, signals: Signals, hostaddr: str) -> None:
-    """The server that the pool has reached is asked, not the first of the list."""
+    """The server that the pool has reached is asked, not the first of the list; blockers of this process are known."""
     port = psycopg2.extensions.parse_dsn(dsn)["port"]
     several = psycopg2.extensions.make_dsn(dsn, host="localhost,localhost", port=f"1,{port}", hostaddr=hostaddr or None)
-    with signals.pool(0, 1, several, long_hold=LONG) as pool, pool.connection() as conn:
-        asked(signals, conn)
+    with signals.pool(0, 2, several, long_hold=LONG) as pool, holding(pool, UPDATE) as a:
+        until(lambda: a.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS)
+        with holding(pool, UPDATE) as b:
+            asked(signals, b)
+            until(lambda: [link for span in spans_with(signals, b) for link in span.links])
+    assert unknown(signals) == []
+
+
+@pytest.mark.usefixtures("stock")
+def test_two_names_of_one_server(dsn: str, signals: Signals) -> None:
+    """A blocker of a pool that reaches the server by another name is known: the server sees its connection's port."""
+    other = psycopg2.extensions.make_dsn(dsn, host="localhost", hostaddr="127.0.0.1")
+    with (
+        signals.pool(0, 1, other, name="other", long_hold=None) as first,
+        signals.pool(0, 1, dsn, long_hold=LONG) as second,
+        holding(first, UPDATE) as a,
+    ):
+        until(lambda: a.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS)
+        with holding(second, UPDATE) as b:
+            asked(signals, b)
+            attributes = states(span_of(signals, b))[-1]
+    assert __file__ in attributes["otel_pgpool.blocking.checked_out_at"][0]
+
+
+def test_two_logins(own_server: PostgresServer, signals: Signals) -> None:
+    """Each login sees its own sessions, so each asks for those of its pools."""
+    with closing(psycopg2.connect(own_server.dsn)) as other:
+        for role in ("one", "two"):
+            run(other, f"create role {role} login password 'plain-secret'")
+        other.commit()
+        options = {"password": "plain-secret", "long_hold": LONG}
+        with (
+            signals.pool(0, 1, own_server.dsn, user="one", **options) as first,
+            signals.pool(0, 1, own_server.dsn, user="two", **options) as second,
+            first.connection() as a,
+            second.connection() as b,
+        ):
+            asked(signals, a, b)
+            assert ask(other, MONITORS) == 2
+    assert {attributes_of(each)["postgresql.state"] for each in signals.logged("database_state")} == {"idle"}
+
+
+SHADOWS = """
+create function public.json_build_object(text, integer, text, integer, text, json) returns json language plpgsql as
+  $$ begin raise exception 'called as %', current_user; end $$;
+create function public.unnest(int[]) returns setof int language plpgsql as
+  $$ begin raise exception 'called as %', current_user; end $$;
+create function public.same(text, text) returns boolean language plpgsql as
+  $$ begin raise exception 'called as %', current_user; end $$;
+create operator public.= (leftarg = text, rightarg = text, function = public.same);
+create schema shop;
+create table shop."Stock" (id int primary key, number int);
+insert into shop."Stock" values (1, 100);
+alter role postgres set default_transaction_isolation = 'serializable';
+alter role postgres set default_transaction_deferrable = 'on';
+alter role postgres set search_path = 'public', 'pg_catalog';
+"""
+
+
+def test_functions_of_other_schemas_are_not_called(own_server: PostgresServer, signals: Signals) -> None:
+    """Neither functions nor operators of the search path, nor the role's isolation level, change the query."""
+    with closing(psycopg2.connect(own_server.dsn)) as other:
+        run(other, SHADOWS)
+        other.commit()
+        update = UPDATE.replace("stock", 'shop."Stock"')
+        with signals.pool(0, 2, own_server.dsn, long_hold=LONG) as pool, holding(pool, update):
+            with holding(pool, update) as conn:
+                asked(signals, conn)
+            attributes = next(
+                each
+                for each in map(attributes_of, signals.logged("database_state"))
+                if "postgresql.blocking.pids" in each
+            )
+    assert attributes["postgresql.blocking.lock.relation"] == 'shop."Stock"'
     assert unknown(signals) == []
 
 
@@ -381,6 +453,30 @@ def test_a_frozen_server(own_server: PostgresServer, signals: Signals) -> None:
     assert time.monotonic() - began < 1
     assert on_time(signals)
     assert len(unknown(signals)) == 1
+
+
+def test_a_fork_while_the_server_is_frozen(own_server: PostgresServer, signals: Signals) -> None:
+    """A monitor that waits for a login delays the fork by a moment only."""
+    with signals.pool(1, 1, own_server.dsn, long_hold=LONG) as pool, frozen(own_server.pid), pool.connection():
+        until(lambda: any(thread.name == "otel_pgpool-monitor" for thread in threading.enumerate()))
+        time.sleep(0.2)  # in the middle of a connect that takes two seconds
+        began = time.monotonic()
+        assert in_child(lambda: "forked") == "forked"
+        assert time.monotonic() - began < 0.5
+
+
+def test_a_close_that_does_not_wait(dsn: str, admin: connection, signals: Signals) -> None:
+    """A hold that outlasts its pool starts no monitor, and the last one ends with the hold."""
+    with signals.pool(0, 2, dsn, long_hold=LONG) as pool, pool.connection():
+        until(lambda: signals.logged("database_state"))
+        conn = pool.getconn()
+        pool.close(0)
+        count = len(signals.logged("long_hold"))
+        until(lambda: len(signals.logged("long_hold")) > count)
+        assert not wait_until(lambda: monitors._monitors, 0.3)
+        pool.putconn(conn)
+    until(lambda: ask(admin, MONITORS) == 0)
+    assert monitors._monitors == {}
 
 
 def test_a_monitor_that_is_killed(dsn: str, admin: connection, signals: Signals) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolError, PoolTimeout
+from otel_pgpool.pool import maintenance, monitor, utilization
 from otel_pgpool.pool.parts import Parts
-from tests.support.telemetry import Signals, until
+from otel_pgpool.telemetry import Telemetry
+from tests.support.telemetry import Signals, queued, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from psycopg2.extensions import connection
+
+    from otel_pgpool.pool.checkout import Checkout
 
     Borrow = Callable[[ConnectionPool, float | None], AbstractContextManager[connection]]
 
@@ -75,6 +80,79 @@ def test_a_short_one_is_flagged_at_its_return(dsn: str, borrow: Borrow) -> None:
         with pool.connection():
             time.sleep(0.005)
         assert pool.stats().long_holds == 1
+
+
+def test_the_threshold_is_there_at_the_hand_over(dsn: str, borrow: Borrow) -> None:
+    """However late the thread gets its turn: the maintenance thread never sees the hold without it."""
+    seen = []
+
+    class Observer(Telemetry):
+        def acquired(self, checkout: Checkout) -> None:
+            seen.append(checkout.expected_hold)
+            super().acquired(checkout)
+
+    with ConnectionPool(1, 1, dsn, observer=Observer()) as pool:
+        with borrow(pool, 300):
+            pass
+        with borrow(pool, None):
+            pass
+    assert seen == [300, math.inf]
+
+
+def test_the_server_is_not_asked_before_its_time(dsn: str, borrow: Borrow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is asked about a long hold beside it; then about this one too."""
+    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 0.02)
+
+    def asked() -> set[object]:
+        return {record.attributes["otel_pgpool.connection.pid"] for record in signals.logged("database_state")}
+
+    with (
+        Signals() as signals,
+        signals.pool(3, 3, dsn, long_hold=0.05) as pool,
+        borrow(pool, None),
+        ExitStack() as stack,
+    ):
+        other = stack.enter_context(pool.connection()).info.backend_pid
+        until(lambda: len(signals.logged("database_state")) >= 3)  # of ages 0.05 s, 0.1 s and 0.2 s
+        assert asked() == {other}
+        late = stack.enter_context(borrow(pool, 0.1)).info.backend_pid
+        until(lambda: late in asked())
+        assert asked() == {other, late}
+
+
+def test_it_is_no_utilization(dsn: str, borrow: Borrow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of listeners alone is not full, as nobody else is kept waiting; the others' connections count."""
+    for module in (utilization, maintenance):
+        monkeypatch.setattr(module, "SAMPLE_INTERVAL", 0.01)
+    with Signals() as signals, signals.pool(3, 3, dsn) as pool:
+        with borrow(pool, None), borrow(pool, 60):
+            assert (pool.stats().used, pool.stats().utilization, pool.stats().status) == (2, 0, "ok")
+            with pool.connection():
+                assert signals.value("otel_pgpool.utilization") == 1
+                until(lambda: signals.logged("utilization_critical"))
+            until(lambda: signals.logged("utilization_normal"))
+            with borrow(pool, 60):
+                assert (pool.stats().used, pool.stats().utilization, pool.stats().status) == (3, 0, "ok")
+                with queued(pool, lambda: pool.putconn(pool.getconn())):
+                    assert (pool.stats().utilization, pool.stats().status) == (1, "critical")
+                    pool.resize(1, 2)
+                    assert pool.stats().utilization == 1
+                    pool.resize(1, 4)
+        assert pool.stats().utilization == 0
+
+
+@pytest.mark.parametrize("mode", ["always", "slow"])
+def test_its_span_says_so(dsn: str, borrow: Borrow, mode: str) -> None:
+    """Which the report needs; other spans have no such attribute."""
+    with Signals() as signals:
+        with signals.pool(1, 1, dsn, telemetry={"spans": mode, "slow": 0}) as pool:
+            with borrow(pool, None):
+                pass
+            with pool.connection():
+                pass
+        expected, other = signals.named("pool.checkout")
+    assert (expected.attributes or {})["otel_pgpool.expected_hold"] is True
+    assert "otel_pgpool.expected_hold" not in (other.attributes or {})
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "long", math.nan, True])

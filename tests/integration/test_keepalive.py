@@ -184,6 +184,26 @@ def test_a_ping_that_gets_no_answer(dsn: str, monkeypatch: pytest.MonkeyPatch) -
         assert wait_until(lambda: (pool.stats().discarded, pool.stats().idle) == ({"broken": 1}, 1))
 
 
+def test_drained_before_a_ping(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is to be closed is not pinged: a frozen server would delay its close."""
+    check = Check()
+    with make(1, 1, dsn, keepalive=60, check=check) as pool:
+        fill(pool, 1)
+        begin = type(core_of(pool)).begin_ping
+
+        def begin_and_change(core: Any, now: float) -> Any:
+            slot = begin(core, now)
+            if slot is not None:
+                core.drain("drained")
+            return slot
+
+        monkeypatch.setattr(type(core_of(pool)), "begin_ping", begin_and_change)
+        check.pids.clear()
+        ping_now(pool)
+        assert wait_until(lambda: pool.stats().discarded)
+        assert check.pids == []
+
+
 @pytest.mark.parametrize("what", ["close", "drain"])
 def test_closed_or_drained_during_a_ping(dsn: str, admin: connection, held_up: Check, what: str) -> None:
     """The pinged connection goes after its ping, for that reason."""

@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 import weakref
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -39,7 +40,7 @@ def test_constructor_opens_the_minimum(dsn: str) -> None:
 def test_open_false(dsn: str, how: str) -> None:
     """Nothing is connected and no thread started until it is opened, or used."""
     before = set(threading.enumerate())
-    with make(2, 3, dsn, open=False) as pool:
+    with closing(make(2, 3, dsn, open=False)) as pool:
         time.sleep(0.05)
         assert set(threading.enumerate()) <= before
         assert pool.stats().size == 0
@@ -140,7 +141,7 @@ def test_constructor_is_bounded_by_the_timeout(dsn: str) -> None:
 def test_wait_is_bounded_by_its_timeout(dsn: str) -> None:
     """`wait(timeout)` raises in time and may be called again."""
     gate = Gate(free=0)
-    with make(2, 2, dsn, open=False, connection_factory=gate) as pool:
+    with closing(make(2, 2, dsn, open=False, connection_factory=gate)) as pool:
         with pytest.raises(PoolTimeout):
             pool.wait(0.1)
         with pytest.raises(PoolTimeout):

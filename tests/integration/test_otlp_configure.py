@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -315,29 +317,24 @@ def test_bad_input_is_refused() -> None:
 @pytest.mark.parametrize(
     ("variables", "arrived", "said"),
     [
-        ({"TRACES_EXPORTER": "console"}, (0, 1, 2), ["OTEL_TRACES_EXPORTER=console: ; it exports no traces"]),
-        ({"TRACES_EXPORTER": "otlp,console"}, (3, 1, 2), ["OTEL_TRACES_EXPORTER=otlp,console: ; traces over OTLP"]),
         ({"TRACES_EXPORTER": "zipkin"}, (0, 1, 2), ["OTEL_TRACES_EXPORTER=zipkin: ; it exports no traces"]),
-        ({"METRICS_EXPORTER": "prometheus"}, (3, 0, 2), ["OTEL_METRICS_EXPORTER=prometheus: ; exports no metrics"]),
-        ({"LOGS_EXPORTER": "none,console"}, (3, 1, 0), ["OTEL_LOGS_EXPORTER=none,console: ; exports no logs"]),
+        ({"LOGS_EXPORTER": "otlp, x"}, (3, 1, 2), ["OTEL_LOGS_EXPORTER=otlp, x: ; it exports logs to otlp only"]),
+        ({"TRACES_EXPORTER": "prometheus"}, (0, 1, 2), ["OTEL_TRACES_EXPORTER=prometheus: ; it exports no traces"]),
         ({"LOGS_EXPORTER": "NONE"}, (3, 1, 0), []),
+        ({"LOGS_EXPORTER": " , "}, (3, 1, 0), []),
+        ({"LOGS_EXPORTER": ""}, (3, 1, 2), []),
         ({"TRACES_EXPORTER": "otlp_proto_http", "EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, (3, 1, 2), []),
         (
             {"EXPORTER_OTLP_PROTOCOL": "http/json"},
             (3, 1, 2),
             ["OTEL_EXPORTER_OTLP_PROTOCOL=http/json: ; http/protobuf"],
         ),
-        (
-            {"METRICS_EXPORTER": "console", "LOGS_EXPORTER": "console"},
-            (3, 0, 0),
-            ["OTEL_METRICS_EXPORTER=console: ; exports no metrics", "OTEL_LOGS_EXPORTER=console: ; exports no logs"],
-        ),
     ],
 )
 def test_variables_of_others_stop_no_program(
     http: HttpReceiver, variables: dict[str, str], arrived: tuple[int, int, int], said: list[str]
 ) -> None:
-    """What ``opentelemetry-instrument`` takes is said once where it is not served, and everything else goes on."""
+    """A value that is not supported is logged once, and everything else is exported."""
     environ = {f"OTEL_{name}": value for name, value in variables.items()}
     _told, err = run("with configure('shop'): work()", {**http.environ, **environ})
     logs = [record for record in http.logs if not record.body.startswith("OTEL_")]  # what is said here is exported too
@@ -347,6 +344,37 @@ def test_variables_of_others_stop_no_program(
     for line, (variable, instead) in zip(lines, (each.split("; ") for each in said), strict=True):
         assert line.startswith(variable)
         assert instead in line
+
+
+@pytest.mark.parametrize("value", ["console", "otlp,console", " Console , OTLP ", "none,console"])
+def test_console(http: HttpReceiver, value: str) -> None:
+    """All signals are written to the console, alone or in addition to OTLP, and nothing is logged about that."""
+    signals = {f"OTEL_{signal}_EXPORTER": value for signal in ("TRACES", "METRICS", "LOGS")}
+    with started("with configure('shop'): work()", {**http.environ, **signals}) as process:
+        out, err = process.communicate(timeout=40)
+    assert beside_the_records(err) == ""
+    assert (out.count('"name": "order '), out.count('"name": "orders"'), out.count('"body": "record ')) == (3, 1, 2)
+    over_otlp = (3, 1, 2) if "otlp" in value.lower() else (0, 0, 0)
+    assert (len(http.spans), len(http.metrics), len(http.logs)) == over_otlp
+
+
+def test_prometheus(http: HttpReceiver) -> None:
+    """Metrics are offered to Prometheus and sent over OTLP; a second program, whose port is taken, only sends them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environ = {**http.environ, "OTEL_METRICS_EXPORTER": "otlp,prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
+    with started("with configure('shop'): work(); tell(ready=True); sys.stdin.readline()", environ) as first:
+        assert first.stdout
+        assert first.stdout.readline()
+        with urlopen(f"http://localhost:{port}/metrics") as answer:
+            assert b"\norders_total{" in answer.read()
+        _told, err = run("with configure('shop'): work()", environ)
+        first.communicate("\n")
+    [line] = beside_the_records(err).splitlines()
+    assert line.startswith("OTEL_METRICS_EXPORTER=otlp,prometheus: configure() cannot use 'prometheus': ")
+    assert line.endswith("; it exports metrics to otlp only")
+    assert [point.name for point in http.metrics] == ["orders", "orders"]
+    assert (len(http.spans), len([each for each in http.logs if each.body.startswith("record ")])) == (6, 4)
 
 
 def test_protocol_that_nobody_knows(receiver: Receiver) -> None:
@@ -435,7 +463,7 @@ def test_disabled_sdk_does_nothing(http: HttpReceiver) -> None:
 
 
 def test_other_exporters_work_beside_otlp_or_alone() -> None:
-    """Exporters given as arguments get everything, also with otlp=False, which overrides the variables."""
+    """Exporters given as arguments get everything; with otlp=False there are no others, whatever the variables say."""
     with closed_endpoint() as endpoint:
         told, _ = run(
             """
@@ -447,7 +475,7 @@ def test_other_exporters_work_beside_otlp_or_alone() -> None:
             tell(spans=len(spans.get_finished_spans()), logs=len(logs.get_finished_logs()),
                  undelivered=providers.undelivered)
             """,
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_TRACES_EXPORTER": "otlp,console"},
         )
     assert told == {"spans": 3, "logs": 2, "undelivered": [0, 0, 0]}
 

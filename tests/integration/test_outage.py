@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
 
-from otel_pgpool import PoolTimeout
+from otel_pgpool import ConnectionFailed, PoolTimeout
 from otel_pgpool.pool import backoff
 from tests.support.database import ask
 from tests.support.pools import Recorder, let_lie, make, pid_of_a_checkout
@@ -104,17 +105,18 @@ def test_timeout_during_an_outage(own_server: PostgresServer, monkeypatch: pytes
         assert pool.stats().waiting == 0
 
 
-@pytest.mark.parametrize("max_retries", [0, 1, 3])
-def test_max_retries(own_server: PostgresServer, max_retries: int) -> None:
+@pytest.mark.parametrize("limit", [{"max_retries": 0}, {"max_retries": 1}, {"max_attempts": 1}, {"max_attempts": 3}])
+def test_max_attempts(own_server: PostgresServer, limit: dict[str, int]) -> None:
     """A checkout gives up after so many failures, at least one, long before its timeout."""
     recorder = Recorder()
-    with make(0, 2, own_server.dsn, timeout=60, max_retries=max_retries, observer=recorder) as pool:
+    with make(0, 2, own_server.dsn, timeout=60, **limit, observer=recorder) as pool:
         own_server.stop()
         began = time.monotonic()
         with pytest.raises(PoolTimeout, match="gave up after") as caught:
             pool.getconn()
         assert time.monotonic() - began < 20
-        assert caught.value.retries == max(1, max_retries)
+        assert type(caught.value) is ConnectionFailed
+        assert caught.value.retries == max(1, *limit.values())
         assert isinstance(caught.value.__cause__, psycopg2.OperationalError)
         ((checkout, error),) = recorder.calls("failed")
         assert error is caught.value
@@ -179,7 +181,7 @@ def test_failed_connect_that_nobody_needed(dsn: str) -> None:
 
 def test_failed_open_strands_nobody(own_server: PostgresServer) -> None:
     """A caller that queued while `open()` failed is served as soon as the server is back."""
-    with make(1, 2, own_server.dsn, open=False, timeout=PATIENCE) as pool:
+    with closing(make(1, 2, own_server.dsn, open=False, timeout=PATIENCE)) as pool:
         own_server.stop()
         caller = in_thread(pid_of_a_checkout, pool)
         assert wait_until(lambda: pool.stats().waiting == 1)

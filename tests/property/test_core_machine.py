@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = os.environ.get("PROPERTY_EXAMPLES")
 """How many random runs to make; without it, the same 500 each time."""
 
-MAX_RETRIES = 3
+MAX_ATTEMPTS = 3
 A_MOMENT, LONG = 0.01, 1.0
 MAX_IDLE = LONG
 LIFETIMES = st.sampled_from([100.0, 2 * LONG, A_MOMENT * 2])
@@ -105,7 +105,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(1, 3, max_retries=MAX_RETRIES)
+        self.desk = Desk(1, 3, max_attempts=MAX_ATTEMPTS)
         self.core, self.model = self.desk.core, Model()
         self.hands: dict[Checkout, FakeConnection] = {}  # what each borrower has
         self.waiters: dict[Checkout, Waiter] = {}
@@ -175,7 +175,7 @@ class CoreMachine(RuleBasedStateMachine):
         del self.model.held[checkout]
         self.model.alive.discard(slot)
         self._discard([slot], "expired" if now >= slot.expires else "broken")
-        if checkout.retries < MAX_RETRIES:
+        if checkout.retries < MAX_ATTEMPTS:
             self._try(checkout, dead - 1)
         else:
             self.failed += 1
@@ -300,7 +300,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.model.alive.discard(slot)
         self.retries += len(self.model.queue)
         for checkout in list(self.model.queue):
-            if checkout.retries >= MAX_RETRIES:
+            if checkout.retries >= MAX_ATTEMPTS:
                 self.model.queue.remove(checkout)
                 assert isinstance(self.waiters.pop(checkout).error, OSError)
                 self.failed += 1

@@ -275,7 +275,9 @@ def test_another_backend_gets_the_counts_too() -> None:
 
 
 @pytest.mark.skipif(not BINARY, reason="OTELCOL names no Collector to validate with")
-@pytest.mark.parametrize("names", [*((name,) for name in FILES), ("collector.yaml", SAMPLES)])
+@pytest.mark.parametrize(
+    "names", [*((name,) for name in FILES), ("collector.yaml", SAMPLES), ("collector.yaml", "lgtm.yaml")]
+)
 def test_the_collector_finds_it_valid(names: tuple[str, ...]) -> None:
     command = [BINARY, "validate", *(f"--config={FOLDER / name}" for name in names)]
     done = subprocess.run(command, env={**os.environ, **NEEDED}, capture_output=True, text=True, check=False)

@@ -25,6 +25,12 @@ def test_the_cases_pass() -> None:
     promtool("test", "rules", ROOT / CASES)
 
 
+def test_the_cases_of_native_histograms_pass() -> None:
+    if find_version() < (OTLP_SINCE,):
+        pytest.skip("this promtool cannot write native histograms down")
+    promtool("test", "rules", ROOT / "prometheus/rules_native_test.yaml")
+
+
 def test_the_cases_know_the_order_of_all_groups() -> None:
     """Those that are not named come in an order that differs from run to run."""
     assert load(CASES)["group_eval_order"] == [group["name"] for group in load(RULES)["groups"]]

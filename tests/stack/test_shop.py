@@ -238,7 +238,7 @@ def test_a_cancellation_leads_to_the_payment_that_blocks_it(shop: Shop, receiver
     def blocked(receiver: GrpcReceiver) -> list[Span]:
         """Return the checkouts that waited for an order; others may have waited for a product."""
         waited = [span for span in receiver.spans if any(link.attributes == BLOCKED_BY for link in span.links)]
-        return [span for span in waited if answers(span)[-1]["postgresql.blocking.lock.relation"] == "orders"]
+        return [span for span in waited if answers(span)[-1]["postgresql.blocking.lock.relation"] == "shop.orders"]
 
     def answers(span: Span) -> list[Any]:
         return [event.attributes for event in span.events if event.name == "pool.database_state"]

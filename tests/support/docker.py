@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WILLING = """#!/bin/sh
-cd "${0%/*}" && echo "$@" >>log
+cd "${0%/*}" && echo "$@" >>log && echo "$COMPOSE_PROFILES" >>profiles
 if [ "$2" = port ]; then cat "$3" 2>/dev/null || echo "127.0.0.1:$4"; fi
 """
 UNABLE = """#!/bin/sh
@@ -45,10 +45,15 @@ class Docker:
     def asked(self) -> list[str]:
         return (self._folder / "log").read_text().splitlines()
 
-    def make(self, target: str) -> subprocess.CompletedProcess[str]:
+    @property
+    def profiles(self) -> list[str]:
+        """The profiles that were on, each time that it was asked."""
+        return (self._folder / "profiles").read_text().splitlines()
+
+    def make(self, *target: str) -> subprocess.CompletedProcess[str]:
         """Run a target, with this Docker on PATH."""
         environment = {**os.environ, "PATH": f"{self._folder}:{os.environ['PATH']}"}
-        for of_the_make_around in ("MAKEFLAGS", "MAKELEVEL"):
+        for of_the_make_around in ("COMPOSE_PROFILES", "MAKEFLAGS", "MAKELEVEL", "STACK"):
             environment.pop(of_the_make_around, None)
-        command = ["make", "-f", str(ROOT / "Makefile"), target]
+        command = ["make", "-f", str(ROOT / "Makefile"), *target]
         return subprocess.run(command, cwd=self._folder, env=environment, capture_output=True, text=True, check=False)

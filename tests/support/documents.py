@@ -2,8 +2,8 @@
 
 A `python` block that begins with `# name.py` is a program; those without a name continue the last one. The `text`
 blocks after it are what it prints. A `diff` is two programs, before and after. A `sh` block is lines for a shell, a
-`promql` block a query for Prometheus, an `sql` block one for PostgreSQL. The sections of `docs/recipes.md` and of
-`docs/extending.md` are projects of several files.
+`promql` block a query for Prometheus, an `sql` block one for PostgreSQL, a `yaml` block a file. The sections of
+`docs/recipes.md` and of `docs/extending.md` are projects of several files.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ drop table if exists orders;
 create table orders (id int primary key, amount numeric not null, paid boolean not null default false);
 insert into orders (id, amount) values (1, 25);
 """
+
+KEPT = {"diff": "diffs", "promql": "queries", "sql": "statements", "yaml": "files"}
+"""The list of a `Document` in which blocks of a language are kept as they are."""
 
 # What a program is asked to do after its own last line.
 AND_THEN = {
@@ -78,6 +81,7 @@ class Document:
     shell: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
     statements: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     picture: str = ""
     recipes: dict[str, Document] = field(default_factory=dict)
 
@@ -110,12 +114,8 @@ def read(document: str) -> Document:
             program.source += f"\n{body}"
         elif language == "text" and program is not None:
             program.prints += body
-        elif language == "diff":
-            place.diffs.append(body)
-        elif language == "promql":
-            place.queries.append(body)
-        elif language == "sql":
-            place.statements.append(body)
+        elif language in KEPT:
+            getattr(place, KEPT[language]).append(body)
         elif language == "sh":
             place.shell += body.replace("\\\n", "").splitlines()
         else:

@@ -18,6 +18,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import yaml
 
+from tests.support.assistant import Assistant
 from tests.support.external_programs import HOST, free_ports
 
 if TYPE_CHECKING:
@@ -58,10 +59,11 @@ def asked_for(address: str) -> dict[str, str]:
 class Jaeger:
     """Runs from ``with`` to its end on free ports, what it is sent in its memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, skills: Path | None = None) -> None:
         otlp, ui, query = (f"{HOST}:{port}" for port in free_ports(3))
         self.otlp, self.ui = otlp, ui
         self._folder = folder
+        mcp = {"skills_dir": str(skills)} if skills else {}
         self._open = build_opener(ProxyHandler({})).open
         self._configuration = {
             "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": otlp}}}},
@@ -72,6 +74,7 @@ class Jaeger:
                     "storage": {"traces": "memory"},
                     "http": {"endpoint": ui},
                     "grpc": {"endpoint": query},
+                    "ai": {"mcp": mcp},
                 },
             },
             "service": {
@@ -100,6 +103,10 @@ class Jaeger:
     def __exit__(self, *_exc: object) -> None:
         self._process.kill()  # what it holds goes with it
         self._process.wait()
+
+    def assistant(self) -> Assistant:
+        """Return what asks its MCP server."""
+        return Assistant(self.ui, "/api/ai/mcp/")
 
     def search(self, address: str) -> set[str]:
         """Open an address of its search page: the ids of the traces that are shown."""

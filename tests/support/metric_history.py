@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.metrics import Observation
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -33,7 +35,7 @@ from tests.support.waiting import PATIENCE, in_thread, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+    from opentelemetry.sdk.metrics.view import Aggregation
 
     from otel_pgpool.demo.postgres import PostgresServer
 
@@ -42,6 +44,8 @@ STEP = 15.0
 MINUTES = {"calm": 6, "exhaustion": 8, "after it": 7, "leak": 3, "after that": 7, "outage": 3, "at last": 6}
 LENGTH = 60 * sum(MINUTES.values())
 MAXCONN = 4
+CLASSIC, EXPONENTIAL = "histogram", "exponential_histogram"
+AGGREGATION: dict[type, Aggregation] = {Histogram: ExponentialBucketHistogramAggregation()}
 LOCK = "select pg_advisory_xact_lock(1)"
 
 
@@ -54,8 +58,10 @@ class Process:
         self._traces = TracerProvider(shutdown_on_exit=False)
         self._traces.add_span_processor(SimpleSpanProcessor(self.spans))
         self.reader = InMemoryMetricReader()
-        self._metrics = MeterProvider([self.reader], resource, shutdown_on_exit=False)
-        observer = Telemetry(self._traces, self._metrics)
+        self.exponential_reader = InMemoryMetricReader(preferred_aggregation=AGGREGATION)
+        readers = [self.reader, self.exponential_reader]
+        self._metrics = MeterProvider(readers, resource, shutdown_on_exit=False)
+        observer = Telemetry(self._traces, self._metrics, caller=True)
         self.pool = ConnectionPool(minconn, MAXCONN, dsn, name=pool, observer=observer, **options)
 
     def work(self) -> None:
@@ -123,6 +129,7 @@ class History:
 
     begin: float
     exports: list[ExportMetricsServiceRequest] = field(default_factory=list)
+    """Each of a process has every histogram twice: with classic buckets, and exponential."""
     phases: dict[str, tuple[float, float]] = field(default_factory=dict)
     traces: set[str] = field(default_factory=set)
     """Of all checkouts, in hexadecimal."""
@@ -154,12 +161,22 @@ class Recorder:
     def export(self) -> None:
         """Let all export, and advance the time. The Collector exports its totals only if they have grown."""
         self._now += STEP
+        for hold in core_of(self.well.pool).holds_now():  # the listener's
+            hold.acquired -= STEP
         grown = [self._answers.reader] if self._answers.waits else []
         self._answers.waits.clear()
-        for reader in (self.troubled.reader, self.well.reader, self._server.reader, *grown):
-            data = reader.get_metrics_data()
-            assert data is not None
-            self.history.exports.append(_dated(encode_metrics(data), self.history.begin, self._now))
+        for process in (self.troubled, self.well):
+            export = self._exported(process.reader)
+            metrics = self._exported(process.exponential_reader).resource_metrics[0].scope_metrics[0].metrics
+            exponential = [metric for metric in metrics if metric.WhichOneof("data") == EXPONENTIAL]
+            export.resource_metrics[0].scope_metrics[0].metrics.extend(exponential)
+            self.history.exports.append(export)
+        self.history.exports += [self._exported(reader) for reader in (self._server.reader, *grown)]
+
+    def _exported(self, reader: InMemoryMetricReader) -> ExportMetricsServiceRequest:
+        data = reader.get_metrics_data()
+        assert data is not None
+        return _dated(encode_metrics(data), self.history.begin, self._now)
 
     def calm(self, name: str) -> None:
         with self.phase(name) as exports:
@@ -235,6 +252,8 @@ def play_history(end: float) -> History:
         running.callback(troubled.close)
         well = Process("shop-2", "reports", postgres.dsn, minconn=0, max_idle=None)
         running.callback(well.close)
+        listener = running.enter_context(well.pool.connection(expected_hold=None))
+        listener.autocommit = True  # otherwise the restart of the server would end a transaction
         server = Server(postgres.dsn)
         running.callback(server.close)
         answers = Answers("shop-1")
@@ -255,6 +274,17 @@ def play_history(end: float) -> History:
             contexts = [span.get_span_context() for span in process.spans.get_finished_spans()]
             recorder.history.traces |= {f"{context.trace_id:032x}" for context in contexts if context is not None}
         return recorder.history
+
+
+def without(kind: str, export: ExportMetricsServiceRequest) -> ExportMetricsServiceRequest:
+    """Return an export without the histograms of one kind."""
+    left = ExportMetricsServiceRequest()
+    left.CopyFrom(export)
+    for scope in (scope for resource in left.resource_metrics for scope in resource.scope_metrics):
+        kept = [metric for metric in scope.metrics if metric.WhichOneof("data") != kind]
+        del scope.metrics[:]
+        scope.metrics.extend(kept)
+    return left
 
 
 def _dated(request: ExportMetricsServiceRequest, begin: float, at: float) -> ExportMetricsServiceRequest:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PATIENCE = 20.0  # seconds: reached only by a test that fails
 OTLP_SINCE = 3
 """The major version that has the OTLP receiver which the stack uses."""
+CONVERTS_SINCE = (3, 4)
+"""The version that makes native histograms of classic ones which it receives."""
 
 
 def find_promtool() -> Path:
@@ -49,9 +51,15 @@ def find_version() -> tuple[int, ...]:
 
 
 class Prometheus:
-    """As a context manager it runs, with its data in a folder that is given, and is ended."""
+    """As a context manager it runs, with its data in a folder that is given, and is ended.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: its folder.
+        converts: whether it makes native histograms of classic ones.
+    """
+
+    def __init__(self, folder: Path, *, converts: bool = False) -> None:
+        self._converts = converts
         self._program = find_program("prometheus")
         self._folder = folder
         self.receives_otlp = find_version() >= (OTLP_SINCE,)
@@ -62,7 +70,8 @@ class Prometheus:
     def __enter__(self) -> Self:
         command: list[str | Path] = [self._program, f"--config.file={self._configuration()}", "--log.level=warn"]
         command += [f"--storage.tsdb.path={self._folder / 'data'}", f"--web.listen-address={self._address}"]
-        command += ["--storage.tsdb.retention.time=7d", "--enable-feature=exemplar-storage"]
+        # From 3.9 on, native histograms need no option.
+        command += ["--storage.tsdb.retention.time=7d", "--enable-feature=exemplar-storage,native-histograms"]
         command += [f"--web.external-url=http://{self._address}", f"--web.user-assets={ROOT / 'docs'}"]
         command += ["--web.enable-otlp-receiver"] if self.receives_otlp else []
         with (self._folder / "log").open("wb") as log:
@@ -84,6 +93,8 @@ class Prometheus:
         del content["scrape_configs"]
         if not self.receives_otlp:
             del content["otlp"]
+        elif self._converts:
+            content["otlp"]["convert_histograms_to_nhcb"] = True
         content["rule_files"] = [str(ROOT / "prometheus" / file) for file in content["rule_files"]]
         file = self._folder / "prometheus.yaml"
         file.write_text(yaml.safe_dump(content))
@@ -115,7 +126,7 @@ class Prometheus:
         return text
 
     def ask(self, endpoint: str, **parameters: Any) -> Any:
-        """Return the answer of an endpoint of the API."""
+        """Return the answer of an endpoint of the API, which must not warn."""
         query = urlencode({name.rstrip("_"): value for name, value in parameters.items()}, doseq=True)
         try:
             answer = self._open(f"http://{self._address}/api/v1/{endpoint}?{query}", timeout=PATIENCE)
@@ -123,7 +134,9 @@ class Prometheus:
             told = error.read().decode() if hasattr(error, "read") else ""
             raise AssertionError(f"{endpoint} {parameters}: {error} {told}") from None
         with answer:
-            return json.load(answer)["data"]
+            content = json.load(answer)
+        assert not content.get("warnings"), (endpoint, parameters, content["warnings"])
+        return content["data"]
 
     def over_time(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
         """Return the series of an expression."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import psycopg2.pool  # noqa: TC002 - as a program would
 from psycopg2.extensions import connection, cursor
@@ -14,6 +14,7 @@ from typing_extensions import assert_type
 import otel_pgpool
 from otel_pgpool import (
     BlockingSession,
+    ConnectionFailed,
     ConnectionPool,
     DatabaseState,
     Holder,
@@ -23,10 +24,10 @@ from otel_pgpool import (
     PoolObserver,
     PoolStats,
     PoolTimeout,
+    Telemetry,
     TooManyRequests,
     reset_session,
 )
-from otel_pgpool.telemetry import Telemetry
 
 
 def configure(conn: connection) -> None:
@@ -53,7 +54,7 @@ def made_in_every_way() -> list[ConnectionPool]:
             name="shop",
             timeout=30,
             max_waiting=100,
-            max_retries=3,
+            max_attempts=3,
             max_lifetime=math.inf,
             max_idle=60.0,
             keepalive=30.0,
@@ -129,7 +130,8 @@ def looked_at(pool: ConnectionPool) -> None:
         print(health.status.description)
     stats = pool.stats()
     assert_type(stats, PoolStats)
-    assert_type((stats.name, stats.status), tuple[str, str])
+    assert_type(stats.name, str)
+    assert_type(stats.status, Literal["new", "ok", "high", "critical", "unreachable", "suspended", "closed"])
     assert_type((stats.minconn, stats.maxconn, stats.size, stats.used), tuple[int, int, int, int])
     assert_type((stats.idle, stats.connecting, stats.waiting), tuple[int, int, int])
     assert_type((stats.utilization, stats.oldest_hold), tuple[float, float])
@@ -138,6 +140,8 @@ def looked_at(pool: ConnectionPool) -> None:
     assert_type((stats.long_holds, stats.created), tuple[int, int])
     assert_type((stats.wait_seconds, stats.hold_seconds), tuple[float, float])
     assert_type(stats.as_dict(), dict[str, Any])
+    assert_type(pool.get_stats(), dict[str, int])
+    assert_type(pool.pop_stats()["requests_num"], int)
     assert_type(pool.holders(), list[Holder])
 
 
@@ -170,6 +174,8 @@ def failed(pool: ConnectionPool) -> None:
         assert_type((error.connecting, error.waiting), tuple[int, int])
         assert_type((error.minconn, error.maxconn), tuple[int, int])
         assert_type((error.utilization, error.oldest_hold), tuple[float, float])
+        if isinstance(error, ConnectionFailed):
+            print(error.retries)
     except (PoolClosed, TooManyRequests) as error:
         caught: PoolError = error
         stock: psycopg2.pool.PoolError = caught
@@ -216,7 +222,6 @@ clean: ConnectionPool = ConnectionPool(1, 2, reset=reset_session)
 
 def mistakes_are_found(pool: ConnectionPool) -> None:
     """Strict mode reports each of these comments that hides no mistake."""
-    ConnectionPool(1)  # type: ignore[call-arg]
     ConnectionPool("1", 2)  # type: ignore[arg-type]
     ConnectionPool(1, 2, timeout="30")  # type: ignore[arg-type]
     ConnectionPool(1, 2, name=b"shop")  # type: ignore[arg-type]
@@ -227,7 +232,7 @@ def mistakes_are_found(pool: ConnectionPool) -> None:
     ConnectionPool(1, 2, observer=object())  # type: ignore[arg-type]
     pool.connection(timeout="5")  # type: ignore[arg-type]
     pool.getconn(None, 5)  # type: ignore[call-arg]
-    pool.resize(1)  # type: ignore[call-arg]
     pool.name = "other"  # type: ignore[misc]
     pool.stats().used = 0  # type: ignore[misc]
+    pool.stats().status == "hihg"  # type: ignore[comparison-overlap]  # noqa: B015 - that it is found
     pool.nonsense()  # type: ignore[attr-defined]

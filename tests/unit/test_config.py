@@ -45,7 +45,7 @@ def test_defaults() -> None:
         "name": None,
         "timeout": 30.0,
         "max_waiting": 0,
-        "max_retries": None,
+        "max_attempts": None,
         "max_lifetime": 3600.0,
         "max_idle": 600.0,
         "keepalive": math.inf,
@@ -56,6 +56,8 @@ def test_defaults() -> None:
         "credentials": None,
         "evict_on": None,
         "reentrant": False,
+        "reconnect_timeout": 300.0,
+        "reconnect_failed": None,
         "is_monitored": True,
         "names_traces": False,
     }
@@ -77,8 +79,9 @@ def test_a_config_is_frozen() -> None:
         ({"timeout": math.inf}, math.inf),
         ({"max_waiting": 7}, 7),
         ({"max_waiting": Indexed(7)}, 7),
-        ({"max_retries": None}, None),
-        ({"max_retries": 0}, 0),
+        ({"max_attempts": None}, None),
+        ({"max_attempts": 1}, 1),
+        ({"max_attempts": Indexed(3)}, 3),
         ({"max_lifetime": None}, math.inf),
         ({"max_lifetime": math.inf}, math.inf),
         ({"max_lifetime": 0.5}, 0.5),
@@ -94,6 +97,9 @@ def test_a_config_is_frozen() -> None:
         ({"configure": nothing}, nothing),
         ({"reset": nothing}, nothing),
         ({"credentials": nothing}, nothing),
+        ({"reconnect_timeout": 0}, 0.0),
+        ({"reconnect_timeout": math.inf}, math.inf),
+        ({"reconnect_failed": nothing}, nothing),
         ({"name": "shop"}, "shop"),
         ({"name": "Größe 4"}, "Größe 4"),
         ({"minconn": 0}, 0),
@@ -114,6 +120,7 @@ ABOVE = "a number of seconds above 0 (math.inf allowed)"
 SECONDS_OR_NONE, ABOVE_OR_NONE = f"{SECONDS} or None", f"{ABOVE} or None"
 WHOLE = "a whole number of at least 0"
 WHOLE_OR_NONE = f"{WHOLE} or None"
+ATTEMPTS = "a whole number of at least 1 or None"
 FROM_ONE = "a whole number of at least 1 and at most 262143"
 NAME = "a printable string of 1 to 200 characters"
 HUGE = 10**400
@@ -130,12 +137,15 @@ REFUSED: list[tuple[str, object, str]] = [
     *[("keepalive", bad, ABOVE_OR_NONE) for bad in (0, -1, NAN, True, "30")],
     *[("max_waiting", bad, WHOLE) for bad in (-1, 1.0, 0.5, NAN, math.inf, True, "7", None, Indexed(-1))],
     *[("max_retries", bad, WHOLE_OR_NONE) for bad in (-1, 3.0, NAN, math.inf, False, "3", [], Indexed(-2))],
+    *[("max_attempts", bad, ATTEMPTS) for bad in (0, -1, 3.0, NAN, False, "3", [], Indexed(0))],
     *[("minconn", bad, WHOLE) for bad in (-1, 1.0, NAN, math.inf, True, "1", None, Indexed(-1))],
     *[("maxconn", bad, FROM_ONE) for bad in (0, -1, 2.0, NAN, math.inf, True, "2", None, Indexed(0))],
     ("minconn", 3, "at most maxconn (2)"),
     *[("name", bad, NAME) for bad in ("", "  ", "a\nb", "a\x00b", "x" * 201, 5, b"shop", True, ["shop"])],
     *[("check", bad, "a callable or 'auto' or None") for bad in ("AUTO", "ping", "", 1, True, False)],
     *[("configure", bad, "a callable or None") for bad in ("SET x = 1", 1, True)],
+    *[("reconnect_timeout", bad, SECONDS) for bad in (-1, NAN, True, "300", None)],
+    *[("reconnect_failed", bad, "a callable or None") for bad in ("exit", 1, False)],
     *[("reset", bad, "a callable or None") for bad in ("DISCARD ALL", 1, False)],
 ]
 
@@ -150,6 +160,56 @@ def test_refused(option: str, value: object, accepted: str) -> None:
     if len(shown) > 80:
         shown = shown[:77] + "..."
     assert message == f"{option} must be {accepted}, not {shown}"
+
+
+SIZES: list[tuple[dict[str, object], tuple[int, int]]] = [
+    ({"minconn": 1, "maxconn": 2}, (1, 2)),
+    ({"min_size": 1, "max_size": 2}, (1, 2)),
+    ({"minconn": 0, "max_size": 3}, (0, 3)),
+    ({"min_size": Indexed(2), "maxconn": 3}, (2, 3)),
+]
+
+
+@pytest.mark.parametrize(("given", "limits"), SIZES)
+def test_sizes_by_either_name(given: dict[str, object], limits: tuple[int, int]) -> None:
+    """`min_size` and `max_size`, the names of psycopg_pool, mean `minconn` and `maxconn`."""
+    config = PoolConfig.of(**given, environ={})
+    assert (config.minconn, config.maxconn) == limits
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "minconn must be given, or min_size, which means the same"),
+        ({"minconn": 1}, "maxconn must be given, or max_size, which means the same"),
+        ({"max_size": 1}, "minconn must be given, or min_size, which means the same"),
+        ({"minconn": 1, "min_size": 1, "max_size": 2}, "minconn and min_size are two names of one option: give one"),
+        ({"minconn": 1, "maxconn": 2, "max_size": 2}, "maxconn and max_size are two names of one option: give one"),
+        ({"minconn": "host=db", "min_size": 1, "max_size": 2}, "minconn and min_size .*: give a DSN as dsn=$"),
+        ({"min_size": 3, "max_size": 2}, r"min_size must be at most max_size \(2\), not 3"),
+        ({"min_size": "1", "max_size": 2}, "min_size must be a whole number of at least 0, not '1'"),
+        ({"minconn": 0, "max_size": 0}, "max_size must be a whole number of at least 1 .*, not 0"),
+        ({"min_size": None, "max_size": 1}, "min_size must be a whole number of at least 0, not None"),
+    ],
+)
+def test_sizes_refused(given: dict[str, object], message: str) -> None:
+    """The error has the names that the program uses, and never a DSN that stands in the wrong place."""
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        PoolConfig.of(**given, environ={})
+    assert "host=db" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("older", "attempts"), [(0, 1), (1, 1), (2, 2), (Indexed(5), 5), (None, None)])
+def test_the_older_name_of_max_attempts(older: object, attempts: int | None) -> None:
+    """`max_retries` means the same; its 0 counts as 1, because a checkout cannot give up before an attempt."""
+    assert pool_config(max_retries=older).max_attempts == attempts
+
+
+@pytest.mark.parametrize("older", [0, 3, "3"])
+def test_both_names_of_max_attempts(older: object) -> None:
+    """The error names both, even if the numbers agree."""
+    with pytest.raises(ValueError, match=r"^max_attempts and max_retries are two names of one option"):
+        pool_config(max_attempts=3, max_retries=older)
 
 
 @pytest.mark.parametrize("value", [{"password": "hunter2"}, "hunter2", ["hunter2"], 1, True])
@@ -177,6 +237,11 @@ def test_a_number_too_large_to_be_seconds_is_refused() -> None:
         ({"DB_CONNECTION_TIMEOUT": "inf"}, "timeout", math.inf),
         ({"DB_CONNECTION_TIMEOUT": ""}, "timeout", 30.0),
         ({"DB_CONNECTION_TIMEOUT": "  "}, "timeout", 30.0),
+        ({"OTEL_PGPOOL_TIMEOUT": " 4 "}, "timeout", 4.0),
+        ({"OTEL_PGPOOL_TIMEOUT": "0", "DB_CONNECTION_TIMEOUT": "5"}, "timeout", 0.0),
+        ({"OTEL_PGPOOL_TIMEOUT": "4", "DB_CONNECTION_TIMEOUT": "soon"}, "timeout", 4.0),
+        ({"OTEL_PGPOOL_TIMEOUT": " ", "DB_CONNECTION_TIMEOUT": "5"}, "timeout", 5.0),
+        ({"OTEL_PGPOOL_TIMEOUT": ""}, "timeout", 30.0),
         ({}, "long_hold", 1.0),
         ({"OTEL_PGPOOL_LONG_HOLD": "0.5"}, "long_hold", 0.5),
         ({"OTEL_PGPOOL_LONG_HOLD": "0"}, "long_hold", math.inf),
@@ -204,7 +269,7 @@ def test_the_environment_is_read_when_the_pool_is_made(monkeypatch: pytest.Monke
 FROM_TEXT = "a number of seconds of at least 0 (inf allowed)"
 VARIABLES_REFUSED = [
     (variable, value)
-    for variable in ("DB_CONNECTION_TIMEOUT", "OTEL_PGPOOL_LONG_HOLD")
+    for variable in ("OTEL_PGPOOL_TIMEOUT", "DB_CONNECTION_TIMEOUT", "OTEL_PGPOOL_LONG_HOLD")
     for value in ("-1", "nan", "-inf", "soon", "5s", "1,5", "True", "0x10")
 ]
 

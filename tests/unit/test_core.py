@@ -158,26 +158,26 @@ def test_a_refusal_is_no_outage() -> None:
     assert miss(is_refusal=True) == (False, None)
 
 
-@pytest.mark.parametrize(("max_retries", "survives"), [(0, 0), (1, 0), (2, 1), (3, 2), (None, 9)])
-def test_a_waiter_gives_up_after_max_retries(max_retries: int | None, survives: int) -> None:
+@pytest.mark.parametrize(("max_attempts", "survives"), [(1, 0), (2, 1), (3, 2), (None, 9)])
+def test_a_waiter_gives_up_after_max_attempts(max_attempts: int | None, survives: int) -> None:
     """0 and 1 both give up at the first failure; None never does. The error that did it comes along."""
-    desk = Desk(0, 2, max_retries=max_retries)
+    desk = Desk(0, 2, max_attempts=max_attempts)
     waiter = desk.join()
     for _ in range(survives):
         desk.miss(desk.claim())
         assert not awake(waiter)
-    if max_retries is not None:
+    if max_attempts is not None:
         error = OSError("the last")
         desk.miss(desk.claim(), error)
         assert waiter.error is error
         assert awake(waiter)
         assert list(desk.core.queue.values()) == []
-        assert desk.core.has_exhausted_retries(waiter.checkout)
+        assert desk.core.has_exhausted_attempts(waiter.checkout)
 
 
 def test_only_those_who_have_had_enough_give_up() -> None:
     """A caller that joined later lives on, and is next."""
-    desk = Desk(0, 2, max_retries=2)
+    desk = Desk(0, 2, max_attempts=2)
     early = desk.join()
     desk.miss(desk.claim())
     late = desk.join()

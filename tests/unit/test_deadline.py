@@ -60,7 +60,7 @@ def watch() -> Iterator[deadlines._Watch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deadlines, "_watch", watch)
         yield watch
-    watch.stop()
+    watch.stop(1.0)
 
 
 def is_cut(conn: Any) -> bool:

@@ -13,7 +13,7 @@ import psycopg2.pool
 import pytest
 
 import otel_pgpool
-from otel_pgpool import Holder, PoolClosed, PoolError, PoolStats, PoolTimeout, TooManyRequests
+from otel_pgpool import ConnectionFailed, Holder, PoolClosed, PoolError, PoolStats, PoolTimeout, TooManyRequests
 from otel_pgpool.driver.session import ended_session
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.checkout import begin
@@ -109,7 +109,7 @@ def test_a_timeout_survives_pickling_and_copying(again: object) -> None:
     assert (copied.waited, copied.retries, copied.used) == (error.waited, error.retries, error.used)
 
 
-@pytest.mark.parametrize("kind", [PoolError, PoolClosed, TooManyRequests])
+@pytest.mark.parametrize("kind", [PoolError, PoolClosed, TooManyRequests, ConnectionFailed])
 def test_the_other_errors_survive_pickling(kind: type[PoolError]) -> None:
     """Kind and message."""
     copied = pickle.loads(pickle.dumps(kind("connection pool is closed")))  # noqa: S301

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from otel_pgpool.pool import monitor as module
 from otel_pgpool.pool.checkout import Checkout, Slot, begin
-from otel_pgpool.pool.monitor import CLOSE_AFTER, GATHER, QUERY_INTERVAL, RETRY_AFTER, Monitor, MonitoredPool
+from otel_pgpool.pool.monitor import CLOSE_AFTER, GATHER, QUERY_INTERVAL, RETRY_AFTER, Monitor
+from otel_pgpool.pool.monitor_source import MonitoredPool
 from otel_pgpool.pool.session_query import Session
 
 if TYPE_CHECKING:
@@ -27,15 +30,17 @@ class FakeConnection:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.pid = 99
+        self.local_port = 0
         self.closed = False
 
     def query(self, statement: str) -> str:
         self.bench.queries.append(statement)
+        self.bench.now += self.bench.seconds
         if self.bench.error is not None:
             raise self.bench.error
-        pids = [hold.slot.pid for hold in self.bench.holds]
+        pids = [hold.slot.pid for hold in self.bench.holds if hold.slot.pid not in self.bench.unlisted]
         rows = [{**dict.fromkeys(Session._fields), "pid": pid, "blockers": [], "state": "idle"} for pid in pids]
-        return json.dumps({"backend": self.bench.backend, "sessions": rows})
+        return json.dumps({"backend": self.bench.backend, "client_port": None, "sessions": rows})
 
     def close(self) -> None:
         self.closed = True
@@ -51,14 +56,18 @@ class Bench:
         self.now = 1000.0
         self.backend = 99
         self.error: Exception | None = None
+        self.seconds = 0.0
+        self.unlisted: set[int] = set()
         self.queries: list[str] = []
         self.connections: list[FakeConnection] = []
         self.holds: list[Checkout] = []
         self.reports: list[tuple[int, float]] = []
-        self.monitor = Monitor(SERVER, lambda _server: ({}, {}))
+        self.monitor = Monitor(SERVER)
         self.pool = MonitoredPool("main", self, self.report)
 
-    def server_of(self, _conn: object) -> tuple[str, int | None]:
+    login = "app"
+
+    def server_of(self, _slot: object) -> tuple[str, int | None]:
         return SERVER
 
     def open(self, server: tuple[str, int | None]) -> FakeConnection:
@@ -74,13 +83,14 @@ class Bench:
     def report(self, checkout: Checkout, state: DatabaseState, _blockers: Sequence[Checkout]) -> None:
         self.reports.append((checkout.slot.pid, round(state.held, 3)))
 
-    def flag(self, pid: int, age: float = 1.0) -> Checkout:
+    def flag(self, pid: int, age: float = 1.0, pool: MonitoredPool | None = None) -> Checkout:
         """Let a hold become long now."""
         checkout: Any = begin(self.now - age, ())
         checkout.slot, checkout.acquired, checkout.held = Slot(), self.now - age, True
         checkout.slot.pid, checkout.flagged_at = pid, self.now
+        checkout.slot.ref = lambda: self
         self.holds.append(checkout)
-        self.monitor.watch(self.pool, [checkout])
+        assert self.monitor.watch(pool or self.pool, [checkout])
         return checkout
 
     def run_until(self, end: float) -> None:
@@ -113,7 +123,7 @@ def test_one_query_for_all(bench: Bench) -> None:
     others = [bench.flag(pid) for pid in range(10, 210)]
     bench.run_until(1002.0)
     assert len(bench.queries) == 2
-    assert "7, 10, 11" in bench.queries[1]
+    assert "7,10,11" in bench.queries[1]
     assert all(hold.database_state is not None for hold in [first, *others])
     assert sorted(pid for pid, _age in bench.reports) == [7, 7, *range(10, 210)]
 
@@ -149,7 +159,7 @@ def test_a_failure_is_told_once(bench: Bench, caplog: pytest.LogCaptureFixture) 
         bench.flag(7)
         bench.run_until(1000.0 + 3.5 * RETRY_AFTER)
         assert [record.getMessage() for record in caplog.records] == [
-            "pool main: the database state of long holds is unknown: the server does not answer: too many clients"
+            "pool main: the database state of long holds is unknown: it could not be asked: too many clients"
         ]
         bench.error = None
         bench.run_until(bench.now + RETRY_AFTER)
@@ -186,12 +196,13 @@ def test_behind_a_proxy(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_stopped_monitor_ends(bench: Bench) -> None:
-    """It closes its connection, whatever it watches."""
+    """It closes its connection, whatever it watches, and watches nothing more."""
     bench.flag(7)
     bench.run_until(bench.now + 2 * GATHER)
     bench.monitor.stop(0.0)
     assert bench.monitor.run_once() is None
     assert bench.connections[0].closed
+    assert not bench.monitor.watch(bench.pool, bench.holds)
 
 
 def test_no_thread_can_be_started(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,3 +219,96 @@ def test_no_thread_can_be_started(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     bench.flag(8)
     bench.run_until(bench.now + 2 * GATHER)
     assert len(bench.queries) == 1
+
+
+def test_a_slow_server_is_asked_less_often(bench: Bench) -> None:
+    """Queries take a tenth of its time at most, and each state is reported once."""
+    bench.seconds = 0.5
+    for pid, age in ((7, 1.0), (8, 1.2), (9, 1.4)):
+        bench.flag(pid, age)
+    bench.run_until(1040.0)
+    assert len(bench.queries) <= 40 / (0.5 * 10)
+    assert len(bench.reports) == len({(pid, age) for pid, age in bench.reports})
+    for pid in (7, 8, 9):
+        ages = [age for each, age in bench.reports if each == pid]
+        assert all(later >= 1.5 * earlier for earlier, later in itertools.pairwise(ages))
+
+
+class BrokenSource:
+    """A pool's way to the server that takes some seconds to fail."""
+
+    login = "app"
+
+    def __init__(self, bench: Bench, seconds: float) -> None:
+        self.bench, self.seconds, self.tries = bench, seconds, 0
+
+    def server_of(self, _slot: object) -> tuple[str, int | None]:
+        return SERVER
+
+    def open(self, _server: object) -> FakeConnection:
+        self.tries += 1
+        self.bench.now += self.seconds
+        raise RuntimeError("wrong password")
+
+    def error_text(self, error: BaseException) -> str:
+        return str(error)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+def test_a_pool_whose_way_is_broken(bench: Bench, caplog: pytest.LogCaptureFixture, seconds: float) -> None:
+    """The server is asked over another pool's connection, soon, and both pools' holds are reported."""
+    source = BrokenSource(bench, seconds)
+    with caplog.at_level(logging.WARNING, "otel_pgpool"):
+        bench.flag(7, pool=MonitoredPool("broken", source, bench.report))
+        bench.flag(8)
+        bench.run_until(1000.0 + seconds + 1.2)
+    assert {pid for pid, _age in bench.reports} == {7, 8}
+    assert source.tries == 1
+    assert not caplog.records
+
+
+def test_a_session_that_is_not_listed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """It has ended, or is one of another server: that is told once, and other holds are reported."""
+    bench.unlisted = {7}
+    with caplog.at_level(logging.WARNING, "otel_pgpool"):
+        bench.flag(7)
+        bench.flag(8)
+        bench.run_until(1010.0)
+    assert {pid for pid, _age in bench.reports} == {8}
+    (record,) = caplog.records
+    assert "no such session" in record.getMessage()
+
+
+def test_a_hold_whose_connection_was_dropped(bench: Bench) -> None:
+    """It is not watched, even if its pool is gone too and cannot reclaim the connection."""
+
+    class Connection:
+        """A connection."""
+
+    conn = Connection()
+    checkout: Any = bench.flag(7)
+    checkout.slot.ref = weakref.ref(conn)
+    bench.run_until(1000.5)
+    assert len(bench.queries) == 1
+    del conn
+    bench.run_until(1010.0)
+    assert len(bench.queries) == 1
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, MemoryError])
+def test_an_error_that_ends_no_thread(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Whatever is raised into the thread, it goes on with the next pass."""
+    raised: list[BaseException] = []
+
+    def run_once() -> float | None:
+        if not raised:
+            raised.append(error())
+            raise raised[0]
+        return None
+
+    monkeypatch.setattr(bench.monitor, "run_once", run_once)
+    monkeypatch.setattr(module, "QUERY_INTERVAL", 0.0)
+    bench.monitor._run()
+    assert raised

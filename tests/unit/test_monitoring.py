@@ -13,11 +13,12 @@ from otel_pgpool.errors import PoolError
 from otel_pgpool.instrumentation.monitoring import TrackedPoolSource
 from otel_pgpool.instrumentation.options import InstrumentationOptions
 from otel_pgpool.instrumentation.session import InstrumentationSession
+from otel_pgpool.pool.checkout import Slot
 from otel_pgpool.runtime.clock import monotonic
 from tests.support.adapters import FakeAdapter
 
 if TYPE_CHECKING:
-    from otel_pgpool.pool.monitor import Server
+    from otel_pgpool.pool.monitor_source import Server
 
 ONE = target_of_parameters({"host": "db", "port": "5433", "dbname": "shop"})
 SEVERAL = target_of_parameters({"host": "db,standby", "port": "5433,5434", "dbname": "shop"})
@@ -34,6 +35,7 @@ class Connection:
     """A monitoring connection that notes whether other instrumentations would report its calls."""
 
     pid = 7
+    local_port = 0
 
     def __init__(self, chosen: Server | None) -> None:
         self.chosen = chosen
@@ -74,7 +76,9 @@ def test_servers(target: Any, conn: Any, server: Server, chosen: Server | None) 
     """The connection says which server it is if the target does not; only one of several is passed on."""
     made: list[Connection] = []
     source = source_of(target, made)
-    assert source.server_of(conn) == server
+    slot = Slot()
+    slot.ref = lambda: conn
+    assert source.server_of(slot) == server
     source.open(server)
     assert made[0].chosen == chosen
 

@@ -35,6 +35,7 @@ def test_environment() -> None:
             "OTEL_PGPOOL_SLOW": "2",
             "OTEL_PGPOOL_HISTOGRAMS": "use_time",
             "OTEL_PGPOOL_STACK_SKIP": "acme",
+            "OTEL_PGPOOL_CALLER": "1",
             "OTEL_PGPOOL_LONG_HOLD": "0",
             "OTEL_PGPOOL_WAIT_TIMEOUT": " 2.5 ",
         }
@@ -43,7 +44,39 @@ def test_environment() -> None:
     assert settings.telemetry.slow == 2.0
     assert settings.telemetry.histograms == {"use_time"}
     assert settings.telemetry.stack_skip == {"acme"}
+    assert settings.telemetry.caller
     assert (settings.long_hold, settings.wait_timeout) == (math.inf, 2.5)
+
+
+def test_arguments() -> None:
+    """Each option is an argument too; a list may be a text, as in a variable, and YAML's booleans are words."""
+    settings = of(
+        spans=False,
+        slow=2,
+        histograms=["use_time"],
+        stack_skip="acme, umbrella",
+        wait_timeout=2.5,
+        fork_repair=True,
+        database_state="all",
+    )
+    assert (settings.telemetry.spans, settings.telemetry.slow, settings.telemetry.histograms) == (
+        "off",
+        2,
+        {"use_time"},
+    )
+    assert settings.telemetry.stack_skip == {"acme", "umbrella"}
+    assert (settings.wait_timeout, settings.fork_repair, settings.is_monitored) == (2.5, True, True)
+    assert of(histograms="none").telemetry.histograms == of(histograms=[]).telemetry.histograms == set()
+    assert of({"OTEL_PGPOOL_DATABASE_STATE": "all"}, database_state=True).is_monitored is False
+    assert of({"OTEL_PGPOOL_FORK_REPAIR": "1"}, fork_repair=0).fork_repair is False
+    assert of(caller=1).telemetry.caller is of(caller=True).telemetry.caller is True
+
+
+def test_none_is_not_given() -> None:
+    """An option that a file leaves empty has the value of its variable; only `long_hold` is switched off by it."""
+    environ = {"OTEL_PGPOOL_SPANS": "off", "OTEL_PGPOOL_WAIT_TIMEOUT": "3", "OTEL_PGPOOL_FORK_REPAIR": "1"}
+    settings = of(environ, spans=None, wait_timeout=None, fork_repair=None, database_state=None, histograms=None)
+    assert (settings.telemetry.spans, settings.wait_timeout, settings.fork_repair) == ("off", 3.0, True)
 
 
 def test_arguments_come_first() -> None:
@@ -85,12 +118,25 @@ def test_wait_timeout(text: str, expected: float) -> None:
         ({"OTEL_PGPOOL_SLOW": "fast"}, {}),
         ({"OTEL_PGPOOL_HISTOGRAMS": "all"}, {}),
         ({"OTEL_PGPOOL_STACK_SKIP": "acme.server"}, {}),
+        ({"OTEL_PGPOOL_CALLER": "true"}, {}),
         ({"OTEL_PGPOOL_LONG_HOLD": "-1"}, {}),
         ({"OTEL_PGPOOL_WAIT_TIMEOUT": "nan"}, {}),
         ({}, {"spans": "some"}),
         ({}, {"spans": b"off"}),
         ({}, {"long_hold": "1"}),
         ({}, {"long_hold": True}),
+        ({}, {"spans": True}),
+        ({}, {"spans": ["off"]}),
+        ({}, {"slow": "0.1"}),
+        ({}, {"histograms": False}),
+        ({}, {"histograms": "all"}),
+        ({}, {"stack_skip": [["acme"]]}),
+        ({}, {"wait_timeout": -1}),
+        ({}, {"wait_timeout": False}),
+        ({}, {"fork_repair": "1"}),
+        ({}, {"fork_repair": 2}),
+        ({}, {"caller": "1"}),
+        ({}, {"database_state": "everything"}),
     ],
 )
 def test_bad_values(caplog: pytest.LogCaptureFixture, environ: dict[str, str], options: dict[str, Any]) -> None:
@@ -100,7 +146,7 @@ def test_bad_values(caplog: pytest.LogCaptureFixture, environ: dict[str, str], o
     assert (record.levelno, record.name, record.exc_info) == (logging.ERROR, "otel_pgpool", None)
     name, value = next(iter({**environ, **options}.items()))
     assert name in record.getMessage()
-    assert repr(value) in record.getMessage()
+    assert repr(value).strip("[]") in record.getMessage()
 
 
 def test_bad_argument_does_not_bring_the_variable_back() -> None:

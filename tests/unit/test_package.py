@@ -32,6 +32,16 @@ def test_the_package_does_not_load_psycopg2() -> None:
     assert shown.split() == ["False", "True"]
 
 
+def test_the_package_does_not_load_opentelemetry() -> None:
+    """OpenTelemetry is imported with the first name that needs it."""
+    program = (
+        "import sys, otel_pgpool; before = 'opentelemetry' in sys.modules; "
+        "from otel_pgpool import Telemetry; print(before, 'opentelemetry' in sys.modules, Telemetry.__name__)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["False", "True", "Telemetry"]
+
+
 def test_the_command_is_there_before_psycopg2() -> None:
     """So that it can take over Ctrl-C, and say what is missing."""
     program = "import sys, otel_pgpool.cli; print([name for name in ('psycopg2', 'argparse') if name in sys.modules])"

@@ -193,6 +193,17 @@ def test_the_slowest_come_first(recorder: Recorder) -> None:
     assert [slow.thread for slow in recorder.report(3).slowest] == ["worker-1", "worker-3", "worker-0"]
 
 
+def test_an_expected_hold_is_not_slow(recorder: Recorder) -> None:
+    """Only its wait counts, until it has taken longer than was declared."""
+    expected = {"otel_pgpool__expected_hold": True, "otel_pgpool__long_hold": False}
+    recorder.checkout(0, 0.05, 300, thread="listener", **expected)
+    recorder.checkout(0, 0.4, 300, thread="late listener", **expected)
+    recorder.checkout(0, 0.05, 200, thread="batch", **{**expected, "otel_pgpool__long_hold": True})
+    recorder.checkout(0, 0.05, 0.1, thread="request")
+    slowest = [slow.thread for slow in recorder.report(4).slowest]
+    assert slowest == ["batch", "late listener", "request", "listener"]
+
+
 def test_waited_for_names_the_holders_by_the_links_of_the_wait(recorder: Recorder) -> None:
     """Each link leads to the holder's own span: its request, its thread, and how long it held in the end."""
     holders = {

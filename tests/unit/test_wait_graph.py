@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from otel_pgpool.pool import session_query
 from otel_pgpool.pool.checkout import Checkout, Slot, begin
-from otel_pgpool.pool.session_query import Session, read_answer, statement_for
+from otel_pgpool.pool.session_query import Session
 from otel_pgpool.pool.wait_graph import WaitGraph
 
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -18,8 +15,8 @@ def session(pid: int, *blockers: int, name: str = "") -> Session:
     return Session(pid, blockers, name, "active", "Lock" if blockers else "", "tuple", 1.0, 1.0, "ShareLock", "orders")
 
 
-def graph(*sessions: Session, holds: dict[int, Checkout] | None = None, **names: Checkout) -> WaitGraph:
-    return WaitGraph({each.pid: each for each in sessions}, holds or {}, names)
+def graph(*sessions: Session, holds: dict[int, Checkout] | None = None) -> WaitGraph:
+    return WaitGraph({each.pid: each for each in sessions}, (holds or {}).get)
 
 
 def hold(pid: int) -> Checkout:
@@ -50,11 +47,11 @@ def test_the_head_of_the_chain(edges: dict[int, tuple[int, ...]], root: int | No
 
 
 def test_holds_of_this_process() -> None:
-    """A blocker is found by process id, or by the traceparent that is its name, once each."""
-    direct, named = hold(2), hold(3)
-    first, second, third = session(1, 2, 3), session(2, 3), session(3, name=TRACEPARENT)
-    found = graph(first, second, third, holds={2: direct}, **{TRACEPARENT: named})
-    assert found.blockers_of(first) == [direct, named]
+    """A blocker that is a checkout of this process is found once, with its call site."""
+    first, second, third = session(1, 2, 3), session(2, 3), session(3)
+    holds = {2: hold(2), 3: hold(3)}
+    found = graph(first, second, third, holds=holds)
+    assert found.blockers_of(first) == list(holds.values())
     assert [each.checked_out_at is not None for each in found.state_of(first, 1.0).blocked_by] == [True, True]
 
 
@@ -63,21 +60,3 @@ def test_the_trace_of_another_process() -> None:
     for name, trace in ((TRACEPARENT, "a" * 32), ("shop", None), (TRACEPARENT.upper(), None)):
         state = graph(session(1, 2), session(2, name=name)).state_of(session(1, 2), 1.0)
         assert [(each.trace_id, each.checked_out_at) for each in state.blocked_by] == [(trace, None)]
-
-
-def test_nothing_but_a_traceparent_enters_the_statement() -> None:
-    """A name that is none is left out, as is the process id 0 of an unknown session."""
-    statement = statement_for([7, 0], [TRACEPARENT, "'; drop table orders; --"])
-    assert f"ARRAY['{TRACEPARENT}']" in statement
-    assert "ARRAY[7]" in statement
-    assert "drop" not in statement
-
-
-def test_an_answer_is_bounded() -> None:
-    """Of a long queue the first sessions are kept, and texts are one printable line."""
-    row = dict.fromkeys(Session._fields)
-    row |= {"pid": 1, "blockers": [*range(2, 500)], "application_name": "two\nlines"}
-    answer = read_answer(json.dumps({"backend": 5, "sessions": [row]}))
-    assert answer.sessions[1].blockers == tuple(range(2, 2 + session_query.MOST_BLOCKERS))
-    assert "\n" not in answer.sessions[1].application_name
-    assert str(graph(answer.sessions[1]).state_of(answer.sessions[1], 1.0)).endswith("and of 47 more")

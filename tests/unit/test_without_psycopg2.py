@@ -155,10 +155,10 @@ class Target:
 
 asked = threading.Event()
 class Monitor:
-    pid = 1
+    pid, local_port = 1, 0
     def query(self, statement):
         asked.set()
-        return '{"backend": 1, "sessions": []}'
+        return '{"backend": 1, "client_port": null, "sessions": []}'
     def close(self): pass
 
 class Adapter(PoolAdapter):

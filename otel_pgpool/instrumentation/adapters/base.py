@@ -13,8 +13,8 @@ from otel_pgpool.types import TransactionStatus
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from otel_pgpool.pool.monitor import MonitorConnection
-    from otel_pgpool.pool.monitor import Server as ServerAddress
+    from otel_pgpool.pool.monitor_source import MonitorConnection
+    from otel_pgpool.pool.monitor_source import Server as ServerAddress
 
 MonitorConnect = Callable[[Optional["ServerAddress"]], "MonitorConnection"]
 """A function that opens a monitoring connection within a few seconds, or raises the driver's error.

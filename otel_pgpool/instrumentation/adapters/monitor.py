@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from otel_pgpool.driver.monitoring import TIME_LIMIT
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.deadline import SocketDeadline
-from otel_pgpool.runtime.sockets import replace_socket
+from otel_pgpool.runtime.sockets import local_port, replace_socket
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -29,6 +29,11 @@ class BoundedConnection(ABC):
 
     pid: int = 0
     """Process id of the session as the client knows it; 0 if the driver does not tell."""
+
+    @property
+    def local_port(self) -> int:
+        """Port of this end of the connection; 0 for a Unix socket."""
+        return local_port(self.fileno())
 
     def query(self, statement: str) -> str:
         """Return the one value of a statement.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from otel_pgpool.instrumentation.adapters.base import MonitorConnect
-    from otel_pgpool.pool.monitor import Server
+    from otel_pgpool.pool.monitor_source import Server
     from tests.support.telemetry import Signals
 
 NAME = "select current_setting('application_name')"

@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.driver.monitoring import APPLICATION_NAME, TIME_LIMIT
+from otel_pgpool.driver.monitoring import APPLICATION_NAME, MODES, SETTINGS, TIME_LIMIT
 from otel_pgpool.errors import PoolError
 from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.tracked import POOL_ATTR
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_pgpool.instrumentation.adapters.base import MonitorConnect
-    from otel_pgpool.pool.monitor import Server
+    from otel_pgpool.pool.monitor_source import Server
 
-BEGIN = "BEGIN READ ONLY; SET LOCAL statement_timeout = 1000"
+BEGIN = f"BEGIN {MODES}; {SETTINGS}"
 
 
 class AsyncpgMonitor(BoundedConnection):

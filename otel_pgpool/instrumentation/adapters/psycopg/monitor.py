@@ -8,7 +8,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import tuple_row
 
-from otel_pgpool.driver.monitoring import APPLICATION_NAME, READ_ONLY, TIME_LIMIT
+from otel_pgpool.driver.monitoring import APPLICATION_NAME, FORK_DELAY, READ_ONLY, TIME_LIMIT
 from otel_pgpool.instrumentation.adapters.monitor import BoundedConnection
 from otel_pgpool.runtime.fork import keep_from_forking
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
-    from otel_pgpool.pool.monitor import Server
+    from otel_pgpool.pool.monitor_source import Server
 
 DRIVER_KEYWORDS = ("autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory")
 """Arguments of ``psycopg.connect`` that are not libpq's."""
@@ -94,7 +94,7 @@ def open_monitor(conninfo: str, kwargs: Mapping[str, Any], chosen: Server | None
     """
     given = {key: value for key, value in kwargs.items() if key not in DRIVER_KEYWORDS}
     parameters: dict[str, Any] = {**conninfo_to_dict(conninfo, **given), **monitor_arguments(chosen)}
-    with keep_from_forking():
+    with keep_from_forking(FORK_DELAY):
         return PsycopgMonitor(psycopg.Connection.connect("", **parameters))
 
 

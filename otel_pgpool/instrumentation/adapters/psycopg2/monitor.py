@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.driver.monitor_connection import MonitorConnection
     from otel_pgpool.instrumentation.adapters.base import MonitorConnect
-    from otel_pgpool.pool.monitor import Server
+    from otel_pgpool.pool.monitor_source import Server
 
 
 def connector(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MonitorConnect:

@@ -14,7 +14,7 @@ from otel_pgpool.instrumentation.adapters.psycopg.monitor import open_monitor
 if TYPE_CHECKING:
     from otel_pgpool.instrumentation.adapters.base import MonitorConnect
     from otel_pgpool.instrumentation.adapters.psycopg.monitor import PsycopgMonitor
-    from otel_pgpool.pool.monitor import Server
+    from otel_pgpool.pool.monitor_source import Server
 
 
 def connector(pool: Any) -> MonitorConnect:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.instrumentation.adapters.base import MonitorConnect
     from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver
-    from otel_pgpool.pool.monitor import MonitorConnection, Server
+    from otel_pgpool.pool.monitor_source import MonitorConnection, Server
 
 CONNECT_LIMIT = 5 * TIME_LIMIT
 """Seconds for the connect of an asynchronous engine, whose arguments may name several hosts."""

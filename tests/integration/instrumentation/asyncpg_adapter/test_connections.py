@@ -230,8 +230,10 @@ async def lose_in_query(pool: Any, admin: connection) -> None:
 
 
 async def lose_while_idle(pool: Any, admin: connection) -> None:
-    await ending(pool, admin, await backend(pool))
-    await until(lambda: pool.get_size() == 0)
+    async with pool.acquire() as conn:
+        lost = conn._con
+    await ending(pool, admin, lost.get_server_pid())
+    await until(lost.is_closed)  # and not until the pool is empty: asyncpg may fill it up to `min_size` at once
 
 
 async def fail_reset(pool: Any, admin: connection) -> None:

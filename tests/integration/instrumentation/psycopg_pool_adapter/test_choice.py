@@ -98,14 +98,15 @@ def test_unknown_name(signals: Signals, old: Pool, new: Pool, monkeypatch: pytes
         (("b",), {}, {"b"}),
         ("a", {}, {"a"}),
         ("c", {}, {"a", "b"}),
-        ("a,b", {}, {"a", "b"}),
+        ("b,c", {}, {"b"}),
         (" A ", {}, {"a"}),
         (7, {}, {"a", "b"}),
         ([7, "a"], {}, {"a"}),
+        ([["a"]], {}, {"a", "b"}),
     ],
 )
 def test_choice(value: object, environ: dict[str, str], expected: set[str]) -> None:
-    """Of known and unknown names the known ones count; without a known one all kinds do. A text is one name."""
+    """Of known and unknown names the known ones count; without a known one all kinds do. A text is split."""
     assert chosen_kinds(value, {"a", "b"}, environ) == expected
 
 

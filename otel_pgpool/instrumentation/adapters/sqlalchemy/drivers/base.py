@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
-    from otel_pgpool.pool.monitor import MonitorConnection, Server
+    from otel_pgpool.pool.monitor_source import MonitorConnection, Server
 
 
 class EngineDriver(Driver):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.instrumentation.adapters.base import PoolTarget
     from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
-    from otel_pgpool.pool.monitor import MonitorConnection, Server
+    from otel_pgpool.pool.monitor_source import MonitorConnection, Server
 
 STATUSES = {
     None: TransactionStatus.IDLE,  # no statement was sent yet

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.driver.target import Target
     from otel_pgpool.instrumentation.adapters.monitor import OwnLoop
-    from otel_pgpool.pool.monitor import Server
+    from otel_pgpool.pool.monitor_source import Server
 
 
 class Psycopg2EngineDriver(Psycopg2, EngineDriver):
