@@ -58,13 +58,18 @@ def environment_choice(variable: Variable, choices: tuple[str, ...], environ: Ma
     return text or variable.default
 
 
-def _name(value: object) -> str | None:
+def validate_name(option: str, value: object) -> str | None:
+    """Validate the name of a pool, or None.
+
+    Raises:
+        ValueError: the value is too long, not printable, or a connection string.
+    """
     if value is None:
         return None
     if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) <= LONGEST_NAME:
-        raise invalid_option("name", value, f"a printable string of 1 to {LONGEST_NAME} characters")
+        raise invalid_option(option, value, f"a printable string of 1 to {LONGEST_NAME} characters")
     if may_hold_password(value):  # a name appears in spans, metrics and logs
-        raise invalid_option("name", value, "a name, not a connection string")
+        raise invalid_option(option, value, "a name, not a connection string")
     return value
 
 
@@ -137,7 +142,7 @@ class PoolConfig:
         return cls(
             minconn=least,
             maxconn=most,
-            name=_name(name),
+            name=validate_name("name", name),
             timeout=_timeout(timeout, environ),
             max_waiting=validate_integer("max_waiting", max_waiting),
             max_attempts=validate_attempts(max_attempts, max_retries),

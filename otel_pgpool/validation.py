@@ -72,6 +72,11 @@ def validate_limits(
     """
     lower, minimum = _either("minconn", minconn, "min_size", min_size)
     upper, maximum = _either("maxconn", maxconn, "max_size", max_size)
+    return validate_bounds(lower, minimum, upper, maximum)
+
+
+def validate_bounds(lower: str, minimum: object, upper: str, maximum: object) -> tuple[int, int]:
+    """Validate the size limits of a pool, by the names ``lower`` and ``upper``. See `validate_limits`."""
     least = validate_integer(lower, minimum)
     most = validate_integer(upper, maximum, least=1, most=MOST_CONNECTIONS)
     if least > most:

@@ -5,6 +5,7 @@ That all of it is emitted, and nothing besides, is seen by `tests/support/emitte
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -14,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
 from opentelemetry.semconv._incubating.metrics import db_metrics
 
 from otel_pgpool import types
 from otel_pgpool._version import __version__
-from otel_pgpool.telemetry import metrics, names, observables
+from otel_pgpool.telemetry import metrics, names
 from tests.support import emitted
 from tests.support.documents import ROOT, TELEMETRY, code, table
 from tests.support.signal_registry import CONVENTIONAL_METRICS, CONVENTIONS, FOLDER, load, registry
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from tests.support.signal_registry import Signal
 
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "manifest.yaml")
@@ -139,23 +141,40 @@ def test_values() -> None:
     assert enums == {name: {value.value: value.description for value in kind} for name, kind in ENUMS.items()}
 
 
+class Recorder(NoOpMeter, NoOpMeterProvider):
+    """A meter, and its provider, that keeps the instruments that are made."""
+
+    def __init__(self) -> None:
+        super().__init__("recorder")
+        self.made: dict[str, tuple[str, str, str]] = {}
+
+    def get_meter(self, *_args: object, **_options: object) -> Self:
+        return self
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if not name.startswith("create_"):
+            return found
+
+        def create(*args: Any, **options: Any) -> Any:
+            given = inspect.signature(found).bind(*args, **options).arguments
+            kind = name.removeprefix("create_").removeprefix("observable_").replace("_", "")
+            self.made[given["name"]] = (kind, given["unit"], given["description"])
+            return found(*args, **options)
+
+        return create
+
+
 def test_instruments() -> None:
     """Each metric has the instrument and the unit of the code, and our own have its description."""
-    kinds = {"up_down_counter": "updowncounter", "counter": "counter", "gauge": "gauge"}
-    code_ = {each.name: (kinds[each.kind], each.unit, each.description) for each in observables.OBSERVABLES}
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader], shutdown_on_exit=False)
-    made = metrics.instruments(provider)
-    recorded = {made.connect_failures: "counter", made.wait_time: "histogram", made.use_time: "histogram"}
-    for instrument, kind in {**recorded, made.create_time: "histogram"}.items():
-        code_[instrument.name] = (kind, instrument.unit, instrument.description)
-    provider.shutdown()
+    recorder = Recorder()
+    metrics.instruments(recorder)
     declared = {name: signal.details for name, signal in own("metric").items()}
-    assert {name: (kind, unit) for name, (kind, unit, _) in code_.items()} == {
+    assert {name: (kind, unit) for name, (kind, unit, _) in recorder.made.items()} == {
         name: (details["instrument"], details["unit"]) for name, details in declared.items()
     }
     briefs = {name: details["brief"] for name, details in declared.items() if "brief" in details}
-    assert briefs == {name: text for name, (_, _, text) in code_.items() if name.startswith("otel_pgpool.")}
+    assert briefs == {name: text for name, (_, _, text) in recorder.made.items() if name.startswith("otel_pgpool.")}
 
 
 # The tables of docs/telemetry.md
@@ -185,10 +204,11 @@ def test_table_of_events() -> None:
 
 def test_table_of_metrics() -> None:
     """The table lists each metric with its instrument, its unit and the attributes beside the pool's name."""
-    told = {}
-    for name, written, unit, more in table(TELEMETRY, "metrics"):
+    told: dict[str, tuple[str, str, list[str]]] = {}
+    for name, written, unit, more in [*table(TELEMETRY, "metrics"), *table(TELEMETRY, "metrics by caller")]:
         instrument = written.removeprefix("observable ").replace("up-down ", "updown")
-        told[code(name)[0]] = (instrument, code(unit)[0], code(more)[:1])
+        _, _, known = told.get(code(name)[0], ("", "", []))
+        told[code(name)[0]] = (instrument, code(unit)[0], known + code(more)[:1])
     assert told == {
         name: (
             metric.details["instrument"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Generic
@@ -13,6 +14,7 @@ from otel_pgpool.errors import PoolError
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
 from otel_pgpool.pool.context import CheckoutContext, ConnectionT_co, LongCheckoutContext
+from otel_pgpool.pool.from_env import arguments_from
 from otel_pgpool.pool.parts import Parts
 from otel_pgpool.pool.psycopg_pool_names import PsycopgPoolNames
 from otel_pgpool.pool.reentrant import ReentrantContext
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is a method of the pool
     from psycopg2.extensions import cursor
+    from typing_extensions import Self
 
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.monitor_source import PoolHolds
@@ -174,6 +177,24 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             except BaseException:
                 self.close(0)
                 raise
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """Create a pool from the environment, for programs whose platform configures them by variables.
+
+        ``DATABASE_URL`` is the DSN; if it is not set, libpq reads its own variables, such as ``PGHOST``. A URL of
+        SQLAlchemy may name the driver, as in ``postgresql+psycopg2://``. The options come from variables such as
+        ``OTEL_PGPOOL_MAXCONN``; without them, ``minconn`` is 1 and ``maxconn`` is 10.
+
+        Args:
+            **options: arguments of the constructor, which override the environment.
+
+        Raises:
+            ValueError: a variable is invalid, or the environment names no database; the message contains the name of
+                the variable, but nothing that may be a password.
+            Exception: as for the constructor.
+        """
+        return cls(**arguments_from(os.environ, options))
 
     # Checkout and release
 

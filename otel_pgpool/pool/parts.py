@@ -40,8 +40,8 @@ class Parts:
     """The parts of one pool, all in one place.
 
     Only `ConnectionPool` and `CheckoutContext` have this object. Each part gets those that it calls. Nothing
-    here refers to the pool, and parts refer to this object only weakly: when a program drops an unclosed pool,
-    this object is collected, and the threads end.
+    here refers to the pool except weakly, and parts refer to this object only weakly: when a program drops an unclosed
+    pool, this object is collected, and the threads end.
 
     In a forked child `assemble` replaces the parts, whose locks and threads belong to the parent.
     """

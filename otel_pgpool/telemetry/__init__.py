@@ -80,6 +80,7 @@ class Telemetry:
         caller: bool | None = None,
     ) -> None:
         self._config = TelemetryConfig.of(spans, slow, histograms, stack_skip, caller=caller)
+        self._may_have_spans = self._config.spans != "off"
         self._tracer_provider = tracer_provider
         self._instruments = instruments(meter_provider)
         recorded = self._config.histograms
@@ -156,7 +157,8 @@ class Telemetry:
             return
         if self._callers is not None:
             checkout.caller_name = self._callers.of(context, checkout.stack)
-        self._spans.start(checkout, context, since, task)
+        if self._may_have_spans:
+            self._spans.start(checkout, context, since, task)
 
     def _attributes_with(self, callers: Callers, checkout: Checkout) -> dict[str, str]:
         return {**self._attributes, names.ATTR_CALLER: checkout.caller_name or callers.at(checkout.stack)}

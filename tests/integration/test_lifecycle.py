@@ -78,7 +78,7 @@ def test_open_that_fails_may_be_tried_again(own_server: PostgresServer) -> None:
 def test_open_without_a_wait(own_server: PostgresServer) -> None:
     """It returns while the server is down; the pool fills in the background when the server is back."""
     own_server.stop()
-    with make(2, 3, own_server.dsn, open=False) as pool:
+    with closing(make(2, 3, own_server.dsn, open=False)) as pool:
         pool.open(wait=False)
         assert wait_until(lambda: pool.stats().status == "unreachable")
         pool.open()  # is open already
@@ -97,7 +97,7 @@ def test_open_without_a_wait(own_server: PostgresServer) -> None:
 def test_open_with_a_wait_of_its_own(dsn: str) -> None:
     """It lasts up to `timeout`; on a pool that is open, `wait=True` waits too. Invalid arguments change nothing."""
     gate = Gate(free=0)
-    with make(1, 1, dsn, open=False, connection_factory=gate) as pool:
+    with closing(make(1, 1, dsn, open=False, connection_factory=gate)) as pool:
         for invalid in ({"wait": 1}, {"wait": "no"}, {"timeout": -1}):
             with pytest.raises(ValueError, match=next(iter(invalid))):
                 pool.open(**invalid)

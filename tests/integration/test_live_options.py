@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -207,7 +208,7 @@ def test_a_longer_max_lifetime(dsn: str) -> None:
 
 def test_a_pool_that_is_not_open(dsn: str) -> None:
     """The values are taken over, and no thread is started."""
-    with make(1, 1, dsn, open=False) as pool:
+    with closing(make(1, 1, dsn, open=False)) as pool:
         change_all(pool)
         assert pool.stats().status == "new"
         pool.open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -200,7 +201,7 @@ def test_closing(dsn: str) -> None:
 
 def test_a_pool_that_is_not_open(dsn: str) -> None:
     """Its first checkout waits, and opens nothing before the end of the suspension."""
-    with make(1, 1, dsn, open=False, timeout=PATIENCE) as pool:
+    with closing(make(1, 1, dsn, open=False, timeout=PATIENCE)) as pool:
         pool.suspend()
         assert pool.stats().status == "suspended"
         waiting = in_thread(pid_of_a_checkout, pool)

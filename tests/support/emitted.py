@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.metrics.export import Gauge, Histogram
+from opentelemetry.sdk.metrics.export import ExponentialHistogram, Gauge, Histogram
 
 from tests.support.signal_registry import SCOPE, registry
 
@@ -67,7 +67,7 @@ def check_metric(metric: Any) -> None:
     Raises:
         UndeclaredError: the metric, its instrument, its unit or an attribute is not declared.
     """
-    instruments = {Histogram: "histogram", Gauge: "gauge"}
+    instruments = {Histogram: "histogram", ExponentialHistogram: "histogram", Gauge: "gauge"}
     data = metric.data
     instrument = instruments.get(type(data)) or ("counter" if data.is_monotonic else "updowncounter")
     _check_metric(metric.name, instrument, metric.unit, [point.attributes for point in data.data_points])

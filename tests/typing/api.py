@@ -104,6 +104,13 @@ def managed(pool: ConnectionPool) -> None:
     with ConnectionPool(1, 2) as opened:
         assert_type(opened, ConnectionPool)
     pool.open()
+    pool.open(wait=False)
+    pool.open(wait=True, timeout=60)
+    pool.suspend()
+    pool.resume()
+    pool.timeout, pool.long_hold, pool.max_idle, pool.max_lifetime = 5, 0.5, 60, None
+    ConnectionPool(1, 2, reentrant=True, evict_on=["57014", "XX"])
+    ConnectionPool(1, 2, evict_on=lambda error: isinstance(error, OSError))
     pool.wait()
     pool.wait(5)
     pool.check()
@@ -117,6 +124,7 @@ def managed(pool: ConnectionPool) -> None:
 
 def looked_at(pool: ConnectionPool) -> None:
     assert_type(pool.name, str)
+    assert_type((pool.timeout, pool.long_hold, pool.max_idle, pool.max_lifetime), tuple[float, float, float, float])
     assert_type(pool.minconn, int)
     assert_type(pool.maxconn, int)
     assert_type(pool.closed, bool)
