@@ -159,7 +159,7 @@ class Acquirer(Part):
         if now >= deadline and core.state is State.OPEN:
             core.request_growth(checkout)
             self._connectors.start_if_needed()
-            raise self._timed_out(checkout, "no connection at once" if core.is_suspended else "no connection is idle")
+            raise self._unserved(checkout, None, deadline)
         waiter = None
         try:
             waiter = core.join(checkout, now)
@@ -184,6 +184,10 @@ class Acquirer(Part):
             return error
         if error is not None:
             return self._connection_failed(checkout)
+        if checkout.queued is None:
+            return self._timed_out(
+                checkout, "no connection at once" if self._core.is_suspended else "no connection is idle"
+            )
         return self._timed_out(checkout, f"no connection within {deadline - checkout.started:.3g} s")
 
     def _release_unused(self, checkout: Checkout, conn: connection) -> None:

@@ -92,6 +92,7 @@ def test_a_shorter_timeout_for_waiters(dsn: str) -> None:
         waiting = [in_thread(pool.getconn) for _ in range(3)]
         own = in_thread(pid_of_a_checkout, pool, PATIENCE)
         assert wait_until(lambda: pool.stats().waiting == 4)
+        time.sleep(0.02)
         pool.timeout = 0.01
         for waiter in waiting:
             with pytest.raises(PoolTimeout, match=r"no connection within 0\.01 s"):
