@@ -396,7 +396,7 @@ def be_blocked(dsn: str, observer: Telemetry) -> None:
 
 @pytest.fixture(scope="module")
 def measured(dsn: str) -> tuple[list[Any], list[Any]]:
-    """Spans and metrics of checkouts: served, queued, failed, long, blocked, waiting in a proxy, by hand, by a task."""
+    """Spans and metrics of checkouts: served, queued, failed, long, blocked, nested, by hand, by a task, in a proxy."""
     memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
 
     def credentials() -> dict[str, str]:
@@ -407,10 +407,12 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(memory))
     observer = Telemetry(tracers, MeterProvider([reader]))
-    options = {"timeout": 5, "max_retries": 1, "credentials": credentials}
+    options = {"timeout": 5, "max_retries": 1, "credentials": credentials, "reentrant": True}
     with ConnectionPool(0, 2, dsn, long_hold=0.01, observer=observer, **options) as pool:
         with pool.connection() as conn, conn.cursor() as cur:
             cur.execute("select pg_sleep(0.1)")
+            with pool.connection():
+                pass
             conn.notices.append(PROXY_WAIT)  # as psycopg2 does
             refuse = True
             with suppress(PoolTimeout):
