@@ -7,11 +7,14 @@ ARGS   ?=
 ENV    := .venv
 BIN    := $(ENV)/bin
 
-# What `versions` tests the instrumentation on in addition: interpreters, from PATH or pyenv, and older releases of libraries.
-PYTHONS     := 3.10 3.13
-SQLALCHEMYS := 1.4 2.0
-ASYNCPGS    := 0.29 0.30
-POOLS       := 3.2
+# What `versions` tests in addition: interpreters, from PATH or pyenv, each with the newest releases of all libraries; and
+# older releases of each library, the oldest supported one first. The oldest psycopg2 has a wheel for Python 3.11.
+PYTHONS        := 3.10 3.11 3.12 3.13 3.14
+OPENTELEMETRYS := 1.36
+PSYCOPG2S      := 2.9.5
+SQLALCHEMYS    := 1.4 2.0
+ASYNCPGS       := 0.29 0.30
+POOLS          := 3.2
 
 # Folders of programs, which bandit looks at.
 LOOKED_AT := benchmarks collector-config docs examples grafana otel_pgpool
@@ -95,21 +98,36 @@ test: $(ENV)/dev.stamp $(ENV)/sqlalchemy-1.4.stamp $(ENV)/debian.stamp ## every 
 coverage: ## every test, with branch coverage, which makes them slower
 	@$(MAKE) test ARGS="--cov=otel_pgpool $(ARGS)"
 
-OLDER := $(SQLALCHEMYS:%=sqlalchemy-%) $(ASYNCPGS:%=asyncpg-%) $(POOLS:%=psycopg_pool-%)
-versions: $(ENV)/dev.stamp $(OLDER:%=$(ENV)/%.stamp) ## the instrumentation's tests on other Pythons and older libraries
-	@for older in $(OLDER); do \
-		echo "$$older" && library=$${older%-*} && \
-		PYTHONPATH=$(ENV)/$$older $(BIN)/python -m pytest -n 2 -q \
-			$$(find tests -name "test_$$library*.py" -o -path "*/$${library}_adapter/test_*.py") $(ARGS) || exit; \
-	done
-	@for version in $(PYTHONS); do \
-		python=$$(for each in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python; do \
-			"$$each" -c "" 2>/dev/null && echo "$$each" && break; done); \
-		if [ -z "$$python" ]; then echo "Python $$version is not installed here: its tests are left out"; continue; fi; \
-		echo "Python $$version"; \
-		$(MAKE) --no-print-directory test ENV=.venv-$$version PYTHON="$$python" \
-			ARGS="-q --no-cov tests/integration/instrumentation tests/unit $(ARGS)" || exit; \
-	done
+OLDER := $(OPENTELEMETRYS:%=opentelemetry-%) $(PSYCOPG2S:%=psycopg2_binary-%) $(SQLALCHEMYS:%=sqlalchemy-%) \
+	$(ASYNCPGS:%=asyncpg-%) $(POOLS:%=psycopg_pool-%)
+versions: $(OLDER:%=older-%) $(PYTHONS:%=python-%) ## the tests of what depends on them, on other Pythons and the oldest supported libraries
+
+# The tests for each library: those of its adapter, or those of the files that use most of it.
+INSTRUMENTATION := tests/integration/instrumentation
+TESTS_opentelemetry = tests/unit $(wildcard $(INSTRUMENTATION)/test_[fiw]*.py $(INSTRUMENTATION)/test_sqlalchemy.py \
+	tests/integration/test_*span*.py tests/integration/test_events*.py tests/integration/test_metrics.py \
+	tests/integration/test_logs.py tests/integration/test_*sdk*.py)
+TESTS_psycopg2_binary = $(wildcard $(INSTRUMENTATION)/test_psycopg2*.py tests/integration/test_block.py \
+	tests/integration/test_drop_in.py tests/integration/test_li*.py tests/integration/test_out*.py \
+	tests/integration/test_re*.py tests/integration/test_session_names.py tests/integration/test_time_limits.py)
+tests_of = $(shell find tests -name "test_$(1)*.py" -o -path "*/$(1)_adapter/test_*.py")
+TESTS_sqlalchemy = $(call tests_of,sqlalchemy)
+TESTS_asyncpg = $(call tests_of,asyncpg)
+TESTS_psycopg_pool = $(call tests_of,psycopg_pool)
+
+.PHONY: $(OLDER:%=older-%) $(PYTHONS:%=python-%)
+$(OLDER:%=older-%): older-%: $(ENV)/%.stamp $(ENV)/dev.stamp
+	@echo "$*, on `$(BIN)/python --version`"
+	@PYTHONPATH=$(ENV)/$* $(BIN)/python -m pytest -n 2 -q $(TESTS_$(firstword $(subst -, ,$*))) $(ARGS)
+
+$(PYTHONS:%=python-%): python-%: $(ENV)/dev.stamp
+	@own=$$($(BIN)/python -c "import sys; print('%d.%d' % sys.version_info[:2])"); \
+	python=$$(for each in python$* "$$HOME"/.pyenv/versions/$*.*/bin/python; do \
+		"$$each" -c "" 2>/dev/null && echo "$$each" && break; done); \
+	if [ "$$own" = $* ]; then echo "Python $* is that of make test"; \
+	elif [ -z "$$python" ]; then echo "Python $* is not installed here: its tests are left out"; \
+	else echo "Python $*" && $(MAKE) --no-print-directory test ENV=.venv-$* PYTHON="$$python" \
+		ARGS="-q --no-cov $(INSTRUMENTATION) tests/unit $(ARGS)"; fi
 
 lint: $(ENV)/dev.stamp ## ruff: rules and format; the order of imports; bandit, on all but the tests
 	@$(BIN)/ruff check .
@@ -157,11 +175,14 @@ $(ENV)/docs.stamp: pyproject.toml | $(BIN)/python
 	@$(ENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@
 
+PACKAGES_opentelemetry-1.36 := "opentelemetry-api==1.36.*" "opentelemetry-sdk==1.36.*" "importlib_metadata<8.8" zipp \
+	$(patsubst %,opentelemetry-%==0.57b0,semantic-conventions instrumentation instrumentation-dbapi instrumentation-psycopg2)
+
 # An older release of a library, in a folder to put in front of the one of dev.
 $(OLDER:%=$(ENV)/%.stamp): $(ENV)/%.stamp: pyproject.toml | $(BIN)/python
 	@echo "Installing $* into $(ENV)/$* ..."
 	@rm -rf $(ENV)/$*
-	@$(INSTALL) --no-deps --target $(ENV)/$* "$(subst -,==,$*).*"
+	@$(INSTALL) --no-deps --target $(ENV)/$* $(or $(PACKAGES_$*),"$(subst -,==,$*).*")
 	@touch $@
 
 # Programs that some tests need. Where they cannot be had it is tried again the next time.

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from otel_pgpool.driver.reset import reset_session
     from otel_pgpool.errors import ConnectionFailed, PoolClosed, PoolError, PoolTimeout, TooManyRequests
     from otel_pgpool.instrumentation import PgPoolInstrumentor as PgPoolInstrumentor
-    from otel_pgpool.observer import PoolObserver
+    from otel_pgpool.observed import ObservedCheckout, ObservedSlot
+    from otel_pgpool.observer import BaseObserver, Connect, DatabaseObserver, ObservedPool, PoolObserver
     from otel_pgpool.pool.connection_pool import ConnectionPool
     from otel_pgpool.stats import Holder, PoolHealth, PoolStats
     from otel_pgpool.telemetry import Telemetry
@@ -21,7 +22,8 @@ else:
         **dict.fromkeys(("ConnectionFailed", "PoolClosed", "PoolError", "PoolTimeout", "TooManyRequests"), "errors"),
         **dict.fromkeys(("BlockingSession", "DatabaseState"), "database_state"),
         **dict.fromkeys(("Holder", "PoolHealth", "PoolStats"), "stats"),
-        "PoolObserver": "observer",
+        **dict.fromkeys(("ObservedCheckout", "ObservedSlot"), "observed"),
+        **dict.fromkeys(("BaseObserver", "Connect", "DatabaseObserver", "ObservedPool", "PoolObserver"), "observer"),
         "ConnectionPool": "pool.connection_pool",
         "Telemetry": "telemetry",
         "reset_session": "driver.reset",
@@ -53,11 +55,17 @@ __path__.append(f"{__path__[0]}/_former")
 
 # Without PgPoolInstrumentor, because `import *` must work where the extra "instrument" is not installed.
 __all__ = [
+    "BaseObserver",
     "BlockingSession",
+    "Connect",
     "ConnectionFailed",
     "ConnectionPool",
+    "DatabaseObserver",
     "DatabaseState",
     "Holder",
+    "ObservedCheckout",
+    "ObservedPool",
+    "ObservedSlot",
     "PoolClosed",
     "PoolError",
     "PoolHealth",

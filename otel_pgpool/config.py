@@ -1,99 +1,34 @@
-"""Validation of options and environment variables. Errors contain the name, the value and what is accepted."""
+"""The options of a pool and of its telemetry, validated: argument, then environment variable, then default."""
 
 from __future__ import annotations
 
 import math
-import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from otel_pgpool import environment
-from otel_pgpool.runtime.text import LONGEST_NAME, cut, may_hold_password
+from otel_pgpool.runtime.text import LONGEST_NAME, may_hold_password
+from otel_pgpool.validation import (
+    invalid_option,
+    validate_attempts,
+    validate_bool,
+    validate_callable,
+    validate_integer,
+    validate_limits,
+    validate_seconds,
+)
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from otel_pgpool.environment import Variable
 
+    EvictOn = Callable[[BaseException], object] | frozenset[str] | None
     Check = Callable[[connection], object] | Literal["auto"] | None
-
-LONGEST_VALUE = 80
-"""Maximum number of characters that an error shows of an invalid value."""
-
-MOST_CONNECTIONS = 262_143
-"""PostgreSQL's own bound on ``max_connections``."""
-
-
-def invalid_option(option: str, value: object, accepted: str) -> ValueError:
-    """Return the error for an invalid value. A long value is shortened; one that may hold a password is not shown."""
-    shown = repr(value)
-    if may_hold_password(shown):
-        return ValueError(f"{option} must be {accepted}; the value is not shown, because it may contain a password")
-    return ValueError(f"{option} must be {accepted}, not {cut(shown, LONGEST_VALUE)}")
-
-
-def validate_seconds(
-    option: str, value: object, *, least: float = 0.0, above: bool = False, none: bool = False
-) -> float:
-    """Validate a duration in seconds, which may be infinite.
-
-    Raises:
-        ValueError: the value is not a number, NaN, or below ``least`` (with ``above``: not above ``least``).
-    """
-    bound = f"{'above' if above else 'of at least'} {least:g} (math.inf allowed)"
-    accepted = f"a number of seconds {bound}{' or None' if none else ''}"
-    number = math.nan
-    if not isinstance(value, bool) and isinstance(value, Real):
-        with suppress(OverflowError):
-            number = float(value)
-    if math.isnan(number) or number < least or (above and number == least):
-        raise invalid_option(option, value, accepted)
-    return number
-
-
-def validate_integer(option: str, value: object, *, least: int = 0, most: int | None = None, none: bool = False) -> int:
-    """Validate an integer.
-
-    Raises:
-        ValueError: the value is not an integer, below ``least`` or above ``most``.
-    """
-    bound = "" if most is None else f" and at most {most}"
-    accepted = f"a whole number of at least {least}{bound}{' or None' if none else ''}"
-    number = None
-    if not isinstance(value, bool):
-        with suppress(TypeError):  # the value is not an integer
-            number = operator.index(value)  # type: ignore[arg-type]
-    if number is None or number < least or (most is not None and number > most):
-        raise invalid_option(option, value, accepted)
-    return number
-
-
-def validate_limits(minconn: object, maxconn: object) -> tuple[int, int]:
-    """Validate the size limits of a pool, and return them as integers.
-
-    Raises:
-        ValueError: a limit is not an integer, ``maxconn`` is out of bounds, or ``minconn`` is above ``maxconn``.
-    """
-    least = validate_integer("minconn", minconn)
-    most = validate_integer("maxconn", maxconn, least=1, most=MOST_CONNECTIONS)
-    if least > most:
-        raise invalid_option("minconn", minconn, f"at most maxconn ({most})")
-    return least, most
-
-
-def validate_callable(option: str, value: Any, *, also: str = "None") -> Any:
-    """Validate a callable or None.
-
-    Raises:
-        ValueError: the value is neither.
-    """
-    if value is not None and not callable(value):
-        raise invalid_option(option, value, f"a callable or {also}")
-    return value
 
 
 def environment_seconds(variable: Variable, environ: Mapping[str, str]) -> float:
@@ -123,15 +58,23 @@ def environment_choice(variable: Variable, choices: tuple[str, ...], environ: Ma
     return text or variable.default
 
 
-def _name(value: object) -> str | None:
+def validate_name(option: str, value: object) -> str | None:
+    """Validate the name of a pool, or None.
+
+    Raises:
+        ValueError: the value is too long, not printable, or a connection string.
+    """
     if value is None:
         return None
     if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) <= LONGEST_NAME:
-        raise invalid_option("name", value, f"a printable string of 1 to {LONGEST_NAME} characters")
+        raise invalid_option(option, value, f"a printable string of 1 to {LONGEST_NAME} characters")
     if may_hold_password(value):  # a name appears in spans, metrics and logs
-        raise invalid_option("name", value, "a name, not a connection string")
+        raise invalid_option(option, value, "a name, not a connection string")
     return value
 
+
+SQLSTATE = re.compile("[0-9A-Z]{5}|[0-9A-Z]{2}")
+"""A SQLSTATE, or its class."""
 
 APPLICATION_NAMES = ("off", "trace")
 
@@ -154,6 +97,10 @@ class PoolConfig:
     configure: Callable[[connection], object] | None
     reset: Callable[[connection], object] | None
     credentials: Callable[[], Mapping[str, Any]] | None
+    evict_on: EvictOn
+    reentrant: bool
+    reconnect_timeout: float
+    reconnect_failed: Callable[[Any], object] | None
     is_monitored: bool
     """Whether the server is asked about long holds."""
     names_traces: bool
@@ -162,9 +109,11 @@ class PoolConfig:
     @classmethod
     def of(
         cls,
-        minconn: object,
-        maxconn: object,
+        minconn: object = ...,
+        maxconn: object = ...,
         *,
+        min_size: object = ...,
+        max_size: object = ...,
         name: object = None,
         timeout: object = None,
         max_waiting: object = 0,
@@ -178,6 +127,10 @@ class PoolConfig:
         configure: object = None,
         reset: object = None,
         credentials: object = None,
+        evict_on: object = None,
+        reentrant: object = False,
+        reconnect_timeout: object = 300.0,
+        reconnect_failed: object = None,
         environ: Mapping[str, str] = os.environ,
     ) -> PoolConfig:
         """Validate a pool's options. An argument overrides its environment variable, which overrides the default.
@@ -185,22 +138,26 @@ class PoolConfig:
         Raises:
             ValueError: an option or variable is invalid; the message contains its name and what is accepted.
         """
-        least, most = validate_limits(minconn, maxconn)
+        least, most = validate_limits(minconn, maxconn, min_size, max_size)
         return cls(
             minconn=least,
             maxconn=most,
-            name=_name(name),
+            name=validate_name("name", name),
             timeout=_timeout(timeout, environ),
             max_waiting=validate_integer("max_waiting", max_waiting),
-            max_attempts=_attempts(max_attempts, max_retries),
-            max_lifetime=_seconds_or_never("max_lifetime", max_lifetime),
-            max_idle=_seconds_or_never("max_idle", max_idle),
-            keepalive=_seconds_or_never("keepalive", keepalive),
+            max_attempts=validate_attempts(max_attempts, max_retries),
+            max_lifetime=validate_seconds_or_never("max_lifetime", max_lifetime),
+            max_idle=validate_seconds_or_never("max_idle", max_idle),
+            keepalive=validate_seconds_or_never("keepalive", keepalive),
             long_hold=long_hold_threshold(long_hold, environ),
             check=check if check == "auto" else validate_callable("check", check, also="'auto' or None"),
             configure=validate_callable("configure", configure),
             reset=validate_callable("reset", reset),
             credentials=_credentials(credentials),
+            evict_on=_evict_on(evict_on),
+            reentrant=validate_bool("reentrant", reentrant),
+            reconnect_timeout=validate_seconds("reconnect_timeout", reconnect_timeout),
+            reconnect_failed=validate_callable("reconnect_failed", reconnect_failed),
             is_monitored=environment_choice(environment.DATABASE_STATE, DATABASE_STATES, environ) != "off",
             names_traces=environment_choice(environment.APPLICATION_NAME, APPLICATION_NAMES, environ) == "trace",
         )
@@ -211,26 +168,21 @@ def _timeout(value: object, environ: Mapping[str, str]) -> float:
     return _seconds(environment.TIMEOUT if is_set else environment.FALLBACK_TIMEOUT, value, environ, none=True)
 
 
-def _attempts(max_attempts: object, max_retries: object) -> int | None:
-    """Validate the number of failed attempts after which a checkout gives up, by either of its names.
-
-    Raises:
-        ValueError: the number is invalid, or both names are used.
-    """
-    if max_attempts is not None and max_retries is not None:
-        raise ValueError("max_attempts and max_retries are two names of one option: give max_attempts only")
-    if max_retries is not None:
-        return max(1, validate_integer("max_retries", max_retries, none=True))
-    return None if max_attempts is None else validate_integer("max_attempts", max_attempts, least=1, none=True)
-
-
 def _credentials(value: Any) -> Any:
     if value is not None and not callable(value):  # not `invalid_option`: the value may be a password in plain text
         raise ValueError(f"credentials must be a callable or None, not of type {type(value).__name__}")
     return value
 
 
-def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
+def _evict_on(value: Any) -> EvictOn:
+    """Validate ``evict_on``. The class of an error is refused: it is callable, and as a function of no use."""
+    accepted = "a callable, a list of SQLSTATEs (5 characters) and of their classes (2 characters), or None"
+    if value is None or (callable(value) and not isinstance(value, type)):
+        return value
+    return _names("evict_on", value, accepted, lambda code: isinstance(code, str) and bool(SQLSTATE.fullmatch(code)))
+
+
+def long_hold_threshold(value: object, environ: Mapping[str, str] = os.environ) -> float:
     """Return the hold time in seconds after which a hold is long; infinite for never. ``...`` reads the environment.
 
     Raises:
@@ -249,7 +201,7 @@ def validate_expected_hold(value: object) -> float:
     Raises:
         ValueError: the value is not a duration above 0.
     """
-    return _seconds_or_never("expected_hold", value)
+    return validate_seconds_or_never("expected_hold", value)
 
 
 def _seconds(variable: Variable, value: object, environ: Mapping[str, str], *, none: bool = False) -> float:
@@ -259,7 +211,12 @@ def _seconds(variable: Variable, value: object, environ: Mapping[str, str], *, n
     return validate_seconds(variable.option, value, none=none)
 
 
-def _seconds_or_never(option: str, value: object) -> float:
+def validate_seconds_or_never(option: str, value: object) -> float:
+    """Validate a duration in seconds above 0; return infinity for None.
+
+    Raises:
+        ValueError: the value is neither such a duration nor None.
+    """
     return math.inf if value is None else validate_seconds(option, value, above=True, none=True)
 
 

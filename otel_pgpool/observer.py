@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otel_pgpool.database_state import DatabaseState
-    from otel_pgpool.pool.checkout import Checkout, Slot
+    from otel_pgpool.observed import ObservedCheckout, ObservedSlot
     from otel_pgpool.stats import LastFigures, PoolStats
+    from otel_pgpool.types import LevelName, ReasonName
 
 
 class Server(Protocol):
@@ -51,7 +52,7 @@ class ObservedPool(Server, Protocol):
     def stats(self) -> PoolStats:
         """Return the pool's levels and totals."""
 
-    def held_checkouts(self) -> Sequence[Checkout]:
+    def held_checkouts(self) -> Sequence[ObservedCheckout]:
         """Return the checkouts that hold a connection at this moment."""
 
 
@@ -67,7 +68,7 @@ class Connect:
     """1, or the number of this attempt since the server became unreachable."""
     began: float
     ended: float
-    asked_by: Checkout | None
+    asked_by: ObservedCheckout | None
     """The checkout that waits for this connection; None if the pool opens it to reach ``minconn``."""
     error: BaseException | None = None
     message: str = ""
@@ -92,7 +93,7 @@ class SessionNames(Protocol):
     def service_name(self) -> str | None:
         """Return the name of the service that the pool's connections belong to; None for the environment's."""
 
-    def traceparent(self, checkout: Checkout) -> str | None:
+    def traceparent(self, checkout: ObservedCheckout) -> str | None:
         """Return the ``traceparent`` of a checkout's span; None if there is no span (yet), or none that is sampled.
 
         Called after ``started``, and only with ``OTEL_PGPOOL_APPLICATION_NAME=trace``.
@@ -110,28 +111,28 @@ class PoolObserver(Protocol):
     def attached(self, pool: ObservedPool) -> None:
         """Receive the pool, before any other call, and again in a forked child; keep no strong reference to it."""
 
-    def started(self, checkout: Checkout) -> None:
+    def started(self, checkout: ObservedCheckout) -> None:
         """Handle the start of a checkout: a caller asks for a connection."""
 
-    def acquired(self, checkout: Checkout) -> None:
+    def acquired(self, checkout: ObservedCheckout) -> None:
         """Handle the hand-over of a connection to a checkout."""
 
-    def failed(self, checkout: Checkout, error: BaseException) -> None:
+    def failed(self, checkout: ObservedCheckout, error: BaseException) -> None:
         """Handle the end of a checkout that received no connection because of ``error``."""
 
-    def released(self, checkout: Checkout) -> None:
-        """Handle the release of a connection; `Checkout.outcome` is how the hold ended."""
+    def released(self, checkout: ObservedCheckout) -> None:
+        """Handle the release of a connection; `ObservedCheckout.outcome` is how the hold ended."""
 
-    def abandoned(self, checkout: Checkout) -> None:
+    def abandoned(self, checkout: ObservedCheckout) -> None:
         """Handle the end of a checkout without a release.
 
         An earlier call has released the connection, or the connection belongs to the parent process of a fork.
         """
 
-    def reclaimed(self, checkout: Checkout) -> None:
+    def reclaimed(self, checkout: ObservedCheckout) -> None:
         """Handle a connection that its holder dropped, and that the pool has reclaimed."""
 
-    def held_long(self, checkout: Checkout) -> None:
+    def held_long(self, checkout: ObservedCheckout) -> None:
         """Handle a hold that has just passed its threshold. The hold may end, or have ended, during this call."""
 
     def connected(self, connect: Connect) -> None:
@@ -141,7 +142,11 @@ class PoolObserver(Protocol):
         """Handle a failed attempt to open a connection."""
 
     def discarded(
-        self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
+        self,
+        slots: Sequence[ObservedSlot],
+        reason: ReasonName,
+        error: BaseException | None,
+        checkout: ObservedCheckout | None,
     ) -> None:
         """Handle connections that the pool has closed together for one ``reason``.
 
@@ -158,14 +163,16 @@ class PoolObserver(Protocol):
     def outage_ended(self, attempts: int, duration: float) -> None:
         """Handle the end of an outage after ``attempts`` failed attempts and ``duration`` seconds."""
 
-    def utilization_changed(self, level: str, stats: PoolStats) -> None:
+    def utilization_changed(self, level: LevelName, stats: PoolStats) -> None:
         """Handle a lasting change of the utilization level: ``normal``, ``high`` or ``critical``."""
 
 
 class DatabaseObserver(PoolObserver, Protocol):
     """The interface of an observer that is also told what the server says of long holds."""
 
-    def database_state(self, checkout: Checkout, state: DatabaseState, blockers: Sequence[Checkout]) -> None:
+    def database_state(
+        self, checkout: ObservedCheckout, state: DatabaseState, blockers: Sequence[ObservedCheckout]
+    ) -> None:
         """Handle what the server says of a long hold in progress; called again when the hold's age has doubled.
 
         Args:
@@ -173,3 +180,58 @@ class DatabaseObserver(PoolObserver, Protocol):
             state: the state of its session.
             blockers: the checkouts of this process, of any pool, whose sessions block it.
         """
+
+
+class BaseObserver:
+    """An observer that does nothing: a base class for those that handle some events only.
+
+    Its methods are those of `PoolObserver`. Add ``database_state`` to be a `DatabaseObserver` too.
+    """
+
+    def attached(self, pool: ObservedPool) -> None:
+        """Do nothing."""
+
+    def started(self, checkout: ObservedCheckout) -> None:
+        """Do nothing."""
+
+    def acquired(self, checkout: ObservedCheckout) -> None:
+        """Do nothing."""
+
+    def failed(self, checkout: ObservedCheckout, error: BaseException) -> None:
+        """Do nothing."""
+
+    def released(self, checkout: ObservedCheckout) -> None:
+        """Do nothing."""
+
+    def abandoned(self, checkout: ObservedCheckout) -> None:
+        """Do nothing."""
+
+    def reclaimed(self, checkout: ObservedCheckout) -> None:
+        """Do nothing."""
+
+    def held_long(self, checkout: ObservedCheckout) -> None:
+        """Do nothing."""
+
+    def connected(self, connect: Connect) -> None:
+        """Do nothing."""
+
+    def connect_failed(self, connect: Connect) -> None:
+        """Do nothing."""
+
+    def discarded(
+        self,
+        slots: Sequence[ObservedSlot],
+        reason: ReasonName,
+        error: BaseException | None,
+        checkout: ObservedCheckout | None,
+    ) -> None:
+        """Do nothing."""
+
+    def outage_started(self, connect: Connect) -> None:
+        """Do nothing."""
+
+    def outage_ended(self, attempts: int, duration: float) -> None:
+        """Do nothing."""
+
+    def utilization_changed(self, level: LevelName, stats: PoolStats) -> None:
+        """Do nothing."""

@@ -6,7 +6,7 @@ Each value is a ``str``: it compares, prints and serialises as its text.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,6 +37,10 @@ class CheckoutPath(Value):
     NEW = "new", "the caller waited until a new connection was open"
 
 
+PathName = Literal["idle", "queued", "new"]
+"""The texts of `CheckoutPath`, for annotations."""
+
+
 class Outcome(Value):
     """How a checkout ended: ``otel_pgpool.outcome``."""
 
@@ -47,6 +51,10 @@ class Outcome(Value):
     RECLAIMED = "reclaimed", "the holder dropped the connection, and the pool reclaimed it"
     TIMEOUT = "timeout", "no connection became available in time"
     ERROR = "error", "the checkout failed for another reason, or was interrupted"
+
+
+OutcomeName = Literal["committed", "rolled_back", "released", "discarded", "reclaimed", "timeout", "error"]
+"""The texts of `Outcome`, for annotations."""
 
 
 class DiscardReason(Value):
@@ -67,6 +75,7 @@ class DiscardReason(Value):
     CHECK_FAILED = "check_failed", "the connection did not pass its check", True
     READ_ONLY = "read_only", "the server does not accept writes any more", True
     RESET_FAILED = "reset_failed", "the connection could not be reset at its release", True
+    EVICT_ON = "evict_on", "the block ended with an error to which evict_on applies"
     EXPIRED = "expired", "the connection was older than max_lifetime"
     IDLE = "idle", "the connection was above minconn and idle for max_idle"
     DRAINED = "drained", "drain() was called"
@@ -77,6 +86,24 @@ class DiscardReason(Value):
     FORKED = "forked", "the connection belongs to the parent process of a fork"
 
 
+ReasonName = Literal[
+    "broken",
+    "check_failed",
+    "read_only",
+    "reset_failed",
+    "evict_on",
+    "expired",
+    "idle",
+    "drained",
+    "resized",
+    "reclaimed",
+    "returned_closed",
+    "closed",
+    "forked",
+]
+"""The texts of `DiscardReason`, for annotations."""
+
+
 class PoolStatus(Value):
     """The status of a pool: ``PoolStats.status``."""
 
@@ -85,7 +112,12 @@ class PoolStatus(Value):
     HIGH = "high", "80 % of maxconn or more is in use"
     CRITICAL = "critical", "95 % of maxconn or more is in use"
     UNREACHABLE = "unreachable", "no connection can be opened"
+    SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
+
+
+StatusName = Literal["new", "ok", "high", "critical", "unreachable", "suspended", "closed"]
+"""The texts of `PoolStatus`, for annotations."""
 
 
 class HealthStatus(Value):
@@ -94,6 +126,7 @@ class HealthStatus(Value):
     OK = "ok", "callers are served, as far as is known"
     SATURATED = "saturated", "every connection is in use and callers wait, or the queue is full"
     UNREACHABLE = "unreachable", "no connection can be opened"
+    SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
 
 
@@ -103,6 +136,10 @@ class UtilizationLevel(Value):
     NORMAL = "normal", "less than 80 % of maxconn is in use"
     HIGH = "high", "80 % of maxconn or more is in use"
     CRITICAL = "critical", "95 % of maxconn or more is in use"
+
+
+LevelName = Literal["normal", "high", "critical"]
+"""The texts of `UtilizationLevel`, for annotations."""
 
 
 class TransactionStatus(Value):

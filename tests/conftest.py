@@ -17,6 +17,11 @@ import pytest
 from opentelemetry.instrumentation import dependencies
 
 from otel_pgpool.demo.postgres import find_binaries
+from tests.support.emitted_session import (  # noqa: F401 - hooks of pytest
+    pytest_sessionfinish,
+    pytest_sessionstart,
+    pytest_terminal_summary,
+)
 from tests.support.processes import find_version
 from tests.support.servers import ClonedServer
 from tests.support.telemetry import Signals

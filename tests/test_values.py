@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import unquote_plus
 
 import pytest
@@ -15,10 +15,15 @@ from otel_pgpool.types import (
     CheckoutPath,
     DiscardReason,
     HealthStatus,
+    LevelName,
     LogEvent,
     Outcome,
+    OutcomeName,
+    PathName,
     PoolErrorType,
     PoolStatus,
+    ReasonName,
+    StatusName,
     TransactionStatus,
     UtilizationLevel,
 )
@@ -47,6 +52,24 @@ def described(title: str) -> str:
     (panel,) = [panel for panel in PANELS if panel["title"] == title]
     description: str = panel["description"]
     return description
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    ("literal", "kind"),
+    [
+        (PathName, CheckoutPath),
+        (OutcomeName, Outcome),
+        (ReasonName, DiscardReason),
+        (StatusName, PoolStatus),
+        (LevelName, UtilizationLevel),
+    ],
+)
+def test_literals_are_the_values(literal: object, kind: type[Enum]) -> None:
+    """What annotations accept is what there is."""
+    assert list(get_args(literal)) == values(kind)
 
 
 # Documents

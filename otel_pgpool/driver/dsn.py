@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psycopg2 import Error, extensions
 
-from otel_pgpool.config import LONGEST_VALUE, invalid_option
 from otel_pgpool.driver.target import UNKNOWN, Target, check_parameters, is_url, read_target
 from otel_pgpool.runtime.text import cut
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from otel_pgpool.validation import LONGEST_VALUE, invalid_option
 
 DRIVER_KEYWORDS = ("connection_factory", "cursor_factory")
 READABLE_DSN = "a URL (postgresql://user@host:port/dbname) or libpq's key=value form"
@@ -30,6 +28,30 @@ def target_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, in_url: bool 
         return read_target(parse(args, dict(kwargs), in_url=in_url))
     except Exception:  # noqa: BLE001 - the program gets the error itself when it connects
         return UNKNOWN
+
+
+def merge(connect_kwargs: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of ``psycopg2.connect``: those of ``connect_kwargs`` and the others.
+
+    Args:
+        connect_kwargs: arguments whose names may be those of options of the pool.
+        arguments: the other arguments.
+
+    Raises:
+        ValueError: ``connect_kwargs`` is not a mapping of names, or repeats one of the other arguments.
+    """
+    extra: Any = {} if connect_kwargs is None else connect_kwargs
+    if not isinstance(extra, Mapping):  # not `invalid_option`: the value may be a password
+        kind = type(extra).__name__
+        raise ValueError(  # noqa: TRY004 - as any invalid option
+            f"connect_kwargs must be a mapping of arguments of psycopg2.connect or None, not of type {kind}"
+        )
+    for key in extra:
+        if not isinstance(key, str):
+            raise ValueError(f"connect_kwargs must have names as its keys, not one of type {type(key).__name__}")  # noqa: TRY004 - as any invalid option
+        if key in arguments:
+            raise ValueError(f"{cut(repr(key), LONGEST_VALUE)} is given twice: as an argument and in connect_kwargs")
+    return {**arguments, **extra}
 
 
 def parse(args: tuple[Any, ...], kwargs: dict[str, Any], *, in_url: bool = False) -> dict[str, Any]:

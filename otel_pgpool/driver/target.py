@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from otel_pgpool.config import invalid_option
 from otel_pgpool.runtime.text import LONGEST_NAME, cut, may_hold_password, printable
+from otel_pgpool.validation import invalid_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from otel_pgpool.config import (
     DATABASE_STATES,
@@ -15,7 +15,6 @@ from otel_pgpool.config import (
     environment_choice,
     environment_seconds,
     environment_words,
-    invalid_option,
     long_hold_threshold,
     recorded_histograms,
     reports_callers,
@@ -23,9 +22,9 @@ from otel_pgpool.config import (
     slow_threshold,
     span_mode,
     split_words,
-    validate_seconds,
 )
 from otel_pgpool.environment import DATABASE_STATE, FORK_REPAIR, POOLS, WAIT_TIMEOUT
+from otel_pgpool.validation import invalid_option, validate_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -59,8 +58,8 @@ class InstrumentationOptions:
     def of(
         cls,
         *,
-        tracer_provider: object = None,
-        meter_provider: object = None,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
         spans: object = None,
         slow: object = None,
         histograms: object = None,
@@ -78,8 +77,8 @@ class InstrumentationOptions:
         a list may be a text, as in a variable.
         """
         return cls(
-            _provider("tracer_provider", tracer_provider, "get_tracer"),
-            _provider("meter_provider", meter_provider, "get_meter"),
+            tracer_provider,
+            meter_provider,
             TelemetryConfig(
                 _read_or_default(span_mode, _word(spans, SPAN_MODES), environ),
                 _read_or_default(slow_threshold, slow, environ),
@@ -127,14 +126,6 @@ def _names(value: object) -> object:
     if not isinstance(value, str):
         return value
     return [] if value.strip().lower() == "none" else split_words(value)
-
-
-def _provider(option: str, value: object, method: str) -> Any:
-    """Return a provider, or None for the global one, which also replaces an invalid value."""
-    if value is None or callable(getattr(value, method, None)):
-        return value
-    logger.error("%s; the global one is used instead", invalid_option(option, value, f"a provider with {method}()"))
-    return None
 
 
 def _wait_timeout(value: object, environ: Mapping[str, str]) -> float | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.checkout import Slot
     from otel_pgpool.runtime.tasks import TaskReference
+    from otel_pgpool.types import OutcomeName
 
 AnyCheckout = TypeVar("AnyCheckout", bound=ManualCheckout)
 
@@ -44,7 +45,7 @@ The pool's class has no attribute of that name: since Python 3.12, reading an at
 # because the value of an enumeration's member costs a call.
 IDLE, QUEUED, NEW = (path.value for path in CheckoutPath)
 RELEASED, RECLAIMED = Outcome.RELEASED, Outcome.RECLAIMED
-RELEASED_TEXT: str = RELEASED.value
+RELEASED_TEXT: OutcomeName = RELEASED.value
 
 
 class PoolTracker(ReportedPool):

@@ -11,10 +11,10 @@ from opentelemetry._logs import get_logger_provider, set_logger_provider
 from opentelemetry.metrics import get_meter_provider, set_meter_provider
 from opentelemetry.sdk.resources import Resource
 
-from otel_pgpool.config import invalid_option
 from otel_pgpool.otlp.counting_exporter import CountingExporter
 from otel_pgpool.otlp.environment import other_exporters, otlp_exporters
 from otel_pgpool.otlp.providers import Providers
+from otel_pgpool.validation import invalid_option
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter

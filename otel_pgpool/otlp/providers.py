@@ -16,10 +16,10 @@ from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetr
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from otel_pgpool.config import validate_seconds
 from otel_pgpool.otlp.logs import LogHandler, rate_limit_sdk_loggers
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry.sdk_internals import shutdown_batch_processor
+from otel_pgpool.validation import validate_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

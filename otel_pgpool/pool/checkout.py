@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.runtime.tasks import TaskReference
+    from otel_pgpool.types import OutcomeName, PathName
 
 NEVER = math.inf
 AT_ONCE = -math.inf
@@ -80,6 +81,8 @@ class Slot:
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
     pinged: float = AT_ONCE  # when the pool has last pinged it for `keepalive`, which is no use of it
     ping_after: float = NEVER  # seconds without use after which it is pinged
+    opened: float = NEVER  # when it was opened
+    lifetime_share: float = 1.0  # the part of `max_lifetime` after which it expires
     expires: float = NEVER
     review_at: float = NEVER  # when a release first calls `_evict_reason`: at the end of the lifetime, or at once
     evict_reason: str | None = None  # the reason, if the slot is marked for eviction
@@ -204,7 +207,7 @@ class Checkout:
     """Call sites of the checkout."""
     thread: threading.Thread
     """The thread that asked for the connection."""
-    path: str | None
+    path: PathName | None
     """How the connection was acquired: ``idle``, ``queued`` or ``new``; None until the hand-over."""
     slot: Slot
     """The slot of the connection; set at the hand-over, like ``acquired``."""
@@ -215,7 +218,7 @@ class Checkout:
     """Present, and True, once the observer was notified of the checkout's end."""
     released: float
     """When the connection was released or the checkout failed; set at that moment, like ``outcome``."""
-    outcome: str
+    outcome: OutcomeName
 
     # Defaults of the attributes that few checkouts set. They are on the class, so that the other checkouts need not set
     # them.
@@ -228,7 +231,7 @@ class Checkout:
     """Data of the observer."""
     trace_name: str | None = None
     """The name that the session gets on the server; None if it keeps its own."""
-    expected_path: str = "idle"
+    expected_path: PathName = "idle"
     """The path that the checkout would have if it were served now."""
     queued: float | None = None
     blockers: Sequence[Blocker] = ()
@@ -245,6 +248,8 @@ class Checkout:
     flagged_at: float = 0.0
     long_hold_reported: bool = False
     """Whether the observer has reported the long hold."""
+    blocks_inside: int = 0
+    """Number of blocks inside its block that have used the same connection."""
     had_proxy_wait: bool = False
     """Whether PgBouncer has sent a notice that a query waits for a connection to the server."""
     database_state: DatabaseState | None = None

@@ -21,6 +21,8 @@ from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.checkout import Attempt, Checkout, Slot
 from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.outage import number_after
+from otel_pgpool.pool.reconnect_failed import ReconnectFailed
+from otel_pgpool.pool.slots import set_lifetime
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
@@ -58,6 +60,7 @@ class Connectors(Part):
         self._wakeup = Wakeup()
         self._owner = weakref.ref(owner, self._wakeup.set_on_collect)  # the threads end with the owner
         self._discarder = discarder
+        self._reconnect_failed = ReconnectFailed(common)
         self.dropped: Deferred[weakref.ref[connection]] = Deferred(self._maintenance_thread.wakeup)
         """References to connections that their holders have dropped."""
         self._threads: set[threading.Thread] = set()  # threads that may connect; guarded by the core's lock
@@ -126,6 +129,8 @@ class Connectors(Part):
             kind: the class of the error.
         """
         core, outage, cause, text = self._core, self._core.outage, self._start_error, ""
+        if core.is_suspended:
+            reason = f"the pool is suspended: {reason}"
         if waiter is not None and waiter.error is not None:
             cause, text = waiter.error, waiter.attempts[-1].message or class_of(waiter.error)
         elif outage is not None and outage.error is not None:
@@ -286,7 +291,10 @@ class Connectors(Part):
         slot.key = id(conn)
         slot.on_collected = self.dropped.append
         slot.track(conn)
-        slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
+        slot.opened = now
+        slot.lifetime_share = 1 - LIFETIME_JITTER * random.random()  # nosec B311 # noqa: S311 - jitter
+        with self._core.lock:  # so that no change of `max_lifetime` is missed
+            set_lifetime(slot, self._durations.max_lifetime)
         slot.ping_after = config.keepalive * (1 - KEEPALIVE_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
 
     def _warn_once(self) -> None:
@@ -297,7 +305,8 @@ class Connectors(Part):
             warn(self._core.name)
 
     def _succeed(self, slot: Slot, conn: connection, connect: Connect) -> None:
-        reason, change = self._core.connect_succeeded(slot, conn, connect.ended)
+        self._reconnect_failed.connected()
+        reason, change = self._core.connect_succeeded(slot, conn, connect.ended, began=connect.began)
         notifier, observer = self._notifier, self._notifier.observer
         if observer is not None:
             notifier.notify(observer.connected, connect)
@@ -325,6 +334,7 @@ class Connectors(Part):
             if observer is not None:
                 notifier.notify(observer.connect_failed, connect)
                 change.report(notifier, observer, connect)
+            self._reconnect_failed.failed(connect.began, connect.ended)
 
 
 def _describe(attempt: ConnectAttempt, slot: Slot, **outcome: Any) -> Connect:

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from sys import _getframe
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
-from otel_pgpool.config import PoolConfig, invalid_option, validate_expected_hold, validate_seconds
+from otel_pgpool.config import PoolConfig, validate_expected_hold
 from otel_pgpool.driver.connect_target import ConnectTarget
+from otel_pgpool.driver.dsn import merge
 from otel_pgpool.errors import PoolError
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
-from otel_pgpool.pool.context import CheckoutContext, LongCheckoutContext
-from otel_pgpool.pool.control import PoolControl
+from otel_pgpool.pool.context import CheckoutContext, ConnectionT_co, LongCheckoutContext
+from otel_pgpool.pool.from_env import arguments_from
 from otel_pgpool.pool.parts import Parts
+from otel_pgpool.pool.psycopg_pool_names import PsycopgPoolNames
+from otel_pgpool.pool.reentrant import ReentrantContext
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
+from otel_pgpool.validation import invalid_option, validate_bool, validate_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import EllipsisType
+    from typing import Literal
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - `connection` is a method of the pool
+    from psycopg2.extensions import cursor
+    from typing_extensions import Self
 
-    from otel_pgpool.config import Check
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.monitor_source import PoolHolds
 
 
-class ConnectionPool(PoolControl):
+class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
     """A pool of psycopg2 connections in which every checkout is an OpenTelemetry span.
 
     The first arguments are those of ``psycopg2.pool.ThreadedConnectionPool``: ``minconn``, ``maxconn``, then the
@@ -37,10 +44,17 @@ class ConnectionPool(PoolControl):
     connections in the order in which they asked, and wait where psycopg2's pools raise. Threads may share a pool. A
     forked child opens connections of its own.
 
+    The class is generic in the class of its connections, which ``connection_factory`` decides.
+
     Args:
         minconn: minimum number of connections, kept open at all times; at least 0.
         maxconn: maximum number of connections at any time; 1 to 262143, PostgreSQL's bound on ``max_connections``.
-        *args: for ``psycopg2.connect``: a URL or ``key=value`` string, ``connection_factory``, ``cursor_factory``.
+        dsn: for ``psycopg2.connect``: a URL or ``key=value`` string.
+        connection_factory: for ``psycopg2.connect``: a subclass of ``psycopg2.extensions.connection``, or a function
+            that returns a connection.
+        cursor_factory: for ``psycopg2.connect``.
+        min_size: another name of ``minconn``, as in psycopg_pool.
+        max_size: another name of ``maxconn``, as in psycopg_pool.
         name: name of the pool in telemetry, by default ``host:port/dbname``. If a live pool of this process has the
             name already, `` #2``, `` #3`` and so on is added.
         timeout: longest wait for a connection in seconds; by default ``OTEL_PGPOOL_TIMEOUT``, or else
@@ -62,9 +76,20 @@ class ConnectionPool(PoolControl):
         credentials: callable that returns a mapping of keyword arguments to merge into those of ``psycopg2.connect``,
             called before each connect. With it, and libpq 16 or later, a password is sent in clear text over TLS only,
             unless libpq's parameter ``require_auth`` is given.
+        evict_on: which errors of a ``with pool.connection()`` block cost the connection its place: SQLSTATEs
+            (``"57014"``) and classes of them (``"XX"``), or a callable that gets the error and returns True. None: only
+            those after which the session has ended or cannot be reset.
+        reentrant: True to let a ``with pool.connection()`` block inside another one of the same thread, greenlet or
+            task use the same connection. The outermost block commits or rolls back; a block inside has a savepoint.
+        reconnect_timeout: seconds for which every attempt to connect has failed when ``reconnect_failed`` is called.
+        reconnect_failed: callable that is called with the pool if no connection could be opened for
+            ``reconnect_timeout``, once until one can be opened again. It runs in a thread of its own; the pool goes on
+            to connect, and logs an error that it raises.
         open: False to open no connection before `open` or the first checkout, for pre-fork servers.
         observer: a `PoolObserver` to notify of the pool's events. By default `Telemetry`, which reports to
             OpenTelemetry; None for no telemetry.
+        connect_kwargs: mapping of further arguments for ``psycopg2.connect``, also of those that are named as an
+            option of the pool.
         **kwargs: for ``psycopg2.connect``.
 
     Raises:
@@ -76,9 +101,14 @@ class ConnectionPool(PoolControl):
 
     def __init__(
         self,
-        minconn: int,
-        maxconn: int,
-        *args: Any,
+        minconn: int | EllipsisType = ...,
+        maxconn: int | EllipsisType = ...,
+        dsn: str | None = None,
+        connection_factory: Callable[..., ConnectionT_co] | None = None,
+        cursor_factory: Callable[..., cursor] | None = None,
+        *,
+        min_size: int | EllipsisType = ...,
+        max_size: int | EllipsisType = ...,
         name: str | None = None,
         timeout: float | None = None,
         max_waiting: int = 0,
@@ -88,17 +118,24 @@ class ConnectionPool(PoolControl):
         max_idle: float | None = 600.0,
         keepalive: float | None = None,
         long_hold: float | EllipsisType | None = ...,
-        check: Check = "auto",
-        configure: Callable[[Connection], object] | None = None,
-        reset: Callable[[Connection], object] | None = None,
+        check: Callable[[ConnectionT_co], object] | Literal["auto"] | None = "auto",
+        configure: Callable[[ConnectionT_co], object] | None = None,
+        reset: Callable[[ConnectionT_co], object] | None = None,
         credentials: Callable[[], Mapping[str, Any]] | None = None,
+        evict_on: Callable[[BaseException], object] | Iterable[str] | None = None,
+        reentrant: bool = False,
+        reconnect_timeout: float = 300.0,
+        reconnect_failed: Callable[[ConnectionPool[ConnectionT_co]], object] | None = None,
         open: bool = True,  # noqa: A002 - the name that psycopg_pool's users know
         observer: PoolObserver | EllipsisType | None = ...,
+        connect_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         config = PoolConfig.of(
             minconn,
             maxconn,
+            min_size=min_size,
+            max_size=max_size,
             name=name,
             timeout=timeout,
             max_waiting=max_waiting,
@@ -112,14 +149,24 @@ class ConnectionPool(PoolControl):
             configure=configure,
             reset=reset,
             credentials=credentials,
+            evict_on=evict_on,
+            reentrant=reentrant,
+            reconnect_timeout=reconnect_timeout,
+            reconnect_failed=reconnect_failed,
         )
-        if not isinstance(open, bool):
-            raise invalid_option("open", open, "True or False")
+        validate_bool("open", open)
         if observer is not None and observer is not ... and not hasattr(observer, "attached"):
             raise invalid_option("observer", observer, "a PoolObserver or None")
         reset_thread_cache()
+        self._context: type[CheckoutContext[ConnectionT_co]]
+        self._long_context: type[LongCheckoutContext[ConnectionT_co]]
+        self._context, self._long_context = CheckoutContext, LongCheckoutContext
+        if config.reentrant:
+            self._context = self._long_context = ReentrantContext
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
-        target = ConnectTarget(args, kwargs, credentials)
+        named = {"dsn": dsn, "connection_factory": connection_factory, "cursor_factory": cursor_factory}
+        arguments = {name: value for name, value in named.items() if value is not None} | kwargs
+        target = ConnectTarget((), merge(connect_kwargs, arguments), credentials)
         super().__init__(Parts(config, target, _default() if observer is ... else observer))
         self._parts.register(self, type(self)._reset_after_fork, type(self)._holds)  # noqa: SLF001 - methods of this class
         if self._parts.observer is not None:
@@ -131,11 +178,29 @@ class ConnectionPool(PoolControl):
                 self.close(0)
                 raise
 
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """Create a pool from the environment, for programs whose platform configures them by variables.
+
+        ``DATABASE_URL`` is the DSN; if it is not set, libpq reads its own variables, such as ``PGHOST``. A URL of
+        SQLAlchemy may name the driver, as in ``postgresql+psycopg2://``. The options come from variables such as
+        ``OTEL_PGPOOL_MAXCONN``; without them, ``minconn`` is 1 and ``maxconn`` is 10.
+
+        Args:
+            **options: arguments of the constructor, which override the environment.
+
+        Raises:
+            ValueError: a variable is invalid, or the environment names no database; the message contains the name of
+                the variable, but nothing that may be a password.
+            Exception: as for the constructor.
+        """
+        return cls(**arguments_from(os.environ, options))
+
     # Checkout and release
 
     def connection(
         self, timeout: float | None = None, *, expected_hold: float | EllipsisType | None = ...
-    ) -> CheckoutContext:
+    ) -> CheckoutContext[ConnectionT_co]:
         """Check out a connection for a ``with`` block, and release it at the block's end.
 
         A clean exit commits, an exception rolls back; a connection in autocommit mode is neither committed nor rolled
@@ -158,7 +223,8 @@ class ConnectionPool(PoolControl):
         if timeout is not None:
             timeout = validate_seconds("timeout", timeout)
         frame = _getframe(1)
-        context = CheckoutContext() if expected_hold is ... else LongCheckoutContext.expecting(expected_hold)
+        context: CheckoutContext[ConnectionT_co]
+        context = self._context() if expected_hold is ... else self._long_context.expecting(expected_hold)
         context.owner = self
         context.parts = self._parts
         context.timeout = timeout
@@ -168,7 +234,7 @@ class ConnectionPool(PoolControl):
 
     def getconn(
         self, key: object = None, *, timeout: float | None = None, expected_hold: float | EllipsisType | None = ...
-    ) -> Connection:
+    ) -> ConnectionT_co:
         """Check out a connection, which `putconn` releases.
 
         Args:
@@ -191,7 +257,7 @@ class ConnectionPool(PoolControl):
             renew()
         parts = self._parts
         if key is not None and (held := parts.core.by_key(key)[1]) is not None:
-            return held
+            return held  # type: ignore[return-value]  # made by `connection_factory`
         checkout = begin(monotonic(), call_sites(_getframe(1)))
         checkout.expected_hold = hold
         try:
@@ -205,8 +271,8 @@ class ConnectionPool(PoolControl):
             held = parts.core.enter_key(key, checkout.slot, conn)
             if held is not conn:  # another thread has checked out by this key first
                 self.putconn(conn)
-                return held
-        return conn
+                return held  # type: ignore[return-value]  # as above
+        return conn  # type: ignore[return-value]  # as above
 
     def putconn(self, conn: Connection | None = None, key: object = None, close: bool = False) -> None:  # noqa: FBT001, FBT002 - the signature of psycopg2's pools
         """Release a connection that `getconn` checked out; a transaction in progress is rolled back.

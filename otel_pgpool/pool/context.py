@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
 
 from otel_pgpool.config import validate_expected_hold
 from otel_pgpool.driver.session import IDLE, settings
@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from psycopg2.extensions import connection
-    from typing_extensions import Self
+    from typing_extensions import Self, TypeVar
 
     from otel_pgpool.pool.call_site import Stack
     from otel_pgpool.pool.parts import Parts
+    from otel_pgpool.types import OutcomeName
 
-COMMITTED = Outcome.COMMITTED  # read for each checkout: a global costs less than a member of an enumeration
+    ConnectionT_co = TypeVar("ConnectionT_co", bound=connection, default=connection, covariant=True)
+else:
+    from typing import TypeVar
+
+    ConnectionT_co = TypeVar("ConnectionT_co", covariant=True)  # without the default, which Python 3.13 has first
+
+COMMITTED: OutcomeName = Outcome.COMMITTED.value
 
 
 def in_use(parts: Parts) -> PoolError:
@@ -33,7 +40,7 @@ def in_use(parts: Parts) -> PoolError:
     )
 
 
-class CheckoutContext:
+class CheckoutContext(Generic[ConnectionT_co]):
     """One checkout for a ``with`` block: commit on a clean exit, roll back on an exception, release the connection.
 
     A context can be entered again after it was left, but not while it is entered. It is on the hot path: it has no
@@ -51,7 +58,7 @@ class CheckoutContext:
     checkout: Checkout | None
     conn: connection | None
 
-    def __enter__(self) -> connection:
+    def __enter__(self) -> ConnectionT_co:
         if not is_here:
             renew()
         parts = self.parts
@@ -68,7 +75,7 @@ class CheckoutContext:
             if checkout.path is None:
                 conn = parts.acquirer.acquire(checkout, self.timeout, conn)
             self.conn = conn
-            return conn  # noqa: TRY300 - an interrupt may hit at this line too
+            return conn  # type: ignore[return-value]  # noqa: TRY300 - made by `connection_factory`; an interrupt may hit here
         except BaseException as error:
             self.conn = self.checkout = None
             parts.acquirer.record_failure(checkout, conn, error)
@@ -105,7 +112,7 @@ class CheckoutContext:
                 self.conn = self.checkout = None
 
 
-class LongCheckoutContext(CheckoutContext):
+class LongCheckoutContext(CheckoutContext[ConnectionT_co]):
     """A context with a hold threshold of its own, in place of the pool's ``long_hold``."""
 
     __slots__ = ("expected_hold",)
@@ -123,7 +130,7 @@ class LongCheckoutContext(CheckoutContext):
         context.expected_hold = validate_expected_hold(hold)
         return context
 
-    def __enter__(self) -> connection:
+    def __enter__(self) -> ConnectionT_co:
         """Do as `CheckoutContext` does, with a record that has its threshold before the hand-over."""
         if not is_here:
             renew()
@@ -140,7 +147,7 @@ class LongCheckoutContext(CheckoutContext):
             self.checkout = checkout
             self.conn = parts.acquirer.acquire(checkout, self.timeout)
             parts.expect_hold(checkout)
-            return self.conn  # noqa: TRY300 - an interrupt may hit at this line too
+            return self.conn  # type: ignore[return-value]  # noqa: TRY300 - as in `CheckoutContext.__enter__`
         except BaseException as error:
             if self.conn is None:
                 self.checkout = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 
 COUNTERS = ("queued", "timeouts", "errors", "retries", "long_holds", "created", "wait_seconds")
 """The totals that are kept as numbers; each is named as its field of `PoolStats`."""
+
+
+@dataclass(slots=True)
+class ConnectionTotals:
+    """The totals of a pool's connections that `PoolStats` does not have; the pool's lock guards them."""
+
+    connect_failures: int = 0
+    connect_seconds: float = 0.0
+    """Sum of the durations of all connects that succeeded."""
+    lost: int = 0
+    """Idle connections that were found dead, or did not pass their check."""
+    bad_returns: int = 0
+    """Connections that were released and could not be used again, because they were broken or closed."""
 
 
 class Counters:

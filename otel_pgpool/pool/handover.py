@@ -9,17 +9,20 @@ from otel_pgpool.errors import LONGEST_HOLDERS, PoolClosed, TooManyRequests
 from otel_pgpool.pool.checkout import NEVER, Attempt, Blocker, Checkout, Slot
 from otel_pgpool.pool.holds import HoldTable
 from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
-from otel_pgpool.pool.waiters import Queue, Waiter
+from otel_pgpool.pool.waiters import Queue, QueueAgain, SuspendedQueue, Waiter
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
+    from otel_pgpool.types import PathName
+
 NOT_HELD = "not_held"
 """The result of `Handover.release` if the checkout does not hold the connection any more."""
 
-IDLE, QUEUED, NEW = CheckoutPath.IDLE, CheckoutPath.QUEUED, CheckoutPath.NEW
-"""Read for each checkout: a global costs less than a member of an enumeration."""
+IDLE: PathName = CheckoutPath.IDLE.value
+QUEUED: PathName = CheckoutPath.QUEUED.value
+NEW: PathName = CheckoutPath.NEW.value
 
 
 class State(enum.Enum):
@@ -33,7 +36,7 @@ class State(enum.Enum):
 class Handover(HoldTable):
     """The idle connections, the queue, and the steps of a checkout and of a release."""
 
-    __slots__ = ("growth_requested", "max_waiting", "name", "queue", "state")
+    __slots__ = ("growth_requested", "max_waiting", "name", "queue", "state", "suspended_at")
 
     def __init__(
         self, minconn: int, maxconn: int, long_hold: float = NEVER, max_waiting: int = 0, name: str = ""
@@ -42,7 +45,8 @@ class Handover(HoldTable):
         self.name = name  # for error messages
         self.state = State.NEW
         self.max_waiting = max_waiting
-        self.queue = Queue()  # empty while a slot is idle
+        self.queue = Queue()  # empty while a slot is idle, unless the pool is suspended
+        self.suspended_at: float | None = None  # when the pool was suspended, if it is
         self.growth_requested = False  # a caller with timeout 0 has asked for one more connection
 
     # Checkout
@@ -96,6 +100,7 @@ class Handover(HoldTable):
             if attempt is not None:
                 checkout.retried(attempt, error)
                 self.retries += 1
+                self.connection_totals.lost += 1
 
     def join(self, checkout: Checkout, now: float) -> Waiter:
         """Put a checkout into the queue; the returned waiter may have been served already.
@@ -108,10 +113,12 @@ class Handover(HoldTable):
             if self.state is State.CLOSED:
                 raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
             self._serve_waiters(now)
-            if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and not self.idle:
+            is_unserved = not self.idle or self.is_suspended
+            if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and is_unserved:
                 raise TooManyRequests(
                     f"pool {self.name!r}: the queue is full: {len(self.queue)} waiting "
                     f"(max_waiting={self.max_waiting}), {self.used} of {self.maxconn} connections in use"
+                    + (", the pool is suspended" if self.is_suspended else "")
                 )
             if checkout.queued is None:
                 checkout.queued = now
@@ -147,10 +154,16 @@ class Handover(HoldTable):
             self.queue.leave(checkout)
             return None if waiter is None else waiter.conn
 
+    def let_waiters_queue_again(self) -> None:
+        """Wake the waiters, which then wait on with the pool's present timeout. Each keeps its turn."""
+        with self.lock:
+            for waiter in list(self.queue.values()):
+                self.queue.fail(waiter, QueueAgain())
+
     def request_growth(self, checkout: Checkout) -> None:
         """Request one more connection on behalf of a caller that does not wait for it."""
         with self.lock:
-            self.growth_requested = self.remaining < self.maxconn
+            self.growth_requested = self.remaining < self.maxconn and not self.is_suspended
             if self.growth_requested or self.opening:
                 checkout.expected_path = NEW
 
@@ -164,7 +177,7 @@ class Handover(HoldTable):
                 self.errors += 1
 
     def _keep_or_evict(
-        self, slot: Slot, conn: connection, now: float, path: str | None, reason: str | None = None
+        self, slot: Slot, conn: connection, now: float, path: PathName | None, reason: str | None = None
     ) -> str | None:
         """Hand a connection over or keep it idle, unless it has to be closed; return the reason if it has to."""
         if reason is None and now >= slot.review_at:
@@ -175,7 +188,7 @@ class Handover(HoldTable):
             self.closing.add(slot)
         return reason
 
-    def _hand_over_or_keep(self, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+    def _hand_over_or_keep(self, slot: Slot, conn: connection, now: float, path: PathName | None) -> None:
         """Hand a connection to the first waiter, or keep it idle if there are no waiters."""
         waiter = self.queue.first()
         if waiter is not None:
@@ -184,7 +197,7 @@ class Handover(HoldTable):
             slot.conn = conn
             self.idle.append(slot)
 
-    def _hand_over(self, waiter: Waiter, slot: Slot, conn: connection, now: float, path: str | None) -> None:
+    def _hand_over(self, waiter: Waiter, slot: Slot, conn: connection, now: float, path: PathName | None) -> None:
         """Hand a connection to the first waiter, and wake the waiter under the lock.
 
         The waiter is removed from the queue last, so that an exception raised in between does not leave it unserved.
@@ -209,6 +222,27 @@ class Handover(HoldTable):
             checkout.slot.idle_checkouts += 1
         else:
             self.served[str(checkout.path)] += 1
+
+    # Suspension
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether checkouts wait until the pool is resumed."""
+        return self.suspended_at is not None
+
+    def suspend(self, now: float) -> None:
+        """Let checkouts wait from now on, whether connections are idle or not."""
+        with self.lock:
+            if self.suspended_at is None:
+                self.suspended_at = now
+            self.queue = SuspendedQueue(self.queue)
+
+    def resume(self, now: float) -> None:
+        """Serve waiters again, from the idle connections at first."""
+        with self.lock:
+            self.suspended_at = None
+            self.queue = Queue(self.queue)
+            self._serve_waiters(now)
 
     # Release
 
@@ -260,6 +294,8 @@ class Handover(HoldTable):
             if slot.ref() is None:  # the garbage collector cleared the weak reference, but the connection survived
                 slot.track(conn)
             slot.seen, slot.returned = checkout.acquired, now
+            if reason is not None:
+                self.connection_totals.bad_returns += 1
             return self._keep_or_evict(slot, conn, now, QUEUED if held < CHECK_BYPASS_WINDOW else None, reason)
 
     def release_unused(self, checkout: Checkout, conn: connection, now: float, reason: str | None = None) -> str | None:

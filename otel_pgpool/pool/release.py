@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from otel_pgpool.driver import session
 from otel_pgpool.driver.deadline import shutdown_socket
 from otel_pgpool.driver.error_text import describe, without_traceback
+from otel_pgpool.driver.evict_rule import EvictRule
 from otel_pgpool.driver.trace_name import restore
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.base import Common, Part
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.types import OutcomeName
+
+COMMITTED: OutcomeName = Outcome.COMMITTED.value
+ROLLED_BACK: OutcomeName = Outcome.ROLLED_BACK.value
+RELEASED: OutcomeName = Outcome.RELEASED.value
+DISCARDED: OutcomeName = Outcome.DISCARDED.value
 
 
 class Releaser(Part):
@@ -31,6 +38,7 @@ class Releaser(Part):
     def __init__(self, common: Common, discarder: Discarder) -> None:
         super().__init__(common)
         self._reset = common.config.reset
+        self._evict_rule = EvictRule(common.config.evict_on)
         self._discarder = discarder
         # Releases left to the maintenance thread, because the garbage collector was running in their thread, or the
         # interpreter was finalizing. The third value is True if the connection has to be closed.
@@ -45,13 +53,13 @@ class Releaser(Part):
         if not self._core.holds(checkout):
             self._abandon(checkout)
             return
-        checkout.outcome = Outcome.ROLLED_BACK
+        checkout.outcome = ROLLED_BACK
         if exc is not None and is_collecting_here():
             self._deferred.append((checkout, conn, False))
             return
         try:
             if exc is None and session.commit(conn):
-                checkout.outcome = Outcome.COMMITTED
+                checkout.outcome = COMMITTED
         except BaseException as failure:
             checkout.fail(error_type(failure), describe(self._target, failure))
             self.reset_and_release(checkout, conn, failure)
@@ -64,7 +72,7 @@ class Releaser(Part):
     def release_by_hand(self, checkout: Checkout, conn: connection, *, close: bool) -> None:
         """Release the connection of a ``putconn``, or close it."""
         try:
-            checkout.outcome = Outcome.RELEASED
+            checkout.outcome = RELEASED
             if is_collecting_here():
                 self._deferred.append((checkout, conn, close))
             elif not close and self._reset is None and session.is_clean(conn, checkout.slot.baseline):
@@ -79,7 +87,7 @@ class Releaser(Part):
         """Complete a release that an interrupt cut short; do nothing if only the commit failed."""
         if checkout.is_held:
             if not checkout.has_outcome:
-                checkout.outcome = Outcome.ROLLED_BACK
+                checkout.outcome = ROLLED_BACK
             self.reset_and_release(checkout, conn, None, close=close)
         elif self._notifier.observer is not None and not checkout.is_reported:
             checkout.released = monotonic()
@@ -105,8 +113,8 @@ class Releaser(Part):
             )
         finally:
             is_closed = reason is DiscardReason.RETURNED_CLOSED
-            if is_closed or (reason is not None and checkout.outcome != Outcome.COMMITTED):
-                checkout.outcome = Outcome.DISCARDED
+            if is_closed or (reason is not None and checkout.outcome != COMMITTED):
+                checkout.outcome = DISCARDED
                 if cause is not None and cause is not error and checkout.error_type is None:
                     checkout.fail(error_type(cause), describe(self._target, cause))
             self._release(checkout, conn, reason, cause)
@@ -125,6 +133,8 @@ class Releaser(Part):
             shutdown_socket(conn)
         if status in session.UNUSABLE or session.ended_session(error):
             return DiscardReason.BROKEN, error
+        if error is not None and self._evict_rule.applies_to(error):
+            return DiscardReason.EVICT_ON, error
         refused = checkout.block and session.refused_writing(error, conn)
         slot = checkout.slot
         try:

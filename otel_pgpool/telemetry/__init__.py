@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.config import TelemetryConfig
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from otel_pgpool.runtime.tasks import TaskReference
     from otel_pgpool.stats import PoolStats
     from otel_pgpool.telemetry.callers import Callers
+    from otel_pgpool.types import LevelName, ReasonName
+
+    # What is passed is a `Checkout`. An observer of the program knows it as an `ObservedCheckout`, and may pass it on.
+    AnyCheckout = Checkout | Any
 
 IDLE = CheckoutPath.IDLE.value
 
@@ -75,6 +80,7 @@ class Telemetry:
         caller: bool | None = None,
     ) -> None:
         self._config = TelemetryConfig.of(spans, slow, histograms, stack_skip, caller=caller)
+        self._may_have_spans = self._config.spans != "off"
         self._tracer_provider = tracer_provider
         self._instruments = instruments(meter_provider)
         recorded = self._config.histograms
@@ -101,7 +107,7 @@ class Telemetry:
         if self._pool_name not in (None, pool.name):
             raise ValueError(f"observer belongs to pool {self._pool_name!r}: each pool needs a Telemetry of its own")
         self._pool_name = pool.name
-        self._threshold = pool.long_hold
+        self._pool, self._threshold = weakref.ref(pool), pool.long_hold
         self._attributes = {names.ATTR_POOL_NAME: pool.name}
         self._spans = Spans(self._tracer_provider, self._config, pool, self._error_types)
         self._logs = Logs(pool.name)
@@ -111,6 +117,7 @@ class Telemetry:
         if self._config.caller:
             self._callers = self._instruments.callers_of(pool)
             entry_spans.watch(self._tracer_provider)
+        self._connect_failures = self._instruments.connect_failures_of(pool)
         self._instruments.report(pool, self._callers)
 
     def target_known(self, pool: ObservedPool) -> None:
@@ -123,7 +130,7 @@ class Telemetry:
         """Return the ``service.name`` of the tracer provider's resource; None if it is not known (yet)."""
         return service_name(self._tracer_provider)
 
-    def traceparent(self, checkout: Checkout) -> str | None:
+    def traceparent(self, checkout: AnyCheckout) -> str | None:
         """Return the ``traceparent`` of a checkout's span; None if there is no span (yet), or none that is sampled."""
         state: CheckoutState | None = checkout.observer_data
         return None if state is None else state.traceparent
@@ -136,7 +143,7 @@ class Telemetry:
         if state is not None and state.span is not None:
             self._spans.target_known(state.span)
 
-    def started(self, checkout: Checkout, since: float | None = None, task: TaskReference | None = None) -> None:
+    def started(self, checkout: AnyCheckout, since: float | None = None, task: TaskReference | None = None) -> None:
         """Start the span of a checkout.
 
         Args:
@@ -150,12 +157,13 @@ class Telemetry:
             return
         if self._callers is not None:
             checkout.caller_name = self._callers.of(context, checkout.stack)
-        self._spans.start(checkout, context, since, task)
+        if self._may_have_spans:
+            self._spans.start(checkout, context, since, task)
 
     def _attributes_with(self, callers: Callers, checkout: Checkout) -> dict[str, str]:
         return {**self._attributes, names.ATTR_CALLER: checkout.caller_name or callers.at(checkout.stack)}
 
-    def acquired(self, checkout: Checkout) -> None:
+    def acquired(self, checkout: AnyCheckout) -> None:
         """Record the wait of a checkout; inside a block, make its span current."""
         state: CheckoutState | None = checkout.observer_data
         if state is None:
@@ -173,7 +181,7 @@ class Telemetry:
         if checkout.block and state is not None and state.span is not None:
             state.enter()
 
-    def failed(self, checkout: Checkout, error: BaseException) -> None:
+    def failed(self, checkout: AnyCheckout, error: BaseException) -> None:
         """End the span of a checkout that received no connection, and record its wait."""
         state: CheckoutState | None = checkout.observer_data
         context = None
@@ -189,10 +197,10 @@ class Telemetry:
             attributes = self._attributes if self._callers is None else self._attributes_with(self._callers, checkout)
             attributes = {**attributes, names.ATTR_ERROR_TYPE: checkout.error_type}
             self._wait_time.record(checkout.released - checkout.started, attributes, context)
-        if isinstance(error, PoolTimeout) and checkout.outcome == Outcome.TIMEOUT:
+        if isinstance(error, PoolTimeout) and checkout.outcome == Outcome.TIMEOUT.value:
             self._logs.timeout(error, context)
 
-    def released(self, checkout: Checkout) -> None:
+    def released(self, checkout: AnyCheckout) -> None:
         """Record the hold, then end the span.
 
         In this order the histogram's code is still in the cache from the wait.
@@ -218,7 +226,7 @@ class Telemetry:
                 self._spans.end(checkout, state)
 
     def _report_remarkable(self, checkout: Checkout, context: Context | None) -> None:
-        """Report what is rare at the end of a hold: its length, expected or not, or a wait in a proxy."""
+        """Report what is rare at the end of a hold: its length, expected or not, a proxy's wait, or blocks inside."""
         state: CheckoutState | None = checkout.observer_data
         if checkout.expected_hold is not None and state is not None and state.span is not None:
             self._spans.hold_expected(state.span)
@@ -227,6 +235,8 @@ class Telemetry:
             self._logs.long_hold_returned(checkout, context)
         if checkout.had_proxy_wait:
             self._report_proxy_wait(checkout, context)
+        if checkout.blocks_inside and state is not None and state.span is not None:
+            self._spans.blocks_inside(state.span, checkout.blocks_inside)
 
     def _report_proxy_wait(self, checkout: Checkout, context: Context | None) -> None:
         state: CheckoutState | None = checkout.observer_data
@@ -239,7 +249,7 @@ class Telemetry:
         """Return whether the next timeout will be logged; only then is its diagnosis needed."""
         return self._logs.will_log_timeout()
 
-    def abandoned(self, checkout: Checkout) -> None:
+    def abandoned(self, checkout: AnyCheckout) -> None:
         """Detach the context of a checkout whose span this process must not end."""
         state: CheckoutState | None = checkout.observer_data
         if state is not None:
@@ -247,7 +257,7 @@ class Telemetry:
 
     # Long holds
 
-    def held_long(self, checkout: Checkout) -> None:
+    def held_long(self, checkout: AnyCheckout) -> None:
         """Add the event and log the record of a long hold, once, while the connection is held or at its release."""
         with self._lock:
             attributes = self._report_long_hold(checkout)
@@ -269,9 +279,12 @@ class Telemetry:
         return {**attributes, **holder_attributes(checkout)}
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
+        pool = self._pool()
+        if pool is not None:
+            self._threshold = pool.long_hold  # may have changed
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
 
-    def database_state(self, checkout: Checkout, state: DatabaseState, blockers: Sequence[Checkout]) -> None:
+    def database_state(self, checkout: AnyCheckout, state: DatabaseState, blockers: Sequence[AnyCheckout]) -> None:
         """Add the event of what the server says of a long hold, and log the record, unless the hold has ended."""
         attributes = database_state_attributes(state)
         with self._lock:  # a release takes it too, for the event of the long hold, before it ends the span
@@ -282,7 +295,7 @@ class Telemetry:
                 self._spans.database_state(data, attributes, blockers)
         self._logs.database_state(state, {**attributes, **holder_attributes(checkout)}, _context(checkout))
 
-    def reclaimed(self, checkout: Checkout) -> None:
+    def reclaimed(self, checkout: AnyCheckout) -> None:
         """End the span of a checkout whose connection was dropped, and log its holder."""
         attributes = {**self._long_hold_attributes(checkout), **holder_attributes(checkout)}
         self._logs.reclaimed(attributes, _context(checkout))
@@ -328,12 +341,12 @@ class Telemetry:
         context = self._spans.connect(connect, failure)
         attributes = self._attributes if failure is None else {**self._attributes, names.ATTR_ERROR_TYPE: failure}
         if failure is not None:
-            self._instruments.connect_failures.add(1, attributes, context)
+            self._connect_failures.add(failure)
         if self._create_time is not None:
             self._create_time.record(connect.ended - connect.began, attributes, context)
 
     def discarded(
-        self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
+        self, slots: Sequence[Slot | Any], reason: ReasonName, error: BaseException | None, checkout: AnyCheckout | None
     ) -> None:
         """Log which connections were closed, and why."""
         context = None if checkout is None else _context(checkout)
@@ -348,7 +361,7 @@ class Telemetry:
         """Log that the server was reached again."""
         self._logs.outage_ended(attempts, duration)
 
-    def utilization_changed(self, level: str, stats: PoolStats) -> None:
+    def utilization_changed(self, level: LevelName, stats: PoolStats) -> None:
         """Log the new utilization level of the pool."""
         self._logs.utilization(level, stats)
 

@@ -162,9 +162,13 @@ class Logs:
         pids = [slot.pid for slot in slots]
         attributes: dict[str, Any] = {
             names.ATTR_REASON: DiscardReason(reason).value,
-            names.ATTR_CONNECTION_PID: pids[0] if len(pids) == 1 else pids,
             names.ATTR_CONNECTIONS: len(pids),
         }
+        # An attribute has one type: many backends of telemetry refuse a second one.
+        if len(pids) == 1:
+            attributes[names.ATTR_CONNECTION_PID] = pids[0]
+        else:
+            attributes[names.ATTR_CONNECTION_PIDS] = pids
         if error_type is not None:
             attributes[names.ATTR_ERROR_TYPE] = error_type
         cause = f" ({message or error_type})" if error_type else ""

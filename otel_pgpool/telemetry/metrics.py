@@ -15,6 +15,7 @@ from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.telemetry import names, sdk_internals
 from otel_pgpool.telemetry.callers import Callers
+from otel_pgpool.telemetry.connect_failures import ConnectFailures
 from otel_pgpool.telemetry.observables import CONNECTIONS, OBSERVABLES, TOTAL, Observable
 from otel_pgpool.telemetry.pools_by_name import PoolsByName
 
@@ -50,22 +51,26 @@ class Instruments:
     def __init__(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter(names.SCOPE, __version__, provider, names.SCHEMA_URL)
         self._pools = PoolsByName()
-        self._callers: weakref.WeakValueDictionary[str, Callers] = weakref.WeakValueDictionary()  # by name of the pool
+        # By name of the pool.
+        self._callers: weakref.WeakValueDictionary[str, Callers] = weakref.WeakValueDictionary()
+        self._connect_failures: weakref.WeakValueDictionary[str, ConnectFailures] = weakref.WeakValueDictionary()
         self._reader: Any = None  # the reader that collects; None if unknown
         self._histograms = tuple(
             meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=boundaries)
             for name, description, boundaries in HISTOGRAMS
         )
         self.wait_time, self.use_time, self.create_time = self._histograms
-        self.connect_failures = meter.create_counter(
-            names.METRIC_CONNECT_FAILURES, CONNECTIONS, "Attempts to connect that failed, by the type of their error."
-        )
-        self._recorded = (*self._histograms, self.connect_failures)
         self.recording_gate = sdk_internals.recording_gate(self.wait_time)
         self._observables: dict[str, Any] = {}
         for each in OBSERVABLES:
             create = getattr(meter, f"create_observable_{each.kind}")
             self._observables[each.name] = create(each.name, [self._callback(each)], each.unit, each.description)
+        self._observables[names.METRIC_CONNECT_FAILURES] = meter.create_observable_counter(
+            names.METRIC_CONNECT_FAILURES,
+            [lambda _options: self._observe_totals(names.METRIC_CONNECT_FAILURES)],
+            CONNECTIONS,
+            "Attempts to connect that failed, by the type of their error.",
+        )
         self._observables[names.METRIC_HELD] = meter.create_observable_up_down_counter(
             names.METRIC_HELD, [self._observe_held], CONNECTIONS, "Connections that are checked out, by the caller."
         )
@@ -80,12 +85,17 @@ class Instruments:
             callers: the callers of the pools of its name, if its holds are to be reported by the caller.
         """
         if not pool.closed:  # a forked child attaches closed pools too
-            self._pools.report(pool, callers)
+            self._pools.report(pool, callers, self.connect_failures_of(pool))
 
     def callers_of(self, pool: ObservedPool) -> Callers:
         """Return the callers of the pools of a pool's name, which are kept as long as the totals of the name."""
         with _lock:
             return self._callers.setdefault(pool.name, Callers())
+
+    def connect_failures_of(self, pool: ObservedPool) -> ConnectFailures:
+        """Return the failed attempts to connect of the pools of a pool's name, kept as long as the name's totals."""
+        with _lock:
+            return self._connect_failures.setdefault(pool.name, ConnectFailures())
 
     def reset_after_fork(self) -> None:
         """Drop what was collected in the parent process, in a forked child."""
@@ -93,18 +103,19 @@ class Instruments:
         self._pools.reset_after_fork(totals_dropped=dropped)
         for callers in list(self._callers.values()):
             callers.reset_after_fork(series_dropped=dropped)
+        for failures in list(self._connect_failures.values()):
+            failures.reset_after_fork()
 
     def _all(self) -> tuple[Any, ...]:
-        return (*self._recorded, *self._observables.values())
+        return (*self._histograms, *self._observables.values())
 
     def _callback(self, observable: Observable) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        observe = self._observe_totals if observable.kind == TOTAL else self._observe_levels
-        is_first = observable is OBSERVABLES[0]
+        is_first, is_total = observable is OBSERVABLES[0], observable.kind == TOTAL
 
         def callback(_options: CallbackOptions) -> Iterable[Observation]:
             if is_first:
                 self._begin()
-            yield from observe(observable)
+            yield from self._observe_totals(observable.name) if is_total else self._observe_levels(observable)
 
         return callback
 
@@ -119,15 +130,15 @@ class Instruments:
             for caller, count in pools.held.items():
                 yield Observation(count, {names.ATTR_POOL_NAME: pools.name, names.ATTR_CALLER: caller})
 
-    def _observe_totals(self, observable: Observable) -> Iterable[Observation]:
+    def _observe_totals(self, metric: str) -> Iterable[Observation]:
         # A sum over all names must include the totals of dropped names.
-        for pools in self._pools.all_names() if self._merges_names(observable) else self._pools.shown:
-            for attributes, value in pools.totals[observable.name].items():
+        for pools in self._pools.all_names() if self._merges_names(metric) else self._pools.shown:
+            for attributes, value in pools.totals[metric].items():
                 yield Observation(value, {names.ATTR_POOL_NAME: pools.name, **dict(attributes)})
 
-    def _merges_names(self, observable: Observable) -> bool:
+    def _merges_names(self, metric: str) -> bool:
         """Return whether the reader has a view that drops the attribute with the pool's name."""
-        instrument = self._observables.get(observable.name)
+        instrument = self._observables.get(metric)
         return self._reader is not None and sdk_internals.drops_attribute(
             self._reader, instrument, names.ATTR_POOL_NAME
         )
@@ -146,10 +157,12 @@ class Instruments:
             return
         ended = set(self._pools.ended_names([reader], now, kept))
         if ended:
-            sdk_internals.drop_series([reader], self._recorded, _is_named(ended), sdk_internals.is_exported)
+            sdk_internals.drop_series([reader], self._histograms, _is_named(ended), sdk_internals.is_exported)
         surplus = self._pools.surplus(readers, now, kept)
         if surplus and sdk_internals.drop_series(readers, self._all(), _is_named(surplus)):
             self._pools.drop(surplus)
+            for name in surplus:  # a closed pool that the program keeps would hand its count on
+                self._connect_failures.pop(name, None)
 
 
 def _is_named(ended: Collection[str]) -> Callable[[dict[str, Any]], bool]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.telemetry import names
 from otel_pgpool.telemetry.observables import TOTALS
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.stats import PoolStats
     from otel_pgpool.telemetry.callers import Callers
+    from otel_pgpool.telemetry.connect_failures import ConnectFailures
 
     Attributes = tuple[tuple[str, str], ...]
     CountsByMetric = dict[str, Counter[Attributes]]
@@ -74,9 +76,12 @@ class PoolFigures:
 class NamedPools:
     """The totals and levels of the pools of one name."""
 
-    def __init__(self, name: str, callers: Callers | None = None) -> None:
+    def __init__(
+        self, name: str, callers: Callers | None = None, connect_failures: ConnectFailures | None = None
+    ) -> None:
         self.name = name
         self._callers = callers
+        self._connect_failures = connect_failures
         self._pools: dict[int, PoolFigures] = {}  # by id of the container of their final figures
         self._past = _nothing()  # totals of collected pools
         self.levels: PoolStats | None = None
@@ -96,6 +101,7 @@ class NamedPools:
     def merge(self, other: NamedPools) -> None:
         """Add other pools of the same name."""
         self._callers = other._callers or self._callers
+        self._connect_failures = other._connect_failures or self._connect_failures
         for figures in other._pools.values():
             self.add(figures)
         for metric, past in other._past.items():
@@ -132,8 +138,12 @@ class NamedPools:
                 _add(counted, stats)
                 if pool is not None and not pool.closed:
                     self.levels = stats
-                    holds = pool.held_checkouts() if self._callers else ()
+                    holds = cast("Sequence[Checkout]", pool.held_checkouts()) if self._callers else ()
         self.held = self._callers.count(holds) if self._callers else {}
+        if self._connect_failures is not None:
+            counted[names.METRIC_CONNECT_FAILURES].update(
+                {((names.ATTR_ERROR_TYPE, name),): count for name, count in self._connect_failures.counts().items()}
+            )
         for metric, counts in counted.items():
             reported = self.totals[metric]
             for attributes, value in counts.items():
@@ -171,7 +181,7 @@ def _holds(stats: PoolStats) -> bool:
 
 
 def _nothing() -> CountsByMetric:
-    return {metric: Counter() for metric in TOTALS}
+    return {metric: Counter() for metric in (*TOTALS, names.METRIC_CONNECT_FAILURES)}
 
 
 def _add(totals: CountsByMetric, stats: PoolStats) -> None:
@@ -196,11 +206,13 @@ class PoolsByName:
         self.shown: list[NamedPools] = []
         """The pools that the present collection reports, by name."""
 
-    def report(self, pool: ObservedPool, callers: Callers | None = None) -> None:
+    def report(
+        self, pool: ObservedPool, callers: Callers | None = None, connect_failures: ConnectFailures | None = None
+    ) -> None:
         """Report a pool in all further collections, and its holds by the caller if ``callers`` is given."""
         if len(self._new) >= self._limit:
             self._compact()
-        new = NamedPools(pool.name, callers)
+        new = NamedPools(pool.name, callers, connect_failures)
         new.add(PoolFigures(pool))
         self._new[next(self._numbers)] = new
 

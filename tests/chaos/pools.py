@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from benchmarks.peers import Peer
+    from otel_pgpool.observed import ObservedCheckout, ObservedSlot
     from otel_pgpool.observer import Connect
-    from otel_pgpool.pool.checkout import Checkout, Slot
+    from otel_pgpool.types import ReasonName
 
 
 PRE_PING = f"{QUEUEPOOL}, pre_ping"
@@ -49,7 +50,11 @@ class Listener(Telemetry):
         super().connect_failed(connect)
 
     def discarded(
-        self, slots: Sequence[Slot], reason: str, error: BaseException | None, checkout: Checkout | None
+        self,
+        slots: Sequence[ObservedSlot],
+        reason: ReasonName,
+        error: BaseException | None,
+        checkout: ObservedCheckout | None,
     ) -> None:
         """Record why connections were discarded."""
         self.seen.append(f"{reason}: {text_of(error)}")

@@ -31,6 +31,8 @@ from psycopg2.extensions import parse_dsn
 
 from otel_pgpool.cli.recording import Recording
 from otel_pgpool.cli.report import read
+from tests.support import otlp_views
+from tests.support.emitted import check_log, check_point, check_span
 from tests.support.processes import arguments_of_all
 from tests.support.receivers import HttpReceiver, closed_endpoint
 from tests.support.servers import servers_folder
@@ -38,7 +40,7 @@ from tests.support.urls import url_of
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from google.protobuf.message import Message
     from psycopg2.extensions import connection
@@ -290,6 +292,27 @@ def test_the_files_are_otlp_json(runs: Runs, name: str, message: Message) -> Non
         message.Clear()
         json_format.ParseDict(with_base64_ids(json.loads(line)), message)
         assert message.ByteSize() > 0
+
+
+def test_all_that_is_recorded_is_declared(runs: Runs) -> None:
+    """Each span, metric and log event of the run is in the registry, with its attributes, types, values, unit and kind.
+
+    The demo's shop is included.
+    """
+    read: dict[str, tuple[Message, Callable[[Any], Iterator[Any]], Callable[[Any], None]]] = {
+        "traces": (TracesData(), otlp_views.spans, check_span),
+        "metrics": (MetricsData(), otlp_views.metric_points, check_point),
+        "logs": (LogsData(), otlp_views.log_records, check_log),
+    }
+    for name, (message, views, check) in read.items():
+        scopes = set()
+        for line in (runs.full.folder / "out" / f"{name}.jsonl").read_text().splitlines():
+            message.Clear()
+            json_format.ParseDict(with_base64_ids(json.loads(line)), message)
+            for each in views(message):
+                check(each)
+                scopes.add(each.scope.name)
+        assert scopes == ({"otel_pgpool", "shop"} if name == "traces" else {"otel_pgpool"})
 
 
 def with_base64_ids(found: Any) -> Any:

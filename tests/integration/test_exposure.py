@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 import trustme
+from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from psycopg2 import extensions
 
 from tests.support.database import ask
+from tests.support.emitted import check_record
 from tests.support.pools import make
 from tests.support.proxy import Proxy
 from tests.support.servers import ClonedServer
+from tests.support.telemetry import Record
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
@@ -127,6 +130,8 @@ def test_a_warning_once_for_each_pool(observer: Any, caplog: pytest.LogCaptureFi
                     pool.getconn(timeout=PATIENCE)
     records = warnings_of(caplog)
     assert [vars(record)["db.client.connection.pool.name"] for record in records] == ["far", "farther"]
+    for record in records:
+        check_record(Record(record, INVALID_SPAN_CONTEXT).attributes, "WARNING")
     assert {record.levelno for record in records} == {logging.WARNING}
     assert "pool far: the result of `credentials` is sent to another machine" in records[0].getMessage()
     assert TOKEN not in caplog.text

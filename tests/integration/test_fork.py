@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -186,7 +187,7 @@ def test_child_that_has_threads_already(dsn: str) -> None:
 
 def test_unopened_pool_in_pre_fork_servers(dsn: str) -> None:
     """`open=False` before the fork: each child opens its own, and the parent none."""
-    with make(1, 2, dsn, open=False, timeout=PATIENCE) as pool:
+    with closing(make(1, 2, dsn, open=False, timeout=PATIENCE)) as pool:
         children = {int(in_child(lambda: pid_of_a_checkout(pool))) for _ in range(2)}
         assert len(children) == 2
         assert pool.stats().size == 0

@@ -171,12 +171,12 @@ def test_connection_lost_while_idle(signals: Signals, dsn: str, admin: connectio
             "connection_lost",
             **{
                 "otel_pgpool.reason": "broken",
-                "otel_pgpool.connection.pid": list,
+                "otel_pgpool.connection.pids": list,
                 "otel_pgpool.connections": 3,
                 "error.type": str,
             },
         )
-        assert sorted(record.attributes["otel_pgpool.connection.pid"]) == sorted(pids)
+        assert sorted(record.attributes["otel_pgpool.connection.pids"]) == sorted(pids)
         assert in_trace_of(record, signals.checkout())
 
 

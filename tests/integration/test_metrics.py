@@ -27,7 +27,7 @@ from tests.support.metric_names import (
     TOTALS,
 )
 from tests.support.pools import let_lie
-from tests.support.telemetry import NAME, Signals, all_connects_told, queued, until
+from tests.support.telemetry import NAME, SCHEMA, Signals, all_connects_told, queued, until
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -65,7 +65,7 @@ def test_all_but_failures(signals: Signals, dsn: str) -> None:
             scope for each in signals.reader.get_metrics_data().resource_metrics for scope in each.scope_metrics
         ]
         assert (scope.scope.name, scope.scope.version) == ("otel_pgpool", __version__)
-        assert scope.scope.schema_url == "https://opentelemetry.io/schemas/1.44.0"
+        assert scope.scope.schema_url == SCHEMA
 
 
 @pytest.mark.parametrize("histograms", [[], ["create_time"]])

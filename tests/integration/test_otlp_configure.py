@@ -171,7 +171,7 @@ def test_log_records_carry_their_trace_and_their_extra(receiver: Receiver) -> No
         with configure("shop"):
             with trace.get_tracer("shop").start_as_current_span("checkout"):
                 extra = {"otel.event.name": "otel_pgpool.long_hold", "pid": 7, "who": ["a"]}
-                log.warning("held %.1f s", 1.5, extra=extra)
+                logging.getLogger("otel_pgpool.shop").warning("held %.1f s", 1.5, extra=extra)
             log.debug("unheard")
             log.info("returned")
             try:
@@ -180,7 +180,7 @@ def test_log_records_carry_their_trace_and_their_extra(receiver: Receiver) -> No
                 logging.getLogger("otel_pgpool.demo").exception("lost")
             logging.getLogger("other").error("not ours")
         assert log.handlers == [] and log.level == logging.NOTSET
-        assert "WARNING:otel_pgpool:held 1.5 s" in seen.getvalue()
+        assert "WARNING:otel_pgpool.shop:held 1.5 s" in seen.getvalue()
         """,
         receiver.environ,
     )

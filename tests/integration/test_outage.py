@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -180,7 +181,7 @@ def test_failed_connect_that_nobody_needed(dsn: str) -> None:
 
 def test_failed_open_strands_nobody(own_server: PostgresServer) -> None:
     """A caller that queued while `open()` failed is served as soon as the server is back."""
-    with make(1, 2, own_server.dsn, open=False, timeout=PATIENCE) as pool:
+    with closing(make(1, 2, own_server.dsn, open=False, timeout=PATIENCE)) as pool:
         own_server.stop()
         caller = in_thread(pid_of_a_checkout, pool)
         assert wait_until(lambda: pool.stats().waiting == 1)

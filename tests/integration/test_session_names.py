@@ -296,8 +296,9 @@ HOSTILE_NAMES: dict[str, Callable[[object], Any]] = {
 
 
 class RecordOnly(Sampler):
-    def should_sample(self, *_args: Any, **_options: Any) -> SamplingResult:
-        return SamplingResult(Decision.RECORD_ONLY)
+    def should_sample(self, *args: Any, **_options: Any) -> SamplingResult:
+        _parent, _trace_id, _name, _kind, attributes, *_ = args
+        return SamplingResult(Decision.RECORD_ONLY, attributes)
 
     def get_description(self) -> str:
         return "record only"

@@ -23,6 +23,7 @@ from tests.support.database import ask, kill, refused_port
 from tests.support.telemetry import (
     NAME,
     PATIENCE,
+    SCHEMA,
     Signals,
     all_connects_told,
     assert_exactly,
@@ -74,7 +75,7 @@ def test_idle_checkout(signals: Signals, dsn: str) -> None:
         assert span.instrumentation_scope is not None
         assert span.instrumentation_scope.name == "otel_pgpool"
         assert span.instrumentation_scope.version == __version__
-        assert span.instrumentation_scope.schema_url == "https://opentelemetry.io/schemas/1.44.0"
+        assert span.instrumentation_scope.schema_url == SCHEMA
 
 
 def test_queued_checkout(signals: Signals, dsn: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -36,7 +37,10 @@ def try_out(artifact: Path) -> None:
 def main() -> None:
     """Leave ``dist/`` as it may be uploaded, or say what is wrong."""
     if tag := os.environ.get("RELEASE_TAG"):
-        check_tag(tag, __version__, (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+        try:
+            check_tag(tag, __version__, (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+        except ValueError as error:
+            sys.exit(str(error))
     shutil.rmtree(DIST, ignore_errors=True)
     artifacts = build(DIST)
     check(*artifacts)

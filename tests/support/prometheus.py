@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PATIENCE = 20.0  # seconds: reached only by a test that fails
 OTLP_SINCE = 3
 """The major version that has the OTLP receiver which the stack uses."""
+CONVERTS_SINCE = (3, 4)
+"""The version that makes native histograms of classic ones which it receives."""
 
 
 def find_promtool() -> Path:
@@ -68,7 +70,7 @@ class Prometheus:
     def __enter__(self) -> Self:
         command: list[str | Path] = [self._program, f"--config.file={self._configuration()}", "--log.level=warn"]
         command += [f"--storage.tsdb.path={self._folder / 'data'}", f"--web.listen-address={self._address}"]
-        # From 3.8 on, native histograms need no option.
+        # From 3.9 on, native histograms need no option.
         command += ["--storage.tsdb.retention.time=7d", "--enable-feature=exemplar-storage,native-histograms"]
         command += [f"--web.external-url=http://{self._address}", f"--web.user-assets={ROOT / 'docs'}"]
         command += ["--web.enable-otlp-receiver"] if self.receives_otlp else []

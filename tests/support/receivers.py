@@ -25,7 +25,9 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
+from tests.support.emitted import check_log, check_point, check_span
 from tests.support.otlp_views import LogRecord, MetricPoint, Span, log_records, metric_points, spans
+from tests.support.signal_registry import SCOPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -126,11 +128,20 @@ class Receiver:
         self._start()
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, exc_type: object, *_exc: object) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._stop()
+        if exc_type is None:
+            self._assert_that_all_is_declared()
+
+    def _assert_that_all_is_declared(self) -> None:
+        """Compare what has arrived of this package with the registry of the signals."""
+        for check, arrived in ((check_span, self._spans), (check_point, self._metrics), (check_log, self._logs)):
+            for each in arrived:
+                if each.scope.name == SCOPE:
+                    check(each)
 
     def _start(self) -> None:
         raise NotImplementedError

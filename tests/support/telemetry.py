@@ -17,11 +17,14 @@ from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.semconv.schemas import Schemas
 from psycopg2 import extensions
 
 from otel_pgpool import ConnectionPool
 from otel_pgpool.telemetry import Telemetry, logs
+from tests.support.emitted import UndeclaredError, check_metric, check_record, check_span, own_metrics
 from tests.support.internals import connectors_of
+from tests.support.signal_registry import SCOPE
 from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 NAME = "shop"
+SCHEMA = "https://opentelemetry.io/schemas/1.44.0" if hasattr(Schemas, "V1_44_0") else ""
+"""The schema of spans and metrics; older semantic conventions do not know it."""
 MOMENT = 0.1  # s: how far clocks read by a thread on a busy machine may be apart
 
 
@@ -77,11 +82,27 @@ class Records(logging.Handler):
         self.all.append(Record(record, trace.get_current_span().get_span_context()))
 
 
+class CheckedRecords(Records):
+    """Records of the package. They are compared with the registry at once, because a forked child may write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.undeclared: list[UndeclaredError] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        try:
+            check_record(self.all[-1].attributes, record.levelname)
+        except UndeclaredError as problem:
+            self.undeclared.append(problem)
+
+
 class Signals:
     """Providers of its own.
 
-    As a context manager, it fails when OpenTelemetry itself had something to complain of, and unless those checkouts
-    say that they queued which have a wait.
+    As a context manager, it fails when OpenTelemetry itself had something to complain of, when something is emitted
+    that the registry of the signals does not declare, and unless those checkouts say that they queued which have a
+    wait.
     """
 
     def __init__(self, sampler: Sampler | None = None) -> None:
@@ -91,7 +112,7 @@ class Signals:
         self.tracer = self.tracer_provider.get_tracer("test")
         self.reader = InMemoryMetricReader()
         self.meter_provider = MeterProvider([self.reader], shutdown_on_exit=False)
-        self.records = Records()
+        self.records = CheckedRecords()
         self.complaints = Records()
 
     def __enter__(self) -> Self:
@@ -109,11 +130,20 @@ class Signals:
         logger.removeHandler(self.records)
         logger.setLevel(self._level)
         logging.getLogger("opentelemetry").removeHandler(self.complaints)
+        if exc_type is None:
+            self._assert_that_all_is_declared()
         self.meter_provider.shutdown()
         self.tracer_provider.shutdown()
         if exc_type is None:
             assert [complaint.record.getMessage() for complaint in self.complaints.all] == []
             self._assert_that_waits_are_those_of_paths()
+
+    def _assert_that_all_is_declared(self) -> None:
+        assert self.records.undeclared == []
+        self.metrics()
+        for span in list(self.spans.ended):
+            if span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE:
+                check_span(span)
 
     def _assert_that_waits_are_those_of_paths(self) -> None:
         waited = {span.parent.span_id for span in self.named("pool.wait") if span.parent is not None}
@@ -165,6 +195,8 @@ class Signals:
     def metrics(self) -> dict[str, Any]:
         """Every metric of the next collection, by name."""
         data = self.reader.get_metrics_data()
+        for metric in own_metrics(data):
+            check_metric(metric)
         scopes = [] if data is None else [scope for each in data.resource_metrics for scope in each.scope_metrics]
         return {metric.name: metric for scope in scopes for metric in scope.metrics}
 

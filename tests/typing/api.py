@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import psycopg2.pool  # noqa: TC002 - as a program would
 from psycopg2.extensions import connection, cursor
@@ -104,6 +104,13 @@ def managed(pool: ConnectionPool) -> None:
     with ConnectionPool(1, 2) as opened:
         assert_type(opened, ConnectionPool)
     pool.open()
+    pool.open(wait=False)
+    pool.open(wait=True, timeout=60)
+    pool.suspend()
+    pool.resume()
+    pool.timeout, pool.long_hold, pool.max_idle, pool.max_lifetime = 5, 0.5, 60, None
+    ConnectionPool(1, 2, reentrant=True, evict_on=["57014", "XX"])
+    ConnectionPool(1, 2, evict_on=lambda error: isinstance(error, OSError))
     pool.wait()
     pool.wait(5)
     pool.check()
@@ -117,6 +124,7 @@ def managed(pool: ConnectionPool) -> None:
 
 def looked_at(pool: ConnectionPool) -> None:
     assert_type(pool.name, str)
+    assert_type((pool.timeout, pool.long_hold, pool.max_idle, pool.max_lifetime), tuple[float, float, float, float])
     assert_type(pool.minconn, int)
     assert_type(pool.maxconn, int)
     assert_type(pool.closed, bool)
@@ -130,7 +138,8 @@ def looked_at(pool: ConnectionPool) -> None:
         print(health.status.description)
     stats = pool.stats()
     assert_type(stats, PoolStats)
-    assert_type((stats.name, stats.status), tuple[str, str])
+    assert_type(stats.name, str)
+    assert_type(stats.status, Literal["new", "ok", "high", "critical", "unreachable", "suspended", "closed"])
     assert_type((stats.minconn, stats.maxconn, stats.size, stats.used), tuple[int, int, int, int])
     assert_type((stats.idle, stats.connecting, stats.waiting), tuple[int, int, int])
     assert_type((stats.utilization, stats.oldest_hold), tuple[float, float])
@@ -139,6 +148,8 @@ def looked_at(pool: ConnectionPool) -> None:
     assert_type((stats.long_holds, stats.created), tuple[int, int])
     assert_type((stats.wait_seconds, stats.hold_seconds), tuple[float, float])
     assert_type(stats.as_dict(), dict[str, Any])
+    assert_type(pool.get_stats(), dict[str, int])
+    assert_type(pool.pop_stats()["requests_num"], int)
     assert_type(pool.holders(), list[Holder])
 
 
@@ -219,7 +230,6 @@ clean: ConnectionPool = ConnectionPool(1, 2, reset=reset_session)
 
 def mistakes_are_found(pool: ConnectionPool) -> None:
     """Strict mode reports each of these comments that hides no mistake."""
-    ConnectionPool(1)  # type: ignore[call-arg]
     ConnectionPool("1", 2)  # type: ignore[arg-type]
     ConnectionPool(1, 2, timeout="30")  # type: ignore[arg-type]
     ConnectionPool(1, 2, name=b"shop")  # type: ignore[arg-type]
@@ -230,7 +240,7 @@ def mistakes_are_found(pool: ConnectionPool) -> None:
     ConnectionPool(1, 2, observer=object())  # type: ignore[arg-type]
     pool.connection(timeout="5")  # type: ignore[arg-type]
     pool.getconn(None, 5)  # type: ignore[call-arg]
-    pool.resize(1)  # type: ignore[call-arg]
     pool.name = "other"  # type: ignore[misc]
     pool.stats().used = 0  # type: ignore[misc]
+    pool.stats().status == "hihg"  # type: ignore[comparison-overlap]  # noqa: B015 - that it is found
     pool.nonsense()  # type: ignore[attr-defined]

@@ -54,6 +54,10 @@ def test_defaults() -> None:
         "configure": None,
         "reset": None,
         "credentials": None,
+        "evict_on": None,
+        "reentrant": False,
+        "reconnect_timeout": 300.0,
+        "reconnect_failed": None,
         "is_monitored": True,
         "names_traces": False,
     }
@@ -93,6 +97,9 @@ def test_a_config_is_frozen() -> None:
         ({"configure": nothing}, nothing),
         ({"reset": nothing}, nothing),
         ({"credentials": nothing}, nothing),
+        ({"reconnect_timeout": 0}, 0.0),
+        ({"reconnect_timeout": math.inf}, math.inf),
+        ({"reconnect_failed": nothing}, nothing),
         ({"name": "shop"}, "shop"),
         ({"name": "Größe 4"}, "Größe 4"),
         ({"minconn": 0}, 0),
@@ -137,6 +144,8 @@ REFUSED: list[tuple[str, object, str]] = [
     *[("name", bad, NAME) for bad in ("", "  ", "a\nb", "a\x00b", "x" * 201, 5, b"shop", True, ["shop"])],
     *[("check", bad, "a callable or 'auto' or None") for bad in ("AUTO", "ping", "", 1, True, False)],
     *[("configure", bad, "a callable or None") for bad in ("SET x = 1", 1, True)],
+    *[("reconnect_timeout", bad, SECONDS) for bad in (-1, NAN, True, "300", None)],
+    *[("reconnect_failed", bad, "a callable or None") for bad in ("exit", 1, False)],
     *[("reset", bad, "a callable or None") for bad in ("DISCARD ALL", 1, False)],
 ]
 
@@ -151,6 +160,43 @@ def test_refused(option: str, value: object, accepted: str) -> None:
     if len(shown) > 80:
         shown = shown[:77] + "..."
     assert message == f"{option} must be {accepted}, not {shown}"
+
+
+SIZES: list[tuple[dict[str, object], tuple[int, int]]] = [
+    ({"minconn": 1, "maxconn": 2}, (1, 2)),
+    ({"min_size": 1, "max_size": 2}, (1, 2)),
+    ({"minconn": 0, "max_size": 3}, (0, 3)),
+    ({"min_size": Indexed(2), "maxconn": 3}, (2, 3)),
+]
+
+
+@pytest.mark.parametrize(("given", "limits"), SIZES)
+def test_sizes_by_either_name(given: dict[str, object], limits: tuple[int, int]) -> None:
+    """`min_size` and `max_size`, the names of psycopg_pool, mean `minconn` and `maxconn`."""
+    config = PoolConfig.of(**given, environ={})
+    assert (config.minconn, config.maxconn) == limits
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "minconn must be given, or min_size, which means the same"),
+        ({"minconn": 1}, "maxconn must be given, or max_size, which means the same"),
+        ({"max_size": 1}, "minconn must be given, or min_size, which means the same"),
+        ({"minconn": 1, "min_size": 1, "max_size": 2}, "minconn and min_size are two names of one option: give one"),
+        ({"minconn": 1, "maxconn": 2, "max_size": 2}, "maxconn and max_size are two names of one option: give one"),
+        ({"minconn": "host=db", "min_size": 1, "max_size": 2}, "minconn and min_size .*: give a DSN as dsn=$"),
+        ({"min_size": 3, "max_size": 2}, r"min_size must be at most max_size \(2\), not 3"),
+        ({"min_size": "1", "max_size": 2}, "min_size must be a whole number of at least 0, not '1'"),
+        ({"minconn": 0, "max_size": 0}, "max_size must be a whole number of at least 1 .*, not 0"),
+        ({"min_size": None, "max_size": 1}, "min_size must be a whole number of at least 0, not None"),
+    ],
+)
+def test_sizes_refused(given: dict[str, object], message: str) -> None:
+    """The error has the names that the program uses, and never a DSN that stands in the wrong place."""
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        PoolConfig.of(**given, environ={})
+    assert "host=db" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("older", "attempts"), [(0, 1), (1, 1), (2, 2), (Indexed(5), 5), (None, None)])

@@ -137,8 +137,6 @@ def test_wait_timeout(text: str, expected: float) -> None:
         ({}, {"fork_repair": 2}),
         ({}, {"caller": "1"}),
         ({}, {"database_state": "everything"}),
-        ({}, {"tracer_provider": "global"}),
-        ({}, {"meter_provider": 5}),
     ],
 )
 def test_bad_values(caplog: pytest.LogCaptureFixture, environ: dict[str, str], options: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,7 @@ from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
 from otel_pgpool.telemetry import metrics, pools_by_name
 from tests.support.metric_names import FAILURES
-from tests.support.totals import CHECKOUTS, MAX, NAME, TIMEOUTS, WAIT_TIME, Meter, Reader
-from tests.support.waiting import in_thread
+from tests.support.totals import CHECKOUTS, MAX, TIMEOUTS, WAIT_TIME, Meter, Reader, collecting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,29 +49,20 @@ def frequent_switches() -> Iterator[None]:
 def test_pools_end_while_readers_collect() -> None:
     """Closed, dropped or garbage-collected, and made anew: every reader has all, and no total went down."""
     meter = Meter(None, Reader(delta=True), Reader(), Reader(delta=True))
-    ended = threading.Event()
-
-    def collect(reader: Reader) -> None:
-        while not ended.is_set():
-            reader.ask()
-
-    collecting = [in_thread(lambda reader=reader: collect(reader)) for reader in meter.readers]
-    for number in range(60):
-        pool = meter.pool(NAMES[number % 3])
-        for _ in range(number % 4):
-            pool.timeouts += 1
-            meter.instruments.connect_failures.add(1, {NAME: pool.name})
-        if number % 5 == 0:
-            pool.itself = pool  # type: ignore[attr-defined]
-        elif number % 2:
-            pool.closed = True
-        del pool
-        if number % 20 == 0:
-            gc.collect()
-    gc.collect()
-    ended.set()
-    for each in collecting:
-        each.result(20)
+    with collecting(meter.readers):
+        for number in range(60):
+            pool = meter.pool(NAMES[number % 3])
+            for _ in range(number % 4):
+                pool.timeouts += 1
+                meter.instruments.connect_failures_of(pool).add("OperationalError")
+            if number % 5 == 0:
+                pool.itself = pool  # type: ignore[attr-defined]
+            elif number % 2:
+                pool.closed = True
+            del pool
+            if number % 20 == 0:
+                gc.collect()
+        gc.collect()
     for first, name in enumerate(NAMES):
         expected = sum(number % 4 for number in range(first, 60, 3))
         all_told(meter, TIMEOUTS, expected, name)
@@ -99,6 +88,50 @@ def test_readers_collect_while_a_pool_is_finalized(meter: Meter) -> None:
     all_told(meter, TIMEOUTS, 7)
     meter.pool(timeouts=1)
     all_told(meter, TIMEOUTS, 8)
+
+
+def test_connect_failures_continue_with_their_name(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the totals of the name are kept; afterwards they begin anew, though the program keeps the closed pool."""
+    monkeypatch.setattr(pools_by_name, "MAX_REPORTED", 1)
+    kept = []
+    for number in range(1, 4):
+        pool = meter.pool()
+        failures = meter.instruments.connect_failures_of(pool)
+        failures.add("OperationalError")
+        all_told(meter, FAILURES, number)
+        assert not any(reader.resets[FAILURES] for reader in meter.readers)
+        pool.closed = True
+        kept.append((pool, failures))
+        for _ in range(2):
+            meter.ask()
+            meter.pass_on(KEPT)
+    meter.pool("jobs").closed = True
+    for _ in range(3):
+        meter.ask()
+        meter.pass_on(KEPT)
+    successor = meter.pool()
+    meter.instruments.connect_failures_of(successor).add("OperationalError")
+    assert [reader.ask()[FAILURES] for reader in meter.readers] == [{"shop": 1}] * 2
+    assert [reader.sum_of(FAILURES) for reader in meter.readers] == [4, 4]
+    assert [reader.resets[FAILURES] for reader in meter.readers] == [0, 1]
+
+
+def test_connect_failures_of_a_forked_child(meter: Meter) -> None:
+    """Those of the parent are not told again."""
+    pool = meter.pool()
+    failures = meter.instruments.connect_failures_of(pool)
+    for error_type in ("OperationalError", "OperationalError", "timeout"):
+        failures.add(error_type)
+    all_told(meter, FAILURES, 3)
+    failures.add("timeout")
+    meter.instruments.report(pool)
+    meter.instruments.reset_after_fork()
+    for reader in meter.readers:
+        reader.total.clear()
+        reader.began.clear()
+    all_told(meter, FAILURES, 0)
+    failures.add("timeout")
+    all_told(meter, FAILURES, 1)
 
 
 def test_figures_that_never_come_are_not_waited_for(meter: Meter) -> None:
