@@ -87,6 +87,8 @@ class Acquirer(Part):
 
     def record_failure(self, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
         """Record a failed checkout once; a second call completes a first that an interrupt cut short."""
+        if self._core.parked:
+            self._maintenance_thread.wake()  # to collect a slot that an interrupt has orphaned
         if checkout.is_reported:
             return
         if conn is not None:

@@ -25,7 +25,7 @@ from otel_pgpool.pool.reconnect_failed import ReconnectFailed
 from otel_pgpool.pool.slots import set_lifetime
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
-from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
+from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends, keep_from_forking
 from otel_pgpool.runtime.sockets import local_port
 from otel_pgpool.runtime.text import class_of, printable
 from otel_pgpool.runtime.wakeup import Deferred, Wakeup, acquire_within, start_thread
@@ -308,13 +308,14 @@ class Connectors(Part):
         self._reconnect_failed.connected()
         reason, change = self._core.connect_succeeded(slot, conn, connect.ended, began=connect.began)
         notifier, observer = self._notifier, self._notifier.observer
-        if observer is not None:
-            notifier.notify(observer.connected, connect)
-            change.report(notifier, observer, connect)
-        if reason is not None:
-            slot.conn = conn
-            self._discarder.discard([slot], reason)
-        elif self._core.parked:
+        with keep_from_forking():  # a child would inherit the locks of the telemetry
+            if observer is not None:
+                notifier.notify(observer.connected, connect)
+                change.report(notifier, observer, connect)
+            if reason is not None:
+                slot.conn = conn
+                self._discarder.discard([slot], reason)
+        if reason is None and self._core.parked:
             self._maintenance_thread.wake()  # to watch the connection's lifetime
 
     def _fail(self, slot: Slot, attempt: ConnectAttempt, error: BaseException, callback: str = "") -> None:
@@ -332,8 +333,9 @@ class Connectors(Part):
             change = self._core.connect_failed(slot, failed, error, began=connect.began, is_refusal=connect.is_refusal)
             notifier, observer = self._notifier, self._notifier.observer
             if observer is not None:
-                notifier.notify(observer.connect_failed, connect)
-                change.report(notifier, observer, connect)
+                with keep_from_forking():  # as in `_succeed`
+                    notifier.notify(observer.connect_failed, connect)
+                    change.report(notifier, observer, connect)
             self._reconnect_failed.failed(connect.began, connect.ended)
 
 

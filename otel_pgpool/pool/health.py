@@ -140,6 +140,8 @@ class HealthCheck(Part):
                     self._discarder.discard([slot], other)
                 aside.pop()
         except BaseException:
+            if self._core.parked:
+                self._maintenance_thread.wake()  # to collect a slot that an interrupt has orphaned
             dead += [slot for slot in aside if self._core.check_failed(slot) and slot not in dead]
             self._discarder.discard(dead, reason)
             raise

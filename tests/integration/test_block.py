@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import psycopg2.extensions
@@ -14,6 +15,7 @@ from psycopg2 import errors
 
 from otel_pgpool import PoolError, PoolTimeout
 from tests.support.database import IDLE, ask, kill
+from tests.support.internals import core_of
 from tests.support.pools import Recorder, fill, let_lie, make
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
@@ -475,6 +477,31 @@ def test_a_context_is_free_after_an_interrupt_at_its_start(dsn: str, monkeypatch
 
 def interrupt() -> float:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", ["try_acquire_idle", "release", "begin_check"])
+def test_an_interrupt_while_the_maintenance_is_parked(dsn: str, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """A slot that has no owner afterwards is collected, although no checkout follows that would wake the thread."""
+    with make(1, 2, dsn) as pool:  # with one connection, its hold would be watched as a critical utilization
+        core = core_of(pool)
+        fill(pool, 1)
+
+        def orphan(*_args: Any, **_kwargs: Any) -> Any:
+            slot = next(iter(core.members))
+            if core.idle:
+                core.idle.pop()
+            slot.conn = slot.checkout = None
+            raise KeyboardInterrupt
+
+        with ExitStack() as held:
+            if step == "release":
+                held.enter_context(pool.connection())
+            assert wait_until(lambda: core.parked)
+            monkeypatch.setattr(type(core), step, orphan)
+            with pytest.raises(KeyboardInterrupt):
+                {"release": held.close, "begin_check": pool.check, "try_acquire_idle": pool.getconn}[step]()
+            monkeypatch.undo()
+        assert wait_until(lambda: pool.stats().discarded == {"reclaimed": 1})
 
 
 class Falsy(psycopg2.extensions.connection):
