@@ -36,8 +36,9 @@ from sqlalchemy import create_engine
 from sqlalchemy import pool as sqlalchemy_pools
 
 import otel_pgpool
+from benchmarks import span_modes
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
-from otel_pgpool.config import PoolConfig, TelemetryConfig
+from otel_pgpool.config import SPAN_MODES, PoolConfig, TelemetryConfig
 from otel_pgpool.driver.reset import PROXY_WAIT
 from otel_pgpool.environment import ENVIRONMENT
 from otel_pgpool.instrumentation.options import OPTIONS, InstrumentationOptions
@@ -302,6 +303,14 @@ def test_options_of_the_instrumentor() -> None:
     assert {code(row[0])[0]: code(row[1]) for row in rows} == {
         option: [f"OTEL_PGPOOL_{option.upper()}"] for option in OPTIONS[2:]
     }
+
+
+def test_costs_of_span_modes() -> None:
+    """Each mode, with and without histograms, for each kind of pool: what the benchmark measures."""
+    assert SPAN_MODES == span_modes.MODES
+    assert [code(each)[0] for each in head("docs/operations.md", "modes")[2:]] == [*span_modes.POOLS]
+    _bare, *rows = table("docs/operations.md", "modes")
+    assert [f"{code(row[0])[0]}, {row[1]}" for row in rows] == [*span_modes.SETTINGS]
 
 
 def test_extras_are_those_of_the_package() -> None:
