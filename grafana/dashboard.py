@@ -253,7 +253,8 @@ CONNECTING = (
         "Connections discarded",
         "Connections closed within five minutes, by reason. idle: minconn is too low, or max_idle too short; expired: "
         "max_lifetime; broken: the server, or something between, cut them; reset_failed, check_failed: the program's "
-        "own reset and check; returned_closed: the program closes them.",
+        "own reset and check; returned_closed: the program closes them; evict_on: the errors that the pool's option "
+        "names.",
         "short",
         [
             query(
