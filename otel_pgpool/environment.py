@@ -89,6 +89,26 @@ DATABASE_STATE = Variable(
     "`all`: for those of instrumented pools too; `off`: never",
 )
 
+DATABASE_URL = Variable(
+    "DATABASE_URL",
+    "ConnectionPool.from_env",
+    "",
+    "`from_env()`: the database, as a URL or in libpq's form; not set: libpq's own variables (`PGHOST`, ...)",
+)
+MINCONN = Variable("OTEL_PGPOOL_MINCONN", "minconn", "1", "`from_env()`: `minconn`")
+MAXCONN = Variable("OTEL_PGPOOL_MAXCONN", "maxconn", "10", "`from_env()`: `maxconn`")
+NAME = Variable("OTEL_PGPOOL_NAME", "name", "", "`from_env()`: `name`")
+MAX_WAITING = Variable("OTEL_PGPOOL_MAX_WAITING", "max_waiting", "", "`from_env()`: `max_waiting`")
+MAX_ATTEMPTS = Variable("OTEL_PGPOOL_MAX_ATTEMPTS", "max_attempts", "", "`from_env()`: `max_attempts`")
+MAX_LIFETIME = Variable(
+    "OTEL_PGPOOL_MAX_LIFETIME", "max_lifetime", "", "`from_env()`: `max_lifetime`, in seconds; `inf`: no limit"
+)
+MAX_IDLE = Variable("OTEL_PGPOOL_MAX_IDLE", "max_idle", "", "`from_env()`: `max_idle`, in seconds; `inf`: never")
+KEEPALIVE = Variable("OTEL_PGPOOL_KEEPALIVE", "keepalive", "", "`from_env()`: `keepalive`, in seconds; `inf`: never")
+RECONNECT_TIMEOUT = Variable(
+    "OTEL_PGPOOL_RECONNECT_TIMEOUT", "reconnect_timeout", "", "`from_env()`: `reconnect_timeout`, in seconds"
+)
+
 SDK_DISABLED = Variable("OTEL_SDK_DISABLED", "configure", "false", "`true`: `configure()` exports nothing")
 EXPORTERS = {
     signal: Variable(
@@ -130,6 +150,16 @@ ENVIRONMENT = (
     POOLS,
     FORK_REPAIR,
     DATABASE_STATE,
+    DATABASE_URL,
+    MINCONN,
+    MAXCONN,
+    NAME,
+    MAX_WAITING,
+    MAX_ATTEMPTS,
+    MAX_LIFETIME,
+    MAX_IDLE,
+    KEEPALIVE,
+    RECONNECT_TIMEOUT,
     SDK_DISABLED,
     *EXPORTERS.values(),
     PROTOCOL,

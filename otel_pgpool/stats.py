@@ -29,7 +29,8 @@ class PoolStats:
 
     name: str
     status: StatusName
-    """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable`` or ``closed``."""
+    """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable``, ``suspended`` or
+    ``closed``."""
     minconn: int
     maxconn: int
     """Maximum number of connections; 0 for an instrumented pool without a limit, whose ``utilization`` is then 0."""
@@ -98,7 +99,7 @@ class PoolHealth:
 
     Attributes:
         name: name of the pool.
-        status: ``ok``, ``saturated``, ``unreachable`` or ``closed``.
+        status: ``ok``, ``saturated``, ``unreachable``, ``suspended`` or ``closed``.
         reasons: what is wrong, a sentence each with its figures, the worst first; empty if nothing is. There are no
             addresses and no texts of errors in them, so that anybody may read them.
         duration: seconds for which the status has held; None if it is ``ok``.

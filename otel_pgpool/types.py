@@ -75,6 +75,7 @@ class DiscardReason(Value):
     CHECK_FAILED = "check_failed", "the connection did not pass its check", True
     READ_ONLY = "read_only", "the server does not accept writes any more", True
     RESET_FAILED = "reset_failed", "the connection could not be reset at its release", True
+    EVICT_ON = "evict_on", "the block ended with an error to which evict_on applies"
     EXPIRED = "expired", "the connection was older than max_lifetime"
     IDLE = "idle", "the connection was above minconn and idle for max_idle"
     DRAINED = "drained", "drain() was called"
@@ -90,6 +91,7 @@ ReasonName = Literal[
     "check_failed",
     "read_only",
     "reset_failed",
+    "evict_on",
     "expired",
     "idle",
     "drained",
@@ -110,10 +112,11 @@ class PoolStatus(Value):
     HIGH = "high", "80 % of maxconn or more is in use"
     CRITICAL = "critical", "95 % of maxconn or more is in use"
     UNREACHABLE = "unreachable", "no connection can be opened"
+    SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
 
 
-StatusName = Literal["new", "ok", "high", "critical", "unreachable", "closed"]
+StatusName = Literal["new", "ok", "high", "critical", "unreachable", "suspended", "closed"]
 """The texts of `PoolStatus`, for annotations."""
 
 
@@ -123,6 +126,7 @@ class HealthStatus(Value):
     OK = "ok", "callers are served, as far as is known"
     SATURATED = "saturated", "every connection is in use and callers wait, or the queue is full"
     UNREACHABLE = "unreachable", "no connection can be opened"
+    SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
 
 

@@ -72,6 +72,11 @@ def validate_limits(
     """
     lower, minimum = _either("minconn", minconn, "min_size", min_size)
     upper, maximum = _either("maxconn", maxconn, "max_size", max_size)
+    return validate_bounds(lower, minimum, upper, maximum)
+
+
+def validate_bounds(lower: str, minimum: object, upper: str, maximum: object) -> tuple[int, int]:
+    """Validate the size limits of a pool, by the names ``lower`` and ``upper``. See `validate_limits`."""
     least = validate_integer(lower, minimum)
     most = validate_integer(upper, maximum, least=1, most=MOST_CONNECTIONS)
     if least > most:
@@ -93,6 +98,17 @@ def _either(name: str, value: object, other_name: str, other: object) -> tuple[s
         return other_name, other
     hint = ": give a DSN as dsn=" if isinstance(value, str) else ""
     raise ValueError(f"{name} and {other_name} are two names of one option: give one of them{hint}")
+
+
+def validate_bool(option: str, value: object) -> bool:
+    """Validate a truth value.
+
+    Raises:
+        ValueError: the value is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise invalid_option(option, value, "True or False")
+    return value
 
 
 def validate_callable(option: str, value: Any, *, also: str = "None") -> Any:

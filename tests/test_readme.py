@@ -36,8 +36,9 @@ from sqlalchemy import create_engine
 from sqlalchemy import pool as sqlalchemy_pools
 
 import otel_pgpool
+from benchmarks import span_modes
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
-from otel_pgpool.config import PoolConfig, TelemetryConfig
+from otel_pgpool.config import SPAN_MODES, PoolConfig, TelemetryConfig
 from otel_pgpool.driver.reset import PROXY_WAIT
 from otel_pgpool.environment import ENVIRONMENT
 from otel_pgpool.instrumentation.options import OPTIONS, InstrumentationOptions
@@ -304,6 +305,14 @@ def test_options_of_the_instrumentor() -> None:
     }
 
 
+def test_costs_of_span_modes() -> None:
+    """Each mode, with and without histograms, for each kind of pool: what the benchmark measures."""
+    assert SPAN_MODES == span_modes.MODES
+    assert [code(each)[0] for each in head("docs/operations.md", "modes")[2:]] == [*span_modes.POOLS]
+    _bare, *rows = table("docs/operations.md", "modes")
+    assert [f"{code(row[0])[0]}, {row[1]}" for row in rows] == [*span_modes.SETTINGS]
+
+
 def test_extras_are_those_of_the_package() -> None:
     """Every extra, in the order in which the package declares them."""
     _, _, declared = text_of("pyproject.toml").partition("[project.optional-dependencies]\n")
@@ -387,7 +396,7 @@ def be_blocked(dsn: str, observer: Telemetry) -> None:
 
 @pytest.fixture(scope="module")
 def measured(dsn: str) -> tuple[list[Any], list[Any]]:
-    """Spans and metrics of checkouts: served, queued, failed, long, blocked, waiting in a proxy, by hand, by a task."""
+    """Spans and metrics of checkouts: served, queued, failed, long, blocked, nested, by hand, by a task, in a proxy."""
     memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
 
     def credentials() -> dict[str, str]:
@@ -398,10 +407,12 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(memory))
     observer = Telemetry(tracers, MeterProvider([reader]))
-    options = {"timeout": 5, "max_retries": 1, "credentials": credentials}
+    options = {"timeout": 5, "max_retries": 1, "credentials": credentials, "reentrant": True}
     with ConnectionPool(0, 2, dsn, long_hold=0.01, observer=observer, **options) as pool:
         with pool.connection() as conn, conn.cursor() as cur:
             cur.execute("select pg_sleep(0.1)")
+            with pool.connection():
+                pass
             conn.notices.append(PROXY_WAIT)  # as psycopg2 does
             refuse = True
             with suppress(PoolTimeout):

@@ -247,7 +247,7 @@ def _restore_settings(conn: connection, baseline: tuple[Any, ...]) -> None:
 # The meaning of errors for the connection and the server
 
 
-def _state_of(error: BaseException | None) -> str | None:
+def sqlstate_of(error: BaseException | None) -> str | None:
     """Return the SQLSTATE of a psycopg2 error; an error of another driver says nothing about this connection."""
     return sqlstate(error) if isinstance(error, psycopg2.Error) else None
 
@@ -263,13 +263,13 @@ def is_refusal(error: BaseException | None) -> bool:
 
 def ended_session(error: BaseException | None) -> bool:
     """Return whether the SQLSTATE means that the session has ended: class 08, or a shutdown of the server."""
-    state = _state_of(error) or ""
+    state = sqlstate_of(error) or ""
     return state.startswith(CONNECTION_EXCEPTION) or state in SESSION_ENDED
 
 
 def refused_writing(error: BaseException | None, conn: connection) -> bool:
     """Return whether a write failed on a read-only transaction that was not requested through psycopg2."""
-    return _state_of(error) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
+    return sqlstate_of(error) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
 
 
 def is_read_only_server(conn: connection) -> bool:

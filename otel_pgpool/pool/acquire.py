@@ -10,6 +10,7 @@ from otel_pgpool.errors import ConnectionFailed, PoolClosed, PoolTimeout, TooMan
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD, State
 from otel_pgpool.pool.health import CHECK_BUDGET, HealthCheck
+from otel_pgpool.pool.waiters import QueueAgain
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
@@ -73,7 +74,7 @@ class Acquirer(Part):
                 conn = self._core.try_acquire_idle(checkout, is_renamed)
             if checkout.path is None:
                 unchecked, conn = (conn if unchecked is None else unchecked), None
-                conn = self._acquire_slowly(checkout, unchecked, self._config.timeout if timeout is None else timeout)
+                conn = self._acquire_slowly(checkout, unchecked, timeout)
             if observer is not None:
                 try:
                     observer.acquired(checkout)
@@ -125,15 +126,15 @@ class Acquirer(Part):
         self._maintenance_thread.wake()
         self._connectors.start_if_needed()
 
-    def _acquire_slowly(self, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
+    def _acquire_slowly(self, checkout: Checkout, conn: connection | None, timeout: float | None) -> connection:
         """Check idle connections or wait in the queue, until a connection can be handed out."""
         core = self._core
-        deadline = checkout.started + timeout
-        limit = max(deadline, checkout.started + CHECK_BUDGET)
         try:
             while True:
-                if conn is None:
-                    conn = self._wait_in_queue(checkout, deadline)
+                deadline = checkout.started + (self._durations.timeout if timeout is None else timeout)
+                limit = max(deadline, checkout.started + CHECK_BUDGET)
+                if conn is None and (conn := self._wait_in_queue(checkout, deadline)) is None:
+                    continue
                 if checkout.path is not None or self._health.is_alive(checkout, conn, limit):
                     break
                 conn = None
@@ -149,8 +150,8 @@ class Acquirer(Part):
             raise
         return conn
 
-    def _wait_in_queue(self, checkout: Checkout, deadline: float) -> connection:
-        """Wait in the queue until the checkout is served."""
+    def _wait_in_queue(self, checkout: Checkout, deadline: float) -> connection | None:
+        """Wait in the queue until the checkout is served; return None if it has to queue again."""
         core = self._core
         if core.state is State.NEW:
             self.ensure_open()
@@ -158,7 +159,7 @@ class Acquirer(Part):
         if now >= deadline and core.state is State.OPEN:
             core.request_growth(checkout)
             self._connectors.start_if_needed()
-            raise self._timed_out(checkout, "no connection is idle")
+            raise self._unserved(checkout, None, deadline)
         waiter = None
         try:
             waiter = core.join(checkout, now)
@@ -173,13 +174,21 @@ class Acquirer(Part):
             if conn is not None:
                 self._release_unused(checkout, conn)
             raise
-        if conn is not None:
-            return conn
-        if isinstance(waiter.error, PoolClosed):
-            raise waiter.error
-        if waiter.error is not None:
-            raise self._connection_failed(checkout)
-        raise self._timed_out(checkout, f"no connection within {deadline - checkout.started:.3g} s")
+        if conn is None and not isinstance(waiter.error, QueueAgain):
+            raise self._unserved(checkout, waiter.error, deadline)
+        return conn
+
+    def _unserved(self, checkout: Checkout, error: BaseException | None, deadline: float) -> BaseException:
+        """Return the error of a checkout that has waited in vain; ``error`` is the one that ended the wait, if any."""
+        if isinstance(error, PoolClosed):
+            return error
+        if error is not None:
+            return self._connection_failed(checkout)
+        if checkout.queued is None:
+            return self._timed_out(
+                checkout, "no connection at once" if self._core.is_suspended else "no connection is idle"
+            )
+        return self._timed_out(checkout, f"no connection within {deadline - checkout.started:.3g} s")
 
     def _release_unused(self, checkout: Checkout, conn: connection) -> None:
         """Release a connection that was handed to a waiter but did not reach the caller."""

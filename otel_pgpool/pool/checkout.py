@@ -81,6 +81,8 @@ class Slot:
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
     pinged: float = AT_ONCE  # when the pool has last pinged it for `keepalive`, which is no use of it
     ping_after: float = NEVER  # seconds without use after which it is pinged
+    opened: float = NEVER  # when it was opened
+    lifetime_share: float = 1.0  # the part of `max_lifetime` after which it expires
     expires: float = NEVER
     review_at: float = NEVER  # when a release first calls `_evict_reason`: at the end of the lifetime, or at once
     evict_reason: str | None = None  # the reason, if the slot is marked for eviction
@@ -246,6 +248,8 @@ class Checkout:
     flagged_at: float = 0.0
     long_hold_reported: bool = False
     """Whether the observer has reported the long hold."""
+    blocks_inside: int = 0
+    """Number of blocks inside its block that have used the same connection."""
     had_proxy_wait: bool = False
     """Whether PgBouncer has sent a notice that a query waits for a connection to the server."""
     database_state: DatabaseState | None = None

@@ -22,6 +22,7 @@ from otel_pgpool.pool.checkout import Attempt, Checkout, Slot
 from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.outage import number_after
 from otel_pgpool.pool.reconnect_failed import ReconnectFailed
+from otel_pgpool.pool.slots import set_lifetime
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
 from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
@@ -128,6 +129,8 @@ class Connectors(Part):
             kind: the class of the error.
         """
         core, outage, cause, text = self._core, self._core.outage, self._start_error, ""
+        if core.is_suspended:
+            reason = f"the pool is suspended: {reason}"
         if waiter is not None and waiter.error is not None:
             cause, text = waiter.error, waiter.attempts[-1].message or class_of(waiter.error)
         elif outage is not None and outage.error is not None:
@@ -288,7 +291,10 @@ class Connectors(Part):
         slot.key = id(conn)
         slot.on_collected = self.dropped.append
         slot.track(conn)
-        slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
+        slot.opened = now
+        slot.lifetime_share = 1 - LIFETIME_JITTER * random.random()  # nosec B311 # noqa: S311 - jitter
+        with self._core.lock:  # so that no change of `max_lifetime` is missed
+            set_lifetime(slot, self._durations.max_lifetime)
         slot.ping_after = config.keepalive * (1 - KEEPALIVE_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
 
     def _warn_once(self) -> None:

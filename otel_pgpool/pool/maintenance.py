@@ -58,7 +58,7 @@ class Maintenance(Part):
         now = monotonic()
         self._releaser.complete_deferred()
         self._reclaim(now)
-        for reason, slots in core.evict_expired(now, self._config.max_idle).items():
+        for reason, slots in core.evict_expired(now, self._durations.max_idle).items():
             self._discarder.discard(slots, reason)
         self._connectors.abandon_overdue(now)
         self._connectors.start_if_needed()
@@ -68,7 +68,7 @@ class Maintenance(Part):
         if core.state is State.CLOSED and not core.used:
             end_shared_threads()
             return None
-        seconds = min(until_ping, max(0.0, core.next_deadline(self._config.max_idle) - monotonic()))
+        seconds = min(until_ping, max(0.0, core.next_deadline(self._durations.max_idle) - monotonic()))
         if self._dropped:
             return RECLAIM_AFTER
         # A hold that begins after this pass cannot be long before another `long_hold` has passed.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.monitor_connection import MonitorSource
 from otel_pgpool.driver.session import close_inherited
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
-from otel_pgpool.pool.base import Common, Notifier
+from otel_pgpool.pool.base import Common, Durations, Notifier
 from otel_pgpool.pool.checkout import AT_ONCE, Checkout
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
@@ -33,14 +33,15 @@ if TYPE_CHECKING:
     from otel_pgpool.driver.connect_target import ConnectTarget
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.registry import Pool
+    from otel_pgpool.runtime.flow import Flow
 
 
 class Parts:
     """The parts of one pool, all in one place.
 
     Only `ConnectionPool` and `CheckoutContext` have this object. Each part gets those that it calls. Nothing
-    here refers to the pool, and parts refer to this object only weakly: when a program drops an unclosed pool,
-    this object is collected, and the threads end.
+    here refers to the pool except weakly, and parts refer to this object only weakly: when a program drops an unclosed
+    pool, this object is collected, and the threads end.
 
     In a forked child `assemble` replaces the parts, whose locks and threads belong to the parent.
     """
@@ -48,9 +49,11 @@ class Parts:
     __slots__ = (
         "__weakref__",
         "acquirer",
+        "blocks",
         "config",
         "connectors",
         "core",
+        "durations",
         "health",
         "keepalive",
         "lifecycle",
@@ -66,14 +69,17 @@ class Parts:
 
     def __init__(self, config: PoolConfig, target: ConnectTarget, observer: PoolObserver | None) -> None:
         self.config = config
+        self.durations = Durations.of(config)
         self.target = target
         self.observer = observer
         self.reset = config.reset
+        # Of a reentrant pool: the outermost block of each flow, a `ReentrantContext`, which may have ended.
+        self.blocks: weakref.WeakValueDictionary[Flow, Any] = weakref.WeakValueDictionary()
         self.notifier = Notifier(observer)
         target.fallback_name = self.notifier.session_name
-        self.assemble(config.minconn, config.maxconn)
+        self.assemble(config.minconn, config.maxconn, config.long_hold)
 
-    def assemble(self, minconn: int, maxconn: int) -> None:
+    def assemble(self, minconn: int, maxconn: int, long_hold: float) -> None:
         """Create the parts, each with those that it calls."""
         config, notifier = self.config, self.notifier
         core = Core(
@@ -81,12 +87,12 @@ class Parts:
             maxconn,
             max_waiting=config.max_waiting,
             max_attempts=config.max_attempts,
-            long_hold=config.long_hold,
+            long_hold=long_hold,
             name=notifier.pool_name,
         )
         core.parked = True  # so that the first checkout starts the maintenance thread
         self.thread = ParkingThread(core, None, "otel_pgpool-maintenance")
-        common = Common(core, config, self.target, notifier, self.thread)
+        common = Common(core, config, self.durations, self.target, notifier, self.thread)
         discarder = Discarder(common)
         self.releaser = Releaser(common, discarder)
         self.health = HealthCheck(common, discarder)
@@ -112,8 +118,10 @@ class Parts:
         for slot in parents.members:
             slot.mark_for_eviction(DiscardReason.FORKED)
         held = [slot for slot in parents.members if slot.checkout is not None]
-        self.assemble(parents.minconn, parents.maxconn)
+        self.assemble(parents.minconn, parents.maxconn, parents.long_hold)
         self.core.state, self.core.closed_at = parents.state, parents.closed_at
+        if parents.suspended_at is not None:
+            self.core.suspend(parents.suspended_at)
         self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 

@@ -29,6 +29,16 @@ ORPHAN_AFTER_CHECK = 10.0
 """Seconds after which a slot set aside is considered an orphan: twice the maximum duration of a check or a close."""
 
 
+def bypass_below(long_hold: float) -> float:
+    """Return the seconds below which a hold is within the window, and not long, so that its release needs no lock."""
+    return min(CHECK_BYPASS_WINDOW, long_hold)
+
+
+def set_lifetime(slot: Slot, max_lifetime: float) -> None:
+    """Set when the connection of a slot expires, for a maximum lifetime in seconds. The caller holds the lock."""
+    slot.expires = slot.opened + max_lifetime * slot.lifetime_share
+
+
 class Orphan(NamedTuple):
     """A slot that no thread seems to own, with the state that changes as soon as a thread touches the slot."""
 
@@ -92,8 +102,7 @@ class SlotTable(Counters):
         self.minconn = minconn
         self.maxconn = maxconn
         self.long_hold = long_hold
-        # A shorter hold is within the window, and not long, so its release needs no lock.
-        self.bypass_below = min(CHECK_BYPASS_WINDOW, long_hold)
+        self.bypass_below = bypass_below(long_hold)
 
         self.connection_totals = ConnectionTotals()
         self.members: set[Slot] = set()
@@ -184,6 +193,13 @@ class SlotTable(Counters):
                 DiscardReason.EXPIRED: expired,
                 DiscardReason.IDLE: [slot for slot in unused[:spare] if self._move_from_idle(slot, self.closing)],
             }
+
+    def change_lifetimes(self, max_lifetime: float) -> None:
+        """Change the lifetimes of all connections according to a new maximum in seconds."""
+        with self.lock:
+            for slot in self.members:
+                set_lifetime(slot, max_lifetime)
+                slot.review_at = min(slot.review_at, slot.expires)
 
     # Leaving
 

@@ -59,11 +59,6 @@ class PoolState:
         """Name of the database."""
         return self._parts.target.namespace
 
-    @property
-    def long_hold(self) -> float:
-        """Hold time in seconds after which a checkout is reported as a long hold; infinite if switched off."""
-        return self._parts.config.long_hold
-
     @renewed
     def stats(self) -> PoolStats:
         """Return the pool's levels and totals, read without a lock."""

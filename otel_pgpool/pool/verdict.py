@@ -27,17 +27,20 @@ def health_of(core: Core, now: float) -> PoolHealth:
     with core.lock:
         state, closed_at, outage = core.state, core.closed_at, core.outage
         has_connections, used, maxconn, max_waiting = bool(core.slots), core.used, core.maxconn, core.max_waiting
-        first, waiting = core.queue.first(), len(core.queue)
+        first, waiting, suspended_at = core.queue.first(), len(core.queue), core.suspended_at
         queued = now if first is None or first.checkout.queued is None else first.checkout.queued
     if state is State.CLOSED:
         return _health(core.name, [(HealthStatus.CLOSED, "the pool is closed", closed_at)], now)
     findings: list[Finding] = []
+    if suspended_at is not None:
+        reason = f"the pool is suspended, {waiting} waiting until it is resumed"
+        findings.append((HealthStatus.SUSPENDED, reason, suspended_at))
     if outage is not None and (is_unreachable(outage) or not has_connections):
         findings.append((HealthStatus.UNREACHABLE, _describe(outage, now), outage.since))
     if first is not None and used >= maxconn:
         reason = f"{used} of {maxconn} connections are in use, {waiting} waiting, the first for {now - queued:.3f} s"
         findings.append((HealthStatus.SATURATED, reason, queued))
-    if first is not None and 0 < max_waiting <= waiting:
+    if 0 < max_waiting <= waiting:
         reason = f"the queue is full: {waiting} waiting (max_waiting={max_waiting}), further callers are refused"
         findings.append((HealthStatus.SATURATED, reason, queued))
     return _health(core.name, findings, now)

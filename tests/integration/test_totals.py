@@ -13,7 +13,7 @@ from otel_pgpool.telemetry import sdk_internals
 from tests.support.internals import connectors_of, maintenance_of
 from tests.support.processes import in_child
 from tests.support.telemetry import NAME, Signals, until
-from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, until_collected
+from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, collecting, until_collected
 
 
 def pool_of(signals: Signals, dsn: str, **options: Any) -> ConnectionPool:
@@ -88,6 +88,20 @@ def test_a_return_after_the_end_counts(signals: Signals, readers: Readers, dsn: 
     pool.putconn(conn)
     assert readers.told(DISCARDED) == 1
     until(lambda: not maintenance_of(pool)._runs())
+
+
+def test_pools_end_while_readers_collect(signals: Signals, readers: Readers, dsn: str) -> None:
+    """Each closed, or dropped with what it counted since the last collection."""
+    with collecting(readers.all):
+        for number in range(6):
+            pool = pool_of(signals, dsn)
+            borrow(pool, number)
+            if number % 2:
+                pool.close()
+            del pool
+            gc.collect()
+    until(lambda: readers.told(CHECKOUTS) == 15)
+    assert (readers.told(CREATED), readers.told(DISCARDED)) == (6, 3)
 
 
 @pytest.mark.parametrize("is_known", [True, False])

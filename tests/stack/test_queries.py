@@ -210,11 +210,9 @@ def test_quantiles_of_each_kind(told_by_kind: ToldByKind, each_told: Told, name:
     classic = told_by_kind.of_kind("classic").figures(RECORDED[name])
     assert len(classic) == len(each_told.figures(RECORDED[name])) == 2
     for labels, figures in each_told.figures(RECORDED[name]).items():
-        if each_told.kind in {"classic", "converted"}:
-            assert figures == pytest.approx(classic[labels], rel=EXTRAPOLATED)
-        elif each_told.kind == "exponential":
+        if each_told.kind in {"classic", "exponential", "converted"}:
             assert all(is_near(classic[labels][at], value) for at, value in figures.items())
-            assert figures != pytest.approx(classic[labels], rel=EXTRAPOLATED)
+            assert each_told.kind != "exponential" or figures != classic[labels]
         else:
             is_native = each_told.kind == "both" or dict(labels)["db_client_connection_pool_name"] == "orders"
             expected = told_by_kind.of_kind("exponential" if is_native else "classic").figures(RECORDED[name])
@@ -222,7 +220,7 @@ def test_quantiles_of_each_kind(told_by_kind: ToldByKind, each_told: Told, name:
 
 
 def is_near(classic: float, native: float) -> bool:
-    """Return whether a native quantile lies in the classic one's bucket, by its own exactness of a factor of two."""
+    """Return whether a native quantile lies in the classic one's bucket, or at most a factor of two beside it."""
     bounds = [0.0, *WAIT_BOUNDS, math.inf]
     upper = next(bound for bound in bounds if classic <= bound)
     lower = max(bound for bound in bounds if bound < classic or bound == 0)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 KINDS = ["classic", "exponential", "converted", "both", "mixed"]
 """With buckets by ``le``; exponential; made by Prometheus from the first; both of each process; one of each process."""
 
+WINDOW = 5 * 60
+"""Seconds over which rates are recorded."""
+
 
 class Told:
     """A Prometheus that has been told a history, with histograms of a kind."""
@@ -33,10 +36,15 @@ class Told:
         return self.prometheus.over_time(expression, self.history.begin, self.history.end, step)
 
     def figures(self, expression: str) -> dict[frozenset[tuple[str, str]], dict[float, float]]:
-        """Return the figures of an expression by labels and time, without those that are not a number."""
+        """Return the figures of an expression by labels and time, as soon as there are samples for its whole window.
+
+        What is not a number is left out.
+        """
+        since = self.history.begin + WINDOW
         found = {}
         for each in self.over_time(expression):
-            figures = {float(at): float(value) for at, value in each["values"] if not math.isnan(float(value))}
+            values = ((float(at), float(value)) for at, value in each["values"])
+            figures = {at: value for at, value in values if at > since and not math.isnan(value)}
             found[frozenset(each["metric"].items())] = figures
         return found
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics import Counter as SyncCounter
@@ -15,10 +17,11 @@ from otel_pgpool.telemetry import metrics
 from otel_pgpool.telemetry.metrics import Instruments
 from tests.support.telemetry import NAME as POOL_NAME
 from tests.support.telemetry import Signals, until
+from tests.support.waiting import PATIENCE, in_thread
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pytest
     from opentelemetry.sdk.metrics.view import View
@@ -126,6 +129,24 @@ class Readers:
                 break
         (total,) = totals
         return total
+
+
+@contextmanager
+def collecting(readers: Sequence[Reader]) -> Iterator[None]:
+    """Let each reader collect all the time, in a thread of its own."""
+    ended = threading.Event()
+
+    def collect(reader: Reader) -> None:
+        while not ended.is_set():
+            reader.ask()
+
+    threads = [in_thread(lambda reader=reader: collect(reader)) for reader in readers]
+    try:
+        yield
+    finally:
+        ended.set()
+    for each in threads:
+        each.result(PATIENCE)
 
 
 class Meter:

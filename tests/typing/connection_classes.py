@@ -57,6 +57,11 @@ def checked_out(pool: ConnectionPool[Shop]) -> list[int]:
     return pool.getconn().orders()
 
 
+def configured_by_the_environment() -> None:
+    assert_type(ConnectionPool.from_env(), ConnectionPool)
+    assert_type(ConnectionPool[Shop].from_env(connection_factory=Shop, min_size=1), ConnectionPool[Shop])
+
+
 def of_any_connection(pool: ConnectionPool) -> int:
     return pool.min_size + pool.max_size
 

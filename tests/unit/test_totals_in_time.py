@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,7 @@ from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
 from otel_pgpool.telemetry import metrics, pools_by_name
 from tests.support.metric_names import FAILURES
-from tests.support.totals import CHECKOUTS, MAX, TIMEOUTS, WAIT_TIME, Meter, Reader
-from tests.support.waiting import in_thread
+from tests.support.totals import CHECKOUTS, MAX, TIMEOUTS, WAIT_TIME, Meter, Reader, collecting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,29 +49,20 @@ def frequent_switches() -> Iterator[None]:
 def test_pools_end_while_readers_collect() -> None:
     """Closed, dropped or garbage-collected, and made anew: every reader has all, and no total went down."""
     meter = Meter(None, Reader(delta=True), Reader(), Reader(delta=True))
-    ended = threading.Event()
-
-    def collect(reader: Reader) -> None:
-        while not ended.is_set():
-            reader.ask()
-
-    collecting = [in_thread(lambda reader=reader: collect(reader)) for reader in meter.readers]
-    for number in range(60):
-        pool = meter.pool(NAMES[number % 3])
-        for _ in range(number % 4):
-            pool.timeouts += 1
-            meter.instruments.connect_failures_of(pool).add("OperationalError")
-        if number % 5 == 0:
-            pool.itself = pool  # type: ignore[attr-defined]
-        elif number % 2:
-            pool.closed = True
-        del pool
-        if number % 20 == 0:
-            gc.collect()
-    gc.collect()
-    ended.set()
-    for each in collecting:
-        each.result(20)
+    with collecting(meter.readers):
+        for number in range(60):
+            pool = meter.pool(NAMES[number % 3])
+            for _ in range(number % 4):
+                pool.timeouts += 1
+                meter.instruments.connect_failures_of(pool).add("OperationalError")
+            if number % 5 == 0:
+                pool.itself = pool  # type: ignore[attr-defined]
+            elif number % 2:
+                pool.closed = True
+            del pool
+            if number % 20 == 0:
+                gc.collect()
+        gc.collect()
     for first, name in enumerate(NAMES):
         expected = sum(number % 4 for number in range(first, 60, 3))
         all_told(meter, TIMEOUTS, expected, name)

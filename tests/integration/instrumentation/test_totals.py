@@ -14,7 +14,7 @@ from tests.support.instrumentation import instrumented, name_of
 from tests.support.processes import in_child
 from tests.support.sqlalchemy_engines import borrow
 from tests.support.telemetry import until
-from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, until_collected
+from tests.support.totals import CHECKOUTS, CREATED, DISCARDED, MAX, TIMEOUTS, Readers, collecting, until_collected
 
 if TYPE_CHECKING:
     from tests.support.sqlalchemy_engines import Engines
@@ -40,6 +40,19 @@ def test_one_stock_pool_after_the_other(signals: Signals, readers: Readers, inst
         pool.closeall()
     told = [readers.told(metric, name_of(dsn)) for metric in (CHECKOUTS, TIMEOUTS, CREATED, DISCARDED)]
     assert told == [1 + 2 + 3 + 4 + 4, 4, 4, 4]
+
+
+def test_stock_pools_end_while_readers_collect(
+    signals: Signals, readers: Readers, instrumentation: None, dsn: str
+) -> None:
+    """Each closed and made anew under its name."""
+    with collecting(readers.all):
+        for number in range(10):
+            pool = ThreadedConnectionPool(1, 1, dsn)
+            use(pool, number)
+            pool.closeall()
+    told = [readers.told(metric, name_of(dsn)) for metric in (CHECKOUTS, CREATED, DISCARDED)]
+    assert told == [45, 10, 10]
 
 
 @pytest.mark.parametrize("in_a_cycle", [False, True])

@@ -158,6 +158,9 @@ class EventListeners:
             if not is_here:
                 renew()
             key = id(conn)
+            if type(self._held.get(key)) is not tuple:
+                self._checked_in(conn, record)
+                return
             hold = self._held.pop(key, None)
             if type(hold) is tuple:
                 tracker, fairy = hold

@@ -38,10 +38,11 @@ def wrap_raw_connection(  # noqa: C901, PLR0915 - the function inside counts
     if len(signature(original).parameters) > 1:
         return calls.wrap_raw_connection(original)
     in_progress, held, watch = calls.table.in_progress, calls.table.held, calls.watch
+    check_out = calls.check_out
     slow_path = calls.wrap_raw_connection(original, depth=2)
 
     @wraps(original)
-    def raw_connection(engine: Engine) -> Any:  # noqa: C901 - in one piece
+    def raw_connection(engine: Engine) -> Any:  # noqa: C901, PLR0912 - in one piece
         if not is_here:
             renew()
         try:
@@ -51,18 +52,18 @@ def wrap_raw_connection(  # noqa: C901, PLR0915 - the function inside counts
         except Exception as error:  # noqa: BLE001 - an engine that the application has built itself
             raise_if_external(error)
             tracker = None
-        key = get_ident()
-        if (
-            tracker is None
-            or tracker.fast_path_owner is not calls
-            or tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
-            or key in in_progress
-        ):
+        if tracker is None or tracker.fast_path_owner is not calls:
             return slow_path(engine)
         try:
             frame = _getframe(1)
         except ValueError:  # no Python caller, as for a greenlet's first function
             frame = _getframe()
+        key = get_ident()
+        if (
+            tracker.gate._real_instrument is not None  # noqa: SLF001 - the attribute is the gate: see `RecordingGate`
+            or key in in_progress
+        ):
+            return check_out(tracker, frame, original, engine)
         stack = call_sites_fast_filtered(frame, SKIPPED_MODULES)
         started = monotonic()
         call = in_progress[key] = tracker, stack, started

@@ -86,7 +86,7 @@ class EngineCalls:
     ) -> Callable[..., Any]:
         """Wrap ``Engine.raw_connection``, which the application's code calls through ``depth`` wrappers."""
         calls, async_owner = self, self.async_owner
-        track_engine, check_out, call_untracked = self._track_engine, self._check_out, self._call_untracked
+        track_engine, check_out, call_untracked = self._track_engine, self.check_out, self._call_untracked
         in_progress, unobserved = self._in_progress, self._session.unobserved
 
         @wraps(original)
@@ -128,7 +128,7 @@ class EngineCalls:
     def wrap_pool_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap ``Pool.connect``."""
         calls, async_owner, checkout_of_call = self, self.async_owner, self.table.checkout_of_call
-        check_out, check_out_from_unknown_pool = self._check_out, self._check_out_from_unknown_pool
+        check_out, check_out_from_unknown_pool = self.check_out, self._check_out_from_unknown_pool
         unobserved = self._session.unobserved
 
         @wraps(original)
@@ -202,7 +202,7 @@ class EngineCalls:
         finally:
             call.wait_ended = monotonic()
 
-    def _check_out(
+    def check_out(
         self,
         tracker: PoolTracker,
         frame: FrameType,
