@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool import ConnectionPool
     from otel_pgpool.demo.postgres import PostgresServer
+    from tests.support.telemetry import Signals
 
 
 # Death
