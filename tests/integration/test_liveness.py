@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool import ConnectionPool
     from otel_pgpool.demo.postgres import PostgresServer
+    from tests.support.telemetry import Signals
 
 
 # Death
@@ -386,9 +387,9 @@ def write(conn: connection) -> None:
     ask(conn, "create table written (n int)")
 
 
-def test_demoted_primary_is_left(own_server: PostgresServer) -> None:
+def test_demoted_primary_is_left(own_server: PostgresServer, signals: Signals) -> None:
     """The first 25006 replaces every connection: the idle at once, the lent when they come back."""
-    with make(3, 4, own_server.dsn) as pool:
+    with make(3, 4, own_server.dsn, observer=signals.telemetry(), name="shop") as pool:
         pids = set(fill(pool, 3))
         demote(own_server, pool)
         held = pool.getconn()
