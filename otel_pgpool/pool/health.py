@@ -106,9 +106,14 @@ class HealthCheck(Part):
 
     def check_all(self) -> None:
         """Check every idle connection with a query, one after the other, and discard those that do not answer."""
-        for suspect in self._core.idle_slots():
-            dead = self._find_dead(self._core.begin_check([suspect]), NEVER, DiscardReason.CHECK_FAILED)
-            self._discarder.discard(dead, DiscardReason.CHECK_FAILED)
+        try:
+            for suspect in self._core.idle_slots():
+                dead = self._find_dead(self._core.begin_check([suspect]), NEVER, DiscardReason.CHECK_FAILED)
+                self._discarder.discard(dead, DiscardReason.CHECK_FAILED)
+        except BaseException:
+            if self._core.parked:
+                self._maintenance_thread.wake()  # to collect a slot that an interrupt has orphaned
+            raise
 
     def _sweep(self, limit: float, found: Slot) -> list[Slot]:
         """Set aside every dead idle connection; keep those whose socket is readable only because of a notice.
@@ -140,8 +145,6 @@ class HealthCheck(Part):
                     self._discarder.discard([slot], other)
                 aside.pop()
         except BaseException:
-            if self._core.parked:
-                self._maintenance_thread.wake()  # to collect a slot that an interrupt has orphaned
             dead += [slot for slot in aside if self._core.check_failed(slot) and slot not in dead]
             self._discarder.discard(dead, reason)
             raise

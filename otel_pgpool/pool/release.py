@@ -85,8 +85,6 @@ class Releaser(Part):
 
     def finish_interrupted(self, checkout: Checkout, conn: connection, *, close: bool = False) -> None:
         """Complete a release that an interrupt cut short; do nothing if only the commit failed."""
-        if self._core.parked:
-            self._maintenance_thread.wake()  # to collect a slot that the interrupt has orphaned
         if checkout.is_held:
             if not checkout.has_outcome:
                 checkout.outcome = ROLLED_BACK
