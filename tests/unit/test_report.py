@@ -313,6 +313,35 @@ def test_what_is_unknown_is_left_out(recorder: Recorder, told: dict[str, Any], e
     assert any(expected in line for line in drawn(recorder.report()))
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_an_answer_is_told_to_its_end(recorder: Recorder, width: int) -> None:
+    """What does not fit the terminal goes on in the next lines, below its beginning; a long word is broken."""
+    waits = {
+        **BLOCKED,
+        "postgresql.blocking.lock.relation": "otel_pgpool_demo_52bb62b6.orders",
+        "otel_pgpool.held": 1.0,
+    }
+    request = recorder.request("POST /orders/{id}/cancellation/of/a/long/name", 0, 3)
+    recorder.checkout(0, 0, 2.0, parent=request, thread="worker-07", events={"pool.database_state": (1.0, waits)})
+    lines = drawn(recorder.report(), width)
+    assert max(map(len, lines)) <= width
+    text = "".join("".join(lines).split())
+    for told in (
+        "POST /orders",
+        "worker-07 · waited 0 ms, held 2.00 s, committed",
+        "in database  active, waits for ShareLock on otel_pgpool_demo_52bb62b6.orders, after 1.00 s",
+        "checked out at pay.py:7 pay",
+        f"trace {'b' * 32}",
+    ):
+        assert "".join(told.split()) in text
+
+
+def test_a_long_hold_without_an_answer_says_so(recorder: Recorder) -> None:
+    """PostgreSQL was not asked, or the hold ended before its answer."""
+    recorder.checkout(0, 0, 2.0, events={"pool.long_hold": (1.0, {})})
+    assert "    in database  no answer before the end of the hold" in drawn(recorder.report())
+
+
 def test_a_checkout_about_which_nobody_asked_has_no_answer(recorder: Recorder) -> None:
     """Neither in the report's values nor in its lines."""
     recorder.checkout(0, 0, 2.0)
