@@ -20,7 +20,7 @@ from psycopg2.pool import PoolError, ThreadedConnectionPool
 
 from otel_pgpool.driver import monitor_connection
 from otel_pgpool.instrumentation.adapters import monitor as bounded
-from otel_pgpool.pool import monitor, monitors
+from otel_pgpool.pool import monitor, monitors, server_queries
 from tests.support.database import ask, kill
 from tests.support.instrumentation import instrumented
 from tests.support.monitored_pools import KINDS, SIZE, opened
@@ -53,7 +53,7 @@ every_driver = pytest.mark.parametrize("kind", DRIVERS)
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Watch instrumented pools too, and more often than once a second."""
     monkeypatch.setenv("OTEL_PGPOOL_DATABASE_STATE", "all")
-    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 0.05)
+    monkeypatch.setattr(server_queries, "QUERY_INTERVAL", 0.05)
     allow_quick_passwords(monkeypatch)
 
 
@@ -188,7 +188,7 @@ def test_a_frozen_monitor(
     kind: str, dsn: str, signals: Signals, admin: extensions.connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A query that gets no answer ends within its limit. Meanwhile, long holds are reported on time."""
-    monkeypatch.setattr(monitor, "AT_ONCE", 0.25)
+    monkeypatch.setattr(server_queries, "AT_ONCE", 0.25)
     monkeypatch.setattr(bounded, "TIME_LIMIT", 0.5)
     monkeypatch.setattr(monitor_connection, "TIME_LIMIT", 0.5)
     with instrumented(signals, long_hold=LONG), opened(kind, dsn) as pool, held(pool):
@@ -219,7 +219,11 @@ def test_a_fork(kind: str, dsn: str, signals: Signals, admin: extensions.connect
         assert until(lambda: signals.logged("database_state"))
         pid = ask(admin, f"select pid {MONITORS}")
         (watching,) = monitors._monitors.values()
-        number: int = watching._conn._conn.fileno() if kind != "psycopg2" else watching._conn._conn._conn.fileno()  # type: ignore[union-attr]  # both are there
+        number: int = (
+            watching._queries._conn._conn.fileno()
+            if kind != "psycopg2"
+            else watching._queries._conn._conn._conn.fileno()
+        )  # type: ignore[union-attr]  # both are there
         assert is_connected(number)
         assert in_child(lambda: (gc.collect(), is_connected(number))[1]) == "False"
         assert until(lambda: len(signals.logged("database_state")) > 1)
