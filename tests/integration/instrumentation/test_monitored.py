@@ -147,6 +147,25 @@ def test_a_hold_that_another_pool_blocks(kind: str, dsn: str, signals: Signals, 
     assert {each.name.partition(".")[0] for each in signals.spans.started} == {"pool"}
 
 
+@every_driver
+def test_a_blocker_by_another_name_of_the_server(kind: str, dsn: str, signals: Signals) -> None:
+    """A checkout of an instrumented pool is known as a blocker by the port of its connection."""
+    with (
+        table(dsn),
+        instrumented(signals, long_hold=60),
+        opened(kind, extensions.make_dsn(dsn, host="localhost")) as pool,
+        signals.pool(0, 1, dsn, name="ours", long_hold=LONG) as ours,
+        held(pool, "begin", "lock table stock") as blocker,
+        ours.connection() as conn,
+    ):
+        work = in_thread(conn.cursor().execute, "lock table stock")
+        assert until(lambda: blocked(signals))
+        state = next(state for state in states(blocked(signals)[0]) if "postgresql.blocking.pids" in state)
+        pool.run(blocker, "rollback")
+        work.result()
+    assert "monitored_pools.py" in state["otel_pgpool.blocking.checked_out_at"][0]
+
+
 @pytest.mark.parametrize("value", ["on", "off", ""])
 def test_other_values_open_nothing(
     value: str, dsn: str, signals: Signals, admin: extensions.connection, monkeypatch: pytest.MonkeyPatch
