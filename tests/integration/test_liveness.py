@@ -220,7 +220,7 @@ def test_frozen_while_they_are_configured(dsn: str, monkeypatch: pytest.MonkeyPa
 
 def test_frozen_backend_is_left_for_a_new_one(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With time enough the caller gets another connection after the ping's time, which is 5 s outside of this test."""
-    monkeypatch.setattr("otel_pgpool.pool.health.IO_DEADLINE", 0.5)
+    monkeypatch.setattr("otel_pgpool.pool.liveness.IO_DEADLINE", 0.5)
     with make(1, 2, dsn) as pool:
         pid = fill(pool, 1)[0]
         let_lie(pool, 60)
