@@ -14,9 +14,9 @@ from otel_pgpool.pool.checkout import AT_ONCE, Checkout
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
 from otel_pgpool.pool.discard import Discarder
-from otel_pgpool.pool.liveness import LivenessCheck
 from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
+from otel_pgpool.pool.liveness import LivenessCheck
 from otel_pgpool.pool.maintenance import Maintenance
 from otel_pgpool.pool.monitor_source import PoolHolds
 from otel_pgpool.pool.psycopg_pool_stats import PsycopgPoolStats
@@ -54,9 +54,9 @@ class Parts:
         "connectors",
         "core",
         "durations",
-        "liveness",
         "keepalive",
         "lifecycle",
+        "liveness",
         "maintenance",
         "notifier",
         "observer",
