@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_pgpool.driver.deadline import IO_DEADLINE
+from otel_pgpool.driver.deadline import IO_DEADLINE, NoAnswer
 from otel_pgpool.driver.error_text import describe, without_traceback
 from otel_pgpool.driver.session import PING_AFTER, is_readable, ping
 from otel_pgpool.driver.trace_name import Renamed
@@ -63,7 +63,8 @@ class LivenessCheck(Part):
         except BaseException as failure:
             asynchronous = is_external(failure)
             error = without_traceback(failure)
-            message = describe(self._target, error) if self._is_auto else ""
+            is_shown = self._is_auto or isinstance(error, NoAnswer)  # otherwise the application's code raised the error
+            message = describe(self._target, error) if is_shown else ""
             is_broken = self._is_auto or conn.closed
             reason = DiscardReason.BROKEN if is_broken else DiscardReason.CHECK_FAILED
             dead: list[Slot] = []

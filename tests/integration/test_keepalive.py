@@ -176,12 +176,15 @@ def test_a_frozen_server_delays_nothing_else(dsn: str) -> None:
 
 
 def test_a_ping_that_gets_no_answer(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its time limit the connection is discarded and replaced."""
+    """After its time limit the connection is discarded and replaced; the server is not said to have closed it."""
+    recorder = Recorder()
     ping = keepalive.ping
     monkeypatch.setattr(keepalive, "ping", lambda conn, check: ping(conn, check, 0.2))
-    with make(1, 1, dsn, keepalive=60) as pool, frozen(*fill(pool, 1)):
+    with make(1, 1, dsn, keepalive=60, observer=recorder) as pool, frozen(*fill(pool, 1)):
         ping_now(pool)
         assert wait_until(lambda: (pool.stats().discarded, pool.stats().idle) == ({"broken": 1}, 1))
+        [(_slots, _reason, error, _checkout)] = recorder.calls("discarded")
+        assert (type(error).__name__, str(error)) == ("NoAnswer", "no answer within 0.2 s")
 
 
 def test_drained_before_a_ping(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
