@@ -203,10 +203,11 @@ HOLDING = (
         "Why are long holds long?",
         "What PostgreSQL said of the sessions of long holds within five minutes, by state and by what they wait for. "
         "active, Lock: another session blocks them; the span links to it, and the log record database_state names it. "
-        "active with anything else: a slow statement. idle in transaction: the program does something else, and keeps "
-        "its locks meanwhile. idle: it only holds the connection. A hold counts again each time its age has doubled. "
-        "Counted by the Collector of collector-config, from exported log records: without them the panel is empty, see "
-        "If the panel is empty in docs/operations.md; the programs' own logs have the records in any case.",
+        "active, alone or with anything else: a slow statement. idle in transaction: the program does something else, "
+        "and keeps its locks meanwhile. idle: it only holds the connection. A hold counts again each time its age has "
+        "doubled. "
+        "The Collector counts the answers, from exported log records. Without these, or with another Collector, the "
+        "panel is empty, but the programs' own logs have the records: see If the panel is empty in docs/operations.md.",
         "short",
         [
             query(
