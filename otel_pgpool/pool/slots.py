@@ -182,6 +182,17 @@ class SlotTable(Counters):
                 self.connection_totals.lost += 1
             return slot in self.closing
 
+    def abandon_check(self, slot: Slot, reason: str) -> bool:
+        """Mark a slot that is being checked for eviction, so that nobody gets it; return False if the check has ended.
+
+        Afterwards its socket can be shut down, which ends the check.
+        """
+        with self.lock:
+            is_checked = slot in self.checking
+            if is_checked:
+                slot.mark_for_eviction(reason)
+            return is_checked
+
     def evict_expired(self, now: float, max_idle: float) -> dict[str, list[Slot]]:
         """Set aside, for closing, idle connections past their lifetime, and those above ``minconn`` idle too long."""
         with self.lock:
