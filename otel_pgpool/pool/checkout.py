@@ -76,7 +76,7 @@ class Slot:
     origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
     # psycopg2's settings after `configure`, which a release restores; a `Renamed` while the session has a trace's name
     baseline: tuple[Any, ...] = ()
-    kept_at: float = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
+    kept_at: float = AT_ONCE  # when a thread that opens it, or has set it aside, last began to work on it or on others
     seen: float = AT_ONCE  # when the connection was last known to be alive
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
     pinged: float = AT_ONCE  # when the pool has last pinged it for `keepalive`, which is no use of it

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool.pool.figures import ConnectionTotals, Counters
 from otel_pgpool.pool.waiters import OneShotEvent
+from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
@@ -166,7 +167,10 @@ class SlotTable(Counters):
 
     def _begin_check(self, suspect: tuple[Slot, float]) -> bool:
         slot, since = suspect
-        return slot.idle_since == since and self._move_from_idle(slot, self.checking)
+        is_moved = slot.idle_since == since and self._move_from_idle(slot, self.checking)
+        if is_moved:
+            slot.kept_at = monotonic()
+        return is_moved
 
     def keep_aside(self, slots: Sequence[Slot], now: float) -> None:
         """Note that a thread still works on slots that were set aside, one after the other. Takes no lock."""
