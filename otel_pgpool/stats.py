@@ -23,14 +23,19 @@ CRITICAL_UTILIZATION = 0.95
 class PoolStats:
     """A snapshot of a pool: its present levels, and totals since the pool was created. All times are in seconds.
 
+    ``status`` says how much of the pool is in use, and whether it can open connections. It is not the verdict of
+    `PoolHealth`, which says whether callers are served. A pool whose connections are all in use is ``critical`` here,
+    and ``ok`` there as long as nobody waits. A pool whose server is full is ``unreachable`` here, and ``ok`` there as
+    long as it has a connection.
+
     In a forked child the totals start at the fork. The fields are read without a lock, one after the other, so that
     levels may differ by a checkout that began or ended in between.
     """
 
     name: str
     status: StatusName
-    """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable``, ``suspended`` or
-    ``closed``."""
+    """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable`` (no connection can be
+    opened), ``suspended`` or ``closed``."""
     minconn: int
     maxconn: int
     """Maximum number of connections; 0 for an instrumented pool without a limit, whose ``utilization`` is then 0."""
@@ -97,11 +102,14 @@ class PoolStats:
 class PoolHealth:
     """A verdict on a pool, for a readiness probe: whether it can serve callers, as far as the pool knows.
 
+    It is not ``PoolStats.status``, which says how much of the pool is in use, and whether it can open connections.
+
     Attributes:
         name: name of the pool.
         status: ``ok``, ``saturated``, ``unreachable``, ``suspended`` or ``closed``.
-        reasons: what is wrong, a sentence each with its figures, the worst first; empty if nothing is. There are no
-            addresses and no texts of errors in them, so that anybody may read them.
+        reasons: what is wrong, a text each, the worst first; empty if nothing is. The first words, up to a colon, are
+            the same at each call, and the figures follow. There are no addresses and no texts of errors in them, so
+            that anybody may read them.
         duration: seconds for which the status has held; None if it is ``ok``.
     """
 

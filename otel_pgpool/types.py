@@ -109,7 +109,7 @@ ReasonName = Literal[
 
 
 class PoolStatus(Value):
-    """The status of a pool: ``PoolStats.status``."""
+    """The status of a pool: ``PoolStats.status``. It says how much of the pool is in use, and whether it can grow."""
 
     NEW = "new", "the pool is not open yet"
     OK = "ok", "less than 80 % of maxconn is in use"
@@ -125,11 +125,11 @@ StatusName = Literal["new", "ok", "high", "critical", "unreachable", "suspended"
 
 
 class HealthStatus(Value):
-    """The verdict on a pool: ``PoolHealth.status``. The last one that applies counts."""
+    """The verdict on a pool: ``PoolHealth.status``. Whether callers are served; the last that applies counts."""
 
     OK = "ok", "callers are served, as far as is known"
-    SATURATED = "saturated", "every connection is in use and callers wait, or the queue is full"
-    UNREACHABLE = "unreachable", "no connection can be opened"
+    SATURATED = "saturated", "callers wait and no connection is free, or the queue is full"
+    UNREACHABLE = "unreachable", "the server does not answer, or the pool has no connection and can open none"
     SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
 

@@ -9,13 +9,14 @@ from otel_pgpool.driver.trace_name import Renamed, is_traceparent
 from otel_pgpool.errors import ConnectionFailed, PoolClosed, PoolTimeout, TooManyRequests, error_type
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD, State
-from otel_pgpool.pool.liveness import CHECK_BUDGET, LivenessCheck
+from otel_pgpool.pool.liveness import CHECK_BUDGET, MIN_FIRST_CHECK, LivenessCheck, check_seconds
 from otel_pgpool.pool.waiters import QueueAgain
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.keepalive import Keepalive
 
 ERROR_TYPES: dict[type[BaseException], str] = {
     PoolTimeout: PoolErrorType.TIMEOUT.value,
@@ -35,8 +37,16 @@ ERROR_TYPES: dict[type[BaseException], str] = {
 class Acquirer(Part):
     """Acquires connections for checkouts."""
 
-    def __init__(self, common: Common, discarder: Discarder, connectors: Connectors, liveness: LivenessCheck) -> None:
+    def __init__(
+        self,
+        common: Common,
+        discarder: Discarder,
+        connectors: Connectors,
+        liveness: LivenessCheck,
+        keepalive: Keepalive,
+    ) -> None:
         super().__init__(common)
+        self._keepalive = keepalive
         self._discarder = discarder
         self._connectors = connectors
         self._liveness = liveness
@@ -158,6 +168,8 @@ class Acquirer(Part):
         if core.state is State.NEW:
             self.ensure_open()
         now = monotonic()
+        if core.has_check_for_caller():
+            deadline = max(deadline, checkout.started + CHECK_BUDGET)
         if now >= deadline and core.state is State.OPEN:
             core.request_growth(checkout)
             self._connectors.start_if_needed()
@@ -169,7 +181,7 @@ class Acquirer(Part):
                 self._maintenance_thread.wake()  # to watch for long holds, which this checkout may wait for
             if core.remaining < core.maxconn:
                 self._connectors.start_if_needed()
-            self._connectors.wait_for(waiter.lock, deadline)
+            self._wait_for(waiter.lock, deadline)
             conn = core.leave(checkout, waiter) if waiter.conn is None else waiter.conn
         except BaseException:
             conn = core.leave(checkout, waiter)
@@ -179,6 +191,15 @@ class Acquirer(Part):
         if conn is None and not isinstance(waiter.error, QueueAgain):
             raise self._unserved(checkout, waiter.error, deadline)
         return conn
+
+    def _wait_for(self, lock: threading.Lock, deadline: float) -> None:
+        """Wait for a hand-over; a ping that is in progress may take as long as a check at a checkout."""
+        if self._core.checking:
+            now = monotonic()
+            if self._connectors.wait_for(lock, now + min(deadline - now, check_seconds(deadline, now))):
+                return
+            self._keepalive.cut_after(MIN_FIRST_CHECK)
+        self._connectors.wait_for(lock, deadline)
 
     def _unserved(self, checkout: Checkout, error: BaseException | None, deadline: float) -> BaseException:
         """Return the error of a checkout that has waited in vain; ``error`` is the one that ended the wait, if any."""

@@ -186,7 +186,7 @@ class Connectors(Part):
         try:
             with core.lock:
                 delay = self._retry_delay(me, monotonic()) if len(self._stuck) < MAX_STUCK else None
-                slot = core.reserve_slot() if delay == 0.0 else None
+                slot = core.reserve_slot(monotonic()) if delay == 0.0 else None
                 if slot is None and not delay:
                     self._leave(me)
                     return None

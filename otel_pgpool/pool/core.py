@@ -101,12 +101,13 @@ class Core(Handover):
         with self.lock:
             return self.queue.first() is None and not self.is_connection_wanted() and super().park()
 
-    def reserve_slot(self) -> Slot | None:
+    def reserve_slot(self, now: float) -> Slot | None:
         """Reserve a slot for a new connection if one is still wanted."""
         if not self.is_connection_wanted():
             return None
         unserved = len(self.opening)
         slot = Slot(next(islice(self.queue, unserved, None), None))
+        slot.kept_at = now
         self.growth_requested = False
         self.opening.add(slot)
         self._add(slot)
@@ -306,7 +307,10 @@ class Core(Handover):
         with self.lock:
             due = (slot for slot in self.idle.copy() if now >= slot.ping_due)
             moved = (slot for slot in due if self._move_from_idle(slot, self.checking))
-            return next(moved, None) if self.queue.first() is None else None
+            slot = next(moved, None) if self.queue.first() is None else None
+            if slot is not None:
+                slot.kept_at = now
+            return slot
 
     def ping_passed(self, slot: Slot, now: float) -> str | None:
         """Put a pinged connection back in its place among the idle ones; return the reason if it has to be closed.

@@ -160,6 +160,11 @@ class Handover(HoldTable):
             for waiter in list(self.queue.values()):
                 self.queue.fail(waiter, QueueAgain())
 
+    def has_check_for_caller(self) -> bool:
+        """Return whether a caller that queues now is the next for a connection that is being checked. Takes no lock."""
+        waiting = len(self.queue)
+        return waiting < len(self.checking) and not self.is_suspended and not 0 < self.max_waiting <= waiting
+
     def request_growth(self, checkout: Checkout) -> None:
         """Request one more connection on behalf of a caller that does not wait for it."""
         with self.lock:

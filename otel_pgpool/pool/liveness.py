@@ -97,13 +97,13 @@ class LivenessCheck(Part):
             renamed = Renamed.of(conn, slot.baseline, name)
         if self._check is not None:
             if name is None or unseen >= CHECK_BYPASS_WINDOW:
-                ping(conn, self._check, _seconds(limit, now))
+                ping(conn, self._check, check_seconds(limit, now))
                 now = monotonic()
         elif self._is_auto and renamed is None and (unseen > PING_AFTER or is_readable(conn)):
-            ping(conn, None, _seconds(limit, now))
+            ping(conn, None, check_seconds(limit, now))
         if renamed is not None and limit - now > CHECK_BUDGET:
             slot.baseline = renamed  # first, so that after an interrupt the session is not taken for one without a name
-            renamed.apply(conn, _seconds(limit, now))
+            renamed.apply(conn, check_seconds(limit, now))
 
     def check_all(self) -> None:
         """Check every idle connection with a query, one after the other, and discard those that do not answer."""
@@ -163,8 +163,8 @@ class LivenessCheck(Part):
         return True
 
 
-def _seconds(limit: float, now: float) -> float:
-    """Return how long the check of the first connection may take."""
+def check_seconds(limit: float, now: float) -> float:
+    """Return how long the check of the first connection of a checkout may take."""
     return _bound(min(limit, max(now + MIN_FIRST_CHECK, (now + limit) / 2)), now)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool.pool.figures import ConnectionTotals, Counters
 from otel_pgpool.pool.waiters import OneShotEvent
+from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
@@ -166,7 +167,10 @@ class SlotTable(Counters):
 
     def _begin_check(self, suspect: tuple[Slot, float]) -> bool:
         slot, since = suspect
-        return slot.idle_since == since and self._move_from_idle(slot, self.checking)
+        is_moved = slot.idle_since == since and self._move_from_idle(slot, self.checking)
+        if is_moved:
+            slot.kept_at = monotonic()
+        return is_moved
 
     def keep_aside(self, slots: Sequence[Slot], now: float) -> None:
         """Note that a thread still works on slots that were set aside, one after the other. Takes no lock."""
@@ -181,6 +185,17 @@ class SlotTable(Counters):
                 self.checking.discard(slot)
                 self.connection_totals.lost += 1
             return slot in self.closing
+
+    def abandon_check(self, slot: Slot, reason: str) -> bool:
+        """Mark a slot that is being checked for eviction, so that nobody gets it; return False if the check has ended.
+
+        Afterwards its socket can be shut down, which ends the check.
+        """
+        with self.lock:
+            is_checked = slot in self.checking
+            if is_checked:
+                slot.mark_for_eviction(reason)
+            return is_checked
 
     def evict_expired(self, now: float, max_idle: float) -> dict[str, list[Slot]]:
         """Set aside, for closing, idle connections past their lifetime, and those above ``minconn`` idle too long."""

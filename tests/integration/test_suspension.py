@@ -101,7 +101,7 @@ def test_what_it_says_of_itself(dsn: str) -> None:
         assert "suspended" in repr(pool)
         health = pool.health()
         assert (health.status, health.is_ok) == ("suspended", False)
-        assert health.reasons == ("the pool is suspended, 0 waiting until it is resumed",)
+        assert health.reasons == ("the pool is suspended until resume() is called: 0 waiting",)
         time.sleep(0.02)
         duration = pool.health().duration
         assert duration is not None
@@ -118,9 +118,9 @@ def test_a_full_queue_refuses(dsn: str) -> None:
         assert wait_until(lambda: pool.stats().waiting == 1)
         with pytest.raises(TooManyRequests, match="the pool is suspended"):
             pool.getconn()
-        assert [reason.split(",")[0] for reason in pool.health().reasons] == [
-            "the pool is suspended",
-            "the queue is full: 1 waiting (max_waiting=1)",
+        assert list(pool.health().reasons) == [
+            "the pool is suspended until resume() is called: 1 waiting",
+            "the queue is full, further callers are refused: 1 waiting (max_waiting=1)",
         ]
         pool.resume()
         assert waiting.result(PATIENCE)

@@ -81,7 +81,7 @@ class Desk:
 
     def claim(self) -> Slot | None:
         with self.core.lock:
-            return self.core.reserve_slot()
+            return self.core.reserve_slot(self.now)
 
     def deliver(self, slot: Slot, *, lifetime: float = NEVER) -> str | None:
         """Let a connect succeed; return why its connection was closed at once, or None."""
