@@ -79,6 +79,8 @@ def test_long_hold_and_its_return(signals: Signals, dsn: str) -> None:
         assert returned.attributes["otel_pgpool.hold_time"] == (span.attributes or {})["otel_pgpool.hold_time"]
         assert in_trace_of(record, span)
         assert in_trace_of(returned, span)
+        for each in (record, returned):
+            assert f" s (pid {each.attributes['otel_pgpool.connection.pid']})" in each.record.getMessage()
 
 
 def test_reclaimed(signals: Signals, dsn: str) -> None:
@@ -89,6 +91,7 @@ def test_reclaimed(signals: Signals, dsn: str) -> None:
         record = the(signals, "reclaimed")
         expected = LONG_HOLD | {"otel_pgpool.long_hold.threshold": 60.0, "otel_pgpool.transaction.status": "unknown"}
         assert_record(record, logging.WARNING, "reclaimed", **expected)
+        assert f" s (pid {record.attributes['otel_pgpool.connection.pid']})" in record.record.getMessage()
         assert in_trace_of(record, until(lambda: signals.named("pool.checkout"))[0])
 
 
