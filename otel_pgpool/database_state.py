@@ -59,7 +59,7 @@ class DatabaseState:
         wait_event: the event that the session waits for; may be empty.
         transaction_age: age of the transaction; None if there is none, or it is unknown.
         query_age: age of the statement that runs; None if none runs, or it is unknown.
-        blocked_by: the sessions that the session waits for.
+        blocked_by: the sessions that the session waits for, first those that lead to the head of the chain.
         lock_mode: mode of the lock that it waits for; may be empty.
         lock_relation: table or index of that lock; may be empty.
         root_blocker: the session at the head of the chain, which waits for no lock; None if there is none.

@@ -246,7 +246,7 @@ class Logs:
     def outage_ended(self, attempts: int, duration: float) -> None:
         """Log that the server was reached again."""
         attributes = {names.ATTR_ATTEMPTS: attempts, names.ATTR_DURATION: round(duration, names.DIGITS)}
-        text = f"connections can be made again after {duration:.1f} s; attempts that failed: {attempts}"
+        text = f"connections can be made again after {duration:.3f} s; attempts that failed: {attempts}"
         self._write(logging.INFO, LogEvent.OUTAGE_ENDED, text, attributes)
 
     def utilization(self, level: str, stats: PoolStats) -> None:

@@ -254,6 +254,7 @@ def test_outage(signals: Signals, dsn: str) -> None:
         )
         assert "Connection refused" in started.record.getMessage()
         assert_record(ended, logging.INFO, "outage_ended", **{"otel_pgpool.attempts": 3, "otel_pgpool.duration": float})
+        assert f"after {ended.attributes['otel_pgpool.duration']:.3f} s" in ended.record.getMessage()
         assert 0 < ended.attributes["otel_pgpool.duration"] <= took
         failed = signals.logged("connect_failed")
         assert [record.record.levelno for record in failed] == [logging.DEBUG] * 3
