@@ -19,6 +19,7 @@ from grafana.queries import (
     NAME_AND_INSTANCE,
     POOL,
     increase,
+    joined,
     level,
     occurrences,
     quantile,
@@ -38,7 +39,7 @@ QUEUED = search("Jaeger: checkouts that queued", "otel_pgpool.path=queued")
 TIMED_OUT = search("Jaeger: checkouts that timed out", "otel_pgpool.outcome=timeout")
 HELD_LONG = search("Jaeger: long holds", "otel_pgpool.long_hold=true")
 BLOCKED = search("Jaeger: holds that waited for a lock", "postgresql.wait_event_type=Lock")
-STATE = "postgresql_state, postgresql_wait_event_type"
+STATE = ("postgresql_state", "postgresql_wait_event_type")
 NOT_CONNECTED = search("Jaeger: failed connects", "error=true", "pool.connect")
 FAILED = search("Jaeger: checkouts that failed", "error=true")
 NEW = search("Jaeger: checkouts that waited for a new connection", "otel_pgpool.path=new")
@@ -203,12 +204,18 @@ HOLDING = (
         "What PostgreSQL said of the sessions of long holds within five minutes, by state and by what they wait for. "
         "active, Lock: another session blocks them; the span links to it, and the log record database_state names it. "
         "active with anything else: a slow statement. idle in transaction: the program does something else, and keeps "
-        "its locks meanwhile. idle: it only holds the connection. A hold counts again each time its age has doubled.",
+        "its locks meanwhile. idle: it only holds the connection. A hold counts again each time its age has doubled. "
+        "Counted by the Collector of collector-config, from exported log records: without them the panel is empty, see "
+        "If the panel is empty in docs/operations.md; the programs' own logs have the records in any case.",
         "short",
         [
             query(
-                occurrences("otel_pgpool_database_states_total", by=f"job, {POOL}, {STATE}"),
-                f"{{{{postgresql_state}}}}, {{{{postgresql_wait_event_type}}}} · {NAME}",
+                joined(
+                    occurrences("otel_pgpool_database_states_total", by=f"job, {POOL}, {', '.join(STATE)}"),
+                    "answer",
+                    *STATE,
+                ),
+                f"{{{{answer}}}} · {NAME}",
             )
         ],
         HELD_LONG,

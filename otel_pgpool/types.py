@@ -71,7 +71,11 @@ class DiscardReason(Value):
         value.is_loss = is_loss
         return value
 
-    BROKEN = "broken", "the session had ended, or the connection was used by another thread at its release", True
+    BROKEN = (
+        "broken",
+        "the session had ended or did not answer, or the connection was used by another thread at its release",
+        True,
+    )
     CHECK_FAILED = "check_failed", "the connection did not pass its check", True
     READ_ONLY = "read_only", "the server does not accept writes any more", True
     RESET_FAILED = "reset_failed", "the connection could not be reset at its release", True

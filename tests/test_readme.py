@@ -45,6 +45,7 @@ from otel_pgpool.instrumentation.options import OPTIONS, InstrumentationOptions
 from otel_pgpool.telemetry import Telemetry
 from tests.support.documents import (
     DOCUMENTS,
+    GUIDE,
     INSTRUMENTATION,
     README,
     REFERENCE,
@@ -59,6 +60,7 @@ from tests.support.documents import (
     run,
     table,
     text_of,
+    write,
 )
 from tests.support.receivers import GrpcReceiver, HttpReceiver
 from tests.support.servers import ClonedServer
@@ -73,8 +75,12 @@ if TYPE_CHECKING:
     from tests.support.receivers import Receiver
 
 LATE_ORDER = read(TELEMETRY).programs["late_order.py"]  # the program behind the picture
+WITH_POSTGRES = read(GUIDE).programs["with_postgres.py"]  # the program that starts a server for another one
 PROGRAMS = [
-    program for document in DOCUMENTS for program in read(document).programs.values() if program is not LATE_ORDER
+    program
+    for document in DOCUMENTS
+    for program in read(document).programs.values()
+    if program not in (LATE_ORDER, WITH_POSTGRES)
 ]
 DIFFS = [(document, diff) for document in DOCUMENTS for diff in read(document).diffs]
 SHELL = [(document, line) for document in DOCUMENTS for line in read(document).shell]
@@ -174,6 +180,10 @@ def test_a_shell_line_works(document: str, line: str, environ: dict[str, str], t
         assert [distribution(package).name for package in words[3:]] == words[3:]
     elif words[0] == "docker":
         assert words[-1] in {service["image"].partition("@")[0] for service in compose().values()}
+    elif words[1] == WITH_POSTGRES.name:
+        program = read(document).programs[words[2]]
+        write(program, tmp_path)
+        assert run(WITH_POSTGRES, environ, tmp_path, f"DATABASE_URL=dbname=nowhere {line}") == program.prints
     elif words[0] == "jaeger":
         assert all(word.startswith("--set=extensions.jaeger_query.") for word in words[1:])
     else:

@@ -9,7 +9,7 @@ from otel_pgpool.driver.trace_name import Renamed, is_traceparent
 from otel_pgpool.errors import ConnectionFailed, PoolClosed, PoolTimeout, TooManyRequests, error_type
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD, State
-from otel_pgpool.pool.health import CHECK_BUDGET, HealthCheck
+from otel_pgpool.pool.liveness import CHECK_BUDGET, LivenessCheck
 from otel_pgpool.pool.waiters import QueueAgain
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import printable
@@ -35,11 +35,11 @@ ERROR_TYPES: dict[type[BaseException], str] = {
 class Acquirer(Part):
     """Acquires connections for checkouts."""
 
-    def __init__(self, common: Common, discarder: Discarder, connectors: Connectors, health: HealthCheck) -> None:
+    def __init__(self, common: Common, discarder: Discarder, connectors: Connectors, liveness: LivenessCheck) -> None:
         super().__init__(common)
         self._discarder = discarder
         self._connectors = connectors
-        self._health = health
+        self._liveness = liveness
         observer = common.notifier.observer
         self._traceparent = getattr(observer, "traceparent", None) if common.config.names_traces else None
 
@@ -137,7 +137,7 @@ class Acquirer(Part):
                 limit = max(deadline, checkout.started + CHECK_BUDGET)
                 if conn is None and (conn := self._wait_in_queue(checkout, deadline)) is None:
                     continue
-                if checkout.path is not None or self._health.is_alive(checkout, conn, limit):
+                if checkout.path is not None or self._liveness.is_alive(checkout, conn, limit):
                     break
                 conn = None
                 if core.has_exhausted_attempts(checkout):

@@ -74,13 +74,13 @@ class Slot:
     server: tuple[str, int | None] | None = None  # host and port, if the pool's arguments name several
     local_port: int = 0  # port of this end of the connection; 0 for a Unix socket, or if unknown
     origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
-    # psycopg2's settings after `configure`, which a release restores; a `Renamed` while the session has a trace's name
-    baseline: tuple[Any, ...] = ()
+    baseline: tuple[Any, ...] = ()  # those after it, which a release restores; a `Renamed` during a trace's name
     kept_at: float = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
     seen: float = AT_ONCE  # when the connection was last known to be alive
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
     pinged: float = AT_ONCE  # when the pool has last pinged it for `keepalive`, which is no use of it
     ping_after: float = NEVER  # seconds without use after which it is pinged
+    connect_began: float = NEVER  # when its connect began
     opened: float = NEVER  # when it was opened
     lifetime_share: float = 1.0  # the part of `max_lifetime` after which it expires
     expires: float = NEVER

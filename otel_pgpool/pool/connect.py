@@ -253,7 +253,7 @@ class Connectors(Part):
         try:
             conn = self._target.connect(attempt)
             attempt.allow("configure", CONFIGURE_TIMEOUT)
-            self._prepare(slot, conn)
+            self._prepare(slot, conn, attempt.began)
         except BaseException as error:
             is_abandoned = self._attempts.pop(slot, None) is None
             self._stuck.pop(attempt, None)
@@ -274,7 +274,7 @@ class Connectors(Part):
         self._succeed(slot, conn, _describe(attempt, slot, address=address, port=conn.info.port))
         return 0.0
 
-    def _prepare(self, slot: Slot, conn: connection) -> None:
+    def _prepare(self, slot: Slot, conn: connection, began: float) -> None:
         """Prepare a new connection: call ``configure``, set its lifetime, store what a release restores."""
         config = self._config
         slot.origin = session.settings(conn)
@@ -291,7 +291,7 @@ class Connectors(Part):
         slot.key = id(conn)
         slot.on_collected = self.dropped.append
         slot.track(conn)
-        slot.opened = now
+        slot.opened, slot.connect_began = now, began
         slot.lifetime_share = 1 - LIFETIME_JITTER * random.random()  # nosec B311 # noqa: S311 - jitter
         with self._core.lock:  # so that no change of `max_lifetime` is missed
             set_lifetime(slot, self._durations.max_lifetime)

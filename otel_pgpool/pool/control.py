@@ -137,7 +137,7 @@ class PoolControl(LiveOptions):
     @renewed
     def check(self) -> None:
         """Check every idle connection, one by one, by ``check`` or a query; discard those that do not pass in 5 s."""
-        self._parts.health.check_all()
+        self._parts.liveness.check_all()
 
     def __enter__(self) -> Self:
         self.open()

@@ -14,9 +14,9 @@ from otel_pgpool.pool.checkout import AT_ONCE, Checkout
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
 from otel_pgpool.pool.discard import Discarder
-from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
+from otel_pgpool.pool.liveness import LivenessCheck
 from otel_pgpool.pool.maintenance import Maintenance
 from otel_pgpool.pool.monitor_source import PoolHolds
 from otel_pgpool.pool.psycopg_pool_stats import PsycopgPoolStats
@@ -54,9 +54,9 @@ class Parts:
         "connectors",
         "core",
         "durations",
-        "health",
         "keepalive",
         "lifecycle",
+        "liveness",
         "maintenance",
         "notifier",
         "observer",
@@ -95,9 +95,9 @@ class Parts:
         common = Common(core, config, self.durations, self.target, notifier, self.thread)
         discarder = Discarder(common)
         self.releaser = Releaser(common, discarder)
-        self.health = HealthCheck(common, discarder)
+        self.liveness = LivenessCheck(common, discarder)
         self.connectors = Connectors(common, self, discarder)
-        self.acquirer = Acquirer(common, discarder, self.connectors, self.health)
+        self.acquirer = Acquirer(common, discarder, self.connectors, self.liveness)
         self.keepalive = Keepalive(common, discarder)
         self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors, self.keepalive)
         self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer, self.keepalive)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 STATEMENT = """
 WITH RECURSIVE activity AS (
-  SELECT pid, application_name, state, wait_event_type, wait_event, xact_start, query_start, backend_start, client_port
+  SELECT pid, coalesce(nullif(application_name, ''), nullif(backend_type, 'client backend')) AS application_name,
+    state, wait_event_type, wait_event, xact_start, query_start, backend_start, client_port
   FROM pg_catalog.pg_stat_activity
 ), locks AS (
   SELECT pid, mode, granted, relation, database

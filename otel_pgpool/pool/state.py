@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from otel_pgpool.pool.core import State
-from otel_pgpool.pool.verdict import health_of
+from otel_pgpool.pool.health import health_of
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.stats import Holder, LastFigures, PoolHealth, PoolStats, leave_figures

@@ -299,7 +299,7 @@ class InterruptRun:
             yield f"a finalizer raised {self._ignored.pop()}"
 
     def _open_files(self) -> Iterator[str]:
-        monitors.stop()  # a hold that an interrupt made long leaves a monitoring connection open for a minute
+        monitors.stay_away(self._pool.name)  # a hold that an interrupt made long has opened a monitoring connection
         before = ProcessUsage(sys.maxsize, self._descriptors, 0.0)  # threads are not counted here
         after = usage_at_rest(before, FD_GRACE)
         if after.descriptors > self._descriptors:

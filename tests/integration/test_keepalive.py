@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_pgpool.pool import health, keepalive
+from otel_pgpool.pool import keepalive, liveness
 from tests.support.database import ask, kill, lives
 from tests.support.internals import core_of, start_pass
 from tests.support.pools import Recorder, fill, let_last, let_lie, make
@@ -106,7 +106,7 @@ def test_one_at_a_time_and_the_longest_idle_first(dsn: str, held_up: Check) -> N
 def test_a_pinged_connection_needs_no_ping_at_its_checkout(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is known to be alive, although it counts as unused."""
     pings: list[Any] = []
-    monkeypatch.setattr(health, "ping", lambda *args: pings.append(args))
+    monkeypatch.setattr(liveness, "ping", lambda *args: pings.append(args))
     with make(1, 1, dsn, keepalive=60) as pool:
         ping_now(pool)
         assert wait_until(lambda: all(slot.pinged > 0 for slot in core_of(pool).idle) and pool.stats().idle)
@@ -176,12 +176,15 @@ def test_a_frozen_server_delays_nothing_else(dsn: str) -> None:
 
 
 def test_a_ping_that_gets_no_answer(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its time limit the connection is discarded and replaced."""
+    """After its time limit the connection is discarded and replaced; the server is not said to have closed it."""
+    recorder = Recorder()
     ping = keepalive.ping
     monkeypatch.setattr(keepalive, "ping", lambda conn, check: ping(conn, check, 0.2))
-    with make(1, 1, dsn, keepalive=60) as pool, frozen(*fill(pool, 1)):
+    with make(1, 1, dsn, keepalive=60, observer=recorder) as pool, frozen(*fill(pool, 1)):
         ping_now(pool)
         assert wait_until(lambda: (pool.stats().discarded, pool.stats().idle) == ({"broken": 1}, 1))
+        [(_slots, _reason, error, _checkout)] = recorder.calls("discarded")
+        assert (type(error).__name__, str(error)) == ("NoAnswer", "no answer within 0.2 s")
 
 
 def test_drained_before_a_ping(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

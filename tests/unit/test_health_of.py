@@ -10,7 +10,7 @@ from otel_pgpool import TooManyRequests
 from otel_pgpool.pool import core
 from otel_pgpool.pool.checkout import Attempt
 from otel_pgpool.pool.core import Core
-from otel_pgpool.pool.verdict import health_of
+from otel_pgpool.pool.health import health_of
 from otel_pgpool.stats import PoolHealth
 from otel_pgpool.types import HealthStatus
 from tests.support.fakes import Desk, filled, lent_out
