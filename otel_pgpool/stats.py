@@ -6,11 +6,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from otel_pgpool.database_state import describe
 from otel_pgpool.runtime.fork import is_here
 from otel_pgpool.types import HealthStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.types import StatusName
@@ -159,11 +160,23 @@ class Holder:
 
     def __str__(self) -> str:
         """Return one line for messages and logs."""
-        trace = f", trace {self.trace_id}" if self.trace_id else ""
-        holder = f"thread {self.thread!r}" if self.task is None else f"task {self.task!r}"
-        state = self.database_state
-        asked = "" if state is None else f"; in the database, after {state.held:.3f} s: {state}"
-        return f"{self.held:.3f} s by {holder} at {self.where} (pid {self.pid}{trace}){asked}"
+        return describe_holder(self)
+
+
+def describe_holder(holder: Holder, described: Collection[int] = ()) -> str:
+    """Return a holder as one line.
+
+    Args:
+        holder: the holder.
+        described: process ids of sessions that the message describes elsewhere, so that their numbers are enough.
+    """
+    trace = f", trace {holder.trace_id}" if holder.trace_id else ""
+    who = f"thread {holder.thread!r}" if holder.task is None else f"task {holder.task!r}"
+    text = f"{holder.held:.3f} s by {who} at {holder.where} (pid {holder.pid}{trace})"
+    state = holder.database_state
+    if state is None:
+        return text
+    return f"{text}, in the database {max(0.0, holder.held - state.held):.1f} s ago: {describe(state, described)}"
 
 
 class LastFigures:

@@ -287,7 +287,7 @@ class Checkout:
     @property
     def where(self) -> str:
         """The innermost call site of the checkout, as ``file:line function``."""
-        return describe(next(places(self.stack)))
+        return next(map(describe, places(self.stack)), "")
 
     @property
     def path_to(self) -> str:

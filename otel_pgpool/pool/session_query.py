@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from otel_pgpool.database_state import MOST_BLOCKERS
 from otel_pgpool.runtime.text import LONGEST_NAME, TRACEPARENT, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-
-MOST_BLOCKERS = 50
-"""Number of sessions that are read as those that one session waits for: in a long queue, each waits for all others."""
 
 STATEMENT = """
 WITH RECURSIVE activity AS (

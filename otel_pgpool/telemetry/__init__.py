@@ -293,7 +293,8 @@ class Telemetry:
             data: CheckoutState | None = checkout.observer_data
             if data is not None and data is not SUPPRESSED:
                 self._spans.database_state(data, attributes, blockers)
-        self._logs.database_state(state, {**attributes, **holder_attributes(checkout)}, _context(checkout))
+        record = {**attributes, **holder_attributes(checkout)}
+        self._logs.database_state(state, checkout.where, record, _context(checkout))
 
     def reclaimed(self, checkout: AnyCheckout) -> None:
         """End the span of a checkout whose connection was dropped, and log its holder."""

@@ -131,6 +131,9 @@ def test_a_chain_of_three_over_two_pools(dsn: str, signals: Signals) -> None:
     assert of_c["postgresql.blocking.pids"] == (pid_b,)
     assert of_c["otel_pgpool.blocking.root.pid"] == pid_a
     assert of_c["otel_pgpool.blocking.root.trace"] == f"{first.context.trace_id:032x}"
+    assert of_c["otel_pgpool.blocking.root.checked_out_at"] == of_b["otel_pgpool.blocking.checked_out_at"][0]
+    assert of_c["otel_pgpool.blocking.root.application"] == of_b["otel_pgpool.blocking.applications"][0]
+    assert of_c["otel_pgpool.blocking.root.state"] == "idle in transaction"
     links = {link.context.span_id: dict(link.attributes or {}) for link in third.links}
     assert links == {
         key: {"otel_pgpool.relation": "blocked_by"} for key in [first.context.span_id, second.context.span_id]
@@ -144,6 +147,11 @@ def test_a_chain_of_three_over_two_pools(dsn: str, signals: Signals) -> None:
     assert caught.value.holders[0].database_state is not None
     record = next(each for each in signals.logged("database_state") if "head of the chain" in each.record.getMessage())
     assert record.span_context.trace_id == third.context.trace_id
+    text = record.record.getMessage()
+    assert f" s (pid {of_c['otel_pgpool.connection.pid']}) by thread '" in text
+    assert f", checked out at {__file__}:" in text
+    assert f"head of the chain: pid {pid_a} (idle in transaction" in text
+    assert f"direct blocker: pid {pid_b} (active" in text
     assert "stock set number" not in signals.everything()
     assert psycopg2.extensions.parse_dsn(dsn)["password"] not in signals.everything()
 
@@ -236,6 +244,9 @@ def test_a_session_of_another_program(dsn: str, signals: Signals) -> None:
     assert attributes["postgresql.blocking.pids"] == [other_pid := attributes["otel_pgpool.blocking.root.pid"]]
     assert attributes["otel_pgpool.blocking.applications"] == ["nightly"]
     assert attributes["otel_pgpool.blocking.checked_out_at"] == [""]
+    assert attributes["otel_pgpool.blocking.root.application"] == "nightly"
+    assert attributes["otel_pgpool.blocking.root.state"] == "idle in transaction"
+    assert "otel_pgpool.blocking.root.checked_out_at" not in attributes
     assert other_pid
     assert signals.checkout().links == ()
 

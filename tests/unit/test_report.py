@@ -265,6 +265,9 @@ BLOCKED = {
     "otel_pgpool.blocking.states": ["idle in transaction", ""],
     "otel_pgpool.blocking.root.pid": 40,
     "otel_pgpool.blocking.root.trace": "b" * 32,
+    "otel_pgpool.blocking.root.checked_out_at": "/app/stock.py:9 count",
+    "otel_pgpool.blocking.root.application": "stock",
+    "otel_pgpool.blocking.root.state": "idle in transaction",
 }
 
 
@@ -276,19 +279,23 @@ def test_the_last_answer_of_postgresql_is_told(recorder: Recorder) -> None:
     recorder.checkout(0, 0, 3.0, blocked_by=[blocker], events=events)
     report = recorder.report(slowest=1)
     first = Blocker(42, "idle in transaction", "shop", "/app/pay.py:7 pay", "a" * 32, "POST /payment", "worker-07")
-    second, root = Blocker(41, application="nightly"), Blocker(40, trace_id="b" * 32)
+    second, root = (
+        Blocker(41, application="nightly"),
+        Blocker(40, "idle in transaction", "stock", "/app/stock.py:9 count", "b" * 32),
+    )
     assert report.slowest[0].database == Answer(
         2.0, "active", "Lock", "transactionid", "ShareLock", "orders", (first, second), root
     )
     lines = drawn(report)
     start = next(number for number, line in enumerate(lines) if "in database" in line)
-    assert [line.strip() for line in lines[start : start + 7]] == [
+    assert [line.strip() for line in lines[start : start + 8]] == [
         "in database  active, waits for ShareLock on orders, after 2.00 s",
         "blocked by   POST /payment (worker-07), pid 42, idle in transaction",
         "checked out at pay.py:7 pay",
         f"trace {'a' * 32}",
         "blocked by   'nightly', pid 41",
-        "chain's head pid 40",
+        "chain's head 'stock', pid 40, idle in transaction",
+        "checked out at stock.py:9 count",
         f"trace {'b' * 32}",
     ]
 

@@ -286,7 +286,7 @@ def test_the_record_of_a_timeout(dsn: str, signals: Signals) -> None:
         pool.putconn(conn)
         pool.closeall()
     (record,) = signals.logged("timeout")
-    assert "; in the database, after 0." in record.record.getMessage()
+    assert ", in the database 0." in record.record.getMessage()
     assert "idle in transaction" in record.record.getMessage()
 
 
