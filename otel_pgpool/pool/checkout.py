@@ -99,7 +99,8 @@ class Slot:
     @property
     def is_held(self) -> bool:
         """Whether a checkout holds the connection: the slot has none, and the checkout has not released it."""
-        return self.conn is None and self.checkout is not None and self.checkout.is_held
+        checkout = self.checkout  # read once: a release, which takes no lock, may remove it
+        return self.conn is None and checkout is not None and checkout.is_held
 
     def track(self, conn: connection) -> None:
         """Track the connection by a weak reference, so that `on_collected` is called if the holder drops it.

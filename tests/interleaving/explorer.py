@@ -150,11 +150,11 @@ class Node:
 
 
 class Search:
-    """Runs one order of each class of equivalent ones, of two threads, without a bound of preemptions.
+    """Runs one order of each class of equivalent ones, without a bound of preemptions.
 
     Two orders are equivalent if one becomes the other by exchanging neighbouring steps that do not conflict: no place
     is written by one of them and touched by the other. This is dynamic partial-order reduction (Flanagan and Godefroid,
-    2005) with sleep sets. For each step, the last conflicting step of the other thread that does not have to come
+    2005) with sleep sets. For each step, the last conflicting step of each other thread that does not have to come
     before it is found, and an order in which the two are exchanged is run too.
     """
 
@@ -198,28 +198,38 @@ class Search:
         }
 
     def find_races(self) -> None:
-        """Note in which states the other thread has to run too."""
-        sees = [-1, -1]  # the last step of the other thread that comes before the thread's steps in each equivalent order
-        written: tuple[dict[Any, list[int]], ...] = ({}, {})
-        touched: tuple[dict[Any, list[int]], ...] = ({}, {})
+        """Note in which states another thread has to run too."""
+        count = 1 + max(step.thread for step in self.steps)
+        # The last step of each thread that comes before the steps of another one in every equivalent order.
+        sees = [[-1] * count for _ in range(count)]
+        at: list[list[int]] = []  # the same, as it was at each step
+        written: list[dict[Any, list[int]]] = [{} for _ in range(count)]
+        touched: list[dict[Any, list[int]]] = [{} for _ in range(count)]
         for number, step in enumerate(self.steps[: len(self.nodes)]):
-            me, other = step.thread, 1 - step.thread
-            race, seen = -1, sees[me]
-            for places, others in ((step.writes, touched[other]), (step.reads, written[other])):
-                for place in places:
-                    earlier = others.get(place)
-                    if not earlier:
-                        continue
-                    seen = max(seen, earlier[-1])
-                    for each in reversed(earlier):
-                        if each <= max(sees[me], race):
-                            break
-                        if self.steps[each].may_be_swapped_with(step):
-                            race = each
-                            break
-            if race >= 0 and me in self.nodes[race].enabled:
-                self.nodes[race].due.add(me)
+            me = step.thread
+            seen = sees[me].copy()
+            for other in range(count):
+                if other == me:
+                    continue
+                race = -1
+                for places, others in ((step.writes, touched[other]), (step.reads, written[other])):
+                    for place in places:
+                        earlier = others.get(place)
+                        if not earlier:
+                            continue
+                        seen = list(map(max, seen, at[earlier[-1]]))
+                        for each in reversed(earlier):
+                            if each <= max(sees[me][other], race):
+                                break
+                            if self.steps[each].may_be_swapped_with(step):
+                                race = each
+                                break
+                if race >= 0:
+                    node = self.nodes[race]
+                    node.due.update({me} if me in node.enabled else node.enabled)
+            seen[me] = number
             sees[me] = seen
+            at.append(seen)
             for place in step.writes:
                 written[me].setdefault(place, []).append(number)
                 touched[me].setdefault(place, []).append(number)
@@ -271,7 +281,7 @@ def learning(explore: Callable[..., Result]) -> Callable[..., Result]:
 
 @learning
 def all_orders(scenario: Scenario, mode: str = EVERY_BYTECODE, limit: int = 1_000_000) -> Result:
-    """Run all orders of two threads, as `Search` does; stop at the first failure or after ``limit`` orders."""
+    """Run all orders, as `Search` does; stop at the first failure or after ``limit`` orders."""
     result, search = Result(), Search()
     with without_collections(result) as collect:
         while True:

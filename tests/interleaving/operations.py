@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool import PoolClosed, PoolTimeout
@@ -46,7 +47,7 @@ def time_out(world: World) -> Callable[[], object]:
 
 def release(world: World) -> Callable[[], object]:
     """Leave a block: the connection goes to the first waiter or stays idle."""
-    block = world.contexts.pop()
+    block = world.again = world.contexts.pop()
     return lambda: world.leave(block)
 
 
@@ -80,8 +81,7 @@ def discard(world: World) -> Callable[[], object]:
 
 def drop(world: World) -> Callable[[], object]:
     """Reclaim a connection whose holder has dropped it."""
-    block = world.contexts.pop()
-    ref = world.drop(block)
+    ref = world.drop(world.contexts.pop())
 
     def act() -> None:
         world.parts.maintenance._dropped = [ref]
@@ -104,6 +104,12 @@ def late_release(world: World) -> Callable[[], object]:
             conn.close()
 
     return act
+
+
+def release_again(world: World) -> Callable[[], object]:
+    """Release the same connection from another thread."""
+    record, conn = world.again.checkout, world.again.conn
+    return lambda: world.parts.releaser.release_by_hand(record, conn, close=False)
 
 
 def shrink(world: World) -> Callable[[], object]:
@@ -135,7 +141,7 @@ def park(world: World) -> Callable[[], object]:
 
 def wake(world: World) -> Callable[[], object]:
     """Check a connection out while the maintenance is parked, and release it."""
-    world.core.parked = True
+    world.core.parked = world.began_parked = True
     return use(world)
 
 
@@ -219,9 +225,24 @@ OPERATIONS: dict[str, Operation] = {
     "evict": Operation(evict),
     "check": Operation(check),
     "look": Operation(look),
+    "release again": Operation(release_again),
     "late release": Operation(late_release),
 }
 ERRORS = (PoolClosed, PoolTimeout, Interrupted)
+
+
+MAINTENANCE = {"reclaim", "park", "evict"}
+"""What the maintenance thread does, one after the other."""
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Return every pair of operations that two threads may do at once."""
+    names = [name for name in OPERATIONS if name not in {"late release", "release again"}]
+    every = combinations_with_replacement(names, 2)
+    return [pair for pair in every if not MAINTENANCE.issuperset(pair)] + [
+        ("reclaim", "late release"),
+        ("release", "release again"),
+    ]
 
 
 def scenario(names: Sequence[str], idle: int = 0, interrupt_at: int = -1) -> Callable[[], Case]:

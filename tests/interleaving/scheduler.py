@@ -129,6 +129,13 @@ class Runner:
             self.is_breaker = True
         return self.trace
 
+    def interrupt(self) -> None:
+        """Raise the interrupt if it is due at this access."""
+        self.accesses += 1
+        if self.accesses > self.interrupt_at and not self.was_interrupted:
+            self.was_interrupted = True
+            raise Interrupted
+
     def where(self) -> str:
         """Return the line and the bytecode at which the thread is."""
         frame = self.frame
@@ -312,13 +319,17 @@ def touch(place: Any, *, writes: bool) -> None:
         return
     if runner.fresh:
         runner.scheduler.yield_(runner)
+        if runner.interrupt_at >= 0:
+            runner.interrupt()
     step = runner.scheduler.step
     (step.writes if writes else step.reads).add(place)
-    if runner.interrupt_at >= 0:
-        runner.accesses += 1
-        if runner.accesses > runner.interrupt_at and not runner.was_interrupted:
-            runner.was_interrupted = True
-            raise Interrupted
+
+
+def touched() -> None:
+    """Raise the interrupt after the call that the running thread has just made, if it is due there."""
+    runner = HERE.runner
+    if runner is not None and runner.interrupt_at >= 0:
+        runner.interrupt()
 
 
 class SchedulerLock:
@@ -374,6 +385,8 @@ class SchedulerLock:
                 runner.blocked_by, runner.limit = self, timeout  # type: ignore[attr-defined]
             runner.scheduler.yield_(runner)  # always: a thread may have to wait here
             runner.blocked_by = None
+            if runner.interrupt_at >= 0:
+                runner.interrupt()
         step = runner.scheduler.step
         step.writes.add(self._place)
         step.acquires = not is_timed

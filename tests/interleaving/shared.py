@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from otel_pgpool.pool.waiters import Queue
-from tests.interleaving.scheduler import HERE, touch
+from tests.interleaving.scheduler import HERE, touch, touched
 
 _numbers: dict[int, Any] = {}
 _alive: list[Any] = []  # keeps each numbered object, so that its `id` stays its own
@@ -138,7 +138,9 @@ def _writer(method: Any) -> Any:
         if HERE.runner is not None:
             touch(name_of(self), writes=True)
             touch_all(args)
-        return method(self, *args, **kwargs)
+        result = method(self, *args, **kwargs)
+        touched()
+        return result
 
     return writes
 

@@ -183,8 +183,8 @@ class World:
         self.core = self.parts.core
         self.most = self.maxconn  # connections that may be open
         self.served = self.failed = self.ended = 0
-        self.may_be_closed = False
-        self.cost: dict[str, int] = {}
+        self.began_parked = False
+        self.again: Any = None  # the block whose connection is released
         self.blocks: list[Any] = []  # that are entered
         self.dropped: Any = None
         self._watch()
@@ -312,7 +312,7 @@ class World:
         idle = list(core.idle)
         assert len(set(map(id, idle))) == len(idle), "a connection is idle twice"
         for slot in idle:
-            assert slot in core.members or self.may_be_closed, "an idle connection has no place"
+            assert slot in core.members, "an idle connection has no place"
             assert slot.checkout is None, "an idle connection has a holder"
             assert slot.conn is None or slot.conn.holder is None, "an idle connection is used"
 
@@ -350,6 +350,10 @@ class World:
         counted = sum(core.checkouts().values())
         assert 0 <= counted - self.served <= int(was_interrupted), f"{counted} checkouts counted, {self.served} served"
         assert self.failed == core.timeouts + core.errors or was_interrupted
+        assert not any(slot.evict_reason for slot in core.idle), "a connection that is to go is still idle"
+        assert not (core.idle and core.remaining > core.maxconn), "a surplus connection is idle"
+        if not self.began_parked:
+            assert not (core.parked and core.used), "the maintenance is parked while a connection is held"
         outcome = self.served, self.failed, core.created, len(core.idle), core.parked, str(core.discarded)
         for block in list(self.blocks):
             self.leave(block)
