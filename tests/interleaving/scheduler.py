@@ -166,6 +166,32 @@ HERE = _Here()
 """The runner of this thread; None in a thread that is not scheduled, and while a check looks at the pool."""
 
 
+class Labels:
+    """Names of the objects of one order: who made the object, and as which of his.
+
+    A name must not depend on the order, because the places that a step has touched are compared between orders.
+    """
+
+    def __init__(self) -> None:
+        self._setup = 0
+
+    def restart(self) -> None:
+        """Begin with the first name."""
+        self._setup = 0
+
+    def next(self) -> tuple[int, int]:
+        """Return the next name."""
+        runner = HERE.runner
+        if runner is None:
+            self._setup += 1
+            return -1, self._setup
+        runner.created += 1
+        return runner.number, runner.created
+
+
+LABELS = Labels()
+
+
 class Scheduler:
     """Runs operations in one order.
 
@@ -347,7 +373,7 @@ class SchedulerLock:
         self.depth = 0
         self._gives_up = False
         self._is_broken = False
-        self._place = ("lock", id(self))
+        self._place = ("lock", *LABELS.next())
 
     def __repr__(self) -> str:
         return f"a {type(self).__name__} of thread {getattr(self.owner, 'number', self.owner)}"

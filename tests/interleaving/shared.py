@@ -9,36 +9,27 @@ from __future__ import annotations
 import inspect
 from collections import Counter, OrderedDict, defaultdict, deque
 from functools import cache
-from itertools import count
 from typing import Any
 
 from otel_pgpool.pool.waiters import Queue
-from tests.interleaving.scheduler import HERE, touch, touched
+from tests.interleaving.scheduler import HERE, LABELS, touch, touched
 
-_numbers: dict[int, Any] = {}
-_alive: list[Any] = []  # keeps each numbered object, so that its `id` stays its own
-_setup = count()
+_names: dict[int, Any] = {}
+_alive: list[Any] = []  # keeps each named object, so that its `id` stays its own
 
 
 def forget_all() -> None:
     """Begin a new order: all objects get new names."""
-    global _setup  # noqa: PLW0603 - the names of one order
-    _numbers.clear()
+    LABELS.restart()
+    _names.clear()
     _alive.clear()
-    _setup = count()
 
 
 def name_of(thing: Any) -> Any:
-    """Return a name that an object has in every order: who touched it first, and as which of his objects."""
-    name = _numbers.get(id(thing))
+    """Return the name of an object, which it gets when it is made: the same one in every order."""
+    name = _names.get(id(thing))
     if name is None:
-        runner = HERE.runner
-        if runner is None:
-            name = -1, next(_setup)
-        else:
-            runner.created += 1
-            name = runner.number, runner.created
-        _numbers[id(thing)] = name
+        name = _names[id(thing)] = LABELS.next()
         _alive.append(thing)
     return name
 
@@ -85,6 +76,8 @@ def watched(kind: type) -> type:
                 MUTABLE.learn(name)
                 touch((name_of(self), name), writes=True)
             value = contained(value)
+        else:
+            name_of(self)
         kind.__setattr__(self, name, value)
 
     def delete(self: Any, name: str) -> None:
