@@ -163,7 +163,7 @@ def connector(world: World, *, fails: bool = False) -> Callable[[], object]:
     thread.has_run = True
     with world.core.lock:
         connectors._threads.add(thread)
-        world.core.growth_requested = True
+        world.core.growth_requested = 1 + len(world.core.opening)  # type: ignore[assignment]
         slot = world.core.reserve_slot()
 
     def act() -> None:

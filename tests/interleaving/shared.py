@@ -160,22 +160,52 @@ WRITES = (
     "__setitem__ __delitem__ __iadd__ __isub__ __iand__ __ior__ append appendleft add insert pop popleft popitem remove "
     "discard clear extend update difference_update intersection_update setdefault move_to_end sort __missing__"
 ).split()
-ITERATES = "__iter__ __reversed__ values items keys".split()
+ITERATES = "__iter__ __reversed__".split()
+VIEWS = "values items keys".split()
+
+
+class _View:
+    """A view of a dictionary, which reads the dictionary only when it is iterated."""
+
+    def __init__(self, container: Any, view: Any) -> None:
+        self._container, self._view = container, view
+
+    def __iter__(self) -> Any:
+        if HERE.runner is not None:
+            touch(name_of(self._container), writes=False)
+        return _Iterator(self._container, iter(self._view))
+
+    def __len__(self) -> int:
+        return len(self._container)
+
+    def __contains__(self, item: object) -> bool:
+        if HERE.runner is not None:
+            touch(name_of(self._container), writes=False)
+        return item in self._view
 
 
 def _iterating(method: Any) -> Any:
     def iterates(self: Any) -> Any:
-        iterator = method(self)
-        return _Iterator(self, iter(iterator)) if HERE.runner is not None else iterator
+        if HERE.runner is None:
+            return method(self)
+        touch(name_of(self), writes=False)
+        return _Iterator(self, method(self))
 
     return iterates
+
+
+def _viewing(method: Any) -> Any:
+    def views(self: Any) -> Any:
+        return method(self) if HERE.runner is None else _View(self, method(self))
+
+    return views
 
 
 @cache
 def watched_container(kind: type) -> type:
     """Return the subclass of a container whose accesses are noted."""
     body: dict[str, Any] = {}
-    for names, wrap in ((READS, _reader), (WRITES, _writer), (ITERATES, _iterating)):
+    for names, wrap in ((READS, _reader), (WRITES, _writer), (ITERATES, _iterating), (VIEWS, _viewing)):
         for name in names:
             method = getattr(kind, name, None)
             if method is None or getattr(method, "__module__", "") == kind.__module__ != "collections":
