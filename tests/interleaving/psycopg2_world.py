@@ -65,6 +65,7 @@ class Instrumented:
         adapter = Psycopg2Adapter(self.session)
         self.pool: Any = ThreadedConnectionPool(0, max(1, idle + held + room), "")
         self.pool._lock = SchedulerLock()
+        self.pool.minconn = self.pool.maxconn  # so that it keeps what is released
         tracker: Any = adapter._calls.tracker_of(self.pool)
         self.tracker = tracker
         tracker._observer = Observer()

@@ -66,7 +66,7 @@ class Step:
 
     def may_be_swapped_with(self, later: Step) -> bool:
         """Whether the later step could have run in place of this one, as far as locks say."""
-        return not (self.releases and later.acquires)
+        return not (self.releases and not self.acquires and later.acquires)
 
 
 class Runner:
