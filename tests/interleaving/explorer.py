@@ -49,6 +49,7 @@ class Result:
     outcomes: set[Any] = field(default_factory=set)
     was_interrupted: bool = False
     is_complete: bool = True
+    seconds: float = 0.0
 
     def add(self, other: Result) -> None:
         """Add another exploration's."""
@@ -57,6 +58,7 @@ class Result:
         self.most_switches = max(self.most_switches, other.most_switches)
         self.failures += other.failures
         self.outcomes |= other.outcomes
+        self.seconds += other.seconds
         self.is_complete &= other.is_complete
 
 

@@ -20,15 +20,18 @@ class Mutant:
         before: text that stands there once.
         after: text in its place.
         pairs: the pairs of operations that are run.
+        world: the kind of pool that they are run on.
     """
 
     file: str
     before: str
     after: str
     pairs: tuple[tuple[str, ...], ...]
+    world: str = "pool"
 
 
 HANDOVER, SLOTS, HOLDS, CORE = "pool/handover.py", "pool/slots.py", "pool/holds.py", "pool/core.py"
+FAST_PATH = "instrumentation/adapters/psycopg2/fast_path.py"
 USES = (("use", "use"), ("use", "release"), ("acquire", "release"))
 WAITS = (("acquire", "release"), ("time out", "release"), ("use", "use"), ("hand over", "release"))
 
@@ -254,6 +257,45 @@ MUTANTS: dict[str, Mutant] = {
         """        return self.conn is None and self.checkout is not None and self.checkout.is_held
 """,
         (("park", "release"), ("park", "use")),
+    ),
+    "a light getconn counts after a call that reads the total": Mutant(
+        FAST_PATH,
+        "                tracker.idle_checkouts += 1\n",
+        "                before = tracker.idle_checkouts\n"
+        "                monotonic()\n"
+        "                tracker.idle_checkouts = before + 1\n",
+        (("getconn", "getconn"), ("use", "use")),
+        "light",
+    ),
+    "a light putconn looks, then deletes": Mutant(
+        FAST_PATH,
+        "(light := tracker.light.pop(id(conn), None)) is None:",
+        "(light := tracker.light.get(id(conn), None)) is None or tracker.light.__delitem__(id(conn)):",
+        (("putconn", "list holders"), ("putconn", "watch")),
+        "light",
+    ),
+    "a light getconn reads whether the watch is parked before it adds its hold": Mutant(
+        FAST_PATH,
+        """            conn = original(self, None)  # passing None explicitly is faster than the default
+            if tracker.pending""",
+        """            conn = original(self, None)
+            watch = type("Early", (), {"parked": calls.watch.parked, "wake": calls.watch.wake})
+            if tracker.pending""",
+        (("getconn", "watch"),),
+        "light",
+    ),
+    "a promotion removes the light checkout before it adds the record": Mutant(
+        "instrumentation/open_checkouts.py",
+        """        slot.checkout = checkout  # before the light form is removed, so that a concurrent release finds one of the two
+        self.held[checkout] = None
+        removed = self.light.pop(slot.key, None)
+""",
+        """        removed = self.light.pop(slot.key, None)
+        slot.checkout = checkout
+        self.held[checkout] = None
+""",
+        (("putconn", "list holders"), ("use", "list holders")),
+        "light",
     ),
 }
 
