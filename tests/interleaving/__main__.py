@@ -33,7 +33,7 @@ def main() -> int:
     options = parse()
     if options.mutant is not None:
         install(options.mutant)
-    from tests.interleaving import runs  # noqa: PLC0415 - after the mutant, because it imports the package
+    from tests.interleaving import runs
 
     return runs.run(options)
 

@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from tests.interleaving.shared import MUTABLE
 from tests.interleaving.scheduler import EVERY_BYTECODE, Scheduler, Step
+from tests.interleaving.shared import MUTABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     Choose = Callable[[tuple[int, ...], int], int]
     Scenario = Callable[[], "Case"]
+
+
+Places = dict[Any, list[int]]
+"""The numbers of the steps that have touched a place, by its name."""
 
 
 @dataclass
@@ -74,11 +78,11 @@ class Given:
         if at >= len(self._order):
             return stay(enabled, last)
         if self._order[at] not in enabled:
-            raise NotReplayable(f"step {at}: thread {self._order[at]} cannot run, only {enabled}")
+            raise OrderError(f"step {at}: thread {self._order[at]} cannot run, only {enabled}")
         return self._order[at]
 
 
-class NotReplayable(RuntimeError):
+class OrderError(RuntimeError):
     """An order that does not fit the scenario: the scenario is not deterministic, or another one."""
 
 
@@ -88,7 +92,12 @@ def stay(enabled: tuple[int, ...], last: int) -> int:
 
 
 def play(
-    scenario: Scenario, choose: Choose, mode: str = EVERY_BYTECODE, *, steps: Search | None = None, describes: bool = False
+    scenario: Scenario,
+    choose: Choose,
+    mode: str = EVERY_BYTECODE,
+    *,
+    steps: Search | None = None,
+    describes: bool = False,
 ) -> tuple[Scheduler, BaseException | None, object]:
     """Run one order; return its steps, what went wrong, and how it ended."""
     case = scenario()
@@ -131,7 +140,7 @@ def note(result: Result, scheduler: Scheduler, failure: BaseException | None, ou
     result.orders += 1
     result.outcomes.add(outcome)
     result.steps += len(scheduler.steps)
-    pairs = zip(scheduler.steps, scheduler.steps[1:])
+    pairs = zip(scheduler.steps, scheduler.steps[1:], strict=False)
     result.most_switches = max(result.most_switches, sum(a.thread != b.thread for a, b in pairs))
     if scheduler.runners[0].was_interrupted:
         result.was_interrupted = True
@@ -176,7 +185,7 @@ class Search:
         if at < len(self.nodes):
             chosen = self.nodes[at].chosen
             if chosen not in enabled:
-                raise NotReplayable(f"step {at}: thread {chosen} cannot run, only {enabled}")
+                raise OrderError(f"step {at}: thread {chosen} cannot run, only {enabled}")
             return chosen
         if self.is_redundant:
             return stay(enabled, last)
@@ -195,48 +204,45 @@ class Search:
             return {}
         node, step = self.nodes[at - 1], self.steps[at - 1]
         before = {**node.asleep, **node.done}
-        return {
-            thread: each for thread, each in before.items() if thread != node.chosen and not each.conflicts(step)
-        }
+        return {thread: each for thread, each in before.items() if thread != node.chosen and not each.conflicts(step)}
 
     def find_races(self) -> None:
         """Note in which states another thread has to run too."""
         count = 1 + max(step.thread for step in self.steps)
-        # The last step of each thread that comes before the steps of another one in every equivalent order.
-        sees = [[-1] * count for _ in range(count)]
-        at: list[list[int]] = []  # the same, as it was at each step
-        written: list[dict[Any, list[int]]] = [{} for _ in range(count)]
-        touched: list[dict[Any, list[int]]] = [{} for _ in range(count)]
+        # The last step of each thread that in every equivalent order comes before a thread's next step, and before a step.
+        now = [[-1] * count for _ in range(count)]
+        before: list[list[int]] = []
+        written: list[Places] = [{} for _ in range(count)]
+        touched: list[Places] = [{} for _ in range(count)]
         for number, step in enumerate(self.steps[: len(self.nodes)]):
             me = step.thread
-            seen = sees[me].copy()
+            seen = now[me]
             for other in range(count):
-                if other == me:
-                    continue
-                race = -1
-                for places, others in ((step.writes, touched[other]), (step.reads, written[other])):
-                    for place in places:
-                        earlier = others.get(place)
-                        if not earlier:
-                            continue
-                        seen = list(map(max, seen, at[earlier[-1]]))
-                        for each in reversed(earlier):
-                            if each <= max(sees[me][other], race):
-                                break
-                            if self.steps[each].may_be_swapped_with(step):
-                                race = each
-                                break
-                if race >= 0:
-                    node = self.nodes[race]
-                    node.due.update({me} if me in node.enabled else node.enabled)
-            seen[me] = number
-            sees[me] = seen
-            at.append(seen)
+                if other != me:
+                    earlier = [*_at(touched[other], step.writes), *_at(written[other], step.reads)]
+                    self._note_race(step, earlier, now[me][other])
+                    for steps in earlier:
+                        seen = list(map(max, seen, before[steps[-1]]))
+            now[me] = [number if thread == me else seen[thread] for thread in range(count)]
+            before.append(now[me])
             for place in step.writes:
                 written[me].setdefault(place, []).append(number)
+            for place in step.writes | step.reads:
                 touched[me].setdefault(place, []).append(number)
-            for place in step.reads - step.writes:
-                touched[me].setdefault(place, []).append(number)
+
+    def _note_race(self, step: Step, earlier: list[list[int]], known: int) -> None:
+        """Note the last of the earlier steps, each of which conflicts with ``step``, that the two can be exchanged."""
+        race = known
+        for steps in earlier:
+            for each in reversed(steps):
+                if each <= race:
+                    break
+                if self.steps[each].may_be_swapped_with(step):
+                    race = each
+                    break
+        if race > known:
+            node = self.nodes[race]
+            node.due.update({step.thread} if step.thread in node.enabled else node.enabled)
 
     def next(self) -> bool:
         """Go back to the last state in which another thread has to run; return False if there is none."""
@@ -250,6 +256,14 @@ class Search:
                 return True
             self.nodes.pop()
         return False
+
+
+def _at(places: Places, names: set[Any]) -> Iterator[list[int]]:
+    """Iterate over the numbers of the steps at some places, which are in order for each place."""
+    for name in names:
+        steps = places.get(name)
+        if steps:
+            yield steps
 
 
 @contextmanager

@@ -130,7 +130,10 @@ MUTANTS: dict[str, Mutant] = {
         USES,
     ),
     "a release appends its slot before it removes the checkout": Mutant(
-        HANDOVER, RELEASE, RELEASE.replace("        slot.checkout = None\n", "") + "        slot.checkout = None\n", USES
+        HANDOVER,
+        RELEASE,
+        RELEASE.replace("        slot.checkout = None\n", "") + "        slot.checkout = None\n",
+        USES,
     ),
     "a release looks at the queue before it appends its slot": Mutant(
         HANDOVER,
@@ -286,11 +289,11 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a promotion removes the light checkout before it adds the record": Mutant(
         "instrumentation/open_checkouts.py",
-        """        slot.checkout = checkout  # before the light form is removed, so that a concurrent release finds one of the two
-        self.held[checkout] = None
+        """        self.held[checkout] = None
         removed = self.light.pop(slot.key, None)
 """,
-        """        removed = self.light.pop(slot.key, None)
+        """        slot.checkout = None
+        removed = self.light.pop(slot.key, None)
         slot.checkout = checkout
         self.held[checkout] = None
 """,

@@ -7,10 +7,9 @@ from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool import PoolClosed, PoolTimeout
-from otel_pgpool.types import DiscardReason
 from tests.interleaving.explorer import Case
 from tests.interleaving.scheduler import Interrupted, Scheduler
-from tests.interleaving.world import NOW, FakeThread, Threading, World
+from tests.interleaving.world import NOW, FakeThread, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ class Operation:
 
 def acquire(world: World) -> Callable[[], object]:
     """Check a connection out, and wait for it however long it takes."""
-    return lambda: world.enter()
+    return world.enter
 
 
 def time_out(world: World) -> Callable[[], object]:
@@ -125,18 +124,18 @@ def grow(world: World) -> Callable[[], object]:
 
 def drain(world: World) -> Callable[[], object]:
     """Replace every connection."""
-    return lambda: world.parts.lifecycle.drain()
+    return world.parts.lifecycle.drain
 
 
 def close(world: World) -> Callable[[], object]:
     """Close the pool, without waiting for its holders."""
-    return lambda: world.parts.lifecycle.close()
+    return world.parts.lifecycle.close
 
 
 def park(world: World) -> Callable[[], object]:
     """Make a pass of the maintenance, which parks its thread if it can."""
     world.parts.maintenance._handed_out = sum(world.core.checkouts().values())
-    return lambda: world.parts.maintenance.run_once()
+    return world.parts.maintenance.run_once
 
 
 def wake(world: World) -> Callable[[], object]:
@@ -186,7 +185,7 @@ def evict(world: World) -> Callable[[], object]:
 
 def check(world: World) -> Callable[[], object]:
     """Check every idle connection."""
-    return lambda: world.parts.health.check_all()
+    return world.parts.health.check_all
 
 
 def look(world: World) -> Callable[[], object]:
@@ -195,7 +194,8 @@ def look(world: World) -> Callable[[], object]:
     def act() -> None:
         figures = [world.core.stats() for _ in range(2)]
         for each in figures:
-            assert min(each.used, each.idle, each.waiting, each.connecting, each.hold_seconds, *each.checkouts.values()) >= 0
+            levels = each.used, each.idle, each.waiting, each.connecting, each.hold_seconds
+            assert min(*levels, *each.checkouts.values()) >= 0
         first, second = figures
         for path, count in first.checkouts.items():
             assert second.checkouts[path] >= count, "a total has decreased"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg2.pool
 from psycopg2.pool import ThreadedConnectionPool
 
-from otel_pgpool.instrumentation import open_checkouts, tracker as tracker_module
+from otel_pgpool.instrumentation import open_checkouts
+from otel_pgpool.instrumentation import tracker as tracker_module
 from otel_pgpool.instrumentation.adapters.psycopg2 import fast_path
 from otel_pgpool.instrumentation.adapters.psycopg2.install import Psycopg2Adapter
 from otel_pgpool.instrumentation.options import InstrumentationOptions
@@ -43,10 +44,6 @@ class Connected(Connection):
 
     def __init__(self) -> None:
         super().__init__(Server(), 1)
-
-    @property
-    def info(self) -> Any:  # type: ignore[override]
-        return self
 
     transaction_status = 0
 
@@ -165,12 +162,12 @@ def wake(world: Instrumented) -> Callable[[], object]:
 def watch(world: Instrumented) -> Callable[[], object]:
     """Make a pass of the watching thread."""
     world.session._handed_out = world.tracker.handed_out
-    return lambda: world.session.run_once()
+    return world.session.run_once
 
 
 def promote(world: Instrumented) -> Callable[[], object]:
     """List the holders, which turns light checkouts into records."""
-    return lambda: world.tracker.all_held()
+    return world.tracker.all_held
 
 
 def look(world: Instrumented) -> Callable[[], object]:

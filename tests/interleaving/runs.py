@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.interleaving import psycopg2_world
+from tests.interleaving.document import Figures
 from tests.interleaving.explorer import (
     Given,
     Result,
@@ -46,6 +47,17 @@ TRIPLES = [
     ("hand over", "acquire", "discard"),
     ("reclaim", "acquire", "release"),
 ]
+INTERRUPTED = [
+    ("use", "release"),
+    ("use", "drain"),
+    ("use", "close"),
+    ("use", "park"),
+    ("use", "deliver"),
+    ("release", "acquire"),
+    ("release", "drain"),
+    ("release", "close"),
+    ("release", "park"),
+]
 SHORT = [("acquire", "release"), ("release", "release"), ("release", "evict"), ("release", "check"), ("evict", "drain")]
 """Pairs of so few steps that every order of up to three preemptions can be run without any reduction."""
 
@@ -66,11 +78,11 @@ def _records(names: Sequence[str], idle: int = 0, interrupt_at: int = -1) -> Any
 
 
 WORLDS = {
-    "pool": World("this pool", pairs, scenario, (0, 1), EVERY_BYTECODE),
+    "pool": World("This pool", pairs, scenario, (0, 1), EVERY_BYTECODE),
     "light": World(
-        "psycopg2's pool, `spans=\"off\"`", psycopg2_world.pairs, psycopg2_world.scenario, (1, 2), EVAL_BREAKER
+        'psycopg2\'s pool, `spans="off"`', psycopg2_world.pairs, psycopg2_world.scenario, (1, 2), EVAL_BREAKER
     ),
-    "records": World("psycopg2's pool, with spans", psycopg2_world.pairs, _records, (1, 2), EVAL_BREAKER),
+    "records": World("A pool of psycopg2, with records", psycopg2_world.pairs, _records, (1, 2), EVAL_BREAKER),
 }
 
 
@@ -118,7 +130,8 @@ def explore(
             if table is not None:
                 table.setdefault(tuple(names), Result()).add(result)
             if prints:
-                print(f"{' / '.join(names):28} {each} idle {result.orders:6,} orders {result.seconds:6.2f} s", flush=True)
+                figures = f"{result.orders:6,} orders {result.seconds:6.2f} s"
+                print(f"{' / '.join(names):28} {each} idle {figures}", flush=True)
                 for failure in result.failures[:3]:
                     print(f"    {failure.text}\n    --idle {each} --replay '{failure.switches}'")
     return total
@@ -150,40 +163,55 @@ def try_mutant(name: str) -> dict[str, Any]:
 
 def write(path: str | None) -> int:
     """Run everything, print it, and write the document if there is a path."""
-    from tests.interleaving import document  # noqa: PLC0415 - only this run needs it
-
     began = time.perf_counter()
-    tables: dict[str, dict[tuple[str, ...], Result]] = {}
-    failures = []
+    figures = Figures(f"CPython {platform.python_version()}", SAMPLES, SEED)
     for key, world in WORLDS.items():
-        print(f"# {world.name}, switched at: {world.mode}")
-        total = explore(world, world.pairs(), world.idle, world.mode, prints=True, table=tables.setdefault(key, {}))
-        failures += total.failures
-    triples: dict[tuple[str, ...], tuple[Result, Result]] = {}
+        few, more = world.idle
+        how = f"All orders of each pair, with {few} and with {more} idle connections, switched at: {world.mode}."
+        print(f"# {world.name}\n{how}")
+        figures.titles[key] = world.name, how
+        explore(world, world.pairs(), world.idle, world.mode, prints=True, table=figures.tables.setdefault(key, {}))
     for names in TRIPLES:
         sample = Result()
         for idle in (0, 1):
             sample.add(sampled_orders(scenario(names, idle), f"{SEED} {names} {idle}", SAMPLES))
         whole = all_orders(scenario(names, 0), limit=2000)
-        triples[names] = sample, whole
-        failures += sample.failures + whole.failures
+        figures.triples[names] = sample, whole
         print(f"{' / '.join(names):40} {sample.orders} sampled, {whole.orders} of all", flush=True)
-    plain: dict[tuple[str, ...], tuple[Result, Result]] = {}
     for names in SHORT:
-        every = bounded_orders(scenario(names, 1), 3)
-        plain[names] = every, all_orders(scenario(names, 1))
-        failures += every.failures
-        assert every.outcomes <= plain[names][1].outcomes, f"{names}: an outcome was left out by the reduction"
+        every, reduced = figures.plain[names] = bounded_orders(scenario(names, 1), 3), all_orders(scenario(names, 1))
+        assert every.outcomes <= reduced.outcomes, f"{names}: the reduction has left an outcome out"
         print(f"{' / '.join(names):40} {every.orders} of at most 3 preemptions", flush=True)
+    for names in INTERRUPTED:
+        positions, result = figures.interrupts[names] = interrupt(names)
+        print(f"{' / '.join(names):40} {positions} steps interrupted, {result.orders} orders", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as executor:
-        mutants = dict(zip(MUTANTS, executor.map(try_mutant, MUTANTS), strict=True))
-    for name, found in mutants.items():
+        submitted = {name: executor.submit(try_mutant, name) for name in MUTANTS}
+        figures.mutants = {name: each.result() for name, each in submitted.items()}
+    for name, found in figures.mutants.items():
         print(f"{found['failures']:5,} of {found['orders']:6,} orders fail: {name}")
     light = WORLDS["light"]
-    unlocked = explore(light, [("getconn", "getconn"), ("use", "use")], light.idle, EVERY_BYTECODE)
-    seconds = time.perf_counter() - began
+    figures.unlocked = explore(light, [("getconn", "getconn"), ("use", "use")], light.idle, EVERY_BYTECODE)
+    figures.seconds = time.perf_counter() - began
     if path is not None:
-        document.write(path, tables, triples, plain, mutants, seconds, f"CPython {platform.python_version()}", unlocked)
-    survivors = [name for name, found in mutants.items() if not found["failures"]]
-    print(f"{len(failures)} orders failed; mutants not found: {survivors or 'none'}; {seconds:.0f} s")
+        figures.write(path)
+    survivors = [name for name, found in figures.mutants.items() if not found["failures"]]
+    failures = figures.failures()
+    print(f"{len(failures)} orders failed; mutants not found: {survivors or 'none'}; {figures.seconds:.0f} s")
     return int(bool(failures or survivors))
+
+
+def interrupt(names: Sequence[str], limit: int = 300) -> tuple[int, Result]:
+    """Interrupt the first operation at each of its steps; return their number, and what was found."""
+    total, position = Result(), 0
+    while True:
+        was_reached = False
+        for idle in (0, 1):
+            result = all_orders(scenario(names, idle, position), EVAL_BREAKER, limit)
+            was_reached |= result.was_interrupted
+            total.add(result)
+            for failure in result.failures:
+                failure.text += f" --idle {idle} --interrupt-at {position} --switch breakers"
+        if not was_reached:
+            return position, total
+        position += 1

@@ -39,7 +39,7 @@ class Interrupted(KeyboardInterrupt):
     """The interrupt that a test raises inside an operation."""
 
 
-class Deadlocked(AssertionError):
+class Deadlocked(AssertionError):  # noqa: N818 - as Interrupted: what has happened to the threads
     """Every thread waits for a lock that another one holds."""
 
 
@@ -226,7 +226,7 @@ class Scheduler:
         self.on_stuck: Callable[[int], object] = lambda _waiting: None
 
     def run(self, actions: list[Callable[[], object]], interrupt_at: int = -1) -> None:
-        """Run the operations to their end; the first one is interrupted at the access of that number, if there is one."""
+        """Run the operations to their end; the first one is interrupted at the step of that number, if there is one."""
         self.runners = [Runner(self, number, action) for number, action in enumerate(actions)]
         self.runners[0].interrupt_at = interrupt_at
         for runner in self.runners:
@@ -291,7 +291,9 @@ class Scheduler:
         waiting = [each for each in self.runners if not each.is_over]
         if not waiting:
             return ()
-        self._look(lambda: self.on_stuck(len(waiting)))  # what other threads of the pool do in the meantime, such as connectors
+        self._look(
+            lambda: self.on_stuck(len(waiting))
+        )  # what other threads of the pool do in the meantime, such as connectors
         if enabled := self.enabled():
             return enabled
         for each in waiting:
@@ -396,7 +398,7 @@ class SchedulerLock:
         """End every wait, after a deadlock was found."""
         self._is_broken = True
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as threading has it
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Acquire the lock, as a lock of `threading` does."""
         runner = HERE.runner
         if runner is None:

@@ -153,15 +153,17 @@ class _Iterator:
         return next(self._iterator)
 
 
-READS = (
-    "__contains__ __len__ __eq__ __getitem__ copy index count get __sub__ __and__ __or__ __rsub__ __rand__ issubset"
-).split()
-WRITES = (
-    "__setitem__ __delitem__ __iadd__ __isub__ __iand__ __ior__ append appendleft add insert pop popleft popitem remove "
-    "discard clear extend update difference_update intersection_update setdefault move_to_end sort __missing__"
-).split()
-ITERATES = "__iter__ __reversed__".split()
-VIEWS = "values items keys".split()
+READS = {
+    *("__contains__", "__len__", "__eq__", "__getitem__", "copy", "index", "count", "get", "issubset"),
+    *("__sub__", "__and__", "__or__", "__rsub__", "__rand__"),
+}
+WRITES = {
+    *("__setitem__", "__delitem__", "__iadd__", "__isub__", "__iand__", "__ior__", "__missing__"),
+    *("append", "appendleft", "add", "insert", "extend", "update", "setdefault", "move_to_end", "sort"),
+    *("pop", "popleft", "popitem", "remove", "discard", "clear", "difference_update", "intersection_update"),
+}
+ITERATES = {"__iter__", "__reversed__"}
+VIEWS = {"values", "items", "keys"}
 
 
 class _View:

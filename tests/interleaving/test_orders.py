@@ -170,7 +170,10 @@ def test_counters_rest_on_the_eval_breaker() -> None:
     assert all_orders(begin, EVERY_BYTECODE).failures
 
 
-@pytest.mark.parametrize("name", ["a release does not look again whether its connection is to go", "a light putconn looks, then deletes"])
+QUICK = ["a release does not look again whether its connection is to go", "a light putconn looks, then deletes"]
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_a_mutant_is_found(name: str) -> None:
     """A mutant of the hot path fails in at least one order; `make faults` tries them all."""
     assert runs.try_mutant(name)["failures"]

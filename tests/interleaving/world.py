@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import sys
 import threading
-from dataclasses import replace
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from otel_pgpool import PoolError, PoolTimeout
 from otel_pgpool.config import PoolConfig
-from otel_pgpool.pool import acquire, checkout, connect, context, core, discard, handover, keepalive, maintenance, slots
-from otel_pgpool.pool import lifecycle as lifecycle_module
-from otel_pgpool.pool import parts as parts_module
-from otel_pgpool.pool import release as release_module
-from otel_pgpool.pool import waiters
 from otel_pgpool.driver import session
+from otel_pgpool.pool import checkout, connect, context, core, discard, slots, waiters
+from otel_pgpool.pool import parts as parts_module
 from otel_pgpool.pool.checkout import AT_ONCE, Checkout
 from otel_pgpool.pool.core import State
 from otel_pgpool.runtime import background, wakeup
@@ -64,9 +61,9 @@ def diagnose(
 class FakeThread:
     """A thread that the pool has started. Nothing runs it before the operations have ended."""
 
-    started: list[FakeThread] = []
+    started: ClassVar[list[FakeThread]] = []
 
-    def __init__(self, target: Callable[[], object], name: str = "", daemon: bool = True) -> None:  # noqa: FBT001, FBT002
+    def __init__(self, target: Callable[[], object], name: str = "", daemon: bool = True) -> None:
         self.target, self.name, self.daemon = target, name, daemon
         self.ident: int | None = None
         self.has_run = False
@@ -110,8 +107,7 @@ class Connection:
     notices: Any = ()
     closed = 0
 
-    class info:
-        host, port = "fake", 5432
+    host, port = "fake", 5432
 
     def __init__(self, server: Server, number: int) -> None:
         self._server, self.number = server, number
@@ -119,6 +115,11 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"connection {self.number}"
+
+    @property
+    def info(self) -> Connection:
+        """What psycopg2 says about a connection."""
+        return self
 
     def get_transaction_status(self) -> int:
         return TRANSACTION_STATUS_IDLE
@@ -200,10 +201,21 @@ class World:
     def _watch(self) -> None:
         parts = self.parts
         for thing in (
-            self.core.connection_totals, self.core, parts.thread.wakeup, parts.thread, parts.connectors.dropped,
-            parts.connectors._wakeup, parts.connectors, parts.releaser._deferred, parts.releaser, parts.maintenance,
-            parts.maintenance._alarm, parts.keepalive, parts.health,
-            parts.lifecycle, parts.acquirer,
+            self.core.connection_totals,
+            self.core,
+            parts.thread.wakeup,
+            parts.thread,
+            parts.connectors.dropped,
+            parts.connectors._wakeup,
+            parts.connectors,
+            parts.releaser._deferred,
+            parts.releaser,
+            parts.maintenance,
+            parts.maintenance._alarm,
+            parts.keepalive,
+            parts.health,
+            parts.lifecycle,
+            parts.acquirer,
         ):
             shared.watch(thing)
 
