@@ -144,8 +144,11 @@ types: $(ENV)/dev.stamp ## mypy, strict
 bench: $(ENV)/dev.stamp ## compare with other pools; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-faults: $(ENV)/dev.stamp ## the fault-injection suite; writes docs/reliability.md
+faults: $(ENV)/dev.stamp ## the fault-injection suite, and all orders of two threads; writes docs/reliability.md and docs/orders.md
 	@$(BIN)/python -m tests.chaos $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@$(BIN)/python -m tests.interleaving --write docs/orders.md
+endif
 
 release-check: $(ENV)/dev.stamp ## build sdist and wheel into dist/, check them, and try each in an empty environment
 	@$(BIN)/python -m tests.release

@@ -101,7 +101,8 @@ class Slot:
     @property
     def is_held(self) -> bool:
         """Whether a checkout holds the connection: the slot has none, and the checkout has not released it."""
-        return self.conn is None and self.checkout is not None and self.checkout.is_held
+        checkout = self.checkout  # read once: a release, which takes no lock, may remove it
+        return self.conn is None and checkout is not None and checkout.is_held
 
     def track(self, conn: connection) -> None:
         """Track the connection by a weak reference, so that `on_collected` is called if the holder drops it.
@@ -335,10 +336,7 @@ class ManualCheckout(Checkout):
 
 
 def begin(started: float, stack: Stack) -> ManualCheckout:
-    """Create the record of a checkout that a call of `putconn` releases, not the end of a block.
-
-    This is a function, because an ``__init__`` would double the cost.
-    """
+    """Create the record of a checkout that a call of `putconn` releases. An ``__init__`` would double the cost."""
     checkout = ManualCheckout()
     checkout.started = started
     checkout.stack = stack
