@@ -26,7 +26,7 @@ The first words of a reason, up to a colon, are the same at each call; the figur
 
 
 class Levels(NamedTuple):
-    """What of a pool decides the verdict, at one moment. Times are readings of the clock."""
+    """The levels of a pool that decide the verdict, at one moment. Times are readings of the clock."""
 
     state: State
     closed_at: float

@@ -30,7 +30,7 @@ class OneShotEvent:
 
 
 class QueueAgain(Exception):  # noqa: N818 - no error: it reaches no caller
-    """What wakes a waiter that has to queue again, because something that it waits by has changed."""
+    """A signal to a waiter that it has to queue again, because an option that bounds its wait has changed."""
 
 
 class Waiter(OneShotEvent):
