@@ -257,6 +257,7 @@ def scenario(names: Sequence[str], idle: int = 0, interrupt_at: int = -1) -> Cal
 
     def begin() -> Case:
         world = World(idle=idle, held=held, room=room)
+        world.may_be_interrupted = interrupt_at >= 0
         actions = [each.prepare(world) for each in operations]
         world.end_setup()
 

@@ -127,12 +127,15 @@ def _reader(method: Any) -> Any:
 
 
 def _writer(method: Any) -> Any:
+    is_operator = method.__name__.startswith("__")
+
     def writes(self: Any, *args: Any, **kwargs: Any) -> Any:
         if HERE.runner is not None:
             touch(name_of(self), writes=True)
             touch_all(args)
         result = method(self, *args, **kwargs)
-        touched()
+        if not is_operator:  # CPython handles no signal after one
+            touched()
         return result
 
     return writes

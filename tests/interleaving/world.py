@@ -144,6 +144,7 @@ class Server:
 
     def __init__(self) -> None:
         self.opened = self.made = self.failures = 0
+        self.connections: list[Connection] = []
 
     def connect(self, _attempt: Any) -> Connection:
         if self.failures:
@@ -151,7 +152,9 @@ class Server:
             raise OSError("no server")
         self.made += 1
         self.opened += 1
-        return Connection(self, self.made)
+        conn = Connection(self, self.made)
+        self.connections.append(conn)
+        return conn
 
     def chosen_server(self, _conn: Connection) -> None:
         return None
@@ -184,7 +187,7 @@ class World:
         self.core = self.parts.core
         self.most = self.maxconn  # connections that may be open
         self.served = self.failed = self.ended = 0
-        self.began_parked = False
+        self.began_parked = self.may_be_interrupted = False
         self.again: Any = None  # the block whose connection is released
         self.blocks: list[Any] = []  # that are entered
         self.dropped: Any = None
@@ -342,6 +345,12 @@ class World:
             self.run_connectors()
         if core.created > before:
             return
+        if self.may_be_interrupted:
+            self.drop_lost()
+            self.collect_orphans()
+            self.run_connectors()
+            if not core.queue or core.created > before:
+                return
         held = [slot for slot in core.members if slot.checkout is not None and slot.checkout.is_held]
         assert not core.idle, "a caller waits while a connection is idle"
         assert not core.queue or len(held) >= core.maxconn, "a caller waits while no other holds the connection"
@@ -356,6 +365,7 @@ class World:
         core = self.core
         self.run_connectors()
         if was_interrupted:
+            self.drop_lost()
             self.collect_orphans()
         agree(core)
         assert core.used == len(self.blocks), f"{core.used} in use, {len(self.blocks)} held"
@@ -401,6 +411,16 @@ class World:
                 finally:
                     Threading.current = None
                     each.has_run = True
+
+    def drop_lost(self) -> None:
+        """Drop and reclaim the connections to which an interrupt has left no reference but the scheduler's own."""
+        kept = [block.conn for block in self.blocks] + [slot.conn for slot in self.core.members]
+        lost = [conn for conn in self.server.connections if not conn.closed and conn not in kept]
+        for conn in lost:
+            conn.close()
+        keys = list(map(id, lost))
+        self.core.reclaim([slot.ref for slot in self.core.members if slot.key in keys], Clock.now)
+        self.parts.connectors.start_if_needed()
 
     def collect_orphans(self) -> None:
         """Let so much time pass that the maintenance has found every orphan twice."""
