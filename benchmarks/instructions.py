@@ -24,6 +24,7 @@ from benchmarks.hooked_asyncpg import BY_HAND, instrument
 from benchmarks.hooked_sqlalchemy_tasks import Tasks
 from benchmarks.measured_pools import SOCKETS, Engine, Psycopg2Pool, PsycopgPool
 from benchmarks.recorded import NullExporter, Recorded
+from otel_pgpool.environment import CALLER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,22 +91,42 @@ def compare(name: str, peer: str, dsn: str) -> str:
     return f"| {row} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.3f} |"
 
 
+def compare_callers(name: str, dsn: str) -> str:
+    """Return a line of the table: the instructions of a recorded checkout with callers, and of one without."""
+    with_callers, without = (
+        (
+            count(dsn, name, "--play", INSTRUMENTED, str(MANY), "--traced", *how)
+            - count(dsn, name, "--play", INSTRUMENTED, str(FEW), "--traced", *how)
+        )
+        / (MANY - FEW)
+        for how in (["--callers"], [])
+    )
+    return f"| {name}-callers | {with_callers:,.0f} | {without:,.0f} | {with_callers / without:.3f} |"
+
+
 def main() -> None:
     """Print a table of the rows named, or of all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"pools to count: {', '.join(POOLS)}; default: all")
     parser.add_argument("--play", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--callers", action="store_true", help="compare recorded checkouts with callers and without")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in POOLS]
     if unknown:
         parser.error(f"no pool {unknown[0]!r}; there are {', '.join(POOLS)}")
     if options.play:
         contestant, times = options.play
+        os.environ[CALLER.name] = str(int(options.callers))
         play(options.names[0], contestant, int(times), os.environ[DSN], traced=options.traced)
-    print("| row | instrumented | not instrumented, or by hand | ratio |\n| --- | ---: | ---: | ---: |")
+    print(
+        "| row | instrumented | not instrumented, by hand, or without callers | ratio |\n| --- | ---: | ---: | ---: |"
+    )
     with server(None) as dsn:
         for name in options.names or POOLS:
+            if options.callers:
+                print(compare_callers(name, dsn), flush=True)
+                continue
             for peer in (NOT_INSTRUMENTED, BY_HAND):
                 if peer == NOT_INSTRUMENTED or POOLS[name][1] is not None:
                     print(compare(name, peer, dsn), flush=True)

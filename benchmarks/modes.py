@@ -67,7 +67,7 @@ def main() -> int:
     if failures:
         print(*failures, sep="\n", file=sys.stderr)
         return 1
-    measured = f"{on['CPU']}, Python {on['Python']}; {options.rounds} rounds; {on['libraries']}."
+    measured = f"{on['CPU']}, Python {on['Python']}; rounds: {options.rounds}; {on['libraries']}."
     text = "\n".join([*table(outcomes), "", f"Measured on {measured}", ""])
     print(text)
     if not options.pools:

@@ -19,6 +19,7 @@ from grafana.queries import (
     NAME_AND_INSTANCE,
     POOL,
     increase,
+    joined,
     level,
     occurrences,
     quantile,
@@ -38,7 +39,7 @@ QUEUED = search("Jaeger: checkouts that queued", "otel_pgpool.path=queued")
 TIMED_OUT = search("Jaeger: checkouts that timed out", "otel_pgpool.outcome=timeout")
 HELD_LONG = search("Jaeger: long holds", "otel_pgpool.long_hold=true")
 BLOCKED = search("Jaeger: holds that waited for a lock", "postgresql.wait_event_type=Lock")
-STATE = "postgresql_state, postgresql_wait_event_type"
+STATE = ("postgresql_state", "postgresql_wait_event_type")
 NOT_CONNECTED = search("Jaeger: failed connects", "error=true", "pool.connect")
 FAILED = search("Jaeger: checkouts that failed", "error=true")
 NEW = search("Jaeger: checkouts that waited for a new connection", "otel_pgpool.path=new")
@@ -202,13 +203,20 @@ HOLDING = (
         "Why are long holds long?",
         "What PostgreSQL said of the sessions of long holds within five minutes, by state and by what they wait for. "
         "active, Lock: another session blocks them; the span links to it, and the log record database_state names it. "
-        "active with anything else: a slow statement. idle in transaction: the program does something else, and keeps "
-        "its locks meanwhile. idle: it only holds the connection. A hold counts again each time its age has doubled.",
+        "active, alone or with anything else: a slow statement. idle in transaction: the program does something else, "
+        "and keeps its locks meanwhile. idle: it only holds the connection. A hold counts again each time its age has "
+        "doubled. "
+        "The Collector counts the answers, from exported log records. Without these, or with another Collector, the "
+        "panel is empty, but the programs' own logs have the records: see If the panel is empty in docs/operations.md.",
         "short",
         [
             query(
-                occurrences("otel_pgpool_database_states_total", by=f"job, {POOL}, {STATE}"),
-                f"{{{{postgresql_state}}}}, {{{{postgresql_wait_event_type}}}} · {NAME}",
+                joined(
+                    occurrences("otel_pgpool_database_states_total", by=f"job, {POOL}, {', '.join(STATE)}"),
+                    "answer",
+                    *STATE,
+                ),
+                f"{{{{answer}}}} · {NAME}",
             )
         ],
         HELD_LONG,
@@ -253,7 +261,8 @@ CONNECTING = (
         "Connections discarded",
         "Connections closed within five minutes, by reason. idle: minconn is too low, or max_idle too short; expired: "
         "max_lifetime; broken: the server, or something between, cut them; reset_failed, check_failed: the program's "
-        "own reset and check; returned_closed: the program closes them.",
+        "own reset and check; returned_closed: the program closes them; evict_on: the errors that the pool's option "
+        "names.",
         "short",
         [
             query(

@@ -56,6 +56,12 @@ def occurrences(name: str, *, by: str) -> str:
     return f"sum by ({by}) (({now} - last_over_time({total}[1d] offset 5m) >= 0) or {now})"
 
 
+def joined(expression: str, label: str, first: str, second: str) -> str:
+    """Give the series a label of two others, as ``first, second``; as ``first`` if the second is empty or none."""
+    both = f'label_join({expression}, "{label}", ", ", "{first}", "{second}")'
+    return f'label_replace({both}, "{label}", "$1", "{label}", "(.*), (?:none)?")'
+
+
 def quantile(fraction: float, histogram: str, *, by: str = "", window: str = RATE) -> str:
     """Return a quantile of a histogram's records; of classic and native series, the greater one."""
     native, classic = (f"rate({metric(name)}[{window}])" for name in (histogram, f"{histogram}_bucket"))

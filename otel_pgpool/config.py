@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from otel_pgpool.runtime.text import LONGEST_NAME, may_hold_password
 from otel_pgpool.validation import (
     invalid_option,
     validate_attempts,
+    validate_bool,
     validate_callable,
     validate_integer,
     validate_limits,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from otel_pgpool.environment import Variable
 
+    EvictOn = Callable[[BaseException], object] | frozenset[str] | None
     Check = Callable[[connection], object] | Literal["auto"] | None
 
 
@@ -70,6 +73,9 @@ def validate_name(option: str, value: object) -> str | None:
     return value
 
 
+SQLSTATE = re.compile("[0-9A-Z]{5}|[0-9A-Z]{2}")
+"""A SQLSTATE, or its class."""
+
 APPLICATION_NAMES = ("off", "trace")
 
 
@@ -91,6 +97,8 @@ class PoolConfig:
     configure: Callable[[connection], object] | None
     reset: Callable[[connection], object] | None
     credentials: Callable[[], Mapping[str, Any]] | None
+    evict_on: EvictOn
+    reentrant: bool
     reconnect_timeout: float
     reconnect_failed: Callable[[Any], object] | None
     is_monitored: bool
@@ -119,6 +127,8 @@ class PoolConfig:
         configure: object = None,
         reset: object = None,
         credentials: object = None,
+        evict_on: object = None,
+        reentrant: object = False,
         reconnect_timeout: object = 300.0,
         reconnect_failed: object = None,
         environ: Mapping[str, str] = os.environ,
@@ -136,14 +146,16 @@ class PoolConfig:
             timeout=_timeout(timeout, environ),
             max_waiting=validate_integer("max_waiting", max_waiting),
             max_attempts=validate_attempts(max_attempts, max_retries),
-            max_lifetime=_seconds_or_never("max_lifetime", max_lifetime),
-            max_idle=_seconds_or_never("max_idle", max_idle),
-            keepalive=_seconds_or_never("keepalive", keepalive),
+            max_lifetime=validate_seconds_or_never("max_lifetime", max_lifetime),
+            max_idle=validate_seconds_or_never("max_idle", max_idle),
+            keepalive=validate_seconds_or_never("keepalive", keepalive),
             long_hold=long_hold_threshold(long_hold, environ),
             check=check if check == "auto" else validate_callable("check", check, also="'auto' or None"),
             configure=validate_callable("configure", configure),
             reset=validate_callable("reset", reset),
             credentials=_credentials(credentials),
+            evict_on=_evict_on(evict_on),
+            reentrant=validate_bool("reentrant", reentrant),
             reconnect_timeout=validate_seconds("reconnect_timeout", reconnect_timeout),
             reconnect_failed=validate_callable("reconnect_failed", reconnect_failed),
             is_monitored=environment_choice(environment.DATABASE_STATE, DATABASE_STATES, environ) != "off",
@@ -162,7 +174,15 @@ def _credentials(value: Any) -> Any:
     return value
 
 
-def long_hold_threshold(value: object, environ: Mapping[str, str]) -> float:
+def _evict_on(value: Any) -> EvictOn:
+    """Validate ``evict_on``. The class of an error is refused: it is callable, and as a function of no use."""
+    accepted = "a callable, a list of SQLSTATEs (5 characters) and of their classes (2 characters), or None"
+    if value is None or (callable(value) and not isinstance(value, type)):
+        return value
+    return _names("evict_on", value, accepted, lambda code: isinstance(code, str) and bool(SQLSTATE.fullmatch(code)))
+
+
+def long_hold_threshold(value: object, environ: Mapping[str, str] = os.environ) -> float:
     """Return the hold time in seconds after which a hold is long; infinite for never. ``...`` reads the environment.
 
     Raises:
@@ -181,7 +201,7 @@ def validate_expected_hold(value: object) -> float:
     Raises:
         ValueError: the value is not a duration above 0.
     """
-    return _seconds_or_never("expected_hold", value)
+    return validate_seconds_or_never("expected_hold", value)
 
 
 def _seconds(variable: Variable, value: object, environ: Mapping[str, str], *, none: bool = False) -> float:
@@ -191,7 +211,12 @@ def _seconds(variable: Variable, value: object, environ: Mapping[str, str], *, n
     return validate_seconds(variable.option, value, none=none)
 
 
-def _seconds_or_never(option: str, value: object) -> float:
+def validate_seconds_or_never(option: str, value: object) -> float:
+    """Validate a duration in seconds above 0; return infinity for None.
+
+    Raises:
+        ValueError: the value is neither such a duration nor None.
+    """
     return math.inf if value is None else validate_seconds(option, value, above=True, none=True)
 
 

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+MOST_BLOCKERS = 50
+"""Number of sessions that are read as those that one session waits for: in a long queue, each waits for all others."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class DatabaseState:
         wait_event: the event that the session waits for; may be empty.
         transaction_age: age of the transaction; None if there is none, or it is unknown.
         query_age: age of the statement that runs; None if none runs, or it is unknown.
-        blocked_by: the sessions that the session waits for.
+        blocked_by: the sessions that the session waits for, first those that lead to the head of the chain.
         lock_mode: mode of the lock that it waits for; may be empty.
         lock_relation: table or index of that lock; may be empty.
         root_blocker: the session at the head of the chain, which waits for no lock; None if there is none.
@@ -72,29 +79,43 @@ class DatabaseState:
 
     def __str__(self) -> str:
         """Return one line for messages and logs."""
-        words = [self.state or "state unknown"]
-        if self.transaction_age is not None:
-            words.append(f"transaction {self.transaction_age:.3f} s")
-        if self.query_age is not None:
-            words.append(f"statement {self.query_age:.3f} s")
-        if self.blocked_by:
-            words.append(f"waits for {self._lock} of {'; '.join(map(str, self.blocked_by[:SHOWN_BLOCKERS]))}")
-            more = len(self.blocked_by) - SHOWN_BLOCKERS
-            if more > 0:
-                words.append(f"and of {more} more")
-            if self.root_blocker is not None and self.root_blocker not in self.blocked_by:
-                words.append(f"at the head of the chain: {self.root_blocker}")
-        elif self.wait_event_type == "Client":
-            words.append("waits for the client")
-        elif self.wait_event:
-            words.append(f"waits for {self.wait_event_type} {self.wait_event}")
-        return ", ".join(words)
-
-    @property
-    def _lock(self) -> str:
-        mode = self.lock_mode or "a lock"
-        return f"{mode} on {self.lock_relation}" if self.lock_relation else mode
+        return describe(self)
 
 
-SHOWN_BLOCKERS = 3
-"""Maximum number of blocking sessions in the text of a state."""
+def describe(state: DatabaseState, described: Collection[int] = ()) -> str:
+    """Return a state as one line without ``;``, which separates the lines of a message in a log.
+
+    Args:
+        state: the state.
+        described: process ids of sessions that the message describes elsewhere, so that their numbers are enough.
+    """
+    words = [state.state or "state unknown"]
+    if state.transaction_age is not None:
+        words.append(f"transaction {state.transaction_age:.3f} s")
+    if state.query_age is not None:
+        words.append(f"statement {state.query_age:.3f} s")
+    if state.blocked_by:
+        words += _lock_wait(state, described)
+    elif state.wait_event_type == "Client":
+        words.append("waits for the client")
+    elif state.wait_event:
+        words.append(f"waits for {state.wait_event_type} {state.wait_event}")
+    return ", ".join(words)
+
+
+def _lock_wait(state: DatabaseState, described: Collection[int]) -> list[str]:
+    """Return in words which lock a session waits for: the head of the chain, one blocker, the number of the others."""
+
+    def name(session: BlockingSession) -> str:
+        return f"pid {session.pid}" if session.pid and session.pid in described else str(session)
+
+    lock = f"waits for {state.lock_mode or 'a lock'}" + (f" on {state.lock_relation}" if state.lock_relation else "")
+    first, root = state.blocked_by[0], state.root_blocker
+    if root is None or root in state.blocked_by:
+        words = [f"{lock} of {name(root or first)}"]
+    else:
+        words = [lock, f"head of the chain: {name(root)}", f"direct blocker: {name(first)}"]
+    more = len(state.blocked_by) - 1
+    if more:
+        words.append(f"and {'at least ' if more + 1 >= MOST_BLOCKERS else ''}{more} more ahead of it")
+    return words

@@ -1,4 +1,4 @@
-"""What an observer sees of a checkout: read-only views of the pool's own records."""
+"""Read-only views of the pool's own records, for observers."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class ObservedCheckout(Protocol):
 
     @property
     def database_state(self) -> DatabaseState | None:
-        """What the server said last of the session of this long hold, if it was asked."""
+        """The server's last answer about the session of this long hold; None if it was not asked."""
 
     def holder(self, now: float) -> Holder:
         """Return a description of the hold in progress, at a reading of the clock."""

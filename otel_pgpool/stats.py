@@ -6,11 +6,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from otel_pgpool.database_state import describe
 from otel_pgpool.runtime.fork import is_here
 from otel_pgpool.types import HealthStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from otel_pgpool.database_state import DatabaseState
     from otel_pgpool.types import StatusName
@@ -23,13 +24,19 @@ CRITICAL_UTILIZATION = 0.95
 class PoolStats:
     """A snapshot of a pool: its present levels, and totals since the pool was created. All times are in seconds.
 
+    ``status`` says how much of the pool is in use, and whether it can open connections. It is not the verdict of
+    `PoolHealth`, which says whether callers are served. A pool whose connections are all in use is ``critical`` here,
+    and ``ok`` there as long as nobody waits. A pool whose server is full is ``unreachable`` here, and ``ok`` there as
+    long as it has a connection.
+
     In a forked child the totals start at the fork. The fields are read without a lock, one after the other, so that
     levels may differ by a checkout that began or ended in between.
     """
 
     name: str
     status: StatusName
-    """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable`` or ``closed``."""
+    """``new`` (not opened), ``ok``, ``high`` (80 % in use), ``critical`` (95 %), ``unreachable`` (no connection can be
+    opened), ``suspended`` or ``closed``."""
     minconn: int
     maxconn: int
     """Maximum number of connections; 0 for an instrumented pool without a limit, whose ``utilization`` is then 0."""
@@ -96,11 +103,14 @@ class PoolStats:
 class PoolHealth:
     """A verdict on a pool, for a readiness probe: whether it can serve callers, as far as the pool knows.
 
+    It is not ``PoolStats.status``, which says how much of the pool is in use, and whether it can open connections.
+
     Attributes:
         name: name of the pool.
-        status: ``ok``, ``saturated``, ``unreachable`` or ``closed``.
-        reasons: what is wrong, a sentence each with its figures, the worst first; empty if nothing is. There are no
-            addresses and no texts of errors in them, so that anybody may read them.
+        status: ``ok``, ``saturated``, ``unreachable``, ``suspended`` or ``closed``.
+        reasons: what is wrong, a text each, the worst first; empty if nothing is. The first words, up to a colon, are
+            the same at each call, and the figures follow. There are no addresses and no texts of errors in them, so
+            that anybody may read them.
         duration: seconds for which the status has held; None if it is ``ok``.
     """
 
@@ -150,11 +160,23 @@ class Holder:
 
     def __str__(self) -> str:
         """Return one line for messages and logs."""
-        trace = f", trace {self.trace_id}" if self.trace_id else ""
-        holder = f"thread {self.thread!r}" if self.task is None else f"task {self.task!r}"
-        state = self.database_state
-        asked = "" if state is None else f"; in the database, after {state.held:.3f} s: {state}"
-        return f"{self.held:.3f} s by {holder} at {self.where} (pid {self.pid}{trace}){asked}"
+        return describe_holder(self)
+
+
+def describe_holder(holder: Holder, described: Collection[int] = ()) -> str:
+    """Return a holder as one line.
+
+    Args:
+        holder: the holder.
+        described: process ids of sessions that the message describes elsewhere, so that their numbers are enough.
+    """
+    trace = f", trace {holder.trace_id}" if holder.trace_id else ""
+    who = f"thread {holder.thread!r}" if holder.task is None else f"task {holder.task!r}"
+    text = f"{holder.held:.3f} s by {who} at {holder.where} (pid {holder.pid}{trace})"
+    state = holder.database_state
+    if state is None:
+        return text
+    return f"{text}, in the database {max(0.0, holder.held - state.held):.1f} s ago: {describe(state, described)}"
 
 
 class LastFigures:

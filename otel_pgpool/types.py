@@ -71,10 +71,15 @@ class DiscardReason(Value):
         value.is_loss = is_loss
         return value
 
-    BROKEN = "broken", "the session had ended, or the connection was used by another thread at its release", True
+    BROKEN = (
+        "broken",
+        "the session had ended or did not answer, or the connection was used by another thread at its release",
+        True,
+    )
     CHECK_FAILED = "check_failed", "the connection did not pass its check", True
     READ_ONLY = "read_only", "the server does not accept writes any more", True
     RESET_FAILED = "reset_failed", "the connection could not be reset at its release", True
+    EVICT_ON = "evict_on", "the block ended with an error to which evict_on applies"
     EXPIRED = "expired", "the connection was older than max_lifetime"
     IDLE = "idle", "the connection was above minconn and idle for max_idle"
     DRAINED = "drained", "drain() was called"
@@ -90,6 +95,7 @@ ReasonName = Literal[
     "check_failed",
     "read_only",
     "reset_failed",
+    "evict_on",
     "expired",
     "idle",
     "drained",
@@ -103,26 +109,28 @@ ReasonName = Literal[
 
 
 class PoolStatus(Value):
-    """The status of a pool: ``PoolStats.status``."""
+    """The status of a pool: ``PoolStats.status``. It says how much of the pool is in use, and whether it can grow."""
 
     NEW = "new", "the pool is not open yet"
     OK = "ok", "less than 80 % of maxconn is in use"
     HIGH = "high", "80 % of maxconn or more is in use"
     CRITICAL = "critical", "95 % of maxconn or more is in use"
     UNREACHABLE = "unreachable", "no connection can be opened"
+    SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
 
 
-StatusName = Literal["new", "ok", "high", "critical", "unreachable", "closed"]
+StatusName = Literal["new", "ok", "high", "critical", "unreachable", "suspended", "closed"]
 """The texts of `PoolStatus`, for annotations."""
 
 
 class HealthStatus(Value):
-    """The verdict on a pool: ``PoolHealth.status``. The last one that applies counts."""
+    """The verdict on a pool: ``PoolHealth.status``. Whether callers are served; the last that applies counts."""
 
     OK = "ok", "callers are served, as far as is known"
-    SATURATED = "saturated", "every connection is in use and callers wait, or the queue is full"
-    UNREACHABLE = "unreachable", "no connection can be opened"
+    SATURATED = "saturated", "callers wait and no connection is free, or the queue is full"
+    UNREACHABLE = "unreachable", "the server does not answer, or the pool has no connection and can open none"
+    SUSPENDED = "suspended", "checkouts wait until resume() is called"
     CLOSED = "closed", "the pool is closed"
 
 

@@ -100,6 +100,17 @@ def _either(name: str, value: object, other_name: str, other: object) -> tuple[s
     raise ValueError(f"{name} and {other_name} are two names of one option: give one of them{hint}")
 
 
+def validate_bool(option: str, value: object) -> bool:
+    """Validate a truth value.
+
+    Raises:
+        ValueError: the value is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise invalid_option(option, value, "True or False")
+    return value
+
+
 def validate_callable(option: str, value: Any, *, also: str = "None") -> Any:
     """Validate a callable or None.
 

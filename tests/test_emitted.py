@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support import emitted
 from tests.support.documents import ROOT
 from tests.support.emitted import UndeclaredError, check_point, check_record, check_span
 from tests.support.signal_registry import registry
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("nothing_noted")
+
+
+@pytest.fixture
+def nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what these tests make up out of the record of the session."""
+    monkeypatch.setattr(emitted, "note", lambda _keys: None)
+
 
 POOL = {"db.client.connection.pool.name": "shop"}
 REFUSED = {

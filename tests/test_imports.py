@@ -46,7 +46,7 @@ def test_the_library_uses_the_api_alone(folder: str) -> None:
     [
         ("_checkout", "pool.checkout"),
         ("_core", "pool.core"),
-        ("_liveness", "pool.health"),
+        ("_liveness", "pool.liveness"),
         ("_settlement", "driver.error_text"),
         ("cli.postgres", "demo.postgres"),
     ],

@@ -36,14 +36,16 @@ from sqlalchemy import create_engine
 from sqlalchemy import pool as sqlalchemy_pools
 
 import otel_pgpool
+from benchmarks import span_modes
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
-from otel_pgpool.config import PoolConfig, TelemetryConfig
+from otel_pgpool.config import SPAN_MODES, PoolConfig, TelemetryConfig
 from otel_pgpool.driver.reset import PROXY_WAIT
 from otel_pgpool.environment import ENVIRONMENT
 from otel_pgpool.instrumentation.options import OPTIONS, InstrumentationOptions
 from otel_pgpool.telemetry import Telemetry
 from tests.support.documents import (
     DOCUMENTS,
+    GUIDE,
     INSTRUMENTATION,
     README,
     REFERENCE,
@@ -58,6 +60,7 @@ from tests.support.documents import (
     run,
     table,
     text_of,
+    write,
 )
 from tests.support.receivers import GrpcReceiver, HttpReceiver
 from tests.support.servers import ClonedServer
@@ -72,8 +75,12 @@ if TYPE_CHECKING:
     from tests.support.receivers import Receiver
 
 LATE_ORDER = read(TELEMETRY).programs["late_order.py"]  # the program behind the picture
+WITH_POSTGRES = read(GUIDE).programs["with_postgres.py"]  # the program that starts a server for another one
 PROGRAMS = [
-    program for document in DOCUMENTS for program in read(document).programs.values() if program is not LATE_ORDER
+    program
+    for document in DOCUMENTS
+    for program in read(document).programs.values()
+    if program not in (LATE_ORDER, WITH_POSTGRES)
 ]
 DIFFS = [(document, diff) for document in DOCUMENTS for diff in read(document).diffs]
 SHELL = [(document, line) for document in DOCUMENTS for line in read(document).shell]
@@ -173,6 +180,10 @@ def test_a_shell_line_works(document: str, line: str, environ: dict[str, str], t
         assert [distribution(package).name for package in words[3:]] == words[3:]
     elif words[0] == "docker":
         assert words[-1] in {service["image"].partition("@")[0] for service in compose().values()}
+    elif words[1] == WITH_POSTGRES.name:
+        program = read(document).programs[words[2]]
+        write(program, tmp_path)
+        assert run(WITH_POSTGRES, environ, tmp_path, f"DATABASE_URL=dbname=nowhere {line}") == program.prints
     elif words[0] == "jaeger":
         assert all(word.startswith("--set=extensions.jaeger_query.") for word in words[1:])
     else:
@@ -304,6 +315,14 @@ def test_options_of_the_instrumentor() -> None:
     }
 
 
+def test_costs_of_span_modes() -> None:
+    """Each mode, with and without histograms, for each kind of pool: what the benchmark measures."""
+    assert SPAN_MODES == span_modes.MODES
+    assert [code(each)[0] for each in head("docs/operations.md", "modes")[2:]] == [*span_modes.POOLS]
+    _bare, *rows = table("docs/operations.md", "modes")
+    assert [f"{code(row[0])[0]}, {row[1]}" for row in rows] == [*span_modes.SETTINGS]
+
+
 def test_extras_are_those_of_the_package() -> None:
     """Every extra, in the order in which the package declares them."""
     _, _, declared = text_of("pyproject.toml").partition("[project.optional-dependencies]\n")
@@ -387,7 +406,7 @@ def be_blocked(dsn: str, observer: Telemetry) -> None:
 
 @pytest.fixture(scope="module")
 def measured(dsn: str) -> tuple[list[Any], list[Any]]:
-    """Spans and metrics of checkouts: served, queued, failed, long, blocked, waiting in a proxy, by hand, by a task."""
+    """Spans and metrics of checkouts: served, queued, failed, long, blocked, nested, by hand, by a task, in a proxy."""
     memory, reader, refuse = InMemorySpanExporter(), InMemoryMetricReader(), False
 
     def credentials() -> dict[str, str]:
@@ -398,10 +417,12 @@ def measured(dsn: str) -> tuple[list[Any], list[Any]]:
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(memory))
     observer = Telemetry(tracers, MeterProvider([reader]))
-    options = {"timeout": 5, "max_retries": 1, "credentials": credentials}
+    options = {"timeout": 5, "max_retries": 1, "credentials": credentials, "reentrant": True}
     with ConnectionPool(0, 2, dsn, long_hold=0.01, observer=observer, **options) as pool:
         with pool.connection() as conn, conn.cursor() as cur:
             cur.execute("select pg_sleep(0.1)")
+            with pool.connection():
+                pass
             conn.notices.append(PROXY_WAIT)  # as psycopg2 does
             refuse = True
             with suppress(PoolTimeout):

@@ -82,7 +82,7 @@ def test_every_python_and_every_release_of_sqlalchemy_is_tried() -> None:
     """The Pythons that the package names, and the releases that `make versions` has."""
     text = (ROOT / "pyproject.toml").read_text()
     pythons = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
-    (sqlalchemys,) = re.findall(r"^SQLALCHEMYS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (sqlalchemys,) = re.findall(r"^SQLALCHEMYS +:= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     found = jobs(FOLDER / "tests.yaml")
     assert found["test"]["strategy"]["matrix"] == {"python": pythons}
     assert found["sqlalchemy"]["strategy"]["matrix"] == {"python": pythons, "sqlalchemy": sqlalchemys.split()}

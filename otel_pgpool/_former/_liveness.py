@@ -1,7 +1,7 @@
-"""The former name of `otel_pgpool.pool.health`."""
+"""The former name of `otel_pgpool.pool.liveness`."""
 
 import sys
 
-from otel_pgpool.pool import health
+from otel_pgpool.pool import liveness
 
-sys.modules[__name__] = health
+sys.modules[__name__] = liveness

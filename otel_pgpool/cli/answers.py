@@ -103,9 +103,16 @@ def _root(
     if pid is None:
         return None
     same = [blocker for blocker in blockers if blocker.pid == pid]
-    request, thread = _caller(known.get(pid), spans)
-    trace_id = _text(told, "otel_pgpool.blocking.root.trace")
-    return same[0] if same else Blocker(int(pid), trace_id=trace_id, request=request, thread=thread)
+    if same:
+        return same[0]
+    return Blocker(
+        int(pid),
+        _text(told, "otel_pgpool.blocking.root.state"),
+        _text(told, "otel_pgpool.blocking.root.application"),
+        _text(told, "otel_pgpool.blocking.root.checked_out_at"),
+        _text(told, "otel_pgpool.blocking.root.trace"),
+        *_caller(known.get(pid), spans),
+    )
 
 
 def _caller(checkout: Span | None, spans: Mapping[str, Span]) -> tuple[str, str]:

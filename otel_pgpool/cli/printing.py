@@ -18,7 +18,7 @@ from otel_pgpool.cli.report import read
 from otel_pgpool.cli.terminal import DOT, HOLD, MAX_WIDTH, WAIT, duration, escape, make_console, make_line, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from rich.console import Console
@@ -95,7 +95,7 @@ def _draw(report: Report, width: int) -> Iterator[Text]:
         yield make_line((f"  {title}", "bold"), "   ", (WAIT * 2, "yellow"), " wait   ", (HOLD * 2, "cyan"), " hold")
     for number, checkout in enumerate(report.slowest, 1):
         yield make_line()
-        yield from _checkout_lines(number, checkout, report.slowest[0].total, width - INDENT)
+        yield from _checkout_lines(number, checkout, report.slowest[0].total, width)
 
 
 def _totals(report: Report, width: int) -> Iterator[Text]:
@@ -114,19 +114,31 @@ def _totals(report: Report, width: int) -> Iterator[Text]:
         rows.append(("errors", sum(report.errors.values()), _join_counts(report.errors)))
     room = max(len(f"{value:,}") for _, value, _ in rows)
     for name, value, details in rows:
-        head = make_line((f"  {name:<10}  ", "dim"), f"{value:>{room},}  ")
-        for text in textwrap.wrap(details, width - len(head), break_long_words=False) or [""]:
-            line = make_line(head, (text.replace(NBSP, " "), "dim"))
-            line.rstrip()
-            yield line
-            head = make_line(" " * len(head))
+        yield from _wrap(make_line((f"  {name:<10}  ", "dim"), f"{value:>{room},}  "), details, width, "dim")
+
+
+def _wrap(head: Text, text: str, width: int, style: str = "") -> Iterator[Text]:
+    """Iterate over the lines of an escaped text that begins after ``head``, of at most ``width`` characters.
+
+    A word that is too long for a line is broken.
+    """
+    for part in textwrap.wrap(text, width - len(head), break_on_hyphens=False) or [""]:
+        line = make_line(head, (part.replace(NBSP, " "), style))
+        line.rstrip()
+        yield line
+        head = make_line(" " * len(head))
 
 
 def _join_counts(counts: Mapping[str, int]) -> str:
-    """Return counts as ``idle 1,780 · queued 92``, which can be wrapped after the dots only."""
+    """Return counts as ``idle 1,780 · queued 92``."""
     items = [f"{_readable(name)} {count:,}" for name, count in islice(counts.items(), MAX_LISTED)]
     if len(counts) > MAX_LISTED:
         items.append(f"and {len(counts) - MAX_LISTED:,} more")
+    return _join(items)
+
+
+def _join(items: Iterable[str]) -> str:
+    """Join escaped items to a text that can be wrapped between them only."""
     return f"{NBSP}{DOT} ".join(item.replace(" ", NBSP) for item in items)
 
 
@@ -134,28 +146,38 @@ def _readable(name: str) -> str:
     return f"SQLSTATE {name}" if SQLSTATE.fullmatch(name) else escape(name, MAX_NAME).replace("_", " ")
 
 
-def _checkout_lines(number: int, slow: SlowCheckout, scale: float, room: int) -> Iterator[Text]:
+def _checkout_lines(number: int, slow: SlowCheckout, scale: float, width: int) -> Iterator[Text]:
     pad = " " * INDENT
     dot = f" {DOT} "
     held = "then" if slow.hold is None else f"held {duration(slow.hold)},"
     outcome = f"waited {duration(slow.wait)}, {held} {slow.outcome.replace('_', ' ')}"
-    yield make_line(f"  {number} ", (slow.request, "bold"), dot, slow.thread, dot, outcome)
-    wait_cells, hold_cells = cells(slow, scale, room)
+    place = f"  {number} "
+    who = make_line(place, (escape(slow.request, width - len(place)), "bold"))
+    rest = f"{escape(slow.thread)}{dot}{escape(outcome)}"
+    if len(who) + len(dot) + len(rest) <= width:
+        yield make_line(who, dot, rest)
+    else:
+        yield who
+        yield from _wrap(make_line(pad), rest, width)
+    wait_cells, hold_cells = cells(slow, scale, width - INDENT)
     yield make_line(pad, (WAIT * wait_cells, "yellow"), (HOLD * hold_cells, "cyan"))
-    events = [f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}" for mark in slow.marks[:MAX_MARKS]]
-    fields = [("events", dot.join(events))] if events else []
+    events = _join(f"{escape(mark.name, MAX_NAME)} {duration(mark.at)}" for mark in slow.marks[:MAX_MARKS])
+    fields = [("events", events)] if events else []
     fields += [("waited for", _describe_holder(holder)) for holder in slow.waited_for[:MAX_WAITED_FOR]]
     if len(slow.waited_for) > MAX_WAITED_FOR:
         fields.append(("", f"and {len(slow.waited_for) - MAX_WAITED_FOR} more"))
     if slow.checked_out_at:
         state = (slow.transaction or "").replace("_", " ")
-        place = slow.checked_out_at.rpartition("/")[2]  # without the folders
-        fields.append(("at long hold", f"{state}, checked out at {place}"))
+        line = slow.checked_out_at.rpartition("/")[2]  # without the folders
+        fields.append(("at long hold", f"{state}, checked out at {line}"))
     if slow.database:
         fields += _database_fields(slow.database)
+    elif any(mark.name == "long_hold" for mark in slow.marks):
+        fields.append(("in database", "no answer before the end of the hold"))
     fields.append(("trace", slow.trace_id))
     for name, value in fields:
-        yield make_line(pad, (f"{name:<13}", "dim"), value)
+        text = value if name == "events" else escape(value)
+        yield from _wrap(make_line(pad, (f"{name:<13}", "dim")), text, width)
 
 
 def _database_fields(answer: Answer) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ FILE_EXPORTERS = "opentelemetry.exporter.otlp.json.file"
 OTLP_EXPORTERS = "opentelemetry.exporter.otlp.proto"
 FOLDERS = re.compile(r"(?<= at )/\S*/(?=[^/\s]+:\d+ )")
 """Folders in a call site, as in ``at /srv/shop/web.py:12 serve``."""
-DETAILS = re.compile(r"\n|; (?!in the database)")
+DETAILS = re.compile(r"\n|; ")
 """Separators between the first sentence of a record and the details."""
 LOGGERS = ("otel_pgpool", "opentelemetry")
 REFRESH_PER_SECOND = 8

@@ -18,6 +18,18 @@ IO_DEADLINE = 5.0
 """Seconds for each ping, check, rollback at a release, reset and close."""
 
 
+class NoAnswer(psycopg2.OperationalError):
+    """Raised for a connection that the pool has cut, because its server did not answer in time.
+
+    libpq says of such a connection that the server closed it, which the server did not do.
+    """
+
+    @classmethod
+    def within(cls, seconds: float) -> NoAnswer:
+        """Return the error for a time limit."""
+        return cls(f"no answer within {seconds:.3g} s")
+
+
 class Deadline(SocketDeadline):
     """A time limit for the calls in a ``with Deadline(conn, seconds)`` block; ``expired`` is True if it passed."""
 

@@ -40,8 +40,17 @@ OF_SYSTEM = frozenset(os.strerror(number) for number in errno.errorcode)
 """Texts of the operating system's errors, as libpq quotes them: from the same C library, in the same language."""
 
 
+_HOLE = re.compile(r"\{s?\}")
+
+SECONDS = "{s}"
+"""The placeholder of a time limit below 10 s. It is shown; texts that have it have no other placeholder."""
+
+
 class Template:
-    """A text with placeholders, each written ``{}``, whose values differ from case to case."""
+    """A text with placeholders, whose values differ from case to case.
+
+    A placeholder is written ``{}``, or ``{s}`` for a number of seconds.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -49,10 +58,17 @@ class Template:
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """The pattern of the text, compiled at its first use: all together take tenths of a second."""
-        pieces = self.text.split("{}")
-        holes = ['([^"]*)' if before.endswith('"') else "(.*?)" for before in pieces[:-1]]
-        body = "".join(re.escape(piece) + hole for piece, hole in zip(pieces, [*holes, ""], strict=True))
+        pieces, holes = _HOLE.split(self.text), _HOLE.findall(self.text)
+        groups = [_group(before, hole) for before, hole in zip(pieces[:-1], holes, strict=True)]
+        body = "".join(re.escape(piece) + group for piece, group in zip(pieces, [*groups, ""], strict=True))
         return re.compile(body, re.DOTALL)
+
+
+def _group(before: str, hole: str) -> str:
+    """Return the pattern of a placeholder's value; ``before`` is the text before it."""
+    if hole == SECONDS:
+        return r"([0-9](?:\.[0-9]{1,4})?)"
+    return '([^"]*)' if before.endswith('"') else "(.*?)"
 
 
 def _templates() -> dict[str, list[Template]]:
@@ -100,6 +116,8 @@ def _known_line(line: str, public: Collection[str], depth: int = 0) -> str:
     for template in _TEMPLATES.get(line[:3], ()):
         found = template.pattern.fullmatch(line)
         if found is not None:
+            if SECONDS in template.text:
+                return line
             return template.text.format(*(_quoted(value, public, depth) for value in found.groups()))
     return ""
 

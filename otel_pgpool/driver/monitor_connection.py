@@ -7,12 +7,14 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
+import psycopg2.errors
 from psycopg2 import extensions
 
 from otel_pgpool.driver.attempt import ConnectAttempt
 from otel_pgpool.driver.deadline import Deadline
 from otel_pgpool.driver.error_text import describe
-from otel_pgpool.driver.monitoring import APPLICATION_NAME, FORK_DELAY, READ_ONLY, TIME_LIMIT
+from otel_pgpool.driver.monitoring import APPLICATION_NAME, FORK_DELAY, NO_ANSWER, NO_RIGHTS, READ_ONLY, TIME_LIMIT
 from otel_pgpool.driver.session import close, close_inherited, execute
 from otel_pgpool.errors import PoolError
 from otel_pgpool.runtime.gevent import has_green_threads
@@ -42,10 +44,17 @@ class MonitorConnection:
         """Return the first value of a statement's first row.
 
         Raises:
-            psycopg2.Error: the server did not answer in time, or refused the statement.
+            PoolError: the server did not answer in time.
+            psycopg2.Error: the server refused the statement, or the connection is lost.
         """
-        with Deadline(self._conn, TIME_LIMIT):
-            return str(execute(self._conn, READ_ONLY + statement)[0])
+        deadline = Deadline(self._conn, TIME_LIMIT)
+        with deadline:
+            try:
+                return str(execute(self._conn, READ_ONLY + statement)[0])
+            except psycopg2.Error:
+                if deadline.expired:
+                    raise PoolError(NO_ANSWER) from None
+                raise
 
     def close(self) -> None:
         """Close the connection."""
@@ -67,6 +76,11 @@ class MonitorSource:
         """User that the pool logs in as; empty if unknown."""
         return self._target.user
 
+    @property
+    def database(self) -> str:
+        """Name of the database that the pool connects to."""
+        return self._target.namespace
+
     def server_of(self, slot: Any) -> tuple[str, int | None]:
         """Return host and port of the server of one of the pool's connections, given by its `Slot`."""
         return slot.server or (self._target.address, self._target.port)
@@ -87,6 +101,8 @@ class MonitorSource:
         """Return the text of an error, without secrets or SQL."""
         if isinstance(error, PoolError):
             return str(error)
+        if isinstance(error, psycopg2.errors.InsufficientPrivilege):
+            return NO_RIGHTS
         return describe(self._target, error) or class_of(error)
 
 
@@ -97,7 +113,7 @@ def monitor_arguments(chosen: tuple[str, int | None] | None) -> dict[str, Any]:
         chosen: the server, if the arguments name several.
     """
     changes: dict[str, Any] = {"connection_factory": None, "cursor_factory": None}
-    changes |= {"application_name": APPLICATION_NAME, "connect_timeout": int(TIME_LIMIT)}
+    changes |= {"application_name": APPLICATION_NAME, "connect_timeout": int(TIME_LIMIT), "client_encoding": "UTF8"}
     if chosen is not None:
         host, port = chosen
         changes |= {"host": host, "hostaddr": "", "port": port, "target_session_attrs": "any"}

@@ -7,6 +7,10 @@ APPLICATION_NAME = "otel_pgpool monitor"
 TIME_LIMIT = 2.0
 """Seconds for a connect to each host, and for a query."""
 
+NO_ANSWER = f"no answer within {TIME_LIMIT:g} s"
+
+NO_RIGHTS = "the login may not read pg_stat_activity or pg_locks; the role pg_monitor may"
+
 FORK_DELAY = 0.1
 """Seconds that a connect delays a fork at most: afterwards libpq only waits for the server, and holds no lock."""
 

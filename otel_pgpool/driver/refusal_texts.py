@@ -18,12 +18,18 @@ NAMES = re.compile(r'"[^"]*"')
 QUOTES = re.compile('["\u00ab\u00bb\u201c-\u201f\u2039\u203a\u300c-\u300f]')
 """Quotation marks of the languages of ``lc_messages``; a refusal quotes the role, database or parameter."""
 
+FULL = re.compile(r"too many (?:clients|connections)|connection slots|no more connections", re.IGNORECASE)
+"""English texts of PostgreSQL's 53300, and of PgBouncer's error for the same, whose only SQLSTATE is 08P01."""
+
 CANNOT_SERVE = re.compile(
-    r"too many (?:clients|connections)|connection slots|no more connections|the database system|terminating connection|"
-    r"out of memory|could not |cannot connect|login has been failing|shut down|crashed|timeout",
+    r"the database system|terminating connection|out of memory|could not |cannot connect|login has been failing|"
+    r"shut down|crashed|timeout",
     re.IGNORECASE,
 )
-"""English texts of PostgreSQL's 53300, 57P03 and similar errors, and of PgBouncer's, whose only SQLSTATE is 08P01."""
+"""English texts of PostgreSQL's 57P03 and similar errors, and of PgBouncer's."""
+
+NO_SLOT = re.compile(r"too many (?:clients|connections)|connection slots", re.IGNORECASE)
+"""English texts of PostgreSQL's 53300, the limits of a role and of a database included."""
 
 RESERVED = re.compile(r"superuser|pg_use_reserved_connections", re.IGNORECASE)
 """Texts about slots reserved for superusers; they name no role of the application, in any language."""
@@ -45,6 +51,11 @@ def refuses(error: BaseException) -> bool:
     return _refuses_by_text(text_of(error)) if state is None else refuses_by_state(state)
 
 
+def lacks_slots(error: BaseException | None) -> bool:
+    """Return whether a connect failed because the server, the role or the database has no free slot."""
+    return error is not None and NO_SLOT.search(text_of(error)[:LONGEST_READ]) is not None
+
+
 def refuses_by_state(sqlstate: str) -> bool:
     """Return whether an SQLSTATE means that the server refused this connection only."""
     return sqlstate[:2] not in OF_THE_SERVER
@@ -56,11 +67,11 @@ def _refuses_by_text(text: str) -> bool:
     In a language other than English a refusal is recognised by its quotation.
     """
     text = text[:LONGEST_READ]
-    answers = _answers(text)
-    return any(map(_refuses, answers)) or (not answers and REFUSED_BY_CLIENT.search(text) is not None)
+    found = answers(text)
+    return any(map(refuses_by_text, found)) or (not found and REFUSED_BY_CLIENT.search(text) is not None)
 
 
-def _answers(text: str) -> list[str]:
+def answers(text: str) -> list[str]:
     """Return the answers of servers, one for each host that answered, without lines of details."""
     parts = [line.partition(SEVERITY_END) for line in text.splitlines()]
     behind_a_place = [answer for head, end, answer in parts if end and ": " in head]
@@ -68,7 +79,13 @@ def _answers(text: str) -> list[str]:
     return behind_a_place or [answer for _head, end, answer in parts[:1] if end]
 
 
-def _refuses(answer: str) -> bool:
-    if RESERVED.search(answer) or CANNOT_SERVE.search(NAMES.sub("", answer)):
+def is_full(answer: str) -> bool:
+    """Return whether a server's answer says that no connection is left for this client."""
+    return RESERVED.search(answer) is not None or FULL.search(NAMES.sub("", answer)) is not None
+
+
+def refuses_by_text(answer: str) -> bool:
+    """Return whether a server's answer is a refusal."""
+    if is_full(answer) or CANNOT_SERVE.search(NAMES.sub("", answer)):
         return False
     return QUOTES.search(answer) is not None or REFUSES.search(answer) is not None

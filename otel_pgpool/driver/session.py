@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2 import extensions
 
-from otel_pgpool.driver.deadline import IO_DEADLINE, Deadline, shutdown_socket
+from otel_pgpool.driver.deadline import IO_DEADLINE, Deadline, NoAnswer, shutdown_socket
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.driver.refusal_texts import refuses
 from otel_pgpool.errors import PoolError, sqlstate
@@ -76,16 +76,23 @@ def ping(conn: connection, check: Callable[[connection], object] | None, seconds
         seconds: time limit of the check.
 
     Raises:
+        NoAnswer: the server did not answer in time.
         Exception: the connection cannot be used; the error is psycopg2's or that of ``check``.
     """
     with Deadline(conn, seconds) as deadline:
-        if check is not None:
-            check(conn)
-            roll_back(conn)
-        else:
-            execute_alone(conn, "SELECT 1")
-    if deadline.expired or conn.closed:
-        raise psycopg2.OperationalError(f"the connection did not answer within {seconds:.3g} s")
+        try:
+            if check is not None:
+                check(conn)
+                roll_back(conn)
+            else:
+                execute_alone(conn, "SELECT 1")
+        except Exception as failure:
+            if not deadline.expired or is_external(failure):
+                raise
+    if deadline.expired:
+        raise NoAnswer.within(seconds)
+    if conn.closed:
+        raise psycopg2.OperationalError("the connection was closed during its check")
 
 
 def check(conn: connection) -> None:
@@ -187,20 +194,27 @@ def restore(
         The settings after ``configure``, which the next release restores.
 
     Raises:
+        NoAnswer: the server did not answer in time.
         Exception: the connection cannot be used again.
     """
     with Deadline(conn) as deadline:
-        roll_back(conn)
-        if settings(conn) != baseline:
-            _restore_settings(conn, baseline)
-        if reset is not None:
-            reset(conn)
-            _commit_work(conn, "reset")
-            _restore_settings(conn, origin)
-    if reset is not None and prepare is not None and not deadline.expired:
+        try:
+            roll_back(conn)
+            if settings(conn) != baseline:
+                _restore_settings(conn, baseline)
+            if reset is not None:
+                reset(conn)
+                _commit_work(conn, "reset")
+                _restore_settings(conn, origin)
+        except Exception as failure:
+            if not deadline.expired or is_external(failure):
+                raise
+    if deadline.expired:
+        raise NoAnswer.within(IO_DEADLINE)
+    if reset is not None and prepare is not None:
         configure(conn, prepare)
         baseline = settings(conn)
-    if deadline.expired or not is_clean(conn, baseline):
+    if not is_clean(conn, baseline):
         raise psycopg2.OperationalError("the connection could not be reset")
     return baseline
 
@@ -247,7 +261,7 @@ def _restore_settings(conn: connection, baseline: tuple[Any, ...]) -> None:
 # The meaning of errors for the connection and the server
 
 
-def _state_of(error: BaseException | None) -> str | None:
+def sqlstate_of(error: BaseException | None) -> str | None:
     """Return the SQLSTATE of a psycopg2 error; an error of another driver says nothing about this connection."""
     return sqlstate(error) if isinstance(error, psycopg2.Error) else None
 
@@ -263,13 +277,13 @@ def is_refusal(error: BaseException | None) -> bool:
 
 def ended_session(error: BaseException | None) -> bool:
     """Return whether the SQLSTATE means that the session has ended: class 08, or a shutdown of the server."""
-    state = _state_of(error) or ""
+    state = sqlstate_of(error) or ""
     return state.startswith(CONNECTION_EXCEPTION) or state in SESSION_ENDED
 
 
 def refused_writing(error: BaseException | None, conn: connection) -> bool:
     """Return whether a write failed on a read-only transaction that was not requested through psycopg2."""
-    return _state_of(error) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
+    return sqlstate_of(error) == READ_ONLY_SQLSTATE and not conn.closed and not conn.readonly
 
 
 def is_read_only_server(conn: connection) -> bool:

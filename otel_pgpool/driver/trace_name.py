@@ -8,7 +8,7 @@ import psycopg2
 from psycopg2.extensions import QuotedString
 
 from otel_pgpool.driver import session
-from otel_pgpool.driver.deadline import Deadline
+from otel_pgpool.driver.deadline import Deadline, NoAnswer
 from otel_pgpool.driver.proxy import unwrapped
 from otel_pgpool.runtime.failures import is_external
 from otel_pgpool.runtime.text import TRACEPARENT
@@ -67,8 +67,10 @@ class Renamed(NamedTuple):
                 if is_external(failure):
                     raise
                 error = failure
-        if deadline.expired or conn.closed:
-            raise psycopg2.OperationalError(f"the connection did not answer within {seconds:.3g} s") from error
+        if deadline.expired:
+            raise NoAnswer.within(seconds)
+        if conn.closed and error is not None:
+            raise error.with_traceback(None)
         if not session.is_clean(conn, self.settings):
             raise psycopg2.OperationalError("the connection could not be reset") from error
 

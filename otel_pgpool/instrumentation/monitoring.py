@@ -36,6 +36,11 @@ class TrackedPoolSource:
         """User that the pool logs in as; empty if unknown."""
         return str(getattr(self._target, "user", ""))  # a target of an adapter elsewhere may not have it
 
+    @property
+    def database(self) -> str:
+        """Name of the database that the pool connects to; empty if unknown."""
+        return self._target.namespace
+
     def server_of(self, slot: Slot) -> Server:
         """Return host and port of the server of a pool's connection, which the pool may have chosen among several."""
         return server_of(slot, self._reader, self._target)

@@ -80,6 +80,7 @@ class TrackedSlot(Slot):
         self._adapter = adapter
         self._pid = adapter.backend_pid(conn)
         self._class = type(conn)
+        self.local_port = adapter.local_port(conn)
 
     def is_of(self, conn: Any) -> bool:
         """Return whether an object at the address of this slot's connection is that connection."""

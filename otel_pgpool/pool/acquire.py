@@ -9,12 +9,14 @@ from otel_pgpool.driver.trace_name import Renamed, is_traceparent
 from otel_pgpool.errors import ConnectionFailed, PoolClosed, PoolTimeout, TooManyRequests, error_type
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD, State
-from otel_pgpool.pool.health import CHECK_BUDGET, HealthCheck
+from otel_pgpool.pool.liveness import CHECK_BUDGET, MIN_FIRST_CHECK, LivenessCheck, check_seconds
+from otel_pgpool.pool.waiters import QueueAgain
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.connect import Connectors
     from otel_pgpool.pool.discard import Discarder
+    from otel_pgpool.pool.keepalive import Keepalive
 
 ERROR_TYPES: dict[type[BaseException], str] = {
     PoolTimeout: PoolErrorType.TIMEOUT.value,
@@ -34,11 +37,19 @@ ERROR_TYPES: dict[type[BaseException], str] = {
 class Acquirer(Part):
     """Acquires connections for checkouts."""
 
-    def __init__(self, common: Common, discarder: Discarder, connectors: Connectors, health: HealthCheck) -> None:
+    def __init__(
+        self,
+        common: Common,
+        discarder: Discarder,
+        connectors: Connectors,
+        liveness: LivenessCheck,
+        keepalive: Keepalive,
+    ) -> None:
         super().__init__(common)
+        self._keepalive = keepalive
         self._discarder = discarder
         self._connectors = connectors
-        self._health = health
+        self._liveness = liveness
         observer = common.notifier.observer
         self._traceparent = getattr(observer, "traceparent", None) if common.config.names_traces else None
 
@@ -73,7 +84,7 @@ class Acquirer(Part):
                 conn = self._core.try_acquire_idle(checkout, is_renamed)
             if checkout.path is None:
                 unchecked, conn = (conn if unchecked is None else unchecked), None
-                conn = self._acquire_slowly(checkout, unchecked, self._config.timeout if timeout is None else timeout)
+                conn = self._acquire_slowly(checkout, unchecked, timeout)
             if observer is not None:
                 try:
                     observer.acquired(checkout)
@@ -86,6 +97,8 @@ class Acquirer(Part):
 
     def record_failure(self, checkout: Checkout, conn: connection | None, error: BaseException) -> None:
         """Record a failed checkout once; a second call completes a first that an interrupt cut short."""
+        if self._core.parked:
+            self._maintenance_thread.wake()  # to collect a slot that an interrupt has orphaned
         if checkout.is_reported:
             return
         if conn is not None:
@@ -125,16 +138,16 @@ class Acquirer(Part):
         self._maintenance_thread.wake()
         self._connectors.start_if_needed()
 
-    def _acquire_slowly(self, checkout: Checkout, conn: connection | None, timeout: float) -> connection:
+    def _acquire_slowly(self, checkout: Checkout, conn: connection | None, timeout: float | None) -> connection:
         """Check idle connections or wait in the queue, until a connection can be handed out."""
         core = self._core
-        deadline = checkout.started + timeout
-        limit = max(deadline, checkout.started + CHECK_BUDGET)
         try:
             while True:
-                if conn is None:
-                    conn = self._wait_in_queue(checkout, deadline)
-                if checkout.path is not None or self._health.is_alive(checkout, conn, limit):
+                deadline = checkout.started + (self._durations.timeout if timeout is None else timeout)
+                limit = max(deadline, checkout.started + CHECK_BUDGET)
+                if conn is None and (conn := self._wait_in_queue(checkout, deadline)) is None:
+                    continue
+                if checkout.path is not None or self._liveness.is_alive(checkout, conn, limit):
                     break
                 conn = None
                 if core.has_exhausted_attempts(checkout):
@@ -149,16 +162,18 @@ class Acquirer(Part):
             raise
         return conn
 
-    def _wait_in_queue(self, checkout: Checkout, deadline: float) -> connection:
-        """Wait in the queue until the checkout is served."""
+    def _wait_in_queue(self, checkout: Checkout, deadline: float) -> connection | None:
+        """Wait in the queue until the checkout is served; return None if it has to queue again."""
         core = self._core
         if core.state is State.NEW:
             self.ensure_open()
         now = monotonic()
+        if core.has_check_for_caller():
+            deadline = max(deadline, checkout.started + CHECK_BUDGET)
         if now >= deadline and core.state is State.OPEN:
             core.request_growth(checkout)
             self._connectors.start_if_needed()
-            raise self._timed_out(checkout, "no connection is idle")
+            raise self._unserved(checkout, None, deadline)
         waiter = None
         try:
             waiter = core.join(checkout, now)
@@ -166,20 +181,37 @@ class Acquirer(Part):
                 self._maintenance_thread.wake()  # to watch for long holds, which this checkout may wait for
             if core.remaining < core.maxconn:
                 self._connectors.start_if_needed()
-            self._connectors.wait_for(waiter.lock, deadline)
+            self._wait_for(waiter.lock, deadline)
             conn = core.leave(checkout, waiter) if waiter.conn is None else waiter.conn
         except BaseException:
             conn = core.leave(checkout, waiter)
             if conn is not None:
                 self._release_unused(checkout, conn)
             raise
-        if conn is not None:
-            return conn
-        if isinstance(waiter.error, PoolClosed):
-            raise waiter.error
-        if waiter.error is not None:
-            raise self._connection_failed(checkout)
-        raise self._timed_out(checkout, f"no connection within {deadline - checkout.started:.3g} s")
+        if conn is None and not isinstance(waiter.error, QueueAgain):
+            raise self._unserved(checkout, waiter.error, deadline)
+        return conn
+
+    def _wait_for(self, lock: threading.Lock, deadline: float) -> None:
+        """Wait for a hand-over; a ping that is in progress may take as long as a check at a checkout."""
+        if self._core.checking:
+            now = monotonic()
+            if self._connectors.wait_for(lock, now + min(deadline - now, check_seconds(deadline, now))):
+                return
+            self._keepalive.cut_after(MIN_FIRST_CHECK)
+        self._connectors.wait_for(lock, deadline)
+
+    def _unserved(self, checkout: Checkout, error: BaseException | None, deadline: float) -> BaseException:
+        """Return the error of a checkout that has waited in vain; ``error`` is the one that ended the wait, if any."""
+        if isinstance(error, PoolClosed):
+            return error
+        if error is not None:
+            return self._connection_failed(checkout)
+        if checkout.queued is None:
+            return self._timed_out(
+                checkout, "no connection at once" if self._core.is_suspended else "no connection is idle"
+            )
+        return self._timed_out(checkout, f"no connection within {deadline - checkout.started:.3g} s")
 
     def _release_unused(self, checkout: Checkout, conn: connection) -> None:
         """Release a connection that was handed to a waiter but did not reach the caller."""

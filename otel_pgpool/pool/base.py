@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool.driver.fallback_name import fallback_name
@@ -9,6 +10,8 @@ from otel_pgpool.runtime.failures import ObserverGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from typing_extensions import Self
 
     from otel_pgpool.config import PoolConfig
     from otel_pgpool.driver.connect_target import ConnectTarget
@@ -46,11 +49,29 @@ def _no_pool() -> object:
     return None
 
 
+@dataclass
+class Durations:
+    """The options of a pool that may change while it works, in seconds, and infinite if switched off.
+
+    The core has ``long_hold``, which it reads for each release.
+    """
+
+    timeout: float
+    max_lifetime: float
+    max_idle: float
+
+    @classmethod
+    def of(cls, config: PoolConfig) -> Self:
+        """Return the values that the pool has at first."""
+        return cls(config.timeout, config.max_lifetime, config.max_idle)
+
+
 class Common(NamedTuple):
     """The objects that all parts of a pool use."""
 
     core: Core
     config: PoolConfig
+    durations: Durations
     target: ConnectTarget
     notifier: Notifier
     maintenance_thread: ParkingThread
@@ -60,4 +81,4 @@ class Part:
     """A part of a pool: a step of a checkout, or a background task."""
 
     def __init__(self, common: Common) -> None:
-        self._core, self._config, self._target, self._notifier, self._maintenance_thread = common
+        self._core, self._config, self._durations, self._target, self._notifier, self._maintenance_thread = common

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.runtime.text import file_of, function_of, line_of
@@ -23,6 +24,11 @@ Stack = tuple[Any, ...]
 
 A flat tuple costs half as much as a tuple of pairs.
 """
+
+THREADING = threading.Thread.is_alive.__code__.co_filename
+"""The file of ``threading``, as frames name it."""
+THREAD_STARTERS = frozenset((THREADING, THREADING.replace("threading.py", "concurrent/futures/thread.py")))
+"""Files of the standard library whose functions start threads, and call what these run."""
 
 OWN_PACKAGE = __name__.partition(".")[0]
 OWN_PROGRAM = f"{OWN_PACKAGE}.demo"
@@ -153,8 +159,11 @@ def places(stack: Stack) -> Iterator[Place]:
 
 
 def path_to(stack: Stack) -> str:
-    """Return a text with one line for each call site, innermost first."""
-    return "\n".join(describe(place) for place in places(stack))
+    """Return a text with one line for each call site, innermost first, without the code that started the thread."""
+    shown = list(places(stack))
+    while len(shown) > 1 and shown[-1][0].co_filename in THREAD_STARTERS:
+        shown.pop()
+    return "\n".join(map(describe, shown))
 
 
 def describe(place: Place) -> str:

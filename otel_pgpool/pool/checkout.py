@@ -74,13 +74,15 @@ class Slot:
     server: tuple[str, int | None] | None = None  # host and port, if the pool's arguments name several
     local_port: int = 0  # port of this end of the connection; 0 for a Unix socket, or if unknown
     origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
-    # psycopg2's settings after `configure`, which a release restores; a `Renamed` while the session has a trace's name
-    baseline: tuple[Any, ...] = ()
-    kept_at: float = AT_ONCE  # when a thread that has set the slot aside last worked on it or on others
+    baseline: tuple[Any, ...] = ()  # those after it, which a release restores; a `Renamed` during a trace's name
+    kept_at: float = AT_ONCE  # when a thread that opens it, or has set it aside, last began to work on it or on others
     seen: float = AT_ONCE  # when the connection was last known to be alive
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
     pinged: float = AT_ONCE  # when the pool has last pinged it for `keepalive`, which is no use of it
     ping_after: float = NEVER  # seconds without use after which it is pinged
+    connect_began: float = NEVER  # when its connect began
+    opened: float = NEVER  # when it was opened
+    lifetime_share: float = 1.0  # the part of `max_lifetime` after which it expires
     expires: float = NEVER
     review_at: float = NEVER  # when a release first calls `_evict_reason`: at the end of the lifetime, or at once
     evict_reason: str | None = None  # the reason, if the slot is marked for eviction
@@ -247,6 +249,8 @@ class Checkout:
     flagged_at: float = 0.0
     long_hold_reported: bool = False
     """Whether the observer has reported the long hold."""
+    blocks_inside: int = 0
+    """Number of blocks inside its block that have used the same connection."""
     had_proxy_wait: bool = False
     """Whether PgBouncer has sent a notice that a query waits for a connection to the server."""
     database_state: DatabaseState | None = None
@@ -284,7 +288,7 @@ class Checkout:
     @property
     def where(self) -> str:
         """The innermost call site of the checkout, as ``file:line function``."""
-        return describe(next(places(self.stack)))
+        return next(map(describe, places(self.stack)), "")
 
     @property
     def path_to(self) -> str:
@@ -332,10 +336,7 @@ class ManualCheckout(Checkout):
 
 
 def begin(started: float, stack: Stack) -> ManualCheckout:
-    """Create the record of a checkout that a call of `putconn` releases, not the end of a block.
-
-    This is a function, because an ``__init__`` would double the cost.
-    """
+    """Create the record of a checkout that a call of `putconn` releases. An ``__init__`` would double the cost."""
     checkout = ManualCheckout()
     checkout.started = started
     checkout.stack = stack

@@ -22,9 +22,10 @@ from otel_pgpool.pool.checkout import Attempt, Checkout, Slot
 from otel_pgpool.pool.figures import diagnose
 from otel_pgpool.pool.outage import number_after
 from otel_pgpool.pool.reconnect_failed import ReconnectFailed
+from otel_pgpool.pool.slots import set_lifetime
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.failures import log_safely
-from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends
+from otel_pgpool.runtime.fork import delay_forks_until_this_thread_ends, keep_from_forking
 from otel_pgpool.runtime.sockets import local_port
 from otel_pgpool.runtime.text import class_of, printable
 from otel_pgpool.runtime.wakeup import Deferred, Wakeup, acquire_within, start_thread
@@ -128,6 +129,8 @@ class Connectors(Part):
             kind: the class of the error.
         """
         core, outage, cause, text = self._core, self._core.outage, self._start_error, ""
+        if core.is_suspended:
+            reason = f"the pool is suspended: {reason}"
         if waiter is not None and waiter.error is not None:
             cause, text = waiter.error, waiter.attempts[-1].message or class_of(waiter.error)
         elif outage is not None and outage.error is not None:
@@ -183,7 +186,7 @@ class Connectors(Part):
         try:
             with core.lock:
                 delay = self._retry_delay(me, monotonic()) if len(self._stuck) < MAX_STUCK else None
-                slot = core.reserve_slot() if delay == 0.0 else None
+                slot = core.reserve_slot(monotonic()) if delay == 0.0 else None
                 if slot is None and not delay:
                     self._leave(me)
                     return None
@@ -250,7 +253,7 @@ class Connectors(Part):
         try:
             conn = self._target.connect(attempt)
             attempt.allow("configure", CONFIGURE_TIMEOUT)
-            self._prepare(slot, conn)
+            self._prepare(slot, conn, attempt.began)
         except BaseException as error:
             is_abandoned = self._attempts.pop(slot, None) is None
             self._stuck.pop(attempt, None)
@@ -271,7 +274,7 @@ class Connectors(Part):
         self._succeed(slot, conn, _describe(attempt, slot, address=address, port=conn.info.port))
         return 0.0
 
-    def _prepare(self, slot: Slot, conn: connection) -> None:
+    def _prepare(self, slot: Slot, conn: connection, began: float) -> None:
         """Prepare a new connection: call ``configure``, set its lifetime, store what a release restores."""
         config = self._config
         slot.origin = session.settings(conn)
@@ -288,7 +291,10 @@ class Connectors(Part):
         slot.key = id(conn)
         slot.on_collected = self.dropped.append
         slot.track(conn)
-        slot.expires = now + config.max_lifetime * (1 - LIFETIME_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
+        slot.opened, slot.connect_began = now, began
+        slot.lifetime_share = 1 - LIFETIME_JITTER * random.random()  # nosec B311 # noqa: S311 - jitter
+        with self._core.lock:  # so that no change of `max_lifetime` is missed
+            set_lifetime(slot, self._durations.max_lifetime)
         slot.ping_after = config.keepalive * (1 - KEEPALIVE_JITTER * random.random())  # nosec B311 # noqa: S311 - jitter
 
     def _warn_once(self) -> None:
@@ -302,13 +308,14 @@ class Connectors(Part):
         self._reconnect_failed.connected()
         reason, change = self._core.connect_succeeded(slot, conn, connect.ended, began=connect.began)
         notifier, observer = self._notifier, self._notifier.observer
-        if observer is not None:
-            notifier.notify(observer.connected, connect)
-            change.report(notifier, observer, connect)
-        if reason is not None:
-            slot.conn = conn
-            self._discarder.discard([slot], reason)
-        elif self._core.parked:
+        with keep_from_forking():  # a child would inherit the locks of the telemetry
+            if observer is not None:
+                notifier.notify(observer.connected, connect)
+                change.report(notifier, observer, connect)
+            if reason is not None:
+                slot.conn = conn
+                self._discarder.discard([slot], reason)
+        if reason is None and self._core.parked:
             self._maintenance_thread.wake()  # to watch the connection's lifetime
 
     def _fail(self, slot: Slot, attempt: ConnectAttempt, error: BaseException, callback: str = "") -> None:
@@ -326,8 +333,9 @@ class Connectors(Part):
             change = self._core.connect_failed(slot, failed, error, began=connect.began, is_refusal=connect.is_refusal)
             notifier, observer = self._notifier, self._notifier.observer
             if observer is not None:
-                notifier.notify(observer.connect_failed, connect)
-                change.report(notifier, observer, connect)
+                with keep_from_forking():  # as in `_succeed`
+                    notifier.notify(observer.connect_failed, connect)
+                    change.report(notifier, observer, connect)
             self._reconnect_failed.failed(connect.began, connect.ended)
 
 

@@ -17,13 +17,14 @@ from otel_pgpool.pool.context import CheckoutContext, ConnectionT_co, LongChecko
 from otel_pgpool.pool.from_env import arguments_from
 from otel_pgpool.pool.parts import Parts
 from otel_pgpool.pool.psycopg_pool_names import PsycopgPoolNames
+from otel_pgpool.pool.reentrant import ReentrantContext
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
-from otel_pgpool.validation import invalid_option, validate_seconds
+from otel_pgpool.validation import invalid_option, validate_bool, validate_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import EllipsisType
     from typing import Literal
 
@@ -75,6 +76,11 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
         credentials: callable that returns a mapping of keyword arguments to merge into those of ``psycopg2.connect``,
             called before each connect. With it, and libpq 16 or later, a password is sent in clear text over TLS only,
             unless libpq's parameter ``require_auth`` is given.
+        evict_on: which errors of a ``with pool.connection()`` block cost the connection its place: SQLSTATEs
+            (``"57014"``) and classes of them (``"XX"``), or a callable that gets the error and returns True. None: only
+            those after which the session has ended or cannot be reset.
+        reentrant: True to let a ``with pool.connection()`` block inside another one of the same thread, greenlet or
+            task use the same connection. The outermost block commits or rolls back; a block inside has a savepoint.
         reconnect_timeout: seconds for which every attempt to connect has failed when ``reconnect_failed`` is called.
         reconnect_failed: callable that is called with the pool if no connection could be opened for
             ``reconnect_timeout``, once until one can be opened again. It runs in a thread of its own; the pool goes on
@@ -116,6 +122,8 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
         configure: Callable[[ConnectionT_co], object] | None = None,
         reset: Callable[[ConnectionT_co], object] | None = None,
         credentials: Callable[[], Mapping[str, Any]] | None = None,
+        evict_on: Callable[[BaseException], object] | Iterable[str] | None = None,
+        reentrant: bool = False,
         reconnect_timeout: float = 300.0,
         reconnect_failed: Callable[[ConnectionPool[ConnectionT_co]], object] | None = None,
         open: bool = True,  # noqa: A002 - the name that psycopg_pool's users know
@@ -141,14 +149,20 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             configure=configure,
             reset=reset,
             credentials=credentials,
+            evict_on=evict_on,
+            reentrant=reentrant,
             reconnect_timeout=reconnect_timeout,
             reconnect_failed=reconnect_failed,
         )
-        if not isinstance(open, bool):
-            raise invalid_option("open", open, "True or False")
+        validate_bool("open", open)
         if observer is not None and observer is not ... and not hasattr(observer, "attached"):
             raise invalid_option("observer", observer, "a PoolObserver or None")
         reset_thread_cache()
+        self._context: type[CheckoutContext[ConnectionT_co]]
+        self._long_context: type[LongCheckoutContext[ConnectionT_co]]
+        self._context, self._long_context = CheckoutContext, LongCheckoutContext
+        if config.reentrant:
+            self._context = self._long_context = ReentrantContext
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         named = {"dsn": dsn, "connection_factory": connection_factory, "cursor_factory": cursor_factory}
         arguments = {name: value for name, value in named.items() if value is not None} | kwargs
@@ -210,7 +224,7 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             timeout = validate_seconds("timeout", timeout)
         frame = _getframe(1)
         context: CheckoutContext[ConnectionT_co]
-        context = CheckoutContext() if expected_hold is ... else LongCheckoutContext.expecting(expected_hold)
+        context = self._context() if expected_hold is ... else self._long_context.expecting(expected_hold)
         context.owner = self
         context.parts = self._parts
         context.timeout = timeout

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from otel_pgpool.errors import PoolClosed
 from otel_pgpool.pool import registry
+from otel_pgpool.pool.live_options import LiveOptions
 from otel_pgpool.pool.shared_threads import end_shared_threads
-from otel_pgpool.pool.state import PoolState
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import renewed
-from otel_pgpool.validation import validate_limits, validate_seconds
+from otel_pgpool.validation import invalid_option, validate_limits, validate_seconds
 
 if TYPE_CHECKING:
     from types import EllipsisType, TracebackType
@@ -18,19 +18,28 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class PoolControl(PoolState):
+class PoolControl(LiveOptions):
     """The control of a `ConnectionPool` as a whole: its opening, its end, its limits and its idle connections."""
 
     @renewed
-    def open(self) -> None:
-        """Open ``minconn`` connections; do nothing if the pool is open.
+    def open(self, wait: bool | None = None, timeout: float | None = None) -> None:  # noqa: FBT001 - the signature of psycopg_pool
+        """Open the pool, and ``minconn`` connections.
+
+        Args:
+            wait: True to wait until the connections are open. False to return at once: they are opened in the
+                background, as soon as the server can be reached. By default True if the pool is not open yet; otherwise
+                nothing is done.
+            timeout: longest wait in seconds, in place of the pool's ``timeout``.
 
         Raises:
-            psycopg2.Error: the first attempt to connect failed; the pool is not open then.
-            PoolTimeout: the connections could not be opened within the pool's ``timeout``.
+            ValueError: ``wait`` or ``timeout`` is invalid.
+            psycopg2.Error: the first attempt to connect failed, in the wait; a pool that was not open is not open then.
+            PoolTimeout: the connections could not be opened in time; a pool that was not open is not open then.
             PoolClosed: the pool is closed.
         """
-        self._parts.lifecycle.open()
+        if wait is not None and not isinstance(wait, bool):
+            raise invalid_option("wait", wait, "True, False or None")
+        self._parts.lifecycle.open(None if timeout is None else validate_seconds("timeout", timeout), wait=wait)
 
     @renewed
     def wait(self, timeout: float | None = None) -> None:
@@ -111,9 +120,24 @@ class PoolControl(PoolState):
         self._parts.lifecycle.resize(*validate_limits(minconn, maxconn, min_size, max_size))
 
     @renewed
+    def suspend(self) -> None:
+        """Let every checkout from now on wait, up to its timeout, until `resume` is called.
+
+        Connections in use stay with their holders, who release them as ever. Idle connections stay open, and none is
+        opened. So there is a time without a session that works, for a failover or a change of the schema: when
+        ``stats().used`` is 0, `drain` closes those that are left. A second call does nothing.
+        """
+        self._parts.core.suspend(monotonic())
+
+    @renewed
+    def resume(self) -> None:
+        """Serve the waiters of a suspended pool in the order in which they asked; do nothing if it is not suspended."""
+        self._parts.lifecycle.resume()
+
+    @renewed
     def check(self) -> None:
         """Check every idle connection, one by one, by ``check`` or a query; discard those that do not pass in 5 s."""
-        self._parts.health.check_all()
+        self._parts.liveness.check_all()
 
     def __enter__(self) -> Self:
         self.open()

@@ -61,7 +61,7 @@ class Core(Handover):
         """Return the levels and totals of the pool. Takes no lock."""
         return make_stats(
             name=self.name,
-            status=STATUSES.get(self.state) or (PoolStatus.UNREACHABLE if is_unreachable(self.outage) else None),
+            status=self._status(),
             minconn=self.minconn,
             maxconn=self.maxconn,
             size=len(self.members),
@@ -77,11 +77,17 @@ class Core(Handover):
             **{counter: getattr(self, counter) for counter in COUNTERS},
         )
 
+    def _status(self) -> PoolStatus | None:
+        """Return the status of the pool; None if its utilization decides."""
+        if self.is_suspended and self.state is not State.CLOSED:
+            return PoolStatus.SUSPENDED
+        return STATUSES.get(self.state) or (PoolStatus.UNREACHABLE if is_unreachable(self.outage) else None)
+
     # Connecting
 
     def is_connection_wanted(self) -> bool:
         """Return whether another connection should be opened now."""
-        if self.state is not State.OPEN or len(self.members) >= self.maxconn:
+        if self.state is not State.OPEN or self.is_suspended or len(self.members) >= self.maxconn:
             return False
         if self.outage is not None and not self.opening:  # one attempt stays in progress until the server is reached
             return True
@@ -93,14 +99,15 @@ class Core(Handover):
         The maintenance thread has to start connectors again that could not be started or have died.
         """
         with self.lock:
-            return not self.queue and not self.is_connection_wanted() and super().park()
+            return self.queue.first() is None and not self.is_connection_wanted() and super().park()
 
-    def reserve_slot(self) -> Slot | None:
+    def reserve_slot(self, now: float) -> Slot | None:
         """Reserve a slot for a new connection if one is still wanted."""
         if not self.is_connection_wanted():
             return None
         unserved = len(self.opening)
         slot = Slot(next(islice(self.queue, unserved, None), None))
+        slot.kept_at = now
         self.growth_requested = False
         self.opening.add(slot)
         self._add(slot)
@@ -219,7 +226,7 @@ class Core(Handover):
     def rollback_open(self) -> list[Slot]:
         """Undo `open` after a failure; return the idle slots, which the caller has to close."""
         with self.lock:
-            if self.state is State.OPEN and not self.queue:  # a pool with waiters stays open for them
+            if self.state is State.OPEN and len(self.queue) == 0:  # a pool with waiters stays open for them
                 self.state = State.NEW
                 self.outage = None
             return self._mark_all_for_eviction(DiscardReason.CLOSED)
@@ -299,9 +306,11 @@ class Core(Handover):
         """Set the longest idle of the connections aside that are to be pinged; None if there is none, or a waiter."""
         with self.lock:
             due = (slot for slot in self.idle.copy() if now >= slot.ping_due)
-            return (
-                None if self.queue else next((slot for slot in due if self._move_from_idle(slot, self.checking)), None)
-            )
+            moved = (slot for slot in due if self._move_from_idle(slot, self.checking))
+            slot = next(moved, None) if self.queue.first() is None else None
+            if slot is not None:
+                slot.kept_at = now
+            return slot
 
     def ping_passed(self, slot: Slot, now: float) -> str | None:
         """Put a pinged connection back in its place among the idle ones; return the reason if it has to be closed.

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout
 from otel_pgpool.pool.utilization import status_of
 from otel_pgpool.runtime.text import printable
-from otel_pgpool.stats import PoolStats
+from otel_pgpool.stats import PoolStats, describe_holder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otel_pgpool.pool.checkout import Checkout
+    from otel_pgpool.stats import Holder
     from otel_pgpool.types import PoolStatus
 
 COUNTERS = ("queued", "timeouts", "errors", "retries", "long_holds", "created", "wait_seconds")
@@ -110,6 +111,19 @@ def diagnose(
             "checkout, pass the connection down"
         )
     longest = tuple(hold.holder(now) for hold in holds[:LONGEST_HOLDERS])
-    lines += [f"held {each}" for each in longest]
+    lines += _held(longest)
+    if len(holds) > len(longest):
+        lines.append(f"and {len(holds) - len(longest)} more holders")
     text = "\n  ".join(map(printable, lines))
     return kind(text, waited=waited, retries=retries, holders=longest, **stats.levels())
+
+
+def _held(holders: Sequence[Holder]) -> list[str]:
+    """Return a line for each holder, in which each head of a chain is described once."""
+    described = {holder.pid for holder in holders}
+    lines = []
+    for holder in holders:
+        lines.append(f"held {describe_holder(holder, described)}")
+        if holder.database_state is not None and holder.database_state.root_blocker is not None:
+            described.add(holder.database_state.root_blocker.pid)
+    return lines

@@ -9,7 +9,7 @@ from otel_pgpool.errors import LONGEST_HOLDERS, PoolClosed, TooManyRequests
 from otel_pgpool.pool.checkout import NEVER, Attempt, Blocker, Checkout, Slot
 from otel_pgpool.pool.holds import HoldTable
 from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
-from otel_pgpool.pool.waiters import Queue, Waiter
+from otel_pgpool.pool.waiters import Queue, QueueAgain, SuspendedQueue, Waiter
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class State(enum.Enum):
 class Handover(HoldTable):
     """The idle connections, the queue, and the steps of a checkout and of a release."""
 
-    __slots__ = ("growth_requested", "max_waiting", "name", "queue", "state")
+    __slots__ = ("growth_requested", "max_waiting", "name", "queue", "state", "suspended_at")
 
     def __init__(
         self, minconn: int, maxconn: int, long_hold: float = NEVER, max_waiting: int = 0, name: str = ""
@@ -45,7 +45,8 @@ class Handover(HoldTable):
         self.name = name  # for error messages
         self.state = State.NEW
         self.max_waiting = max_waiting
-        self.queue = Queue()  # empty while a slot is idle
+        self.queue = Queue()  # empty while a slot is idle, unless the pool is suspended
+        self.suspended_at: float | None = None  # when the pool was suspended, if it is
         self.growth_requested = False  # a caller with timeout 0 has asked for one more connection
 
     # Checkout
@@ -112,10 +113,12 @@ class Handover(HoldTable):
             if self.state is State.CLOSED:
                 raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
             self._serve_waiters(now)
-            if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and not self.idle:
+            is_unserved = not self.idle or self.is_suspended
+            if checkout.queued is None and 0 < self.max_waiting <= len(self.queue) and is_unserved:
                 raise TooManyRequests(
                     f"pool {self.name!r}: the queue is full: {len(self.queue)} waiting "
                     f"(max_waiting={self.max_waiting}), {self.used} of {self.maxconn} connections in use"
+                    + (", the pool is suspended" if self.is_suspended else "")
                 )
             if checkout.queued is None:
                 checkout.queued = now
@@ -151,10 +154,21 @@ class Handover(HoldTable):
             self.queue.leave(checkout)
             return None if waiter is None else waiter.conn
 
+    def let_waiters_queue_again(self) -> None:
+        """Wake the waiters, which then wait on with the pool's present timeout. Each keeps its turn."""
+        with self.lock:
+            for waiter in list(self.queue.values()):
+                self.queue.fail(waiter, QueueAgain())
+
+    def has_check_for_caller(self) -> bool:
+        """Return whether a caller that queues now is the next for a connection that is being checked. Takes no lock."""
+        waiting = len(self.queue)
+        return waiting < len(self.checking) and not self.is_suspended and not 0 < self.max_waiting <= waiting
+
     def request_growth(self, checkout: Checkout) -> None:
         """Request one more connection on behalf of a caller that does not wait for it."""
         with self.lock:
-            self.growth_requested = self.remaining < self.maxconn
+            self.growth_requested = self.remaining < self.maxconn and not self.is_suspended
             if self.growth_requested or self.opening:
                 checkout.expected_path = NEW
 
@@ -215,6 +229,27 @@ class Handover(HoldTable):
             checkout.slot.idle_checkouts += 1
         else:
             self.served[str(checkout.path)] += 1
+
+    # Suspension
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether checkouts wait until the pool is resumed."""
+        return self.suspended_at is not None
+
+    def suspend(self, now: float) -> None:
+        """Let checkouts wait from now on, whether connections are idle or not."""
+        with self.lock:
+            if self.suspended_at is None:
+                self.suspended_at = now
+            self.queue = SuspendedQueue(self.queue)
+
+    def resume(self, now: float) -> None:
+        """Serve waiters again, from the idle connections at first."""
+        with self.lock:
+            self.suspended_at = None
+            self.queue = Queue(self.queue)
+            self._serve_waiters(now)
 
     # Release
 

@@ -1,166 +1,148 @@
-"""Health checks of idle connections: the cheapest check first; one dead connection triggers a check of all."""
+"""The verdict on a pool: whether it can serve its callers, as far as that is known without asking the server."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from otel_pgpool.driver.deadline import IO_DEADLINE
-from otel_pgpool.driver.error_text import describe, without_traceback
-from otel_pgpool.driver.session import PING_AFTER, is_readable, ping
-from otel_pgpool.driver.trace_name import Renamed
+from otel_pgpool.driver.connect_cause import cause_of
 from otel_pgpool.errors import error_type
-from otel_pgpool.pool.base import Common, Part
-from otel_pgpool.pool.checkout import NEVER, Attempt, Checkout, Slot
-from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
-from otel_pgpool.runtime.clock import monotonic
-from otel_pgpool.runtime.failures import is_external
-from otel_pgpool.types import DiscardReason
+from otel_pgpool.pool.checkout import NEVER
+from otel_pgpool.pool.core import State
+from otel_pgpool.stats import PoolHealth
+from otel_pgpool.types import HealthStatus
 
 if TYPE_CHECKING:
-    from psycopg2.extensions import connection
+    from otel_pgpool.pool.core import Core
+    from otel_pgpool.pool.outage import Outage
 
-    from otel_pgpool.pool.discard import Discarder
+SLOW = 1.0
+"""Seconds that a connect, a check or the wait of a caller may take in a pool that is ok."""
 
-CHECK_BUDGET = 0.1
-"""Seconds that all checks within a checkout may take together, even if the checkout's timeout leaves less."""
+Finding = tuple[HealthStatus, str, float]
+"""A status, the reason, and since when it holds, as a reading of the clock.
 
-MIN_CHECK = 0.02
-"""Seconds that each check may take at least."""
-
-MIN_FIRST_CHECK = 1.0
-"""Seconds that a server behind a slow network may take to answer.
-
-A check may take longer if a checkout has more time; half of the remaining time is kept for another connection.
+The first words of a reason, up to a colon, are the same at each call; the figures follow.
 """
 
 
-class HealthCheck(Part):
-    """The checks of one pool's idle connections."""
+class Levels(NamedTuple):
+    """The levels of a pool that decide the verdict, at one moment. Times are readings of the clock."""
 
-    def __init__(self, common: Common, discarder: Discarder) -> None:
-        super().__init__(common)
-        check = common.config.check
-        self._is_auto = check == "auto"
-        self._check = check if callable(check) else None
-        self._discarder = discarder
+    state: State
+    closed_at: float
+    suspended_at: float | None
+    outage: Outage | None
+    connections: int
+    """Connections that are open and not being closed."""
+    used: int
+    idle: int
+    maxconn: int
+    waiting: int
+    max_waiting: int
+    queued: float
+    """When the first waiter has queued that may be served; `NEVER` if there is none."""
+    opening: int
+    checking: int
+    begun: float
+    """When the oldest of the connects and checks began; `NEVER` if there is none."""
 
-    def is_alive(self, checkout: Checkout, conn: connection, limit: float) -> bool:
-        """Check a connection that was idle: accept it, or discard it together with every other dead one.
-
-        Args:
-            checkout: the checkout that has the connection from `Core.try_acquire_idle`.
-            conn: the connection.
-            limit: when the check must end, as a reading of the clock in seconds.
-        """
-        core, slot, now = self._core, checkout.slot, monotonic()
-        if now >= slot.expires:
-            core.set_aside_for_closing(checkout)
-            slot.conn = conn
-            self._discarder.discard([slot], DiscardReason.EXPIRED, None, checkout)
-            return False
-        try:
-            self._check_for_checkout(checkout, conn, now, limit)
-        except BaseException as failure:
-            asynchronous = is_external(failure)
-            error = without_traceback(failure)
-            message = describe(self._target, error) if self._is_auto else ""
-            is_broken = self._is_auto or conn.closed
-            reason = DiscardReason.BROKEN if is_broken else DiscardReason.CHECK_FAILED
-            dead: list[Slot] = []
-            try:
-                core.set_aside_for_closing(checkout, Attempt(monotonic(), error_type(error), 0.0, message), error)
-                slot.conn = conn
-                if not asynchronous:
-                    dead = self._sweep(limit, slot)
-            finally:
-                self._discarder.discard([slot, *dead], reason, error, checkout)
-            if asynchronous:
-                raise
-            return False
-        core.accept(checkout, monotonic())
-        return True
-
-    def _check_for_checkout(self, checkout: Checkout, conn: connection, now: float, limit: float) -> None:
-        """Check the connection of a checkout, and rename its session if the checkout asks for that.
-
-        By default the socket is polled, and the server is queried if the socket is readable or was not used for long.
-        The statement that renames the session takes the place of that query.
-
-        Raises:
-            Exception: the connection must not be used.
-        """
-        slot, name = checkout.slot, checkout.trace_name
-        unseen = now - max(slot.seen, slot.pinged)
-        renamed = None
-        if name is not None and limit - now > CHECK_BUDGET:  # with less time, a name could cost the connection
-            renamed = Renamed.of(conn, slot.baseline, name)
-        if self._check is not None:
-            if name is None or unseen >= CHECK_BYPASS_WINDOW:
-                ping(conn, self._check, _seconds(limit, now))
-                now = monotonic()
-        elif self._is_auto and renamed is None and (unseen > PING_AFTER or is_readable(conn)):
-            ping(conn, None, _seconds(limit, now))
-        if renamed is not None and limit - now > CHECK_BUDGET:
-            slot.baseline = renamed  # first, so that after an interrupt the session is not taken for one without a name
-            renamed.apply(conn, _seconds(limit, now))
-
-    def check_all(self) -> None:
-        """Check every idle connection with a query, one after the other, and discard those that do not answer."""
-        for suspect in self._core.idle_slots():
-            dead = self._find_dead(self._core.begin_check([suspect]), NEVER, DiscardReason.CHECK_FAILED)
-            self._discarder.discard(dead, DiscardReason.CHECK_FAILED)
-
-    def _sweep(self, limit: float, found: Slot) -> list[Slot]:
-        """Set aside every dead idle connection; keep those whose socket is readable only because of a notice.
-
-        ``found`` is the slot of the dead connection that is the reason for the sweep.
-        """
-        suspects = [
-            (slot, since)
-            for slot, since in self._core.idle_slots()
-            if (conn := slot.conn) is not None and is_readable(conn)
-        ]
-        return self._find_dead(self._core.begin_check(suspects), limit, DiscardReason.BROKEN, found)
-
-    def _find_dead(self, aside: list[Slot], limit: float, reason: DiscardReason, *others: Slot) -> list[Slot]:
-        """Check slots that were set aside; return those to be closed for ``reason``, and make the others available.
-
-        ``others`` are slots set aside that are closed after the check.
-        """
-        dead: list[Slot] = []
-        try:
-            while aside:
-                slot = aside[-1]
-                now = monotonic()
-                self._core.keep_aside([*aside, *dead, *others], now)
-                if now > limit + CHECK_BUDGET or not self._responds(slot, _bound(limit, now)):
-                    self._core.check_failed(slot)
-                    dead.append(slot)
-                elif (other := self._core.check_passed(slot, monotonic())) is not None:
-                    self._discarder.discard([slot], other)
-                aside.pop()
-        except BaseException:
-            dead += [slot for slot in aside if self._core.check_failed(slot) and slot not in dead]
-            self._discarder.discard(dead, reason)
-            raise
-        return dead
-
-    def _responds(self, slot: Slot, seconds: float) -> bool:
-        try:
-            if slot.conn is None:
-                return False
-            ping(slot.conn, self._check, seconds)
-        except Exception as failure:  # whatever was raised, the connection must not be handed out
-            if is_external(failure):
-                raise
-            return False
-        return True
+    @classmethod
+    def of(cls, core: Core, now: float) -> Levels:
+        """Read the levels of a pool."""
+        with core.lock:
+            first = core.queue.first()
+            queued = NEVER if first is None else first.checkout.queued
+            return cls(
+                core.state,
+                core.closed_at,
+                core.suspended_at,
+                core.outage,
+                len(core.slots) - len(core.closing),
+                core.used,
+                len(core.idle),
+                core.maxconn,
+                len(core.queue),
+                core.max_waiting,
+                now if queued is None else queued,
+                len(core.opening),
+                len(core.checking),
+                min((slot.kept_at for slot in [*core.opening, *core.checking]), default=NEVER),
+            )
 
 
-def _seconds(limit: float, now: float) -> float:
-    """Return how long the check of the first connection may take."""
-    return _bound(min(limit, max(now + MIN_FIRST_CHECK, (now + limit) / 2)), now)
+def health_of(core: Core, now: float) -> PoolHealth:
+    """Return the health of a pool at a reading of the clock. The worst finding is its status.
+
+    A pool that is not open yet is ok, because its first checkout opens it: a probe that keeps callers away would keep
+    the pool from being opened.
+    """
+    levels = Levels.of(core, now)
+    if levels.state is State.CLOSED:
+        findings = [(HealthStatus.CLOSED, "the pool is closed", levels.closed_at)]
+    else:
+        each = _suspended(levels), _unreachable(levels, now), _exhausted(levels, now), _full_queue(levels, now)
+        findings = [finding for finding in each if finding is not None]
+    if not findings:
+        return PoolHealth(core.name, HealthStatus.OK)
+    status, _reason, since = findings[0]  # in the order of their severity
+    return PoolHealth(core.name, status, tuple(reason for _status, reason, _since in findings), max(0.0, now - since))
 
 
-def _bound(limit: float, now: float) -> float:
-    return min(IO_DEADLINE, max(MIN_CHECK, limit - now))
+def _suspended(levels: Levels) -> Finding | None:
+    if levels.suspended_at is None:
+        return None
+    reason = f"the pool is suspended until resume() is called: {levels.waiting} waiting"
+    return HealthStatus.SUSPENDED, reason, levels.suspended_at
+
+
+def _unreachable(levels: Levels, now: float) -> Finding | None:
+    """Return whether the server did not answer, or the pool has no connection and cannot open any."""
+    outage = levels.outage
+    if outage is not None:
+        cause = cause_of(outage.error)
+        is_up = outage.is_refusal or (cause is not None and cause.is_up)
+        if is_up and levels.connections > 0:
+            return None
+        begin = "the server is up, but no connection can be used" if is_up else "no connection can be opened"
+        known = "an error of an unknown kind" if outage.error is None else error_type(outage.error)
+        attempts = f"{outage.attempts} failed attempt{'' if outage.attempts == 1 else 's'}"
+        reason = f"{begin}: {known if cause is None else cause.value}; {attempts} within {_seconds(outage.since, now)}"
+        return HealthStatus.UNREACHABLE, reason, outage.since
+    if levels.idle or levels.used > 0 or now - levels.begun <= SLOW:
+        return None
+    return HealthStatus.UNREACHABLE, f"the server has not answered yet: {_in_progress(levels, now)}", levels.begun
+
+
+def _exhausted(levels: Levels, now: float) -> Finding | None:
+    """Return whether callers wait for a connection, or would have to, for longer than a connect usually takes."""
+    has_waiter = levels.queued != NEVER
+    can_grow = levels.used < levels.maxconn and levels.outage is None
+    since = levels.queued if has_waiter and not (can_grow and now - levels.queued <= SLOW) else NEVER
+    if not levels.idle and now - levels.begun > SLOW and (levels.used > 0 or has_waiter):
+        since = min(since, levels.begun)
+    if since == NEVER:
+        return None
+    figures = f"{levels.used} of {levels.maxconn} in use"
+    if levels.opening or levels.checking:
+        figures += f", {_in_progress(levels, now)}"
+    if has_waiter:
+        figures += f"; {levels.waiting} waiting, the first for {_seconds(levels.queued, now)}"
+    return HealthStatus.SATURATED, f"no connection is free: {figures}", since
+
+
+def _full_queue(levels: Levels, now: float) -> Finding | None:
+    if not 0 < levels.max_waiting <= levels.waiting:
+        return None
+    reason = (
+        f"the queue is full, further callers are refused: {levels.waiting} waiting (max_waiting={levels.max_waiting})"
+    )
+    return HealthStatus.SATURATED, reason, min(levels.queued, now)
+
+
+def _in_progress(levels: Levels, now: float) -> str:
+    counts = ((levels.opening, "being opened"), (levels.checking, "being checked"))
+    return f"{', '.join(f'{n} {what}' for n, what in counts if n)}, the first for {_seconds(levels.begun, now)}"
+
+
+def _seconds(since: float, now: float) -> str:
+    return f"{max(0.0, now - since):.3f} s"

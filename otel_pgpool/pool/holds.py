@@ -6,7 +6,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from otel_pgpool.pool.checkout import ACQUIRED, AT_ONCE, NEVER, Checkout, Slot, release_once
-from otel_pgpool.pool.slots import SlotTable
+from otel_pgpool.pool.slots import SlotTable, bypass_below
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
@@ -79,6 +79,11 @@ class HoldTable(SlotTable):
         """Return when a hold becomes long, as a reading of the clock in seconds."""
         expected = checkout.expected_hold
         return checkout.acquired + (self.long_hold if expected is None else expected)
+
+    def change_long_hold(self, long_hold: float) -> None:
+        """Change the threshold of long holds, in seconds."""
+        with self.lock:
+            self.long_hold, self.bypass_below = long_hold, bypass_below(long_hold)
 
     def flag_long_holds(self, now: float) -> list[Checkout]:
         """Mark the holds that have passed their threshold since the last call, and return their checkouts."""

@@ -6,7 +6,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from otel_pgpool.driver.deadline import shutdown_socket
+from otel_pgpool.driver.deadline import NoAnswer, shutdown_socket
 from otel_pgpool.driver.error_text import without_traceback
 from otel_pgpool.driver.session import ping
 from otel_pgpool.pool.base import Common, Part
@@ -38,6 +38,7 @@ class Keepalive(Part):
         self._discarder = discarder
         self._thread = BackgroundThread(self, "otel_pgpool-keepalive", delays_forks=False)
         self._pinged: Slot | None = None
+        self._cut: Slot | None = None  # whose ping was cut for a caller
 
     def start_if_due(self, now: float) -> float:
         """Start the thread if a connection is due; return the seconds until the next look."""
@@ -61,7 +62,7 @@ class Keepalive(Part):
         try:
             self._ping(slot)
         finally:
-            self._pinged = None
+            self._pinged = self._cut = None
         return 0.0
 
     def stop(self) -> None:
@@ -69,6 +70,16 @@ class Keepalive(Part):
         slot = self._pinged
         conn = None if slot is None else slot.conn
         if conn is not None:
+            shutdown_socket(conn)
+
+    def cut_after(self, seconds: float) -> None:
+        """Cut the present ping if it has taken so long, because a caller waits and can have another connection."""
+        slot = self._pinged
+        if slot is None or monotonic() - slot.kept_at < seconds:
+            return
+        conn = slot.conn
+        if conn is not None and self._core.abandon_check(slot, DiscardReason.BROKEN):
+            self._cut = slot
             shutdown_socket(conn)
 
     def join(self, seconds: float) -> None:
@@ -98,7 +109,9 @@ class Keepalive(Part):
     def _discard(self, slot: Slot, conn: connection, failure: BaseException) -> None:
         """Discard a connection whose ping failed, for the reason that a check at a checkout gives."""
         with keep_from_forking():
-            if slot.evict_reason is not None:  # the pool was closed or drained meanwhile
+            if self._cut is slot and slot.evict_reason == DiscardReason.BROKEN:
+                failure = NoAnswer.within(monotonic() - slot.kept_at)
+            elif slot.evict_reason is not None:  # the pool was closed or drained meanwhile
                 self._discarder.discard([slot], slot.evict_reason)
                 return
             is_broken = self._check is None or conn.closed

@@ -1,4 +1,4 @@
-"""The operations on a whole pool: open, wait, close, drain, resize."""
+"""The operations on a whole pool: open, wait, close, drain, resize, and changes of its options."""
 
 from __future__ import annotations
 
@@ -37,12 +37,20 @@ class Lifecycle(Part):
         self._acquirer = acquirer
         self._keepalive = keepalive
 
-    def open(self) -> None:
-        """Open ``minconn`` connections, unless the pool is open; the pool is not open if that fails."""
+    def open(self, timeout: float | None, *, wait: bool | None) -> None:
+        """Open the pool; wait for ``minconn`` connections, up to ``timeout`` seconds. None: see `PoolControl.open`.
+
+        A pool that was not open before is not open after a wait that failed.
+        """
+        if wait is False:
+            self._acquirer.ensure_open()
+            return
         if self._core.state is State.OPEN:
+            if wait:
+                self.wait(timeout)
             return
         try:
-            self.wait(None)
+            self.wait(timeout)
         except BaseException:
             self._discarder.discard(self._core.rollback_open(), DiscardReason.CLOSED)
             self._connectors.stop()
@@ -50,7 +58,7 @@ class Lifecycle(Part):
 
     def wait(self, timeout: float | None) -> None:
         """Wait until ``minconn`` connections are open, up to ``timeout`` seconds; None for the pool's ``timeout``."""
-        limit = (self._config.timeout or OPEN_TIMEOUT) if timeout is None else timeout
+        limit = (self._durations.timeout or OPEN_TIMEOUT) if timeout is None else timeout
         self._acquirer.ensure_open()
         began = monotonic()
         waiter = self._core.register_fill_waiter()
@@ -106,3 +114,36 @@ class Lifecycle(Part):
         observer = self._notifier.observer
         if observer is not None:
             OutageChange(outage, self._core.outage).report_end(self._notifier, observer, monotonic())
+
+    def resume(self) -> None:
+        """Serve the waiters of a suspended pool, and open connections again."""
+        self._core.resume(monotonic())
+        self._connectors.start_if_needed()
+        self._wake_maintenance()
+
+    # Options
+
+    def change_timeout(self, seconds: float) -> None:
+        """Change the longest wait of a checkout, also of those that wait now."""
+        self._durations.timeout = seconds
+        self._core.let_waiters_queue_again()
+
+    def change_long_hold(self, seconds: float) -> None:
+        """Change the threshold of long holds, also for holds in progress."""
+        self._core.change_long_hold(seconds)
+        self._wake_maintenance()
+
+    def change_max_idle(self, seconds: float) -> None:
+        """Change the time after which surplus connections are closed, also of those that are idle now."""
+        self._durations.max_idle = seconds
+        self._wake_maintenance()
+
+    def change_max_lifetime(self, seconds: float) -> None:
+        """Change the maximum age of connections, also of those that are open now."""
+        self._durations.max_lifetime = seconds  # first: a connection that is opened meanwhile reads it under the lock
+        self._core.change_lifetimes(seconds)
+        self._wake_maintenance()
+
+    def _wake_maintenance(self) -> None:
+        if self._core.state is State.OPEN:
+            self._maintenance_thread.wake()

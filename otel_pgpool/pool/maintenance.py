@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.monitor_connection import MonitorSource
+from otel_pgpool.driver.refusal_texts import lacks_slots
 from otel_pgpool.pool import monitors
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
@@ -58,17 +59,19 @@ class Maintenance(Part):
         now = monotonic()
         self._releaser.complete_deferred()
         self._reclaim(now)
-        for reason, slots in core.evict_expired(now, self._config.max_idle).items():
+        for reason, slots in core.evict_expired(now, self._durations.max_idle).items():
             self._discarder.discard(slots, reason)
         self._connectors.abandon_overdue(now)
         self._connectors.start_if_needed()
         self._report(now)
+        if core.outage is not None and lacks_slots(core.outage.error):
+            monitors.stay_away(core.name)
         until_ping = self._keepalive.start_if_due(now)
         parked = self._is_quiet() and self._alarm.is_settled and core.park()
         if core.state is State.CLOSED and not core.used:
             end_shared_threads()
             return None
-        seconds = min(until_ping, max(0.0, core.next_deadline(self._config.max_idle) - monotonic()))
+        seconds = min(until_ping, max(0.0, core.next_deadline(self._durations.max_idle) - monotonic()))
         if self._dropped:
             return RECLAIM_AFTER
         # A hold that begins after this pass cannot be long before another `long_hold` has passed.

@@ -1,4 +1,4 @@
-"""The monitor of one server: while holds are long, it asks the server what it says of their sessions."""
+"""The monitor of one server: while holds are long, its thread reports what the server says of their sessions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from otel_pgpool.pool.session_match import Place, match, traceparent_of
-from otel_pgpool.pool.session_query import Answer, read_answer, statement_for
+from otel_pgpool.pool.server_queries import CLOSE_AFTER, QUERY_INTERVAL, NoReply, Reply, ServerQueries
+from otel_pgpool.pool.session_match import match, name_of
 from otel_pgpool.pool.wait_graph import WaitGraph
 from otel_pgpool.pool.watched_hold import WatchedHold
 from otel_pgpool.runtime.clock import monotonic
@@ -19,34 +19,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from otel_pgpool.pool.checkout import Checkout
-    from otel_pgpool.pool.monitor_source import MonitorConnection, MonitoredPool, MonitorSource, Server
-
-QUERY_INTERVAL = 1.0
-"""Minimum number of seconds between two queries of a server."""
-
-QUERY_SHARE = 0.1
-"""Maximum share of the time in which a server works on queries: after a slow query, the interval is longer."""
-
-CLOSE_AFTER = 60.0
-"""Seconds without a long hold after which the monitoring connection is closed."""
+    from otel_pgpool.pool.monitor_source import MonitoredPool, Server
 
 GATHER = 0.05
-"""Seconds between the first long hold and the query, so that holds that become long together are one query."""
-
-AT_ONCE = 1.0
-"""Seconds within which a query fails on a connection that the server has closed, or a server refuses a connection."""
-
-RETRY_AFTER = 10.0
-"""Seconds between a failed query and the next one."""
+"""Seconds within which holds become due together, so that one query answers for all of them."""
 
 MIN_PAUSE = 0.01
 """Minimum number of seconds between two steps of a monitor."""
+
+MAX_PAUSE = 10.0
+"""Seconds after which holds that have ended are forgotten."""
 
 BEHIND_PROXY = (
     "a proxy such as PgBouncer hides the sessions; OTEL_PGPOOL_APPLICATION_NAME=trace shows those of sampled checkouts"
 )
 
-NO_SESSION = "the server that answered has no such session: it has ended, or a load balancer leads to several servers"
+NOT_NAMED = (
+    "no session behind the proxy has the name of the checkout, or several have: it has none while it is idle outside "
+    "of a transaction"
+)
+
+NOT_LISTED = (
+    "the server that answered has no such session with the process id {pid}: it has ended, or a load balancer leads to "
+    "several servers"
+)
 
 
 class Monitor:
@@ -56,19 +52,23 @@ class Monitor:
     """
 
     def __init__(self, server: Server) -> None:
-        self._server = server
-        self._lock = threading.Lock()  # guards the next four attributes; nothing under it blocks
+        self._lock = threading.Lock()  # guards the next six attributes; nothing under it blocks
         self._holds: list[WatchedHold] = []
         self._thread: threading.Thread | None = None
         self._is_stopped = False
-        self._next_query = 0.0
+        self._not_before = 0.0  # when the server may be asked next
+        self._must_close = False
+        self._served: set[str] = set()  # names of the pools whose holds were watched
         self._wakeup = Wakeup()
         # What follows belongs to the thread.
-        self._conn: MonitorConnection | None = None
-        self._last_work = 0.0
-        self._is_proxy: bool | None = None  # None: not known yet
-        self._failing: set[str] = set()  # pools whose way to a connection has failed
+        self._queries = ServerQueries(server)
         self._told: set[str] = set()  # what was logged, so that it is logged once
+
+    @property
+    def served(self) -> frozenset[str]:
+        """Names of the pools whose holds were watched."""
+        with self._lock:
+            return frozenset(self._served)
 
     def watch(self, pool: MonitoredPool, holds: Iterable[Checkout]) -> bool:
         """Watch long holds until their end. Called by background threads, for which this takes some 100 us.
@@ -80,9 +80,11 @@ class Monitor:
         with self._lock:
             if self._is_stopped:
                 return False
-            if not self._holds:
-                self._next_query = max(self._next_query, monotonic() + GATHER)
-            self._holds = [*self._holds, *watched]
+            present = [hold for hold in self._holds if not hold.is_over]
+            if not present:
+                self._not_before = max(self._not_before, monotonic() + GATHER)
+            self._holds = present + watched
+            self._served.add(pool.name)
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="otel_pgpool-monitor", daemon=True)
                 self._thread = thread
@@ -94,21 +96,31 @@ class Monitor:
         except RuntimeError:  # no thread can be started: the next long hold tries again
             with self._lock:
                 self._thread = None
-                self._holds = []
         return True
 
-    def stop(self, seconds: float) -> None:
-        """End the thread and close the connection, and wait up to ``seconds`` for that."""
+    def stay_away(self) -> None:
+        """Close the connection and ask nothing for a while, because a pool needs the server's last free slot."""
         with self._lock:
-            self._is_stopped, thread = True, self._thread
+            self._not_before, self._must_close = monotonic() + CLOSE_AFTER, True
         self._wakeup.set()
+
+    def stop(self) -> None:
+        """Let the thread close the connection and end."""
+        with self._lock:
+            self._is_stopped = True
+        self._wakeup.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait up to ``seconds`` for the thread to end."""
+        thread = self._thread
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
-            thread.join(seconds)
+            thread.join(max(0.0, seconds))
 
     def abandon(self) -> None:
         """Drop the connection in a forked child, which must not use the parent's."""
-        if self._conn is not None:
-            self._conn.close_inherited()
+        self._queries.close_inherited()
+
+    # The thread
 
     def _run(self) -> None:
         seconds: float | None = 0.0
@@ -124,125 +136,85 @@ class Monitor:
 
     def run_once(self) -> float | None:
         """Ask the server if that is due; return the seconds until the next pass, or None to end the thread."""
-        now = monotonic()
+        now, queries = monotonic(), self._queries
         with self._lock:
             holds = self._holds = [hold for hold in self._holds if not hold.is_over]
-            if holds:
-                self._last_work = now
-            is_over = self._is_stopped or now >= self._last_work + CLOSE_AFTER
-            if is_over:
-                self._thread = None  # so that `watch` starts another thread
-        if is_over:
-            self._drop_connection()
+            is_stopped, not_before = self._is_stopped, self._not_before
+            must_close, self._must_close = self._must_close or is_stopped, False
+        if must_close or now >= queries.closes_at:
+            queries.close()
+        if holds and not is_stopped:
+            due = [hold for hold in holds if hold.due <= now + GATHER]
+            if now >= max(not_before, queries.next_query) and any(hold.due <= now for hold in due):
+                self._ask(holds, due)
+        elif self._ends():
             return None
-        if not holds:
-            return self._last_work + CLOSE_AFTER - now
-        due = [hold for hold in holds if hold.due <= now]
-        if due and now >= self._next_query:
-            self._ask(holds, due)
-        pause = max(min(hold.due for hold in holds), self._next_query) - monotonic()
-        return min(QUERY_INTERVAL, max(MIN_PAUSE, pause))  # within the interval, to drop the holds that have ended
+        return self._pause(holds, max(not_before, queries.next_query))
 
-    # The query
+    def _ends(self) -> bool:
+        """Return whether the thread ends: no hold is watched, and there is no connection to be closed later."""
+        with self._lock:
+            if self._queries.is_connected or (self._holds and not self._is_stopped):
+                return False
+            self._thread = None  # so that `watch` starts another thread
+            return True
+
+    def _pause(self, holds: list[WatchedHold], not_before: float) -> float:
+        """Return the seconds until a hold is due, or until the connection is to be closed."""
+        until = [max(not_before, min(hold.due for hold in holds))] if holds else []
+        if self._queries.is_connected:
+            until.append(self._queries.closes_at)
+        return min(MAX_PAUSE, max(MIN_PAUSE, min(until, default=0.0) - monotonic()))
+
+    # The answers
 
     def _ask(self, holds: list[WatchedHold], due: list[WatchedHold]) -> None:
         """Ask the server for the sessions of all long holds, and report those that are due."""
-        names = [name for hold in holds if (name := traceparent_of(hold.checkout))]
-        if self._is_proxy and not names:
-            self._tell("proxy", due[0].pool, BEHIND_PROXY)
+        pool = due[0].pool
+        if self._queries.is_proxy and not any(name_of(hold.checkout) for hold in holds):
+            self._tell("proxy", pool, BEHIND_PROXY)
         else:
-            began = monotonic()
-            pids = [] if self._is_proxy else [hold.checkout.slot.pid for hold in holds]
-            answer = self._query(statement_for(pids, [] if self._is_proxy is False else names), due)
-            if answer is None:
+            try:
+                reply = self._queries.ask(holds, due)
+            except NoReply as failure:
+                self._tell("failed", pool, str(failure))
                 return
+            if reply is None:
+                return
+            self._told.discard("failed")
             with keep_from_forking():
-                self._report(holds, due, answer, began)
+                self._report(holds, due, reply)
         for hold in due:
             hold.postpone(monotonic())
 
-    def _query(self, statement: str, due: list[WatchedHold]) -> Answer | None:
-        """Return the server's answer; None if no pool has a way to it.
-
-        The pools of the holds that are due are tried one after the other. A pool that takes more than a moment to fail
-        is the last, and the others are tried first at the next query.
-        """
-        pools = {hold.pool.name: hold.pool for hold in due}
-        failures: list[str] = []
-        for pool in sorted(pools.values(), key=lambda pool: pool.name in self._failing):
-            began = monotonic()
-            try:
-                answer = read_answer(self._value_of(statement, pool.source))
-            except Exception as error:  # noqa: BLE001 - a driver or a callback of the program may raise anything
-                self._drop_connection()
-                self._failing.add(pool.name)
-                failures.append(f"it could not be asked: {pool.source.error_text(error)}")
-                if monotonic() - began >= AT_ONCE or self._is_stopped:
-                    break
-            else:
-                self._failing.discard(pool.name)
-                self._told.discard("failed")
-                return answer
-        are_all_failing = self._failing >= pools.keys()
-        self._next_query = monotonic() + (RETRY_AFTER if are_all_failing else QUERY_INTERVAL)
-        if are_all_failing:
-            self._failing.clear()
-            self._tell("failed", due[0].pool, failures[0])
-        return None
-
-    def _value_of(self, statement: str, source: MonitorSource) -> str:
-        """Run a statement, on a new connection if there is none or the server has closed the one that was idle."""
-        if self._conn is not None:
-            began = monotonic()
-            try:
-                return self._run_statement(self._conn, statement)
-            except Exception:
-                self._drop_connection()
-                if monotonic() - began >= AT_ONCE:  # the server is frozen, and would freeze the next connection too
-                    raise
-        self._conn = source.open(self._server)
-        return self._run_statement(self._conn, statement)
-
-    def _run_statement(self, conn: MonitorConnection, statement: str) -> str:
-        began = monotonic()
-        value = conn.query(statement)
-        ended = monotonic()
-        self._next_query = max(began + QUERY_INTERVAL, ended + (ended - began) / QUERY_SHARE)
-        return value
-
-    def _drop_connection(self) -> None:
-        conn, self._conn = self._conn, None
-        if conn is not None:
-            conn.close()
-
-    # The answer
-
-    def _report(self, holds: list[WatchedHold], due: list[WatchedHold], answer: Answer, asked: float) -> None:
+    def _report(self, holds: list[WatchedHold], due: list[WatchedHold], reply: Reply) -> None:
         """Store the state of each hold, and report those that are due."""
-        place = self._place_of(answer, asked)
-        found = match(answer, place)
-        graph = WaitGraph(answer.sessions, found.hold_of)
+        found = match(reply.answer, reply.place)
+        graph = WaitGraph(reply.answer.sessions, found.hold_of)
+        are_missing = True
         for hold in holds:
             checkout, session = hold.checkout, found.session_of(hold.checkout)
             if hold.is_over:
                 continue
-            if session is not None:
-                state = checkout.database_state = graph.state_of(session, monotonic() - checkout.acquired)
-                if hold in due:
-                    hold.pool.report(checkout, state, graph.blockers_of(session))
-            elif not place.is_proxy:
-                self._tell("missing", hold.pool, NO_SESSION)
-            elif not traceparent_of(checkout):
-                self._tell("proxy", hold.pool, BEHIND_PROXY)
-
-    def _place_of(self, answer: Answer, asked: float) -> Place:
-        """Return the server that has answered."""
-        conn = self._conn
-        pid, local_port = (0, 0) if conn is None else (conn.pid, conn.local_port)
-        self._is_proxy = pid not in (0, answer.backend)
-        return Place(self._server, asked, self._is_proxy, is_direct=0 < local_port == answer.client_port)
+            if session is None:
+                self._tell_missing(hold, is_proxy=reply.place.is_proxy)
+                continue
+            are_missing = False
+            state = checkout.database_state = graph.state_of(session, monotonic() - checkout.acquired)
+            if hold in due:
+                hold.pool.report(checkout, state, graph.blockers_of(session))
+        if are_missing:
+            self._queries.close()  # the next connection may lead to the right server
 
     # Logs
+
+    def _tell_missing(self, hold: WatchedHold, *, is_proxy: bool) -> None:
+        if not is_proxy:
+            self._tell("not listed", hold.pool, NOT_LISTED.format(pid=hold.checkout.slot.pid))
+        elif name_of(hold.checkout):
+            self._tell("not named", hold.pool, NOT_NAMED)
+        else:
+            self._tell("proxy", hold.pool, BEHIND_PROXY)
 
     def _log_once(self, error: BaseException) -> None:
         """Log an error of the monitor itself, once."""

@@ -45,6 +45,10 @@ class MonitorSource(Protocol):
     def login(self) -> str:
         """User that the pool logs in as; empty if unknown."""
 
+    @property
+    def database(self) -> str:
+        """Name of the database that the pool connects to; empty if unknown."""
+
     def server_of(self, slot: Slot) -> Server:
         """Return the server of one of the pool's connections."""
 

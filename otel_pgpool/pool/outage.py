@@ -35,7 +35,10 @@ def number_after(outage: Outage | None) -> int:
 
 
 def is_unreachable(outage: Outage | None) -> bool:
-    """Return whether the server cannot be reached."""
+    """Return whether no connection can be opened for another reason than a refusal: the status ``unreachable``.
+
+    `health` is not so strict: of a server that is full, the connections that the pool has still serve.
+    """
     return outage is not None and not outage.is_refusal
 
 

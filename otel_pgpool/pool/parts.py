@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver.monitor_connection import MonitorSource
 from otel_pgpool.driver.session import close_inherited
 from otel_pgpool.pool import registry
 from otel_pgpool.pool.acquire import Acquirer
-from otel_pgpool.pool.base import Common, Notifier
+from otel_pgpool.pool.base import Common, Durations, Notifier
 from otel_pgpool.pool.checkout import AT_ONCE, Checkout
 from otel_pgpool.pool.connect import Connectors
 from otel_pgpool.pool.core import Core
 from otel_pgpool.pool.discard import Discarder
-from otel_pgpool.pool.health import HealthCheck
 from otel_pgpool.pool.keepalive import Keepalive
 from otel_pgpool.pool.lifecycle import Lifecycle
+from otel_pgpool.pool.liveness import LivenessCheck
 from otel_pgpool.pool.maintenance import Maintenance
 from otel_pgpool.pool.monitor_source import PoolHolds
 from otel_pgpool.pool.psycopg_pool_stats import PsycopgPoolStats
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from otel_pgpool.driver.connect_target import ConnectTarget
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.registry import Pool
+    from otel_pgpool.runtime.flow import Flow
 
 
 class Parts:
@@ -48,12 +49,14 @@ class Parts:
     __slots__ = (
         "__weakref__",
         "acquirer",
+        "blocks",
         "config",
         "connectors",
         "core",
-        "health",
+        "durations",
         "keepalive",
         "lifecycle",
+        "liveness",
         "maintenance",
         "notifier",
         "observer",
@@ -66,14 +69,17 @@ class Parts:
 
     def __init__(self, config: PoolConfig, target: ConnectTarget, observer: PoolObserver | None) -> None:
         self.config = config
+        self.durations = Durations.of(config)
         self.target = target
         self.observer = observer
         self.reset = config.reset
+        # Of a reentrant pool: the outermost block of each flow, a `ReentrantContext`, which may have ended.
+        self.blocks: weakref.WeakValueDictionary[Flow, Any] = weakref.WeakValueDictionary()
         self.notifier = Notifier(observer)
         target.fallback_name = self.notifier.session_name
-        self.assemble(config.minconn, config.maxconn)
+        self.assemble(config.minconn, config.maxconn, config.long_hold)
 
-    def assemble(self, minconn: int, maxconn: int) -> None:
+    def assemble(self, minconn: int, maxconn: int, long_hold: float) -> None:
         """Create the parts, each with those that it calls."""
         config, notifier = self.config, self.notifier
         core = Core(
@@ -81,18 +87,18 @@ class Parts:
             maxconn,
             max_waiting=config.max_waiting,
             max_attempts=config.max_attempts,
-            long_hold=config.long_hold,
+            long_hold=long_hold,
             name=notifier.pool_name,
         )
         core.parked = True  # so that the first checkout starts the maintenance thread
         self.thread = ParkingThread(core, None, "otel_pgpool-maintenance")
-        common = Common(core, config, self.target, notifier, self.thread)
+        common = Common(core, config, self.durations, self.target, notifier, self.thread)
         discarder = Discarder(common)
         self.releaser = Releaser(common, discarder)
-        self.health = HealthCheck(common, discarder)
+        self.liveness = LivenessCheck(common, discarder)
         self.connectors = Connectors(common, self, discarder)
-        self.acquirer = Acquirer(common, discarder, self.connectors, self.health)
         self.keepalive = Keepalive(common, discarder)
+        self.acquirer = Acquirer(common, discarder, self.connectors, self.liveness, self.keepalive)
         self.maintenance = Maintenance(common, discarder, self.releaser, self.connectors, self.keepalive)
         self.lifecycle = Lifecycle(common, discarder, self.connectors, self.acquirer, self.keepalive)
         discarder.refill_by(self.connectors.start_if_needed)
@@ -112,8 +118,10 @@ class Parts:
         for slot in parents.members:
             slot.mark_for_eviction(DiscardReason.FORKED)
         held = [slot for slot in parents.members if slot.checkout is not None]
-        self.assemble(parents.minconn, parents.maxconn)
+        self.assemble(parents.minconn, parents.maxconn, parents.long_hold)
         self.core.state, self.core.closed_at = parents.state, parents.closed_at
+        if parents.suspended_at is not None:
+            self.core.suspend(parents.suspended_at)
         self.core.discarded[DiscardReason.FORKED] = len(kept) + len(held)
         return [conn for slot in held if (conn := slot.ref()) is not None]
 

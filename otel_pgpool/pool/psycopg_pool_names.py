@@ -1,4 +1,4 @@
-"""What users of psycopg_pool expect of a pool, by the names that they know."""
+"""Methods and properties of psycopg_pool's pools, by their names there."""
 
 from __future__ import annotations
 

@@ -91,6 +91,12 @@ def _mark_free(name: str, number: int) -> None:
         _lowest[name] = least
 
 
+def is_open(name: str) -> bool:
+    """Return whether a pool of this name is not closed."""
+    with _lock:
+        return name in _names
+
+
 def any_open() -> bool:
     """Return whether any pool of this process is not closed."""
     with _lock:

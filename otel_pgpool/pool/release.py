@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from otel_pgpool.driver import session
 from otel_pgpool.driver.deadline import shutdown_socket
 from otel_pgpool.driver.error_text import describe, without_traceback
+from otel_pgpool.driver.evict_rule import EvictRule
 from otel_pgpool.driver.trace_name import restore
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.base import Common, Part
@@ -37,6 +38,7 @@ class Releaser(Part):
     def __init__(self, common: Common, discarder: Discarder) -> None:
         super().__init__(common)
         self._reset = common.config.reset
+        self._evict_rule = EvictRule(common.config.evict_on)
         self._discarder = discarder
         # Releases left to the maintenance thread, because the garbage collector was running in their thread, or the
         # interpreter was finalizing. The third value is True if the connection has to be closed.
@@ -131,6 +133,8 @@ class Releaser(Part):
             shutdown_socket(conn)
         if status in session.UNUSABLE or session.ended_session(error):
             return DiscardReason.BROKEN, error
+        if error is not None and self._evict_rule.applies_to(error):
+            return DiscardReason.EVICT_ON, error
         refused = checkout.block and session.refused_writing(error, conn)
         slot = checkout.slot
         try:

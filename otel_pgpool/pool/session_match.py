@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool.pool import registry
+from otel_pgpool.pool.checkout import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from otel_pgpool.pool.session_query import Answer, Session
 
 CLOCK_TOLERANCE = 0.5
-"""Seconds by which the server's clock may have been set back since a session began."""
+"""Seconds by which the server's clock may have been changed since a session began."""
+
+ANSWERS_WITHIN = 2.0
+"""Seconds that may pass between the moment when the server is asked, and the moment when it reads its clock."""
 
 
 class Place(NamedTuple):
@@ -52,7 +56,7 @@ class SessionMatch:
             for hold in pool.holds:
                 if hold.slot.pid:
                     self._holds_by_pid[hold.slot.pid].append((hold, pool))
-                if name := traceparent_of(hold):
+                if name := name_of(hold):
                     self._holds_by_name[name] = hold
         self._busy: defaultdict[str, list[Session]] = defaultdict(list)  # the sessions that are not idle, by name
         self._idle: dict[str, Session] = {}
@@ -66,8 +70,8 @@ class SessionMatch:
     def session_of(self, hold: Checkout) -> Session | None:
         """Return the session of a hold on this server; None if the server lists none that is certainly the hold's."""
         if self._place.is_proxy:
-            name = traceparent_of(hold)
-            return self._only_busy(name) or (None if self._busy.get(name) else self._idle.get(name))
+            name = name_of(hold)
+            return self._only_busy(name) if name in self._busy else self._idle.get(name)
         session = self._answer.sessions.get(hold.slot.pid) if hold.slot.pid else None
         return session if session is not None and self._fits(session, hold, is_here=True) else None
 
@@ -99,23 +103,33 @@ class SessionMatch:
     def _fits(self, session: Session, hold: Checkout, *, is_here: bool) -> bool:
         """Return whether a session with the process id of a hold is the hold's.
 
+        The port of the connection proves or refutes it, if the server sees that port. Otherwise the ages have to agree.
+
         Args:
             session: the session.
             hold: the hold.
             is_here: whether the hold's pool gives its server the same name as the monitor's.
         """
-        held = self._place.asked - hold.acquired
-        if session.session_age is not None and session.session_age < held - CLOCK_TOLERANCE:
-            return False
         local, seen = hold.slot.local_port, session.client_port
         if local and seen > 0 and (local == seen or self._place.is_direct):
             return local == seen
-        return is_here
+        if session.session_age is None:  # not shown to the monitor's login
+            return is_here
+        is_by_socket = not local and seen < 0 and hold.slot.opened < NEVER
+        return (is_here or is_by_socket) and self._has_age(session.session_age, hold)
+
+    def _has_age(self, age: float, hold: Checkout) -> bool:
+        """Return whether a session of this age may be the hold's connection."""
+        asked, slot = self._place.asked, hold.slot
+        if slot.opened == NEVER:  # an instrumented pool's connection, which may be older than its record
+            return age >= asked - hold.acquired - CLOCK_TOLERANCE
+        youngest, oldest = asked - slot.opened, asked - slot.connect_began + ANSWERS_WITHIN
+        return youngest - CLOCK_TOLERANCE <= age <= oldest + CLOCK_TOLERANCE
 
 
-def traceparent_of(checkout: Checkout) -> str:
-    """Return the traceparent of a checkout's span; empty if there is none."""
-    return getattr(checkout.observer_data, "traceparent", None) or ""
+def name_of(checkout: Checkout) -> str:
+    """Return the name that the session of a checkout has got on the server; empty if it keeps its own."""
+    return checkout.trace_name or ""
 
 
 def match(answer: Answer, place: Place) -> SessionMatch:

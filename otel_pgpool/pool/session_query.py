@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from otel_pgpool.database_state import MOST_BLOCKERS
 from otel_pgpool.runtime.text import LONGEST_NAME, TRACEPARENT, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-MOST_BLOCKERS = 50
-"""Number of sessions that are read as those that one session waits for: in a long queue, each waits for all others."""
-
 STATEMENT = """
 WITH RECURSIVE activity AS (
-  SELECT pid, application_name, state, wait_event_type, wait_event, xact_start, query_start, backend_start, client_port
+  SELECT pid, coalesce(nullif(application_name, ''), nullif(backend_type, 'client backend')) AS application_name,
+    state, wait_event_type, wait_event, xact_start, query_start, backend_start, client_port
   FROM pg_catalog.pg_stat_activity
 ), locks AS (
   SELECT pid, mode, granted, relation, database

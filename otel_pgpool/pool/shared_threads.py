@@ -7,11 +7,11 @@ from otel_pgpool.runtime.deadline import stop_watching
 
 
 def end_shared_threads(seconds: float = monitors.STOP_WITHIN) -> None:
-    """End the threads that all pools share, unless a pool of this process is open.
+    """End the threads that no open pool of this process uses.
 
     Args:
-        seconds: time to wait for each thread to end; a monitor may be waiting for its server.
+        seconds: time to wait for the threads to end; a monitor may be waiting for its server.
     """
+    monitors.stop_unused(seconds)
     if not registry.any_open():
-        monitors.stop(seconds)
         stop_watching(seconds)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from otel_pgpool.pool.figures import ConnectionTotals, Counters
 from otel_pgpool.pool.waiters import OneShotEvent
+from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.types import DiscardReason
 
 if TYPE_CHECKING:
@@ -27,6 +28,16 @@ ORPHAN_AFTER = 1.0
 
 ORPHAN_AFTER_CHECK = 10.0
 """Seconds after which a slot set aside is considered an orphan: twice the maximum duration of a check or a close."""
+
+
+def bypass_below(long_hold: float) -> float:
+    """Return the seconds below which a hold is within the window, and not long, so that its release needs no lock."""
+    return min(CHECK_BYPASS_WINDOW, long_hold)
+
+
+def set_lifetime(slot: Slot, max_lifetime: float) -> None:
+    """Set when the connection of a slot expires, for a maximum lifetime in seconds. The caller holds the lock."""
+    slot.expires = slot.opened + max_lifetime * slot.lifetime_share
 
 
 class Orphan(NamedTuple):
@@ -92,8 +103,7 @@ class SlotTable(Counters):
         self.minconn = minconn
         self.maxconn = maxconn
         self.long_hold = long_hold
-        # A shorter hold is within the window, and not long, so its release needs no lock.
-        self.bypass_below = min(CHECK_BYPASS_WINDOW, long_hold)
+        self.bypass_below = bypass_below(long_hold)
 
         self.connection_totals = ConnectionTotals()
         self.members: set[Slot] = set()
@@ -157,7 +167,10 @@ class SlotTable(Counters):
 
     def _begin_check(self, suspect: tuple[Slot, float]) -> bool:
         slot, since = suspect
-        return slot.idle_since == since and self._move_from_idle(slot, self.checking)
+        is_moved = slot.idle_since == since and self._move_from_idle(slot, self.checking)
+        if is_moved:
+            slot.kept_at = monotonic()
+        return is_moved
 
     def keep_aside(self, slots: Sequence[Slot], now: float) -> None:
         """Note that a thread still works on slots that were set aside, one after the other. Takes no lock."""
@@ -173,6 +186,17 @@ class SlotTable(Counters):
                 self.connection_totals.lost += 1
             return slot in self.closing
 
+    def abandon_check(self, slot: Slot, reason: str) -> bool:
+        """Mark a slot that is being checked for eviction, so that nobody gets it; return False if the check has ended.
+
+        Afterwards its socket can be shut down, which ends the check.
+        """
+        with self.lock:
+            is_checked = slot in self.checking
+            if is_checked:
+                slot.mark_for_eviction(reason)
+            return is_checked
+
     def evict_expired(self, now: float, max_idle: float) -> dict[str, list[Slot]]:
         """Set aside, for closing, idle connections past their lifetime, and those above ``minconn`` idle too long."""
         with self.lock:
@@ -184,6 +208,13 @@ class SlotTable(Counters):
                 DiscardReason.EXPIRED: expired,
                 DiscardReason.IDLE: [slot for slot in unused[:spare] if self._move_from_idle(slot, self.closing)],
             }
+
+    def change_lifetimes(self, max_lifetime: float) -> None:
+        """Change the lifetimes of all connections according to a new maximum in seconds."""
+        with self.lock:
+            for slot in self.members:
+                set_lifetime(slot, max_lifetime)
+                slot.review_at = min(slot.review_at, slot.expires)
 
     # Leaving
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from otel_pgpool.pool.core import State
-from otel_pgpool.pool.verdict import health_of
+from otel_pgpool.pool.health import health_of
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import renewed
 from otel_pgpool.stats import Holder, LastFigures, PoolHealth, PoolStats, leave_figures
@@ -58,11 +58,6 @@ class PoolState:
     def namespace(self) -> str:
         """Name of the database."""
         return self._parts.target.namespace
-
-    @property
-    def long_hold(self) -> float:
-        """Hold time in seconds after which a checkout is reported as a long hold; infinite if switched off."""
-        return self._parts.config.long_hold
 
     @renewed
     def stats(self) -> PoolStats:

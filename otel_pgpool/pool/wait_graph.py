@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from otel_pgpool.database_state import BlockingSession, DatabaseState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from otel_pgpool.pool.checkout import Checkout
     from otel_pgpool.pool.session_query import Session
@@ -32,7 +32,7 @@ class WaitGraph(NamedTuple):
             wait_event=session.wait_event,
             transaction_age=session.transaction_age,
             query_age=session.query_age,
-            blocked_by=tuple(map(self._describe, session.blockers)),
+            blocked_by=tuple(map(self._describe, self._nearest_first(session.blockers, root))),
             lock_mode=session.lock_mode,
             lock_relation=session.lock_relation,
             root_blocker=None if root is None else self._describe(root),
@@ -59,6 +59,15 @@ class WaitGraph(NamedTuple):
                 return pid
             waiting += blocker.blockers
         return None
+
+    def _nearest_first(self, blockers: Sequence[int], root: int | None) -> list[int]:
+        """Return blockers with those first that are the head of the chain, or wait for it directly."""
+
+        def is_far(pid: int) -> bool:
+            blocker = self.sessions.get(pid)
+            return pid != root and (blocker is None or root not in blocker.blockers)
+
+        return sorted(blockers, key=is_far)
 
     def _describe(self, pid: int) -> BlockingSession:
         session, hold = self.sessions.get(pid), self.hold_of(pid)

@@ -29,6 +29,10 @@ class OneShotEvent:
         self.lock.release()
 
 
+class QueueAgain(Exception):  # noqa: N818 - no error: it reaches no caller
+    """A signal to a waiter that it has to queue again, because an option that bounds its wait has changed."""
+
+
 class Waiter(OneShotEvent):
     """A caller in the queue for a connection."""
 
@@ -73,3 +77,17 @@ class Queue(OrderedDict["Checkout", Waiter]):
         """Remove a waiter and wake it with an error."""
         self.leave(waiter.checkout)
         waiter.set(error)
+
+
+class SuspendedQueue(Queue):
+    """The queue of a suspended pool. It has no first waiter, so that nobody is served.
+
+    It is true even without a waiter: a checkout that finds it so waits in it, and does not get an idle connection.
+    """
+
+    def __bool__(self) -> bool:
+        return True
+
+    def first(self) -> Waiter | None:
+        """Return None: no waiter is to be served."""
+        return None

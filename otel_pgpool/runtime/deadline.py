@@ -88,8 +88,12 @@ class SocketDeadline:
             _watch.remove(self)  # again, because an interrupt may have prevented the first call
             raise
         finally:
-            if self._duplicate is not None:
-                self._duplicate.close()
+            self.close_duplicate()
+
+    def close_duplicate(self) -> None:
+        """Close the duplicate of the descriptor, without which the connection cannot be cut."""
+        if self._duplicate is not None:
+            self._duplicate.close()
 
     def cut(self) -> None:
         """Shut the socket down. The caller holds the watchdog's lock, and the block has not ended."""
@@ -154,6 +158,11 @@ class _Watch:
         if thread.ident is not None and thread is not threading.current_thread():
             thread.join(seconds)
 
+    def abandon(self) -> None:
+        """Close the duplicates in a forked child: they would keep the parent's connections open. Takes no lock."""
+        for deadline in list(self._deadlines):
+            deadline.close_duplicate()
+
     def _cut_overdue(self, now: float) -> None:
         """Cut the overdue connections. The caller holds the lock.
 
@@ -199,8 +208,9 @@ def stop_watching(seconds: float = 1.0) -> None:
 
 
 def _after_fork() -> None:
-    global _watch  # noqa: PLW0603 - the parent's thread and lock do not exist in the child
-    _watch = _Watch()
+    global _watch
+    inherited, _watch = _watch, _Watch()
+    inherited.abandon()
 
 
 fork.register(_after_fork)

@@ -1,4 +1,4 @@
-"""What is done with the sockets of connections, which belong to a driver."""
+"""Access to the sockets of connections, which belong to a driver."""
 
 from __future__ import annotations
 

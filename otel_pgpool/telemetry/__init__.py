@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.config import TelemetryConfig
@@ -106,7 +107,7 @@ class Telemetry:
         if self._pool_name not in (None, pool.name):
             raise ValueError(f"observer belongs to pool {self._pool_name!r}: each pool needs a Telemetry of its own")
         self._pool_name = pool.name
-        self._threshold = pool.long_hold
+        self._pool, self._threshold = weakref.ref(pool), pool.long_hold
         self._attributes = {names.ATTR_POOL_NAME: pool.name}
         self._spans = Spans(self._tracer_provider, self._config, pool, self._error_types)
         self._logs = Logs(pool.name)
@@ -225,7 +226,7 @@ class Telemetry:
                 self._spans.end(checkout, state)
 
     def _report_remarkable(self, checkout: Checkout, context: Context | None) -> None:
-        """Report what is rare at the end of a hold: its length, expected or not, or a wait in a proxy."""
+        """Report what is rare at the end of a hold: its length, expected or not, a proxy's wait, or blocks inside."""
         state: CheckoutState | None = checkout.observer_data
         if checkout.expected_hold is not None and state is not None and state.span is not None:
             self._spans.hold_expected(state.span)
@@ -234,6 +235,8 @@ class Telemetry:
             self._logs.long_hold_returned(checkout, context)
         if checkout.had_proxy_wait:
             self._report_proxy_wait(checkout, context)
+        if checkout.blocks_inside and state is not None and state.span is not None:
+            self._spans.blocks_inside(state.span, checkout.blocks_inside)
 
     def _report_proxy_wait(self, checkout: Checkout, context: Context | None) -> None:
         state: CheckoutState | None = checkout.observer_data
@@ -276,6 +279,9 @@ class Telemetry:
         return {**attributes, **holder_attributes(checkout)}
 
     def _long_hold_attributes(self, checkout: Checkout) -> dict[str, Any]:
+        pool = self._pool()
+        if pool is not None:
+            self._threshold = pool.long_hold  # may have changed
         return long_hold_attributes(checkout, self._threshold, self._config.stack_skip, self.transaction_status)
 
     def database_state(self, checkout: AnyCheckout, state: DatabaseState, blockers: Sequence[AnyCheckout]) -> None:
@@ -287,7 +293,8 @@ class Telemetry:
             data: CheckoutState | None = checkout.observer_data
             if data is not None and data is not SUPPRESSED:
                 self._spans.database_state(data, attributes, blockers)
-        self._logs.database_state(state, {**attributes, **holder_attributes(checkout)}, _context(checkout))
+        record = {**attributes, **holder_attributes(checkout)}
+        self._logs.database_state(state, checkout.where, record, _context(checkout))
 
     def reclaimed(self, checkout: AnyCheckout) -> None:
         """End the span of a checkout whose connection was dropped, and log its holder."""

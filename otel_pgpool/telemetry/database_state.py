@@ -44,9 +44,15 @@ def _blocking_attributes(state: DatabaseState) -> dict[str, AttributeValue]:
         attributes[names.ATTR_BLOCKING_LOCK_MODE] = state.lock_mode
     if state.lock_relation:
         attributes[names.ATTR_BLOCKING_LOCK_RELATION] = state.lock_relation
-    root = state.root_blocker
-    if root is not None:
-        attributes[names.ATTR_BLOCKING_ROOT_PID] = root.pid
-        if root.trace_id is not None:
-            attributes[names.ATTR_BLOCKING_ROOT_TRACE] = root.trace_id
-    return attributes
+    return attributes if state.root_blocker is None else attributes | _root_attributes(state.root_blocker)
+
+
+def _root_attributes(root: BlockingSession) -> dict[str, AttributeValue]:
+    """Return the attributes of the session at the head of the chain; those that are unknown are left out."""
+    texts = {
+        names.ATTR_BLOCKING_ROOT_TRACE: root.trace_id,
+        names.ATTR_BLOCKING_ROOT_CHECKED_OUT_AT: root.checked_out_at,
+        names.ATTR_BLOCKING_ROOT_APPLICATION: root.application_name,
+        names.ATTR_BLOCKING_ROOT_STATE: root.state,
+    }
+    return {names.ATTR_BLOCKING_ROOT_PID: root.pid} | {name: text for name, text in texts.items() if text}

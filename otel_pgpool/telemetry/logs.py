@@ -90,21 +90,26 @@ class Logs:
     def long_hold(self, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Log that a hold has passed its threshold and continues."""
         text = (
-            f"connection held for {attributes[names.ATTR_HELD]:.3f} s by {_holder_in(attributes)} "
+            f"connection held for {_duration_in(attributes)} by {_holder_in(attributes)} "
             f"({attributes[names.ATTR_TRANSACTION_STATUS]}), checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
         )
         self._write(logging.WARNING, LogEvent.LONG_HOLD, text, attributes, context)
 
-    def database_state(self, state: DatabaseState, attributes: Mapping[str, Any], context: Context | None) -> None:
-        """Log what the server says of the session of a long hold."""
-        text = f"connection held for {state.held:.3f} s (pid {state.pid}); in the database: {state}"
+    def database_state(
+        self, state: DatabaseState, where: str, attributes: Mapping[str, Any], context: Context | None
+    ) -> None:
+        """Log what the server says of the session of a long hold, whose checkout has the call site ``where``."""
+        text = (
+            f"connection held for {_duration_in(attributes)} by {_holder_in(attributes)}, checked out at {where}, "
+            f"in the database: {state}"
+        )
         self._write(logging.WARNING, LogEvent.DATABASE_STATE, text, attributes, context)
 
     def long_hold_returned(self, checkout: Checkout, context: Context | None) -> None:
         """Log the end of a long hold."""
-        held = round(checkout.released - checkout.acquired, names.DIGITS)
-        attributes = {names.ATTR_HOLD_TIME: held, names.ATTR_CONNECTION_PID: checkout.slot.pid}
-        text = f"connection released after {held:.3f} s"
+        held, pid = round(checkout.released - checkout.acquired, names.DIGITS), checkout.slot.pid
+        attributes = {names.ATTR_HOLD_TIME: held, names.ATTR_CONNECTION_PID: pid}
+        text = f"connection released after {_duration(held, pid)}"
         self._write(logging.INFO, LogEvent.LONG_HOLD_RETURNED, text, attributes, context)
 
     def proxy_wait(self, attributes: Mapping[str, Any], context: Context | None) -> None:
@@ -119,8 +124,8 @@ class Logs:
     def reclaimed(self, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Log that a dropped connection was reclaimed."""
         text = (
-            f"connection dropped without a release by {_holder_in(attributes)} after "
-            f"{attributes[names.ATTR_HELD]:.3f} s, checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
+            f"connection dropped without a release by {_holder_in(attributes)} after {_duration_in(attributes)}, "
+            f"checked out at {attributes[names.ATTR_CHECKED_OUT_AT]}"
         )
         self._write(logging.WARNING, LogEvent.RECLAIMED, text, attributes, context)
 
@@ -241,7 +246,7 @@ class Logs:
     def outage_ended(self, attempts: int, duration: float) -> None:
         """Log that the server was reached again."""
         attributes = {names.ATTR_ATTEMPTS: attempts, names.ATTR_DURATION: round(duration, names.DIGITS)}
-        text = f"connections can be made again after {duration:.1f} s; attempts that failed: {attempts}"
+        text = f"connections can be made again after {duration:.3f} s; attempts that failed: {attempts}"
         self._write(logging.INFO, LogEvent.OUTAGE_ENDED, text, attributes)
 
     def utilization(self, level: str, stats: PoolStats) -> None:
@@ -255,6 +260,15 @@ class Logs:
         text = f"utilization {level}: {stats.used} of {stats.maxconn} in use, {stats.waiting} waiting"
         severity, event = UTILIZATION_EVENTS[UtilizationLevel(level)]
         self._write(severity, event, text, attributes)
+
+
+def _duration_in(attributes: Mapping[str, Any]) -> str:
+    return _duration(attributes[names.ATTR_HELD], attributes[names.ATTR_CONNECTION_PID])
+
+
+def _duration(held: float, pid: int) -> str:
+    """Return the duration of a hold and the connection's process id, by which the records of a hold are found."""
+    return f"{held:.3f} s (pid {pid})" if pid else f"{held:.3f} s"
 
 
 def _holder_in(attributes: Mapping[str, Any]) -> str:

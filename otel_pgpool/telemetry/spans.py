@@ -154,6 +154,10 @@ class Spans:
         """Note in the span of a checkout that a proxy let a query wait."""
         span.set_attributes({names.ATTR_PROXY_WAIT: True})
 
+    def blocks_inside(self, span: Span, count: int) -> None:
+        """Note in the span of a checkout how many blocks inside its own have used the same connection."""
+        span.set_attributes({names.ATTR_BLOCKS_INSIDE: count})
+
     def hold_expected(self, span: Span) -> None:
         """Note in the span of a checkout that its hold was declared to be long."""
         span.set_attributes({names.ATTR_EXPECTED_HOLD: True})
@@ -224,6 +228,8 @@ class Spans:
             attributes = {**attributes, names.ATTR_TASK_NAME: checkout.task.name}
         if checkout.had_proxy_wait:
             attributes = {**attributes, names.ATTR_PROXY_WAIT: True}
+        if checkout.blocks_inside:
+            attributes = {**attributes, names.ATTR_BLOCKS_INSIDE: checkout.blocks_inside}
         if checkout.expected_hold is not None and held is not None:
             attributes = {**attributes, names.ATTR_EXPECTED_HOLD: True}
         state.span = span = self._tracer.start_span(

@@ -203,5 +203,5 @@ IN_RECOVERY = "while it connected: .*the database system is (starting up|not (ye
 ENDED = "server closed the connection|57P0[12]"
 """The text or the SQLSTATE, whichever psycopg2 and libpq report."""
 REFUSED = "while it connected: .*Connection refused"
-SOCKET_SHUT_DOWN = "broken: server closed the connection"
+SOCKET_SHUT_DOWN = "broken: no answer within"
 """The pool itself has shut the socket down, as the server does not answer."""

@@ -25,6 +25,7 @@ from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.driver.deadline import IO_DEADLINE
 from otel_pgpool.pool import monitors, slots
 from otel_pgpool.pool.context import CheckoutContext
+from otel_pgpool.pool.reentrant import ReentrantContext
 from otel_pgpool.telemetry import Telemetry
 from tests.chaos.checks import ProcessUsage, SpanCounter, usage_at_rest
 from tests.chaos.pools import OPERATIONS, silence_logs, use
@@ -32,7 +33,7 @@ from tests.support.internals import core_of
 from tests.support.servers import ClonedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from types import FrameType
 
     from psycopg2.extensions import connection
@@ -126,7 +127,7 @@ def handles_signals(frame: FrameType) -> bool:
 def enters_exit(frame: FrameType) -> bool:
     """Return whether the step is the first of a block's ``__exit__``, before which nothing can guard."""
     code = frame.f_code
-    if code is not CheckoutContext.__exit__.__code__:
+    if code not in (CheckoutContext.__exit__.__code__, ReentrantContext.__exit__.__code__):
         return False
     return frame.f_lineno == min(line for *_, line in code.co_lines() if line and line > code.co_firstlineno)
 
@@ -298,7 +299,7 @@ class InterruptRun:
             yield f"a finalizer raised {self._ignored.pop()}"
 
     def _open_files(self) -> Iterator[str]:
-        monitors.stop()  # a hold that an interrupt made long leaves a monitoring connection open for a minute
+        monitors.stay_away(self._pool.name)  # a hold that an interrupt made long has opened a monitoring connection
         before = ProcessUsage(sys.maxsize, self._descriptors, 0.0)  # threads are not counted here
         after = usage_at_rest(before, FD_GRACE)
         if after.descriptors > self._descriptors:
@@ -326,8 +327,16 @@ def in_a_request() -> Iterator[None]:
         contexts.detach(token)
 
 
-def play(interrupts: int = 10_000, dsn: str | None = None) -> InterruptResult:
-    """Interrupt at each line once, then all operations at each step, until there were so many interrupts."""
+def play(
+    interrupts: int = 10_000,
+    dsn: str | None = None,
+    operations: Sequence[Operation] = tuple(OPERATIONS),
+    **options: Any,
+) -> InterruptResult:
+    """Interrupt at each line once, then all operations at each step, until there were so many interrupts.
+
+    ``options`` are further ones of the pool.
+    """
     with ExitStack() as stage:
         stage.enter_context(silence_logs())
         stage.enter_context(orphans_found_at_once())
@@ -348,14 +357,15 @@ def play(interrupts: int = 10_000, dsn: str | None = None) -> InterruptResult:
                 max_waiting=1,
                 long_hold=ORPHAN_AFTER,
                 observer=Telemetry(tracers, meters),
+                **options,
             )
 
         run = stage.enter_context(InterruptRun(make, spans))
         interrupted: set[Hashable] = set()
-        for operation in OPERATIONS:
+        for operation in operations:
             run.interrupt(operation, interrupted, thorough=False)
         while len(run.places) < interrupts and run.losses < MAX_LOSSES:
-            for operation in OPERATIONS:
+            for operation in operations:
                 run.interrupt(operation, set(), thorough=True)
         run.end()
         return InterruptResult(

@@ -159,6 +159,15 @@ def block(pool: ConnectionPool) -> None:
         use(conn)
 
 
+def expected_hold(pool: ConnectionPool) -> None:
+    """Run a block, and check a connection out by hand, with a threshold of their own."""
+    with pool.connection(expected_hold=60) as conn:
+        use(conn)
+    conn = pool.getconn(expected_hold=None)
+    use(conn)
+    pool.putconn(conn)
+
+
 def failing_block(pool: ConnectionPool) -> None:
     """Run a block that raises."""
     with suppress(LookupError), pool.connection() as conn:
@@ -269,6 +278,7 @@ def checking(pool: ConnectionPool) -> None:
 
 OPERATIONS = (
     block,
+    expected_hold,
     failing_block,
     failing_commit,
     long_hold,

@@ -259,7 +259,8 @@ class Worker(threading.Thread):
 def main(dsn: str, connections: int) -> None:
     """Run one process of the herd."""
     over = threading.Event()
-    with silence_logs(), ConnectionPool(connections, connections, dsn, timeout=TIMEOUT, open=False) as pool:
+    unopened = ConnectionPool(connections, connections, dsn, timeout=TIMEOUT, open=False)
+    with silence_logs(), closing(unopened) as pool:
         pool.wait(PATIENCE)
         workers = [Worker(pool, over) for _ in range(WORKERS)]
         for worker in workers:

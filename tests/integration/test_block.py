@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import psycopg2.extensions
@@ -14,6 +14,7 @@ from psycopg2 import errors
 
 from otel_pgpool import PoolError, PoolTimeout
 from tests.support.database import IDLE, ask, kill
+from tests.support.internals import core_of
 from tests.support.pools import Recorder, fill, let_lie, make
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
@@ -475,6 +476,29 @@ def test_a_context_is_free_after_an_interrupt_at_its_start(dsn: str, monkeypatch
 
 def interrupt() -> float:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", ["try_acquire_idle", "begin_check"])
+def test_an_interrupt_while_the_maintenance_is_parked(dsn: str, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """A slot that has no owner afterwards is collected, although no checkout follows that would wake the thread."""
+    with make(1, 1, dsn) as pool:
+        core = core_of(pool)
+        fill(pool, 1)
+        assert wait_until(lambda: core.parked)
+
+        kept: list[Any] = []  # as a traceback may keep the connection, whose finalizer would wake the thread
+
+        def orphan(*_args: Any, **_kwargs: Any) -> Any:
+            slot = core.idle.pop()
+            kept.append(slot.conn)
+            slot.conn = None
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(core), step, orphan)
+            with pytest.raises(KeyboardInterrupt):
+                {"begin_check": pool.check, "try_acquire_idle": pool.getconn}[step]()
+        assert wait_until(lambda: pool.stats().discarded == {"reclaimed": 1})
 
 
 class Falsy(psycopg2.extensions.connection):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,9 @@ from opentelemetry.trace import SpanKind
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.telemetry import Telemetry
-from otel_pgpool.telemetry.callers import MOST_CALLERS, OTHER
+from otel_pgpool.telemetry.callers import MOST_CALLERS, OTHER, Callers
 from tests.support.processes import in_child
-from tests.support.telemetry import NAME, Signals
+from tests.support.telemetry import NAME, Signals, all_connects_told
 from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
@@ -151,6 +152,21 @@ def test_fifty_callers_then_other(signals: Signals, dsn: str) -> None:
             assert held(signals, "own") == {names[-1]: 1}
 
 
+def test_the_cap_holds_with_many_threads() -> None:
+    """However many callers come at the same moment: exactly fifty keep their names."""
+    callers, start = Callers(), threading.Barrier(8)
+    files = [compile("", f"job_{number}.py", "exec") for number in range(MOST_CALLERS + 10)]
+
+    def come() -> set[str]:
+        start.wait()
+        return {callers.at((code, 0)) for code in files}
+
+    threads = [in_thread(come) for _ in range(8)]
+    (names,) = {frozenset(thread.result()) for thread in threads}
+    assert len(names - {OTHER}) == MOST_CALLERS
+    assert OTHER in names
+
+
 def test_many_ids_are_one_caller(signals: Signals, dsn: str) -> None:
     """However many different names the spans have, without end."""
     with signals.pool(1, 1, dsn, telemetry=ON) as pool:
@@ -245,6 +261,7 @@ def test_a_forked_child_has_its_own(signals: Signals, dsn: str) -> None:
             pool.close(0)
             return fresh, during, uses
 
+        all_connects_told(pool)  # a child would inherit the locks of a handler that writes at that moment
         with pool.connection():
             assert held(signals) == {"GET /": 1}
             assert ast.literal_eval(in_child(child)) == ({}, {"POST /": 1}, {"POST /": 1})

@@ -11,10 +11,12 @@ from unittest.mock import patch
 
 import psycopg2
 import pytest
+from psycopg2 import errors
 
 from otel_pgpool import ConnectionPool, PoolTimeout
 from otel_pgpool.driver import monitor_connection
-from otel_pgpool.pool import monitor, monitors
+from otel_pgpool.pool import monitor, monitors, server_queries
+from otel_pgpool.runtime import deadline
 from tests.support import scripts
 from tests.support.database import ask, kill
 from tests.support.processes import frozen, in_child
@@ -50,7 +52,7 @@ def stock(dsn: str) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a monitor ask more often than once a second."""
-    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 0.05)
+    monkeypatch.setattr(server_queries, "QUERY_INTERVAL", 0.05)
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def holding(pool: ConnectionPool, statement: str) -> Iterator[connection]:
 
 
 def run(conn: connection, statement: str) -> None:
-    with suppress(psycopg2.extensions.QueryCanceledError), conn.cursor() as cursor:
+    with suppress(psycopg2.extensions.QueryCanceledError, errors.UntranslatableCharacter), conn.cursor() as cursor:
         cursor.execute(statement)
 
 
@@ -129,6 +131,9 @@ def test_a_chain_of_three_over_two_pools(dsn: str, signals: Signals) -> None:
     assert of_c["postgresql.blocking.pids"] == (pid_b,)
     assert of_c["otel_pgpool.blocking.root.pid"] == pid_a
     assert of_c["otel_pgpool.blocking.root.trace"] == f"{first.context.trace_id:032x}"
+    assert of_c["otel_pgpool.blocking.root.checked_out_at"] == of_b["otel_pgpool.blocking.checked_out_at"][0]
+    assert of_c["otel_pgpool.blocking.root.application"] == of_b["otel_pgpool.blocking.applications"][0]
+    assert of_c["otel_pgpool.blocking.root.state"] == "idle in transaction"
     links = {link.context.span_id: dict(link.attributes or {}) for link in third.links}
     assert links == {
         key: {"otel_pgpool.relation": "blocked_by"} for key in [first.context.span_id, second.context.span_id]
@@ -142,6 +147,11 @@ def test_a_chain_of_three_over_two_pools(dsn: str, signals: Signals) -> None:
     assert caught.value.holders[0].database_state is not None
     record = next(each for each in signals.logged("database_state") if "head of the chain" in each.record.getMessage())
     assert record.span_context.trace_id == third.context.trace_id
+    text = record.record.getMessage()
+    assert f" s (pid {of_c['otel_pgpool.connection.pid']}) by thread '" in text
+    assert f", checked out at {__file__}:" in text
+    assert f"head of the chain: pid {pid_a} (idle in transaction" in text
+    assert f"direct blocker: pid {pid_b} (active" in text
     assert "stock set number" not in signals.everything()
     assert psycopg2.extensions.parse_dsn(dsn)["password"] not in signals.everything()
 
@@ -234,6 +244,9 @@ def test_a_session_of_another_program(dsn: str, signals: Signals) -> None:
     assert attributes["postgresql.blocking.pids"] == [other_pid := attributes["otel_pgpool.blocking.root.pid"]]
     assert attributes["otel_pgpool.blocking.applications"] == ["nightly"]
     assert attributes["otel_pgpool.blocking.checked_out_at"] == [""]
+    assert attributes["otel_pgpool.blocking.root.application"] == "nightly"
+    assert attributes["otel_pgpool.blocking.root.state"] == "idle in transaction"
+    assert "otel_pgpool.blocking.root.checked_out_at" not in attributes
     assert other_pid
     assert signals.checkout().links == ()
 
@@ -278,7 +291,7 @@ def test_without_rights(own_server: PostgresServer, signals: Signals) -> None:
 
 def test_many_flagged_holds_are_one_query(signals: Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two hundred holds that are long at the same time are asked for together, over one connection."""
-    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 1.0)
+    monkeypatch.setattr(server_queries, "QUERY_INTERVAL", 1.0)
     queries: list[int] = []
     original = monitor_connection.MonitorConnection.query
 
@@ -350,6 +363,74 @@ def test_two_names_of_one_server(dsn: str, signals: Signals) -> None:
     assert __file__ in attributes["otel_pgpool.blocking.checked_out_at"][0]
 
 
+@pytest.mark.usefixtures("stock")
+@pytest.mark.parametrize("blocker", ["by socket", "by network"])
+def test_a_socket_and_a_port(dsn: str, server: PostgresServer, signals: Signals, blocker: str) -> None:
+    """A blocker is known, whichever of the two pools uses the server's Unix socket."""
+    ways = [psycopg2.extensions.make_dsn(dsn, host=server.socket_dir), dsn]
+    first, second = ways if blocker == "by socket" else reversed(ways)
+    with (
+        signals.pool(0, 1, first, name="first", long_hold=None) as one,
+        signals.pool(0, 1, second, name="second", long_hold=LONG) as two,
+        holding(one, UPDATE) as a,
+    ):
+        until(lambda: a.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS)
+        with holding(two, UPDATE) as b:
+            asked(signals, b)
+            attributes = states(span_of(signals, b))[-1]
+    assert __file__ in attributes["otel_pgpool.blocking.checked_out_at"][0]
+
+
+def test_two_databases(own_server: PostgresServer, signals: Signals) -> None:
+    """Each has its monitor, which knows its tables, and leaves it with its last pool, so that it can be dropped."""
+    with closing(psycopg2.connect(own_server.dsn)) as admin:
+        admin.autocommit = True
+        run(admin, "create database bill")
+        bill = psycopg2.extensions.make_dsn(own_server.dsn, dbname="bill", client_encoding="latin1")
+        with closing(psycopg2.connect(bill, client_encoding="utf8")) as other, other:
+            run(other, 'create table "表" (id int primary key, n int); insert into "表" values (1, 1)')
+            run(other, 'create view invoice as select * from "表"')
+        with signals.pool(0, 1, own_server.dsn, name="shop", long_hold=LONG) as shop, shop.connection() as held:
+            asked(signals, held)
+            update = "update invoice set n = 2"
+            with (
+                signals.pool(0, 2, bill, name="bill", long_hold=LONG) as pool,
+                holding(pool, update),
+                holding(pool, update) as b,
+            ):
+                asked(signals, b)
+                attributes = states(span_of(signals, b))[-1]
+            run(admin, "drop database bill")
+            assert "bill" not in str(ask(admin, "select array_agg(datname::text) from pg_database"))
+    assert attributes["postgresql.blocking.lock.relation"] == '"表"'
+    assert unknown(signals) == []
+
+
+def test_the_last_slot(signals: Signals) -> None:
+    """A monitor gives the server's last slot to a pool that needs it."""
+    with (
+        ClonedServer(settings={"max_connections": 4, "superuser_reserved_connections": 0}) as server,
+        signals.pool(0, 4, server.dsn, long_hold=LONG, timeout=PATIENCE) as pool,
+    ):
+        conns = [pool.getconn() for _ in range(3)]
+        asked(signals, *conns)
+        conns.append(pool.getconn())
+        for conn in conns:
+            pool.putconn(conn)
+
+
+def test_without_the_right_to_ask(own_server: PostgresServer, signals: Signals) -> None:
+    """The record says which right is missing."""
+    with closing(psycopg2.connect(own_server.dsn)) as other:
+        run(other, "create role plain login password 'plain-secret'")
+        run(other, "revoke select on pg_stat_activity from public")
+        other.commit()
+    options = {"user": "plain", "password": "plain-secret", "long_hold": LONG}
+    with signals.pool(0, 1, own_server.dsn, **options) as pool, pool.connection():
+        until(lambda: unknown(signals))
+    assert "pg_monitor" in unknown(signals)[0]
+
+
 def test_two_logins(own_server: PostgresServer, signals: Signals) -> None:
     """Each login sees its own sessions, so each asks for those of its pools."""
     with closing(psycopg2.connect(own_server.dsn)) as other:
@@ -417,7 +498,7 @@ def unknown(signals: Signals) -> list[str]:
 
 def test_a_full_server(signals: Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without a free slot costs the answer, which is told once; later the answer comes."""
-    monkeypatch.setattr(monitor, "RETRY_AFTER", 0.2)
+    monkeypatch.setattr(server_queries, "RETRY_AFTER", 0.2)
     with (
         ClonedServer(settings={"max_connections": 5, "superuser_reserved_connections": 0}) as server,
         signals.pool(0, 5, server.dsn, long_hold=LONG) as pool,
@@ -463,6 +544,25 @@ def test_a_fork_while_the_server_is_frozen(own_server: PostgresServer, signals: 
         began = time.monotonic()
         assert in_child(lambda: "forked") == "forked"
         assert time.monotonic() - began < 0.5
+
+
+def test_a_fork_during_a_query(own_server: PostgresServer, signals: Signals) -> None:
+    """The child keeps no descriptor of the parent's monitoring connection."""
+    with signals.pool(0, 1, own_server.dsn, long_hold=LONG) as pool, pool.connection():
+        until(lambda: signals.logged("database_state"))
+        (watching,) = monitors._monitors.values()
+        conn: Any = watching._queries._conn
+        with frozen(conn.pid):
+            until(lambda: deadlines(conn._conn))
+            (cut,) = deadlines(conn._conn)
+            duplicate = cut._duplicate
+            assert in_child(lambda: (pool.stats(), duplicate.closed)[1]) == "True"
+            assert not duplicate.closed
+
+
+def deadlines(conn: connection) -> list[Any]:
+    """Return the time limits of the calls of a connection that are in progress."""
+    return [each for each in list(deadline._watch._deadlines) if each._conn is conn]
 
 
 def test_a_close_that_does_not_wait(dsn: str, admin: connection, signals: Signals) -> None:
@@ -538,7 +638,7 @@ def test_an_observer_without_the_method(dsn: str, admin: connection) -> None:
 
 def test_a_hold_that_ends_meanwhile(dsn: str, signals: Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     """Holds that end while the server is asked leave a complete span, and no complaint of the SDK."""
-    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 0.01)
+    monkeypatch.setattr(server_queries, "QUERY_INTERVAL", 0.01)
     monkeypatch.setattr(monitor, "GATHER", 0.0)
     with signals.pool(0, 4, dsn, long_hold=0.01) as pool, ExitStack() as stack:
         stop = threading.Event()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_pgpool import ConnectionPool, PoolError, PoolTimeout
-from otel_pgpool.pool import maintenance, monitor, utilization
+from otel_pgpool.pool import maintenance, server_queries, utilization
 from otel_pgpool.pool.parts import Parts
 from otel_pgpool.telemetry import Telemetry
 from tests.support.telemetry import Signals, queued, until
@@ -101,7 +101,7 @@ def test_the_threshold_is_there_at_the_hand_over(dsn: str, borrow: Borrow) -> No
 
 def test_the_server_is_not_asked_before_its_time(dsn: str, borrow: Borrow, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is asked about a long hold beside it; then about this one too."""
-    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 0.02)
+    monkeypatch.setattr(server_queries, "QUERY_INTERVAL", 0.02)
 
     def asked() -> set[object]:
         return {record.attributes["otel_pgpool.connection.pid"] for record in signals.logged("database_state")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import threading
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_pgpool.pool import health, keepalive
+from otel_pgpool import PoolTimeout
+from otel_pgpool.driver.deadline import IO_DEADLINE, NoAnswer
+from otel_pgpool.pool import acquire, keepalive, liveness
+from otel_pgpool.pool.liveness import CHECK_BUDGET
 from tests.support.database import ask, kill, lives
 from tests.support.internals import core_of, start_pass
-from tests.support.pools import Recorder, fill, let_last, let_lie, make
+from tests.support.pools import Recorder, fill, let_last, let_lie, make, pid_of_a_checkout
 from tests.support.processes import exit_code_of, frozen
 from tests.support.waiting import PATIENCE, in_thread, wait_until
 
@@ -106,7 +110,7 @@ def test_one_at_a_time_and_the_longest_idle_first(dsn: str, held_up: Check) -> N
 def test_a_pinged_connection_needs_no_ping_at_its_checkout(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is known to be alive, although it counts as unused."""
     pings: list[Any] = []
-    monkeypatch.setattr(health, "ping", lambda *args: pings.append(args))
+    monkeypatch.setattr(liveness, "ping", lambda *args: pings.append(args))
     with make(1, 1, dsn, keepalive=60) as pool:
         ping_now(pool)
         assert wait_until(lambda: all(slot.pinged > 0 for slot in core_of(pool).idle) and pool.stats().idle)
@@ -176,12 +180,69 @@ def test_a_frozen_server_delays_nothing_else(dsn: str) -> None:
 
 
 def test_a_ping_that_gets_no_answer(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its time limit the connection is discarded and replaced."""
+    """After its time limit the connection is discarded and replaced; the server is not said to have closed it."""
+    recorder = Recorder()
     ping = keepalive.ping
     monkeypatch.setattr(keepalive, "ping", lambda conn, check: ping(conn, check, 0.2))
-    with make(1, 1, dsn, keepalive=60) as pool, frozen(*fill(pool, 1)):
+    with make(1, 1, dsn, keepalive=60, observer=recorder) as pool, frozen(*fill(pool, 1)):
         ping_now(pool)
         assert wait_until(lambda: (pool.stats().discarded, pool.stats().idle) == ({"broken": 1}, 1))
+        [(_slots, _reason, error, _checkout)] = recorder.calls("discarded")
+        assert (type(error), str(error)) == (NoAnswer, "no answer within 0.2 s")
+
+
+def test_a_caller_during_the_ping_of_the_only_connection(
+    dsn: str, held_up: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller with timeout 0 waits a moment for the end of the ping, and gets the connection."""
+    monkeypatch.setattr(acquire, "CHECK_BUDGET", PATIENCE)
+    with make(1, 1, dsn, keepalive=60, check=held_up) as pool:
+        [pid] = fill(pool, 1)
+        held_up.hold_up()
+        ping_now(pool)
+        assert wait_until(lambda: held_up.pids)
+        caller = in_thread(pid_of_a_checkout, pool, 0)
+        assert wait_until(lambda: pool.stats().waiting)
+        held_up.go_on.set()
+        assert caller.result(PATIENCE) == pid
+        assert pool.stats().created == 1
+
+
+def test_a_caller_that_does_not_wait_for_a_ping(dsn: str, held_up: Check) -> None:
+    """With timeout 0 it waits for 0.1 s, and costs a ping that has just begun nothing."""
+    with make(1, 1, dsn, keepalive=60, check=held_up) as pool:
+        [pid] = fill(pool, 1)
+        held_up.hold_up()
+        ping_now(pool)
+        assert wait_until(lambda: held_up.pids)
+        with pytest.raises(PoolTimeout) as caught:
+            pool.getconn(timeout=0)
+        assert CHECK_BUDGET <= caught.value.waited < AT_ONCE
+        held_up.go_on.set()
+        assert wait_until(lambda: pool.stats().idle)
+        assert pid_of_a_checkout(pool, 0) == pid
+
+
+@pytest.mark.parametrize("timeout", [0, PATIENCE])
+def test_a_caller_during_a_ping_without_an_answer(dsn: str, monkeypatch: pytest.MonkeyPatch, timeout: float) -> None:
+    """The ping may last as long as a check at a checkout; then it is cut, and the caller gets another connection."""
+    monkeypatch.setattr(acquire, "MIN_FIRST_CHECK", 0.2)
+    monkeypatch.setattr(liveness, "IO_DEADLINE", 0.3)
+    recorder = Recorder()
+    with make(1, 1, dsn, keepalive=60, observer=recorder) as pool, frozen(*fill(pool, 1)):
+        ping_now(pool)
+        assert wait_until(lambda: core_of(pool).checking)
+        began = time.monotonic()
+
+        def is_served() -> bool:
+            with contextlib.suppress(PoolTimeout):
+                return pid_of_a_checkout(pool, timeout) > 0
+            return False
+
+        assert wait_until(is_served)
+        assert time.monotonic() - began < IO_DEADLINE - AT_ONCE
+        [(_slots, reason, error, _checkout)] = recorder.calls("discarded")
+        assert (reason, type(error)) == ("broken", NoAnswer)
 
 
 def test_drained_before_a_ping(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

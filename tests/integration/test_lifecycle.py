@@ -75,6 +75,47 @@ def test_open_that_fails_may_be_tried_again(own_server: PostgresServer) -> None:
     pool.close()
 
 
+def test_open_without_a_wait(own_server: PostgresServer) -> None:
+    """It returns while the server is down; the pool fills in the background when the server is back."""
+    own_server.stop()
+    with closing(make(2, 3, own_server.dsn, open=False)) as pool:
+        pool.open(wait=False)
+        assert wait_until(lambda: pool.stats().status == "unreachable")
+        pool.open()  # is open already
+        pool.open(False)
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.01)
+        with pytest.raises(psycopg2.OperationalError):
+            pool.open(wait=True)
+        assert pool.stats().status == "unreachable", "it is still open"
+        own_server.start()
+        assert wait_until(lambda: pool.stats().idle == 2, 20)
+        pool.open(wait=True)
+        assert pool.stats().status == "ok"
+
+
+def test_open_with_a_wait_of_its_own(dsn: str) -> None:
+    """It lasts up to `timeout`; on a pool that is open, `wait=True` waits too. Invalid arguments change nothing."""
+    gate = Gate(free=0)
+    with closing(make(1, 1, dsn, open=False, connection_factory=gate)) as pool:
+        for invalid in ({"wait": 1}, {"wait": "no"}, {"timeout": -1}):
+            with pytest.raises(ValueError, match=next(iter(invalid))):
+                pool.open(**invalid)
+        assert pool.stats().status == "new"
+        with pytest.raises(PoolTimeout):
+            pool.open(True, 0.05)
+        assert pool.stats().status == "new"
+        pool.open(wait=False)
+        with pytest.raises(PoolTimeout):
+            pool.open(wait=True, timeout=0.05)
+        gate.open()
+        pool.open(wait=True, timeout=PATIENCE)
+        assert pool.stats().idle == 1
+    for wait in (None, True, False):
+        with pytest.raises(PoolClosed):
+            pool.open(wait)
+
+
 def test_constructor_that_fails_leaves_nothing(own_server: PostgresServer) -> None:
     """Neither thread nor name nor connection."""
     own_server.stop()

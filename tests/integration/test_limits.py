@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_threads_in_a_hot_loop_get_equal_shares(dsn: str) -> None:
 
 def test_timeout_is_kept(dsn: str) -> None:
     """Neither earlier nor much later."""
-    with make(1, 1, dsn, timeout=0.3, open=False) as pool:
+    with closing(make(1, 1, dsn, timeout=0.3, open=False)) as pool:
         pool.wait(PATIENCE)  # its timeout bounds the opening too
         held = pool.getconn()
         began = time.monotonic()

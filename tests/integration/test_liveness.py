@@ -12,8 +12,8 @@ import psycopg2
 import pytest
 from psycopg2 import errors
 
-from otel_pgpool import PoolTimeout
-from otel_pgpool.driver.deadline import IO_DEADLINE
+from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool.driver.deadline import IO_DEADLINE, NoAnswer
 from otel_pgpool.driver.session import is_readable
 from tests.support.database import IDLE, ask, kill, lives, wait_until_readable
 from tests.support.internals import core_of, start_pass
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from otel_pgpool import ConnectionPool
     from otel_pgpool.demo.postgres import PostgresServer
+    from tests.support.telemetry import Signals
 
 
 # Death
@@ -169,6 +169,33 @@ def test_frozen_backend_is_bounded_by_the_callers_timeout(dsn: str) -> None:
         assert pool.stats().discarded == {"broken": 1}
 
 
+@pytest.mark.parametrize("check", ["auto", lambda conn: ask(conn, "select 1")], ids=["auto", "program"])
+def test_a_check_that_was_cut_says_so(dsn: str, signals: Signals, check: Any) -> None:
+    """The server has closed nothing, so neither the record of the lost connection nor the checkout says that."""
+    with ConnectionPool(1, 1, dsn, check=check) as pool:
+        pid = fill(pool, 1)[0]
+        let_lie(pool, 60)
+        with frozen(pid), pytest.raises(PoolTimeout) as caught:
+            pool.getconn(timeout=0)
+        assert "no answer within 0." in str(caught.value)
+        assert type(caught.value.__cause__) is NoAnswer
+    [record] = signals.logged("connection_lost")
+    assert record.attributes["error.type"] == "NoAnswer"
+    assert "broken (no answer within 0." in record.record.getMessage()
+
+
+def test_a_reset_that_was_cut_says_so(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does the rollback of a release."""
+    monkeypatch.setattr("otel_pgpool.driver.deadline.Deadline.__init__.__defaults__", (0.2,))
+    recorder = Recorder()
+    with make(1, 1, dsn, observer=recorder) as pool:
+        conn = pool.getconn()
+        pid = ask(conn, "select pg_backend_pid()")
+        with frozen(pid):
+            pool.putconn(conn)
+        assert type(recorder.calls("discarded")[0][2]) is NoAnswer
+
+
 @pytest.mark.parametrize("timeout", [0, 0.3])
 def test_many_frozen_backends_are_bounded_too(dsn: str, timeout: float) -> None:
     """A whole server that does not answer costs the caller its timeout, not a share for each connection."""
@@ -219,7 +246,7 @@ def test_frozen_while_they_are_configured(dsn: str, monkeypatch: pytest.MonkeyPa
 
 def test_frozen_backend_is_left_for_a_new_one(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With time enough the caller gets another connection after the ping's time, which is 5 s outside of this test."""
-    monkeypatch.setattr("otel_pgpool.pool.health.IO_DEADLINE", 0.5)
+    monkeypatch.setattr("otel_pgpool.pool.liveness.IO_DEADLINE", 0.5)
     with make(1, 2, dsn) as pool:
         pid = fill(pool, 1)[0]
         let_lie(pool, 60)
@@ -386,9 +413,9 @@ def write(conn: connection) -> None:
     ask(conn, "create table written (n int)")
 
 
-def test_demoted_primary_is_left(own_server: PostgresServer) -> None:
+def test_demoted_primary_is_left(own_server: PostgresServer, signals: Signals) -> None:
     """The first 25006 replaces every connection: the idle at once, the lent when they come back."""
-    with make(3, 4, own_server.dsn) as pool:
+    with make(3, 4, own_server.dsn, observer=signals.telemetry(), name="shop") as pool:
         pids = set(fill(pool, 3))
         demote(own_server, pool)
         held = pool.getconn()

@@ -79,6 +79,8 @@ def test_long_hold_and_its_return(signals: Signals, dsn: str) -> None:
         assert returned.attributes["otel_pgpool.hold_time"] == (span.attributes or {})["otel_pgpool.hold_time"]
         assert in_trace_of(record, span)
         assert in_trace_of(returned, span)
+        for each in (record, returned):
+            assert f" s (pid {each.attributes['otel_pgpool.connection.pid']})" in each.record.getMessage()
 
 
 def test_reclaimed(signals: Signals, dsn: str) -> None:
@@ -89,6 +91,7 @@ def test_reclaimed(signals: Signals, dsn: str) -> None:
         record = the(signals, "reclaimed")
         expected = LONG_HOLD | {"otel_pgpool.long_hold.threshold": 60.0, "otel_pgpool.transaction.status": "unknown"}
         assert_record(record, logging.WARNING, "reclaimed", **expected)
+        assert f" s (pid {record.attributes['otel_pgpool.connection.pid']})" in record.record.getMessage()
         assert in_trace_of(record, until(lambda: signals.named("pool.checkout"))[0])
 
 
@@ -251,6 +254,7 @@ def test_outage(signals: Signals, dsn: str) -> None:
         )
         assert "Connection refused" in started.record.getMessage()
         assert_record(ended, logging.INFO, "outage_ended", **{"otel_pgpool.attempts": 3, "otel_pgpool.duration": float})
+        assert f"after {ended.attributes['otel_pgpool.duration']:.3f} s" in ended.record.getMessage()
         assert 0 < ended.attributes["otel_pgpool.duration"] <= took
         failed = signals.logged("connect_failed")
         assert [record.record.levelno for record in failed] == [logging.DEBUG] * 3

@@ -11,7 +11,7 @@ import pytest
 import wrapt
 
 from otel_pgpool import PoolError
-from otel_pgpool.pool import health
+from otel_pgpool.pool import liveness
 from tests.support.database import IDLE, ask, kill
 from tests.support.pools import make
 from tests.support.waiting import PATIENCE, wait_until
@@ -36,7 +36,7 @@ def proxied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_idle_one_is_kept(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ping, at a checkout and in `check`, finds it alive."""
-    monkeypatch.setattr(health, "PING_AFTER", 0.0)
+    monkeypatch.setattr(liveness, "PING_AFTER", 0.0)
     with make(1, 1, dsn) as pool:
         pids = set()
         for _ in range(3):

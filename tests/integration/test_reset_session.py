@@ -56,6 +56,13 @@ def notify_itself(conn: connection) -> None:
     conn.poll()
 
 
+def leave_a_cursor(conn: connection) -> None:
+    cur = conn.cursor("left", withhold=True)
+    cur.execute("select generate_series(1, 9)")
+    conn.commit()
+    assert cur.fetchone() == (1,)
+
+
 LEFTOVERS: dict[str, tuple[Callable[[connection], object], str]] = {
     "role": (statement("set role tenant"), "select current_user"),
     "session authorization": (statement("set session authorization tenant"), "select session_user"),
@@ -68,6 +75,7 @@ LEFTOVERS: dict[str, tuple[Callable[[connection], object], str]] = {
         f"{SUM} pg_class where relname = 'basket' and pg_table_is_visible(oid)",
     ),
     "prepared statement": (statement("prepare find as select 1"), f"{SUM} pg_prepared_statements"),
+    "held cursor of psycopg2": (leave_a_cursor, f"{SUM} pg_cursors where name = 'left'"),
     "held cursor": (statement("declare kept cursor with hold for select 1"), f"{SUM} pg_cursors where name = 'kept'"),
     "listen": (statement("listen orders"), f"{SUM} pg_listening_channels()"),
     "advisory lock": (

@@ -1,4 +1,4 @@
-"""Any order of checkouts, returns, timeouts, deaths, drains and resizes, against a model too simple to be wrong."""
+"""Any order of checkouts, returns, timeouts, deaths, drains and suspensions, against a model too simple to be wrong."""
 
 from __future__ import annotations
 
@@ -33,7 +33,22 @@ LIFETIMES = st.sampled_from([100.0, 2 * LONG, A_MOMENT * 2])
 WHICH = st.integers(0, 5)
 PAUSES = st.sampled_from([A_MOMENT, STALE, LONG])
 EVENTS = st.sampled_from(
-    ["nothing", "ask", "ask", "ask", "drain", "grow", "shrink", "usual", "retire", "time passes", "look for strays"]
+    [
+        "nothing",
+        "ask",
+        "ask",
+        "ask",
+        "drain",
+        "grow",
+        "shrink",
+        "usual",
+        "retire",
+        "time passes",
+        "look for strays",
+        "suspend",
+        "resume",
+        "resume",
+    ]
 )
 
 
@@ -46,18 +61,24 @@ class Model:
         self.queue: list[Checkout] = []
         self.alive: set[Slot] = set()  # not on their way out
         self.doomed: dict[Slot, str] = {}
+        self.suspended = False
 
     def ask(self, checkout: Checkout) -> None:
-        if self.idle:
+        if self.idle and not self.suspended:
             self.held[checkout] = self.idle.pop()
         else:
             insort(self.queue, checkout, key=lambda waiting: waiting.started)
 
     def offer(self, slot: Slot) -> None:
-        if self.queue:
+        if self.queue and not self.suspended:
             self.held[self.queue.pop(0)] = slot
         else:
             self.idle.append(slot)
+
+    def resume(self) -> None:
+        self.suspended = False
+        while self.queue and self.idle:
+            self.offer(self.idle.pop())
 
     def judge(self, slot: Slot, now: float, maxconn: int) -> str | None:
         """Offer a connection that was made or has come back, or let it go; why."""
@@ -241,7 +262,8 @@ class CoreMachine(RuleBasedStateMachine):
         wanted = wanted or (self.core.outage is not None and not self.opening)  # until the server is reached once
         room = len(self.model.alive) + len(self.leaving) < self.core.maxconn
         slot = self.desk.claim()
-        assert (slot is not None) == (wanted and room and self.core.state is State.OPEN)
+        is_open = self.core.state is State.OPEN and not self.model.suspended
+        assert (slot is not None) == (wanted and room and is_open)
         if slot is not None:
             assert len(self.core.members) <= self.core.maxconn
             self.opening.append(slot)
@@ -298,11 +320,24 @@ class CoreMachine(RuleBasedStateMachine):
             "retire": self.retire,
             "time passes": self.time_passes,
             "look for strays": self.look_for_strays,
+            "suspend": self.suspend,
+            "resume": self.resume,
         }[event]()
 
     def time_passes(self) -> None:
         """Let time pass, after which idle connections may be evicted."""
         self.desk.now += LONG
+
+    def suspend(self) -> None:
+        """Let everybody wait."""
+        self.core.suspend(self.desk.now)
+        self.model.suspended = True
+
+    def resume(self) -> None:
+        """Serve those who wait, from what is idle."""
+        self.core.resume(self.desk.now)
+        self.model.resume()
+        self._wake()
 
     def drain(self) -> None:
         """Let every connection go."""
@@ -364,7 +399,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.model.alive.discard(slot)
             self._discard([slot], "broken")
             return
-        queued = bool(self.model.queue)
+        queued = self.model.queue and not self.model.suspended
         reason = self.model.judge(slot, self.desk.now, self.core.maxconn)
         if reason is None and not queued:
             self.model.idle.pop()

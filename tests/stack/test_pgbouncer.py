@@ -293,7 +293,8 @@ def test_a_session_has_the_name_of_the_trace(
             with pool.connection() as conn:
                 ask(conn, "select 1")
                 span = trace.get_current_span().get_span_context()
-                assert session_names(server) == {f"00-{span.trace_id:032x}-{span.span_id:016x}-01"}
+                name = f"00-{span.trace_id:032x}-{span.span_id:016x}-01"
+                assert wait_until(lambda name=name: session_names(server) == {name})  # without those of a former one
             assert session_names(server) == {"unknown_service:python/shop"}
         assert pool.stats().created == 1
 
@@ -339,6 +340,20 @@ def test_a_wait_in_pgbouncer_is_told(bouncing: Bouncing, signals: Signals, mode:
     told = [dict(span.attributes or {}).get("otel_pgpool.proxy_wait") for span in signals.named("pool.checkout")]
     assert told == [True, None]
     assert len(signals.logged("proxy_wait")) == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sessions_that_have_no_names(bouncing: Bouncing, mode: str) -> None:
+    """Without the names of traces nothing is known of long holds, which is told once, and costs clients nothing."""
+    bouncer = bouncing(mode, query_wait_timeout=5)
+    with Signals() as signals, signals.pool(2, 2, bouncer.dsn, long_hold=0.2) as pool, pool.connection() as first:
+        with first.cursor() as cursor:
+            cursor.execute("select 1")
+        told = "OTEL_PGPOOL_APPLICATION_NAME=trace shows those of sampled checkouts"
+        assert wait_until(lambda: [record for record in signals.records.all if told in record.record.getMessage()])
+        with pool.connection() as second, second.cursor() as cursor:
+            cursor.execute("select 1")  # needs the last connection of PgBouncer to the server
+        assert not signals.logged("database_state")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -133,6 +133,7 @@ def test_the_panel_says_why_long_holds_are_long(told: Told) -> None:
     for found in told.over_time(filled_in(panel["targets"][0]["expr"])):
         labels = found["metric"]
         assert (labels["job"], labels["db_client_connection_pool_name"]) == ("shop", "orders")
+        assert labels["answer"] == f"{labels['postgresql_state']}, {labels['postgresql_wait_event_type']}"
         values = {float(at): float(value) for at, value in found["values"]}
         shown[labels["postgresql_state"], labels["postgresql_wait_event_type"]] = values
     for reason in (("idle in transaction", "Client"), ("active", "Lock")):
@@ -142,6 +143,18 @@ def test_the_panel_says_why_long_holds_are_long(told: Told) -> None:
         assert max(first) <= calm + 5 * 60 + STEP
         assert second
         assert max(second) <= end + 5 * 60 + STEP
+
+
+@pytest.mark.parametrize(("wait", "shown"), [("Lock", "active, Lock"), ("none", "active"), ("", "active")])
+def test_the_panel_names_no_wait_of_a_session_that_does_not_wait(told: Told, wait: str, shown: str) -> None:
+    """Our Collectors say none of it, and others may leave the label out."""
+    (panel,) = [panel for panel in PANELS if panel["title"] == "Why are long holds long?"]
+    before, _, rest = panel["targets"][0]["expr"].partition("sum by")
+    states = 'label_replace(vector(1), "postgresql_state", "active", "", "")'
+    answer = f'label_replace({states}, "postgresql_wait_event_type", "{wait}", "", "")'
+    _counted, joined, after = rest.partition(', "answer", ", "')
+    (found,) = told.over_time(f"{before}{answer}{joined}{after}")
+    assert found["metric"]["answer"] == shown
 
 
 def without_suffix(name: str) -> str:

@@ -19,8 +19,9 @@ from pathlib import Path
 import psycopg2
 
 ROOT = Path(__file__).parents[2]
-README, REFERENCE, TELEMETRY, INSTRUMENTATION, RECIPES, EXTENDING = (
+README, GUIDE, REFERENCE, TELEMETRY, INSTRUMENTATION, RECIPES, EXTENDING = (
     "README.md",
+    "docs/guide.md",
     "docs/reference.md",
     "docs/telemetry.md",
     "docs/instrumentation.md",
@@ -33,12 +34,6 @@ BIN = Path(sys.executable).parent
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
 PICTURE = "<!-- picture -->\n```text\n"
-
-TABLES = """
-drop table if exists orders;
-create table orders (id int primary key, amount numeric not null, paid boolean not null default false);
-insert into orders (id, amount) values (1, 25);
-"""
 
 KEPT = {"diff": "diffs", "promql": "queries", "sql": "statements", "yaml": "files"}
 """The list of a `Document` in which blocks of a language are kept as they are."""
@@ -166,11 +161,12 @@ def write(program: Program, folder: Path) -> None:
 
 
 def make_tables(dsn: str) -> None:
-    """Give a program the table that all of them use."""
+    """Give a program the table that all of them use, as the guide's program does for its readers."""
+    [table] = re.findall(r'TABLE = """(.*?)"""', read(GUIDE).programs["with_postgres.py"].source, re.DOTALL)
     conn = psycopg2.connect(dsn)
     try:
         with conn, conn.cursor() as cur:
-            cur.execute(TABLES)
+            cur.execute(f"drop table if exists orders;{table}")
     finally:
         conn.close()
 

@@ -81,7 +81,7 @@ class Desk:
 
     def claim(self) -> Slot | None:
         with self.core.lock:
-            return self.core.reserve_slot()
+            return self.core.reserve_slot(self.now)
 
     def deliver(self, slot: Slot, *, lifetime: float = NEVER) -> str | None:
         """Let a connect succeed; return why its connection was closed at once, or None."""
@@ -195,7 +195,7 @@ def agree(core: Core) -> None:
         apart = [slot for where in sets for slot in where]
         assert len(apart) == len(set(apart)), "a slot is in two places"
         assert set(apart) <= core.members, "a slot that is no member is still somewhere"
-        assert not (core.queue and core.idle), "somebody waits while something is idle"
+        assert core.is_suspended or not (core.queue and core.idle), "somebody waits while something is idle"
         lent = [slot for slot in core.members if slot not in apart]
         assert core.used == len(lent)
         assert all(slot.checkout is not None and slot.conn is None for slot in lent)

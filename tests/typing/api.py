@@ -104,6 +104,13 @@ def managed(pool: ConnectionPool) -> None:
     with ConnectionPool(1, 2) as opened:
         assert_type(opened, ConnectionPool)
     pool.open()
+    pool.open(wait=False)
+    pool.open(wait=True, timeout=60)
+    pool.suspend()
+    pool.resume()
+    pool.timeout, pool.long_hold, pool.max_idle, pool.max_lifetime = 5, 0.5, 60, None
+    ConnectionPool(1, 2, reentrant=True, evict_on=["57014", "XX"])
+    ConnectionPool(1, 2, evict_on=lambda error: isinstance(error, OSError))
     pool.wait()
     pool.wait(5)
     pool.check()
@@ -117,6 +124,7 @@ def managed(pool: ConnectionPool) -> None:
 
 def looked_at(pool: ConnectionPool) -> None:
     assert_type(pool.name, str)
+    assert_type((pool.timeout, pool.long_hold, pool.max_idle, pool.max_lifetime), tuple[float, float, float, float])
     assert_type(pool.minconn, int)
     assert_type(pool.maxconn, int)
     assert_type(pool.closed, bool)
@@ -131,7 +139,7 @@ def looked_at(pool: ConnectionPool) -> None:
     stats = pool.stats()
     assert_type(stats, PoolStats)
     assert_type(stats.name, str)
-    assert_type(stats.status, Literal["new", "ok", "high", "critical", "unreachable", "closed"])
+    assert_type(stats.status, Literal["new", "ok", "high", "critical", "unreachable", "suspended", "closed"])
     assert_type((stats.minconn, stats.maxconn, stats.size, stats.used), tuple[int, int, int, int])
     assert_type((stats.idle, stats.connecting, stats.waiting), tuple[int, int, int])
     assert_type((stats.utilization, stats.oldest_hold), tuple[float, float])

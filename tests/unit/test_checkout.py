@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -169,6 +170,18 @@ def test_a_checkout_lists_all_frames_that_asked() -> None:
     inner, _line = here()
     checkout.stack += inner
     assert checkout.path_to == f"{checkout.where}\n{describe(inner)}"
+
+
+def test_frames_that_start_a_thread_are_left_out() -> None:
+    """At the outer end: those of `threading` and of an executor; the innermost frame is always shown."""
+    with ThreadPoolExecutor(1) as executor:
+        stack = executor.submit(lambda: call_sites(sys._getframe())).result()
+    assert len(stack) > 2
+    checkout = checkout_at()
+    checkout.stack = stack
+    assert checkout.path_to == checkout.where
+    checkout.stack = stack[2:]
+    assert checkout.path_to == checkout.where
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ def test_defaults() -> None:
         "configure": None,
         "reset": None,
         "credentials": None,
+        "evict_on": None,
+        "reentrant": False,
         "reconnect_timeout": 300.0,
         "reconnect_failed": None,
         "is_monitored": True,

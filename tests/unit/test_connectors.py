@@ -19,7 +19,7 @@ def connectors() -> Any:
     kept: Any = threading.Event()  # what the connectors belong to
     nothing: Any = None
     thread: Any = SimpleNamespace(wakeup=nothing)
-    made = Connectors(Common(nothing, nothing, nothing, nothing, thread), kept, nothing)
+    made = Connectors(Common(nothing, nothing, nothing, nothing, nothing, thread), kept, nothing)
     yield made
     del kept
 

@@ -64,13 +64,13 @@ def test_existing_except_clauses_hold(kind: type[PoolError]) -> None:
 
 
 def test_the_message_of_a_timeout_is_a_diagnosis() -> None:
-    """Reason, levels, the wait and the retries, then the five longest holders, a line each."""
+    """Reason, levels, the wait and the retries, then the five longest holders, a line each, and how many more."""
     first, *lines = str(diagnosis()).split("\n")
     assert first == (
         "no connection within 30 s (pool 'shop': 3 of 4 in use, 0 idle, 1 connecting, "
         "2 waiting; waited 30.001 s, 2 failed attempts)"
     )
-    assert lines == [f"  held {holder(number)}" for number in range(1, 6)]
+    assert lines == [*(f"  held {holder(number)}" for number in range(1, 6)), "  and 2 more holders"]
     assert lines[0] == "  held 7.000 s by thread 'worker-1' at a.py:1 f (pid 4001)"
 
 

@@ -158,3 +158,35 @@ def test_an_abandoned_ping() -> None:
     desk.discard([slot], "reclaimed")
     assert desk.core.ping_passed(slot, desk.now + 31.0) is None
     agree(desk.core)
+
+
+def test_a_caller_that_the_pinged_connection_is_for() -> None:
+    """One caller for each connection that is pinged, unless the pool is suspended or the queue is full."""
+    desk = kept_alive(1, 1)
+    assert not desk.core.has_check_for_caller()
+    desk.now += 60.0
+    slot = desk.core.begin_ping(desk.now)
+    assert slot is not None
+    assert desk.core.has_check_for_caller()
+    desk.core.suspend(desk.now)
+    assert not desk.core.has_check_for_caller()
+    desk.core.resume(desk.now)
+    waiter = desk.join()
+    assert not desk.core.has_check_for_caller(), "another caller gets it"
+    assert desk.core.ping_passed(slot, desk.now) is None
+    assert served(waiter)
+
+
+def test_a_ping_that_is_abandoned() -> None:
+    """Nobody gets its connection, even if the server answers after all; a ping that has ended cannot be abandoned."""
+    desk = kept_alive(1, 1)
+    desk.now += 60.0
+    slot = desk.core.begin_ping(desk.now)
+    assert slot is not None
+    waiter = desk.join()
+    assert desk.core.abandon_check(slot, "broken")
+    assert desk.core.ping_passed(slot, desk.now) == "broken"
+    desk.discard([slot], "broken")
+    assert not served(waiter)
+    assert not desk.core.abandon_check(slot, "broken")
+    agree(desk.core)

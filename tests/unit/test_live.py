@@ -26,8 +26,13 @@ def shown(*records: tuple[str, str]) -> list[str]:
     [
         (
             "otel_pgpool",
-            "connection held for 1.000 s by thread 'w' (active), checked out at /srv/my-shop/web.py:12 Shop.report",
-            "connection held for 1.000 s by thread 'w' (active), checked out at web.py:12 Shop.report",
+            "connection held for 1.000 s (pid 1) by thread 'w' (active), checked out at /srv/a-b/web.py:12 Shop.report",
+            "connection held for 1.000 s (pid 1) by thread 'w' (active), checked out at web.py:12 Shop.report",
+        ),
+        (
+            "otel_pgpool",
+            "checked out at /srv/shop/web.py:1 f, in the database: active, of pid 2 (checked out at /srv/pay.py:2 g)",
+            "checked out at web.py:1 f, in the database: active, of pid 2 (checked out at pay.py:2 g)",
         ),
         ("otel_pgpool", "no connection within 0.45 s\n  held 1 s by thread 'w'", "no connection within 0.45 s"),
         ("otel_pgpool", "settings at /etc/postgresql/ are odd", "settings at /etc/postgresql/ are odd"),

@@ -37,6 +37,8 @@ SECRET = "w0rdXYZ"
         'root certificate file "/etc/ca.crt" does not exist',
         "server login failed: FATAL:  the database system is starting up",
         "SSL error: certificate verify failed",
+        "no answer within 5 s",
+        "no answer within 0.333 s",
     ],
 )
 def test_known_texts(text: str) -> None:
@@ -77,6 +79,8 @@ def test_what_is_not_public(text: str, told: str) -> None:
         f"Connection refused {SECRET}",
         "",
         "\n\n",
+        "no answer within 4111 s",
+        "no answer within 5 s, hunter2",
     ],
 )
 def test_unknown_texts(text: str) -> None:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_pgpool.pool import monitor as module
+from otel_pgpool.pool import server_queries
 from otel_pgpool.pool.checkout import Checkout, Slot, begin
-from otel_pgpool.pool.monitor import CLOSE_AFTER, GATHER, QUERY_INTERVAL, RETRY_AFTER, Monitor
+from otel_pgpool.pool.monitor import GATHER, Monitor
 from otel_pgpool.pool.monitor_source import MonitoredPool
+from otel_pgpool.pool.server_queries import CLOSE_AFTER, QUERY_INTERVAL, RETRY_AFTER
 from otel_pgpool.pool.session_query import Session
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class Bench:
         self.monitor = Monitor(SERVER)
         self.pool = MonitoredPool("main", self, self.report)
 
-    login = "app"
+    login, database = "app", "shop"
 
     def server_of(self, _slot: object) -> tuple[str, int | None]:
         return SERVER
@@ -103,7 +105,8 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench()
-    monkeypatch.setattr(module, "monotonic", lambda: bench.now)
+    for each in (module, server_queries):
+        monkeypatch.setattr(each, "monotonic", lambda: bench.now)
     monkeypatch.setattr(module, "start_thread", lambda _thread: None)
     return bench
 
@@ -199,14 +202,14 @@ def test_a_stopped_monitor_ends(bench: Bench) -> None:
     """It closes its connection, whatever it watches, and watches nothing more."""
     bench.flag(7)
     bench.run_until(bench.now + 2 * GATHER)
-    bench.monitor.stop(0.0)
+    bench.monitor.stop()
     assert bench.monitor.run_once() is None
     assert bench.connections[0].closed
     assert not bench.monitor.watch(bench.pool, bench.holds)
 
 
 def test_no_thread_can_be_started(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hold is not watched, and the next one tries again."""
+    """The next long hold tries again, and the query is about both."""
 
     def refuse(_thread: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -214,11 +217,12 @@ def test_no_thread_can_be_started(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patch:
         patch.setattr(module, "start_thread", refuse)
         bench.flag(7)
-    bench.run_until(bench.now + 2 * GATHER)
-    assert bench.queries == []
+    started: list[object] = []
+    monkeypatch.setattr(module, "start_thread", started.append)
     bench.flag(8)
     bench.run_until(bench.now + 2 * GATHER)
-    assert len(bench.queries) == 1
+    assert len(started) == len(bench.queries) == 1
+    assert "{7,8}" in bench.queries[0]
 
 
 def test_a_slow_server_is_asked_less_often(bench: Bench) -> None:
@@ -237,7 +241,7 @@ def test_a_slow_server_is_asked_less_often(bench: Bench) -> None:
 class BrokenSource:
     """A pool's way to the server that takes some seconds to fail."""
 
-    login = "app"
+    login, database = "app", "shop"
 
     def __init__(self, bench: Bench, seconds: float) -> None:
         self.bench, self.seconds, self.tries = bench, seconds, 0
@@ -312,3 +316,64 @@ def test_an_error_that_ends_no_thread(
     monkeypatch.setattr(module, "QUERY_INTERVAL", 0.0)
     bench.monitor._run()
     assert raised
+
+
+def test_holds_that_are_due_almost_together(bench: Bench) -> None:
+    """One query answers for all of them, at each doubling."""
+    bench.flag(7)
+    bench.now += 0.04
+    bench.flag(8, age=1.0)
+    bench.run_until(1010.0)
+    assert len(bench.queries) == 4
+    assert [pid for pid, _age in bench.reports] == [7, 8] * 4
+
+
+def test_a_proxy_keeps_no_connection(bench: Bench) -> None:
+    """Behind a proxy the monitoring connection is closed after each query: a client may need the server's."""
+    bench.backend = 4711
+    checkout: Any = bench.flag(7)
+    checkout.trace_name = f"00-{'a' * 32}-{'b' * 16}-01"
+    bench.run_until(1003.0)
+    assert len(bench.queries) == len(bench.connections) == 2
+    assert all(conn.closed for conn in bench.connections)
+
+
+def test_a_pool_that_needs_the_last_slot(bench: Bench) -> None:
+    """The connection is closed at once, and the server is not asked for a while."""
+    bench.flag(7)
+    bench.run_until(1000.5)
+    bench.monitor.stay_away()
+    bench.run_until(1000.5 + CLOSE_AFTER - 1)
+    assert len(bench.queries) == 1
+    assert bench.connections[0].closed
+    bench.run_until(1000.5 + CLOSE_AFTER + 1)
+    assert len(bench.queries) == 2
+
+
+def test_an_idle_connection_is_closed(bench: Bench) -> None:
+    """After a minute without a query, although a hold lasts; the next report opens another."""
+    bench.flag(7, age=100.0)
+    bench.run_until(1000.0 + CLOSE_AFTER + 1)
+    assert bench.connections[0].closed
+    bench.run_until(1000.0 + 105.0)
+    assert len(bench.connections) == len(bench.queries) == 2
+
+
+def test_the_wrong_server_is_left(bench: Bench) -> None:
+    """If no session is listed, the next query opens another connection, which may lead to the right server."""
+    bench.unlisted = {7}
+    bench.flag(7)
+    bench.run_until(1000.5)
+    assert bench.connections[0].closed
+    bench.unlisted = set()
+    bench.run_until(1003.0)
+    assert len(bench.connections) == 2
+    assert bench.reports
+
+
+def test_ended_holds_are_forgotten(bench: Bench) -> None:
+    """Even while the thread hangs, as in a callback of the program that provides credentials."""
+    for pid in range(1, 100):
+        checkout: Any = bench.flag(pid)
+        del checkout.held
+    assert len(bench.monitor._holds) == 1

@@ -31,7 +31,7 @@ class Alarm:
         self.core.open()
         notifier = Notifier(None)
         notifier.pool = lambda: POOL
-        self.alarm = ReconnectFailed(Common(self.core, config, nothing, notifier, nothing))
+        self.alarm = ReconnectFailed(Common(self.core, config, nothing, nothing, notifier, nothing))
 
     def _called(self, pool: object) -> None:
         self.calls.append(pool)

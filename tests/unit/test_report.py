@@ -265,6 +265,9 @@ BLOCKED = {
     "otel_pgpool.blocking.states": ["idle in transaction", ""],
     "otel_pgpool.blocking.root.pid": 40,
     "otel_pgpool.blocking.root.trace": "b" * 32,
+    "otel_pgpool.blocking.root.checked_out_at": "/app/stock.py:9 count",
+    "otel_pgpool.blocking.root.application": "stock",
+    "otel_pgpool.blocking.root.state": "idle in transaction",
 }
 
 
@@ -276,19 +279,23 @@ def test_the_last_answer_of_postgresql_is_told(recorder: Recorder) -> None:
     recorder.checkout(0, 0, 3.0, blocked_by=[blocker], events=events)
     report = recorder.report(slowest=1)
     first = Blocker(42, "idle in transaction", "shop", "/app/pay.py:7 pay", "a" * 32, "POST /payment", "worker-07")
-    second, root = Blocker(41, application="nightly"), Blocker(40, trace_id="b" * 32)
+    second, root = (
+        Blocker(41, application="nightly"),
+        Blocker(40, "idle in transaction", "stock", "/app/stock.py:9 count", "b" * 32),
+    )
     assert report.slowest[0].database == Answer(
         2.0, "active", "Lock", "transactionid", "ShareLock", "orders", (first, second), root
     )
     lines = drawn(report)
     start = next(number for number, line in enumerate(lines) if "in database" in line)
-    assert [line.strip() for line in lines[start : start + 7]] == [
+    assert [line.strip() for line in lines[start : start + 8]] == [
         "in database  active, waits for ShareLock on orders, after 2.00 s",
         "blocked by   POST /payment (worker-07), pid 42, idle in transaction",
         "checked out at pay.py:7 pay",
         f"trace {'a' * 32}",
         "blocked by   'nightly', pid 41",
-        "chain's head pid 40",
+        "chain's head 'stock', pid 40, idle in transaction",
+        "checked out at stock.py:9 count",
         f"trace {'b' * 32}",
     ]
 
@@ -311,6 +318,35 @@ def test_what_is_unknown_is_left_out(recorder: Recorder, told: dict[str, Any], e
     """Holds that wait for nobody are told apart; a blocker of which little is known does no harm."""
     recorder.checkout(0, 0, 2.0, events={"pool.database_state": (1.0, {"otel_pgpool.held": 1.0, **told})})
     assert any(expected in line for line in drawn(recorder.report()))
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_an_answer_is_told_to_its_end(recorder: Recorder, width: int) -> None:
+    """What does not fit the terminal goes on in the next lines, below its beginning; a long word is broken."""
+    waits = {
+        **BLOCKED,
+        "postgresql.blocking.lock.relation": "otel_pgpool_demo_52bb62b6.orders",
+        "otel_pgpool.held": 1.0,
+    }
+    request = recorder.request("POST /orders/{id}/cancellation/of/a/long/name", 0, 3)
+    recorder.checkout(0, 0, 2.0, parent=request, thread="worker-07", events={"pool.database_state": (1.0, waits)})
+    lines = drawn(recorder.report(), width)
+    assert max(map(len, lines)) <= width
+    text = "".join("".join(lines).split())
+    for told in (
+        "POST /orders",
+        "worker-07 · waited 0 ms, held 2.00 s, committed",
+        "in database  active, waits for ShareLock on otel_pgpool_demo_52bb62b6.orders, after 1.00 s",
+        "checked out at pay.py:7 pay",
+        f"trace {'b' * 32}",
+    ):
+        assert "".join(told.split()) in text
+
+
+def test_a_long_hold_without_an_answer_says_so(recorder: Recorder) -> None:
+    """PostgreSQL was not asked, or the hold ended before its answer."""
+    recorder.checkout(0, 0, 2.0, events={"pool.long_hold": (1.0, {})})
+    assert "    in database  no answer before the end of the hold" in drawn(recorder.report())
 
 
 def test_a_checkout_about_which_nobody_asked_has_no_answer(recorder: Recorder) -> None:

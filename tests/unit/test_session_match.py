@@ -19,18 +19,15 @@ NAME, OTHER = (f"00-{letter * 32}-{letter * 16}-01" for letter in "ab")
 ASKED = 1000.0
 
 
-class Span:
-    """The data of an observer that names the session by the span."""
-
-    def __init__(self, traceparent: str) -> None:
-        self.traceparent = traceparent
-
-
-def hold(pid: int, *, held: float = 10.0, port: int = 0, name: str = "") -> Checkout:
+def hold(
+    pid: int, *, held: float = 10.0, port: int = 0, name: str = "", opened: float | None = None, connect: float = 0.0
+) -> Checkout:
+    """Return a hold. ``opened`` is the age of its connection, whose connect has taken ``connect`` seconds."""
     checkout: Any = begin(ASKED - held, ())
-    checkout.slot, checkout.acquired = Slot(), ASKED - held
+    checkout.slot, checkout.acquired, checkout.trace_name = Slot(), ASKED - held, name or None
     checkout.slot.pid, checkout.slot.local_port = pid, port
-    checkout.observer_data = Span(name)
+    if opened is not None:
+        checkout.slot.opened, checkout.slot.connect_began = ASKED - opened, ASKED - opened - connect
     return checkout  # type: ignore[no-any-return]
 
 
@@ -58,6 +55,10 @@ def matched(
         ({"port": 40002}, {"port": 40001}, {"is_direct": True}, False),  # another server behind one name
         ({"port": 40002}, {"port": 40001}, {}, True),  # addresses are translated
         ({"port": -1}, {"port": 0}, {}, True),  # a Unix socket
+        ({"age": 3.0, "port": 40001}, {"port": 40001}, {}, True),  # the server's clock was set forward
+        ({"age": 100.0}, {"opened": 99.0, "connect": 1.0}, {}, True),
+        ({"age": 100.0}, {"opened": 50.0, "connect": 1.0}, {}, False),  # another server's session
+        ({"age": 40.0}, {"opened": 50.0, "connect": 1.0}, {}, False),  # a later session with the process id
     ],
 )
 def test_the_session_of_a_hold(
@@ -76,6 +77,14 @@ def test_a_pool_that_names_the_server_otherwise() -> None:
     assert matched(session(7, port=40001), holds=[held], server=ELSEWHERE).hold_of(7) is held
     assert matched(session(7, port=40002), holds=[held], server=ELSEWHERE).hold_of(7) is None
     assert matched(session(7), holds=[held], server=ELSEWHERE).hold_of(7) is None
+
+
+def test_a_pool_that_uses_the_socket() -> None:
+    """Its hold is found by the age of its connection, although the monitor uses another name of the server."""
+    held = hold(7, opened=100.0)
+    assert matched(session(7, age=100.2, port=-1), holds=[held], server=ELSEWHERE).hold_of(7) is held
+    assert matched(session(7, age=150.0, port=-1), holds=[held], server=ELSEWHERE).hold_of(7) is None
+    assert matched(session(7, age=100.2, port=40002), holds=[held], server=ELSEWHERE).hold_of(7) is None
 
 
 def test_unknown_process_ids() -> None:

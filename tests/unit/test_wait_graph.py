@@ -46,6 +46,13 @@ def test_the_head_of_the_chain(edges: dict[int, tuple[int, ...]], root: int | No
     assert (None if described is None else described.pid) == root
 
 
+def test_the_blocker_on_the_way_to_the_head_is_first() -> None:
+    """Of those in front of a session in a queue; the others keep their order."""
+    queue = [session(1), session(2, 1), session(3, 2), session(4, 3, 2), session(5, 4, 3, 2)]
+    described = graph(*queue).state_of(queue[-1], 1.0)
+    assert [blocker.pid for blocker in described.blocked_by] == [2, 4, 3]
+
+
 def test_holds_of_this_process() -> None:
     """A blocker that is a checkout of this process is found once, with its call site."""
     first, second, third = session(1, 2, 3), session(2, 3), session(3)

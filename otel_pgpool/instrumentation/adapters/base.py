@@ -71,6 +71,13 @@ class Driver:
         """
         return 0
 
+    def local_port(self, conn: Any) -> int:  # noqa: ARG002 - the interface
+        """Return the port of the client's end of a TCP connection; 0 for a Unix socket, or if it is unknown.
+
+        Called as soon as the connection is known.
+        """
+        return 0
+
     def transaction_status(self, conn: Any) -> TransactionStatus:  # noqa: ARG002 - the interface
         """Return the status of a connection's transaction, as the client last received it."""
         return TransactionStatus.UNKNOWN

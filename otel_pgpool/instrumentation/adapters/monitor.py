@@ -6,7 +6,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
-from otel_pgpool.driver.monitoring import TIME_LIMIT
+from otel_pgpool.driver.monitoring import NO_ANSWER, TIME_LIMIT
+from otel_pgpool.errors import PoolError
 from otel_pgpool.instrumentation.guards import ignore_errors
 from otel_pgpool.runtime.deadline import SocketDeadline
 from otel_pgpool.runtime.sockets import local_port, replace_socket
@@ -39,10 +40,17 @@ class BoundedConnection(ABC):
         """Return the one value of a statement.
 
         Raises:
-            Exception: the server did not answer in time, or refused the statement.
+            PoolError: the server did not answer in time.
+            Exception: the server refused the statement, or the connection is lost.
         """
-        with SocketDeadline(self, TIME_LIMIT):
-            return self.run(statement)
+        deadline = SocketDeadline(self, TIME_LIMIT)
+        with deadline:
+            try:
+                return self.run(statement)
+            except Exception:
+                if deadline.expired:
+                    raise PoolError(NO_ANSWER) from None
+                raise
 
     def close(self) -> None:
         """Close the connection."""

@@ -20,7 +20,7 @@ from psycopg2.pool import PoolError, ThreadedConnectionPool
 
 from otel_pgpool.driver import monitor_connection
 from otel_pgpool.instrumentation.adapters import monitor as bounded
-from otel_pgpool.pool import monitor, monitors
+from otel_pgpool.pool import monitor, monitors, server_queries
 from tests.support.database import ask, kill
 from tests.support.instrumentation import instrumented
 from tests.support.monitored_pools import KINDS, SIZE, opened
@@ -53,7 +53,7 @@ every_driver = pytest.mark.parametrize("kind", DRIVERS)
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Watch instrumented pools too, and more often than once a second."""
     monkeypatch.setenv("OTEL_PGPOOL_DATABASE_STATE", "all")
-    monkeypatch.setattr(monitor, "QUERY_INTERVAL", 0.05)
+    monkeypatch.setattr(server_queries, "QUERY_INTERVAL", 0.05)
     allow_quick_passwords(monkeypatch)
 
 
@@ -147,6 +147,25 @@ def test_a_hold_that_another_pool_blocks(kind: str, dsn: str, signals: Signals, 
     assert {each.name.partition(".")[0] for each in signals.spans.started} == {"pool"}
 
 
+@every_driver
+def test_a_blocker_by_another_name_of_the_server(kind: str, dsn: str, signals: Signals) -> None:
+    """A checkout of an instrumented pool is known as a blocker by the port of its connection."""
+    with (
+        table(dsn),
+        instrumented(signals, long_hold=60),
+        opened(kind, extensions.make_dsn(dsn, host="localhost")) as pool,
+        signals.pool(0, 1, dsn, name="ours", long_hold=LONG) as ours,
+        held(pool, "begin", "lock table stock") as blocker,
+        ours.connection() as conn,
+    ):
+        work = in_thread(conn.cursor().execute, "lock table stock")
+        assert until(lambda: blocked(signals))
+        state = next(state for state in states(blocked(signals)[0]) if "postgresql.blocking.pids" in state)
+        pool.run(blocker, "rollback")
+        work.result()
+    assert "monitored_pools.py" in state["otel_pgpool.blocking.checked_out_at"][0]
+
+
 @pytest.mark.parametrize("value", ["on", "off", ""])
 def test_other_values_open_nothing(
     value: str, dsn: str, signals: Signals, admin: extensions.connection, monkeypatch: pytest.MonkeyPatch
@@ -188,7 +207,7 @@ def test_a_frozen_monitor(
     kind: str, dsn: str, signals: Signals, admin: extensions.connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A query that gets no answer ends within its limit. Meanwhile, long holds are reported on time."""
-    monkeypatch.setattr(monitor, "AT_ONCE", 0.25)
+    monkeypatch.setattr(server_queries, "AT_ONCE", 0.25)
     monkeypatch.setattr(bounded, "TIME_LIMIT", 0.5)
     monkeypatch.setattr(monitor_connection, "TIME_LIMIT", 0.5)
     with instrumented(signals, long_hold=LONG), opened(kind, dsn) as pool, held(pool):
@@ -219,7 +238,11 @@ def test_a_fork(kind: str, dsn: str, signals: Signals, admin: extensions.connect
         assert until(lambda: signals.logged("database_state"))
         pid = ask(admin, f"select pid {MONITORS}")
         (watching,) = monitors._monitors.values()
-        number: int = watching._conn._conn.fileno() if kind != "psycopg2" else watching._conn._conn._conn.fileno()  # type: ignore[union-attr]  # both are there
+        number: int = (
+            watching._queries._conn._conn.fileno()
+            if kind != "psycopg2"
+            else watching._queries._conn._conn._conn.fileno()
+        )  # type: ignore[union-attr]  # both are there
         assert is_connected(number)
         assert in_child(lambda: (gc.collect(), is_connected(number))[1]) == "False"
         assert until(lambda: len(signals.logged("database_state")) > 1)
@@ -263,7 +286,7 @@ def test_the_record_of_a_timeout(dsn: str, signals: Signals) -> None:
         pool.putconn(conn)
         pool.closeall()
     (record,) = signals.logged("timeout")
-    assert "; in the database, after 0." in record.record.getMessage()
+    assert ", in the database 0." in record.record.getMessage()
     assert "idle in transaction" in record.record.getMessage()
 
 

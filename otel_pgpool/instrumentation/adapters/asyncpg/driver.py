@@ -16,6 +16,7 @@ from otel_pgpool.instrumentation.adapters.asyncpg import private
 from otel_pgpool.instrumentation.adapters.asyncpg.target import address_of
 from otel_pgpool.instrumentation.adapters.base import Driver
 from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.runtime.sockets import local_port
 from otel_pgpool.runtime.text import printable, text_of
 from otel_pgpool.types import TransactionStatus
 
@@ -34,6 +35,12 @@ class Asyncpg(Driver):
         """Return the process id of a connection's backend; 0 if the connection is closed."""
         with ignore_errors:
             return int(Connection.get_server_pid(conn))
+        return 0
+
+    def local_port(self, conn: Any) -> int:
+        """Return the port of the client's end of a TCP connection; 0 for a Unix socket, or if it is unknown."""
+        with ignore_errors:
+            return local_port(private.descriptor_of(conn))
         return 0
 
     def transaction_status(self, conn: Any) -> TransactionStatus:

@@ -16,6 +16,7 @@ from otel_pgpool.driver.refusal_texts import refuses
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.base import Driver
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_external
+from otel_pgpool.runtime.sockets import local_port
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 
@@ -81,6 +82,12 @@ class Psycopg(Driver):
         """Return the process id of a connection's backend; 0 if the connection is closed, or is not psycopg's."""
         with ignore_errors:
             return int(conn.pgconn.backend_pid)
+        return 0
+
+    def local_port(self, conn: Any) -> int:
+        """Return the port of the client's end of a TCP connection; 0 for a Unix socket, or if it is unknown."""
+        with ignore_errors:
+            return local_port(conn.pgconn.socket)
         return 0
 
     def transaction_status(self, conn: Any) -> TransactionStatus:

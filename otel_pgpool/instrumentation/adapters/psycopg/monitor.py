@@ -100,7 +100,8 @@ def open_monitor(conninfo: str, kwargs: Mapping[str, Any], chosen: Server | None
 
 def monitor_arguments(chosen: Server | None) -> dict[str, Any]:
     """Return the parameters of libpq in which a monitoring connection differs from a pool's."""
-    changes: dict[str, Any] = {"application_name": APPLICATION_NAME, "connect_timeout": int(TIME_LIMIT)}
+    changes: dict[str, Any] = {"application_name": APPLICATION_NAME, "client_encoding": "UTF8"}
+    changes["connect_timeout"] = int(TIME_LIMIT)
     if chosen is not None:
         host, port = chosen
         changes |= {"host": host, "hostaddr": None, "port": port, "target_session_attrs": "any"}

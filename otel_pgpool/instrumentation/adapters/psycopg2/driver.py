@@ -18,6 +18,7 @@ from otel_pgpool.driver.session import is_refusal
 from otel_pgpool.errors import sqlstate
 from otel_pgpool.instrumentation.adapters.base import Driver, PoolAdapter
 from otel_pgpool.instrumentation.guards import ignore_errors, raise_if_external
+from otel_pgpool.runtime.sockets import local_port
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import TRANSACTION_STATUSES, TransactionStatus
 
@@ -62,6 +63,13 @@ class Psycopg2(Driver):
         with ignore_errors:
             own = own_connection(conn)
             return 0 if own is None else connection.get_backend_pid(own)
+        return 0
+
+    def local_port(self, conn: Any) -> int:
+        """Return the port of the client's end of a TCP connection; 0 for a Unix socket, or if it is unknown."""
+        with ignore_errors:
+            own = own_connection(conn)
+            return 0 if own is None else local_port(connection.fileno(own))
         return 0
 
     def ask_backend_pid(self, conn: Any) -> int:

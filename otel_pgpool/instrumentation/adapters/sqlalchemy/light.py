@@ -42,7 +42,7 @@ def wrap_raw_connection(  # noqa: C901, PLR0915 - the function inside counts
     slow_path = calls.wrap_raw_connection(original, depth=2)
 
     @wraps(original)
-    def raw_connection(engine: Engine) -> Any:  # noqa: C901 - in one piece
+    def raw_connection(engine: Engine) -> Any:  # noqa: C901, PLR0912 - in one piece
         if not is_here:
             renew()
         try:

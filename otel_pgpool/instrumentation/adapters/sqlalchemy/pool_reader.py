@@ -29,6 +29,7 @@ DRIVER_METHODS = (
     "error_type",
     "is_argument_error",
     "is_refusal",
+    "local_port",
     "server_address",
     "transaction_status",
 )

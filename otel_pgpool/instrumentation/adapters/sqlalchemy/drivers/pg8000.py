@@ -19,6 +19,7 @@ from otel_pgpool.driver.target import UNKNOWN, Target
 from otel_pgpool.instrumentation.adapters.monitor import BoundedConnection
 from otel_pgpool.instrumentation.adapters.sqlalchemy.drivers.base import EngineDriver, unwrapped_instance
 from otel_pgpool.instrumentation.guards import ignore_errors
+from otel_pgpool.runtime.sockets import local_port
 from otel_pgpool.runtime.text import printable, text_of
 from otel_pgpool.types import TransactionStatus
 
@@ -49,6 +50,12 @@ class Pg8000EngineDriver(EngineDriver):
         """Return the process id of a connection's backend; 0 if it is unknown."""
         with ignore_errors:
             return int.from_bytes(self.own_connection(conn)._backend_key_data[:4], "big")
+        return 0
+
+    def local_port(self, conn: Any) -> int:
+        """Return the port of the client's end of a TCP connection; 0 for a Unix socket, or if it is unknown."""
+        with ignore_errors:
+            return local_port(self.fileno(conn))
         return 0
 
     def transaction_status(self, conn: Any) -> TransactionStatus:
