@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from functools import cache
 from typing import Any
 
-from otel_pgpool.pool.waiters import Queue
+from otel_pgpool.pool.waiters import Queue, SuspendedQueue
 from tests.interleaving.scheduler import HERE, LABELS, touch, touched
 
 _names: dict[int, Any] = {}
@@ -220,7 +220,7 @@ def watched_container(kind: type) -> type:
     return type(kind.__name__, (kind,), body)
 
 
-KINDS = {list, set, dict, deque, Counter, OrderedDict, defaultdict, Queue}
+KINDS = {list, set, dict, deque, Counter, OrderedDict, defaultdict, Queue, SuspendedQueue}
 
 
 def contained(value: Any) -> Any:

@@ -187,7 +187,7 @@ class World:
         self.core = self.parts.core
         self.most = self.maxconn  # connections that may be open
         self.served = self.failed = self.ended = 0
-        self.began_parked = self.may_be_interrupted = False
+        self.began_parked = self.begins_suspended = self.may_be_interrupted = False
         self.again: Any = None  # the block whose connection is released
         self.blocks: list[Any] = []  # that are entered
         self.dropped: Any = None
@@ -216,7 +216,7 @@ class World:
             parts.maintenance,
             parts.maintenance._alarm,
             parts.keepalive,
-            parts.health,
+            parts.liveness,
             parts.lifecycle,
             parts.acquirer,
         ):
@@ -233,7 +233,7 @@ class World:
         core = self.core
         with core.lock:
             core.growth_requested = True
-            slot = core.reserve_slot()
+            slot = core.reserve_slot(NOW)
         assert slot is not None
         self.parts.connectors._connect(slot, None)
 
@@ -269,6 +269,8 @@ class World:
 
     def end_setup(self) -> None:
         """Begin: what the operations drop is closed, since nothing refers to it any more."""
+        if self.begins_suspended:
+            self.core.suspend(NOW)
         if self.dropped is not None:
             self.dropped[1].close()
             self.dropped = None
@@ -336,6 +338,9 @@ class World:
         core = self.core
         if core.lock.locked():
             return
+        if core.is_suspended:
+            self.parts.lifecycle.resume()
+            return
         before = core.created
         self.run_connectors()
         if core.created > before:
@@ -363,6 +368,8 @@ class World:
             How the order has ended, for a comparison with other orders.
         """
         core = self.core
+        if core.is_suspended:
+            self.parts.lifecycle.resume()
         self.run_connectors()
         if was_interrupted:
             self.drop_lost()
