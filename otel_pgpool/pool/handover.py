@@ -214,11 +214,13 @@ class Handover(HoldTable):
         if checkout.trace_name is not None:
             path = None  # as for a check: the waiter renames the session, and calls `accept`
         checkout.path = path
-        checkout.held = True
-        slot.checkout = checkout
         if path is not None:
             self._count(checkout, now)
-        waiter.serve(conn)
+        # No call before the last of these lines, so that an interrupt comes before all of them or after all.
+        checkout.held = True
+        slot.checkout = checkout
+        waiter.conn = conn
+        waiter.lock.release()
         self.queue.leave(checkout)
 
     def _count(self, checkout: Checkout, now: float) -> None:

@@ -234,18 +234,24 @@ class SlotTable(Counters):
         self.totals_snapshot = (idle, held, (*slots, slot))
 
     def _remove(self, slot: Slot) -> None:
-        idle, held, slots = self.totals_snapshot
-        if slot in slots:
-            rest = tuple(each for each in slots if each is not slot)
-            self.totals_snapshot = (idle + slot.idle_checkouts, held + slot.hold_seconds, rest)
+        self._add_to_past(slot)
         # Last: if an interrupt comes first, the slot is still a member, which `collect_orphans` finds.
         self.members.discard(slot)
 
     def _remove_discarded(self, slot: Slot, reason: str) -> None:
-        self._remove(slot)
+        self._add_to_past(slot)
         if self.slots.get(slot.key) is slot:
             del self.slots[slot.key]
+        # Last, as in `_remove`. No call between the two lines, so that an interrupt comes before both or after both.
         self.discarded[reason] += 1
+        self.members.discard(slot)
+
+    def _add_to_past(self, slot: Slot) -> None:
+        """Move a member's totals to those of past members, once."""
+        idle, held, slots = self.totals_snapshot
+        if slot in slots:
+            rest = tuple(each for each in slots if each is not slot)
+            self.totals_snapshot = (idle + slot.idle_checkouts, held + slot.hold_seconds, rest)
 
     def collect_orphans(self, now: float) -> list[Slot]:
         """Set aside, for closing, slots that an asynchronous exception has orphaned while a thread moved them.

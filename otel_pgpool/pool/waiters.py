@@ -42,11 +42,7 @@ class Waiter(OneShotEvent):
         super().__init__()
         self.checkout = checkout
         self.conn: connection | None = None
-
-    def serve(self, conn: connection) -> None:
-        """Hand over a connection and wake the caller."""
-        self.conn = conn
-        self.lock.release()
+        """The connection, once it was handed over; then the lock is released."""
 
 
 class Queue(OrderedDict["Checkout", Waiter]):

@@ -78,8 +78,8 @@ class Figures:
 
     def _triples(self) -> Iterable[str]:
         yield (
-            f"\n## Three threads\n\nEach is sampled {2 * self.samples} times (seed {self.seed}), with no idle connection "
-            "and with one. All orders\nof a pool without an idle connection are run too, up to 2,000.\n"
+            f"\n## Three threads\n\nEach is sampled {2 * self.samples} times (seed {self.seed}), with no idle "
+            "connection and with one. All orders\nof a pool without an idle connection are run too, up to 2,000.\n"
         )
         yield "| operations | sampled | of all orders | all of them | failed |\n| --- | ---: | ---: | --- | ---: |"
         for names, (sample, whole) in self.triples.items():
@@ -98,8 +98,8 @@ class Figures:
 
     def _plain(self) -> Iterable[str]:
         yield (
-            "\n## Without the reduction\n\nEvery order of at most three preemptions, on a pool with one idle connection "
-            "at the start.\n"
+            "\n## Without the reduction\n\nEvery order of at most three preemptions, on a pool with one idle "
+            "connection at the start.\n"
         )
         yield "| operations | orders | with the reduction | failed |\n| --- | ---: | ---: | ---: |"
         for names, (plain, reduced) in self.plain.items():

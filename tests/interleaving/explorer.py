@@ -209,7 +209,8 @@ class Search:
     def find_races(self) -> None:
         """Note in which states another thread has to run too."""
         count = 1 + max(step.thread for step in self.steps)
-        # The last step of each thread that in every equivalent order comes before a thread's next step, and before a step.
+        # The last step of each thread that comes before another one in every equivalent order: before its next step,
+        # and before each step so far.
         now = [[-1] * count for _ in range(count)]
         before: list[list[int]] = []
         written: list[Places] = [{} for _ in range(count)]

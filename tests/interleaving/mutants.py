@@ -167,15 +167,13 @@ MUTANTS: dict[str, Mutant] = {
         HANDOVER,
         """        checkout.held = True
         slot.checkout = checkout
-        if path is not None:
-            self._count(checkout, now)
-        waiter.serve(conn)
+        waiter.conn = conn
+        waiter.lock.release()
 """,
-        """        waiter.serve(conn)
+        """        waiter.conn = conn
+        waiter.lock.release()
         checkout.held = True
         slot.checkout = checkout
-        if path is not None:
-            self._count(checkout, now)
 """,
         (("hand over", "acquire"), ("use", "release"), ("use", "use")),
     ),

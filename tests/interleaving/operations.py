@@ -132,6 +132,22 @@ def close(world: World) -> Callable[[], object]:
     return world.parts.lifecycle.close
 
 
+def suspend(world: World) -> Callable[[], object]:
+    """Let checkouts wait."""
+    return lambda: world.core.suspend(NOW)
+
+
+def resume(world: World) -> Callable[[], object]:
+    """Serve the waiters of a suspended pool again."""
+    world.begins_suspended = True
+    return world.parts.lifecycle.resume
+
+
+def retime(world: World) -> Callable[[], object]:
+    """Change the timeout, after which each waiter waits on with the new one."""
+    return world.core.let_waiters_queue_again
+
+
 def park(world: World) -> Callable[[], object]:
     """Make a pass of the maintenance, which parks its thread if it can."""
     world.parts.maintenance._handed_out = sum(world.core.checkouts().values())
@@ -163,7 +179,7 @@ def connector(world: World, *, fails: bool = False) -> Callable[[], object]:
     with world.core.lock:
         connectors._threads.add(thread)
         world.core.growth_requested = 1 + len(world.core.opening)  # type: ignore[assignment]
-        slot = world.core.reserve_slot()
+        slot = world.core.reserve_slot(NOW)
 
     def act() -> None:
         world.server.failures = int(fails)
@@ -185,7 +201,7 @@ def evict(world: World) -> Callable[[], object]:
 
 def check(world: World) -> Callable[[], object]:
     """Check every idle connection."""
-    return world.parts.health.check_all
+    return world.parts.liveness.check_all
 
 
 def look(world: World) -> Callable[[], object]:
@@ -218,6 +234,9 @@ OPERATIONS: dict[str, Operation] = {
     "grow": Operation(grow),
     "drain": Operation(drain),
     "close": Operation(close),
+    "suspend": Operation(suspend),
+    "resume": Operation(resume),
+    "retime": Operation(retime),
     "park": Operation(park),
     "wake": Operation(wake),
     "deliver": Operation(deliver, room=1),
@@ -257,6 +276,7 @@ def scenario(names: Sequence[str], idle: int = 0, interrupt_at: int = -1) -> Cal
 
     def begin() -> Case:
         world = World(idle=idle, held=held, room=room)
+        world.may_be_interrupted = interrupt_at >= 0
         actions = [each.prepare(world) for each in operations]
         world.end_setup()
 

@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from functools import cache
 from typing import Any
 
-from otel_pgpool.pool.waiters import Queue
+from otel_pgpool.pool.waiters import Queue, SuspendedQueue
 from tests.interleaving.scheduler import HERE, LABELS, touch, touched
 
 _names: dict[int, Any] = {}
@@ -127,12 +127,15 @@ def _reader(method: Any) -> Any:
 
 
 def _writer(method: Any) -> Any:
+    is_operator = method.__name__.startswith("__")
+
     def writes(self: Any, *args: Any, **kwargs: Any) -> Any:
         if HERE.runner is not None:
             touch(name_of(self), writes=True)
             touch_all(args)
         result = method(self, *args, **kwargs)
-        touched()
+        if not is_operator:  # CPython handles no signal after one
+            touched()
         return result
 
     return writes
@@ -217,7 +220,7 @@ def watched_container(kind: type) -> type:
     return type(kind.__name__, (kind,), body)
 
 
-KINDS = {list, set, dict, deque, Counter, OrderedDict, defaultdict, Queue}
+KINDS = {list, set, dict, deque, Counter, OrderedDict, defaultdict, Queue, SuspendedQueue}
 
 
 def contained(value: Any) -> Any:

@@ -144,6 +144,7 @@ class Server:
 
     def __init__(self) -> None:
         self.opened = self.made = self.failures = 0
+        self.connections: list[Connection] = []
 
     def connect(self, _attempt: Any) -> Connection:
         if self.failures:
@@ -151,7 +152,9 @@ class Server:
             raise OSError("no server")
         self.made += 1
         self.opened += 1
-        return Connection(self, self.made)
+        conn = Connection(self, self.made)
+        self.connections.append(conn)
+        return conn
 
     def chosen_server(self, _conn: Connection) -> None:
         return None
@@ -184,7 +187,7 @@ class World:
         self.core = self.parts.core
         self.most = self.maxconn  # connections that may be open
         self.served = self.failed = self.ended = 0
-        self.began_parked = False
+        self.began_parked = self.begins_suspended = self.may_be_interrupted = False
         self.again: Any = None  # the block whose connection is released
         self.blocks: list[Any] = []  # that are entered
         self.dropped: Any = None
@@ -213,7 +216,7 @@ class World:
             parts.maintenance,
             parts.maintenance._alarm,
             parts.keepalive,
-            parts.health,
+            parts.liveness,
             parts.lifecycle,
             parts.acquirer,
         ):
@@ -230,7 +233,7 @@ class World:
         core = self.core
         with core.lock:
             core.growth_requested = True
-            slot = core.reserve_slot()
+            slot = core.reserve_slot(NOW)
         assert slot is not None
         self.parts.connectors._connect(slot, None)
 
@@ -266,6 +269,8 @@ class World:
 
     def end_setup(self) -> None:
         """Begin: what the operations drop is closed, since nothing refers to it any more."""
+        if self.begins_suspended:
+            self.core.suspend(NOW)
         if self.dropped is not None:
             self.dropped[1].close()
             self.dropped = None
@@ -333,6 +338,9 @@ class World:
         core = self.core
         if core.lock.locked():
             return
+        if core.is_suspended:
+            self.parts.lifecycle.resume()
+            return
         before = core.created
         self.run_connectors()
         if core.created > before:
@@ -342,6 +350,12 @@ class World:
             self.run_connectors()
         if core.created > before:
             return
+        if self.may_be_interrupted:
+            self.drop_lost()
+            self.collect_orphans()
+            self.run_connectors()
+            if not core.queue or core.created > before:
+                return
         held = [slot for slot in core.members if slot.checkout is not None and slot.checkout.is_held]
         assert not core.idle, "a caller waits while a connection is idle"
         assert not core.queue or len(held) >= core.maxconn, "a caller waits while no other holds the connection"
@@ -354,8 +368,11 @@ class World:
             How the order has ended, for a comparison with other orders.
         """
         core = self.core
+        if core.is_suspended:
+            self.parts.lifecycle.resume()
         self.run_connectors()
         if was_interrupted:
+            self.drop_lost()
             self.collect_orphans()
         agree(core)
         assert core.used == len(self.blocks), f"{core.used} in use, {len(self.blocks)} held"
@@ -401,6 +418,16 @@ class World:
                 finally:
                     Threading.current = None
                     each.has_run = True
+
+    def drop_lost(self) -> None:
+        """Drop and reclaim the connections to which an interrupt has left no reference but the scheduler's own."""
+        kept = [block.conn for block in self.blocks] + [slot.conn for slot in self.core.members]
+        lost = [conn for conn in self.server.connections if not conn.closed and conn not in kept]
+        for conn in lost:
+            conn.close()
+        keys = list(map(id, lost))
+        self.core.reclaim([slot.ref for slot in self.core.members if slot.key in keys], Clock.now)
+        self.parts.connectors.start_if_needed()
 
     def collect_orphans(self) -> None:
         """Let so much time pass that the maintenance has found every orphan twice."""

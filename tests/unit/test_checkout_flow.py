@@ -9,8 +9,9 @@ import pytest
 
 from otel_pgpool import PoolClosed, TooManyRequests
 from otel_pgpool.pool.checkout import Attempt, Checkout
-from otel_pgpool.pool.core import NOT_HELD
-from otel_pgpool.pool.waiters import Waiter
+from otel_pgpool.pool.core import NOT_HELD, Core
+from otel_pgpool.pool.slots import ORPHAN_AFTER, ORPHAN_AFTER_CHECK
+from otel_pgpool.pool.waiters import Queue
 from tests.support.fakes import STALE, Desk, FakeConnection, agree, awake, filled, lent_out, served
 
 if TYPE_CHECKING:
@@ -416,15 +417,14 @@ def test_an_interrupt_right_after_a_hand_over_costs_nobody(monkeypatch: pytest.M
     holds = [desk.hold(), desk.hold()]
     first, second = desk.join(), desk.join()
 
-    def serve_and_be_interrupted(waiter: Waiter, conn: FakeConnection) -> None:
-        serve(waiter, conn)
+    def be_interrupted(_queue: Queue, _checkout: Checkout) -> None:
         raise KeyboardInterrupt
 
-    serve = Waiter.serve
     with monkeypatch.context() as patch:
-        patch.setattr(Waiter, "serve", serve_and_be_interrupted)
+        patch.setattr(Queue, "leave", be_interrupted)
         with pytest.raises(KeyboardInterrupt):
             desk.give_back(*holds[0])
+    assert awake(first)
     desk.give_back(*holds[1])
     assert (first.conn, second.conn) == (holds[0][1], holds[1][1])
     assert first.checkout.slot.ref() is first.conn
@@ -433,21 +433,40 @@ def test_an_interrupt_right_after_a_hand_over_costs_nobody(monkeypatch: pytest.M
 
 
 def test_an_interrupt_right_before_a_hand_over_leaves_the_waiter_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection is lost with its returner, and reclaimed; the waiter gets the next one."""
+    """The connection is an orphan, even while its returner still refers to it; the waiter gets the next one."""
     desk, checkout, conn = lent_out()
     waiter = desk.join()
 
-    def be_interrupted(_waiter: Waiter, _conn: FakeConnection) -> None:
+    def be_interrupted(_core: Core, _checkout: Checkout, _now: float) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Waiter, "serve", be_interrupted)
+        patch.setattr(Core, "_count", be_interrupted)
         with pytest.raises(KeyboardInterrupt):
             desk.give_back(checkout, conn)
-    del conn
-    desk.reclaim()
+    assert not waiter.checkout.is_held
+    desk.core.collect_orphans(desk.now)
+    desk.discard(desk.core.collect_orphans(desk.now + ORPHAN_AFTER), "reclaimed")
     desk.connect()
     assert served(waiter)
+    agree(desk.core)
+
+
+def test_an_interrupt_between_the_steps_of_a_discard_changes_no_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A discard that is cut short before the slot leaves is not counted; the orphan's discard is, once."""
+    desk, checkout, conn = lent_out()
+
+    def be_interrupted(_core: Core, _slot: Slot) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Core, "_add_to_past", be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            desk.give_back(checkout, conn, "broken")
+    desk.core.collect_orphans(desk.now)
+    desk.discard(desk.core.collect_orphans(desk.now + ORPHAN_AFTER_CHECK), "reclaimed")
+    assert desk.core.discarded == {"reclaimed": 1}
+    assert desk.core.slots == {}
     agree(desk.core)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from otel_pgpool.pool.checkout import Checkout, ManualCheckout, begin
-from otel_pgpool.pool.waiters import OneShotEvent, Queue, Waiter
+from otel_pgpool.pool.waiters import OneShotEvent, Queue
 from tests.support.fakes import FakeConnection, awake
 
 
@@ -39,15 +39,6 @@ def test_a_sleeper_sleeps_until_it_is_woken() -> None:
     assert failed.error is error
 
 
-def test_a_waiter_served_is_awake_and_has_its_connection() -> None:
-    """The connection is there before the sleep ends."""
-    waiter = Waiter(asked_at(1.0))
-    conn = FakeConnection()
-    waiter.serve(conn)
-    assert waiter.conn is conn
-    assert awake(waiter)
-
-
 def test_leaving_gives_up_the_place() -> None:
     """Only that waiter's."""
     queue = Queue()
@@ -62,7 +53,8 @@ def test_leaving_after_the_end_of_the_wait_changes_nothing(end: str) -> None:
     queue = Queue()
     waiter, other = queue.join(asked_at(1.0)), queue.join(asked_at(2.0))
     if end == "served":
-        waiter.serve(FakeConnection())
+        waiter.conn = FakeConnection()  # type: ignore[assignment]
+        waiter.lock.release()
         assert queue.first() is other
     else:
         queue.fail(waiter, OSError())
