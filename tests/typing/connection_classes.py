@@ -90,4 +90,5 @@ def mistakes_are_found(plain: ConnectionPool) -> None:
     ConnectionPool(1, 2, min_size="1")  # type: ignore[arg-type]
     ConnectionPool(1, 2, connect_kwargs=["host"])  # type: ignore[arg-type]
     pool.min_size = 2  # type: ignore[misc]
+    pool.max_waiting = 2  # type: ignore[attr-defined]
     pool.resize(min_size="2", max_size=4)  # type: ignore[arg-type]
