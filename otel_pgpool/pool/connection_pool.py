@@ -16,7 +16,7 @@ from otel_pgpool.errors import PoolError
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
 from otel_pgpool.pool.context import CheckoutContext, ConnectionT_co, LongCheckoutContext
-from otel_pgpool.pool.from_env import arguments_from
+from otel_pgpool.pool.from_env import arguments_from, warn_of_unknown
 from otel_pgpool.pool.live_options import check_assignment
 from otel_pgpool.pool.parts import Parts
 from otel_pgpool.pool.psycopg_pool_names import PsycopgPoolNames
@@ -181,14 +181,17 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
                 raise
 
     @classmethod
-    def from_env(cls, **options: Any) -> Self:
+    def from_env(cls, *, connection_factory: Callable[..., ConnectionT_co] | None = None, **options: Any) -> Self:
         """Create a pool from the environment, for programs whose platform configures them by variables.
 
         ``DATABASE_URL`` is the DSN; if it is not set, libpq reads its own variables, such as ``PGHOST``. A URL of
         SQLAlchemy may name the driver, as in ``postgresql+psycopg2://``. The options come from variables such as
         ``OTEL_PGPOOL_MAXCONN``; without them, ``minconn`` is 1 and ``maxconn`` is 10.
 
+        A warning names each other variable that begins with ``OTEL_PGPOOL_``.
+
         Args:
+            connection_factory: as for the constructor.
             **options: arguments of the constructor, which override the environment.
 
         Raises:
@@ -196,6 +199,9 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
                 the variable, but nothing that may be a password.
             Exception: as for the constructor.
         """
+        if connection_factory is not None:
+            options["connection_factory"] = connection_factory
+        warn_of_unknown(os.environ)
         return cls(**arguments_from(os.environ, options))
 
     # Checkout and release
