@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -30,15 +30,19 @@ def target_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, in_url: bool 
         return UNKNOWN
 
 
-def merge(connect_kwargs: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def merge(
+    connect_kwargs: Mapping[str, Any] | None, arguments: Mapping[str, Any], options: Collection[str]
+) -> dict[str, Any]:
     """Return the keyword arguments of ``psycopg2.connect``: those of ``connect_kwargs`` and the others.
 
     Args:
         connect_kwargs: arguments whose names may be those of options of the pool.
         arguments: the other arguments.
+        options: the names of the options of the pool.
 
     Raises:
-        ValueError: ``connect_kwargs`` is not a mapping of names, or repeats one of the other arguments.
+        ValueError: ``connect_kwargs`` is not a mapping of names, repeats one of the other arguments, or has an option
+            of the pool.
     """
     extra: Any = {} if connect_kwargs is None else connect_kwargs
     if not isinstance(extra, Mapping):  # not `invalid_option`: the value may be a password
@@ -51,6 +55,8 @@ def merge(connect_kwargs: Mapping[str, Any] | None, arguments: Mapping[str, Any]
             raise ValueError(f"connect_kwargs must have names as its keys, not one of type {type(key).__name__}")  # noqa: TRY004 - as any invalid option
         if key in arguments:
             raise ValueError(f"{cut(repr(key), LONGEST_VALUE)} is given twice: as an argument and in connect_kwargs")
+        if key in options and not _is_known(key):
+            raise ValueError(f"{key!r} is an option of ConnectionPool: give it as an argument, not in connect_kwargs")
     return {**arguments, **extra}
 
 
@@ -91,8 +97,17 @@ def _by_libpq(dsn: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_keyword(key: str) -> None:
+    if not _is_known(key):
+        shown = cut(repr(key), LONGEST_VALUE)
+        raise ValueError(f"{shown} is no option of ConnectionPool and no connection parameter of libpq")
+
+
+def _is_known(key: str) -> bool:
+    """Return whether ``psycopg2.connect`` has an argument of this name."""
+    if key in ("dsn", *DRIVER_KEYWORDS):
+        return True
     try:
         _by_libpq(None, {key: ""})
     except (Error, UnicodeError):
-        shown = cut(repr(key), LONGEST_VALUE)
-        raise ValueError(f"{shown} is no option of ConnectionPool and no connection parameter of libpq") from None
+        return False
+    return True

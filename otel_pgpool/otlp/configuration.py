@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ from opentelemetry._logs import get_logger_provider, set_logger_provider
 from opentelemetry.metrics import get_meter_provider, set_meter_provider
 from opentelemetry.sdk.resources import Resource
 
+from otel_pgpool.environment import CONFIG_FILE
 from otel_pgpool.otlp.counting_exporter import CountingExporter
 from otel_pgpool.otlp.environment import other_exporters, otlp_exporters
 from otel_pgpool.otlp.providers import Providers
+from otel_pgpool.runtime.text import printable
 from otel_pgpool.validation import invalid_option
 
 if TYPE_CHECKING:
@@ -43,6 +46,9 @@ def configure(
     ``http/protobuf``); and ``OTEL_SDK_DISABLED``. A value that is not supported does not raise, nor does an exporter
     that fails, such as Prometheus's if its port is taken: a warning contains the variable, its value, and what happens
     instead.
+
+    ``OTEL_CONFIG_FILE``, a file of the declarative configuration, is not read; a warning says so if the variable is
+    set. Only ``opentelemetry-instrument`` reads it.
 
     Records of the logger ``otel_pgpool`` are exported too, with the trace that was active when they were logged, and
     still reach the application's own handlers. If that logger has no level, its level is set to INFO.
@@ -80,6 +86,11 @@ def configure(
     )
     resource = Resource.create({"service.name": service_name} if service_name else {})
     warnings: list[str] = []
+    if otlp and os.environ.get(CONFIG_FILE):
+        warnings.append(
+            f"{CONFIG_FILE}={printable(os.environ[CONFIG_FILE])}: configure() does not read this file, but the other "
+            "OTEL_* variables"
+        )
     counting: dict[str, CountingExporter] = {}
     if otlp:
         counting = {signal: CountingExporter(create) for signal, create in otlp_exporters(warnings).items()}

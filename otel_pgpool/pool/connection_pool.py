@@ -168,7 +168,7 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
         self._inherited: weakref.WeakSet[Connection] = weakref.WeakSet()
         named = {"dsn": dsn, "connection_factory": connection_factory, "cursor_factory": cursor_factory}
         arguments = {name: value for name, value in named.items() if value is not None} | kwargs
-        target = ConnectTarget((), merge(connect_kwargs, arguments), credentials)
+        target = ConnectTarget((), merge(connect_kwargs, arguments, _options()), credentials)
         super().__init__(Parts(config, target, _default() if observer is ... else observer))
         self._parts.register(self, type(self)._reset_after_fork, type(self)._holds)  # noqa: SLF001 - methods of this class
         if self._parts.observer is not None:

@@ -320,6 +320,11 @@ def test_bad_input_is_refused() -> None:
         ({"TRACES_EXPORTER": "zipkin"}, (0, 1, 2), ["OTEL_TRACES_EXPORTER=zipkin: ; it exports no traces"]),
         ({"LOGS_EXPORTER": "otlp, x"}, (3, 1, 2), ["OTEL_LOGS_EXPORTER=otlp, x: ; it exports logs to otlp only"]),
         ({"TRACES_EXPORTER": "prometheus"}, (0, 1, 2), ["OTEL_TRACES_EXPORTER=prometheus: ; it exports no traces"]),
+        (
+            {"CONFIG_FILE": "otel.yaml"},
+            (3, 1, 2),
+            ["OTEL_CONFIG_FILE=otel.yaml: ; does not read this file"],
+        ),
         ({"LOGS_EXPORTER": "NONE"}, (3, 1, 0), []),
         ({"LOGS_EXPORTER": " , "}, (3, 1, 0), []),
         ({"LOGS_EXPORTER": ""}, (3, 1, 2), []),

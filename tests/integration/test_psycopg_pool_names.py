@@ -137,7 +137,12 @@ def test_a_dsn_in_connect_kwargs(dsn: str) -> None:
         ({b"password": "hunter2"}, "connect_kwargs must have names as its keys, not one of type bytes"),
         ({"password": "hunter2"}, "'password' is given twice: as an argument and in connect_kwargs"),
         ({"dsn": "password=hunter2"}, "'dsn' is given twice"),
-        ({"timeout": "hunter2"}, "'timeout' is no option of ConnectionPool and no connection parameter of libpq"),
+        (
+            {"timeout": "hunter2"},
+            "'timeout' is an option of ConnectionPool: give it as an argument, not in",
+        ),
+        ({"min_size": "hunter2"}, "'min_size' is an option of ConnectionPool: give it as an argument"),
+        ({"tiemout": "hunter2"}, "'tiemout' is no option of ConnectionPool and no connection parameter of libpq"),
     ],
 )
 def test_bad_connect_kwargs(value: Any, message: str) -> None:

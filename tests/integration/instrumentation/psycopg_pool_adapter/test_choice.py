@@ -95,6 +95,7 @@ def test_unknown_name(signals: Signals, old: Pool, new: Pool, monkeypatch: pytes
         (None, {"OTEL_PGPOOL_POOLS": "a,,"}, {"a"}),
         (None, {"OTEL_PGPOOL_POOLS": "c"}, {"a", "b"}),
         ([], {"OTEL_PGPOOL_POOLS": "a"}, set()),
+        ("none", {"OTEL_PGPOOL_POOLS": "a"}, set()),
         (("b",), {}, {"b"}),
         ("a", {}, {"a"}),
         ("c", {}, {"a", "b"}),
