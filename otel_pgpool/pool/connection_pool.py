@@ -283,7 +283,8 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             close: True to close the connection instead of keeping it.
 
         Raises:
-            PoolError: the connection is not checked out from this pool, or not under this key.
+            PoolError: the connection is not checked out from this pool, or not under this key, or belongs to a
+                ``with pool.connection()`` block, which alone releases it.
         """
         if not is_here:
             renew()
@@ -302,6 +303,11 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             )
         if key is not None and core.by_key(key)[0] is not slot:
             raise PoolError(f"pool {core.name!r}: cannot release this connection: it is not checked out under this key")
+        if checkout.block:
+            raise PoolError(
+                f"pool {core.name!r}: cannot release this connection: a `with pool.connection()` block has it, and "
+                "releases it at its end; leave out putconn(), or call conn.close() if the connection has to go"
+            )
         self._parts.releaser.release_by_hand(checkout, conn, close=close)
 
     def _holds(self) -> PoolHolds:

@@ -94,7 +94,7 @@ class ReentrantContext(LongCheckoutContext[ConnectionT_co]):
 
     @property
     def is_held(self) -> bool:
-        """Whether this block has a connection. That of a parent process, or one given to `putconn`, does not count."""
+        """Whether this block has a connection. That of a parent process does not count."""
         return self.conn is not None and self.checkout is not None and self.parts.core.holds(self.checkout)
 
     def _problem(self) -> str:

@@ -448,7 +448,7 @@ def test_a_fork_inside_a_block(pool: ConnectionPool, admin: connection) -> None:
 
 def test_by_hand(dsn: str) -> None:
     """`getconn` always checks a connection out, and a block inside such a hold is an outermost one."""
-    with make(0, 3, dsn, timeout=0.1, reentrant=True) as pool:
+    with make(0, 3, dsn, timeout=PATIENCE, reentrant=True) as pool:
         with pool.connection() as conn:
             by_hand = pool.getconn()
             assert by_hand is not conn
@@ -462,14 +462,17 @@ def test_by_hand(dsn: str) -> None:
 
 
 def test_putconn_inside(pool: ConnectionPool, admin: connection) -> None:
-    """It ends the hold, as in any block: the blocks leave the connection alone, and the next one gets a new hold."""
+    """It is refused at every level, and what the blocks did is committed."""
     with pool.connection() as conn:
         do(conn, 1)
-        with pool.connection():
+        with pool.connection() as inner:
+            do(inner, 2)
+            with raises(PoolError, "block has it"):
+                pool.putconn(inner)
+        with raises(PoolError, "block has it"):
             pool.putconn(conn)
-            with pool.connection() as again:
-                do(again, 2)
-    assert steps(admin) == [2]
+        do(conn, 3)
+    assert steps(admin) == [1, 2, 3]
 
 
 def test_another_pool(pool: ConnectionPool, dsn: str) -> None:
