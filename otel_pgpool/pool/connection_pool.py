@@ -76,9 +76,9 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
         credentials: callable that returns a mapping of keyword arguments to merge into those of ``psycopg2.connect``,
             called before each connect. With it, and libpq 16 or later, a password is sent in clear text over TLS only,
             unless libpq's parameter ``require_auth`` is given.
-        evict_on: which errors of a ``with pool.connection()`` block cost the connection its place: SQLSTATEs
-            (``"57014"``) and classes of them (``"XX"``), or a callable that gets the error and returns True. None: only
-            those after which the session has ended or cannot be reset.
+        evict_on: which errors of a ``with pool.connection()`` block, the outermost one, cost the connection its place:
+            SQLSTATEs (``"57014"``) and classes of them (``"XX"``), or a callable that gets the error and returns True.
+            None: only those after which the session has ended or cannot be reset.
         reentrant: True to let a ``with pool.connection()`` block inside another one of the same thread, greenlet or
             task use the same connection. The outermost block commits or rolls back; a block inside has a savepoint.
         reconnect_timeout: seconds for which every attempt to connect has failed when ``reconnect_failed`` is called.
