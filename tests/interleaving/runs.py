@@ -80,14 +80,12 @@ def _records(names: Sequence[str], idle: int = 0, interrupt_at: int = -1) -> Any
     return psycopg2_world.scenario(names, idle, interrupt_at, light=False)
 
 
+LIGHT, RECORDS = 'A pool of psycopg2, with `spans="off"`', "A pool of psycopg2, with records"
+OTHERS = psycopg2_world.pairs
 WORLDS = {
     "pool": World("pool", "This pool", pairs, scenario, (0, 1), EVERY_BYTECODE),
-    "light": World(
-        'psycopg2\'s pool, `spans="off"`', psycopg2_world.pairs, psycopg2_world.scenario, (1, 2), EVAL_BREAKER
-    ),
-    "records": World(
-        "records", "A pool of psycopg2, with records", psycopg2_world.pairs, _records, (1, 2), EVAL_BREAKER
-    ),
+    "light": World("light", LIGHT, OTHERS, psycopg2_world.scenario, (1, 2), EVAL_BREAKER),
+    "records": World("records", RECORDS, OTHERS, _records, (1, 2), EVAL_BREAKER),
 }
 
 
