@@ -60,7 +60,7 @@ INTERRUPTED = [
     ("release", "close"),
     ("release", "park"),
 ]
-SHORT = [("acquire", "release"), ("release", "release"), ("release", "evict"), ("release", "check"), ("evict", "drain")]
+SHORT = [("acquire", "release"), ("release", "release")]
 """Pairs of so few steps that every order of up to three preemptions can be run without any reduction."""
 
 
