@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -346,6 +347,22 @@ def test_other_threads(pool: ConnectionPool) -> None:
                 in_thread(*arguments).result(PATIENCE)
         pid = conn.info.backend_pid
     assert in_thread(use).result(PATIENCE) == pid
+
+
+def test_a_thread_that_serves_another_request(dsn: str) -> None:
+    """A block of another context is not inside, although the thread of both is one, as in a framework's thread pool."""
+    first, second = copy_context(), copy_context()
+    with make(2, 2, dsn, timeout=0.2, reentrant=True) as pool:
+        slow, fast = pool.connection(), pool.connection()
+        conn = first.run(slow.__enter__)
+        other = second.run(fast.__enter__)
+        assert other is not conn
+        inside = pool.connection()
+        assert first.run(inside.__enter__) is conn
+        first.run(inside.__exit__, None, None, None)
+        second.run(fast.__exit__, None, None, None)
+        first.run(slow.__exit__, None, None, None)
+        assert pool.stats().used == 0
 
 
 def test_tasks_of_asyncio(dsn: str) -> None:
