@@ -143,7 +143,7 @@ class PoolConfig:
             minconn=least,
             maxconn=most,
             name=validate_name("name", name),
-            timeout=_timeout(timeout, environ),
+            timeout=checkout_timeout(timeout, environ),
             max_waiting=validate_integer("max_waiting", max_waiting),
             max_attempts=validate_attempts(max_attempts, max_retries),
             max_lifetime=validate_seconds_or_never("max_lifetime", max_lifetime),
@@ -163,7 +163,12 @@ class PoolConfig:
         )
 
 
-def _timeout(value: object, environ: Mapping[str, str]) -> float:
+def checkout_timeout(value: object, environ: Mapping[str, str] = os.environ) -> float:
+    """Return the longest wait of a checkout in seconds. None reads the environment.
+
+    Raises:
+        ValueError: the value is not a duration.
+    """
     is_set = environ.get(environment.TIMEOUT.name, "").strip()
     return _seconds(environment.TIMEOUT if is_set else environment.FALLBACK_TIMEOUT, value, environ, none=True)
 

@@ -136,6 +136,9 @@ PROTOCOLS = {
 }
 """Variables of the three signals, by signal."""
 
+CONFIG_FILE = "OTEL_CONFIG_FILE"
+"""The variable that names a file of OpenTelemetry's declarative configuration, which the SDK reads."""
+
 ENVIRONMENT = (
     TIMEOUT,
     FALLBACK_TIMEOUT,

@@ -133,3 +133,13 @@ def validate_attempts(max_attempts: object, max_retries: object) -> int | None:
     if max_retries is not None:
         return max(1, validate_integer("max_retries", max_retries, none=True))
     return None if max_attempts is None else validate_integer("max_attempts", max_attempts, least=1, none=True)
+
+
+def validate_observer(value: object) -> None:
+    """Validate an observer of a pool, None, or ``...`` for the default.
+
+    Raises:
+        ValueError: the value is none of these, such as a class of observers.
+    """
+    if value is not None and value is not ... and (isinstance(value, type) or not hasattr(value, "attached")):
+        raise invalid_option("observer", value, "a PoolObserver (an object, not its class) or None")

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from otel_pgpool.instrumentation.choices import Choices
-from otel_pgpool.instrumentation.options import OPTIONS, InstrumentationOptions, chosen_kinds
+from otel_pgpool.instrumentation.options import OPTIONS, InstrumentationOptions, chosen_kinds, known_options
 from otel_pgpool.runtime import fork
 from otel_pgpool.runtime.failures import log_failure
 
@@ -58,9 +58,9 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
     have ended.
 
     ``instrument()`` takes these keyword arguments, all of them optional. A file of OpenTelemetry's declarative
-    configuration passes them from ``instrumentation/development: python: otel_pgpool:``. By default, an option has the
-    value of its environment variable, which is its name in capitals after ``OTEL_PGPOOL_``, or else the default of
-    that.
+    configuration passes them, except for the providers, from ``instrumentation/development: python: otel_pgpool:``. By
+    default, an option has the value of its environment variable, which is its name in capitals after
+    ``OTEL_PGPOOL_``, or else the default of that.
 
         tracer_provider: the tracer provider; by default the global one.
         meter_provider: the meter provider; by default the global one.
@@ -86,9 +86,8 @@ class PgPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base cl
     def _instrument(self, **options: Any) -> None:
         try:
             for option in sorted(options.keys() - {*OPTIONS, *OTHERS_OPTIONS}):
-                logger.warning(
-                    "PgPoolInstrumentor has no option %r, which is ignored; it has %s", option, ", ".join(OPTIONS)
-                )
+                known = ", ".join(known_options())
+                logger.warning("PgPoolInstrumentor has no option %r, which is ignored; it has %s", option, known)
             given = {option: options[option] for option in OPTIONS if option in options}
             kinds = chosen_kinds(given.pop("pools", None), {kind_of(module) for module in ADAPTERS})
             _replace(InstrumentationOptions.of(**given), kinds)

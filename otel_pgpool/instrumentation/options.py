@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_pgpool.config import (
     DATABASE_STATES,
@@ -23,7 +23,7 @@ from otel_pgpool.config import (
     span_mode,
     split_words,
 )
-from otel_pgpool.environment import DATABASE_STATE, FORK_REPAIR, POOLS, WAIT_TIMEOUT
+from otel_pgpool.environment import CONFIG_FILE, DATABASE_STATE, FORK_REPAIR, POOLS, WAIT_TIMEOUT
 from otel_pgpool.validation import invalid_option, validate_seconds
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class InstrumentationOptions:
     def of(
         cls,
         *,
-        tracer_provider: TracerProvider | None = None,
-        meter_provider: MeterProvider | None = None,
+        tracer_provider: object = None,
+        meter_provider: object = None,
         spans: object = None,
         slow: object = None,
         histograms: object = None,
@@ -77,8 +77,8 @@ class InstrumentationOptions:
         a list may be a text, as in a variable.
         """
         return cls(
-            tracer_provider,
-            meter_provider,
+            _read_or_default(_tracer_provider, tracer_provider, environ),
+            _read_or_default(_meter_provider, meter_provider, environ),
             TelemetryConfig(
                 _read_or_default(span_mode, _word(spans, SPAN_MODES), environ),
                 _read_or_default(slow_threshold, slow, environ),
@@ -93,9 +93,11 @@ class InstrumentationOptions:
         )
 
 
+PROVIDERS = ("tracer_provider", "meter_provider")
+"""The options that only a program can give, because their values are objects."""
+
 OPTIONS = (
-    "tracer_provider",
-    "meter_provider",
+    *PROVIDERS,
     "spans",
     "slow",
     "histograms",
@@ -108,6 +110,27 @@ OPTIONS = (
     "pools",
 )
 """The options of ``PgPoolInstrumentor.instrument``, in the order of the documentation."""
+
+
+def known_options(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return the options to name in a warning: without the providers if a file of OpenTelemetry configures them."""
+    return tuple(option for option in OPTIONS if option not in PROVIDERS) if environ.get(CONFIG_FILE) else OPTIONS
+
+
+def _tracer_provider(value: Any, _environ: Mapping[str, str]) -> TracerProvider | None:
+    provider: TracerProvider | None = _provider("tracer_provider", value, "get_tracer")
+    return provider
+
+
+def _meter_provider(value: Any, _environ: Mapping[str, str]) -> MeterProvider | None:
+    provider: MeterProvider | None = _provider("meter_provider", value, "get_meter")
+    return provider
+
+
+def _provider(option: str, value: Any, method: str) -> Any:
+    if value is None or (callable(getattr(value, method, None)) and not isinstance(value, type)):
+        return value
+    raise invalid_option(option, value, "a provider of OpenTelemetry, which a program can give but no file, or None")
 
 
 def _word(value: object, choices: Collection[str]) -> object:

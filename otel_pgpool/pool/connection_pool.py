@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
+from functools import cache
+from inspect import signature
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -14,14 +16,15 @@ from otel_pgpool.errors import PoolError
 from otel_pgpool.pool.call_site import call_sites
 from otel_pgpool.pool.checkout import Slot, begin
 from otel_pgpool.pool.context import CheckoutContext, ConnectionT_co, LongCheckoutContext
-from otel_pgpool.pool.from_env import arguments_from
+from otel_pgpool.pool.from_env import arguments_from, warn_of_unknown
+from otel_pgpool.pool.live_options import check_assignment
 from otel_pgpool.pool.parts import Parts
 from otel_pgpool.pool.psycopg_pool_names import PsycopgPoolNames
 from otel_pgpool.pool.reentrant import ReentrantContext
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.fork import is_here, renew
 from otel_pgpool.runtime.thread_cache import reset_thread_cache
-from otel_pgpool.validation import invalid_option, validate_bool, validate_seconds
+from otel_pgpool.validation import validate_bool, validate_observer, validate_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -155,8 +158,7 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             reconnect_failed=reconnect_failed,
         )
         validate_bool("open", open)
-        if observer is not None and observer is not ... and not hasattr(observer, "attached"):
-            raise invalid_option("observer", observer, "a PoolObserver or None")
+        validate_observer(observer)
         reset_thread_cache()
         self._context: type[CheckoutContext[ConnectionT_co]]
         self._long_context: type[LongCheckoutContext[ConnectionT_co]]
@@ -179,14 +181,17 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
                 raise
 
     @classmethod
-    def from_env(cls, **options: Any) -> Self:
+    def from_env(cls, *, connection_factory: Callable[..., ConnectionT_co] | None = None, **options: Any) -> Self:
         """Create a pool from the environment, for programs whose platform configures them by variables.
 
         ``DATABASE_URL`` is the DSN; if it is not set, libpq reads its own variables, such as ``PGHOST``. A URL of
         SQLAlchemy may name the driver, as in ``postgresql+psycopg2://``. The options come from variables such as
         ``OTEL_PGPOOL_MAXCONN``; without them, ``minconn`` is 1 and ``maxconn`` is 10.
 
+        A warning names each other variable that begins with ``OTEL_PGPOOL_``.
+
         Args:
+            connection_factory: as for the constructor.
             **options: arguments of the constructor, which override the environment.
 
         Raises:
@@ -194,6 +199,9 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
                 the variable, but nothing that may be a password.
             Exception: as for the constructor.
         """
+        if connection_factory is not None:
+            options["connection_factory"] = connection_factory
+        warn_of_unknown(os.environ)
         return cls(**arguments_from(os.environ, options))
 
     # Checkout and release
@@ -310,6 +318,13 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             )
         self._parts.releaser.release_by_hand(checkout, conn, close=close)
 
+    if not TYPE_CHECKING:  # a type checker would accept every name
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if type(self) is ConnectionPool:
+                check_assignment(ConnectionPool, name, _options())
+            super().__setattr__(name, value)
+
     def _holds(self) -> PoolHolds:
         return self._parts.holds()
 
@@ -318,6 +333,12 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
         self._inherited.update(self._parts.reset_after_fork())
         if self._parts.observer is not None:
             self._parts.notifier.notify(self._parts.observer.attached, self)
+
+
+@cache
+def _options() -> frozenset[str]:
+    """Return the names of the constructor's options."""
+    return frozenset(signature(ConnectionPool).parameters)
 
 
 def _default() -> PoolObserver:

@@ -101,22 +101,25 @@ class PoolControl(LiveOptions):
     def resize(
         self,
         minconn: int | EllipsisType = ...,
-        maxconn: int | EllipsisType = ...,
+        maxconn: int | EllipsisType | None = ...,
         *,
         min_size: int | EllipsisType = ...,
-        max_size: int | EllipsisType = ...,
+        max_size: int | EllipsisType | None = ...,
     ) -> None:
         """Change the limits: close surplus idle connections now, and surplus checked-out ones at their release.
 
         Args:
             minconn: the new minimum, as in the constructor.
-            maxconn: the new maximum, as in the constructor.
+            maxconn: the new maximum, as in the constructor; if it is left out or None, the new minimum, as in
+                psycopg_pool.
             min_size: another name of ``minconn``.
             max_size: another name of ``maxconn``.
 
         Raises:
             ValueError: a limit is invalid; nothing is changed then.
         """
+        if all(limit is None or limit is ... for limit in (maxconn, max_size)):
+            maxconn, max_size = minconn, min_size
         self._parts.lifecycle.resize(*validate_limits(minconn, maxconn, min_size, max_size))
 
     @renewed

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_pgpool import environment
 from otel_pgpool.config import environment_seconds, validate_name
 from otel_pgpool.driver.dsn import READABLE_DSN, parse
 from otel_pgpool.driver.target import VARIABLES
+from otel_pgpool.runtime.text import printable
 from otel_pgpool.validation import MOST_CONNECTIONS, invalid_option, validate_bounds, validate_integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_pgpool.environment import Variable
+
+logger = logging.getLogger("otel_pgpool")
 
 TARGETS = ("host", "hostaddr", "dbname", "service")
 """Parameters of libpq one of which is needed if there is no DSN.
@@ -74,6 +79,23 @@ POOL_VARIABLES = (
 )
 """The variables that only `from_env` reads. The constructor itself reads those of ``timeout`` and ``long_hold``."""
 
+PREFIX = "OTEL_PGPOOL_"
+OTHER_NAMES = {PREFIX + name.upper(): each.variable.name for each in POOL_VARIABLES for name in each.names[1:]}
+"""Variables that do not exist, named by an option's other name, and the variable that does."""
+
+SIMILARITY = 0.85
+"""How similar an unknown variable has to be to a known one, to count as a misspelling of it."""
+
+
+def warn_of_unknown(environ: Mapping[str, str]) -> None:
+    """Log each variable that looks as if it were one of this package, and is none. Its value is not shown."""
+    known = {variable.name for variable in environment.ENVIRONMENT}
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            meant = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, known, 1, SIMILARITY)), None)
+            hint = f": did you mean {meant}?" if meant else ""
+            logger.warning("%s is no variable of otel_pgpool, and is ignored%s", printable(name), hint)
+
 
 def arguments_from(environ: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments of `ConnectionPool`: those that are given, and those of the environment for the others.
@@ -94,8 +116,13 @@ def arguments_from(environ: Mapping[str, str], given: Mapping[str, Any]) -> dict
         if variable.default or environ.get(variable.name, "").strip():
             found[names[0]] = read(variable, environ)
             sources[names[0]] = variable.name
-    if len(sources.keys() & {"minconn", "maxconn"}) == 2:  # noqa: PLR2004 - both; the constructor compares others
-        validate_bounds(sources["minconn"], found["minconn"], sources["maxconn"], found["maxconn"])
+    if sources.keys() & {"minconn", "maxconn"}:  # the constructor compares others
+        sizes = {**{sources.get(name, name): value for name, value in found.items()}, **given}
+        lower, upper = (
+            next(name for name in (sources.get(names[0]), *names) if name in sizes)
+            for names in (("minconn", "min_size"), ("maxconn", "max_size"))
+        )
+        validate_bounds(lower, sizes[lower], upper, sizes[upper])
     extra = given.get("connect_kwargs")
     connect_arguments = {**given, **extra} if isinstance(extra, Mapping) else given
     if "dsn" not in connect_arguments:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from otel_pgpool import ConnectionPool
+from otel_pgpool import BaseObserver, ConnectionPool
 from tests.support.internals import config_of
 from tests.support.pools import Gate, make
 from tests.support.waiting import wait_until
@@ -22,6 +22,7 @@ from tests.support.waiting import wait_until
         ("max_lifetime", 0),
         ("check", "always"),
         ("name", "two\nlines"),
+        ("observer", BaseObserver),  # a class, which has the methods too
     ],
 )
 def test_bad_option(option: str, value: object) -> None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from otel_pgpool import PoolTimeout
+from otel_pgpool import ConnectionPool, PoolTimeout
 from tests.support.internals import core_of
 from tests.support.pools import fill, let_lie, make, pid_of_a_checkout
 from tests.support.processes import in_child
 from tests.support.telemetry import Signals, until
 from tests.support.waiting import PATIENCE, in_thread, wait_until
-
-if TYPE_CHECKING:
-    from otel_pgpool import ConnectionPool
 
 OPTIONS = ("timeout", "long_hold", "max_idle", "max_lifetime")
 NEVER = ("long_hold", "max_idle", "max_lifetime")
@@ -50,10 +47,19 @@ def test_none_switches_it_off(dsn: str, option: str) -> None:
         assert getattr(pool, option) == math.inf
 
 
+def test_none_is_the_default_timeout(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the constructor: what the environment says now, or 30 s."""
+    with make(0, 1, dsn, timeout=3) as pool:
+        pool.timeout = None
+        assert pool.timeout == 30.0
+        monkeypatch.setenv("OTEL_PGPOOL_TIMEOUT", "4")
+        pool.timeout = None
+        assert pool.timeout == 4.0
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("timeout", None),
         *[(option, value) for option in OPTIONS for value in (-1, math.nan, True, "5")],
         *[("max_idle", 0)],
     ],
@@ -65,6 +71,36 @@ def test_an_invalid_value_changes_nothing(dsn: str, option: str, value: Any) -> 
         with pytest.raises(ValueError, match=f"^{option} must be .*not {value!r}"):
             setattr(pool, option, value)
         assert getattr(pool, option) == before
+
+
+FIXED = ("max_waiting", "keepalive", "reentrant", "max_attempts", "evict_on", "dsn", "observer", "maxconn", "min_size")
+
+
+@pytest.mark.parametrize("name", [*FIXED, "name", "tiemout", "max_wating", "maxcon", "longhold", "timeouts"])
+def test_no_other_option_can_be_assigned(name: str) -> None:
+    """The error names what can be changed; a misspelled name is not taken for one of the program's own."""
+    with closing(ConnectionPool(0, 1, "host=db", open=False)) as pool:
+        with pytest.raises(AttributeError, match=f"'{name}'.*: assign timeout, .*, or call resize") as caught:
+            setattr(pool, name, 3)
+        assert ("did you mean 'timeout'" in str(caught.value)) == (name in ("tiemout", "timeouts"))
+        assert name not in vars(pool)
+
+
+def test_attributes_of_the_program() -> None:
+    """Other names are free; a method may be replaced for a test, and a subclass may use any name."""
+
+    class ShopPool(ConnectionPool):
+        def __init__(self, **options: Any) -> None:
+            self.dsn = options["dsn"]
+            super().__init__(0, 1, open=False, **options)
+            self.keepalive = 5
+
+    with closing(ConnectionPool(0, 1, "host=db", open=False)) as pool:
+        for name, value in {"tenant": "acme", "_keepalive": 5, "check": print}.items():
+            setattr(pool, name, value)
+            assert getattr(pool, name) == value
+    with closing(ShopPool(dsn="host=db")) as own:
+        assert (own.dsn, own.keepalive) == ("host=db", 5)
 
 
 # timeout

@@ -74,11 +74,24 @@ def test_sizes_by_the_other_names(dsn: str) -> None:
         assert (pool.minconn, pool.maxconn) == (1, 3)
 
 
+@pytest.mark.parametrize("sizes", [{"min_size": 3}, {"min_size": 3, "max_size": None}, {"minconn": 3, "maxconn": None}])
+def test_resize_by_the_minimum_alone(dsn: str, sizes: dict[str, Any]) -> None:
+    """The maximum is the same then, as in psycopg_pool, also if it becomes less."""
+    with make(1, 5, dsn) as pool:
+        pool.resize(**sizes)
+        assert (pool.minconn, pool.maxconn) == (3, 3)
+        pool.resize(2)
+        assert (pool.minconn, pool.maxconn) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
         ({}, "minconn must be given, or min_size"),
-        ({"minconn": 2}, "maxconn must be given, or max_size"),
+        ({"max_size": 5}, "minconn must be given, or min_size"),
+        ({"minconn": 2, "min_size": 2}, "minconn and min_size are two names of one option"),
+        ({"min_size": 0}, "max_size must be a whole number of at least 1"),
+        ({"minconn": 2, "maxconn": None, "max_size": 4}, "maxconn and max_size are two names of one option"),
         ({"minconn": 2, "maxconn": 4, "max_size": 4}, "maxconn and max_size are two names of one option"),
         ({"min_size": 5, "max_size": 4}, r"min_size must be at most max_size \(4\), not 5"),
     ],

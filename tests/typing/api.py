@@ -117,6 +117,7 @@ def managed(pool: ConnectionPool) -> None:
     pool.drain()
     pool.resize(1, 5)
     pool.resize(minconn=1, maxconn=5)
+    pool.resize(4, None)
     pool.close()
     pool.close(timeout=0)
     pool.closeall()

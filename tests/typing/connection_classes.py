@@ -59,6 +59,9 @@ def checked_out(pool: ConnectionPool[Shop]) -> list[int]:
 
 def configured_by_the_environment() -> None:
     assert_type(ConnectionPool.from_env(), ConnectionPool)
+    assert_type(ConnectionPool.from_env(connection_factory=Shop), ConnectionPool[Shop])
+    assert_type(ShopPool.from_env(name="shop"), ShopPool)
+    assert_type(ShopPool.from_env(connection_factory=Shop), ShopPool)
     assert_type(ConnectionPool[Shop].from_env(connection_factory=Shop, min_size=1), ConnectionPool[Shop])
 
 
@@ -85,9 +88,11 @@ def mistakes_are_found(plain: ConnectionPool) -> None:
         conn.orders()  # type: ignore[attr-defined]
     pool: ConnectionPool[Shop] = plain  # type: ignore[assignment]
     ConnectionPool[int]  # type: ignore[type-var]
+    ConnectionPool.from_env(connection_factory=str)  # type: ignore[type-var]
     ConnectionPool(1, 2, connection_factory=str)  # type: ignore[type-var]
     ConnectionPool(1, 2, dsn=5)  # type: ignore[arg-type]
     ConnectionPool(1, 2, min_size="1")  # type: ignore[arg-type]
     ConnectionPool(1, 2, connect_kwargs=["host"])  # type: ignore[arg-type]
     pool.min_size = 2  # type: ignore[misc]
+    pool.max_waiting = 2  # type: ignore[attr-defined]
     pool.resize(min_size="2", max_size=4)  # type: ignore[arg-type]

@@ -135,6 +135,43 @@ def test_bad_options(variable: str, text: str, accepted: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("variable", "text", "given", "message"),
+    [
+        ("MINCONN", "20", {"maxconn": 5}, r"OTEL_PGPOOL_MINCONN must be at most maxconn .5., not 20"),
+        ("MINCONN", "20", {"max_size": 5}, r"OTEL_PGPOOL_MINCONN must be at most max_size .5., not 20"),
+        ("MAXCONN", "3", {"minconn": 5}, r"minconn must be at most OTEL_PGPOOL_MAXCONN .3., not 5"),
+        ("MAXCONN", "3", {"min_size": 5}, r"min_size must be at most OTEL_PGPOOL_MAXCONN .3., not 5"),
+        ("MAXCONN", "3", {"min_size": "5"}, r"min_size must be a whole number of at least 0, not '5'"),
+    ],
+)
+def test_a_size_of_each(variable: str, text: str, given: dict[str, Any], message: str) -> None:
+    """If one size comes from the environment and the other one from the program, each has its name there."""
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        arguments_from({"DATABASE_URL": URL, f"OTEL_PGPOOL_{variable}": text}, given)
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("OTEL_PGPOOL_MIN_SIZE", ": did you mean OTEL_PGPOOL_MINCONN?"),
+        ("OTEL_PGPOOL_MAX_SIZE", ": did you mean OTEL_PGPOOL_MAXCONN?"),
+        ("OTEL_PGPOOL_MAX_RETRIES", ": did you mean OTEL_PGPOOL_MAX_ATTEMPTS?"),
+        ("OTEL_PGPOOL_TIMEOT", ": did you mean OTEL_PGPOOL_TIMEOUT?"),
+        ("OTEL_PGPOOL_REENTRANT", ""),
+    ],
+)
+def test_unknown_variables(
+    variable: str, hint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning names each, and what was meant if that is clear, but not the value; known ones are not named."""
+    for name in (variable, "OTEL_PGPOOL_MAXCONN", "OTEL_PGPOOL_SPANS"):
+        monkeypatch.setenv(name, "7" if "MAX" in name else "off")
+    monkeypatch.setenv("DATABASE_URL", URL)
+    ConnectionPool.from_env(open=False, observer=None).close()
+    assert caplog.messages == [f"{variable} is no variable of otel_pgpool, and is ignored{hint}"]
+
+
+@pytest.mark.parametrize(
     "environ",
     [
         {"DATABASE_URL": "postgresql://app:hunter2@db:port/shop"},

@@ -7,6 +7,8 @@ import math
 from typing import Any
 
 import pytest
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import NoOpTracerProvider
 
 from otel_pgpool.config import HISTOGRAMS
 from otel_pgpool.instrumentation.options import InstrumentationOptions
@@ -72,6 +74,13 @@ def test_arguments() -> None:
     assert of(caller=1).telemetry.caller is of(caller=True).telemetry.caller is True
 
 
+def test_providers() -> None:
+    """Those of a program are taken as they are."""
+    tracers, meters = NoOpTracerProvider(), NoOpMeterProvider()
+    settings = of(tracer_provider=tracers, meter_provider=meters)
+    assert (settings.tracer_provider, settings.meter_provider) == (tracers, meters)
+
+
 def test_none_is_not_given() -> None:
     """An option that a file leaves empty has the value of its variable; only `long_hold` is switched off by it."""
     environ = {"OTEL_PGPOOL_SPANS": "off", "OTEL_PGPOOL_WAIT_TIMEOUT": "3", "OTEL_PGPOOL_FORK_REPAIR": "1"}
@@ -121,6 +130,9 @@ def test_wait_timeout(text: str, expected: float) -> None:
         ({"OTEL_PGPOOL_CALLER": "true"}, {}),
         ({"OTEL_PGPOOL_LONG_HOLD": "-1"}, {}),
         ({"OTEL_PGPOOL_WAIT_TIMEOUT": "nan"}, {}),
+        ({}, {"tracer_provider": {}}),
+        ({}, {"meter_provider": True}),
+        ({}, {"meter_provider": NoOpMeterProvider}),
         ({}, {"spans": "some"}),
         ({}, {"spans": b"off"}),
         ({}, {"long_hold": "1"}),

@@ -97,7 +97,7 @@ def test_every_option_of_the_file_counts(receiver: HttpReceiver, dsn: str, tmp_p
 
 def test_unknown_and_invalid_options(receiver: HttpReceiver, dsn: str, tmp_path: Path) -> None:
     """A warning names an unknown option, and an error an invalid value; the other options count."""
-    options = "spans: off; longhold: 5; long_hold: soon; slow: -1; histograms: none; pools: redis"
+    options = "spans: off; longhold: 5; long_hold: soon; slow: -1; histograms: none; pools: redis; tracer_provider: {}"
     printed, said = run(receiver, dsn, tmp_path, options.split("; "))
     assert printed == "connection pool exhausted"
     assert [span for span in receiver.spans if span.name.startswith("pool.")] == []  # YAML reads `off` as a boolean
@@ -105,9 +105,10 @@ def test_unknown_and_invalid_options(receiver: HttpReceiver, dsn: str, tmp_path:
     assert "otel_pgpool.checkouts" in recorded(receiver)
     [unknown] = [line for line in said if "PgPoolInstrumentor" in line]
     invalid = [line for line in said if " must be " in line]
-    assert unknown.startswith("PgPoolInstrumentor has no option 'longhold', which is ignored; it has tracer_provider, ")
+    assert unknown.startswith("PgPoolInstrumentor has no option 'longhold', which is ignored; it has spans, ")
     told = {line.split()[0]: line for line in invalid}
-    assert told.keys() == {"long_hold", "slow", "pools"}
+    assert told.keys() == {"tracer_provider", "long_hold", "slow", "pools"}
+    assert "which a program can give but no file, or None, not {}; the default is used" in told["tracer_provider"]
     assert "not 'soon'; the default is used instead" in told["long_hold"]
     assert "not -1; the default is used instead" in told["slow"]
     assert "not 'redis'; the pools of all libraries are instrumented" in told["pools"]
