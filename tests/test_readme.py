@@ -356,7 +356,7 @@ def test_no_variable_is_read_beside_the_table() -> None:
     sources = [path for path in (ROOT / "otel_pgpool").rglob("*.py") if not {"cli", "demo"} & set(path.parts)]
     texts = "".join(path.read_text(encoding="utf-8") for path in sources)
     named = set(re.findall(r"[\"'`]((?:OTEL|DB)_[A-Z_]*[A-Z])[\"'`]", texts))
-    read_by_the_sdk = {"OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"}
+    read_by_the_sdk = {"OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_CONFIG_FILE"}
     assert named - read_by_the_sdk <= {variable.name for variable in ENVIRONMENT}
 
 

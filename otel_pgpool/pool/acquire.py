@@ -224,7 +224,7 @@ class Acquirer(Part):
             self._discarder.discard([checkout.slot], verdict, None, checkout)
 
     def _connection_failed(self, checkout: Checkout) -> PoolTimeout:
-        return self._timed_out(checkout, f"gave up after {checkout.retries} failed attempts", ConnectionFailed)
+        return self._timed_out(checkout, f"gave up after max_attempts={self._core.max_attempts}", ConnectionFailed)
 
     def _timed_out(self, checkout: Checkout, reason: str, kind: type[PoolTimeout] = PoolTimeout) -> PoolTimeout:
         return self._connectors.diagnose(reason, checkout.started, checkout.retries, checkout, kind)

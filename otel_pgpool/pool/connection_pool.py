@@ -79,9 +79,9 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
         credentials: callable that returns a mapping of keyword arguments to merge into those of ``psycopg2.connect``,
             called before each connect. With it, and libpq 16 or later, a password is sent in clear text over TLS only,
             unless libpq's parameter ``require_auth`` is given.
-        evict_on: which errors of a ``with pool.connection()`` block cost the connection its place: SQLSTATEs
-            (``"57014"``) and classes of them (``"XX"``), or a callable that gets the error and returns True. None: only
-            those after which the session has ended or cannot be reset.
+        evict_on: which errors of a ``with pool.connection()`` block, the outermost one, cost the connection its place:
+            SQLSTATEs (``"57014"``) and classes of them (``"XX"``), or a callable that gets the error and returns True.
+            None: only those after which the session has ended or cannot be reset.
         reentrant: True to let a ``with pool.connection()`` block inside another one of the same thread, greenlet or
             task use the same connection. The outermost block commits or rolls back; a block inside has a savepoint.
         reconnect_timeout: seconds for which every attempt to connect has failed when ``reconnect_failed`` is called.
@@ -291,7 +291,8 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             close: True to close the connection instead of keeping it.
 
         Raises:
-            PoolError: the connection is not checked out from this pool, or not under this key.
+            PoolError: the connection is not checked out from this pool, or not under this key, or belongs to a
+                ``with pool.connection()`` block, which alone releases it.
         """
         if not is_here:
             renew()
@@ -310,6 +311,11 @@ class ConnectionPool(PsycopgPoolNames, Generic[ConnectionT_co]):
             )
         if key is not None and core.by_key(key)[0] is not slot:
             raise PoolError(f"pool {core.name!r}: cannot release this connection: it is not checked out under this key")
+        if checkout.block:
+            raise PoolError(
+                f"pool {core.name!r}: cannot release this connection: a `with pool.connection()` block has it, and "
+                "releases it at its end; leave out putconn(), or call conn.close() if the connection has to go"
+            )
         self._parts.releaser.release_by_hand(checkout, conn, close=close)
 
     if not TYPE_CHECKING:  # a type checker would accept every name

@@ -128,7 +128,8 @@ class PoolControl(LiveOptions):
 
         Connections in use stay with their holders, who release them as ever. Idle connections stay open, and none is
         opened. So there is a time without a session that works, for a failover or a change of the schema: when
-        ``stats().used`` is 0, `drain` closes those that are left. A second call does nothing.
+        ``stats().used`` is 0, `drain` closes those that are left. A second call, or one
+        on a closed pool, does nothing.
         """
         self._parts.core.suspend(monotonic())
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.errors import LONGEST_HOLDERS, PoolTimeout
 from otel_pgpool.pool.utilization import status_of
-from otel_pgpool.runtime.text import printable
+from otel_pgpool.runtime.text import counted, printable
 from otel_pgpool.stats import PoolStats, describe_holder
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def diagnose(
     """
     waited = now - since
     levels = f"{stats.used} of {stats.maxconn} in use, {stats.idle} idle, {stats.connecting} connecting"
-    history = f"{stats.waiting} waiting; waited {waited:.3f} s, {retries} failed attempts"
+    history = f"{stats.waiting} waiting; waited {waited:.3f} s, {counted(retries, 'failed attempt')}"
     lines = [f"{reason} (pool {stats.name!r}: {levels}, {history})"]
     if last_failure:
         lines.append(f"the last attempt to connect failed: {last_failure}")

@@ -8,6 +8,7 @@ from otel_pgpool.driver.connect_cause import cause_of
 from otel_pgpool.errors import error_type
 from otel_pgpool.pool.checkout import NEVER
 from otel_pgpool.pool.core import State
+from otel_pgpool.runtime.text import counted
 from otel_pgpool.stats import PoolHealth
 from otel_pgpool.types import HealthStatus
 
@@ -105,7 +106,7 @@ def _unreachable(levels: Levels, now: float) -> Finding | None:
             return None
         begin = "the server is up, but no connection can be used" if is_up else "no connection can be opened"
         known = "an error of an unknown kind" if outage.error is None else error_type(outage.error)
-        attempts = f"{outage.attempts} failed attempt{'' if outage.attempts == 1 else 's'}"
+        attempts = counted(outage.attempts, "failed attempt")
         reason = f"{begin}: {known if cause is None else cause.value}; {attempts} within {_seconds(outage.since, now)}"
         return HealthStatus.UNREACHABLE, reason, outage.since
     if levels.idle or levels.used > 0 or now - levels.begun <= SLOW:

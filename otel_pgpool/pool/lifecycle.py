@@ -9,6 +9,7 @@ from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
 from otel_pgpool.pool.outage import OutageChange
 from otel_pgpool.runtime.clock import monotonic
+from otel_pgpool.runtime.text import counted
 from otel_pgpool.runtime.wakeup import acquire_within
 from otel_pgpool.types import DiscardReason
 
@@ -68,7 +69,7 @@ class Lifecycle(Part):
         if not self._connectors.wait_for(waiter.lock, monotonic() + limit):
             self._core.remove_fill_waiter(waiter)
             outage = self._core.outage
-            reason = f"{self._core.minconn} connections could not be opened within {limit:.3g} s"
+            reason = f"{counted(self._core.minconn, 'connection')} could not be opened within {limit:.3g} s"
             raise self._connectors.diagnose(reason, began, outage.attempts if outage else 0)
         try:
             if waiter.error is not None:

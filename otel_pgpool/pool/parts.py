@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from otel_pgpool.driver.monitor_connection import MonitorSource
 from otel_pgpool.driver.session import close_inherited
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from otel_pgpool.driver.connect_target import ConnectTarget
     from otel_pgpool.observer import PoolObserver
     from otel_pgpool.pool.registry import Pool
-    from otel_pgpool.runtime.flow import Flow
 
 
 class Parts:
@@ -49,7 +48,6 @@ class Parts:
     __slots__ = (
         "__weakref__",
         "acquirer",
-        "blocks",
         "config",
         "connectors",
         "core",
@@ -74,7 +72,6 @@ class Parts:
         self.observer = observer
         self.reset = config.reset
         # Of a reentrant pool: the outermost block of each flow, a `ReentrantContext`, which may have ended.
-        self.blocks: weakref.WeakValueDictionary[Flow, Any] = weakref.WeakValueDictionary()
         self.notifier = Notifier(observer)
         target.fallback_name = self.notifier.session_name
         self.assemble(config.minconn, config.maxconn, config.long_hold)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.driver import savepoint as savepoints
 from otel_pgpool.errors import PoolError
 from otel_pgpool.pool.context import CheckoutContext, ConnectionT_co, LongCheckoutContext, in_use
-from otel_pgpool.runtime.flow import current_flow
+from otel_pgpool.runtime.flow import Flow, current_flow
 from otel_pgpool.runtime.fork import is_here, renew
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ ENDED_INSIDE = "a block inside another one has ended the transaction: only the o
 ENDED_AROUND = "the block around this one has ended before it: blocks must end in reverse order"
 
 
+_entered: ContextVar[tuple[weakref.ref[Any], ...]] = ContextVar("otel_pgpool_blocks", default=())
+"""The outermost blocks that were entered in the present context, or in one from which it was copied.
+
+A flow alone does not prove that a block is inside another: frameworks enter a block in a thread of a pool, and let the
+same thread serve another request before the block has ended. A context alone does not either, because it is copied into
+other threads and tasks.
+"""
+
+
 class ReentrantContext(LongCheckoutContext[ConnectionT_co]):
     """A block of a reentrant pool: the outermost one of its flow, which is a checkout, or one inside it.
 
@@ -29,7 +39,7 @@ class ReentrantContext(LongCheckoutContext[ConnectionT_co]):
     reclaimed as ever if the program drops the contexts.
     """
 
-    __slots__ = ("__weakref__", "inside", "is_ended", "is_long", "number", "outermost", "savepoint")
+    __slots__ = ("__weakref__", "flow", "inside", "is_ended", "is_long", "number", "outermost", "savepoint")
 
     is_long: bool
     """Whether its hold has a threshold of its own, which counts if the block is the outermost."""
@@ -41,6 +51,8 @@ class ReentrantContext(LongCheckoutContext[ConnectionT_co]):
     """The blocks inside that have not ended, from the outside to the inside."""
     number: int
     """Number of the blocks that have begun inside."""
+    flow: Flow
+    """The flow that has entered an outermost block."""
     is_ended: bool
     """Whether the program has ended the transaction inside a block inside."""
 
@@ -65,11 +77,12 @@ class ReentrantContext(LongCheckoutContext[ConnectionT_co]):
         if not is_here:
             renew()
         flow = current_flow()
-        outermost: ReentrantContext[ConnectionT_co] | None = self.parts.blocks.get(flow)
-        if outermost is not None and outermost.is_held:
-            return self._enter_inside(outermost)
-        self.inside, self.number, self.is_ended = [], 0, False
-        self.parts.blocks[flow] = self
+        entered = [block for ref in _entered.get() if (block := ref()) is not None and block.is_held]
+        for outermost in reversed(entered):
+            if outermost.parts is self.parts and outermost.flow == flow:
+                return self._enter_inside(outermost)
+        self.inside, self.number, self.is_ended, self.flow = [], 0, False, flow
+        _entered.set((*map(weakref.ref, entered), weakref.ref(self)))
         return super().__enter__() if self.is_long else CheckoutContext.__enter__(self)
 
     def __exit__(
@@ -94,7 +107,7 @@ class ReentrantContext(LongCheckoutContext[ConnectionT_co]):
 
     @property
     def is_held(self) -> bool:
-        """Whether this block has a connection. That of a parent process, or one given to `putconn`, does not count."""
+        """Whether this block has a connection. That of a parent process does not count."""
         return self.conn is not None and self.checkout is not None and self.parts.core.holds(self.checkout)
 
     def _problem(self) -> str:

@@ -1,4 +1,4 @@
-"""Preparation of third-party texts for spans, metrics, log records and errors: printable and bounded."""
+"""Texts for spans, metrics, log records and errors: third-party texts, printable and bounded, and counts."""
 
 from __future__ import annotations
 
@@ -106,3 +106,8 @@ def line_of(code: CodeType, instruction: int) -> int:
         if start <= instruction < end and line is not None:
             return line
     return code.co_firstlineno
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words, such as ``1 failed attempt``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from otel_pgpool.runtime.text import LONGEST_NAME, cut, function_of, may_hold_password, printable
 
@@ -28,6 +29,26 @@ _VALUES = re.compile(
     r"|(?=[a-f-]*\d)[0-9a-f-]{8,}",  # a hash, a UUID
     re.IGNORECASE,
 )
+
+
+ROUTE = "http.route"
+PATHS = ("url.path", "http.target", "url.full", "http.url")
+"""Attributes of the semantic conventions, present and former, which contain the path of a request."""
+
+
+def name_without_path(span: Any) -> str:
+    """Return the name of a request's span without the request's path, which may contain secrets; a route is kept.
+
+    An instrumentation that does not know the route may put the path into the name.
+    """
+    name, attributes = str(span.name), span.attributes or {}
+    if ROUTE in attributes:
+        return name
+    for key in PATHS:
+        path = _SERVER.sub("", str(attributes.get(key, ""))).partition("?")[0]
+        if len(path) > 1 and path in name:
+            return name.replace(path, "").strip()
+    return name
 
 
 def name_of_span(name: str) -> str:
@@ -66,7 +87,10 @@ def name_of_code(code: CodeType) -> str:
 
 
 def _file(path: str) -> str:
-    folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]  # noqa: PTH100, PTH118 - with the separator
+    folders = [os.path.join(each, "") for each in sys.path if os.path.isabs(each)]  # noqa: PTH117, PTH118 - with the separator
+    with suppress(OSError):  # the working directory was deleted
+        here = os.getcwd()  # noqa: PTH109 - as text
+        folders += [os.path.join(os.path.normpath(os.path.join(here, each)), "") for each in sys.path]  # noqa: PTH118 - as above
     inside = [folder for folder in folders if len(folder) > 1 and path.startswith(folder)]
     relative = path[len(max(inside, key=len)) :] if inside else os.path.basename(path)  # noqa: PTH119 - may be no path
     return relative.replace(os.sep, "/")

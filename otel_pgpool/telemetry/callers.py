@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from otel_pgpool.runtime.text import MOST_NAMES
-from otel_pgpool.telemetry.caller_names import name_of_code, name_of_span
+from otel_pgpool.runtime.text import LONGEST_NAME, MOST_NAMES
+from otel_pgpool.telemetry.caller_names import name_of_code, name_of_span, name_without_path
 from otel_pgpool.telemetry.entry_spans import entry_spans
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Callers:
     def of(self, context: Context, stack: Stack) -> str:
         """Return the value for a checkout, requested in a context and at these call sites."""
         entry = entry_spans.find(context)
-        value = None if entry is None else self._of_span(str(entry.name))
+        value = None if entry is None else self._of_span(name_without_path(entry))
         return value or self.at(stack)
 
     def at(self, stack: Stack) -> str:
@@ -63,6 +63,8 @@ class Callers:
 
     def _of_span(self, name: str) -> str:
         value = self._of_spans.get(name)
+        if value is None and len(name) > LONGEST_NAME:  # not remembered: it may be of any length
+            return self._bounded(name_of_span(name))
         if value is None:
             if len(self._of_spans) >= MOST_NAMES:
                 self._of_spans.clear()

@@ -374,24 +374,29 @@ def test_left_without_being_entered(dsn: str) -> None:
         pool.connection().__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("dirty", [False, True])
-def test_given_back_inside_the_block(dsn: str, admin: connection, table: str, dirty: bool) -> None:
-    """A block whose connection was given back by hand, and lent to another, leaves that one's transaction alone."""
+@pytest.mark.parametrize("close", [False, True])
+def test_released_by_hand_inside_the_block(dsn: str, admin: connection, table: str, close: bool) -> None:
+    """`putconn` refuses and says what to do, also to another thread; the block keeps its connection and commits."""
     with make(1, 1, dsn) as pool:
         with pool.connection() as conn:
-            ask(conn, "select 1")
-            pool.putconn(conn)
-            other = pool.getconn(timeout=0)
-            assert other is conn
-            if dirty:
-                ask(other, "insert into numbers values (1)")
-        assert pool.stats().used == 1
-        assert pool.stats().idle == 0
-        if dirty:
-            assert numbers(admin) == []
-        other.commit()
-        pool.putconn(other)
-        assert numbers(admin) == ([1] if dirty else [])
+            ask(conn, "insert into numbers values (1)")
+            with pytest.raises(PoolError, match=r"connection\(\)` block.* leave out putconn\(\).*conn\.close"):
+                pool.putconn(conn, close=close)
+            with pytest.raises(PoolError, match="at its end"):
+                in_thread(pool.putconn, conn).result(PATIENCE)
+            with pytest.raises(PoolTimeout):
+                pool.getconn(timeout=0)
+            ask(conn, "insert into numbers values (2)")
+        assert numbers(admin) == [1, 2]
+        assert_whole(pool)
+
+
+def test_closed_inside_the_block(dsn: str) -> None:
+    """What the refusal of `putconn` recommends: the block discards the connection, and does not raise."""
+    with make(1, 1, dsn) as pool:
+        with pool.connection() as conn:
+            conn.close()
+        assert pool.stats().discarded == {"returned_closed": 1}
         assert_whole(pool)
 
 

@@ -172,6 +172,9 @@ def test_closed_pool(dsn: str) -> None:
     pool.drain()
     pool.check()
     pool.resize(0, 3)
+    pool.suspend()
+    assert pool.stats().status == "closed"
+    pool.resume()
     assert pool.stats().size == 0
 
 

@@ -224,7 +224,7 @@ def test_a_shorter_max_lifetime(dsn: str) -> None:
         assert not held.closed
         assert wait_until(lambda: pool.stats().idle >= 2 and pool.stats().connecting == 0)
         held = pool.getconn()
-        pool.max_lifetime = 0.001
+        pool.max_lifetime = 1e-6  # shorter than the time since the connect, however recent
         pool.putconn(held)
         assert held.closed
 

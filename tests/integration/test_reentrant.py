@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -348,6 +349,22 @@ def test_other_threads(pool: ConnectionPool) -> None:
     assert in_thread(use).result(PATIENCE) == pid
 
 
+def test_a_thread_that_serves_another_request(dsn: str) -> None:
+    """A block of another context is not inside, although the thread of both is one, as in a framework's thread pool."""
+    first, second = copy_context(), copy_context()
+    with make(2, 2, dsn, timeout=0.2, reentrant=True) as pool:
+        slow, fast = pool.connection(), pool.connection()
+        conn = first.run(slow.__enter__)
+        other = second.run(fast.__enter__)
+        assert other is not conn
+        inside = pool.connection()
+        assert first.run(inside.__enter__) is conn
+        first.run(inside.__exit__, None, None, None)
+        second.run(fast.__exit__, None, None, None)
+        first.run(slow.__exit__, None, None, None)
+        assert pool.stats().used == 0
+
+
 def test_tasks_of_asyncio(dsn: str) -> None:
     """A task that runs while another one is inside a block gets a connection of its own."""
 
@@ -448,7 +465,7 @@ def test_a_fork_inside_a_block(pool: ConnectionPool, admin: connection) -> None:
 
 def test_by_hand(dsn: str) -> None:
     """`getconn` always checks a connection out, and a block inside such a hold is an outermost one."""
-    with make(0, 3, dsn, timeout=0.1, reentrant=True) as pool:
+    with make(0, 3, dsn, timeout=PATIENCE, reentrant=True) as pool:
         with pool.connection() as conn:
             by_hand = pool.getconn()
             assert by_hand is not conn
@@ -462,14 +479,17 @@ def test_by_hand(dsn: str) -> None:
 
 
 def test_putconn_inside(pool: ConnectionPool, admin: connection) -> None:
-    """It ends the hold, as in any block: the blocks leave the connection alone, and the next one gets a new hold."""
+    """It is refused at every level, and what the blocks did is committed."""
     with pool.connection() as conn:
         do(conn, 1)
-        with pool.connection():
+        with pool.connection() as inner:
+            do(inner, 2)
+            with raises(PoolError, "block has it"):
+                pool.putconn(inner)
+        with raises(PoolError, "block has it"):
             pool.putconn(conn)
-            with pool.connection() as again:
-                do(again, 2)
-    assert steps(admin) == [2]
+        do(conn, 3)
+    assert steps(admin) == [1, 2, 3]
 
 
 def test_another_pool(pool: ConnectionPool, dsn: str) -> None:

@@ -93,6 +93,22 @@ def test_nothing_is_opened(dsn: str) -> None:
             pool.putconn(waiter.result(PATIENCE))
 
 
+def test_a_pool_that_is_not_open_yet(dsn: str) -> None:
+    """To open it takes until it is resumed, unless the caller does not wait; an open minimum needs no wait."""
+    with closing(make(1, 1, dsn, open=False)) as pool:
+        pool.suspend()
+        with pytest.raises(PoolTimeout, match=r"^the pool is suspended: 1 connection could not be opened"):
+            pool.open(timeout=0.01)
+        pool.open(wait=False)
+        opening = in_thread(pool.open, True, PATIENCE)
+        assert wait_until(lambda: len(core_of(pool).fill_waiters) == 1)
+        pool.resume()
+        opening.result(PATIENCE)
+        pool.suspend()
+        pool.wait(0)
+        assert pool.stats().idle == 1
+
+
 def test_what_it_says_of_itself(dsn: str) -> None:
     """Its status is neither that of a pool that serves nor that of a broken one, and the duration that of the pause."""
     with make(1, 1, dsn) as pool:

@@ -24,6 +24,8 @@ class Figures:
     python: str
     samples: int
     seed: str
+    most_of_triple: int
+    most_of_interrupt: int
     tables: dict[str, dict[Names, Result]] = field(default_factory=dict)
     titles: dict[str, tuple[str, str]] = field(default_factory=dict)
     triples: dict[Names, tuple[Result, Result]] = field(default_factory=dict)
@@ -79,7 +81,8 @@ class Figures:
     def _triples(self) -> Iterable[str]:
         yield (
             f"\n## Three threads\n\nEach is sampled {2 * self.samples} times (seed {self.seed}), with no idle "
-            "connection and with one. All orders\nof a pool without an idle connection are run too, up to 2,000.\n"
+            "connection and with one. All orders\nof a pool without an idle connection are run too, up to "
+            f"{self.most_of_triple}.\n"
         )
         yield "| operations | sampled | of all orders | all of them | failed |\n| --- | ---: | ---: | --- | ---: |"
         for names, (sample, whole) in self.triples.items():
@@ -90,7 +93,7 @@ class Figures:
     def _interrupts(self) -> Iterable[str]:
         yield (
             "\n## Interrupts\n\nThe first operation is interrupted at each step at which CPython handles signals, in "
-            "all orders with the\nsecond one, up to 300 for each step.\n"
+            f"all orders with the\nsecond one, up to {self.most_of_interrupt} for each step.\n"
         )
         yield "| operations | steps interrupted | orders | failed |\n| --- | ---: | ---: | ---: |"
         for names, (positions, result) in self.interrupts.items():

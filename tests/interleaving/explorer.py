@@ -40,6 +40,7 @@ class Failure:
 
     switches: str
     text: str
+    options: str = ""  # of the command that runs it again
 
 
 @dataclass

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 SEED = "17"
-SAMPLES = 300
+SAMPLES = 200
+LIMIT_OF_TRIPLES, LIMIT_OF_INTERRUPTS = 500, 60
 TRIPLES = [
     ("acquire", "acquire", "release"),
     ("acquire", "time out", "release"),
@@ -58,7 +60,7 @@ INTERRUPTED = [
     ("release", "close"),
     ("release", "park"),
 ]
-SHORT = [("acquire", "release"), ("release", "release"), ("release", "evict"), ("release", "check"), ("evict", "drain")]
+SHORT = [("acquire", "release"), ("release", "release")]
 """Pairs of so few steps that every order of up to three preemptions can be run without any reduction."""
 
 
@@ -66,6 +68,7 @@ SHORT = [("acquire", "release"), ("release", "release"), ("release", "evict"), (
 class World:
     """One kind of pool: its pairs, the scenario of each, and where its threads are switched."""
 
+    key: str
     name: str
     pairs: Callable[[], list[tuple[str, str]]]
     scenario: Callable[..., Any]
@@ -77,12 +80,12 @@ def _records(names: Sequence[str], idle: int = 0, interrupt_at: int = -1) -> Any
     return psycopg2_world.scenario(names, idle, interrupt_at, light=False)
 
 
+LIGHT, RECORDS = 'A pool of psycopg2, with `spans="off"`', "A pool of psycopg2, with records"
+OTHERS = psycopg2_world.pairs
 WORLDS = {
-    "pool": World("This pool", pairs, scenario, (0, 1), EVERY_BYTECODE),
-    "light": World(
-        'psycopg2\'s pool, `spans="off"`', psycopg2_world.pairs, psycopg2_world.scenario, (1, 2), EVAL_BREAKER
-    ),
-    "records": World("A pool of psycopg2, with records", psycopg2_world.pairs, _records, (1, 2), EVAL_BREAKER),
+    "pool": World("pool", "This pool", pairs, scenario, (0, 1), EVERY_BYTECODE),
+    "light": World("light", LIGHT, OTHERS, psycopg2_world.scenario, (1, 2), EVAL_BREAKER),
+    "records": World("records", RECORDS, OTHERS, _records, (1, 2), EVAL_BREAKER),
 }
 
 
@@ -126,6 +129,8 @@ def explore(
             began = time.perf_counter()
             result = all_orders(world.scenario(names, each, interrupt_at), mode)
             result.seconds = time.perf_counter() - began
+            for failure in result.failures:
+                failure.options = f"--idle {each} --world {world.key}"
             total.add(result)
             if table is not None:
                 table.setdefault(tuple(names), Result()).add(result)
@@ -133,7 +138,7 @@ def explore(
                 figures = f"{result.orders:6,} orders {result.seconds:6.2f} s"
                 print(f"{' / '.join(names):28} {each} idle {figures}", flush=True)
                 for failure in result.failures[:3]:
-                    print(f"    {failure.text}\n    --idle {each} --replay '{failure.switches}'")
+                    print(f"    {failure.text}\n    {failure.options} --replay '{failure.switches}'")
     return total
 
 
@@ -161,37 +166,80 @@ def try_mutant(name: str) -> dict[str, Any]:
     return found
 
 
-def write(path: str | None) -> int:
-    """Run everything, print it, and write the document if there is a path."""
-    began = time.perf_counter()
-    figures = Figures(f"CPython {platform.python_version()}", SAMPLES, SEED)
-    for key, world in WORLDS.items():
-        few, more = world.idle
-        how = f"All orders of each pair, with {few} and with {more} idle connections, switched at: {world.mode}."
-        print(f"# {world.name}\n{how}")
-        figures.titles[key] = world.name, how
-        explore(world, world.pairs(), world.idle, world.mode, prints=True, table=figures.tables.setdefault(key, {}))
-    for names in TRIPLES:
-        sample = Result()
-        for idle in (0, 1):
-            sample.add(sampled_orders(scenario(names, idle), f"{SEED} {names} {idle}", SAMPLES))
-        whole = all_orders(scenario(names, 0), limit=2000)
-        figures.triples[names] = sample, whole
-        print(f"{' / '.join(names):40} {sample.orders} sampled, {whole.orders} of all", flush=True)
-    for names in SHORT:
-        every, reduced = figures.plain[names] = bounded_orders(scenario(names, 1), 3), all_orders(scenario(names, 1))
-        assert every.outcomes <= reduced.outcomes, f"{names}: the reduction has left an outcome out"
-        print(f"{' / '.join(names):40} {every.orders} of at most 3 preemptions", flush=True)
-    for names in INTERRUPTED:
-        positions, result = figures.interrupts[names] = interrupt(names)
-        print(f"{' / '.join(names):40} {positions} steps interrupted, {result.orders} orders", flush=True)
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        submitted = {name: executor.submit(try_mutant, name) for name in MUTANTS}
-        figures.mutants = {name: each.result() for name, each in submitted.items()}
-    for name, found in figures.mutants.items():
-        print(f"{found['failures']:5,} of {found['orders']:6,} orders fail: {name}")
+_fakes: Any = None
+
+
+def begin_worker() -> None:
+    """Put the fakes in place for the whole life of a worker process."""
+    global _fakes  # noqa: PLW0603 - a reference, so that the fakes stay
+    _fakes = psycopg2_world.faked_psycopg2()
+    _fakes.__enter__()
+
+
+def all_of_pair(key: str, names: tuple[str, str]) -> Result:
+    """Run all orders of a pair, for each number of idle connections."""
+    world = WORLDS[key]
+    return explore(world, [names], world.idle, world.mode)
+
+
+def triple(names: tuple[str, ...]) -> tuple[Result, Result]:
+    """Run a sample of the orders of three operations, and all of them up to a limit."""
+    sample = Result()
+    for idle in (0, 1):
+        sample.add(sampled_orders(scenario(names, idle), f"{SEED} {names} {idle}", SAMPLES))
+    return sample, all_orders(scenario(names, 0), limit=LIMIT_OF_TRIPLES)
+
+
+def unreduced(names: tuple[str, ...]) -> tuple[Result, Result]:
+    """Run every order of at most three preemptions, and all with the reduction."""
+    plain, reduced = bounded_orders(scenario(names, 1), 3), all_orders(scenario(names, 1))
+    assert plain.outcomes <= reduced.outcomes, f"{names}: the reduction has left an outcome out"
+    return plain, reduced
+
+
+def without_lock() -> Result:
+    """Run the counters of an instrumented pool with a switch at every bytecode."""
     light = WORLDS["light"]
-    figures.unlocked = explore(light, [("getconn", "getconn"), ("use", "use")], light.idle, EVERY_BYTECODE)
+    return explore(light, [("getconn", "getconn"), ("use", "use")], light.idle, EVERY_BYTECODE)
+
+
+def write(path: str | None) -> int:
+    """Run everything in one process for each core, print it, and write the document if there is a path."""
+    began = time.perf_counter()
+    figures = Figures(f"CPython {platform.python_version()}", SAMPLES, SEED, LIMIT_OF_TRIPLES, LIMIT_OF_INTERRUPTS)
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), spawning, begin_worker) as executor:
+        submit = executor.submit
+        tables = {
+            key: {names: submit(all_of_pair, key, names) for names in world.pairs()} for key, world in WORLDS.items()
+        }
+        triples = {names: submit(triple, names) for names in TRIPLES}
+        plain = {names: submit(unreduced, names) for names in SHORT}
+        interrupts = {names: submit(interrupt, names) for names in INTERRUPTED}
+        mutants = {name: submit(try_mutant, name) for name in MUTANTS}
+        unlocked = submit(without_lock)
+        for key, world in WORLDS.items():
+            few, more = world.idle
+            how = f"All orders of each pair, with {few} and with {more} idle connections, switched at: {world.mode}."
+            print(f"# {world.name}\n{how}")
+            figures.titles[key] = world.name, how
+            table = figures.tables[key] = {}
+            for names, pair in tables[key].items():
+                result = table[names] = pair.result()
+                show(names, f"{result.orders:6,} orders {result.seconds:6.2f} s", result)
+        for names, each in triples.items():
+            sample, whole = figures.triples[names] = each.result()
+            show(names, f"{sample.orders:,} sampled, {whole.orders:,} of all", sample, whole)
+        for names, each in plain.items():
+            every, _reduced = figures.plain[names] = each.result()
+            show(names, f"{every.orders:,} of at most 3 preemptions", every)
+        for names, interrupted in interrupts.items():
+            positions, result = figures.interrupts[names] = interrupted.result()
+            show(names, f"{positions} steps interrupted, {result.orders:,} orders", result)
+        for name, mutant in mutants.items():
+            found = figures.mutants[name] = mutant.result()
+            print(f"{found['failures']:5,} of {found['orders']:6,} orders fail: {name}", flush=True)
+        figures.unlocked = unlocked.result()
     figures.seconds = time.perf_counter() - began
     if path is not None:
         figures.write(path)
@@ -201,7 +249,14 @@ def write(path: str | None) -> int:
     return int(bool(failures or survivors))
 
 
-def interrupt(names: Sequence[str], limit: int = 300) -> tuple[int, Result]:
+def show(names: Sequence[str], figures: str, *results: Result) -> None:
+    """Print what some operations have led to."""
+    print(f"{' / '.join(names):40} {figures}", flush=True)
+    for failure in [failure for result in results for failure in result.failures][:3]:
+        print(f"    {failure.text}\n    {failure.options} --replay '{failure.switches}'")
+
+
+def interrupt(names: Sequence[str], limit: int = LIMIT_OF_INTERRUPTS) -> tuple[int, Result]:
     """Interrupt the first operation at each of its steps; return their number, and what was found."""
     total, position = Result(), 0
     while True:
@@ -211,7 +266,7 @@ def interrupt(names: Sequence[str], limit: int = 300) -> tuple[int, Result]:
             was_reached |= result.was_interrupted
             total.add(result)
             for failure in result.failures:
-                failure.text += f" --idle {idle} --interrupt-at {position} --switch breakers"
+                failure.options = f"--idle {idle} --interrupt-at {position} --switch breakers"
         if not was_reached:
             return position, total
         position += 1

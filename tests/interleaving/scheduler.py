@@ -25,13 +25,15 @@ PATIENCE = 20.0
 """Seconds of real time after which a step is considered stuck: a lock that the scheduler does not know blocks it."""
 
 # CPython 3.10 to 3.13 read the eval breaker in these instructions, whose names differ by version: calls, the start of a
-# function, and jumps backward. A conditional jump may go backward in 3.10 and 3.11.
+# function, and jumps backward. 3.10 also reads it in a conditional jump that is taken, backward or forward.
 BREAKERS = frozenset(
     number
     for name, number in dis.opmap.items()
     if name.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "JUMP_ABSOLUTE", "GEN_START"))
-    or (sys.version_info < (3, 11) and name.startswith("POP_JUMP_IF"))
     or name in {"BEFORE_WITH", "SETUP_WITH", "WITH_EXCEPT_START"}
+)
+TAKEN = frozenset(
+    number for name, number in dis.opmap.items() if sys.version_info < (3, 11) and name.startswith("POP_JUMP_IF")
 )
 
 
@@ -88,6 +90,8 @@ class Runner:
         self.accesses = 0
         self.was_interrupted = False
         self.is_breaker = True
+        self.next_without_jump = -1  # where the thread goes on if the conditional jump of Python 3.10 is not taken
+        self.is_old = bool(TAKEN)
         self.frame: FrameType | None = None
         self.calls_only = scheduler.mode == EVAL_BREAKER
 
@@ -111,23 +115,27 @@ class Runner:
         """Trace the bytecodes of the package."""
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
+        frame.f_trace = self.trace  # first: Python 3.13 instruments the bytecodes only of a frame that has it
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        self.is_breaker = True
+        self.is_breaker, self.next_without_jump = True, -1
         return self.trace
 
     def trace(self, frame: FrameType, event: str, _argument: object) -> Any:
         """Note that a new bytecode begins."""
         if event == "opcode":
             if self.calls_only:
-                if self.is_breaker:
+                at = frame.f_lasti
+                if self.is_breaker or (self.next_without_jump >= 0 and at != self.next_without_jump):
                     self.fresh = True
-                self.is_breaker = frame.f_lasti in breakers_of(frame.f_code)
+                opcode = frame.f_code.co_code[at] if self.is_old else 0
+                self.next_without_jump = at + 2 if opcode in TAKEN else -1
+                self.is_breaker = at in breakers_of(frame.f_code)
             else:
                 self.fresh = True
             self.frame = frame
         elif event == "return":
-            self.is_breaker = True
+            self.is_breaker, self.next_without_jump = True, -1
         return self.trace
 
     def interrupt(self) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from otel_pgpool.runtime.text import LONGEST_NAME
-from otel_pgpool.telemetry.caller_names import name_of_code, name_of_span
+from otel_pgpool.telemetry.caller_names import name_of_code, name_of_span, name_without_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 UUID = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -86,3 +92,33 @@ def test_a_file_is_named_from_where_python_imports_it(monkeypatch: pytest.Monkey
     assert code_in("/home/alice/shop.py") == "shop.py:load"
     assert code_in("<string>") == "<string>:load"
     assert len(code_in(f"/srv/app/{'x' * 1000}.py")) <= LONGEST_NAME
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "shown"),
+    [
+        ("GET /reset/AbCdEfGh", {"url.path": "/reset/AbCdEfGh"}, "GET"),
+        ("GET /users/alice/delete", {"http.url": "http://shop/users/alice/delete?x=1"}, "GET"),
+        ("GET /users/alice", {"http.target": "/users/alice?token=s3cret"}, "GET"),
+        ("/users/alice", {"url.full": "https://shop/users/alice"}, ""),
+        ("GET /orders", {"url.path": "/orders", "http.route": "/orders"}, "GET /orders"),
+        ("GET /", {"url.path": "/"}, "GET /"),
+        ("nightly report", {}, "nightly report"),
+        ("nightly report", None, "nightly report"),
+    ],
+)
+def test_a_path_that_is_no_route(name: str, attributes: dict[str, Any] | None, shown: str) -> None:
+    """It may contain a secret in letters only, so nothing of it is shown."""
+    assert name_without_path(SimpleNamespace(name=name, attributes=attributes)) == shown
+
+
+def test_a_working_directory_that_was_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a call site does not need it."""
+    folder = tmp_path / "deleted"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")
+    os.rmdir(folder)  # noqa: PTH106 - as a shell does
+    assert name_of_code(test_a_working_directory_that_was_deleted.__code__).endswith(
+        "test_caller_names.py:test_a_working_directory_that_was_deleted"
+    )

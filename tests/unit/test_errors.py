@@ -74,6 +74,12 @@ def test_the_message_of_a_timeout_is_a_diagnosis() -> None:
     assert lines[0] == "  held 7.000 s by thread 'worker-1' at a.py:1 f (pid 4001)"
 
 
+def test_one_failed_attempt() -> None:
+    """It is one, not several."""
+    error = diagnose("no connection", STATS, [], since=0.0, now=1.0, retries=1)
+    assert str(error).endswith("waited 1.000 s, 1 failed attempt)")
+
+
 def test_a_nested_checkout_is_named() -> None:
     """When the waiting thread itself holds connections, the message says so."""
     assert "this thread already holds" not in str(diagnosis())
