@@ -133,7 +133,7 @@ def test_a_shorter_timeout_for_waiters(dsn: str) -> None:
         for waiter in waiting:
             with pytest.raises(PoolTimeout, match=r"no connection within 0\.01 s"):
                 waiter.result(PATIENCE)
-        assert pool.stats().waiting == 1
+        assert wait_until(lambda: pool.stats().waiting == 1)  # the other caller queues again
         pool.putconn(held)
         assert own.result(PATIENCE) == held.info.backend_pid
 
