@@ -10,7 +10,6 @@ from otel_pgpool.errors import ConnectionFailed, PoolClosed, PoolTimeout, TooMan
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import NOT_HELD, State
 from otel_pgpool.pool.liveness import CHECK_BUDGET, MIN_FIRST_CHECK, LivenessCheck, check_seconds
-from otel_pgpool.pool.waiters import QueueAgain
 from otel_pgpool.runtime.clock import monotonic
 from otel_pgpool.runtime.text import printable
 from otel_pgpool.types import DiscardReason, Outcome, PoolErrorType
@@ -143,10 +142,9 @@ class Acquirer(Part):
         core = self._core
         try:
             while True:
-                deadline = checkout.started + (self._durations.timeout if timeout is None else timeout)
-                limit = max(deadline, checkout.started + CHECK_BUDGET)
-                if conn is None and (conn := self._wait_in_queue(checkout, deadline)) is None:
-                    continue
+                if conn is None:
+                    conn = self._wait_in_queue(checkout, timeout)
+                limit = max(self._deadline_of(checkout, timeout), checkout.started + CHECK_BUDGET)
                 if checkout.path is not None or self._liveness.is_alive(checkout, conn, limit):
                     break
                 conn = None
@@ -162,14 +160,18 @@ class Acquirer(Part):
             raise
         return conn
 
-    def _wait_in_queue(self, checkout: Checkout, deadline: float) -> connection | None:
-        """Wait in the queue until the checkout is served; return None if it has to queue again."""
+    def _deadline_of(self, checkout: Checkout, timeout: float | None, least: float = 0.0) -> float:
+        """Return when a checkout times out, ``least`` seconds after its start at the earliest."""
+        return checkout.started + max(least, self._durations.timeout if timeout is None else timeout)
+
+    def _wait_in_queue(self, checkout: Checkout, timeout: float | None) -> connection:
+        """Wait in the queue until the checkout is served."""
         core = self._core
         if core.state is State.NEW:
             self.ensure_open()
         now = monotonic()
-        if core.has_check_for_caller():
-            deadline = max(deadline, checkout.started + CHECK_BUDGET)
+        least = CHECK_BUDGET if core.has_check_for_caller() else 0.0
+        deadline = self._deadline_of(checkout, timeout, least)
         if now >= deadline and core.state is State.OPEN:
             core.request_growth(checkout)
             self._connectors.start_if_needed()
@@ -181,25 +183,31 @@ class Acquirer(Part):
                 self._maintenance_thread.wake()  # to watch for long holds, which this checkout may wait for
             if core.remaining < core.maxconn:
                 self._connectors.start_if_needed()
-            self._wait_for(waiter.lock, deadline)
+            is_woken = True
+            while is_woken and waiter.is_waiting:  # woken without either if the pool's timeout has changed
+                deadline = self._deadline_of(checkout, timeout, least)
+                is_woken = self._wait_for(waiter.lock, deadline)
             conn = core.leave(checkout, waiter) if waiter.conn is None else waiter.conn
         except BaseException:
             conn = core.leave(checkout, waiter)
             if conn is not None:
                 self._release_unused(checkout, conn)
             raise
-        if conn is None and not isinstance(waiter.error, QueueAgain):
+        if conn is None:
             raise self._unserved(checkout, waiter.error, deadline)
         return conn
 
-    def _wait_for(self, lock: threading.Lock, deadline: float) -> None:
-        """Wait for a hand-over; a ping that is in progress may take as long as a check at a checkout."""
+    def _wait_for(self, lock: threading.Lock, deadline: float) -> bool:
+        """Wait until the caller is woken or the deadline passes; return whether it was woken.
+
+        A ping that is in progress may take as long as a check at a checkout.
+        """
         if self._core.checking:
             now = monotonic()
             if self._connectors.wait_for(lock, now + min(deadline - now, check_seconds(deadline, now))):
-                return
+                return True
             self._keepalive.cut_after(MIN_FIRST_CHECK)
-        self._connectors.wait_for(lock, deadline)
+        return self._connectors.wait_for(lock, deadline)
 
     def _unserved(self, checkout: Checkout, error: BaseException | None, deadline: float) -> BaseException:
         """Return the error of a checkout that has waited in vain; ``error`` is the one that ended the wait, if any."""

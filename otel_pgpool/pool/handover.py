@@ -9,7 +9,7 @@ from otel_pgpool.errors import LONGEST_HOLDERS, PoolClosed, TooManyRequests
 from otel_pgpool.pool.checkout import NEVER, Attempt, Blocker, Checkout, Slot
 from otel_pgpool.pool.holds import HoldTable
 from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
-from otel_pgpool.pool.waiters import Queue, QueueAgain, SuspendedQueue, Waiter
+from otel_pgpool.pool.waiters import Queue, SuspendedQueue, Waiter
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
@@ -154,11 +154,11 @@ class Handover(HoldTable):
             self.queue.leave(checkout)
             return None if waiter is None else waiter.conn
 
-    def let_waiters_queue_again(self) -> None:
-        """Wake the waiters, which then wait on with the pool's present timeout. Each keeps its turn."""
+    def renew_waits(self) -> None:
+        """Wake the waiters, which then wait on with the pool's present timeout. Each keeps its place in the queue."""
         with self.lock:
-            for waiter in list(self.queue.values()):
-                self.queue.fail(waiter, QueueAgain())
+            for waiter in self.queue.values():
+                waiter.wake()
 
     def has_check_for_caller(self) -> bool:
         """Return whether a caller that queues now is the next for a connection that is being checked. Takes no lock."""
@@ -220,7 +220,10 @@ class Handover(HoldTable):
         checkout.held = True
         slot.checkout = checkout
         waiter.conn = conn
-        waiter.lock.release()
+        try:  # noqa: SIM105 - without a call of `suppress`, see above
+            waiter.lock.release()
+        except RuntimeError:  # `renew_waits` has woken the waiter, which has not run since
+            pass
         self.queue.leave(checkout)
 
     def _count(self, checkout: Checkout, now: float) -> None:

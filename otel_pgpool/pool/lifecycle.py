@@ -127,7 +127,7 @@ class Lifecycle(Part):
     def change_timeout(self, seconds: float) -> None:
         """Change the longest wait of a checkout, also of those that wait now."""
         self._durations.timeout = seconds
-        self._core.let_waiters_queue_again()
+        self._core.renew_waits()
 
     def change_long_hold(self, seconds: float) -> None:
         """Change the threshold of long holds, also for holds in progress."""

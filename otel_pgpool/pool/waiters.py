@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,12 @@ class OneShotEvent:
     def set(self, error: BaseException | None = None) -> None:
         """Wake the waiting thread, with an error or without one."""
         self.error = error
-        self.lock.release()
+        self.wake()
 
-
-class QueueAgain(Exception):  # noqa: N818 - no error: it reaches no caller
-    """A signal to a waiter that it has to queue again, because an option that bounds its wait has changed."""
+    def wake(self) -> None:
+        """Wake the waiting thread, which locks the lock again by that. Called under the pool's lock."""
+        with suppress(RuntimeError):  # it was woken before, and has not run since
+            self.lock.release()
 
 
 class Waiter(OneShotEvent):
@@ -43,6 +45,11 @@ class Waiter(OneShotEvent):
         self.checkout = checkout
         self.conn: connection | None = None
         """The connection, once it was handed over; then the lock is released."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the caller has got neither a connection nor an error."""
+        return self.conn is None and self.error is None
 
 
 class Queue(OrderedDict["Checkout", Waiter]):
@@ -64,7 +71,7 @@ class Queue(OrderedDict["Checkout", Waiter]):
         """Return the first unserved waiter; remove served ones, which an interrupted hand-over may have left."""
         while self:
             waiter = next(iter(self.values()))
-            if waiter.conn is None and waiter.error is None:
+            if waiter.is_waiting:
                 return waiter
             del self[waiter.checkout]
         return None

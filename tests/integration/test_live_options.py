@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from otel_pgpool import ConnectionPool, PoolTimeout
+from otel_pgpool import ConnectionPool, PoolTimeout, TooManyRequests
 from tests.support.internals import core_of
 from tests.support.pools import fill, let_lie, make, pid_of_a_checkout
 from tests.support.processes import in_child
@@ -133,9 +133,23 @@ def test_a_shorter_timeout_for_waiters(dsn: str) -> None:
         for waiter in waiting:
             with pytest.raises(PoolTimeout, match=r"no connection within 0\.01 s"):
                 waiter.result(PATIENCE)
-        assert wait_until(lambda: pool.stats().waiting == 1)  # the other caller queues again
+        assert pool.stats().waiting == 1
         pool.putconn(held)
         assert own.result(PATIENCE) == held.info.backend_pid
+
+
+def test_the_queue_stays_full(dsn: str) -> None:
+    """A caller that comes right after a change is refused if the queue was full before."""
+    with make(1, 1, dsn, timeout=PATIENCE, max_waiting=1) as pool:
+        held = pool.getconn()
+        waiter = in_thread(pid_of_a_checkout, pool)
+        assert wait_until(lambda: pool.stats().waiting == 1)
+        for later in range(20):
+            pool.timeout = PATIENCE + later
+            with pytest.raises(TooManyRequests):
+                pool.getconn()
+        pool.putconn(held)
+        assert waiter.result(PATIENCE) == held.info.backend_pid
 
 
 def test_waiters_keep_their_turn(dsn: str) -> None:

@@ -145,7 +145,7 @@ def resume(world: World) -> Callable[[], object]:
 
 def retime(world: World) -> Callable[[], object]:
     """Change the timeout, after which each waiter waits on with the new one."""
-    return world.core.let_waiters_queue_again
+    return world.core.renew_waits
 
 
 def park(world: World) -> Callable[[], object]:

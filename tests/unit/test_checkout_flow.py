@@ -62,6 +62,23 @@ def test_nothing_idle_gives_nothing() -> None:
     assert desk.claim() is None
 
 
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_waiter_whose_timeout_has_changed_keeps_its_place(has_run: bool) -> None:
+    """It is woken, and served before a newcomer, whether its thread has run since or not."""
+    desk, checkout, conn = lent_out()
+    waiter = desk.join()
+    desk.core.renew_waits()
+    assert waiter.lock.acquire(blocking=False)
+    if not has_run:
+        desk.core.renew_waits()
+        desk.core.renew_waits()
+    newcomer = desk.join()
+    assert len(desk.core.queue) == 2
+    desk.give_back(checkout, conn)
+    assert (served(waiter), awake(waiter), served(newcomer)) == (True, True, False)
+    agree(desk.core)
+
+
 def test_a_newcomer_does_not_overtake_the_queue() -> None:
     """While somebody queues, nobody takes an idle connection past them."""
     desk, checkout, conn = lent_out()
