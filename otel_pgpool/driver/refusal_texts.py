@@ -28,9 +28,6 @@ CANNOT_SERVE = re.compile(
 )
 """English texts of PostgreSQL's 57P03 and similar errors, and of PgBouncer's."""
 
-NO_SLOT = re.compile(r"too many (?:clients|connections)|connection slots", re.IGNORECASE)
-"""English texts of PostgreSQL's 53300, the limits of a role and of a database included."""
-
 RESERVED = re.compile(r"superuser|pg_use_reserved_connections", re.IGNORECASE)
 """Texts about slots reserved for superusers; they name no role of the application, in any language."""
 
@@ -49,11 +46,6 @@ def refuses(error: BaseException) -> bool:
     """Return whether a failed connect is a refusal, by its SQLSTATE or, as most drivers provide none, by its text."""
     state = sqlstate(error)
     return _refuses_by_text(text_of(error)) if state is None else refuses_by_state(state)
-
-
-def lacks_slots(error: BaseException | None) -> bool:
-    """Return whether a connect failed because the server, the role or the database has no free slot."""
-    return error is not None and NO_SLOT.search(text_of(error)[:LONGEST_READ]) is not None
 
 
 def refuses_by_state(sqlstate: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from otel_pgpool.driver.connect_cause import ConnectCause, cause_of
 from otel_pgpool.driver.monitor_connection import MonitorSource
-from otel_pgpool.driver.refusal_texts import lacks_slots
 from otel_pgpool.pool import monitors
 from otel_pgpool.pool.base import Common, Part
 from otel_pgpool.pool.core import State
@@ -64,7 +64,7 @@ class Maintenance(Part):
         self._connectors.abandon_overdue(now)
         self._connectors.start_if_needed()
         self._report(now)
-        if core.outage is not None and lacks_slots(core.outage.error):
+        if core.outage is not None and cause_of(core.outage.error) is ConnectCause.FULL:
             monitors.stay_away(core.name)
         until_ping = self._keepalive.start_if_due(now)
         parked = self._is_quiet() and self._alarm.is_settled and core.park()

@@ -348,27 +348,11 @@ def test_one_of_several_hosts(dsn: str, signals: Signals, hostaddr: str) -> None
 
 
 @pytest.mark.usefixtures("stock")
-def test_two_names_of_one_server(dsn: str, signals: Signals) -> None:
-    """A blocker of a pool that reaches the server by another name is known: the server sees its connection's port."""
-    other = psycopg2.extensions.make_dsn(dsn, host="localhost", hostaddr="127.0.0.1")
-    with (
-        signals.pool(0, 1, other, name="other", long_hold=None) as first,
-        signals.pool(0, 1, dsn, long_hold=LONG) as second,
-        holding(first, UPDATE) as a,
-    ):
-        until(lambda: a.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS)
-        with holding(second, UPDATE) as b:
-            asked(signals, b)
-            attributes = states(span_of(signals, b))[-1]
-    assert __file__ in attributes["otel_pgpool.blocking.checked_out_at"][0]
-
-
-@pytest.mark.usefixtures("stock")
-@pytest.mark.parametrize("blocker", ["by socket", "by network"])
-def test_a_socket_and_a_port(dsn: str, server: PostgresServer, signals: Signals, blocker: str) -> None:
-    """A blocker is known, whichever of the two pools uses the server's Unix socket."""
-    ways = [psycopg2.extensions.make_dsn(dsn, host=server.socket_dir), dsn]
-    first, second = ways if blocker == "by socket" else reversed(ways)
+@pytest.mark.parametrize(("blocker", "waiter"), [("name", "number"), ("socket", "number"), ("number", "socket")])
+def test_two_ways_to_one_server(dsn: str, server: PostgresServer, signals: Signals, blocker: str, waiter: str) -> None:
+    """A blocker is known by its port or its age, if its pool and the waiter's reach the server in different ways."""
+    hosts = {"name": "localhost", "number": "127.0.0.1", "socket": server.socket_dir}
+    first, second = (psycopg2.extensions.make_dsn(dsn, host=hosts[way]) for way in (blocker, waiter))
     with (
         signals.pool(0, 1, first, name="first", long_hold=None) as one,
         signals.pool(0, 1, second, name="second", long_hold=LONG) as two,
