@@ -55,6 +55,8 @@ NO_CONTEXT = Context()
 MOST_DATABASE_STATES = 20
 """Number of events of the database's side that are kept for a span that does not exist yet."""
 IDLE = CheckoutPath.IDLE.value
+CLOCKS_APART = 0.0005
+"""Seconds between the readings of two clocks above which they are read again: a span would be so much too short."""
 
 
 class Spans:
@@ -95,8 +97,9 @@ class Spans:
         state = CheckoutState()
         state.token = state.span = None
         state.context = context
-        state.began_ns = time_ns()
-        state.began = monotonic()
+        state.began, state.began_ns = monotonic(), time_ns()
+        if monotonic() - state.began > CLOCKS_APART:  # another thread ran in between, for milliseconds maybe
+            state.began, state.began_ns = monotonic(), time_ns()
         if since is not None:
             state.began_ns, state.began = state.began_ns - int((state.began - since) * 1e9), since
         checkout.observer_data = state  # before the span starts, which an interrupt would leave open otherwise

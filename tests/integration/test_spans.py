@@ -8,6 +8,7 @@ import signal
 import threading
 from contextlib import closing, suppress
 from itertools import permutations
+from time import sleep, time_ns
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -19,6 +20,7 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind
 
 from otel_pgpool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests, __version__
+from otel_pgpool.telemetry.spans import CLOCKS_APART
 from tests.support.database import ask, kill, refused_port
 from tests.support.telemetry import (
     NAME,
@@ -76,6 +78,35 @@ def test_idle_checkout(signals: Signals, dsn: str) -> None:
         assert span.instrumentation_scope.name == "otel_pgpool"
         assert span.instrumentation_scope.version == __version__
         assert span.instrumentation_scope.schema_url == SCHEMA
+
+
+@pytest.mark.parametrize("switches", ["before", "after"])
+def test_a_thread_switch_between_two_clocks(
+    signals: Signals, dsn: str, monkeypatch: pytest.MonkeyPatch, switches: str
+) -> None:
+    """The span neither ends before a query that it contains, nor after the moment of its release."""
+    calls: list[int] = []
+
+    def read() -> int:
+        calls.append(1)
+        if len(calls) > 1:
+            return time_ns()
+        if switches == "before":
+            sleep(0.005)
+        reading = time_ns()
+        if switches == "after":
+            sleep(0.005)
+        return reading
+
+    with signals.pool(1, 1, dsn) as pool:
+        monkeypatch.setattr("otel_pgpool.telemetry.spans.time_ns", read)
+        with pool.connection() as conn:
+            ask(conn, "select 1")
+            asked = time_ns()
+        released = time_ns()
+    span = signals.checkout()
+    assert asked <= (span.end_time or 0) <= released + CLOCKS_APART * 1e9
+    assert len(calls) == 2
 
 
 def test_queued_checkout(signals: Signals, dsn: str) -> None:
