@@ -74,7 +74,7 @@ class Slot:
     server: tuple[str, int | None] | None = None  # host and port, if the pool's arguments name several
     local_port: int = 0  # port of this end of the connection; 0 for a Unix socket, or if unknown
     origin: tuple[Any, ...] = ()  # psycopg2's settings before `configure`
-    baseline: tuple[Any, ...] = ()  # those after it, which a release restores; a `Renamed` during a trace's name
+    baseline: tuple[Any, ...] = ()  # psycopg2's settings after `configure`; a `Renamed` during a trace's name
     kept_at: float = AT_ONCE  # when a thread that opens it, or has set it aside, last began to work on it or on others
     seen: float = AT_ONCE  # when the connection was last known to be alive
     returned: float = AT_ONCE  # when it was last released, if later than `seen`
