@@ -21,7 +21,7 @@ STOP_WITHIN = 0.1
 """Seconds that `stop_unused` waits; a monitor that waits for its server ends by itself."""
 
 Key = tuple["Server", str, str]
-"""Server, database and user. A database has its own names of tables, and a user sees the own sessions only."""
+"""Server, database and user. A database has its own tables, and a user sees only its own sessions."""
 
 _monitors: dict[Key, Monitor] = {}
 _lock = threading.Lock()  # guards the dictionary; nothing under it blocks

@@ -71,7 +71,6 @@ class Parts:
         self.target = target
         self.observer = observer
         self.reset = config.reset
-        # Of a reentrant pool: the outermost block of each flow, a `ReentrantContext`, which may have ended.
         self.notifier = Notifier(observer)
         target.fallback_name = self.notifier.session_name
         self.assemble(config.minconn, config.maxconn, config.long_hold)
