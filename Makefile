@@ -30,7 +30,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo shop up down stack passwords dashboard test coverage versions faults lint audit types bench release-check docs clean
+.PHONY: help demo shop up down stack passwords dashboard test coverage versions faults lint audit types bench fleet release-check docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-21s %s\n", $$1, $$2 }'
@@ -149,6 +149,9 @@ faults: $(ENV)/dev.stamp ## the fault-injection suite, and all orders of two thr
 ifeq ($(strip $(ARGS)),)
 	@$(BIN)/python -m tests.interleaving --write docs/orders.md
 endif
+
+fleet: $(ENV)/dev.stamp $(ENV)/debian.stamp ## 150 processes behind PgBouncer, 2,000 simulated, their telemetry; writes docs/fleet.md
+	@$(BIN)/python -m tests.fleet $(ARGS)
 
 release-check: $(ENV)/dev.stamp ## build sdist and wheel into dist/, check them, and try each in an empty environment
 	@$(BIN)/python -m tests.release

@@ -1,0 +1,22 @@
+"""``python -m tests.fleet PART``: measure a part of the fleet, or all, and write docs/fleet.md."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+PARTS = ("real", "simulate", "telemetry", "write")
+"""The modules of this package with a function ``main(arguments)``, in the order of a whole run."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the named part with the other arguments, or all parts."""
+    if arguments and arguments[0] not in PARTS:
+        print(f"part {arguments[0]!r}: accepted are {', '.join(PARTS)}; without one, all", file=sys.stderr)
+        return 2
+    parts, rest = ((arguments[0],), arguments[1:]) if arguments else (PARTS, [])
+    return max(int(importlib.import_module(f"tests.fleet.{part}").main(rest)) for part in parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
