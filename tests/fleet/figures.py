@@ -34,8 +34,10 @@ class Figures:
     server_connections: int
     """The most connections at PostgreSQL at one moment."""
     fairness: float
-    """Jain's index of the checkouts served for each process, 1 if all were served the same number; without the one process
-    that leaks or floods."""
+    """Jain's index of the checkouts served for each process: 1 if each was served the same number.
+
+    The one process that leaks or floods is left out.
+    """
     memory: float | None = None
     """MiB of one process (proportional set size), the median. Only for real processes."""
     threads: int | None = None
