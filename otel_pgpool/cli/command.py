@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from otel_pgpool._version import __version__
 from otel_pgpool.cli.errors import Aborted, CommandError, Interrupted
+from otel_pgpool.cli.plan import Load, print_plan
 from otel_pgpool.cli.terminal import Output, escape, warn
 from otel_pgpool.demo.endpoint import ENDPOINT_VARIABLE, Endpoint
 from otel_pgpool.runtime.text import may_hold_password
@@ -61,6 +62,10 @@ def _run_subcommand(options: argparse.Namespace, interrupts: Interrupts, stdout:
 
             with interrupts.interruptible():
                 print_recording(options.folder, stdout, slowest=options.slowest, as_json=options.json)
+            return 0
+        if options.command == "plan":
+            load = Load(options.processes, options.max_connections, options.arrivals, options.hold)
+            print_plan(load, stdout, as_json=options.json)
             return 0
         from otel_pgpool.demo.run import Demo  # noqa: PLC0415 - needs the extra
     except ModuleNotFoundError as error:
@@ -137,9 +142,28 @@ def _make_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--slowest", type=count, default=3, metavar="N", help="how many checkouts to draw (default: %(default)s)"
     )
-    for command in (demo, report):
-        command.add_argument("--json", action="store_true", help="print the report as one JSON document")
+    plan = _add_plan(commands)
+    for command in (demo, report, plan):
+        command.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
+    summary = "Compute the sizes of a fleet: pools, PgBouncer, series, spans, gateways; with the formula of each."
+    plan = commands.add_parser("plan", help=summary, description=summary)
+    for name, most, text in (
+        ("--processes", 1_000_000, "processes of the fleet, with one pool each"),
+        ("--max-connections", 262_143, "max_connections of PostgreSQL"),
+    ):
+        count = _number(int, most, f"a whole number from 1 to {most:,}")
+        plan.add_argument(name, type=count, required=True, metavar="N", help=text)
+    for name, most, text in (
+        ("--arrivals", 1_000_000, "checkouts a second of each process, not of the whole fleet"),
+        ("--hold", 3600, "mean seconds for which a checkout holds its connection"),
+    ):
+        rate = _number(float, most, f"a number above 0 and up to {most:,}")
+        plan.add_argument(name, type=rate, required=True, metavar="N", help=text)
+    return plan
 
 
 def _number(kind: type[float], most: int, accepted: str) -> Callable[[str], float]:
