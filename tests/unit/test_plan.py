@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -126,3 +127,13 @@ def test_the_figures_are_the_documents() -> None:
     assert f"carries about {plan_figures.AGENT_CHECKOUTS:,} checkouts a second for each core" in text
     assert f"one gateway about {plan_figures.GATEWAY_CHECKOUTS:,}" in text
     assert f"of {plan_figures.SPANS_A_CHECKOUT} spans" in text
+
+
+def test_the_example_of_the_operations_page(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    (command,) = re.findall(r"^otel-pgpool (plan .*)$", text, re.MULTILINE)
+    assert main(command.split()) == 0
+    shown = capsys.readouterr().out
+    for figure in ("12,000 connections would be in use at a time", "the pools may have 397"):
+        assert figure in shown
+        assert figure in " ".join(text.split())
