@@ -163,6 +163,9 @@ def _metrics_lines(load: Load) -> list[Line]:
         lines.append(Line(f"series, {kind}", series, f"processes * {each}; twice as many after a deployment"))
         samples = series / figures.EXPORT_SECONDS
         lines.append(Line(f"samples a second, {kind}", samples, f"series / {figures.EXPORT_SECONDS} s of an export"))
+        base, process = figures.MEMORY[kind]
+        formula = f"{base} + {process} * processes, measured at 2,000; more after a deployment"
+        lines.append(Line(f"MB of Prometheus, {kind}", base + process * load.processes, formula))
     return lines
 
 

@@ -123,6 +123,9 @@ def test_the_figures_are_the_documents() -> None:
     """Of the series, those of a pool at work and one for its process; of the Collectors, what their page sums up."""
     _of, classic, native = table("docs/operations.md", "series")[0]
     assert {"classic": int(classic) + 1, "native": int(native) + 1} == plan_figures.SERIES
+    memory = {row[0]: row[1:] for row in table("docs/operations.md", "fleet")}["memory after an hour, MB"]
+    found = values(Load(2000, 500, 5.0, 0.012))
+    assert [found[f"MB of Prometheus, {kind}"] for kind in ("classic", "native")] == [int(each) for each in memory[:2]]
     text = " ".join((ROOT / README).read_text().split())
     assert f"carries about {plan_figures.AGENT_CHECKOUTS:,} checkouts a second for each core" in text
     assert f"one gateway about {plan_figures.GATEWAY_CHECKOUTS:,}" in text
