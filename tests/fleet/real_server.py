@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-import psutil
 import psycopg2
 
 from otel_pgpool.demo.postgres import PostgresServer
@@ -104,14 +104,15 @@ class Tier:
 
     def cpu(self) -> tuple[float, float]:
         """Return the seconds of CPU that PgBouncer and PostgreSQL have used."""
-        assert self.postgres.pid is not None
-        server = psutil.Process(self.postgres.pid)
-        total = sum(server.cpu_times()[:4])
-        for child in server.children():
-            times = child.cpu_times()
-            total += times.user + times.system
-        bouncer = psutil.Process(self.bouncer.pid).cpu_times()
-        return bouncer.user + bouncer.system, total
+        bouncer = postgres = 0.0
+        for pid, (parent, own, waited_for) in _processes().items():
+            if pid == self.bouncer.pid:
+                bouncer = own
+            elif pid == self.postgres.pid:
+                postgres += own + waited_for
+            elif parent == self.postgres.pid:
+                postgres += own
+        return bouncer, postgres
 
     def logins(self) -> list[float]:
         """Return when clients logged in at PgBouncer, by its log: seconds since the epoch."""
@@ -120,6 +121,18 @@ class Tier:
     def server_connects(self) -> list[float]:
         """Return when sessions began at PostgreSQL, by its log."""
         return _moments(Path(self.postgres.socket_dir, "log"), "connection authorized")
+
+
+def _processes() -> dict[int, tuple[int, float, float]]:
+    """Return the parent of each process, and the seconds of CPU of itself and of its children that have ended."""
+    tick = os.sysconf("SC_CLK_TCK")
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = path.read_text().rpartition(")")[2].split()
+            times = [int(each) / tick for each in fields[11:15]]
+            found[int(path.parent.name)] = (int(fields[1]), times[0] + times[1], times[2] + times[3])
+    return found
 
 
 def _moments(log: Path, words: str) -> list[float]:
