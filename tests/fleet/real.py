@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from tests.fleet.figures import REAL, Figures, save
 from tests.fleet.real_server import LOGIN_RETRY, Tier
 from tests.fleet.scenarios import SCENARIOS, Event, Scenario
 from tests.fleet.worker import MINCONN, Order, Report, run
-from tests.support.external_programs import find_program
+from tests.support.external_programs import environment, find_program
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -99,8 +100,9 @@ class Workers:
 
 
 def _signal(process: ForkServerProcess, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process.pid or 0, number) if process.pid else None
+    if process.pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def _report(pipe: Connection) -> Report:
@@ -235,6 +237,19 @@ def _number(path: Path, name: str) -> float:
     return float(match[1])
 
 
+def _line(figures: Figures, scenario: Scenario) -> str:
+    """Return the figures of one run as a line of text."""
+    failed = ", ".join(f"{count} {name}" for name, count in figures.failed.items()) or "none"
+    recovery = "" if figures.recovery is None else f"all served again after {figures.recovery:.2f} s; "
+    return (
+        f"{figures.scenario}: served {figures.served}; failed {failed}; {recovery}"
+        f"wait p50 {figures.wait_p50 * 1e3:.2f} ms, p99 {figures.wait_p99 * 1e3:.1f} ms; "
+        f"at most {figures.logins_peak} logins and {figures.server_connects_peak} server connects in a second, "
+        f"{figures.server_connections} of {scenario.fleet.budget} server connections; "
+        f"fairness {figures.fairness:.3f}; {figures.memory} MiB and {figures.threads} threads of a process"
+    )
+
+
 def _positive(text: str) -> int:
     if text.isdecimal() and int(text) > 0:
         return int(text)
@@ -254,6 +269,7 @@ def main(arguments: list[str]) -> int:
     except (pytest.skip.Exception, pytest.fail.Exception) as missing:
         print(missing, file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     chosen = [each.at(given.processes) for each in SCENARIOS if given.scenario in (None, each.name)]
     print(f"real: {given.processes} processes, seed {given.seed}, {program}", flush=True)
     about: dict[str, object] = {
@@ -261,11 +277,12 @@ def main(arguments: list[str]) -> int:
         "minconn": MINCONN,
         "server_login_retry": LOGIN_RETRY,
         "CPUs": os.cpu_count(),
+        "PgBouncer": subprocess.check_output([program, "--version"], env=environment(), text=True).splitlines()[0],
     }
     figures = []
     for scenario in chosen:
         figures.append(measure(scenario, given.seed, about))
-        print(figures[-1], flush=True)
+        print(_line(figures[-1], scenario), flush=True)
     if given.scenario is None:
         save("real", figures, **about)
     passed = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import resource
@@ -56,6 +57,7 @@ class Report:
 
 def run(order: Order, pipe: Connection) -> None:
     """Work from the moment that the driver sends until SIGTERM; then close the pool and send the `Report`."""
+    logging.disable()  # the driver prints one line for each scenario
     stop, disturb = threading.Event(), threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends its workers
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -117,7 +119,7 @@ class Worker:
             self._leak()
             return
         end = time.monotonic() + self._order.disturbance
-        seeds = [self._rng.random() for _ in range(FLOODERS)]
+        seeds = [f"{self._order.seed}-{number}" for number in range(FLOODERS)]
         flooders = [threading.Thread(target=self._flood, args=(seed, end, stop), daemon=True) for seed in seeds]
         for flooder in flooders:
             flooder.start()
@@ -130,7 +132,7 @@ class Worker:
             with conn.cursor() as cursor:
                 cursor.execute("select 1")
 
-    def _flood(self, seed: float, end: float, stop: threading.Event) -> None:
+    def _flood(self, seed: str, end: float, stop: threading.Event) -> None:
         rng = random.Random(seed)
         while time.monotonic() < end and not stop.is_set():
             self.check_out(rng.expovariate(1 / self._order.fleet.hold), time.monotonic())
