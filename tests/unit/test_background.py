@@ -174,7 +174,7 @@ def test_an_injected_error_at_each_jump(monkeypatch: pytest.MonkeyPatch, place: 
     try:
         assert wait_until(passes)
     finally:
-        threading.settrace(None)  # type: ignore[arg-type]  # removes the function
+        threading.settrace(None)  # removes the function
     assert running() == 1
     duties.lives = False
     thread.wake()
