@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
 ENDS_WITHIN = 20.0  # seconds, of one worker
+STARTING = 8
+"""Workers that start at the same time: of more, some would not get the CPU for a connect within its timeout."""
 OUTAGES = (Event.POSTGRES_RESTART, Event.PGBOUNCER_AWAY)
 
 
@@ -47,8 +49,11 @@ class Workers:
 
     def start_all(self) -> float:
         """Start them, wait for their pools, and return the moment at which their load begins."""
-        self.live = [self._start(number) for number in range(self._scenario.fleet.processes)]
-        for _process, pipe in self.live:
+        for number in range(self._scenario.fleet.processes):
+            self.live.append(self._start(number))
+            if number >= STARTING:
+                self.live[number - STARTING][1].recv()
+        for _process, pipe in self.live[-STARTING:]:
             pipe.recv()
         begin = time.monotonic() + 0.5
         for _process, pipe in self.live:
