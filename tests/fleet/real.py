@@ -52,9 +52,9 @@ class Workers:
         for number in range(self._scenario.fleet.processes):
             self.live.append(self._start(number))
             if number >= STARTING:
-                self.live[number - STARTING][1].recv()
+                _receive(self.live[number - STARTING][1])
         for _process, pipe in self.live[-STARTING:]:
-            pipe.recv()
+            _receive(pipe)
         begin = time.monotonic() + 0.5
         for _process, pipe in self.live:
             pipe.send(begin)
@@ -110,10 +110,17 @@ def _signal(process: ForkServerProcess, number: int) -> None:
             os.kill(process.pid, number)
 
 
+def _receive(pipe: Connection) -> object:
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise RuntimeError("a worker ended by an error, which is printed above") from None
+
+
 def _report(pipe: Connection) -> Report:
     """Return the report of one worker, after its word that it is ready if nobody has read that."""
     while pipe.poll(ENDS_WITHIN):
-        message = pipe.recv()
+        message = _receive(pipe)
         if isinstance(message, Report):
             return message
     raise TimeoutError(f"a worker did not end within {ENDS_WITHIN:g} s")
