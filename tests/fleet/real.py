@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
 ENDS_WITHIN = 20.0  # seconds, of one worker
+STARTING = 8
+"""Workers that start at the same time: of more, some would not get the CPU for a connect within its timeout."""
 OUTAGES = (Event.POSTGRES_RESTART, Event.PGBOUNCER_AWAY)
 
 
@@ -47,9 +49,12 @@ class Workers:
 
     def start_all(self) -> float:
         """Start them, wait for their pools, and return the moment at which their load begins."""
-        self.live = [self._start(number) for number in range(self._scenario.fleet.processes)]
-        for _process, pipe in self.live:
-            pipe.recv()
+        for number in range(self._scenario.fleet.processes):
+            self.live.append(self._start(number))
+            if number >= STARTING:
+                _receive(self.live[number - STARTING][1])
+        for _process, pipe in self.live[-STARTING:]:
+            _receive(pipe)
         begin = time.monotonic() + 0.5
         for _process, pipe in self.live:
             pipe.send(begin)
@@ -105,10 +110,17 @@ def _signal(process: ForkServerProcess, number: int) -> None:
             os.kill(process.pid, number)
 
 
+def _receive(pipe: Connection) -> object:
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise RuntimeError("a worker ended by an error, which is printed above") from None
+
+
 def _report(pipe: Connection) -> Report:
     """Return the report of one worker, after its word that it is ready if nobody has read that."""
     while pipe.poll(ENDS_WITHIN):
-        message = pipe.recv()
+        message = _receive(pipe)
         if isinstance(message, Report):
             return message
     raise TimeoutError(f"a worker did not end within {ENDS_WITHIN:g} s")

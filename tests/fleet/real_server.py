@@ -78,6 +78,7 @@ class Tier:
                 self._folder,
                 self.postgres,
                 "transaction",
+                auth_type="trust",  # workers and servers share the CPUs here: hashing of passwords would be the load
                 default_pool_size=self._budget,
                 max_db_connections=self._budget,
                 max_client_conn=5000,
