@@ -42,7 +42,8 @@ def exported() -> dict[str, ExportMetricsServiceRequest]:
         for _ in range(100):
             pool.putconn(pool.getconn())
         all_connects_told(pool)
-        return {kind: encode_metrics(reader.get_metrics_data()) for kind, reader in readers.items()}
+        found = {kind: reader.get_metrics_data() for kind, reader in readers.items()}
+    return {kind: encode_metrics(data) for kind, data in found.items() if data}
 
 
 def exports(one: ExportMetricsServiceRequest, processes: int) -> Iterator[ExportMetricsServiceRequest]:
