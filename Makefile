@@ -150,7 +150,7 @@ ifeq ($(strip $(ARGS)),)
 	@$(BIN)/python -m tests.interleaving --write docs/orders.md
 endif
 
-fleet: $(ENV)/dev.stamp $(ENV)/debian.stamp ## 150 processes behind PgBouncer, 2,000 simulated, their telemetry; writes docs/fleet.md
+fleet: $(ENV)/dev.stamp $(ENV)/debian.stamp ## 150 worker processes behind PgBouncer, through restarts and outages; writes docs/fleet.md
 	@$(BIN)/python -m tests.fleet $(ARGS)
 
 release-check: $(ENV)/dev.stamp ## build sdist and wheel into dist/, check them, and try each in an empty environment

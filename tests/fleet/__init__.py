@@ -1,5 +1,5 @@
-"""A fleet of worker processes: real ones behind PgBouncer, simulated ones beyond, and the telemetry of them all.
+"""A fleet of worker processes behind PgBouncer.
 
-``python -m tests.fleet real`` (or ``simulate``, ``telemetry``) measures a part into ``tests/fleet/measured``; ``write``
-writes docs/fleet.md from the measurements.
+``python -m tests.fleet real`` measures the fleet into ``tests/fleet/measured``; ``write`` writes docs/fleet.md from the
+figures.
 """

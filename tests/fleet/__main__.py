@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-PARTS = ("real", "simulate", "telemetry", "write")
+PARTS = ("real", "telemetry", "write")
 """The modules of this package with a function ``main(arguments)``, in the order of a whole run."""
 
 

@@ -11,6 +11,8 @@ import json
 from statistics import linear_regression
 from typing import Any
 
+import pytest
+
 from tests.fleet.figures import MEASURED
 from tests.fleet.telemetry_collector import sampling, throughput
 from tests.fleet.telemetry_prometheus import exported, memory
@@ -30,7 +32,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each Collector")
     options = parser.parse_args(arguments)
     measured: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
-    version = find_version()
+    try:
+        version = find_version()
+    except (pytest.skip.Exception, pytest.fail.Exception):  # there is none
+        version = ()
     if version >= (OTLP_SINCE,):
         measured["prometheus"] = {"version": ".".join(map(str, version)), **measure_prometheus(options.processes)}
     else:

@@ -24,6 +24,9 @@ def _prometheus(prometheus: dict[str, Any]) -> str:
     head = ("| histograms | processes | series | resident memory, MiB |", "| --- | ---: | ---: | ---: |")
     table = "\n".join((*head, *rows))
     return f"""\
+`PROMETHEUS=... OTELCOL=... python -m tests.fleet telemetry` measured these figures, on a machine that others used too.
+What the two variables do not name is left out, and the last figures stay.
+
 A Prometheus {prometheus["version"]} was sent an hour of exports of a real pool at work, one each
 {plan_figures.EXPORT_SECONDS} s, with an instance for each process:
 
@@ -63,7 +66,7 @@ def _sampling(found: dict[str, int]) -> str:
     return f"""\
 Of {found["traces"]:,} traces, {found["flagged"]:,} had a long hold, an error, retries or a wait:
 the gateway kept {found["flagged_kept"]:,} of them. Of the other {found["rest"]:,} it kept {found["rest_kept"]:,},
-which is {share:.1%}."""
+which is {share:.1%}. Each trace was one span, and the gateway decided after 1 s, where `gateway.yaml` has 30 s."""
 
 
 def _gateways(collector: dict[str, Any]) -> str:
