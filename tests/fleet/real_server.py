@@ -58,7 +58,8 @@ class Watch:
         with conn.cursor() as cursor:
             while not self._end.wait(WATCH_EVERY):
                 cursor.execute(_COUNT)
-                self.most = max(self.most, cursor.fetchone()[0])
+                for (count,) in cursor:
+                    self.most = max(self.most, count)
                 self.samples += 1
 
 
@@ -72,7 +73,8 @@ class Tier:
 
     def __enter__(self) -> Self:
         with self._stack:
-            settings = {"log_connections": "on", "log_timezone": "UTC", "max_connections": self._budget + 10}
+            limit = self._budget + 10
+            settings = {"log_connections": "on", "log_timezone": "UTC", "max_connections": str(limit)}
             self.postgres = self._stack.enter_context(PostgresServer(settings=settings))
             self.bouncer = PgBouncer(
                 self._folder,
