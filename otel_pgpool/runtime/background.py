@@ -90,8 +90,9 @@ class BackgroundThread:
         seconds: float | None = 0.0
         while seconds is not None:
             try:
-                self.wakeup.wait(seconds)
-                seconds = self._next()
+                while seconds is not None:  # inside, because an injected error may be raised at the jump of a loop
+                    self.wakeup.wait(seconds)
+                    seconds = self._next()
             except BaseException as error:  # noqa: BLE001 - no error, not even an injected one, may end the thread
                 log_failure(
                     f"{self._name}: a maintenance pass failed; the next one follows in {AFTER_FAILURE} s", error
@@ -134,3 +135,11 @@ class ParkingThread(BackgroundThread):
             if is_external(error):
                 raise
             log_failure(f"{self._name}: the thread could not be started", error, DEBUG)
+
+    def _run(self) -> None:
+        try:
+            super()._run()
+        finally:  # after an error in the handling of another one, the next checkout starts a new thread
+            parking = self._parking()
+            if parking is not None:
+                parking.parked = True

@@ -55,7 +55,9 @@ class Scenario:
     def at(self, processes: int) -> Scenario:
         """Return the same scenario for another number of processes, with the budget in proportion."""
         share = processes / self.fleet.processes
-        return replace(self, fleet=replace(self.fleet, processes=processes, budget=round(self.fleet.budget * share)))
+        return replace(
+            self, fleet=replace(self.fleet, processes=processes, budget=max(1, round(self.fleet.budget * share)))
+        )
 
 
 SCENARIOS = (

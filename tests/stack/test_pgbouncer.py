@@ -3,102 +3,37 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 from opentelemetry import trace
-from psycopg2.extensions import make_dsn, parse_dsn
 
 from otel_pgpool import ConnectionPool, reset_session
-from tests.support.external_programs import environment, find_program, free_ports
+from tests.support.external_programs import environment, find_program
 from tests.support.internals import core_of
+from tests.support.pgbouncer import PgBouncer
 from tests.support.servers import ClonedServer
 from tests.support.telemetry import Signals
 from tests.support.waiting import in_thread, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from opentelemetry.sdk.trace import Span
     from psycopg2.extensions import connection
 
     from otel_pgpool.demo.postgres import PostgresServer
 
-    Bouncing = Callable[..., "PgBouncer"]
+    Bouncing = Callable[..., PgBouncer]
 
-STARTS_WITHIN = 20.0  # seconds
 MODES = ("session", "transaction")
-
-
-class PgBouncer:
-    """One in front of one database, on the loopback."""
-
-    def __init__(self, folder: Path, server: PostgresServer, mode: str, **settings: object) -> None:
-        (self.port,) = free_ports(1)
-        self.dsn = make_dsn(server.dsn, port=self.port)
-        target = parse_dsn(server.dsn)
-        users = Path(server.socket_dir, "users")  # where the user that PgBouncer becomes may read it, and nobody else
-        users.write_text(f'"{target["user"]}" "{target["password"]}"\n')
-        config = {
-            "listen_addr": "127.0.0.1",
-            "listen_port": self.port,
-            "unix_socket_dir": "",
-            "auth_type": "scram-sha-256",
-            "auth_file": users,
-            "admin_users": "postgres",
-            "pool_mode": mode,
-            "default_pool_size": 2,
-            "ignore_startup_parameters": "extra_float_digits",
-            **settings,
-        }
-        self._file = folder / "pgbouncer.ini"
-        self._file.write_text(
-            f"[databases]\npostgres = host=127.0.0.1 port={target['port']} dbname={target['dbname']} "
-            f"user={target['user']}\n[pgbouncer]\n" + "".join(f"{key} = {value}\n" for key, value in config.items())
-        )
-
-    def start(self) -> None:
-        command = [str(find_program("pgbouncer")), str(self._file)]
-        if os.geteuid() == 0:  # which it refuses
-            command[1:1] = ["-u", "nobody"]
-        self._process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
-        deadline = time.monotonic() + STARTS_WITHIN
-        while True:
-            try:
-                psycopg2.connect(self.dsn).close()
-            except psycopg2.OperationalError:
-                assert self._process.poll() is None, self._process.communicate()[1].decode()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            else:
-                return
-
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.communicate()
-
-    def servers_used(self) -> int:
-        """How many connections it has to PostgreSQL."""
-        return len(self.command("show servers"))
-
-    def command(self, text: str) -> list[object]:
-        """Give it a command; what it shows."""
-        conn = psycopg2.connect(self.dsn, dbname="pgbouncer")
-        try:
-            conn.autocommit = True
-            with conn.cursor() as cur:
-                cur.execute(text)
-                return cur.fetchall() if cur.description else []
-        finally:
-            conn.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,13 @@ def fork_in_c() -> int:
     return child
 
 
+def stacks() -> str:
+    """Return the stack of each thread of this process: it shows at which call a thread stands that serves nobody."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = sys._current_frames().items()
+    return "\n".join(f"{names.get(ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in frames)
+
+
 def in_child(function: Callable[[], Any], fork: Callable[[], int] | None = None) -> str:
     """Run it in a forked child and return what it returned as text; what it raised fails the test."""
     read, write = os.pipe()
@@ -66,7 +74,7 @@ def in_child(function: Callable[[], Any], fork: Callable[[], int] | None = None)
             signal.alarm(0)
             answer = f"={function()}"
         except BaseException:  # noqa: BLE001 - told to the parent
-            answer = traceback.format_exc()
+            answer = f"{traceback.format_exc()}\n{stacks()}"
         finally:
             os.write(write, answer.encode()[:60_000])
             os._exit(0)

@@ -7,13 +7,18 @@ import math
 import threading
 import time
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from otel_pgpool.runtime import background
 from otel_pgpool.runtime.background import BackgroundThread, ParkingThread
+from tests.interleaving.scheduler import BREAKERS
 from tests.support.processes import exit_code_of
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 NAME = "otel_pgpool-test"
 
@@ -138,3 +143,40 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, error:
     with nullcontext() if isinstance(error, RuntimeError) else pytest.raises(KeyboardInterrupt):
         watch.wake()
     assert duties.parked
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # may end the thread
+@pytest.mark.parametrize("place", range(1, 8))
+def test_an_injected_error_at_each_jump(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    """Where CPython raises what another thread injects: the thread goes on, or the next checkout starts a new one."""
+    monkeypatch.setattr(background, "AFTER_FAILURE", 0.0)
+    code, passed = BackgroundThread._run.__code__, 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal passed
+        if frame.f_code is not code:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and code.co_code[frame.f_lasti] in BREAKERS:
+            passed += 1
+            if passed == place:
+                raise KeyboardInterrupt
+        return trace
+
+    duties = Parked()
+    thread = ParkingThread(duties, duties, NAME)
+
+    def passes() -> bool:
+        thread.wake() if duties.parked else thread.wakeup.set()
+        return duties.looked.acquire(timeout=0.01) and passed >= place
+
+    threading.settrace(trace)
+    try:
+        assert wait_until(passes)
+    finally:
+        threading.settrace(None)  # removes the function
+    assert running() == 1
+    duties.lives = False
+    thread.wake()
+    thread.join(10)
+    assert running() == 0
